@@ -1,0 +1,1 @@
+"""The broker's processes, and what they say to each other."""

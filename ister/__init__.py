@@ -1,0 +1,1 @@
+"""Ister: a topic/subscription message broker (this package is what users import)."""

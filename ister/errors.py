@@ -1,0 +1,195 @@
+"""Every error Ister raises or sends, as one small tree.
+
+    IsterError                    code, text, action: "retry" (the same again, later), "fix" (change the call), "stop"
+    ├── UsageError                the call was wrong; nothing was sent                        fix
+    │   ├── ForkedError           a client was used in a process forked after it was made     fix
+    │   └── ClosedError           the client, producer or consumer is already closed          stop
+    ├── ConnectionLostError       the broker cannot be reached, or went away                  retry
+    ├── TimeoutExpiredError       an answer did not come within the time given                retry
+    ├── RemoteError               the broker answered with an error: its code says which (see CODES)
+    ├── LocalProtocolError        this side was about to break the protocol                   fix
+    ├── RemoteProtocolError       the other side broke the protocol                           stop
+    ├── SettingsError             a setting is unknown or out of its range                    fix
+    ├── StorageError              the local log or catalogue cannot do what was asked
+    │   ├── DiskFullError         no space left; nothing was written                          retry
+    │   ├── LogFailedError        a write or an fsync failed; the log must be opened again    retry
+    │   ├── DamagedError          bytes in the middle of a log are not what was written       stop
+    │   ├── GapError              offsets do not join where they must                         stop
+    │   └── LockedError           another broker holds the data folder                        fix
+    └── StoreError                the object store refused or failed                          retry
+
+A code is stable: programs may compare it. The text is for people and may change.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+Action = Literal["retry", "fix", "stop"]
+
+CODES: Final[dict[str, Action]] = {
+    # the conversation
+    "malformed": "fix",  # a frame that is not what PROTOCOL.md says
+    "unsupported-version": "stop",  # no protocol version in common
+    "unknown-operation": "fix",  # a frame type or request that this broker does not know
+    "hello-required": "retry",  # no session here: say hello, open again, resend
+    "session-expired": "retry",  # the session was silent for too long
+    "unknown-handle": "fix",  # a producer or consumer number that was never opened
+    "handle-in-use": "fix",  # that number is open already, for something else
+    "limit-exceeded": "fix",  # over a limit that welcome announced
+    "internal": "retry",  # the broker failed; its log says how
+    "unavailable": "retry",  # the part that could answer is being restarted
+    "busy": "retry",  # a bounded queue is full
+    # names and settings
+    "invalid-name": "fix",
+    "invalid-argument": "fix",
+    "unknown-topic": "fix",
+    "topic-exists": "fix",
+    "topic-deleted": "stop",
+    "unknown-subscription": "fix",
+    "subscription-exists": "fix",
+    "subscription-busy": "retry",  # Exclusive, and somebody has it
+    "subscription-type": "fix",  # it exists with another type
+    "subscription-deleted": "stop",
+    # publishing
+    "message-too-large": "fix",
+    "batch-too-large": "fix",
+    "lengths-mismatch": "fix",  # the length table and the payload do not add up
+    "sequence-gap": "retry",  # a batch before this one was refused or lost: resend from there
+    "sequence-overlap": "stop",  # a resend was cut differently
+    "producer-fenced": "stop",  # a newer producer took this producer id
+    "disk-full": "retry",
+    "log-failed": "retry",
+    "log-damaged": "stop",
+    "durability-unavailable": "fix",  # the topic's level cannot be given by this broker
+    # consuming
+    "ack-unknown": "fix",  # acknowledging what was never delivered
+    "offset-out-of-range": "fix",
+    "not-active": "retry",  # a standby consumer of a Failover subscription
+}
+
+
+class IsterError(Exception):
+    """The root of the tree: a stable `code`, a sentence, and what to do about it."""
+
+    code: str = "internal"
+    action: Action = "stop"
+
+    def __init__(self, text: str, *, code: str | None = None, action: Action | None = None) -> None:
+        super().__init__(text)
+        if code is not None:
+            self.code = code
+        if action is not None:
+            self.action = action
+
+    @property
+    def text(self) -> str:
+        """The sentence for a person."""
+        return str(self.args[0])
+
+
+class UsageError(IsterError):
+    """The call was wrong; nothing was sent."""
+
+    code = "invalid-argument"
+    action = "fix"
+
+
+class ForkedError(UsageError):
+    """A client was used in a process that was forked after it was made."""
+
+    code = "forked"
+
+
+class ClosedError(UsageError):
+    """The client, producer or consumer is closed."""
+
+    code = "closed"
+    action = "stop"
+
+
+class ConnectionLostError(IsterError):
+    """The broker cannot be reached, or went away before it answered."""
+
+    code = "connection-lost"
+    action = "retry"
+
+
+class TimeoutExpiredError(IsterError, TimeoutError):
+    """An answer did not come within the time that was given."""
+
+    code = "timeout"
+    action = "retry"
+
+
+class RemoteError(IsterError):
+    """The broker answered with an error; `code` is one of `CODES`."""
+
+    def __init__(self, code: str, text: str, action: Action | None = None) -> None:
+        super().__init__(text, code=code, action=action or CODES.get(code, "stop"))
+
+
+class LocalProtocolError(IsterError):
+    """This side was about to break the protocol."""
+
+    code = "malformed"
+    action = "fix"
+
+
+class RemoteProtocolError(IsterError):
+    """The other side broke the protocol."""
+
+    code = "malformed"
+    action = "stop"
+
+
+class SettingsError(IsterError):
+    """A setting is unknown, or out of its range."""
+
+    code = "invalid-setting"
+    action = "fix"
+
+
+class StorageError(IsterError):
+    """The local log or catalogue cannot do what was asked."""
+
+    code = "log-failed"
+    action = "retry"
+
+
+class DiskFullError(StorageError):
+    """No space is left; nothing was written."""
+
+    code = "disk-full"
+
+
+class LogFailedError(StorageError):
+    """A write or an fsync failed: nothing after the last commit counts, and the log must be opened again."""
+
+
+class DamagedError(StorageError):
+    """Bytes in the middle of a log are not what was written; they are kept, and never served."""
+
+    code = "log-damaged"
+    action = "stop"
+
+
+class GapError(StorageError):
+    """Offsets do not join where they must."""
+
+    code = "log-damaged"
+    action = "stop"
+
+
+class LockedError(StorageError):
+    """Another broker holds the data folder."""
+
+    code = "data-locked"
+    action = "fix"
+
+
+class StoreError(IsterError):
+    """The object store refused, or failed."""
+
+    code = "store-failed"
+    action = "retry"
