@@ -92,7 +92,7 @@ class UsageError(IsterError):
     """The call was wrong; nothing was sent."""
 
     code = "invalid-argument"
-    action = "fix"
+    action: Action = "fix"
 
 
 class ForkedError(UsageError):
@@ -105,21 +105,21 @@ class ClosedError(UsageError):
     """The client, producer or consumer is closed."""
 
     code = "closed"
-    action = "stop"
+    action: Action = "stop"
 
 
 class ConnectionLostError(IsterError):
     """The broker cannot be reached, or went away before it answered."""
 
     code = "connection-lost"
-    action = "retry"
+    action: Action = "retry"
 
 
 class TimeoutExpiredError(IsterError, TimeoutError):
     """An answer did not come within the time that was given."""
 
     code = "timeout"
-    action = "retry"
+    action: Action = "retry"
 
 
 class RemoteError(IsterError):
@@ -133,28 +133,28 @@ class LocalProtocolError(IsterError):
     """This side was about to break the protocol."""
 
     code = "malformed"
-    action = "fix"
+    action: Action = "fix"
 
 
 class RemoteProtocolError(IsterError):
     """The other side broke the protocol."""
 
     code = "malformed"
-    action = "stop"
+    action: Action = "stop"
 
 
 class SettingsError(IsterError):
     """A setting is unknown, or out of its range."""
 
     code = "invalid-setting"
-    action = "fix"
+    action: Action = "fix"
 
 
 class StorageError(IsterError):
     """The local log or catalogue cannot do what was asked."""
 
     code = "log-failed"
-    action = "retry"
+    action: Action = "retry"
 
 
 class DiskFullError(StorageError):
@@ -171,25 +171,25 @@ class DamagedError(StorageError):
     """Bytes in the middle of a log are not what was written; they are kept, and never served."""
 
     code = "log-damaged"
-    action = "stop"
+    action: Action = "stop"
 
 
 class GapError(StorageError):
     """Offsets do not join where they must."""
 
     code = "log-damaged"
-    action = "stop"
+    action: Action = "stop"
 
 
 class LockedError(StorageError):
     """Another broker holds the data folder."""
 
     code = "data-locked"
-    action = "fix"
+    action: Action = "fix"
 
 
 class StoreError(IsterError):
     """The object store refused, or failed."""
 
     code = "store-failed"
-    action = "retry"
+    action: Action = "retry"
