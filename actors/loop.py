@@ -1,0 +1,343 @@
+"""The turn: how one thread gives every actor, timer and socket of a process its share.
+
+`Scheduler` is the pure part: ready inboxes, timers and calls, in an order that depends on nothing but the
+`Clock` it is handed (a simulation drives it under virtual time). `Loop` adds what the real world needs: a zmq
+poll, threads for blocking work, and a way in for other threads.
+
+Invariants:
+- Everything runs on one thread, the one that called `run`, except the `work` given to `offload`.
+- A turn is: poll, sockets, calls, timers due, inboxes, turn-end calls. Every part of it is bounded, so that none
+  starves another, and a turn with work left over polls without waiting.
+- Timers run in the order of their deadline, and of their making when deadlines are equal.
+- A call that raises ends `run` with that exception: the process fails, and its supervisor decides. Actors guard
+  their own calls (see `actors/runtime.py`), so only the composition's own callbacks can do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from math import ceil
+from queue import SimpleQueue
+from typing import Final, Protocol, TypeVar
+
+import zmq
+
+from ister.clock import Clock
+
+T = TypeVar("T")
+
+Call = Callable[[], None]
+
+# An inbox handles at most this many messages before the next ready one: at some 10 us a message, no neighbour
+# waits longer than half a millisecond for one busy actor.
+MESSAGES_PER_INBOX_PER_TURN: Final = 64
+
+# A turn handles at most this many messages before it looks at sockets and timers again: some 10 ms at worst,
+# and long enough that the poll (2 us) costs nothing beside it.
+MESSAGES_PER_TURN: Final = 1024
+
+# Below this many cancelled timers a rebuild of the heap is not worth its while.
+CANCELLED_TIMERS_KEPT: Final = 512
+
+
+class Runnable(Protocol):
+    """Something that can be ready: an inbox."""
+
+    def run(self, limit: int) -> int:
+        """Handle at most `limit` messages and return how many; put itself back into `ready` if some are left."""
+
+
+class Timer:
+    """A call that will be made at `due` (seconds of the clock's `monotonic`), unless it is cancelled."""
+
+    __slots__ = ("_call", "_scheduler", "due")
+
+    def __init__(self, scheduler: Scheduler, due: float, call: Call) -> None:
+        self._scheduler = scheduler
+        self._call: Call | None = call
+        self.due = due
+
+    @property
+    def pending(self) -> bool:
+        """True until it was called or cancelled."""
+        return self._call is not None
+
+    def cancel(self) -> None:
+        """Make sure that the call is not made; cancelling twice, or too late, does nothing."""
+        if self._call is not None:
+            self._call = None
+            self._scheduler.cancelled += 1
+
+    def fire(self) -> None:
+        """Make the call, once."""
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+
+
+class Scheduler(ABC):
+    """Ready inboxes, timers and calls, run in turns; what waits and what blocks is its subclass's business."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.ready: deque[Runnable] = (
+            deque()
+        )  # inboxes with messages, each at most once; they append themselves
+        self.turns = 0
+        self.messages_handled = 0
+        self.cancelled = 0  # timers cancelled and still in the heap
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._timers_made = 0
+        self._soon: deque[Call] = deque()
+        self._turn_end: list[Call] = []
+
+    @abstractmethod
+    def watch(self, source: zmq.Socket[bytes] | int, ready: Call) -> None:
+        """Call `ready` in every turn in which `source` (a zmq socket or a file descriptor) can be read."""
+
+    @abstractmethod
+    def unwatch(self, source: zmq.Socket[bytes] | int) -> None:
+        """Forget `source`; unknown sources are ignored."""
+
+    @abstractmethod
+    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Run `work` off the loop, then `done(result, None)` or `done(None, error)` on it."""
+
+    @abstractmethod
+    def call_threadsafe(self, call: Call) -> None:
+        """Make `call` on the loop; may be called from any thread."""
+
+    def call_later(self, delay_s: float, call: Call) -> Timer:
+        """Make `call` once, `delay_s` seconds from now (never in this turn's past; 0 or less means next turn)."""
+        if self.cancelled > CANCELLED_TIMERS_KEPT and self.cancelled * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].pending]
+            heapify(self._timers)
+            self.cancelled = 0
+        timer = Timer(self, self.clock.monotonic() + delay_s, call)
+        self._timers_made += 1
+        heappush(self._timers, (timer.due, self._timers_made, timer))
+        return timer
+
+    def call_soon(self, call: Call) -> None:
+        """Make `call` in the next turn, before the timers and inboxes of that turn."""
+        self._soon.append(call)
+
+    def at_turn_end(self, call: Call) -> None:
+        """Make `call` once, after the inboxes of this turn and before the next poll.
+
+        Made for work that is cheaper together: one commit for all appends of a turn, one send for all output.
+        A call registered by another turn-end call is made at the end of the next turn, which follows at once.
+        """
+        self._turn_end.append(call)
+
+    @property
+    def on_loop_thread(self) -> bool:
+        """True on the thread that runs the turns."""
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing is left to run but timers that are not due."""
+        return not (self.ready or self._soon or self._turn_end)
+
+    def next_due(self) -> float | None:
+        """Return when the next timer is due (seconds of `monotonic`), or None if there is none."""
+        timers = self._timers
+        while timers and not timers[0][2].pending:
+            heappop(timers)
+            self.cancelled -= 1
+        return timers[0][0] if timers else None
+
+    def run_turn(self, now: float) -> None:
+        """Run one turn's calls, timers due at `now`, inboxes and turn-end calls."""
+        self.turns += 1
+        if soon := self._soon:
+            for _ in range(len(soon)):  # those added meanwhile are the next turn's
+                soon.popleft()()
+        if self._timers and self._timers[0][0] <= now:
+            self._run_timers(now)
+        if ready := self.ready:
+            left = MESSAGES_PER_TURN
+            while ready and left > 0:
+                left -= ready.popleft().run(MESSAGES_PER_INBOX_PER_TURN)
+            self.messages_handled += MESSAGES_PER_TURN - left
+        if self._turn_end:
+            calls, self._turn_end = self._turn_end, []
+            for call in calls:
+                call()
+
+    def _run_timers(self, now: float) -> None:
+        timers, last_made = self._timers, self._timers_made
+        late: list[tuple[float, int, Timer]] = []  # made by the timers of this turn: theirs is the next one
+        while timers and timers[0][0] <= now:
+            entry = heappop(timers)
+            if not entry[2].pending:
+                self.cancelled -= 1
+            elif entry[1] > last_made:
+                late.append(entry)
+            else:
+                entry[2].fire()
+                timers = self._timers  # a rebuild may have replaced the list
+        for entry in late:
+            heappush(self._timers, entry)
+
+
+class Loop(Scheduler):
+    """The loop of a process: a zmq poll, a few threads for blocking calls, and a wake-up for other threads.
+
+    `offload_threads` is how many blocking calls run at once; more wait in order.
+    """
+
+    def __init__(self, clock: Clock, *, offload_threads: int = 4) -> None:
+        super().__init__(clock)
+        self.poll_s = 0.0  # seconds spent in the poll: 1 - poll_s / lifetime is how busy the process is
+        self._thread = threading.get_ident()
+        self._watched: dict[zmq.Socket[bytes] | int, Call] = {}
+        self._sources: list[tuple[zmq.Socket[bytes] | int, int]] = []
+        self._stopped = False
+        self._offload_threads_max = offload_threads
+        self._offload_threads = 0
+        self._offloaded = 0  # handed in and not done
+        self._work: SimpleQueue[Call | None] = SimpleQueue()
+        self._from_threads: deque[Call] = deque()
+        self._wake_pending = False
+        self._wake_read, self._wake_write = _wake_pair()
+        self.watch(self._wake_read, self._woken)
+
+    def watch(self, source: zmq.Socket[bytes] | int, ready: Call) -> None:
+        """Call `ready` in every turn in which `source` can be read, as long as it can be: read what there is."""
+        self._watched[source] = ready
+        self._sources = [(each, zmq.POLLIN) for each in self._watched]
+
+    def unwatch(self, source: zmq.Socket[bytes] | int) -> None:
+        """Forget `source`: to be called before it is closed."""
+        self._watched.pop(source, None)
+        self._sources = [(each, zmq.POLLIN) for each in self._watched]
+
+    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Run `work` in a thread of the pool, then `done(result, None)` or `done(None, error)` on the loop."""
+
+        def run() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as raised:  # noqa: BLE001 - the loop's side decides what an error means, whatever it is
+                error = raised
+            self.call_threadsafe(lambda: self._offload_done(lambda: done(result, error)))
+
+        all_busy = self._offloaded >= self._offload_threads
+        if all_busy and self._offload_threads < self._offload_threads_max:
+            self._offload_threads += 1
+            threading.Thread(
+                target=self._offload_forever, name=f"offload-{self._offload_threads}", daemon=True
+            ).start()
+        self._offloaded += 1
+        self._work.put(run)
+
+    def _offload_done(self, done: Call) -> None:
+        self._offloaded -= 1
+        done()
+
+    def _offload_forever(self) -> None:
+        while (run := self._work.get()) is not None:
+            run()
+            del run  # no reference to a finished call's buffers while waiting for the next
+
+    @property
+    def on_loop_thread(self) -> bool:
+        """True on the thread inside `run`, and before that on the one that made the loop."""
+        return threading.get_ident() == self._thread
+
+    def call_threadsafe(self, call: Call) -> None:
+        """Make `call` on the loop, in its next turn; may be called from any thread."""
+        self._from_threads.append(call)
+        # The flag is set before the write and cleared before the queue is drained, so no call waits unseen:
+        # at worst the loop wakes up once for nothing.
+        if not self._wake_pending:
+            self._wake_pending = True
+            with contextlib.suppress(OSError):  # the loop is closed, and nobody will make the call
+                os.write(self._wake_write, _WAKE)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        self._wake_pending = False
+
+    def run(self) -> None:
+        """Run turns until `stop`; an exception out of a callback ends it, and is raised here."""
+        self._thread = threading.get_ident()
+        while not self._stopped:
+            self.run_once()
+
+    def run_once(self, wait_s_max: float | None = None) -> None:
+        """Run one turn, waiting at most `wait_s_max` seconds for something to do (None: until there is)."""
+        monotonic = self.clock.monotonic
+        began = monotonic()
+        if self.ready or self._soon or self._turn_end or self._from_threads:
+            wait_ms = 0
+        else:
+            due = self.next_due()
+            wait_s = wait_s_max
+            if due is not None and (wait_s is None or due - began < wait_s):
+                wait_s = due - began
+            # Rounded up: a poll that ends too early would spin until the timer is due.
+            wait_ms = -1 if wait_s is None else max(0, ceil(wait_s * 1000))
+        events = zmq.zmq_poll(self._sources, wait_ms)
+        now = monotonic()
+        self.poll_s += now - began
+        for source, _ in events:
+            # One of the callbacks before may have unwatched it.
+            if (ready := self._watched.get(source)) is not None:
+                ready()
+        if calls := self._from_threads:
+            for _ in range(len(calls)):
+                calls.popleft()()
+        self.run_turn(now)
+
+    def run_until_idle(self, *, turns_max: int = 10_000) -> None:
+        """Run turns until only timers that are not due are left: for tests and tools, not for a process.
+
+        Waits for offloaded work. Raises RuntimeError after `turns_max` turns.
+        """
+        for _ in range(turns_max):
+            self.run_once(1.0 if self._offloaded else 0.0)
+            if self.idle and not self._offloaded and not self._from_threads:
+                return
+        raise RuntimeError(f"not idle after {turns_max} turns")
+
+    def stop(self) -> None:
+        """End `run` after this turn; from another thread, say `call_threadsafe(loop.stop)`."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Give back the threads and the wake-up; the loop can't run again."""
+        for _ in range(self._offload_threads):
+            self._work.put(None)
+        self._offload_threads = 0
+        self._watched.clear()
+        self._sources = []
+        fds = {self._wake_read, self._wake_write}
+        self._wake_read = self._wake_write = -1  # first: a thread may still be about to write
+        for fd in fds:
+            os.close(fd)
+
+
+_WAKE: Final = (1).to_bytes(8, "little")  # what an eventfd wants to be told; a pipe does not mind
+
+
+def _wake_pair() -> tuple[int, int]:
+    """Return what to read and what to write to wake a poll: one eventfd, or a pipe where there is none (macOS)."""
+    if hasattr(os, "eventfd"):
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return fd, fd
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    return read, write

@@ -1,0 +1,543 @@
+"""Actors, references and the system of a process: an actor type built on Pykka's three hooks.
+
+A `LoopActor` has no thread. Its inbox is a deque, run by the process's loop (see `actors/loop.py`), and a message
+costs about a microsecond. A `Ref` is the same to use for an actor here and for one in another process.
+May touch: the scheduler and the carrier of mail it is handed; no socket, file, clock or thread of its own.
+
+Invariants:
+- `tell`, `spawn` and everything an actor does happen on the loop's thread. Other threads use Pykka's own
+  `actor_ref.ask(...)` and `.tell(...)`, which hand over to the loop.
+- Messages from one sender to one actor arrive in the order they were told; at most once.
+- A path names at most one living actor of its node. An actor handles nothing before `on_start`, and nothing after
+  it stopped or failed: what is left in its inbox is unclaimed, and the process decides.
+- Every inbox is bounded: `tell` raises `MailboxFullError` over `inbox_messages_max`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
+
+import pykka
+from pykka import ActorDeadError, ActorRegistry
+from pykka._envelope import Envelope
+from pykka.messages import _ActorStop
+
+from actors.loop import Call, Loop, Scheduler, Timer
+from ister.clock import Clock
+from ister.errors import IsterError, UsageError
+
+__all__ = [
+    "Address",
+    "Carrier",
+    "Loop",
+    "LoopActor",
+    "MailboxFullError",
+    "Ref",
+    "Scheduler",
+    "System",
+    "Timer",
+    "receives",
+]
+
+T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
+Handler = Callable[[Any, Any], Any]
+
+logger = logging.getLogger("ister.actors")
+
+
+class MailboxFullError(IsterError):
+    """An actor's inbox holds as many messages as it may; nothing was told."""
+
+    code = "busy"
+    action = "retry"
+
+
+class Address(NamedTuple):
+    """Where an actor is: its process's node name and its path there, as ("worker-0", "topic/orders")."""
+
+    node: str
+    path: str
+
+
+class Ref(ABC):
+    """A reference to an actor that may be anywhere, also to one that does not exist (yet)."""
+
+    __slots__ = ("address",)
+
+    address: Address
+
+    @abstractmethod
+    def tell(self, message: object) -> None:
+        """Put a message (a frozen dataclass) on its way; it arrives at most once.
+
+        Raises MailboxFullError if the actor is in this process and its inbox is full.
+        """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ref) and self.address == other.address
+
+    def __hash__(self) -> int:
+        return hash(self.address)
+
+    def __repr__(self) -> str:
+        return f"<Ref {self.address.node}:{self.address.path}>"
+
+
+class Carrier(Protocol):
+    """What takes messages to other processes: `actors.mail.Mail`, or a simulated network."""
+
+    def send(self, address: Address, message: object) -> None:
+        """Send `message` on its way to another node."""
+
+    def attach(self, loop: Scheduler, deliver: Callable[[str, object], None]) -> None:
+        """Start receiving: call `deliver(path, message)` on `loop` for everything that arrives."""
+
+
+def receives(*message_types: type) -> Callable[[Method], Method]:
+    """Mark a method as the handler of messages of exactly these types (subclasses have handlers of their own)."""
+
+    def mark(method: Method) -> Method:
+        method.__dict__["_receives"] = message_types
+        return method
+
+    return mark
+
+
+class _Start:
+    """The first message of every inbox."""
+
+
+class _Table(dict[type, Handler]):
+    """The handlers of an actor class by message type."""
+
+    def __missing__(self, message_type: type) -> Handler:
+        return _unexpected
+
+
+def _unexpected(actor: LoopActor, message: object) -> None:
+    actor.system.unexpected += 1
+    logger.error("%s has no handler for %s: %.200r", actor, type(message).__qualname__, message)
+
+
+class Inbox:
+    """What is told to one actor and not yet handled: a bounded deque that puts itself up to be run."""
+
+    __slots__ = ("_actor", "_limit", "_queue", "_ready", "_scheduled", "closed")
+
+    def __init__(self) -> None:
+        self._queue: deque[object] = deque()
+        self._ready: deque[Any] = deque()
+        self._scheduled = False
+        self._limit = 0
+        self._actor: LoopActor | None = None
+        self.closed = False
+
+    def open(self, actor: LoopActor, ready: deque[Any]) -> None:
+        """Take messages for `actor`, running among `ready`."""
+        self._actor, self._ready, self._limit = actor, ready, actor.inbox_messages_max
+
+    def tell(self, message: object) -> bool:
+        """Take a message; False if the actor is gone. Raises MailboxFullError."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._ready.append(self)
+        elif len(self._queue) >= self._limit:
+            if self.closed:
+                return False
+            raise MailboxFullError(f"inbox of {self._actor} is full ({self._limit} messages)")
+        self._queue.append(message)
+        return True
+
+    def run(self, limit: int) -> int:
+        """Have the actor handle at most `limit` messages; return how many it did."""
+        actor, queue = self._actor, self._queue
+        assert actor is not None
+        take, handlers, handled = queue.popleft, actor.handlers, 0
+        try:
+            while queue and handled < limit:
+                handled += 1
+                message = take()
+                handlers[type(message)](actor, message)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the actor, loudly
+            actor.fail(error)
+        if queue:
+            self._ready.append(self)
+        elif not self.closed:
+            self._scheduled = False
+        return handled
+
+    def close(self) -> list[object]:
+        """Take nothing more; return what is left."""
+        # A closed inbox looks full, so that `tell` needs no check of its own on its short road.
+        self.closed, self._limit, self._scheduled = True, -1, True
+        left = list(self._queue)
+        self._queue.clear()
+        return left
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    # What Pykka's ActorRef uses, from any thread.
+
+    def put(self, envelope: Envelope[Any], /) -> None:
+        """Take an envelope from Pykka's ActorRef."""
+        actor = self._actor
+        assert actor is not None
+        if isinstance(envelope.reply_to, LoopFuture):
+            envelope.reply_to.loop = actor.system.loop
+        if actor.system.loop.on_loop_thread:
+            self._put_here(envelope)
+        elif len(self._queue) >= self._limit >= 0:
+            raise MailboxFullError(f"inbox of {actor} is full ({self._limit} messages)")
+        else:
+            actor.system.loop.call_threadsafe(lambda: self._put_here(envelope))
+
+    def _put_here(self, envelope: Envelope[Any]) -> None:
+        try:
+            if not self.tell(envelope):
+                _refuse([envelope])
+        except MailboxFullError:
+            if envelope.reply_to is None:
+                raise
+            envelope.reply_to.set_exception(sys.exc_info())
+
+    def get(self) -> Envelope[Any]:
+        """Not used: a LoopActor's inbox is run, not waited for."""
+        raise NotImplementedError
+
+    def empty(self) -> bool:
+        """True if nothing waits."""
+        return not self._queue
+
+
+class LoopFuture(pykka.ThreadingFuture[T]):
+    """The answer to an `ask`: waited for by any thread but the loop's, which would wait for itself."""
+
+    loop: Scheduler | None = None
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """Wait for the answer. Raises UsageError on the loop's own thread if there is none yet."""
+        if self.loop is not None and self._result is None and self.loop.on_loop_thread:
+            raise UsageError("an actor can't wait for an answer on its own loop: tell, and handle the reply")
+        return super().get(timeout=timeout)
+
+
+def _refuse(left: Iterable[object]) -> Iterator[object]:
+    """Answer the asks among `left` that nobody will; return the other messages."""
+    others = []
+    for message in left:
+        if not isinstance(message, Envelope):
+            others.append(message)
+        elif message.reply_to is None:
+            if not isinstance(message.message, _ActorStop):
+                others.append(message.message)
+        elif isinstance(message.message, _ActorStop):
+            message.reply_to.set(None)
+        else:
+            error = ActorDeadError("the actor stopped before it handled the message")
+            message.reply_to.set_exception((ActorDeadError, error, None))
+    return iter(others)
+
+
+class LoopActor(pykka.Actor):
+    """An actor run by its process's loop. Handlers are methods marked with `@receives(MessageType)`.
+
+    A handler that raises stops the actor: the error is logged, `on_failure` is called, and the system's
+    `on_actor_failure` decides what comes next. `on_start` comes before the first message, `on_stop` after the last.
+    """
+
+    # A message told here is a reference to a batch or less, some 200 bytes: 13 MB at worst. What a message carries
+    # is bounded where it enters the process (credit, producer windows, mail), so that reaching this bound means a
+    # runaway, and failing loudly is right.
+    inbox_messages_max: ClassVar[int] = 65_536
+
+    handlers: ClassVar[_Table] = _Table()
+
+    def __init__(self, system: System, path: str) -> None:
+        super().__init__()
+        self.system = system
+        self.path = path
+        self.loop = system.loop
+        self.clock = system.clock
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names: dict[type, str] = {}
+        for base in reversed(cls.__mro__):
+            own: dict[type, str] = {}
+            for name, method in vars(base).items():
+                for message_type in getattr(method, "_receives", ()):
+                    if message_type in own:
+                        both = f"{base.__qualname__}.{own[message_type]} and .{name}"
+                        raise TypeError(f"{both} both receive {message_type.__qualname__}")
+                    own[message_type] = name
+            names.update(own)
+        # By name: a subclass that overrides a handler need not mark it again.
+        table = _Table({message_type: getattr(cls, name) for message_type, name in names.items()})
+        cls.handlers = table
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} {self.path}"
+
+    # The three hooks of Pykka.
+
+    @staticmethod
+    def _create_actor_inbox() -> Inbox:
+        return Inbox()
+
+    @staticmethod
+    def _create_future() -> pykka.Future[Any]:
+        return LoopFuture()
+
+    def _start_actor_loop(self) -> None:
+        inbox = self.inbox
+        inbox.open(self, self.loop.ready)
+        self.system.register(self)
+        inbox.tell(_Start())
+
+    # What an actor may use.
+
+    @property
+    def inbox(self) -> Inbox:
+        """This actor's inbox."""
+        assert isinstance(self.actor_inbox, Inbox)
+        return self.actor_inbox
+
+    @property
+    def address(self) -> Address:
+        """Where this actor is."""
+        return Address(self.system.node, self.path)
+
+    @property
+    def ref(self) -> Ref:
+        """A reference to this actor."""
+        return self.system.ref(self.system.node, self.path)
+
+    def call_later(self, delay_s: float, call: Call) -> Timer:
+        """Make `call` in `delay_s` seconds, unless this actor is gone by then; if it raises, this actor fails."""
+        return self.loop.call_later(delay_s, lambda: self._guarded(call))
+
+    def call_soon(self, call: Call) -> None:
+        """Make `call` in the loop's next turn, guarded like `call_later`."""
+        self.loop.call_soon(lambda: self._guarded(call))
+
+    def at_turn_end(self, call: Call) -> None:
+        """Make `call` once all inboxes of this turn are drained, guarded like `call_later`."""
+        self.loop.at_turn_end(lambda: self._guarded(call))
+
+    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Run `work` in a thread, then `done(result, error)` here, guarded like `call_later`.
+
+        `work` must not touch this actor; what it needs, it is given.
+        """
+        self.loop.offload(work, lambda result, error: self._guarded(lambda: done(result, error)))
+
+    def _guarded(self, call: Call) -> None:
+        if self.inbox.closed:
+            return
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - as in Inbox.run
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Stop at once because of `error`: log it, call `on_failure`, tell the system."""
+        if self.inbox.closed:  # it failed while it stopped: there is nothing left to stop
+            logger.error("%s failed after it had stopped", self, exc_info=error)
+            return
+        logger.error("%s failed", self, exc_info=error)
+        left = self._end()
+        try:
+            self.on_failure(type(error), error, error.__traceback__)
+        except Exception:
+            logger.exception("%s failed again in on_failure", self)
+        self.system.on_actor_failure(self.path, error)
+        self.system.leave_unclaimed(self.path, left)
+
+    def _end(self) -> Iterator[object]:
+        left = _refuse(self.inbox.close())
+        self.actor_stopped.set()
+        ActorRegistry.unregister(self.actor_ref)
+        self.system.unregister(self)
+        return left
+
+    def stop_now(self) -> None:
+        """Stop at once, leaving what is in the inbox unclaimed; `stop` is for after what was told before."""
+        if self.inbox.closed:
+            return
+        left = self._end()
+        try:
+            self.on_stop()
+        except Exception as error:
+            logger.exception("%s failed in on_stop", self)
+            self.system.on_actor_failure(self.path, error)
+        self.system.leave_unclaimed(self.path, left)
+
+    def on_receive(self, message: Any) -> Any:
+        """Handle a message that came through Pykka's own ActorRef; what the handler returns answers an `ask`."""
+        return self.handlers[type(message)](self, message)
+
+    @receives(_Start)
+    def _started(self, _message: object) -> None:
+        self.on_start()
+
+    @receives(_ActorStop)
+    def _stop(self, _message: object = None) -> None:
+        self.stop_now()
+
+    @receives(Envelope)
+    def _envelope(self, envelope: Envelope[Any]) -> None:
+        if envelope.reply_to is None:
+            self._handle_receive(envelope.message)
+            return
+        try:
+            answer = self._handle_receive(envelope.message)
+        except Exception:
+            logger.info("%s answers an ask with an error", self, exc_info=True)
+            envelope.reply_to.set_exception(sys.exc_info())
+        else:
+            envelope.reply_to.set(answer)
+
+
+class _LocalRef(Ref):
+    __slots__ = ("_inbox", "_system")
+
+    def __init__(self, system: System, address: Address) -> None:
+        self.address = address
+        self._system = system
+        self._inbox = system.inbox_at(address.path)
+
+    def tell(self, message: object) -> None:
+        if not self._inbox.tell(message):
+            # Gone, or not there when this reference was made: perhaps there is another by now.
+            self._inbox = self._system.inbox_at(self.address.path)
+            if not self._inbox.tell(message):
+                self._system.leave_unclaimed(self.address.path, (message,))
+
+
+class _RemoteRef(Ref):
+    __slots__ = ("_mail",)
+
+    def __init__(self, mail: Carrier, address: Address) -> None:
+        self.address = address
+        self._mail = mail
+
+    def tell(self, message: object) -> None:
+        self._mail.send(self.address, message)
+
+
+def _closed_inbox() -> Inbox:
+    inbox = Inbox()
+    inbox.close()
+    return inbox
+
+
+_NOBODY: Final = _closed_inbox()
+
+
+class System:
+    """The actors of one process, by path.
+
+    `on_unclaimed(path, message)` is called for a message to a path nobody has: the composition may spawn an actor
+    and tell it, or let it be counted as a dead letter. `on_actor_failure(path, error)` is called after an actor
+    failed and is gone. Both run on the loop; by default they log.
+    """
+
+    def __init__(
+        self, node: str, loop: Scheduler, mail: Carrier | None, clock: Clock, random: Random
+    ) -> None:
+        self.node = node
+        self.loop = loop
+        self.mail = mail
+        self.clock = clock
+        self.random = random
+        self.dead_letters = 0  # messages to a path nobody has, and nobody wanted
+        self.unexpected = 0  # messages an actor had no handler for
+        self.on_unclaimed: Callable[[str, object], None] = self.dead_letter
+        self.on_actor_failure: Callable[[str, Exception], None] = lambda _path, _error: None
+        self._actors: dict[str, LoopActor] = {}
+        if mail is not None:
+            mail.attach(loop, self.deliver)
+
+    def spawn(self, actor_class: type[LoopActor], path: str, *args: Any, **kwargs: Any) -> Ref:
+        """Start `actor_class(system, path, *args, **kwargs)`, whose `on_start` runs in the loop, and return its ref.
+
+        Raises UsageError if the path is taken, and whatever the constructor raises.
+        """
+        if path in self._actors:
+            raise UsageError(f"{self.node} has an actor at {path!r} already")
+        actor_class.start(self, path, *args, **kwargs)
+        return self.ref(self.node, path)
+
+    def ref(self, node: str, path: str) -> Ref:
+        """Return a reference to the actor at `path` of `node`; whether there is one shows when it is told."""
+        if node == self.node:
+            return _LocalRef(self, Address(node, path))
+        if self.mail is None:
+            raise UsageError(f"{self.node} has no mail to reach {node}:{path}")
+        return _RemoteRef(self.mail, Address(node, path))
+
+    def at(self, address: Address) -> Ref:
+        """Return a reference to the actor at `address`."""
+        return self.ref(address.node, address.path)
+
+    def find(self, path: str) -> LoopActor | None:
+        """Return the living actor at `path` of this node, or None."""
+        return self._actors.get(path)
+
+    def paths(self) -> list[str]:
+        """Return the paths of all living actors, oldest first."""
+        return list(self._actors)
+
+    def stop_actor(self, path: str) -> None:
+        """Stop the actor at `path` after it handled what it was told before; unknown paths are ignored."""
+        if (actor := self._actors.get(path)) is not None:
+            actor.inbox.tell(_ActorStop())
+
+    def stop_all(self) -> None:
+        """Stop every actor at once, the youngest first."""
+        for path in reversed(self.paths()):
+            if (actor := self._actors.get(path)) is not None:
+                actor.stop_now()
+
+    def deliver(self, path: str, message: object) -> None:
+        """Take a message that came by mail; one for a full inbox is dropped, counted and logged."""
+        try:
+            if self.inbox_at(path).tell(message):
+                return
+        except MailboxFullError as error:
+            self.dead_letters += 1
+            logger.error("%s: dropped %s: %s", self.node, type(message).__qualname__, error)
+            return
+        self.leave_unclaimed(path, (message,))
+
+    def dead_letter(self, path: str, message: object) -> None:
+        """Count and log a message that nobody wants."""
+        self.dead_letters += 1
+        logger.warning("%s has no actor at %s for %.200r", self.node, path, message)
+
+    def leave_unclaimed(self, path: str, messages: Iterable[object]) -> None:
+        """Hand messages that found no actor to the process."""
+        for message in messages:
+            self.on_unclaimed(path, message)
+
+    def inbox_at(self, path: str) -> Inbox:
+        """Return the inbox of the actor at `path`, or one that takes nothing."""
+        actor = self._actors.get(path)
+        return _NOBODY if actor is None else actor.inbox
+
+    def register(self, actor: LoopActor) -> None:
+        """Enter an actor that starts."""
+        self._actors[actor.path] = actor
+
+    def unregister(self, actor: LoopActor) -> None:
+        """Forget an actor that ended."""
+        if self._actors.get(actor.path) is actor:
+            del self._actors[actor.path]
