@@ -1,0 +1,308 @@
+"""The settings of a broker, section by section: each one's default, unit, limits and reason.
+
+Only values live here; `ister/settings.py` reads them from a file, the environment and flags, and checks them.
+Every unit is in the name (`_ms`, `_bytes`), every limit is inclusive.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# What a record may add to its batch: header, length table, keys; so a batch and a segment differ by at least this.
+RECORD_OVERHEAD_BYTES_MAX: Final = 1 * MIB
+
+
+def _number(unit: str, low: int, high: int, reason: str) -> Meta:
+    return Meta(ge=low, le=high, extra={"unit": unit, "reason": reason})
+
+
+def _text(unit: str, reason: str) -> Meta:
+    return Meta(extra={"unit": unit, "reason": reason})
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all sections share: frozen, by keyword only."""
+
+
+class ServerSettings(_Section, frozen=True, kw_only=True):
+    """Where the broker listens and keeps things."""
+
+    data: Annotated[
+        str,
+        _text(
+            "folder",
+            "The log, the catalogue and the sockets between processes; one broker at a time holds it.",
+        ),
+    ] = "data"
+    listen: Annotated[
+        str,
+        _text(
+            "address",
+            "Worker n listens on this port + n. Only this machine can reach the default.",
+        ),
+    ] = "tcp://127.0.0.1:5555"
+    advertise: Annotated[
+        str,
+        _text(
+            "host",
+            "The host in the addresses clients are told, where they cannot use the one in listen (containers, NAT). "
+            "Empty: the one in listen.",
+        ),
+    ] = ""
+    workers: Annotated[
+        int,
+        _number(
+            "processes",
+            0,
+            256,
+            "A worker keeps one core busy, and more of them only share it. 0: as many as this machine has cores.",
+        ),
+    ] = 0
+    store: Annotated[
+        str,
+        _text(
+            "address",
+            "Where sealed segments go: file:///folder or gs://bucket/prefix. Empty: the folder store inside data.",
+        ),
+    ] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _text(
+            "level",
+            "The least serious line that is logged; debug is for finding faults, and slows everything.",
+        ),
+    ] = "info"
+
+
+class ProtocolSettings(_Section, frozen=True, kw_only=True):
+    """What one client may ask of the broker; told to it in welcome."""
+
+    message_bytes_max: Annotated[
+        int, _number("bytes", 1, 7 * MIB, "A message is never cut, so the largest must fit a batch.")
+    ] = 4 * MIB
+    batch_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            1,
+            7 * MIB,
+            "A batch is stored as one record, which must fit a segment of 8 MiB with its header and lengths.",
+        ),
+    ] = 4 * MIB
+    header_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            KIB,
+            8 * KIB,
+            "What one header may cost to decode; version 1 of the protocol allows no more than 8 KiB.",
+        ),
+    ] = 8 * KIB
+    batches_in_flight_max: Annotated[
+        int,
+        _number(
+            "batches",
+            1,
+            65536,
+            "Batches of a producer without a receipt; enough to cover one fdatasync (some ms) at full speed.",
+        ),
+    ] = 128
+    producer_window_bytes: Annotated[
+        int,
+        _number(
+            "bytes",
+            1,
+            GIB,
+            "Bytes of a producer without a receipt; two batches of the largest size keep the road full.",
+        ),
+    ] = 8 * MIB
+    heartbeat_ms: Annotated[
+        int,
+        _number("ms", 100, 600_000, "How often a silent side speaks; three of them missed end a session."),
+    ] = 5_000
+    session_timeout_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            300,
+            3_600_000,
+            "Silence after which a session ends and what its consumers hold is given to others; longer survives more.",
+        ),
+    ] = 15_000
+    sessions_max: Annotated[
+        int,
+        _number(
+            "sessions",
+            1,
+            1_000_000,
+            "Sessions of one worker; bounds the memory and the descriptors that clients can make it hold.",
+        ),
+    ] = 10_000
+    handles_per_session_max: Annotated[
+        int,
+        _number(
+            "handles",
+            1,
+            65536,
+            "Producers and consumers open in one session; bounds what one client can cost.",
+        ),
+    ] = 4096
+    consumer_credit_messages_max: Annotated[
+        int,
+        _number(
+            "messages",
+            1,
+            100_000_000,
+            "The most messages a consumer may hold unacknowledged; bookkeeping is by ranges, so this is kilobytes.",
+        ),
+    ] = 1_000_000
+    consumer_credit_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            1,
+            4 * GIB,
+            "The most bytes on the way to one consumer; they may wait in the broker's memory.",
+        ),
+    ] = 64 * MIB
+
+
+class LogSettings(_Section, frozen=True, kw_only=True):
+    """The write-ahead log of reliable topics."""
+
+    segment_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            MIB + 1,
+            GIB,
+            "A segment is sealed at this size; it is preallocated, and is the object that is uploaded in one request.",
+        ),
+    ] = 8 * MIB
+    segment_age_ms_max: Annotated[
+        int,
+        _number(
+            "ms",
+            100,
+            86_400_000,
+            "A segment with something in it is sealed at this age: the store is no further behind.",
+        ),
+    ] = 60_000
+    cursor_flush_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            1,
+            60_000,
+            "Acknowledgments are gathered this long before they are written to the cursor's journal.",
+        ),
+    ] = 20
+    cursor_sync_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            1,
+            60_000,
+            "How often a cursor's journal is synced: a power cut may redeliver this much, and never skips any.",
+        ),
+    ] = 1_000
+
+
+class SubscriptionSettings(_Section, frozen=True, kw_only=True):
+    """What a subscription does unless it was created with something else."""
+
+    ack_timeout_ms: Annotated[
+        int,
+        _number(
+            "ms", 10, 86_400_000, "A message held longer without an acknowledgment is redelivered, to anyone."
+        ),
+    ] = 30_000
+    buffer_messages_max: Annotated[
+        int,
+        _number(
+            "messages",
+            1,
+            100_000_000,
+            "Non-reliable: messages kept for a consumer without credit before any drop.",
+        ),
+    ] = 100_000
+    buffer_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            1,
+            4 * GIB,
+            "Non-reliable: bytes kept for a consumer without credit; consumers times this is memory.",
+        ),
+    ] = 16 * MIB
+    drop: Annotated[
+        Literal["oldest", "newest"],
+        _text(
+            "end",
+            "Non-reliable: which end of a full buffer is dropped; oldest keeps a slow consumer near the present.",
+        ),
+    ] = "oldest"
+
+
+class SupervisionSettings(_Section, frozen=True, kw_only=True):
+    """What happens to a process that dies."""
+
+    restart_delay_ms_min: Annotated[
+        int, _number("ms", 1, 60_000, "The wait before the first restart; doubled for each one that follows.")
+    ] = 100
+    restart_delay_ms_max: Annotated[
+        int,
+        _number("ms", 1, 600_000, "The longest wait before a restart: a mended fault is noticed within it."),
+    ] = 5_000
+    restarts_max: Annotated[
+        int,
+        _number("restarts", 0, 10_000, "More than this within the window, and the broker gives up, loudly."),
+    ] = 5
+    restarts_window_s: Annotated[
+        int, _number("s", 1, 86_400, "Restarts are counted over this time; older ones are forgiven.")
+    ] = 60
+    stop_grace_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            0,
+            600_000,
+            "How long a process may take to stop before it is killed; the log survives either.",
+        ),
+    ] = 5_000
+
+
+class TierSettings(_Section, frozen=True, kw_only=True):
+    """Uploading sealed segments to the store."""
+
+    upload_parallel: Annotated[
+        int,
+        _number("uploads", 1, 64, "Segments on their way at once; each holds one segment in memory."),
+    ] = 2
+    upload_retry_ms_min: Annotated[
+        int,
+        _number("ms", 1, 60_000, "The wait after a first failed upload; doubled for each one that follows."),
+    ] = 100
+    upload_retry_ms_max: Annotated[
+        int,
+        _number(
+            "ms", 1, 3_600_000, "The longest wait between tries: a store that is back is noticed within it."
+        ),
+    ] = 30_000
+
+
+class Settings(_Section, frozen=True, kw_only=True):
+    """Every setting; `Settings()` is the defaults."""
+
+    server: ServerSettings = ServerSettings()
+    protocol: ProtocolSettings = ProtocolSettings()
+    log: LogSettings = LogSettings()
+    subscription: SubscriptionSettings = SubscriptionSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+    tier: TierSettings = TierSettings()
