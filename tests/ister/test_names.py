@@ -1,0 +1,155 @@
+"""Tests of ister/names.py: what topics and subscriptions may be called, and where a topic's log lies."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ister.errors import IsterError
+from ister.names import NAME_CHARACTERS_MAX, check_subscription_name, check_topic_name, topic_folder
+
+ALPHABET = "abzABZ019._-"
+PARTS = st.text(alphabet=ALPHABET, min_size=1, max_size=60).filter(lambda part: part not in (".", ".."))
+TOPICS = (
+    st.lists(PARTS, min_size=1, max_size=6)
+    .map("/".join)
+    .filter(lambda name: len(name) <= NAME_CHARACTERS_MAX)
+)
+
+BAD_ANYWHERE = {
+    "": "empty",
+    "a" * 201: "201 characters long; at most 200",
+    "a" * 300: "300 characters long; at most 200",
+    ".": "would mean a folder",
+    "..": "would mean a folder",
+    "two words": r"' ' (U+0020) at position 3",
+    "tab\there": "(U+0009) at position 3",
+    "null\0": "(U+0000) at position 4",
+    "end\n": "(U+000A) at position 3",
+    "größe": "(U+00F6) at position 2",
+    "a\\b": "(U+005C) at position 1",
+    "a:b": "':' (U+003A) at position 1",
+    "\ud800": "(U+D800) at position 0",
+}
+BAD_TOPICS = {
+    "/": "empty part",
+    "/orders": "empty part",
+    "orders/": "empty part",
+    "a//b": "empty part",
+    "../etc": "the part '..'",
+    "a/./b": "the part '.'",
+    "a/..": "the part '..'",
+}
+
+
+def refusal(check: object, name: object) -> IsterError:
+    """Return the error that `check` raises for `name`."""
+    assert callable(check)
+    with pytest.raises(IsterError) as caught:
+        check(name)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "orders", "Orders.eu-1_x", "eu/orders/v2", "...", "a/..b", "-", "x" * 200]
+)
+def test_good_topic_names_come_back_as_they_are(name: str) -> None:
+    """Letters, digits, '.', '_', '-' and parts joined by '/' make a topic name of up to 200 characters."""
+    assert check_topic_name(name) == name
+
+
+@pytest.mark.parametrize(("name", "says"), [*BAD_ANYWHERE.items(), *BAD_TOPICS.items()])
+def test_a_bad_topic_name_is_refused_with_the_character_or_length_that_is_wrong(name: str, says: str) -> None:
+    """A bad topic name is invalid-name, to be fixed by the caller, and the sentence says what is wrong."""
+    error = refusal(check_topic_name, name)
+    assert (error.code, error.action) == ("invalid-name", "fix")
+    assert says in error.text
+    assert error.text.isprintable()
+    assert error.text.isascii()
+
+
+@pytest.mark.parametrize(("name", "says"), [*BAD_ANYWHERE.items(), ("a/b", "'/' (U+002F) at position 1")])
+def test_a_bad_subscription_name_is_refused_with_the_character_or_length_that_is_wrong(
+    name: str, says: str
+) -> None:
+    """A bad subscription name is invalid-name, and for subscriptions '/' is bad as well."""
+    error = refusal(check_subscription_name, name)
+    assert (error.code, error.action) == ("invalid-name", "fix")
+    assert says in error.text
+
+
+@pytest.mark.parametrize("value", [None, 7, b"orders", ["orders"]])
+def test_a_name_that_is_no_text_is_refused(value: object) -> None:
+    """Whatever a client sends in the place of a name, the answer is invalid-name."""
+    assert refusal(check_topic_name, value).code == "invalid-name"
+    assert refusal(check_subscription_name, value).code == "invalid-name"
+
+
+@given(st.text(max_size=220))
+@example("a/../b")
+def test_any_text_is_either_a_good_name_or_invalid_name(text: str) -> None:
+    """No text makes the checks fail in another way, and what passes follows the rule."""
+    good = (
+        re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", text, re.ASCII) is not None
+        and not {".", ".."} & set(text.split("/"))
+        and 1 <= len(text) <= 200
+    )
+    if good:
+        assert check_topic_name(text) == text
+    else:
+        assert refusal(check_topic_name, text).code == "invalid-name"
+
+
+@given(TOPICS)
+@example("A" * 200)
+@example(".hidden")
+@example("/".join("a" * 100))
+def test_a_topic_folder_is_one_safe_lower_case_name_of_at_most_200_bytes(name: str) -> None:
+    """A folder name holds no separator, no capital, no leading dot, and fits every file system."""
+    folder = topic_folder(name)
+    assert re.fullmatch(r"[a-z0-9_=-][a-z0-9._=~-]{0,199}", folder)
+
+
+@given(TOPICS, TOPICS)
+@example("a/b", "a=2fb".replace("=", "-"))
+@example("Orders", "orders")
+@example("A" * 200, "A" * 199 + "B")
+@example("A" * 200, "A" * 199)
+@example("x" * 200, "x" * 199 + "X")
+def test_two_topics_have_two_folders_also_where_case_is_ignored(one: str, other: str) -> None:
+    """Folders are the same exactly where the topics are, even on a file system that ignores case."""
+    assert (topic_folder(one).lower() == topic_folder(other).lower()) == (one == other)
+
+
+@given(TOPICS)
+def test_a_folder_that_is_not_cut_can_be_read_back(name: str) -> None:
+    """Escapes undo to exactly the topic's name, so no two short names can share a folder."""
+    folder = topic_folder(name)
+    if "~" not in folder:
+        assert re.sub("=([0-9a-f]{2})", lambda escape: chr(int(escape[1], 16)), folder) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("orders", "orders"),
+        ("eu/Orders.v2", "eu=2f=4frders.v2"),
+        (".x", "=2ex"),
+        ("x" * 200, "x" * 200),
+        (
+            "A" * 200,
+            "=41" * 45 + "~" + "70d3bf8b0b9d83a61012f35fbf460c4207063fe31b4d6178390fe3b721cc03f7",
+        ),
+    ],
+)
+def test_a_topic_folder_never_changes_over_versions(name: str, folder: str) -> None:
+    """Logs written by an older Ister are found again: these folder names are part of the format."""
+    assert topic_folder(name) == folder
+
+
+def test_a_bad_name_has_no_folder() -> None:
+    """A name that would leave the data folder is refused before it can become a path."""
+    assert refusal(topic_folder, "../../etc").code == "invalid-name"
