@@ -1,0 +1,48 @@
+# Everything runs in .venv, made from requirements.lock: only Python 3.11 or later, make and git are needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench serve clean python-version
+
+help: ## list what can be made
+	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## start a broker, stream real files through it, kill a worker, verify every byte
+	@$(BIN)/ister demo $(ARGS)
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## formatting, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(STAMP) ## measure throughput and latency
+	@$(BIN)/ister bench $(ARGS)
+
+serve: $(STAMP) ## start a broker with its data in ./data
+	@$(BIN)/ister serve $(ARGS)
+
+clean: ## remove the environment and every cache (not ./data)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find ister actors transport storage tests benchmarks clients -name __pycache__ -type d -prune -exec rm -rf {} +
+
+python-version:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Ister needs Python 3.11 or later; $(PYTHON) is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+
+$(STAMP): requirements.lock pyproject.toml | python-version
+	@echo "making $(VENV) from requirements.lock" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,29 @@
+"""What every test may use: the markers are declared here, Hypothesis is set up here.
+
+Fixtures that belong to one package live in that package's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A deadline an example would fail on a loaded machine without telling anything about the code.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+MARKERS = (
+    "process: starts processes of its own (a broker, workers, a client program)",
+    "slow: takes longer than five seconds",
+    "gcs: speaks to the fake-gcs-server program",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers that tests may carry."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
