@@ -233,17 +233,17 @@ def _reader(where: str, annotation: Any) -> Convert:
     if origin in (types.UnionType, typing.Union):
         return _union(where, arguments)
     if origin in (tuple, list):
-        make = origin
         if origin is list or (len(arguments) == 2 and arguments[1] is ...):
-            return _sequence(where, make, _reader(where, arguments[0]))
-        return _positions(where, make, [_reader(where, argument) for argument in arguments])
+            return _sequence(where, origin, _reader(where, arguments[0]))
+        return _positions(where, origin, [_reader(where, argument) for argument in arguments])
     if origin is dict:
         return _mapping(where, _reader(where, arguments[0]), _reader(where, arguments[1]))
-    if is_dataclass(annotation) or (isinstance(annotation, type) and issubclass(annotation, tuple)):
-        hints = typing.get_type_hints(annotation, include_extras=True)
-        names = getattr(annotation, "_fields", None) or [field.name for field in fields(annotation)]
+    if isinstance(annotation, type) and (is_dataclass(annotation) or hasattr(annotation, "_fields")):
+        make = annotation
+        hints = typing.get_type_hints(make, include_extras=True)
+        names = [field.name for field in fields(make)] if is_dataclass(make) else make.__dict__["_fields"]
         inner = [_reader(f"{where}.{name}", hints[name]) for name in names]
-        return _positions(where, lambda values: annotation(*values), inner)
+        return _positions(where, lambda values: make(*values), inner)
     raise TypeError(f"{where}: {annotation} cannot be posted")
 
 
