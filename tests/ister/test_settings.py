@@ -250,8 +250,10 @@ def test_settings_that_contradict_each_other_are_refused_with_both(
     assert [part for part in says if part not in sentence] == []
 
 
-def test_the_largest_batch_fits_the_default_segment() -> None:
-    """At its upper limit a batch and its record's header and lengths still fit 8 MiB."""
+def test_a_segment_has_room_for_the_largest_batch_and_its_header_and_lengths() -> None:
+    """A segment must be 1 MiB over the largest batch; a batch at its upper limit still fits the default of 8 MiB."""
+    assert load(flags={"log.segment_bytes_max": 5 << 20}).log.segment_bytes_max == 5 << 20
+    assert "segment_bytes_max" in refusal(flags={"log.segment_bytes_max": (5 << 20) - 1})
     large = {"protocol.batch_bytes_max": 7 << 20, "protocol.message_bytes_max": 7 << 20}
     assert load(flags=large).protocol.batch_bytes_max == 7 << 20
 
