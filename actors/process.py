@@ -1,0 +1,325 @@
+"""A process of the broker from the inside: what it is handed, how it says that it is ready, how it ends.
+
+This is an entry point, where the real clock, random numbers and sockets are made and handed out. A child is started
+by `actors/supervisor.py` with a `Birth`, composes its actors in `ProcessSpec.target(context)`, says
+`context.ready(endpoint)`, and runs its loop until SIGTERM.
+
+Invariants:
+- `ps` shows what a process is: `ister: worker-0`.
+- Ctrl-C reaches the broker only; it asks its children to stop, with SIGTERM, in order.
+- A child never outlives the broker, even one killed with SIGKILL: the kernel kills it (Linux), and its loop watches
+  the parent's sentinel (everywhere).
+- A process that can't do its work says so with a `Refused` mail and exit code 78; one that fails exits with 1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+import setproctitle
+import zmq
+
+from actors.envelope import message
+from actors.mail import Mail
+from actors.runtime import Loop, LoopActor, Ref, Scheduler, System, receives
+from ister.clock import SystemClock
+from ister.errors import IsterError
+
+logger = logging.getLogger("ister.process")
+
+BROKER: Final = "broker"
+SUPERVISOR_PATH: Final = "supervisor"
+PROCESS_PATH: Final = "process"
+
+EXIT_FAILED: Final = 1
+EXIT_REFUSED: Final = 78  # EX_CONFIG of sysexits.h: starting again would end the same way
+EXIT_ORPHANED: Final = 75  # the broker is gone
+
+# Mail on its way when a process ends has so long to leave.
+LINGER_S: Final = 0.2
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A process to the Supervisor: my actors are up, and this is where clients find me ("" if they don't)."""
+
+    node: str
+    boot: int
+    pid: int
+    endpoint: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A process to the Supervisor: I can't do my work, and starting me again won't help."""
+
+    node: str
+    boot: int
+    code: str
+    text: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class NodeUp:
+    """The Supervisor to every process and listener: this process is up, as its `boot`-th self."""
+
+    node: str
+    boot: int
+    pid: int
+    endpoint: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class NodeDown:
+    """The Supervisor to every process and listener: this process is gone, and what it held with it."""
+
+    node: str
+    boot: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """A process the Supervisor keeps running.
+
+    `target` is a function of an importable module; it composes the process's actors and returns. `settings` is
+    handed to it pickled. Processes of a lower `stop_rank` stop first, those of the same one together.
+    """
+
+    node: str
+    target: Callable[[ProcessContext], None]
+    settings: Any = None
+    stop_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a child is told by its parent."""
+
+    spec: ProcessSpec
+    boot: int
+    folder: str
+    broker_boot: int
+    parent_pid: int
+    log_level: int
+
+
+class ProcessContext:
+    """What a process is made of, handed to its composition; `settings` are the spec's.
+
+    `boot` tells this process from the one of the same name before it, also after the whole broker restarted.
+    `on_terminate` is called when the process is asked to stop (SIGTERM): it may drain first, and ends with `stop()`.
+    """
+
+    def __init__(self, node: str, boot: int, folder: str, settings: Any = None) -> None:
+        self.node = node
+        self.boot = boot
+        self.folder = folder
+        self.settings = settings
+        self.clock = SystemClock()
+        self.random = Random()
+        self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.loop = Loop(self.clock)
+        self.mail = Mail(self.zmq, folder, node, boot)
+        self.system = System(node, self.loop, self.mail, self.clock, self.random)
+        self.on_terminate: Callable[[], None] = self.stop
+        self.exit_code = 0
+        self._listeners: list[Ref] = []
+        self._up: dict[str, NodeUp] = {}
+        self.system.spawn(Neighbours, PROCESS_PATH, self)
+
+    def ready(self, endpoint: str = "") -> None:
+        """Tell the Supervisor that this process is up; `endpoint` is where clients find it."""
+        supervisor = self.system.ref(BROKER, SUPERVISOR_PATH)
+        supervisor.tell(Ready(self.node, self.boot, os.getpid(), endpoint))
+
+    def listen(self, ref: Ref) -> None:
+        """Tell `ref` NodeUp and NodeDown from now on, and NodeUp for the processes known to be up."""
+        self._listeners.append(ref)
+        for up in self._up.values():
+            ref.tell(up)
+
+    def node_changed(self, change: NodeUp | NodeDown) -> None:
+        """Learn that a process came or went: mail goes there, or no longer; listeners are told."""
+        if isinstance(change, NodeUp):
+            if change.node != self.node:
+                self.mail.meet(change.node, change.boot)
+            self._up[change.node] = change
+        else:
+            self.mail.forget(change.node, change.boot)
+            self._up.pop(change.node, None)
+        for ref in self._listeners:
+            ref.tell(change)
+
+    @property
+    def nodes_up(self) -> dict[str, NodeUp]:
+        """The processes known to be up, by node."""
+        return dict(self._up)
+
+    def stop(self, exit_code: int = 0) -> None:
+        """End `run` after this turn; a process stopped twice exits with the first code that is not 0."""
+        self.exit_code = self.exit_code or exit_code
+        self.loop.stop()
+
+    def run(self) -> int:
+        """Run the loop until `stop`, then stop all actors and close everything; return the exit code."""
+        try:
+            self.loop.run()
+            self.system.stop_all()
+        finally:
+            self.close()
+        return self.exit_code
+
+    def close(self) -> None:
+        """Close the sockets and the loop."""
+        self.mail.close(LINGER_S)
+        self.loop.close()
+        self.zmq.destroy(linger=int(LINGER_S * 1000))
+
+
+class Neighbours(LoopActor):
+    """The actor of every process that learns which others are up (runs in: every process)."""
+
+    def __init__(self, system: System, path: str, context: ProcessContext) -> None:
+        super().__init__(system, path)
+        self._context = context
+
+    @receives(NodeUp, NodeDown)
+    def changed(self, change: NodeUp | NodeDown) -> None:
+        """Pass the news on."""
+        self._context.node_changed(change)
+
+
+class SignalWatch:
+    """Takes `signals` on the loop: `call(signal number)` is made there, as for any other event.
+
+    Must be made on the process's main thread. Python's own handlers are put back by `close`.
+    """
+
+    def __init__(
+        self, loop: Scheduler, signals: Iterable[signal.Signals], call: Callable[[int], None]
+    ) -> None:
+        self._loop = loop
+        self._call = call
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._before = {each: signal.signal(each, _only_wake) for each in signals}
+        self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        loop.watch(self._read, self._taken)
+
+    def _taken(self) -> None:
+        for number in os.read(self._read, 256):
+            if number in self._before:
+                self._call(number)
+
+    def close(self) -> None:
+        """Take no more signals."""
+        self._loop.unwatch(self._read)
+        signal.set_wakeup_fd(self._fd_before)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        os.close(self._read)
+        os.close(self._write)
+
+
+def _only_wake(_number: int, _frame: object) -> None:
+    """Do nothing: the byte in the wake-up pipe says it."""
+
+
+@contextmanager
+def run_folder() -> Iterator[str]:
+    """Make the folder of a broker's sockets, readable by its user only, and remove it at the end.
+
+    In /tmp, whatever TMPDIR says: the path of a socket may be about 100 bytes long.
+    """
+    folder = tempfile.mkdtemp(prefix="ister-", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def log_to_stderr(node: str, level: int) -> None:
+    """Send this process's log to stderr, every line with the node's name."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {node} %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def name_process(node: str) -> None:
+    """Show the process as `ister: <node>` in ps and top."""
+    setproctitle.setproctitle(f"ister: {node}")
+
+
+def child_main(birth: Birth) -> None:
+    """Be the child described by `birth`; the target of a spawned process. Ends with SystemExit."""
+    spec = birth.spec
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked SIGINT while it started this process
+    name_process(spec.node)
+    faulthandler.enable()
+    log_to_stderr(spec.node, birth.log_level)
+    _die_with_parent(birth.parent_pid)
+    context = ProcessContext(spec.node, birth.boot, birth.folder, spec.settings)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        context.loop.watch(parent.sentinel, _orphaned)
+    SignalWatch(context.loop, [signal.SIGTERM], lambda _: context.on_terminate())
+    context.mail.meet(BROKER, birth.broker_boot)
+    try:
+        spec.target(context)
+        code = context.run()
+    except IsterError as error:
+        code = _refuse(context, error)
+    except Exception:
+        logger.exception("%s failed", spec.node)
+        code = EXIT_FAILED
+    sys.exit(code)
+
+
+def _refuse(context: ProcessContext, error: IsterError) -> int:
+    if error.action == "retry":
+        logger.error("%s failed: %s (%s)", context.node, error, error.code)
+        return EXIT_FAILED
+    logger.error("%s can't work: %s (%s)", context.node, error, error.code)
+    supervisor = context.system.ref(BROKER, SUPERVISOR_PATH)
+    supervisor.tell(Refused(context.node, context.boot, error.code, str(error)))
+    context.close()
+    return EXIT_REFUSED
+
+
+def _orphaned() -> None:
+    # Nobody is left to drain for, and whatever is acknowledged is durable: the quickest end is the safest.
+    logger.critical("the broker process is gone; ending")
+    os._exit(EXIT_ORPHANED)
+
+
+_PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies (Linux; elsewhere the loop alone watches)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before that call
+        _orphaned()
