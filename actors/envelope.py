@@ -93,8 +93,8 @@ def message(message_class: Class) -> Class:
     """Make a frozen, slotted dataclass postable, under its class name.
 
     Fields may be int, float, str, bytes, bool, None, Address, Literal, an enumeration, other such dataclasses, tuples,
-    lists and dicts of those, unions of them, and one of `Frames`. Raises TypeError for anything else, when it is
-    first posted or when `check_messages` is called.
+    lists and dicts of those, unions of them, and one of `Frames`; Any is a plain value, whose tuples arrive as lists.
+    Raises TypeError for anything else, when it is first posted or when `check_messages` is called.
     """
     name = message_class.__name__
     if not is_dataclass(message_class):
@@ -223,7 +223,7 @@ def _reader(where: str, annotation: Any) -> Convert:
     if annotation is None:
         annotation = type(None)
     if annotation is Any:
-        raise TypeError(f"{where}: say what it is instead of Any")
+        return lambda value: _plain(where, value)
     if annotation in (int, str, bytes, bool, float, type(None)):
         return _exact(where, annotation)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
@@ -254,6 +254,19 @@ def _exact(where: str, expected: type) -> Convert:
         return value
 
     return read
+
+
+def _plain(where: str, value: Any) -> Any:
+    if type(value) is list:
+        for item in value:
+            _plain(where, item)
+    elif type(value) is dict:
+        for key, item in value.items():
+            _plain(where, key)
+            _plain(where, item)
+    elif not (value is None or type(value) in (int, str, bytes, bool, float)):
+        raise TypeError(f"{where} is {type(value).__name__}, not a plain value")
+    return value
 
 
 def _one_of(where: str, allowed: tuple[Any, ...]) -> Convert:

@@ -9,7 +9,7 @@ Invariants:
 - Ctrl-C reaches the broker only; it asks its children to stop, with SIGTERM, in order.
 - A child never outlives the broker, even one killed with SIGKILL: the kernel kills it (Linux), and its loop watches
   the parent's sentinel (everywhere).
-- A process that can't do its work says so with a `Refused` mail and exit code 78; one that fails exits with 1.
+- A process that can't do its work says so with a `CannotWork` mail and exit code 78; one that fails exits with 1.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Ready:
 
 @message
 @dataclass(frozen=True, slots=True)
-class Refused:
+class CannotWork:
     """A process to the Supervisor: I can't do my work, and starting me again won't help."""
 
     node: str
@@ -303,7 +303,7 @@ def _refuse(context: ProcessContext, error: IsterError) -> int:
         return EXIT_FAILED
     logger.error("%s can't work: %s (%s)", context.node, error, error.code)
     supervisor = context.system.ref(BROKER, SUPERVISOR_PATH)
-    supervisor.tell(Refused(context.node, context.boot, error.code, str(error)))
+    supervisor.tell(CannotWork(context.node, context.boot, error.code, str(error)))
     context.close()
     return EXIT_REFUSED
 

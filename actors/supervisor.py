@@ -29,12 +29,12 @@ from actors.process import (
     EXIT_REFUSED,
     PROCESS_PATH,
     Birth,
+    CannotWork,
     NodeDown,
     NodeUp,
     ProcessContext,
     ProcessSpec,
     Ready,
-    Refused,
     SignalWatch,
     child_main,
 )
@@ -285,12 +285,12 @@ class Supervisor(LoopActor):
             if other.up is not None and other is not about:
                 self.system.ref(other.spec.node, PROCESS_PATH).tell(change)
 
-    @receives(Refused)
-    def refused(self, refused: Refused) -> None:
+    @receives(CannotWork)
+    def cannot_work(self, refusal: CannotWork) -> None:
         """A child can't work. On its first start that is an error of the settings, and ends the broker."""
-        node = self._nodes.get(refused.node)
-        if node is not None and node.boot == refused.boot and not node.was_up:
-            self._give_up(f"{refused.node} can't work: {refused.text}", EXIT_REFUSED)
+        node = self._nodes.get(refusal.node)
+        if node is not None and node.boot == refusal.boot and not node.was_up:
+            self._give_up(f"{refusal.node} can't work: {refusal.text} ({refusal.code})", EXIT_REFUSED)
 
     @receives(_Died)
     def died(self, died: _Died) -> None:
