@@ -1,0 +1,337 @@
+"""What a program holds in its hands: messages and batches that came in, receipts for messages that went out.
+
+Objects here are views: a `Message` points into the `Delivery` it came in, a `Receipt` into the `Shipment` it left with,
+so that what they cost is paid once a batch. No socket, clock or thread lives here; waiting is asked of the producer.
+
+Invariants
+- a `Shipment` is resolved once, with an offset or an error, never both
+- the offsets of a `Delivery` are dense: first, first + 1, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, Protocol, overload
+
+from ister import wire
+from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError
+
+# ---- coming in --------------------------------------------------------------------------------------------------
+
+
+class Delivery:
+    """One DELIVER frame as it came; it is cut into messages when somebody first looks."""
+
+    __slots__ = (
+        "_attributes",
+        "_frames",
+        "_keys",
+        "_payloads",
+        "attempt",
+        "columns",
+        "count",
+        "first",
+        "lineage",
+        "owner",
+        "size",
+        "timestamps",
+        "topic",
+    )
+
+    def __init__(self, owner: object, topic: str, lineage: int, header: wire.Header, frames: Sequence[bytes]) -> None:
+        """Check what can be checked without looking at messages; raises `RemoteProtocolError`."""
+        self.owner = owner
+        self.topic = topic
+        self.lineage = lineage
+        self.first: int = header[wire.Key.OFFSET]
+        self.count: int = header[wire.Key.COUNT]
+        self.columns: int = header.get(wire.Key.COLUMNS, 0)
+        self.timestamps: list[int] = header[wire.Key.TIMESTAMPS]
+        self.attempt: int = header.get(wire.Key.ATTEMPT, 1)
+        expected = 2 + (self.columns & 1) + ((self.columns & 2) >> 1)
+        if self.columns & ~wire.Column.ALL or len(frames) != expected:
+            raise RemoteProtocolError(f"a delivery with columns {self.columns} has {len(frames)} body frames")
+        if not self.count or len(frames[0]) != 4 * self.count or sum(self.timestamps[::2]) != self.count:
+            raise RemoteProtocolError(f"a delivery does not hold the {self.count} messages it says")
+        self.size = sum(map(len, frames))
+        self._frames: Sequence[bytes] = frames
+        self._payloads: list[bytes] | None = None
+        self._keys: list[bytes] | None = None
+        self._attributes: list[bytes] | None = None
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last message."""
+        return self.first + self.count
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """Every payload; raises `RemoteProtocolError` when the lengths do not add up."""
+        if self._payloads is None:
+            self._payloads = wire.split_payloads(self._frames[0], self._frames[1])
+        return self._payloads
+
+    def messages(self, start: int = 0, stop: int | None = None) -> Iterator[Message]:
+        """Iterate over the messages from index `start` up to `stop`."""
+        payloads = self.payloads
+        if start or stop is not None:
+            payloads = payloads[start:stop]
+        first = self.first + start
+        return map(Message, repeat(self), range(first, first + len(payloads)), payloads)
+
+    def key(self, index: int) -> bytes | None:
+        """The key of the message at `index`, if it has one."""
+        if not self.columns & wire.Column.KEYS:
+            return None
+        if self._keys is None:
+            self._keys = wire.split_column(self._frames[2], self.count)
+        return self._keys[index] or None
+
+    def attributes(self, index: int) -> dict[str, str]:
+        """The attributes of the message at `index`."""
+        if not self.columns & wire.Column.ATTRIBUTES:
+            return {}
+        if self._attributes is None:
+            self._attributes = wire.split_column(self._frames[-1], self.count)
+        return wire.decode_attributes(self._attributes[index])
+
+    def timestamp(self, index: int) -> int:
+        """When the broker took the message at `index`, in unix milliseconds."""
+        pairs = self.timestamps
+        for at in range(0, len(pairs), 2):
+            index -= pairs[at]
+            if index < 0:
+                return pairs[at + 1]
+        return pairs[-1]
+
+
+class Message:
+    """One message as it was delivered: `payload` and `offset`; everything else is looked up when asked for."""
+
+    __slots__ = ("delivery", "offset", "payload")
+
+    def __init__(self, delivery: Delivery, offset: int, payload: bytes) -> None:
+        self.delivery = delivery
+        self.offset = offset
+        self.payload = payload
+
+    @property
+    def topic(self) -> str:
+        """The topic it came from."""
+        return self.delivery.topic
+
+    @property
+    def key(self) -> bytes | None:
+        """Its key, `None` when it has none (an empty key is none)."""
+        return self.delivery.key(self.offset - self.delivery.first)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Its attributes, text to text; empty when it has none."""
+        return self.delivery.attributes(self.offset - self.delivery.first)
+
+    @property
+    def timestamp(self) -> int:
+        """When the broker took it, in unix milliseconds."""
+        return self.delivery.timestamp(self.offset - self.delivery.first)
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery, 2 for the first redelivery, and so on."""
+        return self.delivery.attempt
+
+    def __repr__(self) -> str:
+        return f"Message(topic={self.topic!r}, offset={self.offset}, payload={self.payload[:40]!r})"
+
+
+class Batch(Sequence[Message]):
+    """Messages with consecutive offsets that were delivered together; messages are made when you look at them."""
+
+    __slots__ = ("_start", "_stop", "delivery")
+
+    def __init__(self, delivery: Delivery, start: int, stop: int) -> None:
+        self.delivery = delivery
+        self._start = start
+        self._stop = stop
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """The payloads alone: the cheapest way to read a batch."""
+        if self._stop - self._start == self.delivery.count:
+            return self.delivery.payloads
+        return self.delivery.payloads[self._start : self._stop]
+
+    @property
+    def offsets(self) -> range:
+        """The offsets of the messages."""
+        return range(self.delivery.first + self._start, self.delivery.first + self._stop)
+
+    @property
+    def topic(self) -> str:
+        """The topic the messages came from."""
+        return self.delivery.topic
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery, 2 for the first redelivery, and so on."""
+        return self.delivery.attempt
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __iter__(self) -> Iterator[Message]:
+        return self.delivery.messages(self._start, self._stop)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
+        places = range(self._start, self._stop)[index]
+        if isinstance(places, int):
+            return Message(self.delivery, self.delivery.first + places, self.delivery.payloads[places])
+        if places.step == 1:
+            return Batch(self.delivery, places.start, max(places.start, places.stop))
+        return [Message(self.delivery, self.delivery.first + at, self.delivery.payloads[at]) for at in places]
+
+    def __repr__(self) -> str:
+        return f"Batch(topic={self.topic!r}, offsets={self.offsets!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a broker tells a consumer besides messages: `active`, `standby` or `dropped` (`count` so far)."""
+
+    code: str
+    count: int = 0
+    text: str = ""
+
+
+# ---- going out --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Where published messages are: the first one's `offset`, and how many follow it without a gap.
+
+    `offset` is `None` for a duplicate so old that the broker forgot where the original is.
+    """
+
+    topic: str
+    offset: int | None
+    count: int = 1
+
+
+class Waiter(Protocol):
+    """Who can wait for a shipment: the producer that sent it."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """What guards the shipment while it is resolved."""
+
+    def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
+        """Wait until the shipment is resolved; False when the time (seconds) ran out first."""
+
+    def why_waiting(self) -> str:
+        """Say in words what the producer is waiting for."""
+
+
+class Shipment:
+    """What becomes of one batch on the wire; every receipt of its messages points here."""
+
+    __slots__ = ("callbacks", "error", "first", "resolved", "topic", "waiter")
+
+    def __init__(self, topic: str, waiter: Waiter | None) -> None:
+        self.topic = topic
+        self.waiter = waiter
+        self.resolved = False
+        self.first = 0
+        self.error: IsterError | None = None
+        self.callbacks: list[Callable[[], Any]] | None = None
+
+    def published(self, index: int, count: int, timeout: float | None) -> Published:
+        """Wait and return where `count` messages from `index` on are, or raise why they are nowhere."""
+        if not self.resolved and (self.waiter is None or not self.waiter.wait_for(self, timeout)):
+            why = "" if self.waiter is None else self.waiter.why_waiting()
+            raise TimeoutExpiredError(f"no receipt from topic {self.topic!r} within {timeout} s{why}")
+        if self.error is not None:
+            raise self.error
+        return Published(self.topic, None if self.first == wire.OFFSET_UNKNOWN else self.first + index, count)
+
+
+class BatchReceipt:
+    """The promise of an answer for messages that went out together."""
+
+    __slots__ = ("count", "index", "shipment")
+
+    def __init__(self, shipment: Shipment, index: int, count: int) -> None:
+        self.shipment = shipment
+        self.index = index
+        self.count = count
+
+    def done(self) -> bool:
+        """Whether the broker has answered: stored as the topic promises, or refused."""
+        return self.shipment.resolved
+
+    def result(self, timeout: float | None = None) -> Published:
+        """Wait up to `timeout` seconds (`None`: for ever) and return where the messages are.
+
+        Raises `TimeoutExpiredError`, or the error that the broker refused them with.
+        """
+        return self.shipment.published(self.index, self.count, timeout)
+
+    def add_done_callback(self, call: Callable[[BatchReceipt], Any]) -> None:
+        """Call `call(receipt)` once the broker has answered, in whatever thread reads the answer; keep it short."""
+        _call_when_done(self.shipment, lambda: call(self))
+
+
+class Receipt:
+    """The promise of an answer for one message."""
+
+    __slots__ = ("index", "shipment")
+
+    def __init__(self, shipment: Shipment, index: int) -> None:
+        self.shipment = shipment
+        self.index = index
+
+    def done(self) -> bool:
+        """Whether the broker has answered: stored as the topic promises, or refused."""
+        return self.shipment.resolved
+
+    def result(self, timeout: float | None = None) -> Published:
+        """Wait up to `timeout` seconds (`None`: for ever) and return where the message is.
+
+        Raises `TimeoutExpiredError`, or the error that the broker refused it with.
+        """
+        return self.shipment.published(self.index, 1, timeout)
+
+    def add_done_callback(self, call: Callable[[Receipt], Any]) -> None:
+        """Call `call(receipt)` once the broker has answered, in whatever thread reads the answer; keep it short."""
+        _call_when_done(self.shipment, lambda: call(self))
+
+
+def _call_when_done(shipment: Shipment, call: Callable[[], Any]) -> None:
+    with nullcontext() if shipment.waiter is None else shipment.waiter.lock:
+        if not shipment.resolved:
+            if shipment.callbacks is None:
+                shipment.callbacks = []
+            shipment.callbacks.append(call)
+            return
+    call()
+
+
+class Outgoing:
+    """A sealed batch on its way: the frames as they are sent, and sent again, until it is resolved."""
+
+    __slots__ = ("count", "frames", "refused", "sequence", "shipment", "size")
+
+    def __init__(self, sequence: int, count: int, frames: list[bytes], shipment: Shipment) -> None:
+        self.sequence = sequence
+        self.count = count
+        self.frames = frames
+        self.shipment = shipment
+        self.size = sum(map(len, frames)) - len(frames[0])
+        self.refused = False
