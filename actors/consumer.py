@@ -1,0 +1,331 @@
+"""Consumers: each stands for one connected consumer, what it holds unacknowledged, and its place on the wire.
+
+Runs in the worker process of its subscription, one actor an open handle.
+
+Invariants
+- what was sent to the client and neither acknowledged nor given back is in `in_flight`, and nowhere else
+- nothing of this consumer is lost when it goes, whatever the reason: `on_stop` and `on_failure` give back what it held
+- an acknowledgment of what was never delivered changes nothing and is answered with an error
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import Final
+
+from actors.ledger import Held, InFlight
+from actors.messages import (
+    Acknowledged,
+    AcknowledgedUntil,
+    AddCredit,
+    AttachConsumer,
+    Block,
+    CloseConsumer,
+    Confirmed,
+    ConsumerFrame,
+    Deliver,
+    Evicted,
+    Granted,
+    Left,
+    Notice,
+    Reopen,
+    Returned,
+    SetCredit,
+)
+from actors.pieces import Piece
+from actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.errors import IsterError, RemoteError
+from ister.wire import Header, Key, Type
+from transport.gateway import Gateway, Sent
+from transport.session import Handle
+
+FULL_RETRY_S: Final = 0.005  # a full connection is tried again so often: half a megabyte of loopback traffic
+
+
+class Consumer(LoopActor):
+    """One open consumer of a reliable or non-reliable subscription (`acknowledges` says which).
+
+    It asks the subscription for a place when it starts, and answers the client's OPEN_CONSUMER.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        *,
+        key: int,
+        handle: Handle,
+        header: Header,
+        gateway: Gateway,
+        subscription: Ref,
+        subscription_type: str,
+        strategy: str,
+    ) -> None:
+        super().__init__(system, path)
+        self._key = key
+        self._handle = handle
+        self._generation = handle.generation
+        self._open_header = header
+        self._gateway = gateway
+        self._subscription = subscription
+        self._type = subscription_type
+        self._strategy = strategy
+        self._acknowledges = strategy == "reliable"
+        self.in_flight = InFlight()
+        self._delivered_end = 0
+        self._ack_timeout_s = 0.0
+        self._timer: Timer | None = None
+        self._backlog: deque[Piece] = deque()  # given to us, and the connection is full
+        self._granted = False
+        self._gone = False
+
+    # ---- coming and going ---------------------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Ask the subscription for a place."""
+        header = self._open_header
+        messages, bytes_ = self._credit(header)
+        self._subscription.tell(
+            AttachConsumer(self.ref, self._key, header.get(Key.PRIORITY, 0), messages, bytes_)
+        )
+
+    def on_stop(self) -> None:
+        """Give back what is held."""
+        self._leave()
+
+    def on_failure(
+        self,
+        exception_type: type[BaseException] | None,
+        exception_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give back what is held, and tell the client that the handle is closed."""
+        self._leave()
+        self._evict(RemoteError("internal", "the broker failed for this consumer; its log says how"))
+
+    def _leave(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._subscription.tell(Left(self._key, self._release()))
+
+    def _credit(self, header: Header) -> tuple[int, int]:
+        limits = self._gateway.sessions.limits
+        return (
+            min(header[Key.MESSAGES], limits.credit_messages_max),
+            min(header[Key.BYTES], limits.credit_bytes_max),
+        )
+
+    def _release(self) -> list[Held]:
+        self._backlog.clear()
+        return self.in_flight.release()
+
+    @receives(Granted)
+    def on_granted(self, granted: Granted) -> None:
+        """Tell the client that the handle is open."""
+        self._granted = True
+        self._delivered_end = max(self._delivered_end, granted.position)
+        self._ack_timeout_s = granted.ack_timeout_ms / 1000
+        self._say_opened(granted.position)
+
+    def _say_opened(self, position: int) -> None:
+        header, handle = self._open_header, self._handle
+        if self._gateway.sessions.opened(handle, self._generation, "consumer"):
+            self._gateway.send(
+                handle.session,
+                {
+                    Key.TYPE: Type.OPENED,
+                    Key.REF: header[Key.REF],
+                    Key.HANDLE: handle.number,
+                    Key.OFFSET: position,
+                    Key.STRATEGY: self._strategy,
+                },
+            )
+
+    @receives(Evicted)
+    def on_evicted(self, evicted: Evicted) -> None:
+        """Tell the client that it has no place, or none any more, and go."""
+        self._evict(RemoteError(evicted.code, evicted.text))
+        self.stop_now()
+
+    def _evict(self, error: IsterError) -> None:
+        handle = self._handle
+        if handle.session.handles.get(handle.number) is handle and handle.generation == self._generation:
+            echo: Header = {Key.HANDLE: handle.number, Key.CLOSED: True}
+            if handle.state == "opening":
+                echo[Key.REF] = self._open_header[Key.REF]
+            self._gateway.send_error(handle.session, error, echo)
+            self._gateway.sessions.closed(handle)
+
+    @receives(Reopen)
+    def on_reopen(self, command: Reopen) -> None:
+        """Begin again for a client that came back: what it held is delivered again, in order."""
+        self._generation, self._open_header = command.generation, command.header
+        messages, bytes_ = self._credit(command.header)
+        self._subscription.tell(Returned(self._key, self._release(), 0.0, "reconnected"))
+        self._subscription.tell(SetCredit(self._key, messages, bytes_))
+        if self._granted:
+            self._say_opened(self._delivered_end)
+
+    @receives(CloseConsumer)
+    def on_close(self, command: CloseConsumer) -> None:
+        """Go, at the client's wish or because its session ended."""
+        self._leave()
+        handle = self._handle
+        self._gateway.sessions.closed(handle)
+        if command.ref is not None:
+            self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: command.ref})
+        self.stop_now()
+
+    # ---- delivering ---------------------------------------------------------------------------------------------
+
+    @receives(Deliver)
+    def on_deliver(self, command: Deliver) -> None:
+        """Send a piece, and remember it until it is acknowledged."""
+        piece = command.piece
+        end = piece.offset + piece.count
+        if self._acknowledges:
+            deadline_s = self.clock.monotonic() + self._ack_timeout_s
+            self.in_flight.deliver(piece.offset, end, piece.attempt, deadline_s)
+            if self._timer is None:
+                self._timer = self.call_later(self._ack_timeout_s, self._expire)
+        if end > self._delivered_end:
+            self._delivered_end = end
+        if self._backlog:
+            self._backlog.append(piece)
+        else:
+            self._send(piece)
+
+    def _send(self, piece: Piece) -> None:
+        handle = self._handle
+        header: Header = {
+            Key.TYPE: Type.DELIVER,
+            Key.HANDLE: handle.number,
+            Key.OFFSET: piece.offset,
+            Key.COUNT: piece.count,
+            Key.TIMESTAMPS: piece.timestamps,
+            Key.ATTEMPT: piece.attempt,
+        }
+        if piece.columns:
+            header[Key.COLUMNS] = piece.columns
+        sent = self._gateway.send(handle.session, header, piece.frames)
+        if sent is Sent.OK:
+            self._gateway.counts.bytes_out += piece.bytes
+        elif sent is Sent.FULL:
+            if not self._backlog:
+                self._subscription.tell(Block(self._key, True))
+                self.call_later(FULL_RETRY_S, self._retry)
+            self._backlog.append(piece)
+        else:  # the client may come back and resume: what it holds is delivered again then
+            self._subscription.tell(Block(self._key, True))
+
+    def _retry(self) -> None:
+        backlog, self._backlog = self._backlog, deque()
+        for piece in backlog:
+            if self._backlog:
+                self._backlog.append(piece)
+            else:
+                self._send(piece)
+        if not self._backlog and self._handle.session.routing is not None:
+            self._subscription.tell(Block(self._key, False))
+
+    @receives(Notice)
+    def on_notice(self, notice: Notice) -> None:
+        """Tell the client of an event."""
+        handle = self._handle
+        self._gateway.send(
+            handle.session,
+            {
+                Key.TYPE: Type.EVENT,
+                Key.HANDLE: handle.number,
+                Key.CODE: notice.code,
+                Key.COUNT: notice.count,
+                Key.TEXT: notice.text,
+            },
+        )
+
+    # ---- what the client says -----------------------------------------------------------------------------------
+
+    @receives(ConsumerFrame)
+    def on_frame(self, frame: ConsumerFrame) -> None:
+        """Take a CREDIT, ACK, ACK_UNTIL or NACK."""
+        header = frame.header
+        kind = header[Key.TYPE]
+        if kind == Type.CREDIT:
+            self._subscription.tell(AddCredit(self._key, header[Key.MESSAGES], header[Key.BYTES]))
+            return
+        if not self._acknowledges:
+            if Key.REF in header:
+                self._done(header[Key.REF])
+            return
+        try:
+            if kind == Type.ACK:
+                self._acknowledge(header)
+            elif kind == Type.ACK_UNTIL:
+                self._acknowledge_until(header)
+            else:
+                self._give_back(header)
+        except IsterError as error:
+            echo = {key: header[key] for key in (Key.REF, Key.HANDLE) if key in header}
+            self._gateway.send_error(self._handle.session, error, echo)
+
+    def _ranges(self, header: Header) -> tuple[tuple[int, int], ...]:
+        flat = header[Key.RANGES]
+        ranges = tuple(zip(flat[::2], flat[1::2], strict=True))
+        for first, end in ranges:
+            if first >= end:
+                raise RemoteError("invalid-argument", f"the range from {first} to before {end} is empty")
+            if end > self._delivered_end:
+                raise RemoteError(
+                    "ack-unknown",
+                    f"offset {end - 1} was never delivered here (delivered: below {self._delivered_end})",
+                )
+        return ranges
+
+    def _acknowledge(self, header: Header) -> None:
+        ranges = self._ranges(header)
+        for first, end in ranges:
+            self.in_flight.settle(first, end)
+        self._subscription.tell(Acknowledged(self._key, ranges, header.get(Key.REF)))
+
+    def _acknowledge_until(self, header: Header) -> None:
+        end = header[Key.OFFSET] + 1
+        if end > self._delivered_end:
+            raise RemoteError(
+                "ack-unknown",
+                f"offset {end - 1} was never delivered here (delivered: below {self._delivered_end})",
+            )
+        settled = self.in_flight.settle(0, end)
+        if self._type == "shared":
+            ranges = tuple((held.first, held.end) for held in settled)
+            self._subscription.tell(Acknowledged(self._key, ranges, header.get(Key.REF)))
+        else:
+            self._subscription.tell(AcknowledgedUntil(self._key, end, header.get(Key.REF)))
+
+    def _give_back(self, header: Header) -> None:
+        held: list[Held] = []
+        for first, end in self._ranges(header):
+            held += self.in_flight.settle(first, end)
+        if held:
+            why = header.get(Key.REASON, "refused")
+            self._subscription.tell(Returned(self._key, held, header.get(Key.DELAY, 0) / 1000, why))
+        if Key.REF in header:
+            self._done(header[Key.REF])
+
+    @receives(Confirmed)
+    def on_confirmed(self, confirmed: Confirmed) -> None:
+        """Tell the client that an acknowledgment is in the journal."""
+        self._done(confirmed.ref)
+
+    def _done(self, ref: int) -> None:
+        self._gateway.send(self._handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
+
+    def _expire(self) -> None:
+        now_s = self.clock.monotonic()
+        self._timer = None
+        expired = self.in_flight.expire(now_s)
+        if expired:
+            self._subscription.tell(Returned(self._key, expired, 0.0, "acknowledgment timeout"))
+        due = self.in_flight.next_deadline_s()
+        if due is not None:
+            self._timer = self.call_later(max(due - now_s, 0.001), self._expire)

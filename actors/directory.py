@@ -1,0 +1,428 @@
+"""The Directory: knows every topic and subscription, its settings, and where it lives.
+
+Runs in the broker process; the catalogue (SQLite) is its own. Where something lives follows from its name and the number of
+workers alone (`actors/placement.py`), so that a restart with another number of workers needs no migration.
+
+Invariants
+- a topic or subscription exists once the catalogue has it, and never otherwise
+- every request is answered, once: by a result, or by a coded error within `ANSWER_WITHIN_S`
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from actors.messages import (
+    Answer,
+    Ask,
+    Describe,
+    Locate,
+    Located,
+    LocateSubscription,
+    Refused,
+    SubscriptionTask,
+    TopicTask,
+)
+from actors.placement import subscription_key, topic_key, worker_of
+from actors.process import NodeDown, NodeUp
+from actors.runtime import Address, LoopActor, System, receives
+from actors.selection import SUBSCRIPTION_TYPES
+from ister.errors import IsterError, RemoteError, RemoteProtocolError, UsageError
+from ister.names import check_subscription_name, check_topic_name
+from ister.wire import decode_result, encode_result
+from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+
+log = logging.getLogger("ister.directory")
+
+ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
+PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
+STRATEGIES: Final = ("reliable", "non-reliable")
+DURABILITIES: Final = ("fsync", "os", "cloud")
+# What a subscription can be given of its own: name -> (lowest, highest) or the words it may be.
+SUBSCRIPTION_OPTIONS: Final[dict[str, tuple[int, int] | tuple[str, ...]]] = {
+    "ack_timeout_ms": (10, 86_400_000),
+    "buffer_messages_max": (1, 100_000_000),
+    "buffer_bytes_max": (1, 4 << 30),
+    "drop": ("oldest", "newest"),
+}
+
+Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass(slots=True, eq=False)
+class _Gathering:
+    """A request that waits for the answers of others."""
+
+    reply: Address
+    ticket: int
+    finish: Finish
+    waiting: set[int]
+    answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+class Directory(LoopActor):
+    """The catalogue, placement, and administration; `endpoints` are the workers' addresses as clients are told them."""
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        catalogue: Catalogue,
+        *,
+        endpoints: Sequence[str],
+        describe_broker: Callable[[], dict[str, Any]],
+    ) -> None:
+        super().__init__(system, path)
+        self._catalogue = catalogue
+        self._endpoints = list(endpoints)
+        self._describe_broker = describe_broker
+        self._up: dict[str, NodeUp] = {}
+        self._tickets = 0
+        self._gatherings: dict[int, _Gathering] = {}  # by each ticket it waits for
+        self._operations: dict[str, Callable[[Ask, dict[str, Any]], None]] = {
+            "topic.create": self._create_topic,
+            "topic.list": self._list_topics,
+            "topic.show": self._show_topic,
+            "topic.delete": self._delete_topic,
+            "subscription.create": self._create_subscription,
+            "subscription.list": self._list_subscriptions,
+            "subscription.show": self._show_subscription,
+            "subscription.delete": self._delete_subscription,
+            "status": self._status,
+        }
+
+    def on_stop(self) -> None:
+        """Close the catalogue."""
+        self._catalogue.close()
+
+    @receives(NodeUp, NodeDown)
+    def on_node_changed(self, change: NodeUp | NodeDown) -> None:
+        """Note which processes are up."""
+        if isinstance(change, NodeUp):
+            self._up[change.node] = change
+        else:
+            self._up.pop(change.node, None)
+
+    # ---- placement ----------------------------------------------------------------------------------------------
+
+    def _worker_of_topic(self, topic: str) -> int:
+        return worker_of(topic_key(topic), len(self._endpoints))
+
+    def _worker_of_subscription(self, topic: str, subscription: str) -> int:
+        return worker_of(subscription_key(topic, subscription), len(self._endpoints))
+
+    @receives(Locate)
+    def on_locate(self, command: Locate) -> None:
+        """Say where a topic lives."""
+        try:
+            topic = self._catalogue.topic(command.topic)
+        except IsterError as error:
+            self._refuse(command.reply, command.ticket, error)
+            return
+        worker = self._worker_of_topic(topic.name)
+        located = Located(command.ticket, topic, node_of(worker), self._endpoints[worker], node_of(worker))
+        self.system.at(command.reply).tell(located)
+
+    @receives(LocateSubscription)
+    def on_locate_subscription(self, command: LocateSubscription) -> None:
+        """Say where a subscription lives, and create it when it is new."""
+        try:
+            topic = self._catalogue.topic(command.topic)
+            subscription = self._subscription(
+                topic, command.subscription, command.type, command.start, dict(command.options)
+            )
+        except IsterError as error:
+            self._refuse(command.reply, command.ticket, error)
+            return
+        worker = self._worker_of_subscription(topic.name, subscription.name)
+        topic_node = node_of(self._worker_of_topic(topic.name))
+        located = Located(
+            command.ticket, topic, topic_node, self._endpoints[worker], node_of(worker), subscription
+        )
+        self.system.at(command.reply).tell(located)
+
+    def _subscription(
+        self, topic: TopicMeta, name: str, type_: str, start: str, options: dict[str, Any], *, new: bool = False
+    ) -> SubscriptionMeta:
+        check_subscription_name(name)
+        if type_ not in SUBSCRIPTION_TYPES:
+            raise UsageError(f"subscription type {type_!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}")
+        found = None if new else self._catalogue.find_subscription(topic.name, name)
+        if found is None:
+            check_options(options)
+            if start not in ("earliest", "latest") and not start.isdecimal():
+                raise UsageError(f"start {start!r:.40} is neither 'earliest' nor 'latest' nor an offset")
+            return self._catalogue.create_subscription(
+                topic.name, name, type=type_, start=start, settings=options, created_ms=self.clock.time_ms()
+            )
+        if found.type != type_:
+            raise RemoteError(
+                "subscription-type", f"subscription {name!r} of topic {topic.name!r} is {found.type}, not {type_}"
+            )
+        return found
+
+    # ---- administration -----------------------------------------------------------------------------------------
+
+    @receives(Ask)
+    def on_ask(self, ask: Ask) -> None:
+        """Carry out a client's request."""
+        operation = self._operations.get(ask.operation)
+        try:
+            if operation is None:
+                known = ", ".join(sorted(self._operations))
+                raise RemoteError("unknown-operation", f"unknown operation {ask.operation!r:.60}; known are {known}")
+            arguments = decode_result(ask.arguments)
+            operation(ask, arguments)
+        except RemoteProtocolError as error:
+            self._refuse(ask.reply, ask.ticket, UsageError(error.text))
+        except IsterError as error:
+            self._refuse(ask.reply, ask.ticket, error)
+
+    def _refuse(self, reply: Address, ticket: int, error: IsterError) -> None:
+        self.system.at(reply).tell(Refused(ticket, error.code, error.text))
+
+    def _answer(self, ask: Ask, body: dict[str, Any]) -> None:
+        self.system.at(ask.reply).tell(Answer(ask.ticket, encode_result(body)))
+
+    def _create_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        name = check_topic_name(_text(arguments, "topic"))
+        dispatch = _text(arguments, "dispatch", "reliable")
+        durability = _text(arguments, "durability", "fsync")
+        if dispatch not in STRATEGIES:
+            raise UsageError(f"dispatch {dispatch!r:.40} is none of {', '.join(STRATEGIES)}")
+        if durability not in DURABILITIES:
+            raise UsageError(f"durability {durability!r:.40} is none of {', '.join(DURABILITIES)}")
+        if durability == "cloud":
+            raise RemoteError("durability-unavailable", "this broker does not give durability 'cloud' yet; use 'fsync'")
+        unknown = arguments.keys() - {"topic", "dispatch", "durability"}
+        if unknown:
+            raise UsageError(f"a topic has no setting {sorted(unknown)[0]!r:.40}")
+        topic = self._catalogue.create_topic(
+            name,
+            incarnation=self.system.random.randbytes(16),
+            dispatch=dispatch,
+            durability=durability,
+            settings={},
+            created_ms=self.clock.time_ms(),
+        )
+        log.info("topic %s created, %s", name, dispatch)
+        self._answer(ask, self._topic_map(topic))
+
+    def _topic_map(self, topic: TopicMeta) -> dict[str, Any]:
+        worker = self._worker_of_topic(topic.name)
+        return {
+            "topic": topic.name,
+            "strategy": topic.dispatch,
+            "durability": topic.durability if topic.dispatch == "reliable" else "none",
+            "incarnation": topic.incarnation.hex(),
+            "created_ms": topic.created_ms,
+            "node": node_of(worker),
+            "endpoint": self._endpoints[worker],
+        }
+
+    def _list_topics(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        after, limit = _page(arguments)
+        topics = self._catalogue.topics(after=after, limit=limit + 1)
+        body = {"topics": [self._topic_map(topic) for topic in topics[:limit]], "more": len(topics) > limit}
+        self._answer(ask, body)
+
+    def _show_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        topic = self._catalogue.topic(_text(arguments, "topic"))
+        ticket = self._ticket()
+        worker = self._worker_of_topic(topic.name)
+        task = TopicTask("describe", topic, self.address, ticket)
+        count = self._catalogue.count_subscriptions(topic.name)
+        base = self._topic_map(topic) | {"subscriptions": count}
+        self._gather(ask, {ticket}, lambda answers: base | answers[0])
+        self._frontend(worker).tell(task)
+
+    def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        name = _text(arguments, "topic")
+        topic = self._catalogue.topic(name)
+        subscriptions = self._catalogue.delete_topic(name)
+        log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
+        tickets = [self._ticket() for _ in range(len(subscriptions) + 1)]
+        self._gather(ask, set(tickets), lambda _: {"deleted": name, "subscriptions": len(subscriptions)})
+        for ticket, subscription in zip(tickets[1:], subscriptions, strict=True):
+            self._tell_subscription("delete", topic, subscription, ticket)
+        self._frontend(self._worker_of_topic(name)).tell(TopicTask("delete", topic, self.address, tickets[0]))
+
+    def _subscription_map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
+        worker = self._worker_of_subscription(subscription.topic, subscription.name)
+        return {
+            "topic": subscription.topic,
+            "subscription": subscription.name,
+            "type": subscription.type,
+            "start": subscription.start,
+            "settings": dict(subscription.settings),
+            "created_ms": subscription.created_ms,
+            "node": node_of(worker),
+            "endpoint": self._endpoints[worker],
+        }
+
+    def _create_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        topic = self._catalogue.topic(_text(arguments, "topic"))
+        options = {
+            key: value
+            for key, value in arguments.items()
+            if key not in ("topic", "subscription", "type", "start")
+        }
+        subscription = self._subscription(
+            topic,
+            _text(arguments, "subscription"),
+            _text(arguments, "type", "shared"),
+            str(arguments.get("start", "latest")),
+            options,
+            new=True,
+        )
+        ticket = self._ticket()
+        self._gather(ask, {ticket}, lambda _: self._subscription_map(subscription))
+        self._tell_subscription("start", topic, subscription, ticket)
+
+    def _list_subscriptions(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        topic = self._catalogue.topic(_text(arguments, "topic"))
+        after, limit = _page(arguments)
+        found = self._catalogue.subscriptions(topic.name, after=after, limit=limit + 1)
+        body = {
+            "subscriptions": [self._subscription_map(subscription) for subscription in found[:limit]],
+            "more": len(found) > limit,
+        }
+        self._answer(ask, body)
+
+    def _show_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        topic, subscription = self._named_subscription(arguments)
+        ticket = self._ticket()
+        base = self._subscription_map(subscription)
+        self._gather(ask, {ticket}, lambda answers: base | answers[0])
+        self._tell_subscription("describe", topic, subscription, ticket)
+
+    def _delete_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        topic, subscription = self._named_subscription(arguments)
+        self._catalogue.delete_subscription(topic.name, subscription.name)
+        ticket = self._ticket()
+        self._gather(ask, {ticket}, lambda _: {"deleted": subscription.name, "topic": topic.name})
+        self._tell_subscription("delete", topic, subscription, ticket)
+
+    def _named_subscription(self, arguments: dict[str, Any]) -> tuple[TopicMeta, SubscriptionMeta]:
+        topic = self._catalogue.topic(_text(arguments, "topic"))
+        return topic, self._catalogue.subscription(topic.name, _text(arguments, "subscription"))
+
+    def _status(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        tickets = {}
+        for node in sorted(self._up):
+            tickets[self._ticket()] = node
+        broker = self._describe_broker()
+
+        def finish(answers: list[dict[str, Any]]) -> dict[str, Any]:
+            return {"broker": broker, "processes": [broker, *answers]}
+
+        self._gather(ask, set(tickets), finish)
+        for ticket, node in tickets.items():
+            self.system.ref(node, FRONTEND_PATH).tell(Describe(self.address, ticket))
+
+    # ---- asking others ------------------------------------------------------------------------------------------
+
+    def _ticket(self) -> int:
+        self._tickets += 1
+        return self._tickets
+
+    def _frontend(self, worker: int) -> Any:
+        node = node_of(worker)
+        if node not in self._up:
+            raise RemoteError("unavailable", f"{node} is being restarted; try again")
+        return self.system.ref(node, FRONTEND_PATH)
+
+    def _tell_subscription(
+        self, task: Any, topic: TopicMeta, subscription: SubscriptionMeta, ticket: int
+    ) -> None:
+        topic_node = node_of(self._worker_of_topic(topic.name))
+        worker = self._worker_of_subscription(topic.name, subscription.name)
+        self._frontend(worker).tell(
+            SubscriptionTask(task, topic, subscription, topic_node, self.address, ticket)
+        )
+
+    def _gather(self, ask: Ask, tickets: set[int], finish: Finish) -> None:
+        gathering = _Gathering(ask.reply, ask.ticket, finish, set(tickets))
+        for ticket in tickets:
+            self._gatherings[ticket] = gathering
+        if tickets:
+            self.call_later(ANSWER_WITHIN_S, lambda: self._give_up(gathering))
+        else:
+            self._finish(gathering)
+
+    @receives(Answer)
+    def on_answer(self, answer: Answer) -> None:
+        """One of those asked has answered."""
+        gathering = self._gatherings.pop(answer.ticket, None)
+        if gathering is not None:
+            gathering.waiting.discard(answer.ticket)
+            gathering.answers[answer.ticket] = decode_result(answer.body)
+            if not gathering.waiting:
+                self._finish(gathering)
+
+    def _finish(self, gathering: _Gathering) -> None:
+        answers = [gathering.answers[ticket] for ticket in sorted(gathering.answers)]
+        body = encode_result(gathering.finish(answers))
+        self.system.at(gathering.reply).tell(Answer(gathering.ticket, body))
+
+    @receives(Refused)
+    def on_refused(self, refused: Refused) -> None:
+        """One of those asked says no: so does this answer."""
+        gathering = self._gatherings.get(refused.ticket)
+        if gathering is not None:
+            self._forget(gathering)
+            self.system.at(gathering.reply).tell(Refused(gathering.ticket, refused.code, refused.text))
+
+    def _give_up(self, gathering: _Gathering) -> None:
+        if gathering.waiting:
+            self._forget(gathering)
+            text = "a worker did not answer in time; it may be restarting: try again"
+            self.system.at(gathering.reply).tell(Refused(gathering.ticket, "unavailable", text))
+
+    def _forget(self, gathering: _Gathering) -> None:
+        for ticket in gathering.waiting:
+            self._gatherings.pop(ticket, None)
+        gathering.waiting.clear()
+
+
+DIRECTORY_PATH: Final = "directory"
+FRONTEND_PATH: Final = "frontend"
+
+
+def node_of(worker: int) -> str:
+    """Return the name of a worker's process."""
+    return f"worker-{worker}"
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Check a subscription's own settings; raises `UsageError` naming the setting, the value and the limit."""
+    for name, value in options.items():
+        allowed = SUBSCRIPTION_OPTIONS.get(name)
+        if allowed is None:
+            known = ", ".join(SUBSCRIPTION_OPTIONS)
+            raise UsageError(f"a subscription has no setting {name!r:.40}; known are {known}")
+        if isinstance(allowed[0], str):
+            good = value in allowed
+        else:
+            low, high = allowed
+            good = type(value) is int and int(low) <= value <= int(high)
+        if not good:
+            words = " or ".join(map(str, allowed)) if isinstance(allowed[0], str) else f"{allowed[0]} to {allowed[1]}"
+            raise UsageError(f"{name} is {value!r:.40}, which is not {words}")
+
+
+def _text(arguments: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = arguments.get(name, default)
+    if not isinstance(value, str):
+        raise UsageError(f"the argument {name!r} is missing, or is no text")
+    return value
+
+
+def _page(arguments: dict[str, Any]) -> tuple[str, int]:
+    limit = arguments.get("limit", PAGE_MAX)
+    if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+        raise UsageError(f"limit {limit!r:.40} is not 1 to {PAGE_MAX}")
+    return _text(arguments, "after", ""), limit

@@ -1,0 +1,151 @@
+"""What is owed: messages in flight at a consumer, and messages waiting to be delivered again; pure.
+
+Both keep ranges of offsets, never single messages: what was delivered together costs one entry, however many messages it
+holds.
+
+Invariants
+- the ranges of one `InFlight` never overlap
+- what `InFlight` gives back (settled, expired, released) it no longer holds
+- `Redelivery.take` gives the lowest offset that is due, so that in-order subscriptions stay in order
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right, insort
+from typing import NamedTuple
+
+
+class Held(NamedTuple):
+    """A half-open range of offsets, delivered together for the `attempt`-th time."""
+
+    first: int
+    end: int
+    attempt: int
+
+
+class InFlight:
+    """What one consumer was given and has not acknowledged."""
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []  # ascending; the other lists run beside it
+        self._ends: list[int] = []
+        self._attempts: list[int] = []
+        self._deadlines: list[float] = []
+        self._queue: deque[tuple[float, int]] = (
+            deque()
+        )  # (deadline, first) in order of delivery; may hold settled ones
+        self.messages = 0
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def deliver(self, first: int, end: int, attempt: int, deadline_s: float) -> None:
+        """Note a delivery of a range that is not in flight here yet."""
+        firsts = self._firsts
+        if not firsts or first > firsts[-1]:
+            at = len(firsts)
+        else:
+            at = bisect_right(firsts, first)
+        firsts.insert(at, first)
+        self._ends.insert(at, end)
+        self._attempts.insert(at, attempt)
+        self._deadlines.insert(at, deadline_s)
+        heapq.heappush(self._queue, (deadline_s, first))
+        self.messages += end - first
+        if len(self._queue) > 2 * len(firsts) + 64:
+            self._queue = sorted(zip(self._deadlines, firsts, strict=True))
+
+    def settle(self, first: int, end: int) -> list[Held]:
+        """Take a range out, as acknowledged or refused; return the parts of it that were in flight here."""
+        firsts, ends = self._firsts, self._ends
+        low = bisect_right(firsts, first) - 1
+        if low < 0 or ends[low] <= first:
+            low += 1
+        high = low
+        settled: list[Held] = []
+        keep: list[tuple[int, int, int, float]] = []
+        while high < len(firsts) and firsts[high] < end:
+            start, stop = firsts[high], ends[high]
+            attempt, deadline = self._attempts[high], self._deadlines[high]
+            settled.append(Held(max(start, first), min(stop, end), attempt))
+            if start < first:
+                keep.append((start, first, attempt, deadline))
+            if stop > end:
+                keep.append((end, stop, attempt, deadline))
+                heapq.heappush(self._queue, (deadline, end))
+            high += 1
+        if settled:
+            self._firsts[low:high] = [part[0] for part in keep]
+            self._ends[low:high] = [part[1] for part in keep]
+            self._attempts[low:high] = [part[2] for part in keep]
+            self._deadlines[low:high] = [part[3] for part in keep]
+            self.messages -= sum(part.end - part.first for part in settled)
+        return settled
+
+    def expire(self, now_s: float) -> list[Held]:
+        """Take out and return what was due by `now_s`."""
+        expired: list[Held] = []
+        queue = self._queue
+        while queue:
+            deadline, first = queue[0]
+            at = bisect_right(self._firsts, first) - 1
+            current = at >= 0 and self._firsts[at] == first and self._deadlines[at] == deadline
+            if current and deadline > now_s:
+                break
+            heapq.heappop(queue)
+            if current:
+                expired += self.settle(first, self._ends[at])
+        return expired
+
+    def next_deadline_s(self) -> float | None:
+        """Return when `expire` may next find something, or None."""
+        return self._queue[0][0] if self._firsts else None
+
+    def release(self) -> list[Held]:
+        """Take out and return everything, lowest offset first."""
+        released = [Held(*part) for part in zip(self._firsts, self._ends, self._attempts, strict=True)]
+        self.__init__()  # type: ignore[misc]
+        return released
+
+
+class Redelivery:
+    """What waits to be delivered again, now or after a delay."""
+
+    def __init__(self) -> None:
+        self._due: list[Held] = []  # by offset, highest first, so that taking the lowest is a pop
+        self._delayed: list[tuple[float, Held]] = []  # heap by time
+        self.messages = 0
+
+    def add(self, held: Held, ready_at_s: float, now_s: float) -> None:
+        """Queue a range for the attempt it names."""
+        self.messages += held.end - held.first
+        if ready_at_s > now_s:
+            heapq.heappush(self._delayed, (ready_at_s, held))
+        else:
+            insort(self._due, held, key=_descending)
+
+    def take(self, now_s: float, messages_max: int) -> Held | None:
+        """Take the lowest range that is due, at most `messages_max` messages of it; None when nothing is."""
+        while self._delayed and self._delayed[0][0] <= now_s:
+            insort(self._due, heapq.heappop(self._delayed)[1], key=_descending)
+        if not self._due:
+            return None
+        held = self._due.pop()
+        if held.end - held.first > messages_max:
+            cut = held.first + messages_max
+            self._due.append(held._replace(first=cut))
+            held = held._replace(end=cut)
+        self.messages -= held.end - held.first
+        return held
+
+    def next_ready_s(self) -> float | None:
+        """Return when the next delayed range is due, or None when none is delayed."""
+        return self._delayed[0][0] if self._delayed else None
+
+    def __bool__(self) -> bool:
+        return bool(self._due or self._delayed)
+
+
+def _descending(held: Held) -> int:
+    return -held.first

@@ -1,0 +1,412 @@
+"""Everything actors say to each other: reading this file is reading the system.
+
+Those marked `@message` may cross processes, as CBOR with bulk bytes in frames of their own; the others stay inside one
+worker, between the gateway's handles and the actors that stand behind them.
+
+    client --> gateway --> Topic --(log)--> Subscription --> Consumer --> gateway --> client
+                             |
+                             +--> Uploader (tier process)            Directory (broker process): who lives where
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from actors.ledger import Held
+from actors.mail import Frames, message
+from actors.pieces import Batch, Piece
+from actors.runtime import Address, Ref
+from ister.wire import Buffer, Header
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from transport.session import Handle
+
+# ---- finding things: worker <-> Directory ------------------------------------------------------------------------
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """Where does this topic live? (Frontend -> Directory; answered by `Located` or `Refused`)"""
+
+    topic: str
+    reply: Address
+    ticket: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class LocateSubscription:
+    """Where does this subscription live? It is created when it is new and `type` is given."""
+
+    topic: str
+    subscription: str
+    type: str
+    start: str
+    options: dict[str, int | str]
+    reply: Address
+    ticket: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A topic, the node it lives on, and the node and endpoint of what was asked for: it, or a subscription of it."""
+
+    ticket: int
+    topic: TopicMeta
+    topic_node: str
+    endpoint: str
+    node: str
+    subscription: SubscriptionMeta | None = None
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No: with a code of `ister.errors.CODES`."""
+
+    ticket: int
+    code: str
+    text: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """An administrative request of a client (Frontend -> Directory; answered by `Answer` or `Refused`)."""
+
+    operation: str
+    arguments: bytes  # CBOR: a map
+    reply: Address
+    ticket: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result of an `Ask` or a `Describe`."""
+
+    ticket: int
+    body: bytes  # CBOR: the body of a RESULT
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class TopicTask:
+    """Describe or delete a topic (Directory -> the Frontend it lives with; answered by `Answer` or `Refused`)."""
+
+    task: Literal["describe", "delete"]
+    topic: TopicMeta
+    reply: Address
+    ticket: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class SubscriptionTask:
+    """Start, describe or delete a subscription (Directory -> the Frontend it lives with; answered likewise)."""
+
+    task: Literal["start", "describe", "delete"]
+    topic: TopicMeta
+    subscription: SubscriptionMeta
+    topic_node: str
+    reply: Address
+    ticket: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Say what you know of yourself (-> any actor with something to say; answered by `Answer`)."""
+
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartSubscription:
+    """Say when you are there, and have fixed where you begin (Frontend -> Subscription)."""
+
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Your topic, or your subscription, is deleted: tell your clients, and leave nothing (answered by `Answer`)."""
+
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarted:
+    """A process is up, perhaps again: its next self knows nothing of what was said to the one before."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStopped:
+    """A process is gone, with all actors in it."""
+
+    node: str
+
+
+# ---- topic <-> subscription --------------------------------------------------------------------------------------
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Tell me how far you are durable, from now on (Subscription or Relay -> Topic; answered by `Attached`)."""
+
+    watcher: Address
+    topic: TopicMeta
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Tell me nothing any more."""
+
+    watcher: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The topic has offsets `start_offset` to before `durable_end`."""
+
+    start_offset: int
+    durable_end: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Every offset below `durable_end` may be delivered."""
+
+    durable_end: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class TopicFailed:
+    """The topic cannot be opened, or its log failed; what is durable stays readable."""
+
+    code: str
+    text: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """Batches of a non-reliable topic (Topic -> Relay, once per worker).
+
+    `heads` has four numbers a batch: first offset, count, unix ms, columns; `frames` their body frames, one after the other.
+    """
+
+    heads: list[int]
+    frames: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches of a non-reliable topic (Relay -> Subscription)."""
+
+    batches: Sequence[Batch]
+
+
+# ---- the tier ----------------------------------------------------------------------------------------------------
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The segments in `folder` below offset `sealed_end` will never change again (Topic -> Uploader)."""
+
+    topic: TopicMeta
+    folder: str
+    sealed_end: int
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Every offset below `watermark` is in the store (Uploader -> Topic)."""
+
+    watermark: int
+
+
+# ---- a client's handle -> topic ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenProducer:
+    """A handle asks to publish, its unresolved sequence numbers beginning at `sequence`."""
+
+    handle: Handle
+    generation: int
+    ref: int
+    producer_id: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A checked batch; `frames` is `[lengths, payloads, keys?, attributes?]`."""
+
+    handle: Handle
+    sequence: int
+    count: int
+    columns: int
+    frames: Sequence[Buffer]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseProducer:
+    """A handle goes; with a ref, DONE is sent once everything before it has its receipt."""
+
+    handle: Handle
+    ref: int | None
+
+
+# ---- a client's handle -> consumer <-> subscription --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerFrame:
+    """CREDIT, ACK, ACK_UNTIL or NACK of a client (gateway -> Consumer)."""
+
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """The client came back and opened the handle again (gateway -> Consumer)."""
+
+    generation: int
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConsumer:
+    """The client closed the handle, or its session ended (no ref)."""
+
+    ref: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachConsumer:
+    """A consumer wants its share (Consumer -> Subscription; answered by `Granted` or `Evicted`)."""
+
+    consumer: Ref
+    key: int
+    priority: int
+    messages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The consumer is attached; everything below `position` was delivered before, to somebody."""
+
+    position: int
+    ack_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The consumer may not stay: with a code of `ister.errors.CODES`."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Send this (Subscription -> Consumer)."""
+
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Tell the client of an event: "active", "standby", "dropped"."""
+
+    code: str
+    count: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddCredit:
+    """The client has room for more."""
+
+    key: int
+    messages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetCredit:
+    """The client came back: this is what it has room for."""
+
+    key: int
+    messages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The client's connection takes nothing for now, or takes again."""
+
+    key: int
+    blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """These half-open ranges are done; with a ref, say `Confirmed` once the journal has them."""
+
+    key: int
+    ranges: tuple[tuple[int, int], ...]
+    ref: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgedUntil:
+    """Everything below `end` is done, whoever holds it."""
+
+    key: int
+    end: int
+    ref: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The journal has the acknowledgment that carried this ref (Subscription -> Consumer)."""
+
+    ref: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """These were not acknowledged, and are to be delivered again after the delay; `why` is for people."""
+
+    key: int
+    held: Sequence[Held]
+    delay_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The consumer is gone; what it held is to be delivered again at once."""
+
+    key: int
+    held: Sequence[Held]

@@ -1,0 +1,129 @@
+"""Who is next: the consumers of one subscription and the choice among them; pure.
+
+Invariants
+- Exclusive has at most one consumer; a second is refused
+- Failover has one active consumer: the lowest priority number, then the oldest
+- Shared gives turns round-robin to whoever has credit, one delivery a turn
+- a consumer without message credit or byte credit, or whose connection is full, is never chosen
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from ister.errors import RemoteError
+
+SubscriptionType = Literal["exclusive", "shared", "failover"]
+SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover")
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One consumer as its subscription sees it: its credit, in messages and bytes, and its rank."""
+
+    key: int
+    priority: int
+    age: int
+    messages: int
+    bytes: int
+    blocked: bool = False
+    queued: bool = False  # in the round-robin queue
+
+    @property
+    def ready(self) -> bool:
+        """Whether a delivery may begin."""
+        return self.messages > 0 and self.bytes > 0 and not self.blocked
+
+
+class Roster:
+    """The consumers of one subscription, and whose turn it is."""
+
+    def __init__(self, subscription_type: str, name: str) -> None:
+        self._type = subscription_type
+        self._name = name
+        self._members: dict[int, Member] = {}
+        self._turns: deque[Member] = deque()
+        self._ages = 0
+        self.active: Member | None = None  # of Exclusive and Failover
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._members
+
+    def attach(self, key: int, *, priority: int, messages: int, bytes: int) -> Member:
+        """Add a consumer; raises `RemoteError` subscription-busy when an Exclusive subscription has one."""
+        if self._type == "exclusive" and self._members:
+            raise RemoteError(
+                "subscription-busy",
+                f"subscription {self._name!r} is exclusive and has a consumer; try again when it has left",
+            )
+        self._ages += 1
+        member = Member(key, priority, self._ages, messages, bytes)
+        self._members[key] = member
+        self._elect()
+        self._queue(member)
+        return member
+
+    def detach(self, key: int) -> None:
+        """Remove a consumer; does nothing when it is not there."""
+        member = self._members.pop(key, None)
+        if member is not None:
+            member.blocked = True
+            self._elect()
+
+    def add_credit(self, key: int, messages: int, bytes: int, *, messages_max: int, bytes_max: int) -> None:
+        """Give a consumer more credit, capped at what welcome announced."""
+        member = self._members.get(key)
+        if member is not None:
+            member.messages = min(member.messages + messages, messages_max)
+            member.bytes = min(member.bytes + bytes, bytes_max)
+            self._queue(member)
+
+    def set_credit(self, key: int, messages: int, bytes: int) -> None:
+        """Replace a consumer's credit, as a resumed consumer asks."""
+        member = self._members.get(key)
+        if member is not None:
+            member.messages, member.bytes, member.blocked = messages, bytes, False
+            self._queue(member)
+
+    def block(self, key: int, blocked: bool) -> None:
+        """Note that a consumer's connection takes nothing at the moment, or takes again."""
+        member = self._members.get(key)
+        if member is not None:
+            member.blocked = blocked
+            self._queue(member)
+
+    def choose(self) -> Member | None:
+        """Return whose turn it is, or None when nobody can take anything."""
+        if self._type != "shared":
+            active = self.active
+            return active if active is not None and active.ready else None
+        turns = self._turns
+        while turns:
+            member = turns.popleft()
+            if member.ready:
+                turns.append(member)
+                return member
+            member.queued = False
+        return None
+
+    def spend(self, member: Member, messages: int, bytes: int) -> None:
+        """Take the credit of one delivery; bytes may be overrun by one delivery."""
+        member.messages -= messages
+        member.bytes -= bytes
+
+    def _queue(self, member: Member) -> None:
+        if member.ready and not member.queued and self._type == "shared":
+            member.queued = True
+            self._turns.append(member)
+
+    def _elect(self) -> None:
+        if self._type == "shared":
+            return
+        self.active = min(
+            self._members.values(), key=lambda member: (member.priority, member.age), default=None
+        )

@@ -1,0 +1,272 @@
+"""The gateway: the only file with the ROUTER socket; frames in, calls on `GatewayEvents` out, and back.
+
+Invariants
+- it never looks at single messages of a batch: its cost is per frame
+- whatever a client sends, the answer is an error to that client and nothing to anybody else
+- a client that does not read cannot make it wait: sends never block, and what does not fit is said to the caller
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Protocol
+
+import zmq
+
+from ister.clock import Clock
+from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError, UsageError
+from ister.wire import (
+    Buffer,
+    Header,
+    Key,
+    Type,
+    check_batch,
+    decode_header,
+    encode_header,
+    pack_lengths,
+)
+from transport.session import SESSION_FRAMES, Handle, Session, Sessions
+
+log = logging.getLogger("ister.gateway")
+
+# One turn takes at most this many messages off the socket, so that timers, mail and commits get their turn: 64 batches
+# of 64 KiB are 4 MiB, some 10 ms of work.
+RECEIVE_MAX: Final = 64
+# ZeroMQ counts messages, not bytes. A consumer's bytes are bounded by its credit; this bounds the small answers to a
+# client that asks and never reads (some 200 bytes each) to a few megabytes.
+SEND_HWM: Final = 10_000
+RECEIVE_HWM: Final = 1_000
+HANDSHAKE_MS: Final = 5_000
+ZMTP_HEARTBEAT_MS: Final = 5_000
+
+
+class Sent(Enum):
+    """What became of a message to a client."""
+
+    OK = "ok"
+    FULL = "full"  # its queue is full: try again later
+    GONE = "gone"  # no connection: it may come back and resume
+
+
+class GatewayEvents(Protocol):
+    """What the gateway calls; each method may raise an `IsterError`, which is answered to the client."""
+
+    def open_producer(self, handle: Handle, header: Header) -> None:
+        """A handle (now "opening") asks to publish to a topic."""
+
+    def open_consumer(self, handle: Handle, header: Header) -> None:
+        """A handle (now "opening") asks to consume a subscription."""
+
+    def publish(
+        self, handle: Handle, sequence: int, count: int, columns: int, frames: Sequence[Buffer], /
+    ) -> None:
+        """A checked batch came in: `frames` is `[lengths, payloads, keys?, attributes?]`."""
+
+    def consumer_frame(self, handle: Handle, header: Header) -> None:
+        """CREDIT, ACK, ACK_UNTIL or NACK came in."""
+
+    def close(self, handle: Handle, ref: int, header: Header) -> None:
+        """A handle is to be closed, and DONE to be sent."""
+
+    def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
+        """An administrative request came in."""
+
+    def session_ended(self, session: Session) -> None:
+        """A session said bye, or was silent for too long; its handles are still listed."""
+
+
+@dataclass(slots=True)
+class GatewayCounts:
+    """What the gateway counted since it started."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    errors_out: int = 0
+    malformed: int = 0
+    sessions_expired: int = 0
+    by_code: dict[str, int] = field(default_factory=dict)
+
+
+class Gateway:
+    """The ROUTER of one worker."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], clock: Clock, sessions: Sessions) -> None:
+        self.sessions = sessions
+        self.counts = GatewayCounts()
+        self._clock = clock
+        self._events: GatewayEvents | None = None
+        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.ROUTER_HANDOVER, 0)
+        router.setsockopt(zmq.SNDHWM, SEND_HWM)
+        router.setsockopt(zmq.RCVHWM, RECEIVE_HWM)
+        router.setsockopt(zmq.LINGER, 0)
+        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
+        # One frame: the largest batch, and room to answer a batch that is a little too large with an error that says so.
+        router.setsockopt(zmq.MAXMSGSIZE, 2 * sessions.limits.batch_bytes_max)
+        self.socket = router
+
+    def bind(self, endpoint: str, events: GatewayEvents) -> None:
+        """Listen on an endpoint; raises `UsageError` where that is taken or not this machine's."""
+        self._events = events
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise UsageError(
+                f"cannot listen on {endpoint}: {error.strerror} (is another broker running there?)", code="address-in-use"
+            ) from error
+
+    def close(self) -> None:
+        """Close the socket at once."""
+        self.socket.close(linger=0)
+
+    # ---- in -----------------------------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Take what has come in, at most `RECEIVE_MAX` messages."""
+        receive = self.socket.recv_multipart
+        now_s = self._clock.monotonic()
+        for _ in range(RECEIVE_MAX):
+            try:
+                parts = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self.counts.frames_in += 1
+            self._take(parts, now_s)
+
+    def _take(self, parts: list[bytes], now_s: float) -> None:
+        routing, body = parts[0], parts[2:]
+        header: Header = {}
+        try:
+            if len(parts) < 2:
+                raise RemoteProtocolError("a message without a header frame")
+            header = decode_header(parts[1])
+            self._handle(routing, header, body, now_s)
+        except IsterError as error:
+            if isinstance(error, RemoteProtocolError | LocalProtocolError):
+                self.counts.malformed += 1
+            self._answer_error(routing, header, error)
+        except Exception:
+            log.exception("a frame of type %s failed", header.get(Key.TYPE))
+            self._answer_error(routing, header, RemoteError("internal", "the broker failed; its log says how"))
+
+    def _handle(self, routing: bytes, header: Header, body: list[bytes], now_s: float) -> None:
+        events = self._events
+        assert events is not None, "bind() was not called"
+        kind = header[Key.TYPE]
+        if kind not in SESSION_FRAMES:
+            raise RemoteProtocolError(f"frame type {kind} is the broker's, not a client's")
+        if kind == Type.HELLO:
+            session, welcome = self.sessions.hello(routing, header, now_s)
+            self._send_to(routing, welcome)
+            return
+        session = self.sessions.of_routing(routing)
+        session.heard_at_s = now_s
+        if kind == Type.PUBLISH:
+            _, handle = self.sessions.step(session, header)
+            frames: list[bytes] = body if len(body) != 1 else [pack_lengths(body), body[0]]
+            columns = header.get(Key.COLUMNS, 0)
+            limits = self.sessions.limits
+            count = check_batch(
+                frames,
+                columns,
+                message_bytes_max=limits.message_bytes_max,
+                batch_bytes_max=limits.batch_bytes_max,
+            )
+            self.counts.bytes_in += len(frames[1])
+            events.publish(handle, header[Key.SEQUENCE], count, columns, frames)
+            return
+        if body:
+            raise RemoteProtocolError(f"a frame of type {kind} has no body")
+        if kind == Type.PING:
+            pong = {Key.TYPE: Type.PONG, Key.BOOT: self.sessions.boot}
+            self.send(session, pong | {Key.REF: header[Key.REF]} if Key.REF in header else pong)
+        elif kind == Type.REQUEST:
+            events.request(session, header[Key.REF], header[Key.OPERATION], header.get(Key.ARGUMENTS, {}))
+        elif kind == Type.BYE:
+            self._end(session)
+        else:
+            self._handle_frame(session, header)
+
+    def _handle_frame(self, session: Session, header: Header) -> None:
+        events = self._events
+        assert events is not None, "bind() was not called"
+        action, handle = self.sessions.step(session, header)
+        if action in ("ack", "credit"):
+            events.consumer_frame(handle, header)
+        elif action == "close":
+            events.close(handle, header[Key.REF], header)
+        elif action == "open":
+            try:
+                if header[Key.TYPE] == Type.OPEN_PRODUCER:
+                    events.open_producer(handle, header)
+                else:
+                    events.open_consumer(handle, header)
+            except IsterError:
+                self.sessions.closed(handle)
+                raise
+
+    def sweep(self) -> None:
+        """End the sessions that have been silent for too long."""
+        for session in self.sessions.silent(self._clock.monotonic()):
+            self.counts.sessions_expired += 1
+            log.info("session of %s was silent for too long", session.client or "a client")
+            self._end(session)
+
+    def _end(self, session: Session) -> None:
+        assert self._events is not None, "bind() was not called"
+        self._events.session_ended(session)
+        self.sessions.end(session)
+
+    # ---- out ----------------------------------------------------------------------------------------------------
+
+    def send(self, session: Session, header: Header, frames: Sequence[Buffer] = ()) -> Sent:
+        """Send one message to a session's client, without waiting."""
+        if session.routing is None:
+            return Sent.GONE
+        return self._send_to(session.routing, header, frames)
+
+    def _send_to(self, routing: bytes, header: Header, frames: Sequence[Buffer] = ()) -> Sent:
+        try:
+            self.socket.send_multipart((routing, encode_header(header), *frames), zmq.NOBLOCK)
+        except zmq.Again:
+            return Sent.FULL
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.sessions.drop_routing(routing)
+            return Sent.GONE
+        self.counts.frames_out += 1
+        return Sent.OK
+
+    def send_error(self, session: Session, error: IsterError, echo: Header) -> Sent:
+        """Answer with an error; `echo` holds what is to be repeated of REF, HANDLE, SEQUENCE, CLOSED."""
+        if session.routing is None:
+            return Sent.GONE
+        return self._answer_error(session.routing, echo, error)
+
+    def _answer_error(self, routing: bytes, cause: Header, error: IsterError) -> Sent:
+        self.counts.errors_out += 1
+        self.counts.by_code[error.code] = self.counts.by_code.get(error.code, 0) + 1
+        header = {
+            Key.TYPE: Type.ERROR,
+            Key.CODE: error.code,
+            Key.TEXT: error.text[:2000],
+            Key.ACTION: error.action if isinstance(error, RemoteError) else _action_for_client(error),
+        }
+        for key in (Key.REF, Key.HANDLE, Key.SEQUENCE, Key.CLOSED):
+            if key in cause:
+                header[key] = cause[key]
+        return self._send_to(routing, header)
+
+
+def _action_for_client(error: IsterError) -> str:
+    """A protocol error raised here is the client's to fix, whatever it means to this side."""
+    return "fix" if isinstance(error, RemoteProtocolError) else error.action
