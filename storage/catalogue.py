@@ -1,0 +1,246 @@
+"""The catalogue: which topics and subscriptions there are, in SQLite.
+
+- One process has it open; every change is on the disk before the call returns (journal in WAL mode,
+  synchronous=FULL).
+- Names were checked by whoever calls; here they are only keys.
+- A topic's incarnation is never used again: a new topic of an old name is another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os.path
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ister.errors import DamagedError, DiskFullError, IsterError, StorageError
+
+SCHEMA_VERSION: Final = 1
+
+Dispatch = Literal["reliable", "non-reliable"]
+Durability = Literal["fsync", "os", "cloud"]
+SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
+
+_SCHEMA = """
+CREATE TABLE topics (
+    name TEXT PRIMARY KEY,
+    incarnation BLOB NOT NULL UNIQUE CHECK (length(incarnation) = 16),
+    dispatch TEXT NOT NULL,
+    durability TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE subscriptions (
+    topic TEXT NOT NULL REFERENCES topics (name) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    type TEXT NOT NULL,
+    start TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    PRIMARY KEY (topic, name)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMeta:
+    """What a topic was created with; `settings` holds plain JSON values."""
+
+    name: str
+    incarnation: bytes
+    dispatch: str
+    durability: str
+    created_ms: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionMeta:
+    """What a subscription was created with; `start` is "earliest", "latest" or an offset."""
+
+    topic: str
+    name: str
+    type: str
+    start: str | int
+    created_ms: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+_TOPIC = "name, incarnation, dispatch, durability, created_ms, settings"
+_SUBSCRIPTION = "topic, name, type, start, created_ms, settings"
+
+
+def _topic(row: tuple[Any, ...]) -> TopicMeta:
+    name, incarnation, dispatch, durability, created_ms, settings = row
+    return TopicMeta(name, incarnation, dispatch, durability, created_ms, json.loads(settings))
+
+
+def _subscription(row: tuple[Any, ...]) -> SubscriptionMeta:
+    topic, name, kind, start, created_ms, settings = row
+    return SubscriptionMeta(topic, name, kind, json.loads(start), created_ms, json.loads(settings))
+
+
+class Catalogue:
+    """The topics and subscriptions of a broker."""
+
+    def __init__(self, path: str) -> None:
+        """Open the file at `path`, or create it; its folder must exist. Raises DamagedError, StorageError."""
+        self.path = path
+        try:
+            # Autocommit; each change below is one statement or one explicit transaction.
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            raise self._error(error) from error
+
+    def _prepare(self) -> None:
+        execute = self._database.execute
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA foreign_keys = ON")
+        (version,) = execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise StorageError(
+                f"the catalogue {self.path} has schema version {version}; this broker knows version {SCHEMA_VERSION}",
+                code="unsupported-version",
+                action="stop",
+            )
+
+    def _error(self, error: sqlite3.DatabaseError) -> StorageError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_FULL":
+            return DiskFullError(f"no space left for the catalogue {self.path}")
+        if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+            return DamagedError(f"the catalogue {self.path} is damaged: {error}")
+        folder = os.path.dirname(self.path)
+        return StorageError(f"the catalogue {self.path} failed: {error} (is {folder} there, and writable?)")
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._database
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise self._error(error) from error
+
+    def create_topic(self, topic: TopicMeta) -> None:
+        """Add a topic. Raises IsterError `topic-exists`, StorageError."""
+        row = (
+            topic.name,
+            topic.incarnation,
+            topic.dispatch,
+            topic.durability,
+            topic.created_ms,
+            json.dumps(topic.settings),
+        )
+        try:
+            with self._guarded() as database:
+                database.execute(f"INSERT INTO topics ({_TOPIC}) VALUES (?, ?, ?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError as error:
+            if self.topic(topic.name) is not None:
+                raise IsterError(
+                    f"topic {topic.name!r} exists already", code="topic-exists", action="fix"
+                ) from None
+            raise StorageError(f"topic {topic.name!r} cannot be stored: {error}") from error
+
+    def topic(self, name: str) -> TopicMeta | None:
+        """Return a topic, or None if there is none of that name. Raises StorageError."""
+        with self._guarded() as database:
+            row = database.execute(f"SELECT {_TOPIC} FROM topics WHERE name = ?", (name,)).fetchone()
+        return None if row is None else _topic(row)
+
+    def get_topic(self, name: str) -> TopicMeta:
+        """Return a topic. Raises IsterError `unknown-topic`, StorageError."""
+        found = self.topic(name)
+        if found is None:
+            raise IsterError(f"there is no topic {name!r}", code="unknown-topic", action="fix")
+        return found
+
+    def topics(self) -> list[TopicMeta]:
+        """Return all topics, by name. Raises StorageError."""
+        with self._guarded() as database:
+            return [_topic(row) for row in database.execute(f"SELECT {_TOPIC} FROM topics ORDER BY name")]
+
+    def update_topic(self, name: str, settings: dict[str, Any]) -> TopicMeta:
+        """Replace a topic's settings, and return it as it is then.
+
+        Raises IsterError `unknown-topic`, StorageError.
+        """
+        with self._guarded() as database:
+            database.execute("UPDATE topics SET settings = ? WHERE name = ?", (json.dumps(settings), name))
+        return self.get_topic(name)
+
+    def delete_topic(self, name: str) -> tuple[TopicMeta, list[SubscriptionMeta]]:
+        """Remove a topic and its subscriptions; return what was there.
+
+        Raises IsterError `unknown-topic`, StorageError.
+        """
+        topic, subscriptions = self.get_topic(name), self.subscriptions(name)
+        with self._guarded() as database:
+            database.execute("DELETE FROM topics WHERE name = ?", (name,))
+        return topic, subscriptions
+
+    def create_subscription(self, subscription: SubscriptionMeta) -> None:
+        """Add a subscription. Raises IsterError `subscription-exists` or `unknown-topic`, StorageError."""
+        one = subscription
+        row = (one.topic, one.name, one.type, json.dumps(one.start), one.created_ms, json.dumps(one.settings))
+        try:
+            with self._guarded() as database:
+                database.execute(
+                    f"INSERT INTO subscriptions ({_SUBSCRIPTION}) VALUES (?, ?, ?, ?, ?, ?)", row
+                )
+        except sqlite3.IntegrityError:
+            self.get_topic(one.topic)
+            raise IsterError(
+                f"subscription {one.name!r} of topic {one.topic!r} exists already",
+                code="subscription-exists",
+                action="fix",
+            ) from None
+
+    def subscription(self, topic: str, name: str) -> SubscriptionMeta | None:
+        """Return a subscription, or None if there is none of that name. Raises StorageError."""
+        with self._guarded() as database:
+            row = database.execute(
+                f"SELECT {_SUBSCRIPTION} FROM subscriptions WHERE topic = ? AND name = ?", (topic, name)
+            ).fetchone()
+        return None if row is None else _subscription(row)
+
+    def get_subscription(self, topic: str, name: str) -> SubscriptionMeta:
+        """Return a subscription.
+
+        Raises IsterError `unknown-topic` or `unknown-subscription`, StorageError.
+        """
+        found = self.subscription(topic, name)
+        if found is None:
+            self.get_topic(topic)
+            raise IsterError(
+                f"topic {topic!r} has no subscription {name!r}", code="unknown-subscription", action="fix"
+            )
+        return found
+
+    def subscriptions(self, topic: str | None = None) -> list[SubscriptionMeta]:
+        """Return the subscriptions of a topic, or of all, by topic and name. Raises StorageError."""
+        where, values = ("", ()) if topic is None else ("WHERE topic = ?", (topic,))
+        query = f"SELECT {_SUBSCRIPTION} FROM subscriptions {where} ORDER BY topic, name"
+        with self._guarded() as database:
+            return [_subscription(row) for row in database.execute(query, values)]
+
+    def delete_subscription(self, topic: str, name: str) -> SubscriptionMeta:
+        """Remove a subscription and return what it was.
+
+        Raises IsterError `unknown-topic`, `unknown-subscription`.
+        """
+        found = self.get_subscription(topic, name)
+        with self._guarded() as database:
+            database.execute("DELETE FROM subscriptions WHERE topic = ? AND name = ?", (topic, name))
+        return found
+
+    def close(self) -> None:
+        """Close the file; may be called again."""
+        self._database.close()

@@ -1,0 +1,108 @@
+"""CRC32C, over bytes that were just received and over bytes that lie in a map.
+
+google-crc32c takes nothing but `bytes`, so a checksum over a mapped segment would cost a copy of it. The
+library it is built on is loaded already and takes an address: `Checked` asks for it once per map and then
+checks in place (64 KiB: 3.3 us instead of 5.7). Where its symbol is not to be found, the bytes are copied,
+with the same result.
+
+May touch: nothing but memory it was handed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import google_crc32c
+
+Buffer = bytes | bytearray | memoryview
+
+# Below this, copying is cheaper than a call through ctypes.
+IN_PLACE_BYTES_MIN = 2048
+
+extend: Callable[[int, bytes], int] = google_crc32c.extend
+
+
+def crc32c(buffer: Buffer, seed: int = 0) -> int:
+    """Return the CRC32C of `buffer`, going on from the CRC32C `seed`."""
+    return extend(seed, buffer if type(buffer) is bytes else bytes(buffer))
+
+
+def _in_place() -> Callable[[int, int, int], int] | None:
+    """.
+
+    Eturn crc32c_extend(seed, address, length) of the library google-crc32c is linked with, if it can be
+    found.
+    """
+    try:
+        import google_crc32c._crc32c as extension
+
+        function: Any = ctypes.PyDLL(extension.__file__).crc32c_extend
+    except (ImportError, OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
+    function.restype = ctypes.c_uint32
+    probe = b"123456789"  # the check value of CRC-32C in every catalogue of CRCs
+    address = _address(probe)
+    if address is None or function(0, address, 9) != 0xE3069283:
+        return None
+    checked: Callable[[int, int, int], int] = function
+    return checked
+
+
+class _PyBuffer(ctypes.Structure):
+    """CPython's Py_buffer, whose layout is part of its stable interface."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def _address(buffer: Buffer) -> int | None:
+    """Return where a contiguous buffer lies; it stays there for as long as its owner is alive."""
+    try:
+        acquire = ctypes.pythonapi.PyObject_GetBuffer
+        release = ctypes.pythonapi.PyBuffer_Release
+    except AttributeError:
+        return None
+    acquire.argtypes = (ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int)
+    release.argtypes = (ctypes.POINTER(_PyBuffer),)
+    found = _PyBuffer()
+    if acquire(buffer, ctypes.byref(found), 0) != 0:
+        return None
+    address: int | None = found.buf
+    release(ctypes.byref(found))
+    return address
+
+
+_crc32c_at = _in_place()
+
+
+class Checked:
+    """A read-only view that never moves, and the CRC32C of any part of it."""
+
+    __slots__ = ("_address", "view")
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self._address = _address(view) if _crc32c_at is not None and len(view) else None
+
+    def crc32c(self, start: int, end: int, seed: int) -> int:
+        """Return the CRC32C of `view[start:end]`, going on from `seed`.
+
+        The range must lie inside the view.
+        """
+        if end - start < IN_PLACE_BYTES_MIN or self._address is None or _crc32c_at is None:
+            return extend(seed, bytes(self.view[start:end]))
+        return _crc32c_at(seed, self._address + start, end - start)

@@ -1,0 +1,403 @@
+"""What a subscription has acknowledged, and the journal that keeps it. FORMAT.md has the byte tables.
+
+- Everything below the low watermark is acknowledged; above it, exactly what the ranges hold.
+- A journal is a snapshot and the acknowledgments since. An acknowledgment stays true whatever became of its
+  neighbours, so entries behind a damaged one still count; what was lost is delivered again. Nothing is ever
+  skipped.
+- Going to another offset replaces the file: no acknowledgment from before can apply after.
+- `flush` makes it outlast the process, `sync` the machine.
+
+Threads: `CursorJournal.sync` and `Compaction.run` may run in any thread, one at a time; all else on the
+owner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os.path
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from ister.errors import DamagedError, DiskFullError, LogFailedError, StorageError
+from storage.checksum import extend
+from storage.disk import Disk, File
+from storage.ranges import RangeSet
+
+VERSION: Final = 1
+JOURNAL_HEADER_BYTES: Final = 32
+ENTRY_HEADER_BYTES: Final = 16
+SNAPSHOT: Final = 1
+ACKNOWLEDGED: Final = 2
+# A journal is rewritten when it is longer than this and than twice what it would become.
+COMPACT_BYTES_MIN: Final = 1 << 20
+
+_MAGIC = b"ISTERCUR"
+_HEADER = struct.Struct("<8sHH16s")
+_ENTRY = struct.Struct("<IB7x")  # body bytes, kind; the entry's CRC stands before them
+_CRC = struct.Struct("<I")
+_PAIR = struct.Struct("<qq")
+
+
+class Cursor:
+    """What is acknowledged of one log: everything below `low`, and `ranges` above it."""
+
+    __slots__ = ("low", "ranges", "start")
+
+    def __init__(self, start: int, low: int | None = None, ranges: RangeSet | None = None) -> None:
+        self.start = start
+        self.low = start if low is None else low
+        self.ranges = RangeSet() if ranges is None else ranges
+
+    def acknowledge(self, first: int, end: int) -> int:
+        """Acknowledge [first, end); return how many of them were not before."""
+        low = self.low
+        if end <= low:
+            return 0
+        if first <= low and (
+            not self.ranges or self.ranges._firsts[0] > end
+        ):  # in order, nothing above: the usual way
+            self.low = end
+            return end - low
+        new = self.ranges.add(first if first > low else low, end)
+        self.low = self.ranges.pop_through(low)
+        return new
+
+    def is_acknowledged(self, offset: int) -> bool:
+        """Say whether one offset is acknowledged."""
+        return offset < self.low or offset in self.ranges
+
+    def pending(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Return the parts of [first, end) that are not acknowledged."""
+        return self.ranges.gaps(max(first, self.low), end)
+
+    def unacknowledged(self, end: int) -> int:
+        """Return how many offsets below `end` are not acknowledged."""
+        return max(0, end - self.low - self.ranges.overlap(self.low, end))
+
+    def copy(self) -> Cursor:
+        """Return a cursor of its own in the same place."""
+        return Cursor(self.start, self.low, self.ranges.copy())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Cursor):
+            return NotImplemented
+        return (self.start, self.low, self.ranges) == (other.start, other.low, other.ranges)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Cursor(low {self.low}, {len(self.ranges)} ranges above)"
+
+
+@dataclass(frozen=True, slots=True)
+class CursorReport:
+    """What opening a journal found.
+
+    `torn_bytes` were cut off at its end. `damaged_bytes` lay between valid entries; the file was kept as
+    `kept_as`.
+    """
+
+    entries: int = 0
+    torn_bytes: int = 0
+    damaged_bytes: int = 0
+    kept_as: str | None = None
+
+
+def _entry(salt: int, kind: int, body: bytes) -> bytes:
+    front = _ENTRY.pack(len(body), kind)
+    return _CRC.pack(extend(extend(salt, front), body)) + front + body
+
+
+def _file_header(incarnation: bytes) -> bytes:
+    front = _HEADER.pack(_MAGIC, VERSION, JOURNAL_HEADER_BYTES, incarnation)
+    return front + _CRC.pack(extend(0, front))
+
+
+def encode_journal(incarnation: bytes, cursor: Cursor) -> bytes:
+    """Return a journal that holds nothing but this cursor."""
+    header = _file_header(incarnation)
+    body = _PAIR.pack(cursor.start, cursor.low) + cursor.ranges.encode()
+    return header + _entry(_CRC.unpack(header[-4:])[0], SNAPSHOT, body)
+
+
+def _parse_entry(journal: bytes, position: int, salt: int) -> tuple[int, bytes] | None:
+    """Return kind and body of the entry at `position`, or None if there is no valid one."""
+    start = position + ENTRY_HEADER_BYTES
+    if start > len(journal):
+        return None
+    (crc,) = _CRC.unpack_from(journal, position)
+    body_bytes, kind = _ENTRY.unpack_from(journal, position + 4)
+    if body_bytes % 16 or start + body_bytes > len(journal):
+        return None
+    if extend(salt, journal[position + 4 : start + body_bytes]) != crc:
+        return None
+    return kind, journal[start : start + body_bytes]
+
+
+def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor, CursorReport, int]:
+    """Return the cursor a journal holds, what was found, and the byte behind its last valid entry.
+
+    Raises DamagedError if it belongs to another topic, or if its snapshot is not what was written.
+    """
+    if journal[:JOURNAL_HEADER_BYTES] != _file_header(incarnation):
+        what = "belongs to another topic" if journal[:8] == _MAGIC else "is not a cursor's journal"
+        raise DamagedError(f"{path} {what}, or its first {JOURNAL_HEADER_BYTES} bytes are damaged")
+    (salt,) = _CRC.unpack_from(journal, JOURNAL_HEADER_BYTES - 4)
+    position = end = JOURNAL_HEADER_BYTES
+    cursor: Cursor | None = None
+    entries = damaged_bytes = 0
+    while position + ENTRY_HEADER_BYTES <= len(journal):
+        found = _parse_entry(journal, position, salt)
+        if found is None or (cursor is None) != (found[0] == SNAPSHOT):
+            if cursor is None:
+                raise DamagedError(
+                    f"{path} is damaged at byte {position}: the cursor's snapshot is not what was written"
+                )
+            position += 16  # all lengths are multiples of 16, so the next entry can only begin at one
+            continue
+        kind, body = found
+        if kind == SNAPSHOT:
+            start, low = _PAIR.unpack_from(body)
+            cursor = Cursor(start, low, RangeSet.decode(body[16:]))
+        elif cursor is not None:
+            for first, stop in _PAIR.iter_unpack(body):
+                cursor.acknowledge(first, stop)
+        damaged_bytes += position - end
+        entries += 1
+        position += ENTRY_HEADER_BYTES + len(body)
+        end = position
+    if cursor is None:
+        raise DamagedError(f"{path} is cut short: it holds no cursor")
+    torn = len(journal) - end
+    return cursor, CursorReport(entries=entries, torn_bytes=torn, damaged_bytes=damaged_bytes), end
+
+
+class Compaction:
+    """A shorter journal on its way: `run` writes it, in any thread."""
+
+    __slots__ = ("_disk", "_encoded", "file", "path", "size")
+
+    def __init__(self, disk: Disk, path: str, encoded: bytes) -> None:
+        self._disk, self.path, self._encoded = disk, path, encoded
+        self.size = len(encoded)
+        self.file: File | None = None
+
+    def run(self) -> None:
+        """Write and sync the new file. Raises OSError, DiskFullError; the old one goes on then."""
+        with contextlib.suppress(FileNotFoundError):
+            self._disk.unlink(self.path)
+        file = self._disk.create(self.path)
+        try:
+            file.pwritev((self._encoded,), 0)
+            file.datasync()
+        except BaseException:
+            file.close()
+            raise
+        self.file = file
+
+
+class CursorJournal:
+    """The file behind one cursor."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        path: str,
+        incarnation: bytes,
+        cursor: Cursor,
+        report: CursorReport,
+        file: File,
+        end: int,
+    ) -> None:
+        self._disk = disk
+        self.path = path
+        self.incarnation = incarnation
+        self.cursor = cursor
+        self.report = report
+        self._file = file
+        self._end = end
+        (self._salt,) = _CRC.unpack(_file_header(incarnation)[-4:])
+        self._noted = RangeSet()
+        self._since: list[bytes] | None = None  # entries flushed since a compaction began
+        self._compaction: Compaction | None = None
+        self._folder_dirty = False
+        self.failed: StorageError | None = None
+
+    @classmethod
+    def open(cls, disk: Disk, path: str, incarnation: bytes, start: int) -> CursorJournal:
+        """Open the journal at `path`, or create one that begins at offset `start`; `.cursor` is what it holds.
+
+        Raises DamagedError if nobody can say any more what was acknowledged, DiskFullError, LogFailedError.
+        """
+        if len(incarnation) != 16:
+            raise ValueError(f"an incarnation has 16 bytes, not {len(incarnation)}")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                disk.unlink(f"{path}.new")
+            if not disk.exists(path):
+                disk.makedirs(os.path.dirname(path))
+                return cls._begin(disk, path, incarnation, Cursor(start), CursorReport())
+            journal = disk.read(path)
+            cursor, report, end = parse_journal(path, journal, incarnation)
+            if report.damaged_bytes:
+                number = 0
+                while disk.exists(kept := f"{path}.damaged-{number}"):
+                    number += 1
+                disk.rename(path, kept)
+                report = CursorReport(report.entries, report.torn_bytes, report.damaged_bytes, kept)
+                return cls._begin(disk, path, incarnation, cursor, report)
+            file = disk.open(path)
+            if report.torn_bytes:
+                file.truncate(end)
+            return cls(disk, path, incarnation, cursor, report, file, end)
+        except OSError as error:
+            raise LogFailedError(f"the cursor {path} cannot be opened: {error}") from error
+
+    @classmethod
+    def _begin(
+        cls, disk: Disk, path: str, incarnation: bytes, cursor: Cursor, report: CursorReport
+    ) -> CursorJournal:
+        fresh = Compaction(disk, f"{path}.new", encode_journal(incarnation, cursor))
+        fresh.run()
+        assert fresh.file is not None
+        disk.rename(fresh.path, path)
+        fresh.file.path = path
+        disk.sync_folder(os.path.dirname(path))
+        return cls(disk, path, incarnation, cursor, report, fresh.file, fresh.size)
+
+    def note(self, first: int, end: int) -> int:
+        """Acknowledge [first, end), in the next `flush`.
+
+        Return how many of them were not acknowledged before.
+        """
+        new = self.cursor.acknowledge(first, end)
+        if new:
+            self._noted.add(first, end)
+        return new
+
+    @property
+    def noted(self) -> bool:
+        """Say whether there is anything to flush."""
+        return bool(self._noted)
+
+    def flush(self) -> int:
+        """Write everything noted since, as one entry; return its bytes.
+
+        Raises DiskFullError (all of it stays noted, for the next flush) and LogFailedError.
+        """
+        if self.failed is not None:
+            raise self.failed
+        if not self._noted:
+            return 0
+        entry = _entry(self._salt, ACKNOWLEDGED, self._noted.encode())
+        try:
+            self._file.pwritev((entry,), self._end)
+        except OSError as error:
+            raise self._fail("written", error) from error
+        self._end += len(entry)
+        self._noted = RangeSet()
+        if self._since is not None:
+            self._since.append(entry)
+        return len(entry)
+
+    def _fail(self, done: str, error: BaseException) -> LogFailedError:
+        failed = LogFailedError(
+            f"the cursor {self.path} cannot be {done}: {error}. Acknowledgments since may be forgotten; open it again"
+        )
+        self.failed = failed
+        return failed
+
+    def sync(self) -> None:
+        """Return once everything flushed is on the disk; in any thread. Raises LogFailedError."""
+        try:
+            self._file.datasync()
+            if self._folder_dirty:
+                self._folder_dirty = False
+                self._disk.sync_folder(os.path.dirname(self.path))
+        except OSError as error:
+            raise self._fail("synced", error) from error
+
+    def begin_compaction(self) -> Compaction | None:
+        """Return the work of rewriting a journal that has grown too long, None if that is not due.
+
+        Call `run` on it in any thread, then `end_compaction` here; notes and flushes may go on in between.
+        """
+        if self._compaction is not None or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
+            return None
+        if self._end <= 2 * (JOURNAL_HEADER_BYTES + ENTRY_HEADER_BYTES + 16 * (1 + len(self.cursor.ranges))):
+            return None
+        self._since = []
+        self._compaction = Compaction(
+            self._disk, f"{self.path}.new", encode_journal(self.incarnation, self.cursor)
+        )
+        return self._compaction
+
+    def end_compaction(self, compaction: Compaction, error: BaseException | None) -> bool:
+        """Put the new file in place of the old; say whether it was. `sync` makes that last too."""
+        if compaction is not self._compaction:
+            raise ValueError("that compaction is not running")
+        since, self._since, self._compaction = self._since or [], None, None
+        file = compaction.file
+        if error is not None or file is None:
+            return False
+        try:
+            if since:
+                file.pwritev((b"".join(since),), compaction.size)
+            self._disk.rename(compaction.path, self.path)
+        except (OSError, DiskFullError):
+            file.close()
+            return False
+        self._file.close()
+        file.path = self.path
+        self._file = file
+        self._end = compaction.size + sum(map(len, since))
+        self._folder_dirty = True
+        return True
+
+    def compact(self) -> bool:
+        """Rewrite the journal here and now if that is due; say whether it was."""
+        compaction = self.begin_compaction()
+        if compaction is None:
+            return False
+        try:
+            compaction.run()
+        except (OSError, DiskFullError) as error:
+            return self.end_compaction(compaction, error)
+        return self.end_compaction(compaction, None)
+
+    def seek(self, offset: int) -> None:
+        """Forget all acknowledgments and begin anew at `offset`, durably, here and now.
+
+        Raises DiskFullError and LogFailedError; the cursor is where it was then.
+        """
+        if self._compaction is not None:
+            raise ValueError("a compaction is running")
+        if self.failed is not None:
+            raise self.failed
+        try:
+            moved = self._begin(self._disk, self.path, self.incarnation, Cursor(offset), self.report)
+        except OSError as error:
+            raise self._fail("moved", error) from error
+        self._file.close()
+        self._file, self._end = moved._file, moved._end
+        self.cursor = moved.cursor
+        self._noted = RangeSet()
+
+    @property
+    def compacting(self) -> bool:
+        """Say whether a compaction has begun and not ended."""
+        return self._compaction is not None
+
+    @property
+    def size(self) -> int:
+        """Return the journal's length in bytes."""
+        return self._end
+
+    def close(self) -> None:
+        """Flush what can be, and close the file."""
+        if self.failed is None:
+            with contextlib.suppress(StorageError):
+                self.flush()
+            self.failed = LogFailedError(f"the cursor {self.path} is closed")
+        self._file.close()

@@ -1,0 +1,302 @@
+"""The disk: the only file of storage that touches os and mmap.
+
+Everything else is handed a `Disk`, so that a log can be run on a disk that fills up, fails, or forgets.
+
+- A write is complete or raises; what an incomplete one left behind lies beyond what the caller counts as
+  written.
+- ENOSPC and EDQUOT become DiskFullError; every other OSError of a write or a sync is the caller's
+  LogFailedError.
+- Created, renamed and unlinked names last once `sync_folder` of their folder has returned.
+- A map stays valid for as long as anything refers to it, whatever happens to the file's name.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from ister.errors import DiskFullError, LockedError
+from storage.checksum import Buffer, Checked
+
+if sys.platform != "win32":
+    import fcntl
+
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+class File(Protocol):
+    """An open file."""
+
+    path: str
+
+    def pread(self, length: int, position: int) -> bytes:
+        """Return up to `length` bytes from `position`; fewer only at the end of the file."""
+
+    def pwritev(self, buffers: Sequence[Buffer], position: int) -> int:
+        """Write all buffers end to end at `position`; return the bytes written.
+
+        Raises DiskFullError, OSError.
+        """
+
+    def datasync(self) -> None:
+        """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
+
+    def truncate(self, size: int) -> None:
+        """Set the length in bytes; what is added reads as zeros and has no room reserved."""
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+
+    def close(self) -> None:
+        """Close; may be called again."""
+
+
+class Lock(Protocol):
+    """A folder held by this process."""
+
+    def release(self) -> None:
+        """Let it go; may be called again."""
+
+
+class Disk(Protocol):
+    """What storage needs of a file system."""
+
+    def open(self, path: str) -> File:
+        """Open an existing file for reading and writing. Raises FileNotFoundError."""
+
+    def create(self, path: str, size: int = 0) -> File:
+        """Create a file of `size` zeros without reserving room. Raises FileExistsError, DiskFullError."""
+
+    def read(self, path: str) -> bytes:
+        """Return a file's whole contents. Raises FileNotFoundError."""
+
+    def map(self, path: str) -> Checked:
+        """Map a file read-only at its present length, which must not be 0. Raises FileNotFoundError."""
+
+    def size(self, path: str) -> int:
+        """Return a file's length in bytes. Raises FileNotFoundError."""
+
+    def exists(self, path: str) -> bool:
+        """Say whether the path names anything."""
+
+    def listdir(self, path: str) -> list[str]:
+        """Return the names in a folder, sorted. Raises FileNotFoundError."""
+
+    def makedirs(self, path: str) -> None:
+        """Create a folder and those above it, durably; existing ones are left alone."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name, replacing what had it, at once or not at all."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name. Raises FileExistsError; OSError where links do not work."""
+
+    def unlink(self, path: str) -> None:
+        """Take a file's name away. Raises FileNotFoundError."""
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder. Raises OSError."""
+
+    def sync_folder(self, path: str) -> None:
+        """Return once the folder's entries are on the disk."""
+
+    def lock(self, path: str) -> Lock:
+        """Hold a folder for this process alone. Raises LockedError naming the holder."""
+
+
+class LocalFile:
+    """A file of the machine."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    def pread(self, length: int, position: int) -> bytes:
+        """Return up to `length` bytes from `position`; fewer only at the end of the file."""
+        found = os.pread(self._fd, length, position)
+        while 0 < len(found) < length:
+            more = os.pread(self._fd, length - len(found), position + len(found))
+            if not more:
+                break
+            found += more
+        return found
+
+    def pwritev(self, buffers: Sequence[Buffer], position: int) -> int:
+        """Write all buffers end to end at `position`; return the bytes written.
+
+        Raises DiskFullError, OSError.
+        """
+        wanted = sum(map(len, buffers))
+        try:
+            written = os.pwritev(self._fd, buffers, position)
+            if written == wanted:
+                return wanted
+            rest = memoryview(b"".join(buffers))
+            while written < wanted:  # a short write: the disk filled up, or a signal came
+                step = os.pwrite(self._fd, rest[written:], position + written)
+                if step == 0:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
+                written += step
+        except OSError as error:
+            if error.errno in _FULL:
+                raise DiskFullError(
+                    f"no space left for {wanted} bytes at {position} of {self.path}"
+                ) from error
+            raise
+        return wanted
+
+    def datasync(self) -> None:
+        """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
+        if sys.platform == "darwin":  # fsync there stops at the drive's own cache
+            fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(self._fd)
+
+    def truncate(self, size: int) -> None:
+        """Set the length in bytes; what is added reads as zeros and has no room reserved."""
+        os.ftruncate(self._fd, size)
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Close; may be called again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalLock:
+    """A folder held by flock; the kernel lets it go when the process ends, however it ends."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let it go; may be called again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalDisk:
+    """The machine's own file system."""
+
+    def open(self, path: str) -> LocalFile:
+        """Open an existing file for reading and writing. Raises FileNotFoundError."""
+        return LocalFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def create(self, path: str, size: int = 0) -> LocalFile:
+        """Create a file of `size` zeros without reserving room. Raises FileExistsError, DiskFullError."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise DiskFullError(f"no space left to create {path}") from error
+            raise
+        try:
+            if size:
+                os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        return LocalFile(path, fd)
+
+    def read(self, path: str) -> bytes:
+        """Return a file's whole contents. Raises FileNotFoundError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return LocalFile(path, fd).pread(os.fstat(fd).st_size, 0)
+        finally:
+            os.close(fd)
+
+    def map(self, path: str) -> Checked:
+        """Map a file read-only at its present length, which must not be 0. Raises FileNotFoundError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return Checked(memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ)))
+        finally:
+            os.close(fd)
+
+    def size(self, path: str) -> int:
+        """Return a file's length in bytes. Raises FileNotFoundError."""
+        return os.stat(path).st_size
+
+    def exists(self, path: str) -> bool:
+        """Say whether the path names anything."""
+        return os.path.exists(path)
+
+    def listdir(self, path: str) -> list[str]:
+        """Return the names in a folder, sorted. Raises FileNotFoundError."""
+        return sorted(os.listdir(path))
+
+    def makedirs(self, path: str) -> None:
+        """Create a folder and those above it, durably; existing ones are left alone."""
+        above = os.path.dirname(os.path.abspath(path))
+        if os.path.isdir(path):
+            return
+        if above != path:
+            self.makedirs(above)
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise DiskFullError(f"no space left to create the folder {path}") from error
+            raise
+        self.sync_folder(above)
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name, replacing what had it, at once or not at all."""
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise DiskFullError(f"no space left to rename {source} to {target}") from error
+            raise
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name. Raises FileExistsError; OSError where links do not work."""
+        os.link(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Take a file's name away. Raises FileNotFoundError."""
+        os.unlink(path)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder. Raises OSError."""
+        os.rmdir(path)
+
+    def sync_folder(self, path: str) -> None:
+        """Return once the folder's entries are on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def lock(self, path: str) -> LocalLock:
+        """Hold a folder for this process alone. Raises LockedError naming the holder's pid."""
+        name = os.path.join(path, "lock")
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise LockedError(f"the data folder {path} is in use by another broker, pid {holder}") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return LocalLock(fd)

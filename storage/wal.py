@@ -1,0 +1,491 @@
+"""The write-ahead log of one topic: segments in a folder, one writer.
+
+- Offsets are dense: a record begins where the one before it ended, in its segment or the one before that.
+- Nothing counts before the commit that covers it has ended without error; `durable_end` never passes what is
+  on disk.
+- After a failed write or sync the log is failed for good: it must be opened again, which re-reads what is
+  there.
+- A full disk is not a failure: nothing was written, the next append may succeed.
+- Room for a segment's footer is made before each record, so that sealing cannot run out of it.
+
+Threads: everything runs on the one thread of the log's owner, except `Commit.run` and the work that
+`prepare_spare` returns. Those touch only files (of which the owner closes none before `end_commit`), and the
+spare's own state, which changes hands by single assignments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ister.clock import Clock
+from ister.errors import DiskFullError, LogFailedError, StorageError
+from storage.checksum import Buffer
+from storage.disk import Disk, File
+from storage.opening import SPARE, Active, WalSettings, open_log
+from storage.producers import ProducerTable
+from storage.record import BATCH, HEADER_BYTES, PRODUCERS, encode_header, salt_of
+from storage.recovery import RecoveryReport
+from storage.segment import (
+    FOOTER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Footer,
+    SegmentHeader,
+    SegmentInfo,
+    encode_footer,
+    encode_segment_header,
+    segment_name,
+    topic_crc,
+)
+
+# Overwriting blocks that were written before makes fdatasync three times as fast (318 against 105 us at 64
+# KiB on
+# ext4), so zeros are written ahead: this far in a segment that fills slowly, all of it in a spare one.
+ZERO_AHEAD_BYTES: Final = 256 << 10
+# A spare is filled in steps, each synced, so that a commit never waits behind more than one of them.
+SPARE_STEP_BYTES: Final = 512 << 10
+_ZEROS: Final = bytes(SPARE_STEP_BYTES)
+
+
+class Commit:
+    """Everything appended until it began; `run` makes it last."""
+
+    __slots__ = ("_active", "_disk", "_folder", "end_offset", "seals")
+
+    def __init__(
+        self,
+        disk: Disk,
+        folder: str | None,
+        end_offset: int,
+        seals: tuple[tuple[File, SegmentInfo], ...],
+        active: File | None,
+    ) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._active = active
+        self.end_offset = end_offset
+        self.seals = seals
+
+    def run(self) -> None:
+        """Sync the files, and the folder if names changed; any thread.
+
+        Raises OSError: then nothing of it counts.
+        """
+        for file, info in self.seals:
+            file.truncate(info.bytes)
+            file.datasync()
+        if self._active is not None:
+            self._active.datasync()
+        if self._folder is not None:
+            self._disk.sync_folder(self._folder)
+
+
+class _Spare:
+    """The next segment's file, made ahead of time. `file` is set by the thread, last; the owner takes it."""
+
+    __slots__ = ("cancelled", "disk", "done", "file", "path", "size")
+
+    def __init__(self, disk: Disk, path: str, size: int) -> None:
+        self.disk, self.path, self.size = disk, path, size
+        self.file: File | None = None
+        self.done = False
+        self.cancelled = False
+
+    def __call__(self) -> None:
+        """Create the file and fill it with zeros, in a thread.
+
+        A failure only means that there is no spare.
+        """
+        file = None
+        try:
+            file = self.disk.create(self.path, self.size)
+            for position in range(0, self.size, SPARE_STEP_BYTES):
+                if self.cancelled:
+                    break
+                step = min(SPARE_STEP_BYTES, self.size - position)
+                file.pwritev((_ZEROS[:step] if step < SPARE_STEP_BYTES else _ZEROS,), position)
+                file.datasync()
+            else:
+                self.file = file
+                if not self.cancelled:
+                    return
+        except (OSError, StorageError):
+            pass
+        finally:
+            self.done = True
+        self.file = None
+        if file is not None:
+            file.close()
+            with contextlib.suppress(OSError):
+                self.disk.unlink(self.path)
+
+
+class Wal:
+    """The log of one topic, open for writing by this process alone."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        folder: str,
+        *,
+        topic: str,
+        incarnation: bytes,
+        settings: WalSettings,
+        clock: Clock,
+        report: RecoveryReport,
+        sealed: list[SegmentInfo],
+        active: Active | None,
+        producers: ProducerTable,
+    ) -> None:
+        self._disk = disk
+        self.folder = folder
+        self.topic = topic
+        self.incarnation = incarnation
+        self.settings = settings
+        self._clock = clock
+        self.report = report
+        self.producers = producers
+        self.start_offset = report.start_offset
+        self.next_offset = report.next_offset
+        self.durable_end = report.next_offset
+        self.failed: StorageError | None = None
+        self._sealed = sealed
+        self._active = active
+        self._seals: list[tuple[File, SegmentInfo]] = []  # footers written since the last commit began
+        self._active_dirty = False
+        self._folder_dirty = False
+        self._commit: Commit | None = None
+        self._spare: _Spare | None = None
+
+    @classmethod
+    def open(
+        cls,
+        disk: Disk,
+        folder: str,
+        *,
+        topic: str,
+        incarnation: bytes,
+        settings: WalSettings,
+        clock: Clock,
+        start_offset: int = 0,
+    ) -> Wal:
+        """Open or create the log in `folder`; `.report` says what was found.
+
+        `start_offset` is where a log begins of which nothing is there yet. Raises DamagedError and GapError
+        for a log that must not be served, DiskFullError, LogFailedError if the disk fails.
+        """
+        opened = open_log(
+            disk, folder, topic=topic, incarnation=incarnation, settings=settings, start_offset=start_offset
+        )
+        return cls(
+            disk,
+            folder,
+            topic=topic,
+            incarnation=incarnation,
+            settings=settings,
+            clock=clock,
+            report=opened.report,
+            sealed=opened.sealed,
+            active=opened.active,
+            producers=opened.producers,
+        )
+
+    # writing
+
+    def append(
+        self,
+        *,
+        count: int,
+        producer_id: int,
+        sequence: int,
+        columns: int,
+        frames: Sequence[Buffer],
+        timestamp_ms: int,
+    ) -> int:
+        """Append one batch and return the offset of its first message.
+
+        `frames` are the wire's: length table, payloads, and the columns that the bits of `columns` say (1
+        keys, 2 attributes), in this order; that they add up was checked by whoever took them in. Raises
+        DiskFullError (as if never called), StorageError `batch-too-large`, LogFailedError.
+        """
+        if self.failed is not None:
+            raise self.failed
+        total = HEADER_BYTES + sum(map(len, frames))
+        active = self._active
+        if active is None or active.end + total + FOOTER_BYTES > self.settings.segment_bytes_max:
+            active = self._roll(total)
+        end = active.end + total
+        if end + FOOTER_BYTES > active.zeroed:
+            self._zero_ahead(active, end)
+        first = self.next_offset
+        header = encode_header(
+            active.salt,
+            BATCH,
+            frames,
+            first_offset=first,
+            count=count,
+            columns=columns,
+            uncommitted=first - self.durable_end,
+            timestamp_ms=timestamp_ms,
+            producer_id=producer_id,
+            sequence=sequence,
+            keys_bytes=len(frames[2]) if columns & 1 else 0,
+            attributes_bytes=len(frames[-1]) if columns & 2 else 0,
+        )
+        self._write(active.file, (header, *frames), active.end)
+        active.end = end
+        if active.records == 0:
+            active.first_timestamp_ms = timestamp_ms
+        active.records += 1
+        active.last_timestamp_ms = timestamp_ms
+        self._active_dirty = True
+        self.next_offset = first + count
+        self.producers.advance(producer_id, sequence, count, first, timestamp_ms)
+        return first
+
+    def _write(self, file: File, buffers: Sequence[Buffer], position: int) -> None:
+        try:
+            file.pwritev(buffers, position)
+        except OSError as error:
+            raise self._fail(f"writing {file.path} at byte {position}", error) from error
+
+    def _fail(self, doing: str, error: BaseException) -> LogFailedError:
+        failed = LogFailedError(
+            f"the log of topic {self.topic!r} failed while {doing}: {error}. Nothing from offset {self.durable_end} on is "
+            "acknowledged; it is opened again before it takes more"
+        )
+        self.failed = failed
+        return failed
+
+    def _zero_ahead(self, active: Active, end: int) -> None:
+        """Write zeros behind the record that will end at `end`: its footer's room, and some more."""
+        start = max(active.zeroed, end)
+        stop = min(max(start + ZERO_AHEAD_BYTES, end + FOOTER_BYTES), self.settings.segment_bytes_max)
+        if stop > start:
+            self._write(active.file, (_ZEROS[: stop - start],), start)
+        active.zeroed = stop
+
+    def _roll(self, total: int) -> Active:
+        """Seal the active segment, if any, and begin the next for a record of `total` bytes."""
+        snapshot = self.producers.encode()
+        room = (
+            self.settings.segment_bytes_max
+            - SEGMENT_HEADER_BYTES
+            - HEADER_BYTES
+            - len(snapshot)
+            - FOOTER_BYTES
+        )
+        if total > room:
+            raise StorageError(
+                f"batch of {total - HEADER_BYTES} bytes is over what a segment of topic {self.topic!r} has room for "
+                f"({room - HEADER_BYTES} bytes)",
+                code="batch-too-large",
+                action="fix",
+            )
+        self.seal()
+        base = self.next_offset
+        salt = salt_of(self.incarnation, base)
+        path = f"{self.folder}/{segment_name(base)}"
+        file, zeroed = self._new_file(path)
+        header = encode_segment_header(
+            SegmentHeader(self.incarnation, base, self._clock.time_ms(), topic_crc(self.topic))
+        )
+        record = encode_header(
+            salt, PRODUCERS, (snapshot,), first_offset=base, uncommitted=base - self.durable_end
+        )
+        end = SEGMENT_HEADER_BYTES + HEADER_BYTES + len(snapshot)
+        try:
+            self._write(file, (header, record, snapshot), 0)
+            if zeroed == 0:
+                self._write(file, (_ZEROS[:FOOTER_BYTES],), end)
+        except DiskFullError:
+            file.close()
+            self._disk.unlink(path)
+            raise
+        self._folder_dirty = True
+        self._active_dirty = True
+        self._active = Active(file, base, salt, end, max(zeroed, end + FOOTER_BYTES))
+        return self._active
+
+    def _new_file(self, path: str) -> tuple[File, int]:
+        """Return a file of zeros under the name `path`, and how far its blocks are written."""
+        spare, size = self._spare, self.settings.segment_bytes_max
+        try:
+            if spare is not None and spare.file is not None:
+                file, self._spare = spare.file, None
+                self._disk.rename(spare.path, path)
+                file.path = path
+                return file, size
+            return self._disk.create(path, size), 0
+        except OSError as error:
+            raise self._fail(f"creating {path}", error) from error
+
+    def seal_due(self, now_ms: int) -> bool:
+        """Say whether the active segment holds something older than segment_age_ms_max.
+
+        `now_ms` as in `append`.
+        """
+        active = self._active
+        return (
+            active is not None
+            and active.records > 0
+            and now_ms - active.first_timestamp_ms >= self.settings.segment_age_ms_max
+        )
+
+    def seal(self) -> None:
+        """End the active segment, if it holds something; it is sealed once the next commit has ended."""
+        active = self._active
+        if active is None or self.failed is not None:
+            return
+        if active.records == 0:
+            return
+        footer = Footer(
+            next_offset=self.next_offset,
+            messages=self.next_offset - active.base,
+            records=active.records,
+            first_timestamp_ms=active.first_timestamp_ms,
+            last_timestamp_ms=active.last_timestamp_ms,
+            bytes=active.end + FOOTER_BYTES,
+        )
+        self._write(
+            active.file,
+            (encode_footer(active.salt, footer, self.next_offset - self.durable_end),),
+            active.end,
+        )
+        info = SegmentInfo(
+            path=active.file.path,
+            base=active.base,
+            end=footer.next_offset,
+            bytes=footer.bytes,
+            first_timestamp_ms=footer.first_timestamp_ms,
+            last_timestamp_ms=footer.last_timestamp_ms,
+            messages=footer.messages,
+            records=footer.records,
+        )
+        self._seals.append((active.file, info))
+        self._active = None
+        self._active_dirty = False
+
+    # committing
+
+    @property
+    def pending(self) -> bool:
+        """Say whether there is anything for a commit to do."""
+        return self._active_dirty or self._folder_dirty or bool(self._seals)
+
+    @property
+    def committing(self) -> bool:
+        """Say whether a commit has begun and not ended."""
+        return self._commit is not None
+
+    def begin_commit(self) -> Commit | None:
+        """Return the commit of everything appended so far; None if there is nothing, one is running, or it failed.
+
+        Call `run` on it in any thread, then `end_commit` here; appends may go on in between.
+        """
+        if self._commit is not None or self.failed is not None or not self.pending:
+            return None
+        active = self._active
+        self._commit = Commit(
+            self._disk,
+            self.folder if self._folder_dirty else None,
+            self.next_offset,
+            tuple(self._seals),
+            active.file if active is not None and self._active_dirty else None,
+        )
+        self._seals.clear()
+        self._active_dirty = self._folder_dirty = False
+        return self._commit
+
+    def end_commit(self, commit: Commit, error: BaseException | None) -> int:
+        """Take the outcome of `commit.run()` and return the durable end.
+
+        After an error the log is `failed`.
+        """
+        if commit is not self._commit:
+            raise ValueError("that commit is not running")
+        self._commit = None
+        for file, info in commit.seals:
+            file.close()
+            if error is None:
+                self._sealed.append(info)
+        if error is not None:
+            self._fail("syncing", error)
+        elif self.failed is None:
+            self.durable_end = commit.end_offset
+        return self.durable_end
+
+    def commit(self) -> int:
+        """Commit everything here and now, and return the durable end. Raises LogFailedError."""
+        commit = self.begin_commit()
+        if commit is not None:
+            try:
+                commit.run()
+            except (OSError, StorageError) as error:
+                self.end_commit(commit, error)
+            else:
+                self.end_commit(commit, None)
+        if self.failed is not None:
+            raise self.failed
+        return self.durable_end
+
+    # segments
+
+    def sealed(self) -> tuple[SegmentInfo, ...]:
+        """Return the segments that are sealed and synced, oldest first."""
+        return tuple(self._sealed)
+
+    def prepare_spare(self) -> Callable[[], None] | None:
+        """Return work for a thread that makes the next segment's file ahead of time, or None if none is wanted.
+
+        It takes milliseconds and never raises. Worth asking after each commit: a log that fills its segments
+        at 300 MB/s has 27 ms for each.
+        """
+        spare, active = self._spare, self._active
+        if active is None or self.failed is not None or active.end < self.settings.segment_bytes_max // 2:
+            return None
+        if spare is not None and (spare.file is not None or not spare.done):
+            return None
+        self._spare = _Spare(self._disk, f"{self.folder}/{SPARE}", self.settings.segment_bytes_max)
+        return self._spare
+
+    def close(self) -> None:
+        """Close the files.
+
+        What was not committed may or may not be there after; a running commit must end first.
+        """
+        if self._commit is not None:
+            raise ValueError("a commit is running")
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.cancelled = True
+            if spare.file is not None:
+                spare.file.close()
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(spare.path)
+        for file, _ in self._seals:
+            file.close()
+        self._seals.clear()
+        if self._active is not None:
+            self._active.file.close()
+            self._active = None
+        if self.failed is None:
+            self.failed = LogFailedError(f"the log of topic {self.topic!r} is closed")
+
+    def __repr__(self) -> str:
+        return f"Wal({self.topic!r}, [{self.start_offset}, {self.durable_end}) of {self.next_offset})"
+
+
+def remove_log(disk: Disk, folder: str) -> None:
+    """Delete a topic's log for good, with its folder; a folder that is not there is deleted already."""
+    try:
+        names = disk.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        disk.unlink(f"{folder}/{name}")
+    disk.rmdir(folder)
+
+
+__all__ = ["Commit", "Wal", "WalSettings", "remove_log"]
