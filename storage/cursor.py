@@ -55,7 +55,7 @@ class Cursor:
         if end <= low:
             return 0
         if first <= low and (
-            not self.ranges or self.ranges._firsts[0] > end
+            (above := self.ranges.first) is None or above > end
         ):  # in order, nothing above: the usual way
             self.low = end
             return end - low
@@ -197,6 +197,17 @@ class Compaction:
         self.file = file
 
 
+def _fresh_file(disk: Disk, path: str, incarnation: bytes, cursor: Cursor) -> tuple[File, int]:
+    """Put a journal of nothing but `cursor` at `path`, durably; return the file and its length."""
+    fresh = Compaction(disk, f"{path}.new", encode_journal(incarnation, cursor))
+    fresh.run()
+    assert fresh.file is not None
+    disk.rename(fresh.path, path)
+    fresh.file.path = path
+    disk.sync_folder(os.path.dirname(path))
+    return fresh.file, fresh.size
+
+
 class CursorJournal:
     """The file behind one cursor."""
 
@@ -237,7 +248,15 @@ class CursorJournal:
                 disk.unlink(f"{path}.new")
             if not disk.exists(path):
                 disk.makedirs(os.path.dirname(path))
-                return cls._begin(disk, path, incarnation, Cursor(start), CursorReport())
+                cursor = Cursor(start)
+                return cls(
+                    disk,
+                    path,
+                    incarnation,
+                    cursor,
+                    CursorReport(),
+                    *_fresh_file(disk, path, incarnation, cursor),
+                )
             journal = disk.read(path)
             cursor, report, end = parse_journal(path, journal, incarnation)
             if report.damaged_bytes:
@@ -246,25 +265,15 @@ class CursorJournal:
                     number += 1
                 disk.rename(path, kept)
                 report = CursorReport(report.entries, report.torn_bytes, report.damaged_bytes, kept)
-                return cls._begin(disk, path, incarnation, cursor, report)
+                return cls(
+                    disk, path, incarnation, cursor, report, *_fresh_file(disk, path, incarnation, cursor)
+                )
             file = disk.open(path)
             if report.torn_bytes:
                 file.truncate(end)
             return cls(disk, path, incarnation, cursor, report, file, end)
         except OSError as error:
             raise LogFailedError(f"the cursor {path} cannot be opened: {error}") from error
-
-    @classmethod
-    def _begin(
-        cls, disk: Disk, path: str, incarnation: bytes, cursor: Cursor, report: CursorReport
-    ) -> CursorJournal:
-        fresh = Compaction(disk, f"{path}.new", encode_journal(incarnation, cursor))
-        fresh.run()
-        assert fresh.file is not None
-        disk.rename(fresh.path, path)
-        fresh.file.path = path
-        disk.sync_folder(os.path.dirname(path))
-        return cls(disk, path, incarnation, cursor, report, fresh.file, fresh.size)
 
     def note(self, first: int, end: int) -> int:
         """Acknowledge [first, end), in the next `flush`.
@@ -376,12 +385,12 @@ class CursorJournal:
         if self.failed is not None:
             raise self.failed
         try:
-            moved = self._begin(self._disk, self.path, self.incarnation, Cursor(offset), self.report)
+            file, end = _fresh_file(self._disk, self.path, self.incarnation, Cursor(offset))
         except OSError as error:
             raise self._fail("moved", error) from error
         self._file.close()
-        self._file, self._end = moved._file, moved._end
-        self.cursor = moved.cursor
+        self._file, self._end = file, end
+        self.cursor = Cursor(offset)
         self._noted = RangeSet()
 
     @property

@@ -10,6 +10,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 
 class RangeSet:
@@ -186,7 +187,7 @@ class RangeSet:
         pairs = array("q")
         pairs.frombytes(encoded)
         pairs = _little(pairs)
-        if len(pairs) % 2 or any(after <= before for before, after in zip(pairs, pairs[1:], strict=False)):
+        if len(pairs) % 2 or any(after <= before for before, after in pairwise(pairs)):
             raise ValueError("ranges are not in ascending order")
         twin = cls()
         twin._firsts, twin._ends = pairs[0::2], pairs[1::2]

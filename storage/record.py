@@ -121,18 +121,24 @@ class Record:
     )
 
     def __init__(self, header: Header, body: memoryview) -> None:
-        (_, _, self.columns, _, _, count, _, first, self.timestamp_ms, self.producer_id, self.sequence, keys, attributes, _) = header  # fmt: skip
+        _, _, columns, _, _, count, _, first, timestamp_ms, producer_id, sequence, keys, attributes, _ = (
+            header
+        )
+        self.columns = columns
+        self.timestamp_ms = timestamp_ms
+        self.producer_id = producer_id
+        self.sequence = sequence
         self.first_offset = first
         self.count = count
         self.end_offset = first + count
         table = 4 * count
         self.lengths = body[:table]
-        if self.columns:
+        if columns:
             end = len(body) - attributes
             middle = end - keys
             self.payload = body[table:middle]
-            self.keys: memoryview | None = body[middle:end] if self.columns & KEYS else None
-            self.attributes: memoryview | None = body[end:] if self.columns & ATTRIBUTES else None
+            self.keys: memoryview | None = body[middle:end] if columns & KEYS else None
+            self.attributes: memoryview | None = body[end:] if columns & ATTRIBUTES else None
         else:
             self.payload = body[table:]
             self.keys = self.attributes = None

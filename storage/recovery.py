@@ -188,5 +188,6 @@ def position_of(data: bytes, end: int, offset: int, salt: int) -> int:
 def damaged(path: str, position: int, reason: str) -> DamagedError:
     """Return the error for bytes that are not what was written."""
     return DamagedError(
-        f"{path} is damaged at byte {position}: {reason}. Nothing was changed; the log stays closed until somebody decides"
+        f"{path} is damaged at byte {position}: {reason}. "
+        "Nothing was changed; the log stays closed until somebody decides"
     )

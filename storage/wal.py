@@ -252,8 +252,8 @@ class Wal:
 
     def _fail(self, doing: str, error: BaseException) -> LogFailedError:
         failed = LogFailedError(
-            f"the log of topic {self.topic!r} failed while {doing}: {error}. Nothing from offset {self.durable_end} on is "
-            "acknowledged; it is opened again before it takes more"
+            f"the log of topic {self.topic!r} failed while {doing}: {error}. "
+            f"Nothing from offset {self.durable_end} on is acknowledged; it is opened again before it takes more"
         )
         self.failed = failed
         return failed
