@@ -91,10 +91,15 @@ class Mail:
         self._loop: Scheduler | None = None
         self._deliver: Callable[[str, object], None] = lambda _path, _message: None
         self._retrying = False
+        endpoint = self._endpoint(node, boot)
         self._inbound = context.socket(zmq.PULL)
         self._inbound.set(zmq.RCVHWM, QUEUED_MAILS_MAX)
         self._inbound.set(zmq.LINGER, 0)
-        self._inbound.bind(self._endpoint(node, boot))
+        try:
+            self._inbound.bind(endpoint)
+        except zmq.ZMQError:
+            self._inbound.close()
+            raise
 
     def _endpoint(self, node: str, boot: int) -> str:
         path = os.path.join(self._folder, f"{node}.{boot}")

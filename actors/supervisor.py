@@ -278,7 +278,7 @@ class Supervisor(LoopActor):
     def _tell_all_up(self) -> None:
         if self._on_all_up is not None and all(node.up for node in self._nodes.values()):
             all_up, self._on_all_up = self._on_all_up, None
-            all_up()
+            self.at_turn_end(all_up)  # behind the listeners, who were just told of the last one
 
     def _tell_others(self, about: _Node, change: NodeUp | NodeDown) -> None:
         for other in self._nodes.values():

@@ -1,0 +1,112 @@
+"""Real processes for the Supervisor's tests: what its children do, and a broker around them to be run as a program.
+
+Run with one argument, a JSON object {"children": {node: [function, stop_rank]}, "policy": {...}, "settings": {...}};
+prints a JSON line for everything that happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from actors.process import NodeDown, NodeUp, ProcessContext, ProcessSpec, log_to_stderr, run_folder
+from actors.runtime import LoopActor, System, receives
+from actors.supervisor import RestartPolicy, Supervisor
+from ister.clock import SystemClock
+from ister.errors import SettingsError
+
+
+def steady(context: ProcessContext) -> None:
+    """Be up until asked to stop."""
+    context.ready(f"tcp://{context.node}")
+
+
+def steady_without_the_kernels_help(context: ProcessContext) -> None:
+    """Be up, on a system that does not kill the children of a dead parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+    context.ready()
+
+
+def stubborn(context: ProcessContext) -> None:
+    """Be up, and don't stop when asked to."""
+    context.on_terminate = lambda: None
+    context.ready()
+
+
+def crashing(context: ProcessContext) -> None:
+    """Die at once."""
+    os._exit(3)
+
+
+def refusing(context: ProcessContext) -> None:
+    """Find the settings wrong."""
+    raise SettingsError("listen: port 5555 is in use")
+
+
+class Neighbourhood(LoopActor):
+    """Prints who comes and goes, as one process sees it."""
+
+    def __init__(self, system: System, path: str, node: str) -> None:
+        super().__init__(system, path)
+        self._node = node
+
+    @receives(NodeUp)
+    def up(self, up: NodeUp) -> None:
+        """Print it."""
+        say(seen_by=self._node, up=up.node, boot=up.boot, pid=up.pid, endpoint=up.endpoint)
+
+    @receives(NodeDown)
+    def down(self, down: NodeDown) -> None:
+        """Print it."""
+        say(seen_by=self._node, down=down.node, boot=down.boot, reason=down.reason)
+
+
+def watching(context: ProcessContext) -> None:
+    """Be up, and print what is heard of other processes."""
+    context.listen(context.system.spawn(Neighbourhood, "neighbourhood", context.node))
+    context.ready(f"tcp://{context.node}")
+
+
+def say(**event: Any) -> None:
+    """Print one line, at once."""
+    os.write(1, json.dumps(event).encode() + b"\n")
+
+
+def broker(arguments: dict[str, Any]) -> int:
+    """Be a broker with nothing but a Supervisor."""
+    log_to_stderr("broker", logging.INFO)
+    clock = SystemClock()
+    began = clock.monotonic()
+    with run_folder() as folder:
+        context = ProcessContext("broker", clock.time_ms(), folder)
+        context.listen(context.system.spawn(Neighbourhood, "neighbourhood", "broker"))
+        specs = [
+            ProcessSpec(node, globals()[function], None, rank)
+            for node, (function, rank) in arguments["children"].items()
+        ]
+
+        def finished(exit_code: int, reason: str) -> None:
+            say(finished=exit_code, reason=reason)
+            context.stop(exit_code)
+
+        context.system.spawn(
+            Supervisor,
+            "supervisor",
+            context,
+            specs,
+            policy=RestartPolicy(**arguments.get("policy", {})),
+            on_all_up=lambda: say(all_up=clock.monotonic() - began, folder=folder),
+            on_finished=finished,
+        )
+        return context.run()
+
+
+if __name__ == "__main__":
+    import supervised_children  # type: ignore[import-not-found] # by name, so that its functions are importable
+
+    sys.exit(supervised_children.broker(json.loads(sys.argv[1])))

@@ -1,0 +1,213 @@
+"""Tests with real processes: a broker of nothing but a Supervisor and its children, and what signals do to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class Broker:
+    """A running `supervised_children.py`, and the events it printed."""
+
+    def __init__(self, **arguments: Any) -> None:
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "supervised_children.py"), json.dumps(arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+        self.pids: dict[str, int] = {}
+        self.log = ""
+        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._threads = [threading.Thread(target=self._read_events), threading.Thread(target=self._read_log)]
+        for thread in self._threads:
+            thread.start()
+
+    def _read_events(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.put(json.loads(line))
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line.decode()
+
+    def wait_for(self, **wanted: Any) -> dict[str, Any]:
+        """Take events until one has all of `wanted` (... stands for anything); keep the pids that are seen."""
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no event {wanted}; the log:\n{self.log}") from None
+            if "pid" in event:
+                self.pids[event["up"]] = event["pid"]
+            if all(name in event and value in (..., event[name]) for name, value in wanted.items()):
+                return event
+
+    def end(self) -> int:
+        """Wait for the end of the broker, and return its exit code."""
+        code = self.process.wait(15)
+        for thread in self._threads:
+            thread.join(5)
+        return code
+
+    def close(self) -> None:
+        """End whatever a failed test left."""
+        if self.process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+        self.end()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def broker() -> Iterator[Callable[..., Broker]]:
+    """Start brokers, and leave none behind."""
+    brokers: list[Broker] = []
+
+    def start(**arguments: Any) -> Broker:
+        brokers.append(Broker(**arguments))
+        return brokers[-1]
+
+    yield start
+    for each in brokers:
+        each.close()
+
+
+def gone(pid: int) -> bool:
+    """True if no process has `pid`, or a dead one that nobody has waited for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def all_gone_within(seconds: float, pids: list[int]) -> bool:
+    """Wait until none of `pids` is left."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if all(gone(pid) for pid in pids):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+TWO_WORKERS_AND_TIER = {"worker-0": ["watching", 0], "worker-1": ["watching", 0], "tier": ["steady", 1]}
+
+
+def test_a_killed_worker_comes_back_and_everyone_hears_of_it(broker: Callable[..., Broker]) -> None:
+    """ps names them; SIGKILL gives NodeDown, a new process of a greater boot and NodeUp; SIGTERM ends all in order."""
+    running = broker(children=TWO_WORKERS_AND_TIER)
+    folder = running.wait_for(all_up=...)["folder"]
+    before = dict(running.pids)
+    assert set(before) == {"worker-0", "worker-1", "tier"}
+    if sys.platform == "linux":
+        titles = {
+            node: Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0") for node, pid in before.items()
+        }
+        assert titles == {node: f"ister: {node}".encode() for node in before}
+
+    os.kill(before["worker-0"], signal.SIGKILL)
+    down = running.wait_for(seen_by="worker-1", down="worker-0")
+    up = running.wait_for(seen_by="worker-1", up="worker-0")
+    assert down["reason"] == "SIGKILL"
+    assert up["boot"] > down["boot"]
+    assert up["endpoint"] == "tcp://worker-0"
+    assert up["pid"] != before["worker-0"]
+    running.wait_for(seen_by="worker-0", up="worker-1")  # the newcomer is told who was there
+
+    running.process.send_signal(signal.SIGTERM)
+    assert running.wait_for(finished=...) == {"finished": 0, "reason": "SIGTERM"}
+    assert running.end() == 0
+    assert all_gone_within(1, [*before.values(), *running.pids.values()])
+    assert running.log.index("tier stopped") > running.log.index("worker-1 stopped")
+    assert not Path(folder).exists()
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("child", ["steady", "steady_without_the_kernels_help"])
+def test_nothing_survives_a_broker_that_is_killed(broker: Callable[..., Broker], child: str) -> None:
+    """After kill -9 of the broker all its children are gone within a second, with the kernel's help or without."""
+    running = broker(children={"worker-0": [child, 0], "tier": [child, 1]})
+    running.wait_for(all_up=...)
+    running.process.kill()
+    assert running.end() == -signal.SIGKILL
+    assert all_gone_within(2, list(running.pids.values()))
+
+
+def test_ctrl_c_stops_cleanly_and_a_second_one_at_once(broker: Callable[..., Broker]) -> None:
+    """Ctrl-C goes to the whole terminal: children leave it to the broker; one that hangs is killed by the second."""
+    running = broker(children={"worker-0": ["stubborn", 0], "tier": ["steady", 1]})
+    running.wait_for(all_up=...)
+    os.killpg(running.pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert running.process.poll() is None
+    assert not gone(running.pids["worker-0"])
+    began = time.monotonic()
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.end() == 0
+    assert time.monotonic() - began < 2
+    assert all_gone_within(1, list(running.pids.values()))
+    assert "KeyboardInterrupt" not in running.log
+
+
+def test_one_that_hangs_is_killed_after_its_grace(broker: Callable[..., Broker]) -> None:
+    """A process that ignores SIGTERM holds the others up for the grace, not longer."""
+    running = broker(
+        children={"worker-0": ["stubborn", 0], "tier": ["steady", 1]}, policy={"stop_grace_s": 0.2}
+    )
+    running.wait_for(all_up=...)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
+    assert "worker-0 did not stop within" in running.log
+    assert running.log.index("tier stopped") > running.log.index("worker-0 stopped (SIGKILL)")
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_broker_loudly(broker: Callable[..., Broker]) -> None:
+    """Giving up says who and how often, stops the others in order, and exits with 1."""
+    running = broker(
+        children={"worker-0": ["crashing", 0], "tier": ["steady", 1]},
+        policy={"delay_first_s": 0.01, "deaths_max": 3},
+    )
+    finished = running.wait_for(finished=...)
+    assert finished["finished"] == 1
+    assert finished["reason"] == "worker-0 died 3 times within 60 s, the last time by exit code 3"
+    assert running.end() == 1
+    assert "CRITICAL broker ister.supervisor: giving up" in running.log
+
+
+def test_a_worker_that_cannot_work_ends_the_broker_with_its_reason(broker: Callable[..., Broker]) -> None:
+    """Wrong settings are not tried five times: the first refusal is the broker's own error."""
+    running = broker(children={"worker-0": ["refusing", 0], "tier": ["steady", 1]})
+    finished = running.wait_for(finished=...)
+    assert finished["finished"] == 78
+    assert "worker-0 can't work: listen: port 5555 is in use" in finished["reason"]
+    assert running.end() == 78
+    assert "starting it again" not in running.log
