@@ -12,11 +12,12 @@ Everything else is handed a `Disk`, so that a log can be run on a disk that fill
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ister.errors import DiskFullError, LockedError
@@ -71,8 +72,8 @@ class Disk(Protocol):
     def create(self, path: str, size: int = 0) -> File:
         """Create a file of `size` zeros without reserving room. Raises FileExistsError, DiskFullError."""
 
-    def read(self, path: str) -> bytes:
-        """Return a file's whole contents. Raises FileNotFoundError."""
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a file's contents, or up to `length` bytes of them. Raises FileNotFoundError."""
 
     def map(self, path: str) -> Checked:
         """Map a file read-only at its present length, which must not be 0. Raises FileNotFoundError."""
@@ -82,6 +83,12 @@ class Disk(Protocol):
 
     def exists(self, path: str) -> bool:
         """Say whether the path names anything."""
+
+    def isfile(self, path: str) -> bool:
+        """Say whether the path names a file."""
+
+    def links(self, path: str) -> int:
+        """Return how many names a file has. Raises FileNotFoundError."""
 
     def listdir(self, path: str) -> list[str]:
         """Return the names in a folder, sorted. Raises FileNotFoundError."""
@@ -106,6 +113,12 @@ class Disk(Protocol):
 
     def lock(self, path: str) -> Lock:
         """Hold a folder for this process alone. Raises LockedError naming the holder."""
+
+    def exclusive(self, path: str) -> contextlib.AbstractContextManager[None]:
+        """Wait until nobody else, in any thread or process, is inside the same; `path` is a file for that alone."""
+
+    def process_id(self) -> int:
+        """Return a number that no other process which uses this disk now has."""
 
 
 class LocalFile:
@@ -212,11 +225,12 @@ class LocalDisk:
             raise
         return LocalFile(path, fd)
 
-    def read(self, path: str) -> bytes:
-        """Return a file's whole contents. Raises FileNotFoundError."""
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a file's contents, or up to `length` bytes of them. Raises FileNotFoundError."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return LocalFile(path, fd).pread(os.fstat(fd).st_size, 0)
+            wanted = os.fstat(fd).st_size - start if length is None else length
+            return LocalFile(path, fd).pread(max(0, wanted), start)
         finally:
             os.close(fd)
 
@@ -235,6 +249,14 @@ class LocalDisk:
     def exists(self, path: str) -> bool:
         """Say whether the path names anything."""
         return os.path.exists(path)
+
+    def isfile(self, path: str) -> bool:
+        """Say whether the path names a file."""
+        return os.path.isfile(path)
+
+    def links(self, path: str) -> int:
+        """Return how many names a file has. Raises FileNotFoundError."""
+        return os.stat(path).st_nlink
 
     def listdir(self, path: str) -> list[str]:
         """Return the names in a folder, sorted. Raises FileNotFoundError."""
@@ -300,3 +322,17 @@ class LocalDisk:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return LocalLock(fd)
+
+    @contextlib.contextmanager
+    def exclusive(self, path: str) -> Iterator[None]:
+        """Wait until nobody else, in any thread or process, is inside the same; `path` is a file for that alone."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def process_id(self) -> int:
+        """Return a number that no other process which uses this disk now has."""
+        return os.getpid()

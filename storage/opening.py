@@ -99,7 +99,14 @@ class _Tail:
 
 
 def open_log(
-    disk: Disk, folder: str, *, topic: str, incarnation: bytes, settings: WalSettings, start_offset: int
+    disk: Disk,
+    folder: str,
+    *,
+    topic: str,
+    incarnation: bytes,
+    settings: WalSettings,
+    start_offset: int,
+    known_end: int,
 ) -> OpenedLog:
     """Find, check, mend and sync the log in `folder`.
 
@@ -108,7 +115,7 @@ def open_log(
     if len(incarnation) != 16:
         raise ValueError(f"an incarnation has 16 bytes, not {len(incarnation)}")
     try:
-        return _Opening(disk, folder, topic, incarnation, settings, start_offset).run()
+        return _Opening(disk, folder, topic, incarnation, settings, start_offset, known_end).run()
     except OSError as error:
         raise LogFailedError(f"the log of topic {topic!r} cannot be opened: {error}") from error
 
@@ -122,9 +129,11 @@ class _Opening:
         incarnation: bytes,
         settings: WalSettings,
         start_offset: int,
+        known_end: int,
     ) -> None:
         self.disk, self.folder, self.topic = disk, folder, topic
         self.incarnation, self.settings, self.start_offset = incarnation, settings, start_offset
+        self.known_end = known_end
         self.torn_bytes = self.rewritten_bytes = 0
         self.discarded: list[str] = []
         self.finished: list[str] = []
@@ -141,6 +150,8 @@ class _Opening:
                     f"{before.path} ends at offset {before.end}, and the next segment begins at {base}"
                 )
         kept, lost = self._judge(tails)
+        if not tails and self.known_end > self.start_offset:
+            raise damaged(self.folder, 0, f"it is empty, and the log was durable up to {self.known_end}")
         producers = self._producers(sealed, kept)
 
         # From here on the log is known to be good, and files are written.
@@ -230,17 +241,23 @@ class _Opening:
         """
         for number, tail in enumerate(tails):
             scan, later = tail.scan, tails[number + 1 :]
-            if scan.snapshot is not None and (scan.footer is not None or scan.torn_bytes == 0):
-                if not later:
-                    return tails, []
+            whole = scan.snapshot is not None and (scan.footer is not None or scan.torn_bytes == 0)
+            if whole and later:
                 if scan.next_offset == later[0].base:
                     continue
-                if scan.footer is not None and scan.next_offset != later[0].base:
+                if scan.footer is not None:
                     raise GapError(
                         f"{tail.path} ends at offset {scan.next_offset}, and {later[0].path} follows it"
                     )
             # The log ends in this segment, at the first thing in it that is not valid.
-            promised = max([scan.promised, *(max(one.scan.committed, one.scan.promised) for one in later)])
+            if scan.torn_bytes and self.disk.links(tail.path) > 1:
+                raise damaged(tail.path, scan.end, "it is in the store too, so it was whole once")
+            promised = max(
+                self.known_end,
+                scan.promised,
+                *(max(one.scan.committed, one.scan.promised) for one in later),
+                0,
+            )
             if promised > scan.next_offset:
                 raise damaged(
                     tail.path,

@@ -169,14 +169,23 @@ class Wal:
         settings: WalSettings,
         clock: Clock,
         start_offset: int = 0,
+        known_end: int = 0,
     ) -> Wal:
         """Open or create the log in `folder`; `.report` says what was found.
 
+        `known_end` is an offset up to which the log must reach, because somebody saw it durable up to there (a cursor,
+        the store); what is missing below it is damage, however torn it looks.
         `start_offset` is where a log begins of which nothing is there yet. Raises DamagedError and GapError
         for a log that must not be served, DiskFullError, LogFailedError if the disk fails.
         """
         opened = open_log(
-            disk, folder, topic=topic, incarnation=incarnation, settings=settings, start_offset=start_offset
+            disk,
+            folder,
+            topic=topic,
+            incarnation=incarnation,
+            settings=settings,
+            start_offset=start_offset,
+            known_end=known_end,
         )
         return cls(
             disk,

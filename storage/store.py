@@ -1,0 +1,329 @@
+"""The object store: where sealed segments go for good. The interface, and a folder that has it.
+
+- An object is created once, whole, and never changes: of several creators of a name exactly one succeeds.
+- Names are ASCII parts joined by "/", none empty or beginning with "."; no object's name is a folder of another.
+- An object is on stable storage when its creation returns. What `get` returns has been checked against its CRC32C;
+  a range is not, whoever asks for one checks the records in it.
+
+Calls block; they are made from threads. A store may be used by several threads at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os.path
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from ister.errors import StoreError
+from storage.checksum import Buffer, crc32c
+from storage.disk import Disk, LocalDisk
+
+# What one page of a listing holds at most, because Google Cloud Storage returns no more.
+PAGE_OBJECTS_MAX: Final = 1000
+# GCS takes names of 1,024 bytes; file systems parts of 255.
+NAME_BYTES_MAX: Final = 1024
+_NAME = re.compile(
+    r"[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254}(?:/[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254})*"
+)
+
+_META: Final = ".meta"
+_TEMPORARY: Final = ".tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store says of one object, without its bytes."""
+
+    name: str
+    size: int
+    crc32c: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing, in order of names; `next` continues it, None at its end."""
+
+    objects: tuple[ObjectInfo, ...]
+    next: str | None
+
+
+class ObjectStore(Protocol):
+    """What Ister needs of an object store."""
+
+    def put_if_absent(
+        self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
+    ) -> bool:
+        """Create an object; False if the name is taken, by whatever it is.
+
+        `crc32c` is checked against the bytes, if given. Raises StoreError: then the object may be there or not.
+        """
+
+    def put_file_if_absent(
+        self, name: str, path: str, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
+    ) -> bool:
+        """Create an object of a file's bytes; the file must never change after. Otherwise as `put_if_absent`."""
+
+    def get(self, name: str) -> bytes:
+        """Return an object's bytes, checked. Raises StoreError, `object-missing` if there is none."""
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from `start`, fewer only at the object's end, unchecked. Raises StoreError."""
+
+    def head(self, name: str) -> ObjectInfo | None:
+        """Return what is known of an object, None if there is none. Raises StoreError."""
+
+    def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
+        """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield all objects whose names begin with `prefix`, in order of names. Raises StoreError."""
+
+    def delete(self, name: str) -> bool:
+        """Remove an object; False if there is none. Raises StoreError."""
+
+    def close(self) -> None:
+        """Let go of what is held; may be called again."""
+
+
+def check_name(name: str) -> str:
+    """Return `name` if an object may be called that. Raises StoreError `invalid-name`."""
+    if len(name) > NAME_BYTES_MAX or _NAME.fullmatch(name) is None:
+        raise StoreError(f"an object cannot be called {name[:80]!r}", code="invalid-name", action="fix")
+    return name
+
+
+def missing(name: str) -> StoreError:
+    """Return the error for an object that is not there."""
+    return StoreError(f"there is no object {name!r} in the store", code="object-missing", action="stop")
+
+
+def mismatch(name: str, found: int, expected: int) -> StoreError:
+    """Return the error for bytes that are not the ones they should be."""
+    return StoreError(
+        f"the bytes of object {name!r} have the CRC32C {found:08x}, and should have {expected:08x}",
+        code="object-damaged",
+        action="stop",
+    )
+
+
+class FolderStore:
+    """A folder as object store: an object's name is its path in there.
+
+    What is known of `a/b/c` lies in `a/b/.meta/c`, which no object can be called.
+    """
+
+    def __init__(self, path: str, disk: Disk | None = None) -> None:
+        """Use the folder at `path`, created if missing. Raises StoreError."""
+        self.path = path
+        self._disk: Disk = LocalDisk() if disk is None else disk
+        self._numbers = itertools.count()
+        try:
+            self._disk.makedirs(f"{path}/{_TEMPORARY}")
+        except OSError as error:
+            raise self._error("used", error) from error
+
+    def _error(self, done: str, error: OSError) -> StoreError:
+        return StoreError(f"the store in {self.path} cannot be {done}: {error}")
+
+    def _places(self, name: str) -> tuple[str, str]:
+        folder, _, last = f"{self.path}/{check_name(name)}".rpartition("/")
+        return f"{folder}/{last}", f"{folder}/{_META}/{last}"
+
+    def put_if_absent(
+        self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
+    ) -> bool:
+        """Create an object; False if the name is taken. Raises StoreError."""
+        return self._put(name, data, None, metadata, crc32c)
+
+    def put_file_if_absent(
+        self, name: str, path: str, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
+    ) -> bool:
+        """Create an object that is the same file as `path`, or a copy where links do not work. Raises StoreError."""
+        try:
+            data = self._disk.read(path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read for object {name!r}: {error}") from error
+        return self._put(name, data, path, metadata, crc32c)
+
+    def _put(
+        self,
+        name: str,
+        data: Buffer,
+        path: str | None,
+        metadata: Mapping[str, str] | None,
+        expected: int | None,
+    ) -> bool:
+        target, meta = self._places(name)
+        checksum = crc32c(data)
+        if expected is not None and expected != checksum:
+            raise mismatch(name, checksum, expected)
+        known = json.dumps({"size": len(data), "crc32c": checksum, "metadata": dict(metadata or {})})
+        disk = self._disk
+        temporary: list[str] = []
+        try:
+            if disk.exists(target):
+                return False
+            disk.makedirs(os.path.dirname(meta))
+            temporary.append(self._write(known.encode()))
+            with disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
+                if disk.exists(target):
+                    return False
+                # Metadata first: without its object it means nothing, and a later creator replaces it.
+                disk.rename(temporary[0], meta)
+                temporary.clear()
+                try:
+                    if path is None:
+                        temporary.append(self._write(data))
+                        disk.link(temporary[0], target)
+                    else:
+                        disk.link(path, target)
+                except FileExistsError:
+                    return False
+                except (
+                    OSError
+                ):  # another file system, or one without links: a rename creates it as atomically
+                    if not temporary:
+                        temporary.append(self._write(data))
+                    disk.rename(temporary[0], target)
+                    temporary.clear()
+            disk.sync_folder(os.path.dirname(meta))
+            disk.sync_folder(os.path.dirname(target))
+        except OSError as error:
+            raise self._error(f"given {name!r}", error) from error
+        finally:
+            for left in temporary:
+                disk.unlink(left)
+        return True
+
+    def _write(self, data: Buffer) -> str:
+        """Return the path of a new synced file that nobody else uses."""
+        while True:
+            path = f"{self.path}/{_TEMPORARY}/{self._disk.process_id()}-{next(self._numbers)}"
+            try:
+                file = self._disk.create(path)
+                break
+            except FileExistsError:  # left over from a process of the same number
+                continue
+        try:
+            file.pwritev((data,), 0)
+            file.datasync()
+        except BaseException:
+            self._disk.unlink(path)
+            raise
+        finally:
+            file.close()
+        return path
+
+    def get(self, name: str) -> bytes:
+        """Return an object's bytes, checked. Raises StoreError, `object-missing` if there is none."""
+        target, _ = self._places(name)
+        try:
+            data = self._disk.read(target)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise missing(name) from None
+        except OSError as error:
+            raise self._error(f"asked for {name!r}", error) from error
+        info = self.head(name)
+        if info is None:
+            raise missing(name)
+        if (found := crc32c(data)) != info.crc32c:
+            raise mismatch(name, found, info.crc32c)
+        return data
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from `start`, unchecked. Raises StoreError."""
+        target, _ = self._places(name)
+        try:
+            return self._disk.read(target, start, length)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise missing(name) from None
+        except OSError as error:
+            raise self._error(f"asked for {name!r}", error) from error
+
+    def head(self, name: str) -> ObjectInfo | None:
+        """Return what is known of an object, None if there is none. Raises StoreError."""
+        target, meta = self._places(name)
+        try:
+            if not self._disk.isfile(target):
+                return None
+            known = json.loads(self._disk.read(meta))
+            return ObjectInfo(name, known["size"], known["crc32c"], known["metadata"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not self._disk.isfile(target):  # deleted just now
+                return None
+            raise StoreError(
+                f"what is known of object {name!r} cannot be read: {error}",
+                code="object-damaged",
+                action="stop",
+            ) from error
+
+    def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
+        """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""
+        found: list[ObjectInfo] = []
+        for name in self._names(prefix, page):
+            if len(found) == page_size:
+                return Page(tuple(found), found[-1].name)
+            info = self.head(name)
+            if info is not None:
+                found.append(info)
+        return Page(tuple(found), None)
+
+    def _names(self, prefix: str, after: str | None) -> Iterator[str]:
+        """Yield names in order. A folder counts as its name with "/", which is how names sort."""
+        folder = prefix.rpartition("/")[0]
+        pending = [f"{folder}/" if folder else ""]
+        while pending:
+            name = pending.pop()
+            if name and not name.endswith("/"):
+                if name.startswith(prefix) and (after is None or name > after):
+                    yield name
+                continue
+            # Everything in a folder begins with its name: skip one that lies wholly outside.
+            if not (name.startswith(prefix) or prefix.startswith(name)):
+                continue
+            if after is not None and name < after and not after.startswith(name):
+                continue
+            pending += sorted(self._children(name), reverse=True)
+
+    def _children(self, folder: str) -> Iterator[str]:
+        path = f"{self.path}/{folder}"
+        try:
+            names = self._disk.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise self._error("listed", error) from error
+        for name in names:
+            if not name.startswith("."):
+                yield f"{folder}{name}" if self._disk.isfile(f"{path}{name}") else f"{folder}{name}/"
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield all objects whose names begin with `prefix`, in order of names. Raises StoreError."""
+        for name in self._names(prefix, None):
+            info = self.head(name)
+            if info is not None:
+                yield info
+
+    def delete(self, name: str) -> bool:
+        """Remove an object; False if there is none. Raises StoreError."""
+        target, meta = self._places(name)
+        try:
+            with self._disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
+                if not self._disk.isfile(target):
+                    return False
+                self._disk.unlink(target)
+                self._disk.unlink(meta)
+            self._disk.sync_folder(os.path.dirname(target))
+        except FileNotFoundError:
+            return True  # its metadata was gone before
+        except OSError as error:
+            raise self._error(f"rid of {name!r}", error) from error
+        return True
+
+    def close(self) -> None:
+        """Let go of what is held; may be called again."""
