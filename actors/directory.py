@@ -118,7 +118,7 @@ class Directory(LoopActor):
     def on_locate(self, command: Locate) -> None:
         """Say where a topic lives."""
         try:
-            topic = self._catalogue.topic(command.topic)
+            topic = self._catalogue.get_topic(command.topic)
         except IsterError as error:
             self._refuse(command.reply, command.ticket, error)
             return
@@ -130,7 +130,7 @@ class Directory(LoopActor):
     def on_locate_subscription(self, command: LocateSubscription) -> None:
         """Say where a subscription lives, and create it when it is new."""
         try:
-            topic = self._catalogue.topic(command.topic)
+            topic = self._catalogue.get_topic(command.topic)
             subscription = self._subscription(
                 topic, command.subscription, command.type, command.start, dict(command.options)
             )
@@ -150,14 +150,14 @@ class Directory(LoopActor):
         check_subscription_name(name)
         if type_ not in SUBSCRIPTION_TYPES:
             raise UsageError(f"subscription type {type_!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}")
-        found = None if new else self._catalogue.find_subscription(topic.name, name)
+        found = None if new else self._catalogue.subscription(topic.name, name)
         if found is None:
             check_options(options)
             if start not in ("earliest", "latest") and not start.isdecimal():
                 raise UsageError(f"start {start!r:.40} is neither 'earliest' nor 'latest' nor an offset")
-            return self._catalogue.create_subscription(
-                topic.name, name, type=type_, start=start, settings=options, created_ms=self.clock.time_ms()
-            )
+            begin = int(start) if start.isdecimal() else start
+            found = SubscriptionMeta(topic.name, name, type_, begin, self.clock.time_ms(), options)
+            self._catalogue.create_subscription(found)
         if found.type != type_:
             raise RemoteError(
                 "subscription-type", f"subscription {name!r} of topic {topic.name!r} is {found.type}, not {type_}"
@@ -200,14 +200,9 @@ class Directory(LoopActor):
         unknown = arguments.keys() - {"topic", "dispatch", "durability"}
         if unknown:
             raise UsageError(f"a topic has no setting {sorted(unknown)[0]!r:.40}")
-        topic = self._catalogue.create_topic(
-            name,
-            incarnation=self.system.random.randbytes(16),
-            dispatch=dispatch,
-            durability=durability,
-            settings={},
-            created_ms=self.clock.time_ms(),
-        )
+        incarnation = self.system.random.randbytes(16)
+        topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms())
+        self._catalogue.create_topic(topic)
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
 
@@ -225,30 +220,33 @@ class Directory(LoopActor):
 
     def _list_topics(self, ask: Ask, arguments: dict[str, Any]) -> None:
         after, limit = _page(arguments)
-        topics = self._catalogue.topics(after=after, limit=limit + 1)
+        topics = [topic for topic in self._catalogue.topics() if topic.name > after]
         body = {"topics": [self._topic_map(topic) for topic in topics[:limit]], "more": len(topics) > limit}
         self._answer(ask, body)
 
     def _show_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        topic = self._catalogue.topic(_text(arguments, "topic"))
+        topic = self._catalogue.get_topic(_text(arguments, "topic"))
         ticket = self._ticket()
         worker = self._worker_of_topic(topic.name)
         task = TopicTask("describe", topic, self.address, ticket)
-        count = self._catalogue.count_subscriptions(topic.name)
+        count = len(self._catalogue.subscriptions(topic.name))
         base = self._topic_map(topic) | {"subscriptions": count}
         self._gather(ask, {ticket}, lambda answers: base | answers[0])
         self._frontend(worker).tell(task)
 
     def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         name = _text(arguments, "topic")
-        topic = self._catalogue.topic(name)
-        subscriptions = self._catalogue.delete_topic(name)
+        topic = self._catalogue.get_topic(name)
+        for worker in {self._worker_of_subscription(name, each.name) for each in self._catalogue.subscriptions(name)}:
+            self._frontend(worker)  # all must be there to delete their part, or nothing is deleted
+        frontend = self._frontend(self._worker_of_topic(name))
+        _, subscriptions = self._catalogue.delete_topic(name)
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
         tickets = [self._ticket() for _ in range(len(subscriptions) + 1)]
         self._gather(ask, set(tickets), lambda _: {"deleted": name, "subscriptions": len(subscriptions)})
         for ticket, subscription in zip(tickets[1:], subscriptions, strict=True):
             self._tell_subscription("delete", topic, subscription, ticket)
-        self._frontend(self._worker_of_topic(name)).tell(TopicTask("delete", topic, self.address, tickets[0]))
+        frontend.tell(TopicTask("delete", topic, self.address, tickets[0]))
 
     def _subscription_map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
         worker = self._worker_of_subscription(subscription.topic, subscription.name)
@@ -264,7 +262,7 @@ class Directory(LoopActor):
         }
 
     def _create_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        topic = self._catalogue.topic(_text(arguments, "topic"))
+        topic = self._catalogue.get_topic(_text(arguments, "topic"))
         options = {
             key: value
             for key, value in arguments.items()
@@ -283,9 +281,9 @@ class Directory(LoopActor):
         self._tell_subscription("start", topic, subscription, ticket)
 
     def _list_subscriptions(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        topic = self._catalogue.topic(_text(arguments, "topic"))
+        topic = self._catalogue.get_topic(_text(arguments, "topic"))
         after, limit = _page(arguments)
-        found = self._catalogue.subscriptions(topic.name, after=after, limit=limit + 1)
+        found = [each for each in self._catalogue.subscriptions(topic.name) if each.name > after]
         body = {
             "subscriptions": [self._subscription_map(subscription) for subscription in found[:limit]],
             "more": len(found) > limit,
@@ -301,14 +299,15 @@ class Directory(LoopActor):
 
     def _delete_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic, subscription = self._named_subscription(arguments)
+        self._frontend(self._worker_of_subscription(topic.name, subscription.name))
         self._catalogue.delete_subscription(topic.name, subscription.name)
         ticket = self._ticket()
         self._gather(ask, {ticket}, lambda _: {"deleted": subscription.name, "topic": topic.name})
         self._tell_subscription("delete", topic, subscription, ticket)
 
     def _named_subscription(self, arguments: dict[str, Any]) -> tuple[TopicMeta, SubscriptionMeta]:
-        topic = self._catalogue.topic(_text(arguments, "topic"))
-        return topic, self._catalogue.subscription(topic.name, _text(arguments, "subscription"))
+        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        return topic, self._catalogue.get_subscription(topic.name, _text(arguments, "subscription"))
 
     def _status(self, ask: Ask, arguments: dict[str, Any]) -> None:
         tickets = {}

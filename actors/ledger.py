@@ -32,9 +32,7 @@ class InFlight:
         self._ends: list[int] = []
         self._attempts: list[int] = []
         self._deadlines: list[float] = []
-        self._queue: deque[tuple[float, int]] = (
-            deque()
-        )  # (deadline, first) in order of delivery; may hold settled ones
+        self._queue: list[tuple[float, int]] = []  # heap of (deadline, first); may hold ones that are settled
         self.messages = 0
 
     def __len__(self) -> int:

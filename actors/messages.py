@@ -20,6 +20,7 @@ from actors.pieces import Batch, Piece
 from actors.runtime import Address, Ref
 from ister.wire import Buffer, Header
 from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.segment import SegmentInfo
 from transport.session import Handle
 
 # ---- finding things: worker <-> Directory ------------------------------------------------------------------------
@@ -226,12 +227,17 @@ class Batches:
 @message
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The segments in `folder` below offset `sealed_end` will never change again (Topic -> Uploader)."""
+    """These segments will never change again (Topic -> Uploader; those told before need not be repeated)."""
 
     topic: TopicMeta
-    folder: str
-    sealed_end: int
+    segments: tuple[SegmentInfo, ...]
     reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class StopUploads:
+    """The topic is deleted (Topic -> Uploader)."""
 
 
 @message

@@ -28,8 +28,8 @@ class Batch(Protocol):
     columns: int
     lengths: Buffer
     payload: Buffer
-    keys: Buffer
-    attributes: Buffer
+    keys: Buffer | None
+    attributes: Buffer | None
 
 
 @dataclass(slots=True, eq=False)
@@ -42,16 +42,16 @@ class RelayedBatch:
     columns: int
     lengths: Buffer
     payload: Buffer
-    keys: Buffer = b""
-    attributes: Buffer = b""
+    keys: Buffer | None = None
+    attributes: Buffer | None = None
 
     @classmethod
     def of_frames(
         cls, first_offset: int, count: int, timestamp_ms: int, columns: int, frames: Sequence[Buffer]
     ) -> RelayedBatch:
         """Return the batch made of the body frames of a PUBLISH."""
-        keys = frames[2] if columns & Column.KEYS else b""
-        attributes = frames[-1] if columns & Column.ATTRIBUTES else b""
+        keys = frames[2] if columns & Column.KEYS else None
+        attributes = frames[-1] if columns & Column.ATTRIBUTES else None
         return cls(first_offset, count, timestamp_ms, columns, frames[0], frames[1], keys, attributes)
 
     @property
@@ -96,7 +96,7 @@ def cut(batch: Batch, first: int, end: int, attempt: int) -> Piece:
     table = memoryview(batch.lengths)
     frames: list[Buffer] = [table[4 * low : 4 * high], _cut_items(table, batch.payload, low, high)]
     for bit, column in ((Column.KEYS, batch.keys), (Column.ATTRIBUTES, batch.attributes)):
-        if batch.columns & bit:
+        if batch.columns & bit and column is not None:
             view = memoryview(column)
             lengths, items = view[: 4 * batch.count], view[4 * batch.count :]
             frames.append(bytes(lengths[4 * low : 4 * high]) + bytes(_cut_items(lengths, items, low, high)))
@@ -141,16 +141,15 @@ def join(batches: Sequence[Batch]) -> Piece:
 
 def batch_bytes(batch: Batch) -> int:
     """Return the bytes of a batch's body frames."""
-    return len(batch.lengths) + len(batch.payload) + len(batch.keys) + len(batch.attributes)
+    size = len(batch.lengths) + len(batch.payload)
+    return size + len(batch.keys or b"") + len(batch.attributes or b"") if batch.columns else size
 
 
 def _frames(batch: Batch) -> tuple[Buffer, ...]:
-    columns = batch.columns
-    if not columns:
+    if not batch.columns:
         return (batch.lengths, batch.payload)
-    if columns == Column.ALL:
-        return (batch.lengths, batch.payload, batch.keys, batch.attributes)
-    return (batch.lengths, batch.payload, batch.keys if columns == Column.KEYS else batch.attributes)
+    columns = (batch.keys, batch.attributes)
+    return (batch.lengths, batch.payload, *[column for column in columns if column is not None])
 
 
 def _cut_items(table: memoryview, items: Buffer, low: int, high: int) -> memoryview:
@@ -158,7 +157,8 @@ def _cut_items(table: memoryview, items: Buffer, low: int, high: int) -> memoryv
     return memoryview(items)[start : start + sum(lengths_of(table[4 * low : 4 * high]))]
 
 
-def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer]) -> bytes:
-    tables = [memoryview(column)[: 4 * batch.count] for batch, column in zip(batches, columns, strict=True)]
-    items = [memoryview(column)[4 * batch.count :] for batch, column in zip(batches, columns, strict=True)]
+def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer | None]) -> bytes:
+    views = [memoryview(column or b"") for column in columns]
+    tables = [view[: 4 * batch.count] for batch, view in zip(batches, views, strict=True)]
+    items = [view[4 * batch.count :] for batch, view in zip(batches, views, strict=True)]
     return b"".join(tables) + b"".join(items)

@@ -51,7 +51,7 @@ from actors.selection import Member, Roster
 from ister.errors import IsterError, RemoteError, StorageError
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import CursorJournal
+from storage.cursor import Compaction, CursorJournal
 from storage.reader import Reader
 from transport.session import SessionLimits
 
@@ -60,6 +60,7 @@ log = logging.getLogger("ister.subscription")
 # One turn of a subscription hands out at most this much before other actors and sockets get their turn: some 1 ms.
 DISPATCH_BYTES_MAX: Final = 1 << 20
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
+FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
 DROP_NOTICE_S: Final = 0.1  # a consumer is told of losses at most so often
 
 
@@ -248,7 +249,7 @@ class Subscription(LoopActor):
 class ReliableSubscription(Subscription):
     """A subscription with a cursor: at least once, read from the topic's segments.
 
-    `open_journal(start)` opens the cursor's journal, which keeps `start` when it is new; `open_reader(offset)` a reader of
+    `open_journal(start)` opens the cursor's journal, which begins at `start()` when it is new; `open_reader(offset)` a reader of
     the topic's segments; `erase` deletes the journal.
     """
 
@@ -262,7 +263,7 @@ class ReliableSubscription(Subscription):
         limits: SessionLimits,
         ack_timeout_ms: int,
         topic_ref: Ref,
-        open_journal: Callable[[int], CursorJournal],
+        open_journal: Callable[[Callable[[], int]], CursorJournal],
         open_reader: Callable[[int], Reader],
         erase: Callable[[], None],
         flush_ms: int,
@@ -313,7 +314,7 @@ class ReliableSubscription(Subscription):
         self._durable_end = max(self._durable_end, attached.durable_end)
         if self._journal is None:
             try:
-                self._journal = self._open_journal(self._start(attached))
+                self._journal = self._open_journal(lambda: self._start(attached))
             except IsterError as error:
                 self._become_failed(error)
                 return
@@ -403,7 +404,8 @@ class ReliableSubscription(Subscription):
             ahead.extend(self._reader.read(self._durable_end, READ_BYTES))
             if not ahead:
                 return None
-        if self._journal.cursor.has_above(first):
+        above = self._journal.cursor.ranges.end
+        if above is not None and above > first:
             return self._piece_between(messages_max)
         batch = ahead[0]
         if batch.first_offset < first or batch.count > messages_max:
@@ -481,16 +483,40 @@ class ReliableSubscription(Subscription):
             self._flush_timer = None
         assert self._journal is not None
         try:
+            if self._journal.failed is not None:
+                self._journal = self._opened_again(self._journal)
             self._journal.flush()
-        except StorageError as error:  # kept in memory and noted again with the next flush: nothing is skipped
+        except StorageError as error:  # what was acknowledged is in memory still, and written when that works again
             log.warning("cursor of %s/%s not written: %s", self.topic.name, self.meta.name, error)
-            self._flush_timer = self.call_later(1.0, self._flush)
+            self._flush_timer = self.call_later(FLUSH_RETRY_S, self._flush)
             return
+        compaction = self._journal.begin_compaction()
+        if compaction is not None:
+            journal = self._journal
+            self.offload(compaction.run, lambda _, error: self._compacted(journal, compaction, error))
         if self._sync_timer is None and not self._syncing:
             self._sync_timer = self.call_later(self._sync_s, self._sync)
 
+    def _opened_again(self, failed: CursorJournal) -> CursorJournal:
+        """Return the journal opened anew after a write or sync failed, with all that is acknowledged noted in it."""
+        journal = self._open_journal(lambda: failed.cursor.start)
+        journal.note(journal.cursor.low, failed.cursor.low)
+        for first, end in failed.cursor.ranges:
+            journal.note(first, end)
+        failed.close()
+        return journal
+
+    def _compacted(self, journal: CursorJournal, compaction: Compaction, error: BaseException | None) -> None:
+        if error is not None:
+            log.warning("cursor of %s/%s not compacted: %s", self.topic.name, self.meta.name, error)
+        if journal is self._journal:
+            journal.end_compaction(compaction, error)
+
     def _sync(self) -> None:
         assert self._journal is not None
+        if self._journal.compacting:  # one thing at a time on one file
+            self._sync_timer = self.call_later(self._sync_s, self._sync)
+            return
         self._sync_timer, self._syncing = None, True
         self.offload(self._journal.sync, self._synced)
 
@@ -544,8 +570,8 @@ class ReliableSubscription(Subscription):
             cursor = self._journal.cursor
             body |= {
                 "cursor": cursor.low,
-                "acknowledged_above": cursor.acknowledged_above,
-                "unacknowledged": self._durable_end - cursor.low - cursor.acknowledged_above,
+                "acknowledged_above": cursor.ranges.total,
+                "unacknowledged": cursor.unacknowledged(self._durable_end),
             }
         return body
 

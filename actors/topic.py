@@ -12,8 +12,10 @@ Invariants
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from actors.messages import (
@@ -31,14 +33,16 @@ from actors.messages import (
     Publish,
     Relayed,
     Sealed,
+    StopUploads,
     TopicFailed,
     Uploaded,
 )
-from actors.runtime import Address, LoopActor, Ref, System, receives
+from actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.errors import DiskFullError, IsterError, RemoteError, StorageError
 from ister.wire import OFFSET_UNKNOWN, RECEIPTS_MAX, Key, Type, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, Gap, ProducerTable
+from storage.segment import SegmentInfo
 from storage.wal import Commit, Wal
 from transport.gateway import Gateway
 from transport.session import Handle
@@ -46,6 +50,7 @@ from transport.session import Handle
 log = logging.getLogger("ister.topic")
 
 SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
+BACKGROUND_COMMIT_S: Final = 1.0  # what durability "os" may lose with the machine, and how late files are sealed
 REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
 
 
@@ -173,13 +178,11 @@ class ReliableTopic(Topic):
         meta: TopicMeta,
         gateway: Gateway,
         *,
-        folder: str,
         open_log: Callable[[], Wal],
         erase: Callable[[], None],
         uploader: Ref,
     ) -> None:
         super().__init__(system, path, meta, gateway)
-        self._folder = folder
         self._open_log = open_log
         self._erase = erase
         self._uploader = uploader
@@ -190,8 +193,11 @@ class ReliableTopic(Topic):
         self._closing: list[tuple[int, CloseProducer]] = []  # closes that wait for receipts
         self._commit_scheduled = False
         self._waits_for_sync = meta.durability != "os"
+        self._background_commit: Timer | None = None  # of durability "os"
+        self._ended_log: Wal | None = None  # failed, and to be closed when its running commit has ended
         self._watermark = 0
-        self._sealed_told = -1
+        self._deleted = False
+        self._sealed_told = 0  # the uploader was told of segments up to here
         self.commits = 0
 
     def on_start(self) -> None:
@@ -200,11 +206,19 @@ class ReliableTopic(Topic):
         self.call_later(SEAL_CHECK_S, self._seal_check)
 
     def on_stop(self) -> None:
-        """Seal nothing, lose nothing: close the log."""
-        if self._log is not None:
-            self._log.close()
+        """Write down what came in, and close the log, so that the next start has nothing to recover."""
+        wal = self._log
+        if wal is not None and not wal.committing:
+            with suppress(StorageError):
+                wal.commit()
+            wal.close()
 
     def _open_or_fail(self) -> None:
+        if self._ended_log is not None:
+            self.call_later(REOPEN_DELAY_S, self._open_or_fail)
+            return
+        if self._log is not None or self._deleted:
+            return
         try:
             self._log = self._open_log()
         except StorageError as error:
@@ -229,13 +243,19 @@ class ReliableTopic(Topic):
             self._gateway.send_error(handle.session, error, echo)
         self._awaiting.clear()
         self._answer_closes(None)
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._end_log()
         for watcher in self._watchers.values():
             watcher.tell(TopicFailed(error.code, error.text))
         if error.action == "retry":
             self.call_later(REOPEN_DELAY_S, self._open_or_fail)
+
+    def _end_log(self) -> None:
+        """Let go of the log, once nothing runs on it any more."""
+        wal, self._log = self._log, None
+        if wal is not None and wal.committing:
+            self._ended_log = wal
+        elif wal is not None:
+            wal.close()
 
     def _ready_log(self) -> Wal:
         if self._log is None:
@@ -314,23 +334,36 @@ class ReliableTopic(Topic):
         wal = self._log
         if wal is None:
             return
-        commit = wal.begin_commit()
-        if commit is not None:
-            self.commits += 1
-            self.offload(commit.run, lambda _, error: self._committed(wal, commit, error))
+        if self._waits_for_sync:
+            self._begin_commit()
+        elif self._background_commit is None:
+            self._background_commit = self.call_later(BACKGROUND_COMMIT_S, self._commit_in_background)
         self._announce(wal)
 
+    def _commit_in_background(self) -> None:
+        self._background_commit = None
+        self._begin_commit()
+
+    def _begin_commit(self) -> None:
+        wal = self._log
+        commit = wal.begin_commit() if wal is not None else None
+        if wal is not None and commit is not None:
+            self.commits += 1
+            self.offload(commit.run, lambda _, error: self._committed(wal, commit, error))
+
     def _committed(self, wal: Wal, commit: Commit, error: BaseException | None) -> None:
-        if wal is not self._log:
-            return  # it failed and was opened again meanwhile
         wal.end_commit(commit, error)
+        if wal is not self._log:  # it failed, or was deleted, meanwhile
+            wal.close()
+            self._ended_log = None
+            return
         if error is not None:
             failure = wal.failed or StorageError(f"a commit of topic {self.meta.name!r} failed: {error}")
             self._fail(failure)
             return
         self._announce(wal)
-        if wal.next_offset > wal.durable_end:
-            self._schedule_commit()
+        if wal.pending and self._waits_for_sync:
+            self._begin_commit()
         self._prepare_spare()
         self._tell_sealed()
 
@@ -398,15 +431,16 @@ class ReliableTopic(Topic):
 
     def _tell_sealed(self) -> None:
         sealed = self._log.sealed() if self._log is not None else ()
-        if sealed and sealed[-1].end_offset != self._sealed_told:
-            self._sealed_told = sealed[-1].end_offset
-            self._uploader.tell(Sealed(self.meta, self._folder, self._sealed_told, self.address))
+        news = tuple(segment for segment in sealed[bisect_left(sealed, self._sealed_told, key=_base) :])
+        if news:
+            self._sealed_told = news[-1].end
+            self._uploader.tell(Sealed(self.meta, news, self.address))
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
         """Tell the tier again what is sealed: it was started again, and knows nothing."""
         if started.node == self._uploader.address.node:
-            self._sealed_told = -1
+            self._sealed_told = self._watermark
             self._tell_sealed()
 
     @receives(Uploaded)
@@ -439,11 +473,11 @@ class ReliableTopic(Topic):
     def on_delete(self, command: Delete) -> None:
         """Refuse everything from now on, and delete the log."""
         self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._deleted = True
+        self._end_log()
         self._failure = StorageError(f"topic {self.meta.name!r} was deleted", code="topic-deleted", action="stop")
         self._erase()
+        self._uploader.tell(StopUploads())
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)
 
@@ -530,6 +564,10 @@ class NonReliableTopic(Topic):
         self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)
+
+
+def _base(segment: SegmentInfo) -> int:
+    return segment.base
 
 
 def _expected(producers: ProducerTable, command: OpenProducer) -> int:

@@ -47,6 +47,7 @@ __all__ = [
     "known_settings",
     "load_settings",
     "settings_toml",
+    "split_listen",
 ]
 
 ENVIRONMENT_PREFIX: Final = "ISTER_"
@@ -260,6 +261,14 @@ def _amount(number: int, unit: str) -> str:
         if unit == "bytes" and number >= size and number % size == 0:
             return f"{number} bytes ({number // size} {name})"
     return f"{number} {unit}"
+
+
+def split_listen(address: str) -> tuple[str, int]:
+    """Return host and port of a `tcp://HOST:PORT` address; raises `SettingsError` for any other text."""
+    match = _LISTEN.fullmatch(address)
+    if match is None:
+        raise SettingsError(f"{address!r} is no tcp://HOST:PORT")
+    return match["host"], int(match["port"])
 
 
 def _bad_listen(value: str) -> str | None:

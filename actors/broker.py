@@ -1,0 +1,208 @@
+"""The broker process: its composition root. Supervises workers and tier, and is home to the Directory.
+
+Runs in: the process that `ister serve` is. Holds the lock of the data folder for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from actors.directory import DIRECTORY_PATH, Directory, node_of
+from actors.process import (
+    BROKER,
+    EXIT_FAILED,
+    SUPERVISOR_PATH,
+    ProcessContext,
+    ProcessSpec,
+    log_to_stderr,
+    name_process,
+    run_folder,
+)
+from actors.supervisor import RestartPolicy, Supervisor
+from actors.tier import TierProcessSettings, run_tier
+from actors.worker import CURSORS_FOLDER, TIER, TOPICS_FOLDER, WorkerSettings, process_description, run_worker
+from ister.errors import UsageError
+from ister.names import topic_folder
+from ister.settings import Settings, split_listen
+from storage.catalogue import Catalogue
+from storage.disk import LocalDisk
+from storage.wal import remove_log
+
+log = logging.getLogger("ister.broker")
+
+CATALOGUE_FILE: Final = "catalogue.sqlite"
+STORE_FOLDER: Final = "store"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReady:
+    """What `ister serve` prints once clients can connect."""
+
+    endpoints: tuple[str, ...]
+    data: str
+    store: str
+    topics: int
+    processes: dict[str, int]
+
+
+class BrokerFailedError(UsageError):
+    """The broker ended for a reason that is not a wish: the text says which; `exit_code` is the process's."""
+
+    code = "broker-failed"
+    action = "stop"
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def run_broker(settings: Settings, on_ready: Callable[[BrokerReady], None]) -> None:
+    """Run a broker in this process until SIGTERM or SIGINT; `on_ready` is called once every process is up.
+
+    Raises `LockedError` for a data folder that another broker holds, `StorageError` for one that cannot be written,
+    `UsageError` for addresses that are taken, `BrokerFailedError` when it had to give up.
+    """
+    name_process(BROKER)
+    log_to_stderr(BROKER, getattr(logging, settings.server.log_level.upper()))
+    data = os.path.abspath(settings.server.data)
+    disk = LocalDisk()
+    disk.makedirs(data)
+    lock = disk.lock(data)
+    try:
+        binds, endpoints = worker_addresses(settings)
+        check_free(binds)
+        catalogue = Catalogue(f"{data}/{CATALOGUE_FILE}")
+        sweep_orphans(disk, data, catalogue)
+        with run_folder() as folder:
+            _run(settings, data, folder, catalogue, binds, endpoints, on_ready)
+    finally:
+        lock.release()
+
+
+def _run(
+    settings: Settings,
+    data: str,
+    folder: str,
+    catalogue: Catalogue,
+    binds: list[str],
+    endpoints: list[str],
+    on_ready: Callable[[BrokerReady], None],
+) -> None:
+    clock_boot = 1
+    context = ProcessContext(BROKER, clock_boot, folder)
+    store = settings.server.store or f"file://{data}/{STORE_FOLDER}"
+    supervision = settings.supervision
+    workers = [
+        ProcessSpec(node_of(number), run_worker, WorkerSettings(settings, data, bind, endpoint))
+        for number, (bind, endpoint) in enumerate(zip(binds, endpoints, strict=True))
+    ]
+    tier = ProcessSpec(TIER, run_tier, TierProcessSettings(settings, store), stop_rank=1)
+    ended: list[str] = []
+
+    def finished(exit_code: int, reason: str) -> None:
+        if exit_code:
+            ended.append(reason)
+        context.stop(exit_code)
+
+    def all_up() -> None:
+        topics = len(catalogue.topics())
+        on_ready(BrokerReady(tuple(endpoints), data, store, topics, supervisor.processes))
+
+    context.system.spawn(
+        Directory,
+        DIRECTORY_PATH,
+        catalogue,
+        endpoints=endpoints,
+        describe_broker=lambda: process_description(context, "broker") | {"restarts": supervisor.restarts},
+    )
+    context.listen(context.system.ref(BROKER, DIRECTORY_PATH))
+    context.system.spawn(
+        Supervisor,
+        SUPERVISOR_PATH,
+        context,
+        [*workers, tier],
+        policy=RestartPolicy(
+            delay_first_s=supervision.restart_delay_ms_min / 1000,
+            delay_max_s=supervision.restart_delay_ms_max / 1000,
+            deaths_max=supervision.restarts_max,
+            deaths_window_s=supervision.restarts_window_s,
+            stop_grace_s=supervision.stop_grace_ms / 1000,
+        ),
+        on_all_up=all_up,
+        on_finished=finished,
+    )
+    supervisor = context.system.find(SUPERVISOR_PATH)
+    assert isinstance(supervisor, Supervisor)
+    context.system.on_actor_failure = lambda path, error: _actor_failed(context, path, error)
+    code = context.run()
+    if code:
+        raise BrokerFailedError(ended[0] if ended else "the broker failed; its log says how", code)
+
+
+def _actor_failed(context: ProcessContext, path: str, error: Exception) -> None:
+    """Without its Directory or Supervisor there is no broker."""
+    if path == DIRECTORY_PATH:
+        log.critical("the Directory failed: %s", error)
+        context.stop(EXIT_FAILED)
+
+
+def worker_addresses(settings: Settings) -> tuple[list[str], list[str]]:
+    """Return where each worker binds, and the address clients are told of it."""
+    host, port = split_listen(settings.server.listen)
+    workers = settings.server.workers or cores()
+    told = settings.server.advertise or ("127.0.0.1" if host in ("*", "0.0.0.0", "[::]") else host)
+    binds = [f"tcp://{host}:{port + number}" for number in range(workers)]
+    return binds, [f"tcp://{told}:{port + number}" for number in range(workers)]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_free(binds: list[str]) -> None:
+    """Raise `UsageError` naming the first address that cannot be listened on, before anything is started."""
+    for bind in binds:
+        host, port = split_listen(bind)
+        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("" if host == "*" else host.strip("[]"), port))
+            except OSError as error:
+                raise UsageError(
+                    f"cannot listen on {bind}: {error.strerror} (is another broker running there?)",
+                    code="address-in-use",
+                ) from error
+
+
+def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
+    """Delete what a topic's deletion left behind, because a worker was not there to do it."""
+    known = {f"{topic_folder(topic.name)}.{topic.incarnation.hex()}" for topic in catalogue.topics()}
+    for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
+        folder = f"{data}/{kind}"
+        if not disk.exists(folder):
+            continue
+        for name in disk.listdir(folder):
+            if name not in known:
+                log.info("deleting %s/%s, which belongs to no topic", kind, name)
+                remove_log(disk, f"{folder}/{name}")
+
+
+def describe_ready(ready: BrokerReady) -> dict[str, Any]:
+    """Return a `BrokerReady` as a plain map, for scripts."""
+    return {
+        "endpoints": list(ready.endpoints),
+        "data": ready.data,
+        "store": ready.store,
+        "topics": ready.topics,
+        "processes": ready.processes,
+        "pid": os.getpid(),
+    }

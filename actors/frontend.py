@@ -1,0 +1,295 @@
+"""The Frontend: what stands between a worker's gateway and its actors, and starts the actors that clients ask for.
+
+Runs in every worker process, one a process. It finds things through the Directory, answers `moved` for what lives
+elsewhere, and then steps aside: batches, credit and acknowledgments go from the gateway straight to Topic and Consumer.
+
+Invariants
+- every open and every request of a client is answered once, within `ANSWER_WITHIN_S` of the Directory's silence
+- an actor of a topic or subscription runs only where placement says it lives
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from actors.consumer import Consumer
+from actors.directory import DIRECTORY_PATH
+from actors.messages import (
+    Answer,
+    Ask,
+    Attach,
+    CloseConsumer,
+    CloseProducer,
+    ConsumerFrame,
+    Delete,
+    Describe,
+    Locate,
+    Located,
+    LocateSubscription,
+    NodeStarted,
+    NodeStopped,
+    OpenProducer,
+    Publish,
+    Refused,
+    Reopen,
+    StartSubscription,
+    SubscriptionTask,
+    TopicTask,
+)
+from actors.process import BROKER, NodeDown, NodeUp
+from actors.runtime import LoopActor, Ref, System, receives
+from actors.topic import Publisher
+from ister.errors import IsterError, RemoteError, UsageError
+from ister.names import check_subscription_name, check_topic_name
+from ister.wire import Buffer, Header, Key, Type, encode_result
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from transport.gateway import Gateway
+from transport.session import Handle, Session
+
+log = logging.getLogger("ister.frontend")
+
+ANSWER_WITHIN_S: Final = 8.0  # longer than the Directory waits for others
+SWEEP_S: Final = 0.5  # how late a silent session may be ended
+REASON_LENGTH_MAX: Final = 500
+
+
+class Actors(Protocol):
+    """What starts the actors of topics and subscriptions: the worker's composition."""
+
+    def topic(self, meta: TopicMeta) -> Ref:
+        """Return the Topic of this worker, started if need be."""
+
+    def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:
+        """Return the Subscription of this worker, started if need be."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Opening:
+    handle: Handle
+    generation: int
+    header: Header
+
+
+@dataclass(slots=True, frozen=True)
+class _Asking:
+    session: Session
+    ref: int
+
+
+class Frontend(LoopActor):
+    """Opens handles and carries requests, as `transport.gateway.GatewayEvents` and as an actor."""
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        gateway: Gateway,
+        actors: Actors,
+        describe: Callable[[], dict[str, Any]],
+    ) -> None:
+        super().__init__(system, path)
+        self._gateway = gateway
+        self._actors = actors
+        self._describe = describe
+        self._directory = system.ref(BROKER, DIRECTORY_PATH)
+        self._tickets = 0
+        self._pending: dict[int, _Opening | _Asking] = {}
+        self._keys = 0
+
+    def on_start(self) -> None:
+        """Watch for sessions that fall silent."""
+        self.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self.call_later(SWEEP_S, self._sweep)
+        self._gateway.sweep()
+
+    # ---- GatewayEvents: called by the gateway, in the worker's loop ---------------------------------------------
+
+    def open_producer(self, handle: Handle, header: Header) -> None:
+        """Find the topic."""
+        topic = check_topic_name(header[Key.TOPIC])
+        if not header[Key.PRODUCER]:
+            raise UsageError("producer id 0 is no producer's: choose another number")
+        ticket = self._expect(_Opening(handle, handle.generation, header))
+        self._directory.tell(Locate(topic, self.address, ticket))
+
+    def open_consumer(self, handle: Handle, header: Header) -> None:
+        """Find the subscription, or tell its consumer that the client came back."""
+        if handle.target is not None:
+            handle.target.tell(Reopen(handle.generation, header))
+            return
+        topic = check_topic_name(header[Key.TOPIC])
+        subscription = check_subscription_name(header[Key.SUBSCRIPTION])
+        type_, start = header[Key.SUBSCRIPTION_TYPE], str(header.get(Key.START, "latest"))
+        options = header.get(Key.ARGUMENTS, {})
+        ticket = self._expect(_Opening(handle, handle.generation, header))
+        self._directory.tell(
+            LocateSubscription(topic, subscription, type_, start, options, self.address, ticket)
+        )
+
+    def publish(
+        self, handle: Handle, sequence: int, count: int, columns: int, frames: Sequence[Buffer], /
+    ) -> None:
+        """Hand a batch to its topic."""
+        handle.target.topic.tell(Publish(handle, sequence, count, columns, frames))
+
+    def consumer_frame(self, handle: Handle, header: Header) -> None:
+        """Hand credit or an acknowledgment to its consumer."""
+        handle.target.tell(ConsumerFrame(header))
+
+    def close(self, handle: Handle, ref: int | None, header: Header) -> None:
+        """Close a handle."""
+        target = handle.target
+        if isinstance(target, Publisher):
+            target.topic.tell(CloseProducer(handle, ref))
+        elif target is not None:
+            target.tell(CloseConsumer(ref))
+        else:
+            self._gateway.sessions.closed(handle)
+            if ref is not None:
+                self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
+
+    def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
+        """Hand a request to the Directory."""
+        ticket = self._expect(_Asking(session, ref))
+        self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket))
+
+    def session_ended(self, session: Session) -> None:
+        """Close all handles of a session that is gone."""
+        for handle in list(session.handles.values()):
+            self.close(handle, None, {})
+
+    # ---- answers of the Directory -------------------------------------------------------------------------------
+
+    def _expect(self, pending: _Opening | _Asking) -> int:
+        self._tickets += 1
+        ticket = self._tickets
+        self._pending[ticket] = pending
+        self.call_later(ANSWER_WITHIN_S, lambda: self._give_up(ticket))
+        return ticket
+
+    def _give_up(self, ticket: int) -> None:
+        if ticket in self._pending:
+            self._refuse(self._pending.pop(ticket), RemoteError("unavailable", "the Directory did not answer; try again"))
+
+    def _refuse(self, pending: _Opening | _Asking, error: IsterError) -> None:
+        if isinstance(pending, _Asking):
+            self._gateway.send_error(pending.session, error, {Key.REF: pending.ref})
+            return
+        handle = pending.handle
+        if handle.generation == pending.generation and handle.state == "opening":
+            self._gateway.sessions.closed(handle)
+            echo = {Key.REF: pending.header[Key.REF], Key.HANDLE: handle.number, Key.CLOSED: True}
+            self._gateway.send_error(handle.session, error, echo)
+
+    @receives(Refused)
+    def on_refused(self, refused: Refused) -> None:
+        """Pass a refusal on to the client."""
+        pending = self._pending.pop(refused.ticket, None)
+        if pending is not None:
+            self._refuse(pending, RemoteError(refused.code, refused.text))
+
+    @receives(Answer)
+    def on_answer(self, answer: Answer) -> None:
+        """Pass a result on to the client."""
+        pending = self._pending.pop(answer.ticket, None)
+        if isinstance(pending, _Asking):
+            self._gateway.send(pending.session, {Key.TYPE: Type.RESULT, Key.REF: pending.ref}, (answer.body,))
+
+    @receives(Located)
+    def on_located(self, located: Located) -> None:
+        """Open the handle here, or send the client where it lives."""
+        pending = self._pending.pop(located.ticket, None)
+        if not isinstance(pending, _Opening):
+            return
+        handle, header = pending.handle, pending.header
+        if handle.generation != pending.generation or handle.state != "opening":
+            return  # closed, or opened again, meanwhile
+        if located.node != self.system.node:
+            self._gateway.sessions.closed(handle)
+            moved = {
+                Key.TYPE: Type.MOVED,
+                Key.REF: header[Key.REF],
+                Key.HANDLE: handle.number,
+                Key.ENDPOINT: located.endpoint,
+            }
+            self._gateway.send(handle.session, moved)
+        elif located.subscription is None:
+            topic = self._actors.topic(located.topic)
+            topic.tell(
+                OpenProducer(
+                    handle,
+                    pending.generation,
+                    header[Key.REF],
+                    header[Key.PRODUCER],
+                    header.get(Key.SEQUENCE, 0),
+                )
+            )
+        else:
+            self._start_consumer(handle, header, located)
+
+    def _start_consumer(self, handle: Handle, header: Header, located: Located) -> None:
+        assert located.subscription is not None
+        subscription = self._actors.subscription(located.topic, located.subscription, located.topic_node)
+        self._keys += 1
+        handle.target = self.system.spawn(
+            Consumer,
+            f"consumer/{self._keys}",
+            key=self._keys,
+            handle=handle,
+            header=header,
+            gateway=self._gateway,
+            subscription=subscription,
+            subscription_type=located.subscription.type,
+            strategy=located.topic.dispatch,
+        )
+
+    # ---- tasks of the Directory ---------------------------------------------------------------------------------
+
+    @receives(TopicTask)
+    def on_topic_task(self, task: TopicTask) -> None:
+        """Describe or delete a topic that lives here."""
+        topic = self._actors.topic(task.topic)
+        topic.tell((Describe if task.task == "describe" else Delete)(task.reply, task.ticket))
+
+    @receives(SubscriptionTask)
+    def on_subscription_task(self, task: SubscriptionTask) -> None:
+        """Start, describe or delete a subscription that lives here."""
+        subscription = self._actors.subscription(task.topic, task.subscription, task.topic_node)
+        kinds = {"start": StartSubscription, "describe": Describe, "delete": Delete}
+        subscription.tell(kinds[task.task](task.reply, task.ticket))
+
+    @receives(Describe)
+    def on_describe(self, command: Describe) -> None:
+        """Describe this process."""
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(self._describe())))
+
+    # ---- the other processes ------------------------------------------------------------------------------------
+
+    @receives(NodeUp, NodeDown)
+    def on_node_changed(self, change: NodeUp | NodeDown) -> None:
+        """Tell the actors here that may have dealt with it."""
+        news = NodeStarted(change.node) if isinstance(change, NodeUp) else NodeStopped(change.node)
+        for path in self.system.paths():
+            kind = path.partition("/")[0]
+            if kind == "topic" or (kind in ("subscription", "relay") and isinstance(news, NodeStarted)):
+                self.system.ref(self.system.node, path).tell(news)
+
+    def unclaimed(self, path: str, message: object) -> None:
+        """Start the topic that a subscription asks for; anything else for an actor that is gone has lost its meaning."""
+        if isinstance(message, Attach) and path.startswith("topic/"):
+            self._actors.topic(message.topic).tell(message)
+        elif isinstance(message, Describe | Delete | StartSubscription):
+            text = "it was being deleted or restarted; try again"
+            self.system.at(message.reply).tell(Refused(message.ticket, "unavailable", text))
+        elif isinstance(message, Publish):
+            error = RemoteError("unavailable", "the topic is being restarted; open the producer again")
+            echo = {Key.HANDLE: message.handle.number, Key.CLOSED: True}
+            self._gateway.send_error(message.handle.session, error, echo)
+            self._gateway.sessions.closed(message.handle)
+        else:
+            log.debug("nobody at %s for %.200r", path, message)

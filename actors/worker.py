@@ -1,0 +1,236 @@
+"""A worker process: its composition root. Runs in: worker-0, worker-1, ...
+
+Makes the disk, the maps, the gateway and the Frontend, and starts Topic, Subscription and Relay actors as they are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from actors.directory import FRONTEND_PATH
+from actors.frontend import Frontend
+from actors.process import EXIT_FAILED, ProcessContext
+from actors.relay import Relay
+from actors.runtime import Ref
+from actors.subscription import NonReliableSubscription, ReliableSubscription
+from actors.topic import NonReliableTopic, ReliableTopic
+from ister.names import topic_folder
+from ister.settings import Settings
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.cursor import CursorJournal
+from storage.disk import LocalDisk
+from storage.reader import Reader, SegmentMaps
+from storage.wal import Wal, WalSettings, remove_log
+from transport.gateway import Gateway
+from transport.session import SessionLimits, Sessions
+
+log = logging.getLogger("ister.worker")
+
+TIER: Final = "tier"
+TOPICS_FOLDER: Final = "topics"
+CURSORS_FOLDER: Final = "cursors"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker is told: the broker's settings, where it binds, and where clients find it."""
+
+    settings: Settings
+    data: str
+    bind: str
+    endpoint: str
+
+
+def log_folder(data: str, topic: TopicMeta) -> str:
+    """Return the folder of a topic's log; a topic created again under the same name has another."""
+    return f"{data}/{TOPICS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+
+
+def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> str:
+    """Return the file of a subscription's cursor."""
+    folder = f"{data}/{CURSORS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+    return f"{folder}/{topic_folder(subscription.name)}.{subscription.created_ms}"
+
+
+def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
+    """Return what `status` says of this process: who it is, and what it has used so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    kinds: dict[str, int] = {}
+    for path in context.system.paths():
+        kind = path.partition("/")[0]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    loop = context.loop
+    return {
+        "node": context.node,
+        "role": role,
+        "pid": os.getpid(),
+        "boot": context.boot,
+        "endpoint": endpoint,
+        "cpu_seconds": round(time.process_time(), 3),
+        "rss_peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "actors": kinds,
+        "turns": loop.turns,
+        "messages_handled": loop.messages_handled,
+        "mail": {
+            "sent": context.mail.sent,
+            "received": context.mail.received,
+            "dropped": context.mail.dropped,
+        },
+    }
+
+
+class Worker:
+    """The actors of one worker, and what they share."""
+
+    def __init__(self, context: ProcessContext, given: WorkerSettings) -> None:
+        self._context = context
+        self._given = given
+        settings = given.settings
+        self._disk = LocalDisk()
+        self._maps = SegmentMaps(self._disk)
+        self._limits = SessionLimits(
+            message_bytes_max=settings.protocol.message_bytes_max,
+            batch_bytes_max=settings.protocol.batch_bytes_max,
+            batches_in_flight_max=settings.protocol.batches_in_flight_max,
+            producer_window_bytes=settings.protocol.producer_window_bytes,
+            session_timeout_ms=settings.protocol.session_timeout_ms,
+            handles_max=settings.protocol.handles_per_session_max,
+            credit_messages_max=settings.protocol.consumer_credit_messages_max,
+            credit_bytes_max=settings.protocol.consumer_credit_bytes_max,
+            heartbeat_ms=settings.protocol.heartbeat_ms,
+            sessions_max=settings.protocol.sessions_max,
+        )
+        sessions = Sessions(context.boot, self._limits, lambda: secrets.token_bytes(16))
+        self.gateway = Gateway(context.zmq, context.clock, sessions)
+        self._uploader_node = TIER
+        context.system.spawn(Frontend, FRONTEND_PATH, self.gateway, self, self.describe)
+        frontend = context.system.find(FRONTEND_PATH)
+        assert isinstance(frontend, Frontend)
+        self.frontend = frontend
+        context.system.on_unclaimed = frontend.unclaimed
+        context.system.on_actor_failure = self._actor_failed
+        context.listen(frontend.ref)
+
+    def _actor_failed(self, path: str, error: Exception) -> None:
+        """Without its Frontend a worker serves nobody: end, and be started again."""
+        if path == FRONTEND_PATH:
+            log.critical("the Frontend failed: %s", error)
+            self._context.stop(EXIT_FAILED)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `status` says of this worker."""
+        counts = self.gateway.counts
+        return process_description(self._context, "worker", self._given.endpoint) | {
+            "sessions": len(self.gateway.sessions),
+            "frames_in": counts.frames_in,
+            "frames_out": counts.frames_out,
+            "bytes_in": counts.bytes_in,
+            "bytes_out": counts.bytes_out,
+            "errors_out": counts.errors_out,
+            "malformed": counts.malformed,
+        }
+
+    def topic(self, meta: TopicMeta) -> Ref:
+        """Return the Topic of this worker, started if need be."""
+        system, path = self._context.system, f"topic/{meta.name}"
+        if system.find(path) is not None:
+            return system.ref(system.node, path)
+        if meta.dispatch == "non-reliable":
+            return system.spawn(NonReliableTopic, path, meta, self.gateway)
+        folder = log_folder(self._given.data, meta)
+        settings = self._given.settings.log
+        wal_settings = WalSettings(
+            segment_bytes_max=settings.segment_bytes_max, segment_age_ms_max=settings.segment_age_ms_max
+        )
+
+        def open_log() -> Wal:
+            return Wal.open(
+                self._disk,
+                folder,
+                topic=meta.name,
+                incarnation=meta.incarnation,
+                settings=wal_settings,
+                clock=self._context.clock,
+            )
+
+        def erase() -> None:
+            self._maps.forget(folder)
+            remove_log(self._disk, folder)
+
+        uploader = system.ref(self._uploader_node, f"uploader/{meta.name}")
+        return system.spawn(
+            ReliableTopic,
+            path,
+            meta,
+            self.gateway,
+            open_log=open_log,
+            erase=erase,
+            uploader=uploader,
+        )
+
+    def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:
+        """Return the Subscription of this worker, started if need be."""
+        system = self._context.system
+        path = f"subscription/{topic.name}:{meta.name}"
+        if system.find(path) is not None:
+            return system.ref(system.node, path)
+        settings = self._given.settings
+        topic_ref = system.ref(topic_node, f"topic/{topic.name}")
+        if topic.dispatch == "non-reliable":
+            relay_path = f"relay/{topic.name}"
+            if system.find(relay_path) is None:
+                system.spawn(Relay, relay_path, topic, topic_ref)
+            return system.spawn(
+                NonReliableSubscription,
+                path,
+                topic,
+                meta,
+                limits=self._limits,
+                ack_timeout_ms=settings.subscription.ack_timeout_ms,
+                relay=system.ref(system.node, relay_path),
+                buffer_messages_max=settings.subscription.buffer_messages_max,
+                buffer_bytes_max=settings.subscription.buffer_bytes_max,
+                drop=settings.subscription.drop,
+            )
+        folder = log_folder(self._given.data, topic)
+        journal = cursor_path(self._given.data, topic, meta)
+
+        def open_journal(start: Callable[[], int]) -> CursorJournal:
+            begin = 0 if self._disk.exists(journal) else start()
+            return CursorJournal.open(self._disk, journal, topic.incarnation, begin)
+
+        def erase() -> None:
+            if self._disk.exists(journal):
+                self._disk.unlink(journal)
+
+        return system.spawn(
+            ReliableSubscription,
+            path,
+            topic,
+            meta,
+            limits=self._limits,
+            ack_timeout_ms=settings.subscription.ack_timeout_ms,
+            topic_ref=topic_ref,
+            open_journal=open_journal,
+            open_reader=lambda offset: Reader(self._maps, folder, topic.incarnation, offset),
+            erase=erase,
+            flush_ms=settings.log.cursor_flush_ms,
+            sync_ms=settings.log.cursor_sync_ms,
+        )
+
+
+def run_worker(context: ProcessContext) -> None:
+    """Compose a worker: the target of its process. Raises `UsageError` where its address is taken."""
+    given: WorkerSettings = context.settings
+    worker = Worker(context, given)
+    worker.gateway.bind(given.bind, worker.frontend)
+    context.loop.watch(worker.gateway.socket, worker.gateway.receive)
+    context.ready(given.endpoint)
