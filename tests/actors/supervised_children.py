@@ -58,12 +58,14 @@ class Neighbourhood(LoopActor):
     @receives(NodeUp)
     def up(self, up: NodeUp) -> None:
         """Print it."""
-        say(seen_by=self._node, up=up.node, boot=up.boot, pid=up.pid, endpoint=up.endpoint)
+        say(
+            seen_by=self._node, viewer=os.getpid(), up=up.node, boot=up.boot, pid=up.pid, endpoint=up.endpoint
+        )
 
     @receives(NodeDown)
     def down(self, down: NodeDown) -> None:
         """Print it."""
-        say(seen_by=self._node, down=down.node, boot=down.boot, reason=down.reason)
+        say(seen_by=self._node, viewer=os.getpid(), down=down.node, boot=down.boot, reason=down.reason)
 
 
 def watching(context: ProcessContext) -> None:

@@ -37,6 +37,7 @@ class Broker:
         self.pid = self.process.pid
         self.pids: dict[str, int] = {}
         self.log = ""
+        self.seen: list[dict[str, Any]] = []
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._threads = [threading.Thread(target=self._read_events), threading.Thread(target=self._read_log)]
         for thread in self._threads:
@@ -53,17 +54,25 @@ class Broker:
             self.log += line.decode()
 
     def wait_for(self, **wanted: Any) -> dict[str, Any]:
-        """Take events until one has all of `wanted` (... stands for anything); keep the pids that are seen."""
+        """Return the first event that has all of `wanted` (... stands for anything), also a past one."""
         deadline = time.monotonic() + 15
+        at = 0
         while True:
+            for event in self.seen[at:]:
+                if all(name in event and value in (..., event[name]) for name, value in wanted.items()):
+                    return event
+            at = len(self.seen)
             try:
-                event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
+                self.take(max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise AssertionError(f"no event {wanted}; the log:\n{self.log}") from None
-            if "pid" in event:
-                self.pids[event["up"]] = event["pid"]
-            if all(name in event and value in (..., event[name]) for name, value in wanted.items()):
-                return event
+
+    def take(self, timeout_s: float = 15.0) -> None:
+        """Take one event, and note the pids that it tells."""
+        event = self.events.get(timeout=timeout_s)
+        self.seen.append(event)
+        if "pid" in event:
+            self.pids[event["up"]] = event["pid"]
 
     def end(self) -> int:
         """Wait for the end of the broker, and return its exit code."""
@@ -136,12 +145,13 @@ def test_a_killed_worker_comes_back_and_everyone_hears_of_it(broker: Callable[..
 
     os.kill(before["worker-0"], signal.SIGKILL)
     down = running.wait_for(seen_by="worker-1", down="worker-0")
-    up = running.wait_for(seen_by="worker-1", up="worker-0")
+    while running.pids["worker-0"] == before["worker-0"]:
+        running.take()
+    up = running.wait_for(seen_by="worker-1", up="worker-0", pid=running.pids["worker-0"])
     assert down["reason"] == "SIGKILL"
     assert up["boot"] > down["boot"]
     assert up["endpoint"] == "tcp://worker-0"
-    assert up["pid"] != before["worker-0"]
-    running.wait_for(seen_by="worker-0", up="worker-1")  # the newcomer is told who was there
+    running.wait_for(viewer=up["pid"], up="worker-1")  # the newcomer is told who was there
 
     running.process.send_signal(signal.SIGTERM)
     assert running.wait_for(finished=...) == {"finished": 0, "reason": "SIGTERM"}
