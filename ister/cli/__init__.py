@@ -1,0 +1,66 @@
+"""The command line: `ister serve`, `produce`, `consume`, `topic`, `subscription`, `status`, `bench`, `demo`.
+
+A file per command; each imports what it needs when it runs, so that `--help` is there at once. Only `serve` reaches up to
+the broker's packages.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Final
+
+import click
+
+from ister.cli.command import CONTEXT, Group, run
+from ister.cli.outcome import EXIT_CODES_HELP
+
+_COMMANDS: Final = {
+    "serve": ("ister.cli.serve:serve", "Run a broker on this machine."),
+    "topic": ("ister.cli.topic:topic", "Create, list, show and delete topics."),
+    "subscription": ("ister.cli.subscription:subscription", "Create, list, show and delete subscriptions."),
+    "produce": ("ister.cli.produce:produce", "Send lines to a topic."),
+    "consume": ("ister.cli.consume:consume", "Print the messages of a subscription."),
+    "status": ("ister.cli.status:status", "Show a broker's processes and what they have done."),
+    "demo": ("ister.cli.demo:demo", "See a broker lose a worker and no message, on real input."),
+    "bench": ("ister.cli.bench:bench", "Measure throughput and latency."),
+}
+
+_EXAMPLES: Final = """\b
+Examples:
+  ister serve                                              a broker here, its data in ./data
+  ister topic create orders                                a reliable topic
+  echo "10 kg of flour" | ister produce orders             a message a line
+  ister consume orders --subscription billing --start earliest"""
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ister")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"ister {_version()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Group, lazy=_COMMANDS, context_settings=CONTEXT, epilog=f"{_EXAMPLES}\n\n{EXIT_CODES_HELP}"
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+def ister() -> None:
+    """Ister, a message broker: topics in memory or at least once, subscriptions, clients in any language."""
+
+
+def main() -> None:
+    """Run the command line: the target of the `ister` script."""
+    run(ister)

@@ -1,0 +1,81 @@
+"""The shape of every command: lazily imported, errors told in one place, Ctrl-C and closed pipes without a traceback.
+
+Invariants
+- `ister --help` imports click and nothing of Ister's own that needs a socket
+- no command shows a traceback for an `IsterError`, for Ctrl-C, or for a pipe that nobody reads any more
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+from ister.cli.outcome import INTERRUPTED, PIPE_CLOSED, exit_code_of, print_error
+from ister.errors import IsterError
+
+CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Command(click.Command):
+    """A command whose errors become a line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raises `click.exceptions.Exit` with the code that its error stands for."""
+        try:
+            return super().invoke(ctx)
+        except IsterError as error:
+            print_error(error, as_json=bool(ctx.params.get("as_json")))
+            ctx.exit(exit_code_of(error))
+
+
+class Group(click.Group):
+    """A group of commands that are imported when they are used: `lazy` maps a name to `module:attribute` and a summary."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order they were given in."""
+        return [*self.commands, *self._lazy]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command, None when there is none of that name."""
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self._lazy[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing those that are lazy."""
+        rows = [(name, command.get_short_help_str(100)) for name, command in self.commands.items()]
+        rows += [(name, summary) for name, (_, summary) in self._lazy.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def run(command: click.Command) -> None:
+    """Run the command line of this process, and exit."""
+    try:
+        code = command.main(prog_name="ister", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = PIPE_CLOSED
+    if code == PIPE_CLOSED:
+        # the interpreter flushes stdout once more at its end: let that go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code if isinstance(code, int) else 0)
