@@ -186,11 +186,15 @@ class _Opening:
         return f"{self.folder}/{segment_name(base)}"
 
     def _scan_tail(self, bases: list[int]) -> tuple[list[_Tail], list[int]]:
-        """Scan from the newest segment back to one that begins below what a later record calls durable."""
+        """Scan from the newest segment back until those before it are known to have been sealed durably.
+
+        A segment that ends at offset n was, if something behind it says that the log was durable beyond n: the
+        commit that made it so covered the seal. Durable up to n alone may be from before the footer was written.
+        """
         tails: list[_Tail] = []
         proven = -1
         older = list(bases)
-        while older and (not tails or tails[0].base > proven):
+        while older and (not tails or tails[0].base >= proven):
             base = older.pop()
             path, salt = self._path(base), salt_of(self.incarnation, base)
             data = self.disk.read(path)

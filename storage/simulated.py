@@ -22,7 +22,8 @@ from storage.ranges import RangeSet
 # Disks write sectors of this size whole or not at all.
 SECTOR_BYTES = 512
 
-_Change = tuple[str, "_Inode | None"]  # a name, and what it names from then on
+# What happens at once in a folder: names, and what they name from then on.
+_Change = tuple[tuple[str, "_Inode | None"], ...]
 
 
 class _Inode:
@@ -31,7 +32,7 @@ class _Inode:
     def __init__(self, size: int) -> None:
         self.live = bytearray(size)
         self.durable = b""
-        self.links = 1
+        self.links = 0
         self.blocks = RangeSet()  # bytes that have room on the disk; holes have none
         # What a power failure may lose, in order: (position, bytes), or (new length, None).
         self.unsynced: list[tuple[int, bytes | None]] = [(size, None)] if size else []
@@ -148,15 +149,15 @@ class SimulatedDisk:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return found
 
-    def _name(self, path: str, inode: _Inode | None) -> None:
-        if inode is None:
-            self._names.pop(path).links -= 1
-        else:
-            before = self._names.get(path)
+    def _change(self, *change: tuple[str, _Inode | None]) -> None:
+        for path, inode in change:
+            before = self._names.pop(path, None)
             if before is not None:
                 before.links -= 1
-            self._names[path] = inode
-        self._unsynced.setdefault(os.path.dirname(path), []).append((path, inode))
+            if inode is not None:
+                inode.links += 1
+                self._names[path] = inode
+        self._unsynced.setdefault(os.path.dirname(change[0][0]), []).append(change)
 
     def open(self, path: str) -> SimulatedFile:
         """Open an existing file."""
@@ -172,7 +173,7 @@ class SimulatedDisk:
         if self.room == 0:
             raise DiskFullError(f"no space left to create {path}")
         inode = _Inode(size)
-        self._name(path, inode)
+        self._change((path, inode))
         return SimulatedFile(self, path, inode)
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
@@ -221,10 +222,7 @@ class SimulatedDisk:
     def rename(self, source: str, target: str) -> None:
         """Give a file another name."""
         self.happens("rename", target)
-        inode = self._inode(source)
-        inode.links += 1
-        self._name(target, inode)
-        self._name(source, None)
+        self._change((target, self._inode(source)), (source, None))
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name."""
@@ -232,14 +230,13 @@ class SimulatedDisk:
         inode = self._inode(source)
         if target in self._names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-        inode.links += 1
-        self._name(target, inode)
+        self._change((target, inode))
 
     def unlink(self, path: str) -> None:
         """Take a file's name away."""
         self.happens("unlink", path)
         self._inode(path)
-        self._name(path, None)
+        self._change((path, None))
 
     def rmdir(self, path: str) -> None:
         """Remove an empty folder."""
@@ -250,14 +247,15 @@ class SimulatedDisk:
     def sync_folder(self, path: str) -> None:
         """Make a folder's names durable."""
         self.happens("sync_folder", path)
-        for name, inode in self._unsynced.pop(path, []):
-            self._set_durable(name, inode)
+        self._set_durable(self._unsynced.pop(path, []))
 
-    def _set_durable(self, name: str, inode: _Inode | None) -> None:
-        if inode is None:
-            self._durable.pop(name, None)
-        else:
-            self._durable[name] = inode
+    def _set_durable(self, changes: Sequence[_Change]) -> None:
+        for change in changes:
+            for name, inode in change:
+                if inode is None:
+                    self._durable.pop(name, None)
+                else:
+                    self._durable[name] = inode
 
     def lock(self, path: str) -> _SimulatedLock:
         """Hold a folder. Raises LockedError."""
@@ -281,15 +279,14 @@ class SimulatedDisk:
         after = SimulatedDisk()
         after.folders = set(self.folders)
         for changes in self._unsynced.values():  # a folder's changes become durable in order
-            for name, inode in changes[: random.randint(0, len(changes))]:
-                self._set_durable(name, inode)
+            self._set_durable(changes[: random.randint(0, len(changes))])
         twins: dict[int, _Inode] = {}
         for name, inode in sorted(self._durable.items()):
             twin = twins.get(id(inode))
             if twin is None:
                 contents = self._survivors(inode, random)
                 twin = twins[id(inode)] = _Inode(0)
-                twin.live, twin.durable, twin.links = contents, bytes(contents), 0
+                twin.live, twin.durable = contents, bytes(contents)
                 twin.blocks.add(0, len(contents))
             twin.links += 1
             after._names[name] = after._durable[name] = twin
