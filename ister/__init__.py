@@ -1,1 +1,47 @@
-"""Ister: a topic/subscription message broker (this package is what users import)."""
+"""Ister: a topic/subscription message broker (this package is what users import).
+
+import ister
+
+with ister.connect("tcp://127.0.0.1:5555") as client:
+    client.create_topic("orders", exist_ok=True)
+    with client.producer("orders") as producer:
+        print(producer.send(b"hello").result(timeout=5).offset)
+"""
+
+from ister.client import Client, connect
+from ister.consumer import Consumer
+from ister.errors import (
+    ClosedError,
+    ConnectionLostError,
+    ForkedError,
+    IsterError,
+    LocalProtocolError,
+    RemoteError,
+    RemoteProtocolError,
+    TimeoutExpiredError,
+    UsageError,
+)
+from ister.message import Batch, BatchReceipt, Event, Message, Published, Receipt
+from ister.producer import Producer
+
+__all__ = [
+    "Batch",
+    "BatchReceipt",
+    "Client",
+    "ClosedError",
+    "ConnectionLostError",
+    "Consumer",
+    "Event",
+    "ForkedError",
+    "IsterError",
+    "LocalProtocolError",
+    "Message",
+    "Producer",
+    "Published",
+    "Receipt",
+    "RemoteError",
+    "RemoteProtocolError",
+    "TimeoutExpiredError",
+    "UsageError",
+    "connect",
+]

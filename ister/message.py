@@ -41,7 +41,9 @@ class Delivery:
         "topic",
     )
 
-    def __init__(self, owner: object, topic: str, lineage: int, header: wire.Header, frames: Sequence[bytes]) -> None:
+    def __init__(
+        self, owner: object, topic: str, lineage: int, header: wire.Header, frames: Sequence[bytes]
+    ) -> None:
         """Check what can be checked without looking at messages; raises `RemoteProtocolError`."""
         self.owner = owner
         self.topic = topic
@@ -242,12 +244,13 @@ class Waiter(Protocol):
 class Shipment:
     """What becomes of one batch on the wire; every receipt of its messages points here."""
 
-    __slots__ = ("callbacks", "error", "first", "resolved", "topic", "waiter")
+    __slots__ = ("callbacks", "error", "first", "observed", "resolved", "topic", "waiter")
 
     def __init__(self, topic: str, waiter: Waiter | None) -> None:
         self.topic = topic
         self.waiter = waiter
         self.resolved = False
+        self.observed = False  # somebody has seen its error, or asked to be called
         self.first = 0
         self.error: IsterError | None = None
         self.callbacks: list[Callable[[], Any]] | None = None
@@ -258,6 +261,7 @@ class Shipment:
             why = "" if self.waiter is None else self.waiter.why_waiting()
             raise TimeoutExpiredError(f"no receipt from topic {self.topic!r} within {timeout} s{why}")
         if self.error is not None:
+            self.observed = True
             raise self.error
         return Published(self.topic, None if self.first == wire.OFFSET_UNKNOWN else self.first + index, count)
 

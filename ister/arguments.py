@@ -1,0 +1,105 @@
+"""What programs may pass: types and ranges, checked with a clear sentence before anything is sent. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ister import wire
+from ister.errors import IsterError, UsageError
+
+
+def timeout(value: Any) -> float | None:
+    """Return a timeout in seconds (`None`: for ever), or raise `UsageError`."""
+    if value is None:
+        return None
+    return seconds(value, "a timeout")
+
+
+def seconds(value: Any, what: str) -> float:
+    """Return a time in seconds from 0 up, or raise `UsageError`."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 32:
+        return value
+    raise UsageError(f"{what} is a number of seconds from 0 up, not {value!r}")
+
+
+def number(value: Any, what: str, least: int = 0) -> int:
+    """Return a whole number from `least` up, or raise `UsageError`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    raise UsageError(f"{what} is a whole number from {least} up, not {value!r}")
+
+
+def text(value: Any, what: str) -> str:
+    """Return a text, or raise `UsageError`."""
+    if isinstance(value, str):
+        return value
+    raise UsageError(f"{what} is a text, not {value!r}")
+
+
+def choice(value: Any, what: str, choices: tuple[str, ...]) -> str:
+    """Return one of some texts, or raise `UsageError`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise UsageError(f"{what} is one of {', '.join(choices)}, not {value!r}")
+
+
+def start(value: Any) -> str | int:
+    """Return where a subscription begins, or raise `UsageError`."""
+    if value in ("earliest", "latest") or (
+        isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    ):
+        place: str | int = value
+        return place
+    raise UsageError(f"start is 'earliest', 'latest' or an offset, not {value!r}")
+
+
+def data(value: Any, what: str) -> bytes:
+    """Return bytes as they are and other buffers as bytes, or raise `UsageError`."""
+    if type(value) is bytes:
+        return value
+    if isinstance(value, str):
+        raise UsageError(f"the {what} is text: encode it first, for example with .encode()")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise UsageError(f"the {what} must be bytes, not {type(value).__name__}")
+
+
+def attributes(value: Any) -> bytes:
+    """Return one message's attributes as they travel (empty for none), or raise `UsageError`."""
+    if not value:
+        return b""
+    try:
+        pairs = dict(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"attributes are a mapping, not {type(value).__name__}") from None
+    for name, each in pairs.items():
+        if type(name) is not str or type(each) is not str:
+            raise UsageError(
+                f"attributes are text to text, not {type(name).__name__} to {type(each).__name__}"
+            )
+    return wire.encode_attributes(pairs)
+
+
+def endpoints(value: Any) -> list[str]:
+    """Return endpoints as a list, or raise `UsageError`."""
+    listed = [value] if isinstance(value, str) else list(value)
+    if not listed:
+        raise UsageError("at least one endpoint is needed, for example tcp://127.0.0.1:5555")
+    for endpoint in listed:
+        if not isinstance(endpoint, str) or "://" not in endpoint:
+            raise UsageError(f"an endpoint looks like tcp://127.0.0.1:5555, not {endpoint!r}")
+    return listed
+
+
+def in_words(size: int) -> str:
+    """Write a number of bytes for people."""
+    if size < 10 << 10:
+        return f"{size} bytes"
+    if size < 1 << 20:
+        return f"{size / 1024:.1f} KiB"
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def in_trouble(trouble: IsterError | None) -> str:
+    """Write what stands in the way, to be put behind a sentence."""
+    return "" if trouble is None else f" ({trouble.code}: {trouble.text})"

@@ -1,0 +1,420 @@
+"""What a consumer says to a worker: open, take deliveries in, give credit, acknowledge.
+
+Pure: no socket, clock or thread lives here. Whoever calls holds the client's lock.
+
+Invariants
+- what lies in `queue` never exceeds the credit given (bytes: by one delivery), so memory is bounded
+- credit goes back only for messages that were handed to the user
+- an acknowledgment from before the broker forgot the session is never sent: it would spoil the frame it travels in
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from ister import wire
+from ister.errors import IsterError, RemoteProtocolError
+from ister.message import Delivery, Event
+from ister.session import Frame, Session, back_off_s, remote_error
+from ister.wire import Key, Type
+
+Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
+What = Literal["ready", "opened", "refused", "due", "close", "lost", "done", "fail"]
+
+# The whole state machine of a consumer. An event that has no line here is ignored.
+TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
+    ("idle", "ready"): "opening",
+    ("opening", "opened"): "open",
+    ("opening", "refused"): "waiting",  # `retry`: again after a back-off
+    ("open", "refused"): "waiting",
+    ("waiting", "due"): "opening",
+    ("open", "close"): "closing",
+    ("closing", "done"): "closed",
+    ("opening", "lost"): "idle",
+    ("open", "lost"): "idle",
+    ("waiting", "lost"): "idle",
+    ("closing", "lost"): "closed",  # the broker hears of it with the next hello
+    ("idle", "fail"): "closed",
+    ("opening", "fail"): "closed",
+    ("open", "fail"): "closed",
+    ("waiting", "fail"): "closed",
+    ("closing", "fail"): "closed",
+}
+
+ACK_DELAY_S: Final = (
+    0.005  # acknowledgments gather for so long: at a million messages a second that is 5,000 a frame
+)
+ACK_RANGES_MAX: Final = 256  # scattered acknowledgments that are sent without waiting longer
+EVENTS_MAX: Final = 256  # kept for a program that never looks at them
+
+
+class Attachment:
+    """One consumer's state; `ack_delivery` and `ack_end` are what its fast path touches."""
+
+    def __init__(
+        self,
+        handle: int,
+        topic: str,
+        subscription: str,
+        kind: str,
+        *,
+        start: str | int | None,
+        priority: int,
+        arguments: dict[str, Any],
+        credit_messages: int,
+        credit_bytes: int,
+        callbacks: deque[Callable[[], Any]],
+        on_event: Callable[[Event], Any] | None,
+    ) -> None:
+        """`callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock."""
+        self.handle = handle
+        self.topic = topic
+        self.subscription = subscription
+        self.kind = kind
+        self.session: Session | None = None
+        self.phase: Phase = "idle"
+        self.error: IsterError | None = None  # why it is closed
+        self.trouble: IsterError | None = None  # why it is being tried again
+        self.complaint: IsterError | None = None  # what the broker said about an acknowledgment; raised once
+        self.forgotten = False  # acknowledgments were lost with what the broker forgot; `flush` says so once
+        self.opened = False
+        self.strategy = ""
+        self.position = 0
+        self.active: bool | None = None
+        self.dropped = 0
+        self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self.queue: deque[Delivery] = deque()
+        self.lineage = 0  # counts how often the broker forgot what it had delivered here
+        # acknowledgments: one run that grows, closed runs, and what was sent and may yet be lost
+        self.ack_delivery: Delivery | None = None
+        self.ack_first = 0
+        self.ack_end = 0
+        self._ranges: list[tuple[int, int]] = []
+        self._until: int | None = None
+        self._ack_due: float | None = None
+        self._last_sent: tuple[int, int] | None = None  # since the broker last said that all is written
+        self.confirming: dict[int, list[tuple[int, int]]] = {}
+        self._start = start
+        self._priority = priority
+        self._arguments = arguments
+        self._credit_messages = credit_messages
+        self._credit_bytes = credit_bytes
+        self._used_messages = 0
+        self._used_bytes = 0
+        self._callbacks = callbacks
+        self._on_event = on_event
+        self._failures = 0
+        self._due = 0.0
+
+    # ---- opening -------------------------------------------------------------------------------------------------
+
+    def on_ready(self, *, resumed: bool) -> None:
+        """WELCOME came; unless the session was resumed, the broker knows nothing of what it delivered before."""
+        if not resumed:
+            self.lineage += 1
+            self._drop_acks()
+        if self._step("ready"):
+            self._open()
+
+    def _open(self) -> None:
+        session = self.session
+        assert session is not None
+        self.queue.clear()
+        self._used_messages = self._used_bytes = 0
+        self._credit_messages = min(self._credit_messages, session.limits.credit_messages_max)
+        self._credit_bytes = min(self._credit_bytes, session.limits.credit_bytes_max)
+        header: wire.Header = {
+            Key.TYPE: Type.OPEN_CONSUMER,
+            Key.REF: session.expect(self._on_open_answer),
+            Key.HANDLE: self.handle,
+            Key.TOPIC: self.topic,
+            Key.SUBSCRIPTION: self.subscription,
+            Key.SUBSCRIPTION_TYPE: self.kind,
+            Key.MESSAGES: self._credit_messages,
+            Key.BYTES: self._credit_bytes,
+        }
+        if self._start is not None:
+            header[Key.START] = self._start
+        if self._priority:
+            header[Key.PRIORITY] = self._priority
+        if self._arguments:
+            header[Key.ARGUMENTS] = self._arguments
+        session.emit(header)
+
+    def _on_open_answer(self, frame: Frame) -> None:
+        kind, header, _body, now = frame
+        if kind == Type.MOVED:
+            if self.session is not None:
+                self.session.moves.append((self, header[Key.ENDPOINT]))
+        elif kind == Type.ERROR:
+            self._on_refusal(header, now)
+        elif kind == Type.OPENED:
+            if self._step("opened"):
+                self.opened = True
+                self._failures = 0
+                self.trouble = None
+                self.strategy = header.get(Key.STRATEGY, "")
+                self.position = header.get(Key.OFFSET, 0)
+                self.flush()
+        else:
+            raise RemoteProtocolError(f"a frame of type {kind} answered OPEN_CONSUMER")
+
+    def _on_refusal(self, header: wire.Header, now: float) -> None:
+        error = remote_error(header)
+        fatal = header.get(Key.CLOSED) or (error.action != "retry" and error.code != "unknown-handle")
+        if fatal or (error.code == "subscription-busy" and not self.opened):
+            self.fail(error)
+            return
+        self._again(error, now)
+
+    def _again(self, error: IsterError, now: float) -> None:
+        jitter = 0.5 if self.session is None else self.session.jitter()
+        self.postpone(error, now + back_off_s(self._failures, jitter))
+
+    def postpone(self, error: IsterError, due: float) -> None:
+        """Open again at that time."""
+        self.trouble = error
+        if self._step("refused"):
+            self.lineage += 1  # whoever answers then may not know what was delivered before
+            self._drop_acks()
+            self.queue.clear()
+            self._due = due
+            self._failures += 1
+
+    def on_frame(self, frame: Frame) -> None:
+        """A DELIVER, an EVENT or an ERROR."""
+        kind, header, body, now = frame
+        if kind == Type.DELIVER:
+            if self.phase == "open":
+                self.queue.append(Delivery(self, self.topic, self.lineage, header, body))
+        elif kind == Type.EVENT:
+            self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), header.get(Key.TEXT, "")))
+        elif kind == Type.ERROR:
+            error = remote_error(header)
+            if header.get(Key.CLOSED):
+                self.fail(error)
+            elif error.code == "not-active":
+                pass  # acknowledged too late: whoever is active now gets it again
+            elif error.code == "unknown-handle" or error.action == "retry":
+                self._again(error, now)
+            else:
+                self.complaint = error
+        else:
+            raise RemoteProtocolError(f"a frame of type {kind} came for a consumer")
+
+    def _on_happening(self, event: Event) -> None:
+        if event.code in ("active", "standby"):
+            self.active = event.code == "active"
+        elif event.code == "dropped":
+            self.dropped = event.count
+        self.events.append(event)
+        if self._on_event is not None:
+            call = self._on_event
+            self._callbacks.append(lambda: call(event))
+
+    # ---- handing out ---------------------------------------------------------------------------------------------
+
+    def take(self) -> Delivery | None:
+        """Hand the next delivery to the user, and give its credit back once that is half of all."""
+        if not self.queue:
+            return None
+        delivery = self.queue.popleft()
+        self._used_messages += delivery.count
+        self._used_bytes += delivery.size
+        used = self._used_messages * 2 >= self._credit_messages or self._used_bytes * 2 >= self._credit_bytes
+        if used and self.phase == "open" and self.session is not None:
+            self.session.emit(
+                {
+                    Key.TYPE: Type.CREDIT,
+                    Key.HANDLE: self.handle,
+                    Key.MESSAGES: self._used_messages,
+                    Key.BYTES: self._used_bytes,
+                }
+            )
+            self._used_messages = self._used_bytes = 0
+        return delivery
+
+    # ---- acknowledging -------------------------------------------------------------------------------------------
+
+    def ack(self, delivery: Delivery, first: int, end: int, now: float) -> None:
+        """Acknowledge the offsets from `first` up to `end`, soon."""
+        if self._is_void(delivery):
+            return
+        if first != self.ack_end or self.ack_first == self.ack_end:
+            self._close_run()
+            self.ack_first = first
+        self.ack_end = end
+        self.ack_delivery = delivery
+        if self._ack_due is None:
+            self._ack_due = now + ACK_DELAY_S
+        if len(self._ranges) >= ACK_RANGES_MAX:
+            self.flush()
+
+    def ack_until(self, delivery: Delivery, offset: int, now: float) -> None:
+        """Acknowledge everything up to and including `offset`, soon."""
+        if self._is_void(delivery):
+            return
+        self._until = offset if self._until is None else max(self._until, offset)
+        if self._ack_due is None:
+            self._ack_due = now + ACK_DELAY_S
+
+    def nack(self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int, reason: str) -> None:
+        """Give messages back, to be delivered again after the delay."""
+        session = self.session
+        if self._is_void(delivery):
+            return
+        if self.phase != "open" or session is None:
+            return  # opening again releases everything that is not acknowledged
+        for part in range(0, len(ranges), wire.RANGES_MAX):
+            header: wire.Header = {
+                Key.TYPE: Type.NACK,
+                Key.HANDLE: self.handle,
+                Key.RANGES: [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair],
+            }
+            if delay_ms:
+                header[Key.DELAY] = delay_ms
+            if reason:
+                header[Key.REASON] = reason
+            session.emit(header)
+
+    def _is_void(self, delivery: Delivery) -> bool:
+        if self.strategy == "non-reliable":
+            return True  # the broker never asked
+        if delivery.lineage != self.lineage:
+            self.forgotten = True  # and it delivers again what it forgot
+            return True
+        return False
+
+    def _close_run(self) -> None:
+        if self.ack_first < self.ack_end:
+            self._ranges.append((self.ack_first, self.ack_end))
+        self.ack_first = self.ack_end
+        self.ack_delivery = None
+
+    def _drop_acks(self) -> None:
+        self.forgotten = self.forgotten or not self.settled
+        self._close_run()
+        self._ranges.clear()
+        self.confirming.clear()
+        self._until = self._ack_due = self._last_sent = None
+
+    def flush(self, *, confirm: bool = False) -> None:
+        """Send the acknowledgments gathered so far; with `confirm`, have the broker say when they are written."""
+        session = self.session
+        if self.phase != "open" or session is None:
+            return
+        self._close_run()
+        ranges = joined(self._ranges)
+        self._ranges = []
+        self._ack_due = None
+        if self._until is not None:
+            session.emit({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: self.handle, Key.OFFSET: self._until})
+            self._last_sent = (self._until, self._until + 1)
+            self._until = None
+        if not ranges and confirm and self._last_sent is not None:
+            ranges = [self._last_sent]  # acknowledging again is free, and its answer covers what went before
+        for part in range(0, len(ranges), wire.RANGES_MAX):
+            sent = ranges[part : part + wire.RANGES_MAX]
+            header: wire.Header = {
+                Key.TYPE: Type.ACK,
+                Key.HANDLE: self.handle,
+                Key.RANGES: [number for pair in sent for number in pair],
+            }
+            if confirm and part + wire.RANGES_MAX >= len(ranges):
+                ref = session.expect(self._on_confirmed)
+                header[Key.REF] = ref
+                self.confirming[ref] = ranges
+            session.emit(header)
+            self._last_sent = sent[-1]
+        if confirm:
+            self._last_sent = None
+
+    def _on_confirmed(self, frame: Frame) -> None:
+        self.confirming.pop(frame.header[Key.REF], None)
+        if frame.kind == Type.ERROR:
+            self.complaint = remote_error(frame.header)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the broker has written every acknowledgment made so far."""
+        return (
+            not self._ranges
+            and not self.confirming
+            and self.ack_first == self.ack_end
+            and self._until is None
+            and self._last_sent is None
+        )
+
+    # ---- the end, and time ---------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Send what is acknowledged and say CLOSE; the phase becomes closed when the broker has answered."""
+        self.flush()
+        if self._step("close") and self.session is not None:
+            ref = self.session.expect(self._on_closed)
+            self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
+        elif self.phase != "closing":
+            self._step("fail")
+        self.queue.clear()
+
+    def _on_closed(self, _frame: Frame) -> None:
+        self._step("done")
+
+    def on_lost(self, reason: IsterError) -> None:
+        """The connection is gone: what was not handed out is dropped, what was not confirmed is kept to be resent."""
+        self.trouble = reason
+        self.queue.clear()
+        self._close_run()
+        for ranges in self.confirming.values():
+            self._ranges.extend(ranges)
+        self.confirming.clear()
+        if self._last_sent is not None:
+            self._ranges.append(self._last_sent)
+            self._last_sent = None
+        self._step("lost")
+
+    def fail(self, error: IsterError) -> None:
+        """It is over, for this reason."""
+        if self._step("fail"):
+            self.error = error
+            self.queue.clear()
+            self._drop_acks()
+
+    def tick(self, now: float) -> None:
+        """Send acknowledgments that have waited long enough, and open again after a back-off."""
+        if self.phase == "waiting" and now >= self._due:
+            self._step("due")
+            self._open()
+        elif self._ack_due is not None and now >= self._ack_due:
+            self.flush()
+
+    def deadline(self) -> float:
+        """When `tick` is wanted next."""
+        if self.phase == "waiting":
+            return self._due
+        if self.phase == "open" and self._ack_due is not None:
+            return self._ack_due
+        return float("inf")
+
+    def _step(self, what: What) -> bool:
+        then = TRANSITIONS.get((self.phase, what))
+        if then is None:
+            return False
+        self.phase = then
+        return True
+
+
+def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sort half-open ranges and join those that touch or overlap."""
+    if len(ranges) < 2:
+        return ranges
+    ranges.sort()
+    whole = [ranges[0]]
+    for first, end in ranges[1:]:
+        if first <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(end, whole[-1][1]))
+        else:
+            whole.append((first, end))
+    return whole

@@ -1,0 +1,344 @@
+"""The producer that programs hold: `send`, `send_batch`, receipts, back-pressure.
+
+May touch: the network (to send, and to wait). What is said to the broker is in `publication.py`.
+
+Invariants
+- `send` returns at once, except when the window is full: then it waits, or raises, and the message is not taken
+- any number of threads may send; messages of one thread keep their order
+- a message that was refused raises somewhere: from its receipt, or from `flush` or `close` if nobody looked at that
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ister import arguments, wire
+from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageError
+from ister.message import BatchReceipt, Receipt, Shipment
+from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, Publication
+
+if TYPE_CHECKING:
+    from ister.connection import Network
+
+CLOSE_S = 10.0  # how long `close` waits for receipts by default
+HURRY_S = 1.0  # the same, when an exception is on its way out
+
+
+class Producer:
+    """Sends messages to one topic; made by `Client.producer`, closed by `close` or a `with` block."""
+
+    def __init__(self, network: Network, publication: Publication) -> None:
+        self._network = network
+        self._lock = network.lock
+        self.publication = publication
+
+    def __repr__(self) -> str:
+        return f"<Producer topic={self.topic!r} {self.publication.phase}>"
+
+    @property
+    def topic(self) -> str:
+        """The topic it sends to."""
+        return self.publication.topic
+
+    @property
+    def lock(self) -> threading.Lock:
+        """What guards receipts while they are resolved; for `Shipment` only."""
+        return self._lock
+
+    # ---- sending -------------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        payload: bytes,
+        *,
+        key: bytes | None = None,
+        attributes: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Put one message on its way and return the promise of an answer.
+
+        Waits only while the producer's window is full, at most `timeout` seconds (`None`: as long as it takes).
+        Raises `TimeoutExpiredError` (the message was not taken), `UsageError` (its type or size), `ClosedError`, or
+        what the broker closed this producer with.
+        """
+        if key is None and attributes is None and type(payload) is bytes:
+            publication = self.publication
+            with self._lock:
+                room = publication.room - len(payload) - MESSAGE_ENTRY_BYTES
+                if room >= 0 and publication.keys is publication.attributes:  # both None: no columns so far
+                    publication.room = room
+                    payloads = publication.payloads
+                    receipt = Receipt(publication.shipment, len(payloads))
+                    payloads.append(payload)
+                    return receipt
+        return self._send_carefully(payload, key, attributes, timeout)
+
+    def _send_carefully(
+        self,
+        payload: bytes,
+        key: bytes | None,
+        attributes: Mapping[str, str] | None,
+        timeout: float | None,
+    ) -> Receipt:
+        """The road of a message that begins or ends a batch, or has columns."""
+        publication, network = self.publication, self._network
+        network.check()
+        payload = arguments.data(payload, "payload")
+        columns = (arguments.data(key, "key") if key else b"", arguments.attributes(attributes))
+        size = len(payload) + MESSAGE_ENTRY_BYTES
+        size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column)
+        self._check_size(len(payload), size)
+        deadline: float | None = None
+        while True:
+            with self._lock:
+                self._check_open()
+                try:
+                    if publication.payloads and publication.room < size:
+                        self._seal()
+                    if not publication.payloads or publication.room >= size:
+                        receipt = self._add(payload, *columns)
+                        break
+                except BaseException as error:
+                    network.connection_of(publication).interrupted(error)
+                    raise
+            network.settle()
+            if deadline is None:
+                deadline = self._deadline(timeout)
+            self._wait_for_room(publication.gathered_bytes, deadline, timeout)
+        network.settle()
+        return receipt
+
+    def _add(self, payload: bytes, key: bytes, attributes: bytes) -> Receipt:
+        publication, network = self.publication, self._network
+        begins = not publication.payloads
+        if begins:
+            publication.begin(network.clock.monotonic())
+        shipment = publication.shipment
+        receipt = Receipt(shipment, publication.add(payload, key, attributes))
+        if publication.room <= 0 or (begins and publication.lone):
+            self._seal()
+        elif begins:
+            network.connection_of(publication).nudge(publication.linger_at)
+        return receipt
+
+    def _seal(self) -> None:
+        """Send what is gathered, if the window allows it (lock held)."""
+        publication = self.publication
+        if publication.has_room(publication.gathered_bytes()):
+            publication.seal()
+            self._network.connection_of(publication).touch()
+
+    def send_batch(
+        self,
+        payloads: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        attributes: Sequence[Mapping[str, str] | None] | None = None,
+        timeout: float | None = None,
+    ) -> BatchReceipt:
+        """Put many messages on their way at once: one receipt, consecutive offsets.
+
+        A small list joins what is being gathered, a larger one is sent as a batch of its own. Raises as `send` does;
+        then none of the messages was taken.
+        """
+        publication, network = self.publication, self._network
+        network.check()
+        if not isinstance(payloads, list | tuple):
+            payloads = list(payloads)
+        count = len(payloads)
+        if not count:
+            raise UsageError("a batch holds at least one message")
+        try:
+            joined = b"".join(payloads)
+            table = wire.pack_lengths(payloads)
+        except TypeError:
+            wrong = next((p for p in payloads if not isinstance(p, bytes | bytearray | memoryview)), None)
+            arguments.data(wrong, "payload")
+            raise
+        if sum(wire.lengths_of(table)) != len(joined):
+            raise UsageError("payloads are bytes; a memoryview of larger items is not")
+        columns, body = self._columns_of(count, keys, attributes)
+        size = len(joined) + MESSAGE_ENTRY_BYTES * count + sum(map(len, body))
+        if len(joined) > network.home.session.limits.message_bytes_max:
+            self._check_size(max(wire.lengths_of(table)), 0)
+        self._check_size(0, size)
+        deadline: float | None = None
+        while True:
+            with self._lock:
+                self._check_open()
+                try:
+                    if (
+                        not columns
+                        and 2 * size < publication.room
+                        and publication.keys is publication.attributes
+                    ):
+                        index = len(publication.payloads)
+                        publication.payloads.extend(map(bytes, payloads))
+                        publication.room -= size
+                        return BatchReceipt(publication.shipment, index, count)
+                    if publication.payloads:
+                        self._seal()
+                    if not publication.payloads and publication.has_room(size):
+                        shipment = publication.shipment
+                        publication.seal_frames(count, columns, [table, joined, *body])
+                        network.connection_of(publication).touch()
+                        break
+                except BaseException as error:
+                    network.connection_of(publication).interrupted(error)
+                    raise
+            network.settle()
+            if deadline is None:
+                deadline = self._deadline(timeout)
+            self._wait_for_room(lambda: publication.gathered_bytes() or size, deadline, timeout)
+        network.settle()
+        return BatchReceipt(shipment, 0, count)
+
+    def _columns_of(
+        self,
+        count: int,
+        keys: Sequence[bytes | None] | None,
+        attributes: Sequence[Mapping[str, str] | None] | None,
+    ) -> tuple[int, list[bytes]]:
+        columns = 0
+        body: list[bytes] = []
+        if keys is not None:
+            if len(keys) != count:
+                raise UsageError(f"{len(keys)} keys were given for {count} payloads")
+            columns |= wire.Column.KEYS
+            body.append(wire.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
+        if attributes is not None:
+            if len(attributes) != count:
+                raise UsageError(f"attributes were given {len(attributes)} times for {count} payloads")
+            columns |= wire.Column.ATTRIBUTES
+            body.append(wire.pack_column([arguments.attributes(each) for each in attributes]))
+        return columns, body
+
+    # ---- checks and waits ----------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        publication = self.publication
+        if publication.error is not None:
+            raise publication.error
+        if publication.phase in ("closing", "closed"):
+            raise ClosedError(f"the producer for topic {publication.topic!r} is closed")
+
+    def _check_size(self, payload_bytes: int, size: int) -> None:
+        session = self.publication.session
+        if session is None:
+            return
+        limits = session.limits
+        if payload_bytes > limits.message_bytes_max:
+            raise UsageError(
+                f"message of {arguments.in_words(payload_bytes)} is over message_bytes_max "
+                f"({arguments.in_words(limits.message_bytes_max)}) of topic {self.topic!r}",
+                code="message-too-large",
+            )
+        if size > limits.batch_bytes_max:
+            raise UsageError(
+                f"batch of {arguments.in_words(size)} is over batch_bytes_max "
+                f"({arguments.in_words(limits.batch_bytes_max)}) of topic {self.topic!r}",
+                code="batch-too-large",
+            )
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._network.deadline(arguments.timeout(timeout))
+
+    def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
+        publication = self.publication
+
+        def fits() -> bool:
+            return publication.phase == "closed" or publication.has_room(size())
+
+        if not self._network.wait(publication, fits, deadline):
+            raise TimeoutExpiredError(
+                f"the window of the producer for topic {self.topic!r} stayed full for {timeout} s"
+                f"{self.why_waiting()}"
+            )
+
+    def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
+        """Wait until a shipment is resolved; False when the time (seconds) ran out first."""
+        return self._network.wait(self.publication, lambda: shipment.resolved, self._deadline(timeout))
+
+    def why_waiting(self) -> str:
+        """Say in words what it is waiting for, for the text of an error."""
+        session = self.publication.session
+        return arguments.in_trouble(
+            self.publication.trouble or (None if session is None else session.trouble)
+        )
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what is gathered and wait until everything has been answered, at most `timeout` seconds.
+
+        Raises `TimeoutExpiredError`, or the error of a refused message whose receipt nobody looked at.
+        """
+        publication, network = self.publication, self._network
+
+        def answered() -> bool:
+            if publication.payloads and publication.has_room(publication.gathered_bytes()):
+                publication.seal()
+            return not publication.payloads and not publication.batches
+
+        if not network.wait(publication, answered, self._deadline(timeout)):
+            left = len(publication.batches)
+            raise TimeoutExpiredError(
+                f"{left} batches for topic {self.topic!r} have no receipt after {timeout} s{self.why_waiting()}"
+            )
+        refused, publication.refused = publication.refused, None
+        if refused is not None and refused.error is not None and not refused.observed:
+            raise refused.error
+
+    def close(self, timeout: float | None = CLOSE_S) -> None:
+        """Flush, and tell the broker that this producer is done; closing again does nothing.
+
+        Raises as `flush` does; then too it is closed, and receipts that are still open fail.
+        """
+        publication, network = self.publication, self._network
+        if network.forked or publication.phase == "closed":
+            self._detach()
+            return
+        deadline = self._deadline(timeout)
+        try:
+            if publication.phase != "closing":
+                self.flush(timeout)
+            with self._lock:
+                publication.close()
+            if not network.wait(publication, lambda: publication.phase == "closed", deadline):
+                raise TimeoutExpiredError(
+                    f"the broker did not confirm the close of a producer for {self.topic!r}"
+                )
+        finally:
+            with self._lock:
+                publication.fail(
+                    ClosedError(f"the producer for topic {self.topic!r} was closed before a receipt")
+                )
+                self._detach()
+            network.settle()
+
+    def _detach(self) -> None:
+        session = self.publication.session
+        if session is not None:
+            session.detach(self.publication)
+
+    def after_fork(self, lock: threading.Lock) -> None:
+        """In the child of a fork: every `send` takes the road that raises."""
+        self._lock = lock
+        self.publication.room = NOTHING
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(HURRY_S)
+        except IsterError:
+            pass  # the exception on its way out matters more

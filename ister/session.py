@@ -1,0 +1,438 @@
+"""The client's half of a conversation with one worker: hello, heartbeats, requests, and who an answer is for.
+
+Pure: frames in, frames out (`outbox`), time handed in; no socket, clock or thread lives here. The shell that moves the
+frames is `connection.py`; what a producer and a consumer say is in `publication.py` and `attachment.py`.
+
+Invariants
+- nothing but HELLO is sent before WELCOME
+- when the connection is lost, every handle and request hears of it once, and of the next WELCOME once
+- whatever bytes come in, the worst that happens is that the connection is given up and made anew
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from ister import wire
+from ister.errors import CODES, ConnectionLostError, IsterError, RemoteError, RemoteProtocolError
+from ister.wire import Key, Limit, Type
+
+Phase = Literal["idle", "greeting", "ready", "ended"]
+What = Literal["connect", "welcome", "lost", "refused", "end"]
+
+# The whole state machine. An event that has no line here is ignored.
+TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
+    ("idle", "connect"): "greeting",
+    ("idle", "end"): "ended",
+    ("greeting", "welcome"): "ready",
+    ("greeting", "lost"): "idle",
+    ("greeting", "refused"): "ended",
+    ("greeting", "end"): "ended",
+    ("ready", "lost"): "idle",
+    ("ready", "end"): "ended",
+}
+
+GREETING_S: Final = 3.0  # HELLO unanswered for so long: another socket, and the next endpoint
+BACK_OFF_FIRST_S: Final = 0.05
+BACK_OFF_LAST_S: Final = 2.0
+
+
+def back_off_s(failures: int, jitter: float) -> float:
+    """Return how long to wait after the n-th failure in a row; `jitter` is a random number from 0 to 1."""
+    whole = min(BACK_OFF_LAST_S, BACK_OFF_FIRST_S * 2.0 ** min(failures, 10))
+    return whole * (0.5 + jitter / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What WELCOME said the broker takes; the defaults stand in until it has."""
+
+    message_bytes_max: int = 10 << 20
+    batch_bytes_max: int = 16 << 20
+    batches_in_flight_max: int = 256
+    producer_window_bytes: int = 8 << 20
+    handles_max: int = 1 << 16
+    credit_messages_max: int = 1 << 20
+    credit_bytes_max: int = 1 << 30
+
+
+_LIMIT_NAMES: Final = {
+    Limit.MESSAGE_BYTES_MAX: "message_bytes_max",
+    Limit.BATCH_BYTES_MAX: "batch_bytes_max",
+    Limit.BATCHES_IN_FLIGHT_MAX: "batches_in_flight_max",
+    Limit.PRODUCER_WINDOW_BYTES: "producer_window_bytes",
+    Limit.HANDLES_MAX: "handles_max",
+    Limit.CREDIT_MESSAGES_MAX: "credit_messages_max",
+    Limit.CREDIT_BYTES_MAX: "credit_bytes_max",
+}
+
+
+class Frame(NamedTuple):
+    """One message from the broker, decoded, and when it came."""
+
+    kind: int
+    header: wire.Header
+    body: Sequence[bytes]
+    now: float
+
+
+Answer = Callable[[Frame], None]
+
+
+class Handle(Protocol):
+    """A producer's or consumer's side of the conversation."""
+
+    handle: int
+    session: Session | None
+
+    def on_ready(self, *, resumed: bool) -> None:
+        """WELCOME came: open (again)."""
+
+    def on_lost(self, reason: IsterError) -> None:
+        """The connection is gone, and with it what was on the wire."""
+
+    def on_frame(self, frame: Frame) -> None:
+        """A frame for this handle that answers no REF."""
+
+    def fail(self, error: IsterError) -> None:
+        """It is over, for this reason."""
+
+    def postpone(self, error: IsterError, due: float) -> None:
+        """Open again at that time, for this reason."""
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+
+    def deadline(self) -> float:
+        """When `tick` is wanted next, in the clock's seconds; infinity for not at all."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One REQUEST and what became of it; kept over reconnects until it is answered."""
+
+    operation: str
+    arguments: dict[str, Any]
+    result: Any = None
+    error: IsterError | None = None
+    done: bool = False
+    resent: bool = False  # sent more than once, so that it may have been carried out twice
+    trouble: IsterError | None = None  # why it is being tried again
+    failures: int = 0
+    due: float = field(default=0.0)
+
+
+class Session:
+    """One session with one worker."""
+
+    def __init__(self, client: str, jitter: Callable[[], float]) -> None:
+        """`client` is a text for people (name and version); `jitter` returns random numbers from 0 to 1."""
+        self.phase: Phase = "idle"
+        self.outbox: deque[list[bytes]] = deque()
+        self.handles: dict[int, Handle] = {}
+        self.limits = Limits()
+        self.boot: int | None = None
+        self.trouble: IsterError | None = None  # why the connection was last lost or refused
+        self.moves: list[tuple[Handle, str]] = []  # handles that live elsewhere; the shell takes them there
+        self.jitter = jitter
+        self._client = client
+        self._session: bytes | None = None
+        self._answers: dict[int, Answer] = {}
+        self._waiting: list[Request] = []  # not sent, or to be sent again
+        self._sent: dict[int, Request] = {}
+        self._departed: set[int] = set()  # handles closed while there was nobody to tell
+        self._ref = 0
+        self._heartbeat_s = 5.0
+        self._greeted = 0.0
+        self._spoke = 0.0
+        self._heard = 0.0
+        self._pinged: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no connection."""
+        return self.phase == "idle"
+
+    # ---- the connection ------------------------------------------------------------------------------------------
+
+    def connect(self, now: float) -> None:
+        """There is a new socket: say HELLO."""
+        if not self._step("connect"):
+            return
+        self.outbox.clear()
+        self._greeted = self._spoke = self._heard = now
+        self._pinged = None
+        hello: wire.Header = {
+            Key.TYPE: Type.HELLO,
+            Key.VERSION: [wire.PROTOCOL_VERSION],
+            Key.CLIENT: self._client,
+        }
+        if self._session is not None:
+            hello[Key.SESSION] = self._session
+        self.emit(hello)
+
+    def lost(self, reason: IsterError) -> None:
+        """The socket is gone, or as good as gone."""
+        if not self._step("lost"):
+            return
+        self.trouble = reason
+        self.outbox.clear()
+        self._answers.clear()
+        for request in self._sent.values():
+            request.resent = True
+            request.trouble = reason
+            self._waiting.append(request)
+        self._sent.clear()
+        for handle in list(self.handles.values()):
+            handle.on_lost(reason)
+
+    def forget(self) -> None:
+        """The next HELLO goes to another worker: it has never heard of this session."""
+        self._session = None
+        self.boot = None
+
+    def end(self, reason: IsterError) -> None:
+        """Say BYE and be done; whatever still waits fails with `reason`."""
+        speaking = self.phase == "ready"
+        if not self._step("end"):
+            return
+        if speaking:
+            self.emit({Key.TYPE: Type.BYE})
+        self._fail_all(reason)
+
+    def _fail_all(self, reason: IsterError) -> None:
+        self._answers.clear()
+        for request in [*self._sent.values(), *self._waiting]:
+            request.error = reason
+            request.done = True
+        self._sent.clear()
+        self._waiting.clear()
+        for handle in list(self.handles.values()):
+            handle.fail(reason)
+
+    def _step(self, what: What) -> bool:
+        then = TRANSITIONS.get((self.phase, what))
+        if then is None:
+            return False
+        self.phase = then
+        return True
+
+    # ---- speaking ------------------------------------------------------------------------------------------------
+
+    def emit(self, header: wire.Header, *body: bytes) -> None:
+        """Queue one frame."""
+        self.outbox.append([wire.encode_header(header), *body])
+
+    def expect(self, answer: Answer) -> int:
+        """Return a new REF whose answer goes to `answer(frame)`; a lost connection drops it."""
+        self._ref += 1
+        self._answers[self._ref] = answer
+        return self._ref
+
+    def attach(self, handle: Handle) -> None:
+        """Take a producer or consumer in; it opens at once, or when WELCOME comes."""
+        handle.session = self
+        self.handles[handle.handle] = handle
+        self._departed.discard(handle.handle)
+        if self.phase == "ready":
+            handle.on_ready(resumed=False)
+        elif self.phase == "ended":
+            handle.fail(self.trouble or ConnectionLostError("the session is over"))
+
+    def detach(self, handle: Handle) -> None:
+        """Let go of a producer or consumer; a closed one that the broker could not be told of is told of later."""
+        if self.handles.pop(handle.handle, None) is not None and self.phase != "ready":
+            self._departed.add(handle.handle)
+
+    def request(self, request: Request, now: float) -> None:
+        """Send a REQUEST, now or as soon as there is a session."""
+        self._waiting.append(request)
+        self._send_requests(now)
+        if self.phase == "ended":
+            self._fail_all(self.trouble or ConnectionLostError("the session is over"))
+
+    def withdraw(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        for ref in [ref for ref, sent in self._sent.items() if sent is request]:
+            del self._sent[ref]
+            self._answers.pop(ref, None)
+
+    def _send_requests(self, now: float) -> None:
+        if self.phase != "ready":
+            return
+        later = []
+        for request in self._waiting:
+            if request.due > now:
+                later.append(request)
+                continue
+            ref = self.expect(self._on_result)
+            self._sent[ref] = request
+            header: wire.Header = {Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: request.operation}
+            if request.arguments:
+                header[Key.ARGUMENTS] = request.arguments
+            self.emit(header)
+        self._waiting = later
+
+    # ---- listening -----------------------------------------------------------------------------------------------
+
+    def receive(self, frames: Sequence[bytes], now: float) -> None:
+        """Take in one message from the socket; a broken one costs the connection."""
+        self._heard = now
+        self._pinged = None
+        try:
+            header = wire.decode_header(frames[0])
+            self._dispatch(Frame(header[Key.TYPE], header, frames[1:], now))
+        except RemoteProtocolError as error:
+            self.lost(error)
+
+    def _dispatch(self, frame: Frame) -> None:
+        kind, header = frame.kind, frame.header
+        if kind == Type.WELCOME:
+            self._on_welcome(header, frame.now)
+            return
+        if kind < Type.WELCOME:
+            raise RemoteProtocolError(f"a broker does not send frames of type {kind}")
+        if self.phase == "greeting":
+            if kind == Type.ERROR:
+                self._on_refused(header)
+            return  # an answer to what an earlier socket said
+        if self.phase != "ready":
+            return
+        if Key.REF in header:
+            answer = self._answers.pop(header[Key.REF], None)
+            if answer is not None:
+                if kind == Type.ERROR and header[Key.CODE] in ("hello-required", "session-expired"):
+                    self._lost_session(header)
+                else:
+                    answer(frame)
+                return
+            if kind != Type.ERROR:
+                return
+        if kind == Type.ERROR and header[Key.CODE] in ("hello-required", "session-expired"):
+            self._lost_session(header)
+            return
+        if Key.HANDLE in header:
+            handle = self.handles.get(header[Key.HANDLE])
+            if handle is not None:
+                handle.on_frame(frame)
+        elif kind == Type.ERROR:
+            self.trouble = remote_error(header)
+
+    def _on_welcome(self, header: wire.Header, now: float) -> None:
+        if header[Key.VERSION] != wire.PROTOCOL_VERSION:
+            raise RemoteProtocolError("the broker welcomes in a version that was not offered")
+        resumed = bool(header.get(Key.RESUMED, False))
+        if not self._step("welcome"):
+            return
+        if not resumed:
+            self._departed.clear()
+        self._session = header[Key.SESSION]
+        self.boot = header[Key.BOOT]
+        self._heartbeat_s = max(0.05, header[Key.HEARTBEAT] / 1000)
+        given = header[Key.LIMITS]
+        self.limits = Limits(**{name: given[key] for key, name in _LIMIT_NAMES.items() if key in given})
+        self.trouble = None
+        for number in self._departed:
+            self.emit({Key.TYPE: Type.CLOSE, Key.REF: self.expect(_ignore), Key.HANDLE: number})
+        self._departed.clear()
+        for handle in list(self.handles.values()):
+            handle.on_ready(resumed=resumed)
+        self._send_requests(now)
+
+    def _on_refused(self, header: wire.Header) -> None:
+        error = remote_error(header)
+        if error.action == "retry":
+            self.forget()
+            self.lost(error)
+            return
+        self.trouble = error
+        self._step("refused")
+        self._fail_all(error)
+
+    def _lost_session(self, header: wire.Header) -> None:
+        if header[Key.CODE] == "session-expired":
+            self.forget()
+        self.lost(remote_error(header))
+
+    def _on_result(self, frame: Frame) -> None:
+        kind, header, body, now = frame
+        request = self._sent.pop(header[Key.REF], None)
+        if request is None:
+            return
+        if kind == Type.ERROR:
+            error = remote_error(header)
+            if error.action == "retry":
+                request.trouble = error
+                request.due = now + back_off_s(request.failures, self.jitter())
+                request.failures += 1
+                self._waiting.append(request)
+                return
+            request.error = error
+        elif kind != Type.RESULT or len(body) > 1:
+            request.error = RemoteProtocolError(f"a frame of type {kind} answered a request")
+        elif body:
+            try:
+                request.result = wire.decode_result(body[0])
+            except RemoteProtocolError as error:
+                request.error = error
+        request.done = True
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Do what is due: heartbeats, tries again, and what producers and consumers gathered."""
+        if self.phase == "greeting":
+            if now - self._greeted >= GREETING_S:
+                self.lost(ConnectionLostError(f"no welcome within {GREETING_S:g} s"))
+            return
+        if self.phase != "ready":
+            return
+        if self._pinged is not None:
+            if now - self._pinged >= 2 * self._heartbeat_s:
+                silence = now - self._heard
+                self.lost(ConnectionLostError(f"the broker has been silent for {silence:.1f} s"))
+                return
+        elif now - min(self._spoke, self._heard) >= self._heartbeat_s:
+            self.emit({Key.TYPE: Type.PING})
+            self._pinged = self._spoke = now
+        if self._waiting:
+            self._send_requests(now)
+        for handle in list(self.handles.values()):
+            handle.tick(now)
+
+    def spoke(self, now: float) -> None:
+        """Something was sent: no heartbeat is needed for a while."""
+        self._spoke = now
+
+    def deadline(self) -> float:
+        """When `tick` is wanted next."""
+        if self.phase == "greeting":
+            return self._greeted + GREETING_S
+        if self.phase != "ready":
+            return float("inf")
+        if self._pinged is not None:
+            due = self._pinged + 2 * self._heartbeat_s
+        else:
+            due = min(self._spoke, self._heard) + self._heartbeat_s
+        for request in self._waiting:
+            due = min(due, request.due)
+        for handle in self.handles.values():
+            due = min(due, handle.deadline())
+        return due
+
+
+def remote_error(header: wire.Header) -> RemoteError:
+    """Make an exception of an ERROR frame."""
+    code, action = header[Key.CODE], header[Key.ACTION]
+    if action not in ("retry", "fix", "stop"):
+        action = CODES.get(code, "stop")
+    return RemoteError(code, header[Key.TEXT], action)
+
+
+def _ignore(_frame: Frame) -> None:
+    """Take an answer that changes nothing."""
