@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -83,7 +84,7 @@ class Broker:
 
     def close(self) -> None:
         """End whatever a failed test left."""
-        if self.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.end()
         for stream in (self.process.stdout, self.process.stderr):
@@ -185,6 +186,17 @@ def test_ctrl_c_stops_cleanly_and_a_second_one_at_once(broker: Callable[..., Bro
     assert running.end() == 0
     assert time.monotonic() - began < 2
     assert all_gone_within(1, list(running.pids.values()))
+    assert "KeyboardInterrupt" not in running.log
+
+
+def test_ctrl_c_during_the_start_is_clean_too(broker: Callable[..., Broker]) -> None:
+    """A child that has not yet said that it ignores Ctrl-C is not ended by it."""
+    running = broker(children={"worker-0": ["steady", 0], "tier": ["steady", 1]})
+    while "started worker-0" not in running.log:
+        time.sleep(0.001)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.end() == 0
+    assert "stopped (SIGINT)" not in running.log
     assert "KeyboardInterrupt" not in running.log
 
 
