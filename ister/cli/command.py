@@ -21,7 +21,7 @@ CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 11
 
 
 class Command(click.Command):
-    """A command whose errors become a line on stderr and an exit code."""
+    """A command whose errors become a line on stderr and an exit code; so does a pipe that nobody reads."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; raises `click.exceptions.Exit` with the code that its error stands for."""
@@ -30,6 +30,8 @@ class Command(click.Command):
         except IsterError as error:
             print_error(error, as_json=bool(ctx.params.get("as_json")))
             ctx.exit(exit_code_of(error))
+        except BrokenPipeError:
+            ctx.exit(PIPE_CLOSED)
 
 
 class Group(click.Group):
@@ -67,7 +69,8 @@ def run(command: click.Command) -> None:
     """Run the command line of this process, and exit."""
     try:
         code = command.main(prog_name="ister", standalone_mode=False)
-        sys.stdout.flush()
+        if code != PIPE_CLOSED:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
