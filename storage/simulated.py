@@ -77,7 +77,16 @@ class SimulatedFile:
         except OSError:
             self._inode.unsynced.clear()
             raise
-        self._inode.durable = bytes(self._inode.live) if self._inode.unsynced else self._inode.durable
+        # Only what is dirty is written: what a failed sync dropped stays lost until it is written again.
+        durable = bytearray(self._inode.durable)
+        for position, written in self._inode.unsynced:
+            if written is None:
+                durable = _resized(durable, position)
+                continue
+            if position + len(written) > len(durable):
+                durable = _resized(durable, position + len(written))
+            durable[position : position + len(written)] = written
+        self._inode.durable = bytes(durable)
         self._inode.unsynced.clear()
 
     def truncate(self, size: int) -> None:

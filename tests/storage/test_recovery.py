@@ -141,6 +141,28 @@ def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(open_log: Open, 
         open_log(known_end=5)
 
 
+def test_what_lay_behind_a_torn_batch_never_comes_back(open_log: Open, put: Put, disk: LocalDisk) -> None:
+    """A valid record behind a torn one is gone for good, also when another of the same length fills the hole."""
+    wal = open_log()
+    for payload in (b"a" * 50, b"b" * 50, b"c" * 50):
+        put(wal, payload)
+    wal.commit()
+    wal.close()
+    path = f"{wal.folder}/{0:020d}.seg"
+    contents = bytearray(disk.read(path))
+    contents[contents.index(b"b" * 50)] ^= 1
+    Path(path).write_bytes(contents)
+    wal = open_log()
+    assert wal.next_offset == 1
+    assert wal.report.torn_bytes == 2 * (64 + 4 + 50)
+    put(wal, b"B" * 50)
+    wal.commit()
+    wal.close()
+    wal = open_log()
+    assert [payload for _, _, payload in batches(wal, disk)] == [b"a" * 50, b"B" * 50]
+    wal.close()
+
+
 def test_an_empty_folder_where_a_log_should_be_is_damage(open_log: Open) -> None:
     """A log that somebody saw durable does not begin anew because its files are gone."""
     with pytest.raises(DamagedError, match="empty"):
