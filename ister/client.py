@@ -124,7 +124,7 @@ class Client:
             if error.code != "topic-exists" or not (exist_ok or request.resent):
                 raise
             answer = self.topic(topic, timeout=timeout)
-            if answer.get("dispatch", dispatch) != dispatch:
+            if answer.get("strategy", dispatch) != dispatch:
                 raise
         return answer
 

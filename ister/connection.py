@@ -485,6 +485,8 @@ class Network:
                 with self.lock:
                     connection = self.connection_of(handle)
                     connection.service()
+                    if self.connection_of(handle) is not connection:
+                        continue  # it has just moved
                     answer = condition()
                     if connection.session.outbox:
                         connection.pump()
