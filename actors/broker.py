@@ -26,6 +26,7 @@ from actors.process import (
 from actors.supervisor import RestartPolicy, Supervisor
 from actors.tier import TierProcessSettings, run_tier
 from actors.worker import CURSORS_FOLDER, TIER, TOPICS_FOLDER, WorkerSettings, process_description, run_worker
+from ister.clock import SystemClock
 from ister.errors import UsageError
 from ister.names import topic_folder
 from ister.settings import Settings, split_listen
@@ -93,8 +94,7 @@ def _run(
     endpoints: list[str],
     on_ready: Callable[[BrokerReady], None],
 ) -> None:
-    clock_boot = 1
-    context = ProcessContext(BROKER, clock_boot, folder)
+    context = ProcessContext(BROKER, SystemClock().time_ms(), folder)
     store = settings.server.store or f"file://{data}/{STORE_FOLDER}"
     supervision = settings.supervision
     workers = [
@@ -103,6 +103,7 @@ def _run(
     ]
     tier = ProcessSpec(TIER, run_tier, TierProcessSettings(settings, store), stop_rank=1)
     ended: list[str] = []
+    supervisor: Supervisor
 
     def finished(exit_code: int, reason: str) -> None:
         if exit_code:
@@ -136,8 +137,9 @@ def _run(
         on_all_up=all_up,
         on_finished=finished,
     )
-    supervisor = context.system.find(SUPERVISOR_PATH)
-    assert isinstance(supervisor, Supervisor)
+    found = context.system.find(SUPERVISOR_PATH)
+    assert isinstance(found, Supervisor)
+    supervisor = found
     context.system.on_actor_failure = lambda path, error: _actor_failed(context, path, error)
     code = context.run()
     if code:

@@ -11,7 +11,6 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
 from typing import Final
 
 from actors.ledger import Held, InFlight
@@ -96,9 +95,7 @@ class Consumer(LoopActor):
 
     def on_failure(
         self,
-        exception_type: type[BaseException] | None,
-        exception_value: BaseException | None,
-        traceback: TracebackType | None,
+        *_error: object,
     ) -> None:
         """Give back what is held, and tell the client that the handle is closed."""
         self._leave()
@@ -266,7 +263,7 @@ class Consumer(LoopActor):
             else:
                 self._give_back(header)
         except IsterError as error:
-            echo = {key: header[key] for key in (Key.REF, Key.HANDLE) if key in header}
+            echo: Header = {key: header[key] for key in (Key.REF, Key.HANDLE) if key in header}
             self._gateway.send_error(self._handle.session, error, echo)
 
     def _ranges(self, header: Header) -> tuple[tuple[int, int], ...]:

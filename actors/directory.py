@@ -1,7 +1,7 @@
 """The Directory: knows every topic and subscription, its settings, and where it lives.
 
-Runs in the broker process; the catalogue (SQLite) is its own. Where something lives follows from its name and the number of
-workers alone (`actors/placement.py`), so that a restart with another number of workers needs no migration.
+Runs in the broker process; the catalogue (SQLite) is its own. Where something lives follows from its name and the
+number of workers alone (`actors/placement.py`), so that a restart with another number of workers needs no migration.
 
 Invariants
 - a topic or subscription exists once the catalogue has it, and never otherwise
@@ -145,7 +145,14 @@ class Directory(LoopActor):
         self.system.at(command.reply).tell(located)
 
     def _subscription(
-        self, topic: TopicMeta, name: str, type_: str, start: str, options: dict[str, Any], *, new: bool = False
+        self,
+        topic: TopicMeta,
+        name: str,
+        type_: str,
+        start: str,
+        options: dict[str, Any],
+        *,
+        new: bool = False,
     ) -> SubscriptionMeta:
         check_subscription_name(name)
         if type_ not in SUBSCRIPTION_TYPES:
@@ -160,7 +167,8 @@ class Directory(LoopActor):
             self._catalogue.create_subscription(found)
         if found.type != type_:
             raise RemoteError(
-                "subscription-type", f"subscription {name!r} of topic {topic.name!r} is {found.type}, not {type_}"
+                "subscription-type",
+                f"subscription {name!r} of topic {topic.name!r} is {found.type}, not {type_}",
             )
         return found
 
@@ -173,7 +181,9 @@ class Directory(LoopActor):
         try:
             if operation is None:
                 known = ", ".join(sorted(self._operations))
-                raise RemoteError("unknown-operation", f"unknown operation {ask.operation!r:.60}; known are {known}")
+                raise RemoteError(
+                    "unknown-operation", f"unknown operation {ask.operation!r:.60}; known are {known}"
+                )
             arguments = decode_result(ask.arguments)
             operation(ask, arguments)
         except RemoteProtocolError as error:
@@ -196,7 +206,9 @@ class Directory(LoopActor):
         if durability not in DURABILITIES:
             raise UsageError(f"durability {durability!r:.40} is none of {', '.join(DURABILITIES)}")
         if durability == "cloud":
-            raise RemoteError("durability-unavailable", "this broker does not give durability 'cloud' yet; use 'fsync'")
+            raise RemoteError(
+                "durability-unavailable", "this broker does not give durability 'cloud' yet; use 'fsync'"
+            )
         unknown = arguments.keys() - {"topic", "dispatch", "durability"}
         if unknown:
             raise UsageError(f"a topic has no setting {sorted(unknown)[0]!r:.40}")
@@ -237,7 +249,9 @@ class Directory(LoopActor):
     def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         name = _text(arguments, "topic")
         topic = self._catalogue.get_topic(name)
-        for worker in {self._worker_of_subscription(name, each.name) for each in self._catalogue.subscriptions(name)}:
+        for worker in {
+            self._worker_of_subscription(name, each.name) for each in self._catalogue.subscriptions(name)
+        }:
             self._frontend(worker)  # all must be there to delete their part, or nothing is deleted
         frontend = self._frontend(self._worker_of_topic(name))
         _, subscriptions = self._catalogue.delete_topic(name)
@@ -309,7 +323,7 @@ class Directory(LoopActor):
         topic = self._catalogue.get_topic(_text(arguments, "topic"))
         return topic, self._catalogue.get_subscription(topic.name, _text(arguments, "subscription"))
 
-    def _status(self, ask: Ask, arguments: dict[str, Any]) -> None:
+    def _status(self, ask: Ask, _arguments: dict[str, Any]) -> None:
         tickets = {}
         for node in sorted(self._up):
             tickets[self._ticket()] = node
@@ -409,7 +423,11 @@ def check_options(options: dict[str, Any]) -> None:
             low, high = allowed
             good = type(value) is int and int(low) <= value <= int(high)
         if not good:
-            words = " or ".join(map(str, allowed)) if isinstance(allowed[0], str) else f"{allowed[0]} to {allowed[1]}"
+            words = (
+                " or ".join(map(str, allowed))
+                if isinstance(allowed[0], str)
+                else f"{allowed[0]} to {allowed[1]}"
+            )
             raise UsageError(f"{name} is {value!r:.40}, which is not {words}")
 
 

@@ -141,7 +141,7 @@ class Frontend(LoopActor):
         """Hand credit or an acknowledgment to its consumer."""
         handle.target.tell(ConsumerFrame(header))
 
-    def close(self, handle: Handle, ref: int | None, header: Header) -> None:
+    def close(self, handle: Handle, ref: int | None) -> None:
         """Close a handle."""
         target = handle.target
         if isinstance(target, Publisher):
@@ -161,7 +161,7 @@ class Frontend(LoopActor):
     def session_ended(self, session: Session) -> None:
         """Close all handles of a session that is gone."""
         for handle in list(session.handles.values()):
-            self.close(handle, None, {})
+            self.close(handle, None)
 
     # ---- answers of the Directory -------------------------------------------------------------------------------
 
@@ -174,7 +174,10 @@ class Frontend(LoopActor):
 
     def _give_up(self, ticket: int) -> None:
         if ticket in self._pending:
-            self._refuse(self._pending.pop(ticket), RemoteError("unavailable", "the Directory did not answer; try again"))
+            self._refuse(
+                self._pending.pop(ticket),
+                RemoteError("unavailable", "the Directory did not answer; try again"),
+            )
 
     def _refuse(self, pending: _Opening | _Asking, error: IsterError) -> None:
         if isinstance(pending, _Asking):
@@ -280,7 +283,7 @@ class Frontend(LoopActor):
                 self.system.ref(self.system.node, path).tell(news)
 
     def unclaimed(self, path: str, message: object) -> None:
-        """Start the topic that a subscription asks for; anything else for an actor that is gone has lost its meaning."""
+        """Start the topic that a subscription asks for; answer what waits for an answer; let go of the rest."""
         if isinstance(message, Attach) and path.startswith("topic/"):
             self._actors.topic(message.topic).tell(message)
         elif isinstance(message, Describe | Delete | StartSubscription):

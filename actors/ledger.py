@@ -1,7 +1,7 @@
 """What is owed: messages in flight at a consumer, and messages waiting to be delivered again; pure.
 
-Both keep ranges of offsets, never single messages: what was delivered together costs one entry, however many messages it
-holds.
+Both keep ranges of offsets, never single messages: what was delivered together costs one entry, however many messages
+it holds.
 
 Invariants
 - the ranges of one `InFlight` never overlap

@@ -29,7 +29,7 @@ from transport.session import Handle
 @message
 @dataclass(frozen=True, slots=True)
 class Locate:
-    """Where does this topic live? (Frontend -> Directory; answered by `Located` or `Refused`)"""
+    """Where does this topic live? (Frontend -> Directory; answered by `Located` or `Refused`)."""
 
     topic: str
     reply: Address
@@ -207,7 +207,7 @@ class TopicFailed:
 class Relayed:
     """Batches of a non-reliable topic (Topic -> Relay, once per worker).
 
-    `heads` has four numbers a batch: first offset, count, unix ms, columns; `frames` their body frames, one after the other.
+    `heads` has four numbers a batch: first offset, count, unix ms, columns; `frames` their body frames, in order.
     """
 
     heads: list[int]

@@ -22,14 +22,37 @@ PIECE_BYTES: Final = 64 << 10  # joining stops here: the size of a producer's fu
 class Batch(Protocol):
     """A batch as stored or as relayed; `storage.record.Record` and `RelayedBatch` are ones."""
 
-    first_offset: int
-    count: int
-    timestamp_ms: int
-    columns: int
-    lengths: Buffer
-    payload: Buffer
-    keys: Buffer | None
-    attributes: Buffer | None
+    @property
+    def first_offset(self) -> int:
+        """Return the offset of its first message."""
+
+    @property
+    def count(self) -> int:
+        """Return how many messages it has."""
+
+    @property
+    def timestamp_ms(self) -> int:
+        """Return when it was taken in, as unix milliseconds."""
+
+    @property
+    def columns(self) -> int:
+        """Return the bits of `ister.wire.Column` it has."""
+
+    @property
+    def lengths(self) -> Buffer:
+        """Return the length table."""
+
+    @property
+    def payload(self) -> Buffer:
+        """Return the payloads, end to end."""
+
+    @property
+    def keys(self) -> Buffer | None:
+        """Return the keys column."""
+
+    @property
+    def attributes(self) -> Buffer | None:
+        """Return the attributes column."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Relays: one a worker and non-reliable topic, so that a batch crosses to a worker once, however many subscriptions it has there.
+"""Relays: one a worker and non-reliable topic, so that a batch crosses to each worker once.
 
 Runs in every worker with such a subscription, the topic's own included.
 

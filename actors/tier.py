@@ -1,4 +1,7 @@
-"""The tier process: its composition root. Makes the store, and starts an Uploader for every topic that asks. Runs in: tier."""
+"""The tier process: its composition root. Runs in: tier.
+
+Makes the store, and starts an Uploader for every topic that has something sealed.
+"""
 
 from __future__ import annotations
 

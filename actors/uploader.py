@@ -1,6 +1,6 @@
 """Uploaders: one a reliable topic, each copies sealed segments to the store and keeps a watermark.
 
-Runs in the tier process. The order of uploads is `storage.tier.UploadPlan`'s; this file adds threads, time and the store.
+Runs in the tier process. The order of uploads is `storage.tier.UploadPlan`'s; this adds threads, time and the store.
 
 Invariants
 - the watermark moves only as a contiguous prefix: everything below it is in the store, byte for byte
@@ -25,7 +25,9 @@ from storage.tier import Layout, UploadPlan, joined_end, segment_metadata
 log = logging.getLogger("ister.uploader")
 
 EPOCH: Final = 1  # one writer only: the data folder's lock sees to it
-JITTER: Final = 0.25  # a quarter around each wait, so that a thousand topics do not return to a store together
+JITTER: Final = (
+    0.25  # a quarter around each wait, so that a thousand topics do not return to a store together
+)
 
 
 class Uploader(LoopActor):

@@ -1,6 +1,6 @@
 """A worker process: its composition root. Runs in: worker-0, worker-1, ...
 
-Makes the disk, the maps, the gateway and the Frontend, and starts Topic, Subscription and Relay actors as they are asked for.
+Makes the disk, the maps, the gateway and the Frontend; starts Topics, Subscriptions and Relays as they are asked for.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any, Final
 
 from actors.directory import FRONTEND_PATH
 from actors.frontend import Frontend
+from actors.nonreliable_subscription import NonReliableSubscription
+from actors.nonreliable_topic import NonReliableTopic
 from actors.process import EXIT_FAILED, ProcessContext
 from actors.relay import Relay
+from actors.reliable_subscription import ReliableSubscription
+from actors.reliable_topic import ReliableTopic
 from actors.runtime import Ref
-from actors.subscription import NonReliableSubscription, ReliableSubscription
-from actors.topic import NonReliableTopic, ReliableTopic
 from ister.names import topic_folder
 from ister.settings import Settings
 from storage.catalogue import SubscriptionMeta, TopicMeta

@@ -1,8 +1,8 @@
 """The wire, version 1: frame types, integer keys, and the codec; `transport/PROTOCOL.md` is its specification.
 
-A ZeroMQ message of Ister is `[header, *body frames]`. The header is one CBOR map (RFC 8949) with small integer keys, at
-most 8 KiB, decoded strictly: no tags, no indefinite lengths, no duplicate keys, depth 4, nothing trailing. Payloads stay
-outside CBOR.
+A ZeroMQ message of Ister is `[header, *body frames]`. The header is one CBOR map (RFC 8949) with small integer keys,
+at most 8 KiB and decoded strictly: no tags, no indefinite lengths, no duplicate keys, depth 4, nothing trailing.
+Payloads stay outside CBOR.
 
 Invariants
 - pure: bytes in, values out; no socket, clock or thread lives here
@@ -23,10 +23,14 @@ import cbor2
 from ister.errors import RemoteProtocolError
 
 PROTOCOL_VERSION: Final = 1
-HEADER_BYTES_MAX: Final = 8192  # a header holds numbers and names; this bounds what a hostile one can cost to decode
+HEADER_BYTES_MAX: Final = (
+    8192  # a header holds numbers and names; this bounds what a hostile one can cost to decode
+)
 HEADER_DEPTH_MAX: Final = 4
 RESULT_BYTES_MAX: Final = 1 << 20  # listings are paged far below it
-RANGES_MAX: Final = 400  # two 9-byte numbers a range: 7.2 KB, so that any such header stays under HEADER_BYTES_MAX
+RANGES_MAX: Final = (
+    400  # two 9-byte numbers a range: 7.2 KB, so that any such header stays under HEADER_BYTES_MAX
+)
 RECEIPTS_MAX: Final = 400  # the same bound for (sequence, offset) pairs
 DELIVER_RECORDS_MAX: Final = 256  # records in one DELIVER, each a (count, timestamp) pair in its header
 OFFSET_UNKNOWN: Final = (1 << 64) - 1  # a receipt for a duplicate so old that its offset is forgotten
@@ -231,7 +235,9 @@ def decode_header(data: bytes) -> Header:
             _check_kind(key, kind, value)
     required = REQUIRED.get(header.get(Key.TYPE, -1))
     if required is None:
-        raise RemoteProtocolError(f"unknown frame type {header.get(Key.TYPE)!r:.40}", code="unknown-operation")
+        raise RemoteProtocolError(
+            f"unknown frame type {header.get(Key.TYPE)!r:.40}", code="unknown-operation"
+        )
     if not required <= header.keys():
         missing = sorted(required - header.keys())
         raise RemoteProtocolError(f"frame of type {header[Key.TYPE]} lacks the header keys {missing}")
@@ -297,7 +303,7 @@ def _decode_strict(data: bytes, depth_max: int) -> Any:
         value = cbor2.loads(data, max_depth=depth_max, allow_indefinite=False, allow_duplicate_keys=False)
         if cbor2.dumps(value) == data:
             return value  # shortest form throughout: nothing trailing, and no tag but one that gives another type
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (bytes of a stranger: whatever the decoder finds wrong, it is theirs)
         raise RemoteProtocolError(f"not strict CBOR: {error}") from None
     if _skip_item(data, 0, depth_max) != len(data):  # a legal but longer form: look at every byte
         raise RemoteProtocolError("not strict CBOR: bytes after the end")
@@ -341,7 +347,9 @@ def _skip_item(data: bytes, at: int, depth: int) -> int:
 def lengths_of(table: Buffer) -> array[int]:
     """Return a length table (little-endian u32) as an array; raises `RemoteProtocolError` when it is cut short."""
     if len(table) % 4:
-        raise RemoteProtocolError(f"length table of {len(table)} bytes is not a multiple of 4", code="lengths-mismatch")
+        raise RemoteProtocolError(
+            f"length table of {len(table)} bytes is not a multiple of 4", code="lengths-mismatch"
+        )
     lengths = array("I")
     lengths.frombytes(table)
     if sys.byteorder == "big":
@@ -365,7 +373,7 @@ def pack_column(items: Sequence[bytes]) -> bytes:
 def split_payloads(lengths: Buffer, payload: Buffer) -> list[bytes]:
     """Cut the payload frame of a batch into its messages.
 
-    The buffers may be memoryviews; what comes back are bytes of their own. Raises `RemoteProtocolError` when the lengths
+    The buffers may be memoryviews; what comes back are bytes. Raises `RemoteProtocolError` when the lengths
     do not add up.
     """
     payload = bytes(payload)
@@ -381,7 +389,9 @@ def split_column(column: Buffer, count: int) -> list[bytes]:
     return split_payloads(view[: 4 * count], view[4 * count :])
 
 
-def check_batch(frames: Sequence[Buffer], columns: int, *, message_bytes_max: int, batch_bytes_max: int) -> int:
+def check_batch(
+    frames: Sequence[Buffer], columns: int, *, message_bytes_max: int, batch_bytes_max: int
+) -> int:
     """Check the body frames of a PUBLISH and return its message count, without looking at single messages.
 
     `frames` is `[lengths, payloads, keys?, attributes?]`. Raises `RemoteProtocolError` with the codes `malformed`,
@@ -389,7 +399,9 @@ def check_batch(frames: Sequence[Buffer], columns: int, *, message_bytes_max: in
     """
     expected = 2 + (columns & Column.KEYS) + ((columns & Column.ATTRIBUTES) >> 1)
     if columns & ~Column.ALL or len(frames) != expected:
-        raise RemoteProtocolError(f"a batch with columns {columns} takes {expected} body frames, not {len(frames)}")
+        raise RemoteProtocolError(
+            f"a batch with columns {columns} takes {expected} body frames, not {len(frames)}"
+        )
     table = lengths_of(frames[0])
     count = len(table)
     if not count:
@@ -403,7 +415,8 @@ def check_batch(frames: Sequence[Buffer], columns: int, *, message_bytes_max: in
     largest = max(table)
     if largest > message_bytes_max:
         raise RemoteProtocolError(
-            f"message of {largest} bytes is over message_bytes_max ({message_bytes_max})", code="message-too-large"
+            f"message of {largest} bytes is over message_bytes_max ({message_bytes_max})",
+            code="message-too-large",
         )
     size = sum(map(len, frames))
     size = sum(map(len, frames))

@@ -68,7 +68,7 @@ class GatewayEvents(Protocol):
     def consumer_frame(self, handle: Handle, header: Header) -> None:
         """CREDIT, ACK, ACK_UNTIL or NACK came in."""
 
-    def close(self, handle: Handle, ref: int, header: Header) -> None:
+    def close(self, handle: Handle, ref: int) -> None:
         """A handle is to be closed, and DONE to be sent."""
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
@@ -109,7 +109,7 @@ class Gateway:
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
-        # One frame: the largest batch, and room to answer a batch that is a little too large with an error that says so.
+        # One frame: the largest batch, and room to answer a batch somewhat too large with an error that says so.
         router.setsockopt(zmq.MAXMSGSIZE, 2 * sessions.limits.batch_bytes_max)
         self.socket = router
 
@@ -120,7 +120,8 @@ class Gateway:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:
             raise UsageError(
-                f"cannot listen on {endpoint}: {error.strerror} (is another broker running there?)", code="address-in-use"
+                f"cannot listen on {endpoint}: {error.strerror} (is another broker running there?)",
+                code="address-in-use",
             ) from error
 
     def close(self) -> None:
@@ -155,7 +156,9 @@ class Gateway:
             self._answer_error(routing, header, error)
         except Exception:
             log.exception("a frame of type %s failed", header.get(Key.TYPE))
-            self._answer_error(routing, header, RemoteError("internal", "the broker failed; its log says how"))
+            self._answer_error(
+                routing, header, RemoteError("internal", "the broker failed; its log says how")
+            )
 
     def _handle(self, routing: bytes, header: Header, body: list[bytes], now_s: float) -> None:
         events = self._events
@@ -202,7 +205,7 @@ class Gateway:
         if action in ("ack", "credit"):
             events.consumer_frame(handle, header)
         elif action == "close":
-            events.close(handle, header[Key.REF], header)
+            events.close(handle, header[Key.REF])
         elif action == "open":
             try:
                 if header[Key.TYPE] == Type.OPEN_PRODUCER:

@@ -143,7 +143,8 @@ class Sessions:
         offered = header[Key.VERSION]
         if PROTOCOL_VERSION not in (offered if isinstance(offered, list) else [offered]):
             raise RemoteError(
-                "unsupported-version", f"this broker speaks version {PROTOCOL_VERSION}, the client offers {offered}"
+                "unsupported-version",
+                f"this broker speaks version {PROTOCOL_VERSION}, the client offers {offered}",
             )
         session = self._by_token.get(header.get(Key.SESSION, b""))
         resumed = session is not None
@@ -151,7 +152,9 @@ class Sessions:
         if session is None:
             if len(self._by_token) >= self.limits.sessions_max:
                 raise RemoteError(
-                    "limit-exceeded", f"this worker has all the {self.limits.sessions_max} sessions it takes", "retry"
+                    "limit-exceeded",
+                    f"this worker has all the {self.limits.sessions_max} sessions it takes",
+                    "retry",
                 )
             session = Session(self._new_token(), None, header.get(Key.CLIENT, "")[:200], now_s)
             self._by_token[session.token] = session
@@ -174,7 +177,9 @@ class Sessions:
         """Return the session of this routing id, or raise `RemoteError` hello-required."""
         session = self._by_routing.get(routing)
         if session is None:
-            raise RemoteError("hello-required", "no session on this connection: say hello, open again, resend")
+            raise RemoteError(
+                "hello-required", "no session on this connection: say hello, open again, resend"
+            )
         return session
 
     def step(self, session: Session, header: Header) -> tuple[Action, Handle]:
@@ -188,7 +193,9 @@ class Sessions:
             handle = Handle(session, number)
         action = HANDLE_TABLE[handle.state, kind]
         if action == "unknown":
-            raise RemoteError("unknown-handle", f"handle {number} is not open for this (it is {handle.state})")
+            raise RemoteError(
+                "unknown-handle", f"handle {number} is not open for this (it is {handle.state})"
+            )
         if action == "in-use":
             raise RemoteError("handle-in-use", f"handle {number} is in use already (it is {handle.state})")
         if action == "open":
@@ -199,7 +206,9 @@ class Sessions:
         topic, subscription = header[Key.TOPIC], header.get(Key.SUBSCRIPTION, "")
         if handle.state == "absent":
             if len(session.handles) >= self.limits.handles_max:
-                raise RemoteError("limit-exceeded", f"a session opens at most {self.limits.handles_max} handles")
+                raise RemoteError(
+                    "limit-exceeded", f"a session opens at most {self.limits.handles_max} handles"
+                )
             session.handles[handle.number] = handle
         elif (topic, subscription) != (handle.topic, handle.subscription):
             raise RemoteError("handle-in-use", f"handle {handle.number} is open for topic {handle.topic!r}")

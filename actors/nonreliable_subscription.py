@@ -1,0 +1,196 @@
+"""Non-reliable subscriptions: a bounded buffer in memory, and a count of what did not fit.
+
+Runs in a worker process; is sent the batches by its worker's Relay.
+
+Invariants
+- the buffer never holds more than its bounds, but for one batch
+- a message is delivered once, to one consumer, or counted as dropped
+- without consumers nothing is kept
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from actors.messages import Answer, Attach, Attached, Batches, Delete, Detach, Left, Notice, Returned
+from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
+from actors.runtime import Ref, System, Timer, receives
+from actors.subscription import Subscription
+from ister.wire import DELIVER_RECORDS_MAX, encode_result
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from transport.session import SessionLimits
+
+DROP_NOTICE_S: Final = 0.1  # a consumer is told of losses at most so often
+
+
+class NonReliableSubscription(Subscription):
+    """A subscription in memory: what its consumers have no credit for waits in a bounded buffer, then is dropped.
+
+    `buffer_messages_max` and `buffer_bytes_max` bound the buffer; `drop` says what goes beyond: "oldest" or "newest".
+    """
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        topic: TopicMeta,
+        meta: SubscriptionMeta,
+        *,
+        limits: SessionLimits,
+        ack_timeout_ms: int,
+        relay: Ref,
+        buffer_messages_max: int,
+        buffer_bytes_max: int,
+        drop: str,
+    ) -> None:
+        super().__init__(system, path, topic, meta, limits=limits, ack_timeout_ms=ack_timeout_ms)
+        self._relay = relay
+        self._messages_max = int(meta.settings.get("buffer_messages_max", buffer_messages_max))
+        self._bytes_max = int(meta.settings.get("buffer_bytes_max", buffer_bytes_max))
+        self._drop = str(meta.settings.get("drop", drop))
+        self._buffer: deque[Batch] = deque()
+        self._buffer_messages = 0
+        self._buffer_bytes = 0
+        self._taken = 0  # messages of the first batch that were delivered already
+        self._expected: int | None = None
+        self._notice_timer: Timer | None = None
+        self._attached = False
+        self.dropped = 0
+
+    def on_start(self) -> None:
+        """Be ready at once: there is nothing to recover."""
+        self._become_ready()
+
+    def on_stop(self) -> None:
+        """Let the relay forget us."""
+        self._relay.tell(Detach(self.address))
+
+    def _after_change(self) -> None:
+        if bool(self._consumers) != self._attached:  # without consumers nobody is there to lose anything
+            self._attached = bool(self._consumers)
+            self._relay.tell(Attach(self.address, self.topic) if self._attached else Detach(self.address))
+            self._expected = None
+            if not self._attached:
+                self._lose(self._buffer_messages)
+                self._buffer.clear()
+                self._buffer_messages = self._buffer_bytes = self._taken = 0
+        super()._after_change()
+
+    @receives(Attached)
+    def on_attached(self, _attached: Attached) -> None:
+        """The topic runs, perhaps again: offsets begin anew."""
+        self._expected = None
+
+    @receives(Batches)
+    def on_batches(self, command: Batches) -> None:
+        """Buffer batches; what does not fit is dropped by the policy, and counted."""
+        for batch in command.batches:
+            if self._expected is not None and batch.first_offset > self._expected:
+                self._lose(batch.first_offset - self._expected)  # lost between the workers
+            self._expected = batch.first_offset + batch.count
+            size = batch_bytes(batch)
+            if self._drop == "newest" and self._is_over(batch.count, size):
+                self._lose(batch.count)
+                continue
+            self._buffer.append(batch)
+            self._buffer_messages += batch.count
+            self._buffer_bytes += size
+        if self._is_over(0, 0):
+            self._deliver_then_drop()
+        else:
+            self._wake()
+
+    def _is_over(self, messages: int, bytes_: int) -> bool:
+        if not self._buffer and messages:
+            return False  # one batch always fits: a bound below it would let nothing through
+        return (
+            self._buffer_messages + messages > self._messages_max
+            or self._buffer_bytes + bytes_ > self._bytes_max
+        )
+
+    def _deliver_then_drop(self) -> None:
+        """Deliver to whoever has credit before anything is dropped for want of room."""
+        self._dispatch()
+        while self._is_over(0, 0) and len(self._buffer) > 1:
+            batch = self._buffer.popleft()
+            left = batch.count - self._taken
+            self._taken = 0
+            self._buffer_messages -= left
+            self._buffer_bytes -= batch_bytes(batch)
+            self._lose(left)
+
+    def _lose(self, messages: int) -> None:
+        if not messages:
+            return
+        self.dropped += messages
+        if self._notice_timer is None:
+            self._notice_timer = self.call_later(DROP_NOTICE_S, self._notify)
+
+    def _notify(self) -> None:
+        self._notice_timer = None
+        for consumer in self._consumers.values():
+            consumer.tell(
+                Notice("dropped", self.dropped, "messages were dropped: no credit, and the buffer was full")
+            )
+
+    def _position(self) -> int:
+        return self._expected or 0
+
+    def _next_piece(self, messages_max: int) -> Piece | None:
+        buffer = self._buffer
+        if not buffer:
+            return None
+        batch = buffer[0]
+        if self._taken or batch.count > messages_max:
+            first = batch.first_offset + self._taken
+            end = min(batch.first_offset + batch.count, first + messages_max)
+            self._taken += end - first
+            self._buffer_messages -= end - first
+            if self._taken == batch.count:
+                self._taken = 0
+                self._buffer_bytes -= batch_bytes(batch)
+                buffer.popleft()
+            return cut(batch, first, end, 1)
+        together = [self._pop()]
+        size, count = batch_bytes(batch), batch.count
+        while buffer and len(together) < DELIVER_RECORDS_MAX:
+            after = buffer[0]
+            size += batch_bytes(after)
+            count += after.count
+            follows = after.first_offset == together[-1].first_offset + together[-1].count
+            if size > PIECE_BYTES or count > messages_max or after.columns != batch.columns or not follows:
+                break
+            together.append(self._pop())
+        return join(together)
+
+    def _pop(self) -> Batch:
+        batch = self._buffer.popleft()
+        self._buffer_messages -= batch.count
+        self._buffer_bytes -= batch_bytes(batch)
+        return batch
+
+    @receives(Returned)
+    def on_returned(self, command: Returned) -> None:
+        """Nothing is redelivered here."""
+
+    @receives(Left)
+    def on_left(self, command: Left) -> None:
+        """A consumer is gone."""
+        self._remove(command.key)
+
+    @receives(Delete)
+    def on_delete(self, command: Delete) -> None:
+        """Send the consumers away."""
+        self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
+        self.stop()
+
+    def _description(self) -> dict[str, Any]:
+        return super()._description() | {
+            "dropped": self.dropped,
+            "drop": self._drop,
+            "buffered": self._buffer_messages,
+            "buffer_messages_max": self._messages_max,
+            "buffer_bytes_max": self._bytes_max,
+        }

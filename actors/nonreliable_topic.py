@@ -1,0 +1,116 @@
+"""Non-reliable topics: what comes in goes out in the same turn, and is forgotten.
+
+Runs in a worker process, one actor a topic.
+
+Invariants
+- nothing is written, nothing is kept beyond the turn it came in
+- a batch goes to each worker that has a subscription once, whatever happens there
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.messages import (
+    Answer,
+    Attach,
+    Attached,
+    CloseProducer,
+    Delete,
+    Describe,
+    OpenProducer,
+    Publish,
+    Relayed,
+)
+from actors.runtime import System, receives
+from actors.topic import Publisher, Topic, expected_sequence, sequence_error
+from ister.errors import RemoteError
+from ister.wire import OFFSET_UNKNOWN, encode_result
+from storage.catalogue import TopicMeta
+from storage.producers import Duplicate, Fresh, Gap, ProducerTable
+from transport.gateway import Gateway
+from transport.session import Handle
+
+
+class NonReliableTopic(Topic):
+    """A topic in memory: what comes in goes out to one relay a worker, in the same turn, and is forgotten.
+
+    Offsets are running numbers since the actor started, so that a consumer can see a gap; they are kept nowhere.
+    """
+
+    def __init__(self, system: System, path: str, meta: TopicMeta, gateway: Gateway) -> None:
+        super().__init__(system, path, meta, gateway)
+        self._next_offset = 0
+        self._producers = ProducerTable()
+        self._receipts: dict[Handle, list[int]] = {}
+        self._heads: list[int] = []
+        self._frames: list[Any] = []
+        self._scheduled = False
+
+    @receives(OpenProducer)
+    def on_open_producer(self, command: OpenProducer) -> None:
+        """Let a handle publish."""
+        self._open(command, expected_sequence(self._producers, command))
+
+    @receives(Publish)
+    def on_publish(self, publish: Publish) -> None:
+        """Queue a batch for the end of this turn, with all others that came in it."""
+        handle, sequence, count = publish.handle, publish.sequence, publish.count
+        publisher = handle.target
+        if not isinstance(publisher, Publisher):
+            return
+        verdict = self._producers.check(publisher.producer_id, sequence, count)
+        if isinstance(verdict, Duplicate):
+            offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
+        elif isinstance(verdict, Fresh | Gap):  # a batch that was lost on the way is lost: go on
+            offset = self._next_offset
+            self._producers.advance(publisher.producer_id, sequence, count, offset, self.clock.time_ms())
+            self._next_offset += count
+            self._heads += (offset, count, self.clock.time_ms(), publish.columns)
+            self._frames += publish.frames
+            self.messages_in += count
+            self.bytes_in += len(publish.frames[1])
+        else:
+            self._refuse(publish, sequence_error(verdict, publish))
+            return
+        pairs = self._receipts.setdefault(handle, [])
+        pairs.append(sequence)
+        pairs.append(offset)
+        if not self._scheduled:
+            self._scheduled = True
+            self.at_turn_end(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._heads:
+            relayed = Relayed(self._heads, tuple(self._frames))
+            self._heads, self._frames = [], []
+            for watcher in self._watchers.values():
+                watcher.tell(relayed)
+        receipts, self._receipts = self._receipts, {}
+        self._send_receipts(receipts)
+
+    @receives(CloseProducer)
+    def on_close_producer(self, command: CloseProducer) -> None:
+        """Let a handle go, after the receipts of what it sent."""
+        self._flush()
+        self._closed(command)
+
+    @receives(Attach)
+    def on_attach(self, command: Attach) -> None:
+        """Send a relay everything from now on."""
+        self._watchers[command.watcher] = self.system.at(command.watcher)
+        self._watchers[command.watcher].tell(Attached(self._next_offset, self._next_offset))
+
+    @receives(Describe)
+    def on_describe(self, command: Describe) -> None:
+        """Say what there is."""
+        body = self._description() | {"next_offset": self._next_offset, "relays": len(self._watchers)}
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
+
+    @receives(Delete)
+    def on_delete(self, command: Delete) -> None:
+        """Refuse everything from now on."""
+        self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
+        self.system.stop_actor(self.path)

@@ -1,0 +1,384 @@
+"""Reliable subscriptions: a cursor, read from the topic's segments, at least once.
+
+Runs in a worker process; reads the topic's segment files itself, and is only told how far they are durable.
+
+Invariants
+- an offset is delivered to one consumer at a time: new ones come from `_reader` in order, others from `_redelivery`
+- the cursor moves only past what was acknowledged
+- what came back is delivered before anything new, lowest offset first
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from actors.ledger import Held, Redelivery
+from actors.messages import (
+    Acknowledged,
+    AcknowledgedUntil,
+    Answer,
+    Attach,
+    Attached,
+    Confirmed,
+    Delete,
+    Detach,
+    Durable,
+    Left,
+    NodeStarted,
+    Returned,
+    TopicFailed,
+)
+from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join, whole
+from actors.runtime import Ref, System, Timer, receives
+from actors.subscription import Subscription
+from ister.errors import IsterError, RemoteError, StorageError
+from ister.wire import DELIVER_RECORDS_MAX, encode_result
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.cursor import Compaction, CursorJournal
+from storage.reader import Reader
+from transport.session import SessionLimits
+
+log = logging.getLogger("ister.subscription")
+
+READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
+FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
+
+
+class ReliableSubscription(Subscription):
+    """A subscription with a cursor: at least once, read from the topic's segments.
+
+    `open_journal(start)` opens the cursor's journal, which begins at `start()` when it is new; `open_reader(offset)` a
+    reader of the topic's segments; `erase` deletes the journal.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        topic: TopicMeta,
+        meta: SubscriptionMeta,
+        *,
+        limits: SessionLimits,
+        ack_timeout_ms: int,
+        topic_ref: Ref,
+        open_journal: Callable[[Callable[[], int]], CursorJournal],
+        open_reader: Callable[[int], Reader],
+        erase: Callable[[], None],
+        flush_ms: int,
+        sync_ms: int,
+    ) -> None:
+        super().__init__(system, path, topic, meta, limits=limits, ack_timeout_ms=ack_timeout_ms)
+        self._topic_ref = topic_ref
+        self._open_journal = open_journal
+        self._open_reader = open_reader
+        self._erase = erase
+        self._flush_s = flush_ms / 1000
+        self._sync_s = sync_ms / 1000
+        self._journal: CursorJournal | None = None
+        self._reader: Reader | None = None  # new messages, in order
+        self._again: Reader | None = None  # messages that came back
+        self._ahead: deque[Batch] = deque()  # read, not delivered; the first may be partly delivered
+        self._next = 0  # the first offset never delivered
+        self._durable_end = 0
+        self._redelivery = Redelivery()
+        self._redelivery_timer: Timer | None = None
+        self._flush_timer: Timer | None = None
+        self._sync_timer: Timer | None = None
+        self._syncing = False
+        self._deleted = False
+
+    def on_start(self) -> None:
+        """Ask the topic how far it is durable."""
+        self._topic_ref.tell(Attach(self.address, self.topic))
+
+    def on_stop(self) -> None:
+        """Write down what was acknowledged."""
+        if self._journal is not None and not self._deleted:
+            self._journal.flush()
+            self._journal.sync()
+            self._journal.close()
+
+    @receives(NodeStarted)
+    def on_node_started(self, started: NodeStarted) -> None:
+        """Attach again where it was the topic's process: it knows of no watcher."""
+        if started.node == self._topic_ref.address.node:
+            self._topic_ref.tell(Attach(self.address, self.topic))
+
+    # ---- the topic ----------------------------------------------------------------------------------------------
+
+    @receives(Attached)
+    def on_attached(self, attached: Attached) -> None:
+        """Fix the start when the subscription is new, and read on from the cursor."""
+        self._durable_end = max(self._durable_end, attached.durable_end)
+        if self._journal is None:
+            try:
+                self._journal = self._open_journal(lambda: self._start(attached))
+            except IsterError as error:
+                self._become_failed(error)
+                return
+            self._next = self._journal.cursor.low
+            self._reader = self._open_reader(self._next)
+        self._become_ready()
+        self._wake()
+
+    def _start(self, attached: Attached) -> int:
+        start = self.meta.start
+        if start == "earliest":
+            return attached.start_offset
+        if start == "latest":
+            return attached.durable_end
+        offset = int(start)
+        if not attached.start_offset <= offset <= attached.durable_end:
+            raise RemoteError(
+                "offset-out-of-range",
+                f"offset {offset} is not in topic {self.topic.name!r}, which has "
+                f"{attached.start_offset} to {attached.durable_end}",
+            )
+        return offset
+
+    @receives(TopicFailed)
+    def on_topic_failed(self, failed: TopicFailed) -> None:
+        """Go on with what is durable; before that is known, say why nobody can be served."""
+        if not self._ready:
+            self._become_failed(RemoteError(failed.code, failed.text))
+
+    @receives(Durable)
+    def on_durable(self, durable: Durable) -> None:
+        """More may be delivered."""
+        if durable.durable_end > self._durable_end:
+            self._durable_end = durable.durable_end
+            self._wake()
+
+    # ---- what to deliver ----------------------------------------------------------------------------------------
+
+    def _position(self) -> int:
+        return self._next
+
+    def _next_piece(self, messages_max: int) -> Piece | None:
+        try:
+            piece = self._piece_again(messages_max) if self._redelivery else None
+            return piece or self._piece_new(messages_max)
+        except StorageError as error:
+            log.error("subscription %s of %s cannot be served: %s", self.meta.name, self.topic.name, error)
+            self._failure = error
+            self._evict_all(error.code, error.text)
+            return None
+
+    def _piece_again(self, messages_max: int) -> Piece | None:
+        assert self._journal is not None
+        now_s = self.clock.monotonic()
+        cursor = self._journal.cursor
+        while (held := self._redelivery.take(now_s, messages_max)) is not None:
+            pending = cursor.pending(held.first, held.end)
+            if not pending:
+                continue  # acknowledged meanwhile, by who held it before
+            first, end = pending[0]
+            batch = self._batch_at(first)
+            stop = min(end, batch.first_offset + batch.count)
+            if stop < held.end:
+                self._redelivery.add(held._replace(first=stop), now_s, now_s)
+            return cut(batch, first, stop, held.attempt)
+        due = self._redelivery.next_ready_s()
+        if due is not None and (self._redelivery_timer is None or not self._redelivery_timer.pending):
+            self._redelivery_timer = self.call_later(max(due - now_s, 0.0) + 0.001, self._wake)
+        return None
+
+    def _batch_at(self, offset: int) -> Batch:
+        if self._again is None:
+            self._again = self._open_reader(offset)
+        elif self._again.offset != offset:
+            self._again.seek(offset)
+        records = self._again.read(self._durable_end, 1)
+        if not records:
+            raise StorageError(
+                f"offset {offset} of topic {self.topic.name!r} is not there",
+                code="log-damaged",
+                action="stop",
+            )
+        return records[0]
+
+    def _piece_new(self, messages_max: int) -> Piece | None:
+        assert self._journal is not None
+        assert self._reader is not None
+        ahead, first = self._ahead, self._next
+        if not ahead:
+            if first >= self._durable_end:
+                return None
+            ahead.extend(self._reader.read(self._durable_end, READ_BYTES))
+            if not ahead:
+                return None
+        above = self._journal.cursor.ranges.end
+        if above is not None and above > first:
+            return self._piece_between(messages_max)
+        batch = ahead[0]
+        if batch.first_offset < first or batch.count > messages_max:
+            end = min(batch.first_offset + batch.count, first + messages_max)
+            if end == batch.first_offset + batch.count:
+                ahead.popleft()
+            self._next = end
+            return cut(batch, first, end, 1)
+        ahead.popleft()
+        size, count = batch_bytes(batch), batch.count
+        self._next = first + count
+        if size >= PIECE_BYTES or not ahead:
+            return whole(batch, 1)
+        together = [batch]
+        while ahead and len(together) < DELIVER_RECORDS_MAX:
+            batch = ahead[0]
+            size += batch_bytes(batch)
+            count += batch.count
+            if size > PIECE_BYTES or count > messages_max or batch.columns != together[0].columns:
+                break
+            together.append(ahead.popleft())
+            self._next += batch.count
+        return join(together)
+
+    def _piece_between(self, messages_max: int) -> Piece | None:
+        """Return the next piece where some of what follows is acknowledged already."""
+        assert self._journal is not None
+        cursor = self._journal.cursor
+        while self._ahead:
+            batch = self._ahead[0]
+            batch_end = batch.first_offset + batch.count
+            pending = cursor.pending(max(batch.first_offset, self._next), batch_end)
+            if pending:
+                first = pending[0][0]
+                end = min(pending[0][1], first + messages_max)
+                self._next = end
+                if end == batch_end:
+                    self._ahead.popleft()
+                return cut(batch, first, end, 1)
+            self._next = batch_end
+            self._ahead.popleft()
+        return self._piece_new(messages_max)
+
+    # ---- what comes back ----------------------------------------------------------------------------------------
+
+    @receives(Acknowledged)
+    def on_acknowledged(self, command: Acknowledged) -> None:
+        """Move the cursor; the journal is written within `cursor_flush_ms`, or at once when asked to confirm."""
+        assert self._journal is not None
+        for first, end in command.ranges:
+            self._journal.note(first, end)
+        self._acknowledged(command.key, command.ref)
+
+    @receives(AcknowledgedUntil)
+    def on_acknowledged_until(self, command: AcknowledgedUntil) -> None:
+        """Move the cursor past everything below an offset."""
+        assert self._journal is not None
+        low = self._journal.cursor.low
+        if command.end > low:
+            self._journal.note(low, command.end)
+        self._acknowledged(command.key, command.ref)
+
+    def _acknowledged(self, key: int, ref: int | None) -> None:
+        if ref is not None:
+            self._flush()
+            consumer = self._consumers.get(key)
+            if consumer is not None:
+                consumer.tell(Confirmed(ref))
+        elif self._flush_timer is None:
+            self._flush_timer = self.call_later(self._flush_s, self._flush)
+
+    def _flush(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        assert self._journal is not None
+        try:
+            if self._journal.failed is not None:
+                self._journal = self._opened_again(self._journal)
+            self._journal.flush()
+        except (
+            StorageError
+        ) as error:  # what was acknowledged is in memory still, and written when that works again
+            log.warning("cursor of %s/%s not written: %s", self.topic.name, self.meta.name, error)
+            self._flush_timer = self.call_later(FLUSH_RETRY_S, self._flush)
+            return
+        compaction = self._journal.begin_compaction()
+        if compaction is not None:
+            journal = self._journal
+            self.offload(compaction.run, lambda _, error: self._compacted(journal, compaction, error))
+        if self._sync_timer is None and not self._syncing:
+            self._sync_timer = self.call_later(self._sync_s, self._sync)
+
+    def _opened_again(self, failed: CursorJournal) -> CursorJournal:
+        """Return the journal opened anew after a write or sync failed, with all that is acknowledged noted in it."""
+        journal = self._open_journal(lambda: failed.cursor.start)
+        journal.note(journal.cursor.low, failed.cursor.low)
+        for first, end in failed.cursor.ranges:
+            journal.note(first, end)
+        failed.close()
+        return journal
+
+    def _compacted(self, journal: CursorJournal, compaction: Compaction, error: BaseException | None) -> None:
+        if error is not None:
+            log.warning("cursor of %s/%s not compacted: %s", self.topic.name, self.meta.name, error)
+        if journal is self._journal:
+            journal.end_compaction(compaction, error)
+
+    def _sync(self) -> None:
+        assert self._journal is not None
+        if self._journal.compacting:  # one thing at a time on one file
+            self._sync_timer = self.call_later(self._sync_s, self._sync)
+            return
+        self._sync_timer, self._syncing = None, True
+        self.offload(self._journal.sync, self._synced)
+
+    def _synced(self, _: None, error: BaseException | None) -> None:
+        self._syncing = False
+        if error is not None:
+            log.warning("cursor of %s/%s not synced: %s", self.topic.name, self.meta.name, error)
+
+    @receives(Returned)
+    def on_returned(self, command: Returned) -> None:
+        """Queue what was refused, timed out, or was held by a client that came back."""
+        self._again_later(command.held, command.delay_s)
+
+    @receives(Left)
+    def on_left(self, command: Left) -> None:
+        """Queue what a consumer held that is gone, for the next one."""
+        self._again_later(command.held, 0.0)
+        self._remove(command.key)
+
+    def _again_later(self, held: Sequence[Held], delay_s: float) -> None:
+        now_s = self.clock.monotonic()
+        for part in held:
+            self._redelivery.add(part._replace(attempt=part.attempt + 1), now_s + delay_s, now_s)
+        self._wake()
+        if delay_s and held:
+            self.call_later(delay_s + 0.001, self._wake)
+
+    # ---- the rest -----------------------------------------------------------------------------------------------
+
+    @receives(Delete)
+    def on_delete(self, command: Delete) -> None:
+        """Send the consumers away, and leave nothing."""
+        self._deleted = True
+        self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
+        self._topic_ref.tell(Detach(self.address))
+        if self._journal is not None:
+            self._journal.close()
+        self._erase()
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
+        self.stop()
+
+    def _description(self) -> dict[str, Any]:
+        body = super()._description()
+        body |= {
+            "position": self._next,
+            "durable_end": self._durable_end,
+            "waiting_redelivery": self._redelivery.messages,
+            "ack_timeout_ms": self._ack_timeout_ms,
+        }
+        if self._journal is not None:
+            cursor = self._journal.cursor
+            body |= {
+                "cursor": cursor.low,
+                "acknowledged_above": cursor.ranges.total,
+                "unacknowledged": cursor.unacknowledged(self._durable_end),
+            }
+        return body
