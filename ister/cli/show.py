@@ -8,7 +8,9 @@ Invariants
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +39,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
         table.add_column(column, justify="right" if numbers and listed else "left", overflow="fold")
     for row in listed:
         table.add_row(*(Text(shown(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(table)
+    terminal = sys.stdout.isatty()
+    drawn = io.StringIO()  # rich's own way with a closed pipe is to exit with 1
+    console = Console(file=drawn, force_terminal=terminal, width=_columns() if terminal else PIPE_WIDTH, highlight=False)
+    console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.getvalue().strip("\n").splitlines()))
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def print_fields(fields: dict[str, Any]) -> None:
@@ -96,3 +106,15 @@ def progress(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total, unit=unit)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def stage() -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done; gives a function that takes it in words."""
+    if not sys.stderr.isatty():
+        yield lambda _text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(f"{text} ...")

@@ -1,0 +1,258 @@
+"""The processes that load a broker: a producer and a consumer, with one loop for each way to call the library.
+
+Runs in: a process each, started by `run.py`, told what to do over a pipe. The same processes run the warm-up and
+the measurement, so that both have the same memory under them.
+
+Invariants
+- the loops do what a program has to do and nothing else: one `send` or one `ack` a message with --api message, one call a batch
+  with --api batch; every payload is looked at
+- the time of sending is in one message a batch only (with --rate: in each), so that measuring does not become the load
+- times are CLOCK_MONOTONIC in nanoseconds: the same clock in every process of a machine
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Final
+
+import setproctitle
+
+import ister
+from ister.bench.load import STAMP_BYTES, Load
+from ister.errors import ClosedError, IsterError
+
+STAMP: Final = struct.Struct("<Q")
+SLEEP_NS_LEAST: Final = 50_000  # a shorter sleep costs as much as the wait it saves
+CONNECT_S: Final = 15.0
+SUBSCRIPTION: Final = "bench"
+
+now: Final = time.monotonic_ns
+
+
+@dataclass(slots=True)
+class Sent:
+    """What the producer saw; times in ns."""
+
+    messages: int
+    began_ns: int
+    ended_ns: int
+    cpu_seconds: float
+
+
+@dataclass(slots=True)
+class Received:
+    """What a consumer saw; times in ns, `latencies_ns` of the messages that carried a stamp."""
+
+    messages: int = 0
+    bytes: int = 0
+    began_ns: int = 0
+    ended_ns: int = 0
+    cpu_seconds: float = 0.0
+    latencies_ns: array[int] = field(default_factory=lambda: array("q"))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The order to do a load once, through this topic."""
+
+    topic: str
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a client process could not do its part."""
+
+    code: str
+    text: str
+
+
+READY: Final = "ready"
+GO: Final = "go"
+STOP: Final = "stop"
+
+
+def producer_main(control: Connection, endpoint: str) -> None:
+    """Be the producer's process."""
+    _be_client(control, "producer", endpoint, lambda client, run: _produce(control, client, run))
+
+
+def consumer_main(control: Connection, endpoint: str, number: int) -> None:
+    """Be the process of the consumer of subscription `number`."""
+    name = f"consumer-{number}"
+    subscription = f"{SUBSCRIPTION}-{number}"
+    _be_client(control, name, endpoint, lambda client, run: _consume(control, client, run, subscription))
+
+
+def _be_client(
+    control: Connection, name: str, endpoint: str, work: Callable[[ister.Client, Run], None]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    setproctitle.setproctitle(f"ister: bench {name}")
+    try:
+        with ister.connect(endpoint, timeout=CONNECT_S) as client:
+            while True:
+                work(client, control.recv())
+    except (EOFError, ConnectionResetError):
+        pass  # the other end is gone: the benchmark is over
+    except IsterError as error:
+        control.send(Failure(error.code, f"{name}: {error.text}"))
+
+
+# ---- producing --------------------------------------------------------------------------------------------------
+
+
+def _produce(control: Connection, client: ister.Client, run: Run) -> None:
+    load = run.load
+    with client.producer(run.topic, batch_bytes=load.batch_bytes, linger_ms=load.linger_ms) as producer:
+        if load.rate is not None:
+            work = _send_at_rate
+        else:
+            work = _send_messages if load.api == "message" else _send_batches
+        control.send(READY)
+        control.recv()
+        cpu = _cpu_seconds()
+        began = now()
+        work(producer, load)
+        producer.flush()
+        control.send(Sent(load.messages, began, now(), _cpu_seconds() - cpu))
+
+
+def _send_messages(producer: ister.Producer, load: Load) -> None:
+    payload = bytes(load.message_bytes)
+    rest = payload[STAMP_BYTES:]
+    send = producer.send
+    per_batch, left = load.messages_per_batch, load.messages
+    while left > 0:
+        send(STAMP.pack(now()) + rest if load.stamp_every else payload)
+        for _ in range(min(per_batch, left) - 1):
+            send(payload)
+        left -= per_batch
+
+
+def _send_batches(producer: ister.Producer, load: Load) -> None:
+    payload = bytes(load.message_bytes)
+    rest = payload[STAMP_BYTES:]
+    per_batch, left = load.messages_per_batch, load.messages
+    while left > 0:
+        payloads = [payload] * min(per_batch, left)
+        if load.stamp_every:
+            payloads[0] = STAMP.pack(now()) + rest
+        producer.send_batch(payloads)
+        left -= per_batch
+
+
+def _send_at_rate(producer: ister.Producer, load: Load) -> None:
+    """Send each message when it is due, and never skip the wait of one: the stamp says when it should have left.
+
+    What the machine's timer is late by is not the broker's doing: after a sleep the stamp is not before its end.
+    """
+    assert load.rate is not None
+    rest = bytes(load.message_bytes)[STAMP_BYTES:]
+    gap_ns = 1e9 / load.rate
+    began = woke = now()
+    sent = 0
+    while sent < load.messages:
+        due = began + int(sent * gap_ns)
+        wait = due - now()
+        if wait > SLEEP_NS_LEAST:
+            time.sleep(wait / 1e9)
+            woke = now()
+        elif wait > 0:
+            while now() < due:
+                pass
+        if load.api == "message":
+            producer.send(STAMP.pack(max(due, woke)) + rest)
+            sent += 1
+        else:
+            ready = min(load.messages - sent, max(1, int((now() - began) / gap_ns) - sent))
+            dues = [began + int((sent + at) * gap_ns) for at in range(ready)]
+            producer.send_batch([STAMP.pack(max(each, woke)) + rest for each in dues])
+            sent += ready
+
+
+# ---- consuming --------------------------------------------------------------------------------------------------
+
+
+def _consume(control: Connection, client: ister.Client, run: Run, subscription: str) -> None:
+    load = run.load
+    with client.consumer(run.topic, subscription=subscription, type=load.type, start="earliest") as consumer:
+        control.send(READY)
+        watch = threading.Thread(target=_close_when_told, args=(control, consumer), daemon=True)
+        watch.start()
+        cpu = _cpu_seconds()
+        received = (_receive_messages if load.api == "message" else _receive_batches)(consumer, load)
+        received.cpu_seconds = _cpu_seconds() - cpu
+        control.send(received)
+        watch.join()
+
+
+def _close_when_told(control: Connection, consumer: ister.Consumer) -> None:
+    """Wait for the next word, which comes when this consumer has everything or will never have it."""
+    try:
+        control.recv()
+        consumer.close()
+    except (EOFError, OSError, IsterError):
+        os._exit(1)
+
+
+def _receive_messages(consumer: ister.Consumer, load: Load) -> Received:
+    received = Received()
+    last = load.messages - 1
+    every = load.stamp_every or load.messages_per_batch
+    note = received.latencies_ns.append
+    ack = consumer.ack
+    count = size = at = 0
+    for message in consumer:
+        count += 1
+        size += len(message.payload)
+        if not message.offset % every:
+            at = now()
+            received.began_ns = received.began_ns or at
+            if load.stamp_every:
+                note(at - STAMP.unpack_from(message.payload)[0])
+        ack(message)
+        if message.offset == last:
+            at = now()
+            break
+    received.ended_ns = at  # closed before the last one came: when the last batch did
+    received.messages, received.bytes = count, size
+    return received
+
+
+def _receive_batches(consumer: ister.Consumer, load: Load) -> Received:
+    received = Received()
+    last = load.messages - 1
+    every = load.stamp_every
+    note = received.latencies_ns.append
+    try:
+        while True:
+            batch = consumer.receive_batch()
+            assert batch is not None
+            payloads = batch.payloads
+            received.ended_ns = at = now()
+            received.began_ns = received.began_ns or at
+            received.messages += len(payloads)
+            received.bytes += sum(map(len, payloads))
+            if every:
+                for place in range(-batch.offsets.start % every, len(payloads), every):
+                    note(at - STAMP.unpack_from(payloads[place])[0])
+            consumer.ack(batch)
+            if last in batch.offsets:
+                break
+    except ClosedError:
+        pass  # told to stop: the last message was dropped
+    return received
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system

@@ -1,0 +1,88 @@
+"""What a measurement says: one plain map for scripts, a table for people. Pure, but for printing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ister.bench.run import MEMORY_FILE_SYSTEMS, Measured
+
+MEGABYTE: Final = 1e6
+PERCENTILES: Final = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
+
+
+def percentile(ordered: Sequence[int], part: float) -> int:
+    """Return the value that `part` (0 to 1) of the ordered values do not exceed (nearest rank)."""
+    return ordered[max(0, min(len(ordered) - 1, -int(-len(ordered) * part // 1) - 1))]
+
+
+def describe(measured: Measured) -> dict[str, Any]:
+    """Return a measurement as one plain map.
+
+    `messages_per_second` is end to end: from the first send to the last message of the slowest subscription. `produced` ends with
+    the last receipt, `consumed` begins with the first message.
+    """
+    load, sent = measured.load, measured.sent
+    seconds = (max(each.ended_ns for each in measured.received) - sent.began_ns) / 1e9
+    least = min(each.messages for each in measured.received)
+    rate = least / seconds
+    latencies = sorted(each for received in measured.received for each in received.latencies_ns)
+    return {
+        "strategy": load.strategy,
+        "durability": load.durability if load.strategy == "reliable" else "none",
+        "message_bytes": load.message_bytes,
+        "messages": load.messages,
+        "api": load.api,
+        "rate": load.rate,
+        "batch_bytes": load.batch_bytes,
+        "linger_ms": load.linger_ms,
+        "subscriptions": load.subscriptions,
+        "type": load.type,
+        "messages_per_second": round(rate),
+        "megabytes_per_second": round(rate * load.message_bytes / MEGABYTE, 1),
+        "produced_per_second": round(load.messages / ((sent.ended_ns - sent.began_ns) / 1e9)),
+        "consumed_per_second": round(
+            min(each.messages / max(1e-9, (each.ended_ns - each.began_ns) / 1e9) for each in measured.received)
+        ),
+        "seconds": round(seconds, 3),
+        "received": [each.messages for each in measured.received],
+        "dropped": measured.dropped,
+        "redelivered": measured.redelivered,
+        "latency_us": {
+            name: round(percentile(latencies, part) / 1e3, 1) if latencies else None
+            for name, part in PERCENTILES.items()
+        }
+        | {"samples": len(latencies)},
+        "cpu_seconds": measured.cpu_seconds,
+        "workers": measured.workers,
+        "cores": os.cpu_count(),
+        "file_system": measured.file_system,
+    }
+
+
+def lines_of(report: dict[str, Any]) -> list[str]:
+    """Return what people want to know of a measurement, first things first."""
+    size = report["message_bytes"]
+    what = f"{report['messages']:,} messages of {size:,} bytes, {report['strategy']}"
+    if report["strategy"] == "reliable":
+        what += f", durability {report['durability']}"
+    what += f", {report['subscriptions']} {report['type']} subscription{'s' if report['subscriptions'] > 1 else ''}"
+    latency = report["latency_us"]
+    shown = ", ".join(f"{name} {latency[name]:,.0f} us" for name in PERCENTILES if latency[name] is not None)
+    cpu = ", ".join(f"{name} {seconds:.2f}" for name, seconds in report["cpu_seconds"].items())
+    pace = f"one call a {report['api']}" if report["rate"] is None else f"{report['rate']:,.0f} messages/s sent"
+    lines = [
+        f"{what}, {pace}",
+        f"  end to end   {report['messages_per_second']:>12,} messages/s   {report['megabytes_per_second']:>9,.1f} MB/s",
+        f"  producer     {report['produced_per_second']:>12,} messages/s   (until the last receipt)",
+        f"  consumer     {report['consumed_per_second']:>12,} messages/s   (from the first message on)",
+        f"  latency      {shown}   ({latency['samples']:,} samples{'' if report['rate'] else ', queues full'})",
+        f"  CPU s        {cpu}   (of {report['seconds']:.2f} s on {report['cores']} cores)",
+    ]
+    for name in ("dropped", "redelivered"):
+        if report[name]:
+            lines.append(f"  {name:<12} {report[name]:>12,} messages")
+    if report["strategy"] == "reliable" and report["file_system"] in MEMORY_FILE_SYSTEMS:
+        lines.append(f"  the data lay on {report['file_system']}, where fsync costs nothing: say --data DIR on a disk")
+    return lines

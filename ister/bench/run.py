@@ -1,0 +1,231 @@
+"""Running a measurement: broker, topic and client processes, a warm-up, the measured part, and what came back.
+
+The warm-up is the same load through a topic of its own, deleted before the measured one is made: fresh memory can cost ten times
+what used memory costs, and what the warm-up's log leaves behind in the page cache is what the measured one gets.
+
+Invariants
+- nothing of the warm-up is in the figures
+- every process and every topic that was made is gone at the end, also after Ctrl-C or a failure
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, Final
+
+import ister
+from ister.bench.clients import (
+    GO,
+    STOP,
+    SUBSCRIPTION,
+    Failure,
+    Received,
+    Run,
+    Sent,
+    consumer_main,
+    producer_main,
+)
+from ister.bench.load import Load
+from ister.errors import IsterError, TimeoutExpiredError
+from ister.ownbroker import OwnBroker
+
+ANSWER_S: Final = 30.0  # for what takes no time: opening, closing
+STRAGGLER_S: Final = 2.0  # non-reliable: silence after the producer's end that means the rest was dropped
+STALLED_S: Final = 60.0  # reliable: how long the consumers may need after the producer's end
+RUN_S_MAX: Final = 900.0
+MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs")
+
+Say = Callable[[str], None]
+
+
+class BenchFailedError(IsterError):
+    """A measurement that is worth nothing: a process failed, or messages are missing."""
+
+    code = "bench-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measured run; `cpu_seconds` by process over the measured part."""
+
+    load: Load
+    sent: Sent
+    received: tuple[Received, ...]
+    cpu_seconds: dict[str, float]
+    dropped: int
+    redelivered: int
+    workers: int
+    file_system: str
+
+
+def measure(
+    load: Load,
+    *,
+    endpoint: str | None = None,
+    workers: int = 0,
+    warm_up: int | None = None,
+    data: str | None = None,
+    say: Say = lambda _text: None,
+) -> Measured:
+    """Run `load` against the broker at `endpoint`, or one of its own, after `warm_up` messages (None: as many as are measured).
+
+    Raises `BenchFailedError`, `ConnectionLostError` and what the client library raises.
+    """
+    with ExitStack() as stack:
+        file_system = "?"
+        if endpoint is None:
+            say("starting a broker")
+            folder = stack.enter_context(bench_folder(data))
+            file_system = file_system_of(folder)
+            broker = OwnBroker(f"{folder}/data", f"{folder}/log", workers=workers or len(os.sched_getaffinity(0)))
+            endpoint = stack.enter_context(broker).endpoint
+        client = stack.enter_context(ister.connect(endpoint))
+        party = stack.enter_context(_Party.started(load, endpoint))
+        warm_up = load.messages if warm_up is None else warm_up
+        if warm_up:
+            say("warming up")
+            party.run(client, replace(load, messages=warm_up), measured=False)
+        say("measuring")
+        return party.run(client, load, measured=True, file_system=file_system)
+
+
+@contextmanager
+def bench_folder(under: str | None) -> Iterator[str]:
+    """Make a folder for a broker's data on a real disk, if there is one at hand, and remove it at the end."""
+    if under is None and file_system_of(tempfile.gettempdir()) in MEMORY_FILE_SYSTEMS:
+        under = "."
+    folder = tempfile.mkdtemp(prefix="ister-bench-", dir=under)
+    try:
+        yield os.path.abspath(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def file_system_of(path: str) -> str:
+    """Return the type of the file system that holds a path (Linux; elsewhere "?")."""
+    try:
+        with open("/proc/mounts", encoding="utf-8") as mounts:
+            rows = [line.split() for line in mounts]
+    except OSError:
+        return "?"
+    inside = os.path.join(os.path.realpath(path), "")
+    found = [(len(row[1]), row[2]) for row in rows if inside.startswith(os.path.join(row[1], ""))]
+    return max(found)[1] if found else "?"
+
+
+class _Party:
+    """The client processes, and the pipes to them; the producer's is the first."""
+
+    def __init__(self) -> None:
+        self._controls: list[Connection] = []
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+
+    @classmethod
+    @contextmanager
+    def started(cls, load: Load, endpoint: str) -> Iterator[_Party]:
+        """Start the processes of a load; end them with the block."""
+        party = cls()
+        try:
+            party._start(producer_main, endpoint)
+            for number in range(1, load.subscriptions + 1):
+                party._start(consumer_main, endpoint, number)
+            yield party
+        finally:
+            for control in party._controls:
+                control.close()
+            for process in party._processes:
+                process.join(3.0)
+                process.kill()
+                process.join()
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=target, args=(theirs, *arguments), daemon=True)
+        process.start()
+        theirs.close()
+        self._controls.append(ours)
+        self._processes.append(process)
+
+    def run(self, client: ister.Client, load: Load, *, measured: bool, file_system: str = "?") -> Measured:
+        """Do a load once through a topic of its own, and return what came of it."""
+        topic = f"bench-{secrets.token_hex(6)}"
+        reliable = load.strategy == "reliable"
+        client.create_topic(topic, dispatch=load.strategy, durability=load.durability if reliable else None)
+        try:
+            producer, *consumers = self._controls
+            for control in consumers:  # before the producer: a non-reliable topic keeps nothing for those who come late
+                control.send(Run(topic, load))
+                self._answer(control, ANSWER_S)
+            producer.send(Run(topic, load))
+            self._answer(producer, ANSWER_S)
+            before = client.status()
+            producer.send(GO)
+            sent = self._answer(producer, RUN_S_MAX)
+            received = self._gather(consumers, STALLED_S if reliable else STRAGGLER_S)
+            after = client.status()
+            states = [client.subscription(topic, f"{SUBSCRIPTION}-{n + 1}") for n in range(len(consumers))]
+        finally:
+            client.delete_topic(topic)
+        if reliable and measured:
+            self._check(load, received)
+        cpu = {"producer": sent.cpu_seconds}
+        cpu |= {f"consumer-{n + 1}": each.cpu_seconds for n, each in enumerate(received)}
+        return Measured(
+            load,
+            sent,
+            tuple(received),
+            {name: round(seconds, 3) for name, seconds in (cpu | _broker_cpu(before, after)).items()},
+            sum(state.get("dropped", 0) for state in states),
+            sum(state.get("redelivered", 0) for state in states),
+            sum(process["role"] == "worker" for process in after["processes"]),
+            file_system,
+        )
+
+    def _gather(self, consumers: list[Connection], patience_s: float) -> list[Received]:
+        """Collect what consumers received; one that has not ended within the patience is told to stop."""
+        deadline = time.monotonic() + patience_s
+        for control in consumers:
+            control.poll(max(0.0, deadline - time.monotonic()))
+            control.send(STOP)
+        return [self._answer(control, ANSWER_S) for control in consumers]
+
+    def _answer(self, control: Connection, within_s: float) -> Any:
+        deadline = time.monotonic() + within_s
+        sentinels = [process.sentinel for process in self._processes]
+        while time.monotonic() < deadline:
+            if control in wait([control, *sentinels], timeout=1.0):
+                try:
+                    answer = control.recv()
+                except EOFError:
+                    raise BenchFailedError("a client process ended without a word") from None
+                if isinstance(answer, Failure):
+                    raise BenchFailedError(f"{answer.text} ({answer.code})")
+                return answer
+            if not all(process.is_alive() for process in self._processes) and not control.poll():
+                raise BenchFailedError("a client process ended without a word")
+        raise TimeoutExpiredError(f"a client process did not answer within {within_s} s")
+
+    @staticmethod
+    def _check(load: Load, received: list[Received]) -> None:
+        for number, each in enumerate(received, 1):
+            if each.messages < load.messages or each.bytes < load.messages * load.message_bytes:
+                raise BenchFailedError(
+                    f"subscription {number} received {each.messages} of {load.messages} messages of a reliable topic"
+                )
+
+
+def _broker_cpu(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    used = {process["pid"]: process["cpu_seconds"] for process in before["processes"]}
+    return {
+        process["node"]: process["cpu_seconds"] - used.get(process["pid"], 0.0) for process in after["processes"]
+    }
