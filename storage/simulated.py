@@ -62,8 +62,12 @@ class SimulatedFile:
         joined = b"".join(buffers)
         inode = self._inode
         written = joined[: self._disk.take(inode.blocks, position, position + len(joined))]
-        if position + len(written) > len(inode.live):
-            inode.live = _resized(inode.live, position + len(written))
+        missing = position + len(written) - len(inode.live)
+        if missing > 0:
+            try:
+                inode.live += bytes(missing)
+            except BufferError:  # it is mapped, and what is mapped keeps its length
+                inode.live = _resized(inode.live, position + len(written))
         inode.live[position : position + len(written)] = written
         inode.unsynced.append((position, written))
         if len(written) < len(joined):
@@ -217,7 +221,11 @@ class SimulatedDisk:
         start = path.rstrip("/") + "/"
         everything = (*self._names, *self.folders)
         return sorted(
-            {one[len(start) :] for one in everything if one.startswith(start) and "/" not in one[len(start) :]}
+            {
+                one[len(start) :]
+                for one in everything
+                if one.startswith(start) and "/" not in one[len(start) :]
+            }
         )
 
     def makedirs(self, path: str) -> None:

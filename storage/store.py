@@ -10,6 +10,8 @@ Calls block; they are made from threads. A store may be used by several threads 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
 import os.path
@@ -30,6 +32,7 @@ _NAME = re.compile(
     r"[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254}(?:/[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254})*"
 )
 
+_NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
 _META: Final = ".meta"
 _TEMPORARY: Final = ".tmp"
 
@@ -176,6 +179,7 @@ class FolderStore:
                 # Metadata first: without its object it means nothing, and a later creator replaces it.
                 disk.rename(temporary[0], meta)
                 temporary.clear()
+                disk.sync_folder(os.path.dirname(meta))
                 try:
                     if path is None:
                         temporary.append(self._write(data))
@@ -184,20 +188,21 @@ class FolderStore:
                         disk.link(path, target)
                 except FileExistsError:
                     return False
-                except (
-                    OSError
-                ):  # another file system, or one without links: a rename creates it as atomically
+                except OSError as error:
+                    if error.errno not in _NO_LINKS:
+                        raise
+                    # Another file system, or one without links: inside the lock a rename creates it as atomically.
                     if not temporary:
                         temporary.append(self._write(data))
                     disk.rename(temporary[0], target)
                     temporary.clear()
-            disk.sync_folder(os.path.dirname(meta))
             disk.sync_folder(os.path.dirname(target))
         except OSError as error:
             raise self._error(f"given {name!r}", error) from error
         finally:
             for left in temporary:
-                disk.unlink(left)
+                with contextlib.suppress(OSError):
+                    disk.unlink(left)
         return True
 
     def _write(self, data: Buffer) -> str:

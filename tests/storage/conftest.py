@@ -74,7 +74,9 @@ def open_log(folder: str, clock: StillClock) -> Callable[..., Wal]:
 def put() -> Callable[..., int]:
     """Return what appends payloads to a log as one batch."""
 
-    def appended(wal: Wal, *payloads: bytes, producer_id: int = 0, sequence: int = 0, timestamp_ms: int = 1) -> int:
+    def appended(
+        wal: Wal, *payloads: bytes, producer_id: int = 0, sequence: int = 0, timestamp_ms: int = 1
+    ) -> int:
         return wal.append(
             count=len(payloads),
             producer_id=producer_id,

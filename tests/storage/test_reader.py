@@ -23,7 +23,14 @@ def wal(open_log: Open, put: Put) -> Wal:
     """Return a log of 200 batches of two messages, over several segments."""
     wal = open_log()
     for number in range(200):
-        put(wal, b"%04d" % number, b"x" * (number % 400 + 150), timestamp_ms=number, producer_id=4, sequence=2 * number)
+        put(
+            wal,
+            b"%04d" % number,
+            b"x" * (number % 400 + 150),
+            timestamp_ms=number,
+            producer_id=4,
+            sequence=2 * number,
+        )
     wal.commit()
     assert len(wal.sealed()) > 2
     return wal
@@ -65,7 +72,9 @@ def test_nothing_at_or_past_the_durable_end_is_returned(open_log: Open, put: Put
     wal.close()
 
 
-def test_a_reader_at_the_live_end_follows_into_the_next_segments(open_log: Open, put: Put, maps: SegmentMaps) -> None:
+def test_a_reader_at_the_live_end_follows_into_the_next_segments(
+    open_log: Open, put: Put, maps: SegmentMaps
+) -> None:
     """Reading along with writing gives each batch once, through rolls, age seals and empty reads."""
     wal = open_log()
     reader = Reader(maps, wal.folder, wal.incarnation, 0)

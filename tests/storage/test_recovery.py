@@ -40,10 +40,11 @@ def batches(wal: Wal, disk: Any) -> list[Batch]:
 
 @pytest.mark.parametrize("age_sealed", [False, True])
 def test_the_last_segment_cut_at_each_length_loses_only_whole_batches_from_its_end(
-    open_log: Open, put: Put, disk: LocalDisk, age_sealed: bool
+    open_log: Open, put: Put, age_sealed: bool
 ) -> None:
     """Whatever length the newest segment is cut to, its beginning is served, and the log goes on behind it."""
-    wal = open_log()
+    disk = SimulatedDisk()
+    wal = open_log(disk)
     put(wal, b"before")
     wal.seal()
     written = [(0, 1, b"before")]
@@ -62,8 +63,12 @@ def test_the_last_segment_cut_at_each_length_loses_only_whole_batches_from_its_e
     whole = disk.read(path)
     seen = set()
     for length in range(end + 1):
-        Path(path).write_bytes(whole[:length])
-        wal = open_log()
+        if disk.exists(path):
+            disk.unlink(path)
+        file = disk.create(path)
+        file.pwritev((whole[:length],), 0)
+        file.close()
+        wal = open_log(disk)
         held = batches(wal, disk)
         assert held == written[: len(held)]
         assert wal.report.kept == wal.next_offset == 1 + 2 * (len(held) - 1)
@@ -71,7 +76,7 @@ def test_the_last_segment_cut_at_each_length_loses_only_whole_batches_from_its_e
         assert put(wal, b"on") == wal.next_offset - 1
         wal.commit()
         wal.close()
-        wal = open_log()
+        wal = open_log(disk)
         assert batches(wal, disk) == [*held, (wal.next_offset - 1, 1, b"on")]
         wal.close()
         for name in disk.listdir(wal.folder)[1:]:
@@ -117,10 +122,14 @@ def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
         wal.close()
     assert outcomes["damage"] > 3 * 90
     assert outcomes["torn"] == 64 + 4 + 30
-    assert outcomes["same"] == SEGMENT_HEADER_BYTES + 8  # a segment header says nothing that is not known otherwise
+    assert (
+        outcomes["same"] == SEGMENT_HEADER_BYTES + 8
+    )  # a segment header says nothing that is not known otherwise
 
 
-def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(open_log: Open, put: Put, disk: LocalDisk) -> None:
+def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(
+    open_log: Open, put: Put, disk: LocalDisk
+) -> None:
     """Told how far the log was durable, recovery refuses to cut below it."""
     wal = open_log()
     put(wal, b"a")
@@ -230,7 +239,9 @@ def test_a_log_of_another_topic_or_an_older_incarnation_is_refused(open_log: Ope
     wal.close()
 
 
-def test_bytes_of_another_segment_are_not_taken_for_records(open_log: Open, put: Put, disk: LocalDisk) -> None:
+def test_bytes_of_another_segment_are_not_taken_for_records(
+    open_log: Open, put: Put, disk: LocalDisk
+) -> None:
     """Whole valid records from a segment with another base never validate behind this one's records."""
     wal = open_log()
     put(wal, b"first segment" * 10)
@@ -244,7 +255,10 @@ def test_bytes_of_another_segment_are_not_taken_for_records(open_log: Open, put:
     first, second = (disk.read(f"{wal.folder}/{base:020d}.seg") for base in (0, 1))
     Path(f"{wal.folder}/{1:020d}.seg").write_bytes(second[:end] + first[SEGMENT_HEADER_BYTES:])
     wal = open_log()
-    assert [payload for _, _, payload in batches(wal, disk)] == [b"first segment" * 10, b"second segment" * 10]
+    assert [payload for _, _, payload in batches(wal, disk)] == [
+        b"first segment" * 10,
+        b"second segment" * 10,
+    ]
     assert wal.report.torn_bytes > 0
     wal.close()
 
@@ -315,7 +329,9 @@ def run_until_power_loss(
 
 
 @pytest.mark.parametrize("fail_sync", [False, True], ids=["power loss", "failed sync"])
-def test_nothing_acknowledged_is_lost_whatever_the_disk_forgets(open_log: Open, put: Put, fail_sync: bool) -> None:
+def test_nothing_acknowledged_is_lost_whatever_the_disk_forgets(
+    open_log: Open, put: Put, fail_sync: bool
+) -> None:
     """Losing power at any operation, keeping any part of unsynced writes: the log opens, with all that was promised."""
     for seed in range(int(os.environ.get("ISTER_TEST_SEEDS", "250"))):
         run_until_power_loss(seed, open_log, put, fail_sync)
@@ -369,12 +385,16 @@ while True:
 
 
 @pytest.mark.process
-def test_a_killed_writer_leaves_a_log_with_all_it_acknowledged(tmp_path: Path, open_log: Open, disk: LocalDisk) -> None:
+def test_a_killed_writer_leaves_a_log_with_all_it_acknowledged(
+    tmp_path: Path, open_log: Open, disk: LocalDisk
+) -> None:
     """SIGKILL at any moment: the log opens, holds what was acknowledged, and goes on, again and again."""
     acknowledged = 0
     for number in range(5):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "log")], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+            [sys.executable, "-c", WRITER, str(tmp_path / "log")],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
         )
         assert writer.stdout is not None
         with writer.stdout as output:

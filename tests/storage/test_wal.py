@@ -350,7 +350,9 @@ def test_producers_are_known_again_after_opening(open_log: Open, put: Put) -> No
     wal.close()
 
 
-def test_a_producer_survives_the_segment_its_batches_were_in(open_log: Open, put: Put, disk: LocalDisk) -> None:
+def test_a_producer_survives_the_segment_its_batches_were_in(
+    open_log: Open, put: Put, disk: LocalDisk
+) -> None:
     """Each segment begins with what is known of producers, so old segments are not needed for it."""
     wal = open_log()
     put(wal, b"once", producer_id=5, sequence=17)

@@ -1,0 +1,308 @@
+"""Cursors and their journals."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ister.errors import DamagedError, DiskFullError, LogFailedError
+from storage.cursor import (
+    COMPACT_BYTES_MIN,
+    ENTRY_HEADER_BYTES,
+    JOURNAL_HEADER_BYTES,
+    Cursor,
+    CursorJournal,
+    encode_journal,
+    parse_journal,
+)
+from storage.disk import LocalDisk
+from storage.ranges import RangeSet
+from storage.simulated import SimulatedDisk
+
+INCARNATION = b"i" * 16
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Return where a journal may be."""
+    return str(tmp_path / "cursors" / "billing")
+
+
+@given(st.integers(0, 10), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=30))
+def test_a_cursor_knows_exactly_what_was_acknowledged(
+    start: int, acknowledged: list[tuple[int, int]]
+) -> None:
+    """Low watermark and ranges are a set of numbers, of which everything below the start is in from the beginning."""
+    cursor, model = Cursor(start), set(range(start))
+    for first, end in acknowledged:
+        numbers = set(range(first, end))
+        assert cursor.acknowledge(first, end) == len(numbers - model)
+        model |= numbers
+        assert cursor.ranges.first is None or cursor.ranges.first > cursor.low
+        assert cursor.low == min(set(range(60)) - model)
+    for offset in range(50):
+        assert cursor.is_acknowledged(offset) == (offset in model)
+    assert {n for first, end in cursor.pending(5, 35) for n in range(first, end)} == set(range(5, 35)) - model
+    assert cursor.unacknowledged(45) == len(set(range(45)) - model)
+    assert cursor.copy() == cursor
+
+
+def test_a_journal_comes_back_as_it_was_left(disk: LocalDisk, path: str) -> None:
+    """What was flushed is there when the journal is opened again, with where the subscription began."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 5)
+    assert (journal.cursor.low, journal.cursor.start) == (5, 5)
+    assert journal.note(7, 9) == 2
+    assert journal.note(8, 10) == 1
+    assert journal.noted
+    assert journal.flush() > 0
+    assert journal.flush() == 0
+    journal.sync()
+    journal.note(5, 6)
+    journal.close()
+    again = CursorJournal.open(disk, path, INCARNATION, 99)
+    assert again.cursor == Cursor(5, 6, RangeSet([(7, 10)]))
+    assert again.cursor.start == 5
+    assert again.report.torn_bytes == 0
+    again.close()
+    with pytest.raises(LogFailedError):
+        again.flush()
+
+
+def test_a_journal_cut_at_any_length_repeats_and_never_skips(disk: LocalDisk, path: str) -> None:
+    """Cut anywhere behind its snapshot, a journal holds what some moment before held, and goes on."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    moments = [journal.cursor.copy()]
+    sizes = [journal.size]
+    for first in (0, 4, 2, 9, 8):
+        journal.note(first, first + 1)
+        journal.flush()
+        moments.append(journal.cursor.copy())
+        sizes.append(journal.size)
+    journal.close()
+    whole = disk.read(path)
+    for length in range(len(whole) + 1):
+        Path(path).write_bytes(whole[:length])
+        if length < sizes[0]:
+            with pytest.raises(DamagedError):
+                CursorJournal.open(disk, path, INCARNATION, 0)
+            continue
+        again = CursorJournal.open(disk, path, INCARNATION, 0)
+        entries = max(number for number, size in enumerate(sizes) if size <= length)
+        assert again.cursor == moments[entries]
+        assert again.report.torn_bytes == length - sizes[entries]
+        again.note(20, 21)
+        again.close()
+        again = CursorJournal.open(disk, path, INCARNATION, 0)
+        assert again.cursor.is_acknowledged(20)
+        assert again.report.torn_bytes == 0
+        again.close()
+
+
+def test_each_flipped_byte_only_repeats_or_is_reported(disk: LocalDisk, path: str, tmp_path: Path) -> None:
+    """A flipped byte never acknowledges anything; entries behind it count, and the damaged file is kept."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    for first in (0, 4, 2):
+        journal.note(first, first + 1)
+        journal.flush()
+    journal.close()
+    whole = disk.read(path)
+    snapshot_end = JOURNAL_HEADER_BYTES + ENTRY_HEADER_BYTES + 16
+    acknowledged = {0, 4, 2}
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        Path(path).write_bytes(flipped)
+        if position < snapshot_end:
+            with pytest.raises(DamagedError, match="billing"):
+                CursorJournal.open(disk, path, INCARNATION, 0)
+            assert disk.read(path) == flipped
+            continue
+        again = CursorJournal.open(disk, path, INCARNATION, 0)
+        found = {offset for offset in range(50) if again.cursor.is_acknowledged(offset)}
+        assert len(found) == 2
+        assert found < acknowledged
+        if again.report.damaged_bytes:
+            assert again.report.damaged_bytes == ENTRY_HEADER_BYTES + 16
+            assert again.report.kept_as is not None
+            assert disk.read(again.report.kept_as) == flipped
+            disk.unlink(again.report.kept_as)
+        else:
+            assert again.report.torn_bytes == ENTRY_HEADER_BYTES + 16
+        again.close()
+
+
+def test_a_journal_of_another_topic_is_refused(disk: LocalDisk, path: str) -> None:
+    """Acknowledgments of a deleted topic never apply to a new one of its name."""
+    CursorJournal.open(disk, path, INCARNATION, 0).close()
+    with pytest.raises(DamagedError, match="another topic"):
+        CursorJournal.open(disk, path, b"j" * 16, 0)
+    Path(path).write_bytes(b"something else entirely, of some length that is enough")
+    with pytest.raises(DamagedError, match="not a cursor's journal"):
+        CursorJournal.open(disk, path, INCARNATION, 0)
+
+
+def test_seeking_forgets_all_acknowledgments_at_once(disk: LocalDisk, path: str) -> None:
+    """After a seek only what is acknowledged since counts, also after opening again."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    journal.note(0, 100)
+    journal.flush()
+    journal.note(200, 201)
+    journal.seek(30)
+    assert journal.cursor == Cursor(30)
+    assert not journal.noted
+    journal.note(31, 32)
+    journal.close()
+    again = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert again.cursor == Cursor(30, 30, RangeSet([(31, 32)]))
+    again.close()
+
+
+def test_a_long_journal_is_rewritten_and_nothing_noted_meanwhile_is_lost(disk: LocalDisk, path: str) -> None:
+    """Compaction makes the file short again; what is noted and flushed while it runs is in the new file."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.begin_compaction() is None
+    offset = 0
+    while journal.size <= COMPACT_BYTES_MIN:
+        for _ in range(500):
+            journal.note(offset + 1, offset + 2)
+            offset += 2
+        journal.flush()
+        journal.note(0, offset)
+    compaction = journal.begin_compaction()
+    assert compaction is not None
+    assert journal.begin_compaction() is None
+    with pytest.raises(ValueError, match="compaction is running"):
+        journal.seek(0)
+    journal.note(offset + 10, offset + 11)
+    journal.flush()
+    compaction.run()
+    journal.note(offset + 20, offset + 21)
+    journal.flush()
+    assert journal.end_compaction(compaction, None)
+    assert not journal.compacting
+    assert journal.size < 1000
+    journal.note(offset + 30, offset + 31)
+    journal.flush()
+    journal.sync()
+    expected = journal.cursor.copy()
+    assert len(expected.ranges) == 3
+    journal.close()
+    again = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert again.cursor == expected
+    assert not again.compact()
+    again.close()
+
+
+def test_a_compaction_that_fails_changes_nothing(disk: LocalDisk, path: str) -> None:
+    """The old file goes on when the new one cannot be written."""
+    simulated = SimulatedDisk()
+    journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    for offset in range(0, 100_000, 2):
+        journal.note(offset + 1, offset + 2)
+        if offset % 4 == 0:
+            journal.flush()
+    journal.note(0, 100_000)
+    journal.flush()
+    simulated.room = 0
+    assert not journal.compact()
+    assert not journal.compacting
+    simulated.room = None
+    journal.note(100_001, 100_002)
+    journal.flush()
+    assert journal.compact()
+    expected = journal.cursor.copy()
+    journal.close()
+    again = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    assert again.cursor == expected
+    again.close()
+    assert simulated.open_files == 0
+
+
+def test_a_full_disk_keeps_acknowledgments_noted(disk: LocalDisk) -> None:
+    """Acknowledging goes on in memory while the disk is full, and is written when there is room."""
+    simulated = SimulatedDisk()
+    journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    simulated.room = 20
+    journal.note(0, 5)
+    with pytest.raises(DiskFullError):
+        journal.flush()
+    assert journal.note(7, 8) == 1
+    with pytest.raises(DiskFullError):
+        journal.flush()
+    simulated.room = None
+    journal.flush()
+    journal.close()
+    again = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    assert again.cursor == Cursor(0, 5, RangeSet([(7, 8)]))
+    again.close()
+
+
+def test_a_failed_write_or_sync_fails_the_journal(disk: LocalDisk) -> None:
+    """After a failed write nothing more is written; opening again finds what was there."""
+    for failing in ("write", "sync"):
+        simulated = SimulatedDisk()
+        journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+        journal.note(0, 5)
+        journal.flush()
+        journal.sync()
+        journal.note(5, 6)
+
+        def fails(operation: str, path: str, failing: str = failing) -> None:
+            if operation == failing:
+                raise OSError(errno.EIO, "no")
+
+        simulated.on_operation = fails
+        with pytest.raises(LogFailedError):
+            journal.flush()
+            journal.sync()
+        simulated.on_operation = None
+        with pytest.raises(LogFailedError):
+            journal.flush()
+        journal.close()
+        again = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+        assert again.cursor.low in (5, 6)
+        again.close()
+
+
+def test_power_loss_repeats_and_never_skips() -> None:
+    """Whatever of the unsynced part survives, nothing is acknowledged that was not, and nothing synced is forgotten."""
+    for seed in range(150):
+        random = Random(seed)
+        disk = SimulatedDisk()
+        journal = CursorJournal.open(disk, "/data/billing", INCARNATION, 10)
+        acknowledged, synced = set(range(10)), set(range(10))
+        for _ in range(random.randint(0, 40)):
+            first = random.randrange(60)
+            end = first + random.randint(1, 5)
+            journal.note(first, end)
+            acknowledged |= set(range(first, end))
+            if random.random() < 0.5:
+                journal.flush()
+                if random.random() < 0.5:
+                    journal.sync()
+                    synced = set(acknowledged)
+            if random.random() < 0.05:
+                start = random.randrange(30)
+                journal.seek(start)
+                acknowledged, synced = set(range(start)), set(range(start))
+        again = CursorJournal.open(disk.power_loss(random), "/data/billing", INCARNATION, 10)
+        found = {offset for offset in range(100) if again.cursor.is_acknowledged(offset)}
+        assert synced <= found <= acknowledged, seed
+        again.close()
+
+
+@given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=9))
+def test_a_snapshot_holds_the_whole_cursor(start: int, acknowledged: list[tuple[int, int]]) -> None:
+    """Encoding and parsing a journal of one snapshot are each other's inverse."""
+    cursor = Cursor(start)
+    for first, end in acknowledged:
+        cursor.acknowledge(start + first, start + end)
+    encoded = encode_journal(INCARNATION, cursor)
+    again, report, end = parse_journal("x", encoded, INCARNATION)
+    assert again == cursor
+    assert (report.entries, report.torn_bytes, end) == (1, 0, len(encoded))

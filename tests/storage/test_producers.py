@@ -1,0 +1,113 @@
+"""What a topic knows of its producers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.producers import RECENT_BATCHES_MAX, Duplicate, Fresh, Gap, Overlap, ProducerTable
+
+
+def test_each_batch_is_taken_once_and_in_order() -> None:
+    """The next in line is fresh, an earlier one a duplicate with its offset, a later one a gap."""
+    table = ProducerTable()
+    assert table.check(1, 0, 3) == Fresh()
+    table.advance(1, 0, 3, 100, 1)
+    assert table.check(1, 0, 3) == Duplicate(100)
+    assert table.check(1, 3, 1) == Fresh()
+    assert table.check(1, 4, 1) == Gap(3)
+    assert table.check(1, 2, 2) == Overlap(3)
+    assert table.check(2, 9, 1) == Fresh()
+
+
+def test_checking_changes_nothing() -> None:
+    """A verdict can be asked for any number of times; only advance moves on."""
+    table = ProducerTable()
+    table.check(1, 5, 1)
+    assert table.next_sequence(1) is None
+    assert len(table) == 0
+
+
+def test_a_resend_that_was_cut_differently_inside_is_a_duplicate_without_offset() -> None:
+    """All of it is stored, but nobody can say at which dense offsets."""
+    table = ProducerTable()
+    table.advance(1, 0, 4, 100, 1)
+    assert table.check(1, 0, 2) == Duplicate(None)
+    assert table.check(1, 1, 3) == Duplicate(None)
+
+
+def test_offsets_of_long_gone_batches_are_forgotten_but_they_stay_duplicates() -> None:
+    """Memory for a producer is bounded; what is beyond it is still never stored twice."""
+    table = ProducerTable()
+    for sequence in range(RECENT_BATCHES_MAX + 10):
+        table.advance(1, sequence, 1, sequence, 1)
+    assert table.check(1, 9, 1) == Duplicate(None)
+    assert table.check(1, 10, 1) == Duplicate(10)
+
+
+def test_producer_zero_is_nobody() -> None:
+    """Id 0 means that nothing is remembered."""
+    table = ProducerTable()
+    table.advance(0, 0, 1, 0, 1)
+    table.expect(0, 5)
+    assert table.check(0, 0, 1) == Fresh()
+    assert len(table) == 0
+
+
+def test_opening_raises_what_is_expected_and_never_lowers_it() -> None:
+    """A producer that gave up on batches goes on behind them; one that opens with less is answered by duplicates."""
+    table = ProducerTable()
+    table.expect(1, 5)
+    assert table.check(1, 6, 1) == Gap(5)
+    table.expect(1, 8)
+    assert table.check(1, 8, 1) == Fresh()
+    table.expect(1, 2)
+    assert table.next_sequence(1) == 8
+    table.forget(1)
+    assert table.next_sequence(1) is None
+
+
+def test_the_producer_not_heard_of_for_longest_is_forgotten_first() -> None:
+    """The table is bounded by producers."""
+    table = ProducerTable(producers_max=2)
+    table.advance(1, 0, 1, 0, 1)
+    table.advance(2, 0, 1, 1, 1)
+    table.advance(1, 1, 1, 2, 1)
+    table.advance(3, 0, 1, 3, 1)
+    assert [table.next_sequence(producer) for producer in (1, 2, 3)] == [2, None, 1]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), max_size=40))
+def test_a_snapshot_knows_what_comes_next_and_the_last_batch(batches: list[tuple[int, int]]) -> None:
+    """Decoding a snapshot gives the same verdict for the next and the last batch of each producer."""
+    table = ProducerTable()
+    offset = 0
+    last = {}
+    for producer, count in batches:
+        sequence = table.next_sequence(producer) or 0
+        table.advance(producer, sequence, count, offset, 7)
+        last[producer] = (sequence, count, offset)
+        offset += count
+    again = ProducerTable.decode(table.encode())
+    assert again.encode() == table.encode()
+    for producer, (sequence, count, first) in last.items():
+        assert again.next_sequence(producer) == sequence + count
+        assert again.check(producer, sequence, count) == Duplicate(first)
+
+
+def test_a_snapshot_of_a_raised_expectation_keeps_it() -> None:
+    """What expect raised is in the snapshot too."""
+    table = ProducerTable()
+    table.advance(1, 0, 1, 0, 1)
+    table.expect(1, 10)
+    assert ProducerTable.decode(table.encode()).next_sequence(1) == 10
+
+
+def test_bytes_that_are_no_snapshot_are_refused() -> None:
+    """A snapshot of the wrong length is not half-read."""
+    snapshot = ProducerTable().encode()
+    with pytest.raises(ValueError, match="cut short"):
+        ProducerTable.decode(snapshot[:-1])
+    with pytest.raises(ValueError, match="entries"):
+        ProducerTable.decode(snapshot + b"x")

@@ -1,0 +1,112 @@
+"""The store in a folder: what the conformance suite cannot see."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ister.errors import StoreError
+from storage.disk import LocalDisk
+from storage.simulated import SimulatedDisk
+from storage.store import FolderStore
+
+
+def test_a_sealed_segment_is_linked_not_copied(tmp_path: Path) -> None:
+    """The object and the segment are one file."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+    FolderStore(str(tmp_path / "store")).put_file_if_absent("s/1", str(path))
+    assert path.stat().st_ino == (tmp_path / "store" / "s" / "1").stat().st_ino
+
+
+def test_where_links_do_not_work_the_file_is_copied(tmp_path: Path) -> None:
+    """Another file system, or one without links, costs a copy and nothing else."""
+
+    class NoLinks(LocalDisk):
+        def link(self, source: str, target: str) -> None:
+            raise OSError(errno.EXDEV, "no links here")
+
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+    store = FolderStore(str(tmp_path / "store"), NoLinks())
+    assert store.put_file_if_absent("s/1", str(path))
+    assert not store.put_file_if_absent("s/1", str(path))
+    assert store.put_if_absent("s/2", b"y")
+    assert (store.get("s/1"), store.get("s/2")) == (b"x", b"y")
+    assert path.stat().st_ino != (tmp_path / "store" / "s" / "1").stat().st_ino
+
+
+def test_bytes_that_rotted_are_not_returned(tmp_path: Path) -> None:
+    """A flipped bit in an object, or in what is known of it, is an error and never an answer."""
+    store = FolderStore(str(tmp_path))
+    store.put_if_absent("a", b"hello")
+    (tmp_path / "a").write_bytes(b"hellp")
+    with pytest.raises(StoreError) as refused:
+        store.get("a")
+    assert refused.value.code == "object-damaged"
+    (tmp_path / ".meta" / "a").write_bytes(b"{")
+    with pytest.raises(StoreError) as refused:
+        store.head("a")
+    assert refused.value.code == "object-damaged"
+
+
+def test_nothing_temporary_is_left_or_listed(tmp_path: Path) -> None:
+    """Metadata and temporary files are in no listing, and none of the latter stays."""
+    store = FolderStore(str(tmp_path))
+    store.put_if_absent("a/b", b"x")
+    store.put_if_absent("a/b", b"y")
+    assert [info.name for info in store.list("")] == ["a/b"]
+    assert [path.name for path in (tmp_path / ".tmp").iterdir()] == ["lock"]
+
+
+def test_an_object_cannot_be_a_folder(tmp_path: Path) -> None:
+    """A name below an object's is refused, and harms neither."""
+    store = FolderStore(str(tmp_path))
+    store.put_if_absent("a", b"x")
+    with pytest.raises(StoreError):
+        store.put_if_absent("a/b", b"y")
+    assert store.get("a") == b"x"
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    """The error names the folder."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="file/store"):
+        FolderStore(str(tmp_path / "file" / "store"))
+
+
+def test_what_was_created_survives_power_loss_whole_or_not_at_all() -> None:
+    """A put that returned is there afterwards; one that failed half-way left nothing that could be read wrong."""
+    for seed in range(100):
+        random = Random(seed)
+        disk = SimulatedDisk()
+        store = FolderStore("/store", disk)
+        left = random.randint(1, 60)
+
+        def stops(operation: str, path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(errno.EIO, "the power is gone")
+
+        disk.on_operation = stops
+        created = 0
+        try:
+            for created in range(100):
+                store.put_if_absent(f"a/{created}", b"%d" % created * 400, metadata={"n": str(created)})
+        except StoreError as error:
+            assert error.action == "retry"
+        disk.on_operation = None
+        after = FolderStore("/store", disk.power_loss(random))
+        for number in range(created + 1):
+            info = after.head(f"a/{number}")
+            if number < created:
+                assert info is not None
+            if info is not None:
+                assert info.metadata == {"n": str(number)}
+                assert after.get(f"a/{number}") == b"%d" % number * 400
+        after.put_if_absent(f"a/{created}", b"%d" % created * 400, metadata={"n": str(created)})
+        assert after.get(f"a/{created}") == b"%d" % created * 400
