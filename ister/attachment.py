@@ -163,7 +163,7 @@ class Attachment:
 
     def _on_refusal(self, header: wire.Header, now: float) -> None:
         error = remote_error(header)
-        fatal = header.get(Key.CLOSED) or (error.action != "retry" and error.code != "unknown-handle")
+        fatal = error.action != "retry" and error.code != "unknown-handle"
         if fatal or (error.code == "subscription-busy" and not self.opened):
             self.fail(error)
             return
@@ -193,12 +193,12 @@ class Attachment:
             self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), header.get(Key.TEXT, "")))
         elif kind == Type.ERROR:
             error = remote_error(header)
-            if header.get(Key.CLOSED):
-                self.fail(error)
-            elif error.code == "not-active":
+            if error.code == "not-active":
                 pass  # acknowledged too late: whoever is active now gets it again
             elif error.code == "unknown-handle" or error.action == "retry":
                 self._again(error, now)
+            elif header.get(Key.CLOSED):
+                self.fail(error)
             else:
                 self.complaint = error
         else:

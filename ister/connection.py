@@ -120,11 +120,11 @@ class Connection:
 
     # ---- moving frames -------------------------------------------------------------------------------------------
 
-    def pump(self) -> None:
-        """Send everything queued and take in everything that has come."""
+    def pump(self) -> bool:
+        """Send everything queued and take in everything that has come; True when something had."""
         socket = self._socket
         if socket is None:
-            return
+            return False
         session = self.session
         outbox = session.outbox
         heard = False
@@ -157,6 +157,7 @@ class Connection:
             raise
         if heard:
             self._spread()
+        return heard
 
     def _spread(self) -> None:
         """Frames have come: let the other threads that wait look whether one was for them."""
@@ -198,7 +199,6 @@ class Connection:
             self._connect(now)
         if session.phase == "ready":
             self._failures = 0
-        self.network.progressed = True
 
     def deadline(self) -> float:
         """When `service` is wanted next, if nothing comes."""
@@ -485,11 +485,11 @@ class Network:
                 with self.lock:
                     connection = self.connection_of(handle)
                     connection.service()
+                    answer = condition()
+                    while connection.session.outbox and connection.pump():
+                        answer = condition()
                     if self.connection_of(handle) is not connection:
                         continue  # it has just moved
-                    answer = condition()
-                    if connection.session.outbox:
-                        connection.pump()
                     now = self.clock.monotonic()
                     done = answer or now >= deadline
                     if not done:

@@ -123,6 +123,18 @@ class Consumer:
         return Batch(delivery, start, stop)
 
     def _next(self, timeout: float | None) -> Delivery | None:
+        delivery = self.try_next()
+        if delivery is not None:
+            return delivery
+        deadline = self._network.deadline(arguments.timeout(timeout))
+        while self._network.wait(self.attachment, self.has_news, deadline):
+            delivery = self.try_next()
+            if delivery is not None:
+                return delivery
+        return None
+
+    def try_next(self) -> Delivery | None:
+        """Return the next delivery if it has come, or raise what the broker said instead; never waits."""
         attachment, network = self.attachment, self._network
         with self._lock:
             delivery = attachment.take()
@@ -135,23 +147,18 @@ class Consumer:
                 session = attachment.session
                 if session is not None and session.outbox:
                     network.connection_of(attachment).touch()
-        if delivery is not None:
-            if network.callbacks:
-                network.settle()
-            return delivery
-        deadline = network.deadline(arguments.timeout(timeout))
+        network.settle()
+        return delivery
 
-        def something() -> bool:
-            return bool(attachment.queue) or attachment.error is not None or attachment.complaint is not None
-
-        while True:
-            some = network.wait(attachment, lambda: something() or attachment.phase == "closed", deadline)
-            with self._lock:
-                delivery = attachment.take()
-                if delivery is None:
-                    self._check()
-            if delivery is not None or not some:
-                return delivery
+    def has_news(self) -> bool:
+        """Whether `try_next` has something to return or to raise (lock held)."""
+        attachment = self.attachment
+        return (
+            bool(attachment.queue)
+            or attachment.error is not None
+            or attachment.complaint is not None
+            or attachment.phase == "closed"
+        )
 
     def _check(self) -> None:
         """Raise what the broker has said against this consumer (lock held)."""
@@ -256,23 +263,22 @@ class Consumer:
         Raises `TimeoutExpiredError`, `RemoteError` (an acknowledgment was refused), or `ConnectionLostError` when the
         broker restarted and forgot what it had delivered: then those messages are delivered again.
         """
-        attachment, network = self.attachment, self._network
-        deadline = network.deadline(arguments.timeout(timeout))
-        with self._lock:
-            self._check()
+        deadline = self._network.deadline(arguments.timeout(timeout))
+        self.flushed(self._network.wait(self.attachment, self.written, deadline), timeout)
 
-        def written() -> bool:
-            if (
-                attachment.error is not None
-                or attachment.complaint is not None
-                or attachment.phase == "closed"
-            ):
-                return True
-            if not attachment.settled and not attachment.confirming:
-                attachment.flush(confirm=True)
-            return attachment.settled
+    def written(self) -> bool:
+        """Whether every acknowledgment is written, or never will be; sends what is gathered (lock held)."""
+        attachment = self.attachment
+        if attachment.error is not None or attachment.complaint is not None or attachment.phase == "closed":
+            return True
+        if not attachment.settled and not attachment.confirming:
+            attachment.flush(confirm=True)
+        return attachment.settled
 
-        if not network.wait(attachment, written, deadline):
+    def flushed(self, written: bool, timeout: float | None) -> None:
+        """Raise if not every acknowledgment is written."""
+        attachment = self.attachment
+        if not written:
             session = attachment.session
             trouble = arguments.in_trouble(
                 attachment.trouble or (None if session is None else session.trouble)
@@ -294,29 +300,43 @@ class Consumer:
         Waits at most `timeout` seconds for the broker, and raises `TimeoutExpiredError` when it does not answer; then
         too it is closed. Closing again does nothing.
         """
-        attachment, network = self.attachment, self._network
-        self._current = iter(())
-        if network.forked or attachment.phase == "closed":
-            self._detach()
-            return
+        network = self._network
         deadline = network.deadline(arguments.timeout(timeout))
+        self._current = iter(())
+        if self.is_over():
+            return
         try:
-            with self._lock:
-                attachment.close()
-            if not network.wait(attachment, lambda: attachment.phase == "closed", deadline):
-                raise TimeoutExpiredError(
-                    f"the broker did not confirm the close of a consumer of {self.topic!r}"
-                )
+            self.begin_close()
+            self.closed(network.wait(self.attachment, self.is_closed, deadline))
         finally:
-            with self._lock:
-                attachment.fail(ClosedError(f"the consumer of subscription {self.subscription!r} is closed"))
-                self._detach()
-            network.settle()
+            self.end()
 
-    def _detach(self) -> None:
-        session = self.attachment.session
-        if session is not None:
-            session.detach(self.attachment)
+    def is_over(self) -> bool:
+        """Whether there is nothing to close any more."""
+        return self._network.forked or self._network.closed or self.attachment.phase == "closed"
+
+    def begin_close(self) -> None:
+        """Send what is acknowledged and say CLOSE."""
+        with self._lock:
+            self.attachment.close()
+
+    def is_closed(self) -> bool:
+        """Whether the broker has answered the CLOSE (lock held)."""
+        return self.attachment.phase == "closed"
+
+    def closed(self, answered: bool) -> None:
+        """Raise if the broker did not answer the CLOSE."""
+        if not answered:
+            raise TimeoutExpiredError(f"the broker did not confirm the close of a consumer of {self.topic!r}")
+
+    def end(self) -> None:
+        """Let go of everything, whatever the broker says."""
+        attachment = self.attachment
+        with self._lock:
+            attachment.fail(ClosedError(f"the consumer of subscription {self.subscription!r} is closed"))
+            if attachment.session is not None:
+                attachment.session.detach(attachment)
+        self._network.settle()
 
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: every call takes the road that raises."""

@@ -84,6 +84,19 @@ class Producer:
         timeout: float | None,
     ) -> Receipt:
         """The road of a message that begins or ends a batch, or has columns."""
+        deadline: float | None = None
+        while True:
+            receipt = self.try_send(payload, key, attributes)
+            if receipt is not None:
+                return receipt
+            if deadline is None:
+                deadline = self._network.deadline(arguments.timeout(timeout))
+            self._wait_for_room(self.publication.gathered_bytes, deadline, timeout)
+
+    def try_send(
+        self, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
+    ) -> Receipt | None:
+        """Do what `send` does, or return `None` when the window is full; never waits."""
         publication, network = self.publication, self._network
         network.check()
         payload = arguments.data(payload, "payload")
@@ -91,23 +104,17 @@ class Producer:
         size = len(payload) + MESSAGE_ENTRY_BYTES
         size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column)
         self._check_size(len(payload), size)
-        deadline: float | None = None
-        while True:
-            with self._lock:
-                self._check_open()
-                try:
-                    if publication.payloads and publication.room < size:
-                        self._seal()
-                    if not publication.payloads or publication.room >= size:
-                        receipt = self._add(payload, *columns)
-                        break
-                except BaseException as error:
-                    network.connection_of(publication).interrupted(error)
-                    raise
-            network.settle()
-            if deadline is None:
-                deadline = self._deadline(timeout)
-            self._wait_for_room(publication.gathered_bytes, deadline, timeout)
+        receipt = None
+        with self._lock:
+            self._check_open()
+            try:
+                if publication.payloads and publication.room < size:
+                    self._seal()
+                if not publication.payloads or publication.room >= size:
+                    receipt = self._add(payload, *columns)
+            except BaseException as error:
+                network.connection_of(publication).interrupted(error)
+                raise
         network.settle()
         return receipt
 
@@ -144,12 +151,27 @@ class Producer:
         A small list joins what is being gathered, a larger one is sent as a batch of its own. Raises as `send` does;
         then none of the messages was taken.
         """
-        publication, network = self.publication, self._network
-        network.check()
+        batch = self.pack(payloads, keys, attributes)
+        deadline: float | None = None
+        while True:
+            receipt = self.try_batch(batch)
+            if receipt is not None:
+                return receipt
+            if deadline is None:
+                deadline = self._network.deadline(arguments.timeout(timeout))
+            self._wait_for_room(lambda: self.publication.gathered_bytes() or batch.size, deadline, timeout)
+
+    def pack(
+        self,
+        payloads: Sequence[bytes],
+        keys: Sequence[bytes | None] | None,
+        attributes: Sequence[Mapping[str, str] | None] | None,
+    ) -> Packed:
+        """Make the frames of a batch; raises `UsageError`."""
+        self._network.check()
         if not isinstance(payloads, list | tuple):
             payloads = list(payloads)
-        count = len(payloads)
-        if not count:
+        if not payloads:
             raise UsageError("a batch holds at least one message")
         try:
             joined = b"".join(payloads)
@@ -160,61 +182,41 @@ class Producer:
             raise
         if sum(wire.lengths_of(table)) != len(joined):
             raise UsageError("payloads are bytes; a memoryview of larger items is not")
-        columns, body = self._columns_of(count, keys, attributes)
-        size = len(joined) + MESSAGE_ENTRY_BYTES * count + sum(map(len, body))
-        if len(joined) > network.home.session.limits.message_bytes_max:
+        columns, body = _columns_of(len(payloads), keys, attributes)
+        packed = Packed(payloads, columns, [table, joined, *body])
+        session = self.publication.session
+        if session is not None and len(joined) > session.limits.message_bytes_max:
             self._check_size(max(wire.lengths_of(table)), 0)
-        self._check_size(0, size)
-        deadline: float | None = None
-        while True:
-            with self._lock:
-                self._check_open()
-                try:
-                    if (
-                        not columns
-                        and 2 * size < publication.room
-                        and publication.keys is publication.attributes
-                    ):
-                        index = len(publication.payloads)
-                        publication.payloads.extend(map(bytes, payloads))
-                        publication.room -= size
-                        return BatchReceipt(publication.shipment, index, count)
-                    if publication.payloads:
-                        self._seal()
-                    if not publication.payloads and publication.has_room(size):
-                        shipment = publication.shipment
-                        publication.seal_frames(count, columns, [table, joined, *body])
-                        network.connection_of(publication).touch()
-                        break
-                except BaseException as error:
-                    network.connection_of(publication).interrupted(error)
-                    raise
-            network.settle()
-            if deadline is None:
-                deadline = self._deadline(timeout)
-            self._wait_for_room(lambda: publication.gathered_bytes() or size, deadline, timeout)
-        network.settle()
-        return BatchReceipt(shipment, 0, count)
+        self._check_size(0, packed.size)
+        return packed
 
-    def _columns_of(
-        self,
-        count: int,
-        keys: Sequence[bytes | None] | None,
-        attributes: Sequence[Mapping[str, str] | None] | None,
-    ) -> tuple[int, list[bytes]]:
-        columns = 0
-        body: list[bytes] = []
-        if keys is not None:
-            if len(keys) != count:
-                raise UsageError(f"{len(keys)} keys were given for {count} payloads")
-            columns |= wire.Column.KEYS
-            body.append(wire.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
-        if attributes is not None:
-            if len(attributes) != count:
-                raise UsageError(f"attributes were given {len(attributes)} times for {count} payloads")
-            columns |= wire.Column.ATTRIBUTES
-            body.append(wire.pack_column([arguments.attributes(each) for each in attributes]))
-        return columns, body
+    def try_batch(self, batch: Packed) -> BatchReceipt | None:
+        """Do what `send_batch` does, or return `None` when the window is full; never waits."""
+        publication, network = self.publication, self._network
+        receipt = None
+        with self._lock:
+            self._check_open()
+            try:
+                if (
+                    not batch.columns
+                    and 2 * batch.size < publication.room
+                    and publication.keys is publication.attributes
+                ):
+                    index = len(publication.payloads)
+                    publication.payloads.extend(map(bytes, batch.payloads))
+                    publication.room -= batch.size
+                    return BatchReceipt(publication.shipment, index, len(batch.payloads))
+                if publication.payloads:
+                    self._seal()
+                if not publication.payloads and publication.has_room(batch.size):
+                    receipt = BatchReceipt(publication.shipment, 0, len(batch.payloads))
+                    publication.seal_frames(len(batch.payloads), batch.columns, batch.body)
+                    network.connection_of(publication).touch()
+            except BaseException as error:
+                network.connection_of(publication).interrupted(error)
+                raise
+        network.settle()
+        return receipt
 
     # ---- checks and waits ----------------------------------------------------------------------------------------
 
@@ -243,9 +245,6 @@ class Producer:
                 code="batch-too-large",
             )
 
-    def _deadline(self, timeout: float | None) -> float:
-        return self._network.deadline(arguments.timeout(timeout))
-
     def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
         publication = self.publication
 
@@ -253,14 +252,19 @@ class Producer:
             return publication.phase == "closed" or publication.has_room(size())
 
         if not self._network.wait(publication, fits, deadline):
-            raise TimeoutExpiredError(
-                f"the window of the producer for topic {self.topic!r} stayed full for {timeout} s"
-                f"{self.why_waiting()}"
-            )
+            raise self.window_full(timeout)
+
+    def window_full(self, timeout: float | None) -> TimeoutExpiredError:
+        """Return the error for a message that found no room in time."""
+        return TimeoutExpiredError(
+            f"the window of the producer for topic {self.topic!r} stayed full for {timeout} s{self.why_waiting()}"
+        )
 
     def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
         """Wait until a shipment is resolved; False when the time (seconds) ran out first."""
-        return self._network.wait(self.publication, lambda: shipment.resolved, self._deadline(timeout))
+        return self._network.wait(
+            self.publication, lambda: shipment.resolved, self._network.deadline(arguments.timeout(timeout))
+        )
 
     def why_waiting(self) -> str:
         """Say in words what it is waiting for, for the text of an error."""
@@ -276,17 +280,23 @@ class Producer:
 
         Raises `TimeoutExpiredError`, or the error of a refused message whose receipt nobody looked at.
         """
-        publication, network = self.publication, self._network
+        deadline = self._network.deadline(arguments.timeout(timeout))
+        self.flushed(self._network.wait(self.publication, self.answered, deadline), timeout)
 
-        def answered() -> bool:
-            if publication.payloads and publication.has_room(publication.gathered_bytes()):
-                publication.seal()
-            return not publication.payloads and not publication.batches
+    def answered(self) -> bool:
+        """Whether nothing waits for a receipt; sends what is gathered (lock held)."""
+        publication = self.publication
+        if publication.payloads and publication.has_room(publication.gathered_bytes()):
+            publication.seal()
+        return not publication.payloads and not publication.batches
 
-        if not network.wait(publication, answered, self._deadline(timeout)):
-            left = len(publication.batches)
+    def flushed(self, answered: bool, timeout: float | None) -> None:
+        """Raise if not everything is answered, or if something was refused and nobody looked."""
+        publication = self.publication
+        if not answered:
             raise TimeoutExpiredError(
-                f"{left} batches for topic {self.topic!r} have no receipt after {timeout} s{self.why_waiting()}"
+                f"{len(publication.batches)} batches for topic {self.topic!r} have no receipt after {timeout} s"
+                f"{self.why_waiting()}"
             )
         refused, publication.refused = publication.refused, None
         if refused is not None and refused.error is not None and not refused.observed:
@@ -298,31 +308,47 @@ class Producer:
         Raises as `flush` does; then too it is closed, and receipts that are still open fail.
         """
         publication, network = self.publication, self._network
-        if network.forked or publication.phase == "closed":
-            self._detach()
+        deadline = network.deadline(arguments.timeout(timeout))
+        if self.is_over():
             return
-        deadline = self._deadline(timeout)
         try:
             if publication.phase != "closing":
                 self.flush(timeout)
-            with self._lock:
-                publication.close()
-            if not network.wait(publication, lambda: publication.phase == "closed", deadline):
-                raise TimeoutExpiredError(
-                    f"the broker did not confirm the close of a producer for {self.topic!r}"
-                )
+            self.begin_close()
+            self.closed(network.wait(publication, self.is_closed, deadline))
         finally:
-            with self._lock:
-                publication.fail(
-                    ClosedError(f"the producer for topic {self.topic!r} was closed before a receipt")
-                )
-                self._detach()
-            network.settle()
+            self.end()
 
-    def _detach(self) -> None:
-        session = self.publication.session
-        if session is not None:
-            session.detach(self.publication)
+    def is_over(self) -> bool:
+        """Whether there is nothing to close any more."""
+        return self._network.forked or self._network.closed or self.publication.phase == "closed"
+
+    def begin_close(self) -> None:
+        """Say CLOSE."""
+        with self._lock:
+            self.publication.close()
+
+    def is_closed(self) -> bool:
+        """Whether the broker has answered the CLOSE (lock held)."""
+        return self.publication.phase == "closed"
+
+    def closed(self, answered: bool) -> None:
+        """Raise if the broker did not answer the CLOSE."""
+        if not answered:
+            raise TimeoutExpiredError(
+                f"the broker did not confirm the close of a producer for {self.topic!r}"
+            )
+
+    def end(self) -> None:
+        """Let go of everything, whatever the broker says; open receipts fail."""
+        publication = self.publication
+        with self._lock:
+            publication.fail(
+                ClosedError(f"the producer for topic {self.topic!r} was closed before a receipt")
+            )
+            if publication.session is not None:
+                publication.session.detach(publication)
+        self._network.settle()
 
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: every `send` takes the road that raises."""
@@ -342,3 +368,35 @@ class Producer:
             self.close(HURRY_S)
         except IsterError:
             pass  # the exception on its way out matters more
+
+
+class Packed:
+    """The frames of a batch that has no sequence yet."""
+
+    __slots__ = ("body", "columns", "payloads", "size")
+
+    def __init__(self, payloads: Sequence[bytes], columns: int, body: list[bytes]) -> None:
+        self.payloads = payloads
+        self.columns = columns
+        self.body = body
+        self.size = sum(map(len, body))
+
+
+def _columns_of(
+    count: int,
+    keys: Sequence[bytes | None] | None,
+    attributes: Sequence[Mapping[str, str] | None] | None,
+) -> tuple[int, list[bytes]]:
+    columns = 0
+    body: list[bytes] = []
+    if keys is not None:
+        if len(keys) != count:
+            raise UsageError(f"{len(keys)} keys were given for {count} payloads")
+        columns |= wire.Column.KEYS
+        body.append(wire.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
+    if attributes is not None:
+        if len(attributes) != count:
+            raise UsageError(f"attributes were given {len(attributes)} times for {count} payloads")
+        columns |= wire.Column.ATTRIBUTES
+        body.append(wire.pack_column([arguments.attributes(each) for each in attributes]))
+    return columns, body

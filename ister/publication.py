@@ -304,7 +304,7 @@ class Publication:
     def _on_refusal(self, header: wire.Header, now: float) -> None:
         error = remote_error(header)
         sequence = header.get(Key.SEQUENCE)
-        if header.get(Key.CLOSED) or (sequence is None and error.action != "retry"):
+        if error.action != "retry" and (header.get(Key.CLOSED) or sequence is None):
             if error.code != "unknown-handle":
                 self.fail(error)
                 return
