@@ -52,6 +52,7 @@ from transport.session import Handle, Session
 log = logging.getLogger("ister.frontend")
 
 ANSWER_WITHIN_S: Final = 8.0  # longer than the Directory waits for others
+PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands a second
 SWEEP_S: Final = 0.5  # how late a silent session may be ended
 REASON_LENGTH_MAX: Final = 500
 
@@ -96,7 +97,8 @@ class Frontend(LoopActor):
         self._describe = describe
         self._directory = system.ref(BROKER, DIRECTORY_PATH)
         self._tickets = 0
-        self._pending: dict[int, _Opening | _Asking] = {}
+        self._pending: dict[int, _Opening | _Asking] = {}  # oldest first
+        self._deadlines: dict[int, float] = {}  # of the same tickets
         self._keys = 0
 
     def on_start(self) -> None:
@@ -106,6 +108,10 @@ class Frontend(LoopActor):
     def _sweep(self) -> None:
         self.call_later(SWEEP_S, self._sweep)
         self._gateway.sweep()
+        now_s = self.clock.monotonic()
+        for ticket in [ticket for ticket, due in self._deadlines.items() if due <= now_s]:
+            del self._deadlines[ticket]
+            self._give_up(ticket)
 
     # ---- GatewayEvents: called by the gateway, in the worker's loop ---------------------------------------------
 
@@ -166,11 +172,17 @@ class Frontend(LoopActor):
     # ---- answers of the Directory -------------------------------------------------------------------------------
 
     def _expect(self, pending: _Opening | _Asking) -> int:
+        if len(self._pending) >= PENDING_MAX:
+            raise RemoteError("busy", f"{PENDING_MAX} opens and requests wait for an answer here; try again")
         self._tickets += 1
         ticket = self._tickets
         self._pending[ticket] = pending
-        self.call_later(ANSWER_WITHIN_S, lambda: self._give_up(ticket))
+        self._deadlines[ticket] = self.clock.monotonic() + ANSWER_WITHIN_S
         return ticket
+
+    def _answered(self, ticket: int) -> _Opening | _Asking | None:
+        self._deadlines.pop(ticket, None)
+        return self._pending.pop(ticket, None)
 
     def _give_up(self, ticket: int) -> None:
         if ticket in self._pending:
@@ -192,21 +204,21 @@ class Frontend(LoopActor):
     @receives(Refused)
     def on_refused(self, refused: Refused) -> None:
         """Pass a refusal on to the client."""
-        pending = self._pending.pop(refused.ticket, None)
+        pending = self._answered(refused.ticket)
         if pending is not None:
             self._refuse(pending, RemoteError(refused.code, refused.text))
 
     @receives(Answer)
     def on_answer(self, answer: Answer) -> None:
         """Pass a result on to the client."""
-        pending = self._pending.pop(answer.ticket, None)
+        pending = self._answered(answer.ticket)
         if isinstance(pending, _Asking):
             self._gateway.send(pending.session, {Key.TYPE: Type.RESULT, Key.REF: pending.ref}, (answer.body,))
 
     @receives(Located)
     def on_located(self, located: Located) -> None:
         """Open the handle here, or send the client where it lives."""
-        pending = self._pending.pop(located.ticket, None)
+        pending = self._answered(located.ticket)
         if not isinstance(pending, _Opening):
             return
         handle, header = pending.handle, pending.header

@@ -50,6 +50,8 @@ SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
 BACKGROUND_COMMIT_S: Final = (
     1.0  # what durability "os" may lose with the machine, and how late files are sealed
 )
+# Batches without a receipt: 512 producers with full windows. Beyond it somebody ignores what OPENED told them.
+AWAITING_MAX: Final = 65_536
 REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
 
 
@@ -101,6 +103,11 @@ class ReliableTopic(Topic):
             with suppress(StorageError):
                 wal.commit()
             wal.close()
+
+    def on_failure(self, *_error: object) -> None:
+        """Close every handle: clients open again, and find a new actor and what is really on disk."""
+        self._leave(RemoteError("unavailable", "the topic failed and is started again; open it again"))
+        self._end_log()
 
     def _open_or_fail(self) -> None:
         if self._ended_log is not None:
@@ -170,6 +177,11 @@ class ReliableTopic(Topic):
         publisher = handle.target
         if not isinstance(publisher, Publisher):
             return  # closed meanwhile, which was answered
+        if len(self._awaiting) >= AWAITING_MAX:
+            self._refuse(
+                publish, RemoteError("busy", "too many batches wait for this topic's disk; resend later")
+            )
+            return
         try:
             wal = self._ready_log()
             verdict = wal.producers.check(publisher.producer_id, sequence, count)

@@ -129,6 +129,11 @@ class Subscription(LoopActor):
         self._wake()
 
     def _remove(self, key: int) -> None:
+        self._waiting = [
+            command
+            for command in self._waiting
+            if not (isinstance(command, AttachConsumer) and command.key == key)
+        ]
         self._roster.detach(key)
         self._consumers.pop(key, None)
         self._after_change()

@@ -220,9 +220,13 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
     ack_timeout_ms: Annotated[
         int,
         _number(
-            "ms", 10, 86_400_000, "A message held longer without an acknowledgment is redelivered, to anyone."
+            "ms",
+            10,
+            86_400_000,
+            "A message held longer without an acknowledgment is redelivered. A consumer that is gone is noticed by its "
+            "session long before; this is for one that is there and stuck, so it must outlast a full credit's work.",
         ),
-    ] = 30_000
+    ] = 300_000
     buffer_messages_max: Annotated[
         int,
         _number(
