@@ -321,17 +321,13 @@ class SimulatedDisk:
                 continue
             if fate == 0:
                 continue
-            if fate == 1:
-                written = written[: random.randint(0, len(written))]
-            if position + len(written) > len(contents):
-                contents = _resized(contents, position + len(written))
-            if fate != 2:
-                contents[position : position + len(written)] = written
-                continue
+            end = position + (random.randint(0, len(written)) if fate == 1 else len(written))
+            if end > len(contents):
+                contents = _resized(contents, end)
             at = position
-            while at < position + len(written):
-                stop = min(position + len(written), (at // SECTOR_BYTES + 1) * SECTOR_BYTES)
-                if random.random() < 0.5:
+            while at < end:
+                stop = min(end, (at // SECTOR_BYTES + 1) * SECTOR_BYTES)
+                if fate != 2 or random.random() < 0.5:
                     contents[at:stop] = written[at - position : stop - position]
                 at = stop
         return contents

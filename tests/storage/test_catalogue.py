@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -50,7 +50,7 @@ def test_mistakes_have_codes(catalogue: Catalogue) -> None:
     """Whatever does not exist, or exists already, is answered with its code and changes nothing."""
     catalogue.create_topic(ORDERS)
     catalogue.create_subscription(BILLING)
-    mistakes = {
+    mistakes: dict[str, Callable[[], object]] = {
         "topic-exists": lambda: catalogue.create_topic(ORDERS),
         "unknown-topic": lambda: catalogue.get_topic("x"),
         "subscription-exists": lambda: catalogue.create_subscription(BILLING),
@@ -60,12 +60,13 @@ def test_mistakes_have_codes(catalogue: Catalogue) -> None:
         with pytest.raises(IsterError) as refused:
             mistake()
         assert (refused.value.code, refused.value.action) == (code, "fix")
-    for mistake in (
+    unknown: list[Callable[[], object]] = [
         lambda: catalogue.delete_topic("x"),
         lambda: catalogue.update_topic("x", {}),
         lambda: catalogue.get_subscription("x", "billing"),
         lambda: catalogue.create_subscription(SubscriptionMeta("x", "s", "shared", "latest", 1)),
-    ):
+    ]
+    for mistake in unknown:
         with pytest.raises(IsterError) as refused:
             mistake()
         assert refused.value.code == "unknown-topic"

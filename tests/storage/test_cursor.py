@@ -257,9 +257,13 @@ def test_a_failed_write_or_sync_fails_the_journal(disk: LocalDisk) -> None:
                 raise OSError(errno.EIO, "no")
 
         simulated.on_operation = fails
-        with pytest.raises(LogFailedError):
+
+        def write_out(journal: CursorJournal = journal) -> None:
             journal.flush()
             journal.sync()
+
+        with pytest.raises(LogFailedError):
+            write_out()
         simulated.on_operation = None
         with pytest.raises(LogFailedError):
             journal.flush()

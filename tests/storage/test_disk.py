@@ -29,7 +29,10 @@ def test_a_folder_is_held_by_one_process_and_the_error_names_it(disk: LocalDisk,
 @pytest.mark.process
 def test_a_lock_ends_with_its_process(disk: LocalDisk, tmp_path: Path) -> None:
     """A killed holder leaves nothing to clean up."""
-    code = "import sys; from storage.disk import LocalDisk; lock = LocalDisk().lock(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from storage.disk import LocalDisk; lock = LocalDisk().lock(sys.argv[1]); "
+        "print(1, flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -69,7 +72,7 @@ def test_a_write_is_whole_or_an_error(
         with pytest.raises(DiskFullError, match="no space left"):
             file.pwritev((b"hello ", b"world"), 20)
     monkeypatch.setattr(os, "pwrite", lambda *arguments: 0)
-    with pytest.raises(OSError, match="I/O|Input/output"):
+    with pytest.raises(OSError, match="nput/output"):
         file.pwritev((b"hello ", b"world"), 20)
     file.close()
     file.close()
