@@ -211,18 +211,21 @@ def _receive_messages(consumer: ister.Consumer, load: Load) -> Received:
     note = received.latencies_ns.append
     ack = consumer.ack
     count = size = at = 0
-    for message in consumer:
-        count += 1
-        size += len(message.payload)
-        if not message.offset % every:
-            at = now()
-            received.began_ns = received.began_ns or at
-            if load.stamp_every:
-                note(at - STAMP.unpack_from(message.payload)[0])
-        ack(message)
-        if message.offset == last:
-            at = now()
-            break
+    try:
+        for message in consumer:
+            count += 1
+            size += len(message.payload)
+            if not message.offset % every:
+                at = now()
+                received.began_ns = received.began_ns or at
+                if load.stamp_every:
+                    note(at - STAMP.unpack_from(message.payload)[0])
+            ack(message)
+            if message.offset == last:
+                at = now()
+                break
+    except ClosedError:
+        pass  # told to stop: the last message was dropped
     received.ended_ns = at  # closed before the last one came: when the last batch did
     received.messages, received.bytes = count, size
     return received

@@ -39,9 +39,12 @@ from ister.errors import IsterError, TimeoutExpiredError
 from ister.ownbroker import OwnBroker
 
 ANSWER_S: Final = 30.0  # for what takes no time: opening, closing
-STRAGGLER_S: Final = 2.0  # non-reliable: silence after the producer's end that means the rest was dropped
-STALLED_S: Final = 60.0  # reliable: how long the consumers may need after the producer's end
+STRAGGLER_S: Final = 2.0  # non-reliable: after the producer's end nothing is delivered for so long: the rest was dropped
+STALLED_S: Final = 60.0  # reliable: the same means that something is broken
+LOOK_EVERY_S: Final = 0.5
 RUN_S_MAX: Final = 900.0
+BUFFER_MESSAGES_MAX: Final = 100_000_000  # what the settings allow
+BUFFER_BYTES_MAX: Final = 4 << 30
 MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs")
 
 Say = Callable[[str], None]
@@ -86,7 +89,9 @@ def measure(
             say("starting a broker")
             folder = stack.enter_context(bench_folder(data))
             file_system = file_system_of(folder)
-            broker = OwnBroker(f"{folder}/data", f"{folder}/log", workers=workers or len(os.sched_getaffinity(0)))
+            broker = OwnBroker(
+                f"{folder}/data", f"{folder}/log", workers=workers or default_workers(), settings=_roomy(load)
+            )
             endpoint = stack.enter_context(broker).endpoint
         client = stack.enter_context(ister.connect(endpoint))
         party = stack.enter_context(_Party.started(load, endpoint))
@@ -96,6 +101,20 @@ def measure(
             party.run(client, replace(load, messages=warm_up), measured=False)
         say("measuring")
         return party.run(client, load, measured=True, file_system=file_system)
+
+
+def default_workers() -> int:
+    """Return half the cores, at least 1: the clients that load the broker need the others."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def _roomy(load: Load) -> dict[str, object]:
+    """Return settings that let a non-reliable subscription hold the whole run: the road is measured, not the drop policy."""
+    room = load.messages * (load.message_bytes + 64)
+    return {
+        "subscription.buffer_messages_max": min(BUFFER_MESSAGES_MAX, max(100_000, load.messages)),
+        "subscription.buffer_bytes_max": min(BUFFER_BYTES_MAX, max(16 << 20, room)),
+    }
 
 
 @contextmanager
@@ -171,9 +190,17 @@ class _Party:
             before = client.status()
             producer.send(GO)
             sent = self._answer(producer, RUN_S_MAX)
-            received = self._gather(consumers, STALLED_S if reliable else STRAGGLER_S)
+
+            def states() -> list[dict[str, Any]]:
+                return [client.subscription(topic, f"{SUBSCRIPTION}-{n + 1}") for n in range(len(consumers))]
+
+            received = self._gather(
+                consumers,
+                lambda: sum(state["delivered"] for state in states()),
+                STALLED_S if reliable else STRAGGLER_S,
+            )
             after = client.status()
-            states = [client.subscription(topic, f"{SUBSCRIPTION}-{n + 1}") for n in range(len(consumers))]
+            ended = states()
         finally:
             client.delete_topic(topic)
         if reliable and measured:
@@ -185,17 +212,23 @@ class _Party:
             sent,
             tuple(received),
             {name: round(seconds, 3) for name, seconds in (cpu | _broker_cpu(before, after)).items()},
-            sum(state.get("dropped", 0) for state in states),
-            sum(state.get("redelivered", 0) for state in states),
+            sum(state.get("dropped", 0) for state in ended),
+            sum(state.get("redelivered", 0) for state in ended),
             sum(process["role"] == "worker" for process in after["processes"]),
             file_system,
         )
 
-    def _gather(self, consumers: list[Connection], patience_s: float) -> list[Received]:
-        """Collect what consumers received; one that has not ended within the patience is told to stop."""
-        deadline = time.monotonic() + patience_s
+    def _gather(self, consumers: list[Connection], delivered: Callable[[], int], patience_s: float) -> list[Received]:
+        """Collect what consumers received; once nothing has been delivered for the patience, the rest is told to stop."""
+        seen, deadline = -1, 0.0
+        while not all(control.poll() for control in consumers):
+            progress = delivered()
+            if progress != seen:
+                seen, deadline = progress, time.monotonic() + patience_s
+            elif time.monotonic() > deadline:
+                break
+            wait([control for control in consumers if not control.poll()], timeout=LOOK_EVERY_S)
         for control in consumers:
-            control.poll(max(0.0, deadline - time.monotonic()))
             control.send(STOP)
         return [self._answer(control, ANSWER_S) for control in consumers]
 
