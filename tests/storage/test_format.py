@@ -1,0 +1,171 @@
+"""Bytes of version 1, read with nothing but the tables of FORMAT.md: every later version must still read them."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pytest
+
+from storage.cursor import CursorJournal
+from storage.disk import LocalDisk
+from storage.producers import Duplicate
+from storage.reader import Reader, SegmentMaps
+from storage.wal import Wal
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SEALED = GOLDEN / "segment-1-sealed.seg"
+OPEN = GOLDEN / "segment-1-open.seg"
+CURSOR = GOLDEN / "cursor-1"
+INCARNATION = bytes(range(16))
+
+PAYLOADS = [b"first", b"", b"third \xff\x00"]
+KEYS = [b"k1", b"", b"k3"]
+ATTRIBUTES = [b"", b"\xa1aab", b""]
+
+
+def frame(values: list[bytes]) -> bytes:
+    """Return a column as on the wire."""
+    return array("I", map(len, values)).tobytes() + b"".join(values)
+
+
+def write_log(open_log: Callable[..., Wal], **changes: Any) -> Wal:
+    """Write what the golden segments hold: offsets 7 to 12, sealed in between at 11."""
+    wal = open_log(start_offset=7, segment_bytes_max=4096, **changes)
+    lengths, payloads = array("I", map(len, PAYLOADS)).tobytes(), b"".join(PAYLOADS)
+    wal.append(
+        count=3,
+        producer_id=99,
+        sequence=40,
+        columns=3,
+        frames=[lengths, payloads, frame(KEYS), frame(ATTRIBUTES)],
+        timestamp_ms=1_700_000_000_001,
+    )
+    wal.commit()
+    lone = [array("I", [4]).tobytes(), b"lone"]
+    wal.append(count=1, producer_id=0, sequence=0, columns=0, frames=lone, timestamp_ms=1_700_000_000_002)
+    wal.seal()
+    wal.append(count=1, producer_id=99, sequence=43, columns=0, frames=lone, timestamp_ms=1_700_000_000_003)
+    wal.commit()
+    return wal
+
+
+def test_what_is_written_today_is_what_was_written_then(
+    open_log: Callable[..., Wal], disk: LocalDisk, tmp_path: Path
+) -> None:
+    """The same log gives the same bytes as when the golden files were made."""
+    wal = write_log(open_log)
+    assert disk.read(f"{wal.folder}/{7:020d}.seg") == SEALED.read_bytes()
+    assert disk.read(f"{wal.folder}/{11:020d}.seg").rstrip(b"\0") == OPEN.read_bytes().rstrip(b"\0")
+    wal.close()
+    journal = CursorJournal.open(disk, str(tmp_path / "cursor"), INCARNATION, 7)
+    journal.note(8, 9)
+    journal.note(10, 11)
+    journal.flush()
+    journal.note(7, 8)
+    journal.flush()
+    journal.close()
+    assert disk.read(str(tmp_path / "cursor")) == CURSOR.read_bytes()
+
+
+def test_the_golden_segment_is_what_the_tables_say() -> None:
+    """Each field of a sealed segment, read by its place in the tables."""
+    golden = SEALED.read_bytes()
+    crc = google_crc32c.extend
+    assert golden[:8] == b"ISTERSEG"
+    version, header_bytes, zero = struct.unpack_from("<HHI", golden, 8)
+    assert (version, header_bytes, zero) == (1, 64, 0)
+    assert golden[16:32] == INCARNATION
+    base, created, zero, topic, header_crc = struct.unpack_from("<QQQII", golden, 32)
+    assert (base, created, zero) == (7, 1_700_000_000_000, 0)
+    assert topic == crc(0, b"orders")
+    assert header_crc == crc(0, golden[:60])
+    salt = crc(0, golden[16:40])
+
+    at, records = 64, []
+    while at < len(golden):
+        assert golden[at : at + 2] == b"IR"
+        kind, columns, total, body_crc, count, uncommitted = struct.unpack_from("<BBIIII", golden, at + 2)
+        first, timestamp, producer, sequence = struct.unpack_from("<QQQQ", golden, at + 20)
+        keys, attributes, header_crc = struct.unpack_from("<III", golden, at + 52)
+        body = golden[at + 64 : at + total]
+        assert header_crc == crc(salt, golden[at : at + 60])
+        assert body_crc == crc(salt, body)
+        records.append(
+            (kind, columns, count, uncommitted, first, timestamp, producer, sequence, keys, attributes, body)
+        )
+        at += total
+    assert at == len(golden)
+
+    producers, batch, lone, footer = records
+    assert producers == (2, 0, 0, 0, 7, 0, 0, 0, 0, 0, bytes(4))
+    body = array("I", [5, 0, 8]).tobytes() + b"".join(PAYLOADS) + frame(KEYS) + frame(ATTRIBUTES)
+    assert batch == (1, 3, 3, 0, 7, 1_700_000_000_001, 99, 40, 16, 16, body)
+    assert lone == (1, 0, 1, 0, 10, 1_700_000_000_002, 0, 0, 0, 0, array("I", [4]).tobytes() + b"lone")
+    assert footer[:5] == (3, 0, 0, 1, 11)
+    assert struct.unpack("<6Q", footer[-1]) == (11, 4, 2, 1_700_000_000_001, 1_700_000_000_002, len(golden))
+
+    second = OPEN.read_bytes()
+    assert second[64 + 2] == 2
+    snapshot = struct.unpack_from("<IQQQQI", second, 128)
+    assert snapshot == (1, 99, 40, 7, 1_700_000_000_001, 3)
+
+
+def test_the_golden_cursor_is_what_the_tables_say() -> None:
+    """Each field of a journal, read by its place in the tables."""
+    golden = CURSOR.read_bytes()
+    assert golden[:8] == b"ISTERCUR"
+    assert struct.unpack_from("<HH", golden, 8) == (1, 32)
+    assert golden[12:28] == INCARNATION
+    (salt,) = struct.unpack_from("<I", golden, 28)
+    assert salt == google_crc32c.value(golden[:28])
+    at, entries = 32, []
+    while at < len(golden):
+        crc, size, kind = struct.unpack_from("<IIB", golden, at)
+        assert golden[at + 9 : at + 16] == bytes(7)
+        assert crc == google_crc32c.extend(salt, golden[at + 4 : at + 16 + size])
+        entries.append((kind, struct.unpack_from(f"<{size // 8}Q", golden, at + 16)))
+        at += 16 + size
+    assert entries == [(1, (7, 7)), (2, (8, 9, 10, 11)), (2, (7, 8))]
+
+
+@pytest.fixture
+def golden_log(folder: str) -> str:
+    """Return a folder with the golden log in it."""
+    Path(folder).mkdir()
+    shutil.copy(SEALED, f"{folder}/{7:020d}.seg")
+    shutil.copy(OPEN, f"{folder}/{11:020d}.seg")
+    return folder
+
+
+def test_the_golden_log_is_read_and_goes_on(
+    golden_log: str, open_log: Callable[..., Wal], put: Callable[..., int], disk: LocalDisk
+) -> None:
+    """Today's broker opens the log of then, serves it, knows its producers, and appends."""
+    wal = open_log(segment_bytes_max=4096)
+    assert (wal.start_offset, wal.next_offset) == (7, 12)
+    assert put(wal, b"new") == 12
+    wal.commit()
+    reader = Reader(SegmentMaps(disk), golden_log, INCARNATION, 7)
+    batch, lone, second, new = reader.read(13, 1 << 20)
+    assert bytes(batch.payload) == b"".join(PAYLOADS)
+    assert batch.keys is not None
+    assert batch.attributes is not None
+    assert (bytes(batch.keys), bytes(batch.attributes)) == (frame(KEYS), frame(ATTRIBUTES))
+    assert [bytes(record.payload) for record in (lone, second, new)] == [b"lone", b"lone", b"new"]
+    assert wal.producers.check(99, 40, 3) == Duplicate(7)
+    assert wal.producers.next_sequence(99) == 44
+    wal.close()
+
+
+def test_the_golden_cursor_is_read(disk: LocalDisk, tmp_path: Path) -> None:
+    """Today's broker opens the cursor of then."""
+    shutil.copy(CURSOR, tmp_path / "cursor")
+    journal = CursorJournal.open(disk, str(tmp_path / "cursor"), INCARNATION, 0)
+    assert (journal.cursor.start, journal.cursor.low, list(journal.cursor.ranges)) == (7, 9, [(10, 11)])
+    journal.close()
