@@ -279,7 +279,7 @@ def test_a_full_disk_refuses_the_next_segment_too(open_log: Open, put: Put) -> N
 
 
 def test_a_spare_segment_takes_over_without_a_new_file(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """A spare is offered when half a segment is full, is used by the next roll, and is gone after close."""
+    """A spare is offered when a quarter of a segment is full, is used by the next roll, and is gone after close."""
     wal = open_log()
     assert wal.prepare_spare() is None
     while (work := wal.prepare_spare()) is None:
