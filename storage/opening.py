@@ -17,7 +17,15 @@ from ister.errors import DamagedError, GapError, LogFailedError
 from storage.disk import Disk, File
 from storage.producers import ENTRY_BYTES, PRODUCERS_MAX, ProducerTable
 from storage.record import HEADER_BYTES, Header, salt_of
-from storage.recovery import RecoveryReport, Scan, damaged, position_of, scan_segment, walk_headers
+from storage.recovery import (
+    RecoveryReport,
+    Scan,
+    damaged,
+    position_of,
+    scan_segment,
+    walk_headers,
+    written_end,
+)
 from storage.segment import (
     FOOTER_BYTES,
     SEGMENT_BYTES_MAX,
@@ -33,8 +41,8 @@ from storage.segment import (
     segment_name,
     topic_crc,
 )
+from storage.spare import SPARE_NAME
 
-SPARE: Final = "spare.tmp"
 # Resends reach back some 64 batches of 64 KiB from each producer; this much of the log is read for their
 # offsets.
 PRODUCERS_BYTES_BACK: Final = 16 << 20
@@ -155,10 +163,10 @@ class _Opening:
         producers = self._producers(sealed, kept)
 
         # From here on the log is known to be good, and files are written.
-        if SPARE in names:
-            self.disk.unlink(f"{self.folder}/{SPARE}")
+        if SPARE_NAME in names:
+            self.disk.unlink(f"{self.folder}/{SPARE_NAME}")
         for tail in reversed(lost):
-            self.torn_bytes += len(tail.data.rstrip(b"\0"))
+            self.torn_bytes += written_end(tail.data)
             self.discarded.append(tail.path)
             self.disk.unlink(tail.path)
         proven = max((tail.scan.committed for tail in kept), default=0)

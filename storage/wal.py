@@ -9,13 +9,12 @@
 - Room for a segment's footer is made before each record, so that sealing cannot run out of it.
 
 Threads: everything runs on the one thread of the log's owner, except `Commit.run` and the work that
-`prepare_spare` returns. Those touch only files (of which the owner closes none before `end_commit`), and the
-spare's own state, which changes hands by single assignments.
+`prepare_spare` returns. The first touches only files, of which the owner closes none before `end_commit`; the
+second only its `Spare`.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -23,7 +22,7 @@ from ister.clock import Clock
 from ister.errors import DiskFullError, LogFailedError, StorageError
 from storage.checksum import Buffer
 from storage.disk import Disk, File
-from storage.opening import SPARE, Active, WalSettings, open_log
+from storage.opening import Active, WalSettings, open_log
 from storage.producers import ProducerTable
 from storage.record import BATCH, HEADER_BYTES, PRODUCERS, encode_header, salt_of
 from storage.recovery import RecoveryReport
@@ -38,16 +37,12 @@ from storage.segment import (
     segment_name,
     topic_crc,
 )
+from storage.spare import SPARE_NAME, Spare
 
-# Overwriting blocks that were written before makes fdatasync three times as fast (318 against 105 us at 64
-# KiB on
-# ext4), so zeros are written ahead: this far in a segment that fills slowly, all of it in a spare one.
+# Overwriting blocks that were written before makes fdatasync three times as fast (318 against 105 us at 64 KiB
+# on ext4), so zeros are written ahead: this far in a segment that fills slowly, all of it in a spare one.
 ZERO_AHEAD_BYTES: Final = 256 << 10
-# A spare is filled in steps, each synced, so that a commit never waits behind more than one of them. Measured at
-# 500 MB/s: in steps of 256 KiB half of the spares come too late, in one of 8 MiB the slowest commits take 4 ms instead
-# of 1.
-SPARE_STEP_BYTES: Final = 1 << 20
-_ZEROS: Final = bytes(SPARE_STEP_BYTES)
+_ZEROS: Final = bytes(ZERO_AHEAD_BYTES)
 
 
 class Commit:
@@ -81,46 +76,6 @@ class Commit:
             self._active.datasync()
         if self._folder is not None:
             self._disk.sync_folder(self._folder)
-
-
-class _Spare:
-    """The next segment's file, made ahead of time. `file` is set by the thread, last; the owner takes it."""
-
-    __slots__ = ("cancelled", "disk", "done", "file", "path", "size")
-
-    def __init__(self, disk: Disk, path: str, size: int) -> None:
-        self.disk, self.path, self.size = disk, path, size
-        self.file: File | None = None
-        self.done = False
-        self.cancelled = False
-
-    def __call__(self) -> None:
-        """Create the file and fill it with zeros, in a thread.
-
-        A failure only means that there is no spare.
-        """
-        file = None
-        try:
-            file = self.disk.create(self.path, self.size)
-            for position in range(0, self.size, SPARE_STEP_BYTES):
-                if self.cancelled:
-                    break
-                step = min(SPARE_STEP_BYTES, self.size - position)
-                file.pwritev((_ZEROS[:step] if step < SPARE_STEP_BYTES else _ZEROS,), position)
-                file.datasync()
-            else:
-                self.file = file
-                if not self.cancelled:
-                    return
-        except (OSError, StorageError):
-            pass
-        finally:
-            self.done = True
-        self.file = None
-        if file is not None:
-            file.close()
-            with contextlib.suppress(OSError):
-                self.disk.unlink(self.path)
 
 
 class Wal:
@@ -158,7 +113,7 @@ class Wal:
         self._active_dirty = False
         self._folder_dirty = False
         self._commit: Commit | None = None
-        self._spare: _Spare | None = None
+        self._spare: Spare | None = None
 
     @classmethod
     def open(
@@ -323,11 +278,15 @@ class Wal:
         """Return a file of zeros under the name `path`, and how far its blocks are written."""
         spare, size = self._spare, self.settings.segment_bytes_max
         try:
-            if spare is not None and spare.file is not None:
-                file, self._spare = spare.file, None
-                self._disk.rename(spare.path, path)
-                file.path = path
-                return file, size
+            if spare is not None and (file := spare.take()) is not None:
+                self._spare = None
+                try:
+                    self._disk.rename(spare.path, path)
+                except FileNotFoundError:  # somebody tidied up
+                    file.close()
+                else:
+                    file.path = path
+                    return file, size
             return self._disk.create(path, size), 0
         except OSError as error:
             raise self._fail(f"creating {path}", error) from error
@@ -456,9 +415,9 @@ class Wal:
         spare, active = self._spare, self._active
         if active is None or self.failed is not None or active.end < self.settings.segment_bytes_max // 4:
             return None
-        if spare is not None and (spare.file is not None or not spare.done):
+        if spare is not None and not spare.given_up:
             return None
-        self._spare = _Spare(self._disk, f"{self.folder}/{SPARE}", self.settings.segment_bytes_max)
+        self._spare = Spare(self._disk, f"{self.folder}/{SPARE_NAME}", self.settings.segment_bytes_max)
         return self._spare
 
     def close(self) -> None:
@@ -470,11 +429,7 @@ class Wal:
             raise ValueError("a commit is running")
         spare, self._spare = self._spare, None
         if spare is not None:
-            spare.cancelled = True
-            if spare.file is not None:
-                spare.file.close()
-                with contextlib.suppress(OSError):
-                    self._disk.unlink(spare.path)
+            spare.cancel()
         for file, _ in self._seals:
             file.close()
         self._seals.clear()
