@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -73,14 +74,23 @@ class OwnBroker:
                 return
             code = self.stop()
             if code != ADDRESS_IN_USE or attempt == TRIES:
-                raise BrokerNotUpError(f"the broker did not come up (exit code {code}); its log ends:\n{self.log_tail()}")
+                raise BrokerNotUpError(
+                    f"the broker did not come up (exit code {code}); its log ends:\n{self.log_tail()}"
+                )
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ister", "serve", "--json", "--die-with-parent"]
-        command += ["--data", self._data, "--listen", f"tcp://127.0.0.1:{port}", "--workers", str(self._workers)]
+        command += [
+            "--data",
+            self._data,
+            "--listen",
+            f"tcp://127.0.0.1:{port}",
+            "--workers",
+            str(self._workers),
+        ]
         for name, value in self._settings.items():
             command += ["--set", f"{name}={value}"]
-        with open(self._log, "ab") as log:
+        with Path(self._log).open("ab") as log:
             # a group of its own: Ctrl-C goes to whoever started it, who then stops it in order
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, process_group=0
@@ -99,7 +109,7 @@ class OwnBroker:
 
     def log_tail(self) -> str:
         """Return the end of its log."""
-        with open(self._log, "rb") as log:
+        with Path(self._log).open("rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL_BYTES))
             return log.read().decode(errors="replace").strip()
 

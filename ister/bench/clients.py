@@ -4,8 +4,8 @@ Runs in: a process each, started by `run.py`, told what to do over a pipe. The s
 the measurement, so that both have the same memory under them.
 
 Invariants
-- the loops do what a program has to do and nothing else: one `send` or one `ack` a message with --api message, one call a batch
-  with --api batch; every payload is looked at
+- the loops do what a program has to do and nothing else: one `send` or one `ack` a message with --api message, one
+  call a batch with --api batch; every payload is looked at
 - the time of sending is in one message a batch only (with --rate: in each), so that measuring does not become the load
 - times are CLOCK_MONOTONIC in nanoseconds: the same clock in every process of a machine
 """

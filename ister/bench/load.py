@@ -10,7 +10,9 @@ from ister.errors import UsageError
 STAMP_BYTES: Final = 8  # the time of sending, at the front of a payload
 MESSAGES_LOW: Final = 20_000
 MESSAGES_HIGH: Final = 2_000_000
-BYTES_AIM: Final = 200_000_000  # of payload in a run of default length: some seconds of work, and it fits any memory
+BYTES_AIM: Final = (
+    200_000_000  # of payload in a run of default length: some seconds of work, and it fits any memory
+)
 SECONDS_AIM: Final = 5.0  # of a run at a given rate
 
 

@@ -20,8 +20,8 @@ def percentile(ordered: Sequence[int], part: float) -> int:
 def describe(measured: Measured) -> dict[str, Any]:
     """Return a measurement as one plain map.
 
-    `messages_per_second` is end to end: from the first send to the last message of the slowest subscription. `produced` ends with
-    the last receipt, `consumed` begins with the first message.
+    `messages_per_second` is end to end: from the first send to the last message of the slowest subscription.
+    `produced` ends with the last receipt, `consumed` begins with the first message.
     """
     load, sent = measured.load, measured.sent
     seconds = (max(each.ended_ns for each in measured.received) - sent.began_ns) / 1e9
@@ -43,7 +43,9 @@ def describe(measured: Measured) -> dict[str, Any]:
         "megabytes_per_second": round(rate * load.message_bytes / MEGABYTE, 1),
         "produced_per_second": round(load.messages / ((sent.ended_ns - sent.began_ns) / 1e9)),
         "consumed_per_second": round(
-            min(each.messages / max(1e-9, (each.ended_ns - each.began_ns) / 1e9) for each in measured.received)
+            min(
+                each.messages / max(1e-9, (each.ended_ns - each.began_ns) / 1e9) for each in measured.received
+            )
         ),
         "seconds": round(seconds, 3),
         "received": [each.messages for each in measured.received],
@@ -70,19 +72,24 @@ def lines_of(report: dict[str, Any]) -> list[str]:
     what += f", {report['subscriptions']} {report['type']} subscription{'s' if report['subscriptions'] > 1 else ''}"
     latency = report["latency_us"]
     shown = ", ".join(f"{name} {latency[name]:,.0f} us" for name in PERCENTILES if latency[name] is not None)
+    samples = f"{latency['samples']:,} samples{'' if report['rate'] else ', queues full'}"
     cpu = ", ".join(f"{name} {seconds:.2f}" for name, seconds in report["cpu_seconds"].items())
-    pace = f"one call a {report['api']}" if report["rate"] is None else f"{report['rate']:,.0f} messages/s sent"
+    pace = (
+        f"one call a {report['api']}" if report["rate"] is None else f"{report['rate']:,.0f} messages/s sent"
+    )
     lines = [
         f"{what}, {pace}",
-        f"  end to end   {report['messages_per_second']:>12,} messages/s   {report['megabytes_per_second']:>9,.1f} MB/s",
+        f"  end to end   {report['messages_per_second']:>12,} messages/s   {report['megabytes_per_second']:,.1f} MB/s",
         f"  producer     {report['produced_per_second']:>12,} messages/s   (until the last receipt)",
         f"  consumer     {report['consumed_per_second']:>12,} messages/s   (from the first message on)",
-        f"  latency      {shown}   ({latency['samples']:,} samples{'' if report['rate'] else ', queues full'})",
+        f"  latency      {shown or 'not measured'}   ({samples})",
         f"  CPU s        {cpu}   (of {report['seconds']:.2f} s on {report['cores']} cores)",
     ]
-    for name in ("dropped", "redelivered"):
-        if report[name]:
-            lines.append(f"  {name:<12} {report[name]:>12,} messages")
+    lines += [
+        f"  {name:<12} {report[name]:>12,} messages" for name in ("dropped", "redelivered") if report[name]
+    ]
     if report["strategy"] == "reliable" and report["file_system"] in MEMORY_FILE_SYSTEMS:
-        lines.append(f"  the data lay on {report['file_system']}, where fsync costs nothing: say --data DIR on a disk")
+        lines.append(
+            f"  the data lay on {report['file_system']}, where fsync costs nothing: say --data DIR on a disk"
+        )
     return lines

@@ -1,7 +1,7 @@
 """Running a measurement: broker, topic and client processes, a warm-up, the measured part, and what came back.
 
-The warm-up is the same load through a topic of its own, deleted before the measured one is made: fresh memory can cost ten times
-what used memory costs, and what the warm-up's log leaves behind in the page cache is what the measured one gets.
+The warm-up is the same load through a topic of its own, deleted before the measured one is made: fresh memory can cost
+ten times what used memory costs, and what the warm-up's log gives back of the page cache is what the measured one gets.
 
 Invariants
 - nothing of the warm-up is in the figures
@@ -39,7 +39,9 @@ from ister.errors import IsterError, TimeoutExpiredError
 from ister.ownbroker import OwnBroker
 
 ANSWER_S: Final = 30.0  # for what takes no time: opening, closing
-STRAGGLER_S: Final = 2.0  # non-reliable: after the producer's end nothing is delivered for so long: the rest was dropped
+STRAGGLER_S: Final = (
+    2.0  # non-reliable: after the producer's end nothing is delivered for so long: the rest was dropped
+)
 STALLED_S: Final = 60.0  # reliable: the same means that something is broken
 LOOK_EVERY_S: Final = 0.5
 RUN_S_MAX: Final = 900.0
@@ -79,8 +81,9 @@ def measure(
     data: str | None = None,
     say: Say = lambda _text: None,
 ) -> Measured:
-    """Run `load` against the broker at `endpoint`, or one of its own, after `warm_up` messages (None: as many as are measured).
+    """Run `load` against the broker at `endpoint`, or one of its own, after `warm_up` messages.
 
+    `warm_up` None means as many as are measured; `workers` 0 half the cores; `data` where its broker's folder is made.
     Raises `BenchFailedError`, `ConnectionLostError` and what the client library raises.
     """
     with ExitStack() as stack:
@@ -109,7 +112,7 @@ def default_workers() -> int:
 
 
 def _roomy(load: Load) -> dict[str, object]:
-    """Return settings that let a non-reliable subscription hold the whole run: the road is measured, not the drop policy."""
+    """Return settings with which a non-reliable subscription can hold the run: the road is measured, not the drops."""
     room = load.messages * (load.message_bytes + 64)
     return {
         "subscription.buffer_messages_max": min(BUFFER_MESSAGES_MAX, max(100_000, load.messages)),
@@ -182,7 +185,9 @@ class _Party:
         client.create_topic(topic, dispatch=load.strategy, durability=load.durability if reliable else None)
         try:
             producer, *consumers = self._controls
-            for control in consumers:  # before the producer: a non-reliable topic keeps nothing for those who come late
+            for (
+                control
+            ) in consumers:  # before the producer: a non-reliable topic keeps nothing for those who come late
                 control.send(Run(topic, load))
                 self._answer(control, ANSWER_S)
             producer.send(Run(topic, load))
@@ -218,8 +223,10 @@ class _Party:
             file_system,
         )
 
-    def _gather(self, consumers: list[Connection], delivered: Callable[[], int], patience_s: float) -> list[Received]:
-        """Collect what consumers received; once nothing has been delivered for the patience, the rest is told to stop."""
+    def _gather(
+        self, consumers: list[Connection], delivered: Callable[[], int], patience_s: float
+    ) -> list[Received]:
+        """Collect what consumers received; when nothing was delivered for `patience_s`, tell the rest to stop."""
         seen, deadline = -1, 0.0
         while not all(control.poll() for control in consumers):
             progress = delivered()
@@ -260,5 +267,6 @@ class _Party:
 def _broker_cpu(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
     used = {process["pid"]: process["cpu_seconds"] for process in before["processes"]}
     return {
-        process["node"]: process["cpu_seconds"] - used.get(process["pid"], 0.0) for process in after["processes"]
+        process["node"]: process["cpu_seconds"] - used.get(process["pid"], 0.0)
+        for process in after["processes"]
     }

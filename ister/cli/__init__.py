@@ -1,7 +1,7 @@
 """The command line: `ister serve`, `produce`, `consume`, `topic`, `subscription`, `status`, `bench`, `demo`.
 
-A file per command; each imports what it needs when it runs, so that `--help` is there at once. Only `serve` reaches up to
-the broker's packages.
+A file per command; each imports what it needs when it runs, so that `--help` is there at once. Only `serve` reaches
+up to the broker's packages.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         ctx.exit()
 
 
-@click.group(
-    cls=Group, lazy=_COMMANDS, context_settings=CONTEXT, epilog=f"{_EXAMPLES}\n\n{EXIT_CODES_HELP}"
-)
+@click.group(cls=Group, lazy=_COMMANDS, context_settings=CONTEXT, epilog=f"{_EXAMPLES}\n\n{EXIT_CODES_HELP}")
 @click.option(
     "--version",
     is_flag=True,

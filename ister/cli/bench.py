@@ -93,9 +93,16 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
     help="Send at this pace, to measure latency.",
 )
 @click.option(
-    "--endpoint", "-e", metavar="ADDRESS", help="A running broker.  [default: one of its own, on this machine]"
+    "--endpoint",
+    "-e",
+    metavar="ADDRESS",
+    help="A running broker.  [default: one of its own, on this machine]",
 )
-@click.option("--workers", type=click.IntRange(min=1, max=256), help="Of its own broker.  [default: half the cores, the clients need the others]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=256),
+    help="Of its own broker.  [default: half the cores, the clients need the others]",
+)
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False),

@@ -35,7 +35,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands that are imported when they are used: `lazy` maps a name to `module:attribute` and a summary."""
+    """A group whose commands are imported when used: `lazy` maps a name to `module:attribute` and a summary."""
 
     command_class = Command
     group_class = type
@@ -44,7 +44,7 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self._lazy = lazy or {}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return the names, in the order they were given in."""
         return [*self.commands, *self._lazy]
 
@@ -57,7 +57,7 @@ class Group(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing those that are lazy."""
         rows = [(name, command.get_short_help_str(100)) for name, command in self.commands.items()]
         rows += [(name, summary) for name, (_, summary) in self._lazy.items()]

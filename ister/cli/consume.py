@@ -16,11 +16,11 @@ import click
 
 from ister.cli.command import Command
 from ister.cli.options import (
-    Start,
-    SubscriptionName,
     client_options,
     connected,
     json_option,
+    start_option,
+    subscription_option,
     topic_argument,
     type_option,
 )
@@ -49,21 +49,9 @@ Exit codes: 0 done; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 
 
 @click.command(cls=Command, epilog=_HELP_END)
 @topic_argument
-@click.option(
-    "--subscription",
-    "-s",
-    type=SubscriptionName(),
-    required=True,
-    help="Whose cursor to move; it is created if there is none of that name.",
-)
+@subscription_option
 @type_option
-@click.option(
-    "--start",
-    type=Start(),
-    default="latest",
-    show_default=True,
-    help="Where a subscription that is created here begins.",
-)
+@start_option
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 @click.option("--follow", "-f", is_flag=True, help="Go on waiting for messages, until Ctrl-C.")
 @click.option("--priority", type=click.IntRange(min=0), default=0, help="Failover: lower is preferred.")
@@ -107,7 +95,9 @@ def consume(
                     wait = _wait_if_drained(client, topic, subscription)
                     if wait is None:
                         continue
-                    batch = consumer.receive_batch(room, wait)  # what was on its way while the broker answered
+                    batch = consumer.receive_batch(
+                        room, wait
+                    )  # what was on its way while the broker answered
                     if batch is None:
                         break
                 _write(out, batch, as_json)

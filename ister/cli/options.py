@@ -23,48 +23,49 @@ ENDPOINT_DEFAULT: Final = "tcp://127.0.0.1:5555"
 TIMEOUT_S_DEFAULT: Final = 10.0
 
 
-class TopicName(click.ParamType):
-    """A topic's name, checked before anything is sent."""
-
-    name = "topic"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, or fail with what is wrong with it."""
-        try:
-            return check_topic_name(value)
-        except UsageError as error:
-            self.fail(error.text, param, ctx)
+def _topic_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Check a topic's name before anything is sent."""
+    try:
+        return check_topic_name(value)
+    except UsageError as error:
+        raise click.BadParameter(error.text) from error
 
 
-class SubscriptionName(click.ParamType):
-    """A subscription's name, checked before anything is sent."""
-
-    name = "subscription"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, or fail with what is wrong with it."""
-        try:
-            return check_subscription_name(value)
-        except UsageError as error:
-            self.fail(error.text, param, ctx)
+def _subscription_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Check a subscription's name before anything is sent."""
+    try:
+        return check_subscription_name(value)
+    except UsageError as error:
+        raise click.BadParameter(error.text) from error
 
 
-class Start(click.ParamType):
-    """Where a new subscription begins: `earliest`, `latest`, or an offset."""
-
-    name = "earliest|latest|OFFSET"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
-        """Return the word or the number, or fail."""
-        if value in ("earliest", "latest") or isinstance(value, int):
-            return value  # type: ignore[no-any-return]
-        if isinstance(value, str) and value.isascii() and value.isdecimal():
-            return int(value)
-        self.fail(f"{value!r} is neither 'earliest' nor 'latest' nor an offset (0, 1, ...)", param, ctx)
+def _start(_ctx: click.Context, _param: click.Parameter, value: str) -> str | int:
+    """Read where a new subscription begins: `earliest`, `latest`, or an offset."""
+    if value in ("earliest", "latest"):
+        return value
+    if value.isascii() and value.isdecimal():
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither 'earliest' nor 'latest' nor an offset (0, 1, ...)")
 
 
-topic_argument: Final = click.argument("topic", type=TopicName())
-subscription_argument: Final = click.argument("subscription", type=SubscriptionName())
+topic_argument: Final = click.argument("topic", callback=_topic_name)
+subscription_argument: Final = click.argument("subscription", callback=_subscription_name)
+subscription_option: Final = click.option(
+    "--subscription",
+    "-s",
+    callback=_subscription_name,
+    required=True,
+    metavar="NAME",
+    help="Whose cursor to move; it is created if there is none of that name.",
+)
+start_option: Final = click.option(
+    "--start",
+    callback=_start,
+    default="latest",
+    show_default=True,
+    metavar="earliest|latest|OFFSET",
+    help="Where a subscription that is created here begins to read.",
+)
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
 type_option: Final = click.option(
     "--type",
@@ -100,7 +101,7 @@ def client_options(command: Decorated) -> Decorated:
 
 @contextmanager
 def connected(endpoint: str, timeout: float) -> Iterator[Client]:
-    """Give a client that is connected to `endpoint`; raises `ConnectionLostError` when nobody answers in `timeout` s."""
+    """Give a client of the broker at `endpoint`; raises `ConnectionLostError` when none answers in `timeout` s."""
     import ister
 
     with ister.connect(endpoint, timeout=timeout) as client:

@@ -96,7 +96,11 @@ def produce(
             }
         )
     else:
-        where = "" if sending.first_offset is None else f", offsets {sending.first_offset} to {sending.last_offset}"
+        where = (
+            ""
+            if sending.first_offset is None
+            else f", offsets {sending.first_offset} to {sending.last_offset}"
+        )
         print(f"{sending.messages:,} messages to {topic}{where}", file=sys.stderr)
 
 
@@ -189,7 +193,8 @@ def _lines(source: io.BufferedReader) -> Iterator[list[bytes]]:
         pending += len(tail)
         if pending > LINE_BYTES_MAX:
             raise UsageError(
-                f"line {number} is over {LINE_BYTES_MAX} bytes, more than any broker takes", code="message-too-large"
+                f"line {number} is over {LINE_BYTES_MAX} bytes, more than any broker takes",
+                code="message-too-large",
             )
     rest = b"".join(parts)
     if rest:

@@ -41,7 +41,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
         table.add_row(*(Text(shown(value)) for value in row))
     terminal = sys.stdout.isatty()
     drawn = io.StringIO()  # rich's own way with a closed pipe is to exit with 1
-    console = Console(file=drawn, force_terminal=terminal, width=_columns() if terminal else PIPE_WIDTH, highlight=False)
+    console = Console(
+        file=drawn, force_terminal=terminal, width=_columns() if terminal else PIPE_WIDTH, highlight=False
+    )
     console.print(table)
     print("\n".join(line.rstrip() for line in drawn.getvalue().strip("\n").splitlines()))
 

@@ -8,10 +8,10 @@ import click
 
 from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.options import (
-    Start,
     client_options,
     connected,
     json_option,
+    start_option,
     subscription_argument,
     topic_argument,
     type_option,
@@ -35,7 +35,7 @@ def subscription() -> None:
 @topic_argument
 @subscription_argument
 @type_option
-@click.option("--start", type=Start(), default="latest", show_default=True, help="Where it begins to read.")
+@start_option
 @click.option(
     "--drop",
     type=click.Choice(["oldest", "newest"]),
@@ -94,7 +94,9 @@ def list_(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif not found:
-        print(f"topic {topic} has no subscriptions yet: `ister consume {topic} --subscription NAME` makes one")
+        print(
+            f"topic {topic} has no subscriptions yet: `ister consume {topic} --subscription NAME` makes one"
+        )
     else:
         rows = [[each["subscription"], each["type"], each["start"], each["node"]] for each in found]
         print_table(["subscription", "type", "started at", "lives in"], rows)
@@ -121,9 +123,7 @@ def show(topic: str, subscription: str, endpoint: str, timeout: float, as_json: 
 @click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
 @client_options
 @json_option
-def delete(
-    topic: str, subscription: str, yes: bool, endpoint: str, timeout: float, as_json: bool
-) -> None:
+def delete(topic: str, subscription: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
     """Delete a subscription and what it has acknowledged; on a terminal, asks first."""
     confirm(f"delete subscription {subscription} of {topic}?", yes)
     with connected(endpoint, timeout) as client:

@@ -1,0 +1,147 @@
+"""How much of the bare road does Ister keep, where it does everything a broker is for?
+
+Runs `road.py` and `ister bench` alternately, so that both meet the same machine, and prints the medians and their
+ratios beside the goals. The first round warms memory up and is thrown away.
+
+    python benchmarks/ratio.py                       every case, 3 rounds: about 2 minutes
+    python benchmarks/ratio.py --case "reliable 1024 message" --rounds 7
+    python benchmarks/ratio.py --json > ratio.json
+
+Both sides are what the consumer saw: messages a second from its first message on. Exit code 1 when a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+ROAD: Final = Path(__file__).with_name("road.py")
+MESSAGES: Final = {1024: 300_000, 100: 2_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison, and which part of the road Ister must reach."""
+
+    strategy: str
+    message_bytes: int
+    api: str
+    goal: float
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return f"{self.strategy} {self.message_bytes} {self.api}"
+
+    @property
+    def mode(self) -> str:
+        """The road beside it."""
+        return "walsync" if self.strategy == "reliable" else "mem"
+
+
+CASES: Final = tuple(
+    Case(strategy, message_bytes, api, goal)
+    for strategy in ("reliable", "non-reliable")
+    for message_bytes, api, goal in (
+        (1024, "message", 0.45),
+        (1024, "batch", 0.45),
+        (100, "message", 0.15),
+        (100, "batch", 0.35),
+    )
+)
+
+
+def road(case: Case, messages: int, data: str) -> dict[str, Any]:
+    """Run the bare road once."""
+    command = [sys.executable, str(ROAD), "--json", "--mode", case.mode, "--bytes", str(case.message_bytes)]
+    return _run([*command, "--messages", str(messages), "--data", data])
+
+
+def bench(case: Case, messages: int, data: str) -> dict[str, Any]:
+    """Run `ister bench` once, as a user would."""
+    command = [
+        sys.executable,
+        "-m",
+        "ister",
+        "bench",
+        "--json",
+        "--strategy",
+        case.strategy,
+        "--api",
+        case.api,
+    ]
+    return _run(
+        [*command, "--message-bytes", str(case.message_bytes), "--messages", str(messages), "--data", data]
+    )
+
+
+def _run(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def compare(case: Case, rounds: int, data: str, *, progress: bool) -> dict[str, Any]:
+    """Run road and Ister alternately; return medians, ratio and what each round gave."""
+    messages = MESSAGES[case.message_bytes]
+    roads, isters, dropped = [], [], 0
+    for number in range(rounds + 1):
+        beside = road(case, messages, data)
+        report = bench(case, messages, data)
+        if progress:
+            print(
+                f"  {case.name}: road {beside['consumed']:,}, ister {report['consumed_per_second']:,}"
+                f"{' (warm-up)' if number == 0 else ''}",
+                file=sys.stderr,
+            )
+        if number:
+            roads.append(beside["consumed"])
+            isters.append(report["consumed_per_second"])
+            dropped += report["dropped"]
+    road_median, ister_median = statistics.median(roads), statistics.median(isters)
+    return {
+        "case": case.name,
+        "road_mode": case.mode,
+        "road": round(road_median),
+        "ister": round(ister_median),
+        "ratio": round(ister_median / road_median, 3),
+        "goal": case.goal,
+        "reached": ister_median >= case.goal * road_median,
+        "dropped": dropped,
+        "roads": roads,
+        "isters": isters,
+    }
+
+
+def main() -> int:
+    """Run the cases and print one table; return the exit code."""
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [case.name for case in CASES]
+    parse.add_argument("--case", action="append", choices=names, help="only this one; may be repeated")
+    parse.add_argument("--rounds", type=int, default=3, help="how many count, after the first")
+    parse.add_argument("--data", default=".", help="where folders for logs are made: a real disk")
+    parse.add_argument("--json", action="store_true")
+    given = parse.parse_args()
+    chosen = [case for case in CASES if not given.case or case.name in given.case]
+    results = [compare(case, given.rounds, given.data, progress=sys.stderr.isatty()) for case in chosen]
+    if given.json:
+        print(json.dumps(results))
+    else:
+        print(f"{'strategy, bytes, api':<28}{'bare road':>14}{'Ister':>14}{'ratio':>9}{'goal':>9}")
+        for each in results:
+            mark = "" if each["reached"] else "   missed"
+            mark += f"   {each['dropped']:,} dropped" if each["dropped"] else ""
+            print(
+                f"{each['case']:<28}{each['road']:>12,}/s{each['ister']:>12,}/s{each['ratio']:>9.1%}{each['goal']:>9.0%}{mark}"
+            )
+    return 0 if all(each["reached"] for each in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
