@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -114,14 +114,11 @@ class Client:
         the `os` has the bytes. With `exist_ok`, a topic of that name and dispatch is as good as a new one.
         Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
         """
-        asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch}
-        if durability is not None:
-            asked["durability"] = durability
-        request = Request("topic.create", asked)
+        request = topic_request(topic, dispatch, durability)
         try:
             answer: dict[str, Any] = self._ask(request, timeout)
         except RemoteError as error:
-            if error.code != "topic-exists" or not (exist_ok or request.resent):
+            if not is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.topic(topic, timeout=timeout)
             if answer.get("strategy", dispatch) != dispatch:
@@ -130,7 +127,7 @@ class Client:
 
     def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Return every topic, by name."""
-        return self._list("topic.list", "topics", "topic", {}, timeout)
+        return self._list(Listing("topic.list", "topics", "topic", {}), timeout)
 
     def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
@@ -139,7 +136,7 @@ class Client:
 
     def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
         """Delete a topic, its messages and its subscriptions; raises `RemoteError` (`unknown-topic`)."""
-        self._delete("topic.delete", {"topic": topic}, "unknown-topic", timeout)
+        self._delete(Request("topic.delete", {"topic": topic}), timeout)
 
     # ---- subscriptions -------------------------------------------------------------------------------------------
 
@@ -161,13 +158,12 @@ class Client:
         `ack_timeout` in seconds: what a consumer holds longer is delivered again. Raises `RemoteError`
         (`subscription-exists`, `unknown-topic`, ...).
         """
-        asked: dict[str, Any] = {"topic": topic, "subscription": subscription, "type": type, "start": start}
-        asked |= _subscription_arguments(drop, ack_timeout, buffer_messages_max)
-        request = Request("subscription.create", asked)
+        settings = subscription_settings(drop, ack_timeout, buffer_messages_max)
+        request = subscription_request(topic, subscription, type, start, settings)
         try:
             answer: dict[str, Any] = self._ask(request, timeout)
         except RemoteError as error:
-            if error.code != "subscription-exists" or not (exist_ok or request.resent):
+            if not is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.subscription(topic, subscription, timeout=timeout)
             if answer.get("type", type) != type:
@@ -176,7 +172,8 @@ class Client:
 
     def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Return every subscription of a topic, by name."""
-        return self._list("subscription.list", "subscriptions", "subscription", {"topic": topic}, timeout)
+        listing = Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
+        return self._list(listing, timeout)
 
     def subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
@@ -186,8 +183,7 @@ class Client:
 
     def delete_subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
         """Delete a subscription and its cursor; its consumers are closed."""
-        asked = {"topic": topic, "subscription": subscription}
-        self._delete("subscription.delete", asked, "unknown-subscription", timeout)
+        self._delete(Request("subscription.delete", {"topic": topic, "subscription": subscription}), timeout)
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return how the broker and its processes are doing."""
@@ -277,7 +273,7 @@ class Client:
             priority=priority,
             credit_messages=credit_messages,
             credit_bytes=credit_bytes,
-            settings=_subscription_arguments(drop, ack_timeout, buffer_messages_max),
+            settings=subscription_settings(drop, ack_timeout, buffer_messages_max),
             on_event=on_event,
         )
         self._open(Plan(consumer.attachment, f"consumer of {subscription!r} of topic {topic!r}"), timeout)
@@ -366,14 +362,16 @@ class Client:
             network.home.session.request(request, network.clock.monotonic())
             network.home.touch()
 
+    def withdraw(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+        with self.network.lock:
+            self.network.home.session.withdraw(request)
+
     def answer(self, request: Request, seconds: float | None) -> Any:
         """Return what a request brought, or raise."""
         if not request.done:
-            network = self.network
-            with network.lock:
-                session = network.home.session
-                session.withdraw(request)
-            trouble = arguments.in_trouble(request.trouble or session.trouble)
+            self.withdraw(request)
+            trouble = arguments.in_trouble(request.trouble or self.network.home.session.trouble)
             raise TimeoutExpiredError(f"{request.operation} was not answered within {seconds} s{trouble}")
         if request.error is not None:
             raise request.error
@@ -385,25 +383,17 @@ class Client:
         self.network.wait(None, lambda: request.done, self.network.deadline(seconds))
         return self.answer(request, seconds)
 
-    def _delete(self, operation: str, asked: dict[str, Any], gone: str, timeout: float | None) -> None:
-        request = Request(operation, asked)
+    def _delete(self, request: Request, timeout: float | None) -> None:
         try:
             self._ask(request, timeout)
         except RemoteError as error:
-            if error.code != gone or not request.resent:
+            if not is_gone_already(error, request):
                 raise
 
-    def _list(
-        self, operation: str, many: str, one: str, asked: dict[str, Any], timeout: float | None
-    ) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while True:
-            answer = self._ask(Request(operation, asked), timeout)
-            page = answer[many]
-            found.extend(page)
-            if not answer.get("more") or not page:
-                return found
-            asked = {**asked, "after": page[-1][one]}
+    def _list(self, listing: Listing, timeout: float | None) -> list[dict[str, Any]]:
+        for request in listing:
+            self._ask(request, timeout)
+        return listing.found
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -445,9 +435,60 @@ def producer_id(topic: str, name: str) -> int:
     return (int.from_bytes(digest, "little") >> 1) or 1
 
 
-def _subscription_arguments(
+def topic_request(topic: str, dispatch: str, durability: str | None) -> Request:
+    """Return the request that creates a topic."""
+    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch}
+    if durability is not None:
+        asked["durability"] = durability
+    return Request("topic.create", asked)
+
+
+def subscription_request(
+    topic: str, subscription: str, kind: str, start: str | int, settings: dict[str, Any]
+) -> Request:
+    """Return the request that creates a subscription."""
+    asked = {"topic": topic, "subscription": subscription, "type": kind, "start": start, **settings}
+    return Request("subscription.create", asked)
+
+
+def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) -> bool:
+    """Whether creating failed only because it is there; a request that was sent twice may have made it itself."""
+    return error.code in ("topic-exists", "subscription-exists") and (exist_ok or request.resent)
+
+
+def is_gone_already(error: RemoteError, request: Request) -> bool:
+    """Whether deleting failed only because an earlier try of the same request had done it."""
+    return error.code in ("unknown-topic", "unknown-subscription") and request.resent
+
+
+class Listing:
+    """A listing of any length, asked for a page at a time: iterate over its requests, having each answered."""
+
+    def __init__(self, operation: str, many: str, one: str, asked: dict[str, Any]) -> None:
+        """`many` is the list's key in an answer, `one` the name's key in each entry."""
+        self.found: list[dict[str, Any]] = []
+        self._operation = operation
+        self._many = many
+        self._one = one
+        self._asked = asked
+
+    def __iter__(self) -> Iterator[Request]:
+        """Yield requests; each is answered before the next is taken."""
+        asked = self._asked
+        while True:
+            request = Request(self._operation, asked)
+            yield request
+            page = request.result[self._many]
+            self.found.extend(page)
+            if not request.result.get("more") or not page:
+                return
+            asked = {**self._asked, "after": page[-1][self._one]}
+
+
+def subscription_settings(
     drop: str | None, ack_timeout: float | None, buffer_messages_max: int | None
 ) -> dict[str, Any]:
+    """Return the settings that count when a subscription is made; `ack_timeout` in seconds."""
     settings: dict[str, Any] = {}
     if drop is not None:
         settings["drop"] = arguments.choice(drop, "drop", ("oldest", "newest"))

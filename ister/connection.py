@@ -339,7 +339,8 @@ class Connection:
 
     def nudge(self, due: float) -> None:
         """Something is due that the background thread does not know of; wake it unless it looks soon enough."""
-        if self.background_until > due + TICK_S and self.leader is None:
+        patience = 0.0 if self.network.eager else TICK_S
+        if self.background_until > due + patience and self.leader is None:
             self.background_until = due
             self.background.set()
 
@@ -472,6 +473,15 @@ class Network:
     def deadline(self, timeout: float | None) -> float:
         """Return the clock's time in `timeout` seconds; infinity for `None`."""
         return float("inf") if timeout is None else self.clock.monotonic() + timeout
+
+    def seconds_until(self, deadline: float) -> float | None:
+        """Return how many seconds it is until then, at least 0; `None` for ever."""
+        return None if deadline == float("inf") else max(0.0, deadline - self.clock.monotonic())
+
+    def wake_background(self) -> None:
+        """Have every background thread look at once (lock held)."""
+        for connection in self._connections:
+            connection.background.set()
 
     def wait(self, handle: Handle | None, condition: Callable[[], bool], deadline: float) -> bool:
         """Wait until `condition()` (evaluated under the lock) holds; False when the deadline came first.

@@ -108,19 +108,33 @@ class Consumer:
         """
         if max_messages is not None:
             arguments.number(max_messages, "max_messages", 1)
-        message = next(self._current, None)
-        if message is not None:  # what an iteration left behind
-            delivery: Delivery | None = message.delivery
-            start = message.offset - message.delivery.first
-            deque(self._current, maxlen=0)  # a loop that still holds this iterator must not see them again
-        else:
-            delivery = self._next(timeout)
-            start = 0
+        message = next(self._current, None)  # what an iteration left behind
+        delivery = message.delivery if message is not None else self._next(timeout)
+        batch, self._current = self.cut(self._current, message, delivery, max_messages)
+        return batch
+
+    @staticmethod
+    def cut(
+        current: Iterator[Message],
+        message: Message | None,
+        delivery: Delivery | None,
+        max_messages: int | None,
+    ) -> tuple[Batch | None, Iterator[Message]]:
+        """Return a batch that begins with `message` (or the delivery), and what is left behind it."""
         if delivery is None:
-            return None
+            return None, current
+        start = 0 if message is None else message.offset - delivery.first
+        deque(current, maxlen=0)  # a loop that still holds this iterator must not see them again
         stop = delivery.count if max_messages is None else min(delivery.count, start + max_messages)
-        self._current = delivery.messages(stop) if stop < delivery.count else iter(())
-        return Batch(delivery, start, stop)
+        return Batch(delivery, start, stop), delivery.messages(stop) if stop < delivery.count else iter(())
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return the clock's time in `timeout` seconds."""
+        return self._network.deadline(arguments.timeout(timeout))
+
+    def seconds_until(self, deadline: float) -> float | None:
+        """Return how long it is until then; `None` for ever."""
+        return self._network.seconds_until(deadline)
 
     def _next(self, timeout: float | None) -> Delivery | None:
         delivery = self.try_next()

@@ -257,7 +257,13 @@ class Shipment:
 
     def published(self, index: int, count: int, timeout: float | None) -> Published:
         """Wait and return where `count` messages from `index` on are, or raise why they are nowhere."""
-        if not self.resolved and (self.waiter is None or not self.waiter.wait_for(self, timeout)):
+        if not self.resolved and self.waiter is not None:
+            self.waiter.wait_for(self, timeout)
+        return self.outcome(index, count, timeout)
+
+    def outcome(self, index: int, count: int, timeout: float | None) -> Published:
+        """Return where messages are, or raise why they are nowhere, or not yet; never waits."""
+        if not self.resolved:
             why = "" if self.waiter is None else self.waiter.why_waiting()
             raise TimeoutExpiredError(f"no receipt from topic {self.topic!r} within {timeout} s{why}")
         if self.error is not None:

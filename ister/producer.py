@@ -76,6 +76,18 @@ class Producer:
                     return receipt
         return self._send_carefully(payload, key, attributes, timeout)
 
+    def send_fast(self, payload: bytes) -> Receipt | None:
+        """Put a message into a batch that has been begun and has room, else return `None`."""
+        if type(payload) is bytes:
+            publication = self.publication
+            with self._lock:
+                room = publication.room - len(payload) - MESSAGE_ENTRY_BYTES
+                if room >= 0 and publication.keys is publication.attributes:
+                    publication.room = room
+                    publication.payloads.append(payload)
+                    return Receipt(publication.shipment, len(publication.payloads) - 1)
+        return None
+
     def _send_carefully(
         self,
         payload: bytes,
@@ -246,13 +258,20 @@ class Producer:
             )
 
     def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
-        publication = self.publication
-
-        def fits() -> bool:
-            return publication.phase == "closed" or publication.has_room(size())
-
-        if not self._network.wait(publication, fits, deadline):
+        if not self._network.wait(self.publication, lambda: self.has_room(size()), deadline):
             raise self.window_full(timeout)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a batch of that size can go out, or never will (lock held)."""
+        return self.publication.phase == "closed" or self.publication.has_room(size)
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return the clock's time in `timeout` seconds."""
+        return self._network.deadline(arguments.timeout(timeout))
+
+    def seconds_until(self, deadline: float) -> float | None:
+        """Return how long it is until then; `None` for ever."""
+        return self._network.seconds_until(deadline)
 
     def window_full(self, timeout: float | None) -> TimeoutExpiredError:
         """Return the error for a message that found no room in time."""

@@ -1,0 +1,621 @@
+"""Ister for asyncio: the same client, waiting in the event loop.
+
+    import ister.aio
+
+    async with ister.aio.connect("tcp://127.0.0.1:5555") as client:
+        async with client.producer("orders") as producer:
+            receipt = await producer.send(b"hello")
+            print((await receipt).offset)
+        async with client.consumer("orders", subscription="billing", start="earliest") as consumer:
+            async for message in consumer:
+                consumer.ack(message)
+
+What never waits is a plain method (`ack`, `nack`, `ack_until`, `done`); everything else is awaited, with the arguments
+and errors of the synchronous client. Sending uses the socket right here; receiving is done by the background threads,
+which wake the loop once for everything that came together, never once a message.
+
+Invariants
+- only the event loop's thread runs users' coroutines; background threads only say that something has changed
+- nothing here blocks the loop for longer than it takes to copy one batch into a socket
+"""
+
+# ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar
+
+from ister import arguments
+from ister import client as synchronous
+from ister.client import (
+    BATCH_BYTES,
+    CREDIT_BYTES,
+    CREDIT_MESSAGES,
+    LINGER_MS,
+    TIMEOUT_S,
+    Plan,
+    Start,
+    SubscriptionType,
+)
+from ister.consumer import CLOSE_S as CONSUMER_CLOSE_S
+from ister.consumer import Acknowledged
+from ister.consumer import Consumer as SyncConsumer
+from ister.errors import ClosedError, IsterError, RemoteError
+from ister.message import Batch, Delivery, Event, Message, Published, Shipment
+from ister.producer import CLOSE_S as PRODUCER_CLOSE_S
+from ister.producer import HURRY_S
+from ister.producer import Producer as SyncProducer
+from ister.session import Handle, Request
+
+T = TypeVar("T", bound="Closing")
+
+
+class Closing:
+    """What an `async with` block closes."""
+
+    async def close(self) -> None:
+        """Give it back."""
+
+    async def hurry(self) -> None:
+        """Give it back while an exception is on its way out."""
+        await self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.close()
+            return
+        try:
+            await self.hurry()
+        except IsterError:
+            pass  # the exception on its way out matters more
+
+
+class Opening(Generic[T]):
+    """Something that is being opened: `await` it, or use it in `async with`."""
+
+    __slots__ = ("_open", "_opened")
+
+    def __init__(self, open_it: Callable[[], Awaitable[T]]) -> None:
+        self._open = open_it
+        self._opened: T | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> T:
+        self._opened = await self._open()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.__aexit__(kind, error, trace)
+
+
+class Client(Closing):
+    """A connection to a broker; made by `connect`."""
+
+    def __init__(self, client: synchronous.Client, timeout: float | None) -> None:
+        """Take over a synchronous client; it belongs to the running loop from now on."""
+        self._client = client
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._shipments: dict[int, tuple[Shipment, asyncio.Future[None]]] = {}
+        self._waking = False
+        network = client.network
+        with network.lock:
+            network.eager = True
+            network.on_progress = self._progressed
+            network.wake_background()
+
+    # ---- waiting -------------------------------------------------------------------------------------------------
+
+    def _progressed(self) -> None:
+        """Have the loop look; called in any thread, and at most one call is on its way at a time."""
+        if self._waking:
+            return
+        self._waking = True
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits
+
+    def _wake(self) -> None:
+        self._waking = False
+        waiters, self._waiters = self._waiters, set()
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+        for number in [number for number, (shipment, _) in self._shipments.items() if shipment.resolved]:
+            future = self._shipments.pop(number)[1]
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, handle: Handle | None, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first."""
+        network = self._client.network
+        network.check()
+        deadline = network.deadline(arguments.timeout(timeout))
+        while True:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.add(future)
+            with network.lock:
+                answer = condition()
+                while network.connection_of(handle).session.outbox and network.connection_of(handle).pump():
+                    answer = condition()
+            network.settle()
+            left = deadline - network.clock.monotonic()
+            if answer or left <= 0:
+                self._waiters.discard(future)
+                return answer
+            try:
+                await asyncio.wait_for(future, None if left == float("inf") else left)
+            except TimeoutError:
+                pass  # one last look
+            finally:
+                self._waiters.discard(future)
+            network.check()
+
+    async def wait_for_shipment(self, shipment: Shipment, timeout: float | None) -> None:
+        """Wait until a shipment is resolved, or the time (seconds) has run out; one future serves all its receipts."""
+        entry = self._shipments.get(id(shipment))
+        if entry is None:
+            entry = self._shipments[id(shipment)] = (shipment, self._loop.create_future())
+            if shipment.resolved:  # just now, in another thread: its call may have come before the entry
+                self._progressed()
+        try:
+            await asyncio.wait_for(asyncio.shield(entry[1]), arguments.timeout(timeout))
+        except TimeoutError:
+            pass  # `published` says it better
+
+    async def _ask(self, request: Request, timeout: float | None) -> Any:
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        self._client.send_request(request)
+        try:
+            await self.wait(None, lambda: request.done, seconds)
+        finally:
+            if not request.done:
+                self._client.withdraw(request)
+        return self._client.answer(request, seconds)
+
+    async def _drive(self, steps: Iterator[Request], timeout: float | None) -> None:
+        """Answer every request that some steps of the synchronous client ask."""
+        for request in steps:
+            await self._ask(request, timeout)
+
+    # ---- topics and subscriptions --------------------------------------------------------------------------------
+
+    async def create_topic(
+        self,
+        topic: str,
+        *,
+        dispatch: Literal["reliable", "non-reliable"] = "reliable",
+        durability: Literal["fsync", "os"] | None = None,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Create a topic; see `ister.Client.create_topic`."""
+        request = synchronous.topic_request(topic, dispatch, durability)
+        try:
+            answer: dict[str, Any] = await self._ask(request, timeout)
+        except RemoteError as error:
+            if not synchronous.is_there_already(error, request, exist_ok=exist_ok):
+                raise
+            answer = await self.topic(topic, timeout=timeout)
+            if answer.get("strategy", dispatch) != dispatch:
+                raise
+        return answer
+
+    async def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Return every topic, by name."""
+        listing = synchronous.Listing("topic.list", "topics", "topic", {})
+        await self._drive(iter(listing), timeout)
+        return listing.found
+
+    async def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
+        answer: dict[str, Any] = await self._ask(Request("topic.show", {"topic": topic}), timeout)
+        return answer
+
+    async def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
+        """Delete a topic, its messages and its subscriptions."""
+        await self._delete(Request("topic.delete", {"topic": topic}), timeout)
+
+    async def create_subscription(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        type: SubscriptionType = "exclusive",
+        start: Start = "latest",
+        drop: Literal["oldest", "newest"] | None = None,
+        ack_timeout: float | None = None,
+        buffer_messages_max: int | None = None,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Create a subscription without attaching to it; see `ister.Client.create_subscription`."""
+        settings = synchronous.subscription_settings(drop, ack_timeout, buffer_messages_max)
+        request = synchronous.subscription_request(topic, subscription, type, start, settings)
+        try:
+            answer: dict[str, Any] = await self._ask(request, timeout)
+        except RemoteError as error:
+            if not synchronous.is_there_already(error, request, exist_ok=exist_ok):
+                raise
+            answer = await self.subscription(topic, subscription, timeout=timeout)
+            if answer.get("type", type) != type:
+                raise
+        return answer
+
+    async def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Return every subscription of a topic, by name."""
+        listing = synchronous.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
+        await self._drive(iter(listing), timeout)
+        return listing.found
+
+    async def subscription(
+        self, topic: str, subscription: str, *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
+        request = Request("subscription.show", {"topic": topic, "subscription": subscription})
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def delete_subscription(
+        self, topic: str, subscription: str, *, timeout: float | None = None
+    ) -> None:
+        """Delete a subscription and its cursor; its consumers are closed."""
+        request = Request("subscription.delete", {"topic": topic, "subscription": subscription})
+        await self._delete(request, timeout)
+
+    async def _delete(self, request: Request, timeout: float | None) -> None:
+        try:
+            await self._ask(request, timeout)
+        except RemoteError as error:
+            if not synchronous.is_gone_already(error, request):
+                raise
+
+    async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return how the broker and its processes are doing."""
+        answer: dict[str, Any] = await self._ask(Request("status", {}), timeout)
+        return answer
+
+    # ---- producers and consumers ---------------------------------------------------------------------------------
+
+    def producer(
+        self,
+        topic: str,
+        *,
+        batch_bytes: int = BATCH_BYTES,
+        linger_ms: float = LINGER_MS,
+        name: str | None = None,
+        window_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> Opening[Producer]:
+        """Open a producer (`await` it, or `async with`); see `ister.Client.producer`."""
+
+        async def opened() -> Producer:
+            producer = self._client.plan_producer(
+                topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes
+            )
+            await self._opened(Plan(producer.publication, f"producer for topic {topic!r}"), timeout)
+            return Producer(self, producer)
+
+        return Opening(opened)
+
+    def consumer(
+        self,
+        topic: str,
+        *,
+        subscription: str,
+        type: SubscriptionType = "exclusive",
+        start: Start | None = None,
+        priority: int = 0,
+        credit_messages: int = CREDIT_MESSAGES,
+        credit_bytes: int = CREDIT_BYTES,
+        drop: Literal["oldest", "newest"] | None = None,
+        ack_timeout: float | None = None,
+        buffer_messages_max: int | None = None,
+        on_event: Callable[[Event], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Opening[Consumer]:
+        """Open a consumer (`await` it, or `async with`); see `ister.Client.consumer`.
+
+        `on_event(event)` is called in the loop's thread.
+        """
+
+        async def opened() -> Consumer:
+            told = None
+            if on_event is not None:
+                told = lambda event: self._loop.call_soon_threadsafe(on_event, event)  # noqa: E731
+            consumer = self._client.plan_consumer(
+                topic,
+                subscription=subscription,
+                type=type,
+                start=start,
+                priority=priority,
+                credit_messages=credit_messages,
+                credit_bytes=credit_bytes,
+                settings=synchronous.subscription_settings(drop, ack_timeout, buffer_messages_max),
+                on_event=told,
+            )
+            await self._opened(
+                Plan(consumer.attachment, f"consumer of {subscription!r} of {topic!r}"), timeout
+            )
+            return Consumer(self, consumer)
+
+        return Opening(opened)
+
+    async def _opened(self, plan: Plan, timeout: float | None) -> None:
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        try:
+            answered = await self.wait(plan.handle, plan.ready, seconds)
+            self._client.finish(plan, answered, seconds)
+        except BaseException:
+            self._client.abandon(plan)
+            raise
+
+    async def close(self) -> None:
+        """End the session; producers that were not closed lose what has no receipt."""
+        await self._loop.run_in_executor(None, self._client.close)
+        self._wake()
+
+
+class Receipt:
+    """The promise of an answer for one message or for a batch: `await` it, or its `result`."""
+
+    __slots__ = ("_client", "count", "index", "shipment")
+
+    def __init__(self, client: Client, shipment: Shipment, index: int, count: int) -> None:
+        self._client = client
+        self.shipment = shipment
+        self.index = index
+        self.count = count
+
+    def done(self) -> bool:
+        """Whether the broker has answered: stored as the topic promises, or refused."""
+        return self.shipment.resolved
+
+    async def result(self, timeout: float | None = None) -> Published:
+        """Wait up to `timeout` seconds (`None`: for ever) and return where the messages are.
+
+        Raises `TimeoutExpiredError`, or the error that the broker refused them with.
+        """
+        if not self.shipment.resolved:
+            await self._client.wait_for_shipment(self.shipment, timeout)
+        return self.shipment.outcome(self.index, self.count, timeout)
+
+    def __await__(self) -> Generator[Any, Any, Published]:
+        return self.result().__await__()
+
+
+class Producer(Closing):
+    """Sends messages to one topic; made by `Client.producer`."""
+
+    def __init__(self, client: Client, producer: SyncProducer) -> None:
+        self._client = client
+        self._producer = producer
+
+    @property
+    def topic(self) -> str:
+        """The topic it sends to."""
+        return self._producer.topic
+
+    async def send(
+        self,
+        payload: bytes,
+        *,
+        key: bytes | None = None,
+        attributes: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Put one message on its way; waits only while the window is full. See `ister.Producer.send`."""
+        producer = self._producer
+        receipt = producer.send_fast(payload) if key is None and attributes is None else None
+        if receipt is None:
+            receipt = producer.try_send(payload, key, attributes)
+        if receipt is None:
+            deadline = producer.deadline(timeout)
+            while receipt is None:
+                await self._wait_for_room(producer.publication.gathered_bytes, deadline, timeout)
+                receipt = producer.try_send(payload, key, attributes)
+        return Receipt(self._client, receipt.shipment, receipt.index, 1)
+
+    async def send_batch(
+        self,
+        payloads: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        attributes: Sequence[Mapping[str, str] | None] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Put many messages on their way at once; see `ister.Producer.send_batch`."""
+        producer = self._producer
+        batch = producer.pack(payloads, keys, attributes)
+        receipt = producer.try_batch(batch)
+        if receipt is None:
+            deadline = producer.deadline(timeout)
+            while receipt is None:
+                await self._wait_for_room(
+                    lambda: producer.publication.gathered_bytes() or batch.size, deadline, timeout
+                )
+                receipt = producer.try_batch(batch)
+        return Receipt(self._client, receipt.shipment, receipt.index, receipt.count)
+
+    async def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
+        producer = self._producer
+        left = producer.seconds_until(deadline)
+        if not await self._client.wait(producer.publication, lambda: producer.has_room(size()), left):
+            raise producer.window_full(timeout)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Send what is gathered and wait until everything has been answered; see `ister.Producer.flush`."""
+        producer = self._producer
+        producer.flushed(await self._client.wait(producer.publication, producer.answered, timeout), timeout)
+
+    async def close(self, timeout: float | None = PRODUCER_CLOSE_S) -> None:
+        """Flush, and tell the broker that this producer is done; see `ister.Producer.close`."""
+        producer = self._producer
+        if producer.is_over():
+            return
+        try:
+            await self.flush(timeout)
+            producer.begin_close()
+            producer.closed(await self._client.wait(producer.publication, producer.is_closed, timeout))
+        finally:
+            producer.end()
+
+    async def hurry(self) -> None:
+        """Close while an exception is on its way out."""
+        await self.close(HURRY_S)
+
+
+class Consumer(Closing):
+    """Receives the messages of one subscription; made by `Client.consumer`. For one task at a time."""
+
+    def __init__(self, client: Client, consumer: SyncConsumer) -> None:
+        self._client = client
+        self._consumer = consumer
+        self._current: Iterator[Message] = iter(())
+
+    @property
+    def topic(self) -> str:
+        """The topic it receives from."""
+        return self._consumer.topic
+
+    @property
+    def subscription(self) -> str:
+        """The subscription it belongs to."""
+        return self._consumer.subscription
+
+    @property
+    def active(self) -> bool | None:
+        """Whether a Failover consumer is the active one; `None` when the broker has not said."""
+        return self._consumer.active
+
+    @property
+    def dropped(self) -> int:
+        """How many messages a non-reliable topic has dropped for this consumer, because it was too slow."""
+        return self._consumer.dropped
+
+    @property
+    def events(self) -> Iterable[Event]:
+        """What the broker told this consumer, oldest first (the last 256)."""
+        return self._consumer.events
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        """Yield messages for ever; ends when the consumer is closed by `close`."""
+        while True:
+            for message in self._current:
+                yield message
+            try:
+                delivery = await self._next(None)
+            except ClosedError:
+                return
+            assert delivery is not None
+            self._current = delivery.messages()
+
+    async def receive(self, timeout: float | None = None) -> Message | None:
+        """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
+        message = next(self._current, None)
+        if message is None:
+            delivery = await self._next(timeout)
+            if delivery is None:
+                return None
+            self._current = delivery.messages()
+            message = next(self._current)
+        return message
+
+    async def receive_batch(
+        self, max_messages: int | None = None, timeout: float | None = None
+    ) -> Batch | None:
+        """Return messages that came together, or `None` after `timeout` seconds; see `ister.Consumer.receive_batch`."""
+        message = next(self._current, None)
+        delivery = message.delivery if message is not None else await self._next(timeout)
+        batch, self._current = SyncConsumer.cut(self._current, message, delivery, max_messages)
+        return batch
+
+    async def _next(self, timeout: float | None) -> Delivery | None:
+        consumer = self._consumer
+        delivery = consumer.try_next()
+        if delivery is not None:
+            return delivery
+        deadline = consumer.deadline(timeout)
+        while await self._client.wait(
+            consumer.attachment, consumer.has_news, consumer.seconds_until(deadline)
+        ):
+            delivery = consumer.try_next()
+            if delivery is not None:
+                return delivery
+        return None
+
+    def ack(self, what: Acknowledged) -> None:
+        """Acknowledge a message, a batch, or several messages; see `ister.Consumer.ack`."""
+        self._consumer.ack(what)
+
+    def ack_until(self, message: Message) -> None:
+        """Acknowledge everything up to and including this message."""
+        self._consumer.ack_until(message)
+
+    def nack(self, what: Acknowledged, delay: float = 0.0, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay` seconds."""
+        self._consumer.nack(what, delay, reason)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the broker has written every acknowledgment made so far; see `ister.Consumer.flush`."""
+        consumer = self._consumer
+        consumer.flushed(await self._client.wait(consumer.attachment, consumer.written, timeout), timeout)
+
+    async def close(self, timeout: float | None = CONSUMER_CLOSE_S) -> None:
+        """Send the acknowledgments made so far and leave; see `ister.Consumer.close`."""
+        consumer = self._consumer
+        self._current = iter(())
+        if consumer.is_over():
+            return
+        try:
+            consumer.begin_close()
+            consumer.closed(await self._client.wait(consumer.attachment, consumer.is_closed, timeout))
+        finally:
+            consumer.end()
+
+    async def hurry(self) -> None:
+        """Close while an exception is on its way out."""
+        await self.close(HURRY_S)
+
+
+def connect(
+    endpoints: str | Iterable[str], *, timeout: float | None = TIMEOUT_S, name: str | None = None
+) -> Opening[Client]:
+    """Connect to a broker (`await` it, or `async with`); see `ister.connect`."""
+
+    async def opened() -> Client:
+        inner = synchronous.Client(endpoints, timeout=timeout, name=name)
+        client = Client(inner, timeout)
+        try:
+            await client.wait(None, inner.greeted, timeout)
+            inner.check_greeting(timeout)
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    return Opening(opened)
