@@ -105,6 +105,18 @@ class SegmentMaps:
         self._maps.clear()
 
 
+def _record(segment: SegmentMap, position: int, header: Header, at: int) -> Record:
+    """Return the batch at `position`, which must begin at offset `at`. Raises DamagedError, GapError."""
+    start, end = position + HEADER_BYTES, position + header[3]
+    if header[7] != at:
+        raise GapError(f"{segment.path} holds offset {header[7]} at byte {position}, where {at} should be")
+    if end > segment.size or segment.checked.crc32c(start, end, segment.salt) != header[4]:
+        raise damaged(segment.path, position, f"the record at offset {at} is not what was written")
+    if not well_formed(header):
+        raise damaged(segment.path, position, f"the parts of the record at offset {at} do not add up")
+    return Record(header, segment.view[start:end])
+
+
 class Reader:
     """A place in one log, from which whole records are read in order."""
 
@@ -134,7 +146,8 @@ class Reader:
 
         The first may begin below `offset`, if that lies inside a batch. It is returned however big it is;
         those after it as long as `bytes_max` of frames and `records_max` are not exceeded. Raises GapError if
-        `offset` is not in the log, DamagedError for bytes that are not what was written.
+        `offset` is not in the log, DamagedError for bytes that are not what was written; whole records before
+        such a place are returned first.
         """
         found: list[Record] = []
         if self.offset >= durable_end:
@@ -142,38 +155,29 @@ class Reader:
         segment, position, at = self._segment, self._position, self._at
         if segment is None:
             segment, position, at = self._locate(self.offset, durable_end)
-        while len(found) < records_max and at < durable_end:
-            header = segment.header(position)
-            if header is None:
-                segment = self._grown(segment, position, at)
+        try:
+            while len(found) < records_max and at < durable_end:
                 header = segment.header(position)
-                assert header is not None
-            end = position + header[3]
-            if header[1] != BATCH:
-                if header[1] == FOOTER:
+                if header is None:
+                    segment, header = self._grown(segment, position, at)
+                if header[1] == BATCH:
+                    if header[3] - HEADER_BYTES > bytes_max and found:
+                        break
+                    record = _record(segment, position, header, at)
+                    if record.end_offset > durable_end:
+                        break
+                    found.append(record)
+                    position += header[3]
+                    bytes_max -= header[3] - HEADER_BYTES
+                    at = record.end_offset
+                    segment.mark(at, position)
+                elif header[1] == FOOTER:
                     segment, position = self._next(segment, position, header, at)
                 else:
-                    position = end
-                continue
-            if header[7] != at:
-                raise GapError(
-                    f"{segment.path} holds offset {header[7]} at byte {position}, where {at} should be"
-                )
-            if header[3] - HEADER_BYTES > bytes_max and found:
-                break
-            start = position + HEADER_BYTES
-            if end > segment.size or segment.checked.crc32c(start, end, segment.salt) != header[4]:
-                raise damaged(segment.path, position, f"the record at offset {at} is not what was written")
-            if not well_formed(header):
-                raise damaged(segment.path, position, f"the parts of the record at offset {at} do not add up")
-            record = Record(header, segment.view[start:end])
-            if record.end_offset > durable_end:
-                break
-            found.append(record)
-            bytes_max -= end - start
-            at = record.end_offset
-            position = end
-            segment.mark(at, position)
+                    position += header[3]
+        except (DamagedError, GapError):
+            if not found:
+                raise
         self._segment, self._position, self._at = segment, position, at
         if found:
             self.offset = at
@@ -191,9 +195,7 @@ class Reader:
         while True:
             header = segment.header(position)
             if header is None:
-                segment = self._grown(segment, position, at)
-                header = segment.header(position)
-                assert header is not None
+                segment, header = self._grown(segment, position, at)
             if header[1] == FOOTER:
                 raise GapError(f"offset {offset} is not in {segment.path}, which ends at {at}")
             if header[1] == BATCH:
@@ -209,15 +211,16 @@ class Reader:
         except FileNotFoundError:
             raise GapError(f"offset {base} is not in the log in {self.folder}: its segment is gone") from None
 
-    def _grown(self, segment: SegmentMap, position: int, at: int) -> SegmentMap:
-        """Return a map in which there is a valid header at `position`.
+    def _grown(self, segment: SegmentMap, position: int, at: int) -> tuple[SegmentMap, Header]:
+        """Return a map in which there is a valid header at `position`, and that header.
 
         Raises DamagedError if there is none.
         """
         if position + HEADER_BYTES > segment.size:  # mapped before the file had its full length
             again = self._map(segment.base, fresh=True)
-            if again.header(position) is not None:
-                return again
+            header = again.header(position)
+            if header is not None:
+                return again, header
         raise damaged(segment.path, position, f"there is no valid record where offset {at} should be")
 
     def _next(self, segment: SegmentMap, position: int, header: Header, at: int) -> tuple[SegmentMap, int]:
