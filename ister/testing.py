@@ -1,0 +1,604 @@
+"""A broker for tests of your own programs: in memory, in one thread of this process, nothing kept.
+
+    import ister, ister.testing
+
+    def test_mine() -> None:
+        with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
+            client.create_topic("orders")
+            ...
+
+It speaks protocol version 1 and does what a broker does for producers, consumers and requests, in the simplest way. It
+can be made to fail: `refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not fast, and promises nothing.
+
+May touch: zmq, one thread, the clock. Invariant: everything but the public methods runs in that thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self
+
+import zmq
+
+from ister import wire
+from ister.clock import Clock, SystemClock
+from ister.errors import CODES, RemoteError, RemoteProtocolError
+from ister.wire import Column, Key, Limit, Type
+
+DELIVER_MESSAGES_MAX: Final = 1000
+TICK_MS: Final = 20
+ANSWER_S: Final = 5.0  # how long a public method waits for the broker's thread
+
+
+@dataclass(slots=True)
+class _Record:
+    payload: bytes
+    key: bytes
+    attributes: bytes
+    timestamp: int
+
+
+@dataclass(slots=True)
+class _Topic:
+    name: str
+    strategy: str
+    durability: str
+    records: list[_Record] = field(default_factory=list)
+    expected: dict[int, int] = field(default_factory=dict)  # producer id: next sequence
+    placed: dict[tuple[int, int], int] = field(default_factory=dict)  # (producer id, sequence): first offset
+    owners: dict[int, _Producer] = field(default_factory=dict)
+    subscriptions: dict[str, _Subscription] = field(default_factory=dict)
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "topic": self.name,
+            "strategy": self.strategy,
+            "durability": self.durability,
+            "next_offset": len(self.records),
+        }
+
+
+@dataclass(slots=True, eq=False)
+class _Subscription:
+    topic: _Topic
+    name: str
+    kind: str
+    next: int  # everything from here on was never delivered
+    again: list[int] = field(default_factory=list)  # to be delivered again, in order
+    later: list[tuple[float, int]] = field(default_factory=list)  # nacked with a delay
+    attempts: dict[int, int] = field(default_factory=dict)
+    acked: set[int] = field(default_factory=set)
+    consumers: list[_Consumer] = field(default_factory=list)
+
+    def shown(self) -> dict[str, Any]:
+        return {"topic": self.topic.name, "subscription": self.name, "type": self.kind}
+
+
+@dataclass(slots=True, eq=False)
+class _Producer:
+    session: _Session
+    handle: int
+    topic: _Topic
+    producer_id: int
+
+
+@dataclass(slots=True, eq=False)
+class _Consumer:
+    session: _Session
+    handle: int
+    subscription: _Subscription
+    priority: int
+    messages: int
+    bytes: int
+    held: set[int] = field(default_factory=set)
+    told: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    secret: bytes
+    peer: bytes
+    handles: dict[int, _Producer | _Consumer] = field(default_factory=dict)
+
+
+class Broker:
+    """A small broker in memory; use it in a `with` block."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat_ms: int = 1000,
+        limits: dict[int, int] | None = None,
+        moved: dict[str, str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`limits` by key of `wire.Limit`; `moved` says of a topic at which endpoint it lives instead."""
+        self.endpoint = ""
+        self.moved = {} if moved is None else moved
+        self.silent = False  # takes frames in and answers none
+        self.heard: deque[tuple[int, wire.Header]] = deque(
+            maxlen=10_000
+        )  # every frame that came in, for assertions
+        self._heartbeat_ms = heartbeat_ms
+        self._limits = {
+            Limit.MESSAGE_BYTES_MAX: 1 << 20,
+            Limit.BATCH_BYTES_MAX: 4 << 20,
+            Limit.BATCHES_IN_FLIGHT_MAX: 64,
+            Limit.PRODUCER_WINDOW_BYTES: 4 << 20,
+            Limit.SESSION_TIMEOUT_MS: 30_000,
+            Limit.HANDLES_MAX: 1000,
+            Limit.CREDIT_MESSAGES_MAX: 1 << 20,
+            Limit.CREDIT_BYTES_MAX: 1 << 30,
+        } | (limits or {})
+        self._clock = clock or SystemClock()
+        self._boot = 1
+        self._count = 0
+        self._topics: dict[str, _Topic] = {}
+        self._sessions: dict[bytes, _Session] = {}  # by secret
+        self._peers: dict[bytes, _Session] = {}  # by routing id
+        self._refusals: list[tuple[int, str]] = []
+        self._jobs: deque[tuple[Callable[[], None], threading.Event]] = deque()
+        self._over = False
+        self._context = zmq.Context()
+        self._router = self._bind("tcp://127.0.0.1:*")
+        self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._thread = threading.Thread(target=self._run, name="ister.testing.Broker", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop."""
+        self._over = True
+        self._thread.join()
+        self._router.close(0)
+        self._context.term()
+
+    # ---- making it fail ------------------------------------------------------------------------------------------
+
+    def refuse(self, kind: int, code: str, times: int = 1) -> None:
+        """Answer the next frames of a type with an error of that code."""
+        self._in_thread(lambda: self._refusals.extend([(kind, code)] * times))
+
+    def disconnect(self) -> None:
+        """Break every connection; sessions are kept, so that clients resume."""
+        self._in_thread(self._rebind)
+
+    def restart(self) -> None:
+        """Break every connection and forget every session; topics and what was acknowledged are kept."""
+        self._in_thread(self._restart)
+
+    def expire(self) -> None:
+        """Forget every session without breaking connections: the next frame is answered `hello-required`."""
+        self._in_thread(self._forget_sessions)
+
+    def fail(self, topic: str, code: str) -> None:
+        """Close every producer and consumer of a topic with an error of that code."""
+        self._in_thread(lambda: self._close_handles(topic, code))
+
+    def _in_thread(self, job: Callable[[], None]) -> None:
+        done = threading.Event()
+        self._jobs.append((job, done))
+        done.wait(ANSWER_S)
+
+    def _bind(self, endpoint: str) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.sndhwm = router.rcvhwm = 0
+        router.bind(endpoint)
+        return router
+
+    def _rebind(self) -> None:
+        self._router.close(0)
+        self._peers.clear()
+        deadline = self._clock.monotonic() + ANSWER_S
+        while True:
+            try:
+                self._router = self._bind(self.endpoint)
+            except zmq.ZMQError:  # the old socket is still being closed
+                if self._clock.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+    def _restart(self) -> None:
+        self._rebind()
+        self._boot += 1
+        self._forget_sessions()
+
+    def _forget_sessions(self) -> None:
+        for session in list(self._sessions.values()):
+            self._end(session)
+
+    def _close_handles(self, topic: str, code: str) -> None:
+        for session in self._sessions.values():
+            for number, handle in list(session.handles.items()):
+                place = handle.topic if isinstance(handle, _Producer) else handle.subscription.topic
+                if place.name == topic:
+                    self._leave(session, number)
+                    self._error(
+                        session.peer,
+                        RemoteError(code, f"{code}, says the test"),
+                        {Key.HANDLE: number},
+                        closed=True,
+                    )
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._over:
+            while self._jobs:
+                job, done = self._jobs.popleft()
+                try:
+                    job()
+                finally:
+                    done.set()
+            if self._router.poll(TICK_MS):
+                while True:
+                    try:
+                        peer, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+                    except zmq.Again:
+                        break
+                    self._take(peer, frames)
+            self._dispatch_all()
+
+    def _send(self, peer: bytes, header: wire.Header, *body: bytes) -> None:
+        if not self.silent:
+            self._router.send_multipart([peer, wire.encode_header(header), *body])
+
+    def _error(self, peer: bytes, error: RemoteError, cause: wire.Header, *, closed: bool = False) -> None:
+        header: wire.Header = {
+            Key.TYPE: Type.ERROR,
+            Key.CODE: error.code,
+            Key.TEXT: error.text,
+            Key.ACTION: error.action,
+        }
+        header |= {key: cause[key] for key in (Key.REF, Key.HANDLE, Key.SEQUENCE) if key in cause}
+        if closed:
+            header[Key.CLOSED] = True
+        self._send(peer, header)
+
+    def _take(self, peer: bytes, frames: list[bytes]) -> None:
+        try:
+            header = wire.decode_header(frames[0] if frames else b"")
+        except RemoteProtocolError as error:
+            self._error(peer, RemoteError(error.code, error.text, "fix"), {})
+            return
+        kind = header[Key.TYPE]
+        self.heard.append((kind, header))
+        if self.silent:
+            return
+        try:
+            if kind == Type.HELLO:
+                self._on_hello(peer, header)
+                return
+            session = self._peers.get(peer)
+            if session is None:
+                raise RemoteError("hello-required", "there is no session here: say hello")
+            for refusal in self._refusals:
+                if refusal[0] == kind:
+                    self._refusals.remove(refusal)
+                    raise RemoteError(
+                        refusal[1], f"{refusal[1]}, says the test", CODES.get(refusal[1], "fix")
+                    )
+            self._serve(session, kind, header, frames[1:])
+        except RemoteError as error:
+            self._error(peer, error, header)
+        except RemoteProtocolError as error:
+            self._error(peer, RemoteError(error.code, error.text, "fix"), header)
+
+    def _on_hello(self, peer: bytes, header: wire.Header) -> None:
+        if wire.PROTOCOL_VERSION not in header[Key.VERSION]:
+            raise RemoteError("unsupported-version", "this broker speaks version 1")
+        session = self._sessions.get(header.get(Key.SESSION, b""))
+        resumed = session is not None
+        if session is None:
+            self._count += 1
+            session = _Session(self._count.to_bytes(16), peer)
+            self._sessions[session.secret] = session
+        self._peers.pop(session.peer, None)
+        session.peer = peer
+        self._peers[peer] = session
+        self._send(
+            peer,
+            {
+                Key.TYPE: Type.WELCOME,
+                Key.VERSION: wire.PROTOCOL_VERSION,
+                Key.SESSION: session.secret,
+                Key.BOOT: self._boot,
+                Key.LIMITS: self._limits,
+                Key.HEARTBEAT: self._heartbeat_ms,
+                Key.RESUMED: resumed,
+            },
+        )
+
+    def _serve(self, session: _Session, kind: int, header: wire.Header, body: list[bytes]) -> None:
+        if kind == Type.BYE:
+            self._end(session)
+        elif kind == Type.PING:
+            self._send(session.peer, {Key.TYPE: Type.PONG, Key.BOOT: self._boot})
+        elif kind == Type.REQUEST:
+            result = self._answer(header[Key.OPERATION], header.get(Key.ARGUMENTS, {}))
+            self._send(
+                session.peer, {Key.TYPE: Type.RESULT, Key.REF: header[Key.REF]}, wire.encode_result(result)
+            )
+        elif kind in (Type.OPEN_PRODUCER, Type.OPEN_CONSUMER):
+            self._open(session, kind, header)
+        elif kind == Type.CLOSE:
+            self._leave(session, header[Key.HANDLE])
+            self._send(session.peer, {Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
+        else:
+            handle = session.handles.get(header[Key.HANDLE])
+            if isinstance(handle, _Producer) and kind == Type.PUBLISH:
+                self._publish(handle, header, body)
+            elif isinstance(handle, _Consumer):
+                self._consumer_frame(handle, kind, header)
+            elif kind not in (Type.ACK, Type.CREDIT):
+                raise RemoteError("unknown-handle", f"handle {header[Key.HANDLE]} is not open")
+
+    def _end(self, session: _Session) -> None:
+        for number in list(session.handles):
+            self._leave(session, number)
+        self._sessions.pop(session.secret, None)
+        self._peers.pop(session.peer, None)
+
+    def _leave(self, session: _Session, number: int) -> None:
+        handle = session.handles.pop(number, None)
+        if isinstance(handle, _Consumer):
+            subscription = handle.subscription
+            self._release(handle)
+            if handle in subscription.consumers:
+                subscription.consumers.remove(handle)
+
+    def _release(self, consumer: _Consumer) -> None:
+        subscription = consumer.subscription
+        subscription.again = sorted({*subscription.again, *consumer.held} - subscription.acked)
+        for offset in consumer.held:
+            subscription.attempts[offset] = subscription.attempts.get(offset, 1) + 1
+        consumer.held.clear()
+
+    # ---- topics --------------------------------------------------------------------------------------------------
+
+    def _topic(self, name: str) -> _Topic:
+        topic = self._topics.get(name)
+        if topic is None:
+            raise RemoteError("unknown-topic", f"there is no topic {name!r}")
+        return topic
+
+    def _answer(self, operation: str, asked: dict[str, Any]) -> Any:
+        if operation == "status":
+            return {"broker": {"boot": self._boot}, "processes": []}
+        if operation == "topic.list":
+            names = sorted(name for name in self._topics if name > asked.get("after", ""))
+            limit = asked.get("limit", 100)
+            return {"topics": [self._topics[n].shown() for n in names[:limit]], "more": len(names) > limit}
+        if operation == "topic.create":
+            if asked["topic"] in self._topics:
+                raise RemoteError("topic-exists", f"topic {asked['topic']!r} exists")
+            topic = _Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
+            self._topics[topic.name] = topic
+            return topic.shown()
+        topic = self._topic(asked["topic"])
+        if operation == "topic.show":
+            return topic.shown()
+        if operation == "topic.delete":
+            self._close_handles(topic.name, "topic-deleted")
+            del self._topics[topic.name]
+            return {}
+        if operation == "subscription.list":
+            return {
+                "subscriptions": [s.shown() for _, s in sorted(topic.subscriptions.items())],
+                "more": False,
+            }
+        name = asked["subscription"]
+        if operation == "subscription.create":
+            if name in topic.subscriptions:
+                raise RemoteError("subscription-exists", f"subscription {name!r} exists")
+            return self._subscribe(topic, name, asked["type"], asked.get("start", "latest")).shown()
+        if name not in topic.subscriptions:
+            raise RemoteError("unknown-subscription", f"there is no subscription {name!r}")
+        if operation == "subscription.show":
+            return topic.subscriptions[name].shown()
+        if operation == "subscription.delete":
+            for consumer in list(topic.subscriptions.pop(name).consumers):
+                self._leave(consumer.session, consumer.handle)
+                gone = RemoteError("subscription-deleted", f"subscription {name!r} was deleted")
+                self._error(consumer.session.peer, gone, {Key.HANDLE: consumer.handle}, closed=True)
+            return {}
+        raise RemoteError("unknown-operation", f"there is no operation {operation!r}")
+
+    def _subscribe(self, topic: _Topic, name: str, kind: str, start: Any) -> _Subscription:
+        first = {"earliest": 0, "latest": len(topic.records)}.get(start, start)
+        subscription = topic.subscriptions[name] = _Subscription(topic, name, kind, first)
+        return subscription
+
+    # ---- handles -------------------------------------------------------------------------------------------------
+
+    def _open(self, session: _Session, kind: int, header: wire.Header) -> None:
+        number, name = header[Key.HANDLE], header[Key.TOPIC]
+        answer: wire.Header = {Key.REF: header[Key.REF], Key.HANDLE: number}
+        if name in self.moved:
+            self._leave(session, number)
+            self._send(session.peer, {Key.TYPE: Type.MOVED, **answer, Key.ENDPOINT: self.moved[name]})
+            return
+        topic = self._topic(name)
+        answer |= {Key.TYPE: Type.OPENED, Key.STRATEGY: topic.strategy}
+        if kind == Type.OPEN_PRODUCER:
+            producer = _Producer(session, number, topic, header[Key.PRODUCER])
+            session.handles[number] = producer
+            older = topic.owners.get(producer.producer_id)
+            topic.owners[producer.producer_id] = producer
+            if older is not None and older.session is not session:
+                self._leave(older.session, older.handle)
+                fenced = RemoteError("producer-fenced", "a newer producer has this id")
+                self._error(older.session.peer, fenced, {Key.HANDLE: older.handle}, closed=True)
+            stored = topic.expected.get(producer.producer_id, 0)
+            topic.expected[producer.producer_id] = max(stored, header.get(Key.SEQUENCE, 0))
+            answer |= {
+                Key.SEQUENCE: topic.expected[producer.producer_id],
+                Key.BYTES: self._limits[Limit.PRODUCER_WINDOW_BYTES],
+            }
+        else:
+            answer[Key.OFFSET] = self._attach(session, topic, header)
+        self._send(session.peer, answer)
+
+    def _attach(self, session: _Session, topic: _Topic, header: wire.Header) -> int:
+        number, name, kind = header[Key.HANDLE], header[Key.SUBSCRIPTION], header[Key.SUBSCRIPTION_TYPE]
+        self._leave(session, number)
+        subscription = topic.subscriptions.get(name)
+        if subscription is None:
+            subscription = self._subscribe(topic, name, kind, header.get(Key.START, "latest"))
+        if subscription.kind != kind:
+            raise RemoteError("subscription-type", f"subscription {name!r} is {subscription.kind}")
+        if kind == "exclusive" and subscription.consumers:
+            raise RemoteError("subscription-busy", f"subscription {name!r} has a consumer")
+        priority = header.get(Key.PRIORITY, 0)
+        consumer = _Consumer(session, number, subscription, priority, header[Key.MESSAGES], header[Key.BYTES])
+        session.handles[number] = consumer
+        subscription.consumers.append(consumer)
+        subscription.consumers.sort(key=lambda each: each.priority)
+        return subscription.again[0] if subscription.again else subscription.next
+
+    def _publish(self, producer: _Producer, header: wire.Header, body: list[bytes]) -> None:
+        columns = header.get(Key.COLUMNS, 0)
+        frames = [wire.pack_lengths(body), body[0]] if len(body) == 1 and not columns else body
+        count = wire.check_batch(
+            frames,
+            columns,
+            message_bytes_max=self._limits[Limit.MESSAGE_BYTES_MAX],
+            batch_bytes_max=self._limits[Limit.BATCH_BYTES_MAX],
+        )
+        topic, sequence = producer.topic, header[Key.SEQUENCE]
+        expected = topic.expected[producer.producer_id]
+        if sequence > expected:
+            raise RemoteError("sequence-gap", f"sequence {sequence} came, {expected} was expected")
+        if sequence == expected:
+            first = len(topic.records)
+            nothing = [b""] * count
+            keys = wire.split_column(frames[2], count) if columns & Column.KEYS else nothing
+            attributes = wire.split_column(frames[-1], count) if columns & Column.ATTRIBUTES else nothing
+            now = self._clock.time_ms()
+            for each in zip(wire.split_payloads(frames[0], frames[1]), keys, attributes, strict=True):
+                topic.records.append(_Record(*each, now))
+            topic.expected[producer.producer_id] = sequence + count
+            topic.placed[producer.producer_id, sequence] = first
+        first = topic.placed.get((producer.producer_id, sequence), wire.OFFSET_UNKNOWN)
+        self._send(
+            producer.session.peer,
+            {Key.TYPE: Type.RECEIPT, Key.HANDLE: producer.handle, Key.RECEIPTS: [sequence, first]},
+        )
+
+    # ---- consumers -----------------------------------------------------------------------------------------------
+
+    def _consumer_frame(self, consumer: _Consumer, kind: int, header: wire.Header) -> None:
+        subscription = consumer.subscription
+        if kind == Type.CREDIT:
+            consumer.messages += header[Key.MESSAGES]
+            consumer.bytes += header[Key.BYTES]
+        elif kind == Type.ACK_UNTIL:
+            everybody = subscription.kind != "shared"
+            below = range(header[Key.OFFSET] + 1)
+            self._acknowledge(consumer, set(below) if everybody else consumer.held & set(below))
+        else:
+            ranges = header[Key.RANGES]
+            offsets: set[int] = set()
+            for at in range(0, len(ranges), 2):
+                if ranges[at + 1] > subscription.next:
+                    raise RemoteError("ack-unknown", f"offset {ranges[at + 1] - 1} was never delivered")
+                offsets.update(range(ranges[at], ranges[at + 1]))
+            if kind == Type.ACK:
+                self._acknowledge(consumer, offsets)
+            else:
+                due = self._clock.monotonic() + header.get(Key.DELAY, 0) / 1000
+                for offset in sorted(offsets & consumer.held):
+                    consumer.held.discard(offset)
+                    subscription.attempts[offset] = subscription.attempts.get(offset, 1) + 1
+                    subscription.later.append((due, offset))
+        if Key.REF in header:
+            self._send(consumer.session.peer, {Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
+
+    def _acknowledge(self, consumer: _Consumer, offsets: set[int]) -> None:
+        subscription = consumer.subscription
+        subscription.acked |= offsets
+        for each in subscription.consumers:
+            each.held -= offsets
+        subscription.again = [offset for offset in subscription.again if offset not in offsets]
+
+    def _dispatch_all(self) -> None:
+        now = self._clock.monotonic()
+        for topic in self._topics.values():
+            for subscription in topic.subscriptions.values():
+                due = [offset for when, offset in subscription.later if when <= now]
+                if due:
+                    subscription.later = [pair for pair in subscription.later if pair[0] > now]
+                    subscription.again = sorted({*subscription.again, *due} - subscription.acked)
+                while self._dispatch(subscription):
+                    pass
+
+    def _dispatch(self, subscription: _Subscription) -> bool:
+        consumers = subscription.consumers
+        if subscription.kind == "failover":
+            for consumer in consumers:
+                active = consumer is consumers[0]
+                if consumer.told != active:
+                    consumer.told = active
+                    code = "active" if active else "standby"
+                    news = {Key.TYPE: Type.EVENT, Key.HANDLE: consumer.handle, Key.CODE: code}
+                    self._send(consumer.session.peer, news)
+            consumers = consumers[:1]
+        for consumer in consumers:
+            if consumer.messages > 0 and consumer.bytes > 0 and self._deliver(subscription, consumer):
+                if subscription.kind == "shared":
+                    consumers.append(consumers.pop(0))
+                return True
+        return False
+
+    def _deliver(self, subscription: _Subscription, consumer: _Consumer) -> bool:
+        records = subscription.topic.records
+        most = min(DELIVER_MESSAGES_MAX, consumer.messages)
+        if subscription.again:
+            first = subscription.again[0]
+            count = 1
+            while count < min(most, len(subscription.again)) and subscription.again[count] == first + count:
+                count += 1
+            del subscription.again[:count]
+        else:
+            first = subscription.next
+            count = min(most, len(records) - first)
+            if count <= 0:
+                return False
+            subscription.next += count
+        batch = records[first : first + count]
+        body = [wire.pack_lengths([r.payload for r in batch]), b"".join(r.payload for r in batch)]
+        columns = 0
+        if any(record.key for record in batch):
+            columns |= Column.KEYS
+            body.append(wire.pack_column([record.key for record in batch]))
+        if any(record.attributes for record in batch):
+            columns |= Column.ATTRIBUTES
+            body.append(wire.pack_column([record.attributes for record in batch]))
+        header: wire.Header = {
+            Key.TYPE: Type.DELIVER,
+            Key.HANDLE: consumer.handle,
+            Key.OFFSET: first,
+            Key.COUNT: count,
+            Key.TIMESTAMPS: [count, batch[0].timestamp],
+            Key.ATTEMPT: subscription.attempts.get(first, 1),
+        }
+        if columns:
+            header[Key.COLUMNS] = columns
+        consumer.held.update(range(first, first + count))
+        consumer.messages -= count
+        consumer.bytes -= sum(map(len, body))
+        self._send(consumer.session.peer, header, *body)
+        return True
