@@ -221,7 +221,7 @@ class Client(Closing):
             if not synchronous.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = await self.topic(topic, timeout=timeout)
-            if answer.get("strategy", dispatch) != dispatch:
+            if synchronous.differs(answer, request):
                 raise
         return answer
 
@@ -262,7 +262,7 @@ class Client(Closing):
             if not synchronous.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = await self.subscription(topic, subscription, timeout=timeout)
-            if answer.get("type", type) != type:
+            if synchronous.differs(answer, request):
                 raise
         return answer
 

@@ -240,6 +240,9 @@ class Attachment:
 
     def ack(self, delivery: Delivery, first: int, end: int, now: float) -> None:
         """Acknowledge the offsets from `first` up to `end`, soon."""
+        if not self._acknowledges:
+            self.ack_delivery, self.ack_end = delivery, end  # nothing is sent, and the next one is quick
+            return
         if self._is_void(delivery):
             return
         if first != self.ack_end or self.ack_first == self.ack_end:
@@ -254,7 +257,7 @@ class Attachment:
 
     def ack_until(self, delivery: Delivery, offset: int, now: float) -> None:
         """Acknowledge everything up to and including `offset`, soon."""
-        if self._is_void(delivery):
+        if not self._acknowledges or self._is_void(delivery):
             return
         self._until = offset if self._until is None else max(self._until, offset)
         if self._ack_due is None:
@@ -263,7 +266,7 @@ class Attachment:
     def nack(self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int, reason: str) -> None:
         """Give messages back, to be delivered again after the delay."""
         session = self.session
-        if self._is_void(delivery):
+        if not self._acknowledges or self._is_void(delivery):
             return
         if self.phase != "open" or session is None:
             return  # opening again releases everything that is not acknowledged
@@ -279,9 +282,11 @@ class Attachment:
                 header[Key.REASON] = reason
             session.emit(header)
 
+    @property
+    def _acknowledges(self) -> bool:
+        return self.strategy != "non-reliable"  # there the broker never asks
+
     def _is_void(self, delivery: Delivery) -> bool:
-        if self.strategy == "non-reliable":
-            return True  # the broker never asked
         if delivery.lineage != self.lineage:
             self.forgotten = True  # and it delivers again what it forgot
             return True
@@ -303,7 +308,7 @@ class Attachment:
     def flush(self, *, confirm: bool = False) -> None:
         """Send the acknowledgments gathered so far; with `confirm`, have the broker say when they are written."""
         session = self.session
-        if self.phase != "open" or session is None:
+        if self.phase != "open" or session is None or not self._acknowledges:
             return
         self._close_run()
         ranges = joined(self._ranges)
@@ -339,7 +344,7 @@ class Attachment:
     @property
     def settled(self) -> bool:
         """Whether the broker has written every acknowledgment made so far."""
-        return (
+        return not self._acknowledges or (
             not self._ranges
             and not self.confirming
             and self.ack_first == self.ack_end

@@ -90,9 +90,9 @@ class Client:
             return
         if session.phase == "ended" and session.trouble is not None:
             raise session.trouble
-        trouble = arguments.in_trouble(session.trouble)
+        why = "nobody answers" if session.trouble is None else session.trouble.text
         places = " or ".join(self._endpoints)
-        raise ConnectionLostError(f"no broker answered at {places} within {timeout} s{trouble}")
+        raise ConnectionLostError(f"no broker at {places} within {timeout} s: {why}")
 
     def __repr__(self) -> str:
         return f"<Client {' '.join(self._endpoints)}>"
@@ -121,7 +121,7 @@ class Client:
             if not is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.topic(topic, timeout=timeout)
-            if answer.get("strategy", dispatch) != dispatch:
+            if differs(answer, request):
                 raise
         return answer
 
@@ -166,7 +166,7 @@ class Client:
             if not is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.subscription(topic, subscription, timeout=timeout)
-            if answer.get("type", type) != type:
+            if differs(answer, request):
                 raise
         return answer
 
@@ -454,6 +454,18 @@ def subscription_request(
 def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) -> bool:
     """Whether creating failed only because it is there; a request that was sent twice may have made it itself."""
     return error.code in ("topic-exists", "subscription-exists") and (exist_ok or request.resent)
+
+
+def differs(answer: dict[str, Any], request: Request) -> bool:
+    """Whether what is there is not what the request asked for."""
+    asked = request.arguments
+    if asked.get("dispatch", answer.get("strategy")) != answer.get("strategy"):
+        return True
+    if answer.get("strategy") == "reliable" and asked.get(
+        "durability", answer.get("durability")
+    ) != answer.get("durability"):
+        return True
+    return bool(asked.get("type", answer.get("type")) != answer.get("type"))
 
 
 def is_gone_already(error: RemoteError, request: Request) -> bool:

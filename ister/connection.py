@@ -268,7 +268,7 @@ class Connection:
             while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 event = int.from_bytes(monitor.recv_multipart(zmq.NOBLOCK)[0][:2], sys.byteorder)
                 if event == zmq.EVENT_CONNECT_RETRIED:
-                    refused = ConnectionLostError(f"nobody answers at {self.endpoint}")
+                    refused = ConnectionLostError(f"nobody listens at {self.endpoint}")
                     self.session.trouble = refused
                     if len(self.endpoints) > 1 or not self.first:
                         self._give_up(refused)
