@@ -87,6 +87,7 @@ class ReliableSubscription(Subscription):
         self._redelivery_timer: Timer | None = None
         self._flush_timer: Timer | None = None
         self._sync_timer: Timer | None = None
+        self._confirming: list[tuple[int, int]] = []  # (consumer, ref): told once the journal has what they cover
         self._syncing = False
         self._deleted = False
 
@@ -276,10 +277,8 @@ class ReliableSubscription(Subscription):
 
     def _acknowledged(self, key: int, ref: int | None) -> None:
         if ref is not None:
+            self._confirming.append((key, ref))
             self._flush()
-            consumer = self._consumers.get(key)
-            if consumer is not None:
-                consumer.tell(Confirmed(ref))
         elif self._flush_timer is None:
             self._flush_timer = self.call_later(self._flush_s, self._flush)
 
@@ -298,6 +297,10 @@ class ReliableSubscription(Subscription):
             log.warning("cursor of %s/%s not written: %s", self.topic.name, self.meta.name, error)
             self._flush_timer = self.call_later(FLUSH_RETRY_S, self._flush)
             return
+        confirming, self._confirming = self._confirming, []
+        for key, ref in confirming:
+            if (consumer := self._consumers.get(key)) is not None:
+                consumer.tell(Confirmed(ref))
         compaction = self._journal.begin_compaction()
         if compaction is not None:
             journal = self._journal
