@@ -13,17 +13,13 @@ Invariants
 from __future__ import annotations
 
 import os
-import signal
 import struct
 import threading
 import time
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Final
-
-import setproctitle
 
 import ister
 from ister.bench.load import STAMP_BYTES, Load
@@ -67,44 +63,23 @@ class Run:
     load: Load
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a client process could not do its part."""
-
-    code: str
-    text: str
-
-
 READY: Final = "ready"
 GO: Final = "go"
 STOP: Final = "stop"
 
 
 def producer_main(control: Connection, endpoint: str) -> None:
-    """Be the producer's process."""
-    _be_client(control, "producer", endpoint, lambda client, run: _produce(control, client, run))
+    """Be the producer's process: do every run that is asked for."""
+    with ister.connect(endpoint, timeout=CONNECT_S) as client:
+        while True:
+            _produce(control, client, control.recv())
 
 
 def consumer_main(control: Connection, endpoint: str, number: int) -> None:
-    """Be the process of the consumer of subscription `number`."""
-    name = f"consumer-{number}"
-    subscription = f"{SUBSCRIPTION}-{number}"
-    _be_client(control, name, endpoint, lambda client, run: _consume(control, client, run, subscription))
-
-
-def _be_client(
-    control: Connection, name: str, endpoint: str, work: Callable[[ister.Client, Run], None]
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
-    setproctitle.setproctitle(f"ister: bench {name}")
-    try:
-        with ister.connect(endpoint, timeout=CONNECT_S) as client:
-            while True:
-                work(client, control.recv())
-    except (EOFError, ConnectionResetError):
-        pass  # the other end is gone: the benchmark is over
-    except IsterError as error:
-        control.send(Failure(error.code, f"{name}: {error.text}"))
+    """Be the process of the consumer of subscription `number`: do every run that is asked for."""
+    with ister.connect(endpoint, timeout=CONNECT_S) as client:
+        while True:
+            _consume(control, client, control.recv(), f"{SUBSCRIPTION}-{number}")
 
 
 # ---- producing --------------------------------------------------------------------------------------------------

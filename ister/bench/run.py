@@ -10,7 +10,6 @@ Invariants
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import secrets
 import shutil
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 import ister
@@ -27,7 +25,6 @@ from ister.bench.clients import (
     GO,
     STOP,
     SUBSCRIPTION,
-    Failure,
     Received,
     Run,
     Sent,
@@ -35,7 +32,8 @@ from ister.bench.clients import (
     producer_main,
 )
 from ister.bench.load import Load
-from ister.errors import IsterError, TimeoutExpiredError
+from ister.clientprocess import ClientProcess, wait_for_any
+from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
 
 ANSWER_S: Final = 30.0  # for what takes no time: opening, closing
@@ -97,7 +95,7 @@ def measure(
             )
             endpoint = stack.enter_context(broker).endpoint
         client = stack.enter_context(ister.connect(endpoint))
-        party = stack.enter_context(_Party.started(load, endpoint))
+        party = stack.enter_context(_started(load, endpoint))
         warm_up = load.messages if warm_up is None else warm_up
         if warm_up:
             say("warming up")
@@ -144,39 +142,24 @@ def file_system_of(path: str) -> str:
     return max(found)[1] if found else "?"
 
 
+@contextmanager
+def _started(load: Load, endpoint: str) -> Iterator[_Party]:
+    """Start the client processes of a load; end them with the block."""
+    with ExitStack() as stack:
+        producer = stack.enter_context(ClientProcess("bench producer", producer_main, endpoint))
+        consumers = [
+            stack.enter_context(ClientProcess(f"bench consumer-{number}", consumer_main, endpoint, number))
+            for number in range(1, load.subscriptions + 1)
+        ]
+        yield _Party(producer, consumers)
+
+
 class _Party:
-    """The client processes, and the pipes to them; the producer's is the first."""
+    """The client processes of a load."""
 
-    def __init__(self) -> None:
-        self._controls: list[Connection] = []
-        self._processes: list[multiprocessing.process.BaseProcess] = []
-
-    @classmethod
-    @contextmanager
-    def started(cls, load: Load, endpoint: str) -> Iterator[_Party]:
-        """Start the processes of a load; end them with the block."""
-        party = cls()
-        try:
-            party._start(producer_main, endpoint)
-            for number in range(1, load.subscriptions + 1):
-                party._start(consumer_main, endpoint, number)
-            yield party
-        finally:
-            for control in party._controls:
-                control.close()
-            for process in party._processes:
-                process.join(3.0)
-                process.kill()
-                process.join()
-
-    def _start(self, target: Callable[..., None], *arguments: object) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=target, args=(theirs, *arguments), daemon=True)
-        process.start()
-        theirs.close()
-        self._controls.append(ours)
-        self._processes.append(process)
+    def __init__(self, producer: ClientProcess, consumers: list[ClientProcess]) -> None:
+        self._producer = producer
+        self._consumers = consumers
 
     def run(self, client: ister.Client, load: Load, *, measured: bool, file_system: str = "?") -> Measured:
         """Do a load once through a topic of its own, and return what came of it."""
@@ -184,23 +167,19 @@ class _Party:
         reliable = load.strategy == "reliable"
         client.create_topic(topic, dispatch=load.strategy, durability=load.durability if reliable else None)
         try:
-            producer, *consumers = self._controls
-            for (
-                control
-            ) in consumers:  # before the producer: a non-reliable topic keeps nothing for those who come late
-                control.send(Run(topic, load))
-                self._answer(control, ANSWER_S)
-            producer.send(Run(topic, load))
-            self._answer(producer, ANSWER_S)
+            # consumers first: a non-reliable topic keeps nothing for those who come late
+            for process in (*self._consumers, self._producer):
+                process.tell(Run(topic, load))
+                process.answer(ANSWER_S)
             before = client.status()
-            producer.send(GO)
-            sent = self._answer(producer, RUN_S_MAX)
+            self._producer.tell(GO)
+            sent: Sent = self._producer.answer(RUN_S_MAX)
 
             def states() -> list[dict[str, Any]]:
-                return [client.subscription(topic, f"{SUBSCRIPTION}-{n + 1}") for n in range(len(consumers))]
+                numbers = range(1, load.subscriptions + 1)
+                return [client.subscription(topic, f"{SUBSCRIPTION}-{number}") for number in numbers]
 
             received = self._gather(
-                consumers,
                 lambda: sum(state["delivered"] for state in states()),
                 STALLED_S if reliable else STRAGGLER_S,
             )
@@ -223,37 +202,19 @@ class _Party:
             file_system,
         )
 
-    def _gather(
-        self, consumers: list[Connection], delivered: Callable[[], int], patience_s: float
-    ) -> list[Received]:
+    def _gather(self, delivered: Callable[[], int], patience_s: float) -> list[Received]:
         """Collect what consumers received; when nothing was delivered for `patience_s`, tell the rest to stop."""
         seen, deadline = -1, 0.0
-        while not all(control.poll() for control in consumers):
+        while left := [process for process in self._consumers if not process.has_answered()]:
             progress = delivered()
             if progress != seen:
                 seen, deadline = progress, time.monotonic() + patience_s
             elif time.monotonic() > deadline:
                 break
-            wait([control for control in consumers if not control.poll()], timeout=LOOK_EVERY_S)
-        for control in consumers:
-            control.send(STOP)
-        return [self._answer(control, ANSWER_S) for control in consumers]
-
-    def _answer(self, control: Connection, within_s: float) -> Any:
-        deadline = time.monotonic() + within_s
-        sentinels = [process.sentinel for process in self._processes]
-        while time.monotonic() < deadline:
-            if control in wait([control, *sentinels], timeout=1.0):
-                try:
-                    answer = control.recv()
-                except EOFError:
-                    raise BenchFailedError("a client process ended without a word") from None
-                if isinstance(answer, Failure):
-                    raise BenchFailedError(f"{answer.text} ({answer.code})")
-                return answer
-            if not all(process.is_alive() for process in self._processes) and not control.poll():
-                raise BenchFailedError("a client process ended without a word")
-        raise TimeoutExpiredError(f"a client process did not answer within {within_s} s")
+            wait_for_any(left, LOOK_EVERY_S)
+        for process in self._consumers:
+            process.tell(STOP)
+        return [process.answer(ANSWER_S) for process in self._consumers]
 
     @staticmethod
     def _check(load: Load, received: list[Received]) -> None:
