@@ -39,6 +39,7 @@ log = logging.getLogger("ister.directory")
 
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
+OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
 STRATEGIES: Final = ("reliable", "non-reliable")
 DURABILITIES: Final = ("fsync", "os", "cloud")
 # What a subscription can be given of its own: name -> (lowest, highest) or the words it may be.
@@ -60,6 +61,7 @@ class _Gathering:
     ticket: int
     finish: Finish
     waiting: set[int]
+    partial: bool  # better what there is than no answer
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -160,10 +162,7 @@ class Directory(LoopActor):
         found = None if new else self._catalogue.subscription(topic.name, name)
         if found is None:
             check_options(options)
-            if start not in ("earliest", "latest") and not start.isdecimal():
-                raise UsageError(f"start {start!r:.40} is neither 'earliest' nor 'latest' nor an offset")
-            begin = int(start) if start.isdecimal() else start
-            found = SubscriptionMeta(topic.name, name, type_, begin, self.clock.time_ms(), options)
+            found = SubscriptionMeta(topic.name, name, type_, _start(start), self.clock.time_ms(), options)
             self._catalogue.create_subscription(found)
         if found.type != type_:
             raise RemoteError(
@@ -190,6 +189,10 @@ class Directory(LoopActor):
             self._refuse(ask.reply, ask.ticket, UsageError(error.text))
         except IsterError as error:
             self._refuse(ask.reply, ask.ticket, error)
+        except Exception:  # without the Directory there is no broker: no request may end it
+            log.exception("request %.60r failed", ask.operation)
+            text = "the broker failed at this request; its log says how"
+            self._refuse(ask.reply, ask.ticket, RemoteError("internal", text))
 
     def _refuse(self, reply: Address, ticket: int, error: IsterError) -> None:
         self.system.at(reply).tell(Refused(ticket, error.code, error.text))
@@ -239,12 +242,12 @@ class Directory(LoopActor):
     def _show_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic = self._catalogue.get_topic(_text(arguments, "topic"))
         ticket = self._ticket()
-        worker = self._worker_of_topic(topic.name)
+        frontend = self._frontend(self._worker_of_topic(topic.name))
         task = TopicTask("describe", topic, self.address, ticket)
         count = len(self._catalogue.subscriptions(topic.name))
         base = self._topic_map(topic) | {"subscriptions": count}
         self._gather(ask, {ticket}, lambda answers: base | answers[0])
-        self._frontend(worker).tell(task)
+        frontend.tell(task)
 
     def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         name = _text(arguments, "topic")
@@ -282,9 +285,11 @@ class Directory(LoopActor):
             for key, value in arguments.items()
             if key not in ("topic", "subscription", "type", "start")
         }
+        name = check_subscription_name(_text(arguments, "subscription"))
+        self._frontend(self._worker_of_subscription(topic.name, name))  # must be there, or nothing is created
         subscription = self._subscription(
             topic,
-            _text(arguments, "subscription"),
+            name,
             _text(arguments, "type", "shared"),
             str(arguments.get("start", "latest")),
             options,
@@ -306,6 +311,7 @@ class Directory(LoopActor):
 
     def _show_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic, subscription = self._named_subscription(arguments)
+        self._frontend(self._worker_of_subscription(topic.name, subscription.name))
         ticket = self._ticket()
         base = self._subscription_map(subscription)
         self._gather(ask, {ticket}, lambda answers: base | answers[0])
@@ -332,7 +338,7 @@ class Directory(LoopActor):
         def finish(answers: list[dict[str, Any]]) -> dict[str, Any]:
             return {"broker": broker, "processes": [broker, *answers]}
 
-        self._gather(ask, set(tickets), finish)
+        self._gather(ask, set(tickets), finish, partial=True)
         for ticket, node in tickets.items():
             self.system.ref(node, FRONTEND_PATH).tell(Describe(self.address, ticket))
 
@@ -357,8 +363,8 @@ class Directory(LoopActor):
             SubscriptionTask(task, topic, subscription, topic_node, self.address, ticket)
         )
 
-    def _gather(self, ask: Ask, tickets: set[int], finish: Finish) -> None:
-        gathering = _Gathering(ask.reply, ask.ticket, finish, set(tickets))
+    def _gather(self, ask: Ask, tickets: set[int], finish: Finish, *, partial: bool = False) -> None:
+        gathering = _Gathering(ask.reply, ask.ticket, finish, set(tickets), partial)
         for ticket in tickets:
             self._gatherings[ticket] = gathering
         if tickets:
@@ -390,7 +396,10 @@ class Directory(LoopActor):
             self.system.at(gathering.reply).tell(Refused(gathering.ticket, refused.code, refused.text))
 
     def _give_up(self, gathering: _Gathering) -> None:
-        if gathering.waiting:
+        if gathering.waiting and gathering.partial:
+            self._forget(gathering)
+            self._finish(gathering)
+        elif gathering.waiting:
             self._forget(gathering)
             text = "a worker did not answer in time; it may be restarting: try again"
             self.system.at(gathering.reply).tell(Refused(gathering.ticket, "unavailable", text))
@@ -429,6 +438,15 @@ def check_options(options: dict[str, Any]) -> None:
                 else f"{allowed[0]} to {allowed[1]}"
             )
             raise UsageError(f"{name} is {value!r:.40}, which is not {words}")
+
+
+def _start(start: str) -> str | int:
+    if start in ("earliest", "latest"):
+        return start
+    # An offset has at most 19 digits; int() of thousands of them raises.
+    if not (start.isascii() and start.isdecimal() and len(start) <= OFFSET_DIGITS_MAX):
+        raise UsageError(f"start {start!r:.40} is neither 'earliest' nor 'latest' nor an offset")
+    return int(start)
 
 
 def _text(arguments: dict[str, Any], name: str, default: str | None = None) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from actors.ledger import Held
 from actors.mail import Frames, message
@@ -45,7 +45,7 @@ class LocateSubscription:
     subscription: str
     type: str
     start: str
-    options: dict[str, int | str]
+    options: dict[str, Any]  # as the client gave them: the Directory checks them
     reply: Address
     ticket: int
 
@@ -191,6 +191,14 @@ class Durable:
     """Every offset below `durable_end` may be delivered."""
 
     durable_end: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """The topic begins at `start_offset` now: what was below is gone by its retention."""
+
+    start_offset: int
 
 
 @message
@@ -342,11 +350,12 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Tell the client of an event: "active", "standby", "dropped"."""
+    """Tell the client of an event: "active", "standby", "dropped", "trimmed", "skipped"."""
 
     code: str
     count: int
     text: str
+    offset: int | None = None  # where what it tells of begins
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,255 @@
+"""Tests of the Directory: what clients ask of it, and what no request may do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actors.directory import ANSWER_WITHIN_S, Directory, check_options
+from actors.placement import subscription_key, topic_key, worker_of
+from ister.errors import UsageError
+from ister.wire import Key, Type
+from tests.stage import Stage
+
+
+def test_a_topic_is_created_shown_listed_and_deleted(stage: Stage) -> None:
+    """What was created is there for everybody, and what was deleted for nobody."""
+    client = stage.client()
+    created = client.request("topic.create", topic="orders/eu", dispatch="non-reliable")
+    assert (created["topic"], created["strategy"]) == ("orders/eu", "non-reliable")
+    assert stage.client(1).request("topic.show", topic="orders/eu")["incarnation"] == created["incarnation"]
+    assert [each["topic"] for each in client.request("topic.list")["topics"]] == ["orders/eu"]
+    assert client.request("topic.delete", topic="orders/eu") == {"deleted": "orders/eu", "subscriptions": 0}
+    assert client.ask("topic.show", topic="orders/eu").code == "unknown-topic"
+    assert client.request("topic.list") == {"topics": [], "more": False}
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "code"),
+    [
+        ("topic.create", {}, "invalid-argument"),
+        ("topic.create", {"topic": 5}, "invalid-argument"),
+        ("topic.create", {"topic": "a b"}, "invalid-name"),
+        ("topic.create", {"topic": "../etc"}, "invalid-name"),
+        ("topic.create", {"topic": "a//b"}, "invalid-name"),
+        ("topic.create", {"topic": "a\n"}, "invalid-name"),
+        ("topic.create", {"topic": "x" * 300}, "invalid-name"),
+        ("topic.create", {"topic": ""}, "invalid-name"),
+        ("topic.create", {"topic": "there"}, "topic-exists"),
+        ("topic.create", {"topic": "new", "dispatch": "perhaps"}, "invalid-argument"),
+        ("topic.create", {"topic": "new", "durability": "stone"}, "invalid-argument"),
+        ("topic.create", {"topic": "new", "durability": "cloud"}, "durability-unavailable"),
+        ("topic.create", {"topic": "new", "colour": "red"}, "invalid-argument"),
+        ("topic.show", {"topic": "gone"}, "unknown-topic"),
+        ("topic.delete", {"topic": "gone"}, "unknown-topic"),
+        ("topic.list", {"limit": 0}, "invalid-argument"),
+        ("topic.list", {"limit": 501}, "invalid-argument"),
+        ("topic.list", {"limit": True}, "invalid-argument"),
+        ("topic.list", {"after": 5}, "invalid-argument"),
+        ("subscription.create", {"topic": "there"}, "invalid-argument"),
+        ("subscription.create", {"topic": "there", "subscription": "a/b"}, "invalid-name"),
+        ("subscription.create", {"topic": "gone", "subscription": "s"}, "unknown-topic"),
+        ("subscription.create", {"topic": "there", "subscription": "s", "type": "odd"}, "invalid-argument"),
+        ("subscription.create", {"topic": "there", "subscription": "s", "start": "noon"}, "invalid-argument"),
+        ("subscription.create", {"topic": "there", "subscription": "s", "start": -1}, "invalid-argument"),
+        ("subscription.create", {"topic": "there", "subscription": "s", "start": [1]}, "invalid-argument"),
+        (
+            "subscription.create",
+            {"topic": "there", "subscription": "s", "start": 1 << 63},
+            "offset-out-of-range",
+        ),
+        ("subscription.create", {"topic": "there", "subscription": "s", "drop": "all"}, "invalid-argument"),
+        (
+            "subscription.create",
+            {"topic": "there", "subscription": "s", "ack_timeout_ms": 1},
+            "invalid-argument",
+        ),
+        ("subscription.create", {"topic": "there", "subscription": "s", "speed": 1}, "invalid-argument"),
+        ("subscription.show", {"topic": "there", "subscription": "gone"}, "unknown-subscription"),
+        ("subscription.delete", {"topic": "there", "subscription": "gone"}, "unknown-subscription"),
+        ("subscription.list", {"topic": "gone"}, "unknown-topic"),
+        ("make.tea", {}, "unknown-operation"),
+        ("", {}, "unknown-operation"),
+    ],
+)
+def test_a_bad_request_gets_its_code(
+    stage: Stage, operation: str, arguments: dict[str, Any], code: str
+) -> None:
+    """Whatever is wrong with a request, its answer is one coded error, at once."""
+    client = stage.client()
+    client.request("topic.create", topic="there")
+    began = stage.clock.now_s
+    answer = client.ask(operation, **arguments)
+    assert (answer.kind, answer.code) == (Type.ERROR, code), answer.header
+    assert stage.clock.now_s == began
+
+
+def test_a_start_of_thousands_of_digits_ends_nothing(stage: Stage) -> None:
+    """Python refuses to make a number of them: an error for that client, not the end of the broker."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    answer = client.ask("subscription.create", topic="orders", subscription="s", start="9" * 5000)
+    assert answer.code == "invalid-argument"
+    assert client.request("subscription.list", topic="orders")["subscriptions"] == []
+
+
+def test_a_request_that_fails_inside_ends_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in the Directory costs the request that met it, not the broker."""
+    client = stage.client()
+    directory = stage.actor("directory")
+    assert isinstance(directory, Directory)
+    monkeypatch.setitem(directory._operations, "status", lambda *_: 1 / 0)
+    answer = client.ask("status")
+    assert (answer.code, answer.header[Key.ACTION]) == ("internal", "retry")
+    assert client.request("topic.list") == {"topics": [], "more": False}
+
+
+@pytest.mark.parametrize("value", [[1], None, 1.5, {"a": 1}, b"oldest", True, "none"])
+def test_a_consumers_options_of_any_kind_are_answered(stage: Stage, value: object) -> None:
+    """What an option may hold is checked by the Directory, so it must arrive there, whatever it is."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    began = stage.clock.now_s
+    answer = client.open_consumer(1, "orders", "s", drop=value)
+    assert (answer.kind, answer.code) == (Type.ERROR, "invalid-argument")
+    assert stage.clock.now_s == began
+    assert client.open_consumer(1, "orders", "s").kind in (Type.OPENED, Type.MOVED)
+
+
+def test_listings_come_in_pages(stage: Stage) -> None:
+    """A page says whether more follows, and the next begins behind its last name."""
+    client = stage.client()
+    names = [f"topic-{number:02d}" for number in range(7)]
+    for name in reversed(names):
+        client.request("topic.create", topic=name)
+    seen: list[str] = []
+    more = True
+    while more:
+        page = client.request("topic.list", limit=3, after=seen[-1] if seen else "")
+        seen += [each["topic"] for each in page["topics"]]
+        more = page["more"]
+    assert seen == names
+
+
+def test_a_subscription_is_created_once(stage: Stage) -> None:
+    """A second creation is refused; opening an existing one needs its type, and keeps its start."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    made = client.request(
+        "subscription.create", topic="orders", subscription="s", type="failover", start="earliest"
+    )
+    assert (made["type"], made["start"]) == ("failover", "earliest")
+    again = client.ask("subscription.create", topic="orders", subscription="s", type="failover")
+    assert again.code == "subscription-exists"
+    assert client.open_consumer(1, "orders", "s", "shared").code == "subscription-type"
+    shown = client.request("subscription.show", topic="orders", subscription="s")
+    assert (shown["start"], shown["consumers"], shown["strategy"]) == ("earliest", 0, "reliable")
+
+
+def test_nothing_is_created_while_its_worker_is_away(stage: Stage) -> None:
+    """An answer "try again" must leave nothing behind that makes the next try fail."""
+    client = stage.client(0)
+    client.request("topic.create", topic="orders")
+    name = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 1)
+    stage.kill(1)
+    refused = client.ask("subscription.create", topic="orders", subscription=name)
+    assert (refused.code, refused.header[Key.ACTION]) == ("unavailable", "retry")
+    stage.start(1)
+    assert client.request("subscription.create", topic="orders", subscription=name)["subscription"] == name
+
+
+@pytest.mark.parametrize("operation", ["topic.show", "topic.delete"])
+def test_a_topic_whose_worker_is_away_is_unavailable(stage: Stage, operation: str) -> None:
+    """Such a request is answered at once, once, and changes nothing."""
+    name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
+    client = stage.client(0)
+    client.request("topic.create", topic=name)
+    stage.kill(1)
+    assert client.ask(operation, topic=name).code == "unavailable"
+    stage.advance(2 * ANSWER_WITHIN_S)
+    client.say({Key.TYPE: Type.PING})
+    assert client.expect(Type.PONG)
+    assert not [frame for frame in client.unread if frame.kind in (Type.ERROR, Type.RESULT)]
+    stage.start(1)
+    assert client.request("topic.show", topic=name)["topic"] == name
+
+
+def test_a_worker_that_does_not_answer_is_given_up(make_stage: Callable[..., Stage]) -> None:
+    """A hanging worker costs the asker some seconds, and then an answer that says so."""
+    stage = make_stage(2, protocol__session_timeout_ms=60_000)
+    name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
+    client = stage.client(0)
+    client.patience_s = 10
+    client.request("topic.create", topic=name)
+    stage.hold("worker-1", "broker")
+    assert client.ask("topic.show", topic=name).code == "unavailable"
+    status = client.request("status")
+    assert [each["node"] for each in status["processes"]] == ["broker", "worker-0"]
+    stage.let_go("worker-1", "broker")
+    status = client.request("status")
+    assert [each["node"] for each in status["processes"]] == ["broker", "worker-0", "worker-1"]
+
+
+def test_status_describes_every_process(stage: Stage) -> None:
+    """Each process says who it is and what it has done."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    stage.at_topic("orders").open_producer(1, "orders", 7)
+    workers = client.request("status")["processes"][1:]
+    assert sum(each["actors"].get("topic", 0) for each in workers) == 1
+    assert all(each["role"] == "worker" and each["frames_in"] >= 0 for each in workers)
+
+
+def test_opens_are_sent_to_where_things_live(stage: Stage) -> None:
+    """A producer belongs to its topic's worker, a consumer to its subscription's: elsewhere the answer is MOVED."""
+    stage.client().request("topic.create", topic="orders")
+    home = worker_of(topic_key("orders"), 2)
+    for worker in range(2):
+        answer = stage.client(worker).open_producer(1, "orders", 7)
+        assert answer.kind == (Type.OPENED if worker == home else Type.MOVED)
+        if worker != home:
+            assert answer.header[Key.ENDPOINT] == stage.endpoints[home]
+    for number in range(6):
+        home = worker_of(subscription_key("orders", f"s{number}"), 2)
+        answer = stage.client(1 - home).open_consumer(1, "orders", f"s{number}")
+        assert (answer.kind, answer.header[Key.ENDPOINT]) == (Type.MOVED, stage.endpoints[home])
+        assert stage.client(home).open_consumer(1, "orders", f"s{number}").kind == Type.OPENED
+
+
+def test_a_moved_handle_is_free_again(stage: Stage) -> None:
+    """After MOVED the handle's number may be used for something else."""
+    client = stage.client(0)
+    client.request("topic.create", topic="orders")
+    away = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 1)
+    here = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 0)
+    assert client.open_consumer(1, "orders", away).kind == Type.MOVED
+    assert client.open_consumer(1, "orders", here).kind == Type.OPENED
+
+
+def test_an_open_the_directory_does_not_answer_is_given_up(make_stage: Callable[..., Stage]) -> None:
+    """Without the Directory an open is refused after some seconds, with a code that says to try again."""
+    stage = make_stage(1, protocol__session_timeout_ms=60_000)
+    client = stage.client()
+    client.patience_s = 10
+    client.request("topic.create", topic="orders")
+    stage.hold("worker-0", "broker")
+    refused = client.open_producer(1, "orders", 7)
+    assert (refused.code, refused.header[Key.ACTION], refused.header[Key.CLOSED]) == (
+        "unavailable",
+        "retry",
+        True,
+    )
+    assert client.ask("topic.list").code == "unavailable"
+    stage.let_go("worker-0", "broker")
+    assert client.open_producer(1, "orders", 7).kind == Type.OPENED
+
+
+def test_options_have_limits_that_their_errors_name() -> None:
+    """An option out of range says which one, what was given, and what it may be."""
+    check_options({"ack_timeout_ms": 10, "buffer_messages_max": 1, "drop": "newest"})
+    with pytest.raises(UsageError, match="ack_timeout_ms is 9, which is not 10 to 86400000"):
+        check_options({"ack_timeout_ms": 9})
+    with pytest.raises(UsageError, match="drop is 'both', which is not oldest or newest"):
+        check_options({"drop": "both"})

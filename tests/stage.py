@@ -1,0 +1,460 @@
+"""A whole broker in one thread: several workers, their mail, their disk, under a clock that only tests move.
+
+Everything above sockets, processes and threads is the real thing: Directory, Frontends, gateways, topics, logs,
+subscriptions, consumers. What is staged: ZeroMQ's ROUTER (`StagedRouter`), mail (every message is sealed and opened,
+as between processes), the disk (`storage.simulated`) and time. The same calls give the same run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import zmq
+
+from actors.directory import DIRECTORY_PATH, Directory, node_of
+from actors.envelope import open_mail, seal_mail
+from actors.loop import Call, Scheduler
+from actors.process import BROKER, NodeDown, NodeUp
+from actors.runtime import Address, LoopActor, Ref, System
+from actors.worker import Worker, WorkerSettings
+from ister.settings import Settings, load_settings
+from storage.catalogue import Catalogue
+from storage.disk import Disk
+from storage.reader import SegmentMaps
+from storage.simulated import SimulatedDisk
+from tests.raw_client import Frame, Speaker
+from transport.gateway import Gateway, GatewayCounts
+from transport.session import SessionLimits, Sessions
+
+T = TypeVar("T")
+
+
+class StagedClock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time_ms(self) -> int:
+        return 1_700_000_000_000 + int(self.now_s * 1000)
+
+
+class StagedLoop(Scheduler):
+    """Turns without waiting; work handed to threads is done between turns, or when a test says so."""
+
+    def __init__(self, clock: StagedClock) -> None:
+        super().__init__(clock)
+        self.time = clock
+        self.holds_work = False  # offloaded work waits in `work` until `do_work`
+        self.work: deque[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = deque()
+        self._watched: dict[Any, Call] = {}
+
+    def watch(self, source: Any, ready: Call) -> None:
+        self._watched[source] = ready
+
+    def unwatch(self, source: Any) -> None:
+        self._watched.pop(source, None)
+
+    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        self.work.append((work, done))
+
+    def call_threadsafe(self, call: Call) -> None:
+        self.call_soon(call)
+
+    def do_work(self, *, error: BaseException | None = None) -> None:
+        """Do the oldest offloaded work, or let it fail instead."""
+        work, done = self.work.popleft()
+        result: Any = None
+        if error is None:
+            try:
+                result = work()
+            except Exception as raised:  # noqa: BLE001 - as the real loop: whatever it is, `done` is told
+                error = raised
+        done(result, error)
+
+    def once(self) -> None:
+        """Run one turn: sockets, then calls, timers and inboxes."""
+        for source, ready in list(self._watched.items()):
+            if source.incoming:
+                ready()
+        self.run_turn(self.time.now_s)
+
+    def settle(self, turns_max: int = 100_000) -> None:
+        """Run until only time could bring something new."""
+        for _ in range(turns_max):
+            while self.work and not self.holds_work:
+                self.do_work()
+            due = self.next_due()
+            waiting = any(source.incoming for source in self._watched)
+            if self.idle and not waiting and (due is None or due > self.time.now_s):
+                return
+            self.once()
+        raise AssertionError(f"not settled after {turns_max} turns")
+
+    def advance(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass, timer by timer, at most until something is so."""
+        end = self.time.now_s + seconds
+        self.settle()
+        while not until():
+            due = self.next_due()
+            if due is None or due > end:
+                self.time.now_s = end
+                return
+            self.time.now_s = max(self.time.now_s, due)
+            self.settle()
+
+
+class StagedRouter:
+    """The ROUTER of one worker: what clients said, and what they are told."""
+
+    def __init__(self) -> None:
+        self.incoming: deque[list[bytes]] = deque()
+        self.out: dict[bytes, deque[list[bytes]]] = {}  # by routing id of those connected
+        self.full: set[bytes] = set()
+        self.on_send: Callable[[bytes, list[bytes]], None] = lambda _routing, _parts: None
+
+    def setsockopt(self, *_option: Any) -> None:
+        """Take an option."""
+
+    def bind(self, _endpoint: str) -> None:
+        """Listen."""
+
+    def recv_multipart(self, _flags: int = 0, **_more: Any) -> list[bytes]:
+        if not self.incoming:
+            raise zmq.Again
+        return self.incoming.popleft()
+
+    def send_multipart(self, parts: Sequence[Any], _flags: int = 0, **_more: Any) -> None:
+        routing = bytes(parts[0])
+        if routing not in self.out:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        if routing in self.full:
+            raise zmq.Again
+        copied = [bytes(part) for part in parts[1:]]
+        self.on_send(routing, copied)
+        self.out[routing].append(copied)
+
+    def close(self, linger: int = 0) -> None:
+        """Close."""
+
+
+class StagedMail:
+    """A node's mail: sealed and opened as between processes, in order, and held back where a test says so."""
+
+    def __init__(self, stage: Stage, node: str, boot: int) -> None:
+        self.stage, self.node, self.boot = stage, node, boot
+        self.sent = self.received = self.dropped = 0
+        self.deliver: Callable[[str, object], None] = lambda _path, _message: None
+
+    def attach(self, _loop: Scheduler, deliver: Callable[[str, object], None]) -> None:
+        self.deliver = deliver
+
+    def send(self, address: Address, message: object) -> None:
+        self.sent += 1
+        sealed, frames = seal_mail(self.node, self.boot, address.path, message)
+        self.stage.post(self, address.node, sealed, [bytes(frame) for frame in frames])
+
+
+class StagedClient(Speaker):
+    """A client of one staged worker; time passes while it waits."""
+
+    patience_s = 2.0
+
+    def __init__(self, stage: Stage, worker: int, *, hello: bool = True) -> None:
+        super().__init__()
+        self.stage, self.worker = stage, worker
+        self.routing = b""
+        self.connect()
+        if hello:
+            self.hello()
+
+    @property
+    def router(self) -> StagedRouter:
+        """The router of the worker it talks to, as of now."""
+        return self.stage.routers[self.worker]
+
+    def connect(self) -> None:
+        """Connect, under a new routing id, to the worker as it is now."""
+        self.stage.routings += 1
+        self.routing = b"\0%04d" % self.stage.routings
+        self.router.out[self.routing] = deque()
+
+    def disconnect(self) -> None:
+        """Lose the connection: what was on its way to this client is gone."""
+        self.router.out.pop(self.routing, None)
+        self.unread.clear()
+
+    def reconnect(self, *, resume: bool = True) -> Frame:
+        """Connect again and say hello."""
+        self.disconnect()
+        self.connect()
+        return self.hello(session=self.session if resume else None)
+
+    def put(self, parts: Sequence[bytes]) -> None:
+        if self.routing in self.router.out:
+            self.router.incoming.append([self.routing, *parts])
+
+    def take(self, timeout_s: float) -> list[bytes] | None:
+        mine = self.router.out.get(self.routing)
+        self.stage.loop.settle()
+        if mine is None:
+            return None
+        if not mine and timeout_s > 0:
+            self.stage.loop.advance(timeout_s, until=lambda: bool(mine))
+        return mine.popleft() if mine else None
+
+
+def settings_of(**flags: Any) -> Settings:
+    """Return settings with some changed: `settings_of(protocol__heartbeat_ms=100)`."""
+    return load_settings(None, {}, {key.replace("__", "."): str(value) for key, value in flags.items()})
+
+
+class Stage:
+    """A broker with `workers` workers, in one thread."""
+
+    def __init__(self, folder: Path, workers: int = 2, **flags: Any) -> None:
+        self.settings = settings_of(**flags)
+        self.clock = StagedClock()
+        self.loop = StagedLoop(self.clock)
+        self.disk = SimulatedDisk()
+        self.disk.makedirs("/data")
+        self.folder = folder
+        self.routings = 0
+        self.boots = 0
+        self.random = Random(1)
+        self.held: set[tuple[str, str]] = set()  # (from, to): mail that waits until `let_go`
+        self.holding: list[tuple[StagedMail, str, bytes, list[bytes]]] = []
+        self.mail: dict[str, StagedMail] = {}
+        self.systems: dict[str, System] = {}
+        self.routers: dict[int, StagedRouter] = {}
+        self.workers: dict[int, Worker] = {}
+        self.failures: list[tuple[str, Exception]] = []  # of actors, by path
+        self.expects_failures = False
+        self.clients: list[StagedClient] = []
+        self.endpoints = [f"tcp://worker-{number}" for number in range(workers)]
+        self.catalogue = Catalogue(str(folder / "catalogue.sqlite"))
+        self._start_directory()
+        for number in range(workers):
+            self.start(number)
+        self.loop.settle()
+
+    # ---- processes ----------------------------------------------------------------------------------------------
+
+    def _system(self, node: str) -> System:
+        self.boots += 1
+        mail = self.mail[node] = StagedMail(self, node, self.boots)
+        system = self.systems[node] = System(node, self.loop, mail, self.clock, self.random)
+        system.on_actor_failure = lambda path, error: self.failures.append((path, error))
+        return system
+
+    def _start_directory(self) -> None:
+        system = self._system(BROKER)
+        system.spawn(
+            Directory,
+            DIRECTORY_PATH,
+            self.catalogue,
+            endpoints=self.endpoints,
+            describe_broker=lambda: {"node": BROKER, "role": "broker"},
+        )
+
+    def start(self, number: int) -> None:
+        """Start a worker, and tell the others."""
+        node = node_of(number)
+        system = self._system(node)
+        boot = self.mail[node].boot
+        router = self.routers[number] = StagedRouter()
+        listeners: list[Ref] = []
+        context = SimpleNamespace(
+            node=node,
+            boot=boot,
+            zmq=SimpleNamespace(socket=lambda _kind: router),
+            clock=self.clock,
+            loop=self.loop,
+            system=system,
+            mail=self.mail[node],
+            listen=listeners.append,
+            stop=lambda code=0: self.failures.append((node, RuntimeError(f"stopped with {code}"))),
+        )
+        given = WorkerSettings(self.settings, "/data", "staged", self.endpoints[number])
+        worker = self.workers[number] = Worker(cast(Any, context), given)
+        worker._disk = cast(Disk, self.disk)  # type: ignore[assignment]
+        worker._maps = SegmentMaps(cast(Disk, self.disk))
+        failed = system.on_actor_failure
+
+        def on_failure(path: str, error: Exception) -> None:
+            self.failures.append((path, error))
+            failed(path, error)
+
+        system.on_actor_failure = on_failure
+        worker.gateway.bind("staged", worker.frontend)
+        self.loop.watch(cast(Any, router), worker.gateway.receive)
+        self._tell_all(NodeUp(node, boot, 1, self.endpoints[number]))
+        for other in self.workers:
+            if other != number:
+                up = node_of(other)
+                worker.frontend.ref.tell(NodeUp(up, self.mail[up].boot, 1, self.endpoints[other]))
+
+    def _tell_all(self, change: NodeUp | NodeDown) -> None:
+        self.systems[BROKER].ref(BROKER, DIRECTORY_PATH).tell(change)
+        for worker in self.workers.values():
+            worker.frontend.ref.tell(change)
+
+    def kill(self, number: int) -> None:
+        """Kill a worker as SIGKILL does: nothing runs any more, what was written stays."""
+        node = node_of(number)
+        self.loop.unwatch(self.routers[number])
+        del self.workers[number]
+        self.routers[number] = StagedRouter()  # nobody is connected
+        system = self.systems.pop(node)
+        del self.mail[node]
+        for path in system.paths():
+            actor = system.find(path)
+            assert actor is not None
+            actor.inbox.close()
+            system.unregister(actor)
+        self.holding = [entry for entry in self.holding if node not in (entry[0].node, entry[1])]
+        self._tell_all(NodeDown(node, 0, "killed"))
+
+    def stop(self, number: int) -> None:
+        """Stop a worker in order."""
+        self.systems[node_of(number)].stop_all()
+        self.kill(number)
+
+    def restart(self, workers: int, *, in_order: bool = False) -> None:
+        """End the whole broker, and start it with so many workers on the same data."""
+        for number in list(self.workers):
+            (self.stop if in_order else self.kill)(number)
+        self.systems[BROKER].stop_all()
+        self.endpoints = [f"tcp://worker-{number}" for number in range(workers)]
+        self.catalogue = Catalogue(str(self.folder / "catalogue.sqlite"))
+        self._start_directory()
+        for number in range(workers):
+            self.start(number)
+        self.loop.settle()
+
+    # ---- mail ---------------------------------------------------------------------------------------------------
+
+    def post(self, sender: StagedMail, node: str, sealed: bytes, frames: list[bytes]) -> None:
+        """Bring a mail on its way."""
+        entry = (sender, node, sealed, frames)
+        if (sender.node, node) in self.held:
+            self.holding.append(entry)
+        else:
+            self.loop.call_soon(lambda: self._arrive(entry))
+
+    def _arrive(self, entry: tuple[StagedMail, str, bytes, list[bytes]]) -> None:
+        sender, node, sealed, frames = entry
+        target = self.mail.get(node)
+        if target is None or (sender.node != BROKER and self.mail.get(sender.node) is not sender):
+            sender.dropped += 1
+            return
+        opened = open_mail(sealed, list(frames))
+        target.received += 1
+        target.deliver(opened.path, opened.message)
+
+    def hold(self, sender: str, node: str) -> None:
+        """Hold mail back from one node to another."""
+        self.held.add((sender, node))
+
+    def let_go(self, sender: str, node: str) -> None:
+        """Let mail through again, first what was held."""
+        self.held.discard((sender, node))
+        kept = []
+        for entry in self.holding:
+            if (entry[0].node, entry[1]) == (sender, node):
+                self.loop.call_soon(lambda entry=entry: self._arrive(entry))  # type: ignore[misc]
+            else:
+                kept.append(entry)
+        self.holding = kept
+
+    # ---- what tests do with it ----------------------------------------------------------------------------------
+
+    def client(self, worker: int = 0, *, hello: bool = True) -> StagedClient:
+        """Return a client connected to a worker."""
+        client = StagedClient(self, worker, hello=hello)
+        self.clients.append(client)
+        return client
+
+    def worker_at(self, endpoint: str) -> int:
+        """Return the worker behind an endpoint."""
+        return self.endpoints.index(endpoint)
+
+    def at_topic(self, topic: str) -> StagedClient:
+        """Return a client of the worker on which a topic lives."""
+        shown = self.client().request("topic.show", topic=topic)
+        return self.client(self.worker_at(shown["endpoint"]))
+
+    def at_subscription(self, topic: str, subscription: str) -> StagedClient:
+        """Return a client of the worker on which a subscription lives, or would."""
+        from actors.placement import subscription_key, worker_of
+
+        return self.client(worker_of(subscription_key(topic, subscription), len(self.endpoints)))
+
+    def actor(self, path: str) -> LoopActor:
+        """Return the one actor of that path, on whatever worker."""
+        found = [system.find(path) for system in self.systems.values()]
+        (one,) = [actor for actor in found if actor is not None]
+        return one
+
+    def has_actor(self, path: str) -> bool:
+        """Say whether there is an actor of that path anywhere."""
+        return any(system.find(path) is not None for system in self.systems.values())
+
+    def settle(self) -> None:
+        """Run until only time could bring something new."""
+        self.loop.settle()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.loop.advance(seconds)
+
+    def close(self) -> None:
+        """End everything; an actor that failed unexpectedly fails the test."""
+        for number in list(self.workers):
+            self.systems[node_of(number)].stop_all()
+        self.systems[BROKER].stop_all()
+        if self.failures and not self.expects_failures:
+            raise AssertionError(f"actors failed: {self.failures}")
+
+
+class Recorder(LoopActor):
+    """An actor that keeps what it is told, in `heard`."""
+
+    def __init__(self, system: System, path: str) -> None:
+        super().__init__(system, path)
+        self.heard: list[Any] = []
+
+    def take(self, kind: type[T]) -> list[T]:
+        """Return what was heard of one kind, and forget it."""
+        found = [each for each in self.heard if isinstance(each, kind)]
+        self.heard = [each for each in self.heard if not isinstance(each, kind)]
+        return found
+
+
+class _Everything(dict[type, Any]):
+    def __missing__(self, _type: type) -> Any:
+        return lambda actor, message: actor.heard.append(message)
+
+
+Recorder.handlers = cast(Any, _Everything(Recorder.handlers))
+
+
+class StagedGateway(Gateway):
+    """A gateway whose clients are lists: for tests of single actors."""
+
+    def __init__(self, clock: StagedClock, limits: SessionLimits) -> None:
+        tokens = iter(range(1, 1 << 30))
+        sessions = Sessions(1, limits, lambda: next(tokens).to_bytes(16))
+        self.router = StagedRouter()
+        super().__init__(cast(Any, SimpleNamespace(socket=lambda _kind: self.router)), clock, sessions)
+
+
+__all__ = ["GatewayCounts", "Recorder", "Stage", "StagedClient", "StagedClock", "StagedGateway", "StagedLoop"]
