@@ -230,16 +230,16 @@ class Consumer(LoopActor):
     def on_notice(self, notice: Notice) -> None:
         """Tell the client of an event."""
         handle = self._handle
-        self._gateway.send(
-            handle.session,
-            {
-                Key.TYPE: Type.EVENT,
-                Key.HANDLE: handle.number,
-                Key.CODE: notice.code,
-                Key.COUNT: notice.count,
-                Key.TEXT: notice.text,
-            },
-        )
+        header: Header = {
+            Key.TYPE: Type.EVENT,
+            Key.HANDLE: handle.number,
+            Key.CODE: notice.code,
+            Key.COUNT: notice.count,
+            Key.TEXT: notice.text,
+        }
+        if notice.offset is not None:
+            header[Key.OFFSET] = notice.offset
+        self._gateway.send(handle.session, header)
 
     # ---- what the client says -----------------------------------------------------------------------------------
 

@@ -125,14 +125,13 @@ class NonReliableSubscription(Subscription):
             return
         self.dropped += messages
         if self._notice_timer is None:
-            self._notice_timer = self.call_later(DROP_NOTICE_S, self._notify)
+            self._notice_timer = self.call_later(DROP_NOTICE_S, self._tell_losses)
 
-    def _notify(self) -> None:
+    def _tell_losses(self) -> None:
         self._notice_timer = None
+        text = "messages were dropped: no credit, and the buffer was full"
         for consumer in self._consumers.values():
-            consumer.tell(
-                Notice("dropped", self.dropped, "messages were dropped: no credit, and the buffer was full")
-            )
+            consumer.tell(Notice("dropped", self.dropped, text))
 
     def _position(self) -> int:
         return self._expected or 0

@@ -28,10 +28,12 @@ from actors.messages import (
     Durable,
     Left,
     NodeStarted,
+    Notice,
     Returned,
     TopicFailed,
+    Trimmed,
 )
-from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join, whole
+from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from actors.runtime import Ref, System, Timer, receives
 from actors.subscription import Subscription
 from ister.errors import IsterError, RemoteError, StorageError
@@ -87,9 +89,12 @@ class ReliableSubscription(Subscription):
         self._redelivery_timer: Timer | None = None
         self._flush_timer: Timer | None = None
         self._sync_timer: Timer | None = None
-        self._confirming: list[tuple[int, int]] = []  # (consumer, ref): told once the journal has what they cover
+        self._confirming: list[
+            tuple[int, int]
+        ] = []  # (consumer, ref): told once the journal has what they cover
         self._syncing = False
         self._deleted = False
+        self.trimmed = 0
 
     def on_start(self) -> None:
         """Ask the topic how far it is durable."""
@@ -123,6 +128,7 @@ class ReliableSubscription(Subscription):
             self._next = self._journal.cursor.low
             self._reader = self._open_reader(self._next)
         self._become_ready()
+        self.on_trimmed(Trimmed(attached.start_offset))
         self._wake()
 
     def _start(self, attached: Attached) -> int:
@@ -145,6 +151,30 @@ class ReliableSubscription(Subscription):
         """Go on with what is durable; before that is known, say why nobody can be served."""
         if not self._ready:
             self._become_failed(RemoteError(failed.code, failed.text))
+
+    @receives(Trimmed)
+    def on_trimmed(self, trimmed: Trimmed) -> None:
+        """Go on behind what retention took; what was not acknowledged of it is said to the consumers, and counted."""
+        if self._journal is None:
+            return
+        cursor, start = self._journal.cursor, trimmed.start_offset
+        low, lost = cursor.low, cursor.unacknowledged(trimmed.start_offset)
+        if start <= low:
+            return
+        self._journal.note(low, start)
+        self._flush_soon()
+        if self._next < start:
+            self._next = start
+            self._ahead.clear()
+            self._reader = self._open_reader(start)
+        if lost:
+            self.trimmed += lost
+            text = (
+                f"retention took {lost} messages that were not acknowledged, between offset {low} and {start}"
+            )
+            log.warning("subscription %s of %s: %s", self.meta.name, self.topic.name, text)
+            self._notify(Notice("trimmed", lost, text, low))
+        self._wake()
 
     @receives(Durable)
     def on_durable(self, durable: Durable) -> None:
@@ -203,58 +233,54 @@ class ReliableSubscription(Subscription):
 
     def _piece_new(self, messages_max: int) -> Piece | None:
         assert self._journal is not None
+        cursor = self._journal.cursor
+        while self._read_ahead():
+            above = cursor.ranges.end
+            if above is None or above <= self._next:
+                return self._piece_whole(messages_max)
+            batch = self._ahead[0]  # some of what follows is acknowledged already: deliver what is between
+            batch_end = batch.first_offset + batch.count
+            pending = cursor.pending(max(batch.first_offset, self._next), batch_end)
+            if pending:
+                first, end = pending[0][0], min(pending[0][1], pending[0][0] + messages_max)
+                self._take_to(end, batch_end)
+                return cut(batch, first, end, 1)
+            self._take_to(batch_end, batch_end)
+        return None
+
+    def _read_ahead(self) -> bool:
+        """Say whether there is anything new to deliver, read if need be."""
         assert self._reader is not None
+        if not self._ahead and self._next < self._durable_end:
+            self._ahead.extend(self._reader.read(self._durable_end, READ_BYTES))
+        return bool(self._ahead)
+
+    def _take_to(self, end: int, batch_end: int) -> None:
+        self._next = end
+        if end == batch_end:
+            self._ahead.popleft()
+
+    def _piece_whole(self, messages_max: int) -> Piece:
+        """Return the first batch read ahead, cut to the credit, or joined with those that follow."""
         ahead, first = self._ahead, self._next
-        if not ahead:
-            if first >= self._durable_end:
-                return None
-            ahead.extend(self._reader.read(self._durable_end, READ_BYTES))
-            if not ahead:
-                return None
-        above = self._journal.cursor.ranges.end
-        if above is not None and above > first:
-            return self._piece_between(messages_max)
         batch = ahead[0]
+        batch_end = batch.first_offset + batch.count
         if batch.first_offset < first or batch.count > messages_max:
-            end = min(batch.first_offset + batch.count, first + messages_max)
-            if end == batch.first_offset + batch.count:
-                ahead.popleft()
-            self._next = end
+            end = min(batch_end, first + messages_max)
+            self._take_to(end, batch_end)
             return cut(batch, first, end, 1)
-        ahead.popleft()
-        size, count = batch_bytes(batch), batch.count
-        self._next = first + count
-        if size >= PIECE_BYTES or not ahead:
-            return whole(batch, 1)
         together = [batch]
-        while ahead and len(together) < DELIVER_RECORDS_MAX:
+        size, count = batch_bytes(batch), batch.count
+        self._take_to(batch_end, batch_end)
+        while ahead and size < PIECE_BYTES and len(together) < DELIVER_RECORDS_MAX:
             batch = ahead[0]
             size += batch_bytes(batch)
             count += batch.count
             if size > PIECE_BYTES or count > messages_max or batch.columns != together[0].columns:
                 break
-            together.append(ahead.popleft())
-            self._next += batch.count
+            together.append(batch)
+            self._take_to(self._next + batch.count, self._next + batch.count)
         return join(together)
-
-    def _piece_between(self, messages_max: int) -> Piece | None:
-        """Return the next piece where some of what follows is acknowledged already."""
-        assert self._journal is not None
-        cursor = self._journal.cursor
-        while self._ahead:
-            batch = self._ahead[0]
-            batch_end = batch.first_offset + batch.count
-            pending = cursor.pending(max(batch.first_offset, self._next), batch_end)
-            if pending:
-                first = pending[0][0]
-                end = min(pending[0][1], first + messages_max)
-                self._next = end
-                if end == batch_end:
-                    self._ahead.popleft()
-                return cut(batch, first, end, 1)
-            self._next = batch_end
-            self._ahead.popleft()
-        return self._piece_new(messages_max)
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
@@ -279,7 +305,11 @@ class ReliableSubscription(Subscription):
         if ref is not None:
             self._confirming.append((key, ref))
             self._flush()
-        elif self._flush_timer is None:
+        else:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._flush_timer is None:
             self._flush_timer = self.call_later(self._flush_s, self._flush)
 
     def _flush(self) -> None:
@@ -375,6 +405,7 @@ class ReliableSubscription(Subscription):
             "position": self._next,
             "durable_end": self._durable_end,
             "waiting_redelivery": self._redelivery.messages,
+            "trimmed": self.trimmed,
             "ack_timeout_ms": self._ack_timeout_ms,
         }
         if self._journal is not None:

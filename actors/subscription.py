@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Any, Final
 
 from actors.messages import (
@@ -40,6 +41,7 @@ log = logging.getLogger("ister.subscription")
 
 # One turn of a subscription hands out at most this much before other actors and sockets get their turn: some 1 ms.
 DISPATCH_BYTES_MAX: Final = 1 << 20
+NOTICES_KEPT: Final = 16  # while no consumer is there; the counts in `ister subscription show` have all of it
 
 
 class Subscription(LoopActor):
@@ -67,6 +69,7 @@ class Subscription(LoopActor):
         self._ready = False  # the topic answered, and the start is fixed
         self._failure: IsterError | None = None
         self._waiting: list[AttachConsumer | StartSubscription] = []
+        self._unseen: deque[Notice] = deque(maxlen=NOTICES_KEPT)  # for the next consumer: nobody was there
         self.delivered = 0
         self.redelivered = 0
 
@@ -102,6 +105,8 @@ class Subscription(LoopActor):
             return
         self._consumers[command.key] = command.consumer
         command.consumer.tell(Granted(self._position(), self._ack_timeout_ms))
+        while self._unseen:
+            command.consumer.tell(self._unseen.popleft())
         if self.meta.type == "failover" and self._roster.active is self._active:
             command.consumer.tell(Notice("standby", 0, "another consumer is active"))
         self._after_change()
@@ -223,6 +228,13 @@ class Subscription(LoopActor):
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(self._description())))
+
+    def _notify(self, notice: Notice) -> None:
+        """Tell all consumers, or the next one that comes."""
+        for consumer in self._consumers.values():
+            consumer.tell(notice)
+        if not self._consumers:
+            self._unseen.append(notice)
 
     def _evict_all(self, code: str, text: str) -> None:
         for consumer in self._consumers.values():
