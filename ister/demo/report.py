@@ -1,0 +1,113 @@
+"""What the demonstration showed: one plain map for scripts, two tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ister.cli.show import print_table, size_in_words
+from ister.demo.run import NON_RELIABLE, RELIABLE, Outcome
+
+
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as one plain map."""
+    return {
+        "ok": not outcome.problems,
+        "problems": outcome.problems,
+        "files": len(outcome.source.files),
+        "lines": outcome.source.lines,
+        "bytes": outcome.source.bytes,
+        "seconds": round(outcome.seconds, 2),
+        "subscriptions": list(_rows(outcome)),
+        "worker_killed": {
+            "node": outcome.worker_killed,
+            "pid": outcome.pid_killed,
+            "pid_after": outcome.pid_after,
+        },
+        "consumer_stopped": outcome.consumer_stopped,
+        "actors": list(_actors(outcome)),
+    }
+
+
+def _rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    for (topic, subscription), verdict in outcome.verdicts.items():
+        produced = outcome.produced[topic]
+        yield {
+            "topic": topic,
+            "subscription": subscription,
+            "type": outcome.types[topic, subscription],
+            "sent": produced.messages,
+            "received": verdict.received,
+            "redelivered": verdict.redelivered,
+            "dropped": outcome.dropped[topic, subscription],
+            "lost": outcome.source.lines - verdict.received,
+            "messages_per_second": round(verdict.rate),
+            "files_verified": verdict.files if topic == RELIABLE else None,
+            "ok": not verdict.problems,
+        }
+
+
+def _actors(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    for process in outcome.status["processes"]:
+        for kind, count in sorted(process["actors"].items()):
+            yield {"actor": kind, "count": count, "process": process["node"], "pid": process["pid"]}
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print what was sent and received, where each kind of actor lives, and the verdict."""
+    rows = list(_rows(outcome))
+    print_table(
+        [
+            "topic",
+            "subscription",
+            "sent",
+            "received",
+            "redelivered",
+            "dropped",
+            "lost",
+            "messages/s",
+            "verified",
+        ],
+        [
+            [
+                row["topic"],
+                row["subscription"],
+                row["sent"],
+                row["received"],
+                row["redelivered"],
+                row["dropped"],
+                row["lost"],
+                row["messages_per_second"],
+                _verified(row),
+            ]
+            for row in rows
+        ],
+    )
+    print_table(
+        ["actor", "how many", "process", "pid"],
+        [[each["actor"], each["count"], each["process"], str(each["pid"])] for each in _actors(outcome)],
+    )
+    print(f"\nstopped half way: {outcome.consumer_stopped}; its messages went to the next in line")
+    print(
+        f"killed half way:  {outcome.worker_killed}, pid {outcome.pid_killed}, with SIGKILL; "
+        f"started again as pid {outcome.pid_after}"
+    )
+    lost = sum(row["lost"] for row in rows if row["topic"] == NON_RELIABLE)
+    if lost:
+        print(
+            f"the non-reliable topic lost {lost:,} messages: in memory when its worker was killed, or dropped"
+        )
+    if not outcome.problems:
+        print(
+            f"\n{outcome.source.lines:,} lines of {len(outcome.source.files):,} files "
+            f"({size_in_words(outcome.source.bytes)}) arrived byte for byte, at every reliable subscription, "
+            f"in {outcome.seconds:.1f} s"
+        )
+
+
+def _verified(row: dict[str, Any]) -> str:
+    if not row["ok"]:
+        return "NO"
+    if row["files_verified"] is None:
+        return "each line"
+    return f"{row['files_verified']:,} files, SHA-256" + (", in order" if row["type"] != "shared" else "")

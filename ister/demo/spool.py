@@ -1,0 +1,65 @@
+"""What a consumer has received, written down before it acknowledges: a file of batches, in the order they came.
+
+A batch is a header (time, first offset, count, attempt, bytes of payloads, bytes of keys; little-endian), the lengths of
+the payloads as u32, the payloads, the lengths of the keys, the keys.
+
+Invariant: what is in the file was received; a batch is there whole, or the file ends before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ister import wire
+from ister.message import Batch
+
+HEADER: Final = struct.Struct("<QQIIQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One batch as it was received, at `at_ns` (CLOCK_MONOTONIC)."""
+
+    at_ns: int
+    first: int
+    attempt: int
+    payloads: list[bytes]
+    keys: list[bytes]
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last message."""
+        return self.first + len(self.payloads)
+
+
+class Spool:
+    """The writing side; what `write` returned for is handed to the operating system."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115  (closed by `close`)
+
+    def write(self, at_ns: int, batch: Batch) -> None:
+        """Write a batch down."""
+        payloads = batch.payloads
+        keys = [message.key or b"" for message in batch]
+        body, tail = b"".join(payloads), b"".join(keys)
+        head = HEADER.pack(at_ns, batch.offsets.start, len(payloads), batch.attempt, len(body), len(tail))
+        self._file.write(b"".join((head, wire.pack_lengths(payloads), body, wire.pack_lengths(keys), tail)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_spool(path: str) -> Iterator[Piece]:
+    """Yield what was written, in order."""
+    with Path(path).open("rb") as file:
+        while head := file.read(HEADER.size):
+            at_ns, first, count, attempt, body_bytes, tail_bytes = HEADER.unpack(head)
+            payloads = wire.split_payloads(file.read(4 * count), file.read(body_bytes))
+            keys = wire.split_payloads(file.read(4 * count), file.read(tail_bytes))
+            yield Piece(at_ns, first, attempt, payloads, keys)
