@@ -15,6 +15,7 @@
     │   ├── LogFailedError        a write or an fsync failed; the log must be opened again    retry
     │   ├── DamagedError          bytes in the middle of a log are not what was written       stop
     │   ├── GapError              offsets do not join where they must                         stop
+    │   │   └── TrimmedError          what was asked for was deleted as the topic's policy says   fix
     │   └── LockedError           another broker holds the data folder                        fix
     └── StoreError                the object store refused or failed                          retry
 
@@ -168,10 +169,15 @@ class LogFailedError(StorageError):
 
 
 class DamagedError(StorageError):
-    """Bytes in the middle of a log are not what was written; they are kept, and never served."""
+    """Bytes in the middle of a log are not what was written; they are kept, and never served.
+
+    `first` and `end` are the smallest range of offsets that cannot be served, where that is known.
+    """
 
     code = "log-damaged"
     action: Action = "stop"
+    first: int | None = None
+    end: int | None = None
 
 
 class GapError(StorageError):
@@ -179,6 +185,15 @@ class GapError(StorageError):
 
     code = "log-damaged"
     action: Action = "stop"
+
+
+class TrimmedError(GapError):
+    """Offsets [first, end) were deleted as the topic's policy says; reading can go on at `end`."""
+
+    code = "offset-out-of-range"
+    action: Action = "fix"
+    first: int = 0
+    end: int = 0
 
 
 class LockedError(StorageError):
