@@ -1,6 +1,7 @@
-"""The smallest client of Ister, written from transport/PROTOCOL.md: python minimal.py tcp://HOST:PORT TOPIC MESSAGE..."""
+"""The smallest client of Ister, from transport/PROTOCOL.md: python minimal.py tcp://HOST:PORT TOPIC MESSAGE..."""
+# ruff: noqa: D101, D102, D103
 
-import os
+import random
 import struct
 import sys
 
@@ -43,8 +44,7 @@ def opened(connection, header):
 endpoint, topic, *messages = sys.argv[1:]
 client = Connection(endpoint)
 client.ask({0: REQUEST, 1: 1, 30: "topic.create", 24: {"topic": topic, "dispatch": "reliable"}}, RESULT)
-producer_id = int.from_bytes(os.urandom(7), "big") + 1
-there, answer = opened(client, {0: OPEN_PRODUCER, 1: 2, 2: 1, 3: topic, 25: producer_id})
+there, answer = opened(client, {0: OPEN_PRODUCER, 1: 2, 2: 1, 3: topic, 25: random.getrandbits(63) | 1})
 for sequence, message in enumerate(messages, answer[5]):
     receipt = there.ask({0: PUBLISH, 2: 1, 5: sequence}, RECEIPT, body=[message.encode()])
     print("published at offset", receipt[27][1])

@@ -1,0 +1,88 @@
+"""What programs may pass is checked with a clear sentence before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ister import arguments, wire
+from ister.errors import RemoteError, UsageError
+
+
+@pytest.mark.parametrize("value", [-1, "5", True, float("nan"), float("inf"), b""])
+def test_a_timeout_is_seconds_or_none(value: Any) -> None:
+    """Nobody waits for nan seconds."""
+    with pytest.raises(UsageError, match="timeout"):
+        arguments.timeout(value)
+
+
+def test_good_timeouts_pass() -> None:
+    """None means for ever, 0 means look and go."""
+    assert arguments.timeout(None) is None
+    assert arguments.timeout(0) == 0
+    assert arguments.timeout(0.5) == 0.5
+
+
+def test_text_for_a_payload_says_what_to_do() -> None:
+    """The commonest mistake has the best message."""
+    with pytest.raises(UsageError, match="encode"):
+        arguments.data("text", "payload")
+
+
+@pytest.mark.parametrize("value", [bytearray(b"ab"), memoryview(b"ab"), b"ab"])
+def test_other_buffers_are_taken_as_bytes(value: Any) -> None:
+    """What can be copied is copied."""
+    assert arguments.data(value, "payload") == b"ab"
+    assert type(arguments.data(value, "payload")) is bytes
+
+
+@pytest.mark.parametrize("value", [None, 5, [b"a"]])
+def test_what_is_no_buffer_is_refused(value: Any) -> None:
+    """With the type's name."""
+    with pytest.raises(UsageError, match=type(value).__name__):
+        arguments.data(value, "payload")
+
+
+def test_attributes_are_text_to_text() -> None:
+    """Anything else would surprise a consumer in another language."""
+    assert arguments.attributes(None) == b""
+    assert wire.decode_attributes(arguments.attributes({"a": "b"})) == {"a": "b"}
+    for wrong in ({"a": 1}, {1: "a"}, {"a": b"b"}, 5, ["a"]):
+        with pytest.raises(UsageError):
+            arguments.attributes(wrong)
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:5555", "", [], [5], ["tcp://a:1", ""]])
+def test_endpoints_look_like_endpoints(value: Any) -> None:
+    """The message shows how."""
+    with pytest.raises(UsageError, match="tcp://"):
+        arguments.endpoints(value)
+
+
+def test_numbers_choices_texts_and_starts_are_checked() -> None:
+    """Each with what would be right."""
+    assert arguments.number(3, "n", 1) == 3
+    assert arguments.choice("a", "c", ("a", "b")) == "a"
+    assert arguments.start(7) == 7
+    calls: list[Callable[[], object]] = [
+        lambda: arguments.number(0, "n", 1),
+        lambda: arguments.number(True, "n"),
+        lambda: arguments.choice("c", "c", ("a", "b")),
+        lambda: arguments.text(5, "t"),
+        lambda: arguments.start(-1),
+        lambda: arguments.start("begin"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError):
+            call()
+
+
+def test_sizes_and_troubles_are_written_for_people() -> None:
+    """Units a person thinks in."""
+    assert arguments.in_words(100) == "100 bytes"
+    assert arguments.in_words(12_700_000) == "12.1 MiB"
+    assert arguments.in_words(64 << 10) == "64.0 KiB"
+    assert arguments.in_trouble(None) == ""
+    assert "disk-full" in arguments.in_trouble(RemoteError("disk-full", "no space"))

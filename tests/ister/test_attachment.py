@@ -1,0 +1,366 @@
+"""What a consumer says to a worker, without a socket."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ister import wire
+from ister.attachment import ACK_DELAY_S, TRANSITIONS, Attachment, joined
+from ister.errors import ConnectionLostError, RemoteError
+from ister.message import Delivery, Event
+from ister.wire import Key, Type
+
+if TYPE_CHECKING:
+    from tests.ister.conftest import Talk
+
+
+def opened(talk: Talk, **given: object) -> Attachment:
+    """Return an open consumer of a session that has said everything."""
+    talk.welcome()
+    attachment = talk.consumer(**given)
+    talk.opened()
+    return attachment
+
+
+def taken(attachment: Attachment) -> Delivery:
+    """Return the next delivery, which must be there."""
+    delivery = attachment.take()
+    assert delivery is not None
+    return delivery
+
+
+def acked(talk: Talk) -> list[list[int]]:
+    """Return the ranges acknowledged since the last look."""
+    return [header[Key.RANGES] for header in talk.said() if header[Key.TYPE] == Type.ACK]
+
+
+def test_opening_says_everything_there_is_to_say(talk: Talk) -> None:
+    """Credit, start, priority and arguments travel with the open."""
+    talk.welcome()
+    talk.consumer(kind="failover", priority=3, arguments={"ack_timeout_ms": 5})
+    [opening] = talk.said()
+    assert opening[Key.SUBSCRIPTION_TYPE] == "failover"
+    assert opening[Key.START] == "earliest"
+    assert opening[Key.PRIORITY] == 3
+    assert opening[Key.ARGUMENTS] == {"ack_timeout_ms": 5}
+    assert (opening[Key.MESSAGES], opening[Key.BYTES]) == (100, 10_000)
+
+
+def test_a_delivery_is_cut_into_messages(talk: Talk) -> None:
+    """Offsets are dense, payloads are the bytes that were sent."""
+    attachment = opened(talk)
+    talk.deliver(40, b"a", b"", b"ccc")
+    messages = list(taken(attachment).messages())
+    assert [(message.offset, message.payload) for message in messages] == [
+        (40, b"a"),
+        (41, b""),
+        (42, b"ccc"),
+    ]
+    assert messages[0].topic == "orders"
+
+
+def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
+    """Not a frame a message; and never more than was taken."""
+    attachment = opened(talk, credit_messages=10)
+    talk.deliver(0, *[b"x"] * 4)
+    talk.deliver(4, *[b"x"] * 3)
+    taken(attachment)
+    assert talk.said() == []
+    taken(attachment)
+    [credit] = talk.said()
+    assert (credit[Key.TYPE], credit[Key.MESSAGES], credit[Key.BYTES]) == (Type.CREDIT, 7, 7 * 5)
+
+
+def test_large_messages_use_the_credit_in_bytes(talk: Talk) -> None:
+    """A consumer of few large messages is bounded by bytes."""
+    attachment = opened(talk, credit_bytes=1000)
+    talk.deliver(0, b"x" * 600)
+    taken(attachment)
+    [credit] = talk.said()
+    assert (credit[Key.MESSAGES], credit[Key.BYTES]) == (1, 604)
+
+
+def test_acknowledgments_gather_into_ranges(talk: Talk) -> None:
+    """A million messages cost few numbers, whatever the order they are acknowledged in."""
+    attachment = opened(talk)
+    talk.deliver(0, *[b"x"] * 10)
+    delivery = taken(attachment)
+    for offset in (0, 1, 2, 7, 5, 6, 9):
+        attachment.ack(delivery, offset, offset + 1, talk.now)
+    assert acked(talk) == []
+    talk.later(ACK_DELAY_S)
+    assert acked(talk) == [[0, 3, 5, 8, 9, 10]]
+
+
+def test_the_fast_path_only_moves_the_end(talk: Talk) -> None:
+    """What `Consumer.ack` does without the state machine is seen by it."""
+    attachment = opened(talk)
+    talk.deliver(0, *[b"x"] * 10)
+    delivery = taken(attachment)
+    attachment.ack(delivery, 0, 1, talk.now)
+    assert attachment.ack_delivery is delivery
+    attachment.ack_end = 6
+    talk.later(ACK_DELAY_S)
+    assert acked(talk) == [[0, 6]]
+    assert attachment.ack_delivery is None  # the next one sets the timer again
+
+
+def test_many_ranges_are_sent_in_frames_that_fit(talk: Talk) -> None:
+    """A header stays under its limit, however scattered the acknowledgments are."""
+    attachment = opened(talk, credit_messages=5000)
+    talk.deliver(0, *[b""] * 2000)
+    delivery = taken(attachment)
+    for offset in range(0, 2000, 2):
+        attachment.ack(delivery, offset, offset + 1, talk.now)
+    attachment.flush()
+    ranges = acked(talk)
+    assert all(len(each) <= 2 * wire.RANGES_MAX for each in ranges)
+    assert sum(len(each) // 2 for each in ranges) == 1000
+
+
+def test_flush_is_confirmed(talk: Talk) -> None:
+    """Settled means: the broker said that everything is written."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    attachment.ack(taken(attachment), 0, 2, talk.now)
+    assert not attachment.settled
+    attachment.flush(confirm=True)
+    [ack] = talk.said()
+    assert not attachment.settled
+    talk.hear({Key.TYPE: Type.DONE, Key.REF: ack[Key.REF]})
+    assert attachment.settled
+
+
+def test_flush_confirms_what_was_sent_before(talk: Talk) -> None:
+    """Acknowledgments that went out by the timer are asked about too."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    talk.later(ACK_DELAY_S)
+    talk.said()
+    assert not attachment.settled
+    attachment.flush(confirm=True)
+    [ack] = talk.said()
+    assert (ack[Key.RANGES], Key.REF in ack) == ([0, 1], True)
+
+
+def test_ack_until_keeps_only_the_highest(talk: Talk) -> None:
+    """Everything up to there is one number."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c")
+    delivery = taken(attachment)
+    for offset in (1, 2, 0):
+        attachment.ack_until(delivery, offset, talk.now)
+    talk.later(ACK_DELAY_S)
+    assert [(h[Key.TYPE], h[Key.OFFSET]) for h in talk.said()] == [(Type.ACK_UNTIL, 2)]
+
+
+def test_what_was_not_handed_out_is_dropped_with_the_connection(talk: Talk) -> None:
+    """It is delivered again; credit starts anew."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    talk.session.lost(ConnectionLostError("gone"))
+    assert attachment.take() is None
+    talk.welcome(resumed=True)
+    [opening] = talk.said()
+    assert (opening[Key.HANDLE], opening[Key.MESSAGES]) == (2, 100)
+
+
+def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
+    """They are sent after the open, and stale messages may still be acknowledged."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c")
+    delivery = taken(attachment)
+    attachment.ack(delivery, 0, 2, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened()
+    assert acked(talk) == [[0, 2]]
+    attachment.ack(delivery, 2, 3, talk.now)
+    attachment.flush()
+    assert acked(talk) == [[2, 3]]
+
+
+def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None:
+    """They would spoil the frame of later ones; and `flush` has something to say."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    old = taken(attachment)
+    attachment.ack(old, 0, 1, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.boot = 2
+    talk.welcome(resumed=False)
+    talk.opened()
+    attachment.ack(old, 1, 2, talk.now)
+    talk.deliver(0, b"a", b"b", attempt=2)
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.flush()
+    assert acked(talk) == [[0, 1]]
+    assert attachment.forgotten
+
+
+def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
+    """The broker would throw it away; and the fast path stays fast."""
+    talk.welcome()
+    attachment = talk.consumer()
+    talk.opened(STRATEGY="non-reliable")
+    talk.deliver(0, b"a", b"b")
+    delivery = taken(attachment)
+    attachment.ack(delivery, 0, 1, talk.now)
+    assert (attachment.ack_delivery, attachment.ack_end) == (delivery, 1)
+    attachment.ack_end = 2
+    attachment.nack(delivery, [(0, 1)], 0, "")
+    attachment.ack_until(delivery, 1, talk.now)
+    attachment.flush(confirm=True)
+    assert talk.said() == []
+    assert attachment.settled
+
+
+def test_nack_says_when_and_why(talk: Talk) -> None:
+    """Delay in milliseconds, a reason for people."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    attachment.nack(taken(attachment), [(0, 2)], 1500, "later")
+    [nack] = talk.said()
+    assert (nack[Key.TYPE], nack[Key.RANGES]) == (Type.NACK, [0, 2])
+    assert (nack[Key.DELAY], nack[Key.REASON]) == (1500, "later")
+
+
+def test_events_are_kept_and_told(talk: Talk, happened: list[Event]) -> None:
+    """The newest state is a property; the news are called by the shell."""
+    attachment = opened(talk, kind="failover", on_event=happened.append)
+    talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "active"})
+    talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "dropped", Key.COUNT: 7})
+    talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "something-new"})
+    assert (attachment.active, attachment.dropped) == (True, 7)
+    assert happened == []
+    while talk.callbacks:
+        talk.callbacks.popleft()()
+    assert [event.code for event in happened] == ["active", "dropped", "something-new"]
+
+
+def test_a_busy_subscription_is_told_at_once(talk: Talk) -> None:
+    """Whoever opens an Exclusive consumer wants to know."""
+    talk.welcome()
+    attachment = talk.consumer()
+    [opening] = talk.said()
+    talk.refuse("subscription-busy", "retry", REF=opening[Key.REF], HANDLE=2, CLOSED=True)
+    assert attachment.phase == "closed"
+    assert isinstance(attachment.error, RemoteError)
+
+
+def test_a_busy_subscription_is_waited_for_after_a_reconnect(talk: Talk) -> None:
+    """The place is still held by what this consumer was before."""
+    attachment = opened(talk)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome()
+    [opening] = talk.said()
+    talk.refuse("subscription-busy", "retry", REF=opening[Key.REF], HANDLE=2, CLOSED=True)
+    assert attachment.error is None
+    talk.later(0.1)
+    talk.opened()
+    assert attachment.phase == "open"
+
+
+def test_a_consumer_closed_by_the_broker_has_its_error(talk: Talk) -> None:
+    """The topic is gone, and so is what was not handed out."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    talk.refuse("topic-deleted", "stop", HANDLE=2, CLOSED=True)
+    assert attachment.take() is None
+    assert attachment.error is not None
+    assert attachment.error.code == "topic-deleted"
+
+
+def test_a_refused_acknowledgment_is_a_complaint_not_the_end(talk: Talk) -> None:
+    """The consumer goes on; the program is told once."""
+    attachment = opened(talk)
+    talk.refuse("ack-unknown", "fix", HANDLE=2)
+    assert attachment.phase == "open"
+    assert attachment.complaint is not None
+    attachment.complaint = None
+    talk.refuse("not-active", "retry", HANDLE=2)
+    assert attachment.complaint is None
+    assert attachment.phase == "open"
+
+
+def test_a_subscription_that_restarts_is_opened_again(talk: Talk) -> None:
+    """What it had delivered it may not know; so it is dropped here too."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    delivery = taken(attachment)
+    talk.refuse("unavailable", "retry", HANDLE=2, CLOSED=True)
+    talk.later(0.1)
+    talk.opened()
+    attachment.ack(delivery, 0, 1, talk.now)
+    attachment.flush()
+    assert acked(talk) == []
+
+
+def test_closing_acknowledges_first(talk: Talk) -> None:
+    """What the program has done is not delivered to the next consumer."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.close()
+    said = talk.said()
+    assert [header[Key.TYPE] for header in said] == [Type.ACK, Type.CLOSE]
+    talk.hear({Key.TYPE: Type.DONE, Key.REF: said[1][Key.REF]})
+    assert attachment.phase == "closed"
+
+
+def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> None:
+    """A broken broker is not believed."""
+    opened(talk)
+    header = {Key.TYPE: Type.DELIVER, Key.HANDLE: 2, Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 1]}
+    talk.hear(header, wire.pack_lengths([b"a"]), b"a")
+    assert talk.session.idle
+
+
+def test_every_state_can_lose_its_connection_or_end() -> None:
+    """The table leaves no state in which a consumer could hang."""
+    states = {state for state, _ in TRANSITIONS} - {"idle"}
+    assert all((state, "lost") in TRANSITIONS for state in states)
+    assert all((state, "fail") in TRANSITIONS for state in [*states, "idle"])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)).map(lambda pair: (pair[0], pair[0] + pair[1])))
+)
+def test_joined_ranges_hold_the_same_numbers(ranges: list[tuple[int, int]]) -> None:
+    """Joining loses nothing, adds nothing, and leaves ranges that do not touch."""
+    before = {number for first, end in ranges for number in range(first, end)}
+    whole = joined(list(ranges))
+    assert {number for first, end in whole for number in range(first, end)} == before
+    if len(ranges) > 1:
+        assert all(left[1] < right[0] for left, right in pairwise(whole))
+
+
+@given(order=st.permutations(range(30)), flushes=st.sets(st.integers(0, 29)))
+def test_every_acknowledgment_is_sent_exactly_once(
+    new_talk: type[Talk], order: list[int], flushes: set[int]
+) -> None:
+    """In any order, with any flushes between: nothing is lost, nothing is acknowledged that was not."""
+    talk = new_talk()
+    attachment = opened(talk)
+    talk.deliver(0, *[b"x"] * 40)
+    delivery = taken(attachment)
+    for place, offset in enumerate(order):
+        if delivery is attachment.ack_delivery and offset == attachment.ack_end:
+            attachment.ack_end = offset + 1
+        else:
+            attachment.ack(delivery, offset, offset + 1, talk.now)
+        if place in flushes:
+            attachment.flush()
+    attachment.flush()
+    numbers = [
+        n
+        for each in acked(talk)
+        for first, end in zip(each[::2], each[1::2], strict=True)
+        for n in range(first, end)
+    ]
+    assert sorted(numbers) == list(range(30))

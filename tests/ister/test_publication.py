@@ -1,0 +1,450 @@
+"""What a producer says to a worker, without a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ister import wire
+from ister.errors import ClosedError, ConnectionLostError, RemoteError
+from ister.message import Shipment
+from ister.publication import NOTHING, TRANSITIONS, Publication
+from ister.wire import Column, Key, Type
+
+if TYPE_CHECKING:
+    from tests.ister.conftest import Talk
+
+
+def ship(publication: Publication, *payloads: bytes) -> Shipment:
+    """Seal messages as a batch of their own."""
+    publication.begin(0.0)
+    shipment = publication.shipment
+    for payload in payloads:
+        publication.add(payload, b"", b"")
+    publication.seal()
+    return shipment
+
+
+def opened(talk: Talk) -> Publication:
+    """Return an open producer of a session that has said everything."""
+    talk.welcome()
+    publication = talk.producer()
+    talk.opened()
+    return publication
+
+
+def receipts(talk: Talk, *pairs: int) -> None:
+    """Answer batches."""
+    talk.hear({Key.TYPE: Type.RECEIPT, Key.HANDLE: 1, Key.RECEIPTS: list(pairs)})
+
+
+def sequences(talk: Talk) -> list[int]:
+    """Return the sequences of the batches that were sent since the last look."""
+    return [header[Key.SEQUENCE] for header in talk.said() if header[Key.TYPE] == Type.PUBLISH]
+
+
+def test_a_lone_message_needs_no_length_table(talk: Talk) -> None:
+    """The smallest PUBLISH is a header and a payload."""
+    publication = opened(talk)
+    ship(publication, b"hello")
+    [(header, body)] = talk.frames()
+    assert header == {Key.TYPE: Type.PUBLISH, Key.HANDLE: 1, Key.SEQUENCE: 0}
+    assert body == [b"hello"]
+
+
+def test_sequences_count_messages(talk: Talk) -> None:
+    """The next batch begins where the one before it ended."""
+    publication = opened(talk)
+    ship(publication, b"a", b"b", b"c")
+    ship(publication, b"d")
+    assert sequences(talk) == [0, 3]
+
+
+def test_columns_are_filled_for_messages_that_have_none(talk: Talk) -> None:
+    """A key on the third message leaves the first two without one, not with another's."""
+    publication = opened(talk)
+    publication.begin(0.0)
+    publication.add(b"a", b"", b"")
+    publication.add(b"b", b"", wire.encode_attributes({"x": "y"}))
+    publication.add(b"c", b"k", b"")
+    publication.seal()
+    [(header, body)] = talk.frames()
+    assert header[Key.COLUMNS] == Column.ALL
+    assert wire.check_batch(body, Column.ALL, message_bytes_max=100, batch_bytes_max=1000) == 3
+    assert wire.split_column(body[2], 3) == [b"", b"", b"k"]
+    assert wire.split_column(body[3], 3) == [b"", wire.encode_attributes({"x": "y"}), b""]
+
+
+def test_the_room_left_is_exact(talk: Talk) -> None:
+    """What `room` says is taken is what the body frames have, columns included."""
+    publication = opened(talk)
+    publication.begin(0.0)
+    for key in (b"", b"", b"kk", b""):
+        publication.add(b"1234567", key, b"")
+    size = publication.gathered_bytes()
+    publication.seal()
+    [(_, body)] = talk.frames()
+    assert size == sum(map(len, body))
+
+
+def test_a_receipt_resolves_its_batch(talk: Talk) -> None:
+    """A receipt may answer many batches, in one frame."""
+    publication = opened(talk)
+    first, second = ship(publication, b"a", b"b"), ship(publication, b"c")
+    receipts(talk, 0, 40, 2, 50)
+    assert (first.resolved, first.first) == (True, 40)
+    assert (second.resolved, second.first) == (True, 50)
+    assert publication.bytes == 0
+
+
+def test_the_window_bounds_what_has_no_receipt(talk: Talk) -> None:
+    """Beyond the window nothing is sealed, but one batch always may be."""
+    talk.welcome()
+    publication = talk.producer(window=50)
+    talk.opened()
+    assert publication.has_room(1000)
+    ship(publication, b"x" * 40)
+    assert publication.has_room(10)
+    assert not publication.has_room(11)
+    receipts(talk, 0, 0)
+    assert publication.has_room(1000)
+
+
+def test_the_number_of_batches_in_flight_is_bounded_too(talk: Talk) -> None:
+    """The broker's limit holds for the tiniest batches."""
+    publication = opened(talk)
+    for _ in range(4):
+        assert publication.has_room(1)
+        ship(publication, b"x")
+    assert not publication.has_room(1)
+
+
+def test_what_is_gathered_goes_when_the_batch_before_it_is_answered(talk: Talk) -> None:
+    """Nobody waits for the linger when there is nothing to wait for."""
+    publication = opened(talk)
+    ship(publication, b"a")
+    publication.begin(talk.now)
+    publication.add(b"b", b"", b"")
+    talk.said()
+    receipts(talk, 0, 0)
+    assert sequences(talk) == [1]
+
+
+def test_what_lingers_goes_after_its_time(talk: Talk) -> None:
+    """A slow receipt does not hold messages back longer than the linger."""
+    publication = opened(talk)
+    ship(publication, b"a")
+    publication.begin(talk.now)
+    publication.add(b"b", b"", b"")
+    talk.said()
+    assert talk.session.deadline() <= talk.now + 0.001
+    talk.later(0.001)
+    assert sequences(talk) == [1]
+
+
+def test_after_a_lost_connection_everything_unresolved_is_resent_as_it_was(talk: Talk) -> None:
+    """Same cut, same bytes, same order, and OPEN says from where."""
+    publication = opened(talk)
+    for payloads in ([b"a", b"b"], [b"c"], [b"d", b"e"]):
+        ship(publication, *payloads)
+    sent = talk.frames()
+    receipts(talk, 0, 0)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    assert talk.session.outbox
+    [opening] = [header for header, _ in talk.frames()]
+    assert opening[Key.SEQUENCE] == 2
+    talk.hear(
+        {Key.TYPE: Type.OPENED, Key.REF: opening[Key.REF], Key.HANDLE: 1, Key.SEQUENCE: 5, Key.BYTES: 3000}
+    )
+    assert talk.frames() == sent[1:]
+
+
+def test_messages_sent_without_a_connection_go_out_later(talk: Talk) -> None:
+    """A broker that is away for a moment is not the program's business."""
+    publication = opened(talk)
+    talk.session.lost(ConnectionLostError("gone"))
+    shipment = ship(publication, b"a")
+    assert not talk.session.outbox
+    talk.welcome(resumed=True)
+    talk.opened()
+    assert sequences(talk) == [0]
+    receipts(talk, 0, 9)
+    assert shipment.first == 9
+
+
+def test_a_second_receipt_after_a_resend_is_ignored(talk: Talk) -> None:
+    """Both the original and the resend may be answered."""
+    publication = opened(talk)
+    shipment = ship(publication, b"a")
+    receipts(talk, 0, 3)
+    receipts(talk, 0, 3, 77, 5)
+    assert shipment.first == 3
+    assert not talk.session.idle
+
+
+def test_a_retry_error_is_followed_by_everything_unresolved_in_order(talk: Talk) -> None:
+    """A full disk holds messages up; it loses and reorders none."""
+    publication = opened(talk)
+    shipments = [ship(publication, b"a"), ship(publication, b"b")]
+    talk.said()
+    talk.refuse("disk-full", "retry", HANDLE=1, SEQUENCE=0)
+    talk.refuse("sequence-gap", "retry", HANDLE=1, SEQUENCE=1)
+    assert talk.said() == []
+    assert publication.trouble is not None
+    talk.later(0.1)
+    talk.opened()
+    assert sequences(talk) == [0, 1]
+    receipts(talk, 0, 0, 1, 1)
+    assert all(shipment.resolved and shipment.error is None for shipment in shipments)
+
+
+def test_a_refused_batch_fails_alone(talk: Talk) -> None:
+    """What the broker will never take is reported, and what came after it is sent again behind it."""
+    publication = opened(talk)
+    bad, good = ship(publication, b"a", b"b"), ship(publication, b"c")
+    talk.said()
+    talk.refuse("message-too-large", "fix", HANDLE=1, SEQUENCE=0)
+    assert isinstance(bad.error, RemoteError)
+    [opening] = talk.said()
+    assert (opening[Key.TYPE], opening[Key.SEQUENCE]) == (Type.OPEN_PRODUCER, 2)
+    talk.refuse("sequence-gap", "retry", HANDLE=1, SEQUENCE=2)  # on its way before the broker was told
+    talk.later(0.1)
+    talk.opened()
+    assert sequences(talk) == [2]
+    receipts(talk, 2, 7)
+    assert good.first == 7
+
+
+def test_nothing_is_skipped_before_what_precedes_it_is_resolved(talk: Talk) -> None:
+    """Skipping past a batch that was refused for a moment would lose it as a duplicate."""
+    publication = opened(talk)
+    first, bad, last = ship(publication, b"a"), ship(publication, b"b"), ship(publication, b"c")
+    talk.said()
+    talk.refuse("message-too-large", "fix", HANDLE=1, SEQUENCE=1)
+    talk.refuse("busy", "retry", HANDLE=1, SEQUENCE=0)
+    assert bad.resolved
+    talk.later(0.1)
+    [opening] = [header for header in talk.said() if header[Key.TYPE] == Type.OPEN_PRODUCER]
+    assert opening[Key.SEQUENCE] == 0
+    talk.hear(
+        {Key.TYPE: Type.OPENED, Key.REF: opening[Key.REF], Key.HANDLE: 1, Key.SEQUENCE: 0, Key.BYTES: 3000}
+    )
+    assert sequences(talk) == [0]  # not what is behind the hole
+    receipts(talk, 0, 0)
+    assert first.resolved
+    talk.opened()
+    assert sequences(talk) == [2]
+    receipts(talk, 2, 1)
+    assert last.first == 1
+
+
+def test_a_fenced_producer_fails_everything(talk: Talk) -> None:
+    """Somebody else has the id now; trying again would fight."""
+    publication = opened(talk)
+    shipment = ship(publication, b"a")
+    talk.refuse("producer-fenced", "stop", HANDLE=1, CLOSED=True)
+    assert publication.phase == "closed"
+    assert shipment.error is publication.error
+    assert publication.room == NOTHING
+
+
+def test_a_topic_that_restarts_is_opened_again(talk: Talk) -> None:
+    """CLOSED with `retry` means: not here, not now."""
+    publication = opened(talk)
+    shipment = ship(publication, b"a")
+    talk.said()
+    talk.refuse("unavailable", "retry", HANDLE=1, CLOSED=True)
+    talk.later(0.1)
+    talk.opened()
+    assert sequences(talk) == [0]
+    receipts(talk, 0, 0)
+    assert shipment.error is None
+
+
+def test_a_handle_the_broker_does_not_know_is_opened_again(talk: Talk) -> None:
+    """`unknown-handle` is this side's to mend."""
+    publication = opened(talk)
+    ship(publication, b"a")
+    talk.said()
+    talk.refuse("unknown-handle", "fix", HANDLE=1, SEQUENCE=0)
+    talk.later(0.1)
+    talk.opened()
+    assert sequences(talk) == [0]
+
+
+def test_a_named_producer_goes_on_where_it_was(talk: Talk) -> None:
+    """The broker's stored sequence is where numbering starts."""
+    talk.welcome()
+    publication = talk.producer()
+    talk.opened(SEQUENCE=500)
+    ship(publication, b"a")
+    assert sequences(talk) == [500]
+
+
+def test_an_opening_that_is_refused_for_good_closes(talk: Talk) -> None:
+    """There is no such topic: say so, and do not try again."""
+    talk.welcome()
+    publication = talk.producer()
+    [opening] = talk.said()
+    talk.refuse("unknown-topic", "fix", REF=opening[Key.REF], HANDLE=1)
+    assert publication.phase == "closed"
+    assert publication.error is not None
+    assert publication.error.code == "unknown-topic"
+
+
+def test_moved_is_the_shells_to_follow(talk: Talk) -> None:
+    """The producer is handed out with the endpoint, and opens again wherever it is attached."""
+    talk.welcome()
+    publication = talk.producer()
+    [opening] = talk.said()
+    talk.hear({Key.TYPE: Type.MOVED, Key.REF: opening[Key.REF], Key.HANDLE: 1, Key.ENDPOINT: "tcp://there:1"})
+    assert talk.session.moves == [(publication, "tcp://there:1")]
+
+
+def test_callbacks_are_called_by_the_shell(talk: Talk) -> None:
+    """User code does not run in the middle of the state machine."""
+    publication = opened(talk)
+    shipment = ship(publication, b"a")
+    called: list[str] = []
+    shipment.callbacks = [lambda: called.append("now")]
+    receipts(talk, 0, 0)
+    assert called == []
+    talk.callbacks.popleft()()
+    assert called == ["now"]
+
+
+def test_an_end_fails_what_has_no_receipt(talk: Talk) -> None:
+    """Nobody waits for ever: sealed or gathered, everything is resolved."""
+    publication = opened(talk)
+    sealed = ship(publication, b"a")
+    publication.begin(0.0)
+    gathered = publication.shipment
+    publication.add(b"b", b"", b"")
+    publication.fail(ClosedError("closed"))
+    assert isinstance(sealed.error, ClosedError)
+    assert isinstance(gathered.error, ClosedError)
+
+
+def test_mending_after_an_interruption_seals_nothing_twice(talk: Talk) -> None:
+    """Ctrl-C between taking a batch and beginning the next leaves one batch, not two."""
+    publication = opened(talk)
+    publication.begin(0.0)
+    publication.add(b"a", b"", b"")
+    payloads, shipment = publication.payloads, publication.shipment
+    publication.seal()
+    publication.payloads, publication.shipment = (
+        payloads,
+        shipment,
+    )  # as if the interruption came before `_fresh`
+    publication._next = 0
+    publication.mend()
+    assert publication.payloads == []
+    ship(publication, b"b")
+    assert [batch.sequence for batch in publication.batches] == [0, 1]
+
+
+def test_every_state_can_lose_its_connection_or_end() -> None:
+    """The table leaves no state in which a producer could hang."""
+    states = {state for state, _ in TRANSITIONS} - {"idle"}
+    assert all((state, "lost") in TRANSITIONS for state in states)
+    assert all((state, "fail") in TRANSITIONS for state in [*states, "idle"])
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(1, 3)),
+        st.tuples(st.just("take"), st.integers(0, 9)),
+        st.tuples(st.just("retry"), st.integers(0, 9)),
+        st.tuples(st.just("refuse"), st.integers(0, 9)),
+        st.tuples(st.just("lose"), st.booleans()),
+    ),
+    max_size=30,
+)
+
+
+class Model:
+    """A broker's log for one producer, which refuses when it is told to."""
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
+        self.log: list[bytes] = []
+        self.refused: set[bytes] = set()
+        self.upset: dict[str, int] = {"retry": 0, "refuse": 0}
+        self._expected = 0
+        self._placed: dict[int, int] = {}
+
+    def serve(self, most: int) -> None:
+        """Take frames from the wire and answer them."""
+        for _ in range(min(most, len(self.talk.session.outbox))):
+            frames = self.talk.session.outbox.popleft()
+            header = wire.decode_header(frames[0])
+            if header[Key.TYPE] == Type.OPEN_PRODUCER:
+                self._expected = max(self._expected, header[Key.SEQUENCE])
+                opened = {Key.TYPE: Type.OPENED, Key.REF: header[Key.REF], Key.HANDLE: 1}
+                self.talk.hear(opened | {Key.SEQUENCE: self._expected, Key.BYTES: 3000})
+            elif header[Key.TYPE] == Type.PUBLISH:
+                body = frames[1:]
+                messages = list(body) if len(body) == 1 else wire.split_payloads(body[0], body[1])
+                self._publish(header[Key.SEQUENCE], messages)
+
+    def _publish(self, sequence: int, messages: list[bytes]) -> None:
+        if sequence > self._expected:
+            self.talk.refuse("sequence-gap", "retry", HANDLE=1, SEQUENCE=sequence)
+        elif sequence < self._expected:
+            if sequence in self._placed:
+                receipts(self.talk, sequence, self._placed[sequence])
+        elif self.upset["retry"]:
+            self.upset["retry"] = 0
+            self.talk.refuse("busy", "retry", HANDLE=1, SEQUENCE=sequence)
+        elif self.upset["refuse"]:
+            self.upset["refuse"] = 0
+            self.refused.update(messages)
+            self.talk.refuse("message-too-large", "fix", HANDLE=1, SEQUENCE=sequence)
+        else:
+            self._placed[sequence] = len(self.log)
+            self.log.extend(messages)
+            self._expected += len(messages)
+            receipts(self.talk, sequence, self._placed[sequence])
+
+
+@given(actions=actions)
+def test_whatever_happens_messages_are_stored_once_and_in_order(
+    new_talk: type[Talk], actions: list[tuple[str, int]]
+) -> None:
+    """Against a model broker that refuses, forgets and loses: a receipt is the truth, and order holds."""
+    talk = new_talk()
+    talk.welcome()
+    publication = talk.producer()
+    model = Model(talk)
+    shipments: list[tuple[list[bytes], Shipment]] = []
+    counter = iter(range(10_000))
+    model.serve(5)
+    for what, number in actions:
+        if what == "send" and publication.has_room(60):
+            messages = [b"%d" % next(counter) for _ in range(number)]
+            shipments.append((messages, ship(publication, *messages)))
+        elif what == "take":
+            model.serve(number)
+        elif what == "lose":
+            talk.session.lost(ConnectionLostError("gone"))
+            talk.welcome(resumed=bool(number))
+        elif what in model.upset:
+            model.upset[what] = 1
+        talk.later(0.3)
+    model.upset = {"retry": 0, "refuse": 0}
+    for _ in range(60):
+        model.serve(100)
+        talk.later(0.2)
+        talk.hear({Key.TYPE: Type.PONG})
+    assert model.log == sorted(model.log, key=int)
+    assert len(set(model.log)) == len(model.log)
+    for messages, shipment in shipments:
+        assert shipment.resolved
+        if shipment.error is None:
+            assert model.log[shipment.first : shipment.first + len(messages)] == messages
+        else:
+            assert model.refused.issuperset(messages)
+            assert not set(messages) & set(model.log)

@@ -1,0 +1,249 @@
+"""The client's half of a conversation, without a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ister import wire
+from ister.errors import ClosedError, ConnectionLostError, RemoteError
+from ister.session import GREETING_S, TRANSITIONS, Request, Session, back_off_s
+from ister.wire import Key, Type
+
+if TYPE_CHECKING:
+    from tests.ister.conftest import Talk
+
+
+def test_every_connection_begins_with_hello(talk: Talk) -> None:
+    """Nothing else is said before there is a session."""
+    talk.session.request(Request("status", {}), talk.now)
+    talk.producer()
+    talk.session.connect(talk.now)
+    [hello] = talk.said()
+    assert hello[Key.TYPE] == Type.HELLO
+    assert hello[Key.VERSION] == [wire.PROTOCOL_VERSION]
+    assert Key.SESSION not in hello
+
+
+def test_what_waited_is_said_after_welcome(talk: Talk) -> None:
+    """Producers open and requests go out as soon as there is a session."""
+    talk.session.request(Request("status", {}), talk.now)
+    talk.producer()
+    talk.welcome()
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.OPEN_PRODUCER, Type.REQUEST]
+
+
+def test_the_next_hello_resumes_the_session(talk: Talk) -> None:
+    """After a lost connection the secret of the session is shown."""
+    talk.welcome()
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.session.connect(talk.now)
+    [hello] = talk.said()
+    assert hello[Key.SESSION] == bytes(16)
+
+
+@pytest.mark.parametrize("code", ["hello-required", "session-expired"])
+def test_a_forgotten_session_is_a_lost_connection(talk: Talk, code: str) -> None:
+    """The broker may forget a session at any time; an expired one is not shown again."""
+    talk.welcome()
+    talk.refuse(code, "retry")
+    assert talk.session.idle
+    talk.session.connect(talk.now)
+    [hello] = talk.said()
+    assert (Key.SESSION in hello) == (code == "hello-required")
+
+
+def test_no_common_version_ends_everything(talk: Talk) -> None:
+    """Trying again would not help: whoever waits hears why."""
+    request = Request("status", {})
+    talk.session.request(request, talk.now)
+    publication = talk.producer()
+    talk.session.connect(talk.now)
+    talk.refuse("unsupported-version", "stop")
+    assert talk.session.phase == "ended"
+    assert isinstance(request.error, RemoteError)
+    assert request.error.code == "unsupported-version"
+    assert publication.phase == "closed"
+
+
+def test_silence_is_answered_with_a_ping_and_then_given_up(talk: Talk) -> None:
+    """A dead connection is noticed after three heartbeats, a living one is kept."""
+    talk.welcome(heartbeat=1000)
+    assert talk.session.deadline() == talk.now + 1
+    talk.later(1.0)
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.PING]
+    talk.hear({Key.TYPE: Type.PONG})
+    talk.later(1.0)
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.PING]
+    talk.later(1.9)
+    assert talk.session.phase == "ready"
+    talk.later(0.1)
+    assert talk.session.idle
+
+
+def test_an_unanswered_hello_is_given_up(talk: Talk) -> None:
+    """A port where somebody else listens does not hold a client for ever."""
+    talk.session.connect(talk.now)
+    talk.later(GREETING_S)
+    assert talk.session.idle
+
+
+def test_a_request_is_answered(talk: Talk) -> None:
+    """The result is the body, decoded."""
+    request = Request("topic.show", {"topic": "orders"})
+    talk.welcome()
+    talk.session.request(request, talk.now)
+    [asked] = talk.said()
+    assert asked[Key.ARGUMENTS] == {"topic": "orders"}
+    talk.hear({Key.TYPE: Type.RESULT, Key.REF: asked[Key.REF]}, wire.encode_result({"topic": "orders"}))
+    assert request.done
+    assert request.result == {"topic": "orders"}
+
+
+def test_a_request_is_asked_again_after_a_retry_error(talk: Talk) -> None:
+    """`retry` is the client's business, not the program's."""
+    request = Request("status", {})
+    talk.welcome()
+    talk.session.request(request, talk.now)
+    [asked] = talk.said()
+    talk.refuse("busy", "retry", REF=asked[Key.REF])
+    assert not request.done
+    assert talk.session.deadline() < talk.now + 0.1
+    talk.later(0.1)
+    [again] = talk.said()
+    talk.refuse("unknown-operation", "fix", REF=again[Key.REF])
+    assert request.done
+    assert isinstance(request.error, RemoteError)
+
+
+def test_a_request_survives_a_lost_connection_and_says_that_it_was_sent_twice(talk: Talk) -> None:
+    """The caller may have to look whether the first try had done it."""
+    request = Request("topic.create", {"topic": "orders"})
+    talk.welcome()
+    talk.session.request(request, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    [asked] = talk.said()
+    assert asked[Key.OPERATION] == "topic.create"
+    assert request.resent
+
+
+def test_a_withdrawn_request_is_not_sent_again(talk: Talk) -> None:
+    """What nobody waits for any more is not carried out later."""
+    request = Request("topic.delete", {"topic": "orders"})
+    talk.session.request(request, talk.now)
+    talk.session.withdraw(request)
+    talk.welcome()
+    assert talk.said() == []
+
+
+def test_a_handle_closed_without_a_connection_is_closed_when_the_session_is_resumed(talk: Talk) -> None:
+    """A resumed session would hold the place of a consumer that is gone."""
+    talk.welcome()
+    attachment = talk.consumer()
+    talk.opened()
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.session.detach(attachment)
+    talk.welcome(resumed=True)
+    [close] = talk.said()
+    assert (close[Key.TYPE], close[Key.HANDLE]) == (Type.CLOSE, 2)
+
+
+def test_the_end_says_bye_and_fails_what_waits(talk: Talk) -> None:
+    """Nobody waits for a closed client."""
+    talk.welcome()
+    request = Request("status", {})
+    talk.session.request(request, talk.now)
+    talk.said()
+    talk.session.end(ClosedError("closed"))
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.BYE]
+    assert isinstance(request.error, ClosedError)
+
+
+def test_a_broken_frame_costs_the_connection_and_nothing_else(talk: Talk) -> None:
+    """The other side broke the protocol: start over."""
+    talk.welcome()
+    talk.session.receive([b"\xff"], talk.now)
+    assert talk.session.idle
+    assert talk.session.trouble is not None
+    talk.welcome(resumed=True)
+    assert talk.session.phase == "ready"
+
+
+def test_back_off_grows_and_is_bounded() -> None:
+    """A broker that is down is not asked ever more often, nor ever more rarely."""
+    waits = [back_off_s(failures, 1.0) for failures in range(100)]
+    assert waits == sorted(waits)
+    assert waits[0] == 0.05
+    assert waits[-1] == 2.0
+    assert back_off_s(0, 0.0) == 0.025
+
+
+def test_no_state_is_a_trap() -> None:
+    """From every state but the last one can end."""
+    states = {state for state, _ in TRANSITIONS} | set(TRANSITIONS.values())
+    assert all((state, "end") in TRANSITIONS for state in states - {"ended"})
+
+
+@given(st.lists(st.lists(st.binary(max_size=30), min_size=1, max_size=3), max_size=6))
+def test_any_frames_leave_a_usable_session(messages: list[list[bytes]]) -> None:
+    """Whatever comes in, the next connection works."""
+    session = Session("test", lambda: 0.0)
+    session.connect(0.0)
+    for frames in messages:
+        session.receive(frames, 0.0)
+    session.lost(ConnectionLostError("gone"))
+    session.connect(1.0)
+    assert session.phase == "greeting"
+
+
+frame_bodies = st.lists(st.binary(max_size=12), max_size=3)
+numbers = st.integers(0, 5)
+headers = st.fixed_dictionaries(
+    {Key.TYPE: st.sampled_from([33, 34, 35, 36, 37, 38, 39, 40, 41, 42])},
+    optional={
+        Key.REF: numbers,
+        Key.HANDLE: numbers,
+        Key.SEQUENCE: numbers,
+        Key.OFFSET: numbers,
+        Key.COUNT: numbers,
+        Key.COLUMNS: numbers,
+        Key.TIMESTAMPS: st.lists(numbers, max_size=4),
+        Key.BYTES: numbers,
+        Key.CODE: st.sampled_from(["unknown-handle", "busy", "hello-required", "topic-deleted", "odd"]),
+        Key.TEXT: st.text(max_size=3),
+        Key.ACTION: st.sampled_from(["retry", "fix", "stop", "odd"]),
+        Key.ENDPOINT: st.just("tcp://127.0.0.1:1"),
+        Key.SESSION: st.binary(min_size=16, max_size=16),
+        Key.BOOT: numbers,
+        Key.VERSION: numbers,
+        Key.LIMITS: st.dictionaries(numbers, numbers, max_size=3),
+        Key.RECEIPTS: st.lists(numbers, max_size=4),
+        Key.HEARTBEAT: numbers,
+        Key.CLOSED: st.booleans(),
+        Key.STRATEGY: st.just("reliable"),
+    },
+)
+
+
+@given(said=st.lists(st.tuples(headers, frame_bodies), max_size=12))
+def test_any_conversation_leaves_a_usable_session(
+    new_talk: type[Talk], said: list[tuple[wire.Header, list[bytes]]]
+) -> None:
+    """A broker that says well-formed nonsense, in any order, cannot break a client."""
+    talk = new_talk()
+    talk.welcome()
+    publication = talk.producer()
+    talk.consumer()
+    publication.begin(talk.now)
+    publication.add(b"x", b"", b"")
+    publication.seal()
+    for header, body in said:
+        talk.hear(header, *body)
+        talk.later(0.5)
+        if talk.session.idle:
+            talk.welcome(resumed=True)
+    assert talk.session.phase in ("ready", "greeting", "ended", "idle")
