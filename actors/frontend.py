@@ -21,11 +21,13 @@ from actors.messages import (
     Answer,
     Ask,
     Attach,
+    AttachConsumer,
     CloseConsumer,
     CloseProducer,
     ConsumerFrame,
     Delete,
     Describe,
+    Evicted,
     Locate,
     Located,
     LocateSubscription,
@@ -37,6 +39,7 @@ from actors.messages import (
     Reopen,
     StartSubscription,
     SubscriptionTask,
+    TopicFailed,
     TopicTask,
 )
 from actors.process import BROKER, NodeDown, NodeUp
@@ -80,6 +83,16 @@ class _Asking:
     ref: int
 
 
+@dataclass(slots=True, frozen=True)
+class _Attaching:
+    """A subscription's message to a topic that does not run: does it still exist?"""
+
+    attach: Attach
+
+
+_Pending = _Opening | _Asking | _Attaching
+
+
 class Frontend(LoopActor):
     """Opens handles and carries requests, as `transport.gateway.GatewayEvents` and as an actor."""
 
@@ -97,7 +110,7 @@ class Frontend(LoopActor):
         self._describe = describe
         self._directory = system.ref(BROKER, DIRECTORY_PATH)
         self._tickets = 0
-        self._pending: dict[int, _Opening | _Asking] = {}  # oldest first
+        self._pending: dict[int, _Pending] = {}  # oldest first
         self._deadlines: dict[int, float] = {}  # of the same tickets
         self._keys = 0
 
@@ -126,7 +139,7 @@ class Frontend(LoopActor):
     def open_consumer(self, handle: Handle, header: Header) -> None:
         """Find the subscription, or tell its consumer that the client came back."""
         if handle.target is not None:
-            handle.target.tell(Reopen(handle.generation, header))
+            handle.target.tell(Reopen(handle, handle.generation, header))
             return
         topic = check_topic_name(header[Key.TOPIC])
         subscription = check_subscription_name(header[Key.SUBSCRIPTION])
@@ -151,13 +164,16 @@ class Frontend(LoopActor):
         """Close a handle."""
         target = handle.target
         if isinstance(target, Publisher):
-            target.topic.tell(CloseProducer(handle, ref))
+            target.topic.tell(CloseProducer(handle, handle.generation, ref))
         elif target is not None:
-            target.tell(CloseConsumer(ref))
+            target.tell(CloseConsumer(handle, ref))
         else:
-            self._gateway.sessions.closed(handle)
-            if ref is not None:
-                self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
+            self._closed(handle, ref)
+
+    def _closed(self, handle: Handle, ref: int | None) -> None:
+        self._gateway.sessions.closed(handle)
+        if ref is not None:
+            self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
         """Hand a request to the Directory."""
@@ -171,7 +187,7 @@ class Frontend(LoopActor):
 
     # ---- answers of the Directory -------------------------------------------------------------------------------
 
-    def _expect(self, pending: _Opening | _Asking) -> int:
+    def _expect(self, pending: _Pending) -> int:
         if len(self._pending) >= PENDING_MAX:
             raise RemoteError("busy", f"{PENDING_MAX} opens and requests wait for an answer here; try again")
         self._tickets += 1
@@ -180,7 +196,7 @@ class Frontend(LoopActor):
         self._deadlines[ticket] = self.clock.monotonic() + ANSWER_WITHIN_S
         return ticket
 
-    def _answered(self, ticket: int) -> _Opening | _Asking | None:
+    def _answered(self, ticket: int) -> _Pending | None:
         self._deadlines.pop(ticket, None)
         return self._pending.pop(ticket, None)
 
@@ -191,9 +207,12 @@ class Frontend(LoopActor):
                 RemoteError("unavailable", "the Directory did not answer; try again"),
             )
 
-    def _refuse(self, pending: _Opening | _Asking, error: IsterError) -> None:
+    def _refuse(self, pending: _Pending, error: IsterError) -> None:
         if isinstance(pending, _Asking):
             self._gateway.send_error(pending.session, error, {Key.REF: pending.ref})
+            return
+        if isinstance(pending, _Attaching):
+            self.system.at(pending.attach.watcher).tell(TopicFailed(error.code, error.text))
             return
         handle = pending.handle
         if handle.generation == pending.generation and handle.state == "opening":
@@ -219,6 +238,9 @@ class Frontend(LoopActor):
     def on_located(self, located: Located) -> None:
         """Open the handle here, or send the client where it lives."""
         pending = self._answered(located.ticket)
+        if isinstance(pending, _Attaching):
+            self._attach(pending.attach, located)
+            return
         if not isinstance(pending, _Opening):
             return
         handle, header = pending.handle, pending.header
@@ -247,6 +269,14 @@ class Frontend(LoopActor):
         else:
             self._start_consumer(handle, header, located)
 
+    def _attach(self, attach: Attach, located: Located) -> None:
+        """Start the topic that a subscription asks for, unless another has its name by now."""
+        if located.node == self.system.node and located.topic.incarnation == attach.topic.incarnation:
+            self._actors.topic(located.topic).tell(attach)
+        else:
+            text = f"topic {attach.topic.name!r} was deleted"
+            self.system.at(attach.watcher).tell(TopicFailed("topic-deleted", text))
+
     def _start_consumer(self, handle: Handle, header: Header, located: Located) -> None:
         assert located.subscription is not None
         subscription = self._actors.subscription(located.topic, located.subscription, located.topic_node)
@@ -267,7 +297,7 @@ class Frontend(LoopActor):
 
     @receives(TopicTask)
     def on_topic_task(self, task: TopicTask) -> None:
-        """Describe or delete a topic that lives here."""
+        """Describe, change or delete a topic that lives here."""
         topic = self._actors.topic(task.topic)
         topic.tell((Describe if task.task == "describe" else Delete)(task.reply, task.ticket))
 
@@ -295,16 +325,45 @@ class Frontend(LoopActor):
                 self.system.ref(self.system.node, path).tell(news)
 
     def unclaimed(self, path: str, message: object) -> None:
-        """Start the topic that a subscription asks for; answer what waits for an answer; let go of the rest."""
+        """Answer what waits for an answer of an actor that is gone, or not there yet; let go of the rest."""
+        gone = RemoteError("unavailable", "it failed, or was deleted, and is started again: open it again")
         if isinstance(message, Attach) and path.startswith("topic/"):
-            self._actors.topic(message.topic).tell(message)
+            try:
+                ticket = self._expect(_Attaching(message))
+            except RemoteError as error:
+                self._refuse(_Attaching(message), error)
+                return
+            self._directory.tell(Locate(message.topic.name, self.address, ticket))
         elif isinstance(message, Describe | Delete | StartSubscription):
             text = "it was being deleted or restarted; try again"
             self.system.at(message.reply).tell(Refused(message.ticket, "unavailable", text))
+        elif isinstance(message, OpenProducer):
+            handle = message.handle
+            if handle.generation == message.generation and handle.state == "opening":
+                self._close_handle(handle, gone, {Key.REF: message.ref})
         elif isinstance(message, Publish):
-            error = RemoteError("unavailable", "the topic is being restarted; open the producer again")
-            echo = {Key.HANDLE: message.handle.number, Key.CLOSED: True}
-            self._gateway.send_error(message.handle.session, error, echo)
-            self._gateway.sessions.closed(message.handle)
+            if message.handle.state == "producer":  # else it was told, and perhaps opens again already
+                self._close_handle(message.handle, gone, {})
+        elif isinstance(message, AttachConsumer):
+            message.consumer.tell(Evicted(gone.code, gone.text))
+        elif isinstance(message, Reopen):
+            self._open_anew(message)
+        elif isinstance(message, CloseProducer | CloseConsumer):
+            self._closed(message.handle, message.ref)
         else:
             log.debug("nobody at %s for %.200r", path, message)
+
+    def _close_handle(self, handle: Handle, error: IsterError, echo: Header) -> None:
+        self._gateway.sessions.closed(handle)
+        self._gateway.send_error(handle.session, error, {**echo, Key.HANDLE: handle.number, Key.CLOSED: True})
+
+    def _open_anew(self, reopen: Reopen) -> None:
+        """The consumer that the client wants to go on with has ended meanwhile: it gets another."""
+        handle = reopen.handle
+        if handle.generation != reopen.generation or handle.state != "opening":
+            return
+        handle.target = None
+        try:
+            self.open_consumer(handle, reopen.header)
+        except IsterError as error:
+            self._close_handle(handle, error, {Key.REF: reopen.header[Key.REF]})

@@ -283,9 +283,13 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class CloseProducer:
-    """A handle goes; with a ref, DONE is sent once everything before it has its receipt."""
+    """A handle goes; with a ref, DONE is sent once everything before it has its receipt.
+
+    `generation` is the handle's when it was closed: opened again since, it stays.
+    """
 
     handle: Handle
+    generation: int
     ref: int | None
 
 
@@ -303,6 +307,7 @@ class ConsumerFrame:
 class Reopen:
     """The client came back and opened the handle again (gateway -> Consumer)."""
 
+    handle: Handle
     generation: int
     header: Header
 
@@ -311,6 +316,7 @@ class Reopen:
 class CloseConsumer:
     """The client closed the handle, or its session ended (no ref)."""
 
+    handle: Handle
     ref: int | None
 
 

@@ -34,11 +34,11 @@ from actors.messages import (
     Uploaded,
 )
 from actors.runtime import Ref, System, Timer, receives
-from actors.topic import Publisher, Topic, expected_sequence, sequence_error
+from actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
 from ister.errors import DiskFullError, RemoteError, StorageError
 from ister.wire import OFFSET_UNKNOWN, Key, encode_result
 from storage.catalogue import TopicMeta
-from storage.producers import Duplicate, Fresh
+from storage.producers import Duplicate, Fresh, ProducerTable
 from storage.segment import SegmentInfo
 from storage.wal import Commit, Wal
 from transport.gateway import Gateway
@@ -52,14 +52,16 @@ BACKGROUND_COMMIT_S: Final = (
 )
 # Batches without a receipt: 512 producers with full windows. Beyond it somebody ignores what OPENED told them.
 AWAITING_MAX: Final = 65_536
+ERASE_TRIES: Final = 50
+ERASE_RETRY_S: Final = 0.1  # making a spare segment takes less
 REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
 
 
 class ReliableTopic(Topic):
     """A topic whose messages are durable before anybody hears of them.
 
-    `open_log` opens its write-ahead log, and is called again after the log failed; `erase` deletes its folder;
-    `uploader` is told of sealed segments.
+    `open_log(known_end)` opens its write-ahead log, which must reach `known_end`, and is called again after the log
+    failed; `erase` deletes its folder; `uploader` is told of sealed segments.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class ReliableTopic(Topic):
         meta: TopicMeta,
         gateway: Gateway,
         *,
-        open_log: Callable[[], Wal],
+        open_log: Callable[[int], Wal],
         erase: Callable[[], None],
         uploader: Ref,
     ) -> None:
@@ -86,6 +88,10 @@ class ReliableTopic(Topic):
         self._waits_for_sync = meta.durability != "os"
         self._background_commit: Timer | None = None  # of durability "os"
         self._ended_log: Wal | None = None  # failed, and to be closed when its running commit has ended
+        self._known_end = 0  # a log of this actor was durable up to here
+        self._unresolved: dict[
+            int, int
+        ] = {}  # by producer, while there is no log: the sequence to go on with
         self._watermark = 0
         self._deleted = False
         self._sealed_told = 0  # the uploader was told of segments up to here
@@ -102,11 +108,11 @@ class ReliableTopic(Topic):
         if wal is not None and not wal.committing:
             with suppress(StorageError):
                 wal.commit()
-            wal.close()
+        self._end_log()
 
-    def on_failure(self, *_error: object) -> None:
-        """Close every handle: clients open again, and find a new actor and what is really on disk."""
-        self._leave(RemoteError("unavailable", "the topic failed and is started again; open it again"))
+    def on_failure(self, *error: object) -> None:
+        """Let go of the log: the next actor finds what is really on disk."""
+        super().on_failure(*error)
         self._end_log()
 
     def _open_or_fail(self) -> None:
@@ -116,11 +122,15 @@ class ReliableTopic(Topic):
         if self._log is not None or self._deleted:
             return
         try:
-            self._log = self._open_log()
+            self._log = self._open_log(self._known_end)
         except StorageError as error:
             self._fail(error)
             return
         self._failure = None
+        for producer_id, sequence in self._unresolved.items():
+            if producer_id in self._publishers:
+                self._log.producers.expect(producer_id, sequence)
+        self._unresolved.clear()
         report = self._log.report
         log.info("topic %s: %s", self.meta.name, report)
         attached = Attached(self._log.start_offset, self._log.durable_end)
@@ -134,6 +144,8 @@ class ReliableTopic(Topic):
         log.error("topic %s: %s", self.meta.name, error)
         self._failure = error
         self._commit_scheduled = False
+        if self._log is not None:
+            self._unresolved = self._sequences(self._log.producers)
         for _, handle, sequence, _ in self._awaiting:
             echo = {Key.HANDLE: handle.number, Key.SEQUENCE: sequence}
             self._gateway.send_error(handle.session, error, echo)
@@ -145,9 +157,21 @@ class ReliableTopic(Topic):
         if error.action == "retry":
             self.call_later(REOPEN_DELAY_S, self._open_or_fail)
 
+    def _sequences(self, producers: ProducerTable) -> dict[int, int]:
+        """Return by producer what it has to go on with, also if the log is opened again without its last batches."""
+        lowest: dict[int, int] = {}
+        for _, handle, sequence, _ in self._awaiting:
+            producer_id = producer_of(handle)
+            lowest[producer_id] = min(sequence, lowest.get(producer_id, sequence))
+        for producer_id in self._publishers.keys() - lowest.keys():
+            lowest[producer_id] = producers.next_sequence(producer_id) or 0
+        return lowest
+
     def _end_log(self) -> None:
         """Let go of the log, once nothing runs on it any more."""
         wal, self._log = self._log, None
+        if wal is not None and self._waits_for_sync:
+            self._known_end = max(self._known_end, wal.durable_end)
         if wal is not None and wal.committing:
             self._ended_log = wal
         elif wal is not None:
@@ -209,7 +233,8 @@ class ReliableTopic(Topic):
             if self._log is not None and self._log.failed is not None:
                 self._fail(error)
             return
-        end = 0 if offset == OFFSET_UNKNOWN else offset + count
+        # A duplicate may be of what is not durable yet; one whose offset is forgotten, of anything here.
+        end = wal.next_offset if offset == OFFSET_UNKNOWN else offset + count
         self._awaiting.append((end, handle, sequence, offset))
         self._schedule_commit()
 
@@ -250,13 +275,22 @@ class ReliableTopic(Topic):
         commit = wal.begin_commit() if wal is not None else None
         if wal is not None and commit is not None:
             self.commits += 1
-            self.offload(commit.run, lambda _, error: self._committed(wal, commit, error))
+
+            def ended(_: None, error: BaseException | None) -> None:
+                try:
+                    self._committed(wal, commit, error)
+                except Exception as failure:  # noqa: BLE001 - as `offload`, which does not call a topic that is gone
+                    self.fail(failure)
+
+            self.loop.offload(commit.run, ended)
 
     def _committed(self, wal: Wal, commit: Commit, error: BaseException | None) -> None:
         wal.end_commit(commit, error)
-        if wal is not self._log:  # it failed, or was deleted, meanwhile
+        if wal is not self._log:  # the log failed, or the topic was deleted or failed, meanwhile
             wal.close()
             self._ended_log = None
+            if self._deleted:
+                self._erase_log()
             return
         if error is not None:
             failure = wal.failed or StorageError(f"a commit of topic {self.meta.name!r} failed: {error}")
@@ -379,10 +413,21 @@ class ReliableTopic(Topic):
         self._failure = StorageError(
             f"topic {self.meta.name!r} was deleted", code="topic-deleted", action="stop"
         )
-        self._erase()
+        if self._ended_log is None:
+            self._erase_log()
         self._uploader.tell(StopUploads())
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)
+
+    def _erase_log(self, tries: int = ERASE_TRIES) -> None:
+        """Delete the log's folder; what cannot be deleted goes when the broker is started next."""
+        try:
+            self._erase()
+        except OSError as error:  # a spare segment was just being made there
+            if tries > 1:
+                self.loop.call_later(ERASE_RETRY_S, lambda: self._erase_log(tries - 1))
+            else:
+                log.warning("the log of deleted topic %s is still there: %s", self.meta.name, error)
 
 
 def _base(segment: SegmentInfo) -> int:

@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from actors.messages import CloseProducer, Detach, NodeStarted, NodeStopped, OpenProducer, Publish
+from actors.messages import (
+    CloseProducer,
+    Detach,
+    NodeStarted,
+    NodeStopped,
+    OpenProducer,
+    Publish,
+    TopicFailed,
+)
 from actors.runtime import Address, LoopActor, Ref, System, receives
 from ister.errors import IsterError, RemoteError
 from ister.wire import RECEIPTS_MAX, Key, Type
@@ -43,7 +51,7 @@ class Topic(LoopActor):
 
     def _open(self, command: OpenProducer, expected: int) -> None:
         handle = command.handle
-        if handle.generation != command.generation:
+        if handle.generation != command.generation or handle.state != "opening":
             return  # closed, or opened again, meanwhile
         older = self._publishers.get(command.producer_id)
         if older is not None and older is not handle and older.session.handles.get(older.number) is older:
@@ -67,7 +75,7 @@ class Topic(LoopActor):
 
     def _refuse_open(self, command: OpenProducer, error: IsterError) -> None:
         handle = command.handle
-        if handle.generation == command.generation:
+        if handle.generation == command.generation and handle.state == "opening":
             self._gateway.sessions.closed(handle)
             self._gateway.send_error(handle.session, error, {Key.REF: command.ref, Key.HANDLE: handle.number})
 
@@ -82,9 +90,10 @@ class Topic(LoopActor):
 
     def _closed(self, command: CloseProducer) -> None:
         handle = command.handle
-        if self._publishers.get(producer_of(handle)) is handle:
-            del self._publishers[producer_of(handle)]
-        self._gateway.sessions.closed(handle)
+        if handle.generation == command.generation:
+            if self._publishers.get(producer_of(handle)) is handle:
+                del self._publishers[producer_of(handle)]
+            self._gateway.sessions.closed(handle)
         if command.ref is not None:
             self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: command.ref})
 
@@ -97,6 +106,13 @@ class Topic(LoopActor):
                     Key.RECEIPTS: pairs[start : start + 2 * RECEIPTS_MAX],
                 }
                 self._gateway.send(handle.session, header)
+
+    def on_failure(self, *_error: object) -> None:
+        """Send the producers away and tell the watchers: they open and attach again, and find a new actor."""
+        text = f"topic {self.meta.name!r} failed and is started again"
+        self._leave(RemoteError("unavailable", f"{text}: open it again"))
+        for watcher in self._watchers.values():
+            watcher.tell(TopicFailed("unavailable", text))
 
     @receives(Detach)
     def on_detach(self, command: Detach) -> None:

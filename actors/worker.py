@@ -62,6 +62,15 @@ def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> 
     return f"{folder}/{topic_folder(subscription.name)}.{subscription.created_ms}"
 
 
+def actor_path(kind: str, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> str:
+    """Return the path of an actor of a topic or subscription.
+
+    One created again under the same name has another, and never meets what was meant for the one before it.
+    """
+    path = f"{kind}/{topic.name}:{topic.incarnation.hex()}"
+    return path if subscription is None else f"{path}:{subscription.name}.{subscription.created_ms}"
+
+
 def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
     """Return what `status` says of this process: who it is, and what it has used so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -142,7 +151,7 @@ class Worker:
 
     def topic(self, meta: TopicMeta) -> Ref:
         """Return the Topic of this worker, started if need be."""
-        system, path = self._context.system, f"topic/{meta.name}"
+        system, path = self._context.system, actor_path("topic", meta)
         if system.find(path) is not None:
             return system.ref(system.node, path)
         if meta.dispatch == "non-reliable":
@@ -153,7 +162,7 @@ class Worker:
             segment_bytes_max=settings.segment_bytes_max, segment_age_ms_max=settings.segment_age_ms_max
         )
 
-        def open_log() -> Wal:
+        def open_log(known_end: int) -> Wal:
             return Wal.open(
                 self._disk,
                 folder,
@@ -161,13 +170,14 @@ class Worker:
                 incarnation=meta.incarnation,
                 settings=wal_settings,
                 clock=self._context.clock,
+                known_end=known_end,
             )
 
         def erase() -> None:
             self._maps.forget(folder)
             remove_log(self._disk, folder)
 
-        uploader = system.ref(self._uploader_node, f"uploader/{meta.name}")
+        uploader = system.ref(self._uploader_node, actor_path("uploader", meta))
         return system.spawn(
             ReliableTopic,
             path,
@@ -181,13 +191,13 @@ class Worker:
     def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:
         """Return the Subscription of this worker, started if need be."""
         system = self._context.system
-        path = f"subscription/{topic.name}:{meta.name}"
+        path = actor_path("subscription", topic, meta)
         if system.find(path) is not None:
             return system.ref(system.node, path)
         settings = self._given.settings
-        topic_ref = system.ref(topic_node, f"topic/{topic.name}")
+        topic_ref = system.ref(topic_node, actor_path("topic", topic))
         if topic.dispatch == "non-reliable":
-            relay_path = f"relay/{topic.name}"
+            relay_path = actor_path("relay", topic)
             if system.find(relay_path) is None:
                 system.spawn(Relay, relay_path, topic, topic_ref)
             return system.spawn(

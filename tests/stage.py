@@ -82,10 +82,24 @@ class StagedLoop(Scheduler):
 
     def once(self) -> None:
         """Run one turn: sockets, then calls, timers and inboxes."""
+        self.sockets()
+        self.run_turn(self.time.now_s)
+
+    def sockets(self) -> None:
+        """Read what clients said, and do nothing else: what comes of it waits in inboxes."""
         for source, ready in list(self._watched.items()):
             if source.incoming:
                 ready()
-        self.run_turn(self.time.now_s)
+
+    def turns_until(self, so: Callable[[], object]) -> None:
+        """Run turn after turn until something is so."""
+        for _ in range(1000):
+            if so():
+                return
+            self.once()
+            if self.work and not self.holds_work:
+                self.do_work()
+        raise AssertionError("it never is so")
 
     def settle(self, turns_max: int = 100_000) -> None:
         """Run until only time could bring something new."""
@@ -398,15 +412,22 @@ class Stage:
 
         return self.client(worker_of(subscription_key(topic, subscription), len(self.endpoints)))
 
-    def actor(self, path: str) -> LoopActor:
-        """Return the one actor of that path, on whatever worker."""
-        found = [system.find(path) for system in self.systems.values()]
-        (one,) = [actor for actor in found if actor is not None]
-        return one
+    def actors(self, kind: str, *names: str) -> list[LoopActor]:
+        """Return the actors of a kind, of a topic, of a subscription, on all nodes: `actors("topic", "orders")`."""
+        found = []
+        for system in self.systems.values():
+            for path in system.paths():
+                parts = path.replace(":", "/").split("/")
+                actor = system.find(path)
+                if parts[0] == kind and all(any(p.split(".")[0] == n for p in parts[1:]) for n in names):
+                    assert actor is not None
+                    found.append(actor)
+        return found
 
-    def has_actor(self, path: str) -> bool:
-        """Say whether there is an actor of that path anywhere."""
-        return any(system.find(path) is not None for system in self.systems.values())
+    def actor(self, kind: str, *names: str) -> Any:
+        """Return the one such actor."""
+        (one,) = self.actors(kind, *names)
+        return one
 
     def settle(self) -> None:
         """Run until only time could bring something new."""
@@ -437,6 +458,11 @@ class Recorder(LoopActor):
         found = [each for each in self.heard if isinstance(each, kind)]
         self.heard = [each for each in self.heard if not isinstance(each, kind)]
         return found
+
+
+def inbox_holds(actor: LoopActor, kind: type) -> bool:
+    """Say whether a message of that kind waits for an actor."""
+    return any(isinstance(message, kind) for message in actor.inbox._queue)
 
 
 class _Everything(dict[type, Any]):

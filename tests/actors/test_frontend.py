@@ -1,0 +1,298 @@
+"""Tests of the Frontend: every open and every request is answered once, whatever happens to the actors behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from actors.frontend import PENDING_MAX
+from actors.messages import Evicted, OpenProducer
+from actors.placement import subscription_key, topic_key, worker_of
+from ister.wire import Key, Type
+from tests.stage import Stage, StagedClient, inbox_holds
+
+
+def opened_topic(stage: Stage, topic: str = "orders", **settings: str) -> StagedClient:
+    """Create a topic, and return a client that publishes to it as handle 1."""
+    stage.client().request("topic.create", topic=topic, **settings)
+    producer = stage.at_topic(topic)
+    assert producer.open_producer(1, topic, 7).kind == Type.OPENED
+    return producer
+
+
+# ---- opens whose actor goes away -------------------------------------------------------------------------------
+
+
+def test_an_open_in_the_inbox_of_a_topic_that_fails_is_refused(stage: Stage) -> None:
+    """A producer that opens while its topic falls over hears that it should try again."""
+    stage.expects_failures = True
+    producer = opened_topic(stage)
+    topic = stage.actor("topic", "orders")
+    ref = producer.say_open_producer(2, "orders", 8)
+    stage.loop.sockets()
+    while not inbox_holds(topic, OpenProducer):
+        if stage.loop._soon:
+            stage.loop._soon.popleft()()
+        else:
+            stage.loop.ready.popleft().run(1)
+    topic.fail(RuntimeError("a mistake"))
+    refused = producer.expect(Type.ERROR, Type.OPENED, ref=ref)
+    assert (refused.code, refused.header[Key.CLOSED], refused.header[Key.HANDLE]) == ("unavailable", True, 2)
+    assert producer.open_producer(2, "orders", 8).kind == Type.OPENED
+
+
+def test_batches_in_the_inbox_of_a_topic_that_fails_are_refused_once(stage: Stage) -> None:
+    """Whoever published to it is told that the handle is closed, and can open it again."""
+    stage.expects_failures = True
+    producer = opened_topic(stage)
+    for number in range(3):
+        producer.publish(1, number, b"lost")
+    stage.loop.sockets()
+    stage.actor("topic", "orders").fail(RuntimeError("a mistake"))
+    refused = producer.expect(Type.ERROR, handle=1)
+    assert (refused.code, refused.header[Key.CLOSED]) == ("unavailable", True)
+    assert producer.silent(0)
+    assert producer.open_producer(1, "orders", 7).header[Key.SEQUENCE] == 0
+    producer.publish(1, 0, b"kept")
+    assert producer.receipt(1) == [(0, 0)]
+
+
+def test_a_consumer_that_opens_while_its_subscription_fails_is_refused(stage: Stage) -> None:
+    """Its place was asked for of somebody who is gone: it hears so, and may ask again."""
+    stage.expects_failures = True
+    opened_topic(stage)
+    consumer = stage.at_subscription("orders", "s")
+    consumer.open_consumer(1, "orders", "s", "shared")
+    subscription = stage.actor("subscription", "orders", "s")
+    ref = consumer.say_open_consumer(2, "orders", "s", "shared")
+    stage.loop.turns_until(
+        lambda: len(stage.actors("consumer")) == 2 or consumer.router.out[consumer.routing]
+    )
+    if not consumer.router.out[consumer.routing]:
+        subscription.fail(RuntimeError("a mistake"))
+        assert consumer.expect(Type.ERROR, ref=ref).code in ("unavailable", "internal")
+    else:  # it was quicker: then it is told that the handle is closed
+        subscription.fail(RuntimeError("a mistake"))
+        assert consumer.expect(Type.OPENED, ref=ref)
+        assert consumer.expect(Type.ERROR, handle=2).header[Key.CLOSED]
+    assert consumer.open_consumer(2, "orders", "s", "shared").kind == Type.OPENED
+    assert len(stage.actors("consumer")) == 1
+
+
+def test_a_consumer_that_comes_back_as_its_actor_ends_gets_another(stage: Stage) -> None:
+    """An open again that arrives behind an eviction is an open, and is answered."""
+    producer = opened_topic(stage)
+    consumer = stage.at_subscription("orders", "s")
+    consumer.open_consumer(1, "orders", "s")
+    actor = stage.actor("consumer", "1")
+    producer.publish(1, 0, b"x")
+    stage.settle()
+    actor.inbox.tell(Evicted("log-damaged", "the log is damaged"))
+    ref = consumer.say_open_consumer(1, "orders", "s")
+    stage.loop.sockets()
+    assert consumer.expect(Type.OPENED, ref=ref)
+    assert consumer.deliveries(1, 1) == [(0, b"x")]
+
+
+def test_a_close_behind_an_eviction_is_answered(stage: Stage) -> None:
+    """Whoever closes a handle hears DONE, also where the broker has just closed it itself."""
+    opened_topic(stage)
+    consumer = stage.at_subscription("orders", "s")
+    consumer.open_consumer(1, "orders", "s")
+    stage.actor("consumer", "1").inbox.tell(Evicted("internal", "a mistake"))
+    consumer.say({Key.TYPE: Type.CLOSE, Key.REF: 99, Key.HANDLE: 1})
+    stage.loop.sockets()
+    assert consumer.expect(Type.DONE, ref=99)
+
+
+def test_a_close_in_the_inbox_of_a_topic_that_fails_is_answered(stage: Stage) -> None:
+    """The same for producers."""
+    stage.expects_failures = True
+    producer = opened_topic(stage)
+    producer.say({Key.TYPE: Type.CLOSE, Key.REF: 99, Key.HANDLE: 1})
+    stage.loop.sockets()
+    stage.actor("topic", "orders").fail(RuntimeError("a mistake"))
+    assert producer.expect(Type.DONE, ref=99)
+
+
+# ---- generations -----------------------------------------------------------------------------------------------
+
+
+def test_a_late_close_does_not_close_what_was_opened_again(stage: Stage) -> None:
+    """CLOSE waits for its receipts; a client that lost the connection and opens again must not lose that handle."""
+    producer = opened_topic(stage)
+    stage.loop.holds_work = True
+    producer.publish(1, 0, b"x")
+    producer.say({Key.TYPE: Type.CLOSE, Key.REF: 50, Key.HANDLE: 1})
+    stage.settle()
+    producer.reconnect()
+    ref = producer.say_open_producer(1, "orders", 7, 0)
+    stage.loop.sockets()
+    stage.loop.do_work()  # the commit ends: the close is due, while the Directory is being asked
+    stage.loop.holds_work = False
+    assert producer.expect(Type.OPENED, ref=ref).header[Key.SEQUENCE] == 1
+    producer.publish(1, 0, b"x")
+    producer.publish(1, 1, b"y")
+    assert producer.receipts(1, 2) == {0: 0, 1: 1}
+
+
+def test_the_last_of_several_opens_counts(stage: Stage) -> None:
+    """Opens that overtake each other leave one open handle, answered for the last."""
+    opened_topic(stage)
+    producer = stage.at_topic("orders")
+    refs = [producer.say_open_producer(1, "orders", 70 + number, number) for number in range(3)]
+    opened = producer.expect(Type.OPENED, ref=refs[-1])
+    assert opened.header[Key.SEQUENCE] == 2
+    producer.publish(1, 2, b"x")
+    assert producer.receipt(1) == [(2, 0)]
+    assert stage.actor("topic", "orders")._publishers.keys() == {7, 72}
+
+
+def test_a_session_that_ends_while_it_opens_leaves_nothing(stage: Stage) -> None:
+    """Neither a producer nor a consumer is left behind by a client that said BYE before its answers came."""
+    opened_topic(stage)
+    home = worker_of(topic_key("orders"), 2)
+    name = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == home)
+    for turns in range(12):  # say BYE at every stage of the opening
+        client = stage.client(home)
+        client.say_open_producer(1, "orders", 7)
+        client.say_open_consumer(2, "orders", name)
+        for _ in range(turns):
+            stage.loop.once()
+        client.say({Key.TYPE: Type.BYE})
+        stage.settle()
+        assert stage.actors("consumer") == []
+        topic = stage.actor("topic", "orders")
+        assert all(
+            handle.session.handles.get(handle.number) is handle for handle in topic._publishers.values()
+        )
+        last = stage.client(home)
+        assert last.open_consumer(1, "orders", name).kind == Type.OPENED
+        last.close_handle(1)
+
+
+def test_a_session_that_falls_silent_while_it_opens_leaves_nothing(make_stage: Callable[..., Stage]) -> None:
+    """The topic's worker is away, the consumer waits, its session ends: an Exclusive subscription is free then."""
+    stage = make_stage(2, protocol__session_timeout_ms=300, protocol__heartbeat_ms=100)
+    away = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
+    name = next(f"s{n}" for n in range(99) if worker_of(subscription_key(away, f"s{n}"), 2) == 0)
+    stage.client(0).request("topic.create", topic=away)
+    stage.kill(1)
+    lost = stage.client(0)
+    lost.say_open_consumer(1, away, name)
+    lost.silent(2)
+    stage.start(1)
+    client = stage.client(0)
+    assert client.open_consumer(1, away, name).kind == Type.OPENED
+    assert len(stage.actors("consumer")) == 1
+
+
+# ---- names that are used again ---------------------------------------------------------------------------------
+
+
+def test_a_deleted_topic_is_not_brought_back_by_who_still_asks_for_it(stage: Stage) -> None:
+    """A subscription that attaches after the deletion must not start the topic again.
+
+    It would have served its old incarnation to whoever creates the name again, and the broker would have deleted those
+    acknowledged messages as belonging to no topic at its next start.
+    """
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    home = worker_of(topic_key("orders"), 2)
+    away = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) != home)
+    client.request("subscription.create", topic="orders", subscription=away, type="exclusive")
+    stage.restart(2)
+    client = stage.client()
+    nodes = (f"worker-{1 - home}", f"worker-{home}")
+    stage.hold(*nodes)  # the deletion starts the subscription, whose question to the topic is slow
+    client.request("topic.delete", topic="orders")
+    stage.let_go(*nodes)
+    stage.settle()
+    assert stage.actors("topic", "orders") == []
+    client.request("topic.create", topic="orders")
+    producer = stage.client(home)
+    producer.open_producer(1, "orders", 7)
+    producer.publish(1, 0, b"new")
+    assert producer.receipt(1) == [(0, 0)]
+    stage.restart(2)
+    consumer = stage.at_subscription("orders", "s")
+    consumer.open_consumer(1, "orders", "s")
+    assert consumer.deliveries(1, 1) == [(0, b"new")]
+
+
+@pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
+def test_a_topic_created_again_starts_empty_and_works(stage: Stage, dispatch: str) -> None:
+    """Nothing of a deleted topic reaches the next one of its name, and its consumers hear that it is gone."""
+    consumers: list[StagedClient] = []
+    for life in range(3):
+        stage.client().request("topic.create", topic="orders", dispatch=dispatch)
+        producer = stage.at_topic("orders")
+        assert producer.open_producer(1, "orders", 7).header[Key.SEQUENCE] == 0
+        consumer = stage.at_subscription("orders", "s")
+        assert consumer.open_consumer(1, "orders", "s").kind == Type.OPENED
+        producer.publish(1, 0, b"life %d" % life)
+        assert producer.receipt(1) == [(0, 0)]
+        assert consumer.deliveries(1, 1) == [(0, b"life %d" % life)]
+        consumers.append(consumer)
+        stage.client().request("topic.delete", topic="orders")
+        for each, code in ((producer, "topic-deleted"), (consumer, "subscription-deleted")):
+            gone = each.expect(Type.ERROR, handle=1)
+            assert (gone.code, gone.header[Key.ACTION], gone.header[Key.CLOSED]) == (code, "stop", True)
+        producer.publish(1, 1, b"too late")
+        assert producer.expect(Type.ERROR, handle=1).code == "unknown-handle"
+        assert producer.open_producer(1, "orders", 7).code == "unknown-topic"
+        assert stage.actors("topic") == stage.actors("subscription") == stage.actors("consumer") == []
+
+
+def test_a_topic_may_be_created_again_while_its_last_commit_still_runs(stage: Stage) -> None:
+    """The old log is erased when its disk lets go; the new topic does not wait for that."""
+    producer = opened_topic(stage)
+    stage.loop.holds_work = True
+    producer.publish(1, 0, b"old")
+    stage.settle()
+    client = stage.client()
+    client.request("topic.delete", topic="orders")
+    client.request("topic.create", topic="orders")
+    assert producer.open_producer(2, "orders", 8).kind == Type.OPENED
+    producer.publish(2, 0, b"new")
+    stage.settle()
+    stage.loop.holds_work = False
+    assert producer.receipt(2) == [(0, 0)]
+    assert len({name.rsplit("/", 1)[0] for name in stage.disk._names if "/topics/" in name}) == 1
+
+
+def test_a_subscription_created_again_starts_anew(stage: Stage) -> None:
+    """Its cursor is another file, its consumers of before were sent away."""
+    producer = opened_topic(stage)
+    producer.publish(1, 0, b"a", b"b")
+    producer.receipt(1)
+    for _ in range(3):
+        consumer = stage.at_subscription("orders", "s")
+        assert consumer.open_consumer(1, "orders", "s").kind == Type.OPENED
+        assert consumer.deliveries(1, 2) == [(0, b"a"), (1, b"b")]
+        consumer.ack(1, (0, 2))
+        stage.advance(0.002)
+        stage.client().request("subscription.delete", topic="orders", subscription="s")
+        assert consumer.expect(Type.ERROR, handle=1).code == "subscription-deleted"
+    assert [name for name in stage.disk._names if "/cursors/" in name] == []
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------
+
+
+def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None:
+    """A client that floods requests hears "busy"; what waits is bounded, and goes on when the answers come."""
+    client = stage.client(0)
+    stage.hold("worker-0", "broker")
+    frontend = stage.workers[0].frontend
+    for number in range(PENDING_MAX + 5):
+        client.say({Key.TYPE: Type.REQUEST, Key.REF: number, Key.OPERATION: "topic.list"})
+    stage.settle()
+    assert len(frontend._pending) <= PENDING_MAX
+    assert client.expect(Type.ERROR).code == "busy"
+    stage.let_go("worker-0", "broker")
+    assert client.expect(Type.RESULT)
+    stage.settle()
+    assert frontend._pending == {}
+    assert frontend._deadlines == {}
