@@ -1,5 +1,5 @@
-"""The demonstration: a broker loses a worker and a consumer in the middle of real input, and no acknowledged message.
+"""The demonstration: amid real input a broker loses a worker and a consumer, and no acknowledged message.
 
-`source.py` is the input, `clients.py` the producers and consumers, `spool.py` what consumers write down, `verify.py` the
-pure comparison of the two, `run.py` the play itself, `report.py` what is printed.
+`source.py` is the input, `clients.py` the producers and consumers, `spool.py` what consumers write down, `verify.py`
+the pure comparison of the two, `run.py` the play itself, `report.py` what is printed.
 """

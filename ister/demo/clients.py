@@ -28,9 +28,7 @@ STOP: Final = "stop"  # acknowledge everything, and end
 LEAVE: Final = "leave"  # end at once, with a batch in hand that is not acknowledged
 
 BATCH_LINES: Final = 1_000
-PACE_S: Final = (
-    0.005  # between batches after half of them, until the worst is over: so that it happens amid traffic
-)
+AMID_S: Final = 0.005  # between batches after half of them, until the worst is over: it happens amid traffic
 SAY_EVERY_NS: Final = 100_000_000
 LOOK_EVERY_S: Final = 0.05
 IN_HAND_WITHIN_S: Final = 1.0
@@ -86,8 +84,9 @@ def producer_main(
     topic: str,
     files: tuple[SourceFile, ...],
     key: Literal["file", "number"],
+    pace_s: float,
 ) -> None:
-    """Send every line of the files; each carries its file's name, or its own number, as its key."""
+    """Send every line of the files, with `pace_s` between batches; its key is its file's name, or its number."""
     total = sum(file.count for file in files)
     with ister.connect(endpoint, timeout=CONNECT_S) as client, client.producer(topic) as producer:
         control.send(READY)
@@ -112,7 +111,9 @@ def producer_main(
                 control.send(HALF)
                 half_told = True
             if half_told and not hurry:
-                hurry = control.poll(PACE_S)
+                hurry = control.poll(AMID_S)
+            elif pace_s:
+                time.sleep(pace_s)
             if now() - told > SAY_EVERY_NS:
                 told = now()
                 control.send(Progress(answered))

@@ -53,6 +53,21 @@ def _actors(outcome: Outcome) -> Iterator[dict[str, Any]]:
             yield {"actor": kind, "count": count, "process": process["node"], "pid": process["pid"]}
 
 
+def _places(outcome: Outcome) -> list[list[Any]]:
+    """Return a row a kind of actor: how many there are, and in which processes."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for each in _actors(outcome):
+        rows.setdefault(each["actor"], []).append(each)
+    return [
+        [
+            kind,
+            sum(each["count"] for each in places),
+            ", ".join(f"{p['process']} ({p['pid']})" for p in places),
+        ]
+        for kind, places in sorted(rows.items())
+    ]
+
+
 def print_outcome(outcome: Outcome) -> None:
     """Print what was sent and received, where each kind of actor lives, and the verdict."""
     rows = list(_rows(outcome))
@@ -84,8 +99,8 @@ def print_outcome(outcome: Outcome) -> None:
         ],
     )
     print_table(
-        ["actor", "how many", "process", "pid"],
-        [[each["actor"], each["count"], each["process"], str(each["pid"])] for each in _actors(outcome)],
+        ["actor", "how many", "process (pid)"],
+        _places(outcome),
     )
     print(f"\nstopped half way: {outcome.consumer_stopped}; its messages went to the next in line")
     print(

@@ -1,7 +1,7 @@
 """What a consumer has received, written down before it acknowledges: a file of batches, in the order they came.
 
-A batch is a header (time, first offset, count, attempt, bytes of payloads, bytes of keys; little-endian), the lengths of
-the payloads as u32, the payloads, the lengths of the keys, the keys.
+A batch is a header (time, first offset, count, attempt, bytes of payloads, bytes of keys; little-endian), the lengths
+of the payloads as u32, the payloads, the lengths of the keys, the keys.
 
 Invariant: what is in the file was received; a batch is there whole, or the file ends before it.
 """
