@@ -32,6 +32,10 @@ class Command(click.Command):
             ctx.exit(exit_code_of(error))
         except BrokenPipeError:
             ctx.exit(PIPE_CLOSED)
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # below the terminal's own ^C
+            ctx.exit(INTERRUPTED)
 
 
 class Group(click.Group):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import click
 
@@ -74,7 +75,7 @@ def consume(
     With --json, one object a line: topic, offset, key, attributes, timestamp, attempt, payload (payload_base64 and
     key_base64 where they are no UTF-8 text).
     """
-    out = cast("BinaryIO", sys.stdout.buffer)
+    out = sys.stdout.fileno()
     done = 0
     with (
         connected(endpoint, timeout) as client,
@@ -107,13 +108,15 @@ def consume(
         consumer.flush(timeout)
 
 
-def _write(out: BinaryIO, batch: Batch, as_json: bool) -> None:
+def _write(out: int, batch: Batch, as_json: bool) -> None:
+    """Write a batch to a file descriptor, whole; Python's own stdout, where it is unbuffered, may write half of it."""
     if as_json:
         lines = [json.dumps(describe(message), ensure_ascii=False).encode() for message in batch]
     else:
         lines = batch.payloads
-    out.write(b"\n".join(lines) + b"\n")
-    out.flush()
+    left = memoryview(b"\n".join(lines) + b"\n")
+    while left:
+        left = left[os.write(out, left) :]
 
 
 def describe(message: Message) -> dict[str, Any]:

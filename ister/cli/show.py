@@ -45,7 +45,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
         file=drawn, force_terminal=terminal, width=_columns() if terminal else PIPE_WIDTH, highlight=False
     )
     console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.getvalue().strip("\n").splitlines()))
+    print("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()).strip("\n"))
 
 
 def _columns() -> int:

@@ -98,6 +98,7 @@ def print_outcome(outcome: Outcome) -> None:
             for row in rows
         ],
     )
+    print()
     print_table(
         ["actor", "how many", "process (pid)"],
         _places(outcome),
@@ -110,7 +111,7 @@ def print_outcome(outcome: Outcome) -> None:
     lost = sum(row["lost"] for row in rows if row["topic"] == NON_RELIABLE)
     if lost:
         print(
-            f"the non-reliable topic lost {lost:,} messages: in memory when its worker was killed, or dropped"
+            f"the non-reliable topic lost {lost:,}: in memory of that worker, sent while it was away, or dropped"
         )
     if not outcome.problems:
         print(

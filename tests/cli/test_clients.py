@@ -1,0 +1,156 @@
+"""Tests of the commands that are clients, as processes, against a real broker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Ister
+
+pytestmark = pytest.mark.process
+
+BYTES = [b"plain", b"", b"\xff\x00 not text \x80", "Дунай".encode(), b"tab\there", b" " * 3]
+
+
+def test_what_is_produced_line_by_line_is_consumed_line_by_line(ister: Ister) -> None:
+    """Any bytes but a newline travel in a line: empty ones, spaces, and what is no text."""
+    stdin = b"\n".join(BYTES) + b"\n"
+    produced = ister("produce", "lines", "--create", "--json", stdin=stdin)
+    assert produced.returncode == 0, produced.stderr
+    report = json.loads(produced.stdout)
+    assert (report["messages"], report["first_offset"], report["last_offset"]) == (6, 0, 5)
+    consumed = ister("consume", "lines", "--subscription", "s", "--start", "earliest")
+    assert (consumed.returncode, consumed.stdout) == (0, stdin)
+
+
+def test_a_last_line_without_its_newline_is_a_message_too(ister: Ister, tmp_path: Path) -> None:
+    """Nothing at the end of a file is lost, and no empty message is made up."""
+    path = tmp_path / "file"
+    path.write_bytes(b"one\n\ntwo")
+    assert ister("produce", "tail", "--create", "--file", str(path)).returncode == 0
+    consumed = ister("consume", "tail", "-s", "s", "--start", "earliest")
+    assert consumed.stdout == b"one\n\ntwo\n"
+
+
+def test_json_output_tells_everything_of_a_message(ister: Ister) -> None:
+    """Key, attributes, offset, time and attempt are there; a payload that is no text is base64."""
+    ister("produce", "told", "--create", "--key", "k", "--attribute", "a=b=c", stdin=b"text\n\xff\n")
+    consumed = ister("consume", "told", "-s", "s", "--start", "earliest", "--json")
+    first, second = map(json.loads, consumed.stdout.splitlines())
+    assert first.items() >= {"offset": 0, "key": "k", "attributes": {"a": "b=c"}, "payload": "text"}.items()
+    assert second["payload_base64"] == "/w=="
+    assert second["attempt"] == 1
+    assert abs(second["timestamp"] / 1000 - time.time()) < 60
+
+
+def test_consume_goes_on_where_it_stopped(ister: Ister) -> None:
+    """What was printed is acknowledged, and what was not printed is not."""
+    ister("produce", "resume", "--create", stdin=b"".join(b"%d\n" % number for number in range(100)))
+    first = ister("consume", "resume", "-s", "s", "--start", "earliest", "--count", "30")
+    assert first.stdout.split() == [b"%d" % number for number in range(30)]
+    rest = ister("consume", "resume", "-s", "s")
+    assert rest.stdout.split() == [b"%d" % number for number in range(30, 100)]
+    assert ister("consume", "resume", "-s", "s").stdout == b""
+
+
+def test_the_life_of_a_topic(ister: Ister) -> None:
+    """Create, refuse to create again, show, list, delete, and it is gone."""
+    made = ister("topic", "create", "life/one", "--dispatch", "non-reliable", "--json")
+    assert json.loads(made.stdout)["strategy"] == "non-reliable"
+    again = ister("topic", "create", "life/one")
+    assert again.returncode == 1
+    assert b"(topic-exists)" in again.stderr
+    assert ister("topic", "create", "life/one", "--dispatch", "non-reliable", "--exist-ok").returncode == 0
+    listed = json.loads(ister("topic", "list", "--json").stdout)
+    assert "life/one" in [topic["topic"] for topic in listed]
+    shown = ister("topic", "show", "life/one")
+    assert b"non-reliable" in shown.stdout
+    assert ister("topic", "delete", "life/one").returncode == 0
+    gone = ister("topic", "show", "life/one", "--json")
+    assert (gone.returncode, json.loads(gone.stderr)["error"]["code"]) == (1, "unknown-topic")
+
+
+def test_the_life_of_a_subscription(ister: Ister) -> None:
+    """Created before anybody consumes, it gathers; shown, it says what is left; deleted, it is gone."""
+    ister("topic", "create", "subs")
+    assert ister("subscription", "create", "subs", "s", "--type", "failover").returncode == 0
+    ister("produce", "subs", stdin=b"a\nb\n")
+    assert json.loads(ister("subscription", "show", "subs", "s", "--json").stdout)["type"] == "failover"
+    assert b"failover" in ister("subscription", "list", "subs").stdout
+    wrong = ister("consume", "subs", "-s", "s", "--type", "shared")
+    assert (wrong.returncode, b"(subscription-type)" in wrong.stderr) == (1, True)
+    assert ister("consume", "subs", "-s", "s", "--type", "failover").stdout == b"a\nb\n"
+    assert ister("subscription", "delete", "subs", "s").returncode == 0
+    assert ister("subscription", "show", "subs", "s").returncode == 1
+
+
+def test_status_names_every_process(ister: Ister) -> None:
+    """Broker, two workers and tier, each with its pid, also for people."""
+    found = json.loads(ister("status", "--json").stdout)
+    nodes = {process["node"]: process["pid"] for process in found["processes"]}
+    assert nodes.keys() == {"broker", "worker-0", "worker-1", "tier"}
+    table = ister("status").stdout.decode()
+    assert all(node in table and str(pid) in table for node, pid in nodes.items())
+
+
+def test_producing_to_a_topic_that_is_not_there_says_how_to_make_it(ister: Ister) -> None:
+    """The error names the topic, and the hint the command that creates it."""
+    done = ister("produce", "nowhere", stdin=b"x\n")
+    assert done.returncode == 1
+    assert b"nowhere" in done.stderr
+    assert b"ister topic create" in done.stderr
+
+
+def test_a_line_that_is_too_long_is_refused(ister: Ister) -> None:
+    """The error says the size and the limit; what came before it is sent."""
+    done = ister("produce", "long", "--create", stdin=b"short\n" + b"x" * (5 << 20) + b"\n")
+    assert done.returncode != 0
+    assert b"message-too-large" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_ends_quietly_and_acknowledges_nothing_unwritten(ister: Ister) -> None:
+    """`ister consume | head` leaves no traceback, and what was not written whole for the next consumer."""
+    stdin = b"".join(
+        b"%d" % number * 200_000 + b"\n" for number in range(5)
+    )  # each is more than a pipe holds
+    assert ister("produce", "piped", "--create", stdin=stdin).returncode == 0
+    command = [sys.executable, "-m", "ister", "consume", "piped", "-s", "s", "--start", "earliest"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(10) == b"0" * 10
+        process.stdout.close()
+        assert process.wait(20) == 141
+        assert process.stderr.read() == b""
+    assert ister("consume", "piped", "-s", "s").stdout == stdin
+
+
+def test_ctrl_c_ends_a_follower_without_a_traceback(ister: Ister) -> None:
+    """130 is what a shell says of Ctrl-C; what was printed stays acknowledged."""
+    ister("produce", "followed", "--create", stdin=b"a\n")
+    command = [
+        sys.executable,
+        "-m",
+        "ister",
+        "consume",
+        "followed",
+        "-s",
+        "s",
+        "--start",
+        "earliest",
+        "--follow",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"a\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read() == b""
