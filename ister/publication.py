@@ -347,9 +347,12 @@ class Publication:
 
     def close(self) -> None:
         """Say CLOSE (everything is receipted); the phase becomes closed when the broker has answered."""
-        if self._step("close") and self.session is not None:
+        opening = self.phase == "opening"  # the broker is about to have it: it must hear that nobody wants it
+        if (self._step("close") or opening) and self.session is not None:
             ref = self.session.expect(self._on_closed)
             self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
+            if opening:
+                self._step("fail")
         elif self.phase != "closing":
             self._step("fail")
 

@@ -364,3 +364,12 @@ def test_every_acknowledgment_is_sent_exactly_once(
         for n in range(first, end)
     ]
     assert sorted(numbers) == list(range(30))
+
+
+def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Talk) -> None:
+    """Else the broker would open it afterwards, for nobody, and an Exclusive subscription would stay taken."""
+    talk.welcome()
+    attachment = talk.consumer()
+    attachment.close()
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.OPEN_CONSUMER, Type.CLOSE]
+    assert attachment.phase == "closed"

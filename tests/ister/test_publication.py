@@ -448,3 +448,12 @@ def test_whatever_happens_messages_are_stored_once_and_in_order(
         else:
             assert model.refused.issuperset(messages)
             assert not set(messages) & set(model.log)
+
+
+def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Talk) -> None:
+    """Else the broker would open it afterwards, for nobody."""
+    talk.welcome()
+    publication = talk.producer()
+    publication.close()
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.OPEN_PRODUCER, Type.CLOSE]
+    assert publication.phase == "closed"
