@@ -205,7 +205,7 @@ class Consumer(LoopActor):
         }
         if piece.columns:
             header[Key.COLUMNS] = piece.columns
-        sent = self._gateway.send(handle.session, header, piece.frames)
+        sent = self._gateway.send(handle.session, header, piece.frames, may_wait=True)
         if sent is Sent.OK:
             self._gateway.counts.bytes_out += piece.bytes
         elif sent is Sent.FULL:
@@ -239,7 +239,8 @@ class Consumer(LoopActor):
         }
         if notice.offset is not None:
             header[Key.OFFSET] = notice.offset
-        self._gateway.send(handle.session, header)
+        # Losses are told of again; and telling a slow client of them must not cost it its connection.
+        self._gateway.send(handle.session, header, may_wait=notice.code == "dropped")
 
     # ---- what the client says -----------------------------------------------------------------------------------
 

@@ -113,6 +113,7 @@ class Frontend(LoopActor):
         self._pending: dict[int, _Pending] = {}  # oldest first
         self._deadlines: dict[int, float] = {}  # of the same tickets
         self._keys = 0
+        self._swept_s = system.clock.monotonic()
 
     def on_start(self) -> None:
         """Watch for sessions that fall silent."""
@@ -120,8 +121,11 @@ class Frontend(LoopActor):
 
     def _sweep(self) -> None:
         self.call_later(SWEEP_S, self._sweep)
-        self._gateway.sweep()
         now_s = self.clock.monotonic()
+        late_s = now_s - self._swept_s - SWEEP_S
+        self._swept_s = now_s
+        if late_s < SWEEP_S:  # else this process stood still: first it hears what its clients said meanwhile
+            self._gateway.sweep()
         for ticket in [ticket for ticket, due in self._deadlines.items() if due <= now_s]:
             del self._deadlines[ticket]
             self._give_up(ticket)

@@ -225,15 +225,19 @@ def decode_header(data: bytes) -> Header:
     if type(header) is not dict:
         raise RemoteProtocolError(f"header is a CBOR {type(header).__name__}, not a map")
     for key, value in header.items():
-        if type(key) is not int:
-            raise RemoteProtocolError(f"header key {key!r:.40} is not an integer")
+        if type(key) is not int or key < 0:
+            raise RemoteProtocolError(f"header key {key!r:.40} is not an unsigned integer")
         kind = _KINDS.get(key)
         if kind == "uint":
             if type(value) is not int or not 0 <= value <= _U64_MAX:
                 raise RemoteProtocolError(f"header key {key} is not an unsigned integer of 64 bits")
         elif kind is not None:
             _check_kind(key, kind, value)
-    required = REQUIRED.get(header.get(Key.TYPE, -1))
+        elif not _is_plain(value):
+            raise RemoteProtocolError(f"header key {key} is unknown, and holds what no header may")
+    if Key.TYPE not in header:
+        raise RemoteProtocolError("header has no frame type (key 0)")
+    required = REQUIRED.get(header[Key.TYPE])
     if required is None:
         raise RemoteProtocolError(
             f"unknown frame type {header.get(Key.TYPE)!r:.40}", code="unknown-operation"
@@ -418,7 +422,6 @@ def check_batch(
             f"message of {largest} bytes is over message_bytes_max ({message_bytes_max})",
             code="message-too-large",
         )
-    size = sum(map(len, frames))
     size = sum(map(len, frames))
     if size > batch_bytes_max:
         raise RemoteProtocolError(

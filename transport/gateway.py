@@ -19,6 +19,7 @@ import zmq
 from ister.clock import Clock
 from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError, UsageError
 from ister.wire import (
+    HEADER_BYTES_MAX,
     Buffer,
     Header,
     Key,
@@ -47,7 +48,7 @@ class Sent(Enum):
     """What became of a message to a client."""
 
     OK = "ok"
-    FULL = "full"  # its queue is full: try again later
+    FULL = "full"  # its queue is full, and the message may wait: try again later
     GONE = "gone"  # no connection: it may come back and resume
 
 
@@ -68,8 +69,8 @@ class GatewayEvents(Protocol):
     def consumer_frame(self, handle: Handle, header: Header) -> None:
         """CREDIT, ACK, ACK_UNTIL or NACK came in."""
 
-    def close(self, handle: Handle, ref: int) -> None:
-        """A handle is to be closed, and DONE to be sent."""
+    def close(self, handle: Handle, ref: int | None) -> None:
+        """A handle is to be closed, and DONE to be sent if there is a ref."""
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
         """An administrative request came in."""
@@ -109,8 +110,8 @@ class Gateway:
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
-        # One frame: the largest batch, and room to answer a batch somewhat too large with an error that says so.
-        router.setsockopt(zmq.MAXMSGSIZE, 2 * sessions.limits.batch_bytes_max)
+        # One frame: the largest batch or header, and room to answer what is somewhat too large with an error.
+        router.setsockopt(zmq.MAXMSGSIZE, 2 * max(sessions.limits.batch_bytes_max, HEADER_BYTES_MAX))
         self.socket = router
 
     def bind(self, endpoint: str, events: GatewayEvents) -> None:
@@ -167,7 +168,9 @@ class Gateway:
         if kind not in SESSION_FRAMES:
             raise RemoteProtocolError(f"frame type {kind} is the broker's, not a client's")
         if kind == Type.HELLO:
-            session, welcome = self.sessions.hello(routing, header, now_s)
+            before, welcome = self.sessions.hello(routing, header, now_s)
+            if before is not None:  # or a client that says nothing but hello would use up all sessions
+                self._end(before)
             self._send_to(routing, welcome)
             return
         session = self.sessions.of_routing(routing)
@@ -189,8 +192,10 @@ class Gateway:
         if body:
             raise RemoteProtocolError(f"a frame of type {kind} has no body")
         if kind == Type.PING:
-            pong = {Key.TYPE: Type.PONG, Key.BOOT: self.sessions.boot}
-            self.send(session, pong | {Key.REF: header[Key.REF]} if Key.REF in header else pong)
+            pong: Header = {Key.TYPE: Type.PONG, Key.BOOT: self.sessions.boot}
+            if Key.REF in header:
+                pong[Key.REF] = header[Key.REF]
+            self.send(session, pong, may_wait=True)  # where there is no room for it, there is plenty to hear
         elif kind == Type.REQUEST:
             events.request(session, header[Key.REF], header[Key.OPERATION], header.get(Key.ARGUMENTS, {}))
         elif kind == Type.BYE:
@@ -213,7 +218,10 @@ class Gateway:
                 else:
                     events.open_consumer(handle, header)
             except IsterError:
-                self.sessions.closed(handle)
+                if handle.target is None:
+                    self.sessions.closed(handle)
+                else:  # it was opened again: what stands behind it must not stay behind
+                    events.close(handle, None)
                 raise
 
     def sweep(self) -> None:
@@ -230,17 +238,29 @@ class Gateway:
 
     # ---- out ----------------------------------------------------------------------------------------------------
 
-    def send(self, session: Session, header: Header, frames: Sequence[Buffer] = ()) -> Sent:
-        """Send one message to a session's client, without waiting."""
+    def send(
+        self, session: Session, header: Header, frames: Sequence[Buffer] = (), *, may_wait: bool = False
+    ) -> Sent:
+        """Send one message to a session's client, without waiting.
+
+        What may wait is sent only where there is room, and the caller tries again. Anything else a client must not miss
+        (a receipt, the answer to an open): where there is no room for it, the connection counts as lost. The client
+        hears so with its next frame, and resumes.
+        """
         if session.routing is None:
             return Sent.GONE
-        return self._send_to(session.routing, header, frames)
+        return self._send_to(session.routing, header, frames, may_wait=may_wait)
 
-    def _send_to(self, routing: bytes, header: Header, frames: Sequence[Buffer] = ()) -> Sent:
+    def _send_to(
+        self, routing: bytes, header: Header, frames: Sequence[Buffer] = (), *, may_wait: bool = False
+    ) -> Sent:
         try:
             self.socket.send_multipart((routing, encode_header(header), *frames), zmq.NOBLOCK)
         except zmq.Again:
-            return Sent.FULL
+            if may_wait:
+                return Sent.FULL
+            self.sessions.drop_routing(routing)
+            return Sent.GONE
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

@@ -74,6 +74,7 @@ class Handle:
     number: int
     state: State = "absent"
     generation: int = 0
+    opener: int = 0  # the frame type it was opened with
     topic: str = ""
     subscription: str = ""
     target: Any = None
@@ -135,8 +136,10 @@ class Sessions:
     def __iter__(self) -> Any:
         return iter(list(self._by_token.values()))
 
-    def hello(self, routing: bytes, header: Header, now_s: float) -> tuple[Session, Header]:
-        """Begin or resume the session of this routing id; return it and the WELCOME to send.
+    def hello(self, routing: bytes, header: Header, now_s: float) -> tuple[Session | None, Header]:
+        """Begin or resume a session on this routing id.
+
+        Return the WELCOME to send, and the session that the connection had until now, if it was another: it is over.
 
         Raises `RemoteError`: `unsupported-version`, or `limit-exceeded` when the worker has all the sessions it takes.
         """
@@ -148,9 +151,9 @@ class Sessions:
             )
         session = self._by_token.get(header.get(Key.SESSION, b""))
         resumed = session is not None
-        self.drop_routing(routing)
+        before = self._by_routing.get(routing)
         if session is None:
-            if len(self._by_token) >= self.limits.sessions_max:
+            if len(self._by_token) - (before is not None) >= self.limits.sessions_max:
                 raise RemoteError(
                     "limit-exceeded",
                     f"this worker has all the {self.limits.sessions_max} sessions it takes",
@@ -158,12 +161,13 @@ class Sessions:
                 )
             session = Session(self._new_token(), None, header.get(Key.CLIENT, "")[:200], now_s)
             self._by_token[session.token] = session
+        self.drop_routing(routing)
         if session.routing is not None:
             del self._by_routing[session.routing]
         session.routing = routing
         session.heard_at_s = now_s
         self._by_routing[routing] = session
-        return session, {
+        return None if before is session else before, {
             Key.TYPE: Type.WELCOME,
             Key.VERSION: PROTOCOL_VERSION,
             Key.SESSION: session.token,
@@ -210,9 +214,9 @@ class Sessions:
                     "limit-exceeded", f"a session opens at most {self.limits.handles_max} handles"
                 )
             session.handles[handle.number] = handle
-        elif (topic, subscription) != (handle.topic, handle.subscription):
+        elif (header[Key.TYPE], topic, subscription) != (handle.opener, handle.topic, handle.subscription):
             raise RemoteError("handle-in-use", f"handle {handle.number} is open for topic {handle.topic!r}")
-        handle.topic, handle.subscription = topic, subscription
+        handle.opener, handle.topic, handle.subscription = header[Key.TYPE], topic, subscription
         handle.state = "opening"
         handle.generation += 1
 

@@ -296,3 +296,58 @@ def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None
     stage.settle()
     assert frontend._pending == {}
     assert frontend._deadlines == {}
+
+
+# ---- sessions --------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_session_ends_and_its_place_is_free(make_stage: Callable[..., Stage]) -> None:
+    """What a vanished consumer held goes to the next one, once its session has timed out and not before."""
+    stage = make_stage(2, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
+    producer = opened_topic(stage)
+    producer.publish(1, 0, b"x")
+    lost = stage.at_subscription("orders", "s")
+    lost.open_consumer(1, "orders", "s")
+    assert lost.deliveries(1, 1)
+    lost.disconnect()
+    stage.advance(1.0)
+    other = stage.at_subscription("orders", "s")
+    busy = other.open_consumer(1, "orders", "s")
+    assert (busy.code, busy.header[Key.ACTION]) == ("subscription-busy", "retry")
+    stage.advance(1.6)
+    other = stage.at_subscription("orders", "s")
+    assert other.open_consumer(1, "orders", "s").kind == Type.OPENED
+    delivered = other.expect(Type.DELIVER, handle=1)
+    assert (delivered.messages(), delivered.header[Key.ATTEMPT]) == ([(0, b"x")], 2)
+    assert lost.reconnect().header[Key.RESUMED] is False
+
+
+def test_a_worker_that_stood_still_does_not_blame_its_clients(make_stage: Callable[..., Stage]) -> None:
+    """After a pause of the process it first reads what waits in its sockets: nobody was silent but itself."""
+    stage = make_stage(1, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
+    talker, quiet = stage.client(0), stage.client(0)
+    stage.settle()
+    stage.clock.now_s += 60
+    for _ in range(300):  # more than one turn reads, in front of what the other said
+        talker.say({Key.TYPE: Type.PING})
+    quiet.say({Key.TYPE: Type.PING})
+    stage.settle()
+    assert [quiet.expect(Type.PONG).kind, quiet.silent(0)] == [Type.PONG, True]
+    assert len(stage.workers[0].gateway.sessions) == 2
+    stage.advance(5)
+    assert len(stage.workers[0].gateway.sessions) == 0
+
+
+def test_a_receipt_that_finds_no_room_is_given_after_a_resume(stage: Stage) -> None:
+    """A producer that does not read is cut off rather than left waiting for a receipt that was dropped."""
+    producer = opened_topic(stage)
+    producer.router.full.add(producer.routing)
+    producer.publish(1, 0, b"x")
+    stage.settle()
+    producer.router.full.discard(producer.routing)
+    producer.say({Key.TYPE: Type.PING})
+    assert producer.expect(Type.ERROR).code == "hello-required"
+    assert producer.reconnect().header[Key.RESUMED] is True
+    producer.open_producer(1, "orders", 7, 0)
+    producer.publish(1, 0, b"x")
+    assert producer.receipt(1) == [(0, 0)]
