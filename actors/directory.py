@@ -11,7 +11,7 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,8 +23,10 @@ from actors.messages import (
     Located,
     LocateSubscription,
     Refused,
+    Subscribers,
     SubscriptionTask,
     TopicTask,
+    WhoSubscribes,
 )
 from actors.placement import subscription_key, topic_key, worker_of
 from actors.process import NodeDown, NodeUp
@@ -41,6 +43,7 @@ ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner,
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
 OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
 STRATEGIES: Final = ("reliable", "non-reliable")
+_TOPIC_ARGUMENTS: Final = ("topic", "dispatch", "durability")
 DURABILITIES: Final = ("fsync", "os", "cloud")
 # What a subscription can be given of its own: name -> (lowest, highest) or the words it may be.
 SUBSCRIPTION_OPTIONS: Final[dict[str, tuple[int, int] | tuple[str, ...]]] = {
@@ -48,6 +51,13 @@ SUBSCRIPTION_OPTIONS: Final[dict[str, tuple[int, int] | tuple[str, ...]]] = {
     "buffer_messages_max": (1, 100_000_000),
     "buffer_bytes_max": (1, 4 << 30),
     "drop": ("oldest", "newest"),
+}
+
+# What a topic can be given of its own, beside its strategy and durability; 0 and False: no limit.
+TOPIC_OPTIONS: Final[dict[str, tuple[int, int] | tuple[str, ...]]] = {
+    "retention_ms": (0, 100 * 365 * 86_400_000),
+    "retention_bytes": (0, 1 << 60),
+    "retention_acknowledged": (0, 1),
 }
 
 Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -86,6 +96,7 @@ class Directory(LoopActor):
         self._gatherings: dict[int, _Gathering] = {}  # by each ticket it waits for
         self._operations: dict[str, Callable[[Ask, dict[str, Any]], None]] = {
             "topic.create": self._create_topic,
+            "topic.update": self._update_topic,
             "topic.list": self._list_topics,
             "topic.show": self._show_topic,
             "topic.delete": self._delete_topic,
@@ -161,7 +172,7 @@ class Directory(LoopActor):
             raise UsageError(f"subscription type {type_!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}")
         found = None if new else self._catalogue.subscription(topic.name, name)
         if found is None:
-            check_options(options)
+            check_options(options, SUBSCRIPTION_OPTIONS, "subscription")
             found = SubscriptionMeta(topic.name, name, type_, _start(start), self.clock.time_ms(), options)
             self._catalogue.create_subscription(found)
         if found.type != type_:
@@ -212,11 +223,14 @@ class Directory(LoopActor):
             raise RemoteError(
                 "durability-unavailable", "this broker does not give durability 'cloud' yet; use 'fsync'"
             )
-        unknown = arguments.keys() - {"topic", "dispatch", "durability"}
-        if unknown:
-            raise UsageError(f"a topic has no setting {sorted(unknown)[0]!r:.40}")
+        options = {key: value for key, value in arguments.items() if key not in _TOPIC_ARGUMENTS}
+        check_options(options, TOPIC_OPTIONS, "topic")
+        if options and dispatch != "reliable":
+            raise UsageError(
+                f"{next(iter(options))} is for reliable topics: a non-reliable one keeps nothing"
+            )
         incarnation = self.system.random.randbytes(16)
-        topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms())
+        topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms(), options)
         self._catalogue.create_topic(topic)
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
@@ -227,11 +241,42 @@ class Directory(LoopActor):
             "topic": topic.name,
             "strategy": topic.dispatch,
             "durability": topic.durability if topic.dispatch == "reliable" else "none",
+            "settings": dict(topic.settings),
             "incarnation": topic.incarnation.hex(),
             "created_ms": topic.created_ms,
             "node": node_of(worker),
             "endpoint": self._endpoints[worker],
         }
+
+    def _update_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Change a topic's own settings: what is given replaces what was."""
+        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        options = {key: value for key, value in arguments.items() if key != "topic"}
+        check_options(options, TOPIC_OPTIONS, "topic")
+        if not options:
+            raise UsageError(f"nothing to change; a topic has {', '.join(TOPIC_OPTIONS)}")
+        if topic.dispatch != "reliable":
+            raise UsageError(
+                f"{next(iter(options))} is for reliable topics: a non-reliable one keeps nothing"
+            )
+        frontend = self._frontend(self._worker_of_topic(topic.name))
+        changed = self._catalogue.update_topic(topic.name, dict(topic.settings) | options)
+        ticket = self._ticket()
+        self._gather(ask, {ticket}, lambda _: self._topic_map(changed))
+        frontend.tell(TopicTask("update", changed, self.address, ticket))
+
+    @receives(WhoSubscribes)
+    def on_who_subscribes(self, question: WhoSubscribes) -> None:
+        """Name a topic's subscriptions, and start those it has not heard of."""
+        topic = self._catalogue.topic(question.topic)
+        if topic is None:
+            return
+        subscriptions = self._catalogue.subscriptions(topic.name)
+        for subscription in subscriptions:
+            worker = self._worker_of_subscription(topic.name, subscription.name)
+            if subscription.name not in question.known and node_of(worker) in self._up:
+                self._tell_subscription("start", topic, subscription, self._ticket())
+        self.system.at(question.reply).tell(Subscribers([each.name for each in subscriptions]))
 
     def _list_topics(self, ask: Ask, arguments: dict[str, Any]) -> None:
         after, limit = _page(arguments)
@@ -419,13 +464,14 @@ def node_of(worker: int) -> str:
     return f"worker-{worker}"
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Check a subscription's own settings; raises `UsageError` naming the setting, the value and the limit."""
+def check_options(
+    options: dict[str, Any], known: Mapping[str, tuple[int, int] | tuple[str, ...]], what: str
+) -> None:
+    """Check the own settings of a topic or subscription; raises `UsageError` naming setting, value and limit."""
     for name, value in options.items():
-        allowed = SUBSCRIPTION_OPTIONS.get(name)
+        allowed = known.get(name)
         if allowed is None:
-            known = ", ".join(SUBSCRIPTION_OPTIONS)
-            raise UsageError(f"a subscription has no setting {name!r:.40}; known are {known}")
+            raise UsageError(f"a {what} has no setting {name!r:.40}; known are {', '.join(known)}")
         if isinstance(allowed[0], str):
             good = value in allowed
         else:

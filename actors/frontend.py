@@ -41,6 +41,7 @@ from actors.messages import (
     SubscriptionTask,
     TopicFailed,
     TopicTask,
+    Update,
 )
 from actors.process import BROKER, NodeDown, NodeUp
 from actors.runtime import LoopActor, Ref, System, receives
@@ -303,7 +304,10 @@ class Frontend(LoopActor):
     def on_topic_task(self, task: TopicTask) -> None:
         """Describe, change or delete a topic that lives here."""
         topic = self._actors.topic(task.topic)
-        topic.tell((Describe if task.task == "describe" else Delete)(task.reply, task.ticket))
+        if task.task == "update":
+            topic.tell(Update(task.topic, task.reply, task.ticket))
+        else:
+            topic.tell((Describe if task.task == "describe" else Delete)(task.reply, task.ticket))
 
     @receives(SubscriptionTask)
     def on_subscription_task(self, task: SubscriptionTask) -> None:

@@ -96,9 +96,9 @@ class Answer:
 @message
 @dataclass(frozen=True, slots=True)
 class TopicTask:
-    """Describe or delete a topic (Directory -> the Frontend it lives with; answered by `Answer` or `Refused`)."""
+    """Describe, change or delete a topic (Directory -> its Frontend; answered by `Answer` or `Refused`)."""
 
-    task: Literal["describe", "delete"]
+    task: Literal["describe", "update", "delete"]
     topic: TopicMeta
     reply: Address
     ticket: int
@@ -130,6 +130,15 @@ class Describe:
 class StartSubscription:
     """Say when you are there, and have fixed where you begin (Frontend -> Subscription)."""
 
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Your settings changed (Frontend -> Topic; answered by `Answer`)."""
+
+    topic: TopicMeta
     reply: Address
     ticket: int
 
@@ -227,6 +236,33 @@ class Batches:
     """Batches of a non-reliable topic (Relay -> Subscription)."""
 
     batches: Sequence[Batch]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """This subscription will never need anything below `low` again (Subscription -> Topic, once that is on disk)."""
+
+    subscription: str
+    low: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class WhoSubscribes:
+    """Which subscriptions does this topic have? Those not in `known` are started (Topic -> Directory)."""
+
+    topic: str
+    known: list[str]
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Subscribers:
+    """The answer to `WhoSubscribes`."""
+
+    names: list[str]
 
 
 # ---- the tier ----------------------------------------------------------------------------------------------------

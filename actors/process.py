@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import glob
 import logging
 import multiprocessing
 import os
@@ -51,6 +52,8 @@ EXIT_ORPHANED: Final = 75  # the broker is gone
 # A thread that comes back from fdatasync waits at most so long for the loop to let it say so. Python's own 5 ms would
 # be ten times the fdatasync.
 SWITCH_INTERVAL_S: Final = 0.0005
+
+RUN_FOLDER_PREFIX: Final = "ister-"
 
 # Mail on its way when a process ends has so long to leave.
 LINGER_S: Final = 0.2
@@ -254,11 +257,26 @@ def run_folder() -> Iterator[str]:
 
     In /tmp, whatever TMPDIR says: the path of a socket may be about 100 bytes long.
     """
-    folder = tempfile.mkdtemp(prefix="ister-", dir="/tmp")
+    for left in glob.glob(f"/tmp/{RUN_FOLDER_PREFIX}*"):
+        _sweep_run_folder(left)
+    folder = tempfile.mkdtemp(prefix=f"{RUN_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep_run_folder(folder: str) -> None:
+    """Remove the folder of a broker that was killed: ours, named after a process that is no more."""
+    pid = folder.removeprefix(f"/tmp/{RUN_FOLDER_PREFIX}").partition("-")[0]
+    try:
+        if not pid.isdecimal() or os.stat(folder).st_uid != os.getuid():
+            return
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # somebody else's, or gone meanwhile
+        return
 
 
 def log_to_stderr(node: str, level: int) -> None:

@@ -23,6 +23,7 @@ from actors.messages import (
     Attach,
     Attached,
     Confirmed,
+    Consumed,
     Delete,
     Detach,
     Durable,
@@ -93,6 +94,8 @@ class ReliableSubscription(Subscription):
             tuple[int, int]
         ] = []  # (consumer, ref): told once the journal has what they cover
         self._syncing = False
+        self._flushed_low = 0  # the cursor as the journal has it
+        self._synced_low = 0  # and as the disk has it
         self._deleted = False
         self.trimmed = 0
 
@@ -125,9 +128,13 @@ class ReliableSubscription(Subscription):
             except IsterError as error:
                 self._become_failed(error)
                 return
-            self._next = self._journal.cursor.low
+            self._next = self._flushed_low = self._journal.cursor.low
+            self._sync_timer = self.call_later(
+                self._sync_s, self._sync
+            )  # what was read may be in the page cache alone
             self._reader = self._open_reader(self._next)
         self._become_ready()
+        self._tell_consumed()  # to a topic that was started again
         self.on_trimmed(Trimmed(attached.start_offset))
         self._wake()
 
@@ -327,6 +334,7 @@ class ReliableSubscription(Subscription):
             log.warning("cursor of %s/%s not written: %s", self.topic.name, self.meta.name, error)
             self._flush_timer = self.call_later(FLUSH_RETRY_S, self._flush)
             return
+        self._flushed_low = self._journal.cursor.low
         confirming, self._confirming = self._confirming, []
         for key, ref in confirming:
             if (consumer := self._consumers.get(key)) is not None:
@@ -359,12 +367,20 @@ class ReliableSubscription(Subscription):
             self._sync_timer = self.call_later(self._sync_s, self._sync)
             return
         self._sync_timer, self._syncing = None, True
-        self.offload(self._journal.sync, self._synced)
+        low = self._journal.cursor.low if not self._journal.noted else self._flushed_low
+        self.offload(self._journal.sync, lambda _, error: self._synced(low, error))
 
-    def _synced(self, _: None, error: BaseException | None) -> None:
+    def _synced(self, low: int, error: BaseException | None) -> None:
         self._syncing = False
         if error is not None:
             log.warning("cursor of %s/%s not synced: %s", self.topic.name, self.meta.name, error)
+        elif low > self._synced_low:
+            self._synced_low = low
+            self._tell_consumed()
+
+    def _tell_consumed(self) -> None:
+        if self.topic.settings.get("retention_acknowledged"):
+            self._topic_ref.tell(Consumed(self.meta.name, self._synced_low))
 
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:

@@ -61,7 +61,8 @@ class ReliableTopic(Topic):
     """A topic whose messages are durable before anybody hears of them.
 
     `open_log(known_end)` opens its write-ahead log, which must reach `known_end`, and is called again after the log
-    failed; `erase` deletes its folder; `uploader` is told of sealed segments.
+    failed; `erase` deletes its folder; `uploader` is told of sealed segments, `directory` is
+    asked who subscribes.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class ReliableTopic(Topic):
         open_log: Callable[[int], Wal],
         erase: Callable[[], None],
         uploader: Ref,
+        directory: Ref,
     ) -> None:
         super().__init__(system, path, meta, gateway)
         self._open_log = open_log
         self._erase = erase
         self._uploader = uploader
+        self._directory = directory
         self._log: Wal | None = None
         self._failure: StorageError | None = None
         # (end offset, handle, sequence, first offset) in the order of arrival, for receipts still to be sent

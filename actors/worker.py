@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.directory import FRONTEND_PATH
+from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
 from actors.frontend import Frontend
 from actors.nonreliable_subscription import NonReliableSubscription
 from actors.nonreliable_topic import NonReliableTopic
-from actors.process import EXIT_FAILED, ProcessContext
+from actors.process import BROKER, EXIT_FAILED, ProcessContext
 from actors.relay import Relay
 from actors.reliable_subscription import ReliableSubscription
 from actors.reliable_topic import ReliableTopic
@@ -186,6 +186,7 @@ class Worker:
             open_log=open_log,
             erase=erase,
             uploader=uploader,
+            directory=system.ref(BROKER, DIRECTORY_PATH),
         )
 
     def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:

@@ -181,7 +181,7 @@ class LogSettings(_Section, frozen=True, kw_only=True):
         _number(
             "bytes",
             MIB + 1,
-            GIB,
+            8 * MIB,
             "A segment is sealed at this size; it is preallocated, and is the object that is uploaded in one request.",
         ),
     ] = 8 * MIB

@@ -367,7 +367,7 @@ def settings_toml() -> str:
     """Return `conf/ister.toml`: every setting with its default, and its unit, limits and reason above it."""
     lines = [
         "# Every setting of Ister, with its default: `ister serve --config ister.toml`.",
-        "# The environment wins over this file (ISTER_LOG__SEGMENT_BYTES_MAX=16777216), and flags over both.",
+        "# The environment wins over this file (ISTER_LOG__SEGMENT_BYTES_MAX=6291456), and flags over both.",
     ]
     section = ""
     for info in _KNOWN.values():

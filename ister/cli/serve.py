@@ -25,7 +25,7 @@ _HELP_END: Final = """\b
 Examples:
   ister serve                                    data in ./data, one worker a core
   ister serve --data /var/lib/ister --listen 'tcp://*:5555' --workers 4
-  ister serve --config conf/ister.toml --set log.segment_bytes_max=16777216
+  ister serve --config conf/ister.toml --set log.segment_bytes_max=6291456
 
 \b
 Settings come from the file, then the environment (ISTER_SERVER__WORKERS=4), then the flags; the later wins.

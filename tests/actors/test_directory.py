@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.directory import ANSWER_WITHIN_S, Directory, check_options
+from actors.directory import ANSWER_WITHIN_S, SUBSCRIPTION_OPTIONS, Directory, check_options
 from actors.placement import subscription_key, topic_key, worker_of
 from ister.errors import UsageError
 from ister.wire import Key, Type
@@ -248,8 +248,12 @@ def test_an_open_the_directory_does_not_answer_is_given_up(make_stage: Callable[
 
 def test_options_have_limits_that_their_errors_name() -> None:
     """An option out of range says which one, what was given, and what it may be."""
-    check_options({"ack_timeout_ms": 10, "buffer_messages_max": 1, "drop": "newest"})
+    check_options(
+        {"ack_timeout_ms": 10, "buffer_messages_max": 1, "drop": "newest"},
+        SUBSCRIPTION_OPTIONS,
+        "subscription",
+    )
     with pytest.raises(UsageError, match="ack_timeout_ms is 9, which is not 10 to 86400000"):
-        check_options({"ack_timeout_ms": 9})
+        check_options({"ack_timeout_ms": 9}, SUBSCRIPTION_OPTIONS, "subscription")
     with pytest.raises(UsageError, match="drop is 'both', which is not oldest or newest"):
-        check_options({"drop": "both"})
+        check_options({"drop": "both"}, SUBSCRIPTION_OPTIONS, "subscription")

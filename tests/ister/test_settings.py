@@ -104,7 +104,7 @@ def test_every_setting_can_be_given_in_the_file_the_environment_and_as_a_flag(in
 
 def test_numbers_in_the_environment_and_in_flags_may_be_written_with_underscores() -> None:
     """What is legible in the file is legible everywhere."""
-    assert load(environ={"ISTER_LOG__SEGMENT_BYTES_MAX": "16_777_216"}).log.segment_bytes_max == 16_777_216
+    assert load(environ={"ISTER_LOG__SEGMENT_BYTES_MAX": "6_291_456"}).log.segment_bytes_max == 6_291_456
     assert load(flags={"server.workers": "3"}).server.workers == 3
 
 
