@@ -30,11 +30,7 @@ def crc32c(buffer: Buffer, seed: int = 0) -> int:
 
 
 def _in_place() -> Callable[[int, int, int], int] | None:
-    """.
-
-    Eturn crc32c_extend(seed, address, length) of the library google-crc32c is linked with, if it can be
-    found.
-    """
+    """Return crc32c_extend(seed, address, length) of google-crc32c's library, if it can be found."""
     try:
         import google_crc32c._crc32c as extension
 

@@ -2,6 +2,8 @@
 
 - Nothing is changed before it is known that the log may be opened; whoever gets an error finds every byte as
   it was.
+- A damaged file is left as it is, whatever is found in it. If it is the newest, the log goes on behind what is known
+  to have been promised, in a new segment.
 - What counts afterwards has been synced here, whatever happened before.
 
 May touch: the Disk it is handed. Runs where the log's owner runs.
@@ -13,13 +15,17 @@ import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from ister.errors import DamagedError, GapError, LogFailedError
+from ister.errors import GapError, LogFailedError
 from storage.disk import Disk, File
+from storage.index import SparseIndex, index_bytes
 from storage.producers import ENTRY_BYTES, PRODUCERS_MAX, ProducerTable
-from storage.record import HEADER_BYTES, Header, salt_of
+from storage.record import BATCH, HEADER_BYTES, PRODUCERS, Header, encode_header, salt_of
 from storage.recovery import (
+    DamagedRange,
     RecoveryReport,
     Scan,
+    broken_ranges,
+    claimed_end,
     damaged,
     position_of,
     scan_segment,
@@ -38,6 +44,7 @@ from storage.segment import (
     encode_segment_header,
     footer_at_end,
     parse_segment_header,
+    segment_info,
     segment_name,
     topic_crc,
 )
@@ -78,6 +85,7 @@ class Active:
     salt: int
     end: int  # the byte behind the last record
     zeroed: int  # blocks are written up to here
+    index: SparseIndex
     records: int = 0
     first_timestamp_ms: int = 0
     last_timestamp_ms: int = 0
@@ -91,6 +99,8 @@ class OpenedLog:
     sealed: list[SegmentInfo]
     active: Active | None
     producers: ProducerTable
+    set_aside: list[SegmentInfo]  # damaged segments: part of the log, and never uploaded
+    log_time_ms: int  # the highest batch time so far
 
 
 @dataclass(slots=True)
@@ -104,6 +114,7 @@ class _Tail:
     scan: Scan
     headed: bool  # its segment header is whole
     batches: list[Header]
+    damaged: bool = False
 
 
 def open_log(
@@ -145,24 +156,33 @@ class _Opening:
         self.torn_bytes = self.rewritten_bytes = 0
         self.discarded: list[str] = []
         self.finished: list[str] = []
+        self.damaged: list[DamagedRange] = []
+        self.set_aside: list[SegmentInfo] = []
+        self._tails: list[_Tail] = []
+        self.go_on_at: int | None = None  # where a new segment begins, because the newest one is damaged
+        self.log_time = 0
 
     def run(self) -> OpenedLog:
         self.disk.makedirs(self.folder)
         names = self.disk.listdir(self.folder)
         bases = [base for name in names if (base := base_of(name)) is not None]
         tails, older = self._scan_tail(bases)
-        sealed = [self._read_ends(base) for base in older]
-        for before, base in zip(sealed, [*older, tails[0].base][1:] if tails else (), strict=True):
-            if before.end != base:
-                raise GapError(
-                    f"{before.path} ends at offset {before.end}, and the next segment begins at {base}"
-                )
-        kept, lost = self._judge(tails)
+        self._tails = tails
+        self._oldest = bases[0] if bases else 0
         if not tails and self.known_end > self.start_offset:
             raise damaged(self.folder, 0, f"it is empty, and the log was durable up to {self.known_end}")
+        sealed: list[SegmentInfo] = []
+        for base, following in zip(older, [*older, tails[0].base][1:] if tails else (), strict=True):
+            info = self._read_ends(base, following)
+            self.log_time = max(self.log_time, info.max_timestamp_ms)
+            if not any(one.path == info.path for one in self.set_aside):
+                sealed.append(info)
+        kept, lost = self._judge(tails)
+        if kept and kept[-1].damaged and lost:
+            self.go_on_at = lost[0].base
         producers = self._producers(sealed, kept)
 
-        # From here on the log is known to be good, and files are written.
+        # From here on the log is known to be good, or to be damaged where it says; and files are written.
         if SPARE_NAME in names:
             self.disk.unlink(f"{self.folder}/{SPARE_NAME}")
         for tail in reversed(lost):
@@ -172,23 +192,47 @@ class _Opening:
         proven = max((tail.scan.committed for tail in kept), default=0)
         active = None
         for tail in kept:
-            last = tail is kept[-1]
-            active = self._mend(tail, proven, sealed, last)
+            if tail.damaged:
+                self._set_aside(tail)
+            else:
+                active = self._mend(tail, proven, sealed, tail is kept[-1])
+            self.log_time = max(self.log_time, tail.scan.max_timestamp_ms)
+        if self.go_on_at is not None:
+            active = self._go_on(self.go_on_at, producers)
         self.disk.sync_folder(self.folder)
-        start = sealed[0].base if sealed else active.base if active else self.start_offset
-        report = RecoveryReport(
+        return OpenedLog(
+            self._report(tails, kept, sealed, active),
+            sealed,
+            active,
+            producers,
+            self.set_aside,
+            self.log_time,
+        )
+
+    def _report(
+        self, tails: list[_Tail], kept: list[_Tail], sealed: list[SegmentInfo], active: Active | None
+    ) -> RecoveryReport:
+        infos = [*sealed, *self.set_aside]
+        bases = [info.base for info in infos] + ([active.base] if active is not None else [])
+        if self.go_on_at is not None:
+            end = self.go_on_at
+        elif kept:
+            end = kept[-1].scan.next_offset
+        else:  # nothing but a name may be left, and offsets below it are never used again
+            end = max([self.start_offset, *(info.end for info in infos), *(tail.base for tail in tails[:1])])
+        return RecoveryReport(
             topic=self.topic,
-            start_offset=start,
-            next_offset=kept[-1].scan.next_offset if kept else sealed[-1].end if sealed else start,
-            segments=len(sealed) + (active is not None),
+            start_offset=min(bases, default=end),
+            next_offset=end,
+            segments=len(bases),
             records_scanned=sum(tail.scan.records for tail in tails),
             bytes_scanned=sum(len(tail.data) for tail in tails),
             torn_bytes=self.torn_bytes,
             rewritten_bytes=self.rewritten_bytes,
             discarded=tuple(self.discarded),
             finished=tuple(self.finished),
+            damaged=tuple(sorted(self.damaged, key=lambda one: (one.first, one.position))),
         )
-        return OpenedLog(report, sealed, active, producers)
 
     def _path(self, base: int) -> str:
         return f"{self.folder}/{segment_name(base)}"
@@ -229,90 +273,216 @@ class _Opening:
             raise damaged(path, 0, f"its header says that it begins at offset {header.base}")
         return True
 
-    def _read_ends(self, base: int) -> SegmentInfo:
-        """Return what header and footer of a sealed segment say."""
+    def _read_ends(self, base: int, following: int) -> SegmentInfo:
+        """Return what header and footer of a segment say that was sealed, and is followed by one at `following`."""
         path, salt = self._path(base), salt_of(self.incarnation, base)
         file = self.disk.open(path)
         try:
             size = file.size()
-            if not self._check_header(path, base, file.pread(SEGMENT_HEADER_BYTES, 0)):
-                raise damaged(path, 0, "its header is not what was written")
+            headed = self._check_header(path, base, file.pread(SEGMENT_HEADER_BYTES, 0))
             footer = footer_at_end(file.pread(FOOTER_BYTES, max(0, size - FOOTER_BYTES)), size, salt)
         finally:
             file.close()
-        if footer is None:
-            raise damaged(
-                path, max(0, size - FOOTER_BYTES), "it is followed by other segments, and has no valid footer"
+        if footer is None or not headed:
+            return self._examine(path, base, following)
+        self._joins(path, footer.next_offset, following)
+        return segment_info(path, base, footer)
+
+    def _joins(self, path: str, end: int, following: int) -> None:
+        """Check that a sealed segment ends where the next one begins, or note what is missing between them."""
+        if end > following:
+            raise GapError(f"{path} ends at offset {end}, and the next segment begins at {following}")
+        if end < following:
+            gone = f"no segment holds them; the one before ends at offset {end}"
+            self.damaged.append(DamagedRange(end, following, path, 0, gone))
+
+    def _examine(self, path: str, base: int, following: int) -> SegmentInfo:
+        """Find out what of [base, following) a damaged segment holds, and set it aside."""
+        data, times, records = self.disk.read(path), [self.log_time], 0
+
+        def counted(header: Header) -> None:
+            nonlocal records
+            if header[1] == BATCH:
+                times.append(header[8])
+                records += 1
+
+        self._note(
+            broken_ranges(
+                path,
+                data,
+                base,
+                following,
+                salt_of(self.incarnation, base),
+                sealed=True,
+                on_record=counted,
             )
-        return _info(path, base, footer)
+        )
+        info = SegmentInfo(
+            path,
+            base,
+            following,
+            len(data),
+            times[1 % len(times)],
+            times[-1],
+            following - base,
+            records,
+            max(times),
+        )
+        self.set_aside.append(info)
+        return info
+
+    def _note(self, ranges: list[DamagedRange]) -> None:
+        """Report ranges; those without a message only if there are no others in that file."""
+        self.damaged += [one for one in ranges if one.end > one.first] or ranges[:1]
 
     def _judge(self, tails: list[_Tail]) -> tuple[list[_Tail], list[_Tail]]:
-        """Return the tail's segments that hold the log, and those behind its end.
-
-        Raise if that end is damage.
-        """
+        """Return the tail's segments that hold the log, and those behind its end; note which are damaged."""
         for number, tail in enumerate(tails):
             scan, later = tail.scan, tails[number + 1 :]
-            whole = scan.snapshot is not None and (scan.footer is not None or scan.torn_bytes == 0)
-            if whole and later:
-                if scan.next_offset == later[0].base:
-                    continue
-                if scan.footer is not None:
-                    raise GapError(
-                        f"{tail.path} ends at offset {scan.next_offset}, and {later[0].path} follows it"
-                    )
-            # The log ends in this segment, at the first thing in it that is not valid.
-            if scan.torn_bytes and self.disk.links(tail.path) > 1:
-                raise damaged(tail.path, scan.end, "it is in the store too, so it was whole once")
+            ended = scan.snapshot is not None and scan.footer is not None
+            if (
+                later
+                and scan.snapshot is not None
+                and scan.next_offset == later[0].base
+                and scan.torn_bytes == 0
+            ):
+                continue
+            if later and ended:
+                self._joins(tail.path, scan.next_offset, later[0].base)
+                continue
+            # The log ends in this segment, at the first thing in it that is not valid, or this is damage.
             promised = max(
                 self.known_end,
                 scan.promised,
                 *(max(one.scan.committed, one.scan.promised) for one in later),
                 0,
             )
-            if promised > scan.next_offset:
-                raise damaged(
-                    tail.path,
-                    scan.end,
-                    f"offset {scan.next_offset} should be there, and the log was durable up to {promised}",
-                )
+            in_store = scan.torn_bytes > 0 and self.disk.links(tail.path) > 1
+            if promised > scan.next_offset or in_store:
+                self._go_on_behind(tail, later, promised, in_store)
+                continue
             if scan.snapshot is None:  # not even its head is there
+                if self.start_offset < tail.base == self._oldest and scan.torn_bytes:
+                    raise damaged(tail.path, scan.end, "nothing says any more how far the log went")
                 return tails[:number], tails[number:]
             return tails[: number + 1], later
         return tails, []
 
+    def _go_on_behind(self, tail: _Tail, later: list[_Tail], promised: int, in_store: bool) -> None:
+        """Note that a segment of the tail is damaged, and where the log goes on behind it."""
+        scan = tail.scan
+        if later:
+            end = later[0].base
+            if end < scan.next_offset:
+                raise GapError(
+                    f"{tail.path} holds offset {scan.next_offset - 1}, and {later[0].path} follows it"
+                )
+        elif promised <= scan.next_offset and in_store:
+            raise damaged(tail.path, scan.end, "it is in the store too, so it was whole once")
+        else:
+            end = max(promised, claimed_end(tail.data, scan.end, tail.salt))
+            self.go_on_at = end
+        if scan.footer is None:
+            tail.damaged = True
+            tail.batches.clear()
+            self._note(
+                broken_ranges(
+                    tail.path,
+                    tail.data,
+                    tail.base,
+                    end,
+                    tail.salt,
+                    sealed=False,
+                    on_record=tail.batches.append,
+                )
+            )
+            times = [header[8] for header in tail.batches if header[1] == BATCH]
+            scan.max_timestamp_ms = max([scan.max_timestamp_ms, *times])
+            scan.last_timestamp_ms = times[-1] if times else scan.last_timestamp_ms
+        else:
+            self._joins(tail.path, scan.next_offset, end)
+
+    def _set_aside(self, tail: _Tail) -> None:
+        """Keep a damaged segment of the tail in the log, as it is; what is whole in it must outlast the machine."""
+        scan = tail.scan
+        file = self.disk.open(tail.path)
+        try:
+            file.datasync()
+        finally:
+            file.close()
+        end = next(
+            (one.base for one in self._tails if one.base > tail.base), self.go_on_at or scan.next_offset
+        )
+        times = (scan.first_timestamp_ms, scan.last_timestamp_ms)
+        size, log_time = len(tail.data), max(self.log_time, scan.max_timestamp_ms)
+        self.set_aside.append(
+            SegmentInfo(tail.path, tail.base, end, size, *times, end - tail.base, scan.records, log_time)
+        )
+
+    def _go_on(self, base: int, producers: ProducerTable) -> Active:
+        """Make the segment in which a log goes on behind damage, durably."""
+        salt, snapshot, path = salt_of(self.incarnation, base), producers.encode(), self._path(base)
+        file = self.disk.create(path, self.settings.segment_bytes_max)
+        header = SegmentHeader(self.incarnation, base, self.log_time, topic_crc(self.topic))
+        end = SEGMENT_HEADER_BYTES + HEADER_BYTES + len(snapshot)
+        try:
+            record = encode_header(salt, PRODUCERS, (snapshot,), first_offset=base)
+            file.pwritev((encode_segment_header(header), record, snapshot, bytes(FOOTER_BYTES)), 0)
+            file.datasync()
+        except BaseException:
+            file.close()
+            self.disk.unlink(path)
+            raise
+        return Active(file, base, salt, end, end + FOOTER_BYTES, SparseIndex(end))
+
     def _producers(self, sealed: list[SegmentInfo], kept: list[_Tail]) -> ProducerTable:
         """Return the producers as of the log's end, with what their last batches' offsets are."""
         room = PRODUCERS_BYTES_BACK - sum(tail.scan.end for tail in kept)
-        back = len(sealed)
-        while back > 0 and sealed[back - 1].bytes <= room:
+        older = sorted([*sealed, *self.set_aside], key=lambda info: info.base)
+        back = len(older)
+        while back > 0 and older[back - 1].bytes <= room:
             back -= 1
-            room -= sealed[back].bytes
-        if back == len(sealed) and not kept and sealed:
+            room -= older[back].bytes
+        if back == len(older) and not kept and older:
             back -= 1
-        headers: list[Header] = []
-        snapshot: bytes | None = None
-        for info in sealed[back:]:
+        known: ProducerTable | None = None
+        for info in older[back:]:
+            headers: list[Header] = []
+            snapshot: bytes | None = None
+            data, salt = self.disk.read(info.path), salt_of(self.incarnation, info.base)
             try:
-                found = walk_headers(
-                    self.disk.read(info.path), info.base, salt_of(self.incarnation, info.base), headers.append
+                snapshot = walk_headers(data, info.base, salt, headers.append)
+            except ValueError:
+                headers.clear()
+                if info in sealed:
+                    sealed.remove(info)
+                    self._examine(info.path, info.base, info.end)
+                broken_ranges(
+                    info.path, data, info.base, info.end, salt, sealed=True, on_record=headers.append
                 )
-            except ValueError as error:
-                raise DamagedError(f"{info.path} is damaged: {error}") from None
-            snapshot = snapshot if snapshot is not None else found
+            known = self._learned(known, snapshot, headers)
         for tail in kept:
-            headers += tail.batches
-            snapshot = snapshot if snapshot is not None else tail.scan.snapshot
-        if snapshot is None:
-            return ProducerTable(self.settings.producers_max)
-        table = ProducerTable.decode(snapshot, self.settings.producers_max)
-        for header in headers:
-            table.advance(header[9], header[10], header[5], header[7], header[8])
-        return table
+            known = self._learned(known, tail.scan.snapshot, tail.batches)
+        return ProducerTable(self.settings.producers_max) if known is None else known
+
+    def _learned(
+        self, known: ProducerTable | None, snapshot: bytes | None, headers: list[Header]
+    ) -> ProducerTable | None:
+        """Add to what is known of producers what one more segment says."""
+        if snapshot is not None and (known is None or self.damaged):
+            # Behind damage the snapshot knows of batches that cannot be read any more.
+            there = ProducerTable.decode(snapshot, self.settings.producers_max)
+            known = there if known is None else known.joined(there)
+        if known is not None:
+            for header in headers:
+                if header[1] == BATCH:
+                    known.advance(header[9], header[10], header[5], header[7], header[8])
+        return known
 
     def _mend(self, tail: _Tail, proven: int, sealed: list[SegmentInfo], last: bool) -> Active | None:
         """Cut, complete and sync one segment of the tail; return it if it is the one to go on writing."""
         scan = tail.scan
+        scan.index.raise_times(self.log_time)
         file = self.disk.open(tail.path)
         keep = False
         try:
@@ -336,15 +506,19 @@ class _Opening:
                     scan.records,
                     scan.first_timestamp_ms,
                     scan.last_timestamp_ms,
-                    scan.end + FOOTER_BYTES,
+                    scan.end + index_bytes(len(scan.index)) + FOOTER_BYTES,
+                    max(self.log_time, scan.max_timestamp_ms),
+                    index_bytes(len(scan.index)),
                 )
                 self.finished.append(tail.path)
-                file.pwritev((encode_footer(tail.salt, footer, max(0, scan.next_offset - proven)),), scan.end)
+                uncommitted = max(0, scan.next_offset - proven)
+                index = scan.index.encode(tail.salt, scan.next_offset, uncommitted)
+                file.pwritev((index, encode_footer(tail.salt, footer, uncommitted)), scan.end)
             elif footer is not None:
-                file.pwritev((tail.data[scan.end : scan.end + FOOTER_BYTES],), scan.end)
+                file.pwritev((tail.data[scan.end : footer.bytes],), scan.end)
             if footer is not None:
                 file.truncate(footer.bytes)
-                sealed.append(_info(tail.path, tail.base, footer))
+                sealed.append(segment_info(tail.path, tail.base, footer))
             else:
                 file.truncate(max(scan.end, self.settings.segment_bytes_max))
                 keep = True
@@ -357,6 +531,7 @@ class _Opening:
                 salt=tail.salt,
                 end=scan.end,
                 zeroed=scan.end,
+                index=scan.index,
                 records=scan.records,
                 first_timestamp_ms=scan.first_timestamp_ms,
                 last_timestamp_ms=scan.last_timestamp_ms,
@@ -365,16 +540,3 @@ class _Opening:
             if not keep:
                 with contextlib.suppress(OSError):
                     file.close()
-
-
-def _info(path: str, base: int, footer: Footer) -> SegmentInfo:
-    return SegmentInfo(
-        path=path,
-        base=base,
-        end=footer.next_offset,
-        bytes=footer.bytes,
-        first_timestamp_ms=footer.first_timestamp_ms,
-        last_timestamp_ms=footer.last_timestamp_ms,
-        messages=footer.messages,
-        records=footer.records,
-    )

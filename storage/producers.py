@@ -3,9 +3,9 @@
 - Sequences count messages: a batch at `sequence` of `count` messages is followed by one at `sequence +
   count`.
 - Producer id 0 means: no deduplication.
-- Memory is bounded by producers and by batches remembered of each; the one not heard of for longest is
-  forgotten first. A forgotten producer starts anew with the next sequence it sends, so a resend from before
-  is then stored again.
+- Memory is bounded by producers and by batches remembered of each. Of more than `producers_max`, the one not heard of
+  for longest is forgotten first; one not heard of for PRODUCER_AGE_MS is forgotten when the next segment begins. A
+  forgotten producer starts anew with the next sequence it sends, so a resend from before is then stored again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Final
 RECENT_BATCHES_MAX: Final = 256
 # 36 bytes each at the head of every segment: 4,096 of them are 1.8 % of one of 8 MiB.
 PRODUCERS_MAX: Final = 4096
+# Nobody resends after a week; a client that comes back then opens its producer anew.
+PRODUCER_AGE_MS: Final = 7 * 86_400_000
 
 _COUNT = struct.Struct("<I")
 _ENTRY = struct.Struct("<QQQQI")
@@ -69,10 +71,11 @@ class _Producer:
 class ProducerTable:
     """The producers of one topic: what comes next from each, and where its last batches went."""
 
-    __slots__ = ("_producers", "_producers_max")
+    __slots__ = ("_producers", "_producers_max", "_time_ms")
 
     def __init__(self, producers_max: int = PRODUCERS_MAX) -> None:
         self._producers_max = producers_max
+        self._time_ms = 0  # of the last batch of any producer
         self._producers: OrderedDict[int, _Producer] = OrderedDict()
 
     def __len__(self) -> int:
@@ -114,14 +117,11 @@ class ProducerTable:
         else:
             self._producers.move_to_end(producer_id)
         known.next_sequence = sequence + count
-        known.timestamp_ms = timestamp_ms
+        known.timestamp_ms = self._time_ms = timestamp_ms
         known.recent.append((sequence, count, first_offset))
 
     def expect(self, producer_id: int, sequence: int) -> None:
-        """.
-
-        Aise what is expected next of a producer that opens and has nothing unresolved below `sequence`.
-        """
+        """Raise what is expected next of a producer that opens and has nothing unresolved below `sequence`."""
         if producer_id == 0:
             return
         known = self._producers.get(producer_id)
@@ -136,16 +136,28 @@ class ProducerTable:
 
     def _learn(self, producer_id: int, sequence: int) -> _Producer:
         known = self._producers[producer_id] = _Producer(sequence)
+        known.timestamp_ms = self._time_ms
         if len(self._producers) > self._producers_max:
             self._producers.popitem(last=False)
         return known
 
-    def encode(self) -> bytes:
-        """.
+    def joined(self, later: ProducerTable) -> ProducerTable:
+        """Return `later`, a table of the same topic, with the batches that are known here as well."""
+        for producer_id, known in later._producers.items():
+            before = self._producers.get(producer_id)
+            if before is not None:
+                batches = sorted({*before.recent, *known.recent})
+                known.recent = deque(batches, maxlen=RECENT_BATCHES_MAX)
+                known.next_sequence = max(known.next_sequence, before.next_sequence)
+        return later
 
-        Eturn the snapshot that stands at the head of a segment: of each producer the last batch, oldest
-        first.
-        """
+    def encode(self) -> bytes:
+        """Return the snapshot at the head of a segment: of each producer the last batch, oldest first."""
+        while self._producers:
+            oldest, known = next(iter(self._producers.items()))
+            if self._time_ms - known.timestamp_ms <= PRODUCER_AGE_MS:
+                break
+            del self._producers[oldest]
         parts = [_COUNT.pack(len(self._producers))]
         for producer_id, known in self._producers.items():
             sequence, count, first_offset = known.recent[-1] if known.recent else (known.next_sequence, 0, 0)
@@ -168,6 +180,7 @@ class ProducerTable:
         ):
             known = table._learn(producer_id, sequence + count)
             known.timestamp_ms = timestamp_ms
+            table._time_ms = max(table._time_ms, timestamp_ms)
             if count:
                 known.recent.append((sequence, count, first_offset))
         return table

@@ -3,7 +3,9 @@
 - Any process may read what another one writes: nothing at or past the durable end it is told of is ever
   looked at.
 - Each record's CRCs are checked before it is handed out, and offsets must join: a gap is an error, never a
-  skip.
+  skip, unless somebody decided so for exactly that range (`damage.py`).
+- A record that does not check is read again from the file, past the map, before it is called damaged: the file may have
+  grown, or be gone, since it was mapped.
 - A footer ends a file. No byte behind it is touched: the file may have been cut there since it was mapped.
 - A view that was handed out keeps its map alive; dropping a map from the cache, or the file's name, cannot
   hurt it.
@@ -13,15 +15,35 @@ A `SegmentMaps` and its readers belong to one thread.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from typing import Final
 
-from ister.errors import DamagedError, GapError
+from ister.errors import DamagedError, GapError, TrimmedError
+from storage.damage import load_skips
 from storage.disk import Disk
-from storage.record import BATCH, FOOTER, HEADER_BYTES, Header, Record, parse_header, salt_of, well_formed
-from storage.recovery import damaged
-from storage.segment import SEGMENT_HEADER_BYTES, base_of, parse_footer, parse_segment_header, segment_name
+from storage.index import SparseIndex
+from storage.record import (
+    BATCH,
+    FOOTER,
+    HEADER_BYTES,
+    Header,
+    Record,
+    parse_header,
+    salt_of,
+    well_formed,
+)
+from storage.recovery import damaged, next_record
+from storage.segment import (
+    FOOTER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Footer,
+    base_of,
+    footer_at_end,
+    parse_footer,
+    parse_segment_header,
+    segment_name,
+)
 
 # One file descriptor each. Readers near the end of the log share a map or two; only replays need more.
 MAPS_MAX: Final = 128
@@ -31,11 +53,13 @@ MARK_BYTES: Final = 64 << 10
 
 
 class SegmentMap:
-    """One mapped segment: checked headers, and marks at some of its records."""
+    """One mapped segment: checked headers, and marks at some of its records, from its index or as they were met."""
 
-    __slots__ = ("base", "checked", "marks", "offsets", "path", "salt", "size", "view")
+    __slots__ = ("_disk", "_indexed", "base", "checked", "marks", "offsets", "path", "salt", "size", "view")
 
     def __init__(self, disk: Disk, path: str, incarnation: bytes, base: int) -> None:
+        self._disk = disk
+        self._indexed = False
         self.path = path
         self.base = base
         self.salt = salt_of(incarnation, base)
@@ -44,8 +68,10 @@ class SegmentMap:
         self.size = len(self.view)
         header = parse_segment_header(self.view[:SEGMENT_HEADER_BYTES])
         if isinstance(header, str):
-            raise damaged(path, 0, header)
-        if header.incarnation != incarnation or header.base != base:
+            if header.startswith("format version"):
+                raise damaged(path, 0, header)
+        # One that is not whole tells nothing; each record says by its CRCs that it belongs here.
+        elif header.incarnation != incarnation or header.base != base:
             raise damaged(path, 0, "it belongs to another topic, or to another place in this one")
         self.offsets = [base]
         self.marks = [SEGMENT_HEADER_BYTES]
@@ -58,12 +84,48 @@ class SegmentMap:
 
     def nearest(self, offset: int) -> tuple[int, int]:
         """Return offset and byte of the last marked record that does not begin behind `offset`."""
+        if not self._indexed and len(self.marks) == 1:
+            self._load_index()
         at = bisect_right(self.offsets, offset) - 1
+        if at and not self._is_at(self.offsets[at], self.marks[at]):
+            self.offsets, self.marks, at = [self.base], [SEGMENT_HEADER_BYTES], 0
         return self.offsets[at], self.marks[at]
+
+    def _is_at(self, offset: int, position: int) -> bool:
+        header = self.header(position)
+        return header is not None and header[1] == BATCH and header[7] == offset
+
+    def _load_index(self) -> None:
+        found = read_index(self._disk, self.path, self.salt)
+        if found is not None:
+            self._indexed = True
+            self.offsets += found.offsets
+            self.marks += found.positions
 
     def header(self, position: int) -> Header | None:
         """Return the header at `position`, or None if there is no valid one."""
         return parse_header(self.view, position, self.salt)
+
+
+def read_footer(disk: Disk, path: str, salt: int) -> Footer | None:
+    """Return the footer of a sealed segment, None if it has none. Raises FileNotFoundError."""
+    size = disk.size(path)
+    return footer_at_end(disk.read(path, max(0, size - FOOTER_BYTES), FOOTER_BYTES), size, salt)
+
+
+def read_index(disk: Disk, path: str, salt: int) -> SparseIndex | None:
+    """Return the index of a sealed segment, None if it has none that is whole."""
+    try:
+        footer = read_footer(disk, path, salt)
+        if footer is None or not footer.index_bytes:
+            return None
+        # Read, not mapped: the file may have been cut behind its footer since it was mapped.
+        start = max(0, footer.bytes - FOOTER_BYTES - footer.index_bytes)
+        record = disk.read(path, start, footer.index_bytes)
+    except FileNotFoundError:
+        return None
+    header = parse_header(record, 0, salt)
+    return None if header is None else SparseIndex.decode(record, header, salt)
 
 
 class SegmentMaps:
@@ -105,22 +167,30 @@ class SegmentMaps:
         self._maps.clear()
 
 
+class _BrokenError(Exception):
+    """There is no whole record at `position` of `segment`, where offset `at` should be."""
+
+    def __init__(self, segment: SegmentMap, position: int, at: int, reason: str) -> None:
+        super().__init__(reason)
+        self.segment, self.position, self.at, self.reason = segment, position, at, reason
+
+
 def _record(segment: SegmentMap, position: int, header: Header, at: int) -> Record:
-    """Return the batch at `position`, which must begin at offset `at`. Raises DamagedError, GapError."""
+    """Return the batch at `position`, which must begin at offset `at`."""
     start, end = position + HEADER_BYTES, position + header[3]
     if header[7] != at:
-        raise GapError(f"{segment.path} holds offset {header[7]} at byte {position}, where {at} should be")
+        raise _BrokenError(segment, position, at, f"offset {header[7]} is there, where {at} should be")
     if end > segment.size or segment.checked.crc32c(start, end, segment.salt) != header[4]:
-        raise damaged(segment.path, position, f"the record at offset {at} is not what was written")
+        raise _BrokenError(segment, position, at, f"the record at offset {at} is not what was written")
     if not well_formed(header):
-        raise damaged(segment.path, position, f"the parts of the record at offset {at} do not add up")
+        raise _BrokenError(segment, position, at, f"the parts of the record at offset {at} do not add up")
     return Record(header, segment.view[start:end])
 
 
 class Reader:
     """A place in one log, from which whole records are read in order."""
 
-    __slots__ = ("_at", "_maps", "_position", "_segment", "folder", "incarnation", "offset")
+    __slots__ = ("_at", "_maps", "_position", "_segment", "_skipped", "folder", "incarnation", "offset")
 
     def __init__(self, maps: SegmentMaps, folder: str, incarnation: bytes, offset: int) -> None:
         self._maps = maps
@@ -130,6 +200,7 @@ class Reader:
         self._segment: SegmentMap | None = None
         self._position = 0
         self._at = 0  # the offset of the record at `_position`
+        self._skipped: list[tuple[int, int]] = []
 
     def seek(self, offset: int) -> None:
         """Go to another offset, which may lie inside a batch."""
@@ -141,20 +212,33 @@ class Reader:
         """Let go of the segment at hand; reading goes on where it was."""
         self._segment = None
 
+    def take_skipped(self) -> list[tuple[int, int]]:
+        """Return the ranges [first, end) jumped over since this was last asked, because somebody decided so."""
+        skipped, self._skipped = self._skipped, []
+        return skipped
+
     def read(self, durable_end: int, bytes_max: int, records_max: int = 256) -> list[Record]:
         """Return the next whole records, and go on behind them; none if there are none below `durable_end`.
 
         The first may begin below `offset`, if that lies inside a batch. It is returned however big it is;
-        those after it as long as `bytes_max` of frames and `records_max` are not exceeded. Raises GapError if
-        `offset` is not in the log, DamagedError for bytes that are not what was written; whole records before
-        such a place are returned first.
+        those after it as long as `bytes_max` of frames and `records_max` are not exceeded. Raises TrimmedError if
+        `offset` is below the log, DamagedError with the smallest range of offsets that cannot be served, GapError for
+        an offset of which there never was anything; whole records before such a place are returned first.
         """
+        while self.offset < durable_end:
+            try:
+                return self._read(durable_end, bytes_max, records_max)
+            except _BrokenError as broken:
+                self._go_behind(broken, durable_end)
+        return []
+
+    def _read(self, durable_end: int, bytes_max: int, records_max: int) -> list[Record]:
         found: list[Record] = []
-        if self.offset >= durable_end:
-            return found
         segment, position, at = self._segment, self._position, self._at
         if segment is None:
             segment, position, at = self._locate(self.offset, durable_end)
+        elif at < self.offset:
+            segment, position, at = self._walk(segment, position, at, self.offset, durable_end)
         try:
             while len(found) < records_max and at < durable_end:
                 header = segment.header(position)
@@ -175,7 +259,7 @@ class Reader:
                     segment, position = self._next(segment, position, header, at)
                 else:
                     position += header[3]
-        except (DamagedError, GapError):
+        except (_BrokenError, DamagedError, GapError):
             if not found:
                 raise
         self._segment, self._position, self._at = segment, position, at
@@ -183,21 +267,35 @@ class Reader:
             self.offset = at
         return found
 
+    def _bases(self) -> list[int]:
+        names = self._maps.disk.listdir(self.folder)
+        return [base for name in names if (base := base_of(name)) is not None]
+
     def _locate(self, offset: int, durable_end: int) -> tuple[SegmentMap, int, int]:
         """Return segment, byte and first offset of the record that holds `offset`."""
-        disk = self._maps.disk
-        bases = [base for name in disk.listdir(self.folder) if (base := base_of(name)) is not None]
-        if not bases or offset < bases[0]:
-            start = f"begins at offset {bases[0]}" if bases else "is empty"
-            raise GapError(f"offset {offset} is not in the log in {self.folder}, which {start}")
+        bases = self._bases()
+        if not bases:
+            raise GapError(f"offset {offset} is not in the log in {self.folder}, which is empty")
+        if offset < bases[0]:
+            raise self._trimmed(offset, bases[0])
         segment = self._map(bases[bisect_right(bases, offset) - 1])
         at, position = segment.nearest(offset)
+        return self._walk(segment, position, at, offset, durable_end)
+
+    def _walk(
+        self, segment: SegmentMap, position: int, at: int, offset: int, durable_end: int
+    ) -> tuple[SegmentMap, int, int]:
+        """Return the record that holds `offset`, going on from the one at `position` in the same segment."""
         while True:
             header = segment.header(position)
             if header is None:
                 segment, header = self._grown(segment, position, at)
+            if header[7] != at or header[3] < HEADER_BYTES:
+                raise _BrokenError(
+                    segment, position, at, f"offset {header[7]} is there, where {at} should be"
+                )
             if header[1] == FOOTER:
-                raise GapError(f"offset {offset} is not in {segment.path}, which ends at {at}")
+                raise _BrokenError(segment, position, at, f"it ends at offset {at}")
             if header[1] == BATCH:
                 if at + header[5] > offset or at >= durable_end:
                     return segment, position, at
@@ -205,32 +303,152 @@ class Reader:
             position += header[3]
             segment.mark(at, position)
 
+    def _trimmed(self, first: int, end: int) -> TrimmedError:
+        error = TrimmedError(
+            f"offset {first} is not in the log in {self.folder}, which begins at offset {end}"
+        )
+        error.first, error.end = first, end
+        return error
+
     def _map(self, base: int, *, fresh: bool = False) -> SegmentMap:
         try:
             return self._maps.get(self.folder, self.incarnation, base, fresh=fresh)
         except FileNotFoundError:
+            bases = self._bases()
+            if bases and base < bases[0]:
+                raise self._trimmed(base, bases[0]) from None
             raise GapError(f"offset {base} is not in the log in {self.folder}: its segment is gone") from None
 
     def _grown(self, segment: SegmentMap, position: int, at: int) -> tuple[SegmentMap, Header]:
-        """Return a map in which there is a valid header at `position`, and that header.
-
-        Raises DamagedError if there is none.
-        """
+        """Return a map in which there is a valid header at `position`, and that header."""
         if position + HEADER_BYTES > segment.size:  # mapped before the file had its full length
             again = self._map(segment.base, fresh=True)
             header = again.header(position)
             if header is not None:
                 return again, header
-        raise damaged(segment.path, position, f"there is no valid record where offset {at} should be")
+        raise _BrokenError(segment, position, at, f"there is no valid record where offset {at} should be")
 
     def _next(self, segment: SegmentMap, position: int, header: Header, at: int) -> tuple[SegmentMap, int]:
         """Return the segment that a footer leads to, and the byte of its first record."""
         footer = parse_footer(segment.view, position, header, segment.salt)
         if footer is None:
-            raise damaged(segment.path, position, "its footer is not what was written")
+            raise _BrokenError(segment, position, at, "its footer is not what was written")
         if footer.next_offset != at:
-            raise GapError(f"{segment.path} ends at offset {at}, and its footer says {footer.next_offset}")
-        return self._map(at), SEGMENT_HEADER_BYTES
+            reason = f"it ends at offset {at}, and its footer says {footer.next_offset}"
+            raise _BrokenError(segment, position, at, reason)
+        try:
+            return self._map(at), SEGMENT_HEADER_BYTES
+        except TrimmedError:
+            raise
+        except GapError:
+            raise _BrokenError(segment, position, at, f"no segment begins at offset {at}") from None
+
+    # damage
+
+    def _go_behind(self, broken: _BrokenError, durable_end: int) -> None:
+        """Go on behind bytes that do not check, if that loses nothing, or only what somebody decided to skip.
+
+        Raises TrimmedError if the segment is gone, DamagedError.
+        """
+        position, end = self._behind(broken, durable_end)
+        segment, at = broken.segment, broken.at
+        first = max(at, self.offset)
+        if end > first:
+            if not load_skips(self._maps.disk, self.folder, self.incarnation).covers(first, end):
+                error = damaged(segment.path, broken.position, broken.reason)
+                error.first, error.end = at, end
+                raise error
+            self._skipped.append((first, end))
+            self.offset = end
+        fresh = self._map_if_there(segment.base) if position is not None else self._map_if_there(end)
+        self._segment = fresh
+        self._at, self._position = end, SEGMENT_HEADER_BYTES if position is None else position
+
+    def _map_if_there(self, base: int) -> SegmentMap | None:
+        try:
+            return self._maps.get(self.folder, self.incarnation, base, fresh=True)
+        except FileNotFoundError:
+            return None
+
+    def _behind(self, broken: _BrokenError, durable_end: int) -> tuple[int | None, int]:
+        """Return byte and offset of the next whole record behind a broken one; no byte if it is in another segment."""
+        segment, at = broken.segment, broken.at
+        bases = self._bases()
+        if bases and at < bases[0]:
+            raise self._trimmed(max(at, self.offset), bases[0])
+        try:
+            data = self._maps.disk.read(segment.path)
+        except FileNotFoundError:
+            data = b""
+        following = next_record(data, broken.position, at, segment.salt)
+        after = bisect_right(bases, segment.base)
+        limit = min(bases[after] if after < len(bases) else durable_end, durable_end)
+        if following is not None and following[1][1] == BATCH and following[1][7] < limit:
+            return following[0], following[1][7]
+        return None, max(limit, at)
+
+    # time
+
+    def offset_at(self, timestamp_ms: int, durable_end: int) -> int:
+        """Return the first offset whose log time is `timestamp_ms` or later, `durable_end` if there is none.
+
+        Log time is the highest batch time up to there: a clock that stepped back counts as standing still. Raises
+        GapError, DamagedError.
+        """
+        bases = [base for base in self._bases() if base < durable_end]
+        at = bisect_left(
+            range(len(bases)), True, key=lambda number: self._ends_by(bases[number], timestamp_ms)
+        )
+        for base in bases[at:]:
+            found = self._offset_in(base, timestamp_ms, durable_end)
+            if found is not None:
+                return found
+        return durable_end
+
+    def seek_time(self, timestamp_ms: int, durable_end: int) -> int:
+        """Go to the first offset whose log time is `timestamp_ms` or later, as `offset_at` says; return it."""
+        found = self.offset_at(timestamp_ms, durable_end)
+        self.seek(found)
+        return found
+
+    def _ends_by(self, base: int, timestamp_ms: int) -> bool:
+        """Say whether a segment may hold what is sought or what follows it: one without a footer always may."""
+        path = f"{self.folder}/{segment_name(base)}"
+        try:
+            footer = read_footer(self._maps.disk, path, salt_of(self.incarnation, base))
+        except FileNotFoundError:  # trimmed meanwhile
+            return False
+        return footer is None or footer.max_timestamp_ms >= timestamp_ms
+
+    def _offset_in(self, base: int, timestamp_ms: int, durable_end: int) -> int | None:
+        """Return the first offset of a segment with a batch time of `timestamp_ms` or later."""
+        segment = self._map_if_there(base)
+        if segment is None:
+            return None
+        at, position = base, SEGMENT_HEADER_BYTES
+        index = read_index(self._maps.disk, segment.path, segment.salt)
+        entry = None if index is None else index.before_time(timestamp_ms)
+        if index is not None and entry is not None:
+            header = segment.header(index.positions[entry])
+            if header is not None and header[1] == BATCH and header[7] == index.offsets[entry]:
+                at, position = index.offsets[entry], index.positions[entry]
+        while at < durable_end:
+            header = segment.header(position)
+            if header is None or header[3] < HEADER_BYTES or header[7] != at:
+                broken = _BrokenError(segment, position, at, "no valid record")
+                behind, at = self._behind(broken, durable_end)
+                if behind is None:
+                    return None
+                position = behind
+                continue
+            if header[1] == FOOTER:
+                return None
+            if header[1] == BATCH:
+                if header[8] >= timestamp_ms:
+                    return at
+                at += header[5]
+            position += header[3]
+        return None
 
 
-__all__ = ["DamagedError", "GapError", "Reader", "SegmentMap", "SegmentMaps"]
+__all__ = ["DamagedError", "GapError", "Reader", "SegmentMap", "SegmentMaps", "TrimmedError"]

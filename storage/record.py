@@ -25,6 +25,7 @@ MAGIC_BYTES: Final = b"IR"
 BATCH: Final = 1
 PRODUCERS: Final = 2
 FOOTER: Final = 3
+INDEX: Final = 4
 
 KEYS: Final = 1
 ATTRIBUTES: Final = 2
@@ -101,10 +102,7 @@ def parse_header(buffer: Buffer, position: int, salt: int) -> Header | None:
 
 
 class Record:
-    """.
-
-    batch as read: its place, its origin, and its frames as views of the bytes that lie in the segment.
-    """
+    """A batch as read: its place, its origin, and its frames as views of the bytes that lie in the segment."""
 
     __slots__ = (
         "attributes",

@@ -1,6 +1,6 @@
 """A segment: one file of records, named by its first offset. FORMAT.md has the byte tables.
 
-- [header, producers snapshot, batches..., footer]; a segment without footer is the one being written.
+- [header, producers snapshot, batches..., index, footer]; a segment without footer is the one being written.
 - Everything behind the last record of a segment that is being written is zeros, up to its full length.
 - A footer is the last thing of a file that is exactly that long, and says where the next file begins.
 - A sealed segment never changes; it is the object that is uploaded.
@@ -23,7 +23,7 @@ SEGMENT_HEADER_BYTES: Final = 64
 _MAGIC = b"ISTERSEG"
 _SEGMENT = struct.Struct("<8sHHI16sQQQI")
 _SEGMENT_CRC = struct.Struct("<I")
-_FOOTER = struct.Struct("<QQQQQQ")
+_FOOTER = struct.Struct("<QQQQQQQQ")
 FOOTER_BYTES: Final = HEADER_BYTES + _FOOTER.size
 assert _SEGMENT.size + _SEGMENT_CRC.size == SEGMENT_HEADER_BYTES
 
@@ -48,11 +48,16 @@ class Footer:
     first_timestamp_ms: int
     last_timestamp_ms: int
     bytes: int
+    max_timestamp_ms: int  # log time: the highest batch time in the log up to here
+    index_bytes: int  # of the index record before the footer, 0 if there is none
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A sealed segment: offsets [base, end), its length in bytes, and the times of its batches."""
+    """A sealed segment: offsets [base, end), its length in bytes, and the times of its batches.
+
+    `max_timestamp_ms` is the highest batch time in the log up to its end.
+    """
 
     path: str
     base: int
@@ -62,6 +67,22 @@ class SegmentInfo:
     last_timestamp_ms: int
     messages: int
     records: int
+    max_timestamp_ms: int = 0
+
+
+def segment_info(path: str, base: int, footer: Footer) -> SegmentInfo:
+    """Return what a footer says of the segment at `path`."""
+    return SegmentInfo(
+        path=path,
+        base=base,
+        end=footer.next_offset,
+        bytes=footer.bytes,
+        first_timestamp_ms=footer.first_timestamp_ms,
+        last_timestamp_ms=footer.last_timestamp_ms,
+        messages=footer.messages,
+        records=footer.records,
+        max_timestamp_ms=footer.max_timestamp_ms,
+    )
 
 
 def segment_name(base: int) -> str:
@@ -122,6 +143,8 @@ def encode_footer(salt: int, footer: Footer, uncommitted: int) -> bytes:
         footer.first_timestamp_ms,
         footer.last_timestamp_ms,
         footer.bytes,
+        footer.max_timestamp_ms,
+        footer.index_bytes,
     )
     front = encode_header(salt, FOOTER, (body,), first_offset=footer.next_offset, uncommitted=uncommitted)
     return front + body

@@ -13,15 +13,21 @@ import google_crc32c
 import pytest
 
 from storage.cursor import CursorJournal
+from storage.damage import decode_skips, encode_skips
 from storage.disk import LocalDisk
+from storage.index import SparseIndex
 from storage.producers import Duplicate
+from storage.ranges import RangeSet
 from storage.reader import Reader, SegmentMaps
+from storage.record import parse_header, salt_of
 from storage.wal import Wal
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEALED = GOLDEN / "segment-1-sealed.seg"
 OPEN = GOLDEN / "segment-1-open.seg"
 CURSOR = GOLDEN / "cursor-1"
+INDEX = GOLDEN / "index-1"
+SKIPS = GOLDEN / "skips-1"
 INCARNATION = bytes(range(16))
 
 PAYLOADS = [b"first", b"", b"third \xff\x00"]
@@ -108,12 +114,48 @@ def test_the_golden_segment_is_what_the_tables_say() -> None:
     assert batch == (1, 3, 3, 0, 7, 1_700_000_000_001, 99, 40, 16, 16, body)
     assert lone == (1, 0, 1, 0, 10, 1_700_000_000_002, 0, 0, 0, 0, array("I", [4]).tobytes() + b"lone")
     assert footer[:5] == (3, 0, 0, 1, 11)
-    assert struct.unpack("<6Q", footer[-1]) == (11, 4, 2, 1_700_000_000_001, 1_700_000_000_002, len(golden))
+    times = (1_700_000_000_001, 1_700_000_000_002)
+    assert struct.unpack("<8Q", footer[-1]) == (11, 4, 2, *times, len(golden), times[1], 0)
 
     second = OPEN.read_bytes()
     assert second[64 + 2] == 2
     snapshot = struct.unpack_from("<IQQQQI", second, 128)
     assert snapshot == (1, 99, 40, 7, 1_700_000_000_001, 3)
+
+
+def test_the_golden_index_is_what_the_tables_say() -> None:
+    """Each field of an index record, read by its place in the tables; today's broker writes and reads the same."""
+    index = SparseIndex(128)
+    index.note(20, 65_700, 1_700_000_000_000)
+    index.note(33, 140_000, 1_700_000_000_005)
+    salt = salt_of(INCARNATION, 7)
+    golden = INDEX.read_bytes()
+    assert index.encode(salt, 40, 4) == golden
+    kind, columns, total, body_crc, count, uncommitted = struct.unpack_from("<BBIIII", golden, 2)
+    assert (golden[:2], kind, columns, total, count, uncommitted) == (b"IR", 4, 0, len(golden), 0, 4)
+    assert struct.unpack_from("<Q", golden, 20) == (40,)
+    assert body_crc == google_crc32c.extend(salt, golden[64:])
+    entries = (20, 65_700, 1_700_000_000_000, 33, 140_000, 1_700_000_000_005)
+    assert struct.unpack("<6Q", golden[64:]) == entries
+    header = parse_header(golden, 0, salt)
+    assert header is not None
+    there = SparseIndex.decode(golden, header, salt)
+    assert there is not None
+    assert list(there.positions) == [65_700, 140_000]
+
+
+def test_the_golden_skips_are_what_the_tables_say() -> None:
+    """Each field of a skips file, read by its place in the tables; today's broker writes and reads the same."""
+    golden = SKIPS.read_bytes()
+    assert golden[:8] == b"ISTERSKP"
+    assert struct.unpack_from("<HH", golden, 8) == (1, 32)
+    assert golden[12:28] == INCARNATION
+    (crc,) = struct.unpack_from("<I", golden, 28)
+    assert crc == google_crc32c.extend(google_crc32c.value(golden[:28]), golden[32:])
+    assert struct.unpack("<4Q", golden[32:]) == (3, 5, 9, 10)
+    skips = RangeSet([(3, 5), (9, 10)])
+    assert decode_skips(golden, INCARNATION) == skips
+    assert encode_skips(INCARNATION, skips) == golden
 
 
 def test_the_golden_cursor_is_what_the_tables_say() -> None:

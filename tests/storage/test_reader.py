@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ister.errors import DamagedError, GapError
+from ister.errors import DamagedError, GapError, TrimmedError
 from storage.disk import LocalDisk
 from storage.reader import Reader, SegmentMaps
 from storage.wal import Wal
@@ -113,18 +113,22 @@ def test_seeking_goes_anywhere_and_back(wal: Wal, maps: SegmentMaps) -> None:
     wal.close()
 
 
-def test_an_offset_that_is_not_in_the_log_is_a_gap(wal: Wal, maps: SegmentMaps, disk: LocalDisk) -> None:
-    """Reading below the first segment, or where one is missing, raises GapError and skips nothing."""
-    first, second = wal.sealed()[:2]
+def test_an_offset_that_is_not_in_the_log_is_said_to_be_trimmed_or_missing(
+    wal: Wal, maps: SegmentMaps, disk: LocalDisk
+) -> None:
+    """Below the first segment reading raises TrimmedError, where one is missing DamagedError; both name the range."""
+    first, second, third = wal.sealed()[:3]
     disk.unlink(first.path)
     reader = Reader(maps, wal.folder, wal.incarnation, 0)
-    with pytest.raises(GapError, match=f"begins at offset {first.end}"):
+    with pytest.raises(TrimmedError, match=f"begins at offset {first.end}") as trimmed:
         reader.read(wal.durable_end, 1 << 20)
+    assert (trimmed.value.first, trimmed.value.end) == (0, first.end)
     reader.seek(first.end)
     assert reader.read(wal.durable_end, 1)[0].first_offset == first.end
-    disk.unlink(wal.sealed()[2].path)
-    with pytest.raises(GapError, match="segment is gone"):
+    disk.unlink(third.path)
+    with pytest.raises(DamagedError, match="no segment begins") as missing:
         list(iter(lambda: reader.read(wal.durable_end, 1 << 20), []))
+    assert (missing.value.first, missing.value.end) == (third.base, third.end)
     assert reader.offset <= second.end
     with pytest.raises(GapError):
         Reader(maps, f"{wal.folder}/..", wal.incarnation, 0).read(1, 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ister.errors import DamagedError, GapError, LogFailedError, StorageError
+from ister.errors import DamagedError, LogFailedError, StorageError
 from storage.disk import LocalDisk
 from storage.producers import Duplicate, Fresh
 from storage.reader import Reader, SegmentMaps
@@ -36,6 +36,25 @@ def batches(wal: Wal, disk: Any) -> list[Batch]:
         found += [(record.first_offset, record.count, bytes(record.payload)) for record in records]
     assert reader.offset == wal.next_offset
     return found
+
+
+def batches_and_damage(wal: Wal, disk: Any) -> tuple[list[Batch], list[tuple[int, int]]]:
+    """Return all that a log holds, and the ranges at which reading it stops, whole."""
+    reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, wal.start_offset)
+    found: list[Batch] = []
+    missing = []
+    while reader.offset < wal.next_offset:
+        try:
+            records = reader.read(wal.next_offset, 1 << 20)
+        except DamagedError as error:
+            first, end = error.first or 0, error.end or 0
+            missing.append((first, end))
+            reader.seek(end)
+            continue
+        found += [(record.first_offset, record.count, bytes(record.payload)) for record in records]
+    assert reader.offset == wal.next_offset
+    assert all(first < end for first, end in missing)
+    return found, missing
 
 
 @pytest.mark.parametrize("age_sealed", [False, True])
@@ -84,11 +103,23 @@ def test_the_last_segment_cut_at_each_length_loses_only_whole_batches_from_its_e
     assert seen == set(range(1, 8))
 
 
+def replace(disk: SimulatedDisk, path: str, contents: bytes) -> None:
+    """Put a file with these contents at a path, durably."""
+    if disk.exists(path):
+        disk.unlink(path)
+    file = disk.create(path)
+    file.pwritev((contents,), 0)
+    file.datasync()
+    file.close()
+    disk.sync_folder(path.rpartition("/")[0])
+
+
 def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
-    open_log: Open, put: Put, disk: LocalDisk, folder: str
+    open_log: Open, put: Put, folder: str
 ) -> None:
-    """A flipped byte anywhere gives the same data, a cut tail, or a coded error: never other data or another error."""
-    wal = open_log()
+    """A flipped byte gives the same data, a cut tail, or a reported range; never other data or a reused offset."""
+    disk = SimulatedDisk()
+    wal = open_log(disk)
     written = []
     for number in range(4):
         payload = bytes([65 + number]) * 30
@@ -103,21 +134,26 @@ def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
     for position in range(end + 8):
         flipped = bytearray(whole)
         flipped[position] ^= 1 << position % 8
-        Path(path).write_bytes(flipped)
-        try:
-            wal = open_log()
-        except DamagedError as error:
-            outcomes["damage"] += path in error.text and disk.read(path) == flipped
-            continue
-        held = batches(wal, disk)
-        assert held == written[: len(held)]
-        assert len(held) >= 3  # only the last batch was not yet called durable by another
-        if len(held) == 4:
+        replace(disk, path, flipped)
+        wal = open_log(disk)
+        reported = [(one.first, one.end) for one in wal.report.damaged]
+        held, missing = batches_and_damage(wal, disk)
+        assert set(missing) == {one for one in reported if one[0] < one[1]}
+        if reported:
+            outcomes["damage"] += 1
+            assert disk.read(path) == flipped
+            assert held == [one for one in written if not any(a <= one[0] < b for a, b in reported)]
+            assert wal.next_offset >= 3  # as far as is proven
+        elif len(held) == 4:
+            assert held == written
             outcomes["same"] += 1
-        else:
+        else:  # only the last batch was not yet called durable by another
+            assert held == written[:3]
             assert wal.report.torn_bytes > 0
             outcomes["torn"] += 1
         wal.close()
+        for name in disk.listdir(folder):
+            disk.unlink(f"{folder}/{name}")
     assert sum(outcomes.values()) == end + 8
     assert outcomes["torn"] == 64 + 4 + 30
     assert (
@@ -128,7 +164,7 @@ def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
 def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(
     open_log: Open, put: Put, disk: LocalDisk
 ) -> None:
-    """Told how far the log was durable, recovery refuses to cut below it."""
+    """Told how far the log was durable, recovery goes on there, reports what is missing, and keeps the file."""
     wal = open_log()
     put(wal, b"a")
     put(wal, b"b" * 50)
@@ -138,14 +174,34 @@ def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(
     contents = bytearray(disk.read(path))
     contents[contents.index(b"b" * 50) + 7] ^= 1
     Path(path).write_bytes(contents)
-    with pytest.raises(DamagedError, match="durable up to 2"):
-        open_log(known_end=2)
-    assert disk.read(path) == contents
-    wal = open_log(known_end=1)
-    assert wal.next_offset == 1
+    wal = open_log(known_end=2)
+    assert [(one.first, one.end, one.path) for one in wal.damaged] == [(1, 2, path)]
+    assert put(wal, b"c") == 2
+    wal.commit()
+    for _ in range(2):
+        assert disk.read(path) == contents
+        held, missing = batches_and_damage(wal, disk)
+        assert ([first for first, _, _ in held], missing) == ([0, 2], [(1, 2)])
+        wal.close()
+        wal = open_log()
+        assert wal.next_offset == 3
     wal.close()
-    with pytest.raises(DamagedError, match="durable up to 5"):
-        open_log(known_end=5)
+
+
+def test_an_end_that_only_others_know_is_where_the_log_goes_on(
+    open_log: Open, put: Put, disk: LocalDisk
+) -> None:
+    """Offsets that a cursor or the store saw are not given again, though nothing on the disk shows them."""
+    wal = open_log()
+    put(wal, b"a")
+    wal.commit()
+    wal.close()
+    wal = open_log(known_end=5)
+    assert [(one.first, one.end) for one in wal.damaged] == [(1, 5)]
+    assert put(wal, b"f") == 5
+    wal.commit()
+    assert batches_and_damage(wal, disk) == ([(0, 1, b"a"), (5, 1, b"f")], [(1, 5)])
+    wal.close()
 
 
 def test_what_lay_behind_a_torn_batch_never_comes_back(open_log: Open, put: Put, disk: LocalDisk) -> None:
@@ -196,11 +252,11 @@ def test_a_torn_segment_that_is_in_the_store_is_damage(open_log: Open, put: Put,
     assert disk.read(path) == contents
 
 
-@pytest.mark.parametrize("what", ["missing", "header", "footer"])
-def test_damage_in_an_older_segment_is_reported_and_nothing_is_touched(
+@pytest.mark.parametrize("what", ["missing", "header", "footer", "head"])
+def test_damage_in_an_older_segment_is_reported_and_the_file_is_not_touched(
     open_log: Open, put: Put, disk: LocalDisk, what: str
 ) -> None:
-    """A log with a missing or damaged older segment does not open, and all of its bytes stay as they are."""
+    """A log with a missing or damaged older segment opens; what is whole of it is served, the rest is named."""
     wal = open_log()
     for _ in range(60):
         put(wal, b"x" * 900)
@@ -213,13 +269,25 @@ def test_damage_in_an_older_segment_is_reported_and_nothing_is_touched(
     if what == "missing":
         disk.unlink(victim.path)
     else:
-        contents[20 if what == "header" else -1] ^= 1
+        contents[{"header": 20, "footer": -1, "head": 140}[what]] ^= 1
         Path(victim.path).write_bytes(contents)
-    before = {name: disk.read(f"{wal.folder}/{name}") for name in disk.listdir(wal.folder)}
-    with pytest.raises(GapError if what == "missing" else DamagedError) as refused:
-        open_log()
-    assert refused.value.action == "stop"
-    assert {name: disk.read(f"{wal.folder}/{name}") for name in disk.listdir(wal.folder)} == before
+    wal = open_log()
+    assert wal.next_offset == 60
+    lost = {"missing": (victim.base, victim.end), "head": (victim.base, victim.base + 1)}.get(what)
+    held, missing = batches_and_damage(wal, disk)
+    assert missing == ([lost] if lost else [])
+    assert len(held) == 60 - (lost[1] - lost[0] if lost else 0)
+    if what != "head":  # bodies are not looked at when a log is opened
+        assert [(one.first, one.end) for one in wal.damaged] == [
+            lost or (one.first, one.first) for one in wal.damaged
+        ]
+        assert [info.base for info in wal.sealed()] == [one.base for one in infos if one != victim]
+    if what != "missing":
+        assert disk.read(victim.path) == contents
+    put(wal, b"on")
+    wal.commit()
+    wal.close()
+    open_log().close()
 
 
 def test_a_log_of_another_topic_or_an_older_incarnation_is_refused(open_log: Open, put: Put) -> None:

@@ -43,7 +43,7 @@ def test_a_damaged_or_short_header_is_said_to_be_so() -> None:
 def test_a_footer_is_found_only_at_the_end_of_a_file_of_its_length() -> None:
     """A sealed file ends in a footer that says how long it is; a copy of one elsewhere is not believed."""
     salt = salt_of(HEADER.incarnation, HEADER.base)
-    footer = Footer(12400, 55, 3, 1, 2, 9000)
+    footer = Footer(12400, 55, 3, 1, 2, 9000, 3, 0)
     encoded = encode_footer(salt, footer, 7)
     assert len(encoded) == FOOTER_BYTES
     assert footer_at_end(encoded, 9000, salt) == footer

@@ -1,0 +1,100 @@
+"""Damage that somebody has decided not to wait for: finding it, and the file that says what readers may jump over.
+
+- Only what is really damaged can be skipped, and only by a decision that outlasts the process; nothing skips by itself.
+- A skips file that is not what was written means nothing: readers stop at damage as if there were none.
+
+May touch: the Disk it is handed; one file in the log's folder. Reads whole segments: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import Final
+
+from storage.checksum import extend
+from storage.disk import Disk
+from storage.ranges import RangeSet
+from storage.recovery import DamagedRange
+from storage.verify import VerifyReport, verify_log
+
+SKIPS_NAME: Final = "skips"
+SKIPS_HEADER_BYTES: Final = 32
+_MAGIC = b"ISTERSKP"
+_VERSION: Final = 1
+_HEADER = struct.Struct("<8sHH16s")
+_CRC = struct.Struct("<I")
+
+
+def damage(
+    disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
+) -> tuple[DamagedRange, ...]:
+    """Return all damage of a log up to `durable_end`, by reading every byte of it. Raises OSError."""
+    for last in verify_log(disk, folder, incarnation, durable_end=durable_end):
+        if isinstance(last, VerifyReport):
+            return last.damaged
+    return ()
+
+
+def encode_skips(incarnation: bytes, skips: RangeSet) -> bytes:
+    """Return the contents of a skips file."""
+    front, body = _HEADER.pack(_MAGIC, _VERSION, SKIPS_HEADER_BYTES, incarnation), skips.encode()
+    return front + _CRC.pack(extend(extend(0, front), body)) + body
+
+
+def decode_skips(contents: bytes, incarnation: bytes) -> RangeSet | None:
+    """Return what a skips file holds, None if it is not what was written, or of another topic."""
+    front, body = contents[: _HEADER.size], contents[SKIPS_HEADER_BYTES:]
+    if front != _HEADER.pack(_MAGIC, _VERSION, SKIPS_HEADER_BYTES, incarnation) or len(body) % 16:
+        return None
+    if contents[_HEADER.size : SKIPS_HEADER_BYTES] != _CRC.pack(extend(extend(0, front), body)):
+        return None
+    return RangeSet.decode(body)
+
+
+def load_skips(disk: Disk, folder: str, incarnation: bytes) -> RangeSet:
+    """Return the offsets that readers of a log jump over where they are damaged. Raises OSError."""
+    try:
+        contents = disk.read(f"{folder}/{SKIPS_NAME}")
+    except FileNotFoundError:
+        return RangeSet()
+    return decode_skips(contents, incarnation) or RangeSet()
+
+
+def skip_damaged(
+    disk: Disk,
+    folder: str,
+    incarnation: bytes,
+    *,
+    durable_end: int | None = None,
+    first: int | None = None,
+    end: int | None = None,
+) -> RangeSet:
+    """Decide that readers jump over what is damaged in [first, end), durably; return all that is skipped now.
+
+    A damaged range that lies in it only partly is skipped whole. Raises OSError, DiskFullError: nothing changed then.
+    """
+    skips = load_skips(disk, folder, incarnation)
+    for one in damage(disk, folder, incarnation, durable_end=durable_end):
+        if (end is None or one.first < end) and (first is None or one.end > first):
+            skips.add(one.first, one.end)
+    path = f"{folder}/{SKIPS_NAME}"
+    if disk.exists(path) and decode_skips(disk.read(path), incarnation) is None:
+        number = 0
+        while disk.exists(kept := f"{path}.damaged-{number}"):
+            number += 1
+        disk.rename(path, kept)
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(f"{path}.new")
+    file = disk.create(f"{path}.new")
+    try:
+        file.pwritev((encode_skips(incarnation, skips),), 0)
+        file.datasync()
+    finally:
+        file.close()
+    disk.rename(f"{path}.new", path)
+    disk.sync_folder(folder)
+    return skips
+
+
+__all__ = ["DamagedRange", "damage", "load_skips", "skip_damaged"]

@@ -1,0 +1,56 @@
+"""Retention: how much of a log's beginning may go. Pure.
+
+A topic keeps everything, unless it says otherwise: at most so old, at most so many bytes, or only what some
+subscription has not acknowledged yet. Each of these takes whole sealed segments from the oldest on; any one suffices.
+
+Invariants
+- nothing at or above `floor` goes: what is not in the store yet, if it is to be there
+- a segment goes only after every one before it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.segment import SegmentInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a topic keeps at most; 0 and False: no such limit."""
+
+    ms: int = 0  # older than this goes; a segment is as old as its last batch
+    bytes: int = 0  # of sealed segments; the active one comes on top
+    acknowledged: bool = False  # what every subscription has acknowledged goes
+
+    def __bool__(self) -> bool:
+        return bool(self.ms or self.bytes or self.acknowledged)
+
+
+def trim_point(
+    sealed: Sequence[SegmentInfo],
+    retention: Retention,
+    *,
+    now_ms: int,
+    acknowledged: int | None,
+    floor: int,
+) -> int:
+    """Return the offset below which the log may be dropped: 0, or the end of a sealed segment.
+
+    `acknowledged` is the lowest cursor of all subscriptions, None while one of them is not known; a topic without
+    subscriptions has nobody who acknowledges, and keeps its messages for the first.
+    """
+    total = sum(segment.bytes for segment in sealed)
+    point = 0
+    for segment in sealed:
+        if segment.end > floor:
+            break
+        old = retention.ms > 0 and now_ms - segment.last_timestamp_ms > retention.ms
+        over = retention.bytes > 0 and total > retention.bytes
+        done = retention.acknowledged and acknowledged is not None and segment.end <= acknowledged
+        if not (old or over or done):
+            break
+        point = segment.end
+        total -= segment.bytes
+    return point

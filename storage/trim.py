@@ -1,0 +1,62 @@
+"""Deleting the beginning of a log: whole segments, oldest first.
+
+- Names go in order, and a folder's changes become durable in order: after a crash in the middle, the log begins at the
+  first segment that is left, and nothing is missing behind it.
+- A damaged file is not deleted: it gets a name that is not a segment's, and is left for a person to look at.
+- Readers in other processes keep what they have mapped; whoever comes later is told from where on the log is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Final
+
+from storage.disk import Disk
+from storage.segment import SegmentInfo
+
+DAMAGED_SUFFIX: Final = ".damaged"
+
+
+def droppable(
+    sealed: Sequence[SegmentInfo], set_aside: Sequence[SegmentInfo], offset: int, rest_durable: bool
+) -> list[tuple[SegmentInfo, bool]]:
+    """Return the segments that end at or below `offset`, oldest first, and of each whether it is damaged.
+
+    If what is being written is not durable yet, the newest one stays.
+    """
+    found = [(info, False) for info in sealed] + [(info, True) for info in set_aside]
+    found.sort(key=lambda one: one[0].base)
+    if not rest_durable:
+        found = found[:-1]
+    ended = next((number for number, (info, _) in enumerate(found) if info.end > offset), len(found))
+    return found[:ended]
+
+
+class Trim:
+    """Segments on their way out: `run` deletes them, in any thread; `gone` says how far it came."""
+
+    __slots__ = ("_disk", "_folder", "_segments", "gone")
+
+    def __init__(self, disk: Disk, folder: str, segments: Sequence[tuple[SegmentInfo, bool]]) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._segments = segments
+        self.gone: list[SegmentInfo] = []
+
+    def run(self) -> None:
+        """Delete the files and sync the folder. Raises OSError: then `gone` is gone, and the rest is there."""
+        for info, damaged in self._segments:
+            with contextlib.suppress(FileNotFoundError):  # somebody was quicker
+                if damaged:
+                    self._disk.rename(info.path, self._free_name(info.path))
+                else:
+                    self._disk.unlink(info.path)
+            self.gone.append(info)
+        self._disk.sync_folder(self._folder)
+
+    def _free_name(self, path: str) -> str:
+        number = 0
+        while self._disk.exists(name := f"{path}{DAMAGED_SUFFIX}-{number}"):
+            number += 1
+        return name

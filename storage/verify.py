@@ -1,0 +1,166 @@
+"""Checking a whole log: every CRC of every record of every segment, and that offsets join.
+
+- Nothing is changed, and nothing behind the durable end is looked at: a log that is being written can be checked.
+- Files are read one at a time, past any map: what is checked is what the disk gives now.
+
+May touch: the Disk it is handed. Reads at the disk's speed: run it in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from storage.disk import Disk
+from storage.index import SparseIndex
+from storage.record import BATCH, FOOTER, INDEX, Header, parse_header, salt_of
+from storage.recovery import DamagedRange, broken_ranges
+from storage.segment import (
+    FOOTER_BYTES,
+    Footer,
+    base_of,
+    footer_at_end,
+    parse_segment_header,
+    segment_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyProgress:
+    """How far a check has come."""
+
+    segments: int
+    segments_total: int
+    bytes: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a check found: offsets [start_offset, end_offset) were looked at; `damaged` is empty if all is well."""
+
+    start_offset: int
+    end_offset: int
+    segments: int
+    records: int
+    messages: int
+    bytes: int
+    damaged: tuple[DamagedRange, ...]
+
+
+def verify_log(
+    disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
+) -> Iterator[VerifyProgress | VerifyReport]:
+    """Check a log up to `durable_end`, all that is there if it is None; the last item is the report.
+
+    Segments that are trimmed meanwhile are passed over. Raises OSError.
+    """
+    bases = [base for name in disk.listdir(folder) if (base := base_of(name)) is not None]
+    if durable_end is not None:
+        bases = [base for base in bases if base < durable_end]
+    sizes = {base: _size(disk, f"{folder}/{segment_name(base)}") for base in bases}
+    total, done = sum(sizes.values()), 0
+    found: list[DamagedRange] = []
+    records = messages = 0
+    start: int | None = None
+    end = 0
+    for number, base in enumerate(bases):
+        path = f"{folder}/{segment_name(base)}"
+        following = bases[number + 1] if number + 1 < len(bases) else None
+        try:
+            data = disk.read(path)
+        except FileNotFoundError:
+            continue  # trimmed; were it one in the middle, the one before it would say so
+        start = base if start is None else start
+        one = _Segment(path, data, base, salt_of(incarnation, base), following, durable_end, incarnation)
+        found += one.check()
+        records, messages, end = records + one.records, messages + one.messages, one.end
+        done += sizes[base]
+        yield VerifyProgress(number + 1, len(bases), done, total)
+    yield VerifyReport(start or 0, end, len(bases), records, messages, done, tuple(found))
+
+
+def _size(disk: Disk, path: str) -> int:
+    try:
+        return disk.size(path)
+    except FileNotFoundError:
+        return 0
+
+
+class _Segment:
+    """One segment under check."""
+
+    def __init__(
+        self,
+        path: str,
+        data: bytes,
+        base: int,
+        salt: int,
+        following: int | None,
+        durable_end: int | None,
+        incarnation: bytes,
+    ) -> None:
+        self.path, self.data, self.base, self.salt = path, data, base, salt
+        self.following, self.durable_end, self.incarnation = following, durable_end, incarnation
+        self.records = self.messages = 0
+        self.last = base  # behind the last whole record
+        self.end = base
+        self.footer: Footer | None = None
+
+    def check(self) -> list[DamagedRange]:
+        """Return what is damaged of it."""
+        size = len(self.data)
+        self.footer = footer_at_end(self.data[max(0, size - FOOTER_BYTES) :], size, self.salt)
+        sealed = self.following is not None or self.footer is not None
+        limit = self.following
+        if limit is None:
+            limit = self.footer.next_offset if self.footer is not None else self.durable_end
+        # Of a log that nobody writes, the end of its newest segment is where its records end.
+        open_end = limit is None
+        self.end = limit if limit is not None else 1 << 62
+        found = broken_ranges(
+            self.path, self.data, self.base, self.end, self.salt, sealed=sealed, on_record=self._count
+        )
+        if open_end:
+            self.end = self.last
+            found = [one for one in found if one.end < 1 << 62]
+        known = {one.position for one in found}
+        found += [one for one in self._check_header() + self._check_index() if one.position not in known]
+        return found
+
+    def _count(self, header: Header) -> None:
+        if header[1] == BATCH:
+            self.records += 1
+            self.messages += header[5]
+            self.last = header[7] + header[5]
+
+    def _check_header(self) -> list[DamagedRange]:
+        header = parse_segment_header(self.data)
+        if isinstance(header, str) or (header.incarnation == self.incarnation and header.base == self.base):
+            return []  # the first was found with the records
+        reason = "its header is of another topic, or of another place in this one"
+        return [DamagedRange(self.base, self.base, self.path, 0, reason)]
+
+    def _check_index(self) -> list[DamagedRange]:
+        """Check that each entry of the index leads to the record that it names."""
+        footer = self.footer
+        if footer is None or not footer.index_bytes:
+            return []
+        position = footer.bytes - FOOTER_BYTES - footer.index_bytes
+        header = parse_header(self.data, position, self.salt) if position > 0 else None
+        index = None
+        if header is not None and header[1] == INDEX:
+            index = SparseIndex.decode(self.data[position : position + footer.index_bytes], header, self.salt)
+        reason = "its index is not what was written"
+        if index is not None:
+            for offset, at in zip(index.offsets, index.positions, strict=True):
+                there = parse_header(self.data, at, self.salt) if at < position else None
+                if there is None or there[1] == FOOTER or there[7] != offset:
+                    break
+            else:
+                return []
+            reason = "its index leads to places where no such record is"
+        return [DamagedRange(footer.next_offset, footer.next_offset, self.path, position, reason)]
+
+
+__all__ = ["VerifyProgress", "VerifyReport", "verify_log"]
