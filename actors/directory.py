@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from actors.messages import (
     Answer,
@@ -97,6 +97,8 @@ class Directory(LoopActor):
         self._operations: dict[str, Callable[[Ask, dict[str, Any]], None]] = {
             "topic.create": self._create_topic,
             "topic.update": self._update_topic,
+            "topic.verify": self._care_for_topic,
+            "topic.repair": self._care_for_topic,
             "topic.list": self._list_topics,
             "topic.show": self._show_topic,
             "topic.delete": self._delete_topic,
@@ -264,6 +266,19 @@ class Directory(LoopActor):
         ticket = self._ticket()
         self._gather(ask, {ticket}, lambda _: self._topic_map(changed))
         frontend.tell(TopicTask("update", changed, self.address, ticket))
+
+    def _care_for_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Verify or repair a topic's log."""
+        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        if topic.dispatch != "reliable":
+            raise UsageError(f"topic {topic.name!r} is non-reliable: it has no log")
+        if ask.operation == "topic.repair" and arguments.get("skip_damaged") is not True:
+            raise UsageError("say what is to be done: skip_damaged (readers go on behind what is damaged)")
+        frontend = self._frontend(self._worker_of_topic(topic.name))
+        ticket = self._ticket()
+        self._gather(ask, {ticket}, lambda answers: answers[0])
+        task: Literal["verify", "repair"] = "verify" if ask.operation == "topic.verify" else "repair"
+        frontend.tell(TopicTask(task, topic, self.address, ticket))
 
     @receives(WhoSubscribes)
     def on_who_subscribes(self, question: WhoSubscribes) -> None:

@@ -37,11 +37,13 @@ from actors.messages import (
     Publish,
     Refused,
     Reopen,
+    Repair,
     StartSubscription,
     SubscriptionTask,
     TopicFailed,
     TopicTask,
     Update,
+    Verify,
 )
 from actors.process import BROKER, NodeDown, NodeUp
 from actors.runtime import LoopActor, Ref, System, receives
@@ -302,12 +304,13 @@ class Frontend(LoopActor):
 
     @receives(TopicTask)
     def on_topic_task(self, task: TopicTask) -> None:
-        """Describe, change or delete a topic that lives here."""
+        """Do to a topic that lives here what the Directory was asked for."""
         topic = self._actors.topic(task.topic)
         if task.task == "update":
             topic.tell(Update(task.topic, task.reply, task.ticket))
         else:
-            topic.tell((Describe if task.task == "describe" else Delete)(task.reply, task.ticket))
+            kinds = {"describe": Describe, "verify": Verify, "repair": Repair, "delete": Delete}
+            topic.tell(kinds[task.task](task.reply, task.ticket))
 
     @receives(SubscriptionTask)
     def on_subscription_task(self, task: SubscriptionTask) -> None:
@@ -342,7 +345,7 @@ class Frontend(LoopActor):
                 self._refuse(_Attaching(message), error)
                 return
             self._directory.tell(Locate(message.topic.name, self.address, ticket))
-        elif isinstance(message, Describe | Delete | StartSubscription):
+        elif isinstance(message, Describe | Delete | StartSubscription | Update | Verify | Repair):
             text = "it was being deleted or restarted; try again"
             self.system.at(message.reply).tell(Refused(message.ticket, "unavailable", text))
         elif isinstance(message, OpenProducer):

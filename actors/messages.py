@@ -96,9 +96,9 @@ class Answer:
 @message
 @dataclass(frozen=True, slots=True)
 class TopicTask:
-    """Describe, change or delete a topic (Directory -> its Frontend; answered by `Answer` or `Refused`)."""
+    """Something to do to a topic (Directory -> its Frontend; answered by `Answer` or `Refused`)."""
 
-    task: Literal["describe", "update", "delete"]
+    task: Literal["describe", "update", "verify", "repair", "delete"]
     topic: TopicMeta
     reply: Address
     ticket: int
@@ -139,6 +139,22 @@ class Update:
     """Your settings changed (Frontend -> Topic; answered by `Answer`)."""
 
     topic: TopicMeta
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Verify every byte of your log, or say how far that is (Frontend -> Topic; answered by `Answer`)."""
+
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Let readers go on behind what is damaged (Frontend -> Topic; answered by `Answer`)."""
+
     reply: Address
     ticket: int
 
@@ -208,6 +224,12 @@ class Trimmed:
     """The topic begins at `start_offset` now: what was below is gone by its retention."""
 
     start_offset: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """An operator decided that readers go on behind what is damaged: read again."""
 
 
 @message

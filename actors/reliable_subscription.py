@@ -30,6 +30,7 @@ from actors.messages import (
     Left,
     NodeStarted,
     Notice,
+    Repaired,
     Returned,
     TopicFailed,
     Trimmed,
@@ -37,7 +38,7 @@ from actors.messages import (
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from actors.runtime import Ref, System, Timer, receives
 from actors.subscription import Subscription
-from ister.errors import IsterError, RemoteError, StorageError
+from ister.errors import DamagedError, IsterError, RemoteError, StorageError, TrimmedError
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import Compaction, CursorJournal
@@ -98,6 +99,7 @@ class ReliableSubscription(Subscription):
         self._synced_low = 0  # and as the disk has it
         self._deleted = False
         self.trimmed = 0
+        self.skipped = 0
 
     def on_start(self) -> None:
         """Ask the topic how far it is durable."""
@@ -196,14 +198,57 @@ class ReliableSubscription(Subscription):
         return self._next
 
     def _next_piece(self, messages_max: int) -> Piece | None:
-        try:
-            piece = self._piece_again(messages_max) if self._redelivery else None
-            return piece or self._piece_new(messages_max)
-        except StorageError as error:
-            log.error("subscription %s of %s cannot be served: %s", self.meta.name, self.topic.name, error)
-            self._failure = error
-            self._evict_all(error.code, error.text)
-            return None
+        while True:
+            try:
+                piece = self._piece_again(messages_max) if self._redelivery else None
+                return piece or self._piece_new(messages_max)
+            except TrimmedError as error:  # the topic is about to say so
+                if error.end <= self._lowest():
+                    self._halt(error)
+                    return None
+                self.on_trimmed(Trimmed(error.end))
+            except StorageError as error:
+                self._halt(error)
+                return None
+
+    def _lowest(self) -> int:
+        assert self._journal is not None
+        return self._journal.cursor.low
+
+    def _halt(self, error: StorageError) -> None:
+        """Serve nobody any more, and say why: nothing is skipped but by an operator's decision."""
+        text = error.text
+        if isinstance(error, DamagedError):
+            command = f"ister topic repair {self.topic.name} --skip-damaged"
+            text = f"{text}. To let subscriptions go on behind it: {command}"
+            if error.first is not None and error.end is not None:
+                text = f"offsets {error.first} to before {error.end} are damaged: {text}"
+        log.error("subscription %s of %s stops: %s", self.meta.name, self.topic.name, text)
+        self._failure = RemoteError(error.code, text)
+        self._evict_all(error.code, text)
+
+    @receives(Repaired)
+    def on_repaired(self, _repaired: Repaired) -> None:
+        """Read again from where damage stopped it."""
+        if self._journal is not None and self._failure is not None:
+            self._ahead.clear()
+            self._reader, self._again = self._open_reader(self._next), None
+            self._become_ready()
+            self._wake()
+
+    def _note_skipped(self, reader: Reader) -> None:
+        """Take what the reader jumped over as done, and say so: an operator decided it."""
+        assert self._journal is not None
+        for first, end in reader.take_skipped():
+            lost = self._journal.note(first, end)
+            self._flush_soon()
+            if first <= self._next < end:
+                self._next = end
+            if lost:
+                self.skipped += lost
+                text = f"{lost} damaged messages from offset {first} on were skipped, as an operator decided"
+                log.warning("subscription %s of %s: %s", self.meta.name, self.topic.name, text)
+                self._notify(Notice("skipped", lost, text, first))
 
     def _piece_again(self, messages_max: int) -> Piece | None:
         assert self._journal is not None
@@ -214,7 +259,14 @@ class ReliableSubscription(Subscription):
             if not pending:
                 continue  # acknowledged meanwhile, by who held it before
             first, end = pending[0]
-            batch = self._batch_at(first)
+            try:
+                batch = self._batch_at(first)
+            except StorageError:
+                self._redelivery.add(held, now_s, now_s)
+                raise
+            if batch is None:  # skipped, and noted as done
+                self._redelivery.add(held, now_s, now_s)
+                continue
             stop = min(end, batch.first_offset + batch.count)
             if stop < held.end:
                 self._redelivery.add(held._replace(first=stop), now_s, now_s)
@@ -224,13 +276,17 @@ class ReliableSubscription(Subscription):
             self._redelivery_timer = self.call_later(max(due - now_s, 0.0) + 0.001, self._wake)
         return None
 
-    def _batch_at(self, offset: int) -> Batch:
+    def _batch_at(self, offset: int) -> Batch | None:
         if self._again is None:
             self._again = self._open_reader(offset)
         elif self._again.offset != offset:
             self._again.seek(offset)
         records = self._again.read(self._durable_end, 1)
-        if not records:
+        self._note_skipped(self._again)
+        assert self._journal is not None
+        if self._journal.cursor.is_acknowledged(offset):
+            return None
+        if not records or not records[0].first_offset <= offset < records[0].end_offset:
             raise StorageError(
                 f"offset {offset} of topic {self.topic.name!r} is not there",
                 code="log-damaged",
@@ -260,6 +316,7 @@ class ReliableSubscription(Subscription):
         assert self._reader is not None
         if not self._ahead and self._next < self._durable_end:
             self._ahead.extend(self._reader.read(self._durable_end, READ_BYTES))
+            self._note_skipped(self._reader)
         return bool(self._ahead)
 
     def _take_to(self, end: int, batch_end: int) -> None:
@@ -422,6 +479,7 @@ class ReliableSubscription(Subscription):
             "durable_end": self._durable_end,
             "waiting_redelivery": self._redelivery.messages,
             "trimmed": self.trimmed,
+            "skipped": self.skipped,
             "ack_timeout_ms": self._ack_timeout_ms,
         }
         if self._journal is not None:

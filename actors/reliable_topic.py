@@ -15,27 +15,38 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from dataclasses import asdict
+from typing import Any, Final
 
 from actors.messages import (
     Answer,
     Attach,
     Attached,
     CloseProducer,
+    Consumed,
     Delete,
     Describe,
     Durable,
     NodeStarted,
     OpenProducer,
     Publish,
+    Refused,
+    Repair,
+    Repaired,
     Sealed,
     StopUploads,
+    Subscribers,
     TopicFailed,
+    Trimmed,
+    Update,
     Uploaded,
+    Verify,
+    WhoSubscribes,
 )
 from actors.runtime import Ref, System, Timer, receives
 from actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
-from ister.errors import DiskFullError, RemoteError, StorageError
+from actors.upkeep import LogCare, Upkeep, retention_of
+from ister.errors import DiskFullError, IsterError, RemoteError, StorageError
 from ister.wire import OFFSET_UNKNOWN, Key, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, ProducerTable
@@ -76,12 +87,14 @@ class ReliableTopic(Topic):
         erase: Callable[[], None],
         uploader: Ref,
         directory: Ref,
+        care: LogCare,
     ) -> None:
         super().__init__(system, path, meta, gateway)
         self._open_log = open_log
         self._erase = erase
         self._uploader = uploader
         self._directory = directory
+        self._upkeep = Upkeep(self, meta, care, on_trimmed=self._trimmed, on_skipped=self._skipped)
         self._log: Wal | None = None
         self._failure: StorageError | None = None
         # (end offset, handle, sequence, first offset) in the order of arrival, for receipts still to be sent
@@ -175,10 +188,18 @@ class ReliableTopic(Topic):
         wal, self._log = self._log, None
         if wal is not None and self._waits_for_sync:
             self._known_end = max(self._known_end, wal.durable_end)
-        if wal is not None and wal.committing:
+        if wal is not None:
             self._ended_log = wal
-        elif wal is not None:
+            self._close_ended_log()
+
+    def _close_ended_log(self) -> None:
+        """Close the log that ended, unless a commit or a trim still runs on it; each of those ends here again."""
+        wal = self._ended_log
+        if wal is not None and not wal.committing and self._upkeep.trimming is not wal:
+            self._ended_log = None
             wal.close()
+            if self._deleted:
+                self._erase_log()
 
     def _ready_log(self) -> Wal:
         if self._log is None:
@@ -290,10 +311,7 @@ class ReliableTopic(Topic):
     def _committed(self, wal: Wal, commit: Commit, error: BaseException | None) -> None:
         wal.end_commit(commit, error)
         if wal is not self._log:  # the log failed, or the topic was deleted or failed, meanwhile
-            wal.close()
-            self._ended_log = None
-            if self._deleted:
-                self._erase_log()
+            self._close_ended_log()
             return
         if error is not None:
             failure = wal.failed or StorageError(f"a commit of topic {self.meta.name!r} failed: {error}")
@@ -340,6 +358,7 @@ class ReliableTopic(Topic):
 
     def _seal_check(self) -> None:
         self.call_later(SEAL_CHECK_S, self._seal_check)
+        self._check_retention()
         wal = self._log
         if wal is not None and wal.seal_due(self.clock.time_ms()):
             try:
@@ -386,6 +405,65 @@ class ReliableTopic(Topic):
         """Note how far the store has the log."""
         self._watermark = max(self._watermark, command.watermark)
 
+    # ---- upkeep -------------------------------------------------------------------------------------------------
+
+    def _check_retention(self) -> None:
+        """Drop what retention allows; where acknowledgments count, ask first who is to acknowledge."""
+        if self._upkeep.retention.acknowledged:
+            known = sorted(self._upkeep.consumed)
+            self._directory.tell(WhoSubscribes(self.meta.name, known, self.address))
+        elif self._log is not None:
+            self._upkeep.retain(self._log, self._watermark, None)
+
+    @receives(Consumed)
+    def on_consumed(self, command: Consumed) -> None:
+        """Note how far a subscription is done."""
+        self._upkeep.consumed[command.subscription] = command.low
+
+    @receives(Subscribers)
+    def on_subscribers(self, command: Subscribers) -> None:
+        """Note which subscriptions there are, and drop what all of them are done with."""
+        acknowledged = self._upkeep.done_by_all(set(command.names))
+        if self._log is not None:
+            self._upkeep.retain(self._log, self._watermark, acknowledged)
+
+    def _trimmed(self, wal: Wal) -> None:
+        if wal is not self._log:
+            self._close_ended_log()
+            return
+        for watcher in self._watchers.values():
+            watcher.tell(Trimmed(wal.start_offset))
+
+    def _skipped(self) -> None:
+        for watcher in self._watchers.values():
+            watcher.tell(Repaired())
+
+    @receives(Update)
+    def on_update(self, command: Update) -> None:
+        """Take new settings."""
+        self.meta = command.topic
+        self._upkeep.retention = retention_of(self.meta)
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
+
+    @receives(Verify, Repair)
+    def on_care(self, command: Verify | Repair) -> None:
+        """Verify the log, or let readers skip what is damaged, as an operator asks."""
+
+        def reply(body: dict[str, Any] | IsterError) -> None:
+            answer = (
+                Refused(command.ticket, body.code, body.text)
+                if isinstance(body, IsterError)
+                else Answer(command.ticket, encode_result(body))
+            )
+            self.system.at(command.reply).tell(answer)
+
+        if self._log is None:
+            reply(self._failure or StorageError(f"the log of topic {self.meta.name!r} is not open"))
+        elif isinstance(command, Verify):
+            self._upkeep.verify(self._log.durable_end, reply)
+        else:
+            self._upkeep.repair(self._log.durable_end, reply)
+
     # ---- the rest -----------------------------------------------------------------------------------------------
 
     @receives(Describe)
@@ -403,7 +481,8 @@ class ReliableTopic(Topic):
                 "uploaded_end": self._watermark,
                 "segments": len(sealed) + 1,
                 "sealed_bytes": sum(segment.bytes for segment in sealed),
-                "recovery": str(self._log.report),
+                "damaged": [[one.first, one.end, one.reason] for one in self._log.damaged],
+                "recovery": asdict(self._log.report),
             }
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
@@ -412,11 +491,12 @@ class ReliableTopic(Topic):
         """Refuse everything from now on, and delete the log."""
         self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
         self._deleted = True
+        had_log = self._log is not None or self._ended_log is not None
         self._end_log()
         self._failure = StorageError(
             f"topic {self.meta.name!r} was deleted", code="topic-deleted", action="stop"
         )
-        if self._ended_log is None:
+        if not had_log:
             self._erase_log()
         self._uploader.tell(StopUploads())
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))

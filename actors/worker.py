@@ -24,12 +24,15 @@ from actors.relay import Relay
 from actors.reliable_subscription import ReliableSubscription
 from actors.reliable_topic import ReliableTopic
 from actors.runtime import Ref
+from actors.upkeep import LogCare
 from ister.names import topic_folder
 from ister.settings import Settings
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import CursorJournal
+from storage.damage import skip_damaged
 from storage.disk import LocalDisk
 from storage.reader import Reader, SegmentMaps
+from storage.verify import verify_log
 from storage.wal import Wal, WalSettings, remove_log
 from transport.gateway import Gateway
 from transport.session import SessionLimits, Sessions
@@ -187,6 +190,10 @@ class Worker:
             erase=erase,
             uploader=uploader,
             directory=system.ref(BROKER, DIRECTORY_PATH),
+            care=LogCare(
+                verify=lambda end: verify_log(self._disk, folder, meta.incarnation, durable_end=end),
+                skip_damaged=lambda end: skip_damaged(self._disk, folder, meta.incarnation, durable_end=end),
+            ),
         )
 
     def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:

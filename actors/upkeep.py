@@ -1,0 +1,166 @@
+"""Upkeep: what a topic's log needs beside appends: retention, verification, repair.
+
+Runs in a worker process, as a part of its ReliableTopic; what touches the disk for long runs in a thread.
+
+Invariants
+- the log's beginning goes only by the topic's retention, and only what the store has (`storage/retention.py` decides)
+- damage is never skipped but by an operator's request, and then exactly where it is
+- one of each (trim, verification, repair) runs at a time
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from actors.runtime import LoopActor
+from ister.errors import IsterError, RemoteError
+from storage.catalogue import TopicMeta
+from storage.ranges import RangeSet
+from storage.retention import Retention, trim_point
+from storage.trim import Trim
+from storage.verify import VerifyProgress, VerifyReport
+from storage.wal import Wal
+
+log = logging.getLogger("ister.topic")
+
+Reply = Callable[[dict[str, Any] | IsterError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LogCare:
+    """What a worker knows to do with one topic's log, in any thread, up to a durable end."""
+
+    verify: Callable[[int], Iterator[VerifyProgress | VerifyReport]]
+    skip_damaged: Callable[[int], RangeSet]
+
+
+class _Verification:
+    """A verification that runs in a thread: `progress` and `report` are set there, one assignment each."""
+
+    def __init__(self) -> None:
+        self.progress: VerifyProgress | None = None
+        self.report: VerifyReport | None = None
+        self.error: BaseException | None = None
+
+    def run(self, steps: Iterator[VerifyProgress | VerifyReport]) -> None:
+        for step in steps:
+            if isinstance(step, VerifyReport):
+                self.report = step
+            else:
+                self.progress = step
+
+
+class Upkeep:
+    """The upkeep of `host`'s log; `on_trimmed` and `on_skipped` are called in its loop when readers must know."""
+
+    def __init__(
+        self,
+        host: LoopActor,
+        meta: TopicMeta,
+        care: LogCare,
+        *,
+        on_trimmed: Callable[[Wal], None],
+        on_skipped: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._topic = meta.name
+        self._care = care
+        self._on_trimmed = on_trimmed
+        self._on_skipped = on_skipped
+        self.retention = retention_of(meta)
+        self.consumed: dict[str, int] = {}  # by subscription: nothing below is needed there
+        self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
+        self._verification: _Verification | None = None
+        self._repairing = False
+
+    # ---- retention ----------------------------------------------------------------------------------------------
+
+    def retain(self, wal: Wal, watermark: int, acknowledged: int | None) -> None:
+        """Drop what the topic's retention allows of what is in the store."""
+        if not self.retention or self.trimming is not None:
+            return
+        point = trim_point(
+            wal.sealed(),
+            self.retention,
+            now_ms=self._host.clock.time_ms(),
+            acknowledged=acknowledged,
+            floor=watermark,
+        )
+        trim = wal.begin_trim(point) if point > wal.start_offset else None
+        if trim is not None:
+            self.trimming = wal
+            self._host.loop.offload(trim.run, lambda _, error: self._trimmed(wal, trim, error))
+
+    def _trimmed(self, wal: Wal, trim: Trim, error: BaseException | None) -> None:
+        self.trimming = None
+        if error is not None:
+            log.warning("topic %s: its beginning was not dropped: %s", self._topic, error)
+        dropped = wal.end_trim(trim, error)
+        if dropped:
+            log.info("topic %s begins at offset %d now", self._topic, wal.start_offset)
+        self._on_trimmed(wal)
+
+    def done_by_all(self, names: set[str]) -> int | None:
+        """Return the offset below which every one of these subscriptions is done, None while one is not known."""
+        self.consumed = {name: low for name, low in self.consumed.items() if name in names}
+        return min(self.consumed.values()) if names and names == self.consumed.keys() else None
+
+    # ---- verification and repair --------------------------------------------------------------------------------
+
+    def verify(self, durable_end: int, reply: Reply) -> None:
+        """Begin to verify every byte, or say how far that is; the answer that has a report ends it."""
+        running = self._verification
+        if running is None:
+            running = self._verification = _Verification()
+            steps = self._care.verify(durable_end)
+            verification = running
+            self._host.offload(
+                lambda: verification.run(steps), lambda _, error: self._verified(verification, error)
+            )
+        if running.error is not None:
+            self._verification = None
+            reply(RemoteError("log-failed", f"the log could not be verified: {running.error}"))
+            return
+        body: dict[str, Any] = {"topic": self._topic, "done": running.report is not None}
+        if running.progress is not None:
+            body |= asdict(running.progress)
+        if running.report is not None:
+            body["report"] = asdict(running.report)
+            self._verification = None
+        reply(body)
+
+    def _verified(self, verification: _Verification, error: BaseException | None) -> None:
+        verification.error = error
+
+    def repair(self, durable_end: int, reply: Reply) -> None:
+        """Let readers skip what is damaged, from now on."""
+        if self._repairing:
+            reply(RemoteError("busy", f"topic {self._topic!r} is being repaired already"))
+            return
+        self._repairing = True
+
+        def ended(skipped: RangeSet | None, error: BaseException | None) -> None:
+            self._repairing = False
+            if error is not None or skipped is None:
+                reply(RemoteError("log-failed", f"topic {self._topic!r} could not be repaired: {error}"))
+                return
+            log.warning("topic %s: an operator lets readers skip %s", self._topic, list(skipped))
+            self._on_skipped()
+            reply(
+                {"topic": self._topic, "skipped": [list(each) for each in skipped], "messages": skipped.total}
+            )
+
+        self._host.offload(lambda: self._care.skip_damaged(durable_end), ended)
+
+
+def retention_of(meta: TopicMeta) -> Retention:
+    """Return what a topic keeps at most, by its settings."""
+    settings = meta.settings
+    return Retention(
+        int(settings.get("retention_ms", 0)),
+        int(settings.get("retention_bytes", 0)),
+        bool(settings.get("retention_acknowledged", 0)),
+    )
