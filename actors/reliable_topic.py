@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
 
+from actors.commits import Commits
 from actors.messages import (
     Answer,
     Attach,
@@ -85,6 +86,7 @@ class ReliableTopic(Topic):
         *,
         open_log: Callable[[int], Wal],
         erase: Callable[[], None],
+        commits: Commits,
         uploader: Ref,
         directory: Ref,
         care: LogCare,
@@ -92,6 +94,7 @@ class ReliableTopic(Topic):
         super().__init__(system, path, meta, gateway)
         self._open_log = open_log
         self._erase = erase
+        self._commits = commits
         self._uploader = uploader
         self._directory = directory
         self._upkeep = Upkeep(self, meta, care, on_trimmed=self._trimmed, on_skipped=self._skipped)
@@ -306,7 +309,7 @@ class ReliableTopic(Topic):
                 except Exception as failure:  # noqa: BLE001 - as `offload`, which does not call a topic that is gone
                     self.fail(failure)
 
-            self.loop.offload(commit.run, ended)
+            self._commits.run(commit, ended)
 
     def _committed(self, wal: Wal, commit: Commit, error: BaseException | None) -> None:
         wal.end_commit(commit, error)

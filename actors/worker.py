@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
+from actors.commits import Commits
 from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
 from actors.frontend import Frontend
 from actors.nonreliable_subscription import NonReliableSubscription
@@ -150,7 +152,15 @@ class Worker:
             "bytes_out": counts.bytes_out,
             "errors_out": counts.errors_out,
             "malformed": counts.malformed,
+            "commits": self.commits.commits,
+            "commits_together": self.commits.commits_together,
+            "syncs_together": self.commits.syncs_together,
         }
+
+    @cached_property
+    def commits(self) -> Commits:
+        """What the topics of this worker commit with."""
+        return Commits(self._context.loop, self._disk.file_system(self._given.data))
 
     def topic(self, meta: TopicMeta) -> Ref:
         """Return the Topic of this worker, started if need be."""
@@ -188,6 +198,7 @@ class Worker:
             self.gateway,
             open_log=open_log,
             erase=erase,
+            commits=self.commits,
             uploader=uploader,
             directory=system.ref(BROKER, DIRECTORY_PATH),
             care=LogCare(

@@ -13,11 +13,13 @@ Everything else is handed a `Disk`, so that a log can be run on a disk that fill
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ister.errors import DiskFullError, LockedError
@@ -27,6 +29,10 @@ if sys.platform != "win32":
     import fcntl
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+# Where syncfs(2) is known to report every failed write: not on overlayfs, whose errors are those of the layer below.
+_SYNCED_TOGETHER = frozenset(("ext4", "xfs"))
+_SYNCFS_TELLS_ERRORS = (5, 8)  # since this Linux
 
 
 class File(Protocol):
@@ -61,6 +67,19 @@ class Lock(Protocol):
 
     def release(self) -> None:
         """Let it go; may be called again."""
+
+
+class FileSystem(Protocol):
+    """A file system that can be synced as a whole, errors included."""
+
+    def covers(self, path: str) -> bool:
+        """Say whether `path` is in it. Raises OSError."""
+
+    def sync(self) -> None:
+        """Return once all that was written to it, all lengths and all names are on the disk; any thread.
+
+        Raises OSError: then nothing written since the last sync counts, whoever wrote it.
+        """
 
 
 class Disk(Protocol):
@@ -110,6 +129,9 @@ class Disk(Protocol):
 
     def sync_folder(self, path: str) -> None:
         """Return once the folder's entries are on the disk."""
+
+    def file_system(self, path: str) -> FileSystem | None:
+        """Return the file system that holds a folder, None if it cannot be synced as a whole with its errors told."""
 
     def lock(self, path: str) -> Lock:
         """Hold a folder for this process alone. Raises LockedError naming the holder."""
@@ -199,6 +221,45 @@ class LocalLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class LocalFileSystem:
+    """A file system of the machine, open as long as the process lives, so that no write error escapes it."""
+
+    __slots__ = ("_device", "_fd", "_syncfs")
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._device = os.fstat(self._fd).st_dev
+        self._syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+
+    def covers(self, path: str) -> bool:
+        """Say whether `path` is in it. Raises OSError."""
+        return os.stat(path).st_dev == self._device
+
+    def sync(self) -> None:
+        """Return once everything in it is on the disk. Raises OSError."""
+        if self._syncfs(self._fd):
+            error = ctypes.get_errno()
+            raise OSError(error, f"syncing the file system: {os.strerror(error)}")
+
+
+def _file_system_type(path: str) -> str:
+    """Return the type of the file system that holds `path` (Linux), "" if that is not known."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+        mount, _, kind = line.partition(
+            " - "
+        )  # proc(5): fields, of which the third is the device - type, ...
+        if mount.split()[2] == wanted:
+            return kind.split()[0]
+    return ""
+
+
+def _kernel() -> tuple[int, int]:
+    first, second = os.uname().release.split(".")[:2]
+    return int(first), int("".join(digit for digit in second if digit.isdigit()))
 
 
 class LocalDisk:
@@ -308,6 +369,19 @@ class LocalDisk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def file_system(self, path: str) -> LocalFileSystem | None:
+        """Return the file system that holds a folder, None where syncfs(2) is missing or does not tell errors."""
+        try:
+            if sys.platform != "linux" or _kernel() < _SYNCFS_TELLS_ERRORS:
+                return None
+            return LocalFileSystem(path) if _file_system_type(path) in _SYNCED_TOGETHER else None
+        except (
+            OSError,
+            ValueError,
+            AttributeError,
+        ):  # no /proc, a kernel with another numbering, no such call
+            return None
 
     def lock(self, path: str) -> LocalLock:
         """Hold a folder for this process alone. Raises LockedError naming the holder's pid."""

@@ -37,6 +37,19 @@ class _Inode:
         # What a power failure may lose, in order: (position, bytes), or (new length, None).
         self.unsynced: list[tuple[int, bytes | None]] = [(size, None)] if size else []
 
+    def sync(self) -> None:
+        """Make durable what is dirty: what a failed sync dropped stays lost until it is written again."""
+        durable = bytearray(self.durable)
+        for position, written in self.unsynced:
+            if written is None:
+                durable = _resized(durable, position)
+                continue
+            if position + len(written) > len(durable):
+                durable = _resized(durable, position + len(written))
+            durable[position : position + len(written)] = written
+        self.durable = bytes(durable)
+        self.unsynced.clear()
+
 
 def _resized(contents: bytes | bytearray, size: int) -> bytearray:
     return bytearray(contents[:size]) + bytearray(max(0, size - len(contents)))
@@ -81,17 +94,7 @@ class SimulatedFile:
         except OSError:
             self._inode.unsynced.clear()
             raise
-        # Only what is dirty is written: what a failed sync dropped stays lost until it is written again.
-        durable = bytearray(self._inode.durable)
-        for position, written in self._inode.unsynced:
-            if written is None:
-                durable = _resized(durable, position)
-                continue
-            if position + len(written) > len(durable):
-                durable = _resized(durable, position + len(written))
-            durable[position : position + len(written)] = written
-        self._inode.durable = bytes(durable)
-        self._inode.unsynced.clear()
+        self._inode.sync()
 
     def truncate(self, size: int) -> None:
         """Set the length."""
@@ -119,6 +122,17 @@ class _SimulatedLock:
 
     def release(self) -> None:
         self._disk.locked.discard(self._path)
+
+
+class _SimulatedFileSystem:
+    def __init__(self, disk: SimulatedDisk, path: str) -> None:
+        self._disk, self._path = disk, path
+
+    def covers(self, path: str) -> bool:
+        return self._disk.exists(path)
+
+    def sync(self) -> None:
+        self._disk.sync_all(self._path)
 
 
 class SimulatedDisk:
@@ -273,6 +287,24 @@ class SimulatedDisk:
                     self._durable.pop(name, None)
                 else:
                     self._durable[name] = inode
+
+    def file_system(self, path: str) -> _SimulatedFileSystem:
+        """Return the whole of it."""
+        return _SimulatedFileSystem(self, path)
+
+    def sync_all(self, path: str) -> None:
+        """Make all contents and all names durable; if that fails, they look as if they were."""
+        inodes = {id(inode): inode for inode in (*self._names.values(), *self._durable.values())}
+        try:
+            self.happens("sync_all", path)
+        except OSError:
+            for inode in inodes.values():
+                inode.unsynced.clear()
+            raise
+        for inode in inodes.values():
+            inode.sync()
+        for folder in list(self._unsynced):
+            self._set_durable(self._unsynced.pop(folder))
 
     def lock(self, path: str) -> _SimulatedLock:
         """Hold a folder. Raises LockedError."""

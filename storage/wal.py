@@ -83,6 +83,21 @@ class Commit:
         if self._folder is not None:
             self._disk.sync_folder(self._folder)
 
+    @property
+    def path(self) -> str:
+        """One of its files, or its folder."""
+        if self._active is not None:
+            return self._active.path
+        return self.seals[0][1].path if self.seals else self._folder or ""
+
+    def prepare(self) -> None:
+        """Do all of `run` that is no sync, before a sync of the whole file system in its place; any thread.
+
+        Raises OSError: then nothing of it counts.
+        """
+        for file, info in self.seals:
+            file.truncate(info.bytes)
+
 
 class Wal:
     """The log of one topic, open for writing by this process alone."""

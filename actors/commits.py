@@ -1,0 +1,251 @@
+"""The commits of all topics of a worker: which run together, and how.
+
+`Choice` decides, and is pure: it knows numbers and times, no thread and no disk. `Commits` does what it says, in the
+threads of the loop.
+
+Two ways to make n commits last: file by file in a few lanes (threads), or one sync of the whole file system, which
+costs the disk one flush for all (`benchmarks/fsync.py`) but waits for what anybody else wrote there.
+
+Invariants
+- nobody is told that a commit has ended before it is durable, or has failed
+- a commit is synced once; what failed is never tried again here
+- one that fails alone is the only one told; when the sync of the file system fails, all that it covered are
+- commits begin in the order in which they came; one sync of the file system and `lanes` lanes run at most
+- a sync of the file system that takes longer than the files would have one by one is not tried again for a while, and
+  those that came after it do not wait for it
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from actors.loop import Scheduler, Timer
+from storage.disk import FileSystem
+
+# One thread of the loop's four stays free: for spare segments, which take milliseconds, and cursors.
+LANES: Final = 3
+# A lane takes several commits at once where the disk is fast, since each hand-over to a thread and back costs about as
+# much as a sync. So long may the first of them wait for its receipt because of the others.
+LANE_S_MAX: Final = 0.002
+LANE_COMMITS_MAX: Final = 16
+# The estimate of a file's sync is the least seen, raised by so much with each: what is seen includes waiting for the
+# interpreter and for others' syncs, which says nothing of the disk.
+ESTIMATE_RISE: Final = 1.05
+# What is faster than this is never slow: a turn of the loop may take as long.
+SLOW_S_MIN: Final = 0.010
+# How soon it is looked whether a running sync of the file system has become slow.
+LOOK_S_MIN: Final = 0.001
+# After a sync of the file system that was too slow, none is tried for so many times what it was too slow by: whoever
+# fills the disk beside us costs our commits a tenth of the time at most.
+BAN_FACTOR: Final = 10.0
+# Ends told in a turn: each sends receipts and notices, some 20 us, and sockets want to be looked at in between.
+ENDS_PER_TURN: Final = 64
+
+
+class Syncable(Protocol):
+    """What `Commits` makes last: a log's `Commit`."""
+
+    @property
+    def path(self) -> str:
+        """One of its files, or its folder: all are in the same file system."""
+
+    def run(self) -> None:
+        """Sync its files. Raises OSError."""
+
+    def prepare(self) -> None:
+        """Do all of `run` that is no sync. Raises OSError."""
+
+
+Done = Callable[[None, BaseException | None], None]
+
+
+class Group(NamedTuple):
+    """The oldest `commits` of those that wait, together by one sync of the file system or else in one lane."""
+
+    together: bool
+    commits: int
+
+
+class Choice:
+    """Decides which commits run together, and how; times are seconds of one clock."""
+
+    def __init__(self, lanes: int = LANES) -> None:
+        self.lanes = lanes
+        self.file_s: float | None = None  # what one commit by itself takes; None until one was seen
+        self._banned_until = 0.0
+
+    def next_group(self, waiting: int, lanes_busy: int, together_s: float | None, now: float) -> Group | None:
+        """Return what to begin now, None to wait until something ends.
+
+        `together_s` is how long a sync of the file system has been running, None if none is.
+        """
+        if waiting == 0:
+            return None
+        if self.file_s is not None and waiting > self.lanes and now >= self._banned_until:
+            if together_s is None:
+                return Group(True, waiting)
+            if together_s < self.patience_s(waiting):
+                return None  # the next one covers them, and costs less than the lanes would
+        if lanes_busy >= self.lanes:
+            return None
+        fit = LANE_COMMITS_MAX if not self.file_s else int(LANE_S_MAX / self.file_s)
+        return Group(False, max(1, min(fit, LANE_COMMITS_MAX, waiting // self.lanes)))
+
+    def patience_s(self, commits: int) -> float:
+        """Return how long a sync of the file system for so many may take: the files' own, one after the other."""
+        return max(SLOW_S_MIN, commits * (self.file_s or 0.0))
+
+    def lane_ended(self, commits: int, took_s: float) -> None:
+        """Learn how long commits took in a lane."""
+        each = took_s / commits
+        self.file_s = each if self.file_s is None else min(each, self.file_s * ESTIMATE_RISE)
+
+    def together_ended(self, commits: int, took_s: float, now: float) -> None:
+        """Learn how long a sync of the file system took for so many."""
+        too_slow_s = took_s - self.patience_s(commits)
+        if too_slow_s > 0:
+            self._banned_until = now + BAN_FACTOR * too_slow_s
+
+
+class Commits:
+    """Runs the commits of a worker's topics; everything but their syncs is on the loop.
+
+    `file_system` is what holds all of them that can be synced together; None if there is no such way here.
+    """
+
+    def __init__(
+        self, loop: Scheduler, file_system: FileSystem | None, *, choice: Choice | None = None
+    ) -> None:
+        self._loop = loop
+        self._clock = loop.clock
+        self._file_system = file_system
+        self._choice = choice or Choice()
+        self._waiting: deque[tuple[Syncable, Done]] = deque()  # may be synced together
+        self._apart: deque[tuple[Syncable, Done]] = deque()  # may not
+        self._lanes_busy = 0
+        self._together_since: float | None = None
+        self._begin_scheduled = False
+        self._again: Timer | None = None
+        self._ended: deque[tuple[Done, BaseException | None]] = deque()
+        self.commits = 0
+        self.syncs_together = 0
+        self.commits_together = 0
+
+    def run(self, commit: Syncable, done: Done) -> None:
+        """Make `commit` last, then call `done(None, error or None)` on the loop.
+
+        `done` must not raise: whose fault it was is known to it alone.
+        """
+        self.commits += 1
+        (self._waiting if self._covered(commit) else self._apart).append((commit, done))
+        if not self._begin_scheduled:  # all that this turn brings are looked at together
+            self._begin_scheduled = True
+            self._loop.call_soon(self._begin_scheduled_now)
+
+    def _covered(self, commit: Syncable) -> bool:
+        if self._file_system is None:
+            return False
+        try:
+            return self._file_system.covers(commit.path)
+        except OSError:  # its folder is gone: its own sync will say more
+            return False
+
+    def _begin_scheduled_now(self) -> None:
+        self._begin_scheduled = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin what can begin."""
+        now = self._clock.monotonic()
+        while self._apart and self._lanes_busy < self._choice.lanes:
+            self._begin_lane([self._apart.popleft()])
+        together_s = None if self._together_since is None else now - self._together_since
+        while group := self._choice.next_group(len(self._waiting), self._lanes_busy, together_s, now):
+            members = [self._waiting.popleft() for _ in range(group.commits)]
+            if group.together:
+                self._begin_together(members, now)
+                together_s = 0.0
+            else:
+                self._begin_lane(members)
+        if self._waiting and together_s is not None and self._lanes_busy < self._choice.lanes:
+            self._look_again(max(LOOK_S_MIN, self._choice.patience_s(len(self._waiting)) - together_s))
+
+    def _look_again(self, delay_s: float) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        self._again = self._loop.call_later(delay_s, self._begin)
+
+    def _begin_lane(self, members: Sequence[tuple[Syncable, Done]]) -> None:
+        self._lanes_busy += 1
+        clock = self._clock
+
+        def work() -> tuple[list[BaseException | None], float]:
+            began = clock.monotonic()
+            errors = [_error_of(commit.run) for commit, _ in members]
+            return errors, clock.monotonic() - began
+
+        def done(
+            outcome: tuple[list[BaseException | None], float] | None, error: BaseException | None
+        ) -> None:
+            self._lanes_busy -= 1
+            if outcome is not None:
+                self._choice.lane_ended(len(members), outcome[1])
+            self._end(members, None if outcome is None else outcome[0], error)
+
+        self._loop.offload(work, done)
+
+    def _begin_together(self, members: Sequence[tuple[Syncable, Done]], now: float) -> None:
+        self._together_since = now
+        self.syncs_together += 1
+        self.commits_together += len(members)
+        clock, file_system = self._clock, self._file_system
+        assert file_system is not None
+
+        def work() -> tuple[list[BaseException | None], float]:
+            began = clock.monotonic()
+            errors = [_error_of(commit.prepare) for commit, _ in members]
+            failure = _error_of(file_system.sync)
+            return [error or failure for error in errors], clock.monotonic() - began
+
+        def done(
+            outcome: tuple[list[BaseException | None], float] | None, error: BaseException | None
+        ) -> None:
+            self._together_since = None
+            if self._again is not None:
+                self._again.cancel()
+            if outcome is not None:
+                self._choice.together_ended(len(members), outcome[1], clock.monotonic())
+            self._end(members, None if outcome is None else outcome[0], error)
+
+        self._loop.offload(work, done)
+
+    def _end(
+        self,
+        members: Sequence[tuple[Syncable, Done]],
+        errors: Sequence[BaseException | None] | None,
+        failure: BaseException | None,
+    ) -> None:
+        """Keep the disk busy first, then tell them."""
+        self._begin()
+        telling = bool(self._ended)
+        outcomes = errors if errors is not None else [failure] * len(members)
+        self._ended.extend((done, error) for (_, done), error in zip(members, outcomes, strict=True))
+        if not telling:
+            self._tell()
+
+    def _tell(self) -> None:
+        for _ in range(min(len(self._ended), ENDS_PER_TURN)):
+            done, error = self._ended.popleft()
+            done(None, error)
+        if self._ended:
+            self._loop.call_soon(self._tell)
+
+
+def _error_of(call: Callable[[], None]) -> BaseException | None:
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001 - it is handed on, whatever it is
+        return error
+    return None
