@@ -33,7 +33,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     from rich.text import Text
 
     listed = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for at, column in enumerate(columns):
         numbers = all(isinstance(row[at], int | float) or row[at] is None for row in listed)
         table.add_column(column, justify="right" if numbers and listed else "left", overflow="fold")

@@ -71,33 +71,21 @@ def _places(outcome: Outcome) -> list[list[Any]]:
 def print_outcome(outcome: Outcome) -> None:
     """Print what was sent and received, where each kind of actor lives, and the verdict."""
     rows = list(_rows(outcome))
+    counts = ("sent", "received", "redelivered", "dropped", "lost")
     print_table(
-        [
-            "topic",
-            "subscription",
-            "sent",
-            "received",
-            "redelivered",
-            "dropped",
-            "lost",
-            "messages/s",
-            "verified",
-        ],
+        ["topic, subscription", *counts, "rate"],
         [
             [
-                row["topic"],
-                row["subscription"],
-                row["sent"],
-                row["received"],
-                row["redelivered"],
-                row["dropped"],
-                row["lost"],
-                row["messages_per_second"],
-                _verified(row),
+                f"{row['topic'].partition('/')[2]} {row['subscription']}",
+                *map(row.__getitem__, counts),
+                f"{row['messages_per_second'] / 1000:,.0f}k/s",
             ]
             for row in rows
         ],
     )
+    print()
+    for row in rows:
+        print(f"{row['topic']} {row['subscription']}: {_verified(row)}")
     print()
     print_table(
         ["actor", "how many", "process (pid)"],
@@ -123,7 +111,8 @@ def print_outcome(outcome: Outcome) -> None:
 
 def _verified(row: dict[str, Any]) -> str:
     if not row["ok"]:
-        return "NO"
+        return "NOT as it was sent"
     if row["files_verified"] is None:
-        return "each line"
-    return f"{row['files_verified']:,} files, SHA-256" + (", in order" if row["type"] != "shared" else "")
+        return "each line that arrived is the one that was sent"
+    order = ", in order" if row["type"] != "shared" else ""
+    return f"{row['files_verified']:,} files{order}, each with the SHA-256 it has on disk"
