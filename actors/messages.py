@@ -414,7 +414,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Tell the client of an event: "active", "standby", "dropped", "trimmed", "skipped"."""
+    """Tell the client of an event: "active", "standby", "dropped", "trimmed", "log-damaged", "skipped"."""
 
     code: str
     count: int

@@ -98,6 +98,7 @@ class ReliableSubscription(Subscription):
         self._flushed_low = 0  # the cursor as the journal has it
         self._synced_low = 0  # and as the disk has it
         self._deleted = False
+        self._stalled: Notice | None = None  # at damage, until an operator decides
         self.trimmed = 0
         self.skipped = 0
 
@@ -198,7 +199,7 @@ class ReliableSubscription(Subscription):
         return self._next
 
     def _next_piece(self, messages_max: int) -> Piece | None:
-        while True:
+        while self._stalled is None:
             try:
                 piece = self._piece_again(messages_max) if self._redelivery else None
                 return piece or self._piece_new(messages_max)
@@ -207,33 +208,46 @@ class ReliableSubscription(Subscription):
                     self._halt(error)
                     return None
                 self.on_trimmed(Trimmed(error.end))
+            except DamagedError as error:
+                self._stall(error)
             except StorageError as error:
                 self._halt(error)
                 return None
+        return None
 
     def _lowest(self) -> int:
         assert self._journal is not None
         return self._journal.cursor.low
 
     def _halt(self, error: StorageError) -> None:
-        """Serve nobody any more, and say why: nothing is skipped but by an operator's decision."""
-        text = error.text
-        if isinstance(error, DamagedError):
-            command = f"ister topic repair {self.topic.name} --skip-damaged"
-            text = f"{text}. To let subscriptions go on behind it: {command}"
-            if error.first is not None and error.end is not None:
-                text = f"offsets {error.first} to before {error.end} are damaged: {text}"
-        log.error("subscription %s of %s stops: %s", self.meta.name, self.topic.name, text)
-        self._failure = RemoteError(error.code, text)
-        self._evict_all(error.code, text)
+        """Serve nobody any more, and say why."""
+        log.error("subscription %s of %s stops: %s", self.meta.name, self.topic.name, error.text)
+        self._failure = error
+        self._evict_all(error.code, error.text)
+
+    def _stall(self, error: DamagedError) -> None:
+        """Deliver nothing more until an operator decides; acknowledgments of what was delivered go on."""
+        first, end = error.first or 0, error.end or 0
+        what = f"offsets {first} to before {end} of topic {self.topic.name!r} are damaged, nothing is skipped by itself"
+        text = f"{what} ({error.text}); to go on behind them: ister topic repair {self.topic.name} --skip-damaged"
+        log.error("subscription %s of %s waits: %s", self.meta.name, self.topic.name, text)
+        self._stalled = Notice("log-damaged", end - first, text, first)
+        for consumer in self._consumers.values():
+            consumer.tell(self._stalled)
+
+    def _greet(self, consumer: Ref) -> None:
+        """Tell a consumer that comes what those who are here were told."""
+        super()._greet(consumer)
+        if self._stalled is not None:
+            consumer.tell(self._stalled)
 
     @receives(Repaired)
     def on_repaired(self, _repaired: Repaired) -> None:
         """Read again from where damage stopped it."""
-        if self._journal is not None and self._failure is not None:
+        if self._journal is not None and self._stalled is not None:
+            self._stalled = None
             self._ahead.clear()
             self._reader, self._again = self._open_reader(self._next), None
-            self._become_ready()
             self._wake()
 
     def _note_skipped(self, reader: Reader) -> None:
@@ -480,6 +494,7 @@ class ReliableSubscription(Subscription):
             "waiting_redelivery": self._redelivery.messages,
             "trimmed": self.trimmed,
             "skipped": self.skipped,
+            "stalled": None if self._stalled is None else self._stalled.text,
             "ack_timeout_ms": self._ack_timeout_ms,
         }
         if self._journal is not None:

@@ -105,8 +105,7 @@ class Subscription(LoopActor):
             return
         self._consumers[command.key] = command.consumer
         command.consumer.tell(Granted(self._position(), self._ack_timeout_ms))
-        while self._unseen:
-            command.consumer.tell(self._unseen.popleft())
+        self._greet(command.consumer)
         if self.meta.type == "failover" and self._roster.active is self._active:
             command.consumer.tell(Notice("standby", 0, "another consumer is active"))
         self._after_change()
@@ -228,6 +227,11 @@ class Subscription(LoopActor):
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(self._description())))
+
+    def _greet(self, consumer: Ref) -> None:
+        """Tell a consumer that comes what happened while nobody was here."""
+        while self._unseen:
+            consumer.tell(self._unseen.popleft())
 
     def _notify(self, notice: Notice) -> None:
         """Tell all consumers, or the next one that comes."""

@@ -1,0 +1,286 @@
+"""Tests of upkeep: what retention takes and says, what damage stops, and what an operator can do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actors.messages import Uploaded
+from ister.wire import Key, Type
+from tests.stage import Stage, StagedClient
+
+PAYLOAD = b"x" * 60_000
+SMALL: dict[str, Any] = {
+    "protocol__message_bytes_max": 65_536,
+    "protocol__batch_bytes_max": 65_536,
+    "log__segment_bytes_max": 1_200_000,
+}
+
+
+@pytest.fixture
+def stage(make_stage: Callable[..., Stage]) -> Stage:
+    """Return a broker with segments of 19 messages of `PAYLOAD`."""
+    return make_stage(2, **SMALL)
+
+
+def fill(stage: Stage, messages: int, *, uploaded: bool = True, **settings: Any) -> StagedClient:
+    """Create a topic, publish so many messages, and let the store have them."""
+    stage.client().request("topic.create", topic="orders", **settings)
+    producer = stage.at_topic("orders")
+    producer.open_producer(1, "orders", 7)
+    publish(producer, 0, messages)
+    if uploaded:
+        upload(stage)
+    return producer
+
+
+def publish(producer: StagedClient, first: int, messages: int) -> None:
+    """Publish messages one by one, and wait for their receipts."""
+    for sequence in range(first, first + messages):
+        producer.publish(1, sequence, b"%d/" % sequence + PAYLOAD)
+        producer.receipt(1)
+
+
+def upload(stage: Stage) -> None:
+    """Let the topic hear that everything is in the store."""
+    stage.actor("topic", "orders").ref.tell(Uploaded(1 << 40))
+    stage.advance(3)
+
+
+def start_of(stage: Stage) -> int:
+    """Return where the topic begins now."""
+    start: int = stage.client().request("topic.show", topic="orders")["start_offset"]
+    return start
+
+
+# ---- retention -------------------------------------------------------------------------------------------------
+
+
+def test_a_topic_keeps_everything_unless_told_otherwise(stage: Stage) -> None:
+    """Without retention nothing goes, however much there is."""
+    fill(stage, 100)
+    assert start_of(stage) == 0
+
+
+def test_retention_by_bytes_keeps_the_newest(stage: Stage) -> None:
+    """What is over the bound goes from the beginning, in whole segments, and offsets go on."""
+    producer = fill(stage, 100, retention_bytes=2_500_000)
+    start = start_of(stage)
+    assert 40 < start <= 100 - 2 * 19
+    producer.publish(1, 100, b"next")
+    assert producer.receipt(1) == [(100, 100)]
+    reader = stage.at_subscription("orders", "new")
+    reader.open_consumer(2, "orders", "new", messages=1)
+    assert reader.deliveries(2, 1)[0] == (start, b"%d/" % start + PAYLOAD)
+
+
+def test_retention_by_age_follows_the_clock(stage: Stage) -> None:
+    """A segment goes once its last message is older than the bound, and not before."""
+    fill(stage, 50, retention_ms=60_000)
+    assert start_of(stage) == 0
+    stage.advance(62)
+    assert start_of(stage) > 0
+
+
+def test_nothing_goes_before_the_store_has_it(stage: Stage) -> None:
+    """Retention waits for the upload: the log is the only copy until then."""
+    fill(stage, 100, uploaded=False, retention_bytes=1)
+    stage.advance(10)
+    assert start_of(stage) == 0
+    upload(stage)
+    assert start_of(stage) > 0
+
+
+def test_what_every_subscription_has_acknowledged_goes(stage: Stage) -> None:
+    """The slowest subscription decides, also one that nobody has opened since the broker started."""
+    fill(stage, 60, retention_acknowledged=1)
+    assert start_of(stage) == 0, "a topic without subscriptions waits for its first"
+    for name in ("fast", "slow"):
+        stage.client().request(
+            "subscription.create", topic="orders", subscription=name, type="shared", start=0
+        )
+    fast = stage.at_subscription("orders", "fast")
+    fast.open_consumer(2, "orders", "fast", "shared", bytes=1 << 26)
+    fast.deliveries(2, 60)
+    fast.ack(2, (0, 60))
+    stage.advance(5)
+    assert start_of(stage) == 0
+    stage.restart(2)
+    slow = stage.at_subscription("orders", "slow")
+    slow.open_consumer(2, "orders", "slow", "shared", bytes=1 << 26)
+    slow.deliveries(2, 60)
+    slow.ack(2, (0, 30))
+    stage.advance(5)
+    assert start_of(stage) == 0, "the store has not said that it has anything since the restart"
+    upload(stage)
+    assert start_of(stage) == 19
+    slow.ack(2, (30, 60))
+    stage.advance(5)
+    assert start_of(stage) > 19
+
+
+def test_retention_can_be_changed(stage: Stage) -> None:
+    """A topic takes new limits while it runs, and keeps them over a restart."""
+    fill(stage, 100)
+    changed = stage.client().request("topic.update", topic="orders", retention_bytes=2_500_000)
+    assert changed["settings"] == {"retention_bytes": 2_500_000}
+    stage.advance(3)
+    assert start_of(stage) > 0
+    stage.restart(1)
+    assert stage.client().request("topic.show", topic="orders")["settings"] == {"retention_bytes": 2_500_000}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"retention_bytes": -1}, "retention_bytes is -1, which is not 0 to"),
+        ({"retention_hours": 1}, "no setting 'retention_hours'"),
+        ({}, "nothing to change"),
+    ],
+)
+def test_a_retention_that_cannot_be_is_refused(stage: Stage, arguments: dict[str, int], says: str) -> None:
+    """The error names the setting, the value and what it may be."""
+    stage.client().request("topic.create", topic="orders")
+    answer = stage.client().ask("topic.update", topic="orders", **arguments)
+    assert answer.code == "invalid-argument"
+    assert says in answer.header[Key.TEXT]
+
+
+def test_a_subscription_that_falls_off_retention_says_which_messages_it_lost(stage: Stage) -> None:
+    """A connected consumer gets a coded event with the range, and then what is left, in order."""
+    producer = fill(stage, 20, uploaded=False, retention_bytes=2_500_000)
+    consumer = stage.at_subscription("orders", "slow")
+    consumer.open_consumer(2, "orders", "slow", messages=3)
+    assert [offset for offset, _ in consumer.deliveries(2, 3)] == [0, 1, 2]
+    consumer.ack(2, (0, 2))
+    publish(producer, 20, 80)
+    upload(stage)
+    start = start_of(stage)
+    event = consumer.expect(Type.EVENT, handle=2, code="trimmed")
+    assert event.header[Key.OFFSET] == 2
+    assert event.header[Key.COUNT] == start - 2
+    consumer.credit(2, 1)
+    assert consumer.deliveries(2, 1)[0][0] == start
+    shown = stage.client().request("subscription.show", topic="orders", subscription="slow")
+    assert shown["trimmed"] == start - 2
+    assert shown["cursor"] == start
+
+
+def test_a_consumer_that_was_away_hears_of_the_loss_when_it_comes(stage: Stage) -> None:
+    """Nobody was there when retention took the messages: the next consumer is told."""
+    producer = fill(stage, 20, uploaded=False, retention_bytes=2_500_000)
+    consumer = stage.at_subscription("orders", "slow")
+    consumer.open_consumer(2, "orders", "slow", messages=3)
+    consumer.close_handle(2)
+    publish(producer, 20, 80)
+    upload(stage)
+    start = start_of(stage)
+    consumer.open_consumer(3, "orders", "slow", messages=1)
+    assert consumer.expect(Type.EVENT, handle=3, code="trimmed").header[Key.COUNT] == start
+    assert consumer.deliveries(3, 1)[0][0] == start
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------
+
+
+def damage(stage: Stage, message: int) -> None:
+    """Flip a byte in the payload of one message, in the segment file it lies in."""
+    needle = b"%d/" % message + PAYLOAD[:100]
+    topic = stage.actor("topic", "orders")
+    folder = topic._log.folder
+    for name in stage.disk.listdir(folder):
+        path = f"{folder}/{name}"
+        at = stage.disk.read(path).find(needle) if name.endswith(".seg") else -1
+        if at >= 0:
+            file = stage.disk.open(path)
+            file.pwritev((b"?",), at + 50)
+            file.close()
+            return
+    raise AssertionError(f"message {message} is in no segment")
+
+
+def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> None:
+    """What is before it arrives; then an event with a code, a range and the command that decides; acks go on."""
+    fill(stage, 60)
+    damage(stage, 10)
+    consumer = stage.at_subscription("orders", "all")
+    consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
+    assert [offset for offset, _ in consumer.deliveries(2, 10)] == list(range(10))
+    event = consumer.expect(Type.EVENT, handle=2, code="log-damaged")
+    assert (event.header[Key.OFFSET], event.header[Key.COUNT]) == (10, 1)
+    assert "ister topic repair orders --skip-damaged" in event.header[Key.TEXT]
+    consumer.ack(2, (0, 10))
+    consumer.credit(2, 100)
+    assert consumer.silent(5)
+    consumer.close_handle(2)
+    consumer.open_consumer(3, "orders", "all")
+    assert consumer.expect(Type.EVENT, handle=3).code == "log-damaged"
+    assert consumer.silent(5)
+
+
+def test_verification_finds_every_damaged_place(stage: Stage) -> None:
+    """`topic.verify` reads every byte, and reports ranges of offsets."""
+    fill(stage, 60)
+    clean = verified(stage)
+    assert clean["messages"] == 60
+    assert clean["damaged"] == []
+    damage(stage, 10)
+    damage(stage, 40)
+    assert [(one["first"], one["end"]) for one in verified(stage)["damaged"]] == [(10, 11), (40, 41)]
+
+
+def verified(stage: Stage) -> dict[str, Any]:
+    """Verify the topic, and return the report."""
+    client = stage.client()
+    for _ in range(10):
+        answer = client.request("topic.verify", topic="orders")
+        if answer["done"]:
+            report: dict[str, Any] = answer["report"]
+            return report
+        stage.advance(0.1)
+    raise AssertionError("it never ends")
+
+
+def test_an_operator_lets_subscriptions_go_on_behind_damage(stage: Stage) -> None:
+    """After the repair exactly the damaged messages are missing, and the consumer is told which."""
+    fill(stage, 60)
+    damage(stage, 10)
+    consumer = stage.at_subscription("orders", "all")
+    consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
+    consumer.deliveries(2, 10)
+    consumer.ack(2, (0, 10))
+    consumer.expect(Type.EVENT, handle=2, code="log-damaged")
+    repaired = stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    assert repaired["skipped"] == [[10, 11]]
+    assert [offset for offset, _ in consumer.deliveries(2, 49)] == list(range(11, 60))
+    event = consumer.expect(Type.EVENT, handle=2, code="skipped")
+    assert (event.header[Key.OFFSET], event.header[Key.COUNT]) == (10, 1)
+    shown = stage.client().request("subscription.show", topic="orders", subscription="all")
+    assert shown["skipped"] == 1
+    assert shown["cursor"] == 11
+
+
+def test_damage_under_a_message_that_comes_back_loses_no_other(stage: Stage) -> None:
+    """A message refused and then damaged stops its subscription; after a repair the others arrive."""
+    fill(stage, 60)
+    consumer = stage.at_subscription("orders", "all")
+    consumer.open_consumer(2, "orders", "all", messages=30, bytes=1 << 26)
+    consumer.deliveries(2, 30)
+    damage(stage, 10)
+    consumer.nack(2, (5, 20))
+    consumer.credit(2, 100, 1 << 26)
+    again = [offset for offset, _ in consumer.deliveries(2, 5)]
+    assert again[:5] == [5, 6, 7, 8, 9]
+    assert consumer.expect(Type.EVENT, handle=2).code == "log-damaged"
+    stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    assert [offset for offset, _ in consumer.deliveries(2, 39)] == [*range(11, 20), *range(30, 60)]
+
+
+def test_repair_says_what_it_wants_to_hear(stage: Stage) -> None:
+    """Nothing is skipped by accident: the request must say so, and the topic must have a log."""
+    stage.client().request("topic.create", topic="orders")
+    assert stage.client().ask("topic.repair", topic="orders").code == "invalid-argument"
+    stage.client().request("topic.create", topic="quick", dispatch="non-reliable")
+    assert stage.client().ask("topic.verify", topic="quick").code == "invalid-argument"
