@@ -538,4 +538,4 @@ def remove_log(disk: Disk, folder: str) -> None:
     disk.rmdir(folder)
 
 
-__all__ = ["Commit", "Wal", "WalSettings", "remove_log"]
+__all__ = ["Commit", "Trim", "Wal", "WalSettings", "remove_log"]

@@ -134,7 +134,7 @@ def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
     for position in range(end + 8):
         flipped = bytearray(whole)
         flipped[position] ^= 1 << position % 8
-        replace(disk, path, flipped)
+        replace(disk, path, bytes(flipped))
         wal = open_log(disk)
         reported = [(one.first, one.end) for one in wal.report.damaged]
         held, missing = batches_and_damage(wal, disk)

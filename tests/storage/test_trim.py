@@ -1,0 +1,191 @@
+"""Deleting the beginning of a log."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from ister.errors import TrimmedError
+from storage.disk import LocalDisk
+from storage.producers import Duplicate, Fresh
+from storage.reader import Reader, SegmentMaps
+from storage.simulated import SimulatedDisk
+from storage.wal import Wal
+
+Open = Callable[..., Wal]
+Put = Callable[..., int]
+
+
+def filled(wal: Wal, put: Put, batches: int = 100) -> None:
+    """Put so many batches of two messages and 900 bytes in a log, durably."""
+    for number in range(batches):
+        put(wal, b"%04d" % number + b"x" * 896, b"", producer_id=7, sequence=2 * number)
+    wal.commit()
+
+
+def test_whole_segments_go_from_the_oldest_on(open_log: Open, put: Put, disk: LocalDisk) -> None:
+    """Trimming drops the segments that end at or below the offset, no other, and the log begins behind them."""
+    wal = open_log()
+    filled(wal, put)
+    before = wal.sealed()
+    assert len(before) > 4
+    assert wal.trim(before[0].end - 1) == ()
+    assert wal.trim(before[1].end) == before[:2]
+    assert wal.start_offset == before[2].base
+    assert wal.sealed() == before[2:]
+    assert [disk.exists(info.path) for info in before[:3]] == [False, False, True]
+    assert wal.trim(before[1].end) == ()
+    wal.close()
+    wal = open_log()
+    assert (wal.start_offset, wal.next_offset) == (before[2].base, 200)
+    wal.close()
+
+
+def test_what_is_written_or_not_durable_stays(open_log: Open, put: Put) -> None:
+    """The active segment is never trimmed, and the newest sealed one only when something behind it is durable."""
+    wal = open_log()
+    filled(wal, put, 40)
+    wal.seal()
+    wal.commit()
+    newest = wal.sealed()[-1]
+    assert newest not in wal.trim(1 << 40)
+    assert wal.sealed() == (newest,)
+    offset = put(wal, b"behind")
+    assert wal.trim(1 << 40) == ()
+    wal.commit()
+    assert wal.trim(1 << 40) == (newest,)
+    assert (wal.start_offset, wal.sealed()) == (offset, ())
+    wal.close()
+    wal = open_log()
+    assert (wal.start_offset, wal.next_offset) == (offset, offset + 1)
+    wal.close()
+
+
+def test_a_log_that_was_trimmed_to_nothing_and_lost_power_still_knows_its_end(
+    open_log: Open, put: Put
+) -> None:
+    """However much is trimmed and whatever a power failure takes, no offset is given twice."""
+    for seed in range(60):
+        random = Random(seed)
+        disk = SimulatedDisk()
+        wal = open_log(disk)
+        filled(wal, put, 30)
+        if random.random() < 0.5:
+            wal.seal()
+        if random.random() < 0.5:
+            wal.commit()
+        if random.random() < 0.5:
+            put(wal, b"more")
+        if random.random() < 0.5:
+            wal.commit()
+        durable = wal.durable_end
+        trim = wal.begin_trim(random.randrange(1 << 10))
+        if trim is not None:
+            left = random.randrange(8)
+
+            def stops(operation: str, path: str) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise OSError(errno.EIO, "not now")
+
+            disk.on_operation = stops
+            try:
+                trim.run()
+            except OSError as error:
+                wal.end_trim(trim, error)
+            else:
+                wal.end_trim(trim)
+            disk.on_operation = None
+        start = wal.start_offset
+        disk = disk.power_loss(random)
+        wal = open_log(disk)
+        assert wal.next_offset >= durable
+        assert wal.start_offset <= start
+        assert wal.damaged == ()
+        reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, wal.start_offset)
+        while reader.read(wal.next_offset, 1 << 20):
+            pass
+        assert reader.offset == wal.next_offset
+        wal.close()
+
+
+def test_a_trim_that_fails_in_the_middle_is_gone_on_with_later(open_log: Open, put: Put) -> None:
+    """What was deleted before the failure counts, the rest stays and goes with the next trim."""
+    disk = SimulatedDisk()
+    wal = open_log(disk)
+    filled(wal, put)
+    before = wal.sealed()
+
+    def fails(operation: str, path: str) -> None:
+        if path == before[2].path:
+            raise OSError(errno.EIO, "no")
+
+    disk.on_operation = fails
+    with pytest.raises(OSError, match="no"):
+        wal.trim(before[3].end)
+    assert wal.start_offset == before[2].base
+    disk.on_operation = None
+    assert wal.trim(before[3].end) == before[2:4]
+    assert wal.failed is None
+    wal.close()
+
+
+def test_a_log_is_not_closed_under_a_trim(open_log: Open, put: Put) -> None:
+    """Only one trim runs, appends and commits go on meanwhile, and closing waits for its end."""
+    wal = open_log()
+    filled(wal, put)
+    trim = wal.begin_trim(100)
+    assert trim is not None
+    assert wal.begin_trim(100) is None
+    put(wal, b"meanwhile")
+    wal.commit()
+    with pytest.raises(ValueError, match="trim is running"):
+        wal.close()
+    trim.run()
+    assert wal.end_trim(trim)
+    with pytest.raises(ValueError, match="not running"):
+        wal.end_trim(trim)
+    wal.close()
+
+
+def test_who_reads_a_trimmed_segment_finishes_it_and_who_comes_later_is_told(
+    open_log: Open, put: Put, disk: LocalDisk
+) -> None:
+    """A reader inside a segment reads it to its end; below the log, TrimmedError names what is gone."""
+    wal = open_log()
+    filled(wal, put)
+    first, second = wal.sealed()[:2]
+    maps = SegmentMaps(disk)
+    reader = Reader(maps, wal.folder, wal.incarnation, 0)
+    held = reader.read(wal.durable_end, 1)
+    wal.trim(second.end)
+    while reader.offset < first.end:
+        held += reader.read(wal.durable_end, 3000, 2)
+    assert [bytes(record.payload[:4]) for record in held] == [b"%04d" % at for at in range(len(held))]
+    for behind in (reader, Reader(maps, wal.folder, wal.incarnation, 0)):
+        at = behind.offset
+        with pytest.raises(TrimmedError) as trimmed:
+            behind.read(wal.durable_end, 1 << 20)
+        assert (trimmed.value.first, trimmed.value.end) == (at, second.end)
+        behind.seek(trimmed.value.end)
+        assert behind.read(wal.durable_end, 1)[0].first_offset == second.end
+    wal.close()
+
+
+def test_a_producer_is_known_after_its_segments_are_trimmed(open_log: Open, put: Put) -> None:
+    """Deduplication outlives trimming and opening again, because each segment begins with what is known."""
+    wal = open_log()
+    put(wal, b"once", producer_id=5, sequence=17)
+    filled(wal, put)
+    wal.trim(wal.sealed()[-1].base)
+    assert wal.start_offset > 50
+    for _ in range(2):
+        assert wal.producers.check(5, 17, 1) == Duplicate(0)
+        assert wal.producers.check(5, 18, 1) == Fresh()
+        wal.close()
+        wal = open_log()
+    wal.close()
