@@ -4,6 +4,7 @@
   synchronous=FULL).
 - Names were checked by whoever calls; here they are only keys.
 - A topic's incarnation is never used again: a new topic of an old name is another one.
+- A full disk refuses what is new, never what makes room: a small reserve beside the file is given up for deletions.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ister.errors import DamagedError, DiskFullError, IsterError, StorageError
+from storage.disk import LocalDisk
 
 SCHEMA_VERSION: Final = 1
+# What SQLite needs to write down a deletion, or to open its file, with nothing left on the disk: a few pages of 4 KiB.
+RESERVE_BYTES: Final = 256 << 10
 
 Dispatch = Literal["reliable", "non-reliable"]
 Durability = Literal["fsync", "os", "cloud"]
@@ -89,12 +93,58 @@ class Catalogue:
     def __init__(self, path: str) -> None:
         """Open the file at `path`, or create it; its folder must exist. Raises DamagedError, StorageError."""
         self.path = path
+        self._disk = LocalDisk()
+        self._reserve = f"{path}.reserve"
+        try:
+            self._connect()
+        except DiskFullError:
+            if not self._give_up_reserve():
+                raise
+            self._connect()
+        self._keep_reserve()
+
+    def _connect(self) -> None:
         try:
             # Autocommit; each change below is one statement or one explicit transaction.
-            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database = sqlite3.connect(self.path, isolation_level=None)
             self._prepare()
         except sqlite3.DatabaseError as error:
             raise self._error(error) from error
+
+    def _keep_reserve(self) -> None:
+        """Make the reserve if it is not there; on a full disk that has to wait."""
+        if self._disk.exists(self._reserve):
+            return
+        try:
+            file = self._disk.create(self._reserve)
+            try:
+                file.pwritev((b"\xff" * RESERVE_BYTES,), 0)
+                file.datasync()
+            except (OSError, DiskFullError):
+                self._disk.unlink(self._reserve)
+            finally:
+                file.close()
+        except (OSError, DiskFullError):
+            return
+
+    def _give_up_reserve(self) -> bool:
+        try:
+            self._disk.unlink(self._reserve)
+        except OSError:
+            return False
+        return True
+
+    def _delete(self, statement: str, values: tuple[str, ...]) -> None:
+        """Carry out a deletion, also on a full disk."""
+        self._keep_reserve()
+        try:
+            with self._guarded() as database:
+                database.execute(statement, values)
+        except DiskFullError:
+            if not self._give_up_reserve():
+                raise
+            with self._guarded() as database:
+                database.execute(statement, values)
 
     def _prepare(self) -> None:
         execute = self._database.execute
@@ -182,8 +232,7 @@ class Catalogue:
         Raises IsterError `unknown-topic`, StorageError.
         """
         topic, subscriptions = self.get_topic(name), self.subscriptions(name)
-        with self._guarded() as database:
-            database.execute("DELETE FROM topics WHERE name = ?", (name,))
+        self._delete("DELETE FROM topics WHERE name = ?", (name,))
         return topic, subscriptions
 
     def create_subscription(self, subscription: SubscriptionMeta) -> None:
@@ -237,8 +286,7 @@ class Catalogue:
         Raises IsterError `unknown-topic`, `unknown-subscription`.
         """
         found = self.get_subscription(topic, name)
-        with self._guarded() as database:
-            database.execute("DELETE FROM subscriptions WHERE topic = ? AND name = ?", (topic, name))
+        self._delete("DELETE FROM subscriptions WHERE topic = ? AND name = ?", (topic, name))
         return found
 
     def close(self) -> None:
