@@ -143,12 +143,9 @@ class Client(Closing):
         self._waking = False
         waiters, self._waiters = self._waiters, set()
         for future in waiters:
-            if not future.done():
-                future.set_result(None)
+            _set(future)
         for number in [number for number, (shipment, _) in self._shipments.items() if shipment.resolved]:
-            future = self._shipments.pop(number)[1]
-            if not future.done():
-                future.set_result(None)
+            _set(self._shipments.pop(number)[1])
 
     async def wait(self, handle: Handle | None, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first."""
@@ -168,12 +165,21 @@ class Client(Closing):
                 self._waiters.discard(future)
                 return answer
             try:
-                await asyncio.wait_for(future, None if left == float("inf") else left)
-            except TimeoutError:
-                pass  # one last look
+                await self._until(future, left)
             finally:
                 self._waiters.discard(future)
             network.check()
+
+    async def _until(self, future: asyncio.Future[None], seconds: float) -> None:
+        """Wait for a future or a time; unlike `asyncio.wait_for` before Python 3.12, a cancellation always counts."""
+        if seconds == float("inf"):
+            await future
+            return
+        timer = self._loop.call_later(seconds, _set, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
 
     async def wait_for_shipment(self, shipment: Shipment, timeout: float | None) -> None:
         """Wait until a shipment is resolved, or the time (seconds) has run out; one future serves all its receipts."""
@@ -378,6 +384,11 @@ class Client(Closing):
         """End the session; producers that were not closed lose what has no receipt."""
         await self._loop.run_in_executor(None, self._client.close)
         self._wake()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Receipt:

@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -330,7 +331,10 @@ def _call_when_done(shipment: Shipment, call: Callable[[], Any]) -> None:
                 shipment.callbacks = []
             shipment.callbacks.append(call)
             return
-    call()
+    try:
+        call()
+    except Exception:
+        logging.getLogger("ister").exception("a callback failed")
 
 
 class Outgoing:

@@ -238,7 +238,7 @@ class Publication:
             if self.session is not None:
                 self.session.moves.append((self, header[Key.ENDPOINT]))
         elif kind == Type.ERROR:
-            self._on_refusal(header, now)
+            self._on_refusal(header, None, now)  # a SEQUENCE in it is that of the open: it is about no batch
         elif kind == Type.OPENED:
             self._on_opened(header)
         else:
@@ -266,7 +266,7 @@ class Publication:
         if kind == Type.RECEIPT:
             self._on_receipts(header[Key.RECEIPTS])
         elif kind == Type.ERROR:
-            self._on_refusal(header, now)
+            self._on_refusal(header, header.get(Key.SEQUENCE), now)
         else:
             raise RemoteProtocolError(f"a frame of type {kind} came for a producer")
 
@@ -301,26 +301,27 @@ class Publication:
             self._callbacks.extend(shipment.callbacks)
             shipment.callbacks = None
 
-    def _on_refusal(self, header: wire.Header, now: float) -> None:
+    def _on_refusal(self, header: wire.Header, sequence: int | None, now: float) -> None:
         error = remote_error(header)
-        sequence = header.get(Key.SEQUENCE)
-        if error.action != "retry" and (header.get(Key.CLOSED) or sequence is None):
-            if error.code != "unknown-handle":
+        if error.action != "retry" and error.code != "unknown-handle":
+            if sequence is None or header.get(Key.CLOSED):
                 self.fail(error)
-                return
-            sequence = None
-        if sequence is not None and error.action != "retry":
-            refused = next((b for b in self.batches if b.sequence == sequence and not b.refused), None)
-            if refused is not None and error.code != "unknown-handle":
-                refused.refused = True
-                self.bytes -= refused.size
-                refused.shipment.error = error
-                self._resolve(refused.shipment)
-                self._advance()
-                self._settle()
-                return
+            else:
+                self._refuse(sequence, error)
+            return
         jitter = 0.5 if self.session is None else self.session.jitter()
         self.postpone(error, now + back_off_s(self._failures, jitter))
+
+    def _refuse(self, sequence: int, error: IsterError) -> None:
+        """One batch failed for good; if it was resolved already, this is old news."""
+        refused = next((b for b in self.batches if b.sequence == sequence and not b.refused), None)
+        if refused is not None:
+            refused.refused = True
+            self.bytes -= refused.size
+            refused.shipment.error = error
+            self._resolve(refused.shipment)
+            self._advance()
+            self._settle()
 
     def postpone(self, error: IsterError, due: float) -> None:
         """Open again at that time, and resend everything without a receipt."""

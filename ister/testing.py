@@ -143,6 +143,7 @@ class Broker:
         self._refusals: list[tuple[int, str]] = []
         self._jobs: deque[tuple[Callable[[], None], threading.Event]] = deque()
         self._over = False
+        self._pause = threading.Event()
         self._context = zmq.Context()
         self._router = self._bind("tcp://127.0.0.1:*")
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -195,7 +196,11 @@ class Broker:
         router = self._context.socket(zmq.ROUTER)
         router.linger = 0
         router.sndhwm = router.rcvhwm = 0
-        router.bind(endpoint)
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError:
+            router.close(0)
+            raise
         return router
 
     def _rebind(self) -> None:
@@ -208,6 +213,7 @@ class Broker:
             except zmq.ZMQError:  # the old socket is still being closed
                 if self._clock.monotonic() > deadline:
                     raise
+                self._pause.wait(0.002)
             else:
                 return
 

@@ -289,7 +289,7 @@ def test_an_opening_that_is_refused_for_good_closes(talk: Talk) -> None:
     talk.welcome()
     publication = talk.producer()
     [opening] = talk.said()
-    talk.refuse("unknown-topic", "fix", REF=opening[Key.REF], HANDLE=1)
+    talk.refuse("unknown-topic", "fix", REF=opening[Key.REF], HANDLE=1, SEQUENCE=0)
     assert publication.phase == "closed"
     assert publication.error is not None
     assert publication.error.code == "unknown-topic"

@@ -1,0 +1,402 @@
+"""Connecting, asking, moving, and the ways a client can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import zmq
+
+import ister
+from ister import testing, wire
+from ister.client import producer_id
+from ister.errors import (
+    ClosedError,
+    ConnectionLostError,
+    ForkedError,
+    RemoteError,
+    TimeoutExpiredError,
+    UsageError,
+)
+from ister.wire import Key, Type
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(program: str, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run a Python program that can import Ister."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_topics_are_created_listed_shown_and_deleted(client: ister.Client) -> None:
+    """The whole life of a topic."""
+    assert client.create_topic("events", dispatch="non-reliable")["strategy"] == "non-reliable"
+    assert [topic["topic"] for topic in client.topics()] == ["events", "orders"]
+    assert client.topic("orders")["strategy"] == "reliable"
+    client.delete_topic("events")
+    with pytest.raises(RemoteError) as caught:
+        client.topic("events")
+    assert caught.value.code == "unknown-topic"
+
+
+def test_long_listings_are_asked_for_in_pages(client: ister.Client) -> None:
+    """However many there are, the caller gets one list."""
+    for number in range(250):
+        client.create_topic(f"t{number:03}")
+    assert [topic["topic"] for topic in client.topics()] == ["orders", *(f"t{n:03}" for n in range(250))]
+
+
+def test_an_existing_topic_is_fine_when_that_is_said(client: ister.Client) -> None:
+    """But only if it is the same kind of topic."""
+    with pytest.raises(RemoteError) as caught:
+        client.create_topic("orders")
+    assert caught.value.code == "topic-exists"
+    client.create_topic("orders", exist_ok=True)
+    with pytest.raises(RemoteError):
+        client.create_topic("orders", dispatch="non-reliable", exist_ok=True)
+    with pytest.raises(RemoteError):
+        client.create_topic("orders", durability="os", exist_ok=True)
+
+
+def test_subscriptions_are_created_listed_shown_and_deleted(client: ister.Client) -> None:
+    """The whole life of a subscription."""
+    client.create_subscription("orders", "billing", type="shared", start="earliest")
+    client.create_subscription("orders", "billing", type="shared", exist_ok=True)
+    with pytest.raises(RemoteError):
+        client.create_subscription("orders", "billing", type="failover", exist_ok=True)
+    assert [each["subscription"] for each in client.subscriptions("orders")] == ["billing"]
+    assert client.subscription("orders", "billing")["type"] == "shared"
+    client.delete_subscription("orders", "billing")
+    assert client.subscriptions("orders") == []
+    with pytest.raises(RemoteError) as caught:
+        client.consumer("nothing", subscription="s")
+    assert caught.value.code == "unknown-topic"
+
+
+def test_a_subscription_keeps_its_type(client: ister.Client) -> None:
+    """Opening it as something else is refused."""
+    client.create_subscription("orders", "s", type="shared")
+    with pytest.raises(RemoteError) as caught:
+        client.consumer("orders", subscription="s", type="failover")
+    assert caught.value.code == "subscription-type"
+
+
+def test_a_request_is_asked_again_until_it_is_answered(broker: testing.Broker, client: ister.Client) -> None:
+    """`retry` errors and lost connections are not the caller's business."""
+    broker.refuse(Type.REQUEST, "unavailable", times=2)
+    assert client.status()["broker"] == {"boot": 1}
+    broker.restart()
+    assert client.status()["broker"] == {"boot": 2}
+
+
+def test_a_request_has_a_timeout_that_says_why(broker: testing.Broker, client: ister.Client) -> None:
+    """The last trouble is in the sentence."""
+    broker.refuse(Type.REQUEST, "unavailable", times=10)
+    with pytest.raises(TimeoutExpiredError, match="unavailable"):
+        client.status(timeout=0.1)
+
+
+def test_nobody_there_is_said_in_time() -> None:
+    """With the endpoint, and as an error that says: try again."""
+    with pytest.raises(ConnectionLostError, match=r"127\.0\.0\.1:1 ") as caught:
+        ister.connect("tcp://127.0.0.1:1", timeout=0.2)
+    assert caught.value.action == "retry"
+
+
+def test_somebody_else_there_is_said_in_time() -> None:
+    """A port that speaks something else does not hold a program up."""
+    with zmq.Context() as context, context.socket(zmq.REP) as other:
+        port = other.bind_to_random_port("tcp://127.0.0.1")
+        with pytest.raises(ConnectionLostError):
+            ister.connect(f"tcp://127.0.0.1:{port}", timeout=0.2)
+
+
+def test_any_of_several_endpoints_will_do(broker: testing.Broker) -> None:
+    """The first that does not answer is passed over quickly."""
+    with ister.connect(["tcp://127.0.0.1:1", broker.endpoint], timeout=5) as client:
+        assert client.topics() == []
+
+
+def test_a_version_that_is_not_spoken_is_said() -> None:
+    """Trying again would not help."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+
+        def refuse() -> None:
+            peer, _hello = router.recv_multipart()
+            error = {
+                Key.TYPE: Type.ERROR,
+                Key.CODE: "unsupported-version",
+                Key.TEXT: "2 only",
+                Key.ACTION: "stop",
+            }
+            router.send_multipart([peer, wire.encode_header(error)])
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(RemoteError) as caught:
+            ister.connect(f"tcp://127.0.0.1:{port}", timeout=5)
+        thread.join()
+    assert caught.value.code == "unsupported-version"
+
+
+def test_moved_is_followed(broker: testing.Broker) -> None:
+    """A producer and a consumer live where their topic lives, whatever the client connected to."""
+    with testing.Broker(moved={"orders": broker.endpoint}) as first:
+        with ister.connect(broker.endpoint) as there:
+            there.create_topic("orders")
+        with ister.connect(first.endpoint, timeout=5) as client:
+            with client.producer("orders") as producer, client.producer("orders") as second:
+                producer.send(b"a").result(5)
+                second.send(b"b").result(5)
+                with client.consumer("orders", subscription="s", start="earliest") as consumer:
+                    received = [consumer.receive(5), consumer.receive(5)]
+                    assert [message.payload for message in received if message] == [b"a", b"b"]
+    assert sum(kind == Type.HELLO for kind, _ in broker.heard) == 2  # one session for all three
+
+
+def test_moving_in_circles_ends(broker: testing.Broker) -> None:
+    """Workers that do not agree cost a timeout that says so, not an endless chase."""
+    broker.moved["orders"] = "tcp://127.0.0.1:1"
+    with testing.Broker() as other:
+        broker.moved["orders"], other.moved["orders"] = other.endpoint, broker.endpoint
+        with ister.connect(broker.endpoint) as client:
+            with pytest.raises(TimeoutExpiredError, match="moved"):
+                client.producer("orders", timeout=0.5)
+    assert sum(kind == Type.OPEN_PRODUCER for kind, _ in broker.heard) < 10
+
+
+def test_a_place_that_does_not_come_back_is_asked_for_again(broker: testing.Broker) -> None:
+    """When a worker is gone for good, the first endpoints know where its topics are now."""
+    with testing.Broker() as gone:
+        broker.moved["orders"] = gone.endpoint
+        with ister.connect(gone.endpoint) as there:
+            there.create_topic("orders")
+        with ister.connect(broker.endpoint) as client:
+            client.create_topic("orders")
+            producer = client.producer("orders", timeout=5)
+            producer.send(b"a").result(5)
+            gone.close()
+            del broker.moved["orders"]
+            assert producer.send(b"b").result(10).offset == 0
+            producer.close()
+
+
+def test_a_closed_client_says_so(client: ister.Client) -> None:
+    """Every call, and every receipt that is still open."""
+    producer = client.producer("orders")
+    client.close()
+    client.close()
+    for call in (client.topics, lambda: producer.send(b"x"), lambda: client.producer("orders")):
+        with pytest.raises(ClosedError):
+            call()
+    producer.close()
+
+
+def test_closing_a_client_wakes_whoever_waits(client: ister.Client) -> None:
+    """A thread in `receive` does not sleep on for ever."""
+    consumer = client.consumer("orders", subscription="s")
+    threading.Timer(0.05, client.close).start()
+    with pytest.raises(ClosedError):
+        consumer.receive(10)
+
+
+def test_an_unused_client_leaves_no_threads(broker: testing.Broker) -> None:
+    """What was started is ended."""
+    before = threading.active_count()
+    for _ in range(3):
+        with ister.connect(broker.endpoint):
+            pass
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"topic": 5}, {"subscription": None}, {"type": "any"}, {"start": -1}, {"priority": -1}]
+)
+def test_wrong_consumers_are_refused_before_anything_is_sent(
+    client: ister.Client, wrong: dict[str, object]
+) -> None:
+    """Each with a sentence that helps."""
+    arguments: dict[str, object] = {"topic": "orders", "subscription": "s"} | wrong
+    with pytest.raises(UsageError):
+        client.consumer(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_bytes": 0}, {"linger_ms": -1}, {"window_bytes": 0}, {"topic": b"orders"}]
+)
+def test_wrong_producers_are_refused_before_anything_is_sent(
+    client: ister.Client, wrong: dict[str, object]
+) -> None:
+    """Each with a sentence that helps."""
+    arguments: dict[str, object] = {"topic": "orders"} | wrong
+    with pytest.raises(UsageError):
+        client.producer(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_named_producer_has_an_id_that_lasts() -> None:
+    """The same for the same topic and name, in every process: never 0, 63 bits."""
+    assert producer_id("orders", "me") == 0x63CDAD2E46943454
+    assert producer_id("orders", "me") != producer_id("orders", "you")
+    assert producer_id("orders", "me") != producer_id("order", "sme")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_told_to_connect_again(client: ister.Client) -> None:
+    """Whatever it tries, and without hanging; the parent goes on."""
+    producer = client.producer("orders")
+    consumer = client.consumer("orders", subscription="s", start="earliest")
+    producer.send(b"a")
+    child = os.fork()
+    if not child:
+        told = 0
+        calls = (
+            lambda: producer.send(b"x"),
+            lambda: producer.flush(1),
+            lambda: consumer.receive(1),
+            lambda: consumer.flush(1),
+            client.topics,
+        )
+        for call in calls:
+            try:
+                call()
+            except ForkedError:
+                told += 1
+        producer.close()
+        consumer.close()
+        client.close()
+        os._exit(told)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 5
+    assert producer.send(b"b").result(5).offset == 1
+    producer.close()
+    consumer.close()
+
+
+def test_a_program_that_forgets_to_close_still_ends(broker: testing.Broker) -> None:
+    """No thread and no socket holds the interpreter up; what had time to go out is there."""
+    program = """
+import sys, ister
+client = ister.connect(sys.argv[1])
+client.create_topic("forgotten")
+producer = client.producer("forgotten")
+print(producer.send(b"x").result(5).offset)
+consumer = client.consumer("forgotten", subscription="s")
+"""
+    done = run(program, broker.endpoint)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "0", "")
+
+
+def test_a_forked_child_of_a_program_ends(broker: testing.Broker) -> None:
+    """The interpreter of a child goes down cleanly with a client it never used."""
+    program = """
+import os, sys, warnings, ister
+warnings.simplefilter("ignore")
+client = ister.connect(sys.argv[1])
+child = os.fork()
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), client.topics())
+"""
+    done = run(program, broker.endpoint)
+    assert (done.returncode, done.stdout.strip()) == (0, "0 []")
+
+
+def test_ctrl_c_leaves_a_usable_client(broker: testing.Broker) -> None:
+    """Interrupted in the middle of sending and waiting, again and again: nothing is lost, nothing hangs."""
+    program = """
+import itertools, os, signal, sys, threading, time, ister
+client = ister.connect(sys.argv[1])
+client.create_topic("orders")
+producer = client.producer("orders", batch_bytes=2000)
+consumer = client.consumer("orders", subscription="s", start="earliest")
+over = threading.Event()
+def interrupt():
+    while not over.wait(0.02):
+        os.kill(os.getpid(), signal.SIGINT)
+interrupted = 0
+receipts = []
+threading.Thread(target=interrupt, daemon=True).start()
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    try:
+        while time.monotonic() < end:
+            receipts.append(producer.send(b"x" * 50))
+            if len(receipts) % 500 == 0:
+                producer.flush()
+    except KeyboardInterrupt:
+        interrupted += 1
+while True:
+    try:
+        over.set()
+        time.sleep(0.1)
+        break
+    except KeyboardInterrupt:
+        pass
+producer.flush(10)
+offsets = [receipt.result(0).offset for receipt in receipts]
+assert offsets == sorted(set(offsets)), "order"
+assert interrupted > 5, interrupted
+seen = set()
+while len(seen) <= offsets[-1]:
+    batch = consumer.receive_batch(timeout=10)
+    assert batch is not None, (len(seen), offsets[-1])
+    seen.update(batch.offsets)
+    consumer.ack(batch)
+consumer.flush(5)
+client.close()
+print("ok")
+"""
+    done = run(program, broker.endpoint)
+    assert (done.stdout.strip(), done.returncode) == ("ok", 0), done.stderr[-2000:]
+
+
+def test_ctrl_c_while_waiting_ends_a_program(broker: testing.Broker) -> None:
+    """A consumer that waits for ever is ended by one Ctrl-C, at once."""
+    program = """
+import sys, ister
+with ister.connect(sys.argv[1]) as client:
+    client.create_topic("orders", exist_ok=True)
+    with client.consumer("orders", subscription="s") as consumer:
+        print("ready", flush=True)
+        for message in consumer:
+            pass
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, broker.endpoint],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=5)
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode != 0
+
+
+def test_importing_ister_is_cheap() -> None:
+    """The command line and the broker's packages are not loaded for a client."""
+    program = """
+import sys, ister
+heavy = {"actors", "storage", "transport", "click", "rich", "pykka", "asyncio", "google.cloud"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert run(program).stdout.strip() == "[]"
+
+
+def test_a_client_can_be_closed_by_contextlib(broker: testing.Broker) -> None:
+    """What has `close` works with `closing`."""
+    with closing(ister.connect(broker.endpoint)) as client:
+        assert client.topics() == []

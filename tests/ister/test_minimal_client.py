@@ -1,0 +1,58 @@
+"""The smallest client, written from PROTOCOL.md, works against a broker that speaks it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ister
+from ister import testing
+
+PROGRAM = Path(__file__).parents[2] / "clients" / "python-minimal" / "minimal.py"
+LINES_MAX = 60
+
+
+def play(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run it."""
+    command = [sys.executable, str(PROGRAM), endpoint, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
+    """What went in comes out, and is acknowledged."""
+    done = play(broker.endpoint, "greetings", "hello", "world")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "published at offset 0",
+        "published at offset 1",
+        "received 0 hello",
+        "received 1 world",
+    ]
+    with ister.connect(broker.endpoint) as client:
+        with client.consumer("greetings", subscription="minimal", type="shared") as consumer:
+            assert consumer.receive(0.1) is None
+
+
+def test_it_follows_moved(broker: testing.Broker) -> None:
+    """With several workers it works too."""
+    with ister.connect(broker.endpoint) as there:
+        there.create_topic("greetings")
+    with testing.Broker(moved={"greetings": broker.endpoint}) as first:
+        done = play(first.endpoint, "greetings", "hello")
+    assert done.stdout.splitlines() == ["published at offset 0", "received 0 hello"]
+
+
+def test_it_is_small_and_imports_nothing_of_ister() -> None:
+    """Sixty lines, and the standard library, zmq and cbor2: that is all a client needs."""
+    text = PROGRAM.read_text()
+    assert len(text.splitlines()) <= LINES_MAX
+    imported = {
+        alias.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert imported - sys.stdlib_module_names == {"zmq", "cbor2"}
+    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(ast.parse(text)))

@@ -1,0 +1,289 @@
+"""The producer that programs hold, against a broker in memory."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import ister
+from ister import testing
+from ister.errors import ClosedError, RemoteError, TimeoutExpiredError, UsageError
+from ister.wire import Limit, Type
+
+MESSAGES = 3000
+
+
+def send_until_refused(producer: ister.Producer, timeout: float | None = None) -> None:
+    """Send message after message, looking at each receipt unless there is a timeout for sending."""
+    for _ in range(10_000):
+        receipt = producer.send(b"x" * 90, timeout=timeout)
+        if timeout is None:
+            receipt.result(5)
+
+
+def publishes(broker: testing.Broker) -> int:
+    """Return how many batches the broker has heard."""
+    return sum(kind == Type.PUBLISH for kind, _ in list(broker.heard))
+
+
+def test_a_message_gets_an_offset(client: ister.Client) -> None:
+    """The receipt says where the message is."""
+    with client.producer("orders") as producer:
+        assert producer.send(b"hello", key=b"k", attributes={"a": "b"}).result(5) == ister.Published(
+            "orders", 0
+        )
+        assert producer.send(b"").result(5).offset == 1
+
+
+def test_many_messages_travel_in_few_batches(broker: testing.Broker, client: ister.Client) -> None:
+    """One call a message is not one frame a message, and offsets are dense."""
+    with client.producer("orders") as producer:
+        receipts = [producer.send(b"%d" % number) for number in range(MESSAGES)]
+        producer.flush(5)
+        assert [receipt.result(0).offset for receipt in receipts] == list(range(MESSAGES))
+    assert publishes(broker) < MESSAGES / 20
+
+
+def test_what_is_gathered_goes_by_itself(client: ister.Client) -> None:
+    """Nobody has to flush: the linger is kept by the background thread."""
+    with client.producer("orders") as producer:
+        done = threading.Event()
+        for _ in range(3):
+            receipt = producer.send(b"x")
+        receipt.add_done_callback(lambda _: done.set())
+        assert done.wait(5)
+
+
+def test_a_batch_has_one_receipt(client: ister.Client) -> None:
+    """Small lists join what is gathered, large ones go alone; either way offsets are consecutive."""
+    with client.producer("orders", batch_bytes=2000) as producer:
+        small = producer.send_batch([b"a", b"b"])
+        large = producer.send_batch([b"x" * 100] * 50)
+        joined = [producer.send_batch([b"c"]) for _ in range(5)]
+        assert small.result(5) == ister.Published("orders", 0, 2)
+        assert large.result(5) == ister.Published("orders", 2, 50)
+        assert [receipt.result(5).offset for receipt in joined] == [52, 53, 54, 55, 56]
+
+
+def test_a_batch_may_have_columns(client: ister.Client) -> None:
+    """Keys and attributes by message."""
+    with client.producer("orders") as producer:
+        producer.send_batch([b"a", b"b"], keys=[b"k", None], attributes=[None, {"x": "y"}]).result(5)
+    with client.consumer("orders", subscription="s", start="earliest") as consumer:
+        first, second = consumer.receive(5), consumer.receive(5)
+    assert first is not None
+    assert second is not None
+    assert (first.key, first.attributes) == (b"k", {})
+    assert (second.key, second.attributes) == (None, {"x": "y"})
+
+
+def test_order_is_kept_between_kinds_of_calls(client: ister.Client) -> None:
+    """send, send with columns and send_batch of one thread come out in the order of the calls."""
+    with client.producer("orders", batch_bytes=300) as producer:
+        sent = []
+        for number in range(200):
+            payload = b"%d" % number
+            if number % 7 == 3:
+                producer.send(payload, key=b"k")
+            elif number % 7 == 5:
+                producer.send_batch([payload])
+            elif number % 31 == 1:
+                payload = payload.ljust(400)
+                producer.send_batch([payload])
+            else:
+                producer.send(payload)
+            sent.append(payload)
+    with client.consumer("orders", subscription="s", start="earliest") as consumer:
+        received = [message.payload for _, message in zip(sent, consumer, strict=False)]
+    assert received == sent
+
+
+def test_threads_may_share_a_producer(client: ister.Client) -> None:
+    """Every message has an offset of its own, and each thread's order holds."""
+    offsets: dict[int, list[int | None]] = {}
+    with client.producer("orders", batch_bytes=500) as producer:
+
+        def send(number: int) -> None:
+            receipts = [producer.send(b"%d" % number) for _ in range(500)]
+            offsets[number] = [receipt.result(10).offset for receipt in receipts]
+
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    everything = [offset for each in offsets.values() for offset in each if offset is not None]
+    assert sorted(everything) == list(range(2000))
+    for each in offsets.values():
+        assert each == sorted(each, key=lambda offset: offset or 0)
+
+
+def test_a_full_window_holds_the_program_up(broker: testing.Broker, client: ister.Client) -> None:
+    """Memory is bounded: `send` waits, and says so when it may not wait longer."""
+    with client.producer("orders", batch_bytes=1000, window_bytes=3000) as producer:
+        broker.silent = True
+        with pytest.raises(TimeoutExpiredError, match="window"):
+            send_until_refused(producer, timeout=0.05)
+        with pytest.raises(TimeoutExpiredError):
+            producer.send_batch([b"x" * 900] * 3, timeout=0.05)
+        assert producer.publication.bytes <= 3000
+        broker.silent = False
+        broker.disconnect()
+        producer.flush(10)
+
+
+def test_a_refused_message_raises_from_its_receipt(broker: testing.Broker, client: ister.Client) -> None:
+    """And from nowhere else, once somebody has seen it; what is sent later is stored."""
+    with client.producer("orders") as producer:
+        broker.refuse(Type.PUBLISH, "invalid-argument")
+        with pytest.raises(RemoteError) as caught:
+            producer.send(b"x").result(5)
+        assert caught.value.code == "invalid-argument"
+        assert producer.send(b"y").result(5).offset == 0
+
+
+def test_a_refused_message_nobody_asked_about_raises_from_flush(
+    broker: testing.Broker, client: ister.Client
+) -> None:
+    """A program that ignores receipts still learns that something is missing."""
+    with client.producer("orders") as producer:
+        broker.refuse(Type.PUBLISH, "invalid-argument")
+        producer.send(b"x")
+        with pytest.raises(RemoteError):
+            producer.flush(5)
+        producer.flush(5)
+
+
+def test_a_full_disk_is_waited_out(broker: testing.Broker, client: ister.Client) -> None:
+    """`retry` is the client's business."""
+    with client.producer("orders") as producer:
+        broker.refuse(Type.PUBLISH, "disk-full", times=2)
+        assert producer.send(b"x").result(5).offset == 0
+
+
+def test_a_timeout_says_what_stands_in_the_way(broker: testing.Broker, client: ister.Client) -> None:
+    """The last error is in the sentence."""
+    with client.producer("orders") as producer:
+        broker.refuse(Type.PUBLISH, "disk-full", times=3)
+        receipt = producer.send(b"x")
+        with pytest.raises(TimeoutExpiredError, match="disk-full"):
+            receipt.result(0.05)
+        receipt.result(5)
+
+
+@pytest.mark.parametrize("how", ["disconnect", "restart", "expire"])
+def test_what_is_on_its_way_survives_a_lost_connection(
+    broker: testing.Broker, client: ister.Client, how: str
+) -> None:
+    """Every message is stored once, whatever happens to the connection."""
+    with client.producer("orders", batch_bytes=200) as producer:
+        receipts = []
+        for number in range(1000):
+            receipts.append(producer.send(b"%d" % number))
+            if number % 300 == 150:
+                getattr(broker, how)()
+        assert [receipt.result(10).offset for receipt in receipts] == list(range(1000))
+
+
+def test_an_older_producer_of_the_same_name_is_fenced(broker: testing.Broker, client: ister.Client) -> None:
+    """Two programs cannot both be the same producer."""
+    with ister.connect(broker.endpoint, timeout=5) as other:
+        old = client.producer("orders", name="me")
+        old.send(b"a").result(5)
+        with other.producer("orders", name="me") as new:
+            assert new.send(b"b").result(5).offset == 1
+            with pytest.raises(RemoteError) as caught:
+                send_until_refused(old)
+            assert caught.value.code == "producer-fenced"
+
+
+def test_a_deleted_topic_fails_its_producers(client: ister.Client) -> None:
+    """With the topic's code, from the receipt and from every later send."""
+    producer = client.producer("orders")
+    client.delete_topic("orders")
+    with pytest.raises(RemoteError) as caught:
+        send_until_refused(producer)
+    assert caught.value.code == "topic-deleted"
+    producer.close()
+
+
+def test_wrong_arguments_are_refused_before_anything_is_sent(
+    broker: testing.Broker, client: ister.Client
+) -> None:
+    """Each with a sentence that helps."""
+    with client.producer("orders") as producer:
+        with pytest.raises(UsageError, match="encode"):
+            producer.send("text")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="encode"):
+            producer.send_batch(["text"])  # type: ignore[list-item]
+        with pytest.raises(UsageError, match="text to text"):
+            producer.send(b"x", attributes={"a": 1})  # type: ignore[dict-item]
+        with pytest.raises(UsageError, match="key"):
+            producer.send(b"x", key=5)  # type: ignore[arg-type]
+        with pytest.raises(UsageError):
+            producer.send_batch([])
+        with pytest.raises(UsageError, match="2 payloads"):
+            producer.send_batch([b"a", b"b"], keys=[b"k"])
+        with pytest.raises(UsageError, match="timeout"):
+            producer.flush("soon")  # type: ignore[arg-type]
+        for call in (
+            lambda: producer.send(bytes((1 << 20) + 1)),
+            lambda: producer.send_batch([b"x", bytes((1 << 20) + 1)]),
+        ):
+            with pytest.raises(UsageError, match=r"message_bytes_max.*'orders'") as caught:
+                call()
+            assert caught.value.code == "message-too-large"
+        with pytest.raises(UsageError) as caught:
+            producer.send_batch([bytes(1 << 20)] * 5)
+        assert caught.value.code == "batch-too-large"
+    assert publishes(broker) == 0
+
+
+def test_a_message_larger_than_a_batch_goes_alone(client: ister.Client) -> None:
+    """batch_bytes is when to send, not what may be sent."""
+    with client.producer("orders", batch_bytes=100) as producer:
+        receipts = [producer.send(payload) for payload in (b"a", b"b", bytes(5000), b"c")]
+        assert [receipt.result(5).offset for receipt in receipts] == [0, 1, 2, 3]
+
+
+def test_limits_of_the_broker_bound_the_batch() -> None:
+    """A client asks for large batches, the broker takes small ones."""
+    limits = {Limit.MESSAGE_BYTES_MAX: 500, Limit.BATCH_BYTES_MAX: 1000}
+    with testing.Broker(limits=limits) as broker, ister.connect(broker.endpoint) as client:
+        client.create_topic("orders")
+        with client.producer("orders", batch_bytes=1 << 20) as producer:
+            receipts = [producer.send(b"x" * 90) for _ in range(200)]
+            producer.flush(5)
+            assert receipts[-1].result(0).offset == 199
+
+
+def test_a_closed_producer_says_so(client: ister.Client) -> None:
+    """And closing again is nothing."""
+    producer = client.producer("orders")
+    producer.send(b"x")
+    producer.close()
+    producer.close()
+    with pytest.raises(ClosedError):
+        producer.send(b"x")
+    with pytest.raises(ClosedError):
+        producer.send_batch([b"x"])
+
+
+def test_closing_in_vain_fails_the_receipts(broker: testing.Broker, client: ister.Client) -> None:
+    """A broker that does not answer does not hold a program for ever."""
+    producer = client.producer("orders")
+    broker.silent = True
+    receipt = producer.send(b"x")
+    with pytest.raises(TimeoutExpiredError):
+        producer.close(timeout=0.1)
+    with pytest.raises(ClosedError):
+        receipt.result(0)
+    broker.silent = False
+
+
+def test_an_exception_in_the_block_is_not_hidden(broker: testing.Broker, client: ister.Client) -> None:
+    """Closing is tried, and its failure matters less."""
+    with pytest.raises(ZeroDivisionError), client.producer("orders") as producer:
+        producer.send(b"%d" % (1 // len(producer.send(b"x").result(5).topic[:0])))
+    assert publishes(broker) == 1
