@@ -47,7 +47,7 @@ from storage.trim import Trim, droppable
 # one. Each byte is then written twice, so it pays only while commits are small: at 64 KiB it made no difference, at
 # 256 KiB it cost a quarter of the throughput.
 ZERO_AHEAD_BYTES: Final = 256 << 10
-ZERO_AHEAD_COMMIT_BYTES_MAX: Final = 32 << 10
+ZERO_AHEAD_COMMIT_BYTES_MAX: Final = 64 << 10
 _ZEROS: Final = bytes(ZERO_AHEAD_BYTES)
 
 
@@ -226,7 +226,12 @@ class Wal:
             keys_bytes=len(frames[2]) if columns & 1 else 0,
             attributes_bytes=len(frames[-1]) if columns & 2 else 0,
         )
-        self._write(active.file, (header, *frames, *zeros), start)
+        try:
+            self._write(active.file, (header, *frames, *zeros), start)
+        except DiskFullError:
+            # All of it but the room behind it may be there: it must not come back. The room for this was made before.
+            self._write(active.file, (_ZEROS[:HEADER_BYTES],), start)
+            raise
         active.end = end
         active.zeroed = max(active.zeroed, behind)
         if start >= active.index.due:
@@ -303,14 +308,21 @@ class Wal:
             self._write(file, (header, record, snapshot), 0)
             if zeroed == 0:
                 self._write(file, (_ZEROS[:FOOTER_BYTES],), end)
-        except DiskFullError:
+        except StorageError as error:
             file.close()
-            self._disk.unlink(path)
+            if isinstance(error, DiskFullError):
+                self._unlink(path)
             raise
         self._folder_dirty = True
         self._active_dirty = True
         self._active = Active(file, base, salt, end, max(zeroed, end + FOOTER_BYTES), SparseIndex(end))
         return self._active
+
+    def _unlink(self, path: str) -> None:
+        try:
+            self._disk.unlink(path)
+        except OSError as error:
+            raise self._fail(f"removing {path}", error) from error
 
     def _new_file(self, path: str) -> tuple[File, int]:
         """Return a file of zeros under the name `path`, and how far its blocks are written."""
