@@ -218,9 +218,10 @@ class Client(Closing):
         durability: Literal["fsync", "os"] | None = None,
         exist_ok: bool = False,
         timeout: float | None = None,
+        **retention: int,
     ) -> dict[str, Any]:
         """Create a topic; see `ister.Client.create_topic`."""
-        request = synchronous.topic_request(topic, dispatch, durability)
+        request = synchronous.topic_request(topic, dispatch, durability, retention)
         try:
             answer: dict[str, Any] = await self._ask(request, timeout)
         except RemoteError as error:
@@ -229,6 +230,36 @@ class Client(Closing):
             answer = await self.topic(topic, timeout=timeout)
             if synchronous.differs(answer, request):
                 raise
+        return answer
+
+    async def update_topic(
+        self, topic: str, *, timeout: float | None = None, **retention: int
+    ) -> dict[str, Any]:
+        """Change what a topic keeps; see `ister.Client.update_topic`."""
+        answer: dict[str, Any] = await self._ask(
+            Request("topic.update", {"topic": topic, **retention}), timeout
+        )
+        return answer
+
+    async def verify_topic(
+        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
+    ) -> dict[str, Any]:
+        """Have the broker check every byte of a topic's log; see `ister.Client.verify_topic`."""
+        while True:
+            answer = await self._ask(Request("topic.verify", {"topic": topic}), timeout)
+            if progress is not None and "bytes_total" in answer:
+                progress(answer["bytes"], answer["bytes_total"])
+            if answer["done"]:
+                report: dict[str, Any] = answer["report"]
+                return report
+            await asyncio.sleep(synchronous.VERIFY_POLL_S)
+
+    async def repair_topic(
+        self, topic: str, *, skip_damaged: bool, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Let subscriptions go on behind what is damaged; see `ister.Client.repair_topic`."""
+        request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
+        answer: dict[str, Any] = await self._ask(request, timeout)
         return answer
 
     async def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:

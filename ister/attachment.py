@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from ister import wire
-from ister.errors import IsterError, RemoteProtocolError
+from ister.errors import IsterError, RemoteError, RemoteProtocolError
 from ister.message import Delivery, Event
 from ister.session import Frame, Session, back_off_s, remote_error
 from ister.wire import Key, Type
@@ -190,7 +190,8 @@ class Attachment:
             if self.phase == "open":
                 self.queue.append(Delivery(self, self.topic, self.lineage, header, body))
         elif kind == Type.EVENT:
-            self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), header.get(Key.TEXT, "")))
+            text, offset = header.get(Key.TEXT, ""), header.get(Key.OFFSET)
+            self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), text, offset))
         elif kind == Type.ERROR:
             error = remote_error(header)
             if error.code == "not-active":
@@ -209,6 +210,10 @@ class Attachment:
             self.active = event.code == "active"
         elif event.code == "dropped":
             self.dropped = event.count
+        elif (
+            event.code == "log-damaged"
+        ):  # nothing more comes until an operator decides: the program must hear that
+            self.complaint = RemoteError(event.code, event.text)
         self.events.append(event)
         if self._on_event is not None:
             call = self._on_event

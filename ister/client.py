@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -27,6 +28,7 @@ LINGER_MS: Final = 1.0
 CREDIT_MESSAGES: Final = 65_536
 CREDIT_BYTES: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
+VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is
 CLIENT_TEXT: Final = "ister-python/0.1.0"
 
 SubscriptionType = Literal["exclusive", "shared", "failover"]
@@ -107,14 +109,16 @@ class Client:
         durability: Literal["fsync", "os"] | None = None,
         exist_ok: bool = False,
         timeout: float | None = None,
+        **retention: int,
     ) -> dict[str, Any]:
         """Create a topic and return what the broker knows of it.
 
         `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), or once
-        the `os` has the bytes. With `exist_ok`, a topic of that name and dispatch is as good as a new one.
+        the `os` has the bytes. With `exist_ok`, a topic of that name and dispatch is as good as a new one. `retention`
+        is what a reliable topic keeps at most: see `update_topic`.
         Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
         """
-        request = topic_request(topic, dispatch, durability)
+        request = topic_request(topic, dispatch, durability, retention)
         try:
             answer: dict[str, Any] = self._ask(request, timeout)
         except RemoteError as error:
@@ -123,6 +127,39 @@ class Client:
             answer = self.topic(topic, timeout=timeout)
             if differs(answer, request):
                 raise
+        return answer
+
+    def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> dict[str, Any]:
+        """Change what a reliable topic keeps, and return what the broker knows of it.
+
+        `retention_ms`: no longer than that; `retention_bytes`: no more than that, in whole segments;
+        `retention_acknowledged`: 1: only what some subscription has not acknowledged. 0 lifts a limit. What is not in
+        the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
+        """
+        answer: dict[str, Any] = self._ask(Request("topic.update", {"topic": topic, **retention}), timeout)
+        return answer
+
+    def verify_topic(
+        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
+    ) -> dict[str, Any]:
+        """Have the broker check every byte of a topic's log, and return its report.
+
+        The report has `messages`, `bytes`, `segments`, and `damaged`: a list of ranges (`first`, `end`, `reason`, ...).
+        `progress(bytes, bytes_total)` is called now and then. Raises `RemoteError`.
+        """
+        while True:
+            answer = self._ask(Request("topic.verify", {"topic": topic}), timeout)
+            if progress is not None and "bytes_total" in answer:
+                progress(answer["bytes"], answer["bytes_total"])
+            if answer["done"]:
+                report: dict[str, Any] = answer["report"]
+                return report
+            threading.Event().wait(VERIFY_POLL_S)
+
+    def repair_topic(self, topic: str, *, skip_damaged: bool, timeout: float | None = None) -> dict[str, Any]:
+        """Let every subscription of a topic go on behind what is damaged; returns the ranges that are skipped now."""
+        request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
+        answer: dict[str, Any] = self._ask(request, timeout)
         return answer
 
     def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
@@ -435,9 +472,9 @@ def producer_id(topic: str, name: str) -> int:
     return (int.from_bytes(digest, "little") >> 1) or 1
 
 
-def topic_request(topic: str, dispatch: str, durability: str | None) -> Request:
+def topic_request(topic: str, dispatch: str, durability: str | None, retention: dict[str, int]) -> Request:
     """Return the request that creates a topic."""
-    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch}
+    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch, **retention}
     if durability is not None:
         asked["durability"] = durability
     return Request("topic.create", asked)

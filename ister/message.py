@@ -206,11 +206,17 @@ class Batch(Sequence[Message]):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a broker tells a consumer besides messages: `active`, `standby` or `dropped` (`count` so far)."""
+    """What a broker tells a consumer besides messages.
+
+    `active`, `standby` (Failover); `dropped` (non-reliable: `count` so far); `trimmed` (retention took `count`
+    messages that were not acknowledged, from `offset` on); `log-damaged` (`count` messages from `offset` on cannot be
+    served, and an operator must decide); `skipped` (the operator decided so).
+    """
 
     code: str
     count: int = 0
     text: str = ""
+    offset: int | None = None
 
 
 # ---- going out --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`ister topic`: create, list, show and delete topics."""
+"""`ister topic`: create, update, list, show, verify, repair and delete topics."""
 
 from __future__ import annotations
 
@@ -8,19 +8,48 @@ from typing import Any, Literal, cast
 import click
 
 from ister.cli.command import CONTEXT, Command, Group
-from ister.cli.options import client_options, connected, json_option, topic_argument
-from ister.cli.show import print_fields, print_json, print_table
+from ister.cli.options import Decorated, client_options, connected, json_option, topic_argument
+from ister.cli.outcome import FAILED
+from ister.cli.show import print_fields, print_json, print_table, progress
 
 _HELP_END = """\b
 Examples:
   ister topic create orders
   ister topic create ticks --dispatch non-reliable
+  ister topic update orders --retention-bytes 1073741824
+  ister topic verify orders
   ister topic list --json | jq -r '.[].topic'"""
 
 
 @click.group(cls=Group, context_settings=CONTEXT, epilog=_HELP_END)
 def topic() -> None:
-    """Create, list, show and delete topics."""
+    """Create, update, list, show, verify, repair and delete topics."""
+
+
+def retention_options(command: Decorated) -> Decorated:
+    """Add the options that say what a reliable topic keeps at most."""
+    command = click.option(
+        "--retention-acknowledged/--no-retention-acknowledged",
+        default=None,
+        help="Drop what every subscription has acknowledged.",
+    )(command)
+    command = click.option(
+        "--retention-bytes",
+        type=click.IntRange(min=0),
+        metavar="BYTES",
+        help="Keep no more than that; 0: no limit.",
+    )(command)
+    return click.option(
+        "--retention-ms",
+        type=click.IntRange(min=0),
+        metavar="MS",
+        help="Keep it no longer than that; 0: no limit.",
+    )(command)
+
+
+def _retention(ms: int | None, size: int | None, acknowledged: bool | None) -> dict[str, int]:
+    given = {"retention_ms": ms, "retention_bytes": size, "retention_acknowledged": acknowledged}
+    return {name: int(value) for name, value in given.items() if value is not None}
 
 
 @topic.command(cls=Command)
@@ -37,6 +66,7 @@ def topic() -> None:
     type=click.Choice(["fsync", "os", "cloud"]),
     help="What a receipt of a reliable topic promises: synced to disk (default), in the page cache, uploaded.",
 )
+@retention_options
 @click.option("--exist-ok", is_flag=True, help="A topic of that name and dispatch is as good as a new one.")
 @client_options
 @json_option
@@ -44,6 +74,9 @@ def create(
     topic: str,
     dispatch: str,
     durability: str | None,
+    retention_ms: int | None,
+    retention_bytes: int | None,
+    retention_acknowledged: bool | None,
     exist_ok: bool,
     endpoint: str,
     timeout: float,
@@ -56,11 +89,87 @@ def create(
             dispatch=cast("Literal['reliable', 'non-reliable']", dispatch),
             durability=cast("Literal['fsync', 'os'] | None", durability),
             exist_ok=exist_ok,
+            **_retention(retention_ms, retention_bytes, retention_acknowledged),
         )
     if as_json:
         print_json(made)
     else:
         print(f"topic {made['topic']}: {made['strategy']}, {_durability(made)}, lives in {made['node']}")
+
+
+@topic.command(cls=Command)
+@topic_argument
+@retention_options
+@client_options
+@json_option
+def update(
+    topic: str,
+    retention_ms: int | None,
+    retention_bytes: int | None,
+    retention_acknowledged: bool | None,
+    endpoint: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Change what a reliable topic keeps; what is not in the store yet is kept in any case."""
+    with connected(endpoint, timeout) as client:
+        retention = _retention(retention_ms, retention_bytes, retention_acknowledged)
+        changed = client.update_topic(topic, **retention)
+    if as_json:
+        print_json(changed)
+    else:
+        print_fields(changed)
+
+
+@topic.command(cls=Command)
+@topic_argument
+@client_options
+@json_option
+def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Check every byte of a reliable topic's log; exit code 1 when something is damaged."""
+    with (
+        connected(endpoint, timeout) as client,
+        progress(f"verifying {topic}", None, unit="bytes") as show_done,
+    ):
+        report = client.verify_topic(topic, progress=lambda done, _total: show_done(done))
+    if as_json:
+        print_json(report)
+    else:
+        print(
+            f"topic {topic}: offsets {report['start_offset']} to {report['end_offset']}, "
+            f"{report['messages']:,} messages in {report['segments']:,} segments, {report['bytes']:,} bytes: "
+            f"{'damaged' if report['damaged'] else 'every byte is what was written'}"
+        )
+        for one in report["damaged"]:
+            print(f"  offsets {one['first']} to before {one['end']}: {one['path']}: {one['reason']}")
+    if report["damaged"]:
+        raise SystemExit(FAILED)
+
+
+@topic.command(cls=Command)
+@topic_argument
+@click.option(
+    "--skip-damaged",
+    is_flag=True,
+    required=True,
+    help="Let every subscription go on behind what is damaged; each one's consumers are told which messages.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@client_options
+@json_option
+def repair(topic: str, skip_damaged: bool, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Decide about damage that `ister topic verify` found; the damaged files are kept."""
+    confirm(f"let subscriptions of {topic} skip what is damaged?", yes)
+    with connected(endpoint, timeout) as client:
+        repaired = client.repair_topic(topic, skip_damaged=skip_damaged)
+    if as_json:
+        print_json(repaired)
+    elif not repaired["skipped"]:
+        print(f"topic {topic} has no damage")
+    else:
+        print(f"topic {topic}: {repaired['messages']:,} damaged messages are skipped from now on:")
+        for first, end in repaired["skipped"]:
+            print(f"  offsets {first} to before {end}")
 
 
 @topic.command("list", cls=Command)
