@@ -10,6 +10,7 @@ Invariants
 - nobody is told that a commit has ended before it is durable, or has failed
 - a commit is synced once; what failed is never tried again here
 - one that fails alone is the only one told; when the sync of the file system fails, all that it covered are
+- a commit that finds everything idle begins at once, alone; what comes while something runs is looked at a turn later
 - commits begin in the order in which they came; one sync of the file system and `lanes` lanes run at most
 - a sync of the file system that takes longer than the files would have one by one is not tried again for a while, and
   those that came after it do not wait for it
@@ -139,6 +140,9 @@ class Commits:
         `done` must not raise: whose fault it was is known to it alone.
         """
         self.commits += 1
+        if self._lanes_busy == 0 and self._together_since is None and not self._waiting:
+            self._begin_lane(((commit, done),))  # a lone message waits for nobody; its turn's others follow
+            return
         (self._waiting if self._covered(commit) else self._apart).append((commit, done))
         if not self._begin_scheduled:  # all that this turn brings are looked at together
             self._begin_scheduled = True
@@ -228,7 +232,8 @@ class Commits:
         failure: BaseException | None,
     ) -> None:
         """Keep the disk busy first, then tell them."""
-        self._begin()
+        if self._waiting or self._apart:
+            self._begin()
         telling = bool(self._ended)
         outcomes = errors if errors is not None else [failure] * len(members)
         self._ended.extend((done, error) for (_, done), error in zip(members, outcomes, strict=True))
