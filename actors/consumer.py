@@ -5,6 +5,8 @@ Runs in the worker process of its subscription, one actor an open handle.
 Invariants
 - what was sent to the client and neither acknowledged nor given back is in `in_flight`, and nowhere else
 - nothing of this consumer is lost when it goes, whatever the reason: `on_stop` and `on_failure` give back what it held
+- it goes, or begins anew, only when the subscription has said that nothing more is on its way to it: what came
+  behind would be lost, or be delivered before what came earlier
 - an acknowledgment of what was never delivered changes nothing and is answered with an error
 """
 
@@ -27,10 +29,15 @@ from actors.messages import (
     Evicted,
     Granted,
     Left,
+    Lost,
     Notice,
+    Pause,
+    Paused,
     Reopen,
     Returned,
     SetCredit,
+    Yield,
+    Yielded,
 )
 from actors.pieces import Piece
 from actors.runtime import LoopActor, Ref, System, Timer, receives
@@ -39,6 +46,7 @@ from ister.wire import Header, Key, Type
 from transport.gateway import Gateway, Sent
 from transport.session import Handle
 
+DELAY_MS_MAX: Final = 86_400_000  # a day; what is to wait longer belongs elsewhere
 FULL_RETRY_S: Final = 0.005  # a full connection is tried again so often: half a megabyte of loopback traffic
 
 
@@ -75,8 +83,11 @@ class Consumer(LoopActor):
         self._delivered_end = 0
         self._ack_timeout_s = 0.0
         self._timer: Timer | None = None
-        self._backlog: deque[Piece] = deque()  # given to us, and the connection is full
+        self._backlog: deque[Piece] = deque()  # given to us and not sent: the connection is full, or we pause
         self._granted = False
+        self._pausing = False
+        self._reopened = False  # the client's last wish, if it came back: `_open_header`
+        self._closing: list[CloseConsumer] = []
         self._gone = False
 
     # ---- coming and going ---------------------------------------------------------------------------------------
@@ -104,7 +115,8 @@ class Consumer(LoopActor):
     def _leave(self) -> None:
         if not self._gone:
             self._gone = True
-            self._subscription.tell(Left(self._key, self._release()))
+            held = self._release()  # first, for losses are told before
+            self._subscription.tell(Left(self._key, held))
 
     def _credit(self, header: Header) -> tuple[int, int]:
         limits = self._gateway.sessions.limits
@@ -114,8 +126,18 @@ class Consumer(LoopActor):
         )
 
     def _release(self) -> list[Held]:
-        self._backlog.clear()
-        return self.in_flight.release()
+        """Take back everything; what was never sent was no attempt."""
+        backlog, self._backlog = self._backlog, deque()
+        if not self._acknowledges:
+            if lost := sum(piece.count for piece in backlog):
+                self._subscription.tell(Lost(lost))
+            return []
+        unsent = [
+            held._replace(attempt=held.attempt - 1)
+            for piece in backlog
+            for held in self.in_flight.settle(piece.offset, piece.offset + piece.count)
+        ]
+        return self.in_flight.release() + unsent
 
     @receives(Granted)
     def on_granted(self, granted: Granted) -> None:
@@ -123,7 +145,10 @@ class Consumer(LoopActor):
         self._granted = True
         self._delivered_end = max(self._delivered_end, granted.position)
         self._ack_timeout_s = granted.ack_timeout_ms / 1000
-        self._say_opened(granted.position)
+        if self._reopened:  # with other credit than we came with
+            self._set_credit()
+        if not self._pausing:
+            self._say_opened(granted.position)
 
     def _say_opened(self, position: int) -> None:
         header, handle = self._open_header, self._handle
@@ -143,6 +168,7 @@ class Consumer(LoopActor):
     def on_evicted(self, evicted: Evicted) -> None:
         """Tell the client that it has no place, or none any more, and go."""
         self._evict(RemoteError(evicted.code, evicted.text))
+        self._answer_closes()
         self.stop_now()
 
     def _evict(self, error: IsterError) -> None:
@@ -158,21 +184,56 @@ class Consumer(LoopActor):
     def on_reopen(self, command: Reopen) -> None:
         """Begin again for a client that came back: what it held is delivered again, in order."""
         self._generation, self._open_header = command.generation, command.header
-        messages, bytes_ = self._credit(command.header)
-        self._subscription.tell(Returned(self._key, self._release(), 0.0, "reconnected"))
-        self._subscription.tell(SetCredit(self._key, messages, bytes_))
-        if self._granted:
-            self._say_opened(self._delivered_end)
+        self._reopened = True
+        self._answer_closes()  # opened again since, it stays
+        self._pause()
 
     @receives(CloseConsumer)
     def on_close(self, command: CloseConsumer) -> None:
         """Go, at the client's wish or because its session ended."""
-        self._leave()
-        handle = self._handle
-        self._gateway.sessions.closed(handle)
-        if command.ref is not None:
-            self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: command.ref})
-        self.stop_now()
+        self._closing.append(command)
+        self._pause()
+
+    def _answer_closes(self) -> None:
+        closing, self._closing = self._closing, []
+        for command in closing:
+            if command.ref is not None:
+                self._done(command.ref)
+
+    def _pause(self) -> None:
+        if not self._pausing:
+            self._pausing = True
+            self._subscription.tell(Pause(self.ref, self._key))
+
+    @receives(Paused)
+    def on_paused(self, _paused: Paused) -> None:
+        """Go, or begin anew: nothing is on its way here any more."""
+        self._pausing = False
+        if self._closing:
+            self._leave()
+            self._gateway.sessions.closed(self._handle)
+            self._answer_closes()
+            self.stop_now()
+        else:
+            self._give_all_back("reconnected")
+            self._set_credit()
+            if self._granted:
+                self._say_opened(self._delivered_end)
+
+    def _give_all_back(self, why: str) -> None:
+        if held := self._release():
+            self._subscription.tell(Returned(self._key, held, 0.0, why))
+
+    def _set_credit(self) -> None:
+        messages, bytes_ = self._credit(self._open_header)
+        self._subscription.tell(SetCredit(self._key, messages, bytes_))
+
+    @receives(Yield)
+    def on_yield(self, _yield: Yield) -> None:
+        """Give back everything, so that the consumer that is active now gets it first."""
+        if self._acknowledges:
+            self._give_all_back("another consumer is active")
+        self._subscription.tell(Yielded(self._key))
 
     # ---- delivering ---------------------------------------------------------------------------------------------
 
@@ -188,7 +249,7 @@ class Consumer(LoopActor):
                 self._timer = self.call_later(self._ack_timeout_s, self._expire)
         if end > self._delivered_end:
             self._delivered_end = end
-        if self._backlog:
+        if self._backlog or self._pausing:
             self._backlog.append(piece)
         else:
             self._send(piece)
@@ -215,8 +276,12 @@ class Consumer(LoopActor):
             self._backlog.append(piece)
         else:  # the client may come back and resume: what it holds is delivered again then
             self._subscription.tell(Block(self._key, True))
+            if not self._acknowledges:
+                self._subscription.tell(Lost(piece.count))
 
     def _retry(self) -> None:
+        if self._pausing:
+            return  # it is given back then, not sent
         backlog, self._backlog = self._backlog, deque()
         for piece in backlog:
             if self._backlog:
@@ -301,12 +366,15 @@ class Consumer(LoopActor):
             self._subscription.tell(AcknowledgedUntil(self._key, end, header.get(Key.REF)))
 
     def _give_back(self, header: Header) -> None:
+        delay_ms = header.get(Key.DELAY, 0)
+        if delay_ms > DELAY_MS_MAX:
+            raise RemoteError("invalid-argument", f"a delay of {delay_ms} ms is over {DELAY_MS_MAX} ms")
         held: list[Held] = []
         for first, end in self._ranges(header):
             held += self.in_flight.settle(first, end)
         if held:
             why = header.get(Key.REASON, "refused")
-            self._subscription.tell(Returned(self._key, held, header.get(Key.DELAY, 0) / 1000, why))
+            self._subscription.tell(Returned(self._key, held, delay_ms / 1000, why))
         if Key.REF in header:
             self._done(header[Key.REF])
 

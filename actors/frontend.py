@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from actors.consumer import Consumer
 from actors.directory import DIRECTORY_PATH
+from actors.ledger import Held
 from actors.messages import (
     Answer,
     Ask,
@@ -26,6 +27,7 @@ from actors.messages import (
     CloseProducer,
     ConsumerFrame,
     Delete,
+    Deliver,
     Describe,
     Evicted,
     Locate,
@@ -34,10 +36,12 @@ from actors.messages import (
     NodeStarted,
     NodeStopped,
     OpenProducer,
+    Pause,
     Publish,
     Refused,
     Reopen,
     Repair,
+    Returned,
     StartSubscription,
     SubscriptionTask,
     TopicFailed,
@@ -355,8 +359,12 @@ class Frontend(LoopActor):
         elif isinstance(message, Publish):
             if message.handle.state == "producer":  # else it was told, and perhaps opens again already
                 self._close_handle(message.handle, gone, {})
-        elif isinstance(message, AttachConsumer):
+        elif isinstance(message, AttachConsumer | Pause):
             message.consumer.tell(Evicted(gone.code, gone.text))
+        elif isinstance(message, Deliver):
+            piece = message.piece
+            held = Held(piece.offset, piece.offset + piece.count, piece.attempt - 1)  # nobody got it
+            message.subscription.tell(Returned(0, [held], 0.0, "the consumer is gone"))
         elif isinstance(message, Reopen):
             self._open_anew(message)
         elif isinstance(message, CloseProducer | CloseConsumer):

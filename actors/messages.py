@@ -407,9 +407,10 @@ class Evicted:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Send this (Subscription -> Consumer)."""
+    """Send this (Subscription -> Consumer); what finds no consumer goes back to `subscription`."""
 
     piece: Piece
+    subscription: Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +447,38 @@ class Block:
 
     key: int
     blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Send this consumer nothing more: it goes, or begins anew (Consumer -> Subscription; answered by `Paused`)."""
+
+    consumer: Ref
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Whatever was for you came before this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """Another is active now: give back what you hold (Subscription -> Consumer; answered by `Yielded`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded:
+    """What this consumer held came before this."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """These were for a consumer of a non-reliable subscription, and could not be sent."""
+
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from actors.messages import Answer, Attach, Attached, Batches, Delete, Detach, Left, Notice, Returned
+from actors.messages import Answer, Attach, Attached, Batches, Delete, Detach, Left, Lost, Notice, Returned
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from actors.runtime import Ref, System, Timer, receives
 from actors.subscription import Subscription
@@ -168,6 +168,11 @@ class NonReliableSubscription(Subscription):
         self._buffer_messages -= batch.count
         self._buffer_bytes -= batch_bytes(batch)
         return batch
+
+    @receives(Lost)
+    def on_lost(self, command: Lost) -> None:
+        """Count what a consumer was given and its connection did not take."""
+        self._lose(command.messages)
 
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from actors.ledger import Held, Redelivery
@@ -20,6 +21,7 @@ from actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
     Answer,
+    Ask,
     Attach,
     Attached,
     Confirmed,
@@ -36,7 +38,7 @@ from actors.messages import (
     Trimmed,
 )
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
-from actors.runtime import Ref, System, Timer, receives
+from actors.runtime import Address, Ref, System, Timer, receives
 from actors.subscription import Subscription
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError, TrimmedError
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
@@ -48,6 +50,8 @@ from transport.session import SessionLimits
 log = logging.getLogger("ister.subscription")
 
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
+ATTACH_AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
+ATTACH_RETRY_S: Final = 1.0  # after the topic failed
 FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
 
 
@@ -68,6 +72,7 @@ class ReliableSubscription(Subscription):
         limits: SessionLimits,
         ack_timeout_ms: int,
         topic_ref: Ref,
+        directory: Ref,
         open_journal: Callable[[Callable[[], int]], CursorJournal],
         open_reader: Callable[[int], Reader],
         erase: Callable[[], None],
@@ -76,6 +81,7 @@ class ReliableSubscription(Subscription):
     ) -> None:
         super().__init__(system, path, topic, meta, limits=limits, ack_timeout_ms=ack_timeout_ms)
         self._topic_ref = topic_ref
+        self._directory = directory
         self._open_journal = open_journal
         self._open_reader = open_reader
         self._erase = erase
@@ -97,6 +103,7 @@ class ReliableSubscription(Subscription):
         self._syncing = False
         self._flushed_low = 0  # the cursor as the journal has it
         self._synced_low = 0  # and as the disk has it
+        self._attach_timer: Timer | None = None
         self._deleted = False
         self._stalled: Notice | None = None  # at damage, until an operator decides
         self.trimmed = 0
@@ -104,20 +111,33 @@ class ReliableSubscription(Subscription):
 
     def on_start(self) -> None:
         """Ask the topic how far it is durable."""
+        self._attach()
+
+    def _attach(self) -> None:
+        """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
         self._topic_ref.tell(Attach(self.address, self.topic))
+        if self._attach_timer is not None:
+            self._attach_timer.cancel()
+        self._attach_timer = self.call_later(ATTACH_AGAIN_S, self._attach)
 
     def on_stop(self) -> None:
         """Write down what was acknowledged."""
         if self._journal is not None and not self._deleted:
-            self._journal.flush()
-            self._journal.sync()
+            with suppress(StorageError):
+                self._journal.flush()
+                self._journal.sync()
             self._journal.close()
+
+    def on_failure(self, *error: object) -> None:
+        """Send the consumers away, and write down what they acknowledged: the next actor reads it."""
+        super().on_failure(*error)
+        self.on_stop()
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
         """Attach again where it was the topic's process: it knows of no watcher."""
         if started.node == self._topic_ref.address.node:
-            self._topic_ref.tell(Attach(self.address, self.topic))
+            self._attach()
 
     # ---- the topic ----------------------------------------------------------------------------------------------
 
@@ -127,9 +147,13 @@ class ReliableSubscription(Subscription):
         self._durable_end = max(self._durable_end, attached.durable_end)
         if self._journal is None:
             try:
-                self._journal = self._open_journal(lambda: self._start(attached))
+                journal = self._open_journal(lambda: self._start(attached))
+                self._fit(journal, attached.durable_end)
+                self._journal = journal
             except IsterError as error:
                 self._become_failed(error)
+                if error.code == "offset-out-of-range":
+                    self._undo_creation()
                 return
             self._next = self._flushed_low = self._journal.cursor.low
             self._sync_timer = self.call_later(
@@ -156,11 +180,40 @@ class ReliableSubscription(Subscription):
             )
         return offset
 
+    def _fit(self, journal: CursorJournal, end: int) -> None:
+        """Take back what was acknowledged of messages that a power failure took from the topic's log.
+
+        Their offsets are given out again, and who gets them must not be taken for acknowledged. Raises DamagedError
+        where the topic promised that nothing of the kind can happen.
+        """
+        cursor = journal.cursor
+        reached = max(cursor.low, cursor.ranges.end or 0)
+        if reached <= end:
+            return
+        text = f"the log of topic {self.topic.name!r} ends at offset {end}, but {reached} was acknowledged"
+        if self.topic.durability != "os":
+            journal.close()
+            raise DamagedError(text)
+        log.warning("subscription %s: %s", self.meta.name, text)
+        journal.seek(min(cursor.low, end))
+        for first, stop in cursor.ranges:
+            journal.note(first, min(stop, end))
+
+    def _undo_creation(self) -> None:
+        """A subscription that cannot begin where it was to was never there: its name is free for another start."""
+        arguments = encode_result({"topic": self.topic.name, "subscription": self.meta.name})
+        nobody = Address(self.system.node, "nobody")
+        self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
+
     @receives(TopicFailed)
     def on_topic_failed(self, failed: TopicFailed) -> None:
         """Go on with what is durable; before that is known, say why nobody can be served."""
+        error = RemoteError(failed.code, failed.text)
         if not self._ready:
-            self._become_failed(RemoteError(failed.code, failed.text))
+            self._become_failed(error)
+        if error.action == "retry" and self._attach_timer is not None:
+            self._attach_timer.cancel()
+            self._attach_timer = self.call_later(ATTACH_RETRY_S, self._attach)
 
     @receives(Trimmed)
     def on_trimmed(self, trimmed: Trimmed) -> None:
@@ -482,9 +535,12 @@ class ReliableSubscription(Subscription):
         self._topic_ref.tell(Detach(self.address))
         if self._journal is not None:
             self._journal.close()
-        self._erase()
+        try:
+            self._erase()
+        except OSError as error:
+            log.warning("cursor of %s/%s is still there: %s", self.topic.name, self.meta.name, error)
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
-        self.stop()
+        self.stop_now()  # what waits behind this must not begin anything again
 
     def _description(self) -> dict[str, Any]:
         body = super()._description()

@@ -25,9 +25,13 @@ from actors.messages import (
     Granted,
     NodeStarted,
     Notice,
+    Pause,
+    Paused,
     Refused,
     SetCredit,
     StartSubscription,
+    Yield,
+    Yielded,
 )
 from actors.pieces import Piece
 from actors.runtime import LoopActor, Ref, System, receives
@@ -58,6 +62,7 @@ class Subscription(LoopActor):
         ack_timeout_ms: int,
     ) -> None:
         super().__init__(system, path)
+        self._me = self.ref
         self.topic = topic
         self.meta = meta
         self._limits = limits
@@ -66,6 +71,7 @@ class Subscription(LoopActor):
         self._consumers: dict[int, Ref] = {}
         self._active: Member | None = None
         self._dispatch_scheduled = False
+        self._yielding: set[int] = set()  # consumers that were active, and still hold something
         self._ready = False  # the topic answered, and the start is fixed
         self._failure: IsterError | None = None
         self._waiting: list[AttachConsumer | StartSubscription] = []
@@ -124,12 +130,16 @@ class Subscription(LoopActor):
             self._admit(command)
 
     def _after_change(self) -> None:
-        """Tell a Failover's new active consumer, and see what can be delivered now."""
+        """Tell a Failover's new active consumer, have the one before give back what it holds, and go on."""
         active = self._roster.active
         if active is not self._active:
-            self._active = active
+            before, self._active = self._active, active
             if active is not None and self.meta.type == "failover":
                 self._consumers[active.key].tell(Notice("active", 0, "this consumer is active now"))
+            if before is not None and before.key in self._consumers:
+                self._yielding.add(before.key)
+                self._consumers[before.key].tell(Notice("standby", 0, "another consumer is active"))
+                self._consumers[before.key].tell(Yield())
         self._wake()
 
     def _remove(self, key: int) -> None:
@@ -140,6 +150,7 @@ class Subscription(LoopActor):
         ]
         self._roster.detach(key)
         self._consumers.pop(key, None)
+        self._yielding.discard(key)
         self._after_change()
 
     @receives(AddCredit)
@@ -161,6 +172,18 @@ class Subscription(LoopActor):
         self._roster.set_credit(command.key, command.messages, command.bytes)
         self._wake()
 
+    @receives(Pause)
+    def on_pause(self, command: Pause) -> None:
+        """Send a consumer nothing more until it comes back, and tell it so, behind whatever is on its way to it."""
+        self._roster.block(command.key, True)
+        command.consumer.tell(Paused())
+
+    @receives(Yielded)
+    def on_yielded(self, command: Yielded) -> None:
+        """Who was active has given back what it held: the next one may begin, with that."""
+        self._yielding.discard(command.key)
+        self._wake()
+
     @receives(Block)
     def on_block(self, command: Block) -> None:
         """A consumer's connection is full, or takes again."""
@@ -178,6 +201,8 @@ class Subscription(LoopActor):
 
     def _dispatch(self) -> None:
         self._dispatch_scheduled = False
+        if self._yielding:
+            return
         budget = DISPATCH_BYTES_MAX
         roster = self._roster
         while budget > 0:
@@ -188,7 +213,7 @@ class Subscription(LoopActor):
             if piece is None:
                 return
             roster.spend(member, piece.count, piece.bytes)
-            self._consumers[member.key].tell(Deliver(piece))
+            self._consumers[member.key].tell(Deliver(piece, self._me))
             budget -= piece.bytes
             self.delivered += piece.count
             if piece.attempt > 1:

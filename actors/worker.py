@@ -250,6 +250,7 @@ class Worker:
             limits=self._limits,
             ack_timeout_ms=settings.subscription.ack_timeout_ms,
             topic_ref=topic_ref,
+            directory=system.ref(BROKER, DIRECTORY_PATH),
             open_journal=open_journal,
             open_reader=lambda offset: Reader(self._maps, folder, topic.incarnation, offset),
             erase=erase,
