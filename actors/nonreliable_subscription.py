@@ -11,9 +11,24 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
-from actors.messages import Answer, Attach, Attached, Batches, Delete, Detach, Left, Lost, Notice, Returned
+from actors.messages import (
+    Answer,
+    Attach,
+    AttachConsumer,
+    Attached,
+    Batches,
+    Delete,
+    Describe,
+    Detach,
+    Left,
+    Lost,
+    Notice,
+    Returned,
+    StartSubscription,
+)
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from actors.runtime import Ref, System, Timer, receives
 from actors.subscription import Subscription
@@ -28,6 +43,8 @@ class NonReliableSubscription(Subscription):
     """A subscription in memory: what its consumers have no credit for waits in a bounded buffer, then is dropped.
 
     `buffer_messages_max` and `buffer_bytes_max` bound the buffer; `drop` says what goes beyond: "oldest" or "newest".
+    `relay()` returns this worker's relay of the topic, started if need be. Consumers are granted their place once the
+    topic sends to that relay, so that who is told OPENED gets what is published from then on.
     """
 
     def __init__(
@@ -39,7 +56,7 @@ class NonReliableSubscription(Subscription):
         *,
         limits: SessionLimits,
         ack_timeout_ms: int,
-        relay: Ref,
+        relay: Callable[[], Ref],
         buffer_messages_max: int,
         buffer_bytes_max: int,
         drop: str,
@@ -55,32 +72,49 @@ class NonReliableSubscription(Subscription):
         self._taken = 0  # messages of the first batch that were delivered already
         self._expected: int | None = None
         self._notice_timer: Timer | None = None
-        self._attached = False
+        self._attached_to: Ref | None = None  # the relay
         self.dropped = 0
-
-    def on_start(self) -> None:
-        """Be ready at once: there is nothing to recover."""
-        self._become_ready()
 
     def on_stop(self) -> None:
         """Let the relay forget us."""
-        self._relay.tell(Detach(self.address))
+        self._detach()
+
+    def on_failure(self, *error: object) -> None:
+        """Send the consumers away, and let the relay forget us."""
+        super().on_failure(*error)
+        self._detach()
+
+    @receives(AttachConsumer, StartSubscription)
+    def on_arrival(self, command: AttachConsumer | StartSubscription | Describe) -> None:
+        """Give a consumer its place once the topic sends to us; there is nothing else to wait for."""
+        if not isinstance(command, AttachConsumer):
+            self._admit(command)
+            return
+        if self._attached_to is None:
+            self._attached_to = self._relay()
+            self._attached_to.tell(Attach(self.address, self.topic))
+        super().on_arrival(command)
+
+    def _detach(self) -> None:
+        """Have nothing sent: without consumers nobody is there to lose anything."""
+        if self._attached_to is not None:
+            self._attached_to.tell(Detach(self.address))
+        self._attached_to, self._ready = None, False
+        self._lose(self._buffer_messages)
+        self._buffer.clear()
+        self._buffer_messages = self._buffer_bytes = self._taken = 0
 
     def _after_change(self) -> None:
-        if bool(self._consumers) != self._attached:  # without consumers nobody is there to lose anything
-            self._attached = bool(self._consumers)
-            self._relay.tell(Attach(self.address, self.topic) if self._attached else Detach(self.address))
-            self._expected = None
-            if not self._attached:
-                self._lose(self._buffer_messages)
-                self._buffer.clear()
-                self._buffer_messages = self._buffer_bytes = self._taken = 0
+        if not self._consumers and not self._waiting:
+            self._detach()
         super()._after_change()
 
     @receives(Attached)
-    def on_attached(self, _attached: Attached) -> None:
-        """The topic runs, perhaps again: offsets begin anew."""
-        self._expected = None
+    def on_attached(self, attached: Attached) -> None:
+        """The topic sends to us from this offset on; when it began anew, that is another than we expect."""
+        if self._attached_to is not None:
+            self._expected = attached.durable_end
+            self._become_ready()
 
     @receives(Batches)
     def on_batches(self, command: Batches) -> None:
@@ -91,8 +125,10 @@ class NonReliableSubscription(Subscription):
             self._expected = batch.first_offset + batch.count
             size = batch_bytes(batch)
             if self._drop == "newest" and self._is_over(batch.count, size):
-                self._lose(batch.count)
-                continue
+                self._deliver()
+                if self._is_over(batch.count, size):
+                    self._lose(batch.count)
+                    continue
             self._buffer.append(batch)
             self._buffer_messages += batch.count
             self._buffer_bytes += size
@@ -109,9 +145,15 @@ class NonReliableSubscription(Subscription):
             or self._buffer_bytes + bytes_ > self._bytes_max
         )
 
+    def _deliver(self) -> None:
+        """Deliver to whoever has credit, before anything is dropped for want of room."""
+        while (before := self._buffer_messages) and self._ready:
+            self._dispatch()
+            if self._buffer_messages == before:
+                return
+
     def _deliver_then_drop(self) -> None:
-        """Deliver to whoever has credit before anything is dropped for want of room."""
-        self._dispatch()
+        self._deliver()
         while self._is_over(0, 0) and len(self._buffer) > 1:
             batch = self._buffer.popleft()
             left = batch.count - self._taken
@@ -188,7 +230,7 @@ class NonReliableSubscription(Subscription):
         """Send the consumers away."""
         self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
-        self.stop()
+        self.stop_now()
 
     def _description(self) -> dict[str, Any]:
         return super()._description() | {

@@ -27,6 +27,7 @@ from actors.messages import (
     Confirmed,
     Consumed,
     Delete,
+    Describe,
     Detach,
     Durable,
     Left,
@@ -541,6 +542,11 @@ class ReliableSubscription(Subscription):
             log.warning("cursor of %s/%s is still there: %s", self.topic.name, self.meta.name, error)
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.stop_now()  # what waits behind this must not begin anything again
+
+    @receives(Describe)
+    def on_describe(self, command: Describe) -> None:
+        """Say what there is, once that is known."""
+        self.on_arrival(command)
 
     def _description(self) -> dict[str, Any]:
         body = super()._description()

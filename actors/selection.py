@@ -3,7 +3,7 @@
 Invariants
 - Exclusive has at most one consumer; a second is refused
 - Failover has one active consumer: the lowest priority number, then the oldest
-- Shared gives turns round-robin to whoever has credit, one delivery a turn
+- Shared gives turns round-robin to whoever has credit, one delivery a turn; asking when there is nothing is no turn
 - a consumer without message credit or byte credit, or whose connection is full, is never chosen
 """
 
@@ -104,17 +104,17 @@ class Roster:
             return active if active is not None and active.ready else None
         turns = self._turns
         while turns:
-            member = turns.popleft()
-            if member.ready:
-                turns.append(member)
-                return member
-            member.queued = False
+            if turns[0].ready:
+                return turns[0]
+            turns.popleft().queued = False
         return None
 
     def spend(self, member: Member, messages: int, bytes: int) -> None:
-        """Take the credit of one delivery; bytes may be overrun by one delivery."""
+        """Take the credit of one delivery; bytes may be overrun by one delivery. That was its turn."""
         member.messages -= messages
         member.bytes -= bytes
+        if self._turns and self._turns[0] is member:
+            self._turns.rotate(-1)
 
     def _queue(self, member: Member) -> None:
         if member.ready and not member.queued and self._type == "shared":

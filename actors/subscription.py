@@ -48,6 +48,9 @@ DISPATCH_BYTES_MAX: Final = 1 << 20
 NOTICES_KEPT: Final = 16  # while no consumer is there; the counts in `ister subscription show` have all of it
 
 
+_Waiting = AttachConsumer | StartSubscription | Describe  # what is answered once the topic has answered
+
+
 class Subscription(LoopActor):
     """What both kinds share: the consumers, their credit, and when to dispatch."""
 
@@ -74,7 +77,7 @@ class Subscription(LoopActor):
         self._yielding: set[int] = set()  # consumers that were active, and still hold something
         self._ready = False  # the topic answered, and the start is fixed
         self._failure: IsterError | None = None
-        self._waiting: list[AttachConsumer | StartSubscription] = []
+        self._waiting: list[_Waiting] = []
         self._unseen: deque[Notice] = deque(maxlen=NOTICES_KEPT)  # for the next consumer: nobody was there
         self.delivered = 0
         self.redelivered = 0
@@ -82,22 +85,22 @@ class Subscription(LoopActor):
     # ---- consumers ----------------------------------------------------------------------------------------------
 
     @receives(AttachConsumer, StartSubscription)
-    def on_arrival(self, command: AttachConsumer | StartSubscription) -> None:
+    def on_arrival(self, command: _Waiting) -> None:
         """Give a consumer its place, or answer that the subscription is there, once that is so."""
         if not self._ready and self._failure is None:
             self._waiting.append(command)
         else:
             self._admit(command)
 
-    def _admit(self, command: AttachConsumer | StartSubscription) -> None:
+    def _admit(self, command: _Waiting) -> None:
         failure = self._failure
-        if isinstance(command, StartSubscription):
-            answer = (
-                Answer(command.ticket, encode_result({}))
-                if failure is None
-                else Refused(command.ticket, failure.code, failure.text)
-            )
+        if isinstance(command, Describe):
+            answer = Answer(command.ticket, encode_result(self._description()))
             self.system.at(command.reply).tell(answer)
+            return
+        if isinstance(command, StartSubscription):
+            refused = failure and Refused(command.ticket, failure.code, failure.text)
+            self.system.at(command.reply).tell(refused or Answer(command.ticket, encode_result({})))
             return
         if failure is not None:
             command.consumer.tell(Evicted(failure.code, failure.text))
@@ -251,7 +254,7 @@ class Subscription(LoopActor):
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
-        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(self._description())))
+        self._admit(command)
 
     def _greet(self, consumer: Ref) -> None:
         """Tell a consumer that comes what happened while nobody was here."""
@@ -266,5 +269,7 @@ class Subscription(LoopActor):
             self._unseen.append(notice)
 
     def _evict_all(self, code: str, text: str) -> None:
+        """Send everybody away, also who still waits for a place."""
         for consumer in self._consumers.values():
             consumer.tell(Evicted(code, text))
+        self._become_failed(RemoteError(code, text))

@@ -216,9 +216,13 @@ class Worker:
         settings = self._given.settings
         topic_ref = system.ref(topic_node, actor_path("topic", topic))
         if topic.dispatch == "non-reliable":
-            relay_path = actor_path("relay", topic)
-            if system.find(relay_path) is None:
-                system.spawn(Relay, relay_path, topic, topic_ref)
+
+            def relay() -> Ref:
+                relay_path = actor_path("relay", topic)
+                if system.find(relay_path) is None:
+                    system.spawn(Relay, relay_path, topic, topic_ref)
+                return system.ref(system.node, relay_path)
+
             return system.spawn(
                 NonReliableSubscription,
                 path,
@@ -226,7 +230,7 @@ class Worker:
                 meta,
                 limits=self._limits,
                 ack_timeout_ms=settings.subscription.ack_timeout_ms,
-                relay=system.ref(system.node, relay_path),
+                relay=relay,
                 buffer_messages_max=settings.subscription.buffer_messages_max,
                 buffer_bytes_max=settings.subscription.buffer_bytes_max,
                 drop=settings.subscription.drop,

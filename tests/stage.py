@@ -181,6 +181,9 @@ class StagedClient(Speaker):
     """A client of one staged worker; time passes while it waits."""
 
     patience_s = 2.0
+    opened: Frame  # what a test may note of it: the answer to its open, its topic, its next sequence
+    topic = ""
+    sequence = 0
 
     def __init__(self, stage: Stage, worker: int, *, hello: bool = True) -> None:
         super().__init__()
