@@ -12,6 +12,7 @@ Invariants
 - one that fails alone is the only one told; when the sync of the file system fails, all that it covered are
 - a commit that finds everything idle begins at once, alone; what comes while something runs is looked at a turn later
 - commits begin in the order in which they came; one sync of the file system and `lanes` lanes run at most
+- work aside (spare segments, milliseconds each) has one thread at most, however many topics want it
 - a sync of the file system that takes longer than the files would have one by one is not tried again for a while, and
   those that came after it do not wait for it
 """
@@ -25,7 +26,7 @@ from typing import Final, NamedTuple, Protocol
 from actors.loop import Scheduler, Timer
 from storage.disk import FileSystem
 
-# One thread of the loop's four stays free: for spare segments, which take milliseconds, and cursors.
+# With a sync of the file system these are the loop's four threads; the lanes are rarely full then, and cursors fit in.
 LANES: Final = 3
 # A lane takes several commits at once where the disk is fast, since each hand-over to a thread and back costs about as
 # much as a sync. So long may the first of them wait for its receipt because of the others.
@@ -130,6 +131,8 @@ class Commits:
         self._begin_scheduled = False
         self._again: Timer | None = None
         self._ended: deque[tuple[Done, BaseException | None]] = deque()
+        self._aside: deque[tuple[Callable[[], None], Done]] = deque()
+        self._aside_busy = False
         self.commits = 0
         self.syncs_together = 0
         self.commits_together = 0
@@ -147,6 +150,24 @@ class Commits:
         if not self._begin_scheduled:  # all that this turn brings are looked at together
             self._begin_scheduled = True
             self._loop.call_soon(self._begin_scheduled_now)
+
+    def aside(self, work: Callable[[], None], done: Done) -> None:
+        """Run `work` in a thread when those handed in before are done, then `done(None, error or None)` on the loop."""
+        self._aside.append((work, done))
+        self._begin_aside()
+
+    def _begin_aside(self) -> None:
+        if self._aside_busy or not self._aside:
+            return
+        self._aside_busy = True
+        work, done = self._aside.popleft()
+
+        def ended(_: None, error: BaseException | None) -> None:
+            self._aside_busy = False
+            self._begin_aside()
+            done(None, error)
+
+        self._loop.offload(work, ended)
 
     def _covered(self, commit: Syncable) -> bool:
         if self._file_system is None:

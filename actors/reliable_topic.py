@@ -353,7 +353,9 @@ class ReliableTopic(Topic):
     def _prepare_spare(self) -> None:
         work = self._log.prepare_spare() if self._log is not None else None
         if work is not None:
-            self.offload(work, self._spare_prepared)
+            self._commits.aside(
+                work, lambda _, error: self._guarded(lambda: self._spare_prepared(None, error))
+            )
 
     def _spare_prepared(self, _: None, error: BaseException | None) -> None:
         if error is not None:  # the next roll will meet the same trouble, and say so to producers

@@ -334,6 +334,25 @@ def test_the_disk_is_kept_busy_and_sockets_are_looked_at_while_a_flood_is_told()
     assert [number for number, _ in topics.heard] == list(range(1, 150))
 
 
+def test_work_aside_takes_one_thread_in_the_order_of_asking() -> None:
+    """A thousand topics that want a spare segment at once leave the threads to the commits."""
+    topics = Topics(1, SimulatedDisk())
+    topics.loop.holds_work = True
+    heard: list[tuple[int, BaseException | None]] = []
+
+    def work() -> None:
+        raise DISK_FAILED
+
+    for number in range(3):
+        topics.commits.aside(work, lambda _, error, number=number: heard.append((number, error)))  # type: ignore[misc]
+    for done in range(3):
+        assert len(topics.loop.work) == 1
+        assert len(heard) == done
+        topics.loop.do_work()
+    assert heard == [(number, DISK_FAILED) for number in range(3)]
+    assert not topics.loop.work
+
+
 def test_threads_and_a_real_disk_do_the_same(tmp_path: Path) -> None:
     """Many logs, many rounds, with whatever this machine's file system can do."""
     disk = LocalDisk()
