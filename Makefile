@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+ROUNDS ?= 20
+SEED   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench serve clean python-version
+.PHONY: help demo test check bench crash serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -27,6 +29,9 @@ check: $(STAMP) ## formatting, lint, types, import rules
 
 bench: $(STAMP) ## measure throughput and latency
 	@$(BIN)/ister bench $(ARGS)
+
+crash: $(STAMP) ## kill a broker ROUNDS=20 times, and check that nothing is lost (SEED=n for the same kills)
+	@$(BIN)/python -m tests.crash.campaign --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 serve: $(STAMP) ## start a broker with its data in ./data
 	@$(BIN)/ister serve $(ARGS)

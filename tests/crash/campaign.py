@@ -1,0 +1,504 @@
+"""The crash campaign: real processes, real kills, and an oracle that sees only what clients see.
+
+    python -m tests.crash.campaign --rounds 100 --seed 7        (or: make crash ROUNDS=100 SEED=7)
+
+A round: clients publish and consume; at a moment of its own something is killed, or stopped for a while; the campaign
+waits until every topic gives receipts again; then all clients pause, every topic is read back, and a consumer attaches
+to every subscription and must be given exactly what was not acknowledged.
+
+A seed fixes which kills come when and what clients try; the machine decides the rest, so a seed is a direction and
+not a replay: run it again, with more rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import ister
+from ister.client import SubscriptionType
+from ister.errors import IsterError, RemoteError
+from ister.ownbroker import free_ports
+from tests.crash.consumers import ConsumerThread, Taker
+from tests.crash.oracle import Oracle, ReadBack, Subscription
+from tests.crash.producers import LibraryProducer, ProducerThread, RawProducer, Recovery, Signals
+from tests.crash.victim import ROOT, Victim, VictimError
+
+WORKERS_MAX: Final = 3
+RECOVER_WITHIN_S: Final = 40.0
+PAUSE_WITHIN_S: Final = 70.0
+DRAIN_WITHIN_S: Final = 30.0
+QUIET_S: Final = 0.1  # silence after which a reader believes that there is no more
+ACKNOWLEDGE: Final = 0.8
+
+SETTINGS: Final[dict[str, object]] = {
+    # small segments, so that rolls, spares and uploads happen all the time
+    "protocol.message_bytes_max": 1_200_000,
+    "protocol.batch_bytes_max": 1_200_000,
+    "log.segment_bytes_max": 3_000_000,
+    "log.segment_age_ms_max": 2_000,
+    # a stopped worker is missed, and sessions end, within the patience of a campaign
+    "protocol.heartbeat_ms": 500,
+    "protocol.session_timeout_ms": 1_500,
+    # kills are the point
+    "supervision.restarts_max": 10_000,
+    "supervision.restart_delay_ms_max": 400,
+}
+
+# topic: (durability, its subscriptions with the consumers of each)
+TOPICS: Final[dict[str, tuple[Any, dict[SubscriptionType, int]]]] = {
+    "orders": ("fsync", {"exclusive": 1, "shared": 2, "failover": 2}),
+    "ledger": ("fsync", {"exclusive": 1, "shared": 3}),
+    "clicks": ("os", {"exclusive": 1, "failover": 2}),
+}
+
+ACTIONS: Final[dict[str, int]] = {  # how often, of all
+    "worker": 6,
+    "worker, again while it recovers": 3,
+    "two workers": 2,
+    "tier": 1,
+    "broker": 4,
+    "everything": 5,
+    "everything, again while it starts": 3,
+    "worker stopped for a while": 3,
+    "worker stopped, then killed": 1,
+    "stopped in order": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One thing that was done to the broker, for the history; `at_s` since the campaign began."""
+
+    round: int
+    at_s: float
+    what: str
+
+
+@dataclass(slots=True)
+class Result:
+    """What a campaign found."""
+
+    seed: int
+    rounds: int = 0
+    seconds: float = 0.0
+    kills: list[Kill] = field(default_factory=list)
+    by_kind: dict[str, list[float]] = field(default_factory=dict)  # recovery times, in seconds
+    oracle: Oracle = field(default_factory=Oracle)
+    folder: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was violated."""
+        return bool(self.oracle.violations)
+
+
+class Campaign:
+    """One campaign in a folder; `root` is the tree whose broker is run."""
+
+    def __init__(self, seed: int, folder: Path, *, root: Path = ROOT) -> None:
+        self.result = Result(seed, folder=str(folder))
+        self.oracle = self.result.oracle
+        self._plan = Random(seed)  # what is done to the broker, and when
+        self._random = Random(seed + 1)  # what the auditor acknowledges
+        self._port = free_ports(WORKERS_MAX)
+        self._victim = Victim(folder / "data", folder / "broker.log", self._port, SETTINGS, root=root)
+        self._signals = Signals()
+        self._recovery = Recovery(list(TOPICS))
+        self._producers: list[ProducerThread] = []
+        self._consumers: list[ConsumerThread] = []
+        self._clients: list[ister.Client] = []
+        self._subscriptions: list[tuple[SubscriptionType, Subscription]] = []
+        self._backs = {topic: ReadBack(topic) for topic in TOPICS}
+        self._began = time.monotonic()
+
+    # ---- the stage ----------------------------------------------------------------------------------------------
+
+    def _connect(self, name: str) -> ister.Client:
+        endpoints = [f"tcp://127.0.0.1:{self._port + number}" for number in range(WORKERS_MAX)]
+        client = ister.connect(endpoints, timeout=30.0, name=name)
+        self._clients.append(client)
+        return client
+
+    def _set_up(self) -> None:
+        self._victim.start(self._plan.randint(1, WORKERS_MAX))
+        self._auditor = self._connect("auditor")
+        clients = [self._connect("first"), self._connect("second"), self._connect("third")]
+        for topic, (durability, kinds) in TOPICS.items():
+            self._auditor.create_topic(topic, durability=durability)
+            for kind, count in kinds.items():
+                self._auditor.create_subscription(topic, kind, type=kind, start="earliest")
+                subscription = Subscription(topic, kind, in_order=kind != "shared")
+                self._subscriptions.append((kind, subscription))
+                for number in range(count):
+                    self._add_consumer(clients[number], kind, subscription, number)
+            for lone in (False, True):
+                self._producers.append(LibraryProducer(clients[lone], lone, *self._shared(topic)))
+        endpoints = [f"tcp://127.0.0.1:{self._port + number}" for number in range(WORKERS_MAX)]
+        self._producers.append(RawProducer(endpoints, *self._shared("orders")))
+        for thread in (*self._producers, *self._consumers):
+            thread.start()
+
+    def _shared(self, topic: str) -> tuple[Any, ...]:
+        number = len(self._producers) + 1
+        return number, topic, self.oracle, self._recovery, self._signals, Random(self._plan.getrandbits(64))
+
+    def _add_consumer(
+        self, client: ister.Client, kind: SubscriptionType, subscription: Subscription, number: int
+    ) -> None:
+        random = Random(self._plan.getrandbits(64))
+        name = f"{subscription} {number}"
+
+        def open_one() -> Taker:
+            return Taker(client, kind, subscription, self.oracle, random, name=name, acknowledge=ACKNOWLEDGE)
+
+        self._consumers.append(ConsumerThread(name, self.oracle, self._signals, random, open_one))
+
+    # ---- the rounds ---------------------------------------------------------------------------------------------
+
+    def run(self, rounds: int, on_round: Callable[[Result], None] = lambda _: None) -> Result:
+        """Run some rounds, then the last look at everything; stops early at the first violation."""
+        try:
+            self._set_up()
+            while self.result.rounds < rounds and not self.result.failed:
+                self._round(self.result.rounds)
+                self.result.rounds += 1
+                self.result.seconds = time.monotonic() - self._began
+                on_round(self.result)
+            if not self.result.failed:
+                self._last_look()
+        except (VictimError, IsterError) as error:
+            self.oracle.violated("unusable", f"{type(error).__name__}: {error}")
+        finally:
+            self._tear_down()
+        self.result.seconds = time.monotonic() - self._began
+        return self.result
+
+    def _round(self, number: int) -> None:
+        random = self._plan = Random(f"{self.result.seed} {number}")
+        self._signals.running.set()
+        time.sleep(random.uniform(0.1, 0.8))
+        [what] = random.choices(list(ACTIONS), weights=list(ACTIONS.values()))
+        if self._victim.workers == 1 and what == "two workers":
+            what = "worker"
+        self._note(number, what)
+        self._act(number, what)
+        took = self._recovery.wait(RECOVER_WITHIN_S)
+        if took is None:
+            silent = ", ".join(self._recovery.silent())
+            self.oracle.violated(
+                "no-recovery", f"no receipt in {RECOVER_WITHIN_S:.0f} s after {what}: {silent}"
+            )
+            return
+        self.result.by_kind.setdefault(what, []).append(took)
+        time.sleep(random.uniform(0.0, 0.3))
+        if random.random() < 0.25:
+            threading.Timer(random.uniform(0.0, 0.8), self._surprise, (number,)).start()
+        self._look(full=number % 25 == 24)
+        if self._victim.ended is not None:
+            self.oracle.violated("broker-ended", f"by itself, with exit code {self._victim.ended}")
+
+    def _note(self, number: int, what: str) -> None:
+        self.result.kills.append(Kill(number, round(time.monotonic() - self._began, 3), what))
+
+    def _surprise(self, number: int) -> None:
+        """Kill a worker while everything is being read back."""
+        name = f"worker-{number % self._victim.workers}"
+        if self._victim.kill(name):
+            self._note(number, f"{name} while reading back")
+
+    def _act(self, number: int, what: str) -> None:
+        random, victim = self._plan, self._victim
+        worker = f"worker-{random.randrange(victim.workers)}"
+        pause_s = random.uniform(0.0, 1.2)
+        if what.startswith("everything"):
+            victim.kill_all()
+            self._recovery.begin()
+            self._restart(again_after_s=pause_s if "again" in what else None)
+        elif what == "broker":
+            victim.kill("broker")
+            self._recovery.begin()
+            self._restart(None)
+        elif what == "stopped in order":
+            code = victim.stop()
+            self._recovery.begin()
+            if code:
+                self.oracle.violated("stop-failed", f"exit code {code}")
+            self._restart(None)
+        elif what == "tier":
+            victim.kill("tier")
+            self._recovery.begin()
+        elif what == "two workers":
+            for other in random.sample(range(victim.workers), 2):
+                victim.kill(f"worker-{other}")
+            self._recovery.begin()
+        else:
+            self._act_on_worker(what, worker, pause_s)
+
+    def _act_on_worker(self, what: str, worker: str, pause_s: float) -> None:
+        if "stopped" not in what:
+            self._victim.kill(worker)
+            if "again" in what:
+                time.sleep(pause_s)
+                self._victim.kill(worker)
+            self._recovery.begin()
+            return
+        self._victim.kill(worker, signal.SIGSTOP)
+        time.sleep(2 * pause_s)
+        self._victim.kill(worker, signal.SIGKILL if "killed" in what else signal.SIGCONT)
+        self._recovery.begin()
+
+    def _restart(self, again_after_s: float | None) -> None:
+        self._check_gone()
+        workers = self._plan.randint(1, WORKERS_MAX) if self._plan.random() < 0.3 else self._victim.workers
+        if again_after_s is not None:
+            self._victim.spawn(workers)
+            time.sleep(again_after_s)
+            self._victim.kill_all()
+            self._check_gone()
+            self._recovery.begin()
+        self._victim.start(workers)
+
+    def _check_gone(self) -> None:
+        left = self._victim.gone()
+        if left:
+            self.oracle.violated("process-left", f"after the broker was killed: {left}")
+            self._victim.kill_all()
+
+    # ---- looking ------------------------------------------------------------------------------------------------
+
+    def _look(self, *, full: bool) -> None:
+        """Pause everybody, read every topic back, and attach to every subscription."""
+        self._signals.running.clear()
+        threads: list[ProducerThread | ConsumerThread] = [*self._producers, *self._consumers]
+        for thread in threads:
+            if not thread.idle.wait(PAUSE_WITHIN_S):
+                self.oracle.violated("stuck", f"{thread.name} did not come to rest in {PAUSE_WITHIN_S:.0f} s")
+                return
+        for topic in TOPICS:
+            self._read_back(self._backs[topic])
+            if full:
+                self._read_back(ReadBack(topic), everything=True)
+        for kind, subscription in self._subscriptions:
+            if not self.result.failed:  # each that fails takes all its patience
+                self._drain(kind, subscription, ACKNOWLEDGE)
+
+    def _read_back(self, back: ReadBack, *, everything: bool = False) -> None:
+        end = self.oracle.end(back.topic)
+        name = f"audit-{secrets.token_hex(4)}"
+        consumer = self._auditor.consumer(back.topic, subscription=name, start=back.next)
+        deadline = time.monotonic() + DRAIN_WITHIN_S
+        while time.monotonic() < deadline:
+            message = consumer.receive(QUIET_S if back.next >= end else 1.0)
+            if message is None:
+                if back.next >= end:
+                    break
+            else:
+                self.oracle.read(back, message.offset, message.payload)
+        self.oracle.read_to_end(back, everything=everything)
+        consumer.close()
+        self._auditor.delete_subscription(back.topic, name)
+
+    def _drain(self, kind: SubscriptionType, subscription: Subscription, acknowledge: float) -> int:
+        """Attach, take all that was never acknowledged, and return how many messages came."""
+        came = 0
+        deadline = time.monotonic() + DRAIN_WITHIN_S
+        taker = self._attach(kind, subscription, acknowledge, deadline)
+        while time.monotonic() < deadline:
+            if taker.take(0.05):
+                came += 1
+            elif not self.oracle.missing(taker.attached):
+                break
+        self.oracle.drained(taker.attached)
+        taker.leave()
+        return came
+
+    def _attach(
+        self, kind: SubscriptionType, subscription: Subscription, acknowledge: float, deadline: float
+    ) -> Taker:
+        """Open a consumer; one that left while its worker was dead holds the place until its session ends."""
+        oracle, random = self.oracle, self._random
+        while True:
+            try:
+                return Taker(
+                    self._auditor, kind, subscription, oracle, random, name="auditor", acknowledge=acknowledge
+                )
+            except RemoteError as error:
+                oracle.counts[f"auditor told {error.code}"] += 1
+                if error.action != "retry" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _last_look(self) -> None:
+        """Read everything from the start, restart, acknowledge all that is left, kill, and find nothing."""
+        self._look(full=True)
+        self._victim.stop()
+        self._restart(None)
+        for kind, subscription in self._subscriptions:
+            self._drain(kind, subscription, 1.0)
+        self._victim.kill_all()
+        self._restart(None)
+        for topic in TOPICS:
+            self._read_back(ReadBack(topic), everything=True)
+        for kind, subscription in self._subscriptions:
+            if self._drain(kind, subscription, 1.0):
+                text = f"{subscription}: messages came though all were acknowledged and confirmed"
+                self.oracle.violated("acknowledged-came-back", text)
+
+    def _tear_down(self) -> None:
+        self._signals.ended.set()
+        self._signals.running.set()
+        for client in self._clients:
+            client.close()
+        for thread in (*self._producers, *self._consumers):
+            thread.join(5.0)
+        self._victim.end()
+
+
+# ---- what is said of it ------------------------------------------------------------------------------------------
+
+
+def describe(result: Result) -> dict[str, Any]:
+    """Return what a campaign found, as plain values; times in seconds."""
+    counts = result.oracle.counts
+    recoveries = [took for each in result.by_kind.values() for took in each]
+    kinds: dict[str, int] = {}
+    for kill in result.kills:
+        kinds[kill.what] = kinds.get(kill.what, 0) + 1
+    return {
+        "seed": result.seed,
+        "rounds": result.rounds,
+        "seconds": round(result.seconds, 1),
+        "kills": kinds,
+        "messages_with_receipt": counts["receipts"],
+        "messages_sent": counts["sent"],
+        "refused": counts["refused"],
+        "abandoned": counts["abandoned"],
+        "lost": counts["violation lost"],
+        "duplicates_stored": counts["violation stored-twice"],
+        "duplicates_delivered": counts["delivered again"],
+        "delivered": counts["delivered"],
+        "acknowledged_confirmed": counts["confirmed"],
+        "acknowledged_came_back": counts["violation acknowledged-came-back"],
+        "recovery_s_median": round(statistics.median(recoveries), 3) if recoveries else None,
+        "recovery_s_max": round(max(recoveries), 3) if recoveries else None,
+        "recovery_s": {
+            kind: {
+                "median": round(statistics.median(times), 3),
+                "max": round(max(times), 3),
+                "rounds": len(times),
+            }
+            for kind, times in sorted(result.by_kind.items())
+        },
+        "messages_per_second": round(counts["receipts"] / result.seconds, 1) if result.seconds else 0,
+        "counts": dict(sorted(counts.items())),
+        "violations": [violation._asdict() for violation in result.oracle.violations],
+        "history": [[kill.round, kill.at_s, kill.what] for kill in result.kills],
+        "folder": result.folder if result.failed else None,
+    }
+
+
+def print_tables(result: Result) -> None:
+    """Print what a campaign found, for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    told = describe(result)
+    console = Console()
+    kills = Table(title="kills", title_justify="left")
+    for heading, side in (
+        ("what", "left"),
+        ("times", "right"),
+        ("recovery median", "right"),
+        ("max", "right"),
+    ):
+        kills.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for kind, times in sorted(told["kills"].items()):
+        took = told["recovery_s"].get(kind)
+        kills.add_row(
+            kind, str(times), *((f"{took['median']:.2f} s", f"{took['max']:.2f} s") if took else ("", ""))
+        )
+    console.print(kills)
+    table = Table(title=f"crash campaign, seed {result.seed}", title_justify="left", show_header=False)
+    for name, value in (
+        ("rounds", f"{told['rounds']} in {told['seconds']:.0f} s"),
+        (
+            "messages with a receipt",
+            f"{told['messages_with_receipt']:,} ({told['messages_per_second']:,.0f}/s)",
+        ),
+        ("lost", str(told["lost"])),
+        ("stored twice", str(told["duplicates_stored"])),
+        ("delivered", f"{told['delivered']:,}, and again (legal): {told['duplicates_delivered']:,}"),
+        ("acknowledgments confirmed", f"{told['acknowledged_confirmed']:,}"),
+        ("confirmed and given again", str(told["acknowledged_came_back"])),
+        ("recovery", f"median {told['recovery_s_median']} s, max {told['recovery_s_max']} s"),
+        ("violations of any kind", str(len(told["violations"]))),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    for violation in told["violations"][:20]:
+        console.print(f"[red]{violation['kind']}[/red]: {violation['text']}", soft_wrap=True)
+    if result.failed:
+        console.print(f"counts: {told['counts']}", soft_wrap=True)
+        console.print(f"again: make crash ROUNDS={max(result.rounds, 1)} SEED={result.seed}")
+        console.print(f"log and data are kept in {result.folder}; the last kills:")
+        for kill in result.kills[-5:]:
+            console.print(f"  round {kill.round}, {kill.at_s} s: {kill.what}")
+
+
+def run_campaign(seed: int, rounds: int, on_round: Callable[[Result], None] = lambda _: None) -> Result:
+    """Run a campaign in a folder of its own, which is kept when something was violated."""
+    folder = Path(tempfile.mkdtemp(prefix="crash-"))
+    result = Campaign(seed, folder).run(rounds, on_round)
+    if result.failed:
+        (folder / "result.json").write_text(json.dumps(describe(result), indent=1))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign; 0 when nothing was violated."""
+    parser = argparse.ArgumentParser(prog="crash", description="Kill a broker again and again, and check it.")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--json", action="store_true", help="say it in JSON")
+    given = parser.parse_args(arguments)
+    seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
+    if sys.stderr.isatty() and not given.json:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(f"seed {seed}", total=given.rounds)
+
+            def on_round(so_far: Result) -> None:
+                last = so_far.kills[-1].what if so_far.kills else ""
+                progress.update(task, completed=so_far.rounds, description=f"seed {seed}: {last}")
+
+            result = run_campaign(seed, given.rounds, on_round)
+    else:
+        result = run_campaign(seed, given.rounds)
+    if given.json:
+        print(json.dumps(describe(result)))
+    else:
+        print_tables(result)
+    return 1 if result.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Consumers of the crash campaign: they acknowledge at random, give back at random, and leave and come back.
+
+Each is a thread that tells the oracle what it was given, what it is about to acknowledge, and what was confirmed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+import ister
+from ister.client import SubscriptionType
+from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
+from tests.crash.oracle import Attached, Oracle, Subscription
+from tests.crash.producers import Signals
+
+OPEN_WITHIN_S: Final = 30.0
+CONFIRM_WITHIN_S: Final = 30.0
+NACK_ONE_IN: Final = 40
+FLUSH_ONE_IN: Final = 25
+LEAVE_ONE_IN: Final = 400
+UNTIL_ONE_IN: Final = 60
+
+
+class Taker:
+    """One consumer, and what the oracle knows of it; `acknowledge` of its messages are acknowledged (0 to 1)."""
+
+    def __init__(
+        self,
+        client: ister.Client,
+        kind: SubscriptionType,
+        subscription: Subscription,
+        oracle: Oracle,
+        random: Random,
+        *,
+        name: str,
+        acknowledge: float,
+        priority: int = 0,
+    ) -> None:
+        self._oracle = oracle
+        self._random = random
+        self._kind = kind
+        self._acknowledge = acknowledge
+        self.attached: Attached = oracle.attach(subscription, name)
+        self._consumer = client.consumer(
+            subscription.topic,
+            subscription=subscription.name,
+            type=kind,
+            start="earliest",
+            priority=priority,
+            timeout=OPEN_WITHIN_S,
+        )
+
+    def take(self, timeout_s: float) -> bool:
+        """Take a message, if there is one, and do with it what chance says."""
+        try:
+            message = self._consumer.receive(timeout_s)
+            if message is None:
+                return False
+            self._oracle.delivered(self.attached, message.offset, message.payload)
+            self._decide(message)
+        except (ConnectionLostError, RemoteError) as error:
+            self._complaint(error)
+            return False
+        if self._random.randrange(FLUSH_ONE_IN) == 0:
+            self.confirm()
+        return True
+
+    def _decide(self, message: ister.Message) -> None:
+        oracle, random = self._oracle, self._random
+        if random.random() < self._acknowledge:
+            if self._kind != "shared" and random.randrange(UNTIL_ONE_IN) == 0:
+                oracle.acknowledged_until(self.attached, message.offset)
+                self._consumer.ack_until(message)
+            else:
+                oracle.acknowledged(self.attached, (message.offset,))
+                self._consumer.ack(message)
+        elif random.randrange(NACK_ONE_IN) == 0:
+            oracle.given_back(self.attached, message.offset)
+            self._consumer.nack(message, delay=random.choice([0.0, 0.05, 0.3]), reason="by chance")
+
+    def _complaint(self, error: IsterError) -> None:
+        """What was acknowledged since the last confirmation is written, or not: who knows."""
+        self._oracle.take_unconfirmed(self.attached)
+        self._oracle.counts[f"consumer told {error.code}"] += 1
+        if error.action == "stop" and error.code != "closed":
+            self._oracle.violated("consumer-failed", f"{self.attached.name}: {error.code}: {error}")
+
+    def confirm(self) -> None:
+        """Have the acknowledgments written."""
+        offsets = self._oracle.take_unconfirmed(self.attached)
+        try:
+            self._consumer.flush(CONFIRM_WITHIN_S)
+        except TimeoutExpiredError as error:
+            self._oracle.violated("stuck", f"{self.attached.subscription} ({self.attached.name}): {error}")
+        except (ConnectionLostError, RemoteError) as error:
+            self._complaint(error)
+        else:
+            self._oracle.confirmed(self.attached, offsets)
+
+    def leave(self) -> None:
+        """Confirm and close."""
+        self.confirm()
+        try:
+            self._consumer.close()
+        except TimeoutExpiredError:
+            self._oracle.counts["closes without an answer"] += 1
+
+
+class ConsumerThread(threading.Thread):
+    """Opens a consumer, takes messages, leaves, opens again; leaves for every pause."""
+
+    def __init__(
+        self, name: str, oracle: Oracle, signals: Signals, random: Random, open_one: Callable[[], Taker]
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._oracle = oracle
+        self._signals = signals
+        self._random = random
+        self._open_one = open_one
+        self.idle = threading.Event()
+
+    def run(self) -> None:
+        """Take messages until the end, with pauses."""
+        try:
+            while not self._signals.ended.is_set():
+                if self._signals.running.is_set():
+                    self.idle.clear()
+                    self._sit()
+                else:
+                    self.idle.set()
+                    self._signals.running.wait(0.2)
+        except Exception as error:  # noqa: BLE001 (whatever ends a client is a finding)
+            if not self._signals.ended.is_set():
+                self._oracle.violated("client-failed", f"{self.name}: {type(error).__name__}: {error}")
+        finally:
+            self.idle.set()
+
+    def _sit(self) -> None:
+        try:
+            taker = self._open_one()
+        except IsterError as error:
+            if error.action != "retry":
+                raise
+            # another's session, killed with its worker, may hold an Exclusive subscription until it times out
+            self._oracle.counts[f"open told {error.code}"] += 1
+            time.sleep(0.1)
+            return
+        while self._signals.running.is_set() and not self._signals.ended.is_set():
+            if taker.take(0.1) and self._random.randrange(LEAVE_ONE_IN) == 0:
+                break
+        taker.leave()

@@ -1,0 +1,267 @@
+"""Producers of the crash campaign: the client library's, in bursts or one by one, and one that speaks raw frames.
+
+Each is a thread that tells the oracle what it sends before it does, and what it was answered.
+
+Invariants
+- a pause is over its last receipt: nothing is on its way while `idle` is set
+- a message is never sent under a number that was used before
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from random import Random
+from typing import Any, Final
+
+import zmq
+
+import ister
+from ister.errors import IsterError, RemoteError, TimeoutExpiredError
+from ister.message import Receipt
+from ister.wire import Key, Type, decode_header, encode_header
+from tests.crash.message import Identity, make_payload, random_body
+from tests.crash.oracle import Oracle
+
+STUCK_S: Final = 60.0  # no kill of this campaign takes a broker away for so long
+
+
+class Recovery:
+    """When each topic answered a message that was sent after the last kill."""
+
+    def __init__(self, topics: list[str]) -> None:
+        self._topics = topics
+        self._changed = threading.Condition()
+        self._killed_at = 0.0
+        self._answered: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Something was killed just now."""
+        with self._changed:
+            self._killed_at = time.monotonic()
+            self._answered = {}
+
+    def answered(self, topic: str, sent_at: float) -> None:
+        """A message that was sent then has its receipt now."""
+        if topic in self._answered or sent_at < self._killed_at:
+            return
+        with self._changed:
+            if sent_at >= self._killed_at:
+                self._answered.setdefault(topic, time.monotonic())
+                self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> float | None:
+        """Return the seconds from the kill to the first receipt of the last topic, or None after `timeout_s`."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self._answered) == len(self._topics), timeout_s):
+                return None
+            return max(self._answered.values()) - self._killed_at
+
+    def silent(self) -> list[str]:
+        """Return the topics that have not answered yet."""
+        return [topic for topic in self._topics if topic not in self._answered]
+
+
+class Signals:
+    """What the campaign tells its clients."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.running = threading.Event()  # cleared: finish what is on its way, and wait
+
+
+class ProducerThread(threading.Thread):
+    """What all producers share: numbers, payloads, pauses."""
+
+    def __init__(
+        self, number: int, topic: str, oracle: Oracle, recovery: Recovery, signals: Signals, random: Random
+    ) -> None:
+        super().__init__(name=f"producer-{number}-{topic}", daemon=True)
+        self.number = number
+        self.topic = topic
+        self.oracle = oracle
+        self.recovery = recovery
+        self.signals = signals
+        self.random = random
+        self.idle = threading.Event()
+        self._next = 0
+
+    def make(self) -> tuple[Identity, bytes]:
+        """Return the next message, of which the oracle knows."""
+        payload = make_payload(self.number, self._next, random_body(self.random))
+        identity = self.oracle.sent(self.topic, payload)
+        self._next += 1
+        return identity, payload
+
+    def run(self) -> None:
+        """Send until the end, with pauses."""
+        try:
+            self.begin()
+            while not self.signals.ended.is_set():
+                if self.signals.running.is_set():
+                    self.idle.clear()
+                    self.send_some()
+                    time.sleep(self.random.uniform(0.005, 0.03))
+                else:
+                    self.settle()
+                    self.idle.set()
+                    self.signals.running.wait(0.2)
+        except Exception as error:  # noqa: BLE001 (whatever ends a client is a finding)
+            if not self.signals.ended.is_set():
+                self.oracle.violated("client-failed", f"{self.name}: {type(error).__name__}: {error}")
+        finally:
+            self.idle.set()
+
+    def begin(self) -> None:
+        """Open."""
+
+    def send_some(self) -> None:
+        """Send a few messages."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Wait until everything is answered."""
+
+
+class LibraryProducer(ProducerThread):
+    """A producer of the client library, with a name; it is closed and opened again now and then."""
+
+    def __init__(self, client: ister.Client, lone: bool, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._client = client
+        self._lone = lone
+        self._producer: ister.Producer | None = None
+
+    def begin(self) -> None:
+        self._producer = self._client.producer(self.topic, name=f"campaign-{self.number}", timeout=STUCK_S)
+
+    def send_some(self) -> None:
+        producer = self._producer
+        assert producer is not None
+        if self.random.randrange(60) == 0:
+            self.settle()
+            self._close(producer)
+            self.begin()
+            return
+        for _ in range(1 if self._lone else self.random.randint(1, 12)):
+            identity, payload = self.make()
+            receipt = producer.send(payload, timeout=STUCK_S)
+            sent_at = time.monotonic()
+            receipt.add_done_callback(partial(self._done, identity, sent_at))
+            if self._lone:
+                self._wait(receipt)
+
+    def _close(self, producer: ister.Producer) -> None:
+        try:
+            producer.close(2.0)
+        except TimeoutExpiredError:
+            pass  # everything was answered before; it is closed all the same
+
+    def _wait(self, receipt: Receipt) -> None:
+        try:
+            receipt.result(STUCK_S)
+        except TimeoutExpiredError as error:
+            self.oracle.violated("stuck", f"{self.name}: {error}")
+        except IsterError:
+            pass  # `_done` has told it
+
+    def _done(self, identity: Identity, sent_at: float, receipt: Receipt) -> None:
+        try:
+            offset = receipt.result(0).offset
+        except RemoteError as error:
+            self.oracle.refused(self.topic, identity, error.code)
+        except IsterError:
+            self.oracle.abandoned(self.topic, identity)
+        else:
+            self.oracle.receipted(self.topic, identity, offset)
+            self.recovery.answered(self.topic, sent_at)
+
+    def settle(self) -> None:
+        assert self._producer is not None
+        try:
+            self._producer.flush(STUCK_S)
+        except TimeoutExpiredError as error:
+            self.oracle.violated("stuck", f"{self.name}: {error}")
+
+
+class RawProducer(ProducerThread):
+    """Speaks PROTOCOL.md with a socket alone: lone messages, one at a time, resent until there is a receipt."""
+
+    def __init__(self, endpoints: list[str], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._endpoints = endpoints
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._producer_id = self.random.getrandbits(62) | 1
+        self._sequence = 0
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+
+    def _connect(self, endpoint: str) -> None:
+        self._drop()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(endpoint)
+        self._ask({Key.TYPE: Type.HELLO, Key.VERSION: [1]}, Type.WELCOME)
+
+    def _ask(self, header: dict[int, Any], wanted: int, *body: bytes) -> dict[int, Any]:
+        """Send, and return the answer; raises TimeoutError where there is none, or one that says: again."""
+        assert self._socket is not None
+        self._socket.send_multipart([encode_header(header), *body])
+        deadline = time.monotonic() + 1.0
+        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
+            answer = decode_header(self._socket.recv_multipart()[0])
+            if answer[Key.TYPE] in (wanted, Type.MOVED):
+                return answer
+            if answer[Key.TYPE] == Type.ERROR:
+                raise TimeoutError(answer[Key.CODE])
+        raise TimeoutError("no answer")
+
+    def _open(self) -> None:
+        endpoint = self.random.choice(self._endpoints)
+        while True:
+            self._connect(endpoint)
+            opened = {Key.TYPE: Type.OPEN_PRODUCER, Key.REF: 1, Key.HANDLE: 1, Key.TOPIC: self.topic}
+            opened |= {Key.PRODUCER: self._producer_id, Key.SEQUENCE: self._sequence}
+            answer = self._ask(opened, Type.OPENED)
+            if answer[Key.TYPE] == Type.OPENED:
+                return
+            endpoint = answer[Key.ENDPOINT]
+
+    def send_some(self) -> None:
+        identity, payload = self.make()
+        sent_at = time.monotonic()
+        while True:
+            if time.monotonic() - sent_at > STUCK_S:
+                self.oracle.violated("stuck", f"{self.name}: no receipt for {identity} in {STUCK_S} s")
+                self.oracle.abandoned(self.topic, identity)
+                self._sequence += 1
+                return
+            try:
+                if self._socket is None:
+                    self._open()
+                publish = {Key.TYPE: Type.PUBLISH, Key.HANDLE: 1, Key.SEQUENCE: self._sequence}
+                pairs = self._ask(publish, Type.RECEIPT, payload)[Key.RECEIPTS]
+            except TimeoutError:
+                self._drop()
+                time.sleep(0.05)
+                continue
+            [sequence, offset] = pairs
+            if sequence != self._sequence:
+                self.oracle.violated(
+                    "wrong-receipt", f"{self.name}: for {sequence}, sent was {self._sequence}"
+                )
+            self._sequence += 1
+            self.oracle.receipted(self.topic, identity, None if offset == (1 << 64) - 1 else offset)
+            self.recovery.answered(self.topic, sent_at)
+            return
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._drop()
+            self._context.term()

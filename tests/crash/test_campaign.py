@@ -1,0 +1,39 @@
+"""The crash campaign itself: a few rounds of it in every run of the tests, many on demand (`make crash ROUNDS=...`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.crash.campaign import describe, run_campaign
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the broker's processes in /proc"),
+]
+
+
+def run(seed: int, rounds: int) -> None:
+    """Run a campaign, and fail with all that it said."""
+    result = run_campaign(seed, rounds)
+    told = describe(result)
+    assert not result.failed, json.dumps({**told, "history": told["history"][-10:]}, indent=1)
+    assert told["rounds"] == rounds
+    assert told["messages_with_receipt"] > 100 * rounds
+    assert told["acknowledged_confirmed"] > 100 * rounds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_few_kills_lose_nothing() -> None:
+    """What has a receipt is there after three crashes, once and in order, and cursors neither skip nor forget."""
+    run(seed=4, rounds=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_forty_kills_lose_nothing() -> None:
+    """The same, for long enough that every kind of kill comes."""
+    run(seed=40, rounds=40)

@@ -1,0 +1,224 @@
+"""The oracle of the crash campaign: a clean history passes, and each planted violation is reported as what it is."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.crash.message import make_payload, parse_payload
+from tests.crash.oracle import Attached, Oracle, ReadBack, Subscription
+
+MESSAGES = 20
+
+
+class Story:
+    """A topic with two producers, told to an oracle: everything has its receipt, and is stored as it should be."""
+
+    def __init__(self) -> None:
+        self.oracle = Oracle()
+        self.stored: list[bytes] = []
+        for number in range(MESSAGES):
+            payload = make_payload(1 + number % 2, number // 2, Random(number).randbytes(50))
+            identity = self.oracle.sent("orders", payload)
+            self.oracle.receipted("orders", identity, number)
+            self.stored.append(payload)
+
+    def read_back(self, stored: list[tuple[int, bytes]] | None = None) -> set[str]:
+        """Read what is stored (or what is given) to the end, and return the kinds of violations."""
+        back = ReadBack("orders")
+        for offset, payload in enumerate(self.stored) if stored is None else stored:
+            self.oracle.read(back, offset, payload)
+        self.oracle.read_to_end(back)
+        return self.kinds()
+
+    def kinds(self) -> set[str]:
+        """Return what was violated."""
+        return {violation.kind for violation in self.oracle.violations}
+
+    def attach(self, subscription: Subscription, *offsets: int, acknowledge: bool = False) -> Attached:
+        """Attach a consumer that is given these offsets."""
+        attached = self.oracle.attach(subscription, "a consumer")
+        for offset in offsets:
+            self.oracle.delivered(attached, offset, self.stored[offset])
+        if acknowledge:
+            self.oracle.acknowledged(attached, offsets)
+            self.oracle.confirmed(attached, self.oracle.take_unconfirmed(attached))
+        return attached
+
+
+@pytest.fixture
+def story() -> Story:
+    """A clean history."""
+    return Story()
+
+
+@pytest.fixture
+def exclusive() -> Subscription:
+    """A subscription in order."""
+    return Subscription("orders", "exclusive", in_order=True)
+
+
+def test_a_clean_history_has_no_violation(story: Story, exclusive: Subscription) -> None:
+    """Acknowledged in part, attached again, given the rest: nothing is reported."""
+    assert story.read_back() == set()
+    first = story.attach(exclusive, *range(10), acknowledge=True)
+    assert story.oracle.missing(first) == list(range(10, MESSAGES))
+    second = story.attach(exclusive, *range(10, MESSAGES))
+    story.oracle.drained(second)
+    third = story.attach(exclusive, *range(10, MESSAGES), acknowledge=True)
+    story.oracle.drained(third)
+    fourth = story.attach(exclusive)
+    story.oracle.drained(fourth)
+    assert story.kinds() == set()
+
+
+def test_a_dropped_message_is_lost(story: Story) -> None:
+    """A receipt without its message is the worst a log can do; with dense offsets behind it, too."""
+    del story.stored[7]
+    assert "lost" in story.read_back()
+
+
+def test_a_dropped_last_message_is_lost(story: Story) -> None:
+    """Nothing follows it that would show the hole."""
+    story.stored.pop()
+    assert story.read_back() == {"lost"}
+
+
+def test_a_duplicate_is_reported(story: Story) -> None:
+    """The same message at two offsets."""
+    story.stored.append(story.stored[5])
+    assert "stored-twice" in story.read_back()
+
+
+def test_messages_of_a_producer_out_of_order_are_reported(story: Story) -> None:
+    """Offsets 4 and 6 are one producer's."""
+    story.stored[4], story.stored[6] = story.stored[6], story.stored[4]
+    assert "out-of-order" in story.read_back()
+
+
+def test_a_message_elsewhere_than_its_receipt_said_is_reported(story: Story) -> None:
+    """Two producers' messages changed places: each one's own order is kept."""
+    story.stored[4], story.stored[5] = story.stored[5], story.stored[4]
+    assert {"misplaced", "offset-reused"} <= story.read_back()
+
+
+def test_a_gap_between_offsets_is_reported(story: Story) -> None:
+    """Offsets are dense from 0."""
+    stored = [(offset + (offset > 12), payload) for offset, payload in enumerate(story.stored)]
+    assert "not-dense" in story.read_back(stored)
+
+
+def test_a_log_that_does_not_begin_at_0_is_reported(story: Story) -> None:
+    """The first offset is 0, and nothing here trims."""
+    assert "not-dense" in story.read_back(list(enumerate(story.stored))[1:])
+
+
+@pytest.mark.parametrize("at", [0, 5, 13, 21, 30, 73])
+def test_a_changed_byte_is_reported(story: Story, at: int) -> None:
+    """Whether it is in the header, the checksum or the body."""
+    payload = bytearray(story.stored[3])
+    payload[at] ^= 1
+    assert parse_payload(bytes(payload)) is None
+    story.stored[3] = bytes(payload)
+    assert "wrong-bytes" in story.read_back()
+
+
+def test_a_message_that_nobody_sent_is_reported(story: Story) -> None:
+    """A whole one too."""
+    story.stored.append(make_payload(9, 0, b"?"))
+    assert "wrong-bytes" in story.read_back()
+
+
+def test_a_hole_without_a_receipt_is_reported(story: Story) -> None:
+    """Its follower was stored, it was not, and it was not refused either."""
+    unanswered = story.oracle.sent("orders", make_payload(1, 10, b"a"))
+    last = make_payload(1, 11, b"b")
+    story.oracle.receipted("orders", story.oracle.sent("orders", last), MESSAGES)
+    story.stored.append(last)
+    assert story.read_back() == {"hole"}
+    story.oracle.violations.clear()
+    story.oracle.refused("orders", unanswered, "disk-full")
+    assert story.read_back() == set()
+
+
+def test_a_refused_message_that_is_stored_is_reported(story: Story) -> None:
+    """Refused for good means: not there."""
+    payload = make_payload(1, 10, b"a")
+    story.oracle.refused("orders", story.oracle.sent("orders", payload), "message-too-large")
+    story.stored.append(payload)
+    assert story.read_back() == {"refused-but-stored"}
+
+
+def test_an_offset_that_was_given_twice_is_reported(story: Story, exclusive: Subscription) -> None:
+    """A consumer saw a message that was gone after a crash, and another came in its place."""
+    ghost = make_payload(3, 0, b"seen, and lost")
+    story.oracle.sent("orders", ghost)
+    attached = story.attach(exclusive, *range(MESSAGES))
+    story.oracle.delivered(attached, MESSAGES, ghost)
+    other = make_payload(3, 1, b"in its place")
+    story.oracle.receipted("orders", story.oracle.sent("orders", other), MESSAGES)
+    assert story.kinds() == {"offset-reused"}
+
+
+def test_a_gap_before_a_consumer_in_order_is_reported(story: Story, exclusive: Subscription) -> None:
+    """Offset 5 was neither given nor acknowledged."""
+    story.attach(exclusive, 0, 1, 2, 3, 4, 6)
+    assert story.kinds() == {"gap"}
+
+
+def test_a_consumer_in_order_begins_at_the_lowest_unacknowledged(
+    story: Story, exclusive: Subscription
+) -> None:
+    """What another consumer held and never acknowledged comes first."""
+    story.attach(exclusive, *range(10))
+    story.attach(exclusive, 10)
+    assert story.kinds() == {"gap"}
+
+
+def test_what_was_given_back_may_come_later(story: Story, exclusive: Subscription) -> None:
+    """A delay is somebody's wish."""
+    first = story.attach(exclusive, 0, 1, 2)
+    story.oracle.given_back(first, 1)
+    story.attach(exclusive, 0, 2, 3, 1)
+    assert story.kinds() == set()
+
+
+def test_shared_consumers_need_no_order(story: Story) -> None:
+    """There, only what is missing in the end counts."""
+    story.attach(Subscription("orders", "shared", in_order=False), 5, 2, 9)
+    assert story.kinds() == set()
+
+
+def test_a_cursor_past_a_hole_is_reported(story: Story, exclusive: Subscription) -> None:
+    """Offset 5 was never acknowledged; a cursor that moved past it never gives it again."""
+    story.attach(exclusive, *range(5), acknowledge=True)
+    story.attach(exclusive, *range(6, 10), acknowledge=True)
+    story.oracle.violations.clear()
+    attached = story.attach(exclusive, *range(10, MESSAGES))
+    story.oracle.drained(attached)
+    assert story.kinds() == {"gap", "skipped"}
+
+
+def test_acknowledging_until_leaves_no_hole(story: Story, exclusive: Subscription) -> None:
+    """Everything up to there is acknowledged, held by whomever."""
+    attached = story.attach(exclusive, *range(10))
+    story.oracle.acknowledged_until(attached, 9)
+    story.oracle.confirmed(attached, story.oracle.take_unconfirmed(attached))
+    story.oracle.drained(story.attach(exclusive, *range(10, MESSAGES)))
+    assert story.kinds() == set()
+
+
+def test_a_confirmed_message_that_comes_back_is_reported(story: Story, exclusive: Subscription) -> None:
+    """The journal said that it is written, and a new consumer gets it."""
+    story.attach(exclusive, *range(10), acknowledge=True)
+    story.attach(exclusive, *range(9, MESSAGES))
+    assert story.kinds() == {"acknowledged-came-back"}
+
+
+def test_an_acknowledgment_without_confirmation_may_be_lost(story: Story, exclusive: Subscription) -> None:
+    """At least once: it may come again, and need not."""
+    first = story.attach(exclusive, *range(10))
+    story.oracle.acknowledged(first, range(10))
+    story.attach(exclusive, *range(5, MESSAGES))
+    assert story.kinds() == set()
