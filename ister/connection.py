@@ -100,6 +100,7 @@ class Connection:
         self.background = Wake()
         self.background_until = 0.0  # when the background thread looks again by itself
         self.closed = False
+        self.leaving = False  # its producers and consumers are being taken elsewhere; then it is closed
         self.fds: tuple[int, ...] = ()
         self._at = 0
         self._failures = 0
@@ -401,7 +402,7 @@ class Network:
 
     def _connection(self, endpoints: list[str], *, first: bool) -> Connection:
         for connection in self._connections:
-            if not connection.closed and connection.endpoint == endpoints[0]:
+            if not (connection.closed or connection.leaving) and connection.endpoint == endpoints[0]:
                 return connection
         connection = Connection(self, endpoints, first=first)
         self._connections.append(connection)
@@ -450,6 +451,9 @@ class Network:
 
     def rehome(self, connection: Connection) -> None:
         """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held)."""
+        connection.leaving = (
+            True  # an answer that is read on the way may name this endpoint: then by a new connection
+        )
         for handle in list(connection.session.handles.values()):
             self._moves.pop(handle.handle, None)
             self._take(handle, connection, self.home)
