@@ -451,9 +451,7 @@ class Network:
 
     def rehome(self, connection: Connection) -> None:
         """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held)."""
-        connection.leaving = (
-            True  # an answer that is read on the way may name this endpoint: then by a new connection
-        )
+        connection.leaving = True  # an answer read on the way may send a handle there: over a new connection
         for handle in list(connection.session.handles.values()):
             self._moves.pop(handle.handle, None)
             self._take(handle, connection, self.home)
