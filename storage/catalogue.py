@@ -4,6 +4,8 @@
   synchronous=FULL).
 - Names were checked by whoever calls; here they are only keys.
 - A topic's incarnation is never used again: a new topic of an old name is another one.
+- SQLite does not notice a changed byte in a row. A digest of all rows changes with each of them, in the same
+  transaction; opening reads every row, and refuses a file whose digest is another one.
 - A full disk refuses what is new, never what makes room: a small reserve beside the file is given up for deletions.
 """
 
@@ -13,14 +15,17 @@ import contextlib
 import json
 import os.path
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ister.errors import DamagedError, DiskFullError, IsterError, StorageError
+from storage.checksum import crc32c
 from storage.disk import LocalDisk
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+# No database is shorter; SQLite takes a shorter file for an empty one, and would begin anew.
+SQLITE_BYTES_MIN: Final = 512
 # What SQLite needs to write down a deletion, or to open its file, with nothing left on the disk: a few pages of 4 KiB.
 RESERVE_BYTES: Final = 256 << 10
 
@@ -46,6 +51,11 @@ CREATE TABLE subscriptions (
     created_ms INTEGER NOT NULL,
     PRIMARY KEY (topic, name)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE digest (
+    rows INTEGER NOT NULL,
+    total INTEGER NOT NULL
+) STRICT;
+INSERT INTO digest VALUES (0, 0);
 """
 
 
@@ -87,6 +97,11 @@ def _subscription(row: tuple[Any, ...]) -> SubscriptionMeta:
     return SubscriptionMeta(topic, name, kind, json.loads(start), created_ms, json.loads(settings))
 
 
+def _digest(table: str, row: Sequence[object]) -> int:
+    """Return what one row adds to the digest: the CRC32C of its table's name and its values."""
+    return crc32c(repr((table, *row)).encode())
+
+
 class Catalogue:
     """The topics and subscriptions of a broker."""
 
@@ -104,12 +119,21 @@ class Catalogue:
         self._keep_reserve()
 
     def _connect(self) -> None:
+        path = self.path
+        if os.path.exists(path) and 0 < os.path.getsize(path) < SQLITE_BYTES_MIN:
+            raise DamagedError(f"the catalogue {path} is damaged: it has only {os.path.getsize(path)} bytes")
         try:
             # Autocommit; each change below is one statement or one explicit transaction.
             self._database = sqlite3.connect(self.path, isolation_level=None)
             self._prepare()
-        except sqlite3.DatabaseError as error:
-            raise self._error(error) from error
+        except BaseException as error:
+            if hasattr(self, "_database"):
+                self._database.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self._error(error) from error
+            if isinstance(error, UnicodeDecodeError):  # in SQLite's own words for what is wrong
+                raise DamagedError(f"the catalogue {path} is damaged: {error}") from error
+            raise
 
     def _keep_reserve(self) -> None:
         """Make the reserve if it is not there; on a full disk that has to wait."""
@@ -134,17 +158,24 @@ class Catalogue:
             return False
         return True
 
-    def _delete(self, statement: str, values: tuple[str, ...]) -> None:
-        """Carry out a deletion, also on a full disk."""
+    def _delete(
+        self, statement: str, values: tuple[str, ...], gone: dict[str, list[tuple[Any, ...]]]
+    ) -> None:
+        """Carry out a deletion of the rows in `gone`, also on a full disk."""
         self._keep_reserve()
-        try:
-            with self._guarded() as database:
+
+        def delete() -> None:
+            with self._changing() as database:
+                for table, rows in gone.items():
+                    self._note(table, (), rows)
                 database.execute(statement, values)
+
+        try:
+            delete()
         except DiskFullError:
             if not self._give_up_reserve():
                 raise
-            with self._guarded() as database:
-                database.execute(statement, values)
+            delete()
 
     def _prepare(self) -> None:
         execute = self._database.execute
@@ -160,6 +191,49 @@ class Catalogue:
                 code="unsupported-version",
                 action="stop",
             )
+        self._verify()
+
+    def _verify(self) -> None:
+        """Read everything once, and compare it with what was written. Raises DamagedError."""
+        (found, *_) = self._database.execute("PRAGMA integrity_check").fetchone()
+        if found != "ok":
+            raise DamagedError(f"the catalogue {self.path} is damaged: {found}")
+        rows = total = 0
+        try:
+            for table, columns in (("topics", _TOPIC), ("subscriptions", _SUBSCRIPTION)):
+                for row in self._database.execute(f"SELECT {columns} FROM {table}"):
+                    rows, total = rows + 1, total + _digest(table, row)
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise DamagedError(f"the catalogue {self.path} is damaged: {error}") from None
+        if self._database.execute("SELECT rows, total FROM digest").fetchall() != [(rows, total)]:
+            raise DamagedError(f"the catalogue {self.path} is damaged: its rows are not what was written")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """Make a change of rows and digest one transaction."""
+        with self._guarded() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a failed commit may have rolled back already
+                    database.execute("ROLLBACK")
+                raise
+
+    def _note(
+        self, table: str, added: Iterable[Sequence[object]], removed: Iterable[Sequence[object]]
+    ) -> None:
+        """Take a change of rows into the digest."""
+        plus = [_digest(table, row) for row in added]
+        minus = [_digest(table, row) for row in removed]
+        self._database.execute(
+            "UPDATE digest SET rows = rows + ?, total = total + ?",
+            (len(plus) - len(minus), sum(plus) - sum(minus)),
+        )
+
+    def _rows(self, table: str, columns: str, where: str, name: str) -> list[tuple[Any, ...]]:
+        return self._database.execute(f"SELECT {columns} FROM {table} WHERE {where} = ?", (name,)).fetchall()
 
     def _error(self, error: sqlite3.DatabaseError) -> StorageError:
         name = getattr(error, "sqlite_errorname", "")
@@ -190,8 +264,9 @@ class Catalogue:
             json.dumps(topic.settings),
         )
         try:
-            with self._guarded() as database:
+            with self._changing() as database:
                 database.execute(f"INSERT INTO topics ({_TOPIC}) VALUES (?, ?, ?, ?, ?, ?)", row)
+                self._note("topics", [row], ())
         except sqlite3.IntegrityError as error:
             if self.topic(topic.name) is not None:
                 raise IsterError(
@@ -222,8 +297,10 @@ class Catalogue:
 
         Raises IsterError `unknown-topic`, StorageError.
         """
-        with self._guarded() as database:
+        with self._changing() as database:
+            before = self._rows("topics", _TOPIC, "name", name)
             database.execute("UPDATE topics SET settings = ? WHERE name = ?", (json.dumps(settings), name))
+            self._note("topics", self._rows("topics", _TOPIC, "name", name), before)
         return self.get_topic(name)
 
     def delete_topic(self, name: str) -> tuple[TopicMeta, list[SubscriptionMeta]]:
@@ -232,7 +309,12 @@ class Catalogue:
         Raises IsterError `unknown-topic`, StorageError.
         """
         topic, subscriptions = self.get_topic(name), self.subscriptions(name)
-        self._delete("DELETE FROM topics WHERE name = ?", (name,))
+        with self._guarded():
+            gone = {
+                "topics": self._rows("topics", _TOPIC, "name", name),
+                "subscriptions": self._rows("subscriptions", _SUBSCRIPTION, "topic", name),
+            }
+        self._delete("DELETE FROM topics WHERE name = ?", (name,), gone)
         return topic, subscriptions
 
     def create_subscription(self, subscription: SubscriptionMeta) -> None:
@@ -240,10 +322,11 @@ class Catalogue:
         one = subscription
         row = (one.topic, one.name, one.type, json.dumps(one.start), one.created_ms, json.dumps(one.settings))
         try:
-            with self._guarded() as database:
+            with self._changing() as database:
                 database.execute(
                     f"INSERT INTO subscriptions ({_SUBSCRIPTION}) VALUES (?, ?, ?, ?, ?, ?)", row
                 )
+                self._note("subscriptions", [row], ())
         except sqlite3.IntegrityError:
             self.get_topic(one.topic)
             raise IsterError(
@@ -286,7 +369,10 @@ class Catalogue:
         Raises IsterError `unknown-topic`, `unknown-subscription`.
         """
         found = self.get_subscription(topic, name)
-        self._delete("DELETE FROM subscriptions WHERE topic = ? AND name = ?", (topic, name))
+        with self._guarded():
+            of_topic = self._rows("subscriptions", _SUBSCRIPTION, "topic", topic)
+        gone = {"subscriptions": [row for row in of_topic if row[1] == name]}
+        self._delete("DELETE FROM subscriptions WHERE topic = ? AND name = ?", (topic, name), gone)
         return found
 
     def close(self) -> None:

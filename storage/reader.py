@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from ister.errors import DamagedError, GapError, TrimmedError
 from storage.damage import load_skips
@@ -167,10 +167,18 @@ class SegmentMaps:
         self._maps.clear()
 
 
+class _Unmapped(NamedTuple):
+    """A segment that cannot be mapped: too short, or not of this log."""
+
+    path: str
+    base: int
+    salt: int
+
+
 class _BrokenError(Exception):
     """There is no whole record at `position` of `segment`, where offset `at` should be."""
 
-    def __init__(self, segment: SegmentMap, position: int, at: int, reason: str) -> None:
+    def __init__(self, segment: SegmentMap | _Unmapped, position: int, at: int, reason: str) -> None:
         super().__init__(reason)
         self.segment, self.position, self.at, self.reason = segment, position, at, reason
 
@@ -313,6 +321,10 @@ class Reader:
     def _map(self, base: int, *, fresh: bool = False) -> SegmentMap:
         try:
             return self._maps.get(self.folder, self.incarnation, base, fresh=fresh)
+        except DamagedError as error:
+            path = f"{self.folder}/{segment_name(base)}"
+            unmapped = _Unmapped(path, base, salt_of(self.incarnation, base))
+            raise _BrokenError(unmapped, 0, base, error.text) from None
         except FileNotFoundError:
             bases = self._bases()
             if bases and base < bases[0]:
@@ -367,7 +379,7 @@ class Reader:
     def _map_if_there(self, base: int) -> SegmentMap | None:
         try:
             return self._maps.get(self.folder, self.incarnation, base, fresh=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, DamagedError):
             return None
 
     def _behind(self, broken: _BrokenError, durable_end: int) -> tuple[int | None, int]:
