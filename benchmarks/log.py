@@ -1,6 +1,8 @@
 """How long do append, commit, read and recovery of the log take, and does preparing segments ahead pay?
 
     python benchmarks/log.py [--batch-bytes 65536] [--megabytes 256] [--group 4] [--folder DIR] [--json]
+    python benchmarks/log.py --recovery-gib 2           how long does it take to open, search, verify and trim so much?
+    python benchmarks/log.py --cursor-holes 1000000     what does a cursor with so many ranges cost?
 
 Batches are appended in groups; a group is committed in a thread while the next is appended, as a topic does. The second
 row does without spare segments. Everything is read back through maps twice, and the log is opened again.
@@ -10,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
+import tracemalloc
 from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +25,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ister.clock import SystemClock
+from storage.cursor import CursorJournal
 from storage.disk import LocalDisk
 from storage.reader import Reader, SegmentMaps
+from storage.verify import verify_log
 from storage.wal import Wal, WalSettings, remove_log
 
 MESSAGE_BYTES = 1024
@@ -113,8 +119,133 @@ def measure(folder: str, batch_bytes: int, megabytes: int, group: int, spares: b
     }
 
 
+def drop_caches() -> bool:
+    """Empty the page cache, if this user may; say whether it was."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("1\n")
+    except OSError:
+        return False
+    return True
+
+
+def measure_recovery(folder: str, gib: float) -> dict[str, Any]:
+    """Make a log of so many GiB, open it with and without a page cache, look for a time, verify and trim it."""
+    disk, clock, incarnation = LocalDisk(), SystemClock(), bytes(range(16))
+    frames = [(array("I", [MESSAGE_BYTES]) * 64).tobytes(), os.urandom(64 * MESSAGE_BYTES)]
+
+    def opened() -> Wal:
+        return Wal.open(
+            disk, folder, topic="bench", incarnation=incarnation, settings=WalSettings(), clock=clock
+        )
+
+    def timed(work: Any) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    wal = opened()
+    batches = int(gib * (1 << 30)) // (64 * MESSAGE_BYTES)
+    for number in range(batches):
+        wal.append(
+            count=64,
+            producer_id=number % 50 + 1,
+            sequence=number // 50 * 64,
+            columns=0,
+            frames=frames,
+            timestamp_ms=number,
+        )
+        if number % 64 == 0:
+            wal.commit()
+    wal.commit()
+    segments, size, end = len(wal.sealed()) + 1, sum(info.bytes for info in wal.sealed()), wal.durable_end
+    wal.close()
+    cold = drop_caches()
+    row: dict[str, Any] = {
+        "gib": round(size / (1 << 30), 2),
+        "segments": segments,
+        "page_cache_dropped": cold,
+    }
+    for name in ("open_s_first", "open_s_again"):
+        began = time.perf_counter()
+        wal = opened()
+        row[name] = round(time.perf_counter() - began, 3)
+        assert wal.next_offset == end
+        if name == "open_s_first":
+            wal.close()
+    row["open_gb_per_second"] = round(size / row["open_s_first"] / 1e9, 1)
+    row["bytes_scanned"] = wal.report.bytes_scanned
+    maps = SegmentMaps(disk)
+    times: list[float] = []
+    for number in [*range(200), *range(200)]:  # the first 200 from the disk
+        reader = Reader(maps, folder, incarnation, 0)
+        wanted = batches * number // 200
+        began = time.perf_counter()
+        found = reader.seek_time(wanted, end)
+        reader.read(end, 1)
+        times.append(time.perf_counter() - began)
+        assert found == 64 * wanted
+    row["seek_time_us_p50_first"], row["seek_time_us_p50_again"] = (
+        quantile(times[:200], 0.5),
+        quantile(times[200:], 0.5),
+    )
+    maps.clear()
+    drop_caches()
+    row["verify_gb_per_second"] = round(
+        size / timed(lambda: list(verify_log(disk, folder, incarnation))) / 1e9, 2
+    )
+    row["trim_all_s"] = round(timed(lambda: wal.trim(end)), 3)
+    wal.close()
+    remove_log(disk, folder)
+    return row
+
+
+def measure_cursor(folder: str, holes: int) -> dict[str, Any]:
+    """Acknowledge every second message, a thousand to a flush, and open the journal again."""
+    disk, incarnation, path = LocalDisk(), bytes(range(16)), f"{folder}/cursor"
+    journal = CursorJournal.open(disk, path, incarnation, 0)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    longest = 0
+    for number in range(holes):
+        journal.note(2 * number + 1, 2 * number + 2)
+        if number % 1000 == 999:
+            journal.flush()
+            journal.compact()
+            longest = max(longest, journal.size)
+    memory = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    journal.close()
+    began = time.perf_counter()
+    journal = CursorJournal.open(disk, path, incarnation, 0)
+    again = time.perf_counter() - began
+    assert len(journal.cursor.ranges) == holes
+    rate = min(holes, 200_000)
+    began = time.perf_counter()
+    for number in range(rate):
+        journal.note(2 * (holes + number) + 1, 2 * (holes + number) + 2)
+    noted = time.perf_counter() - began
+    journal.flush()
+    began = time.perf_counter()
+    journal.note(0, 2 * (holes + rate) + 2)  # the holes close
+    closed = time.perf_counter() - began
+    journal.flush()
+    compacted = journal.compact()
+    row = {
+        "ranges": holes,
+        "memory_bytes_per_range": round(memory / holes, 1),
+        "journal_megabytes_max": round(longest / 1e6, 1),
+        "open_s": round(again, 3),
+        "note_ns": round(noted / rate * 1e9),
+        "close_all_ms": round(closed * 1e3, 2),
+        "journal_bytes_after": journal.size if compacted else None,
+    }
+    journal.close()
+    return row
+
+
 def main() -> None:
-    """Measure with and without spare segments, and print a table or JSON."""
+    """Measure with and without spare segments, or opening, or a cursor; print a table or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -122,13 +253,20 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--group", type=int, default=4, help="wait for the commit after so many batches")
     parser.add_argument("--folder", default=".", help="where the log is made, and removed")
+    parser.add_argument("--recovery-gib", type=float, help="measure opening a log of this size instead")
+    parser.add_argument("--cursor-holes", type=int, help="measure a cursor of so many ranges instead")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="bench-log-") as folder:
-        rows = [
-            measure(f"{folder}/log", given.batch_bytes, given.megabytes, given.group, spares)
-            for spares in (True, False)
-        ]
+        if given.recovery_gib:
+            rows = [measure_recovery(f"{folder}/log", given.recovery_gib)]
+        elif given.cursor_holes:
+            rows = [measure_cursor(folder, given.cursor_holes)]
+        else:
+            rows = [
+                measure(f"{folder}/log", given.batch_bytes, given.megabytes, given.group, spares)
+                for spares in (True, False)
+            ]
     if given.json:
         print(json.dumps({"log": rows}))
         return
