@@ -47,6 +47,9 @@ ACK_DELAY_S: Final = (
     0.005  # acknowledgments gather for so long: at a million messages a second that is 5,000 a frame
 )
 ACK_RANGES_MAX: Final = 256  # scattered acknowledgments that are sent without waiting longer
+# Ranges sent and not confirmed, kept to be sent again when the connection is lost; a program that acknowledges in order
+# needs one. Beyond it those messages come again, and `flush` says so.
+UNPROVEN_MAX: Final = 4096
 EVENTS_MAX: Final = 256  # kept for a program that never looks at them
 
 
@@ -95,6 +98,8 @@ class Attachment:
         self._until: int | None = None
         self._ack_due: float | None = None
         self._last_sent: tuple[int, int] | None = None  # since the broker last said that all is written
+        self._unproven: list[tuple[int, int]] = []  # sent since then: they may be lost with the connection
+        self._unproven_until = False  # an ACK_UNTIL, or more than is kept, is among what may be lost
         self.confirming: dict[int, list[tuple[int, int]]] = {}
         self._start = start
         self._priority = priority
@@ -308,6 +313,8 @@ class Attachment:
         self._close_run()
         self._ranges.clear()
         self.confirming.clear()
+        self._unproven.clear()
+        self._unproven_until = False
         self._until = self._ack_due = self._last_sent = None
 
     def flush(self, *, confirm: bool = False) -> None:
@@ -322,6 +329,7 @@ class Attachment:
         if self._until is not None:
             session.emit({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: self.handle, Key.OFFSET: self._until})
             self._last_sent = (self._until, self._until + 1)
+            self._unproven_until = True
             self._until = None
         if not ranges and confirm and self._last_sent is not None:
             ranges = [self._last_sent]  # acknowledging again is free, and its answer covers what went before
@@ -335,14 +343,28 @@ class Attachment:
             if confirm and part + wire.RANGES_MAX >= len(ranges):
                 ref = session.expect(self._on_confirmed)
                 header[Key.REF] = ref
-                self.confirming[ref] = ranges
+                self.confirming[ref] = [*self._unproven, *ranges]
+                self._unproven = []
             session.emit(header)
             self._last_sent = sent[-1]
         if confirm:
             self._last_sent = None
+        else:
+            self._keep(ranges)
+
+    def _keep(self, ranges: list[tuple[int, int]]) -> None:
+        """Remember what was sent, for when it is lost on its way."""
+        self._unproven.extend(ranges)
+        if len(self._unproven) > UNPROVEN_MAX:
+            self._unproven = joined(self._unproven)
+            if len(self._unproven) > UNPROVEN_MAX:
+                self._unproven_until = True
+                del self._unproven[: UNPROVEN_MAX // 2]
 
     def _on_confirmed(self, frame: Frame) -> None:
         self.confirming.pop(frame.header[Key.REF], None)
+        if not self.confirming and self._last_sent is None:
+            self._unproven_until = False
         if frame.kind == Type.ERROR:
             self.complaint = remote_error(frame.header)
 
@@ -383,9 +405,12 @@ class Attachment:
         for ranges in self.confirming.values():
             self._ranges.extend(ranges)
         self.confirming.clear()
-        if self._last_sent is not None:
-            self._ranges.append(self._last_sent)
-            self._last_sent = None
+        self._ranges.extend(self._unproven)
+        self._unproven = []
+        self._last_sent = None
+        if self._unproven_until:  # what it covered is not known here: it is delivered again
+            self._unproven_until = False
+            self.forgotten = True
         self._step("lost")
 
     def fail(self, error: IsterError) -> None:

@@ -163,7 +163,16 @@ class Campaign:
         name = f"{subscription} {number}"
 
         def open_one() -> Taker:
-            return Taker(client, kind, subscription, self.oracle, random, name=name, acknowledge=ACKNOWLEDGE)
+            return Taker(
+                client,
+                kind,
+                subscription,
+                self.oracle,
+                random,
+                name=name,
+                acknowledge=ACKNOWLEDGE,
+                priority=number if kind == "failover" else 0,
+            )
 
         self._consumers.append(ConsumerThread(name, self.oracle, self._signals, random, open_one))
 

@@ -1,0 +1,96 @@
+"""Acknowledgments that were sent and not confirmed when the connection broke."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ister.attachment import ACK_DELAY_S, UNPROVEN_MAX, Attachment
+from ister.errors import ConnectionLostError
+from ister.wire import Key, Type
+
+if TYPE_CHECKING:
+    from tests.ister.conftest import Talk
+
+
+def given(talk: Talk, count: int) -> Attachment:
+    """Return a consumer that was given messages."""
+    talk.welcome()
+    attachment = talk.consumer(credit_messages=100_000, credit_bytes=1_000_000)
+    talk.opened()
+    talk.deliver(0, *[b"x"] * count)
+    return attachment
+
+
+def acknowledge(talk: Talk, attachment: Attachment, delivery: object, *offsets: int) -> None:
+    """Acknowledge, and let it go out without asking for a confirmation."""
+    for offset in offsets:
+        attachment.ack(delivery, offset, offset + 1, talk.now)  # type: ignore[arg-type]
+    talk.now += 2 * ACK_DELAY_S
+    attachment.tick(talk.now)
+
+
+def break_and_resume(talk: Talk) -> list[int]:
+    """Lose the connection, resume the session, and return the offsets acknowledged again."""
+    talk.said()
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened()
+    ranges = [header[Key.RANGES] for header in talk.said() if header[Key.TYPE] == Type.ACK]
+    return [
+        offset for flat in ranges for at in range(0, len(flat), 2) for offset in range(*flat[at : at + 2])
+    ]
+
+
+def test_every_acknowledgment_that_may_be_lost_is_sent_again(talk: Talk) -> None:
+    """Not only the last one: the broker may have seen none of them, and `flush` will say that all are written."""
+    attachment = given(talk, 10)
+    delivery = attachment.take()
+    acknowledge(talk, attachment, delivery, 0, 1)
+    acknowledge(talk, attachment, delivery, 4)
+    acknowledge(talk, attachment, delivery, 7)
+    assert break_and_resume(talk) == [0, 1, 4, 7]
+
+
+def test_a_confirmation_on_its_way_covers_all_that_went_before(talk: Talk) -> None:
+    """It is lost with the connection: so may they be."""
+    attachment = given(talk, 10)
+    delivery = attachment.take()
+    acknowledge(talk, attachment, delivery, 0, 1)
+    acknowledge(talk, attachment, delivery, 4)
+    attachment.flush(confirm=True)
+    assert break_and_resume(talk) == [0, 1, 4]
+
+
+def test_what_was_confirmed_is_not_sent_again(talk: Talk) -> None:
+    """The broker has it in its journal."""
+    attachment = given(talk, 10)
+    acknowledge(talk, attachment, attachment.take(), 0, 1, 4)
+    talk.said()
+    attachment.flush(confirm=True)
+    [asked] = talk.said()
+    talk.hear({Key.TYPE: Type.DONE, Key.REF: asked[Key.REF]})
+    assert attachment.settled
+    assert break_and_resume(talk) == []
+    assert not attachment.forgotten
+
+
+def test_an_acknowledgment_until_that_may_be_lost_is_said_to_whoever_flushes(talk: Talk) -> None:
+    """What it covered is known to the broker alone: those messages come again."""
+    attachment = given(talk, 10)
+    delivery = attachment.take()
+    assert delivery is not None
+    attachment.ack_until(delivery, 5, talk.now)
+    acknowledge(talk, attachment, delivery)
+    break_and_resume(talk)
+    assert attachment.forgotten
+
+
+def test_what_is_kept_is_bounded(talk: Talk) -> None:
+    """Every second message of very many, never confirmed: some come again, and `flush` says so."""
+    attachment = given(talk, 3 * UNPROVEN_MAX)
+    delivery = attachment.take()
+    for offset in range(0, 3 * UNPROVEN_MAX, 2):
+        acknowledge(talk, attachment, delivery, offset)
+        talk.session.outbox.clear()
+    assert len(break_and_resume(talk)) <= UNPROVEN_MAX
+    assert attachment.forgotten
