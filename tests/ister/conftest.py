@@ -144,8 +144,8 @@ def new_talk() -> type[Talk]:
 
 @pytest.fixture
 def broker() -> Iterator[testing.Broker]:
-    """A broker in memory."""
-    with testing.Broker() as running:
+    """A broker in memory; its heartbeat is so long that a lost wake-up shows as a timeout."""
+    with testing.Broker(heartbeat_ms=30_000) as running:
         yield running
 
 

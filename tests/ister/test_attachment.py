@@ -75,6 +75,19 @@ def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
     assert (credit[Key.TYPE], credit[Key.MESSAGES], credit[Key.BYTES]) == (Type.CREDIT, 7, 7 * 5)
 
 
+def test_credit_starts_anew_after_opening_again(talk: Talk) -> None:
+    """What was used before was credit of the old open; giving it back now would be too much."""
+    attachment = opened(talk, credit_messages=10)
+    talk.deliver(0, *[b"x"] * 4)
+    taken(attachment)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened()
+    talk.deliver(0, *[b"x"] * 4)
+    taken(attachment)
+    assert talk.said() == []
+
+
 def test_large_messages_use_the_credit_in_bytes(talk: Talk) -> None:
     """A consumer of few large messages is bounded by bytes."""
     attachment = opened(talk, credit_bytes=1000)

@@ -10,7 +10,7 @@ import pytest
 import ister
 from ister import testing
 from ister.clock import SystemClock
-from ister.connection import Wake, poll
+from ister.connection import Connection, Wake, poll
 from ister.wire import Type
 
 
@@ -63,6 +63,34 @@ def test_two_waiting_threads_of_one_client_both_get_theirs(client: ister.Client)
             for thread in threads:
                 thread.join()
             assert received == {"a": b"%d" % number, "b": b"%d" % number}
+
+
+def test_an_answer_that_is_taken_in_while_asking_is_seen_at_once(
+    client: ister.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends takes in what has come: if that is what it waits for, it must not begin to wait."""
+    pump = Connection.pump
+
+    def slow(connection: Connection) -> bool:
+        asked = bool(connection.session.outbox)
+        heard = pump(connection)
+        for _ in range(20 * asked):
+            if heard:
+                break
+            poll(Wake(), connection.fds, 0.01)
+            heard = pump(connection)
+        return heard
+
+    with client.producer("orders") as producer:
+        producer.send_batch([b"x"] * 10).result(5)
+    with client.consumer("orders", subscription="s", start="earliest") as consumer:
+        monkeypatch.setattr(Connection, "pump", slow)
+        for message in consumer:
+            consumer.ack(message)
+            consumer.flush(2)
+            if message.offset == 9:
+                break
+        assert client.status(timeout=2)
 
 
 def test_receipts_come_while_nobody_waits(client: ister.Client) -> None:
