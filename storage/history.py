@@ -1,8 +1,8 @@
 """What a listing of the store says of one topic: its history, in order, whoever wrote it. Pure.
 
 Writers come and go, each under an epoch of its own; two may write at once while one of them does not know yet that it
-is over. What counts is in the names alone (`Layout` in storage/tier.py): every epoch says where its data begins, and from
-there on nothing of an older epoch counts, whenever it arrives.
+is over. What counts is in the names alone (`Layout` in storage/tier.py): every epoch says where its data begins, and
+from there on nothing of an older epoch counts, whenever it arrives.
 
 Invariants
 - at every offset the newest epoch that begins at or below it counts, and no other
