@@ -37,7 +37,7 @@ from collections.abc import (
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from ister import arguments
+from ister import arguments, requests
 from ister import client as synchronous
 from ister.client import (
     BATCH_BYTES,
@@ -221,14 +221,14 @@ class Client(Closing):
         **retention: int,
     ) -> dict[str, Any]:
         """Create a topic; see `ister.Client.create_topic`."""
-        request = synchronous.topic_request(topic, dispatch, durability, retention)
+        request = requests.topic_request(topic, dispatch, durability, retention)
         try:
             answer: dict[str, Any] = await self._ask(request, timeout)
         except RemoteError as error:
-            if not synchronous.is_there_already(error, request, exist_ok=exist_ok):
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = await self.topic(topic, timeout=timeout)
-            if synchronous.differs(answer, request):
+            if requests.differs(answer, request):
                 raise
         return answer
 
@@ -264,7 +264,7 @@ class Client(Closing):
 
     async def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Return every topic, by name."""
-        listing = synchronous.Listing("topic.list", "topics", "topic", {})
+        listing = requests.Listing("topic.list", "topics", "topic", {})
         await self._drive(iter(listing), timeout)
         return listing.found
 
@@ -291,21 +291,21 @@ class Client(Closing):
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Create a subscription without attaching to it; see `ister.Client.create_subscription`."""
-        settings = synchronous.subscription_settings(drop, ack_timeout, buffer_messages_max)
-        request = synchronous.subscription_request(topic, subscription, type, start, settings)
+        settings = requests.subscription_settings(drop, ack_timeout, buffer_messages_max)
+        request = requests.subscription_request(topic, subscription, type, start, settings)
         try:
             answer: dict[str, Any] = await self._ask(request, timeout)
         except RemoteError as error:
-            if not synchronous.is_there_already(error, request, exist_ok=exist_ok):
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = await self.subscription(topic, subscription, timeout=timeout)
-            if synchronous.differs(answer, request):
+            if requests.differs(answer, request):
                 raise
         return answer
 
     async def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Return every subscription of a topic, by name."""
-        listing = synchronous.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
+        listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
         await self._drive(iter(listing), timeout)
         return listing.found
 
@@ -328,7 +328,7 @@ class Client(Closing):
         try:
             await self._ask(request, timeout)
         except RemoteError as error:
-            if not synchronous.is_gone_already(error, request):
+            if not requests.is_gone_already(error, request):
                 raise
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
@@ -392,7 +392,7 @@ class Client(Closing):
                 priority=priority,
                 credit_messages=credit_messages,
                 credit_bytes=credit_bytes,
-                settings=synchronous.subscription_settings(drop, ack_timeout, buffer_messages_max),
+                settings=requests.subscription_settings(drop, ack_timeout, buffer_messages_max),
                 on_event=told,
             )
             await self._opened(

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from ister import arguments
+from ister import arguments, requests
 from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
-from ister.connection import Network
 from ister.consumer import Consumer
 from ister.errors import ConnectionLostError, RemoteError, TimeoutExpiredError
 from ister.message import Event
+from ister.network import Network
 from ister.producer import Producer
 from ister.publication import Publication
 from ister.session import Request
@@ -118,14 +118,14 @@ class Client:
         is what a reliable topic keeps at most: see `update_topic`.
         Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
         """
-        request = topic_request(topic, dispatch, durability, retention)
+        request = requests.topic_request(topic, dispatch, durability, retention)
         try:
             answer: dict[str, Any] = self._ask(request, timeout)
         except RemoteError as error:
-            if not is_there_already(error, request, exist_ok=exist_ok):
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.topic(topic, timeout=timeout)
-            if differs(answer, request):
+            if requests.differs(answer, request):
                 raise
         return answer
 
@@ -164,7 +164,7 @@ class Client:
 
     def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Return every topic, by name."""
-        return self._list(Listing("topic.list", "topics", "topic", {}), timeout)
+        return self._list(requests.Listing("topic.list", "topics", "topic", {}), timeout)
 
     def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
@@ -195,21 +195,21 @@ class Client:
         `ack_timeout` in seconds: what a consumer holds longer is delivered again. Raises `RemoteError`
         (`subscription-exists`, `unknown-topic`, ...).
         """
-        settings = subscription_settings(drop, ack_timeout, buffer_messages_max)
-        request = subscription_request(topic, subscription, type, start, settings)
+        settings = requests.subscription_settings(drop, ack_timeout, buffer_messages_max)
+        request = requests.subscription_request(topic, subscription, type, start, settings)
         try:
             answer: dict[str, Any] = self._ask(request, timeout)
         except RemoteError as error:
-            if not is_there_already(error, request, exist_ok=exist_ok):
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.subscription(topic, subscription, timeout=timeout)
-            if differs(answer, request):
+            if requests.differs(answer, request):
                 raise
         return answer
 
     def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Return every subscription of a topic, by name."""
-        listing = Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
+        listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
         return self._list(listing, timeout)
 
     def subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -310,7 +310,7 @@ class Client:
             priority=priority,
             credit_messages=credit_messages,
             credit_bytes=credit_bytes,
-            settings=subscription_settings(drop, ack_timeout, buffer_messages_max),
+            settings=requests.subscription_settings(drop, ack_timeout, buffer_messages_max),
             on_event=on_event,
         )
         self._open(Plan(consumer.attachment, f"consumer of {subscription!r} of topic {topic!r}"), timeout)
@@ -424,10 +424,10 @@ class Client:
         try:
             self._ask(request, timeout)
         except RemoteError as error:
-            if not is_gone_already(error, request):
+            if not requests.is_gone_already(error, request):
                 raise
 
-    def _list(self, listing: Listing, timeout: float | None) -> list[dict[str, Any]]:
+    def _list(self, listing: requests.Listing, timeout: float | None) -> list[dict[str, Any]]:
         for request in listing:
             self._ask(request, timeout)
         return listing.found
@@ -470,79 +470,3 @@ def producer_id(topic: str, name: str) -> int:
     """Return the id of a named producer: the same for the same topic and name, 63 bits, never 0."""
     digest = hashlib.blake2b(f"{topic}\0{name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 1) or 1
-
-
-def topic_request(topic: str, dispatch: str, durability: str | None, retention: dict[str, int]) -> Request:
-    """Return the request that creates a topic."""
-    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch, **retention}
-    if durability is not None:
-        asked["durability"] = durability
-    return Request("topic.create", asked)
-
-
-def subscription_request(
-    topic: str, subscription: str, kind: str, start: str | int, settings: dict[str, Any]
-) -> Request:
-    """Return the request that creates a subscription."""
-    asked = {"topic": topic, "subscription": subscription, "type": kind, "start": start, **settings}
-    return Request("subscription.create", asked)
-
-
-def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) -> bool:
-    """Whether creating failed only because it is there; a request that was sent twice may have made it itself."""
-    return error.code in ("topic-exists", "subscription-exists") and (exist_ok or request.resent)
-
-
-def differs(answer: dict[str, Any], request: Request) -> bool:
-    """Whether what is there is not what the request asked for."""
-    asked = request.arguments
-    if asked.get("dispatch", answer.get("strategy")) != answer.get("strategy"):
-        return True
-    if answer.get("strategy") == "reliable" and asked.get(
-        "durability", answer.get("durability")
-    ) != answer.get("durability"):
-        return True
-    return bool(asked.get("type", answer.get("type")) != answer.get("type"))
-
-
-def is_gone_already(error: RemoteError, request: Request) -> bool:
-    """Whether deleting failed only because an earlier try of the same request had done it."""
-    return error.code in ("unknown-topic", "unknown-subscription") and request.resent
-
-
-class Listing:
-    """A listing of any length, asked for a page at a time: iterate over its requests, having each answered."""
-
-    def __init__(self, operation: str, many: str, one: str, asked: dict[str, Any]) -> None:
-        """`many` is the list's key in an answer, `one` the name's key in each entry."""
-        self.found: list[dict[str, Any]] = []
-        self._operation = operation
-        self._many = many
-        self._one = one
-        self._asked = asked
-
-    def __iter__(self) -> Iterator[Request]:
-        """Yield requests; each is answered before the next is taken."""
-        asked = self._asked
-        while True:
-            request = Request(self._operation, asked)
-            yield request
-            page = request.result[self._many]
-            self.found.extend(page)
-            if not request.result.get("more") or not page:
-                return
-            asked = {**self._asked, "after": page[-1][self._one]}
-
-
-def subscription_settings(
-    drop: str | None, ack_timeout: float | None, buffer_messages_max: int | None
-) -> dict[str, Any]:
-    """Return the settings that count when a subscription is made; `ack_timeout` in seconds."""
-    settings: dict[str, Any] = {}
-    if drop is not None:
-        settings["drop"] = arguments.choice(drop, "drop", ("oldest", "newest"))
-    if ack_timeout is not None:
-        settings["ack_timeout_ms"] = max(1, round(arguments.seconds(ack_timeout, "ack_timeout") * 1000))
-    if buffer_messages_max is not None:
-        settings["buffer_messages_max"] = arguments.number(buffer_messages_max, "buffer_messages_max", 1)
-    return settings

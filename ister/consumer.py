@@ -23,7 +23,7 @@ from ister.message import Batch, Delivery, Event, Message
 from ister.producer import HURRY_S
 
 if TYPE_CHECKING:
-    from ister.connection import Network
+    from ister.network import Network
 
 CLOSE_S = 5.0  # how long `close` waits for the broker by default
 REASON_MAX = 200  # characters: it travels in a header

@@ -21,7 +21,7 @@ from ister.message import BatchReceipt, Receipt, Shipment
 from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, Publication
 
 if TYPE_CHECKING:
-    from ister.connection import Network
+    from ister.network import Network
 
 CLOSE_S = 10.0  # how long `close` waits for receipts by default
 HURRY_S = 1.0  # the same, when an exception is on its way out

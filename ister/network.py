@@ -1,0 +1,264 @@
+"""The connections of one client: where each producer and consumer is, and how a thread waits for something.
+
+May touch: threads, the zmq context; sockets only through `Connection`.
+
+Invariants
+- one lock guards everything a client has; user code never runs under it
+- a thread that waits moves the frames itself, or is woken by the one that does: nobody depends on the background thread
+- a client is never used in a forked child, and never holds an interpreter up that wants to end
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import zmq
+
+from ister.clock import Clock
+from ister.connection import Connection, Wake, poll
+from ister.errors import ClosedError, ConnectionLostError, ForkedError
+from ister.session import Handle
+
+MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off
+MOVES_WITHIN_S: Final = 1.0  # what counts as in a row
+
+
+class User(Protocol):
+    """What holds the lock for itself: a producer, a consumer."""
+
+    def after_fork(self, lock: threading.Lock) -> None:
+        """In the child of a fork: use this lock, and take no fast path any more."""
+
+
+class Network:
+    """The connections of one client: where each producer and consumer is, and how to wait for something."""
+
+    def __init__(
+        self, endpoints: list[str], *, clock: Clock, jitter: Callable[[], float], client_text: str
+    ) -> None:
+        """`jitter` returns random numbers from 0 to 1; `client_text` tells people who this is."""
+        self.lock = threading.Lock()
+        self.clock = clock
+        self.jitter = jitter
+        self.client_text = client_text
+        self.context = zmq.Context()
+        self.callbacks: deque[Callable[[], Any]] = deque()
+        self.on_progress: Callable[[], Any] | None = None  # told without the lock that something has changed
+        self.progressed = False
+        self.eager = False  # the background threads do all the waiting (asyncio)
+        self.forked = False
+        self.closed = False
+        self._handles = 0
+        self._moves: dict[int, tuple[int, float]] = {}  # handle: answers "moved" in a row, when the last came
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._connections: list[Connection] = []
+        self._wakes: list[Wake] = []
+        with self.lock:
+            self.home = self._connection(endpoints, first=True)
+        _live.add(self)
+
+    # ---- places --------------------------------------------------------------------------------------------------
+
+    def _connection(self, endpoints: list[str], *, first: bool) -> Connection:
+        for connection in self._connections:
+            if not (connection.closed or connection.leaving) and connection.endpoint == endpoints[0]:
+                return connection
+        connection = Connection(self, endpoints, first=first)
+        self._connections.append(connection)
+        connection.start()
+        return connection
+
+    def attach(self, handle: Handle, user: User) -> None:
+        """Let a new producer or consumer begin at the first endpoint (lock held)."""
+        self._users.add(user)
+        self.home.session.attach(handle)
+        self.home.touch()
+
+    def next_handle(self) -> int:
+        """Return a number that no other producer or consumer of this client has (lock held)."""
+        self._handles += 1
+        return self._handles
+
+    def connection_of(self, handle: Handle | None) -> Connection:
+        """Return the connection that a producer or consumer is at now (lock held)."""
+        if handle is not None and handle.session is not None:
+            for connection in self._connections:
+                if connection.session is handle.session:
+                    return connection
+        return self.home
+
+    def follow_moves(self, connection: Connection) -> None:
+        """Take the handles that live elsewhere there (lock held)."""
+        moves, connection.session.moves = connection.session.moves, []
+        now = self.clock.monotonic()
+        for handle, endpoint in moves:
+            hops, when = self._moves.get(handle.handle, (0, now))
+            hops = hops + 1 if now - when < MOVES_WITHIN_S else 1
+            self._moves[handle.handle] = (hops, now)
+            if hops > MOVES_MAX:
+                error = ConnectionLostError(f"moved {MOVES_MAX} times in a row, lastly to {endpoint}")
+                handle.postpone(error, now + MOVES_WITHIN_S)
+            else:
+                self._take(handle, connection, self._connection([endpoint], first=False))
+
+    def _take(self, handle: Handle, here: Connection, there: Connection) -> None:
+        here.session.handles.pop(handle.handle, None)
+        handle.on_lost(ConnectionLostError(f"moved to {there.endpoint}"))
+        there.session.attach(handle)
+        there.touch()
+        there.background.set()
+
+    def rehome(self, connection: Connection) -> None:
+        """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held)."""
+        connection.leaving = True  # an answer read on the way may send a handle there: over a new connection
+        for handle in list(connection.session.handles.values()):
+            self._moves.pop(handle.handle, None)
+            self._take(handle, connection, self.home)
+        connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        """A background thread has ended (lock held)."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            connection.background.close()
+
+    # ---- waiting -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise if this client cannot be used here any more."""
+        if self.forked:
+            raise ForkedError("this client was made before a fork: connect again in the child process")
+        if self.closed:
+            raise ClosedError("the client is closed")
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return the clock's time in `timeout` seconds; infinity for `None`."""
+        return float("inf") if timeout is None else self.clock.monotonic() + timeout
+
+    def seconds_until(self, deadline: float) -> float | None:
+        """Return how many seconds it is until then, at least 0; `None` for ever."""
+        return None if deadline == float("inf") else max(0.0, deadline - self.clock.monotonic())
+
+    def wake_background(self) -> None:
+        """Have every background thread look at once (lock held)."""
+        for connection in self._connections:
+            connection.background.set()
+
+    def wait(self, handle: Handle | None, condition: Callable[[], bool], deadline: float) -> bool:
+        """Wait until `condition()` (evaluated under the lock) holds; False when the deadline came first.
+
+        The calling thread moves the frames of the connection the handle is at, wherever that is meanwhile.
+        """
+        self.check()
+        wake = self._wakes.pop() if self._wakes else Wake()
+        try:
+            while True:
+                with self.lock:
+                    connection = self.connection_of(handle)
+                    connection.service()
+                    answer = condition()
+                    while connection.session.outbox and connection.pump():
+                        answer = condition()
+                    if self.connection_of(handle) is not connection:
+                        continue  # it has just moved
+                    now = self.clock.monotonic()
+                    done = answer or now >= deadline
+                    if not done:
+                        lead = connection.leader is None
+                        if lead:
+                            connection.leader = wake
+                            connection.touches += 1
+                        else:
+                            connection.followers.append(wake)
+                        fds = connection.fds if lead else ()
+                        until = min(deadline, connection.deadline()) if lead else deadline
+                self.settle()
+                if done:
+                    return answer
+                try:
+                    poll(wake, fds, until - now)
+                finally:
+                    with self.lock:
+                        self._stop_waiting(connection, wake)
+                self.check()
+        finally:
+            wake.clear()
+            if self.closed:
+                wake.close()
+            else:
+                self._wakes.append(wake)
+
+    def _stop_waiting(self, connection: Connection, wake: Wake) -> None:
+        if connection.leader is wake:
+            connection.leader = None
+            if connection.followers:
+                connection.followers[0].set()  # it may lead now
+        elif wake in connection.followers:
+            connection.followers.remove(wake)
+
+    def settle(self) -> None:
+        """After the lock was let go: make the calls that users asked for."""
+        while self.callbacks:
+            try:
+                call = self.callbacks.popleft()
+            except IndexError:
+                break
+            try:
+                call()
+            except Exception:
+                logging.getLogger("ister").exception("a callback failed")
+        if self.progressed:
+            self.progressed = False
+            if self.on_progress is not None:
+                self.on_progress()
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close every connection and wait for their threads."""
+        with self.lock:
+            if self.closed or self.forked:
+                return
+            self.closed = True
+            connections = list(self._connections)
+            for connection in connections:
+                connection.close()
+        for connection in connections:
+            connection.join()
+        self.settle()
+        self.context.term()
+        for wake in self._wakes:
+            wake.close()
+        self._wakes.clear()
+        _live.discard(self)
+
+    def after_fork(self) -> None:
+        """In the child: nothing of this can be used, and nothing may hang when it is tried."""
+        self.forked = True
+        self.lock = threading.Lock()  # the old one may be held by a thread that is not here
+        for user in self._users:
+            user.after_fork(self.lock)
+
+
+_live: weakref.WeakSet[Network] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for network in list(_live):
+        network.after_fork()
+
+
+def _at_exit() -> None:
+    for network in list(_live):
+        network.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
