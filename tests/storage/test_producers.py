@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.producers import RECENT_BATCHES_MAX, Duplicate, Fresh, Gap, Overlap, ProducerTable
+from storage.producers import (
+    PRODUCER_AGE_MS,
+    RECENT_BATCHES_MAX,
+    Duplicate,
+    Fresh,
+    Gap,
+    Overlap,
+    ProducerTable,
+)
 
 
 def test_each_batch_is_taken_once_and_in_order() -> None:
@@ -111,3 +119,18 @@ def test_bytes_that_are_no_snapshot_are_refused() -> None:
         ProducerTable.decode(snapshot[:-1])
     with pytest.raises(ValueError, match="entries"):
         ProducerTable.decode(snapshot + b"x")
+
+
+def test_a_producer_not_heard_of_for_a_week_is_forgotten_when_a_segment_begins() -> None:
+    """Expiry is by the time of batches, takes effect with a snapshot, and spares whoever has just opened."""
+    table = ProducerTable()
+    table.advance(1, 0, 1, 0, 1000)
+    table.advance(2, 0, 1, 1, 1000 + PRODUCER_AGE_MS)
+    table.expect(3, 17)
+    table.encode()
+    assert len(table) == 3
+    table.advance(4, 0, 1, 2, 1001 + PRODUCER_AGE_MS)
+    assert table.next_sequence(1) == 1
+    again = ProducerTable.decode(table.encode())
+    assert [again.next_sequence(producer) for producer in (1, 2, 3, 4)] == [None, 1, 17, 1]
+    assert table.next_sequence(1) is None

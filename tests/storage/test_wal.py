@@ -402,3 +402,66 @@ def test_the_room_for_a_footer_is_there_before_the_record(open_log: Open, put: P
     wal.seal()
     assert wal.commit() == 1
     wal.close()
+
+
+def in_flood(wal: Wal) -> Wal:
+    """Return a log that has seen big commits, and so writes no zeros ahead."""
+    wal._commit_bytes = 1e6
+    return wal
+
+
+def test_a_refused_batch_does_not_come_back_with_the_next_start(open_log: Open, put: Put) -> None:
+    """A batch that was refused for want of room behind it is gone, though all of it had been written."""
+    for room in range(0, 700, 50):
+        disk = SimulatedDisk()
+        wal = in_flood(open_log(disk))
+        put(wal, b"a")
+        wal.commit()
+        in_flood(wal)
+        disk.room = room
+        try:
+            put(wal, b"b" * 500)
+        except DiskFullError:
+            expected = 1
+        else:
+            expected = 2
+        wal.close()
+        disk.room = None
+        wal = open_log(disk)
+        assert wal.next_offset == expected
+        wal.close()
+    assert expected == 2
+
+
+def test_sealing_needs_no_room_whatever_was_written_ahead(open_log: Open, put: Put) -> None:
+    """Under flood too there is room for index and footer behind each record, and segments keep to their length."""
+    for seed in range(20):
+        random = Random(seed)
+        disk = SimulatedDisk()
+        wal = in_flood(open_log(disk, segment_bytes_max=300_000))
+        for _ in range(40):
+            put(in_flood(wal), b"x" * random.randrange(30_000))
+            if random.random() < 0.1:
+                wal.commit()
+        disk.room = 0
+        wal.seal()
+        end = wal.commit()
+        assert end == wal.sealed()[-1].end
+        assert all(disk.size(info.path) == info.bytes <= 300_000 for info in wal.sealed())
+        assert contents(wal, disk)[-1][0] == end - 1
+        wal.close()
+
+
+def test_zeros_are_written_ahead_only_while_commits_are_small(open_log: Open, put: Put) -> None:
+    """Lone messages find their blocks written; a flood writes each byte once, and asks for no spare segment."""
+    for size, ahead_min, ahead_max, spare in ((100, 100_000, 300_000, True), (100_000, 128, 2000, False)):
+        wal = open_log(SimulatedDisk(), segment_bytes_max=8 << 20)
+        for _ in range(25):
+            put(wal, b"x" * size)
+            wal.commit()
+        active = wal._active
+        assert active is not None
+        assert ahead_min <= active.zeroed - active.end <= ahead_max
+        active.end = active.zeroed = 3 << 20
+        assert (wal.prepare_spare() is not None) == spare
+        wal.close()
