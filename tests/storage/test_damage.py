@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from random import Random
 
 import pytest
 
-from ister.errors import DamagedError
+from ister.errors import DamagedError, StorageError
 from storage.damage import SKIPS_NAME, damage, load_skips, skip_damaged
 from storage.producers import Duplicate
 from storage.ranges import RangeSet
@@ -257,3 +258,54 @@ def test_producers_are_known_behind_damage(
     reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, 0)
     assert read_all(reader, 201)[1] == [(194, 196)]
     wal.close()
+
+
+def test_a_log_that_is_damaged_again_and_again_goes_on(open_log: Open, put: Put) -> None:
+    """Bytes go wrong between openings, and power is lost: nothing wrong is served, and what is lost is named."""
+    for seed in range(int(os.environ.get("ISTER_TEST_SEEDS", "60"))):
+        random = Random(seed)
+        disk = SimulatedDisk()
+        written: dict[int, bytes] = {}
+        acknowledged = 0
+        for life in range(4):
+            try:
+                wal = open_log(disk, segment_bytes_max=4096, known_end=acknowledged)
+            except StorageError as error:
+                if error.action != "stop":
+                    raise
+                break  # nothing says where it ended
+            assert wal.next_offset >= acknowledged, seed
+            lost = RangeSet((one.first, one.end) for one in wal.report.damaged if one.first < one.end)
+            reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, wal.start_offset)
+            while reader.offset < wal.next_offset:
+                try:
+                    records = reader.read(wal.next_offset, 1 << 20)
+                except DamagedError as error:
+                    lost.add(error.first or 0, error.end or 0)
+                    reader.seek(error.end or 0)
+                    continue
+                assert all(bytes(record.payload) == written[record.first_offset] for record in records), seed
+            *_, report = verify_log(disk, wal.folder, wal.incarnation, durable_end=wal.next_offset)
+            assert isinstance(report, VerifyReport)
+            for one in report.damaged:
+                assert lost.covers(one.first, one.end), (seed, one)
+            for number in range(random.randrange(25)):
+                payload = b"%d/%d/" % (life, number) + b"x" * random.randrange(900)
+                written[put(wal, payload, producer_id=1, sequence=wal.next_offset)] = payload
+                if random.random() < 0.6:
+                    acknowledged = wal.commit()
+                if random.random() < 0.1:
+                    wal.seal()
+            acknowledged = wal.commit() if random.random() < 0.5 else acknowledged
+            acknowledged = max(acknowledged, wal.durable_end)
+            wal.close()
+            if random.random() < 0.4:
+                disk = disk.power_loss(random)
+            for _ in range(random.randrange(3)):
+                names = [name for name in disk.listdir(wal.folder) if name.endswith(".seg")]
+                file = disk.open(f"{wal.folder}/{random.choice(names)}") if names else None
+                if file is not None and file.size():
+                    at = random.randrange(file.size())
+                    file.pwritev((bytes([file.pread(1, at)[0] ^ 1 << random.randrange(8)]),), at)
+                    file.datasync()
+                    file.close()
