@@ -112,12 +112,13 @@ class Attachment:
         self._on_event = on_event
         self._failures = 0
         self._due = 0.0
+        self._delivered_in: bytes | None = None  # the session that knows what was delivered
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
     def on_ready(self, *, resumed: bool) -> None:
         """WELCOME came; unless the session was resumed, the broker knows nothing of what it delivered before."""
-        if not resumed:
+        if not resumed or self.session is None or self.session.secret != self._delivered_in:
             self.lineage += 1
             self._drop_acks()
         if self._step("ready"):
@@ -158,6 +159,7 @@ class Attachment:
         elif kind == Type.OPENED:
             if self._step("opened"):
                 self.opened = True
+                self._delivered_in = None if self.session is None else self.session.secret
                 self._failures = 0
                 self.trouble = None
                 self.strategy = header.get(Key.STRATEGY, "")

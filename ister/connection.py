@@ -263,6 +263,8 @@ class Connection:
             while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 event = int.from_bytes(monitor.recv_multipart(zmq.NOBLOCK)[0][:2], sys.byteorder)
                 if event == zmq.EVENT_CONNECT_RETRIED:
+                    if self.session.phase == "ready":
+                        continue  # of an attempt before the one that succeeded
                     refused = ConnectionLostError(f"nobody listens at {self.endpoint}")
                     self.session.trouble = refused
                     if len(self.endpoints) > 1 or not self.first:

@@ -59,6 +59,9 @@ class Network:
         self._moves: dict[int, tuple[int, float]] = {}  # handle: answers "moved" in a row, when the last came
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._connections: list[Connection] = []
+        self._left: dict[
+            str, tuple[bytes, set[int]]
+        ] = {}  # by endpoint: a session given up, and what is open in it
         self._wakes: list[Wake] = []
         with self.lock:
             self.home = self._connection(endpoints, first=True)
@@ -71,6 +74,9 @@ class Network:
             if not (connection.closed or connection.leaving) and connection.endpoint == endpoints[0]:
                 return connection
         connection = Connection(self, endpoints, first=first)
+        left = self._left.pop(endpoints[0], None)
+        if left is not None:
+            connection.session.inherit(*left)
         self._connections.append(connection)
         connection.start()
         return connection
@@ -116,9 +122,15 @@ class Network:
         there.background.set()
 
     def rehome(self, connection: Connection) -> None:
-        """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held)."""
+        """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held).
+
+        If they say, there after all, its session is resumed: else that would hold an Exclusive consumer's place.
+        """
+        session = connection.session
+        if session.secret is not None:
+            self._left[connection.endpoint] = (session.secret, set(session.handles))
         connection.leaving = True  # an answer read on the way may send a handle there: over a new connection
-        for handle in list(connection.session.handles.values()):
+        for handle in list(session.handles.values()):
             self._moves.pop(handle.handle, None)
             self._take(handle, connection, self.home)
         connection.close()

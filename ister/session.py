@@ -139,7 +139,7 @@ class Session:
         self.moves: list[tuple[Handle, str]] = []  # handles that live elsewhere; the shell takes them there
         self.jitter = jitter
         self._client = client
-        self._session: bytes | None = None
+        self.secret: bytes | None = None  # of the session, as WELCOME said; the next HELLO shows it
         self._answers: dict[int, Answer] = {}
         self._waiting: list[Request] = []  # not sent, or to be sent again
         self._sent: dict[int, Request] = {}
@@ -170,8 +170,8 @@ class Session:
             Key.VERSION: [wire.PROTOCOL_VERSION],
             Key.CLIENT: self._client,
         }
-        if self._session is not None:
-            hello[Key.SESSION] = self._session
+        if self.secret is not None:
+            hello[Key.SESSION] = self.secret
         self.emit(hello)
 
     def lost(self, reason: IsterError) -> None:
@@ -191,8 +191,13 @@ class Session:
 
     def forget(self) -> None:
         """The next HELLO goes to another worker: it has never heard of this session."""
-        self._session = None
+        self.secret = None
         self.boot = None
+
+    def inherit(self, secret: bytes, handles: set[int]) -> None:
+        """Go on with the session that another connection to this worker had; those handles are open there."""
+        self.secret = secret
+        self._departed |= handles
 
     def end(self, reason: IsterError) -> None:
         """Say BYE and be done; whatever still waits fails with `reason`."""
@@ -331,7 +336,7 @@ class Session:
             return
         if not resumed:
             self._departed.clear()
-        self._session = header[Key.SESSION]
+        self.secret = header[Key.SESSION]
         self.boot = header[Key.BOOT]
         self._heartbeat_s = max(0.05, header[Key.HEARTBEAT] / 1000)
         given = header[Key.LIMITS]

@@ -216,6 +216,18 @@ def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None
     assert attachment.forgotten
 
 
+def test_a_session_of_another_worker_does_not_know_what_was_delivered(talk: Talk) -> None:
+    """A consumer that moves into a resumed session there drops what it would have acknowledged here."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.session.secret = b"x" * 16
+    talk.session.connect(talk.now)
+    attachment.on_ready(resumed=True)
+    assert attachment.forgotten
+
+
 def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
     """The broker would throw it away; and the fast path stays fast."""
     talk.welcome()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import ister
+from ister import testing
 
 if TYPE_CHECKING:
     import pytest
@@ -43,3 +44,24 @@ def network_producer(client: ister.Client) -> ister.Producer:
     """Return a producer of a topic that is there."""
     client.create_topic("orders", exist_ok=True)
     return client.producer("orders")
+
+
+def test_a_worker_that_comes_back_after_all_resumes_its_session() -> None:
+    """The place of an Exclusive consumer is held by its session: another one would find it busy."""
+    with testing.Broker(heartbeat_ms=30_000) as there:
+        with testing.Broker(heartbeat_ms=30_000, moved={"orders": there.endpoint}) as first:
+            with ister.connect(there.endpoint) as maker:
+                maker.create_topic("orders")
+            with ister.connect(first.endpoint) as client:
+                consumer = client.consumer("orders", subscription="s", start="earliest")
+                network = client.network
+                with network.lock:
+                    connection = network.connection_of(consumer.attachment)
+                    connection.interrupted(RuntimeError("the test"))
+                    network.rehome(connection)
+                with ister.connect(there.endpoint) as maker, maker.producer("orders") as producer:
+                    producer.send(b"x").result(5)
+                message = consumer.receive(5)
+                assert message is not None
+                assert message.payload == b"x"
+                consumer.close()

@@ -152,6 +152,22 @@ def test_a_handle_closed_without_a_connection_is_closed_when_the_session_is_resu
     assert (close[Key.TYPE], close[Key.HANDLE]) == (Type.CLOSE, 2)
 
 
+def test_a_session_can_be_gone_on_with_over_another_connection(talk: Talk) -> None:
+    """What another connection left open there, and nobody opens here, is closed."""
+    talk.session.inherit(b"s" * 16, {2, 9})
+    attachment = talk.consumer()
+    talk.session.connect(talk.now)
+    [hello] = talk.said()
+    assert hello[Key.SESSION] == b"s" * 16
+    talk.welcome(resumed=True)
+    said = talk.said()
+    assert [(header[Key.TYPE], header[Key.HANDLE]) for header in said] == [
+        (Type.CLOSE, 9),
+        (Type.OPEN_CONSUMER, 2),
+    ]
+    assert attachment.phase == "opening"
+
+
 def test_the_end_says_bye_and_fails_what_waits(talk: Talk) -> None:
     """Nobody waits for a closed client."""
     talk.welcome()
