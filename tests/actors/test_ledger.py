@@ -2,151 +2,102 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from random import Random
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from actors.ledger import Held, InFlight, Redelivery
 
-OFFSETS = 60
-
-
-@dataclass
-class NaiveInFlight:
-    """One entry a message: its attempt, its deadline, and which delivery it came with."""
-
-    held: dict[int, tuple[int, float]] = field(default_factory=dict)
-
-    def take(self, offsets: list[int]) -> dict[int, int]:
-        """Take offsets out; return their attempts."""
-        return {offset: self.held.pop(offset)[0] for offset in offsets if offset in self.held}
-
 
 def flat(held: list[Held]) -> dict[int, int]:
-    """Return attempt by offset; no offset may be in it twice."""
+    """Return attempt by offset; parts must be in order, none empty, none twice."""
     found: dict[int, int] = {}
+    end = -1
     for part in held:
-        assert part.first < part.end
-        for offset in range(part.first, part.end):
-            assert offset not in found
-            found[offset] = part.attempt
+        assert end <= part.first < part.end
+        end = part.end
+        found.update(dict.fromkeys(range(part.first, part.end), part.attempt))
     return found
 
 
-class InFlightMachine(RuleBasedStateMachine):
-    """Deliver, settle, expire and release, in any order."""
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_in_flight_is_what_a_map_of_messages_would_say(seed: int) -> None:
+    """Deliver, settle, expire and release in any order, against one entry a message."""
+    random = Random(seed)
+    ledger = InFlight()
+    model: dict[int, tuple[int, float]] = {}  # offset -> attempt, deadline
+    now_s, end = 0.0, 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.ledger = InFlight()
-        self.model = NaiveInFlight()
-        self.now_s = 0.0
+    def take(offsets: Iterable[int]) -> dict[int, int]:
+        return {offset: model.pop(offset)[0] for offset in sorted(offsets) if offset in model}
 
-    @rule(
-        first=st.integers(0, OFFSETS),
-        count=st.integers(1, 12),
-        attempt=st.integers(1, 4),
-        wait=st.integers(0, 9),
-    )
-    def deliver(self, first: int, count: int, attempt: int, wait: int) -> None:
-        offsets = range(first, first + count)
-        if any(offset in self.model.held for offset in offsets):
-            return  # an offset is given to a consumer once at a time
-        self.ledger.deliver(first, first + count, attempt, self.now_s + wait)
-        for offset in offsets:
-            self.model.held[offset] = (attempt, self.now_s + wait)
-
-    @rule(first=st.integers(0, OFFSETS), count=st.integers(1, 40))
-    def settle(self, first: int, count: int) -> None:
-        settled = self.ledger.settle(first, first + count)
-        assert flat(settled) == self.model.take(list(range(first, first + count)))
-        assert settled == sorted(settled)
-
-    @rule(seconds=st.integers(0, 5))
-    def expire(self, seconds: int) -> None:
-        self.now_s += seconds
-        due = [offset for offset, (_, deadline) in self.model.held.items() if deadline <= self.now_s]
-        assert flat(self.ledger.expire(self.now_s)) == self.model.take(due)
-        next_s = self.ledger.next_deadline_s()
-        deadlines = [deadline for _, deadline in self.model.held.values()]
-        assert next_s == min(deadlines, default=None)
-
-    @rule()
-    def release(self) -> None:
-        released = self.ledger.release()
-        assert released == sorted(released)
-        assert flat(released) == self.model.take(list(self.model.held))
-
-    @invariant()
-    def counts_agree(self) -> None:
-        assert self.ledger.messages == len(self.model.held)
-        next_s = self.ledger.next_deadline_s()
-        deadlines = [deadline for _, deadline in self.model.held.values()]
-        assert (next_s is None) == (not deadlines)
-        assert next_s is None or next_s <= min(deadlines)
-        assert len(self.ledger._queue) <= 2 * len(self.ledger) + 65  # bounded, whatever was settled
+    for _ in range(400):
+        what = random.random()
+        if what < 0.45:
+            first = end if random.random() < 0.7 else random.randrange(end + 1)
+            free = next((n for n in range(first, first + 8) if n in model), first + 8)
+            count = random.randint(0, free - first)
+            if count:
+                attempt, deadline_s = random.randint(1, 3), now_s + random.choice([2, 2, 2, 5])
+                ledger.deliver(first, first + count, attempt, deadline_s)
+                model.update(dict.fromkeys(range(first, first + count), (attempt, deadline_s)))
+                end = max(end, first + count)
+        elif what < 0.85:
+            first = random.choice(list(model) or [0]) - random.choice([0, 0, 1, 3])
+            last = first + random.choice([1, 1, 2, 5, 30])
+            assert flat(ledger.settle(max(0, first), last)) == take(range(max(0, first), last))
+        elif what < 0.99:
+            now_s += random.choice([0, 0.5, 1, 3])
+            due = [offset for offset, (_, deadline_s) in model.items() if deadline_s <= now_s]
+            expired = ledger.expire(now_s)
+            assert flat(sorted(expired)) == take(due)
+            assert ledger.next_deadline_s() == min((each for _, each in model.values()), default=None)
+        else:
+            assert flat(ledger.release()) == take(list(model))
+        assert ledger.messages == len(model)
+        next_s = ledger.next_deadline_s()
+        assert (next_s is None) == (not model)
+        assert next_s is None or next_s <= min(each for _, each in model.values())
+        assert len(ledger._queue) <= 2 * len(ledger) + 65  # bounded, whatever was settled
 
 
-InFlightMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
-test_what_is_in_flight_is_what_a_map_of_messages_would_say = InFlightMachine.TestCase
-
-
-class RedeliveryMachine(RuleBasedStateMachine):
-    """Ranges that come back, at once or later, and are taken again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.redelivery = Redelivery()
-        self.model: dict[int, tuple[float, int]] = {}  # offset -> (ready, attempt)
-        self.now_s = 0.0
-
-    @rule(
-        first=st.integers(0, OFFSETS),
-        count=st.integers(1, 10),
-        attempt=st.integers(1, 3),
-        delay=st.integers(0, 6),
-    )
-    def add(self, first: int, count: int, attempt: int, delay: int) -> None:
-        if any(offset in self.model for offset in range(first, first + count)):
-            return
-        self.redelivery.add(Held(first, first + count, attempt), self.now_s + delay, self.now_s)
-        self.model.update(dict.fromkeys(range(first, first + count), (self.now_s + delay, attempt)))
-
-    @rule(seconds=st.integers(1, 4))
-    def wait(self, seconds: int) -> None:
-        self.now_s += seconds
-
-    @rule(most=st.integers(1, 8))
-    def take(self, most: int) -> None:
-        due = {offset: attempt for offset, (ready, attempt) in self.model.items() if ready <= self.now_s}
-        held = self.redelivery.take(self.now_s, most)
-        if held is None:
-            assert not due
-            return
-        assert held.first == min(due)
-        assert held.end - held.first <= most
-        for offset in range(held.first, held.end):
-            assert due[offset] == held.attempt
-            del self.model[offset]
-
-    @invariant()
-    def counts_agree(self) -> None:
-        assert self.redelivery.messages == len(self.model)
-        assert bool(self.redelivery) == bool(self.model)
-
-    @precondition(lambda self: self.redelivery.next_ready_s() is not None)
-    @rule()
-    def wait_for_the_next(self) -> None:
-        ready_s = self.redelivery.next_ready_s()
-        assert ready_s is not None
-        self.now_s = max(self.now_s, ready_s)
-        assert any(ready <= self.now_s for ready, _ in self.model.values())
-
-
-RedeliveryMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
-test_what_waits_is_what_a_map_of_messages_would_say = RedeliveryMachine.TestCase
+@pytest.mark.parametrize("seed", range(40))
+def test_what_waits_is_what_a_map_of_messages_would_say(seed: int) -> None:
+    """Ranges come back, at once or later, and are taken again: the lowest that is due, at most so many."""
+    random = Random(seed)
+    redelivery = Redelivery()
+    model: dict[int, tuple[float, int]] = {}  # offset -> ready, attempt
+    now_s = 0.0
+    for _ in range(400):
+        what = random.random()
+        if what < 0.5:
+            first, count = random.randrange(60), random.randint(1, 8)
+            if not any(offset in model for offset in range(first, first + count)):
+                attempt, ready_s = random.randint(1, 3), now_s + random.choice([0, 0, 1, 4])
+                redelivery.add(Held(first, first + count, attempt), ready_s, now_s)
+                model.update(dict.fromkeys(range(first, first + count), (ready_s, attempt)))
+        elif what < 0.6:
+            now_s += random.choice([0.5, 1, 2])
+        elif what < 0.65 and (ready := redelivery.next_ready_s()) is not None:
+            now_s = max(now_s, ready)
+            assert any(ready_s <= now_s for ready_s, _ in model.values())
+        else:
+            due = {offset: attempt for offset, (ready_s, attempt) in model.items() if ready_s <= now_s}
+            most = random.randint(1, 8)
+            held = redelivery.take(now_s, most)
+            if held is None:
+                assert not due
+                continue
+            assert held.first == min(due)
+            assert 0 < held.end - held.first <= most
+            for offset in range(held.first, held.end):
+                assert due[offset] == held.attempt
+                del model[offset]
+        assert redelivery.messages == len(model)
+        assert bool(redelivery) == bool(model)
 
 
 @given(st.permutations(list(range(12))))
