@@ -51,8 +51,12 @@ class InFlight:
         self._deadlines.insert(at, deadline_s)
         heapq.heappush(self._queue, (deadline_s, first))
         self.messages += end - first
-        if len(self._queue) > 2 * len(firsts) + 64:
-            self._queue = sorted(zip(self._deadlines, firsts, strict=True))
+        self._bound_queue()
+
+    def _bound_queue(self) -> None:
+        """Drop what is settled from the queue of deadlines, once that is most of it."""
+        if len(self._queue) > 2 * len(self._firsts) + 64:
+            self._queue = sorted(zip(self._deadlines, self._firsts, strict=True))
 
     def settle(self, first: int, end: int) -> list[Held]:
         """Take a range out, as acknowledged or refused; return the parts of it that were in flight here."""
@@ -79,6 +83,7 @@ class InFlight:
             self._attempts[low:high] = [part[2] for part in keep]
             self._deadlines[low:high] = [part[3] for part in keep]
             self.messages -= sum(part.end - part.first for part in settled)
+            self._bound_queue()
         return settled
 
     def expire(self, now_s: float) -> list[Held]:

@@ -121,3 +121,17 @@ def test_a_million_unacknowledged_messages_cost_kilobytes() -> None:
     assert len(ledger) == 1000
     ledger.settle(0, 999_999)
     assert (ledger.messages, len(ledger)) == (1, 1)
+
+
+def test_acknowledging_one_by_one_costs_no_memory() -> None:
+    """Neither many small deliveries nor a large one acknowledged message by message leave anything behind."""
+    ledger = InFlight()
+    for number in range(2000):
+        ledger.deliver(number, number + 1, 1, 1.0)
+        ledger.settle(number, number + 1)
+    assert len(ledger._queue) < 100
+    ledger.deliver(5000, 9000, 1, 1.0)
+    for number in range(5000, 8999):
+        ledger.settle(number, number + 1)
+        assert len(ledger._queue) < 100
+    assert ledger.expire(1.0) == [Held(8999, 9000, 1)]
