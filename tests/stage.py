@@ -8,7 +8,8 @@ as between processes), the disk (`storage.simulated`) and time. The same calls g
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -466,6 +467,18 @@ class Recorder(LoopActor):
 def inbox_holds(actor: LoopActor, kind: type) -> bool:
     """Say whether a message of that kind waits for an actor."""
     return any(isinstance(message, kind) for message in actor.inbox._queue)
+
+
+@contextmanager
+def held_up(actor: LoopActor) -> Iterator[None]:
+    """Let an actor handle nothing for a while, as where more waits for it than one turn handles."""
+    inbox = actor.inbox
+    inbox._scheduled = True
+    yield
+    inbox._scheduled = inbox.closed
+    if not inbox.closed and len(inbox):
+        inbox._scheduled = True
+        actor.loop.ready.append(inbox)
 
 
 class _Everything(dict[type, Any]):

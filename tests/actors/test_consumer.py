@@ -56,7 +56,8 @@ class Scene:
         limits = SessionLimits(1000, 1000, 10, 1000, 10_000, 10, 500, 5000, 1000, 10)
         self.gateway = StagedGateway(self.clock, limits)
         self.router = self.gateway.router
-        self.router.out[b"client"] = self.out = deque()
+        self.out: deque[list[bytes]] = deque()
+        self.router.out[b"client"] = self.out
         self.refs = itertools.count(1)
         self.gateway.sessions.hello(b"client", {Key.TYPE: Type.HELLO, Key.VERSION: 1}, 0.0)
         self.session = self.gateway.sessions.of_routing(b"client")
@@ -205,7 +206,7 @@ def test_what_was_sent_is_held_until_it_is_acknowledged(scene: Scene) -> None:
 
 def test_ack_until_is_passed_on_as_what_it_means() -> None:
     """Of an ordered subscription all below, of a shared one what this consumer holds."""
-    for type, told in (
+    for kind, told in (
         ("failover", AcknowledgedUntil(1, 7, 3)),
         ("shared", Acknowledged(1, ((2, 4), (5, 7)), 3)),
     ):

@@ -10,7 +10,7 @@ from actors.frontend import PENDING_MAX
 from actors.messages import Evicted, OpenProducer
 from actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type
-from tests.stage import Stage, StagedClient, inbox_holds
+from tests.stage import Stage, StagedClient, held_up, inbox_holds
 
 
 def opened_topic(stage: Stage, topic: str = "orders", **settings: str) -> StagedClient:
@@ -29,14 +29,11 @@ def test_an_open_in_the_inbox_of_a_topic_that_fails_is_refused(stage: Stage) -> 
     stage.expects_failures = True
     producer = opened_topic(stage)
     topic = stage.actor("topic", "orders")
-    ref = producer.say_open_producer(2, "orders", 8)
-    stage.loop.sockets()
-    while not inbox_holds(topic, OpenProducer):
-        if stage.loop._soon:
-            stage.loop._soon.popleft()()
-        else:
-            stage.loop.ready.popleft().run(1)
-    topic.fail(RuntimeError("a mistake"))
+    with held_up(topic):
+        ref = producer.say_open_producer(2, "orders", 8)
+        stage.settle()
+        assert inbox_holds(topic, OpenProducer)
+        topic.fail(RuntimeError("a mistake"))
     refused = producer.expect(Type.ERROR, Type.OPENED, ref=ref)
     assert (refused.code, refused.header[Key.CLOSED], refused.header[Key.HANDLE]) == ("unavailable", True, 2)
     assert producer.open_producer(2, "orders", 8).kind == Type.OPENED
@@ -170,6 +167,22 @@ def test_a_session_that_ends_while_it_opens_leaves_nothing(stage: Stage) -> None
         last = stage.client(home)
         assert last.open_consumer(1, "orders", name).kind == Type.OPENED
         last.close_handle(1)
+
+
+def test_an_open_that_reaches_the_topic_after_its_session_ended_is_void(stage: Stage) -> None:
+    """It neither fences who publishes under that id, nor stays behind."""
+    producer = opened_topic(stage)
+    topic = stage.actor("topic", "orders")
+    late = stage.at_topic("orders")
+    with held_up(topic):
+        late.say_open_producer(1, "orders", 7)
+        stage.settle()
+        late.say({Key.TYPE: Type.BYE})
+        stage.settle()
+        assert inbox_holds(topic, OpenProducer)
+    producer.publish(1, 0, b"x")
+    assert producer.receipt(1) == [(0, 0)]
+    assert list(topic._publishers) == [7]
 
 
 def test_a_session_that_falls_silent_while_it_opens_leaves_nothing(make_stage: Callable[..., Stage]) -> None:

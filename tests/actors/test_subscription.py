@@ -12,7 +12,7 @@ from actors.reliable_subscription import ATTACH_AGAIN_S, ReliableSubscription
 from ister.wire import Column, Key, Type
 from storage.record import HEADER_BYTES
 from tests.raw_client import Frame, batch
-from tests.stage import Stage, StagedClient, inbox_holds
+from tests.stage import Stage, StagedClient, held_up, inbox_holds
 
 FAR = "tcp://worker-1"
 
@@ -539,20 +539,33 @@ def test_a_preferred_consumer_takes_over_with_all_that_is_unacknowledged(produce
 
 
 def test_nothing_new_is_delivered_before_the_old_active_one_has_given_back(producer: StagedClient) -> None:
-    """Deliveries on their way to the old active consumer come back first, lowest offset first."""
+    """However long that takes: deliveries on their way to it come back first, lowest offset first."""
     stage = producer.stage
     old = consumer_of(producer, "", "failover", priority=5, messages=100)
     put(producer, *[b"x"] * 3)
     offsets(old, 3)
+    with held_up(stage.actor("consumer", "1")):
+        put(producer, b"on its way")
+        new = consumer_of(producer, "", "failover", priority=1)
+        put(producer, b"new")
+        assert event(new) == "active"
+        assert new.silent(1)
+    assert attempts(new, 5) == [(0, 2), (1, 2), (2, 2), (3, 2), (4, 1)]
+
+
+def test_an_old_active_one_that_fails_holds_up_nobody(producer: StagedClient) -> None:
+    """Gone is as good as given back."""
+    stage = producer.stage
+    stage.expects_failures = True
+    old = consumer_of(producer, "", "failover", priority=5)
+    put(producer, b"0")
+    offsets(old, 1)
     actor = stage.actor("consumer", "1")
-    name = name_on(stage, producer.topic, 1)
-    new = stage.client(1)
-    stage.settle()
-    producer.publish(1, 3, b"on its way")
-    stage.loop.turns_until(lambda: inbox_holds(actor, Deliver))
-    new.say_open_consumer(1, producer.topic, name, "failover", priority=1)
-    stage.settle()
-    assert offsets(new, 4) == [0, 1, 2, 3]
+    with held_up(actor):
+        new = consumer_of(producer, "", "failover", priority=1)
+        assert event(new) == "active"
+        actor.fail(RuntimeError("a mistake"))
+    assert offsets(new, 1) == [0]
 
 
 # ---- coming back -----------------------------------------------------------------------------------------------
@@ -576,20 +589,17 @@ def test_a_consumer_that_opens_again_gets_everything_again_in_order(producer: St
 
 
 def test_what_is_on_its_way_to_who_opens_again_comes_in_its_place(producer: StagedClient) -> None:
-    """A delivery that was in the consumer's inbox when it began anew must not overtake what it held."""
+    """A delivery behind the open in the consumer's inbox must not overtake what it held."""
     stage = producer.stage
     put(producer, b"0", b"1")
     consumer = consumer_of(producer)
     offsets(consumer, 2)
     consumer.reconnect()
-    actor = stage.actor("consumer", "1")
-    producer.publish(1, 2, b"2")
-    stage.loop.turns_until(lambda: inbox_holds(actor, Deliver))
-    waiting = list(actor.inbox._queue)
-    actor.inbox._queue.clear()
-    ref = consumer.say_open_consumer(1, producer.topic, name_on(stage, producer.topic, 1))
-    stage.loop.sockets()  # the open is taken first, as where more messages wait than one turn handles
-    actor.inbox._queue.extend(waiting)
+    with held_up(stage.actor("consumer", "1")):
+        ref = consumer.say_open_consumer(1, producer.topic, name_on(stage, producer.topic, 1))
+        stage.settle()
+        put(producer, b"2")
+        assert consumer.silent(0)
     opened = consumer.hear()
     assert opened is not None
     assert (opened.kind, opened.header[Key.REF]) == (Type.OPENED, ref)
@@ -602,14 +612,10 @@ def test_what_is_on_its_way_to_who_closes_is_not_lost(producer: StagedClient) ->
     put(producer, b"0", b"1")
     consumer = consumer_of(producer)
     offsets(consumer, 2)
-    actor = stage.actor("consumer", "1")
-    producer.publish(1, 2, b"2")
-    stage.loop.turns_until(lambda: inbox_holds(actor, Deliver))
-    waiting = list(actor.inbox._queue)
-    actor.inbox._queue.clear()
-    consumer.say({Key.TYPE: Type.CLOSE, Key.REF: 60, Key.HANDLE: 1})
-    stage.loop.sockets()
-    actor.inbox._queue.extend(waiting)
+    with held_up(stage.actor("consumer", "1")):
+        consumer.say({Key.TYPE: Type.CLOSE, Key.REF: 60, Key.HANDLE: 1})
+        stage.settle()
+        put(producer, b"2")
     assert consumer.expect(Type.DONE, ref=60)
     assert attempts(consumer_of(producer), 3) == [(0, 2), (1, 2), (2, 1)]
 
@@ -635,9 +641,10 @@ def test_a_consumer_that_fails_loses_nothing(producer: StagedClient) -> None:
     consumer = consumer_of(producer)
     offsets(consumer, 1)
     actor = stage.actor("consumer", "1")
-    producer.publish(1, 1, b"1")
-    stage.loop.turns_until(lambda: inbox_holds(actor, Deliver))
-    actor.fail(RuntimeError("a mistake"))
+    with held_up(actor):
+        put(producer, b"1")
+        assert inbox_holds(actor, Deliver)
+        actor.fail(RuntimeError("a mistake"))
     gone = consumer.expect(Type.ERROR, handle=1)
     assert (gone.code, gone.header[Key.CLOSED], gone.header[Key.ACTION]) == ("internal", True, "retry")
     assert attempts(consumer_of(producer), 2) == [(0, 2), (1, 1)]
@@ -972,6 +979,20 @@ def test_delivered_and_dropped_are_all_there_was(fleeting: StagedClient, drop: s
     assert seen == sorted(set(seen))
     assert len(seen) + int(str(state["dropped"])) + int(str(state["buffered"])) == sequence
     assert int(str(state["buffered"])) <= 40  # at most the bound, or one batch
+
+
+def test_what_is_left_of_a_batch_may_be_dropped_too(fleeting: StagedClient) -> None:
+    """Of a batch that was delivered in part, only the rest is lost."""
+    consumer = consumer_of(fleeting, "", "shared", messages=2, drop="oldest", buffer_messages_max=4)
+    fleeting.publish(1, 0, b"0", b"1", b"2", b"3", b"4")
+    fleeting.receipt(1)
+    assert offsets(consumer, 2) == [0, 1]
+    fleeting.publish(1, 5, b"5", b"6")
+    fleeting.receipt(1)
+    state = shown(fleeting)
+    assert (state["dropped"], state["buffered"]) == (3, 2)
+    consumer.credit(1, 10)
+    assert offsets(consumer, 2) == [5, 6]
 
 
 def test_a_slow_consumer_is_its_own_problem(fleeting: StagedClient) -> None:
