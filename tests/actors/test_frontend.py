@@ -335,6 +335,18 @@ def test_a_silent_session_ends_and_its_place_is_free(make_stage: Callable[..., S
     assert lost.reconnect().header[Key.RESUMED] is False
 
 
+def test_whoever_speaks_keeps_its_session(make_stage: Callable[..., Stage]) -> None:
+    """Any frame counts as a sign of life, also one that is refused."""
+    stage = make_stage(1, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
+    client = stage.client(0)
+    for number in range(8):
+        stage.advance(1.5)
+        client.say({Key.TYPE: Type.PING} if number % 2 else {Key.TYPE: Type.CLOSE, Key.REF: 1, Key.HANDLE: 1})
+    assert len(stage.workers[0].gateway.sessions) == 1
+    stage.advance(3)
+    assert len(stage.workers[0].gateway.sessions) == 0
+
+
 def test_a_worker_that_stood_still_does_not_blame_its_clients(make_stage: Callable[..., Stage]) -> None:
     """After a pause of the process it first reads what waits in its sockets: nobody was silent but itself."""
     stage = make_stage(1, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
