@@ -1,0 +1,516 @@
+"""Google Cloud Storage as object store: the only file that knows Google's client.
+
+- An object is created with `ifGenerationMatch=0`, in one request: nobody replaces one. A creation whose answer was lost
+  is found again by an id of its own in the object's metadata, so that `put_if_absent` says True to its creator alone.
+- Google's own retries are off: they answer 412 to one's own write. What may work again is tried again here, with
+  growing, jittered waits, until `deadline_s` has passed; no attempt begins after that.
+- Bytes on their way are bounded (`transfer_bytes_max`), and so are connections (`connections_max`): threads wait.
+- The client is made at the first call, in the process that makes it: one that crossed a fork returned wrong data.
+- `STORAGE_EMULATOR_HOST` is honoured, without credentials.
+
+What a failure means to the caller is in `StoreError.code` and `.action`:
+
+    store-unavailable   retry   429, 5xx, timeouts, lost connections, for as long as the deadline
+    store-credentials   fix     none found, or refused
+    store-permission    fix     the text names permission and role
+    store-missing       fix     there is no such bucket
+    object-too-large    fix     over 8 MiB, what one request creates atomically everywhere
+    object-missing, object-damaged, store-refused       stop
+
+May touch: the network, the environment, a Disk for files to upload.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from random import Random, SystemRandom
+from typing import Any, Final, TypeVar
+
+import google.auth
+import requests
+import requests.adapters
+import urllib3.exceptions
+from google.api_core import exceptions as api
+from google.api_core.client_info import ClientInfo
+from google.auth import exceptions as auth
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud import storage
+from google.cloud.storage.exceptions import InvalidResponse
+
+from ister.clock import Clock, SystemClock
+from ister.errors import Action, StoreError
+from storage.checksum import Buffer
+from storage.checksum import crc32c as checksum_of
+from storage.disk import Disk, LocalDisk
+from storage.segment import SEGMENT_BYTES_MAX
+from storage.store import NAME_BYTES_MAX, PAGE_OBJECTS_MAX, ObjectInfo, Page, check_name, mismatch, missing
+
+# How long a call goes on trying. The callers that must not give up have waits of their own around it.
+DEADLINE_S: Final = 60.0
+# To connect, and between two bytes of an answer.
+TIMEOUT_S: Final = (10.0, 30.0)
+# What the wait between attempts begins with, and what it doubles up to; each is jittered down to half.
+RETRY_S: Final = (0.25, 8.0)
+# Four segments. Each costs about 40 MB of memory while it is on its way, because the client copies it.
+TRANSFER_BYTES_MAX: Final = 4 * SEGMENT_BYTES_MAX
+# Transfers, and the look-ups between them.
+CONNECTIONS_MAX: Final = 16
+# A download whose bytes have another checksum than the store says is tried this often: it was hurt on its way.
+DOWNLOADS_MAX: Final = 3
+
+# In an object's metadata: which call created it. No caller sees it.
+PUT_ID: Final = "ister-put"
+
+_ENDPOINT: Final = "STORAGE_EMULATOR_HOST"
+_NO_BACKGROUND_LOOKUP: Final = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
+_SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
+_AGAIN: Final = frozenset((408, 429, 500, 502, 503, 504))
+_RATE_LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded")
+_ROLES: Final = {
+    "storage.objects.create": "roles/storage.objectUser",
+    "storage.objects.delete": "roles/storage.objectUser",
+    "storage.objects.get": "roles/storage.objectViewer (to write as well: roles/storage.objectUser)",
+    "storage.objects.list": "roles/storage.objectViewer (to write as well: roles/storage.objectUser)",
+}
+_FAILURES: Final = (
+    api.GoogleAPICallError,
+    auth.GoogleAuthError,
+    InvalidResponse,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+)
+
+T = TypeVar("T")
+
+
+class _DamagedOnItsWayError(Exception):
+    """A download's bytes do not have the checksum that the store says."""
+
+    def __init__(self, found: int, expected: int) -> None:
+        super().__init__(found, expected)
+        self.found, self.expected = found, expected
+
+
+class _Transfers:
+    """How many bytes may be on their way at a time; threads beyond that wait."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._free = self._bytes_max = bytes_max
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, size: int, timeout_s: float) -> Iterator[None]:
+        """Hold `size` bytes of it; raises StoreError when there was no room for `timeout_s`."""
+        size = min(size, self._bytes_max)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free >= size, timeout_s):
+                raise StoreError(
+                    f"{self._bytes_max} bytes have been on their way to or from the store for {timeout_s:.0f} s",
+                    code="store-unavailable",
+                )
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+class GcsStore:
+    """Objects below `prefix` of a bucket, which must exist."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str | None = None,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        deadline_s: float = DEADLINE_S,
+        timeout_s: tuple[float, float] = TIMEOUT_S,
+        retry_s: tuple[float, float] = RETRY_S,
+        transfer_bytes_max: int = TRANSFER_BYTES_MAX,
+        connections_max: int = CONNECTIONS_MAX,
+    ) -> None:
+        """Speak to nobody yet. `endpoint` is an emulator's address, by default that of STORAGE_EMULATOR_HOST."""
+        self.bucket = bucket
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        if self.prefix:
+            check_name(self.prefix[:-1])
+        self._endpoint = endpoint
+        self._disk: Disk = LocalDisk() if disk is None else disk
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._random = SystemRandom() if random is None else random
+        self._deadline_s = deadline_s
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        self._connections_max = connections_max
+        self._transfers = _Transfers(transfer_bytes_max)
+        self._lock = threading.Lock()
+        self._client: storage.Client | None = None
+        self._process = 0
+        self._bucket_seen = False
+        self._closed = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"GcsStore(gs://{self.bucket}/{self.prefix})"
+
+    # the client
+
+    def _connected(self) -> storage.Client:
+        """Return this process's client."""
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                self._client, self._process = self._connect(), os.getpid()
+            return self._client
+
+    def _connect(self) -> storage.Client:
+        os.environ.setdefault(_NO_BACKGROUND_LOOKUP, "true")
+        endpoint = self._endpoint or os.environ.get(_ENDPOINT)
+        if endpoint and "://" not in endpoint:
+            endpoint = f"http://{endpoint}"
+        credentials = (
+            AnonymousCredentials()  # type: ignore[no-untyped-call]
+            if endpoint
+            else google.auth.default(scopes=(_SCOPE,))[0]
+        )
+        session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
+        session.trust_env = not endpoint  # no proxy lies before an emulator
+        for scheme in ("https://", "http://"):
+            session.mount(
+                scheme,
+                requests.adapters.HTTPAdapter(pool_maxsize=self._connections_max, pool_block=True),
+            )
+        return storage.Client(
+            project="ister",  # nothing here is done to a project
+            credentials=credentials,
+            client_info=ClientInfo(user_agent="ister"),  # type: ignore[no-untyped-call]
+            client_options={"api_endpoint": endpoint} if endpoint else None,
+            _http=session,
+        )
+
+    # calls
+
+    def _call(self, done: str, permission: str, work: Callable[[storage.Client, bool], T]) -> T:
+        """Return what `work(client, unsure)` does, tried again while that may help; `unsure` if it may be done already.
+
+        Raises StoreError.
+        """
+        give_up = self._clock.monotonic() + self._deadline_s
+        wait_s, unsure, damaged = self._retry_s[0], False, 0
+        while True:
+            if self._closed.is_set():
+                raise StoreError(f"the store {self!r} is closed", code="store-closed", action="stop")
+            try:
+                found = work(self._connected(), unsure)
+                self._bucket_seen = True
+                return found
+            except _DamagedOnItsWayError as error:
+                damaged += 1
+                failure = mismatch(done, error.found, error.expected)
+                if damaged >= DOWNLOADS_MAX:
+                    raise failure from error
+            except _FAILURES as error:
+                failure = self._failure(error, done, permission)
+                if failure.action != "retry":
+                    raise failure from error
+                unsure = True
+            pause_s = wait_s * (0.5 + self._random.random() / 2)
+            wait_s = min(2 * wait_s, self._retry_s[1])
+            if self._clock.monotonic() + pause_s > give_up:
+                raise failure
+            self._closed.wait(pause_s)
+
+    def _failure(self, error: BaseException, done: str, permission: str) -> StoreError:
+        """Return what a failed attempt means to whoever wants something done."""
+        status = _status(error)
+        said = _said(error)
+        code, action, text = "store-unavailable", "retry", f"{self!r} could not {done}: {said}"
+        match error:
+            case auth.InvalidOperation():  # an emulator that wants credentials
+                code, action = "store-credentials", "fix"
+                text = f"the emulator refused the credentials for {self!r}, which were none"
+            case auth.DefaultCredentialsError():
+                code, action = "store-credentials", "fix"
+                text = (
+                    f"there are no Google credentials for {self!r}: name a key file in GOOGLE_APPLICATION_CREDENTIALS, "
+                    f"run `gcloud auth application-default login`, or run where a service account is attached ({said})"
+                )
+            case auth.RefreshError() if not error.retryable:
+                code, action = "store-credentials", "fix"
+                text = f"Google refused the credentials for {self!r}: {said}"
+            case _ if status == 401:
+                code, action = "store-credentials", "fix"
+                text = f"Google refused the credentials for {self!r}: {said}"
+            case _ if status == 403 and not any(limit in said for limit in _RATE_LIMITS):
+                code, action = "store-permission", "fix"
+                text = (
+                    f"no permission to {done} in bucket {self.bucket}: give the account {permission}, "
+                    f"for example by {_ROLES[permission]} on the bucket ({said})"
+                )
+            case _ if status == 404:
+                code, action = "store-missing", "fix"
+                text = f"there is no bucket {self.bucket}: make it, or correct the store's address ({said})"
+            case _ if status is not None and status not in _AGAIN and status != 403:
+                code, action = "store-refused", "stop"
+        return StoreError(text, code=code, action=_ACTIONS[action])
+
+    def _absent(self, error: Exception, client: storage.Client) -> None:
+        """Return if it is the object that a 404 is about; raises `error` if it is the bucket."""
+        if "bucket does not exist" in str(error):
+            raise error
+        if not self._bucket_seen:  # not every server says which of the two is missing
+            try:
+                next(self._listing(client, self.prefix, None, 1).pages, None)
+            except api.Forbidden:
+                pass  # whoever may not list cannot be told
+            self._bucket_seen = True
+
+    def _blob(self, client: storage.Client, name: str) -> storage.Blob:
+        return client.bucket(self.bucket).blob(self.prefix + name)
+
+    def _check(self, name: str) -> None:
+        check_name(name)
+        if len(self.prefix) + len(name) > NAME_BYTES_MAX:
+            raise StoreError(
+                f"{self.prefix}{name[:80]} is over {NAME_BYTES_MAX} bytes", code="invalid-name", action="fix"
+            )
+
+    # writing
+
+    def put_if_absent(
+        self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
+    ) -> bool:
+        """Create an object of up to 8 MiB; False if the name is taken by an object that this call did not make.
+
+        Raises StoreError; with action `retry` the object may be there or not.
+        """
+        self._check(name)
+        if len(data) > SEGMENT_BYTES_MAX:
+            raise StoreError(
+                f"object {name!r} of {len(data)} bytes is over {SEGMENT_BYTES_MAX}, what one request creates",
+                code="object-too-large",
+                action="fix",
+            )
+        body = data if type(data) is bytes else bytes(data)
+        checksum = checksum_of(body)
+        if crc32c is not None and crc32c != checksum:
+            raise mismatch(name, checksum, crc32c)
+        mine = uuid.uuid4().hex  # never from a seeded Random: two brokers must not have the same
+        known = {**(metadata or {}), PUT_ID: mine}
+
+        def work(client: storage.Client, unsure: bool) -> bool:
+            blob = self._blob(client, name)
+            blob.metadata = known
+            blob.crc32c = _encode(checksum)  # the server compares
+            try:
+                blob.upload_from_string(
+                    body,
+                    "application/octet-stream",
+                    if_generation_match=0,
+                    checksum=None,
+                    timeout=self._timeout_s,
+                    retry=None,
+                )
+            except api.PreconditionFailed:
+                return self._is_mine(client, name, mine, unsure)
+            if blob.size != len(body) or blob.crc32c != _encode(checksum):
+                raise mismatch(name, _decode(blob.crc32c), checksum)
+            return True
+
+        with self._transfers.of(len(body), self._deadline_s):
+            return self._call(f"create {name!r}", "storage.objects.create", work)
+
+    def _is_mine(self, client: storage.Client, name: str, mine: str, unsure: bool) -> bool:
+        """Say whether an object that is there was made by an attempt of this same call, whose answer was lost."""
+        blob = self._blob(client, name)
+        try:
+            blob.reload(timeout=self._timeout_s, retry=None)
+        except api.NotFound as error:
+            text = f"object {name!r} was there, and is gone"
+            if unsure:  # it may have been ours: making it again would bring back what somebody deleted
+                raise StoreError(text, code="store-unavailable") from error
+            raise ConnectionError(text) from error
+        return (blob.metadata or {}).get(PUT_ID) == mine
+
+    def put_file_if_absent(
+        self, name: str, path: str, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
+    ) -> bool:
+        """Create an object of a file's bytes, otherwise as `put_if_absent`."""
+        try:
+            data = self._disk.read(path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read for object {name!r}: {error}") from error
+        return self.put_if_absent(name, data, metadata=metadata, crc32c=crc32c)
+
+    def delete(self, name: str) -> bool:
+        """Remove an object; False if there is none. Raises StoreError."""
+        self._check(name)
+
+        def work(client: storage.Client, unsure: bool) -> bool:
+            try:
+                self._blob(client, name).delete(timeout=self._timeout_s, retry=None)
+            except api.NotFound as error:
+                self._absent(error, client)
+                return unsure  # gone, most likely by the attempt whose answer was lost
+            return True
+
+        return self._call(f"delete {name!r}", "storage.objects.delete", work)
+
+    # reading
+
+    def get(self, name: str) -> bytes:
+        """Return an object's bytes, checked. Raises StoreError, `object-missing` if there is none."""
+        self._check(name)
+
+        def work(client: storage.Client, _unsure: bool) -> bytes:
+            blob = self._blob(client, name)
+            data = self._download(client, blob)
+            if blob.crc32c is None:  # not in the answer
+                blob.reload(timeout=self._timeout_s, retry=None)
+            found, expected = checksum_of(data), _decode(blob.crc32c)
+            if found != expected:
+                raise _DamagedOnItsWayError(found, expected)
+            return data
+
+        with self._transfers.of(SEGMENT_BYTES_MAX, self._deadline_s):
+            return self._call(name, "storage.objects.get", work)
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from `start`, fewer only at the object's end, unchecked. Raises StoreError."""
+        self._check(name)
+        if length <= 0:
+            if self.head(name) is None:
+                raise missing(name)
+            return b""
+
+        def work(client: storage.Client, _unsure: bool) -> bytes:
+            try:
+                return self._download(client, self._blob(client, name), start, start + length - 1)
+            except api.RequestRangeNotSatisfiable:
+                return b""
+
+        with self._transfers.of(length, self._deadline_s):
+            return self._call(f"read {name!r}", "storage.objects.get", work)
+
+    def _download(
+        self, client: storage.Client, blob: storage.Blob, start: int | None = None, end: int | None = None
+    ) -> bytes:
+        try:
+            data: bytes = blob.download_as_bytes(
+                start=start,
+                end=end,
+                raw_download=True,
+                checksum=None,
+                single_shot_download=True,  # a fifth of the CPU of reading it in pieces
+                timeout=self._timeout_s,
+                retry=None,
+            )
+        except api.NotFound as error:
+            self._absent(error, client)
+            raise missing(blob.name[len(self.prefix) :]) from error
+        return data
+
+    def head(self, name: str) -> ObjectInfo | None:
+        """Return what is known of an object, None if there is none. Raises StoreError."""
+        self._check(name)
+
+        def work(client: storage.Client, _unsure: bool) -> ObjectInfo | None:
+            blob = self._blob(client, name)
+            try:
+                blob.reload(timeout=self._timeout_s, retry=None)
+            except api.NotFound as error:
+                self._absent(error, client)
+                return None
+            return self._info(blob)
+
+        return self._call(f"look up {name!r}", "storage.objects.get", work)
+
+    def _info(self, blob: storage.Blob) -> ObjectInfo:
+        known = dict(blob.metadata or {})
+        known.pop(PUT_ID, None)
+        return ObjectInfo(blob.name[len(self.prefix) :], int(blob.size), _decode(blob.crc32c), known)
+
+    def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
+        """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""
+
+        def work(client: storage.Client, _unsure: bool) -> Page:
+            listing = self._listing(client, self.prefix + prefix, page, page_size)
+            blobs = next(listing.pages, ())
+            return Page(tuple(map(self._info, blobs)), listing.next_page_token or None)
+
+        return self._call("list objects", "storage.objects.list", work)
+
+    def _listing(self, client: storage.Client, prefix: str, page: str | None, page_size: int) -> Any:
+        return client.list_blobs(
+            self.bucket,
+            prefix=prefix or None,
+            page_token=page,
+            page_size=page_size,
+            fields="items(name,size,crc32c,metadata),nextPageToken",
+            timeout=self._timeout_s,
+            retry=None,
+        )
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield all objects whose names begin with `prefix`, in order of names. Raises StoreError."""
+        page = self.list_page(prefix)
+        yield from page.objects
+        while page.next is not None:
+            page = self.list_page(prefix, page=page.next)
+            yield from page.objects
+
+    def close(self) -> None:
+        """Let go of connections; calls under way that wait to try again end. May be called again."""
+        self._closed.set()
+        with self._lock:
+            if self._client is not None and self._process == os.getpid():
+                self._client.close()
+            self._client = None
+
+
+_ACTIONS: Final[dict[str, Action]] = {"retry": "retry", "fix": "fix", "stop": "stop"}
+
+
+def _encode(checksum: int) -> str:
+    """Return a CRC32C as Google writes it: base64 of four bytes, the highest first."""
+    return base64.b64encode(checksum.to_bytes(4, "big")).decode()
+
+
+def _decode(text: str | None) -> int:
+    return int.from_bytes(base64.b64decode(text or ""), "big")
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error is about, if it is about one."""
+    if isinstance(error, api.GoogleAPICallError):
+        return int(error.code) if error.code is not None else None
+    if isinstance(error, InvalidResponse):
+        return int(error.response.status_code)
+    return None
+
+
+def _said(error: BaseException) -> str:
+    """Return what went wrong in one line: what the server says, without the address of the request."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    try:
+        told = response.json()["error"]
+        reasons = " ".join(str(each["reason"]) for each in told.get("errors", ()) if "reason" in each)
+        said = f"{told['message']} [{reasons}]" if reasons else str(told["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said = str(response.text)[:200]
+    return " ".join(f"{response.status_code} {said}".split())
