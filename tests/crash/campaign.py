@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import ister
 from ister.client import SubscriptionType
@@ -43,6 +43,8 @@ PAUSE_WITHIN_S: Final = 70.0
 DRAIN_WITHIN_S: Final = 30.0
 QUIET_S: Final = 0.1  # silence after which a reader believes that there is no more
 ACKNOWLEDGE: Final = 0.8
+
+Opened = TypeVar("Opened")
 
 SETTINGS: Final[dict[str, object]] = {
     # small segments, so that rolls, spares and uploads happen all the time
@@ -308,8 +310,12 @@ class Campaign:
     def _read_back(self, back: ReadBack, *, everything: bool = False) -> None:
         end = self.oracle.end(back.topic)
         name = f"audit-{secrets.token_hex(4)}"
-        consumer = self._auditor.consumer(back.topic, subscription=name, start=back.next)
         deadline = time.monotonic() + DRAIN_WITHIN_S
+
+        def open_one() -> ister.Consumer:
+            return self._auditor.consumer(back.topic, subscription=name, start=back.next)
+
+        consumer = self._patiently(open_one, deadline)
         while time.monotonic() < deadline:
             message = consumer.receive(QUIET_S if back.next >= end else 1.0)
             if message is None:
@@ -338,15 +344,22 @@ class Campaign:
     def _attach(
         self, kind: SubscriptionType, subscription: Subscription, acknowledge: float, deadline: float
     ) -> Taker:
-        """Open a consumer; one that left while its worker was dead holds the place until its session ends."""
         oracle, random = self.oracle, self._random
+
+        def take() -> Taker:
+            return Taker(
+                self._auditor, kind, subscription, oracle, random, name="auditor", acknowledge=acknowledge
+            )
+
+        return self._patiently(take, deadline)
+
+    def _patiently(self, open_one: Callable[[], Opened], deadline: float) -> Opened:
+        """Open a consumer; one that left while its worker was dead holds the place until its session ends."""
         while True:
             try:
-                return Taker(
-                    self._auditor, kind, subscription, oracle, random, name="auditor", acknowledge=acknowledge
-                )
+                return open_one()
             except RemoteError as error:
-                oracle.counts[f"auditor told {error.code}"] += 1
+                self.oracle.counts[f"auditor told {error.code}"] += 1
                 if error.action != "retry" or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
