@@ -1,27 +1,51 @@
-"""What a listing of the store says of one topic: its history, in order, whoever wrote it. Pure.
+"""What a listing says of a topic's history: which object holds which offsets. Pure: no store, no clock, no disk.
 
-Writers come and go, each under an epoch of its own; two may write at once while one of them does not know yet that it
-is over. What counts is in the names alone (`Layout` in storage/tier.py): every epoch says where its data begins, and
-from there on nothing of an older epoch counts, whenever it arrives.
+The rule, position by position from the log's start:
 
-Invariants
-- at every offset the newest epoch that begins at or below it counts, and no other
-- a history is contiguous: it ends where nothing counts that goes on
+- The **log start** is the highest `t/`; without one the lowest start of an `f/`; without one the lowest segment.
+- An epoch is **superseded** at a position when an `f/` of a higher epoch starts at or below it: what the older writer
+  has there, early or late, does not count.
+- The position belongs to the highest epoch whose `f/` starts at or below it. A segment of that epoch which covers the
+  position is taken; without one, a segment of the next higher epoch that covers it (a later writer's copy of what was
+  there when it began).
+- A segment is read from the position on, which may lie inside it, up to its end or to where it is superseded.
+- The history ends where nothing covers the position. Segments that count and lie beyond that are **unjoined**: uploads
+  of their writer that overtook an earlier one, or the sign of a loss. A reader must never jump to them.
+- A claim `e/` without its `f/` leaves the newest segments **undecided** until the `f/` is there: its writer has listed
+  them, or has not.
+
+Segments must be listed before claims, starts and trims: then whatever supersedes a segment that was seen is seen too.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from storage.store import ObjectInfo
 from storage.tier import Layout
+
+
+class Listed(Protocol):
+    """An object as a store lists it; `storage.store.ObjectInfo` is one."""
+
+    @property
+    def name(self) -> str:
+        """The object's name."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What its writer says of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A segment object: offsets [base, end), written by `epoch`; times are unix ms."""
+    """A segment in a store: offsets [base, end), and who uploaded it. Times are those of its first and last batch."""
 
     name: str
     base: int
@@ -33,104 +57,165 @@ class StoredSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Offsets [first, end) of a topic, to be read from one segment, which may hold more than that."""
+class Piece:
+    """Offsets [start, end) of the history, to be read from one segment."""
 
-    first: int
-    end: int
     segment: StoredSegment
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A topic's history as the store has it: offsets [start, end), in stretches that join.
-
-    `epoch` is the highest that anybody claimed, 0 for none; `stale` are segments that do not count.
-    """
+    """A topic's offsets [start, end) in a store, and the objects that do not belong to them."""
 
     start: int
     end: int
-    epoch: int
-    stretches: tuple[Stretch, ...]
-    stale: tuple[StoredSegment, ...]
+    pieces: tuple[Piece, ...]
+    unjoined: tuple[StoredSegment, ...] = ()  # they count, and lie beyond a gap at `end`
+    unused: tuple[str, ...] = ()  # superseded, trimmed, or covered by others
+    undecided: int | None = None  # an epoch that was claimed, and has not said yet where it begins
 
-    def at(self, offset: int) -> Stretch | None:
-        """Return the stretch that holds an offset, None if the history does not."""
-        if not self.start <= offset < self.end:
-            return None
-        return self.stretches[bisect_right(self.stretches, offset, key=_first) - 1]
-
-
-def _first(stretch: Stretch) -> int:
-    return stretch.first
-
-
-def plan_history(layout: Layout, objects: Iterable[ObjectInfo]) -> History:
-    """Return what counts of the objects under `layout.prefix`; objects that are none of ours are passed over."""
-    epochs = [0]
-    begins: list[tuple[int, int]] = []  # (start, epoch)
-    start = 0
-    by_epoch: dict[int, list[StoredSegment]] = {}
-    for info in objects:
-        place = layout.parse_segment(info.name)
-        if place is not None:
-            base, epoch = place
-            by_epoch.setdefault(epoch, []).append(_segment(info, base, epoch))
-        elif (claimed := layout.parse_epoch(info.name)) is not None:
-            epochs.append(claimed)
-        elif (begun := layout.parse_begins(info.name)) is not None:
-            begins.append((begun[1], begun[0]))
-            epochs.append(begun[0])
-        elif (trimmed := layout.parse_trimmed(info.name)) is not None:
-            start = max(start, trimmed)
-    for segments in by_epoch.values():
-        segments.sort(key=_base)
-    stretches, used = _walk(start, sorted(begins), by_epoch)
-    stale = [
-        segment
-        for segments in by_epoch.values()
-        for segment in segments
-        if segment.name not in used and segment.end > start
-    ]
-    stale.sort(key=_base)
-    end = stretches[-1].end if stretches else start
-    return History(start, end, max(epochs), tuple(stretches), tuple(stale))
+    def from_offset(self, offset: int) -> tuple[Piece, ...]:
+        """Return the pieces that hold offsets from `offset` on, the first cut to begin there."""
+        at = bisect_right(self.pieces, offset, key=lambda piece: piece.start) - 1
+        if at < 0:
+            return self.pieces
+        first = self.pieces[at]
+        rest = self.pieces[at + 1 :]
+        return (Piece(first.segment, offset, first.end), *rest) if offset < first.end else rest
 
 
-def _walk(
-    start: int, begins: list[tuple[int, int]], by_epoch: dict[int, list[StoredSegment]]
-) -> tuple[list[Stretch], set[str]]:
-    stretches: list[Stretch] = []
-    used: set[str] = set()
-    at, number, epoch = start, 0, 0
-    while True:
-        while number < len(begins) and begins[number][0] <= at:
-            epoch = max(epoch, begins[number][1])
-            number += 1
-        # Where a newer epoch begins, this one ends; one that began further down is superseded already.
-        until = next((begun for begun, newer in begins[number:] if newer > epoch), None)
-        segments = by_epoch.get(epoch, [])
-        found = bisect_right(segments, at, key=_base) - 1
-        if found < 0 or segments[found].end <= at:
-            return stretches, used
-        end = segments[found].end if until is None else min(segments[found].end, until)
-        stretches.append(Stretch(at, end, segments[found]))
-        used.add(segments[found].name)
-        at = end
+def stored_segment(layout: Layout, listed: Listed) -> StoredSegment | None:
+    """Return what a listing says of a segment; None for other objects, and for one whose metadata makes no sense."""
+    place = layout.parse_segment(listed.name)
+    if place is None:
+        return None
+    base, epoch = place
+    known = listed.metadata
+    try:
+        end = int(known["next"])
+        first, last = int(known.get("first-timestamp", 0)), int(known.get("last-timestamp", 0))
+    except (KeyError, ValueError):
+        return None
+    if end <= base:
+        return None
+    return StoredSegment(listed.name, base, end, epoch, listed.size, first, last)
 
 
-def _segment(info: ObjectInfo, base: int, epoch: int) -> StoredSegment:
-    known = info.metadata
-    return StoredSegment(
-        info.name,
-        base,
-        int(known.get("next", base)),
-        epoch,
-        info.size,
-        int(known.get("first-timestamp", 0)),
-        int(known.get("last-timestamp", 0)),
+def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
+    """Return what the objects below a topic's prefix, in any order, hold of its history."""
+    segments: list[StoredSegment] = []
+    starts: list[tuple[int, int]] = []  # (start, epoch)
+    trims: list[int] = []
+    claimed = -1
+    strange: list[str] = []
+    for listed in listing:
+        segment = stored_segment(layout, listed)
+        if segment is not None:
+            segments.append(segment)
+        elif (begins := layout.parse_begins(listed.name)) is not None:
+            starts.append((begins[1], begins[0]))
+        elif (trim := layout.parse_trimmed(listed.name)) is not None:
+            trims.append(trim)
+        elif (claim := layout.parse_epoch(listed.name)) is not None:
+            claimed = max(claimed, claim)
+        elif layout.parse_segment(listed.name) is not None:
+            strange.append(listed.name)
+    owners = _owners(starts)
+    if trims:
+        start = max(trims)
+    elif starts:
+        start = min(starts)[0]
+    else:
+        start = min((segment.base for segment in segments), default=0)
+    pieces = _walk(segments, owners, start)
+    end = pieces[-1].end if pieces else start
+    used = {piece.segment.name for piece in pieces}
+    rest = [segment for segment in segments if segment.name not in used]
+    beyond = [segment for segment in rest if segment.end > end and _counts(segment, owners, end)]
+    unjoined = {segment.name for segment in beyond}
+    return History(
+        start,
+        end,
+        tuple(pieces),
+        tuple(sorted(beyond, key=lambda segment: (segment.base, segment.epoch))),
+        tuple(sorted(strange + [segment.name for segment in rest if segment.name not in unjoined])),
+        claimed if claimed > max((epoch for _, epoch in starts), default=-1) else None,
     )
 
 
-def _base(segment: StoredSegment) -> int:
-    return segment.base
+class _Owners:
+    """Whose each position is: the highest epoch that began at or below it."""
+
+    def __init__(self, starts: Sequence[int], epochs: Sequence[int]) -> None:
+        self.starts, self.epochs = starts, epochs
+
+    def at(self, position: int) -> int:
+        """Return the epoch that `position` belongs to, -1 below the first that began."""
+        found = bisect_right(self.starts, position) - 1
+        return self.epochs[found] if found >= 0 else -1
+
+    def superseded_from(self, epoch: int) -> int | None:
+        """Return the lowest position where `epoch` is superseded, None if it is nowhere."""
+        found = bisect_right(self.epochs, epoch)
+        return self.starts[found] if found < len(self.starts) else None
+
+
+def _owners(starts: Iterable[tuple[int, int]]) -> _Owners:
+    """Return whose the positions are; both lists of it rise."""
+    rising: list[tuple[int, int]] = []
+    for start, epoch in sorted(starts):
+        if rising and epoch <= rising[-1][1]:
+            continue
+        if rising and start == rising[-1][0]:
+            rising.pop()
+        rising.append((start, epoch))
+    return _Owners([start for start, _ in rising], [epoch for _, epoch in rising])
+
+
+def _counts(segment: StoredSegment, owners: _Owners, position: int) -> bool:
+    """Say whether a segment holds offsets at or behind `position` that are not superseded."""
+    stop = owners.superseded_from(segment.epoch)
+    return stop is None or stop > max(segment.base, position)
+
+
+def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Piece]:
+    """Return the pieces that join from `start` on."""
+    segments = sorted(segments, key=lambda segment: (segment.base, segment.epoch))
+    waiting = 0  # segments before it begin at or below the position
+    open_: list[StoredSegment] = []  # of those, the ones that do not end below it
+    found: list[Piece] = []
+    position = start
+    while True:
+        while waiting < len(segments) and segments[waiting].base <= position:
+            open_.append(segments[waiting])
+            waiting += 1
+        owner = owners.at(position)
+        open_ = [segment for segment in open_ if segment.end > position and segment.epoch >= owner]
+        if not open_:
+            return found
+        # The owner's own, else the nearest epoch's; of several the one that reaches furthest.
+        taken = min(open_, key=lambda segment: (segment.epoch, -segment.end, -segment.base))
+        end = taken.end
+        stop = owners.superseded_from(taken.epoch)
+        if stop is not None:
+            end = min(end, stop)
+        if taken.epoch > owner:  # only until there is something better
+            for segment in segments[waiting:]:
+                if segment.base >= end:
+                    break
+                if owner <= segment.epoch < taken.epoch:
+                    end = segment.base
+                    break
+            following = bisect_right(owners.starts, position)
+            if following < len(owners.starts) and owners.epochs[following] < taken.epoch:
+                end = min(end, owners.starts[following])
+        if found and found[-1].segment is taken and found[-1].end == position:
+            found[-1] = Piece(taken, found[-1].start, end)
+        else:
+            found.append(Piece(taken, position, end))
+        position = end
+
+
+__all__ = ["History", "Listed", "Piece", "StoredSegment", "plan_history", "stored_segment"]

@@ -1,0 +1,262 @@
+"""The history that a listing tells: by stories, by the rule offset by offset, and by writers who misbehave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.history import History, plan_history
+from storage.store import ObjectInfo
+from storage.tier import Layout
+
+LAYOUT = Layout("orders", bytes(range(16)))
+
+
+def segment(base: int, end: int, epoch: int = 1) -> ObjectInfo:
+    """Return a listed segment."""
+    return ObjectInfo(LAYOUT.segment(base, epoch), 100, 0, {"next": str(end), "count": str(end - base)})
+
+
+def begins(epoch: int, start: int) -> ObjectInfo:
+    """Return a listed note where an epoch begins."""
+    return ObjectInfo(LAYOUT.begins(epoch, start), 0, 0)
+
+
+def claim(epoch: int) -> ObjectInfo:
+    """Return a listed claim."""
+    return ObjectInfo(LAYOUT.epoch(epoch), 0, 0)
+
+
+def trim(start: int) -> ObjectInfo:
+    """Return a listed trim note."""
+    return ObjectInfo(LAYOUT.trimmed(start), 0, 0)
+
+
+def shown(history: History) -> list[tuple[int, int, int]]:
+    """Return a history as (start, end, epoch) of its pieces."""
+    return [(piece.start, piece.end, piece.segment.epoch) for piece in history.pieces]
+
+
+def test_segments_that_join_are_the_history() -> None:
+    """In whatever order they are listed."""
+    history = plan_history(LAYOUT, [segment(10, 20), begins(1, 0), segment(0, 10), claim(1), segment(20, 25)])
+    assert shown(history) == [(0, 10, 1), (10, 20, 1), (20, 25, 1)]
+    assert (history.start, history.end, history.unjoined, history.unused, history.undecided) == (
+        0,
+        25,
+        (),
+        (),
+        None,
+    )
+
+
+def test_segments_without_notes_are_read_as_they_are() -> None:
+    """A store whose writer claimed nothing has a history too; it begins with its first segment."""
+    assert shown(plan_history(LAYOUT, [segment(7, 9), segment(9, 12)])) == [(7, 9, 1), (9, 12, 1)]
+
+
+def test_a_late_upload_of_a_superseded_writer_does_not_count() -> None:
+    """What epoch 1 has behind the place where epoch 2 began is not of the history, and is named."""
+    history = plan_history(
+        LAYOUT,
+        [
+            begins(1, 0),
+            begins(2, 20),
+            segment(0, 20),
+            segment(20, 40, 1),
+            segment(20, 30, 2),
+            segment(30, 45, 2),
+        ],
+    )
+    assert shown(history) == [(0, 20, 1), (20, 30, 2), (30, 45, 2)]
+    assert history.unused == (LAYOUT.segment(20, 1),)
+    assert history.unjoined == ()
+
+
+def test_a_new_writer_cuts_differently() -> None:
+    """Its segment that begins before its own start is read from there on; the older one up to there."""
+    history = plan_history(
+        LAYOUT, [begins(1, 0), begins(2, 20), segment(0, 10), segment(10, 24, 1), segment(5, 40, 2)]
+    )
+    assert shown(history) == [(0, 10, 1), (10, 20, 1), (20, 40, 2)]
+
+
+def test_a_gap_ends_the_history_and_is_told() -> None:
+    """Segments behind it are named, not jumped to."""
+    history = plan_history(LAYOUT, [begins(1, 0), segment(0, 10), segment(20, 30)])
+    assert history.end == 10
+    assert [one.base for one in history.unjoined] == [20]
+
+
+def test_a_trim_begins_the_history_inside_a_segment() -> None:
+    """The highest trim note counts; what lies below it is not of the history."""
+    listing = [trim(5), trim(15), begins(2, 12), segment(0, 10), segment(10, 20), segment(10, 20, 2)]
+    history = plan_history(LAYOUT, listing)
+    assert (history.start, shown(history)) == (15, [(15, 20, 2)])
+    assert plan_history(LAYOUT, [trim(5)]) == History(5, 5, ())
+
+
+def test_a_claim_that_has_not_begun_is_told() -> None:
+    """Whoever reads knows that the newest segments may still be superseded."""
+    assert plan_history(LAYOUT, [claim(1), begins(1, 0), claim(2), segment(0, 5)]).undecided == 2
+    assert plan_history(LAYOUT, [claim(1), begins(1, 0), segment(0, 5)]).undecided is None
+
+
+def test_objects_that_make_no_sense_are_left_out() -> None:
+    """A segment without its end, one that is empty, and names of other kinds."""
+    broken = ObjectInfo(LAYOUT.segment(10, 1), 5, 0, {"next": "many"})
+    other = ObjectInfo(f"{LAYOUT.prefix}c/cursor", 5, 0)
+    history = plan_history(LAYOUT, [segment(0, 10), broken, other, segment(10, 10, 2)])
+    assert history.end == 10
+    assert history.unused == (broken.name, LAYOUT.segment(10, 2))
+
+
+def test_reading_from_an_offset() -> None:
+    """Pieces before it are left out, and the one it lies in begins there."""
+    history = plan_history(LAYOUT, [segment(0, 10), segment(10, 20)])
+    assert [(piece.start, piece.end) for piece in history.from_offset(13)] == [(13, 20)]
+    assert [(piece.start, piece.end) for piece in history.from_offset(10)] == [(10, 20)]
+    assert [(piece.start, piece.end) for piece in history.from_offset(0)] == [(0, 10), (10, 20)]
+    assert history.from_offset(20) == ()
+
+
+# the rule, offset by offset
+
+
+def superseded(epoch: int, position: int, starts: Sequence[tuple[int, int]]) -> bool:
+    """Say whether a higher epoch begins at or below a position."""
+    return any(other > epoch and start <= position for other, start in starts)
+
+
+listings = st.tuples(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(1, 12), st.integers(0, 5)),
+        max_size=14,
+        unique_by=lambda s: (s[0], s[2]),
+    ),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 45)), max_size=5, unique_by=lambda f: f[0]),
+    st.lists(st.integers(0, 40), max_size=2),
+)
+
+
+@settings(max_examples=400)
+@given(listings)
+def test_any_listing_is_read_by_the_rule(
+    listing: tuple[list[tuple[int, int, int]], list[tuple[int, int]], list[int]],
+) -> None:
+    """Pieces join, cover, are nowhere superseded, prefer the owner, and go on for as long as anything counts."""
+    cuts, starts, trims = listing
+    objects = [segment(base, base + length, epoch) for base, length, epoch in cuts]
+    history = plan_history(LAYOUT, [*objects, *(begins(*one) for one in starts), *map(trim, trims)])
+    if trims:
+        assert history.start == max(trims)
+    for before, after in pairwise(history.pieces):
+        assert before.end == after.start
+    assert (history.pieces[0].start if history.pieces else history.end) == history.start
+    for piece in history.pieces:
+        assert piece.segment.base <= piece.start < piece.end <= piece.segment.end
+        for position in range(piece.start, piece.end):
+            assert not superseded(piece.segment.epoch, position, starts)
+            owner = max((epoch for epoch, start in starts if start <= position), default=-1)
+            covering = {
+                epoch for base, length, epoch in cuts if base <= position < base + length and epoch >= owner
+            }
+            assert piece.segment.epoch == min(covering)
+    for base, length, epoch in cuts:
+        assert not base <= history.end < base + length or superseded(epoch, history.end, starts)
+    known = {piece.segment.name for piece in history.pieces} | {one.name for one in history.unjoined}
+    assert known | set(history.unused) == {one.name for one in objects}
+    assert not known & set(history.unused)
+
+
+# writers that follow the protocol, and some that believe they still own the topic
+
+
+class Writers:
+    """A store, and what each writer's log holds: offset -> by whom."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, ObjectInfo] = {}
+        self.logs: list[dict[int, int]] = []
+        self.starts: list[int] = []
+        self.confirmed = 0  # below it, everything was acknowledged as uploaded
+
+    def add(self, made: Iterable[ObjectInfo]) -> None:
+        """Create objects; one that is there stays as it is."""
+        for one in made:
+            self.objects.setdefault(one.name, one)
+
+    def history(self) -> History:
+        """Return what the listing tells now."""
+        return plan_history(LAYOUT, self.objects.values())
+
+    def take_over(self, diverged: bool, length: int) -> None:
+        """Claim the next epoch, begin at the joined end, and write `length` messages.
+
+        A `diverged` writer has a log from before, whose older part is not what the store has.
+        """
+        epoch, start = len(self.logs), self.history().end
+        self.add([claim(epoch)])
+        truth = {
+            offset: self.logs[piece.segment.epoch][offset]
+            for piece in self.history().pieces
+            for offset in range(piece.start, piece.end)
+        }
+        log = dict.fromkeys(truth, -1 - epoch) if diverged else truth
+        log |= dict.fromkeys(range(start, start + length), epoch)
+        self.add([begins(epoch, start)])
+        self.logs.append(log)
+        self.starts.append(start)
+
+    def upload(self, epoch: int, base: int, end: int) -> None:
+        """Upload a part of a writer's log, cut as it likes; a fenced writer's does not count, an owner's does."""
+        log = self.logs[epoch]
+        end = min(end, self.starts[epoch] + sum(1 for offset in log if offset >= self.starts[epoch]))
+        if base < end:
+            self.add([segment(base, end, epoch)])
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("take over"), st.booleans(), st.integers(0, 25)),
+        st.tuples(st.just("upload"), st.integers(0, 3), st.integers(0, 60), st.integers(1, 20)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=400)
+@given(steps)
+def test_no_order_of_uploads_and_takeovers_changes_what_counted(
+    plan: list[tuple[str, int, int] | tuple[str, int, int, int]],
+) -> None:
+    """What a writer had joined when the next one listed stays; nothing of a fenced writer comes behind it."""
+    writers = Writers()
+    writers.take_over(False, 20)
+    truth: dict[int, int] = {}
+    for step in plan:
+        if step[0] == "take over":
+            writers.take_over(bool(step[1]), step[2])
+        else:
+            epoch = max(0, len(writers.logs) - 1 - step[1])
+            base = min(step[2], writers.starts[epoch] + 10) if step[1] else step[2]
+            writers.upload(epoch, base, base + step[3])  # type: ignore[misc]
+        history = writers.history()
+        newest = len(writers.logs) - 1
+        told = {
+            offset: writers.logs[piece.segment.epoch][offset]
+            for piece in history.pieces
+            for offset in range(piece.start, piece.end)
+        }
+        assert list(told) == list(range(history.end))
+        assert told | truth == told  # nothing that counted is lost, or another
+        owners = {
+            offset: max(epoch for epoch, start in enumerate(writers.starts) if start <= offset)
+            for offset in told
+        }
+        assert all(told[offset] == owners[offset] for offset in told)
+        assert newest >= max(owners.values(), default=0)
+        truth = told
