@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from storage.catalogue import TopicMeta
 from storage.segment import SegmentInfo
 
 
@@ -26,6 +27,16 @@ class Retention:
 
     def __bool__(self) -> bool:
         return bool(self.ms or self.bytes or self.acknowledged)
+
+
+def retention_of(topic: TopicMeta) -> Retention:
+    """Return what a topic keeps at most, by its settings."""
+    settings = topic.settings
+    return Retention(
+        int(settings.get("retention_ms", 0)),
+        int(settings.get("retention_bytes", 0)),
+        bool(settings.get("retention_acknowledged", 0)),
+    )
 
 
 def trim_point(
