@@ -37,6 +37,7 @@ from storage.wal import remove_log
 log = logging.getLogger("ister.broker")
 
 CATALOGUE_FILE: Final = "catalogue.sqlite"
+STORE_PATIENCE_S: Final = 1.0  # a store that is slower than this is waited for in the background
 STORE_FOLDER: Final = "store"
 
 
@@ -49,6 +50,7 @@ class BrokerReady:
     store: str
     topics: int
     processes: dict[str, int]
+    restored: tuple[str, ...] = ()  # what came back from the store, topic by topic, and what may be missing
 
 
 class BrokerFailedError(UsageError):
@@ -101,18 +103,32 @@ def _run(
         ProcessSpec(node_of(number), run_worker, WorkerSettings(settings, data, bind, endpoint))
         for number, (bind, endpoint) in enumerate(zip(binds, endpoints, strict=True))
     ]
-    tier = ProcessSpec(TIER, run_tier, TierProcessSettings(settings, store), stop_rank=1)
+    tier = ProcessSpec(TIER, run_tier, TierProcessSettings(settings, data, store), stop_rank=1)
     ended: list[str] = []
     supervisor: Supervisor
+    directory: Directory
 
     def finished(exit_code: int, reason: str) -> None:
         if exit_code:
             ended.append(reason)
         context.stop(exit_code)
 
+    waiting_for = {"processes", "store"}
+
+    def reached(what: str) -> None:
+        """Say that clients can connect: once all processes are up, and the store has said what it has, or is slow."""
+        if what in waiting_for:
+            waiting_for.discard(what)
+            if not waiting_for:
+                topics = len(catalogue.topics())
+                processes = supervisor.processes
+                on_ready(
+                    BrokerReady(tuple(endpoints), data, store, topics, processes, tuple(directory.restored))
+                )
+
     def all_up() -> None:
-        topics = len(catalogue.topics())
-        on_ready(BrokerReady(tuple(endpoints), data, store, topics, supervisor.processes))
+        context.loop.call_later(STORE_PATIENCE_S, lambda: reached("store"))
+        reached("processes")
 
     context.system.spawn(
         Directory,
@@ -120,7 +136,12 @@ def _run(
         catalogue,
         endpoints=endpoints,
         describe_broker=lambda: process_description(context, "broker") | {"restarts": supervisor.restarts},
+        on_restored=lambda: reached("store"),
+        waits_for_store=not catalogue.topics(),  # the disk may be new, and the store not
     )
+    located = context.system.find(DIRECTORY_PATH)
+    assert isinstance(located, Directory)
+    directory = located
     context.listen(context.system.ref(BROKER, DIRECTORY_PATH))
     context.system.spawn(
         Supervisor,
@@ -206,5 +227,6 @@ def describe_ready(ready: BrokerReady) -> dict[str, Any]:
         "store": ready.store,
         "topics": ready.topics,
         "processes": ready.processes,
+        "restored": list(ready.restored),
         "pid": os.getpid(),
     }

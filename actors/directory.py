@@ -19,10 +19,14 @@ from actors.messages import (
     Answer,
     Ask,
     Describe,
+    KeepTopic,
     Locate,
     Located,
     LocateSubscription,
     Refused,
+    Restored,
+    RestoreTopics,
+    StoredTopics,
     Subscribers,
     SubscriptionTask,
     TopicTask,
@@ -76,7 +80,11 @@ class _Gathering:
 
 
 class Directory(LoopActor):
-    """The catalogue, placement, and administration; `endpoints` are the workers' addresses as clients are told them."""
+    """The catalogue, placement, and administration; `endpoints` are the workers' addresses as clients are told them.
+
+    `waits_for_store`: the store may have topics that the catalogue knows nothing of, so that no topic is unknown before
+    the store has said so. `on_restored` is called whenever nothing is left to be brought back from there.
+    """
 
     def __init__(
         self,
@@ -86,12 +94,19 @@ class Directory(LoopActor):
         *,
         endpoints: Sequence[str],
         describe_broker: Callable[[], dict[str, Any]],
+        on_restored: Callable[[], None] = lambda: None,
+        waits_for_store: bool = False,
     ) -> None:
         super().__init__(system, path)
         self._catalogue = catalogue
         self._endpoints = list(endpoints)
         self._describe_broker = describe_broker
         self._up: dict[str, NodeUp] = {}
+        self._waits_for_store = waits_for_store
+        self._store_known = False
+        self._restoring: set[str] = set()
+        self._on_restored = on_restored
+        self.restored: list[str] = []  # what came back from the store, and what may be missing
         self._tickets = 0
         self._gatherings: dict[int, _Gathering] = {}  # by each ticket it waits for
         self._operations: dict[str, Callable[[Ask, dict[str, Any]], None]] = {
@@ -133,7 +148,7 @@ class Directory(LoopActor):
     def on_locate(self, command: Locate) -> None:
         """Say where a topic lives."""
         try:
-            topic = self._catalogue.get_topic(command.topic)
+            topic = self._get_topic(command.topic)
         except IsterError as error:
             self._refuse(command.reply, command.ticket, error)
             return
@@ -145,7 +160,7 @@ class Directory(LoopActor):
     def on_locate_subscription(self, command: LocateSubscription) -> None:
         """Say where a subscription lives, and create it when it is new."""
         try:
-            topic = self._catalogue.get_topic(command.topic)
+            topic = self._get_topic(command.topic)
             subscription = self._subscription(
                 topic, command.subscription, command.type, command.start, dict(command.options)
             )
@@ -221,10 +236,6 @@ class Directory(LoopActor):
             raise UsageError(f"dispatch {dispatch!r:.40} is none of {', '.join(STRATEGIES)}")
         if durability not in DURABILITIES:
             raise UsageError(f"durability {durability!r:.40} is none of {', '.join(DURABILITIES)}")
-        if durability == "cloud":
-            raise RemoteError(
-                "durability-unavailable", "this broker does not give durability 'cloud' yet; use 'fsync'"
-            )
         options = {key: value for key, value in arguments.items() if key not in _TOPIC_ARGUMENTS}
         check_options(options, TOPIC_OPTIONS, "topic")
         if options and dispatch != "reliable":
@@ -233,7 +244,11 @@ class Directory(LoopActor):
             )
         incarnation = self.system.random.randbytes(16)
         topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms(), options)
+        if topic.name in self._restoring:
+            raise RemoteError("topic-exists", f"topic {topic.name!r} is being brought back from the store")
         self._catalogue.create_topic(topic)
+        if dispatch == "reliable" and "tier" in self._up:
+            self.system.ref("tier", uploader_path(topic)).tell(KeepTopic(topic, 0, None))
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
 
@@ -252,7 +267,7 @@ class Directory(LoopActor):
 
     def _update_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         """Change a topic's own settings: what is given replaces what was."""
-        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        topic = self._get_topic(_text(arguments, "topic"))
         options = {key: value for key, value in arguments.items() if key != "topic"}
         check_options(options, TOPIC_OPTIONS, "topic")
         if not options:
@@ -269,7 +284,7 @@ class Directory(LoopActor):
 
     def _care_for_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         """Verify or repair a topic's log."""
-        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        topic = self._get_topic(_text(arguments, "topic"))
         if topic.dispatch != "reliable":
             raise UsageError(f"topic {topic.name!r} is non-reliable: it has no log")
         if ask.operation == "topic.repair" and arguments.get("skip_damaged") is not True:
@@ -279,6 +294,40 @@ class Directory(LoopActor):
         self._gather(ask, {ticket}, lambda answers: answers[0])
         task: Literal["verify", "repair"] = "verify" if ask.operation == "topic.verify" else "repair"
         frontend.tell(TopicTask(task, topic, self.address, ticket))
+
+    # ---- what the store has ------------------------------------------------------------------------------------
+
+    @receives(StoredTopics)
+    def on_stored_topics(self, command: StoredTopics) -> None:
+        """Have those topics brought back that the catalogue knows nothing of."""
+        unknown = tuple(topic for topic in command.topics if self._catalogue.topic(topic.name) is None)
+        self._restoring = {topic.name for topic in unknown}
+        self._store_known = True
+        if unknown:
+            self.system.at(command.reply).tell(RestoreTopics(unknown))
+        else:
+            self._on_restored()
+
+    @receives(Restored)
+    def on_restored(self, command: Restored) -> None:
+        """Enter a topic that came back, with its subscriptions."""
+        if self._catalogue.topic(command.topic.name) is None:
+            self._catalogue.create_topic(command.topic)
+            for subscription in command.subscriptions:
+                self._catalogue.create_subscription(subscription)
+            self.restored.append(command.text)
+        self._restoring.discard(command.topic.name)
+        if not self._restoring:
+            self._on_restored()
+
+    def _get_topic(self, name: str) -> TopicMeta:
+        """Return a topic; one that may be about to come back is not unknown yet."""
+        found = self._catalogue.topic(name)
+        if found is None and (name in self._restoring or (not self._store_known and self._waits_for_store)):
+            raise RemoteError(
+                "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
+            )
+        return self._catalogue.get_topic(name)
 
     @receives(WhoSubscribes)
     def on_who_subscribes(self, question: WhoSubscribes) -> None:
@@ -300,7 +349,7 @@ class Directory(LoopActor):
         self._answer(ask, body)
 
     def _show_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        topic = self._get_topic(_text(arguments, "topic"))
         ticket = self._ticket()
         frontend = self._frontend(self._worker_of_topic(topic.name))
         task = TopicTask("describe", topic, self.address, ticket)
@@ -339,7 +388,7 @@ class Directory(LoopActor):
         }
 
     def _create_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        topic = self._get_topic(_text(arguments, "topic"))
         options = {
             key: value
             for key, value in arguments.items()
@@ -360,7 +409,7 @@ class Directory(LoopActor):
         self._tell_subscription("start", topic, subscription, ticket)
 
     def _list_subscriptions(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        topic = self._get_topic(_text(arguments, "topic"))
         after, limit = _page(arguments)
         found = [each for each in self._catalogue.subscriptions(topic.name) if each.name > after]
         body = {
@@ -386,7 +435,7 @@ class Directory(LoopActor):
         self._tell_subscription("delete", topic, subscription, ticket)
 
     def _named_subscription(self, arguments: dict[str, Any]) -> tuple[TopicMeta, SubscriptionMeta]:
-        topic = self._catalogue.get_topic(_text(arguments, "topic"))
+        topic = self._get_topic(_text(arguments, "topic"))
         return topic, self._catalogue.get_subscription(topic.name, _text(arguments, "subscription"))
 
     def _status(self, ask: Ask, _arguments: dict[str, Any]) -> None:
@@ -472,6 +521,11 @@ class Directory(LoopActor):
 
 DIRECTORY_PATH: Final = "directory"
 FRONTEND_PATH: Final = "frontend"
+
+
+def uploader_path(topic: TopicMeta) -> str:
+    """Return the path of a topic's Uploader."""
+    return f"uploader/{topic.name}:{topic.incarnation.hex()}"
 
 
 def node_of(worker: int) -> str:

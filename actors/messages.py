@@ -204,9 +204,13 @@ class Detach:
 @message
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The topic has offsets `start_offset` to before `durable_end`."""
+    """The topic has offsets `start_offset` to before `durable_end`.
 
-    start_offset: int
+    Where it begins is None while the store, which may have what came before the log, has not said so; this is told
+    again once it has.
+    """
+
+    start_offset: int | None
     durable_end: int
 
 
@@ -302,16 +306,121 @@ class Sealed:
 
 @message
 @dataclass(frozen=True, slots=True)
-class StopUploads:
-    """The topic is deleted (Topic -> Uploader)."""
+class KeepTopic:
+    """This topic exists: enter it in the store, claim its next epoch, and say what the store has (-> Uploader)."""
+
+    topic: TopicMeta
+    start: int  # where the local log begins
+    reply: Address | None
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """Every offset below `watermark` is in the store (Uploader -> Topic)."""
+    """The store has the topic's offsets `start` to before `watermark` (Uploader -> Topic)."""
 
+    start: int
     watermark: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Another broker has claimed this topic: nothing of ours counts any more (Uploader -> Topic)."""
+
+    text: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """What the topic keeps of its history, and what all its subscriptions are done with (Topic -> Uploader)."""
+
+    topic: TopicMeta
+    acknowledged: int | None
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class StoreCursor:
+    """A subscription's cursor, as its journal would begin (Subscription -> Uploader)."""
+
+    topic: TopicMeta
+    subscription: SubscriptionMeta
+    journal: Frames
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class ForgetCursor:
+    """The subscription is deleted (Subscription -> Uploader)."""
+
+    topic: TopicMeta
+    subscription: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class EraseStored:
+    """The topic is deleted: delete what the store has of it (Topic -> Uploader)."""
+
+    topic: TopicMeta
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Bring back the segment that holds `offset` (Subscription -> Fetcher; answered by `Fetched` or `NotFetched`)."""
+
+    topic: TopicMeta
+    offset: int
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The segment that holds `offset` is in the cache now."""
+
+    offset: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class NotFetched:
+    """It could not be brought back; `retry` says whether that may change, `start` where the history begins now."""
+
+    offset: int
+    text: str
+    retry: bool
+    start: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class StoredTopics:
+    """The topics that the store knows of (tier -> Directory; answered by `RestoreTopics`)."""
+
+    topics: tuple[TopicMeta, ...]
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class RestoreTopics:
+    """Of these the local disk knows nothing: bring them back (Directory -> tier; answered by `Restored` for each)."""
+
+    topics: tuple[TopicMeta, ...]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A topic and its subscriptions, as far as the store has them (tier -> Directory)."""
+
+    topic: TopicMeta
+    subscriptions: tuple[SubscriptionMeta, ...]
+    text: str
 
 
 # ---- a client's handle -> topic ----------------------------------------------------------------------------------

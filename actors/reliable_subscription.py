@@ -30,11 +30,16 @@ from actors.messages import (
     Describe,
     Detach,
     Durable,
+    Fetch,
+    Fetched,
+    ForgetCursor,
     Left,
     NodeStarted,
+    NotFetched,
     Notice,
     Repaired,
     Returned,
+    StoreCursor,
     TopicFailed,
     Trimmed,
 )
@@ -44,16 +49,21 @@ from actors.subscription import Subscription
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError, TrimmedError
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import Compaction, CursorJournal
-from storage.reader import Reader
+from storage.cursor import Compaction, CursorJournal, encode_journal
+from storage.tiered import NotHereError, TieredReader
 from transport.session import SessionLimits
 
 log = logging.getLogger("ister.subscription")
 
+FETCH_AGAIN_S: Final = 30.0  # a segment that was asked for and has not come is asked for again
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
 ATTACH_AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
 FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
+
+
+class _StartUnknownError(Exception):
+    """Nobody knows yet where the topic begins."""
 
 
 class ReliableSubscription(Subscription):
@@ -74,11 +84,14 @@ class ReliableSubscription(Subscription):
         ack_timeout_ms: int,
         topic_ref: Ref,
         directory: Ref,
+        fetcher: Ref,
+        uploader: Ref,
         open_journal: Callable[[Callable[[], int]], CursorJournal],
-        open_reader: Callable[[int], Reader],
+        open_reader: Callable[[int], TieredReader],
         erase: Callable[[], None],
         flush_ms: int,
         sync_ms: int,
+        store_ms: int,
     ) -> None:
         super().__init__(system, path, topic, meta, limits=limits, ack_timeout_ms=ack_timeout_ms)
         self._topic_ref = topic_ref
@@ -89,8 +102,8 @@ class ReliableSubscription(Subscription):
         self._flush_s = flush_ms / 1000
         self._sync_s = sync_ms / 1000
         self._journal: CursorJournal | None = None
-        self._reader: Reader | None = None  # new messages, in order
-        self._again: Reader | None = None  # messages that came back
+        self._reader: TieredReader | None = None  # new messages, in order
+        self._again: TieredReader | None = None  # messages that came back
         self._ahead: deque[Batch] = deque()  # read, not delivered; the first may be partly delivered
         self._next = 0  # the first offset never delivered
         self._durable_end = 0
@@ -106,6 +119,17 @@ class ReliableSubscription(Subscription):
         self._synced_low = 0  # and as the disk has it
         self._attach_timer: Timer | None = None
         self._deleted = False
+        self._fetcher = fetcher
+        self._uploader = uploader
+        self._store_s = store_ms / 1000
+        self._store_timer: Timer | None = None
+        self._fetching: int | None = None  # the offset whose segment is being brought back
+        self._fetch_timer: Timer | None = None
+        self._history_start = 0
+        self._caught_up_at = 0  # from here on messages came while the subscription had delivered all before
+        self.from_store = 0
+        self.from_log = 0
+        self.from_live = 0
         self._stalled: Notice | None = None  # at damage, until an operator decides
         self.trimmed = 0
         self.skipped = 0
@@ -151,6 +175,8 @@ class ReliableSubscription(Subscription):
                 journal = self._open_journal(lambda: self._start(attached))
                 self._fit(journal, attached.durable_end)
                 self._journal = journal
+            except _StartUnknownError:
+                return  # the topic tells it once the store has told the topic
             except IsterError as error:
                 self._become_failed(error)
                 if error.code == "offset-out-of-range":
@@ -160,18 +186,25 @@ class ReliableSubscription(Subscription):
             self._sync_timer = self.call_later(
                 self._sync_s, self._sync
             )  # what was read may be in the page cache alone
-            self._reader = self._open_reader(self._next)
+            self._reader = self._reader_at(self._next)
+            self._caught_up_at = attached.durable_end
+            self._store_timer = self.call_later(
+                0.0, self._store_cursor
+            )  # so that the store knows of it at once
         self._become_ready()
         self._tell_consumed()  # to a topic that was started again
-        self.on_trimmed(Trimmed(attached.start_offset))
+        if attached.start_offset is not None:
+            self.on_trimmed(Trimmed(attached.start_offset))
         self._wake()
 
     def _start(self, attached: Attached) -> int:
         start = self.meta.start
-        if start == "earliest":
-            return attached.start_offset
         if start == "latest":
             return attached.durable_end
+        if attached.start_offset is None:
+            raise _StartUnknownError
+        if start == "earliest":
+            return attached.start_offset
         offset = int(start)
         if not attached.start_offset <= offset <= attached.durable_end:
             raise RemoteError(
@@ -221,6 +254,10 @@ class ReliableSubscription(Subscription):
         """Go on behind what retention took; what was not acknowledged of it is said to the consumers, and counted."""
         if self._journal is None:
             return
+        self._history_start = trimmed.start_offset
+        for reader in (self._reader, self._again):
+            if reader is not None:
+                reader.start = trimmed.start_offset
         cursor, start = self._journal.cursor, trimmed.start_offset
         low, lost = cursor.low, cursor.unacknowledged(trimmed.start_offset)
         if start <= low:
@@ -230,7 +267,7 @@ class ReliableSubscription(Subscription):
         if self._next < start:
             self._next = start
             self._ahead.clear()
-            self._reader = self._open_reader(start)
+            self._reader = self._reader_at(start)
         if lost:
             self.trimmed += lost
             text = (
@@ -244,6 +281,8 @@ class ReliableSubscription(Subscription):
     def on_durable(self, durable: Durable) -> None:
         """More may be delivered."""
         if durable.durable_end > self._durable_end:
+            if self._next < self._durable_end:  # not caught up: what comes now is read from the log later
+                self._caught_up_at = durable.durable_end
             self._durable_end = durable.durable_end
             self._wake()
 
@@ -253,10 +292,12 @@ class ReliableSubscription(Subscription):
         return self._next
 
     def _next_piece(self, messages_max: int) -> Piece | None:
-        while self._stalled is None:
+        while self._stalled is None and self._fetching is None:
             try:
                 piece = self._piece_again(messages_max) if self._redelivery else None
                 return piece or self._piece_new(messages_max)
+            except NotHereError as error:
+                self._fetch(error.offset)
             except TrimmedError as error:  # the topic is about to say so
                 if error.end <= self._lowest():
                     self._halt(error)
@@ -268,6 +309,50 @@ class ReliableSubscription(Subscription):
                 self._halt(error)
                 return None
         return None
+
+    # ---- what the log has no more -------------------------------------------------------------------------------
+
+    def _fetch(self, offset: int) -> None:
+        """Have a segment brought back from the store; meanwhile nothing is delivered."""
+        self._fetching = offset
+        self._fetcher.tell(Fetch(self.topic, offset, self.address))
+        if self._fetch_timer is not None:
+            self._fetch_timer.cancel()
+        self._fetch_timer = self.call_later(FETCH_AGAIN_S, self._fetch_again)
+
+    def _fetch_again(self) -> None:
+        """Mail is no promise: ask once more."""
+        if self._fetching is not None:
+            self._fetch(self._fetching)
+
+    @receives(Fetched)
+    def on_fetched(self, fetched: Fetched) -> None:
+        """Read on."""
+        if fetched.offset == self._fetching:
+            self._fetching = None
+            self._wake()
+
+    @receives(NotFetched)
+    def on_not_fetched(self, answer: NotFetched) -> None:
+        """Go on behind what the store has no more; wait for a store that is away; stop at what is damaged there."""
+        if answer.offset != self._fetching:
+            return
+        if answer.retry:
+            self._fetch(answer.offset)
+            return
+        self._fetching = None
+        if answer.offset < answer.start:
+            self.on_trimmed(Trimmed(answer.start))
+        else:
+            error = DamagedError(f"the store cannot give offset {answer.offset}: {answer.text}")
+            error.first, error.end = answer.offset, answer.offset + 1
+            self._stall(error)
+        self._wake()
+
+    def _reader_at(self, offset: int) -> TieredReader:
+        reader = self._open_reader(offset)
+        reader.start = self._history_start
+        return reader
 
     def _lowest(self) -> int:
         assert self._journal is not None
@@ -301,10 +386,10 @@ class ReliableSubscription(Subscription):
         if self._journal is not None and self._stalled is not None:
             self._stalled = None
             self._ahead.clear()
-            self._reader, self._again = self._open_reader(self._next), None
+            self._reader, self._again = self._reader_at(self._next), None
             self._wake()
 
-    def _note_skipped(self, reader: Reader) -> None:
+    def _note_skipped(self, reader: TieredReader) -> None:
         """Take what the reader jumped over as done, and say so: an operator decided it."""
         assert self._journal is not None
         for first, end in reader.take_skipped():
@@ -346,7 +431,7 @@ class ReliableSubscription(Subscription):
 
     def _batch_at(self, offset: int) -> Batch | None:
         if self._again is None:
-            self._again = self._open_reader(offset)
+            self._again = self._reader_at(offset)
         elif self._again.offset != offset:
             self._again.seek(offset)
         records = self._again.read(self._durable_end, 1)
@@ -383,9 +468,22 @@ class ReliableSubscription(Subscription):
         """Say whether there is anything new to deliver, read if need be."""
         assert self._reader is not None
         if not self._ahead and self._next < self._durable_end:
-            self._ahead.extend(self._reader.read(self._durable_end, READ_BYTES))
+            records = self._reader.read(self._durable_end, READ_BYTES)
+            self._ahead.extend(records)
             self._note_skipped(self._reader)
+            if records:
+                self._count(records, self._reader.from_store)
         return bool(self._ahead)
+
+    def _count(self, records: Sequence[Batch], from_store: bool) -> None:
+        """Count where messages came from: the store, the log, or its live end."""
+        count = sum(record.count for record in records)
+        if from_store:
+            self.from_store += count
+        elif records[0].first_offset >= self._caught_up_at:
+            self.from_live += count
+        else:
+            self.from_log += count
 
     def _take_to(self, end: int, batch_end: int) -> None:
         self._next = end
@@ -502,6 +600,15 @@ class ReliableSubscription(Subscription):
         elif low > self._synced_low:
             self._synced_low = low
             self._tell_consumed()
+        if error is None and self._store_timer is None:
+            self._store_timer = self.call_later(self._store_s, self._store_cursor)
+
+    def _store_cursor(self) -> None:
+        """Let the store have the cursor: with the disk lost, no more than this interval comes again."""
+        self._store_timer = None
+        if self._journal is not None and not self._deleted:
+            journal = encode_journal(self.topic.incarnation, self._journal.cursor)
+            self._uploader.tell(StoreCursor(self.topic, self.meta, (journal,)))
 
     def _tell_consumed(self) -> None:
         if self.topic.settings.get("retention_acknowledged"):
@@ -534,6 +641,7 @@ class ReliableSubscription(Subscription):
         self._deleted = True
         self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
         self._topic_ref.tell(Detach(self.address))
+        self._uploader.tell(ForgetCursor(self.topic, self.meta.name))
         if self._journal is not None:
             self._journal.close()
         try:
@@ -556,6 +664,10 @@ class ReliableSubscription(Subscription):
             "waiting_redelivery": self._redelivery.messages,
             "trimmed": self.trimmed,
             "skipped": self.skipped,
+            "from_store": self.from_store,
+            "from_log": self.from_log,
+            "from_live": self.from_live,
+            "fetching": self._fetching,
             "stalled": None if self._stalled is None else self._stalled.text,
             "ack_timeout_ms": self._ack_timeout_ms,
         }

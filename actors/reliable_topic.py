@@ -28,14 +28,17 @@ from actors.messages import (
     Delete,
     Describe,
     Durable,
+    EraseStored,
+    Fenced,
+    KeepTopic,
     NodeStarted,
     OpenProducer,
     Publish,
     Refused,
     Repair,
     Repaired,
+    Retain,
     Sealed,
-    StopUploads,
     Subscribers,
     TopicFailed,
     Trimmed,
@@ -46,11 +49,12 @@ from actors.messages import (
 )
 from actors.runtime import Ref, System, Timer, receives
 from actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
-from actors.upkeep import LogCare, Upkeep, retention_of
-from ister.errors import DiskFullError, IsterError, RemoteError, StorageError
+from actors.upkeep import LogCare, Upkeep
+from ister.errors import DamagedError, DiskFullError, IsterError, RemoteError, StorageError, StoreError
 from ister.wire import OFFSET_UNKNOWN, Key, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, ProducerTable
+from storage.retention import retention_of
 from storage.segment import SegmentInfo
 from storage.wal import Commit, Wal
 from transport.gateway import Gateway
@@ -112,6 +116,12 @@ class ReliableTopic(Topic):
             int, int
         ] = {}  # by producer, while there is no log: the sequence to go on with
         self._watermark = 0
+        self._store_known = False  # the Uploader has said what the store has
+        self._stored_start = 0  # the store has the topic from here to the watermark
+        self._told_end = 0  # what the watchers know to be durable
+        self._acknowledged: int | None = None
+        self._linger_timer: Timer | None = None  # of durability "cloud"
+        self._care = care
         self._deleted = False
         self._sealed_told = 0  # the uploader was told of segments up to here
         self.commits = 0
@@ -152,10 +162,12 @@ class ReliableTopic(Topic):
         self._unresolved.clear()
         report = self._log.report
         log.info("topic %s: %s", self.meta.name, report)
-        attached = Attached(self._log.start_offset, self._log.durable_end)
+        self._told_end = self._reached(self._log)
+        attached = self._attached(self._log)
         for watcher in self._watchers.values():
             watcher.tell(attached)
         self._prepare_spare()
+        self._keep_topic()
         self._tell_sealed()
 
     def _fail(self, error: StorageError) -> None:
@@ -237,6 +249,7 @@ class ReliableTopic(Topic):
             wal = self._ready_log()
             verdict = wal.producers.check(publisher.producer_id, sequence, count)
             if isinstance(verdict, Fresh):
+                self._check_behind(wal)
                 offset = wal.append(
                     count=count,
                     producer_id=publisher.producer_id,
@@ -252,7 +265,7 @@ class ReliableTopic(Topic):
             else:
                 self._refuse(publish, sequence_error(verdict, publish))
                 return
-        except DiskFullError as error:
+        except (DiskFullError, StoreError) as error:
             self._refuse(publish, error)
             return
         except StorageError as error:
@@ -264,6 +277,8 @@ class ReliableTopic(Topic):
         end = wal.next_offset if offset == OFFSET_UNKNOWN else offset + count
         self._awaiting.append((end, handle, sequence, offset))
         self._schedule_commit()
+        if self.meta.durability == "cloud" and self._linger_timer is None:
+            self._linger_timer = self.call_later(self._care.cloud_linger_s, self._linger_over)
 
     @receives(CloseProducer)
     def on_close_producer(self, command: CloseProducer) -> None:
@@ -328,7 +343,7 @@ class ReliableTopic(Topic):
 
     def _announce(self, wal: Wal) -> None:
         """Send the receipts that are due, and tell the watchers how far they may read."""
-        end = wal.durable_end if self._waits_for_sync else wal.next_offset
+        end = self._reached(wal)
         awaiting = self._awaiting
         if awaiting and awaiting[0][0] <= end:
             receipts: dict[Handle, list[int]] = {}
@@ -338,11 +353,21 @@ class ReliableTopic(Topic):
                 pairs.append(sequence)
                 pairs.append(offset)
             self._send_receipts(receipts)
+        if end > self._told_end:
+            self._told_end = end
             durable = Durable(end)
             for watcher in self._watchers.values():
                 watcher.tell(durable)
         if self._closing:
             self._answer_closes(end)
+
+    def _reached(self, wal: Wal) -> int:
+        """Return the offset below which everything is durable at the topic's level."""
+        if self.meta.durability == "os":
+            return wal.next_offset
+        if self.meta.durability == "cloud":
+            return max(min(self._watermark, wal.durable_end), wal.start_offset)
+        return wal.durable_end
 
     def _answer_closes(self, end: int | None) -> None:
         due = [command for offset, command in self._closing if end is None or offset <= end]
@@ -366,15 +391,23 @@ class ReliableTopic(Topic):
         self._check_retention()
         wal = self._log
         if wal is not None and wal.seal_due(self.clock.time_ms()):
-            try:
-                wal.seal()
-            except DiskFullError as error:
-                log.warning("topic %s: cannot seal: %s", self.meta.name, error)
-                return
-            except StorageError as error:
-                self._fail(error)
-                return
-            self._schedule_commit()
+            self._seal()
+
+    def _seal(self) -> None:
+        wal = self._log
+        if wal is None:
+            return
+        try:
+            wal.seal()
+        except DiskFullError as error:
+            log.warning("topic %s: cannot seal: %s", self.meta.name, error)
+            if self.meta.durability == "cloud":
+                self._linger_timer = self.call_later(SEAL_CHECK_S, self._linger_over)
+            return
+        except StorageError as error:
+            self._fail(error)
+            return
+        self._schedule_commit()
 
     # ---- watchers -----------------------------------------------------------------------------------------------
 
@@ -384,8 +417,7 @@ class ReliableTopic(Topic):
         watcher = self.system.at(command.watcher)
         self._watchers[command.watcher] = watcher
         if self._log is not None:
-            end = self._log.durable_end if self._waits_for_sync else self._log.next_offset
-            watcher.tell(Attached(self._log.start_offset, end))
+            watcher.tell(self._attached(self._log))
         elif self._failure is not None:
             watcher.tell(TopicFailed(self._failure.code, self._failure.text))
 
@@ -403,12 +435,71 @@ class ReliableTopic(Topic):
         """Tell the tier again what is sealed: it was started again, and knows nothing."""
         if started.node == self._uploader.address.node:
             self._sealed_told = self._watermark
+            self._keep_topic()
             self._tell_sealed()
+
+    def _keep_topic(self) -> None:
+        """Have the topic claimed in the store: where its receipts, or its history, come from there."""
+        if self.meta.durability == "cloud" or (self._log is not None and self._log.start_offset):
+            start = self._log.start_offset if self._log is not None else 0
+            self._uploader.tell(KeepTopic(self.meta, start, self.address))
 
     @receives(Uploaded)
     def on_uploaded(self, command: Uploaded) -> None:
-        """Note how far the store has the log."""
+        """Note how far the store has the log; with durability cloud, that is what receipts wait for."""
+        before = self._begins(self._log) if self._log is not None and self._store_known else None
+        self._store_known = True
+        self._stored_start = command.start
         self._watermark = max(self._watermark, command.watermark)
+        wal = self._log
+        if wal is None:
+            return
+        if command.watermark > wal.next_offset:
+            self._fail(
+                DamagedError(
+                    f"the store has offsets of topic {self.meta.name!r} up to {command.watermark}, but its local log "
+                    f"ends at {wal.next_offset}: the log has lost its end, or belongs to another broker"
+                )
+            )
+            return
+        self._announce(wal)
+        if before is None:
+            for watcher in self._watchers.values():
+                watcher.tell(self._attached(wal))
+        elif self._begins(wal) != before:
+            self._tell_start(wal)
+
+    @receives(Fenced)
+    def on_fenced(self, fenced: Fenced) -> None:
+        """Take nothing more: another broker has the topic; what is here is kept."""
+        self._fail(StorageError(fenced.text, code="fenced", action="stop"))
+
+    def _attached(self, wal: Wal) -> Attached:
+        known = wal.start_offset == 0 or self._store_known
+        return Attached(self._begins(wal) if known else None, self._reached(wal))
+
+    def _begins(self, wal: Wal) -> int:
+        """Return the first offset that can be read: here, or from the store where that has what came before."""
+        start = wal.start_offset
+        if self._watermark >= start and self._stored_start < start:
+            start = max(self._stored_start, self._upkeep.retained_from)
+        return start
+
+    def _check_behind(self, wal: Wal) -> None:
+        """Refuse more while too much waits for a store that is away."""
+        sealed = wal.sealed()
+        first = bisect_left(sealed, self._watermark, key=_base)
+        if (len(sealed) - first) * self._care.segment_bytes > self._care.behind_bytes_max:
+            raise StoreError(
+                f"topic {self.meta.name!r} has {len(sealed) - first} segments that the store has not taken yet, "
+                f"over behind_bytes_max ({self._care.behind_bytes_max}); it takes more when the store is back",
+                code="store-behind",
+            )
+
+    def _linger_over(self) -> None:
+        """Durability cloud: seal what came, so that it is uploaded, and its receipts can be sent."""
+        self._linger_timer = None
+        self._seal()
 
     # ---- upkeep -------------------------------------------------------------------------------------------------
 
@@ -418,7 +509,9 @@ class ReliableTopic(Topic):
             known = sorted(self._upkeep.consumed)
             self._directory.tell(WhoSubscribes(self.meta.name, known, self.address))
         elif self._log is not None:
-            self._upkeep.retain(self._log, self._watermark, None)
+            self._upkeep.retain(self._log, self._watermark, self._stored_start, None)
+        if self._upkeep.retention:
+            self._uploader.tell(Retain(self.meta, self._acknowledged))
 
     @receives(Consumed)
     def on_consumed(self, command: Consumed) -> None:
@@ -428,16 +521,22 @@ class ReliableTopic(Topic):
     @receives(Subscribers)
     def on_subscribers(self, command: Subscribers) -> None:
         """Note which subscriptions there are, and drop what all of them are done with."""
-        acknowledged = self._upkeep.done_by_all(set(command.names))
+        self._acknowledged = self._upkeep.done_by_all(set(command.names))
         if self._log is not None:
-            self._upkeep.retain(self._log, self._watermark, acknowledged)
+            self._upkeep.retain(self._log, self._watermark, self._stored_start, self._acknowledged)
 
     def _trimmed(self, wal: Wal) -> None:
         if wal is not self._log:
             self._close_ended_log()
             return
+        self._tell_start(wal)
+
+    def _tell_start(self, wal: Wal) -> None:
+        if wal.start_offset and not self._store_known:
+            return
+        trimmed = Trimmed(self._begins(wal))
         for watcher in self._watchers.values():
-            watcher.tell(Trimmed(wal.start_offset))
+            watcher.tell(trimmed)
 
     def _skipped(self) -> None:
         for watcher in self._watchers.values():
@@ -480,7 +579,9 @@ class ReliableTopic(Topic):
         if self._log is not None:
             sealed = self._log.sealed()
             body |= {
-                "start_offset": self._log.start_offset,
+                "start_offset": self._begins(self._log),
+                "local_start": self._log.start_offset,
+                "stored_start": self._stored_start,
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,
                 "uploaded_end": self._watermark,
@@ -503,7 +604,7 @@ class ReliableTopic(Topic):
         )
         if not had_log:
             self._erase_log()
-        self._uploader.tell(StopUploads())
+        self._uploader.tell(EraseStored(self.meta))
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)
 

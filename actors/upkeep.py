@@ -19,7 +19,7 @@ from actors.runtime import LoopActor
 from ister.errors import IsterError, RemoteError
 from storage.catalogue import TopicMeta
 from storage.ranges import RangeSet
-from storage.retention import Retention, trim_point
+from storage.retention import Retention, retention_of, trim_point
 from storage.trim import Trim
 from storage.verify import VerifyProgress, VerifyReport
 from storage.wal import Wal
@@ -31,10 +31,14 @@ Reply = Callable[[dict[str, Any] | IsterError], None]
 
 @dataclass(frozen=True, slots=True)
 class LogCare:
-    """What a worker knows to do with one topic's log, in any thread, up to a durable end."""
+    """What a worker knows to do with one topic's log, in any thread, up to a durable end; and what it may take."""
 
     verify: Callable[[int], Iterator[VerifyProgress | VerifyReport]]
     skip_damaged: Callable[[int], RangeSet]
+    local_bytes: int  # of what the store has, so much is kept here too
+    behind_bytes_max: int  # what may wait for the store
+    segment_bytes: int
+    cloud_linger_s: float
 
 
 class _Verification:
@@ -70,6 +74,7 @@ class Upkeep:
         self._care = care
         self._on_trimmed = on_trimmed
         self._on_skipped = on_skipped
+        self.retained_from = 0  # below this everything went by retention
         self.retention = retention_of(meta)
         self.consumed: dict[str, int] = {}  # by subscription: nothing below is needed there
         self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
@@ -78,17 +83,23 @@ class Upkeep:
 
     # ---- retention ----------------------------------------------------------------------------------------------
 
-    def retain(self, wal: Wal, watermark: int, acknowledged: int | None) -> None:
-        """Drop what the topic's retention allows of what is in the store."""
-        if not self.retention or self.trimming is not None:
+    def retain(self, wal: Wal, watermark: int, stored_start: int, acknowledged: int | None) -> None:
+        """Drop what the topic's retention allows, and what the store has beyond `local_bytes`.
+
+        `stored_start` to before `watermark` is in the store. What goes by retention is gone for readers; what goes
+        because the store has it is fetched from there when it is asked for.
+        """
+        if self.trimming is not None:
             return
-        point = trim_point(
-            wal.sealed(),
-            self.retention,
-            now_ms=self._host.clock.time_ms(),
-            acknowledged=acknowledged,
-            floor=watermark,
-        )
+        now_ms, sealed = self._host.clock.time_ms(), wal.sealed()
+        if self.retention:
+            self.retained_from = max(
+                self.retained_from,
+                trim_point(sealed, self.retention, now_ms=now_ms, acknowledged=acknowledged, floor=watermark),
+            )
+        local = Retention(bytes=max(self._care.local_bytes, 1))
+        point = trim_point(sealed, local, now_ms=now_ms, acknowledged=None, floor=watermark)
+        point = max(point, self.retained_from, min(stored_start, watermark))
         trim = wal.begin_trim(point) if point > wal.start_offset else None
         if trim is not None:
             self.trimming = wal
@@ -154,13 +165,3 @@ class Upkeep:
             )
 
         self._host.offload(lambda: self._care.skip_damaged(durable_end), ended)
-
-
-def retention_of(meta: TopicMeta) -> Retention:
-    """Return what a topic keeps at most, by its settings."""
-    settings = meta.settings
-    return Retention(
-        int(settings.get("retention_ms", 0)),
-        int(settings.get("retention_bytes", 0)),
-        bool(settings.get("retention_acknowledged", 0)),
-    )

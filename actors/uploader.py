@@ -1,37 +1,56 @@
-"""Uploaders: one a reliable topic, each copies sealed segments to the store and keeps a watermark.
+"""Uploaders: one a reliable topic, each brings sealed segments and cursors to the store, and keeps a watermark.
 
-Runs in the tier process. The order of uploads is `storage.tier.UploadPlan`'s; this adds threads, time and the store.
+Runs in the tier process. What is said to the store is in `storage/upload.py`, the order of uploads in
+`storage.tier.UploadPlan`; this file adds threads, time and patience.
 
 Invariants
-- the watermark moves only as a contiguous prefix: everything below it is in the store, byte for byte
-- an object that is there already is compared with our own bytes before it is taken for ours
-- a store that is away delays uploads, and nothing else
+- the watermark moves only as a contiguous prefix: everything below it is in the store, and counts
+- a writer that is fenced uploads nothing more, and says so to its topic
+- a store that is away delays uploads, and nothing else; what is tried again is tried with growing patience and jitter
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from bisect import insort
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
-from actors.messages import Answer, Describe, Sealed, StopUploads, Uploaded
+from actors.messages import (
+    Answer,
+    Describe,
+    EraseStored,
+    Fenced,
+    ForgetCursor,
+    KeepTopic,
+    Retain,
+    Sealed,
+    StoreCursor,
+    Uploaded,
+)
 from actors.runtime import LoopActor, Ref, System, receives
-from ister.errors import IsterError, StoreError
+from ister.errors import IsterError
 from ister.wire import encode_result
-from storage.catalogue import TopicMeta
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.history import History, StoredSegment, Stretch
+from storage.retention import Retention, retention_of, trim_point
 from storage.segment import SegmentInfo
 from storage.store import ObjectStore
-from storage.tier import Layout, UploadPlan, joined_end, segment_metadata
+from storage.tier import Layout, UploadPlan
+from storage.upload import Claim, FencedError, claim, drop_cursors, erase, put_cursor, put_segment, trim
 
 log = logging.getLogger("ister.uploader")
 
-EPOCH: Final = 1  # one writer only: the data folder's lock sees to it
+T = TypeVar("T")
+
 JITTER: Final = (
     0.25  # a quarter around each wait, so that a thousand topics do not return to a store together
 )
+TRIM_CHECK_S: Final = 5.0  # how late the store's history may be cut
 
 
 class Uploader(LoopActor):
-    """Copies one topic's sealed segments; `retry_ms` bounds the wait after a failure, which doubles."""
+    """Brings one topic to the store; `retry_ms` bounds the wait after a failure, which doubles."""
 
     def __init__(
         self,
@@ -42,112 +61,294 @@ class Uploader(LoopActor):
         *,
         parallel: int,
         retry_ms: tuple[int, int],
+        cursor_ms: int,
     ) -> None:
         super().__init__(system, path)
         self._topic = topic
         self._store = store
-        self._layout = Layout(topic.name, topic.incarnation)
         self._parallel = parallel
         self._retry_s = (retry_ms[0] / 1000, retry_ms[1] / 1000)
         self._wait_s = self._retry_s[0]
-        self._waiting = False
+        self._cursor_s = cursor_ms / 1000
+        self._identity = system.random.randbytes(16).hex()
+        self._claim: Claim | None = None
+        self._claiming = False
         self._plan: UploadPlan | None = None  # known once the store was listed
+        self._stretches: list[Stretch] = []  # what the store has, by offset
+        self._begin = 0  # where the local log begins
+        self._start = 0  # where the store's history begins
         self._sealed: dict[int, SegmentInfo] = {}
         self._reply: Ref | None = None
+        self._waiting = False
         self._stopped = False
+        self._erasing = False
+        self._acknowledged: int | None = None
+        self._trimming = False
+        self._cursors: dict[str, tuple[SubscriptionMeta, bytes]] = {}  # to be stored with the next round
+        self._cursor_number = 0
+        self._storing_cursors = False
         self.failure: str | None = None
         self.uploaded_segments = 0
         self.uploaded_bytes = 0
 
     def on_start(self) -> None:
-        """Ask the store how far it has the topic."""
-        self._list()
+        """Claim the topic's next epoch, and learn how far the store has it."""
+        self.call_later(self._cursor_s, self._cursor_round)
+        self.call_later(TRIM_CHECK_S, self._trim_round)
 
-    def _list(self) -> None:
-        def work() -> list[tuple[int, int]]:
-            found: list[tuple[int, int]] = []
-            for info in self._store.list(self._layout.segments):
-                place = self._layout.parse_segment(info.name)
-                if place is not None:
-                    found.append((place[0], int(info.metadata["next"])))
-            return found
+    # ---- claiming -----------------------------------------------------------------------------------------------
 
-        self.offload(work, self._listed)
+    def _claim_first(self) -> bool:
+        """Say whether an epoch is ours; if not, begin to claim one."""
+        if self._claim is None and not self._claiming and not self._waiting and not self._stopped:
+            self._claiming = True
+            begin = min(self._sealed, default=self._begin)
+            self._do(
+                lambda: claim(self._store, self._topic, self._identity, begin),
+                self._claimed,
+                self._claim_failed,
+            )
+        return self._claim is not None
 
-    def _listed(self, found: list[tuple[int, int]] | None, error: BaseException | None) -> None:
-        if error is not None or found is None:
-            self._failed(f"the store could not be listed: {error}", self._list)
-            return
-        self._plan = UploadPlan(joined_end(found, min(self._sealed, default=0)), self._parallel)
-        self._settled(self._plan.watermark)
+    def _claimed(self, claimed: Claim) -> None:
+        self._claiming = False
+        self._claim = claimed
+        history: History = claimed.history
+        self._stretches = list(history.stretches)
+        self._start = history.start
+        self._plan = UploadPlan(history.end, self._parallel)
+        log.info(
+            "topic %s: epoch %d is ours; the store has offsets %d to %d",
+            self._topic.name,
+            claimed.epoch,
+            history.start,
+            history.end,
+        )
+        self._settled()
         self._go_on()
+
+    def _claim_failed(self, error: BaseException) -> None:
+        self._claiming = False
+        self._failed("an epoch could not be claimed", error, self._go_on)
+
+    @receives(KeepTopic)
+    def on_keep_topic(self, command: KeepTopic) -> None:
+        """Enter the topic, claim it, and say what the store has of it."""
+        self._begin = command.start
+        if command.reply is not None:
+            self._reply = self.system.at(command.reply)
+        if self._claim_first():
+            self._settled()
+
+    # ---- segments -----------------------------------------------------------------------------------------------
 
     @receives(Sealed)
     def on_sealed(self, command: Sealed) -> None:
         """Note segments that can be uploaded."""
         self._reply = self.system.at(command.reply)
-        if self._plan is not None:
-            self._reply.tell(Uploaded(self._plan.watermark))
         for segment in command.segments:
             if self._plan is None or segment.end > self._plan.watermark:
                 self._sealed[segment.base] = segment
         self._go_on()
-
-    @receives(StopUploads)
-    def on_stop_uploads(self, _command: StopUploads) -> None:
-        """The topic is deleted."""
-        self._stopped = True
-        self.stop()
+        if self._plan is not None:
+            self._settled()
 
     def _go_on(self) -> None:
-        plan = self._plan
-        if plan is None or self._waiting or self._stopped:
+        if self._waiting or self._stopped or not self._claim_first():
             return
-        sealed = [self._sealed[base] for base in sorted(self._sealed)]
-        while (segment := plan.next(sealed)) is not None:
-            plan.begin(segment)
-            self._upload(segment)
-
-    def _upload(self, segment: SegmentInfo) -> None:
-        name = self._layout.segment(segment.base, EPOCH)
-        store, metadata = self._store, segment_metadata(segment, self._topic.incarnation.hex())
-
-        def work() -> None:
-            if not store.put_file_if_absent(name, segment.path, metadata=metadata):
-                _compare(store, name, segment)
-
-        self.offload(work, lambda _, error: self._uploaded(segment, error))
-
-    def _uploaded(self, segment: SegmentInfo, error: BaseException | None) -> None:
         assert self._plan is not None
-        if error is not None:
-            self._plan.failed(segment.base)
-            if isinstance(error, IsterError) and error.action == "stop":
-                self._stopped = True  # two truths about one offset: nobody may choose but a person
-                self.failure = str(error)
-                log.critical("uploads of topic %s stop: %s", self._topic.name, error)
-                return
-            self._failed(f"{segment.path} was not uploaded: {error}", self._go_on)
-            return
+        assert self._claim is not None
+        sealed = [self._sealed[base] for base in sorted(self._sealed)]
+        while (segment := self._plan.next(sealed)) is not None:
+            self._plan.begin(segment)
+            self._upload(segment, self._claim.epoch)
+
+    def _upload(self, segment: SegmentInfo, epoch: int) -> None:
+        def work() -> None:
+            put_segment(self._store, self._topic, epoch, segment, self._identity)
+
+        self._do(
+            work, lambda _: self._uploaded(segment, epoch), lambda error: self._upload_failed(segment, error)
+        )
+
+    def _uploaded(self, segment: SegmentInfo, epoch: int) -> None:
+        assert self._plan is not None
         self._wait_s, self.failure = self._retry_s[0], None
         self.uploaded_segments += 1
         self.uploaded_bytes += segment.bytes
-        self._settled(self._plan.done(segment.base, segment.end))
+        assert self._claim is not None
+        first = max(segment.base, self._claim.history.end)
+        name = Layout(self._topic.name, self._topic.incarnation).segment(segment.base, epoch)
+        insort(self._stretches, stretch_of(segment, name, first, epoch), key=lambda stretch: stretch.first)
+        self._plan.done(segment.base, segment.end)
+        self._settled()
         self._go_on()
 
-    def _settled(self, watermark: int) -> None:
+    def _upload_failed(self, segment: SegmentInfo, error: BaseException) -> None:
+        assert self._plan is not None
+        self._plan.failed(segment.base)
+        self._failed(f"{segment.path} was not uploaded", error, self._go_on)
+
+    def _settled(self) -> None:
+        assert self._plan is not None
+        watermark = self._plan.watermark
         for base in [base for base, segment in self._sealed.items() if segment.end <= watermark]:
             del self._sealed[base]
         if self._reply is not None:
-            self._reply.tell(Uploaded(watermark))
+            self._reply.tell(Uploaded(self._start, watermark))
 
-    def _failed(self, text: str, again: Any) -> None:
-        self.failure = text
-        if self._waiting or self._stopped:
+    # ---- retention ----------------------------------------------------------------------------------------------
+
+    @receives(Retain)
+    def on_retain(self, command: Retain) -> None:
+        """Note what the topic keeps."""
+        self._topic, self._acknowledged = command.topic, command.acknowledged
+
+    def _trim_round(self) -> None:
+        self.call_later(TRIM_CHECK_S, self._trim_round)
+        retention: Retention = retention_of(self._topic)
+        if self._plan is None or self._claim is None or self._trimming or self._stopped or not retention:
+            return
+        stored = [
+            SegmentInfo(
+                stretch.segment.name,
+                stretch.first,
+                stretch.end,
+                stretch.segment.bytes,
+                stretch.segment.first_timestamp_ms,
+                stretch.segment.last_timestamp_ms,
+                stretch.end - stretch.first,
+                0,
+            )
+            for stretch in self._stretches
+            if stretch.end <= self._plan.watermark
+        ]
+        point = trim_point(
+            stored,
+            retention,
+            now_ms=self.clock.time_ms(),
+            acknowledged=self._acknowledged,
+            floor=self._plan.watermark,
+        )
+        if point <= self._start:
+            return
+        self._trimming = True
+        history = History(self._start, self._plan.watermark, self._claim.epoch, tuple(self._stretches), ())
+
+        def trimmed(dropped: int) -> None:
+            self._trimming = False
+            log.info(
+                "topic %s: the store's history begins at %d now (%d objects)",
+                self._topic.name,
+                point,
+                dropped,
+            )
+            self._start = point
+            self._stretches = [stretch for stretch in self._stretches if stretch.end > point]
+            self._settled()
+
+        def failed(error: BaseException) -> None:
+            self._trimming = False
+            log.warning("topic %s: its history was not cut: %s", self._topic.name, error)
+
+        self._do(lambda: trim(self._store, self._topic, history, point), trimmed, failed)
+
+    # ---- cursors ------------------------------------------------------------------------------------------------
+
+    @receives(StoreCursor)
+    def on_store_cursor(self, command: StoreCursor) -> None:
+        """Keep a cursor for the next round."""
+        journal = b"".join(bytes(frame) for frame in command.journal)
+        self._cursors[command.subscription.name] = (command.subscription, journal)
+
+    @receives(ForgetCursor)
+    def on_forget_cursor(self, command: ForgetCursor) -> None:
+        """Delete what the store has of a subscription."""
+        self._cursors.pop(command.subscription, None)
+
+        def failed(error: BaseException) -> None:
+            log.warning("cursors of %s/%s are still there: %s", self._topic.name, command.subscription, error)
+
+        self._do(lambda: drop_cursors(self._store, self._topic, command.subscription), lambda _: None, failed)
+
+    def _cursor_round(self) -> None:
+        self.call_later(self._cursor_s, self._cursor_round)
+        if not self._cursors or self._storing_cursors or self._waiting or self._stopped:
+            return
+        if not self._claim_first():
+            return
+        assert self._claim is not None
+        self._storing_cursors = True
+        cursors, self._cursors = self._cursors, {}
+        epoch, number = self._claim.epoch, self._cursor_number
+        self._cursor_number += 1
+
+        def work() -> None:
+            for subscription, journal in cursors.values():
+                put_cursor(self._store, self._topic, subscription, epoch, number, journal)
+
+        def stored(_: None) -> None:
+            self._storing_cursors = False
+
+        def failed(error: BaseException) -> None:
+            self._storing_cursors = False
+            self._cursors = cursors | self._cursors
+            self._failed("cursors were not stored", error, self._go_on)
+
+        self._do(work, stored, failed)
+
+    # ---- the end of a topic -------------------------------------------------------------------------------------
+
+    @receives(EraseStored)
+    def on_erase(self, command: EraseStored) -> None:
+        """Delete everything the store has of the topic, and stop."""
+        self._stopped = True
+        if self._erasing:
+            return
+        self._erasing = True
+
+        def erased(objects: int) -> None:
+            log.info("topic %s: %d objects deleted from the store", self._topic.name, objects)
+            self.stop()
+
+        def failed(error: BaseException) -> None:
+            self._erasing = self._stopped = False
+            self._failed("its objects were not deleted", error, lambda: self.on_erase(command))
+
+        self._do(lambda: erase(self._store, self._topic), erased, failed)
+
+    # ---- patience -----------------------------------------------------------------------------------------------
+
+    def _do(
+        self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[BaseException], None]
+    ) -> None:
+        def ended(result: T | None, error: BaseException | None) -> None:
+            if error is None:
+                done(result)  # type: ignore[arg-type]
+            else:
+                failed(error)
+
+        self.offload(work, ended)
+
+    def _failed(self, what: str, error: BaseException, again: Callable[[], Any]) -> None:
+        self.failure = f"{what}: {error}"
+        if self._stopped:
+            return
+        if isinstance(error, FencedError):
+            self._stopped = True
+            log.critical("topic %s: %s", self._topic.name, error)
+            if self._reply is not None:
+                self._reply.tell(Fenced(str(error)))
+            return
+        if isinstance(error, IsterError) and error.action == "stop":
+            self._stopped = True  # two truths about one thing: nobody may choose but a person
+            log.critical("uploads of topic %s stop: %s", self._topic.name, self.failure)
+            return
+        if self._waiting:
             return
         wait_s = self._wait_s * (1 + JITTER * (2 * self.system.random.random() - 1))
         self._wait_s = min(self._wait_s * 2, self._retry_s[1])
-        log.warning("topic %s: %s; trying again in %.1f s", self._topic.name, text, wait_s)
+        log.warning("topic %s: %s; trying again in %.1f s", self._topic.name, self.failure, wait_s)
         self._waiting = True
 
         def resume() -> None:
@@ -161,6 +362,8 @@ class Uploader(LoopActor):
         """Say what there is."""
         body = {
             "topic": self._topic.name,
+            "epoch": 0 if self._claim is None else self._claim.epoch,
+            "stored_start": self._start,
             "uploaded_end": 0 if self._plan is None else self._plan.watermark,
             "waiting_segments": len(self._sealed),
             "uploaded_segments": self.uploaded_segments,
@@ -170,15 +373,15 @@ class Uploader(LoopActor):
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
 
-def _compare(store: ObjectStore, name: str, segment: SegmentInfo) -> None:
-    """Return if the store's object is this segment; raises `StoreError` to stop when it is another."""
-    info = store.head(name)
-    if info is None:
-        raise StoreError(f"object {name} was there, and is gone")
-    if info.size != segment.bytes or info.metadata.get("next") != str(segment.end):
-        raise StoreError(
-            f"object {name} has {info.size} bytes up to offset {info.metadata.get('next')}, "
-            f"our segment {segment.bytes} bytes up to {segment.end}",
-            code="object-differs",
-            action="stop",
-        )
+def stretch_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Stretch:
+    """Return what a segment that was just uploaded adds to the history."""
+    stored = StoredSegment(
+        name,
+        segment.base,
+        segment.end,
+        epoch,
+        segment.bytes,
+        segment.first_timestamp_ms,
+        segment.last_timestamp_ms,
+    )
+    return Stretch(first, segment.end, stored)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from actors.commits import Commits
 from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
+from actors.fetcher import FETCHER_PATH, cache_folder
 from actors.frontend import Frontend
 from actors.nonreliable_subscription import NonReliableSubscription
 from actors.nonreliable_topic import NonReliableTopic
@@ -33,7 +34,8 @@ from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import CursorJournal
 from storage.damage import skip_damaged
 from storage.disk import LocalDisk
-from storage.reader import Reader, SegmentMaps
+from storage.reader import SegmentMaps
+from storage.tiered import TieredReader
 from storage.verify import verify_log
 from storage.wal import Wal, WalSettings, remove_log
 from transport.gateway import Gateway
@@ -184,6 +186,7 @@ class Worker:
                 settings=wal_settings,
                 clock=self._context.clock,
                 known_end=known_end,
+                start_offset=int(meta.settings.get("restored_end", 0)),
             )
 
         def erase() -> None:
@@ -204,6 +207,10 @@ class Worker:
             care=LogCare(
                 verify=lambda end: verify_log(self._disk, folder, meta.incarnation, durable_end=end),
                 skip_damaged=lambda end: skip_damaged(self._disk, folder, meta.incarnation, durable_end=end),
+                local_bytes=settings.local_bytes,
+                behind_bytes_max=settings.behind_bytes_max,
+                segment_bytes=settings.segment_bytes_max,
+                cloud_linger_s=settings.cloud_linger_ms / 1000,
             ),
         )
 
@@ -237,6 +244,7 @@ class Worker:
             )
         folder = log_folder(self._given.data, topic)
         journal = cursor_path(self._given.data, topic, meta)
+        cached = cache_folder(self._given.data, topic)
 
         def open_journal(start: Callable[[], int]) -> CursorJournal:
             begin = 0 if self._disk.exists(journal) else start()
@@ -255,11 +263,14 @@ class Worker:
             ack_timeout_ms=settings.subscription.ack_timeout_ms,
             topic_ref=topic_ref,
             directory=system.ref(BROKER, DIRECTORY_PATH),
+            fetcher=system.ref(TIER, FETCHER_PATH),
+            uploader=system.ref(TIER, actor_path("uploader", topic)),
             open_journal=open_journal,
-            open_reader=lambda offset: Reader(self._maps, folder, topic.incarnation, offset),
+            open_reader=lambda offset: TieredReader(self._maps, folder, cached, topic.incarnation, offset),
             erase=erase,
             flush_ms=settings.log.cursor_flush_ms,
             sync_ms=settings.log.cursor_sync_ms,
+            store_ms=settings.tier.cursor_upload_ms,
         )
 
 

@@ -215,7 +215,7 @@ class Client(Closing):
         topic: str,
         *,
         dispatch: Literal["reliable", "non-reliable"] = "reliable",
-        durability: Literal["fsync", "os"] | None = None,
+        durability: Literal["fsync", "os", "cloud"] | None = None,
         exist_ok: bool = False,
         timeout: float | None = None,
         **retention: int,

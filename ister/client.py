@@ -106,16 +106,16 @@ class Client:
         topic: str,
         *,
         dispatch: Literal["reliable", "non-reliable"] = "reliable",
-        durability: Literal["fsync", "os"] | None = None,
+        durability: Literal["fsync", "os", "cloud"] | None = None,
         exist_ok: bool = False,
         timeout: float | None = None,
         **retention: int,
     ) -> dict[str, Any]:
         """Create a topic and return what the broker knows of it.
 
-        `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), or once
-        the `os` has the bytes. With `exist_ok`, a topic of that name and dispatch is as good as a new one. `retention`
-        is what a reliable topic keeps at most: see `update_topic`.
+        `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), once the
+        `os` has the bytes, or once the store has them (`cloud`). With `exist_ok`, a topic of that name and dispatch is
+        as good as a new one. `retention` is what a reliable topic keeps at most: see `update_topic`.
         Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
         """
         request = requests.topic_request(topic, dispatch, durability, retention)

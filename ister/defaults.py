@@ -212,6 +212,33 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "How often a cursor's journal is synced: a power cut may redeliver this much, and never skips any.",
         ),
     ] = 1_000
+    local_bytes: Annotated[
+        int,
+        _number(
+            "bytes",
+            0,
+            1 << 50,
+            "Of each topic so much of what is uploaded is kept in the local log as well: reading it costs no request.",
+        ),
+    ] = GIB
+    behind_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            16 * MIB,
+            1 << 50,
+            "A topic with more than this not yet uploaded refuses publishes: a store that is away fills no disk.",
+        ),
+    ] = 64 * GIB
+    cloud_linger_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            1,
+            60_000,
+            "Durability cloud: a segment is sealed and uploaded so long after its first message.",
+        ),
+    ] = 250
 
 
 class SubscriptionSettings(_Section, frozen=True, kw_only=True):
@@ -299,6 +326,33 @@ class TierSettings(_Section, frozen=True, kw_only=True):
             "ms", 1, 3_600_000, "The longest wait between tries: a store that is back is noticed within it."
         ),
     ] = 30_000
+    cursor_upload_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            100,
+            3_600_000,
+            "How far a subscription's cursor in the store may be behind: with the disk lost, so much comes again.",
+        ),
+    ] = 10_000
+    cache_bytes_max: Annotated[
+        int,
+        _number(
+            "bytes",
+            16 * MIB,
+            1 << 50,
+            "Segments brought back from the store are kept on the local disk up to this, for all readers together.",
+        ),
+    ] = 2 * GIB
+    orphan_grace_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            1_000,
+            10 * 365 * 86_400_000,
+            "Objects of no topic are deleted so long after they were written: somebody may be at work.",
+        ),
+    ] = 86_400_000
 
 
 class Settings(_Section, frozen=True, kw_only=True):

@@ -62,6 +62,8 @@ CODES: Final[dict[str, Action]] = {
     "disk-full": "retry",
     "log-failed": "retry",
     "log-damaged": "stop",
+    "store-behind": "retry",  # too much waits for a store that is away
+    "fenced": "stop",  # another broker has taken the topic over
     "durability-unavailable": "fix",  # the topic's level cannot be given by this broker
     # consuming
     "ack-unknown": "fix",  # acknowledging what was never delivered

@@ -87,7 +87,7 @@ def create(
         made = client.create_topic(
             topic,
             dispatch=cast("Literal['reliable', 'non-reliable']", dispatch),
-            durability=cast("Literal['fsync', 'os'] | None", durability),
+            durability=cast("Literal['fsync', 'os', 'cloud'] | None", durability),
             exist_ok=exist_ok,
             **_retention(retention_ms, retention_bytes, retention_acknowledged),
         )

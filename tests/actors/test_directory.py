@@ -40,7 +40,6 @@ def test_a_topic_is_created_shown_listed_and_deleted(stage: Stage) -> None:
         ("topic.create", {"topic": "there"}, "topic-exists"),
         ("topic.create", {"topic": "new", "dispatch": "perhaps"}, "invalid-argument"),
         ("topic.create", {"topic": "new", "durability": "stone"}, "invalid-argument"),
-        ("topic.create", {"topic": "new", "durability": "cloud"}, "durability-unavailable"),
         ("topic.create", {"topic": "new", "colour": "red"}, "invalid-argument"),
         ("topic.show", {"topic": "gone"}, "unknown-topic"),
         ("topic.delete", {"topic": "gone"}, "unknown-topic"),

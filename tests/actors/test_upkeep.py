@@ -45,7 +45,8 @@ def publish(producer: StagedClient, first: int, messages: int) -> None:
 
 def upload(stage: Stage) -> None:
     """Let the topic hear that everything is in the store."""
-    stage.actor("topic", "orders").ref.tell(Uploaded(1 << 40))
+    topic = stage.actor("topic", "orders")
+    topic.ref.tell(Uploaded(0, topic._log.durable_end))
     stage.advance(3)
 
 

@@ -1,0 +1,251 @@
+"""The Fetcher: brings old segments back from the store, into a bounded cache on disk that all readers share.
+
+Runs in the tier process, one actor. A cached segment is the object byte for byte, under the name its log gave it.
+
+Invariants
+- what readers find in the cache was checked whole against the store's checksum before it got its name
+- the cache holds no more than `cache_bytes_max`, but for one segment; what goes first was asked for longest ago
+- so many segments are on their way at once as `parallel` says, those asked for before those that may be asked for next
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from actors.messages import Answer, Describe, Fetch, Fetched, NotFetched
+from actors.runtime import Address, LoopActor, System, receives
+from ister.errors import IsterError
+from ister.names import topic_folder
+from ister.wire import encode_result
+from storage.catalogue import TopicMeta
+from storage.disk import Disk
+from storage.history import History, Stretch, plan_history
+from storage.segment import segment_name
+from storage.store import ObjectStore
+from storage.tier import Layout
+
+log = logging.getLogger("ister.fetcher")
+
+PREFETCH_SEGMENTS: Final = (
+    2  # behind the one that was asked for: a reader is seldom faster than two downloads
+)
+LISTING_S: Final = 30.0  # a listing older than this is made anew when it does not have what is asked for
+HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
+RETRY_S: Final = 1.0
+
+
+FETCHER_PATH: Final = "fetcher"
+
+
+def cache_folder(data: str, topic: TopicMeta) -> str:
+    """Return the folder of a topic's segments that were brought back."""
+    return f"{data}/cache/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+
+
+@dataclass(slots=True, eq=False)
+class _Listing:
+    topic: TopicMeta
+    history: History | None = None
+    listed_at_s: float = 0.0
+    listing: bool = False
+    asked: list[tuple[int, Address]] = field(default_factory=list)  # (offset, who) that wait for the listing
+
+
+class Fetcher(LoopActor):
+    """Answers `Fetch`; keeps the cache in `data`."""
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        store: ObjectStore,
+        disk: Disk,
+        data: str,
+        *,
+        parallel: int,
+        cache_bytes_max: int,
+    ) -> None:
+        super().__init__(system, path)
+        self._store = store
+        self._disk = disk
+        self._data = data
+        self._parallel = parallel
+        self._cache_bytes_max = cache_bytes_max
+        self._listings: OrderedDict[bytes, _Listing] = OrderedDict()
+        self._cached: OrderedDict[str, int] = OrderedDict()  # path -> bytes, the one used longest ago first
+        self._cached_bytes = 0
+        self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
+        self._queue: deque[tuple[TopicMeta, Stretch]] = deque()
+        self._under_way = 0
+        self._served: dict[
+            tuple[Address, int], str
+        ] = {}  # the last offset each reader asked for, and the answer
+        self.fetched_segments = 0
+        self.fetched_bytes = 0
+
+    def on_start(self) -> None:
+        """Begin with an empty cache: what lies there from before was counted by nobody."""
+        root = f"{self._data}/cache"
+        self._disk.makedirs(root)
+        for folder in self._disk.listdir(root):
+            for name in self._disk.listdir(f"{root}/{folder}"):
+                self._disk.unlink(f"{root}/{folder}/{name}")
+
+    # ---- asking -------------------------------------------------------------------------------------------------
+
+    @receives(Fetch)
+    def on_fetch(self, command: Fetch) -> None:
+        """Bring back the segment that holds an offset, and those behind it."""
+        listing = self._listings.get(command.topic.incarnation)
+        if listing is None:
+            listing = self._listings[command.topic.incarnation] = _Listing(command.topic)
+            while len(self._listings) > HISTORIES_MAX:
+                self._listings.popitem(last=False)
+        self._listings.move_to_end(command.topic.incarnation)
+        history = listing.history
+        if history is not None and history.start <= command.offset < history.end:
+            self._bring(listing, command.offset, command.reply)
+            return
+        old = self.clock.monotonic() - listing.listed_at_s > LISTING_S
+        if history is not None and not old and not listing.listing:
+            self._refuse(listing, command.offset, command.reply)
+            return
+        listing.asked.append((command.offset, command.reply))
+        if not listing.listing:
+            listing.listing = True
+            layout = Layout(command.topic.name, command.topic.incarnation)
+            self.offload(
+                lambda: plan_history(layout, self._store.list(layout.prefix)),
+                lambda history, error: self._listed(listing, history, error),
+            )
+
+    def _listed(self, listing: _Listing, history: History | None, error: BaseException | None) -> None:
+        listing.listing = False
+        asked, listing.asked = listing.asked, []
+        if error is not None or history is None:
+            log.warning("topic %s: the store could not be listed: %s", listing.topic.name, error)
+            for offset, reply in asked:
+                self._answer_later(
+                    NotFetched(offset, f"the store could not be listed: {error}", True, 0), reply
+                )
+            return
+        listing.history, listing.listed_at_s = history, self.clock.monotonic()
+        for offset, reply in asked:
+            if history.start <= offset < history.end:
+                self._bring(listing, offset, reply)
+            else:
+                self._refuse(listing, offset, reply)
+
+    def _refuse(self, listing: _Listing, offset: int, reply: Address) -> None:
+        assert listing.history is not None
+        history = listing.history
+        text = f"the store has offsets {history.start} to {history.end} of topic {listing.topic.name!r}"
+        self._answer_later(NotFetched(offset, text, offset >= history.end, history.start), reply)
+
+    def _answer_later(self, answer: NotFetched, reply: Address) -> None:
+        """Answer what cannot be had after a while, so that who asks again does not ask all the time."""
+        self.call_later(RETRY_S, lambda: self.system.at(reply).tell(answer))
+
+    # ---- bringing back ------------------------------------------------------------------------------------------
+
+    def _bring(self, listing: _Listing, offset: int, reply: Address) -> None:
+        assert listing.history is not None
+        stretch = listing.history.at(offset)
+        assert stretch is not None
+        path = self._path(listing.topic, stretch)
+        if path in self._cached and self._served.get((reply, offset)) == path:
+            self._drop(path)  # asked for the same again: what is there was of no use
+        self._served = {key: value for key, value in self._served.items() if key[0] != reply}
+        self._served[reply, offset] = path
+        if path in self._cached:
+            self._cached.move_to_end(path)
+            self.system.at(reply).tell(Fetched(offset))
+        else:
+            waiting = self._waiting.get(path)
+            if waiting is None:
+                self._waiting[path] = [(offset, reply)]
+                self._queue.appendleft((listing.topic, stretch))
+            else:
+                waiting.append((offset, reply))
+        self._prefetch(listing, stretch)
+        self._go_on()
+
+    def _prefetch(self, listing: _Listing, stretch: Stretch) -> None:
+        assert listing.history is not None
+        for _ in range(PREFETCH_SEGMENTS):
+            following = listing.history.at(stretch.end)
+            if following is None:
+                return
+            path = self._path(listing.topic, following)
+            if path not in self._cached and path not in self._waiting:
+                self._waiting[path] = []
+                self._queue.append((listing.topic, following))
+            stretch = following
+
+    def _path(self, topic: TopicMeta, stretch: Stretch) -> str:
+        return f"{cache_folder(self._data, topic)}/{segment_name(stretch.segment.base)}"
+
+    def _go_on(self) -> None:
+        while self._queue and self._under_way < self._parallel:
+            topic, stretch = self._queue.popleft()
+            path = self._path(topic, stretch)
+            self._under_way += 1
+            name, size = stretch.segment.name, stretch.segment.bytes
+
+            def work(name: str = name, path: str = path) -> None:
+                data = self._store.get(name)  # checked against its CRC32C
+                self._disk.makedirs(path.rpartition("/")[0])
+                part = f"{path}.part"
+                if self._disk.exists(part):
+                    self._disk.unlink(part)
+                file = self._disk.create(part)
+                try:
+                    file.pwritev((data,), 0)
+                finally:
+                    file.close()
+                self._disk.rename(part, path)
+
+            self.offload(
+                work,
+                lambda _, error, path=path, size=size: self._brought(path, size, error),  # type: ignore[misc]
+            )
+
+    def _brought(self, path: str, size: int, error: BaseException | None) -> None:
+        self._under_way -= 1
+        waiting = self._waiting.pop(path, [])
+        if error is None:
+            self.fetched_segments += 1
+            self.fetched_bytes += size
+            self._cached[path] = size
+            self._cached_bytes += size
+            while self._cached_bytes > self._cache_bytes_max and len(self._cached) > 1:
+                self._drop(next(iter(self._cached)))
+            for offset, reply in waiting:
+                self.system.at(reply).tell(Fetched(offset))
+        else:
+            log.warning("%s was not brought back: %s", path, error)
+            retry = not isinstance(error, IsterError) or error.action == "retry"
+            for offset, reply in waiting:
+                self._answer_later(NotFetched(offset, str(error), retry, 0), reply)
+        self._go_on()
+
+    def _drop(self, path: str) -> None:
+        self._cached_bytes -= self._cached.pop(path)
+        try:
+            self._disk.unlink(path)
+        except OSError as error:
+            log.warning("%s is still in the cache: %s", path, error)
+
+    @receives(Describe)
+    def on_describe(self, command: Describe) -> None:
+        """Say what there is."""
+        body = {
+            "fetched_segments": self.fetched_segments,
+            "fetched_bytes": self.fetched_bytes,
+            "cached_segments": len(self._cached),
+            "cached_bytes": self._cached_bytes,
+        }
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))

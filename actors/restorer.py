@@ -1,0 +1,162 @@
+"""The Restorer: brings back, from the store alone, what the local disk knows nothing of; clears away what is nobody's.
+
+Runs in the tier process, one actor. At the start of the broker it tells the Directory which topics the store has; those
+that the Directory does not know come back: their next epoch is claimed first, so that a broker that still believes it
+owns them is fenced, then their history is listed, and their cursors are written where subscriptions look for them.
+
+Invariants
+- a topic's offsets go on where the store's history ends, never below
+- what may be missing is said, per topic
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from actors.messages import Restored, RestoreTopics, StoredTopics
+from actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.errors import StoreError
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.disk import Disk
+from storage.store import ObjectStore
+from storage.tier import Layout
+from storage.upload import claim, list_topics, read_cursors
+
+log = logging.getLogger("ister.restorer")
+
+RESTORER_PATH: Final = "restorer"
+SWEEP_S: Final = 3600.0  # objects of no topic are looked for so often
+
+
+class Restorer(LoopActor):
+    """Brings topics back, and deletes orphans older than `orphan_grace_ms`."""
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        store: ObjectStore,
+        disk: Disk,
+        *,
+        directory: Ref,
+        cursor_path: Callable[[TopicMeta, SubscriptionMeta], str],
+        retry_ms: tuple[int, int],
+        orphan_grace_ms: int,
+    ) -> None:
+        super().__init__(system, path)
+        self._store = store
+        self._disk = disk
+        self._directory = directory
+        self._cursor_path = cursor_path
+        self._retry_s = (retry_ms[0] / 1000, retry_ms[1] / 1000)
+        self._wait_s = self._retry_s[0]
+        self._grace_ms = orphan_grace_ms
+        self._sweep_timer: Timer | None = None
+
+    def on_start(self) -> None:
+        """Ask the store which topics it has."""
+        self._list()
+        self._sweep_timer = self.call_later(SWEEP_S, self._sweep)
+
+    def _list(self) -> None:
+        def damaged(name: str, error: StoreError) -> None:
+            log.error("%s is passed over: %s", name, error)
+
+        self.offload(lambda: list_topics(self._store, damaged), self._listed)
+
+    def _listed(self, topics: list[TopicMeta] | None, error: BaseException | None) -> None:
+        if error is not None or topics is None:
+            log.warning("the store could not be listed: %s; trying again in %.1f s", error, self._wait_s)
+            self.call_later(self._wait_s, self._list)
+            self._wait_s = min(self._wait_s * 2, self._retry_s[1])
+            return
+        self._wait_s = self._retry_s[0]
+        self._directory.tell(StoredTopics(tuple(topics), self.address))
+
+    @receives(RestoreTopics)
+    def on_restore(self, command: RestoreTopics) -> None:
+        """Bring topics back, one after the other."""
+        for topic in command.topics:
+            self._restore(topic)
+
+    def _restore(self, topic: TopicMeta) -> None:
+        def work() -> Restored:
+            identity = f"restore-{topic.incarnation.hex()}-{self.system.node}-{id(self)}"
+            claimed = claim(self._store, topic, identity)
+            history = claimed.history
+            subscriptions = []
+            for subscription, journal in read_cursors(self._store, topic):
+                self._write(self._cursor_path(topic, subscription), journal)
+                subscriptions.append(subscription)
+            back = replace(topic, settings={**topic.settings, "restored_end": history.end})
+            text = (
+                f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
+                f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"
+            )
+            return Restored(back, tuple(subscriptions), text)
+
+        def ended(restored: Restored | None, error: BaseException | None) -> None:
+            if error is not None or restored is None:
+                log.error(
+                    "topic %s is not back yet: %s; trying again in %.1f s", topic.name, error, self._wait_s
+                )
+                self.call_later(self._wait_s, lambda: self._restore(topic))
+                self._wait_s = min(self._wait_s * 2, self._retry_s[1])
+                return
+            log.warning("%s", restored.text)
+            self._directory.tell(restored)
+
+        self.offload(work, ended)
+
+    def _write(self, path: str, journal: bytes) -> None:
+        self._disk.makedirs(path.rpartition("/")[0])
+        part = f"{path}.part"
+        if self._disk.exists(part):
+            self._disk.unlink(part)
+        file = self._disk.create(part)
+        try:
+            file.pwritev((journal,), 0)
+            file.datasync()
+        finally:
+            file.close()
+        self._disk.rename(part, path)
+        self._disk.sync_folder(path.rpartition("/")[0])
+
+    # ---- orphans ------------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        self._sweep_timer = self.call_later(SWEEP_S, self._sweep)
+        oldest_ms = self.clock.time_ms() - self._grace_ms
+        self.offload(lambda: sweep_orphans(self._store, oldest_ms), self._swept)
+
+    def _swept(self, deleted: int | None, error: BaseException | None) -> None:
+        if error is not None:
+            log.warning("objects of deleted topics are still there: %s", error)
+        elif deleted:
+            log.info("%d objects of deleted topics are gone", deleted)
+
+
+def sweep_orphans(store: ObjectStore, oldest_ms: int) -> int:
+    """Delete the objects of topics without a catalogue entry, last written before `oldest_ms`; return how many."""
+    kept = {
+        Layout(topic.name, topic.incarnation).prefix
+        for topic in list_topics(store, lambda _name, _error: None)
+    }
+    orphans: dict[str, list[str]] = {}
+    written_ms: dict[str, int] = {}
+    for info in store.list("v1/d/"):
+        prefix = "/".join(info.name.split("/")[:4]) + "/"
+        if prefix in kept:
+            continue
+        orphans.setdefault(prefix, []).append(info.name)
+        last = int(info.metadata.get("last-timestamp", 0))
+        written_ms[prefix] = max(written_ms.get(prefix, 0), last)
+    return sum(
+        store.delete(name)
+        for prefix, names in orphans.items()
+        if 0 < written_ms[prefix] < oldest_ms
+        for name in names
+    )
