@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,10 +23,11 @@ from ister.names import topic_folder
 from ister.wire import encode_result
 from storage.catalogue import TopicMeta
 from storage.disk import Disk
-from storage.history import History, Stretch, plan_history
+from storage.history import History, Piece
 from storage.segment import segment_name
 from storage.store import ObjectStore
 from storage.tier import Layout
+from storage.upload import list_history
 
 log = logging.getLogger("ister.fetcher")
 
@@ -78,7 +80,7 @@ class Fetcher(LoopActor):
         self._cached: OrderedDict[str, int] = OrderedDict()  # path -> bytes, the one used longest ago first
         self._cached_bytes = 0
         self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
-        self._queue: deque[tuple[TopicMeta, Stretch]] = deque()
+        self._queue: deque[tuple[TopicMeta, Piece]] = deque()
         self._under_way = 0
         self._served: dict[
             tuple[Address, int], str
@@ -118,7 +120,7 @@ class Fetcher(LoopActor):
             listing.listing = True
             layout = Layout(command.topic.name, command.topic.incarnation)
             self.offload(
-                lambda: plan_history(layout, self._store.list(layout.prefix)),
+                lambda: list_history(self._store, layout).history,
                 lambda history, error: self._listed(listing, history, error),
             )
 
@@ -153,9 +155,9 @@ class Fetcher(LoopActor):
 
     def _bring(self, listing: _Listing, offset: int, reply: Address) -> None:
         assert listing.history is not None
-        stretch = listing.history.at(offset)
-        assert stretch is not None
-        path = self._path(listing.topic, stretch)
+        piece = piece_at(listing.history, offset)
+        assert piece is not None
+        path = self._path(listing.topic, piece)
         if path in self._cached and self._served.get((reply, offset)) == path:
             self._drop(path)  # asked for the same again: what is there was of no use
         self._served = {key: value for key, value in self._served.items() if key[0] != reply}
@@ -167,33 +169,33 @@ class Fetcher(LoopActor):
             waiting = self._waiting.get(path)
             if waiting is None:
                 self._waiting[path] = [(offset, reply)]
-                self._queue.appendleft((listing.topic, stretch))
+                self._queue.appendleft((listing.topic, piece))
             else:
                 waiting.append((offset, reply))
-        self._prefetch(listing, stretch)
+        self._prefetch(listing, piece)
         self._go_on()
 
-    def _prefetch(self, listing: _Listing, stretch: Stretch) -> None:
+    def _prefetch(self, listing: _Listing, piece: Piece) -> None:
         assert listing.history is not None
         for _ in range(PREFETCH_SEGMENTS):
-            following = listing.history.at(stretch.end)
+            following = piece_at(listing.history, piece.end)
             if following is None:
                 return
             path = self._path(listing.topic, following)
             if path not in self._cached and path not in self._waiting:
                 self._waiting[path] = []
                 self._queue.append((listing.topic, following))
-            stretch = following
+            piece = following
 
-    def _path(self, topic: TopicMeta, stretch: Stretch) -> str:
-        return f"{cache_folder(self._data, topic)}/{segment_name(stretch.segment.base)}"
+    def _path(self, topic: TopicMeta, piece: Piece) -> str:
+        return f"{cache_folder(self._data, topic)}/{segment_name(piece.segment.base)}"
 
     def _go_on(self) -> None:
         while self._queue and self._under_way < self._parallel:
-            topic, stretch = self._queue.popleft()
-            path = self._path(topic, stretch)
+            topic, piece = self._queue.popleft()
+            path = self._path(topic, piece)
             self._under_way += 1
-            name, size = stretch.segment.name, stretch.segment.bytes
+            name, size = piece.segment.name, piece.segment.bytes
 
             def work(name: str = name, path: str = path) -> None:
                 data = self._store.get(name)  # checked against its CRC32C
@@ -249,3 +251,14 @@ class Fetcher(LoopActor):
             "cached_bytes": self._cached_bytes,
         }
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
+
+
+def piece_at(history: History, offset: int) -> Piece | None:
+    """Return the piece of a history that holds an offset, None if it has none."""
+    if not history.start <= offset < history.end:
+        return None
+    return history.pieces[bisect_right(history.pieces, offset, key=_start) - 1]
+
+
+def _start(piece: Piece) -> int:
+    return piece.start

@@ -32,7 +32,7 @@ from actors.runtime import LoopActor, Ref, System, receives
 from ister.errors import IsterError
 from ister.wire import encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.history import History, StoredSegment, Stretch
+from storage.history import History, Piece, StoredSegment
 from storage.retention import Retention, retention_of, trim_point
 from storage.segment import SegmentInfo
 from storage.store import ObjectStore
@@ -74,7 +74,7 @@ class Uploader(LoopActor):
         self._claim: Claim | None = None
         self._claiming = False
         self._plan: UploadPlan | None = None  # known once the store was listed
-        self._stretches: list[Stretch] = []  # what the store has, by offset
+        self._pieces: list[Piece] = []  # what the store has, by offset
         self._begin = 0  # where the local log begins
         self._start = 0  # where the store's history begins
         self._sealed: dict[int, SegmentInfo] = {}
@@ -114,7 +114,7 @@ class Uploader(LoopActor):
         self._claiming = False
         self._claim = claimed
         history: History = claimed.history
-        self._stretches = list(history.stretches)
+        self._pieces = list(history.pieces)
         self._start = history.start
         self._plan = UploadPlan(history.end, self._parallel)
         log.info(
@@ -179,7 +179,7 @@ class Uploader(LoopActor):
         assert self._claim is not None
         first = max(segment.base, self._claim.history.end)
         name = Layout(self._topic.name, self._topic.incarnation).segment(segment.base, epoch)
-        insort(self._stretches, stretch_of(segment, name, first, epoch), key=lambda stretch: stretch.first)
+        insort(self._pieces, piece_of(segment, name, first, epoch), key=lambda piece: piece.start)
         self._plan.done(segment.base, segment.end)
         self._settled()
         self._go_on()
@@ -211,17 +211,17 @@ class Uploader(LoopActor):
             return
         stored = [
             SegmentInfo(
-                stretch.segment.name,
-                stretch.first,
-                stretch.end,
-                stretch.segment.bytes,
-                stretch.segment.first_timestamp_ms,
-                stretch.segment.last_timestamp_ms,
-                stretch.end - stretch.first,
+                piece.segment.name,
+                piece.start,
+                piece.end,
+                piece.segment.bytes,
+                piece.segment.first_timestamp_ms,
+                piece.segment.last_timestamp_ms,
+                piece.end - piece.start,
                 0,
             )
-            for stretch in self._stretches
-            if stretch.end <= self._plan.watermark
+            for piece in self._pieces
+            if piece.end <= self._plan.watermark
         ]
         point = trim_point(
             stored,
@@ -233,7 +233,7 @@ class Uploader(LoopActor):
         if point <= self._start:
             return
         self._trimming = True
-        history = History(self._start, self._plan.watermark, self._claim.epoch, tuple(self._stretches), ())
+        history = History(self._start, self._plan.watermark, tuple(self._pieces))
 
         def trimmed(dropped: int) -> None:
             self._trimming = False
@@ -244,7 +244,7 @@ class Uploader(LoopActor):
                 dropped,
             )
             self._start = point
-            self._stretches = [stretch for stretch in self._stretches if stretch.end > point]
+            self._pieces = [piece for piece in self._pieces if piece.end > point]
             self._settled()
 
         def failed(error: BaseException) -> None:
@@ -373,7 +373,7 @@ class Uploader(LoopActor):
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
 
-def stretch_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Stretch:
+def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Piece:
     """Return what a segment that was just uploaded adds to the history."""
     stored = StoredSegment(
         name,
@@ -384,4 +384,4 @@ def stretch_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Stret
         segment.first_timestamp_ms,
         segment.last_timestamp_ms,
     )
-    return Stretch(first, segment.end, stored)
+    return Piece(stored, first, segment.end)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
@@ -52,16 +52,35 @@ def claim(store: ObjectStore, topic: TopicMeta, identity: str, begin: int = 0) -
     """
     layout = Layout(topic.name, topic.incarnation)
     enter_topic(store, topic)
-    epoch = plan_history(layout, store.list(layout.prefix)).epoch + 1
+    epoch = list_history(store, layout).epoch + 1
     while not _claimed(store, layout, epoch, identity):
         epoch += 1
-    history = plan_history(layout, store.list(layout.prefix))
-    if history.epoch > epoch:
-        raise FencedError(f"epoch {history.epoch} of topic {topic.name!r} was claimed by another broker")
-    if not history.stretches and begin > history.end:
-        history = History(begin, begin, history.epoch, (), history.stale)
+    history, newest = list_history(store, layout)
+    if newest > epoch:
+        raise FencedError(f"epoch {newest} of topic {topic.name!r} was claimed by another broker")
+    if not history.pieces and begin > history.end:
+        history = History(begin, begin, ())
     store.put_if_absent(layout.begins(epoch, history.end), b"", metadata={"id": identity})
     return Claim(epoch, history)
+
+
+class Listed(NamedTuple):
+    """What a listing says: the history, and the newest epoch that anybody claimed, 0 for none."""
+
+    history: History
+    epoch: int
+
+
+def list_history(store: ObjectStore, layout: Layout) -> Listed:
+    """List a topic's objects, segments first: whatever supersedes a segment that was seen is then seen too."""
+    objects = list(store.list(layout.segments))
+    for kind in "eft":
+        objects += store.list(f"{layout.prefix}{kind}/")
+    epochs = [0]
+    for info in objects:
+        begins = layout.parse_begins(info.name)
+        epochs.append(layout.parse_epoch(info.name) or (0 if begins is None else begins[0]))
+    return Listed(plan_history(layout, objects), max(epochs))
 
 
 def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str) -> bool:
@@ -109,10 +128,10 @@ def trim(store: ObjectStore, topic: TopicMeta, history: History, point: int) -> 
     layout = Layout(topic.name, topic.incarnation)
     store.put_if_absent(layout.trimmed(point), b"")
     dropped = 0
-    for stretch in history.stretches:
-        if stretch.end > point:
+    for piece in history.pieces:
+        if piece.end > point:
             break
-        dropped += store.delete(stretch.segment.name)
+        dropped += store.delete(piece.segment.name)
     for info in list(store.list(f"{layout.prefix}t/")):
         older = layout.parse_trimmed(info.name)
         if older is not None and older < point:
