@@ -25,6 +25,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
             "pid_after": outcome.pid_after,
         },
         "consumer_stopped": outcome.consumer_stopped,
+        "replay": _replay(outcome),
         "actors": list(_actors(outcome)),
     }
 
@@ -51,6 +52,21 @@ def _actors(outcome: Outcome) -> Iterator[dict[str, Any]]:
     for process in outcome.status["processes"]:
         for kind, count in sorted(process["actors"].items()):
             yield {"actor": kind, "count": count, "process": process["node"], "pid": process["pid"]}
+
+
+def _replay(outcome: Outcome) -> dict[str, Any]:
+    replay = outcome.replay
+    if replay is None:
+        return {}
+    messages = replay.from_store + replay.from_log + replay.from_live
+    return {
+        "messages": messages,
+        "from_store": replay.from_store,
+        "from_log": replay.from_log,
+        "from_live": replay.from_live,
+        "local_log_begins_at": replay.local_start,
+        "messages_per_second": round(messages / replay.seconds) if replay.seconds else 0,
+    }
 
 
 def _places(outcome: Outcome) -> list[list[Any]]:
@@ -96,6 +112,12 @@ def print_outcome(outcome: Outcome) -> None:
         f"killed half way:  {outcome.worker_killed}, pid {outcome.pid_killed}, with SIGKILL; "
         f"started again as pid {outcome.pid_after}"
     )
+    replay = _replay(outcome)
+    if replay:
+        print(
+            f"read back later:  {replay['messages']:,} messages, {replay['from_store']:,} of them from the store, "
+            f"{replay['from_log']:,} from the log, {replay['from_live']:,} live"
+        )
     lost = sum(row["lost"] for row in rows if row["topic"] == NON_RELIABLE)
     if lost:
         print(

@@ -32,6 +32,7 @@ from ister.demo.clients import (
     consumer_main,
     producer_main,
 )
+from ister.demo.replay import SUBSCRIPTION, Replay, replay
 from ister.demo.source import Source, lines_of, read_source
 from ister.demo.spool import read_spool
 from ister.demo.verify import Verdict, check_non_reliable, check_receipts, check_reliable
@@ -48,6 +49,14 @@ CAST: Final[tuple[tuple[str, str, SubscriptionType, int], ...]] = (
     (RELIABLE, "failover", "failover", 2),
     (NON_RELIABLE, "exclusive", "exclusive", 1),
 )
+# Nothing of what is in the store is kept in the log as well, so that the replay has to cross the seam.
+SEAM_SETTINGS: Final[dict[str, object]] = {"log.local_bytes": 0, "log.segment_age_ms_max": 1_000}
+# With less to send, segments have to be smaller for some of them to be dropped.
+SMALL_SETTINGS: Final[dict[str, object]] = {
+    "protocol.message_bytes_max": 262_144,
+    "protocol.batch_bytes_max": 262_144,
+    "log.segment_bytes_max": 1_400_000,
+}
 START_S: Final = 30.0
 STALLED_S: Final = 30.0
 QUIET_S: Final = 1.0  # a non-reliable topic whose producer has ended is done when nothing came for so long
@@ -86,6 +95,7 @@ class Outcome:
     worker_killed: str = ""
     pid_killed: int = 0
     pid_after: int = 0
+    replay: Replay | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -100,11 +110,16 @@ def play(*, lines_max: int | None = None, workers: int = 2, watcher: Watcher | N
         watcher.say(
             f"{source.lines:,} lines of {len(source.files):,} files; starting a broker with {workers} workers"
         )
-        broker = stack.enter_context(OwnBroker(f"{folder}/data", f"{folder}/log", workers=workers))
+        settings = SEAM_SETTINGS if lines_max is None else SEAM_SETTINGS | SMALL_SETTINGS
+        broker = stack.enter_context(
+            OwnBroker(f"{folder}/data", f"{folder}/log", workers=workers, settings=settings)
+        )
         stage = _Stage(stack, folder, source, broker, watcher)
         stage.enter()
         stage.perform()
         outcome = stage.leave()
+        watcher.say("reading everything back, from the store, the log and live")
+        stage.replay()
         watcher.say("comparing what was received with what is on disk")
         stage.compare()
     outcome.seconds = time.monotonic() - began
@@ -258,6 +273,15 @@ class _Stage:
             if done != before:
                 quiet_since, before = time.monotonic(), done
 
+    def replay(self) -> None:
+        """Read the reliable topic from its beginning, most of which is in the store alone by now."""
+        outcome = self._outcome
+        replayed = outcome.replay = replay(self._client, RELIABLE, self._source.lines)
+        if replayed.problem:
+            outcome.problems.append(replayed.problem)
+        if not replayed.from_store:
+            outcome.problems.append("nothing came back from the store: the local log was not trimmed")
+
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def compare(self) -> None:
@@ -279,6 +303,10 @@ class _Stage:
                 self._explain(row, verdict)
             outcome.verdicts[row] = verdict
             outcome.problems += [f"{topic} {subscription}: {problem}" for problem in verdict.problems]
+
+        assert outcome.replay is not None
+        verdict = check_reliable(source, outcome.replay.pieces, ordered=True)
+        outcome.problems += [f"{RELIABLE} {SUBSCRIPTION}: {problem}" for problem in verdict.problems]
 
     def _explain(self, row: tuple[str, str], verdict: Verdict) -> None:
         """Complain of losses of a non-reliable topic that neither drops nor the killed worker account for."""
