@@ -218,8 +218,9 @@ def test_a_segment_in_another_ones_place_is_refused(topic: StoredTopic, url: str
     assert known is not None
     store.delete(name)
     store.put_if_absent(name, other, metadata=known.metadata)
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedError) as refused:
         offsets(url)
+    assert "another place" in refused.value.text
     assert ister.store.verify(url, "orders").damaged
 
 
