@@ -3,8 +3,8 @@
     python benchmarks/store.py [--segments 24] [--message-bytes 1024] [--threads 2] [--folder DIR] [--json]
 
 Segments of 8 MiB with batches of 64 KiB are uploaded by some threads, then read: as plain objects (Google's client
-alone for the emulator, files for the folder, by as many threads as read ahead), as batches, and message by message. CPU is
-that of this process; the emulator (fake-gcs-server, in memory) has its own. Each reading is the best of three.
+alone for the emulator, files for the folder, by as many threads as read ahead), as batches, and message by message.
+CPU is that of this process; the emulator (fake-gcs-server, in memory) has its own. Each reading is the best of three.
 """
 
 from __future__ import annotations

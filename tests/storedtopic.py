@@ -92,13 +92,16 @@ class StoredTopic:
 
     def enter(self) -> None:
         """Put the topic into the store's catalogue."""
-        told = {
+        told: dict[str, Any] = {
             "name": self.layout.topic,
             "incarnation": self.layout.incarnation.hex(),
             "dispatch": "reliable",
+            "durability": "fsync",
+            "settings": {},
+            "created_ms": FIRST_MS,
+            "format": 1,
         }
-        told |= {"durability": "fsync", "created_ms": FIRST_MS, "format": 1}
-        assert self.store.put_if_absent(self.layout.catalogue, json.dumps({**told, "settings": {}}).encode())
+        assert self.store.put_if_absent(self.layout.catalogue, json.dumps(told).encode())
 
     def close(self) -> None:
         """Let go of the log."""
