@@ -34,8 +34,8 @@ log = logging.getLogger("ister.fetcher")
 PREFETCH_SEGMENTS: Final = (
     2  # behind the one that was asked for: a reader is seldom faster than two downloads
 )
-# A listing is made anew when it does not have what is asked for, at most so often: readers ask for what the log has just
-# dropped because the store has it.
+# A listing is made anew when it does not have what is asked for, at most so often: readers ask for what the log has
+# just dropped because the store has it.
 LISTING_S: Final = 0.5
 HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
 RETRY_S: Final = 1.0

@@ -25,7 +25,7 @@ MARKERS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers that tests may carry, and hear Ctrl-C: a shell's background jobs ignore it, and so do theirs."""
+    """Declare the markers that tests may carry, and hear Ctrl-C, which what a shell runs in the background ignores."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
