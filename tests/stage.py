@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import zmq
+from pykka import ActorRegistry
 
 from actors.directory import DIRECTORY_PATH, Directory, node_of
 from actors.envelope import open_mail, seal_mail
@@ -338,6 +339,7 @@ class Stage:
             assert actor is not None
             actor.inbox.close()
             system.unregister(actor)
+            ActorRegistry.unregister(actor.actor_ref)  # which would keep it, and its disk, for ever
         self.holding = [entry for entry in self.holding if node not in (entry[0].node, entry[1])]
         self._tell_all(NodeDown(node, 0, "killed"))
 
