@@ -232,6 +232,8 @@ class Play:
             log__segment_age_ms_max=2000,
         )
         self.stage.expects_failures = True
+        if self.random.random() < 0.7:
+            self.stage.loop.chaos = self.random
         self.durability = self.random.choice(["fsync", "fsync", "os"])
         self.stage.client().request("topic.create", topic="orders", durability=self.durability)
         self.messages: dict[int, bytes] = {}  # by offset, as receipts and deliveries have told
