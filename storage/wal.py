@@ -482,9 +482,9 @@ class Wal:
             end = gone[-1].end
             self._sealed = [info for info in self._sealed if info.base >= end]
             self._set_aside = [info for info in self._set_aside if info.base >= end]
+            sealing = (*(self._commit.seals if self._commit is not None else ()), *self._seals)
             left = [
-                info.base
-                for info in (*self._sealed[:1], *self._set_aside[:1], *(one for _, one in self._seals))
+                info.base for info in (*self._sealed[:1], *self._set_aside[:1], *(one for _, one in sealing))
             ]
             active = self._active
             self.start_offset = min([*left, *([active.base] if active is not None else [])], default=end)

@@ -64,6 +64,32 @@ def test_what_is_written_or_not_durable_stays(open_log: Open, put: Put) -> None:
     wal.close()
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_log_begins_at_the_segment_that_is_just_being_sealed(
+    open_log: Open, put: Put, goes_on: bool
+) -> None:
+    """What a running commit seals is of the log, also when all before it goes meanwhile."""
+    wal = open_log()
+    filled(wal, put, 40)
+    put(wal, b"durable, and not sealed yet")
+    wal.commit()
+    base = wal.sealed()[-1].end
+    trim = wal.begin_trim(base)
+    assert trim is not None
+    wal.seal()
+    if goes_on:
+        put(wal, b"in the next segment")
+    commit = wal.begin_commit()
+    assert commit is not None
+    trim.run()
+    assert wal.end_trim(trim)[-1].end == base
+    assert wal.start_offset == base
+    commit.run()
+    wal.end_commit(commit, None)
+    assert wal.sealed()[0].base == wal.start_offset
+    wal.close()
+
+
 def test_a_log_that_was_trimmed_to_nothing_and_lost_power_still_knows_its_end(
     open_log: Open, put: Put
 ) -> None:
