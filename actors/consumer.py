@@ -7,6 +7,7 @@ Invariants
 - nothing of this consumer is lost when it goes, whatever the reason: `on_stop` and `on_failure` give back what it held
 - it goes, or begins anew, only when the subscription has said that nothing more is on its way to it: what came
   behind would be lost, or be delivered before what came earlier
+- what happens to the subscription is told in its place among what is delivered
 - an acknowledgment of what was never delivered changes nothing and is answered with an error
 """
 
@@ -83,7 +84,9 @@ class Consumer(LoopActor):
         self._delivered_end = 0
         self._ack_timeout_s = 0.0
         self._timer: Timer | None = None
-        self._backlog: deque[Piece] = deque()  # given to us and not sent: the connection is full, or we pause
+        self._backlog: deque[Piece | Notice] = (
+            deque()
+        )  # not sent: the connection is full or gone, or we pause
         self._granted = False
         self._pausing = False
         self._reopened = False  # the client's last wish, if it came back: `_open_header`
@@ -126,8 +129,9 @@ class Consumer(LoopActor):
         )
 
     def _release(self) -> list[Held]:
-        """Take back everything; what was never sent was no attempt."""
-        backlog, self._backlog = self._backlog, deque()
+        """Take back everything but what is to be told; what was never sent was no attempt."""
+        backlog = [waiting for waiting in self._backlog if isinstance(waiting, Piece)]
+        self._backlog = deque(waiting for waiting in self._backlog if isinstance(waiting, Notice))
         if not self._acknowledges:
             if lost := sum(piece.count for piece in backlog):
                 self._subscription.tell(Lost(lost))
@@ -219,6 +223,7 @@ class Consumer(LoopActor):
             self._set_credit()
             if self._granted:
                 self._say_opened(self._delivered_end)
+                self._retry()
 
     def _give_all_back(self, why: str) -> None:
         if held := self._release():
@@ -249,16 +254,39 @@ class Consumer(LoopActor):
                 self._timer = self.call_later(self._ack_timeout_s, self._expire)
         if end > self._delivered_end:
             self._delivered_end = end
-        if self._backlog or self._pausing:
-            self._backlog.append(piece)
-        else:
-            self._send(piece)
+        self._send_in_turn(piece)
 
-    def _send(self, piece: Piece) -> None:
-        handle = self._handle
+    def _send_in_turn(self, what: Piece | Notice) -> None:
+        if self._backlog or self._pausing:
+            self._backlog.append(what)
+        else:
+            self._send(what)
+
+    def _send(self, what: Piece | Notice) -> None:
+        session = self._handle.session
+        if isinstance(what, Piece):
+            sent = self._gateway.send(session, self._delivery(what), what.frames, may_wait=True)
+        else:
+            sent = self._gateway.send(session, self._event(what), may_wait=True)
+        if sent is Sent.OK:
+            if isinstance(what, Piece):
+                self._gateway.counts.bytes_out += what.bytes
+        elif sent is Sent.FULL:
+            if not self._backlog:
+                self._subscription.tell(Block(self._key, True))
+                self.call_later(FULL_RETRY_S, self._retry)
+            self._backlog.append(what)
+        else:  # the client may come back and resume: what it holds is delivered again then, and what it missed told
+            self._subscription.tell(Block(self._key, True))
+            if isinstance(what, Notice):
+                self._backlog.append(what)
+            elif not self._acknowledges:
+                self._subscription.tell(Lost(what.count))
+
+    def _delivery(self, piece: Piece) -> Header:
         header: Header = {
             Key.TYPE: Type.DELIVER,
-            Key.HANDLE: handle.number,
+            Key.HANDLE: self._handle.number,
             Key.OFFSET: piece.offset,
             Key.COUNT: piece.count,
             Key.TIMESTAMPS: piece.timestamps,
@@ -266,46 +294,36 @@ class Consumer(LoopActor):
         }
         if piece.columns:
             header[Key.COLUMNS] = piece.columns
-        sent = self._gateway.send(handle.session, header, piece.frames, may_wait=True)
-        if sent is Sent.OK:
-            self._gateway.counts.bytes_out += piece.bytes
-        elif sent is Sent.FULL:
-            if not self._backlog:
-                self._subscription.tell(Block(self._key, True))
-                self.call_later(FULL_RETRY_S, self._retry)
-            self._backlog.append(piece)
-        else:  # the client may come back and resume: what it holds is delivered again then
-            self._subscription.tell(Block(self._key, True))
-            if not self._acknowledges:
-                self._subscription.tell(Lost(piece.count))
+        return header
 
-    def _retry(self) -> None:
-        if self._pausing:
-            return  # it is given back then, not sent
-        backlog, self._backlog = self._backlog, deque()
-        for piece in backlog:
-            if self._backlog:
-                self._backlog.append(piece)
-            else:
-                self._send(piece)
-        if not self._backlog and self._handle.session.routing is not None:
-            self._subscription.tell(Block(self._key, False))
-
-    @receives(Notice)
-    def on_notice(self, notice: Notice) -> None:
-        """Tell the client of an event."""
-        handle = self._handle
+    def _event(self, notice: Notice) -> Header:
         header: Header = {
             Key.TYPE: Type.EVENT,
-            Key.HANDLE: handle.number,
+            Key.HANDLE: self._handle.number,
             Key.CODE: notice.code,
             Key.COUNT: notice.count,
             Key.TEXT: notice.text,
         }
         if notice.offset is not None:
             header[Key.OFFSET] = notice.offset
-        # Losses are told of again; and telling a slow client of them must not cost it its connection.
-        self._gateway.send(handle.session, header, may_wait=notice.code == "dropped")
+        return header
+
+    def _retry(self) -> None:
+        if self._pausing:
+            return  # it is given back then, not sent
+        backlog, self._backlog = self._backlog, deque()
+        for waiting in backlog:
+            self._send_in_turn(waiting)
+        if not self._backlog and self._handle.session.routing is not None:
+            self._subscription.tell(Block(self._key, False))
+
+    @receives(Notice)
+    def on_notice(self, notice: Notice) -> None:
+        """Tell the client of an event, behind what was delivered before it."""
+        if notice.code == "dropped":  # told of again, with what is lost until then: no reason to wait
+            self._gateway.send(self._handle.session, self._event(notice), may_wait=True)
+        else:
+            self._send_in_turn(notice)
 
     # ---- what the client says -----------------------------------------------------------------------------------
 

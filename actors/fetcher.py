@@ -35,8 +35,9 @@ log = logging.getLogger("ister.fetcher")
 PREFETCH_SEGMENTS: Final = (
     2  # behind the one that was asked for: a reader is seldom faster than two downloads
 )
-# A listing that does not have what is asked for is made anew: what lies behind it is uploaded since, or will be soon.
-LISTING_S: Final = 0.2
+# A listing is made anew when it does not have what is asked for, at most so often: readers ask for what the log has
+# just dropped because the store has it.
+LISTING_S: Final = 0.5
 HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
 RETRY_S: Final = 1.0
 TRIES_MAX: Final = 2  # so often a segment is given to a reader that asks for the same offset again

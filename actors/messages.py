@@ -275,6 +275,16 @@ class Consumed:
 
 @message
 @dataclass(frozen=True, slots=True)
+class FoundDamage:
+    """Offsets [first, end) cannot be read (Subscription -> Topic, which shows it)."""
+
+    first: int
+    end: int
+    reason: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class WhoSubscribes:
     """Which subscriptions does this topic have? Those not in `known` are started (Topic -> Directory)."""
 

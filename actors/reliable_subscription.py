@@ -33,6 +33,7 @@ from actors.messages import (
     Fetch,
     Fetched,
     ForgetCursor,
+    FoundDamage,
     Left,
     NodeStarted,
     NotFetched,
@@ -375,6 +376,7 @@ class ReliableSubscription(Subscription):
         what = f"offsets {first} to before {end} of topic {self.topic.name!r} are damaged, nothing is skipped by itself"
         text = f"{what} ({error.text}); to go on behind them: ister topic repair {self.topic.name} --skip-damaged"
         log.error("subscription %s of %s waits: %s", self.meta.name, self.topic.name, text)
+        self._topic_ref.tell(FoundDamage(first, end, error.text))
         self._stalled = Notice("log-damaged", end - first, text, first)
         for consumer in self._consumers.values():
             consumer.tell(self._stalled)

@@ -30,6 +30,7 @@ from actors.messages import (
     Durable,
     EraseStored,
     Fenced,
+    FoundDamage,
     KeepTopic,
     NodeStarted,
     OpenProducer,
@@ -525,6 +526,11 @@ class ReliableTopic(Topic):
         """Note how far a subscription is done."""
         self._upkeep.consumed[command.subscription] = command.low
 
+    @receives(FoundDamage)
+    def on_found_damage(self, found: FoundDamage) -> None:
+        """Note it, for whoever asks what there is."""
+        self._upkeep.note_damage(found.first, found.end, found.reason)
+
     @receives(Subscribers)
     def on_subscribers(self, command: Subscribers) -> None:
         """Note which subscriptions there are, and drop what all of them are done with."""
@@ -594,7 +600,7 @@ class ReliableTopic(Topic):
                 "uploaded_end": self._watermark,
                 "segments": len(sealed) + 1,
                 "sealed_bytes": sum(segment.bytes for segment in sealed),
-                "damaged": [[one.first, one.end, one.reason] for one in self._log.damaged],
+                "damaged": self._upkeep.damaged(self._log),
                 "recovery": asdict(self._log.report),
             }
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))

@@ -171,8 +171,10 @@ class Subscription(LoopActor):
 
     @receives(SetCredit)
     def on_set_credit(self, command: SetCredit) -> None:
-        """A consumer came back."""
+        """A consumer came back: what it was told may have been lost with its connection."""
         self._roster.set_credit(command.key, command.messages, command.bytes)
+        if command.key in self._consumers:
+            self._greet(self._consumers[command.key])
         self._wake()
 
     @receives(Pause)

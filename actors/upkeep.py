@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from actors.runtime import LoopActor
 from ister.errors import IsterError, RemoteError
@@ -27,6 +27,8 @@ from storage.wal import Wal
 log = logging.getLogger("ister.topic")
 
 Reply = Callable[[dict[str, Any] | IsterError], None]
+
+DAMAGES_MAX: Final = 1000  # places found since the start that are shown: more of them tell nobody more
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Upkeep:
         self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
         self._verification: _Verification | None = None
         self._repairing = False
+        self._found: dict[tuple[int, int], str] = {}  # damage that readers and verifications came upon
 
     # ---- retention ----------------------------------------------------------------------------------------------
 
@@ -145,6 +148,29 @@ class Upkeep:
 
     def _verified(self, verification: _Verification, error: BaseException | None) -> None:
         verification.error = error
+        if (report := verification.report) is not None:
+            self._found = {
+                (first, end): reason
+                for (first, end), reason in self._found.items()
+                if not report.start_offset
+                <= first
+                < report.end_offset  # there, the verification knows better
+            }
+            for one in report.damaged:
+                self.note_damage(one.first, one.end, one.reason)
+
+    def note_damage(self, first: int, end: int, reason: str) -> None:
+        """Remember that offsets [first, end) cannot be read, until a verification finds them whole."""
+        if len(self._found) < DAMAGES_MAX:
+            self._found[first, end] = reason
+
+    def damaged(self, wal: Wal) -> list[tuple[int, int, str]]:
+        """Return what is known to be damaged: first offset, the offset behind, why; in order, each place once."""
+        found = {(one.first, one.end): one.reason for one in wal.damaged}
+        for (first, end), reason in self._found.items():
+            if end > self.retained_from:
+                found.setdefault((first, end), reason)
+        return sorted((first, end, reason) for (first, end), reason in found.items())
 
     def repair(self, durable_end: int, reply: Reply) -> None:
         """Let readers skip what is damaged, from now on."""

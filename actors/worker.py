@@ -28,6 +28,7 @@ from actors.reliable_subscription import ReliableSubscription
 from actors.reliable_topic import ReliableTopic
 from actors.runtime import Ref
 from actors.upkeep import LogCare
+from ister.errors import LogFailedError
 from ister.names import topic_folder
 from ister.settings import Settings
 from storage.catalogue import SubscriptionMeta, TopicMeta
@@ -114,6 +115,7 @@ class Worker:
         settings = given.settings
         self._disk = LocalDisk()
         self._maps = SegmentMaps(self._disk)
+        self._logs: dict[str, Wal] = {}  # by folder, the last one opened
         self._limits = SessionLimits(
             message_bytes_max=settings.protocol.message_bytes_max,
             batch_bytes_max=settings.protocol.batch_bytes_max,
@@ -178,7 +180,14 @@ class Worker:
         )
 
         def open_log(known_end: int) -> Wal:
-            return Wal.open(
+            before = self._logs.get(folder)
+            if (
+                before is not None and not before.closed
+            ):  # of a topic that failed: a commit that seals may cut its file
+                raise LogFailedError(
+                    f"something still runs on the log of topic {meta.name!r}; it is opened after that"
+                )
+            wal = self._logs[folder] = Wal.open(
                 self._disk,
                 folder,
                 topic=meta.name,
@@ -188,8 +197,10 @@ class Worker:
                 known_end=known_end,
                 start_offset=int(meta.settings.get("restored_end", 0)),
             )
+            return wal
 
         def erase() -> None:
+            self._logs.pop(folder, None)
             self._maps.forget(folder)
             remove_log(self._disk, folder)
 

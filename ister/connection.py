@@ -21,15 +21,14 @@ import os
 import select
 import sys
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import zmq
 
+from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
 from ister.session import Session, back_off_s
-
-if TYPE_CHECKING:
-    from ister.network import Network
 
 TICK_S: Final = 0.01  # how long the background thread looks away while others move frames
 TICK_LAST_S: Final = 0.2  # the same, when one thread leads on and on
@@ -44,6 +43,30 @@ MONITORED: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+
+
+class Owner(Protocol):
+    """What a connection needs of the client it belongs to: `ister.network.Network`."""
+
+    lock: threading.Lock
+    clock: Clock
+    jitter: Callable[[], float]
+    client_text: str
+    context: zmq.Context[Any]
+    progressed: bool
+    eager: bool
+
+    def follow_moves(self, connection: Connection) -> None:
+        """Take the handles that live elsewhere there (lock held)."""
+
+    def rehome(self, connection: Connection) -> None:
+        """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held)."""
+
+    def forget(self, connection: Connection) -> None:
+        """A background thread has ended (lock held)."""
+
+    def settle(self) -> None:
+        """After the lock was let go: make the calls that users asked for."""
 
 
 class Wake:
@@ -83,7 +106,7 @@ class Wake:
 class Connection:
     """One session's socket, its back-off, and its background thread. Every method wants the lock held."""
 
-    def __init__(self, network: Network, endpoints: list[str], *, first: bool) -> None:
+    def __init__(self, network: Owner, endpoints: list[str], *, first: bool) -> None:
         self.network = network
         self.endpoints = endpoints
         self.first = first  # one of those the user named: it asks again for ever
@@ -229,7 +252,7 @@ class Connection:
             socket.setsockopt(zmq.IPV6, 1)
             monitor = socket.get_monitor_socket(MONITORED)
             socket.connect(self.endpoint)
-            self.fds = (socket.getsockopt(zmq.FD), monitor.getsockopt(zmq.FD))  # type: ignore[assignment]
+            self.fds = (socket.getsockopt(zmq.FD), monitor.getsockopt(zmq.FD))
         except zmq.ZMQError as error:
             self.session.trouble = ConnectionLostError(f"cannot connect to {self.endpoint!r}: {error}")
             self._hang_up()

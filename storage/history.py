@@ -187,13 +187,11 @@ class _Owners:
 
 
 def _owners(starts: Iterable[tuple[int, int]]) -> _Owners:
-    """Return whose the positions are; both lists of it rise."""
+    """Return whose the positions are; of its lists neither ever falls."""
     rising: list[tuple[int, int]] = []
     for start, epoch in sorted(starts):
         if rising and epoch <= rising[-1][1]:
             continue
-        if rising and start == rising[-1][0]:
-            rising.pop()
         rising.append((start, epoch))
     return _Owners([start for start, _ in rising], [epoch for _, epoch in rising])
 
@@ -232,9 +230,6 @@ def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Pi
                 if owner <= segment.epoch < taken.epoch:
                     end = segment.base
                     break
-            following = bisect_right(owners.starts, position)
-            if following < len(owners.starts) and owners.epochs[following] < taken.epoch:
-                end = min(end, owners.starts[following])
         if found and found[-1].segment is taken and found[-1].end == position:
             found[-1] = Piece(taken, found[-1].start, end)
         else:

@@ -285,7 +285,4 @@ def broken_ranges(
 
 def damaged(path: str, position: int, reason: str) -> DamagedError:
     """Return the error for bytes that are not what was written."""
-    return DamagedError(
-        f"{path} is damaged at byte {position}: {reason}. "
-        "Nothing was changed; the log stays closed until somebody decides"
-    )
+    return DamagedError(f"{path} is damaged at byte {position}: {reason}; nothing was changed")

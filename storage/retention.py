@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from storage.catalogue import TopicMeta
-from storage.segment import SegmentInfo
+if TYPE_CHECKING:
+    from storage.catalogue import TopicMeta
+    from storage.segment import SegmentInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class Wal:
         self.next_offset = opened.report.next_offset
         self.durable_end = opened.report.next_offset
         self.failed: StorageError | None = None
+        self.closed = False
         self._sealed = opened.sealed
         self._set_aside = opened.set_aside
         self._active = opened.active
@@ -534,6 +535,7 @@ class Wal:
             self._active = None
         if self.failed is None:
             self.failed = LogFailedError(f"the log of topic {self.topic!r} is closed")
+        self.closed = True
 
     def __repr__(self) -> str:
         return f"Wal({self.topic!r}, [{self.start_offset}, {self.durable_end}) of {self.next_offset})"

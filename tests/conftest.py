@@ -6,6 +6,7 @@ Fixtures that belong to one package live in that package's own folder.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +25,7 @@ MARKERS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers that tests may carry."""
+    """Declare the markers that tests may carry, and hear Ctrl-C, which what a shell runs in the background ignores."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)

@@ -76,13 +76,13 @@ class Speaker(ABC):
     """A client's side of the conversation; frames that were not asked for yet wait in `unread`, in order."""
 
     patience_s = PATIENCE_S
+    _refs = itertools.count(1)  # never used twice, for an answer may come over the session's next connection
 
     def __init__(self) -> None:
         self.unread: list[Frame] = []
         self.session: bytes | None = None
         self.boot: int | None = None
         self.limits: dict[int, int] = {}
-        self._refs = itertools.count(1)
 
     @abstractmethod
     def put(self, parts: Sequence[bytes]) -> None:

@@ -16,7 +16,9 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import zmq
+from pykka import ActorRegistry
 
+from actors import loop
 from actors.directory import DIRECTORY_PATH, Directory, node_of
 from actors.envelope import open_mail, seal_mail
 from actors.loop import Call, Scheduler
@@ -57,9 +59,24 @@ class StagedLoop(Scheduler):
     def __init__(self, clock: StagedClock) -> None:
         super().__init__(clock)
         self.time = clock
+        self.chaos: Random | None = None  # turns end early, and inboxes take turns in any order
         self.holds_work = False  # offloaded work waits in `work` until `do_work`
-        self.work: deque[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = deque()
+        self.work: deque[tuple[str, Callable[[], Any], Callable[[Any, BaseException | None], None]]] = deque()
         self._watched: dict[Any, Call] = {}
+
+    def run_turn(self, now: float) -> None:
+        """Run a turn as the real loop does, or under chaos: as where far more waits than a turn handles."""
+        if self.chaos is None:
+            super().run_turn(now)
+            return
+        limits = loop.MESSAGES_PER_INBOX_PER_TURN, loop.MESSAGES_PER_TURN
+        self.ready.rotate(self.chaos.randrange(4))
+        try:
+            loop.MESSAGES_PER_INBOX_PER_TURN = self.chaos.choice([1, 2, 64])  # type: ignore[misc]
+            loop.MESSAGES_PER_TURN = self.chaos.choice([1, 2, 5, 1024])  # type: ignore[misc]
+            super().run_turn(now)
+        finally:
+            loop.MESSAGES_PER_INBOX_PER_TURN, loop.MESSAGES_PER_TURN = limits  # type: ignore[misc]
 
     def watch(self, source: Any, ready: Call) -> None:
         self._watched[source] = ready
@@ -68,14 +85,14 @@ class StagedLoop(Scheduler):
         self._watched.pop(source, None)
 
     def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        self.work.append((work, done))
+        self.work.append(("", work, done))
 
     def call_threadsafe(self, call: Call) -> None:
         self.call_soon(call)
 
     def do_work(self, *, error: BaseException | None = None) -> None:
         """Do the oldest offloaded work, or let it fail instead."""
-        work, done = self.work.popleft()
+        _, work, done = self.work.popleft()
         result: Any = None
         if error is None:
             try:
@@ -128,6 +145,19 @@ class StagedLoop(Scheduler):
                 return
             self.time.now_s = max(self.time.now_s, due)
             self.settle()
+
+
+class _NodeLoop:
+    """The loop as one node sees it: work it hands to threads is its own, and dies with it."""
+
+    def __init__(self, loop: StagedLoop, node: str) -> None:
+        self._loop, self._node = loop, node
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def offload(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        self._loop.work.append((self._node, work, done))
 
 
 class StagedRouter:
@@ -274,7 +304,8 @@ class Stage:
     def _system(self, node: str) -> System:
         self.boots += 1
         mail = self.mail[node] = StagedMail(self, node, self.boots)
-        system = self.systems[node] = System(node, self.loop, mail, self.clock, self.random)
+        loop = cast(Scheduler, _NodeLoop(self.loop, node))
+        system = self.systems[node] = System(node, loop, mail, self.clock, self.random)
         system.on_actor_failure = lambda path, error: self.failures.append((path, error))
         return system
 
@@ -368,7 +399,9 @@ class Stage:
             assert actor is not None
             actor.inbox.close()
             system.unregister(actor)
+            ActorRegistry.unregister(actor.actor_ref)  # which would keep it, and its disk, for ever
         self.holding = [entry for entry in self.holding if node not in (entry[0].node, entry[1])]
+        self.loop.work = deque(entry for entry in self.loop.work if entry[0] != node)
         self._tell_all(NodeDown(node, 0, "killed"))
 
     def stop(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `ister serve`, `produce`, `consume`, `topic`, `subscription`, `status`, `bench`, `demo`.
+"""The command line: `ister serve`, `produce`, `consume`, `topic`, `subscription`, `store`, `status`, `bench`, `demo`.
 
 A file per command; each imports what it needs when it runs, so that `--help` is there at once. Only `serve` reaches
 up to the broker's packages.
@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "subscription": ("ister.cli.subscription:subscription", "Create, list, show and delete subscriptions."),
     "produce": ("ister.cli.produce:produce", "Send lines to a topic."),
     "consume": ("ister.cli.consume:consume", "Print the messages of a subscription."),
+    "store": ("ister.cli.store:store", "Read topics straight from a store, without a broker."),
     "status": ("ister.cli.status:status", "Show a broker's processes and what they have done."),
     "demo": ("ister.cli.demo:demo", "See a broker lose a worker and no message, on real input."),
     "bench": ("ister.cli.bench:bench", "Measure throughput and latency."),

@@ -129,9 +129,11 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
     """Check every byte of a reliable topic's log; exit code 1 when something is damaged."""
     with (
         connected(endpoint, timeout) as client,
-        progress(f"verifying {topic}", None, unit="bytes") as show_done,
+        progress(f"verifying {topic}", 100, unit="%") as show_done,
     ):
-        report = client.verify_topic(topic, progress=lambda done, _total: show_done(done))
+        report = client.verify_topic(
+            topic, progress=lambda done, total: show_done(100 * done // total if total else 100)
+        )
     if as_json:
         print_json(report)
     else:

@@ -310,7 +310,7 @@ def test_what_comes_during_a_slow_sync_together_gets_its_receipt_before_it_ends(
     topics.loop.holds_work = False
     topics.loop.settle()
     assert sorted(number for number, _ in topics.heard) == [0, *range(10, 20)]
-    work, done = slow
+    _, work, done = slow
     done(work(), None)
     topics.loop.settle()
     assert sorted(topics.heard) == [(number, None) for number in range(20)]
@@ -324,7 +324,7 @@ def test_the_disk_is_kept_busy_and_sockets_are_looked_at_while_a_flood_is_told()
     topics.loop.settle()
     topics.loop.do_work()
     topics.heard.clear()
-    work, done = topics.loop.work.popleft()
+    _, work, done = topics.loop.work.popleft()
     topics.publish(*range(150, 200))
     topics.loop.settle()
     done(work(), None)

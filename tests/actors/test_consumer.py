@@ -284,6 +284,50 @@ def test_a_full_connection_is_tried_again_and_keeps_its_order(scene: Scene) -> N
     assert scene.told(Block) == [Block(1, False)]
 
 
+def test_an_event_keeps_its_place_behind_what_waits(scene: Scene) -> None:
+    """Whoever hears that the log is damaged has got what lies before; a full connection is not lost for it."""
+    scene.router.full.add(b"client")
+    scene.deliver(0)
+    scene.tell(Notice("log-damaged", 1, "one is damaged", 1))
+    scene.deliver(2)
+    scene.router.full.clear()
+    scene.loop.advance(2 * FULL_RETRY_S)
+    heard = scene.heard(Type.DELIVER, Type.EVENT)
+    assert [(frame.kind, frame.header[Key.OFFSET]) for frame in heard] == [
+        (Type.DELIVER, 0),
+        (Type.EVENT, 1),
+        (Type.DELIVER, 2),
+    ]
+
+
+def test_an_event_waits_for_room_by_itself(scene: Scene) -> None:
+    """A full connection gets it later, and keeps its session."""
+    scene.router.full.add(b"client")
+    scene.tell(Notice("trimmed", 3, "three are gone", 0))
+    assert scene.session.routing is not None
+    scene.router.full.clear()
+    scene.loop.advance(2 * FULL_RETRY_S)
+    assert [frame.code for frame in scene.heard(Type.EVENT)] == ["trimmed"]
+    assert scene.told(Block) == [Block(1, True), Block(1, False)]
+
+
+def test_an_event_that_went_nowhere_is_told_to_who_comes_back(scene: Scene) -> None:
+    """It follows OPENED; what was given to this consumer meanwhile goes back."""
+    del scene.router.out[b"client"]
+    scene.tell(Notice("skipped", 1, "one was skipped", 0))
+    scene.deliver(1)
+    token = scene.session.token
+    scene.router.out[b"again"] = scene.out
+    scene.gateway.sessions.hello(b"again", {Key.TYPE: Type.HELLO, Key.VERSION: 1, Key.SESSION: token}, 0.0)
+    scene.reopen()
+    scene.tell(Paused())
+    assert [frame.kind for frame in scene.heard(Type.OPENED, Type.EVENT, Type.DELIVER)] == [
+        Type.OPENED,
+        Type.EVENT,
+    ]
+    assert [each.held for each in scene.told(Returned)] == [[Held(1, 2, 0)]]
+
+
 def test_a_lost_connection_holds_what_it_may_have_sent(scene: Scene) -> None:
     """What went nowhere is held, blocked, and given back when the client opens again."""
     scene.deliver(0)

@@ -513,6 +513,31 @@ def test_a_topic_that_fails_lets_go_of_its_log(stage: Stage) -> None:
     assert producer.expect(Type.RECEIPT, handle=1).header[Key.RECEIPTS] == [0, 0]
 
 
+def test_a_log_is_not_opened_while_its_last_owner_still_commits(stage: Stage) -> None:
+    """A commit that seals cuts its file to length: what another owner had appended there meanwhile would be gone."""
+    stage.expects_failures = True
+    producer, topic = opened(stage)
+    producer.publish(1, 0, b"sealed")
+    producer.receipt(1)
+    stage.loop.holds_work = True
+    stage.advance(61)  # by age; the commit that makes it last waits
+    assert stage.loop.work
+    topic.fail(RuntimeError("a mistake"))
+    producer = stage.at_topic("orders")
+    refused = producer.open_producer(1, "orders", 7, 1)
+    assert (refused.code, refused.header[Key.ACTION]) == ("log-failed", "retry")
+    stage.loop.holds_work = False
+    stage.advance(2 * REOPEN_DELAY_S)
+    assert producer.open_producer(1, "orders", 7, 1).kind == Type.OPENED
+    for number in range(1, 4):
+        producer.publish(1, number, b"behind it")
+        producer.receipt(1)
+    stage.restart(2)
+    consumer = stage.at_subscription("orders", "s")
+    consumer.open_consumer(1, "orders", "s")
+    assert len(consumer.deliveries(1, 4)) == 4
+
+
 # ---- non-reliable ----------------------------------------------------------------------------------------------
 
 

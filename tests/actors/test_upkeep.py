@@ -221,6 +221,39 @@ def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> No
     assert consumer.silent(5)
 
 
+def test_who_comes_back_hears_of_damage_again(stage: Stage) -> None:
+    """The event may have been lost with the connection, and nothing else would come."""
+    fill(stage, 60)
+    damage(stage, 10)
+    consumer = stage.at_subscription("orders", "all")
+    consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
+    consumer.deliveries(2, 10)
+    consumer.expect(Type.EVENT, handle=2, code="log-damaged")
+    consumer.reconnect()
+    consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
+    assert consumer.expect(Type.EVENT, handle=2).code == "log-damaged"
+
+
+def test_damage_that_anybody_found_is_shown(stage: Stage) -> None:
+    """`topic.show` lists what a subscription came upon, and what a verification found; each once."""
+    fill(stage, 60)
+    damage(stage, 10)
+    assert shown_damage(stage) == []
+    consumer = stage.at_subscription("orders", "all")
+    consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
+    consumer.expect(Type.EVENT, handle=2, code="log-damaged")
+    assert shown_damage(stage) == [(10, 11)]
+    damage(stage, 40)
+    verified(stage)
+    assert shown_damage(stage) == [(10, 11), (40, 41)]
+
+
+def shown_damage(stage: Stage) -> list[tuple[int, int]]:
+    """Return the ranges that `topic.show` calls damaged."""
+    shown = stage.client().request("topic.show", topic="orders")
+    return [(first, end) for first, end, _reason in shown["damaged"]]
+
+
 def test_verification_finds_every_damaged_place(stage: Stage) -> None:
     """`topic.verify` reads every byte, and reports ranges of offsets."""
     fill(stage, 60)

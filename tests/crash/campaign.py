@@ -52,6 +52,8 @@ SETTINGS: Final[dict[str, object]] = {
     "protocol.batch_bytes_max": 1_200_000,
     "log.segment_bytes_max": 3_000_000,
     "log.segment_age_ms_max": 2_000,
+    # nothing of what is in the store is kept in the log as well: readers cross the seam all the time
+    "log.local_bytes": 0,
     # a stopped worker is missed, and sessions end, within the patience of a campaign
     "protocol.heartbeat_ms": 500,
     "protocol.session_timeout_ms": 1_500,

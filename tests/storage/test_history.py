@@ -133,12 +133,12 @@ def superseded(epoch: int, position: int, starts: Sequence[tuple[int, int]]) -> 
 
 listings = st.tuples(
     st.lists(
-        st.tuples(st.integers(0, 40), st.integers(1, 12), st.integers(0, 5)),
+        st.tuples(st.integers(0, 15), st.integers(1, 8), st.integers(0, 3)),
         max_size=14,
         unique_by=lambda s: (s[0], s[2]),
     ),
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 45)), max_size=5, unique_by=lambda f: f[0]),
-    st.lists(st.integers(0, 40), max_size=2),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 18)), max_size=5, unique_by=lambda f: f[0]),
+    st.lists(st.integers(0, 15), max_size=2),
 )
 
 

@@ -1,0 +1,449 @@
+"""Reading topics straight from a store: what there is, every record of it in order, and whether it checks.
+
+- Only objects are read; nothing is ever written.
+- Segments are listed before claims, starts and trims, so that whatever supersedes one that was seen is seen too.
+- A part is handed out only once its record's CRCs checked, and parts join: what is missing is an error, never a skip.
+- Memory is bounded by the segments being read ahead: `prefetch` and one, each at most 8 MiB.
+- A segment that was trimmed or superseded while being read for is looked for again in a fresh listing, once.
+
+May touch: the ObjectStore it is handed, from threads of its own while reading ahead.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from ister.errors import DamagedError, GapError, StoreError, TrimmedError, UsageError
+from storage.checksum import crc32c
+from storage.history import History, Piece, StoredSegment, plan_history
+from storage.record import BATCH, FOOTER, HEADER_BYTES, Header, Record, parse_header, salt_of, well_formed
+from storage.recovery import broken_ranges
+from storage.segment import (
+    FOOTER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    footer_at_end,
+    parse_segment_header,
+)
+from storage.store import ObjectStore
+from storage.tier import Layout, decode_topic, encode_topic
+
+# One is being read while the next comes: that hides a store's latency, which is far below a segment's time to be read.
+PREFETCH: Final = 2
+# How long a gap before segments that are there already is waited for, since their writer uploads several at a time; and
+# a writer that has claimed an epoch and not said yet where it begins.
+GAP_WAIT_S: Final = 2.0
+
+_TOPICS: Final = "v1/topics/"
+_DATA: Final = "v1/d/"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTopic:
+    """A topic as a store knows it; dispatch and durability are empty where the store has no catalogue entry for it."""
+
+    name: str
+    incarnation: bytes
+    dispatch: str = ""
+    durability: str = ""
+    created_ms: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Return the names of its objects."""
+        return Layout(self.name, self.incarnation)
+
+
+class Part(NamedTuple):
+    """Offsets [first, end) of a record: all of it, but for the first and the last of a piece."""
+
+    record: Record
+    first: int
+    end: int
+
+
+# what there is
+
+
+def list_topics(store: ObjectStore) -> list[StoredTopic]:
+    """Return the topics of a store's catalogue, by name; of a store without one, those that have objects.
+
+    Raises StoreError.
+    """
+    found = [_entry(store, info.name) for info in store.list(_TOPICS)]
+    if not found:
+        known: dict[tuple[str, bytes], StoredTopic] = {}
+        for info in store.list(_DATA):
+            topic = _topic_of(info.name)
+            if topic is not None:
+                known.setdefault((topic.name, topic.incarnation), topic)
+        found = list(known.values())
+    return sorted(found, key=lambda topic: (topic.name, topic.incarnation))
+
+
+def find_topic(store: ObjectStore, name: str, incarnation: bytes | None = None) -> StoredTopic:
+    """Return a topic by its name. Raises UsageError `unknown-topic` if there is none, or several; StoreError."""
+    catalogue = _TOPICS + encode_topic(name)
+    if incarnation is None and store.head(catalogue) is not None:
+        return _entry(store, catalogue)
+    prefix = Layout(name, b"").prefix[:-1]  # ends with the "." before the incarnation
+    found: dict[bytes, StoredTopic] = {}
+    for info in store.list(prefix):
+        topic = _topic_of(info.name)
+        if topic is not None and topic.name == name:
+            found.setdefault(topic.incarnation, topic)
+    if incarnation is not None:
+        found = {key: topic for key, topic in found.items() if key == incarnation}
+    if not found:
+        raise UsageError(f"the store has no topic {name!r}", code="unknown-topic")
+    if len(found) > 1:
+        several = ", ".join(sorted(key.hex() for key in found))
+        raise UsageError(
+            f"the store has several topics that were called {name!r}: name an incarnation, one of {several}",
+            code="unknown-topic",
+        )
+    return next(iter(found.values()))
+
+
+def _entry(store: ObjectStore, name: str) -> StoredTopic:
+    try:
+        told = json.loads(store.get(name))
+        return StoredTopic(
+            str(told["name"]),
+            bytes.fromhex(told["incarnation"]),
+            str(told.get("dispatch", "")),
+            str(told.get("durability", "")),
+            int(told.get("created_ms", 0)),
+            dict(told.get("settings") or {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"the catalogue entry {name} cannot be read: {error}", code="object-damaged", action="stop"
+        ) from error
+
+
+def _topic_of(name: str) -> StoredTopic | None:
+    """Return whose object `v1/d/<hh>/<topic>.<incarnation>/...` is."""
+    parts = name.split("/")
+    if len(parts) < 5 or not name.startswith(_DATA):
+        return None
+    encoded, _, incarnation = parts[3].rpartition(".")
+    try:
+        topic = StoredTopic(decode_topic(encoded), bytes.fromhex(incarnation))
+    except ValueError:
+        return None
+    return topic if len(topic.incarnation) == 16 and name.startswith(topic.layout.prefix) else None
+
+
+def list_history(store: ObjectStore, layout: Layout) -> History:
+    """Return what a store holds of a topic's history now. Raises StoreError."""
+    listing = list(store.list(layout.segments))
+    for kind in ("e/", "f/", "t/"):
+        listing += store.list(layout.prefix + kind)
+    return plan_history(layout, listing)
+
+
+# reading
+
+
+def parts_of(data: bytes, layout: Layout, piece: Piece) -> Iterator[Part]:
+    """Yield the records of a piece from the bytes of its segment, each checked. Raises DamagedError."""
+    segment = piece.segment
+    header = parse_segment_header(data)
+    if isinstance(header, str):
+        raise _damaged(piece, piece.start, header)
+    if header.incarnation != layout.incarnation or header.base != segment.base:
+        raise _damaged(piece, piece.start, "it is of another topic, or of another place in this one")
+    salt = salt_of(layout.incarnation, segment.base)
+    view = memoryview(data)
+    position, at = SEGMENT_HEADER_BYTES, segment.base
+    while at < piece.end:
+        found = parse_header(data, position, salt)
+        if found is None or found[3] < HEADER_BYTES:
+            raise _damaged(piece, at, f"there is no valid record at byte {position}")
+        if found[1] == FOOTER:
+            raise _damaged(piece, at, f"it ends at offset {at}")
+        if found[1] == BATCH:
+            end = at + found[5]
+            if found[7] != at:
+                raise _damaged(piece, at, f"offset {found[7]} is there")
+            if end > piece.start:
+                record = _checked(piece, view, position, found, salt)
+                yield Part(record, max(at, piece.start), min(end, piece.end))
+            at = end
+        position += found[3]
+
+
+def _checked(piece: Piece, view: memoryview, position: int, header: Header, salt: int) -> Record:
+    body = view[position + HEADER_BYTES : position + header[3]]
+    if len(body) != header[3] - HEADER_BYTES or crc32c(body, salt) != header[4]:
+        raise _damaged(piece, header[7], "the record there is not what was written")
+    if not well_formed(header):
+        raise _damaged(piece, header[7], "the parts of the record there do not add up")
+    return Record(header, body)
+
+
+def _damaged(piece: Piece, at: int, reason: str) -> DamagedError:
+    first = max(at, piece.start)
+    error = DamagedError(f"offset {first} cannot be read from object {piece.segment.name}: {reason}")
+    error.first, error.end = first, piece.end
+    return error
+
+
+class Replay:
+    """A reader of one topic's history in a store, as it is when it is listed."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        layout: Layout,
+        *,
+        prefetch: int = PREFETCH,
+        gap_wait_s: float = GAP_WAIT_S,
+        wait: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """List the history; a claim that has not begun is waited for, up to `gap_wait_s`. Raises StoreError."""
+        self._store = store
+        self._layout = layout
+        self._prefetch = max(1, prefetch)
+        self._gap_wait_s = gap_wait_s
+        self._wait = wait
+        self.history = list_history(store, layout)
+        if self.history.undecided is not None:
+            wait(gap_wait_s)
+            self.history = list_history(store, layout)
+
+    def check(self, offset: int) -> int:
+        """Return the offset to begin at: `offset`, or the log's start for 0.
+
+        Raises TrimmedError if it is below the log's start, UsageError if it is behind the end.
+        """
+        history = self.history
+        if offset == 0:
+            return history.start
+        if offset < history.start:
+            raise _trimmed(self._layout, offset, history.start)
+        if offset > history.end:
+            raise UsageError(
+                f"offset {offset} of topic {self._layout.topic!r} is not in the store, which ends before {history.end}",
+                code="offset-out-of-range",
+            )
+        return offset
+
+    def read(self, offset: int) -> Generator[Part]:
+        """Yield everything from `offset` on, in order, up to the end that the store has.
+
+        Raises GapError where offsets are missing, TrimmedError where they were deleted meanwhile, DamagedError,
+        StoreError.
+        """
+        at = offset
+        with ThreadPoolExecutor(self._prefetch, thread_name_prefix="ister-prefetch") as pool:
+            again = False  # whether the piece at `at` was missing in the listing before
+            while True:
+                coming: deque[tuple[Piece, Future[bytes]]] = deque()
+                pieces = iter(self.history.from_offset(at))
+                try:
+                    while True:
+                        while len(coming) < self._prefetch and (piece := next(pieces, None)) is not None:
+                            coming.append((piece, pool.submit(self._store.get, piece.segment.name)))
+                        if not coming:
+                            break
+                        piece, future = coming.popleft()
+                        try:
+                            data = future.result()
+                        except StoreError as error:
+                            if error.code != "object-missing" or again:
+                                raise
+                            again = True
+                            break
+                        again = False
+                        for part in parts_of(data, self._layout, piece):
+                            at = part.end
+                            yield part
+                        del data, future
+                finally:
+                    for _, future in coming:
+                        future.cancel()
+                if again:
+                    self.history = list_history(self._store, self._layout)
+                    if at < self.history.start:
+                        raise _trimmed(self._layout, at, self.history.start)
+                elif not self._joined(at):
+                    return
+
+    def _joined(self, at: int) -> bool:
+        """Say at the history's end whether there is more by now. Raises GapError if what is there does not join."""
+        if not self.history.unjoined:
+            return False
+        self._wait(self._gap_wait_s)
+        self.history = list_history(self._store, self._layout)
+        if self.history.end > at:
+            return True
+        if not self.history.unjoined:
+            return False
+        beyond = self.history.unjoined[0]
+        raise GapError(
+            f"offsets {at} to before {beyond.base} of topic {self._layout.topic!r} are not in the store, but "
+            f"{beyond.name} is: an upload has not ended, or an object is lost",
+            action="retry",
+        )
+
+    def offset_at(self, timestamp_ms: int) -> int:
+        """Return the first offset whose log time is `timestamp_ms` or later, the end if there is none.
+
+        Segments are searched by the log time in their footers, a few small reads. Raises StoreError, DamagedError.
+        """
+        pieces = self.history.pieces
+        low, high = 0, len(pieces)
+        while low < high:
+            middle = (low + high) // 2
+            if self._log_time(pieces[middle].segment) >= timestamp_ms:
+                high = middle
+            else:
+                low = middle + 1
+        for piece in pieces[low:]:
+            for part in parts_of(self._store.get(piece.segment.name), self._layout, piece):
+                if part.record.timestamp_ms >= timestamp_ms:
+                    return part.first
+        return self.history.end
+
+    def _log_time(self, segment: StoredSegment) -> int:
+        tail = self._store.get_range(segment.name, max(0, segment.bytes - FOOTER_BYTES), FOOTER_BYTES)
+        footer = footer_at_end(tail, segment.bytes, salt_of(self._layout.incarnation, segment.base))
+        if footer is None:
+            raise DamagedError(f"object {segment.name} has no valid footer")
+        return footer.max_timestamp_ms
+
+
+def _trimmed(layout: Layout, offset: int, start: int) -> TrimmedError:
+    error = TrimmedError(
+        f"offset {offset} of topic {layout.topic!r} is not in the store, which begins at offset {start}"
+    )
+    error.first, error.end = offset, start
+    return error
+
+
+# checking
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDamage:
+    """Something of an object that is not what was written; offsets [first, end) cannot be read for it."""
+
+    name: str
+    first: int
+    end: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """What a check of a topic's history found. All is well if `damaged` and `history.unjoined` are empty."""
+
+    topic: str
+    incarnation: str
+    history: History
+    objects: int
+    records: int
+    bytes: int
+    damaged: tuple[StoreDamage, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Say whether everything is what was written, and joins."""
+        return not self.damaged and not self.history.unjoined
+
+
+def verify_history(
+    store: ObjectStore,
+    layout: Layout,
+    *,
+    progress: Callable[[int], object] | None = None,
+    prefetch: int = PREFETCH,
+) -> StoreReport:
+    """Check every byte of every segment that a topic's history is read from, or may be once it joins.
+
+    `progress` is called with the bytes checked so far. Raises StoreError if the store fails.
+    """
+    history = list_history(store, layout)
+    segments: dict[str, StoredSegment] = {piece.segment.name: piece.segment for piece in history.pieces}
+    segments |= {segment.name: segment for segment in history.unjoined}
+    damaged: list[StoreDamage] = []
+    records = checked = 0
+    with ThreadPoolExecutor(prefetch, thread_name_prefix="ister-verify") as pool:
+        waiting = iter(segments.values())
+        coming: deque[tuple[StoredSegment, Future[bytes]]] = deque()
+        while True:
+            while len(coming) < prefetch and (segment := next(waiting, None)) is not None:
+                coming.append((segment, pool.submit(store.get, segment.name)))
+            if not coming:
+                break
+            segment, future = coming.popleft()
+            try:
+                data = future.result()
+            except StoreError as error:
+                if error.action != "stop":
+                    for _, other in coming:
+                        other.cancel()
+                    raise
+                damaged.append(StoreDamage(segment.name, segment.base, segment.end, error.text))
+                continue
+            del future
+            found, count = _verify_segment(data, layout, segment)
+            damaged += found
+            records += count
+            checked += len(data)
+            if progress is not None:
+                progress(checked)
+    return StoreReport(
+        layout.topic, layout.incarnation.hex(), history, len(segments), records, checked, tuple(damaged)
+    )
+
+
+def _verify_segment(data: bytes, layout: Layout, segment: StoredSegment) -> tuple[list[StoreDamage], int]:
+    """Return what is wrong with a segment's bytes, and how many batches are whole."""
+    salt = salt_of(layout.incarnation, segment.base)
+    counted = 0
+
+    def count(header: Header) -> None:
+        nonlocal counted
+        counted += header[1] == BATCH
+
+    broken = broken_ranges(segment.name, data, segment.base, segment.end, salt, sealed=True, on_record=count)
+    found = [StoreDamage(one.path, one.first, one.end, one.reason) for one in broken]
+    header = parse_segment_header(data)
+    if not isinstance(header, str) and (
+        header.incarnation != layout.incarnation or header.base != segment.base
+    ):
+        reason = "its header is of another topic, or of another place in this one"
+        found.append(StoreDamage(segment.name, segment.base, segment.base, reason))
+    footer = footer_at_end(data[max(0, len(data) - FOOTER_BYTES) :], len(data), salt)
+    if footer is None:
+        found.append(StoreDamage(segment.name, segment.end, segment.end, "it has no valid footer"))
+    elif footer.next_offset != segment.end:
+        reason = f"its footer says that it ends at offset {footer.next_offset}, its metadata {segment.end}"
+        found.append(StoreDamage(segment.name, segment.end, segment.end, reason))
+    if len(data) != segment.bytes:
+        reason = f"it has {len(data)} bytes, and the listing says {segment.bytes}"
+        found.append(StoreDamage(segment.name, segment.end, segment.end, reason))
+    return found, counted
+
+
+__all__ = [
+    "Part",
+    "Replay",
+    "StoreDamage",
+    "StoreReport",
+    "StoredTopic",
+    "find_topic",
+    "list_history",
+    "list_topics",
+    "parts_of",
+    "verify_history",
+]
