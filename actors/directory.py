@@ -19,6 +19,8 @@ from actors.messages import (
     Answer,
     Ask,
     Describe,
+    Erased,
+    EraseStored,
     KeepTopic,
     Locate,
     Located,
@@ -105,6 +107,7 @@ class Directory(LoopActor):
         self._waits_for_store = waits_for_store
         self._store_known = False
         self._restoring: set[str] = set()
+        self._deleted: set[bytes] = set()  # incarnations that must not come back, whatever a listing says
         self._on_restored = on_restored
         self.restored: list[str] = []  # what came back from the store, and what may be missing
         self._tickets = 0
@@ -246,9 +249,13 @@ class Directory(LoopActor):
         topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms(), options)
         if topic.name in self._restoring:
             raise RemoteError("topic-exists", f"topic {topic.name!r} is being brought back from the store")
+        if dispatch == "reliable" and self._waits_for_store and not self._store_known:
+            raise RemoteError(
+                "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
+            )
         self._catalogue.create_topic(topic)
         if dispatch == "reliable" and "tier" in self._up:
-            self.system.ref("tier", uploader_path(topic)).tell(KeepTopic(topic, 0, None))
+            self.system.ref("tier", uploader_path(topic)).tell(KeepTopic(topic, 0, 0, None))
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
 
@@ -300,13 +307,32 @@ class Directory(LoopActor):
     @receives(StoredTopics)
     def on_stored_topics(self, command: StoredTopics) -> None:
         """Have those topics brought back that the catalogue knows nothing of."""
-        unknown = tuple(topic for topic in command.topics if self._catalogue.topic(topic.name) is None)
+        for gone in self._catalogue.erasing():  # a process was not there to do it
+            self.system.ref("tier", uploader_path(gone)).tell(EraseStored(gone, self.address))
+            self._deleted.add(gone.incarnation)
+        unknown = []
+        for topic in command.topics:
+            known = self._catalogue.topic(topic.name)
+            if topic.incarnation in self._deleted:
+                continue
+            if known is None:
+                unknown.append(topic)
+            elif known.incarnation != topic.incarnation:
+                text = (
+                    "the store has another topic %s, of incarnation %s: nothing of this broker's is uploaded"
+                )
+                log.error(text, topic.name, topic.incarnation.hex())
         self._restoring = {topic.name for topic in unknown}
         self._store_known = True
         if unknown:
-            self.system.at(command.reply).tell(RestoreTopics(unknown))
+            self.system.at(command.reply).tell(RestoreTopics(tuple(unknown)))
         else:
             self._on_restored()
+
+    @receives(Erased)
+    def on_erased(self, command: Erased) -> None:
+        """Forget a deleted topic, of which nothing is left."""
+        self._catalogue.erased(command.topic.incarnation)
 
     @receives(Restored)
     def on_restored(self, command: Restored) -> None:
@@ -366,6 +392,7 @@ class Directory(LoopActor):
         }:
             self._frontend(worker)  # all must be there to delete their part, or nothing is deleted
         frontend = self._frontend(self._worker_of_topic(name))
+        self._deleted.add(topic.incarnation)
         _, subscriptions = self._catalogue.delete_topic(name)
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
         tickets = [self._ticket() for _ in range(len(subscriptions) + 1)]

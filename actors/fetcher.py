@@ -5,6 +5,7 @@ Runs in the tier process, one actor. A cached segment is the object byte for byt
 Invariants
 - what readers find in the cache was checked whole against the store's checksum before it got its name
 - the cache holds no more than `cache_bytes_max`, but for one segment; what goes first was asked for longest ago
+- what a reader asks for again, though it lies in the cache, is brought anew once; then it is damaged in the store
 - so many segments are on their way at once as `parallel` says, those asked for before those that may be asked for next
 """
 
@@ -39,6 +40,8 @@ PREFETCH_SEGMENTS: Final = (
 LISTING_S: Final = 0.5
 HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
 RETRY_S: Final = 1.0
+TRIES_MAX: Final = 2  # so often a segment is given to a reader that asks for the same offset again
+READERS_MAX: Final = 10_000
 
 
 FETCHER_PATH: Final = "fetcher"
@@ -82,11 +85,10 @@ class Fetcher(LoopActor):
         self._cached: OrderedDict[str, int] = OrderedDict()  # path -> bytes, the one used longest ago first
         self._cached_bytes = 0
         self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
-        self._queue: deque[tuple[TopicMeta, Piece]] = deque()
+        self._queue: deque[tuple[_Listing, Piece]] = deque()
         self._under_way = 0
-        self._served: dict[
-            tuple[Address, int], str
-        ] = {}  # the last offset each reader asked for, and the answer
+        # The last offset each reader asked for, the path it was answered with, and how often.
+        self._served: dict[Address, tuple[int, str, int]] = {}
         self.fetched_segments = 0
         self.fetched_bytes = 0
 
@@ -114,7 +116,9 @@ class Fetcher(LoopActor):
             self._bring(listing, command.offset, command.reply)
             return
         old = self.clock.monotonic() - listing.listed_at_s > LISTING_S
-        if history is not None and not old and not listing.listing:
+        if (
+            history is not None and not old and not listing.listing
+        ):  # as many ask at once, one listing answers
             self._refuse(listing, command.offset, command.reply)
             return
         listing.asked.append((command.offset, command.reply))
@@ -160,10 +164,19 @@ class Fetcher(LoopActor):
         piece = piece_at(listing.history, offset)
         assert piece is not None
         path = self._path(listing.topic, piece)
-        if path in self._cached and self._served.get((reply, offset)) == path:
+        at, served, times = self._served.get(reply, (-1, "", 0))
+        times = times if (at, served) == (offset, path) else 0
+        if path in self._cached and times:
             self._drop(path)  # asked for the same again: what is there was of no use
-        self._served = {key: value for key, value in self._served.items() if key[0] != reply}
-        self._served[reply, offset] = path
+            if times >= TRIES_MAX:
+                del self._served[reply]
+                text = f"what object {piece.segment.name} has there is damaged"
+                self._answer_later(NotFetched(offset, text, False, listing.history.start), reply)
+                return
+        self._served.pop(reply, None)
+        self._served[reply] = (offset, path, times + (path not in self._waiting))
+        while len(self._served) > READERS_MAX:
+            del self._served[next(iter(self._served))]
         if path in self._cached:
             self._cached.move_to_end(path)
             self.system.at(reply).tell(Fetched(offset))
@@ -171,9 +184,12 @@ class Fetcher(LoopActor):
             waiting = self._waiting.get(path)
             if waiting is None:
                 self._waiting[path] = [(offset, reply)]
-                self._queue.appendleft((listing.topic, piece))
+                self._queue.appendleft((listing, piece))
             else:
                 waiting.append((offset, reply))
+                if (queued := (listing, piece)) in self._queue:  # it was only to be had ready
+                    self._queue.remove(queued)
+                    self._queue.appendleft(queued)
         self._prefetch(listing, piece)
         self._go_on()
 
@@ -186,7 +202,7 @@ class Fetcher(LoopActor):
             path = self._path(listing.topic, following)
             if path not in self._cached and path not in self._waiting:
                 self._waiting[path] = []
-                self._queue.append((listing.topic, following))
+                self._queue.append((listing, following))
             piece = following
 
     def _path(self, topic: TopicMeta, piece: Piece) -> str:
@@ -194,8 +210,8 @@ class Fetcher(LoopActor):
 
     def _go_on(self) -> None:
         while self._queue and self._under_way < self._parallel:
-            topic, piece = self._queue.popleft()
-            path = self._path(topic, piece)
+            listing, piece = self._queue.popleft()
+            path = self._path(listing.topic, piece)
             self._under_way += 1
             name, size = piece.segment.name, piece.segment.bytes
 
@@ -214,10 +230,12 @@ class Fetcher(LoopActor):
 
             self.offload(
                 work,
-                lambda _, error, path=path, size=size: self._brought(path, size, error),  # type: ignore[misc]
+                lambda _, error, listing=listing, path=path, size=size: self._brought(  # type: ignore[misc]
+                    listing, path, size, error
+                ),
             )
 
-    def _brought(self, path: str, size: int, error: BaseException | None) -> None:
+    def _brought(self, listing: _Listing, path: str, size: int, error: BaseException | None) -> None:
         self._under_way -= 1
         waiting = self._waiting.pop(path, [])
         if error is None:
@@ -231,7 +249,10 @@ class Fetcher(LoopActor):
                 self.system.at(reply).tell(Fetched(offset))
         else:
             log.warning("%s was not brought back: %s", path, error)
-            retry = not isinstance(error, IsterError) or error.action == "retry"
+            gone = isinstance(error, IsterError) and error.code == "object-missing"
+            if gone:  # trimmed since it was listed: a new listing says where the history begins
+                listing.history = None
+            retry = gone or not isinstance(error, IsterError) or error.action == "retry"
             for offset, reply in waiting:
                 self._answer_later(NotFetched(offset, str(error), retry, 0), reply)
         self._go_on()

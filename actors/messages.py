@@ -321,6 +321,7 @@ class KeepTopic:
 
     topic: TopicMeta
     start: int  # where the local log begins
+    end: int  # up to where it is sealed: the store cannot have more
     reply: Address | None
 
 
@@ -372,7 +373,16 @@ class ForgetCursor:
 @message
 @dataclass(frozen=True, slots=True)
 class EraseStored:
-    """The topic is deleted: delete what the store has of it (Topic -> Uploader)."""
+    """The topic is deleted: delete what the store has of it (Topic, Directory -> Uploader)."""
+
+    topic: TopicMeta
+    reply: Address  # of the Directory
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """Nothing of this topic is in the store any more (Uploader -> Directory)."""
 
     topic: TopicMeta
 

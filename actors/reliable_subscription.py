@@ -161,9 +161,12 @@ class ReliableSubscription(Subscription):
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
-        """Attach again where it was the topic's process: it knows of no watcher."""
+        """Tell the topic's process, and the tier, once more what they were told: they know nothing."""
         if started.node == self._topic_ref.address.node:
             self._attach()
+        if started.node == self._fetcher.address.node:  # it knows nothing of what was asked of it
+            self._fetch_again()
+            self._store_cursor()
 
     # ---- the topic ----------------------------------------------------------------------------------------------
 
@@ -259,6 +262,8 @@ class ReliableSubscription(Subscription):
         for reader in (self._reader, self._again):
             if reader is not None:
                 reader.start = trimmed.start_offset
+        if self._fetching is not None and self._fetching < trimmed.start_offset:
+            self._fetching = None
         cursor, start = self._journal.cursor, trimmed.start_offset
         low, lost = cursor.low, cursor.unacknowledged(trimmed.start_offset)
         if start <= low:
@@ -607,7 +612,9 @@ class ReliableSubscription(Subscription):
 
     def _store_cursor(self) -> None:
         """Let the store have the cursor: with the disk lost, no more than this interval comes again."""
-        self._store_timer = None
+        if self._store_timer is not None:
+            self._store_timer.cancel()
+            self._store_timer = None
         if self._journal is not None and not self._deleted:
             journal = encode_journal(self.topic.incarnation, self._journal.cursor)
             self._uploader.tell(StoreCursor(self.topic, self.meta, (journal,)))

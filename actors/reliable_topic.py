@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
@@ -119,6 +119,7 @@ class ReliableTopic(Topic):
         self._watermark = 0
         self._store_known = False  # the Uploader has said what the store has
         self._stored_start = 0  # the store has the topic from here to the watermark
+        self._behind_bytes = 0  # of sealed segments that the store has not taken yet
         self._told_end = 0  # what the watchers know to be durable
         self._acknowledged: int | None = None
         self._linger_timer: Timer | None = None  # of durability "cloud"
@@ -168,8 +169,8 @@ class ReliableTopic(Topic):
         for watcher in self._watchers.values():
             watcher.tell(attached)
         self._prepare_spare()
+        self._tell_sealed()  # first: what is sealed must fit the store before the topic is claimed there
         self._keep_topic()
-        self._tell_sealed()
 
     def _fail(self, error: StorageError) -> None:
         """Take nothing more: whatever has no receipt yet gets the error, and may be there or not."""
@@ -250,7 +251,7 @@ class ReliableTopic(Topic):
             wal = self._ready_log()
             verdict = wal.producers.check(publisher.producer_id, sequence, count)
             if isinstance(verdict, Fresh):
-                self._check_behind(wal)
+                self._check_behind()
                 offset = wal.append(
                     count=count,
                     producer_id=publisher.producer_id,
@@ -426,6 +427,7 @@ class ReliableTopic(Topic):
 
     def _tell_sealed(self) -> None:
         sealed = self._log.sealed() if self._log is not None else ()
+        self._note_behind(sealed)
         news = tuple(segment for segment in sealed[bisect_left(sealed, self._sealed_told, key=_base) :])
         if news:
             self._sealed_told = news[-1].end
@@ -436,14 +438,16 @@ class ReliableTopic(Topic):
         """Tell the tier again what is sealed: it was started again, and knows nothing."""
         if started.node == self._uploader.address.node:
             self._sealed_told = self._watermark
-            self._keep_topic()
             self._tell_sealed()
+            self._keep_topic()
 
     def _keep_topic(self) -> None:
-        """Have the topic claimed in the store: where its receipts, or its history, come from there."""
-        if self.meta.durability == "cloud" or (self._log is not None and self._log.start_offset):
-            start = self._log.start_offset if self._log is not None else 0
-            self._uploader.tell(KeepTopic(self.meta, start, self.address))
+        """Have the topic claimed in the store, and learn what that has of it."""
+        if self._log is not None:
+            sealed = self._log.sealed()
+            start = self._log.start_offset
+            end = sealed[-1].end if sealed else start
+            self._uploader.tell(KeepTopic(self.meta, start, end, self.address))
 
     @receives(Uploaded)
     def on_uploaded(self, command: Uploaded) -> None:
@@ -455,6 +459,7 @@ class ReliableTopic(Topic):
         wal = self._log
         if wal is None:
             return
+        self._note_behind(wal.sealed())
         if command.watermark > wal.next_offset:
             self._fail(
                 DamagedError(
@@ -486,16 +491,18 @@ class ReliableTopic(Topic):
             start = max(self._stored_start, self._upkeep.retained_from)
         return start
 
-    def _check_behind(self, wal: Wal) -> None:
+    def _check_behind(self) -> None:
         """Refuse more while too much waits for a store that is away."""
-        sealed = wal.sealed()
-        first = bisect_left(sealed, self._watermark, key=_base)
-        if (len(sealed) - first) * self._care.segment_bytes > self._care.behind_bytes_max:
+        if self._behind_bytes > self._care.behind_bytes_max:
             raise StoreError(
-                f"topic {self.meta.name!r} has {len(sealed) - first} segments that the store has not taken yet, "
+                f"topic {self.meta.name!r} has {self._behind_bytes} bytes that the store has not taken yet, "
                 f"over behind_bytes_max ({self._care.behind_bytes_max}); it takes more when the store is back",
                 code="store-behind",
             )
+
+    def _note_behind(self, sealed: Sequence[SegmentInfo]) -> None:
+        first = bisect_left(sealed, self._watermark, key=_base)
+        self._behind_bytes = sum(segment.bytes for segment in sealed[first:])
 
     def _linger_over(self) -> None:
         """Durability cloud: seal what came, so that it is uploaded, and its receipts can be sent."""
@@ -610,7 +617,7 @@ class ReliableTopic(Topic):
         )
         if not had_log:
             self._erase_log()
-        self._uploader.tell(EraseStored(self.meta))
+        self._uploader.tell(EraseStored(self.meta, self._directory.address))
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)
 

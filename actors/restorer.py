@@ -83,8 +83,9 @@ class Restorer(LoopActor):
             self._restore(topic)
 
     def _restore(self, topic: TopicMeta) -> None:
+        identity = self.system.random.randbytes(16).hex()  # of this try alone
+
         def work() -> Restored:
-            identity = f"restore-{topic.incarnation.hex()}-{self.system.node}-{id(self)}"
             claimed = claim(self._store, topic, identity)
             history = claimed.history
             subscriptions = []

@@ -17,9 +17,10 @@ from actors.restorer import RESTORER_PATH, Restorer
 from actors.runtime import LoopActor, System, receives
 from actors.uploader import Uploader
 from actors.worker import cursor_path, process_description
-from ister.settings import Settings
+from ister.settings import Settings, TierSettings
 from ister.wire import encode_result
-from storage.disk import LocalDisk
+from storage.disk import Disk, LocalDisk
+from storage.store import ObjectStore
 from storage.stores import open_store
 
 # Uploads and downloads block their threads: as many as may be under way, and some for listings and claims.
@@ -53,9 +54,14 @@ class TierFrontend(LoopActor):
 def run_tier(context: ProcessContext) -> None:
     """Compose the tier: the target of its process. Raises `UsageError` and `StoreError` for a store it cannot use."""
     given: TierProcessSettings = context.settings
-    store, disk = open_store(given.store), LocalDisk()
-    tier = given.settings.tier
-    system = context.system
+    store = open_store(given.store)
+    context.system.spawn(TierFrontend, FRONTEND_PATH, context, given.store)
+    spawn_tier(context.system, store, LocalDisk(), given.data, given.settings.tier)
+    context.ready()
+
+
+def spawn_tier(system: System, store: ObjectStore, disk: Disk, data: str, tier: TierSettings) -> None:
+    """Start the Fetcher and the Restorer, and an Uploader whenever a topic speaks to its own."""
 
     def unclaimed(path: str, message: object) -> None:
         if path.startswith("uploader/") and isinstance(
@@ -73,13 +79,12 @@ def run_tier(context: ProcessContext) -> None:
             uploader.tell(message)
 
     system.on_unclaimed = unclaimed
-    system.spawn(TierFrontend, FRONTEND_PATH, context, given.store)
     system.spawn(
         Fetcher,
         FETCHER_PATH,
         store,
         disk,
-        given.data,
+        data,
         parallel=tier.upload_parallel,
         cache_bytes_max=tier.cache_bytes_max,
     )
@@ -89,8 +94,7 @@ def run_tier(context: ProcessContext) -> None:
         store,
         disk,
         directory=system.ref(BROKER, DIRECTORY_PATH),
-        cursor_path=lambda topic, subscription: cursor_path(given.data, topic, subscription),
+        cursor_path=lambda topic, subscription: cursor_path(data, topic, subscription),
         retry_ms=(tier.upload_retry_ms_min, tier.upload_retry_ms_max),
         orphan_grace_ms=tier.orphan_grace_ms,
     )
-    context.ready()

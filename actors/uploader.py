@@ -5,7 +5,9 @@ Runs in the tier process. What is said to the store is in `storage/upload.py`, t
 
 Invariants
 - the watermark moves only as a contiguous prefix: everything below it is in the store, and counts
-- a writer that is fenced uploads nothing more, and says so to its topic
+- a writer that is fenced uploads nothing more, and says so to its topic, as often as that asks
+- nothing is claimed before the topic has said what it has, and that fits what the store has
+- a topic's objects are deleted once nothing is on its way to the store any more, so that nothing of it comes back
 - a store that is away delays uploads, and nothing else; what is tried again is tried with growing patience and jitter
 """
 
@@ -14,11 +16,12 @@ from __future__ import annotations
 import logging
 from bisect import insort
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from actors.messages import (
     Answer,
     Describe,
+    Erased,
     EraseStored,
     Fenced,
     ForgetCursor,
@@ -37,7 +40,17 @@ from storage.retention import Retention, retention_of, trim_point
 from storage.segment import SegmentInfo
 from storage.store import ObjectStore
 from storage.tier import Layout, UploadPlan
-from storage.upload import Claim, FencedError, claim, drop_cursors, erase, put_cursor, put_segment, trim
+from storage.upload import (
+    Claim,
+    FencedError,
+    check_joins,
+    claim,
+    drop_cursors,
+    erase,
+    put_cursor,
+    put_segment,
+    trim,
+)
 
 log = logging.getLogger("ister.uploader")
 
@@ -76,15 +89,19 @@ class Uploader(LoopActor):
         self._plan: UploadPlan | None = None  # known once the store was listed
         self._pieces: list[Piece] = []  # what the store has, by offset
         self._begin = 0  # where the local log begins
+        self._log_end: int | None = None  # up to where it is sealed, once the topic has said so
+        self._under_way = 0  # calls to the store
         self._start = 0  # where the store's history begins
         self._sealed: dict[int, SegmentInfo] = {}
         self._reply: Ref | None = None
         self._waiting = False
-        self._stopped = False
+        self._stopped: IsterError | None = None  # why nothing is uploaded any more
+        self._erase_for: Ref | None = None  # the topic is deleted: who is told when its objects are, too
         self._erasing = False
         self._acknowledged: int | None = None
         self._trimming = False
         self._cursors: dict[str, tuple[SubscriptionMeta, bytes]] = {}  # to be stored with the next round
+        self._forgotten: set[str] = set()  # and to be deleted before
         self._cursor_number = 0
         self._storing_cursors = False
         self.failure: str | None = None
@@ -100,20 +117,37 @@ class Uploader(LoopActor):
 
     def _claim_first(self) -> bool:
         """Say whether an epoch is ours; if not, begin to claim one."""
-        if self._claim is None and not self._claiming and not self._waiting and not self._stopped:
+        end = self._log_end
+        if self._claim is None and end is not None and not (self._claiming or self._waiting or self._ended):
             self._claiming = True
             begin = min(self._sealed, default=self._begin)
+            log_segments = tuple(self._sealed.values())
+
+            def check(history: History) -> None:
+                check_joins(self._topic, history, log_segments, end)
+
             self._do(
-                lambda: claim(self._store, self._topic, self._identity, begin),
+                lambda: claim(self._store, self._topic, self._identity, begin, check),
                 self._claimed,
                 self._claim_failed,
             )
         return self._claim is not None
 
+    @property
+    def _ended(self) -> bool:
+        return self._stopped is not None or self._erase_for is not None
+
     def _claimed(self, claimed: Claim) -> None:
         self._claiming = False
-        self._claim = claimed
         history: History = claimed.history
+        try:  # once more, with what the topic has said meanwhile
+            check_joins(
+                self._topic, history, tuple(self._sealed.values()), max(self._log_end or 0, history.end)
+            )
+        except FencedError as error:
+            self._failed("the local log does not fit the store", error)
+            return
+        self._claim = claimed
         self._pieces = list(history.pieces)
         self._start = history.start
         self._plan = UploadPlan(history.end, self._parallel)
@@ -129,15 +163,18 @@ class Uploader(LoopActor):
 
     def _claim_failed(self, error: BaseException) -> None:
         self._claiming = False
-        self._failed("an epoch could not be claimed", error, self._go_on)
+        self._failed("an epoch could not be claimed", error)
 
     @receives(KeepTopic)
     def on_keep_topic(self, command: KeepTopic) -> None:
         """Enter the topic, claim it, and say what the store has of it."""
         self._begin = command.start
+        self._log_end = max(command.end, self._log_end or 0)
         if command.reply is not None:
             self._reply = self.system.at(command.reply)
-        if self._claim_first():
+        if self._stopped is not None:
+            self._say_stopped()
+        elif self._claim_first():
             self._settled()
 
     # ---- segments -----------------------------------------------------------------------------------------------
@@ -146,15 +183,28 @@ class Uploader(LoopActor):
     def on_sealed(self, command: Sealed) -> None:
         """Note segments that can be uploaded."""
         self._reply = self.system.at(command.reply)
+        if self._stopped is not None:
+            self._say_stopped()
+            return
         for segment in command.segments:
             if self._plan is None or segment.end > self._plan.watermark:
                 self._sealed[segment.base] = segment
+            self._log_end = max(segment.end, self._log_end or 0)
+        if self._claim is not None:
+            try:
+                check_joins(self._topic, self._claim.history, command.segments, self._claim.history.end)
+            except FencedError as error:
+                self._failed("the local log does not fit the store", error)
+                return
         self._go_on()
         if self._plan is not None:
             self._settled()
 
     def _go_on(self) -> None:
-        if self._waiting or self._stopped or not self._claim_first():
+        if self._erase_for is not None:
+            self._erase()
+            return
+        if self._waiting or self._stopped is not None or not self._claim_first():
             return
         assert self._plan is not None
         assert self._claim is not None
@@ -187,7 +237,13 @@ class Uploader(LoopActor):
     def _upload_failed(self, segment: SegmentInfo, error: BaseException) -> None:
         assert self._plan is not None
         self._plan.failed(segment.base)
-        self._failed(f"{segment.path} was not uploaded", error, self._go_on)
+        self._failed(f"{segment.path} was not uploaded", error)
+
+    def _say_stopped(self) -> None:
+        if self._reply is not None and (
+            isinstance(self._stopped, FencedError) or self._topic.durability == "cloud"
+        ):
+            self._reply.tell(Fenced(str(self._stopped)))
 
     def _settled(self) -> None:
         assert self._plan is not None
@@ -207,7 +263,7 @@ class Uploader(LoopActor):
     def _trim_round(self) -> None:
         self.call_later(TRIM_CHECK_S, self._trim_round)
         retention: Retention = retention_of(self._topic)
-        if self._plan is None or self._claim is None or self._trimming or self._stopped or not retention:
+        if self._plan is None or self._claim is None or self._trimming or self._ended or not retention:
             return
         stored = [
             SegmentInfo(
@@ -233,7 +289,7 @@ class Uploader(LoopActor):
         if point <= self._start:
             return
         self._trimming = True
-        history = History(self._start, self._plan.watermark, tuple(self._pieces))
+        epoch = self._claim.epoch
 
         def trimmed(dropped: int) -> None:
             self._trimming = False
@@ -249,9 +305,9 @@ class Uploader(LoopActor):
 
         def failed(error: BaseException) -> None:
             self._trimming = False
-            log.warning("topic %s: its history was not cut: %s", self._topic.name, error)
+            self._failed("its history was not cut", error)
 
-        self._do(lambda: trim(self._store, self._topic, history, point), trimmed, failed)
+        self._do(lambda: trim(self._store, self._topic, epoch, point), trimmed, failed)
 
     # ---- cursors ------------------------------------------------------------------------------------------------
 
@@ -265,25 +321,24 @@ class Uploader(LoopActor):
     def on_forget_cursor(self, command: ForgetCursor) -> None:
         """Delete what the store has of a subscription."""
         self._cursors.pop(command.subscription, None)
-
-        def failed(error: BaseException) -> None:
-            log.warning("cursors of %s/%s are still there: %s", self._topic.name, command.subscription, error)
-
-        self._do(lambda: drop_cursors(self._store, self._topic, command.subscription), lambda _: None, failed)
+        self._forgotten.add(command.subscription)
 
     def _cursor_round(self) -> None:
         self.call_later(self._cursor_s, self._cursor_round)
-        if not self._cursors or self._storing_cursors or self._waiting or self._stopped:
+        if not (self._cursors or self._forgotten) or self._storing_cursors or self._waiting or self._ended:
             return
         if not self._claim_first():
             return
         assert self._claim is not None
         self._storing_cursors = True
         cursors, self._cursors = self._cursors, {}
+        forgotten, self._forgotten = self._forgotten, set()
         epoch, number = self._claim.epoch, self._cursor_number
         self._cursor_number += 1
 
         def work() -> None:
+            for name in forgotten:  # before a subscription of the same name that is newer
+                drop_cursors(self._store, self._topic, name)
             for subscription, journal in cursors.values():
                 put_cursor(self._store, self._topic, subscription, epoch, number, journal)
 
@@ -292,8 +347,10 @@ class Uploader(LoopActor):
 
         def failed(error: BaseException) -> None:
             self._storing_cursors = False
-            self._cursors = cursors | self._cursors
-            self._failed("cursors were not stored", error, self._go_on)
+            kept = {name: each for name, each in cursors.items() if name not in self._forgotten}
+            self._cursors = kept | self._cursors
+            self._forgotten |= forgotten
+            self._failed("cursors were not stored", error)
 
         self._do(work, stored, failed)
 
@@ -302,18 +359,23 @@ class Uploader(LoopActor):
     @receives(EraseStored)
     def on_erase(self, command: EraseStored) -> None:
         """Delete everything the store has of the topic, and stop."""
-        self._stopped = True
-        if self._erasing:
+        self._erase_for = self.system.at(command.reply)
+        self._erase()
+
+    def _erase(self) -> None:
+        if self._erasing or self._waiting or self._under_way:
             return
         self._erasing = True
 
         def erased(objects: int) -> None:
             log.info("topic %s: %d objects deleted from the store", self._topic.name, objects)
+            assert self._erase_for is not None
+            self._erase_for.tell(Erased(self._topic))
             self.stop()
 
         def failed(error: BaseException) -> None:
-            self._erasing = self._stopped = False
-            self._failed("its objects were not deleted", error, lambda: self.on_erase(command))
+            self._erasing = False
+            self._failed("its objects were not deleted", error)
 
         self._do(lambda: erase(self._store, self._topic), erased, failed)
 
@@ -323,26 +385,26 @@ class Uploader(LoopActor):
         self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[BaseException], None]
     ) -> None:
         def ended(result: T | None, error: BaseException | None) -> None:
+            self._under_way -= 1
             if error is None:
                 done(result)  # type: ignore[arg-type]
             else:
                 failed(error)
+            if self._erase_for is not None:
+                self._erase()
 
+        self._under_way += 1
         self.offload(work, ended)
 
-    def _failed(self, what: str, error: BaseException, again: Callable[[], Any]) -> None:
+    def _failed(self, what: str, error: BaseException) -> None:
         self.failure = f"{what}: {error}"
-        if self._stopped:
+        if self._stopped is not None and self._erase_for is None:
             return
-        if isinstance(error, FencedError):
-            self._stopped = True
-            log.critical("topic %s: %s", self._topic.name, error)
-            if self._reply is not None:
-                self._reply.tell(Fenced(str(error)))
-            return
-        if isinstance(error, IsterError) and error.action == "stop":
-            self._stopped = True  # two truths about one thing: nobody may choose but a person
+        if isinstance(error, IsterError) and error.action == "stop" and self._erase_for is None:
+            # Fenced, or two truths about one thing: nobody may choose but a person.
+            self._stopped = error
             log.critical("uploads of topic %s stop: %s", self._topic.name, self.failure)
+            self._say_stopped()
             return
         if self._waiting:
             return
@@ -353,7 +415,7 @@ class Uploader(LoopActor):
 
         def resume() -> None:
             self._waiting = False
-            again()
+            self._go_on()
 
         self.call_later(wait_s, resume)
 

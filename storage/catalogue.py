@@ -59,6 +59,19 @@ INSERT INTO digest VALUES (0, 0);
 """
 
 
+# Topics that were deleted, until nothing of them is in the store; without it, they would come back from there.
+_ERASING: Final = """
+CREATE TABLE IF NOT EXISTS erasing (
+    name TEXT NOT NULL,
+    incarnation BLOB PRIMARY KEY,
+    dispatch TEXT NOT NULL,
+    durability TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    settings TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class TopicMeta:
     """What a topic was created with; `settings` holds plain JSON values."""
@@ -169,6 +182,10 @@ class Catalogue:
                 for table, rows in gone.items():
                     self._note(table, (), rows)
                 database.execute(statement, values)
+                stored = [row for row in gone.get("topics", ()) if row[2] == "reliable"]
+                for row in stored:
+                    database.execute(f"INSERT INTO erasing ({_TOPIC}) VALUES (?, ?, ?, ?, ?, ?)", row)
+                self._note("erasing", stored, ())
 
         try:
             delete()
@@ -184,13 +201,16 @@ class Catalogue:
         execute("PRAGMA foreign_keys = ON")
         (version,) = execute("PRAGMA user_version").fetchone()
         if version == 0:
-            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            self._database.executescript(
+                f"BEGIN; {_ERASING}; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
         elif version != SCHEMA_VERSION:
             raise StorageError(
                 f"the catalogue {self.path} has schema version {version}; this broker knows version {SCHEMA_VERSION}",
                 code="unsupported-version",
                 action="stop",
             )
+        execute(_ERASING)  # an older broker's file has none
         self._verify()
 
     def _verify(self) -> None:
@@ -200,7 +220,7 @@ class Catalogue:
             raise DamagedError(f"the catalogue {self.path} is damaged: {found}")
         rows = total = 0
         try:
-            for table, columns in (("topics", _TOPIC), ("subscriptions", _SUBSCRIPTION)):
+            for table, columns in (("topics", _TOPIC), ("subscriptions", _SUBSCRIPTION), ("erasing", _TOPIC)):
                 for row in self._database.execute(f"SELECT {columns} FROM {table}"):
                     rows, total = rows + 1, total + _digest(table, row)
         except (UnicodeDecodeError, OverflowError) as error:
@@ -316,6 +336,18 @@ class Catalogue:
             }
         self._delete("DELETE FROM topics WHERE name = ?", (name,), gone)
         return topic, subscriptions
+
+    def erasing(self) -> list[TopicMeta]:
+        """Return deleted topics whose objects may still be in the store. Raises StorageError."""
+        with self._guarded() as database:
+            return [_topic(row) for row in database.execute(f"SELECT {_TOPIC} FROM erasing ORDER BY name")]
+
+    def erased(self, incarnation: bytes) -> None:
+        """Note that nothing of a deleted topic is in the store any more. Raises StorageError."""
+        with self._changing() as database:
+            query = f"SELECT {_TOPIC} FROM erasing WHERE incarnation = ?"
+            self._note("erasing", (), database.execute(query, (incarnation,)).fetchall())
+            database.execute("DELETE FROM erasing WHERE incarnation = ?", (incarnation,))
 
     def create_subscription(self, subscription: SubscriptionMeta) -> None:
         """Add a subscription. Raises IsterError `subscription-exists` or `unknown-topic`, StorageError."""

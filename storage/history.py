@@ -11,6 +11,9 @@ The rule, position by position from the log's start:
 - A segment is read from the position on, which may lie inside it, up to its end or to where it is superseded.
 - The history ends where nothing covers the position. Segments that count and lie beyond that are **unjoined**: uploads
   of their writer that overtook an earlier one, or the sign of a loss. A reader must never jump to them.
+- An `f/` names in its metadata the claims (`void`) whose `f/` was not there when its writer listed: should one come
+  late, it does not count, for the writer has gone on from a history without it. Nothing of such an epoch ever counted:
+  its writer looks for newer claims before it counts anything.
 - A claim `e/` without its `f/` leaves the newest segments **undecided** until the `f/` is there: its writer has listed
   them, or has not.
 
@@ -107,6 +110,7 @@ def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
     """Return what the objects below a topic's prefix, in any order, hold of its history."""
     segments: list[StoredSegment] = []
     starts: list[tuple[int, int]] = []  # (start, epoch)
+    voids: dict[int, frozenset[int]] = {}
     trims: list[int] = []
     claimed = -1
     strange: list[str] = []
@@ -116,12 +120,15 @@ def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
             segments.append(segment)
         elif (begins := layout.parse_begins(listed.name)) is not None:
             starts.append((begins[1], begins[0]))
+            voids[begins[0]] = parse_void(listed.metadata)
         elif (trim := layout.parse_trimmed(listed.name)) is not None:
             trims.append(trim)
         elif (claim := layout.parse_epoch(listed.name)) is not None:
             claimed = max(claimed, claim)
         elif layout.parse_segment(listed.name) is not None:
             strange.append(listed.name)
+    void = voided(voids)
+    starts = [each for each in starts if each[1] not in void]
     owners = _owners(starts)
     if trims:
         start = max(trims)
@@ -143,6 +150,23 @@ def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
         tuple(sorted(strange + [segment.name for segment in rest if segment.name not in unjoined])),
         claimed if claimed > max((epoch for _, epoch in starts), default=-1) else None,
     )
+
+
+def parse_void(metadata: Mapping[str, str]) -> frozenset[int]:
+    """Return the epochs that the metadata of an `f/` says do not count."""
+    try:
+        return frozenset(int(epoch, 16) for epoch in metadata.get("void", "").split())
+    except ValueError:
+        return frozenset()
+
+
+def voided(voids: Mapping[int, frozenset[int]]) -> frozenset[int]:
+    """Return the epochs that do not count, by what each that has begun says of others: the newest first."""
+    found: set[int] = set()
+    for epoch in sorted(voids, reverse=True):
+        if epoch not in found:
+            found |= voids[epoch]
+    return frozenset(found)
 
 
 class _Owners:
@@ -213,4 +237,13 @@ def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Pi
         position = end
 
 
-__all__ = ["History", "Listed", "Piece", "StoredSegment", "plan_history", "stored_segment"]
+__all__ = [
+    "History",
+    "Listed",
+    "Piece",
+    "StoredSegment",
+    "parse_void",
+    "plan_history",
+    "stored_segment",
+    "voided",
+]

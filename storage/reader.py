@@ -275,6 +275,13 @@ class Reader:
             self.offset = at
         return found
 
+    def is_empty(self) -> bool:
+        """Say whether there is no segment at all."""
+        try:
+            return not self._bases()
+        except FileNotFoundError:
+            return True
+
     def _bases(self) -> list[int]:
         names = self._maps.disk.listdir(self.folder)
         return [base for name in names if (base := base_of(name)) is not None]

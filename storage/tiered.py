@@ -73,6 +73,11 @@ class TieredReader:
                 gone.first, gone.end = self.offset, self.start
                 raise gone from None
             return self._read_cache(min(durable_end, trimmed.end), bytes_max, records_max)
+        except (GapError, FileNotFoundError):
+            if self.offset < self.start or not self._log.is_empty():
+                raise
+            # It came back from the store, and has nothing of its own yet.
+            return self._read_cache(durable_end, bytes_max, records_max)
         self.from_store = False
         return records
 

@@ -10,19 +10,21 @@ epoch begins where the new writer's list ended.
 Invariants
 - an answer that was lost never makes two of one: what is there is compared with what we wanted to be there
 - a segment counts only after a look for a newer claim that found none
+- an epoch that has not begun when a newer one does never begins: the newer one's note says so
+- nobody claims a topic whose store holds other messages than the local log does at the same offsets
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.checksum import crc32c
-from storage.history import History, plan_history
+from storage.history import History, StoredSegment, parse_void, plan_history, stored_segment, voided
 from storage.segment import SegmentInfo
 from storage.store import ObjectStore
 from storage.tier import Layout, segment_metadata
@@ -45,30 +47,75 @@ class Claim:
     history: History
 
 
-def claim(store: ObjectStore, topic: TopicMeta, identity: str, begin: int = 0) -> Claim:
+def claim(
+    store: ObjectStore,
+    topic: TopicMeta,
+    identity: str,
+    begin: int = 0,
+    check: Callable[[History], None] = lambda _history: None,
+) -> Claim:
     """Claim the next epoch of a topic, and note where it begins; `identity` is this run's own, never used before.
 
-    `begin` is where the history begins if the store has nothing of it yet. Raises FencedError, StoreError.
+    `begin` is where the history begins if the store has nothing of it yet; `check` raises if the history is not one to
+    go on with, before anybody is fenced. Raises FencedError, StoreError.
     """
     layout = Layout(topic.name, topic.incarnation)
     enter_topic(store, topic)
-    epoch = list_history(store, layout).epoch + 1
+    before = list_history(store, layout)
+    check(before.history)
+    epoch = before.epoch + 1
     while not _claimed(store, layout, epoch, identity):
         epoch += 1
-    history, newest = list_history(store, layout)
+    history, newest, undecided = list_history(store, layout)
     if newest > epoch:
         raise FencedError(f"epoch {newest} of topic {topic.name!r} was claimed by another broker")
+    check(history)
     if not history.pieces and begin > history.end:
         history = History(begin, begin, ())
-    store.put_if_absent(layout.begins(epoch, history.end), b"", metadata={"id": identity})
+    about = {"id": identity}
+    if void := " ".join(f"{each:08x}" for each in undecided if each != epoch):
+        about["void"] = void
+    store.put_if_absent(layout.begins(epoch, history.end), b"", metadata=about)
     return Claim(epoch, history)
 
 
+def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], end: int) -> None:
+    """Raise FencedError if the store's history is not that of a local log whose sealed segments end at `end`.
+
+    `log` are sealed segments of it, any of them.
+    """
+    if history.end > end and history.end > history.start:
+        raise FencedError(
+            f"the store has topic {topic.name!r} up to offset {history.end}, the local log up to {end}: "
+            "another broker has gone on with it, or the local log has lost its end"
+        )
+    stored = {piece.segment.base: piece for piece in history.pieces}
+    for segment in log:
+        if segment.end <= history.start or segment.base >= history.end:
+            continue
+        piece = stored.get(segment.base)
+        if piece is None or piece.end != segment.end or not _same(piece.segment, segment):
+            raise FencedError(
+                f"offsets {segment.base} to {segment.end} of topic {topic.name!r} are other messages in the store than "
+                "in the local log: another broker has gone on with the topic"
+            )
+
+
+def _same(stored: StoredSegment, local: SegmentInfo) -> bool:
+    return (stored.end, stored.bytes, stored.first_timestamp_ms, stored.last_timestamp_ms) == (
+        local.end,
+        local.bytes,
+        local.first_timestamp_ms,
+        local.last_timestamp_ms,
+    )
+
+
 class Listed(NamedTuple):
-    """What a listing says: the history, and the newest epoch that anybody claimed, 0 for none."""
+    """What a listing says: the history, the newest epoch claimed (0: none), and those that have not begun."""
 
     history: History
     epoch: int
+    undecided: tuple[int, ...]
 
 
 def list_history(store: ObjectStore, layout: Layout) -> Listed:
@@ -76,11 +123,16 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
     objects = list(store.list(layout.segments))
     for kind in "eft":
         objects += store.list(f"{layout.prefix}{kind}/")
-    epochs = [0]
+    claims: set[int] = set()
+    voids: dict[int, frozenset[int]] = {}
     for info in objects:
-        begins = layout.parse_begins(info.name)
-        epochs.append(layout.parse_epoch(info.name) or (0 if begins is None else begins[0]))
-    return Listed(plan_history(layout, objects), max(epochs))
+        if (begins := layout.parse_begins(info.name)) is not None:
+            voids[begins[0]] = parse_void(info.metadata)
+        elif (epoch := layout.parse_epoch(info.name)) is not None:
+            claims.add(epoch)
+    undecided = claims - voids.keys() - voided(voids)
+    newest = max((*claims, *voids), default=0)
+    return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)))
 
 
 def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str) -> bool:
@@ -113,7 +165,8 @@ def put_segment(
         found = store.head(name)
         if found is None:
             raise StoreError(f"object {name} was there, and is gone")
-        if found.size != segment.bytes or found.metadata.get("next") != str(segment.end):
+        own = (str(segment.end), identity)
+        if found.size != segment.bytes or (found.metadata.get("next"), found.metadata.get("id")) != own:
             raise StoreError(
                 f"object {name} has {found.size} bytes up to offset {found.metadata.get('next')}, "
                 f"our segment {segment.bytes} bytes up to {segment.end}",
@@ -123,15 +176,19 @@ def put_segment(
     check_fence(store, topic, epoch)
 
 
-def trim(store: ObjectStore, topic: TopicMeta, history: History, point: int) -> int:
-    """Drop what lies wholly below `point`: the boundary first, then the objects, oldest first; return how many."""
+def trim(store: ObjectStore, topic: TopicMeta, epoch: int, point: int) -> int:
+    """Drop what lies wholly below `point`: the boundary first, then the objects, oldest first; return how many.
+
+    That is also what a trim before this one left, and what was superseded. Raises FencedError, StoreError.
+    """
     layout = Layout(topic.name, topic.incarnation)
+    check_fence(store, topic, epoch)
     store.put_if_absent(layout.trimmed(point), b"")
     dropped = 0
-    for piece in history.pieces:
-        if piece.end > point:
-            break
-        dropped += store.delete(piece.segment.name)
+    for info in list(store.list(layout.segments)):
+        segment = stored_segment(layout, info)
+        if segment is not None and segment.end <= point:
+            dropped += store.delete(info.name)
     for info in list(store.list(f"{layout.prefix}t/")):
         older = layout.parse_trimmed(info.name)
         if older is not None and older < point:
@@ -149,7 +206,7 @@ def enter_topic(store: ObjectStore, topic: TopicMeta) -> None:
         raise StoreError(
             f"the store has another topic {topic.name!r}, of incarnation {found.incarnation.hex()}",
             code="topic-exists",
-            action="stop",
+            action="retry",  # it may just be being deleted
         )
 
 

@@ -24,12 +24,15 @@ from actors.envelope import open_mail, seal_mail
 from actors.loop import Call, Scheduler
 from actors.process import BROKER, NodeDown, NodeUp
 from actors.runtime import Address, LoopActor, Ref, System
-from actors.worker import Worker, WorkerSettings
+from actors.tier import spawn_tier
+from actors.worker import TIER, Worker, WorkerSettings
 from ister.settings import Settings, load_settings
 from storage.catalogue import Catalogue
 from storage.disk import Disk
 from storage.reader import SegmentMaps
 from storage.simulated import SimulatedDisk
+from storage.store import FolderStore, ObjectStore
+from tests.faultystore import FaultyStore
 from tests.raw_client import Frame, Speaker
 from transport.gateway import Gateway, GatewayCounts
 from transport.session import SessionLimits, Sessions
@@ -288,6 +291,8 @@ class Stage:
         self.expects_failures = False
         self.clients: list[StagedClient] = []
         self.endpoints = [f"tcp://worker-{number}" for number in range(workers)]
+        self.store: FaultyStore | None = None
+        self.waits_for_store = False
         self.catalogue = Catalogue(str(folder / "catalogue.sqlite"))
         self._start_directory()
         for number in range(workers):
@@ -312,6 +317,7 @@ class Stage:
             self.catalogue,
             endpoints=self.endpoints,
             describe_broker=lambda: {"node": BROKER, "role": "broker"},
+            waits_for_store=self.waits_for_store,
         )
 
     def start(self, number: int) -> None:
@@ -351,6 +357,30 @@ class Stage:
                 up = node_of(other)
                 worker.frontend.ref.tell(NodeUp(up, self.mail[up].boot, 1, self.endpoints[other]))
 
+    # ---- the tier -----------------------------------------------------------------------------------------------
+
+    def start_tier(self) -> FaultyStore:
+        """Start the tier, whose store lies on the same disk, and return the store: it can be made to fail."""
+        if self.store is None:
+            self.store = FaultyStore(FolderStore("/store", cast(Disk, self.disk)))
+        system = self._system(TIER)
+        self.disk.makedirs("/data")
+        spawn_tier(system, cast(ObjectStore, self.store), cast(Disk, self.disk), "/data", self.settings.tier)
+        self._tell_all(NodeUp(TIER, self.mail[TIER].boot, 1, ""))
+        self.loop.settle()
+        return self.store
+
+    def kill_tier(self) -> None:
+        """Kill the tier as SIGKILL does; what its threads were doing is not done."""
+        system = self.systems.pop(TIER)
+        del self.mail[TIER]
+        for path in system.paths():
+            actor = system.find(path)
+            assert actor is not None
+            actor.inbox.close()
+            system.unregister(actor)
+        self._tell_all(NodeDown(TIER, 0, "killed"))
+
     def _tell_all(self, change: NodeUp | NodeDown) -> None:
         self.systems[BROKER].ref(BROKER, DIRECTORY_PATH).tell(change)
         for worker in self.workers.values():
@@ -381,6 +411,9 @@ class Stage:
 
     def restart(self, workers: int, *, in_order: bool = False) -> None:
         """End the whole broker, and start it with so many workers on the same data."""
+        had_tier = TIER in self.systems
+        if had_tier:
+            self.kill_tier()
         for number in list(self.workers):
             (self.stop if in_order else self.kill)(number)
         self.systems[BROKER].stop_all()
@@ -389,6 +422,8 @@ class Stage:
         self._start_directory()
         for number in range(workers):
             self.start(number)
+        if had_tier:
+            self.start_tier()
         self.loop.settle()
 
     # ---- mail ---------------------------------------------------------------------------------------------------
@@ -476,6 +511,8 @@ class Stage:
 
     def close(self) -> None:
         """End everything; an actor that failed unexpectedly fails the test."""
+        if TIER in self.systems:
+            self.systems[TIER].stop_all()
         for number in list(self.workers):
             self.systems[node_of(number)].stop_all()
         self.systems[BROKER].stop_all()

@@ -1,0 +1,709 @@
+"""The cloud tier on the stage: a whole broker with its tier, a store that fails, and crashes between any two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from ister.errors import StoreError
+from ister.wire import Key, Type
+from storage.disk import Disk
+from storage.simulated import SimulatedDisk
+from storage.store import FolderStore
+from storage.tier import Layout
+from storage.upload import claim, list_history, read_cursors
+from tests.faultystore import FaultyStore
+from tests.stage import Stage, StagedClient
+
+SMALL = {
+    "protocol__message_bytes_max": 110_000,
+    "protocol__batch_bytes_max": 110_000,
+    "protocol__session_timeout_ms": 600_000,
+    "log__segment_bytes_max": 1_200_000,
+    "log__segment_age_ms_max": 1_000,
+    "log__local_bytes": 0,
+    "tier__cursor_upload_ms": 500,
+}
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture
+def cloud(make_stage: MakeStage) -> Stage:
+    """A broker of two workers with its tier, small segments, and no more of its log than must be local."""
+    stage = make_stage(**SMALL)
+    stage.start_tier()
+    return stage
+
+
+def create(stage: Stage, topic: str = "orders", **settings: Any) -> StagedClient:
+    """Create a topic and open it, as handle 1 of producer 7."""
+    stage.client().request("topic.create", topic=topic, **settings)
+    return producer(stage, topic)
+
+
+def producer(stage: Stage, topic: str = "orders", number: int = 7, sequence: int = 0) -> StagedClient:
+    """Open a topic for publishing, as handle 1."""
+    client = stage.at_topic(topic)
+    opened = client.open_producer(1, topic, number, sequence)
+    assert opened.kind == Type.OPENED, opened.header
+    client.sequence = sequence
+    return client
+
+
+def payload(number: int) -> bytes:
+    """Return what message `number` holds."""
+    return b"%06d" % number + b"x" * 9_994
+
+
+def publish(client: StagedClient, first: int, count: int, *, each: int = 5) -> None:
+    """Publish messages in batches, and wait for their receipts."""
+    for start in range(first, first + count, each):
+        client.publish(1, start, *map(payload, range(start, min(start + each, first + count))))
+        assert client.receipt(1) == [(start, start)]
+
+
+def fill(client: StagedClient, stage: Stage, first: int, count: int) -> None:
+    """Publish messages, and let them be sealed, uploaded and trimmed."""
+    publish(client, first, count)
+    stage.advance(4)
+
+
+def shown(stage: Stage, topic: str = "orders") -> dict[str, Any]:
+    """Return what the broker says of a topic."""
+    body = stage.client().request("topic.show", topic=topic)
+    assert isinstance(body, dict)
+    return body
+
+
+def consumer(stage: Stage, subscription: str = "s", topic: str = "orders", **options: Any) -> StagedClient:
+    """Open a consumer, as handle 1."""
+    client = stage.at_subscription(topic, subscription)
+    opened = client.open_consumer(1, topic, subscription, **options)
+    assert opened.kind == Type.OPENED, opened.header
+    return client
+
+
+def expect_messages(client: StagedClient, first: int, end: int, timeout_s: float = 30.0) -> None:
+    """Take deliveries: exactly these, in order, each once; acknowledges them."""
+    at = first
+    client.patience_s = timeout_s
+    while at < end:
+        for offset, found in client.deliveries(1, 1):
+            assert (offset, found) == (at, payload(at))
+            at += 1
+        client.ack(1, (first, at), confirm=False)
+        client.credit(1, 1000)
+    assert at == end
+
+
+def objects(stage: Stage, part: str = "") -> list[str]:
+    """Return the names of the objects in the store."""
+    assert stage.store is not None
+    return [info.name for info in stage.store.store.list("v1/") if part in info.name]
+
+
+# ---- the seam --------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_goes_from_the_store_to_the_log_to_what_is_new(cloud: Stage) -> None:
+    """What was uploaded and trimmed, what is local, and what comes live join, each message once, and are counted."""
+    client = create(cloud)
+    fill(client, cloud, 0, 1500)
+    publish(client, 1500, 100)
+    told = shown(cloud)
+    assert told["start_offset"] == 0 < told["local_start"] <= told["uploaded_end"]
+    reader = consumer(cloud)
+    expect_messages(reader, 0, 1600)
+    publish(client, 1600, 20)
+    expect_messages(reader, 1600, 1620)
+    counts = cloud.client().request("subscription.show", topic="orders", subscription="s")
+    assert counts["from_store"] == told["local_start"]
+    assert counts["from_live"] == 20
+    assert counts["from_store"] + counts["from_log"] + counts["from_live"] == 1620
+
+
+def test_what_is_sealed_uploaded_and_trimmed_under_a_slow_reader_is_not_missed(cloud: Stage) -> None:
+    """A reader that takes ten messages at a time, while the log is cut behind and before it, gets every one once."""
+    client = create(cloud)
+    publish(client, 0, 100)
+    reader = consumer(cloud, messages=10)
+    taken = 0
+    for round_ in range(12):
+        publish(client, 100 + round_ * 100, 100)
+        for _ in range(3):
+            for offset, found in reader.deliveries(1, 10):
+                assert (offset, found) == (taken, payload(taken))
+                taken += 1
+            reader.ack(1, (0, taken), confirm=False)
+            reader.credit(1, 10)
+        cloud.advance(1.5)
+    assert shown(cloud)["local_start"] > taken
+    reader.credit(1, 10_000, 1 << 24)
+    while taken < 1300:
+        for offset, found in reader.deliveries(1, 1, 30):
+            assert (offset, found) == (taken, payload(taken))
+            taken += 1
+
+
+def test_a_reader_at_the_seam_does_not_wait_for_an_old_listing(cloud: Stage) -> None:
+    """What was uploaded and trimmed after the Fetcher listed the topic is brought back within a second or two."""
+    client = create(cloud)
+    fill(client, cloud, 0, 400)
+    reader = consumer(cloud)
+    expect_messages(reader, 0, shown(cloud)["local_start"])
+    reader.disconnect()
+    second = consumer(cloud, "slow", messages=10)
+    begun = cloud.clock.now_s
+    fill(client, cloud, 400, 600)
+    assert shown(cloud)["local_start"] > 900
+    second.deliveries(1, 10)
+    second.credit(1, 2000, 1 << 24)
+    at = 10
+    while at < 1000:
+        for offset, _ in second.deliveries(1, 1, 30):
+            assert offset == at
+            at += 1
+    assert cloud.clock.now_s - begun < 4 + 3
+
+
+# ---- durability cloud ------------------------------------------------------------------------------------------
+
+
+def test_with_durability_cloud_nothing_is_said_before_it_is_in_the_store(cloud: Stage) -> None:
+    """Receipt and dispatch follow the upload, within the linger; while the store is away there are none."""
+    assert cloud.store is not None
+    client = create(cloud, durability="cloud")
+    reader = consumer(cloud)
+    cloud.store.away()
+    client.publish(1, 0, payload(0))
+    client.patience_s = 0
+    assert client.silent(5)
+    assert reader.silent(5)
+    cloud.store.back()
+    client.patience_s = 60
+    assert client.receipt(1) == [(0, 0)]
+    expect_messages(reader, 0, 1)
+    begun = cloud.clock.now_s
+    client.publish(1, 1, payload(1))
+    assert client.receipt(1) == [(1, 1)]
+    assert 0.2 < cloud.clock.now_s - begun < 0.4
+    assert list_history(cloud.store, layout(cloud)).history.end == 2
+
+
+def layout(stage: Stage, topic: str = "orders") -> Layout:
+    """Return the names of a topic's objects."""
+    meta = stage.catalogue.get_topic(topic)
+    return Layout(meta.name, meta.incarnation)
+
+
+def test_a_duplicate_of_what_is_uploaded_gets_its_receipt(cloud: Stage) -> None:
+    """A batch that is sent again after its upload is answered, and seals nothing."""
+    client = create(cloud, durability="cloud")
+    publish(client, 0, 10)
+    before = objects(cloud, "/s/")
+    again = producer(cloud, sequence=0)
+    again.publish(1, 0, *map(payload, range(5)))
+    assert again.receipt(1) == [(0, 0)]
+    cloud.advance(5)
+    assert objects(cloud, "/s/") == before
+
+
+# ---- a store that is away --------------------------------------------------------------------------------------
+
+
+def test_producers_of_a_topic_on_disk_notice_nothing_of_a_store_that_is_away(cloud: Stage) -> None:
+    """With durability fsync receipts go on, tries become rare, and all is uploaded soon after the store is back."""
+    assert cloud.store is not None
+    client = create(cloud)
+    cloud.store.away()
+    cloud.store.calls.clear()
+    publish(client, 0, 500)
+    cloud.advance(600)
+    assert 5 < len(cloud.store.calls) < 100
+    publish(client, 500, 500)
+    cloud.advance(5)
+    assert shown(cloud)["uploaded_end"] == 0
+    cloud.store.back()
+    cloud.advance(61)
+    assert shown(cloud)["uploaded_end"] == 1000
+    expect_messages(consumer(cloud), 0, 1000)
+
+
+def test_a_log_too_far_ahead_of_the_store_refuses_and_comes_back(make_stage: MakeStage) -> None:
+    """Beyond behind_bytes_max of bytes not uploaded a publish is refused with `store-behind`, and later taken."""
+    stage = make_stage(**{**SMALL, "log__behind_bytes_max": 16 << 20})
+    store = stage.start_tier()
+    client = create(stage)
+    store.away()
+    body = [b"y" * 60_000]
+    sequence, refused = 0, None
+    while refused is None:
+        client.publish(1, sequence, *body)
+        frame = client.expect(Type.RECEIPT, Type.ERROR)
+        refused = frame if frame.kind == Type.ERROR else None
+        sequence += 1
+        assert sequence < 400
+    assert refused.header[Key.CODE] == "store-behind"
+    assert (16 << 20) / 60_000 < sequence < (17.5 * (1 << 20)) / 60_000
+    store.back()
+    stage.advance(120)
+    again = producer(stage, sequence=sequence - 1)
+    again.publish(1, sequence - 1, *body)
+    assert again.receipt(1) == [(sequence - 1, sequence - 1)]
+
+
+def test_many_small_segments_are_not_taken_for_big_ones(make_stage: MakeStage) -> None:
+    """What waits for the store is counted in bytes: a slow topic's hours of outage are not refused."""
+    stage = make_stage(**{**SMALL, "log__behind_bytes_max": 16 << 20})
+    store = stage.start_tier()
+    client = create(stage)
+    publish(client, 0, 10)
+    store.away()
+    for number in range(100):
+        publish(client, 10 + number, 1)
+        stage.advance(2)
+    assert shown(stage)["segments"] > 64
+
+
+@pytest.mark.parametrize("operation", ["put_if_absent", "put_file_if_absent"])
+@pytest.mark.parametrize("part", ["/e/", "/f/", "/s/", "topics/"])
+def test_an_answer_that_was_lost_makes_no_second_message(cloud: Stage, operation: str, part: str) -> None:
+    """Whatever write was done without an answer, the history has each message once."""
+    assert cloud.store is not None
+    cloud.store.lose_answer(operation, part)
+    client = create(cloud, durability="cloud")
+    client.patience_s = 60
+    publish(client, 0, 30)
+    told = list_history(cloud.store, layout(cloud)).history
+    assert (told.start, told.end, told.unjoined) == (0, 30, ())
+    expect_messages(consumer(cloud), 0, 30)
+
+
+# ---- crashes of the tier ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("at", range(12))
+def test_a_tier_killed_at_any_step_loses_and_doubles_nothing(cloud: Stage, at: int, before: bool) -> None:
+    """Killed before or after its nth call to the store, the next tier goes on: receipts come, each message once."""
+    store = cloud.store
+    assert store is not None
+    client = create(cloud, durability="cloud")
+    publish(client, 0, 10)
+    cloud.kill_tier()
+    calls = 0
+    killed: list[str] = []
+
+    def hook(operation: str, name: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > at:
+            killed.append(f"{operation} {name}")
+            raise StoreError("killed")
+
+    if before:
+        store.before = hook
+    else:
+        store.after = hook
+    client.publish(1, 10, *map(payload, range(10, 20)))
+    cloud.start_tier()
+    for _ in range(100):
+        if killed:
+            break
+        cloud.advance(0.05)
+    assert killed
+    cloud.kill_tier()
+    store.back()
+    cloud.start_tier()
+    client.patience_s = 60
+    assert client.receipt(1) == [(10, 10)]
+    publish(client, 20, 10)
+    told = list_history(store, layout(cloud)).history
+    assert (told.start, told.end, told.unjoined) == (0, 30, ())
+    expect_messages(consumer(cloud), 0, 30)
+
+
+def test_a_reader_does_not_wait_half_a_minute_for_a_tier_that_was_killed(cloud: Stage) -> None:
+    """What was asked of a tier that died is asked of the next one as soon as it is there."""
+    client = create(cloud)
+    fill(client, cloud, 0, 1000)
+    cloud.loop.holds_work = True
+    reader = cloud.at_subscription("orders", "s")
+    reader.say_open_consumer(1, "orders", "s")
+    cloud.settle()
+    while cloud.loop.work and "get" not in {call[0] for call in cloud.store.calls}:  # type: ignore[union-attr]
+        cloud.loop.do_work()
+        cloud.settle()
+    cloud.loop.holds_work = False
+    cloud.kill_tier()
+    cloud.loop.work.clear()
+    cloud.start_tier()
+    begun = cloud.clock.now_s
+    expect_messages(reader, 0, 1000)
+    assert cloud.clock.now_s - begun < 3
+
+
+# ---- two brokers -----------------------------------------------------------------------------------------------
+
+
+def test_a_fenced_topic_refuses_and_says_why_as_often_as_it_is_asked(cloud: Stage) -> None:
+    """Once another writer has the topic, publishing fails with `fenced`, also after the worker was started again."""
+    store = cloud.store
+    assert store is not None
+    client = create(cloud, durability="cloud")
+    publish(client, 0, 10)
+    meta = cloud.catalogue.get_topic("orders")
+    claim(store, meta, "somebody else")
+    client.publish(1, 10, payload(10))
+    refused = client.expect(Type.ERROR, Type.RECEIPT)
+    assert (refused.kind, refused.header[Key.CODE]) == (Type.ERROR, "fenced")
+    told = list_history(store, layout(cloud)).history
+    assert (told.start, told.end) == (0, 10)
+    number = cloud.worker_at(shown(cloud)["endpoint"])
+    cloud.kill(number)
+    cloud.start(number)
+    cloud.settle()
+    cloud.client(number).open_producer(1, "orders", 7, 0)
+    cloud.settle()
+    assert shown(cloud)["failure"] is not None
+
+
+def two_brokers(make_stage: MakeStage) -> tuple[Stage, Stage]:
+    """Return a broker with ten messages in the store, and one that took the topic over from there alone."""
+    first = make_stage(**SMALL)
+    store = first.start_tier()
+    publish(create(first, durability="cloud"), 0, 10)
+    second = make_stage(**SMALL)
+    second.store = FaultyStore(store.store, cast(Disk, second.disk))
+    second.start_tier()
+    return first, second
+
+
+def test_a_broker_that_comes_back_does_not_take_a_topic_that_went_on_elsewhere(make_stage: MakeStage) -> None:
+    """Started again with a log that went another way, it claims nothing, refuses, and leaves the owner alone."""
+    first, second = two_brokers(make_stage)
+    mine = second.at_topic("orders")
+    mine.open_producer(1, "orders", 8)
+    mine.publish(1, 0, *[b"second"] * 5)
+    mine.patience_s = 60
+    assert mine.receipt(1) == [(0, 10)]
+    old = producer(first, number=9)
+    old.publish(1, 0, *[b"stale"] * 5)
+    assert old.expect(Type.ERROR, Type.RECEIPT).kind == Type.ERROR
+    for _ in range(2):
+        first.restart(2)
+        back = first.at_topic("orders")
+        first.advance(5)
+        back.open_producer(1, "orders", 9, 0)
+        back.publish(1, 0, *[b"stale"] * 5)
+        first.advance(5)
+        refused = back.expect(Type.ERROR, Type.RECEIPT)
+        assert refused.kind == Type.ERROR, refused.header
+    mine.publish(1, 5, *[b"second"] * 5)
+    assert mine.receipt(1) == [(5, 15)]
+    reader = consumer(second)
+    assert [found for _, found in reader.deliveries(1, 20)] == [payload(n) for n in range(10)] + [
+        b"second"
+    ] * 10
+
+
+# ---- cursors and recovery --------------------------------------------------------------------------------------
+
+
+def lose_disk(stage: Stage) -> None:
+    """Lose everything local, and start again with the store alone."""
+    assert stage.store is not None
+    old = stage.store.store
+    assert isinstance(old, FolderStore)
+    copied = SimulatedDisk()
+    copied.makedirs("/data")
+    stage.store = FaultyStore(old, cast(Disk, copied))  # the store's own disk is still there
+    stage.disk = copied
+    stage.catalogue.close()
+    (stage.folder / "catalogue.sqlite").unlink()
+    for name in ("catalogue.sqlite-wal", "catalogue.sqlite-shm"):
+        (stage.folder / name).unlink(missing_ok=True)
+    stage.waits_for_store = True
+
+
+def test_all_comes_back_from_the_store_alone(cloud: Stage) -> None:
+    """With the disk gone, topics, cursors and messages are back, and offsets go on where the store ends."""
+    client = create(cloud)
+    fill(client, cloud, 0, 500)
+    half = consumer(cloud, "half")
+    taken = half.deliveries(1, 100)
+    half.ack(1, (0, 100))
+    assert taken[0][0] == 0
+    cloud.advance(3)
+    lose_disk(cloud)
+    cloud.restart(2)
+    shown(cloud)
+    cloud.advance(1)
+    told = shown(cloud)
+    assert (told["start_offset"], told["next_offset"]) == (0, 500)
+    expect_messages(consumer(cloud, "half"), 100, 500)
+    again = producer(cloud, number=8)
+    again.publish(1, 0, payload(500))
+    assert again.receipt(1) == [(0, 500)]
+    expect_messages(consumer(cloud, "new"), 0, 501)
+
+
+def test_a_new_reader_of_a_restored_topic_does_not_begin_at_the_local_log(cloud: Stage) -> None:
+    """While the store is slow, `earliest` waits for it: what is in the store alone is not skipped."""
+    fill(create(cloud), cloud, 0, 500)
+    lose_disk(cloud)
+    cloud.restart(2)
+    cloud.kill_tier()
+    cloud.restart(2)
+    reader = cloud.at_subscription("orders", "new")
+    reader.say_open_consumer(1, "orders", "new")
+    cloud.advance(3)
+    cloud.start_tier()
+    expect_messages(reader, 0, 500)
+
+
+def test_no_topic_is_created_before_the_store_has_said_what_it_has(cloud: Stage) -> None:
+    """On a new disk a topic that the store may have is not made anew: that would hide the old one for good."""
+    fill(create(cloud), cloud, 0, 100)
+    lose_disk(cloud)
+    cloud.kill_tier()
+    cloud.restart(2)
+    answer = cloud.client().ask("topic.create", topic="orders")
+    assert answer.header[Key.CODE] == "unavailable"
+    cloud.start_tier()
+    assert shown(cloud)["next_offset"] == 100
+
+
+# ---- the end of topics and subscriptions -----------------------------------------------------------------------
+
+
+def test_a_deleted_topic_leaves_nothing_and_stays_deleted(cloud: Stage) -> None:
+    """Its objects go, and neither another tier nor another broker brings it back."""
+    fill(create(cloud), cloud, 0, 300)
+    consumer(cloud).ack(1, (0, 10))
+    cloud.advance(2)
+    assert objects(cloud)
+    cloud.client().request("topic.delete", topic="orders")
+    cloud.advance(2)
+    assert objects(cloud) == []
+    cloud.restart(2)
+    assert cloud.client().request("topic.list")["topics"] == []
+
+
+def test_a_topic_deleted_while_no_tier_is_there_does_not_come_back(cloud: Stage) -> None:
+    """The deletion is remembered until the store has carried it out, also over a restart."""
+    fill(create(cloud), cloud, 0, 300)
+    cloud.kill_tier()
+    cloud.client().request("topic.delete", topic="orders")
+    cloud.advance(2)
+    cloud.restart(2)
+    assert objects(cloud)
+    cloud.start_tier()
+    cloud.advance(2)
+    assert cloud.client().request("topic.list")["topics"] == []
+    assert objects(cloud) == []
+    assert cloud.catalogue.erasing() == []
+
+
+def test_a_topic_deleted_while_it_is_claimed_leaves_nothing(cloud: Stage) -> None:
+    """What is on its way to the store when a topic is deleted is not there afterwards."""
+    cloud.loop.holds_work = True
+    cloud.client().request("topic.create", topic="orders")
+    cloud.settle()
+    cloud.client().say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: 99,
+            Key.OPERATION: "topic.delete",
+            Key.ARGUMENTS: {"topic": "orders"},
+        }
+    )
+    cloud.settle()
+    while len(cloud.loop.work) > 1:  # what was begun last is done first
+        cloud.loop.work.rotate(1)
+        cloud.loop.do_work()
+        cloud.settle()
+    cloud.loop.holds_work = False
+    cloud.advance(5)
+    assert objects(cloud) == []
+
+
+def test_deletion_outlasts_a_store_that_is_away(cloud: Stage) -> None:
+    """An erasure that failed is tried again, and nothing is uploaded of the topic meanwhile."""
+    assert cloud.store is not None
+    client = create(cloud)
+    fill(client, cloud, 0, 300)
+    publish(client, 300, 10)
+    cloud.store.away()
+    cloud.advance(3)
+    cloud.client().request("topic.delete", topic="orders")
+    cloud.advance(30)
+    cloud.store.back()
+    cloud.advance(120)
+    assert objects(cloud) == []
+
+
+def test_a_topic_made_anew_never_mixes_with_the_old_one(cloud: Stage) -> None:
+    """Deleted and created at once under the same name, it has its own messages alone, and they are uploaded."""
+    fill(create(cloud), cloud, 0, 300)
+    cloud.loop.holds_work = True
+    asked = cloud.client()
+    asked.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: 98,
+            Key.OPERATION: "topic.delete",
+            Key.ARGUMENTS: {"topic": "orders"},
+        }
+    )
+    cloud.settle()
+    asked.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: 99,
+            Key.OPERATION: "topic.create",
+            Key.ARGUMENTS: {"topic": "orders"},
+        }
+    )
+    cloud.settle()
+    while cloud.loop.work:
+        cloud.loop.work.rotate(1)
+        cloud.loop.do_work()
+        cloud.settle()
+    cloud.loop.holds_work = False
+    cloud.advance(2)
+    client = producer(cloud)
+    for number in range(3):
+        client.publish(1, number, b"new")
+        assert client.receipt(1) == [(number, number)]
+    cloud.advance(60)
+    assert shown(cloud)["uploaded_end"] == 3
+    assert [found for _, found in consumer(cloud).deliveries(1, 3)] == [b"new"] * 3
+
+
+def test_a_subscription_made_anew_keeps_its_own_cursor_in_the_store(cloud: Stage) -> None:
+    """Forgetting a deleted one comes before storing what has its name now, and is tried again until it is done."""
+    assert cloud.store is not None
+    client = create(cloud)
+    fill(client, cloud, 0, 100)
+    consumer(cloud).ack(1, (0, 100))
+    cloud.advance(3)
+    assert objects(cloud, "/c/")
+    cloud.store.away()
+    cloud.client().request("subscription.delete", topic="orders", subscription="s")
+    cloud.advance(3)
+    cloud.store.back()
+    cloud.advance(60)
+    assert objects(cloud, "/c/") == []
+    consumer(cloud).ack(1, (0, 50))
+    cloud.advance(3)
+    ((meta, _),) = read_cursors(cloud.store, cloud.catalogue.get_topic("orders"))
+    assert meta == cloud.catalogue.get_subscription("orders", "s")
+
+
+# ---- retention -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_retention_cuts_the_store_and_a_crash_in_between_leaves_nothing(cloud: Stage, at: int) -> None:
+    """The boundary is written before anything goes; killed at any deletion, the next tier deletes the rest."""
+    assert cloud.store is not None
+    client = create(cloud, retention_ms=60_000)
+    fill(client, cloud, 0, 300)
+    fill(client, cloud, 300, 300)
+    deletions: list[str] = []
+
+    def hook(operation: str, name: str) -> None:
+        if operation == "delete" and "/s/" in name:
+            assert objects(cloud, "/t/")
+            deletions.append(name)
+            if len(deletions) >= at:
+                raise StoreError("killed")
+
+    cloud.store.before = hook
+    publish(client, 600, 10)
+    for _ in range(100):
+        cloud.advance(1)
+        if len(deletions) >= at:
+            break
+    cloud.kill_tier()
+    cloud.store.back()
+    cloud.start_tier()
+    fill(client, cloud, 610, 10)
+    cloud.advance(70)
+    told = list_history(cloud.store, layout(cloud)).history
+    assert told.start >= 600
+    assert [name for name in objects(cloud, "/s/") if name not in {p.segment.name for p in told.pieces}] == []
+    assert len(objects(cloud, "/t/")) == 1
+
+
+def test_a_reader_below_what_retention_took_goes_on_behind_it(cloud: Stage) -> None:
+    """A slow reader whose messages retention took from the store is told, and goes on; it is not stopped."""
+    client = create(cloud, retention_ms=20_000)
+    fill(client, cloud, 0, 300)
+    reader = consumer(cloud, messages=10)
+    reader.deliveries(1, 10)
+    cloud.advance(60)
+    publish(client, 300, 10)
+    cloud.advance(30)
+    reader.credit(1, 1000)
+    offsets = [offset for offset, _ in reader.deliveries(1, 10)]
+    start = shown(cloud)["start_offset"]
+    assert start > 10
+    assert offsets[-1] < 310
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_bounded_and_a_reader_survives_eviction(make_stage: MakeStage) -> None:
+    """With room for two segments, readers of different places still get everything, and no more is kept."""
+    stage = make_stage(**{**SMALL, "tier__cache_bytes_max": 16 << 20})
+    stage.start_tier()
+    client = create(stage)
+    fill(client, stage, 0, 3000)
+    readers = [consumer(stage, f"s{number}", messages=50) for number in range(3)]
+    at = [0, 0, 0]
+    while min(at) < 2900:
+        for number, reader in enumerate(readers):
+            for _ in range(number + 1):
+                if at[number] >= 2900:
+                    continue
+                for offset, found in reader.deliveries(1, 1, 60):
+                    assert (offset, found) == (at[number], payload(at[number]))
+                    at[number] += 1
+                reader.credit(1, 50)
+        size = sum(
+            stage.disk.size(f"/data/cache/{folder}/{name}")
+            for folder in stage.disk.listdir("/data/cache")
+            for name in stage.disk.listdir(f"/data/cache/{folder}")
+        )
+        assert size <= (16 << 20) + 1_200_000
+
+
+@pytest.mark.parametrize("damage", ["bytes", "frames"])
+def test_a_damaged_object_stops_its_readers_and_says_so(cloud: Stage, damage: str) -> None:
+    """What the store cannot give whole is asked for a few times, not for ever; the reader is told, and waits."""
+    assert cloud.store is not None
+    client = create(cloud)
+    fill(client, cloud, 0, 600)
+    name = objects(cloud, "/s/")[0]
+    path = f"/store/{name}"
+    whole = bytearray(cloud.disk.read(path))
+    whole[len(whole) // 2] ^= 0x10
+    info = cloud.store.head(name)
+    cloud.store.store.delete(name)
+    cloud.store.store.put_if_absent(name, bytes(whole), metadata=info.metadata)
+    if damage == "bytes":
+        inode = cloud.disk.open(path)
+        inode.pwritev((b"\xff",), 1000)
+        inode.close()
+    cloud.store.calls.clear()
+    reader = consumer(cloud)
+    cloud.advance(30)
+    notice = reader.expect(Type.EVENT)
+    assert notice.header[Key.CODE] == "log-damaged"
+    cloud.advance(60)
+    assert len([call for call in cloud.store.calls if call[0] == "get"]) < 10

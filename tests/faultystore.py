@@ -1,0 +1,103 @@
+"""An object store that fails as a test says: before a call, or after it was done and its answer is lost.
+
+Says what was asked of it in `calls`, as (operation, name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ister.errors import StoreError
+from storage.disk import Disk
+from storage.store import ObjectStore
+
+Hook = Callable[[str, str], None]
+
+
+def nothing(_operation: str, _name: str) -> None:
+    """Do no harm."""
+
+
+class FaultyStore:
+    """A store before another one: `before` and `after` each call may raise."""
+
+    def __init__(self, store: ObjectStore, disk: Disk | None = None) -> None:
+        """Stand before `store`; files to upload lie on `disk`, if that is another than the store's own."""
+        self.store = store
+        self.disk = disk
+        self.before: Hook = nothing
+        self.after: Hook = nothing
+        self.calls: list[tuple[str, str]] = []
+
+    def away(self) -> None:
+        """From now on fail every call."""
+
+        def fail(operation: str, name: str) -> None:
+            raise StoreError(f"the store is away: {operation} {name}")
+
+        self.before = fail
+
+    def back(self) -> None:
+        """From now on do what is asked."""
+        self.before = self.after = nothing
+
+    def lose_answer(self, operation: str, part: str) -> None:
+        """Do the next such call on a name that contains `part`, and let its answer be lost."""
+
+        def fail(done: str, name: str) -> None:
+            if done.startswith(operation) and part in name:
+                self.after = nothing
+                raise StoreError(f"the answer to {done} {name} is lost")
+
+        self.after = fail
+
+    def _do(self, operation: str, name: str, *given: Any, **more: Any) -> Any:
+        self.calls.append((operation, name))
+        self.before(operation, name)
+        answer = getattr(self.store, operation)(name, *given, **more)
+        if operation == "list":
+            answer = list(answer)
+        self.after(operation, name)
+        return answer
+
+    def put_if_absent(self, name: str, data: Any, **more: Any) -> bool:
+        """Create an object."""
+        return bool(self._do("put_if_absent", name, data, **more))
+
+    def put_file_if_absent(self, name: str, path: str, **more: Any) -> bool:
+        """Create an object of a file."""
+        if self.disk is not None:
+            return self.put_if_absent(name, self.disk.read(path), **more)
+        return bool(self._do("put_file_if_absent", name, path, **more))
+
+    def get(self, name: str) -> bytes:
+        """Return an object's bytes."""
+        return bytes(self._do("get", name))
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Return a part of an object's bytes."""
+        return bytes(self._do("get_range", name, start, length))
+
+    def head(self, name: str) -> Any:
+        """Return what is known of an object."""
+        return self._do("head", name)
+
+    def list_page(self, prefix: str, **more: Any) -> Any:
+        """Return a page of a listing."""
+        return self._do("list_page", prefix, **more)
+
+    def list(self, prefix: str) -> Iterator[Any]:
+        """Return a listing."""
+        return iter(self._do("list", prefix))
+
+    def delete(self, name: str) -> bool:
+        """Remove an object."""
+        return bool(self._do("delete", name))
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.store.close()
+
+
+__all__ = ["FaultyStore"]
