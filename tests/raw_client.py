@@ -10,7 +10,7 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cbor2
 import zmq
@@ -278,6 +278,8 @@ class Speaker(ABC):
 class RawClient(Speaker):
     """A client of one worker over TCP; says hello when it is made, unless told not to."""
 
+    connected: ClassVar[set[RawClient]] = set()  # those not closed yet: a test's fixture sees to them
+
     def __init__(self, endpoint: str, *, hello: bool = True) -> None:
         super().__init__()
         self.endpoint = endpoint
@@ -291,6 +293,7 @@ class RawClient(Speaker):
         socket.linger = 0
         socket.sndhwm = 0
         socket.connect(self.endpoint)
+        self.connected.add(self)
         return socket
 
     def reconnect(self) -> None:
@@ -310,6 +313,7 @@ class RawClient(Speaker):
     def close(self) -> None:
         """Close the socket, without a word."""
         self.socket.close(linger=0)
+        self.connected.discard(self)
 
 
 def follow(endpoint: str, open: Any) -> tuple[RawClient, Frame]:
