@@ -76,7 +76,7 @@ class _Gathering:
     reply: Address
     ticket: int
     finish: Finish
-    waiting: set[int]
+    waiting: dict[int, str]  # ticket -> the node that is to answer
     partial: bool  # better what there is than no answer
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -138,6 +138,20 @@ class Directory(LoopActor):
             self._up[change.node] = change
         else:
             self._up.pop(change.node, None)
+            self._answer_without(change.node)
+
+    def _answer_without(self, node: str) -> None:
+        """Nobody there will answer any more: not what is asked now, and who is there next knows of nothing."""
+        for ticket, gathering in list(self._gatherings.items()):
+            if gathering.waiting.get(ticket) != node:
+                continue
+            if gathering.partial:
+                del self._gatherings[ticket]
+                del gathering.waiting[ticket]
+                if not gathering.waiting:
+                    self._finish(gathering)
+            else:
+                self._give_up(gathering)
 
     # ---- placement ----------------------------------------------------------------------------------------------
 
@@ -146,6 +160,12 @@ class Directory(LoopActor):
 
     def _worker_of_subscription(self, topic: str, subscription: str) -> int:
         return worker_of(subscription_key(topic, subscription), len(self._endpoints))
+
+    def _node_of_topic(self, topic: TopicMeta) -> str:
+        return node_of(self._worker_of_topic(topic.name))
+
+    def _node_of_subscription(self, subscription: SubscriptionMeta) -> str:
+        return node_of(self._worker_of_subscription(subscription.topic, subscription.name))
 
     @receives(Locate)
     def on_locate(self, command: Locate) -> None:
@@ -286,7 +306,7 @@ class Directory(LoopActor):
         frontend = self._frontend(self._worker_of_topic(topic.name))
         changed = self._catalogue.update_topic(topic.name, dict(topic.settings) | options)
         ticket = self._ticket()
-        self._gather(ask, {ticket}, lambda _: self._topic_map(changed))
+        self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda _: self._topic_map(changed))
         frontend.tell(TopicTask("update", changed, self.address, ticket))
 
     def _care_for_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
@@ -298,7 +318,7 @@ class Directory(LoopActor):
             raise UsageError("say what is to be done: skip_damaged (readers go on behind what is damaged)")
         frontend = self._frontend(self._worker_of_topic(topic.name))
         ticket = self._ticket()
-        self._gather(ask, {ticket}, lambda answers: answers[0])
+        self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda answers: answers[0])
         task: Literal["verify", "repair"] = "verify" if ask.operation == "topic.verify" else "repair"
         frontend.tell(TopicTask(task, topic, self.address, ticket))
 
@@ -381,7 +401,7 @@ class Directory(LoopActor):
         task = TopicTask("describe", topic, self.address, ticket)
         count = len(self._catalogue.subscriptions(topic.name))
         base = self._topic_map(topic) | {"subscriptions": count}
-        self._gather(ask, {ticket}, lambda answers: base | answers[0])
+        self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda answers: base | answers[0])
         frontend.tell(task)
 
     def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
@@ -395,11 +415,15 @@ class Directory(LoopActor):
         self._deleted.add(topic.incarnation)
         _, subscriptions = self._catalogue.delete_topic(name)
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
-        tickets = [self._ticket() for _ in range(len(subscriptions) + 1)]
-        self._gather(ask, set(tickets), lambda _: {"deleted": name, "subscriptions": len(subscriptions)})
-        for ticket, subscription in zip(tickets[1:], subscriptions, strict=True):
-            self._tell_subscription("delete", topic, subscription, ticket)
-        frontend.tell(TopicTask("delete", topic, self.address, tickets[0]))
+        ticket = self._ticket()
+        tickets = {self._ticket(): subscription for subscription in subscriptions}
+        nodes = {each: self._node_of_subscription(subscription) for each, subscription in tickets.items()}
+        nodes[ticket] = self._node_of_topic(topic)
+        body = {"deleted": name, "subscriptions": len(subscriptions)}
+        self._gather(ask, nodes, lambda _: body, partial=True)
+        for each, subscription in tickets.items():
+            self._tell_subscription("delete", topic, subscription, each)
+        frontend.tell(TopicTask("delete", topic, self.address, ticket))
 
     def _subscription_map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
         worker = self._worker_of_subscription(subscription.topic, subscription.name)
@@ -432,7 +456,8 @@ class Directory(LoopActor):
             new=True,
         )
         ticket = self._ticket()
-        self._gather(ask, {ticket}, lambda _: self._subscription_map(subscription))
+        node = self._node_of_subscription(subscription)
+        self._gather(ask, {ticket: node}, lambda _: self._subscription_map(subscription))
         self._tell_subscription("start", topic, subscription, ticket)
 
     def _list_subscriptions(self, ask: Ask, arguments: dict[str, Any]) -> None:
@@ -450,7 +475,8 @@ class Directory(LoopActor):
         self._frontend(self._worker_of_subscription(topic.name, subscription.name))
         ticket = self._ticket()
         base = self._subscription_map(subscription)
-        self._gather(ask, {ticket}, lambda answers: base | answers[0])
+        node = self._node_of_subscription(subscription)
+        self._gather(ask, {ticket: node}, lambda answers: base | answers[0])
         self._tell_subscription("describe", topic, subscription, ticket)
 
     def _delete_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
@@ -458,7 +484,9 @@ class Directory(LoopActor):
         self._frontend(self._worker_of_subscription(topic.name, subscription.name))
         self._catalogue.delete_subscription(topic.name, subscription.name)
         ticket = self._ticket()
-        self._gather(ask, {ticket}, lambda _: {"deleted": subscription.name, "topic": topic.name})
+        body = {"deleted": subscription.name, "topic": topic.name}
+        node = self._node_of_subscription(subscription)
+        self._gather(ask, {ticket: node}, lambda _: body, partial=True)
         self._tell_subscription("delete", topic, subscription, ticket)
 
     def _named_subscription(self, arguments: dict[str, Any]) -> tuple[TopicMeta, SubscriptionMeta]:
@@ -474,7 +502,7 @@ class Directory(LoopActor):
         def finish(answers: list[dict[str, Any]]) -> dict[str, Any]:
             return {"broker": broker, "processes": [broker, *answers]}
 
-        self._gather(ask, set(tickets), finish, partial=True)
+        self._gather(ask, tickets, finish, partial=True)
         for ticket, node in tickets.items():
             self.system.ref(node, FRONTEND_PATH).tell(Describe(self.address, ticket))
 
@@ -499,8 +527,9 @@ class Directory(LoopActor):
             SubscriptionTask(task, topic, subscription, topic_node, self.address, ticket)
         )
 
-    def _gather(self, ask: Ask, tickets: set[int], finish: Finish, *, partial: bool = False) -> None:
-        gathering = _Gathering(ask.reply, ask.ticket, finish, set(tickets), partial)
+    def _gather(self, ask: Ask, tickets: dict[int, str], finish: Finish, *, partial: bool = False) -> None:
+        """Answer `ask` with `finish(answers)` once the nodes of all tickets have answered."""
+        gathering = _Gathering(ask.reply, ask.ticket, finish, dict(tickets), partial)
         for ticket in tickets:
             self._gatherings[ticket] = gathering
         if tickets:
@@ -513,7 +542,7 @@ class Directory(LoopActor):
         """One of those asked has answered."""
         gathering = self._gatherings.pop(answer.ticket, None)
         if gathering is not None:
-            gathering.waiting.discard(answer.ticket)
+            del gathering.waiting[answer.ticket]
             gathering.answers[answer.ticket] = decode_result(answer.body)
             if not gathering.waiting:
                 self._finish(gathering)

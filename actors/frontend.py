@@ -63,6 +63,7 @@ log = logging.getLogger("ister.frontend")
 
 ANSWER_WITHIN_S: Final = 8.0  # longer than the Directory waits for others
 PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands a second
+REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from everybody else
 SWEEP_S: Final = 0.5  # how late a silent session may be ended
 REASON_LENGTH_MAX: Final = 500
 
@@ -119,6 +120,7 @@ class Frontend(LoopActor):
         self._tickets = 0
         self._pending: dict[int, _Pending] = {}  # oldest first
         self._deadlines: dict[int, float] = {}  # of the same tickets
+        self._asking: dict[Session, int] = {}  # how many of them are a session's requests
         self._keys = 0
         self._swept_s = system.clock.monotonic()
 
@@ -134,7 +136,6 @@ class Frontend(LoopActor):
         if late_s < SWEEP_S:  # else this process stood still: first it hears what its clients said meanwhile
             self._gateway.sweep()
         for ticket in [ticket for ticket, due in self._deadlines.items() if due <= now_s]:
-            del self._deadlines[ticket]
             self._give_up(ticket)
 
     # ---- GatewayEvents: called by the gateway, in the worker's loop ---------------------------------------------
@@ -188,7 +189,12 @@ class Frontend(LoopActor):
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
         """Hand a request to the Directory."""
+        if self._asking.get(session, 0) >= REQUESTS_MAX:
+            raise RemoteError(
+                "busy", f"{REQUESTS_MAX} requests of this session wait for an answer; try again"
+            )
         ticket = self._expect(_Asking(session, ref))
+        self._asking[session] = self._asking.get(session, 0) + 1
         self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket))
 
     def session_ended(self, session: Session) -> None:
@@ -209,14 +215,17 @@ class Frontend(LoopActor):
 
     def _answered(self, ticket: int) -> _Pending | None:
         self._deadlines.pop(ticket, None)
-        return self._pending.pop(ticket, None)
+        pending = self._pending.pop(ticket, None)
+        if isinstance(pending, _Asking):
+            self._asking[pending.session] -= 1
+            if not self._asking[pending.session]:
+                del self._asking[pending.session]
+        return pending
 
     def _give_up(self, ticket: int) -> None:
-        if ticket in self._pending:
-            self._refuse(
-                self._pending.pop(ticket),
-                RemoteError("unavailable", "the Directory did not answer; try again"),
-            )
+        pending = self._answered(ticket)
+        if pending is not None:
+            self._refuse(pending, RemoteError("unavailable", "the Directory did not answer; try again"))
 
     def _refuse(self, pending: _Pending, error: IsterError) -> None:
         if isinstance(pending, _Asking):

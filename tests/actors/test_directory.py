@@ -191,6 +191,32 @@ def test_a_worker_that_does_not_answer_is_given_up(make_stage: Callable[..., Sta
     assert [each["node"] for each in status["processes"]] == ["broker", "worker-0", "worker-1"]
 
 
+def test_who_dies_is_not_waited_for(make_stage: Callable[..., Stage]) -> None:
+    """A request that waits for a process which is gone is answered when that is known, with what there is."""
+    stage = make_stage(2)
+    name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
+    client = stage.client(0)
+    client.request("topic.create", topic=name)
+    client.request("subscription.create", topic=name, subscription="s")
+    began = stage.clock.now_s
+    for operation, arguments, answer in (
+        ("status", {}, Type.RESULT),
+        ("topic.show", {"topic": name}, Type.ERROR),
+        ("topic.delete", {"topic": name}, Type.RESULT),
+    ):
+        stage.hold("broker", "worker-1")
+        ref = 10**6 + len(operation)
+        client.say({Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: operation, Key.ARGUMENTS: arguments})
+        stage.settle()
+        stage.kill(1)
+        stage.let_go("broker", "worker-1")
+        assert client.expect(Type.RESULT, Type.ERROR, ref=ref).kind == answer
+        stage.start(1)
+        stage.settle()
+    assert stage.clock.now_s == began
+    assert client.ask("topic.show", topic=name).code == "unknown-topic"
+
+
 def test_status_describes_every_process(stage: Stage) -> None:
     """Each process says who it is and what it has done."""
     client = stage.client()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.frontend import PENDING_MAX
+from actors.frontend import PENDING_MAX, REQUESTS_MAX
 from actors.messages import Evicted, OpenProducer
 from actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type
@@ -295,20 +295,34 @@ def test_a_subscription_created_again_starts_anew(stage: Stage) -> None:
 
 
 def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None:
-    """A client that floods requests hears "busy"; what waits is bounded, and goes on when the answers come."""
-    client = stage.client(0)
+    """A client that floods requests hears "busy", and nobody else does."""
+    flooder, other = stage.client(0), stage.client(0)
     stage.hold("worker-0", "broker")
     frontend = stage.workers[0].frontend
-    for number in range(PENDING_MAX + 5):
-        client.say({Key.TYPE: Type.REQUEST, Key.REF: number, Key.OPERATION: "topic.list"})
+    for number in range(3 * REQUESTS_MAX):
+        flooder.say({Key.TYPE: Type.REQUEST, Key.REF: 10**6 + number, Key.OPERATION: "topic.list"})
     stage.settle()
-    assert len(frontend._pending) <= PENDING_MAX
-    assert client.expect(Type.ERROR).code == "busy"
+    assert len(frontend._pending) == REQUESTS_MAX
+    refused = flooder.expect(Type.ERROR, ref=10**6 + REQUESTS_MAX)
+    assert (refused.code, refused.header[Key.ACTION]) == ("busy", "retry")
+    other.say({Key.TYPE: Type.REQUEST, Key.REF: 1, Key.OPERATION: "topic.list"})
     stage.let_go("worker-0", "broker")
-    assert client.expect(Type.RESULT)
+    assert other.expect(Type.RESULT, Type.ERROR).kind == Type.RESULT
+    assert flooder.expect(Type.RESULT, ref=10**6)
     stage.settle()
-    assert frontend._pending == {}
-    assert frontend._deadlines == {}
+    assert not (frontend._pending or frontend._deadlines or frontend._asking)
+
+
+def test_what_waits_for_the_directory_is_bounded(make_stage: Callable[..., Stage]) -> None:
+    """However many sessions ask and open: beyond it the answer is "busy", at once."""
+    stage = make_stage(1, protocol__session_timeout_ms=60_000)
+    stage.hold("worker-0", "broker")
+    clients = [stage.client(0) for _ in range(4)]
+    for number in range(PENDING_MAX + 20):
+        clients[number % 4].say_open_producer(number, "orders", 7)
+    stage.settle()
+    assert len(stage.workers[0].frontend._pending) == PENDING_MAX
+    assert clients[0].expect(Type.ERROR).code in ("busy", "limit-exceeded")
 
 
 # ---- sessions --------------------------------------------------------------------------------------------------
