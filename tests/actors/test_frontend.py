@@ -310,7 +310,7 @@ def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None
     assert other.expect(Type.RESULT, Type.ERROR).kind == Type.RESULT
     assert flooder.expect(Type.RESULT, ref=10**6)
     stage.settle()
-    assert not (frontend._pending or frontend._deadlines or frontend._asking)
+    assert [len(each) for each in (frontend._pending, frontend._deadlines, frontend._asking)] == [0, 0, 0]
 
 
 def test_what_waits_for_the_directory_is_bounded(make_stage: Callable[..., Stage]) -> None:
