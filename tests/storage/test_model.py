@@ -175,7 +175,9 @@ class LogMachine(RuleBasedStateMachine):
             gone = self.wal.end_trim(trim)
         assert all(info.end <= min(self.asked, self.acknowledged) for info in gone)
         if gone:
-            self.start = gone[-1].end  # nothing is damaged, so the log goes on there, whatever is being sealed
+            self.start = gone[
+                -1
+            ].end  # nothing is damaged, so the log goes on there, whatever is being sealed
         assert self.wal.start_offset == self.start
 
     @rule()
