@@ -33,6 +33,10 @@ _NAME = re.compile(
 )
 
 _NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
+# A folder that was named wrongly, or is somebody else's; anything else may pass.
+_NOT_OURS: Final = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+)
 _META: Final = ".meta"
 _TEMPORARY: Final = ".tmp"
 
@@ -121,14 +125,17 @@ class FolderStore:
     """
 
     def __init__(self, path: str, disk: Disk | None = None) -> None:
-        """Use the folder at `path`, created if missing. Raises StoreError."""
+        """Use the folder at `path`, created if missing. Raises StoreError, `fix` where it is no folder to use."""
         self.path = path
         self._disk: Disk = LocalDisk() if disk is None else disk
         self._numbers = itertools.count()
         try:
             self._disk.makedirs(f"{path}/{_TEMPORARY}")
         except OSError as error:
-            raise self._error("used", error) from error
+            failure = self._error("used", error)
+            if error.errno in _NOT_OURS:
+                failure.action = "fix"
+            raise failure from error
 
     def _error(self, done: str, error: OSError) -> StoreError:
         return StoreError(f"the store in {self.path} cannot be {done}: {error}")

@@ -35,7 +35,7 @@ Logs go to stderr. Ctrl-C or SIGTERM stops the broker in order; what was acknowl
 Exit codes:
   0   stopped when asked to        75  another broker holds the data folder
   2   wrong usage                  73  the data folder cannot be written
-  71  the port is in use           78  a setting is unknown or out of its range
+  71  the port is in use           78  a setting is unknown or out of its range, or the store unusable
   1   it had to give up; its log says why"""
 
 

@@ -73,6 +73,17 @@ def test_a_folder_that_cannot_be_made_is_exit_code_73(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_store_that_cannot_be_used_is_exit_code_78(tmp_path: Path) -> None:
+    """The folder is named at once: starting the tier again and again would end the same way."""
+    (tmp_path / "file").touch()
+    store = f"file://{tmp_path}/file/store"
+    listen = f"tcp://127.0.0.1:{free_ports(1)}"
+    done = serve("--data", f"{tmp_path}/data", "--listen", listen, "--workers", "1", "--store", store)
+    assert done.returncode == 78
+    assert f"the store in {tmp_path}/file/store cannot be used" in done.stderr
+    assert "starting it again" not in done.stderr
+
+
 def test_an_unknown_setting_is_exit_code_78_and_the_nearest_is_named(tmp_path: Path) -> None:
     """A misspelt setting is never silently ignored, wherever it was given."""
     config = tmp_path / "ister.toml"
