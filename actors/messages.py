@@ -336,6 +336,14 @@ class Uploaded:
 
 @message
 @dataclass(frozen=True, slots=True)
+class UploadDelayed:
+    """The store refuses or does not answer; it is tried again (Uploader -> Topic, for `ister topic show`)."""
+
+    text: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """Another broker has claimed this topic: nothing of ours counts any more (Uploader -> Topic)."""
 

@@ -44,6 +44,7 @@ from actors.messages import (
     TopicFailed,
     Trimmed,
     Update,
+    UploadDelayed,
     Uploaded,
     Verify,
     WhoSubscribes,
@@ -118,6 +119,7 @@ class ReliableTopic(Topic):
         ] = {}  # by producer, while there is no log: the sequence to go on with
         self._watermark = 0
         self._store_known = False  # the Uploader has said what the store has
+        self._upload_trouble: str | None = None  # why the store is behind, where that is known
         self._stored_start = 0  # the store has the topic from here to the watermark
         self._behind_bytes = 0  # of sealed segments that the store has not taken yet
         self._told_end = 0  # what the watchers know to be durable
@@ -453,7 +455,7 @@ class ReliableTopic(Topic):
     def on_uploaded(self, command: Uploaded) -> None:
         """Note how far the store has the log; with durability cloud, that is what receipts wait for."""
         before = self._begins(self._log) if self._log is not None and self._store_known else None
-        self._store_known = True
+        self._store_known, self._upload_trouble = True, None
         self._stored_start = command.start
         self._watermark = max(self._watermark, command.watermark)
         wal = self._log
@@ -474,6 +476,11 @@ class ReliableTopic(Topic):
                 watcher.tell(self._attached(wal))
         elif self._begins(wal) != before:
             self._tell_start(wal)
+
+    @receives(UploadDelayed)
+    def on_upload_delayed(self, delayed: UploadDelayed) -> None:
+        """Note why the store is behind."""
+        self._upload_trouble = delayed.text
 
     @receives(Fenced)
     def on_fenced(self, fenced: Fenced) -> None:
@@ -595,6 +602,7 @@ class ReliableTopic(Topic):
                 "start_offset": self._begins(self._log),
                 "local_start": self._log.start_offset,
                 "stored_start": self._stored_start,
+                "upload_failure": self._upload_trouble,
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,
                 "uploaded_end": self._watermark,

@@ -29,6 +29,7 @@ from actors.messages import (
     Retain,
     Sealed,
     StoreCursor,
+    UploadDelayed,
     Uploaded,
 )
 from actors.runtime import LoopActor, Ref, System, receives
@@ -412,6 +413,8 @@ class Uploader(LoopActor):
         self._wait_s = min(self._wait_s * 2, self._retry_s[1])
         log.warning("topic %s: %s; trying again in %.1f s", self._topic.name, self.failure, wait_s)
         self._waiting = True
+        if self._reply is not None:
+            self._reply.tell(UploadDelayed(self.failure))
 
         def resume() -> None:
             self._waiting = False
