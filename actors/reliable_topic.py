@@ -602,6 +602,7 @@ class ReliableTopic(Topic):
                 "start_offset": self._begins(self._log),
                 "local_start": self._log.start_offset,
                 "stored_start": self._stored_start,
+                "behind_bytes": self._behind_bytes,
                 "upload_failure": self._upload_trouble,
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,
