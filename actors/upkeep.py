@@ -184,7 +184,8 @@ class Upkeep:
             if error is not None or skipped is None:
                 reply(RemoteError("log-failed", f"topic {self._topic!r} could not be repaired: {error}"))
                 return
-            log.warning("topic %s: an operator lets readers skip %s", self._topic, list(skipped))
+            if skipped:
+                log.warning("topic %s: an operator lets readers skip %s", self._topic, list(skipped))
             self._on_skipped()
             reply(
                 {"topic": self._topic, "skipped": [list(each) for each in skipped], "messages": skipped.total}

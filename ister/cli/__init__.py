@@ -16,7 +16,7 @@ from ister.cli.outcome import EXIT_CODES_HELP
 
 _COMMANDS: Final = {
     "serve": ("ister.cli.serve:serve", "Run a broker on this machine."),
-    "topic": ("ister.cli.topic:topic", "Create, list, show and delete topics."),
+    "topic": ("ister.cli.topic:topic", "Create, update, list, show, verify, repair and delete topics."),
     "subscription": ("ister.cli.subscription:subscription", "Create, list, show and delete subscriptions."),
     "produce": ("ister.cli.produce:produce", "Send lines to a topic."),
     "consume": ("ister.cli.consume:consume", "Print the messages of a subscription."),
