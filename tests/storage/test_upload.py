@@ -1,0 +1,439 @@
+"""The upload protocol under anything: writers interleaved call by call, crashes, lost answers, late writes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ister.errors import StoreError
+from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.history import History
+from storage.segment import SegmentInfo
+from storage.simulated import SimulatedDisk
+from storage.store import FolderStore, ObjectInfo, ObjectStore
+from storage.tier import Layout
+from storage.upload import (
+    FencedError,
+    check_joins,
+    claim,
+    drop_cursors,
+    encode_topic_entry,
+    enter_topic,
+    erase,
+    list_history,
+    list_topics,
+    put_cursor,
+    put_segment,
+    read_cursors,
+    trim,
+)
+from tests.faultystore import FaultyStore
+
+TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "cloud", 1)
+LAYOUT = Layout(TOPIC.name, TOPIC.incarnation)
+
+FAULTS = ("done",) * 24 + ("failed", "lost", "late", "late", "crash", "crash after")
+
+
+class _Crash(BaseException):
+    """The writer is killed."""
+
+
+@dataclass
+class Objects:
+    """What is in the store, and what is on its way there though its writer was told that it failed."""
+
+    there: dict[str, ObjectInfo] = field(default_factory=dict)
+    holds: dict[str, str] = field(default_factory=dict)  # object -> the segment it was made of
+    late: list[tuple[str, str, dict[str, str], int]] = field(default_factory=list)
+
+    def put(self, name: str, path: str, metadata: dict[str, str], size: int) -> bool:
+        """Create an object."""
+        if name in self.there:
+            return False
+        self.there[name] = ObjectInfo(name, size, 0, metadata)
+        self.holds[name] = path
+        return True
+
+    def land(self) -> None:
+        """Let the write that is on its way longest arrive."""
+        if self.late:
+            self.put(*self.late.pop(0))
+
+
+class StepStore:
+    """A writer's view of the store: every call waits for its verdict."""
+
+    def __init__(self, objects: Objects, gate: Callable[[], str]) -> None:
+        self.objects = objects
+        self.gate = gate
+
+    def _call(self, act: Callable[[], Any], write: tuple[str, str, dict[str, str], int] | None = None) -> Any:
+        verdict = self.gate()
+        if verdict == "crash":
+            raise _Crash
+        if verdict == "late" and write is not None:
+            self.objects.late.append(write)
+        if verdict in ("failed", "late"):
+            raise StoreError("failed")
+        answer = act()
+        if verdict == "crash after":
+            raise _Crash
+        if verdict == "lost":
+            raise StoreError("the answer is lost")
+        return answer
+
+    def put_if_absent(self, name: str, data: Any, *, metadata: Any = None, crc32c: Any = None) -> bool:
+        write = (name, "", dict(metadata or {}), len(data))
+        return bool(self._call(lambda: self.objects.put(*write), write))
+
+    def put_file_if_absent(self, name: str, path: str, *, metadata: Any = None, crc32c: Any = None) -> bool:
+        write = (name, path, dict(metadata or {}), len(path))
+        return bool(self._call(lambda: self.objects.put(*write), write))
+
+    def head(self, name: str) -> Any:
+        return self._call(lambda: self.objects.there.get(name))
+
+    def get(self, name: str) -> bytes:
+        return encode_topic_entry(TOPIC)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        there = self.objects.there
+        return iter(self._call(lambda: [there[name] for name in sorted(there) if name.startswith(prefix)]))
+
+
+class Broker:
+    """A broker with a log of its own, whose tier may crash and start again; run in a thread, call by call."""
+
+    def __init__(self, play: Play, name: str) -> None:
+        self.play = play
+        self.name = name
+        self.log: list[SegmentInfo] | None = None  # None: nothing local yet, it begins where the store ends
+        self.watermark = 0
+        self.lives = 12
+        self.arrived: set[str] = set()
+        self.asked: SimpleQueue[str] = SimpleQueue()
+        self.verdicts: SimpleQueue[str] = SimpleQueue()
+        self.numbers = itertools.count()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.alive = True
+        self.failure: BaseException | None = None
+
+    def gate(self) -> str:
+        self.asked.put("call")
+        return self.verdicts.get()
+
+    def run(self) -> None:
+        self.verdicts.get()
+        try:
+            self.live_on()
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+            self.failure = error
+        self.alive = False
+        self.asked.put("end")
+
+    def live_on(self) -> None:
+        while self.lives:
+            self.lives -= 1
+            try:
+                self.live()
+            except _Crash:
+                continue
+            except FencedError:
+                if self.log is None:
+                    continue
+                break
+
+    def live(self) -> None:
+        """One life of its tier: claim, then upload, out of order at times."""
+        store: Any = StepStore(self.play.objects, self.gate)
+        identity = f"{self.name}-{next(self.numbers)}"
+        self.arrived = set()  # what an epoch before this one uploaded ahead is superseded
+        claimed = self.persist(lambda: claim(store, TOPIC, identity, 0, self.check))
+        self.play.listed(claimed.history)
+        if self.log is None:
+            self.log, self.watermark = [], claimed.history.end
+        self.watermark = max(self.watermark, claimed.history.end)
+        while True:
+            ahead = [segment for segment in self.log if segment.end > self.watermark]
+            while len(ahead) < 2:
+                ahead.append(self.seal())
+            number = next(self.numbers)
+            for segment in ahead[:2] if number % 3 else ahead[1::-1]:
+                self.persist(lambda: put_segment(store, TOPIC, claimed.epoch, segment, identity))  # noqa: B023
+                self.arrived.add(segment.path)
+                self.count()
+
+    def count(self) -> None:
+        """Count what joins."""
+        assert self.log is not None
+        for segment in self.log:
+            if segment.base == self.watermark and segment.path in self.arrived:
+                self.watermark = segment.end
+                self.play.count(segment)
+
+    def check(self, history: History) -> None:
+        if self.log is not None:
+            end = self.log[-1].end if self.log else self.watermark
+            check_joins(TOPIC, history, self.log, end)
+
+    def seal(self) -> SegmentInfo:
+        assert self.log is not None
+        base = self.log[-1].end if self.log else self.watermark
+        number = next(self.numbers)
+        path = f"{self.name}:{base}:{number}" + "x" * (number % 4)
+        segment = SegmentInfo(path, base, base + 1 + number % 3, len(path), number, number, 1, 1)
+        self.log.append(segment)
+        return segment
+
+    def persist(self, work: Callable[[], Any]) -> Any:
+        """Try again what failed, as an Uploader does."""
+        while True:
+            try:
+                return work()
+            except FencedError:
+                raise
+            except StoreError as error:
+                if error.action != "retry":
+                    raise AssertionError(f"{self.name}: {error}") from error
+
+
+class Play:
+    """Some brokers that all believe they own one topic, and what must hold of it."""
+
+    def __init__(self, brokers: int) -> None:
+        self.objects = Objects()
+        self.counted: dict[int, SegmentInfo] = {}
+        self.promises: list[list[tuple[int, str]]] = []
+        self.brokers = [Broker(self, f"b{number}") for number in range(brokers)]
+        self.objects.put(LAYOUT.catalogue, "", {}, 0)
+        for broker in self.brokers:
+            broker.thread.start()
+            broker.verdicts.put("begin")
+            broker.asked.get(timeout=10)
+
+    def step(self, number: int, verdict: str) -> None:
+        """Let one broker's call have its verdict, and run up to its next call; or let a late write arrive."""
+        if number >= len(self.brokers):
+            self.objects.land()
+            return
+        broker = self.brokers[number]
+        if broker.alive:
+            broker.verdicts.put(verdict)
+            broker.asked.get(timeout=10)
+            if broker.failure is not None:
+                raise broker.failure
+
+    def offsets(self, history: History) -> list[tuple[int, str]]:
+        """Return which segment each offset is read from."""
+        return [
+            (offset, self.objects.holds[piece.segment.name])
+            for piece in history.pieces
+            for offset in range(piece.start, piece.end)
+        ]
+
+    def listed(self, history: History) -> None:
+        """A new owner goes on from this history: it must stay what it is."""
+        self.promises.append(self.offsets(history))
+
+    def count(self, segment: SegmentInfo) -> None:
+        """Producers were told that this is in the store."""
+        known = self.counted.setdefault(segment.base, segment)
+        assert known.path == segment.path, f"{segment.path} was counted where {known.path} was before"
+
+    def end(self) -> None:
+        """Kill everybody, let what is late arrive, and read the history."""
+        for broker in self.brokers:
+            broker.lives = 0
+            while broker.alive:
+                self.step(self.brokers.index(broker), "crash")
+        while self.objects.late:
+            self.check()
+            self.objects.land()
+        self.check()
+
+    def check(self) -> None:
+        store: Any = StepStore(self.objects, lambda: "done")
+        found = dict(self.offsets(list_history(store, LAYOUT).history))
+        for segment in self.counted.values():
+            for offset in range(segment.base, segment.end):
+                assert found.get(offset) == segment.path, (
+                    f"{offset} is {found.get(offset)}, not {segment.path}"
+                )
+        for promise in self.promises:
+            for offset, path in promise:
+                assert found.get(offset) == path, f"{offset} is {found.get(offset)}, a new owner found {path}"
+
+
+def play(brokers: int, steps: Sequence[tuple[int, str]]) -> Play:
+    """Play it, and check what must hold."""
+    played = Play(brokers)
+    try:
+        for number, verdict in steps:
+            played.step(number, verdict)
+    finally:
+        played.end()
+    return played
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from((0, 0, 0, 1, 1, 1, 2, 2, 3)), st.sampled_from(FAULTS)),
+        min_size=20,
+        max_size=150,
+    )
+)
+def test_what_was_counted_is_in_the_history_whatever_happens(steps: list[tuple[int, str]]) -> None:
+    """Three writers, step by step, with any faults: none missing, none twice, none that its owner did not find."""
+    play(3, steps)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ISTER_TEST_SEEDS", "60"))))
+def test_what_was_counted_is_in_the_history_over_long_runs(seed: int) -> None:
+    """Writers that run for a while and then pause, as stopped processes do, and come back in the middle of a call."""
+    random = Random(seed)
+    steps: list[tuple[int, str]] = []
+    faults = random.choice((FAULTS, ("done",) * 4 + ("crash", "late", "lost")))
+    for _ in range(50):
+        number = random.choice((0, 1, 2, 3))
+        quiet = random.random() < 0.5
+        steps += [
+            (number, "done" if quiet else random.choice(faults))
+            for _ in range(random.choice((1, 2, 5, 9, 20)))
+        ]
+    played = play(3, steps)
+    assert played.promises
+
+
+def test_a_note_that_comes_late_does_not_change_what_others_went_on_from() -> None:
+    """A claim that was paused before it said where it begins is void once a newer one has begun without it."""
+    store = FolderStore("/store", SimulatedDisk())
+    old = claim(store, TOPIC, "old")
+    assert store.put_if_absent(LAYOUT.epoch(2), b"", metadata={"id": "paused"})
+    put(store, 0, 10, old.epoch)  # it came after that claim: its writer does not count it
+    new = claim(store, TOPIC, "new")
+    assert (new.epoch, new.history.end) == (3, 10)
+    put(store, 10, 20, new.epoch)
+    store.put_if_absent(LAYOUT.begins(2, 0), b"", metadata={"id": "paused"})
+    put(store, 0, 5, 2)
+    told = list_history(store, LAYOUT)
+    assert [(piece.start, piece.end, piece.segment.epoch) for piece in told.history.pieces] == [
+        (0, 10, 1),
+        (10, 20, 3),
+    ]
+    assert claim(store, TOPIC, "newest").history.end == 20
+
+
+def put(store: ObjectStore, base: int, end: int, epoch: int) -> None:
+    """Upload a segment, without a look for newer claims."""
+    about = {"next": str(end), "first-timestamp": "1", "last-timestamp": str(end), "id": "x"}
+    assert store.put_if_absent(LAYOUT.segment(base, epoch), b"segment", metadata=about)
+
+
+def test_of_two_that_claim_at_once_one_is_told() -> None:
+    """Whoever finds a newer claim than its own gives up before it says where it begins."""
+    store = FaultyStore(FolderStore("/store", SimulatedDisk()))
+    claim(store, TOPIC, "first")
+    begun: list[int] = []
+
+    def between(operation: str, name: str) -> None:
+        if operation == "put_if_absent" and name == LAYOUT.epoch(2):
+            store.after = lambda _operation, _name: None
+            begun.append(claim(store, TOPIC, "faster").epoch)
+
+    store.after = between
+    with pytest.raises(FencedError):
+        claim(store, TOPIC, "slower")
+    assert begun == [3]
+
+
+def test_a_segment_of_that_name_that_is_not_ours_stops_us() -> None:
+    """What was uploaded under our epoch by anybody else is never taken for our own."""
+    store = FolderStore("/store", SimulatedDisk())
+    ours = claim(store, TOPIC, "ours")
+    put(store, 0, 10, ours.epoch)
+    disk = store._disk
+    disk.makedirs("/log")
+    file = disk.create("/log/segment")
+    file.pwritev((b"segment",), 0)
+    file.close()
+    with pytest.raises(StoreError) as raised:
+        put_segment(store, TOPIC, ours.epoch, SegmentInfo("/log/segment", 0, 10, 7, 1, 10, 10, 1), "ours")
+    assert raised.value.code == "object-differs"
+
+
+def test_a_trim_that_was_cut_short_is_finished_by_the_next() -> None:
+    """The boundary stands before anything is deleted; whatever was left below it goes with the next trim."""
+    store = FaultyStore(FolderStore("/store", SimulatedDisk()))
+    ours = claim(store, TOPIC, "ours")
+    for base in range(0, 50, 10):
+        put(store, base, base + 10, ours.epoch)
+    left = 2
+
+    def fail(operation: str, name: str) -> None:
+        nonlocal left
+        if operation == "delete":
+            left -= 1
+            if left < 0:
+                raise StoreError("away")
+
+    store.before = fail
+    with pytest.raises(StoreError):
+        trim(store, TOPIC, ours.epoch, 30)
+    store.back()
+    told = list_history(store, LAYOUT).history
+    assert (told.start, told.end) == (30, 50)
+    assert trim(store, TOPIC, ours.epoch, 40) == 2
+    assert [info.name for info in store.list(LAYOUT.segments)] == [LAYOUT.segment(40, ours.epoch)]
+    assert [info.name for info in store.list(f"{LAYOUT.prefix}t/")] == [LAYOUT.trimmed(40)]
+
+
+def test_a_fenced_writer_trims_nothing() -> None:
+    """What another broker's subscriptions may still need is not deleted by one that lost the topic."""
+    store = FolderStore("/store", SimulatedDisk())
+    ours = claim(store, TOPIC, "ours")
+    put(store, 0, 10, ours.epoch)
+    claim(store, TOPIC, "theirs")
+    with pytest.raises(FencedError):
+        trim(store, TOPIC, ours.epoch, 10)
+    assert list_history(store, LAYOUT).history.start == 0
+
+
+def test_the_newest_cursor_of_each_subscription_comes_back() -> None:
+    """By epoch, then by number; what a fenced writer stores later counts less; a deleted subscription has none."""
+    store = FolderStore("/store", SimulatedDisk())
+    one = SubscriptionMeta("orders", "one", "shared", "earliest", 5, {"ack_timeout_ms": 9})
+    two = SubscriptionMeta("orders", ".two", "exclusive", 17, 6)
+    put_cursor(store, TOPIC, one, 1, 0, b"old")
+    put_cursor(store, TOPIC, one, 2, 0, b"new")
+    put_cursor(store, TOPIC, one, 1, 9, b"stale")
+    put_cursor(store, TOPIC, two, 1, 0, b"two")
+    assert sorted(journal for _, journal in read_cursors(store, TOPIC)) == [b"new", b"two"]
+    assert {meta.name: meta for meta, _ in read_cursors(store, TOPIC)} == {"one": one, ".two": two}
+    drop_cursors(store, TOPIC, "one")
+    assert [meta for meta, _ in read_cursors(store, TOPIC)] == [two]
+
+
+def test_erasing_takes_one_incarnation_alone() -> None:
+    """A topic's deletion leaves another of the same name as it is, also its place in the catalogue."""
+    store = FolderStore("/store", SimulatedDisk())
+    other = TopicMeta("orders", bytes(16), "reliable", "fsync", 2)
+    put(store, 0, 10, claim(store, TOPIC, "ours").epoch)
+    with pytest.raises(StoreError) as raised:
+        enter_topic(store, other)
+    assert (raised.value.code, raised.value.action) == ("topic-exists", "retry")
+    assert erase(store, TOPIC) == 3
+    enter_topic(store, other)
+    erase(store, TOPIC)
+    assert list_topics(store, lambda name, error: None) == [other]
