@@ -89,13 +89,19 @@ class Restorer(LoopActor):
             claimed = claim(self._store, topic, identity)
             history = claimed.history
             subscriptions = []
+            again = ""
             for subscription, journal in read_cursors(self._store, topic):
-                self._write(self._cursor_path(topic, subscription), journal)
-                subscriptions.append(subscription)
+                if journal is not None:
+                    self._write(self._cursor_path(topic, subscription), journal)
+                    subscriptions.append(subscription)
+                else:
+                    subscriptions.append(replace(subscription, start="earliest"))
+                    again += f"; the cursor of subscription {subscription.name} is damaged: it begins anew"
             back = replace(topic, settings={**topic.settings, "restored_end": history.end})
             text = (
                 f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
                 f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"
+                f"{again}"
             )
             return Restored(back, tuple(subscriptions), text)
 
@@ -141,11 +147,15 @@ class Restorer(LoopActor):
 
 
 def sweep_orphans(store: ObjectStore, oldest_ms: int) -> int:
-    """Delete the objects of topics without a catalogue entry, last written before `oldest_ms`; return how many."""
-    kept = {
-        Layout(topic.name, topic.incarnation).prefix
-        for topic in list_topics(store, lambda _name, _error: None)
-    }
+    """Delete the objects of topics without a catalogue entry, last written before `oldest_ms`; return how many.
+
+    While an entry cannot be read nothing is deleted: nobody knows whose objects are whose. Raises StoreError.
+    """
+
+    def damaged(_name: str, error: StoreError) -> None:
+        raise error
+
+    kept = {Layout(topic.name, topic.incarnation).prefix for topic in list_topics(store, damaged)}
     orphans: dict[str, list[str]] = {}
     written_ms: dict[str, int] = {}
     for info in store.list("v1/d/"):

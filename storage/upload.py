@@ -291,11 +291,14 @@ def drop_cursors(store: ObjectStore, topic: TopicMeta, subscription: str) -> Non
         store.delete(info.name)
 
 
-def read_cursors(store: ObjectStore, topic: TopicMeta) -> list[tuple[SubscriptionMeta, bytes]]:
-    """Return each subscription with its newest cursor, as a journal begins. Raises StoreError."""
+def read_cursors(store: ObjectStore, topic: TopicMeta) -> list[tuple[SubscriptionMeta, bytes | None]]:
+    """Return each subscription with its newest cursor, as a journal begins, None if that is damaged.
+
+    Raises StoreError.
+    """
     prefix = f"{Layout(topic.name, topic.incarnation).prefix}c/"
     newest = {info.name.rpartition("/")[0]: info for info in store.list(prefix)}
-    found: list[tuple[SubscriptionMeta, bytes]] = []
+    found: list[tuple[SubscriptionMeta, bytes | None]] = []
     for info in newest.values():
         about = info.metadata
         start = about["start"]
@@ -307,7 +310,12 @@ def read_cursors(store: ObjectStore, topic: TopicMeta) -> list[tuple[Subscriptio
             int(about["created-ms"]),
             json.loads(about["settings"]),
         )
-        found.append((meta, store.get(info.name)))
+        try:
+            found.append((meta, store.get(info.name)))
+        except StoreError as error:
+            if error.code != "object-damaged":
+                raise
+            found.append((meta, None))
     return found
 
 
