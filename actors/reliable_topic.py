@@ -167,9 +167,8 @@ class ReliableTopic(Topic):
         report = self._log.report
         log.info("topic %s: %s", self.meta.name, report)
         self._told_end = self._reached(self._log)
-        attached = self._attached(self._log)
         for watcher in self._watchers.values():
-            watcher.tell(attached)
+            self._tell_attached(watcher, self._log)
         self._prepare_spare()
         self._tell_sealed()  # first: what is sealed must fit the store before the topic is claimed there
         self._keep_topic()
@@ -421,7 +420,7 @@ class ReliableTopic(Topic):
         watcher = self.system.at(command.watcher)
         self._watchers[command.watcher] = watcher
         if self._log is not None:
-            watcher.tell(self._attached(self._log))
+            self._tell_attached(watcher, self._log)
         elif self._failure is not None:
             watcher.tell(TopicFailed(self._failure.code, self._failure.text))
 
@@ -473,7 +472,7 @@ class ReliableTopic(Topic):
         self._announce(wal)
         if before is None:
             for watcher in self._watchers.values():
-                watcher.tell(self._attached(wal))
+                self._tell_attached(watcher, wal)
         elif self._begins(wal) != before:
             self._tell_start(wal)
 
@@ -487,9 +486,11 @@ class ReliableTopic(Topic):
         """Take nothing more: another broker has the topic; what is here is kept."""
         self._fail(StorageError(fenced.text, code="fenced", action="stop"))
 
-    def _attached(self, wal: Wal) -> Attached:
-        known = wal.start_offset == 0 or self._store_known
-        return Attached(self._begins(wal) if known else None, self._reached(wal))
+    def _tell_attached(self, watcher: Ref, wal: Wal) -> None:
+        """Say how far may be read; with durability cloud nobody knows before the store has said what it has."""
+        if self._store_known or self.meta.durability != "cloud":
+            known = wal.start_offset == 0 or self._store_known
+            watcher.tell(Attached(self._begins(wal) if known else None, self._reached(wal)))
 
     def _begins(self, wal: Wal) -> int:
         """Return the first offset that can be read: here, or from the store where that has what came before."""

@@ -7,7 +7,7 @@ hold all the time, and at the end, is checked against what the clients themselve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -218,6 +218,16 @@ class Group:
 class Play:
     """One run."""
 
+    durabilities = ("fsync", "fsync", "os")
+    flags: Mapping[str, object] = {}
+
+    def prepare(self) -> None:
+        """Do what must be done before there is a topic."""
+
+    def more_things(self) -> list[tuple[int, Callable[[], Any]]]:
+        """Return what else may happen, and how often."""
+        return []
+
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = Random(seed)
         workers = self.random.choice([1, 2, 3])
@@ -230,11 +240,13 @@ class Play:
             protocol__batch_bytes_max=400_000,
             log__segment_bytes_max=(1 << 20) + 400_000,
             log__segment_age_ms_max=2000,
+            **self.flags,
         )
+        self.prepare()
         self.stage.expects_failures = True
         if self.random.random() < 0.7:
             self.stage.loop.chaos = self.random
-        self.durability = self.random.choice(["fsync", "fsync", "os"])
+        self.durability = self.random.choice(self.durabilities)
         self.stage.client().request("topic.create", topic="orders", durability=self.durability)
         self.messages: dict[int, bytes] = {}  # by offset, as receipts and deliveries have told
         self.groups = [Group("e", "exclusive"), Group("f", "failover"), Group("s", "shared")]
@@ -273,6 +285,7 @@ class Play:
             (4, self.hold),
             (4, self.slow_disk),
             (4, self.half_turns),
+            *self.more_things(),
         ]
         weights, calls = zip(*things, strict=True)
         (call,) = random.choices(calls, weights)
