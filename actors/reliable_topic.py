@@ -603,6 +603,16 @@ class ReliableTopic(Topic):
 
     # ---- the rest -----------------------------------------------------------------------------------------------
 
+    @property
+    def damaged_ranges(self) -> int:
+        """How many damaged places of the log are known."""
+        return 0 if self._log is None else len(self._upkeep.damaged(self._log))
+
+    @property
+    def behind_bytes(self) -> int:
+        """How many sealed bytes the store does not have yet."""
+        return self._behind_bytes
+
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
