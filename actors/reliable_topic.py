@@ -119,6 +119,7 @@ class ReliableTopic(Topic):
         ] = {}  # by producer, while there is no log: the sequence to go on with
         self._watermark = 0
         self._store_known = False  # the Uploader has said what the store has
+        self._missing_below = 0  # no retention took what was below, and yet it is nowhere
         self._upload_trouble: str | None = None  # why the store is behind, where that is known
         self._stored_start = 0  # the store has the topic from here to the watermark
         self._behind_bytes = 0  # of sealed segments that the store has not taken yet
@@ -470,11 +471,23 @@ class ReliableTopic(Topic):
             )
             return
         self._announce(wal)
+        self._miss_history(wal)
         if before is None:
             for watcher in self._watchers.values():
                 self._tell_attached(watcher, wal)
         elif self._begins(wal) != before:
             self._tell_start(wal)
+
+    def _miss_history(self, wal: Wal) -> None:
+        """Say it where a beginning that no retention took is in the log no more, and in the store neither."""
+        missing = 0 if self._upkeep.retention else self._begins(wal)
+        if missing and missing != self._missing_below:
+            log.error(
+                "topic %s: offsets below %d are neither in the log nor in the store, and no retention took them",
+                self.meta.name,
+                missing,
+            )
+        self._missing_below = missing
 
     @receives(UploadDelayed)
     def on_upload_delayed(self, delayed: UploadDelayed) -> None:
@@ -591,6 +604,16 @@ class ReliableTopic(Topic):
 
     # ---- the rest -----------------------------------------------------------------------------------------------
 
+    @property
+    def damaged_ranges(self) -> int:
+        """How many damaged places of the log are known."""
+        return 0 if self._log is None else len(self._upkeep.damaged(self._log))
+
+    @property
+    def behind_bytes(self) -> int:
+        """How many sealed bytes the store does not have yet."""
+        return self._behind_bytes
+
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
@@ -605,6 +628,7 @@ class ReliableTopic(Topic):
                 "stored_start": self._stored_start,
                 "behind_bytes": self._behind_bytes,
                 "upload_failure": self._upload_trouble,
+                "missing_below": self._missing_below,
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,
                 "uploaded_end": self._watermark,

@@ -148,6 +148,8 @@ class Worker:
     def describe(self) -> dict[str, Any]:
         """Return what `status` says of this worker."""
         counts = self.gateway.counts
+        system = self._context.system
+        topics = [each for path in system.paths() if isinstance(each := system.find(path), ReliableTopic)]
         return process_description(self._context, "worker", self._given.endpoint) | {
             "sessions": len(self.gateway.sessions),
             "frames_in": counts.frames_in,
@@ -155,6 +157,8 @@ class Worker:
             "bytes_in": counts.bytes_in,
             "bytes_out": counts.bytes_out,
             "errors_out": counts.errors_out,
+            "damaged_ranges": sum(topic.damaged_ranges for topic in topics),
+            "behind_bytes": sum(topic.behind_bytes for topic in topics),
             "malformed": counts.malformed,
             "commits": self.commits.commits,
             "commits_together": self.commits.commits_together,

@@ -21,7 +21,7 @@ class Load:
     """What is sent, how, and to whom; sizes in bytes, `rate` in messages a second (None: as fast as it goes)."""
 
     strategy: Literal["reliable", "non-reliable"] = "reliable"
-    durability: Literal["fsync", "os"] = "fsync"
+    durability: Literal["fsync", "os", "cloud"] = "fsync"
     message_bytes: int = 1024
     messages: int = 200_000
     batch_bytes: int = 64 * 1024

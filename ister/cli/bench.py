@@ -31,7 +31,7 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
 )
 @click.option(
     "--durability",
-    type=click.Choice(["fsync", "os"]),
+    type=click.Choice(["fsync", "os", "cloud"]),
     default="fsync",
     show_default=True,
     help="What a receipt of a reliable topic promises.",

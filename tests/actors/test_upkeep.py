@@ -318,3 +318,18 @@ def test_repair_says_what_it_wants_to_hear(stage: Stage) -> None:
     assert stage.client().ask("topic.repair", topic="orders").code == "invalid-argument"
     stage.client().request("topic.create", topic="quick", dispatch="non-reliable")
     assert stage.client().ask("topic.verify", topic="quick").code == "invalid-argument"
+
+
+def test_a_history_that_vanished_from_the_store_is_said(
+    make_stage: Callable[..., Stage], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is in the log no more, and in the store neither, and was taken by no retention, is not passed over."""
+    stage = make_stage(2, **SMALL, log__local_bytes=0)
+    fill(stage, 60)
+    shown = stage.client().request("topic.show", topic="orders")
+    assert shown["start_offset"] == 0 < shown["local_start"]
+    assert shown["missing_below"] == 0
+    stage.actor("topic", "orders").ref.tell(Uploaded(shown["local_start"], shown["durable_end"]))
+    stage.advance(1)
+    assert stage.client().request("topic.show", topic="orders")["missing_below"] == shown["local_start"]
+    assert "neither in the log nor in the store" in caplog.text
