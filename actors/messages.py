@@ -345,9 +345,13 @@ class UploadDelayed:
 @message
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """Another broker has claimed this topic: nothing of ours counts any more (Uploader -> Topic)."""
+    """Another broker has claimed this topic: nothing of ours counts any more (Uploader -> Topic).
+
+    With `end`, only if the log is not sealed up to there: else the Uploader is to be told so.
+    """
 
     text: str
+    end: int | None
 
 
 @message

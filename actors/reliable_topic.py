@@ -446,10 +446,9 @@ class ReliableTopic(Topic):
     def _keep_topic(self) -> None:
         """Have the topic claimed in the store, and learn what that has of it."""
         if self._log is not None:
-            sealed = self._log.sealed()
-            start = self._log.start_offset
-            end = sealed[-1].end if sealed else start
-            self._uploader.tell(KeepTopic(self.meta, start, end, self.address))
+            self._uploader.tell(
+                KeepTopic(self.meta, self._log.start_offset, self._log.sealed_end, self.address)
+            )
 
     @receives(Uploaded)
     def on_uploaded(self, command: Uploaded) -> None:
@@ -497,6 +496,9 @@ class ReliableTopic(Topic):
     @receives(Fenced)
     def on_fenced(self, fenced: Fenced) -> None:
         """Take nothing more: another broker has the topic; what is here is kept."""
+        if fenced.end is not None and (self._log is None or self._log.sealed_end >= fenced.end):
+            self._keep_topic()
+            return
         self._fail(StorageError(fenced.text, code="fenced", action="stop"))
 
     def _tell_attached(self, watcher: Ref, wal: Wal) -> None:

@@ -42,6 +42,7 @@ from storage.segment import SegmentInfo
 from storage.store import ObjectStore
 from storage.tier import Layout, UploadPlan
 from storage.upload import (
+    AheadError,
     Claim,
     FencedError,
     check_joins,
@@ -244,7 +245,7 @@ class Uploader(LoopActor):
         if self._reply is not None and (
             isinstance(self._stopped, FencedError) or self._topic.durability == "cloud"
         ):
-            self._reply.tell(Fenced(str(self._stopped)))
+            self._reply.tell(Fenced(str(self._stopped), None))
 
     def _settled(self) -> None:
         assert self._plan is not None
@@ -400,6 +401,13 @@ class Uploader(LoopActor):
     def _failed(self, what: str, error: BaseException) -> None:
         self.failure = f"{what}: {error}"
         if self._stopped is not None and self._erase_for is None:
+            return
+        if isinstance(error, AheadError) and self._erase_for is None:
+            # Perhaps what the topic said is old, from before this process: it must say so itself.
+            log.error("topic %s: %s", self._topic.name, error)
+            self._log_end = None
+            if self._reply is not None:
+                self._reply.tell(Fenced(str(error), error.end))
             return
         if isinstance(error, IsterError) and error.action == "stop" and self._erase_for is None:
             # Fenced, or two truths about one thing: nobody may choose but a person.

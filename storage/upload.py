@@ -39,6 +39,14 @@ class FencedError(StoreError):
     action = "stop"
 
 
+class AheadError(FencedError):
+    """The store has the topic up to `end`, which is more than the local log was said to have sealed."""
+
+    def __init__(self, text: str, end: int) -> None:
+        super().__init__(text)
+        self.end = end
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A writer's right to upload: its epoch, and the history that was there when it began."""
@@ -82,12 +90,13 @@ def claim(
 def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], end: int) -> None:
     """Raise FencedError if the store's history is not that of a local log whose sealed segments end at `end`.
 
-    `log` are sealed segments of it, any of them.
+    AheadError if it only is longer: perhaps the log has grown. `log` are sealed segments of it, any of them.
     """
     if history.end > end and history.end > history.start:
-        raise FencedError(
+        raise AheadError(
             f"the store has topic {topic.name!r} up to offset {history.end}, the local log up to {end}: "
-            "another broker has gone on with it, or the local log has lost its end"
+            "another broker has gone on with it, or the local log has lost its end",
+            history.end,
         )
     stored = {piece.segment.base: piece for piece in history.pieces}
     for segment in log:

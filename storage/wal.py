@@ -451,6 +451,11 @@ class Wal:
         return tuple(self._sealed)
 
     @property
+    def sealed_end(self) -> int:
+        """Return up to where the log is sealed, damaged or not."""
+        return self.next_offset if self._active is None else self._active.base
+
+    @property
     def damaged(self) -> tuple[DamagedRange, ...]:
         """Return what opening found that was promised and cannot be served."""
         return tuple(one for one in self.report.damaged if one.end > self.start_offset)

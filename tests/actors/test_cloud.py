@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from actors.messages import Fenced, KeepTopic
 from ister.errors import StoreError
 from ister.wire import Key, Type
 from storage.disk import Disk
@@ -707,3 +708,42 @@ def test_a_damaged_object_stops_its_readers_and_says_so(cloud: Stage, damage: st
     assert notice.header[Key.CODE] == "log-damaged"
     cloud.advance(60)
     assert len([call for call in cloud.store.calls if call[0] == "get"]) < 10
+
+
+def test_old_mail_to_a_new_tier_fences_nobody(cloud: Stage) -> None:
+    """A tier that was told of less than the store has asks once more; only a log that is really shorter stops."""
+    client = create(cloud, durability="cloud")
+    publish(client, 0, 10)
+    topic = cloud.actor("topic", "orders")
+    cloud.kill_tier()
+    cloud.hold(topic.system.node, "tier")
+    cloud.start_tier()
+    old = KeepTopic(topic.meta, 0, 1, topic.address)
+    cloud.systems["broker"].ref("tier", f"uploader/orders:{topic.meta.incarnation.hex()}").tell(old)
+    cloud.advance(1)
+    cloud.let_go(topic.system.node, "tier")
+    cloud.advance(3)
+    assert shown(cloud)["failure"] is None
+    publish(client, 10, 10)
+    topic.ref.tell(Fenced("the store has more", 100))
+    cloud.settle()
+    assert shown(cloud)["failure"] == "the store has more"
+
+
+def test_a_subscription_waits_for_what_the_store_has(cloud: Stage) -> None:
+    """With durability cloud a topic started again knows nothing before its store answers: no cursor is refused."""
+    publish(create(cloud, durability="cloud"), 0, 10)
+    reader = consumer(cloud)
+    reader.deliveries(1, 10)
+    reader.ack(1, (0, 10))
+    assert cloud.store is not None
+    cloud.store.away()
+    cloud.restart(2)
+    again = cloud.at_subscription("orders", "s")
+    again.say_open_consumer(1, "orders", "s")
+    again.patience_s = 0
+    cloud.advance(3)
+    assert all(frame.kind != Type.ERROR for frame in again.unread)
+    cloud.store.back()
+    again.patience_s = 100
+    assert again.expect(Type.OPENED, Type.ERROR).kind == Type.OPENED
