@@ -261,6 +261,17 @@ def test_a_newer_producer_of_the_same_id_fences_the_older(stage: Stage) -> None:
     assert newer.receipt(1) == [(0, 0)]
 
 
+def test_a_handle_that_opens_for_another_producer_gives_up_the_first(stage: Stage) -> None:
+    """Whoever takes the id it had before fences nobody."""
+    producer, topic = opened(stage)
+    assert producer.open_producer(1, "orders", 8).kind == Type.OPENED
+    assert list(topic._publishers) == [8]
+    other = stage.at_topic("orders")
+    assert other.open_producer(1, "orders", 7).kind == Type.OPENED
+    producer.publish(1, 0, b"x")
+    assert producer.receipt(1) == [(0, 0)]
+
+
 # ---- closing ---------------------------------------------------------------------------------------------------
 
 
