@@ -305,6 +305,24 @@ def test_close_is_answered_when_the_log_fails_before_its_receipts(stage: Stage) 
     assert producer.expect(Type.DONE, ref=40)
 
 
+@pytest.mark.parametrize("end", ["deleted", "failed"])
+def test_close_is_answered_when_the_topic_ends_before_its_receipts(stage: Stage, end: str) -> None:
+    """Whoever waits for DONE gets it, whatever becomes of the topic meanwhile."""
+    stage.expects_failures = True
+    producer, topic = opened(stage)
+    stage.loop.holds_work = True
+    producer.publish(1, 0, b"a")
+    producer.say({Key.TYPE: Type.CLOSE, Key.REF: 1 << 40, Key.HANDLE: 1})
+    stage.settle()
+    if end == "deleted":
+        stage.client().request("topic.delete", topic="orders")
+    else:
+        topic.fail(RuntimeError("a mistake"))
+    assert producer.expect(Type.ERROR, handle=1).header[Key.CLOSED] is True
+    assert producer.expect(Type.DONE, ref=1 << 40)
+    stage.loop.holds_work = False
+
+
 # ---- a disk that fails -----------------------------------------------------------------------------------------
 
 
