@@ -121,6 +121,8 @@ class Gateway:
     def bind(self, endpoint: str, events: GatewayEvents) -> None:
         """Listen on an endpoint; raises `UsageError` where that is taken or not this machine's."""
         self._events = events
+        if "[" in endpoint:
+            self.socket.setsockopt(zmq.IPV6, 1)
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:

@@ -517,6 +517,20 @@ def test_a_flood_of_hellos_uses_one_session(served: Served) -> None:
     served.client().alive()
 
 
+def test_an_address_of_the_sixth_version_can_be_listened_on(served: Served) -> None:
+    """Settings take it, so the socket must."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    another = Gateway(served.context, SystemClock(), served.gateway.sessions)
+    try:
+        another.bind("tcp://[::1]:*", served.heard)
+        assert another.socket.get_string(zmq.LAST_ENDPOINT).startswith("tcp://[::1]:")
+    finally:
+        another.close()
+
+
 def test_a_port_that_is_taken_is_an_error_that_says_so(served: Served) -> None:
     """Two brokers cannot listen on one address; the second says which."""
     second = Gateway(served.context, SystemClock(), served.gateway.sessions)
