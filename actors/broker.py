@@ -199,6 +199,8 @@ def check_free(binds: list[str]) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("" if host == "*" else host.strip("[]"), port))
+            except OverflowError as error:
+                raise UsageError(f"cannot listen on {bind}: there is no such port") from error
             except OSError as error:
                 raise UsageError(
                     f"cannot listen on {bind}: {error.strerror} (is another broker running there?)",
@@ -207,14 +209,22 @@ def check_free(binds: list[str]) -> None:
 
 
 def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
-    """Delete what a topic's deletion left behind, because a worker was not there to do it."""
+    """Delete what a topic's deletion left behind, because a worker was not there to do it.
+
+    A catalogue without any topic knows nothing of logs that are there: it may be a new one in the place of one that was
+    lost, and nothing is deleted on its word.
+    """
     known = {f"{topic_folder(topic.name)}.{topic.incarnation.hex()}" for topic in catalogue.topics()}
     for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
         folder = f"{data}/{kind}"
         if not disk.exists(folder):
             continue
         for name in disk.listdir(folder):
-            if name not in known:
+            if not known:
+                log.warning(
+                    "%s/%s belongs to no topic, for the catalogue has none; it is left alone", kind, name
+                )
+            elif name not in known:
                 log.info("deleting %s/%s, which belongs to no topic", kind, name)
                 remove_log(disk, f"{folder}/{name}")
 

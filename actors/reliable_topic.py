@@ -147,6 +147,7 @@ class ReliableTopic(Topic):
     def on_failure(self, *error: object) -> None:
         """Let go of the log: the next actor finds what is really on disk."""
         super().on_failure(*error)
+        self._answer_closes(None)
         self._end_log()
 
     def _open_or_fail(self) -> None:
@@ -645,6 +646,7 @@ class ReliableTopic(Topic):
     def on_delete(self, command: Delete) -> None:
         """Refuse everything from now on, and delete the log."""
         self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
+        self._answer_closes(None)
         self._deleted = True
         had_log = self._log is not None or self._ended_log is not None
         self._end_log()

@@ -58,6 +58,8 @@ class Topic(LoopActor):
             self._close_handle(
                 older, RemoteError("producer-fenced", "a newer producer took this producer id")
             )
+        if self._publishers.get(producer_of(handle)) is handle:  # opened again, perhaps for another producer
+            del self._publishers[producer_of(handle)]
         self._publishers[command.producer_id] = handle
         handle.target = Publisher(self.ref, command.producer_id)
         if self._gateway.sessions.opened(handle, command.generation, "producer"):

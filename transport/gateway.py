@@ -39,7 +39,10 @@ RECEIVE_MAX: Final = 64
 # ZeroMQ counts messages, not bytes. A consumer's bytes are bounded by its credit; this bounds the small answers to a
 # client that asks and never reads (some 200 bytes each) to a few megabytes.
 SEND_HWM: Final = 10_000
-RECEIVE_HWM: Final = 1_000
+# What one connection may have waiting to be read, in messages of the largest batch; fewer and smaller ones are less.
+RECEIVE_BYTES_MAX: Final = 64 << 20
+RECEIVE_HWM_MIN: Final = 16  # below it the I/O thread and the loop would wait for each other
+RECEIVE_HWM_MAX: Final = 1_000
 HANDSHAKE_MS: Final = 5_000
 ZMTP_HEARTBEAT_MS: Final = 5_000
 
@@ -105,7 +108,8 @@ class Gateway:
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.ROUTER_HANDOVER, 0)
         router.setsockopt(zmq.SNDHWM, SEND_HWM)
-        router.setsockopt(zmq.RCVHWM, RECEIVE_HWM)
+        fit = RECEIVE_BYTES_MAX // sessions.limits.batch_bytes_max
+        router.setsockopt(zmq.RCVHWM, max(RECEIVE_HWM_MIN, min(fit, RECEIVE_HWM_MAX)))
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
@@ -117,6 +121,8 @@ class Gateway:
     def bind(self, endpoint: str, events: GatewayEvents) -> None:
         """Listen on an endpoint; raises `UsageError` where that is taken or not this machine's."""
         self._events = events
+        if "[" in endpoint:
+            self.socket.setsockopt(zmq.IPV6, 1)
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:

@@ -261,6 +261,17 @@ def test_a_newer_producer_of_the_same_id_fences_the_older(stage: Stage) -> None:
     assert newer.receipt(1) == [(0, 0)]
 
 
+def test_a_handle_that_opens_for_another_producer_gives_up_the_first(stage: Stage) -> None:
+    """Whoever takes the id it had before fences nobody."""
+    producer, topic = opened(stage)
+    assert producer.open_producer(1, "orders", 8).kind == Type.OPENED
+    assert list(topic._publishers) == [8]
+    other = stage.at_topic("orders")
+    assert other.open_producer(1, "orders", 7).kind == Type.OPENED
+    producer.publish(1, 0, b"x")
+    assert producer.receipt(1) == [(0, 0)]
+
+
 # ---- closing ---------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +303,24 @@ def test_close_is_answered_when_the_log_fails_before_its_receipts(stage: Stage) 
     assert refused is not None
     assert (refused.code, refused.header[Key.SEQUENCE]) == ("log-failed", 0)
     assert producer.expect(Type.DONE, ref=40)
+
+
+@pytest.mark.parametrize("end", ["deleted", "failed"])
+def test_close_is_answered_when_the_topic_ends_before_its_receipts(stage: Stage, end: str) -> None:
+    """Whoever waits for DONE gets it, whatever becomes of the topic meanwhile."""
+    stage.expects_failures = True
+    producer, topic = opened(stage)
+    stage.loop.holds_work = True
+    producer.publish(1, 0, b"a")
+    producer.say({Key.TYPE: Type.CLOSE, Key.REF: 1 << 40, Key.HANDLE: 1})
+    stage.settle()
+    if end == "deleted":
+        stage.client().request("topic.delete", topic="orders")
+    else:
+        topic.fail(RuntimeError("a mistake"))
+    assert producer.expect(Type.ERROR, handle=1).header[Key.CLOSED] is True
+    assert producer.expect(Type.DONE, ref=1 << 40)
+    stage.loop.holds_work = False
 
 
 # ---- a disk that fails -----------------------------------------------------------------------------------------

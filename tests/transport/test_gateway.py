@@ -484,6 +484,16 @@ def test_what_a_full_queue_has_no_room_for_is_not_lost_unnoticed(small_queues: N
     assert lazy.expect(Type.RECEIPT)
 
 
+@pytest.mark.parametrize(
+    ("batch_bytes", "messages"), [(1000, 1000), (1 << 20, 64), (4 << 20, 16), (7 << 20, 16)]
+)
+def test_what_one_connection_may_have_waiting_is_bounded_in_bytes(batch_bytes: int, messages: int) -> None:
+    """ZeroMQ counts messages: the larger they may be, the fewer may wait; a flood of batches filled a gigabyte."""
+    served = Served(batch_bytes_max=batch_bytes)
+    assert served.gateway.socket.get(zmq.RCVHWM) == messages
+    served.close()
+
+
 def test_a_client_that_is_gone_is_noticed_when_it_is_told_something(served: Served) -> None:
     """A send to nobody says so, and the session waits to be resumed."""
     client = served.client()
@@ -505,6 +515,20 @@ def test_a_flood_of_hellos_uses_one_session(served: Served) -> None:
         assert client.hello().kind == Type.WELCOME
     assert len(served.gateway.sessions) == 1
     served.client().alive()
+
+
+def test_an_address_of_the_sixth_version_can_be_listened_on(served: Served) -> None:
+    """Settings take it, so the socket must."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    another = Gateway(served.context, SystemClock(), served.gateway.sessions)
+    try:
+        another.bind("tcp://[::1]:*", served.heard)
+        assert another.socket.get_string(zmq.LAST_ENDPOINT).startswith("tcp://[::1]:")
+    finally:
+        another.close()
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_so(served: Served) -> None:

@@ -1,0 +1,94 @@
+"""Tests of what the broker does before its processes start: addresses, and what an earlier life left behind."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from actors.broker import check_free, cores, sweep_orphans, worker_addresses
+from actors.worker import CURSORS_FOLDER, TOPICS_FOLDER
+from ister.errors import UsageError
+from ister.names import topic_folder
+from storage.catalogue import Catalogue, TopicMeta
+from storage.disk import LocalDisk
+from tests.stage import settings_of
+
+
+def test_each_worker_has_the_next_port() -> None:
+    """The listen port is the first worker's, those after it the others'."""
+    binds, told = worker_addresses(settings_of(server__listen="tcp://127.0.0.1:7000", server__workers=3))
+    assert binds == told == [f"tcp://127.0.0.1:{port}" for port in (7000, 7001, 7002)]
+
+
+def test_clients_are_told_an_address_they_can_connect_to() -> None:
+    """Where every interface is listened on, and behind NAT, that is another than the one bound."""
+    listen = "tcp://*:7000"
+    assert worker_addresses(settings_of(server__listen=listen, server__workers=1)) == (
+        ["tcp://*:7000"],
+        ["tcp://127.0.0.1:7000"],
+    )
+    told = worker_addresses(
+        settings_of(server__listen=listen, server__workers=1, server__advertise="broker.example")
+    )
+    assert told == (["tcp://*:7000"], ["tcp://broker.example:7000"])
+
+
+def test_without_a_number_there_is_a_worker_a_core() -> None:
+    """As many as this process may use."""
+    binds, _ = worker_addresses(settings_of(server__listen="tcp://127.0.0.1:7000"))
+    assert len(binds) == cores() >= 1
+
+
+def test_a_port_in_use_is_named_before_anything_starts() -> None:
+    """Also when it is not the first."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"127.0.0.1:{port}") as raised:
+            check_free(["tcp://127.0.0.1:0", f"tcp://127.0.0.1:{port}"])
+    assert raised.value.code == "address-in-use"
+    check_free(["tcp://*:0", "tcp://127.0.0.1:0"])
+
+
+def test_a_port_that_cannot_be_is_an_error_too() -> None:
+    """More workers than there are ports behind the first."""
+    with pytest.raises(UsageError, match="65536"):
+        check_free(["tcp://127.0.0.1:65536"])
+
+
+def folders(data: Path) -> set[str]:
+    """Return the folders of logs and cursors there are."""
+    return {f"{path.parent.name}/{path.name}" for path in data.glob("*/*")}
+
+
+def leave(data: Path, name: str) -> None:
+    """Make the folders of a topic's log and cursors, with something in them."""
+    for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
+        (data / kind / name).mkdir(parents=True)
+        (data / kind / name / "file").write_bytes(b"x")
+
+
+def test_what_a_deleted_topic_left_behind_is_deleted_at_the_next_start(tmp_path: Path) -> None:
+    """Folders of no topic go, of an earlier incarnation too; those of topics stay."""
+    catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"))
+    topic = TopicMeta("orders/eu", bytes(range(16)), "reliable", "fsync", 1)
+    catalogue.create_topic(topic)
+    known = f"{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+    leave(tmp_path, known)
+    leave(tmp_path, f"{topic_folder(topic.name)}.{bytes(16).hex()}")
+    leave(tmp_path, "gone.00")
+    sweep_orphans(LocalDisk(), str(tmp_path), catalogue)
+    assert folders(tmp_path) == {f"{TOPICS_FOLDER}/{known}", f"{CURSORS_FOLDER}/{known}"}
+    assert (tmp_path / TOPICS_FOLDER / known / "file").exists()
+
+
+def test_a_catalogue_that_is_empty_deletes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be a new one in the place of one that was lost: the logs are all that is left then."""
+    leave(tmp_path, "orders.00")
+    before = folders(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        sweep_orphans(LocalDisk(), str(tmp_path), Catalogue(str(tmp_path / "catalogue.sqlite")))
+    assert folders(tmp_path) == before
+    assert "left alone" in caplog.text
