@@ -1,0 +1,111 @@
+"""The Fetcher alone: what it answers when the store is away, has less, or has lost an object since it was listed."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from actors.fetcher import FETCHER_PATH, LISTING_S, RETRY_S, Fetcher, cache_folder
+from actors.messages import Fetch, Fetched, NotFetched
+from storage.catalogue import TopicMeta
+from storage.disk import Disk
+from storage.simulated import SimulatedDisk
+from storage.store import FolderStore, ObjectStore
+from storage.tier import Layout
+from storage.upload import claim, trim
+from tests.faultystore import FaultyStore
+from tests.stage import Recorder, Stage
+
+TOPIC = TopicMeta("orders", bytes(16), "reliable", "fsync", 1)
+LAYOUT = Layout(TOPIC.name, TOPIC.incarnation)
+
+
+class Scene:
+    """A Fetcher, a store with some segments of ten messages, and somebody who asks."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.store = FaultyStore(FolderStore("/store", cast(Disk, SimulatedDisk())))
+        system = next(iter(stage.systems.values()))
+        store, disk = cast(ObjectStore, self.store), cast(Disk, stage.disk)
+        system.spawn(Fetcher, FETCHER_PATH, store, disk, "/data", parallel=2, cache_bytes_max=2500)
+        self.fetcher = system.ref(system.node, FETCHER_PATH)
+        system.spawn(Recorder, "reader")
+        self.reader = cast(Recorder, system.find("reader"))
+        self.epoch = claim(self.store, TOPIC, "writer").epoch
+
+    def add(self, base: int) -> None:
+        """Upload a segment of a thousand bytes."""
+        about = {"next": str(base + 10)}
+        assert self.store.put_if_absent(LAYOUT.segment(base, self.epoch), bytes(1000), metadata=about)
+
+    def ask(self, offset: int, seconds: float = 0.0) -> list[object]:
+        """Ask for an offset, and return what is answered within so many seconds."""
+        self.fetcher.tell(Fetch(TOPIC, offset, self.reader.address))
+        self.stage.advance(seconds)
+        heard, self.reader.heard = self.reader.heard, []
+        return heard
+
+    def cached(self) -> list[str]:
+        """Return the segments in the cache."""
+        folder = cache_folder("/data", TOPIC)
+        return self.stage.disk.listdir(folder) if self.stage.disk.exists(folder) else []
+
+
+@pytest.fixture
+def scene(stage: Stage) -> Scene:
+    """A store with three segments."""
+    made = Scene(stage)
+    for base in (0, 10, 20):
+        made.add(base)
+    return made
+
+
+def test_what_is_asked_for_comes_and_what_follows_is_made_ready(scene: Scene) -> None:
+    """One question brings a segment and the next ones, and the cache keeps to its bound but for one segment."""
+    assert scene.ask(3) == [Fetched(3)]
+    assert 1 <= len(scene.cached()) <= 3
+    scene.stage.advance(1)
+    assert len(scene.cached()) == 2
+
+
+def test_a_store_that_is_away_is_a_reason_to_ask_again(scene: Scene) -> None:
+    """Neither a listing nor a download that fails is taken for a gap, and the answer takes its time."""
+    scene.store.away()
+    assert scene.ask(3) == []
+    scene.stage.advance(RETRY_S)
+    (answer,) = scene.reader.take(NotFetched)
+    assert answer.retry
+    scene.store.back()
+    assert scene.ask(3) == [Fetched(3)]
+
+
+def test_what_is_uploaded_after_a_listing_is_found(scene: Scene) -> None:
+    """An offset behind what was listed is looked for again, in a listing that is at most so old."""
+    assert scene.ask(25) == [Fetched(25)]
+    scene.add(30)
+    scene.stage.advance(LISTING_S + 0.01)
+    assert scene.ask(35) == [Fetched(35)]
+
+
+def test_what_was_trimmed_after_a_listing_is_not_taken_for_damage(scene: Scene) -> None:
+    """An object that is gone since is a reason to list anew, which says where the history begins."""
+    assert scene.ask(25) == [Fetched(25)]
+    trim(scene.store, TOPIC, scene.epoch, 20)
+    (first,) = scene.ask(3, RETRY_S)
+    assert isinstance(first, NotFetched)
+    assert first.retry
+    (second,) = scene.ask(3, RETRY_S)
+    assert (cast(NotFetched, second).retry, cast(NotFetched, second).start) == (False, 20)
+
+
+def test_who_asks_for_the_same_again_and_again_is_told_that_it_is_damaged(scene: Scene) -> None:
+    """A segment is brought anew once; a reader that still cannot use it gets an answer that ends the asking."""
+    assert scene.ask(3) == [Fetched(3)]
+    assert scene.ask(3) == [Fetched(3)]
+    (answer,) = scene.ask(3, RETRY_S)
+    assert isinstance(answer, NotFetched)
+    assert not answer.retry
+    assert "damaged" in answer.text
+    assert len([call for call in scene.store.calls if call[0] == "get" and "/s/" in call[1]]) <= 5
