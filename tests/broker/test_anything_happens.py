@@ -283,6 +283,7 @@ class Play:
             (1, self.power_cut),
             (1, self.mistake),
             (4, self.hold),
+            (2, self.lose_mail),
             (4, self.slow_disk),
             (4, self.half_turns),
             *self.more_things(),
@@ -349,6 +350,9 @@ class Play:
             self.stage.hold(sender, receiver)
         for pair in [pair for pair in self.stage.held if self.random.random() < 0.4]:
             self.stage.let_go(*pair)
+
+    def lose_mail(self) -> None:
+        self.stage.holding.clear()  # as where a process takes none for so long that it is dropped
 
     def slow_disk(self) -> None:
         self.stage.loop.holds_work = not self.stage.loop.holds_work
