@@ -1051,6 +1051,23 @@ def test_a_non_reliable_topic_that_is_started_again_goes_on(fleeting: StagedClie
     assert shown(fleeting)["dropped"] == 0
 
 
+def test_a_non_reliable_subscription_that_fails_is_there_again(fleeting: StagedClient) -> None:
+    """Its consumers are sent away, open again, and get what is published from then on; nothing stays attached."""
+    stage = fleeting.stage
+    stage.expects_failures = True
+    consumer = consumer_of(fleeting, "", "shared")
+    put(fleeting, b"0")
+    offsets(consumer, 1)
+    stage.actor("subscription", fleeting.topic).fail(RuntimeError("a mistake"))
+    stage.settle()
+    gone = consumer.expect(Type.ERROR, handle=1)
+    assert (gone.code, gone.header[Key.CLOSED]) == ("internal", True)
+    assert stage.actors("relay") == []
+    consumer = consumer_of(fleeting, "", "shared")
+    put(fleeting, b"1")
+    assert consumer.deliveries(1, 1) == [(1, b"1")]
+
+
 def test_what_is_lost_between_workers_is_counted(fleeting: StagedClient) -> None:
     """A gap in the offsets that reach a subscription is a loss, and is shown."""
     stage = fleeting.stage
