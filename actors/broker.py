@@ -67,7 +67,7 @@ class BrokerFailedError(UsageError):
 def run_broker(settings: Settings, on_ready: Callable[[BrokerReady], None]) -> None:
     """Run a broker in this process until SIGTERM or SIGINT; `on_ready` is called once every process is up.
 
-    Raises `LockedError` for a data folder that another broker holds, `StorageError` for one that cannot be written,
+    Raises `LockedError` for a data folder that another broker holds, `OSError` for one that cannot be written,
     `UsageError` for addresses that are taken, `BrokerFailedError` when it had to give up.
     """
     name_process(BROKER)
