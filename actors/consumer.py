@@ -89,7 +89,6 @@ class Consumer(LoopActor):
         )  # not sent: the connection is full or gone, or we pause
         self._granted = False
         self._pausing = False
-        self._reopened = False  # the client's last wish, if it came back: `_open_header`
         self._closing: list[CloseConsumer] = []
         self._gone = False
 
@@ -149,8 +148,6 @@ class Consumer(LoopActor):
         self._granted = True
         self._delivered_end = max(self._delivered_end, granted.position)
         self._ack_timeout_s = granted.ack_timeout_ms / 1000
-        if self._reopened:  # with other credit than we came with
-            self._set_credit()
         if not self._pausing:
             self._say_opened(granted.position)
 
@@ -188,7 +185,6 @@ class Consumer(LoopActor):
     def on_reopen(self, command: Reopen) -> None:
         """Begin again for a client that came back: what it held is delivered again, in order."""
         self._generation, self._open_header = command.generation, command.header
-        self._reopened = True
         self._answer_closes()  # opened again since, it stays
         self._pause()
 

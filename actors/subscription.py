@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import Any, Final
 
 from actors.messages import (
@@ -173,6 +174,12 @@ class Subscription(LoopActor):
     def on_set_credit(self, command: SetCredit) -> None:
         """A consumer came back: what it was told may have been lost with its connection."""
         self._roster.set_credit(command.key, command.messages, command.bytes)
+        self._waiting = [
+            replace(waiting, messages=command.messages, bytes=command.bytes)
+            if isinstance(waiting, AttachConsumer) and waiting.key == command.key
+            else waiting
+            for waiting in self._waiting
+        ]
         if command.key in self._consumers:
             self._greet(self._consumers[command.key])
         self._wake()

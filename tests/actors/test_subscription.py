@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from actors.directory import node_of
 from actors.messages import Deliver
 from actors.placement import subscription_key, topic_key, worker_of
 from actors.reliable_subscription import ATTACH_AGAIN_S, ReliableSubscription
@@ -1086,3 +1087,29 @@ def test_a_reliable_subscription_is_one(producer: StagedClient) -> None:
     """The strategy of the topic decides what stands behind its subscriptions."""
     consumer_of(producer)
     assert isinstance(producer.stage.actor("subscription", producer.topic), ReliableSubscription)
+
+
+def test_credit_given_again_before_a_place_was_found_replaces_what_was_given_first(stage: Stage) -> None:
+    """A consumer that opens again while its subscription still waits for the topic has the credit it said last."""
+    stage.client().request("topic.create", topic="orders")
+    names = [f"s{number}" for number in range(20)]
+    topic_node = stage.client().request("topic.show", topic="orders")["node"]
+    workers = {name: worker_of(subscription_key("orders", name), 2) for name in names}
+    name = next(name for name in names if node_of(workers[name]) != topic_node)
+    node = node_of(workers[name])
+    producer = stage.at_topic("orders")
+    producer.open_producer(1, "orders", 7)
+    producer.publish(1, 0, *[b"x"] * 60)
+    producer.receipt(1)
+    consumer = stage.client(workers[name])
+    stage.hold(node, topic_node)
+    consumer.say_open_consumer(2, "orders", name, messages=50)
+    stage.settle()
+    consumer.reconnect()
+    ref = consumer.say_open_consumer(2, "orders", name, messages=3)
+    stage.settle()
+    stage.let_go(node, topic_node)
+    stage.settle()
+    assert consumer.expect(Type.OPENED, ref=ref).header[Key.HANDLE] == 2
+    assert len(consumer.deliveries(2, 3)) == 3
+    assert consumer.silent(1)
