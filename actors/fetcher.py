@@ -41,6 +41,7 @@ LISTING_S: Final = 0.5
 HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
 RETRY_S: Final = 1.0
 TRIES_MAX: Final = 2  # so often a segment is given to a reader that asks for the same offset again
+LOOKED_WITHIN_S: Final = 5.0  # a reader that was told looks at once; one that asks again later has not heard
 READERS_MAX: Final = 10_000
 
 
@@ -87,8 +88,8 @@ class Fetcher(LoopActor):
         self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
         self._queue: deque[tuple[_Listing, Piece]] = deque()
         self._under_way = 0
-        # The last offset each reader asked for, the path it was answered with, and how often.
-        self._served: dict[Address, tuple[int, str, int]] = {}
+        # By reader: the offset it was told of last, its segment, how often, and when.
+        self._served: dict[Address, tuple[int, str, int, float]] = {}
         self.fetched_segments = 0
         self.fetched_bytes = 0
 
@@ -164,22 +165,19 @@ class Fetcher(LoopActor):
         piece = piece_at(listing.history, offset)
         assert piece is not None
         path = self._path(listing.topic, piece)
-        at, served, times = self._served.get(reply, (-1, "", 0))
-        times = times if (at, served) == (offset, path) else 0
-        if path in self._cached and times:
+        at, served, times, told_s = self._served.get(reply, (-1, "", 0, 0.0))
+        # Who was told and asks again soon has looked. One that asks again after long may not have heard.
+        again = (at, served) == (offset, path) and self.clock.monotonic() - told_s < LOOKED_WITHIN_S
+        if path in self._cached and again:
             self._drop(path)  # asked for the same again: what is there was of no use
             if times >= TRIES_MAX:
                 del self._served[reply]
                 text = f"what object {piece.segment.name} has there is damaged"
                 self._answer_later(NotFetched(offset, text, False, listing.history.start), reply)
                 return
-        self._served.pop(reply, None)
-        self._served[reply] = (offset, path, times + (path not in self._waiting))
-        while len(self._served) > READERS_MAX:
-            del self._served[next(iter(self._served))]
         if path in self._cached:
             self._cached.move_to_end(path)
-            self.system.at(reply).tell(Fetched(offset))
+            self._tell_fetched(offset, reply, path)
         else:
             waiting = self._waiting.get(path)
             if waiting is None:
@@ -192,6 +190,17 @@ class Fetcher(LoopActor):
                     self._queue.appendleft(queued)
         self._prefetch(listing, piece)
         self._go_on()
+
+    def _tell_fetched(self, offset: int, reply: Address, path: str) -> None:
+        """Tell a reader that its segment is there, and remember how often it was told."""
+        at, served, times, told_s = self._served.pop(reply, (-1, "", 0, 0.0))
+        now_s = self.clock.monotonic()
+        if (at, served) != (offset, path) or now_s - told_s >= LOOKED_WITHIN_S:
+            times = 0
+        self._served[reply] = (offset, path, times + 1, now_s)
+        while len(self._served) > READERS_MAX:
+            del self._served[next(iter(self._served))]
+        self.system.at(reply).tell(Fetched(offset))
 
     def _prefetch(self, listing: _Listing, piece: Piece) -> None:
         assert listing.history is not None
@@ -246,7 +255,7 @@ class Fetcher(LoopActor):
             while self._cached_bytes > self._cache_bytes_max and len(self._cached) > 1:
                 self._drop(next(iter(self._cached)))
             for offset, reply in waiting:
-                self.system.at(reply).tell(Fetched(offset))
+                self._tell_fetched(offset, reply, path)
         else:
             log.warning("%s was not brought back: %s", path, error)
             gone = isinstance(error, IsterError) and error.code == "object-missing"

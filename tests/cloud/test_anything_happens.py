@@ -23,7 +23,9 @@ from storage.upload import list_history
 from tests.broker.test_anything_happens import STEPS, Play
 from tests.faultystore import FaultyStore
 
-SEEDS = range(int(os.environ.get("ISTER_TEST_SEEDS", "25")))
+# Seeds that failed once stay: 95 (a reader that had not heard was taken for one that met damage), 608 (credit said again
+# before there was a place was given twice).
+SEEDS = sorted({*range(int(os.environ.get("ISTER_TEST_SEEDS", "25"))), 95, 608})
 
 
 class CloudPlay(Play):
