@@ -23,8 +23,8 @@ from storage.upload import list_history
 from tests.broker.test_anything_happens import STEPS, Play
 from tests.faultystore import FaultyStore
 
-# Seeds that failed once stay: 95 (a reader that had not heard was taken for one that met damage), 608 (credit said again
-# before there was a place was given twice).
+# Seeds that failed once stay: 95 (a reader that had not heard was taken for one that met damage), 608 (credit said
+# again before there was a place was given twice).
 SEEDS = sorted({*range(int(os.environ.get("ISTER_TEST_SEEDS", "25"))), 95, 608})
 
 
