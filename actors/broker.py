@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from actors.directory import DIRECTORY_PATH, Directory, node_of
+from actors.placement import TIER
 from actors.process import (
     BROKER,
     EXIT_FAILED,
@@ -25,7 +26,7 @@ from actors.process import (
 )
 from actors.supervisor import RestartPolicy, Supervisor
 from actors.tier import TierProcessSettings, run_tier
-from actors.worker import CURSORS_FOLDER, TIER, TOPICS_FOLDER, WorkerSettings, process_description, run_worker
+from actors.worker import CURSORS_FOLDER, TOPICS_FOLDER, WorkerSettings, process_description, run_worker
 from ister.clock import SystemClock
 from ister.errors import UsageError
 from ister.names import topic_folder

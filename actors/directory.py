@@ -34,7 +34,7 @@ from actors.messages import (
     TopicTask,
     WhoSubscribes,
 )
-from actors.placement import subscription_key, topic_key, worker_of
+from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
 from actors.process import NodeDown, NodeUp
 from actors.runtime import Address, LoopActor, System, receives
 from actors.selection import SUBSCRIPTION_TYPES
@@ -274,8 +274,8 @@ class Directory(LoopActor):
                 "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
             )
         self._catalogue.create_topic(topic)
-        if dispatch == "reliable" and "tier" in self._up:
-            self.system.ref("tier", uploader_path(topic)).tell(KeepTopic(topic, 0, 0, None))
+        if dispatch == "reliable" and TIER in self._up:
+            self.system.ref(TIER, actor_path("uploader", topic)).tell(KeepTopic(topic, 0, 0, None))
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
 
@@ -328,7 +328,7 @@ class Directory(LoopActor):
     def on_stored_topics(self, command: StoredTopics) -> None:
         """Have those topics brought back that the catalogue knows nothing of."""
         for gone in self._catalogue.erasing():  # a process was not there to do it
-            self.system.ref("tier", uploader_path(gone)).tell(EraseStored(gone, self.address))
+            self.system.ref(TIER, actor_path("uploader", gone)).tell(EraseStored(gone, self.address))
             self._deleted.add(gone.incarnation)
         unknown = []
         for topic in command.topics:
@@ -577,11 +577,6 @@ class Directory(LoopActor):
 
 DIRECTORY_PATH: Final = "directory"
 FRONTEND_PATH: Final = "frontend"
-
-
-def uploader_path(topic: TopicMeta) -> str:
-    """Return the path of a topic's Uploader."""
-    return f"uploader/{topic.name}:{topic.incarnation.hex()}"
 
 
 def node_of(worker: int) -> str:

@@ -22,6 +22,7 @@ from actors.fetcher import FETCHER_PATH, cache_folder
 from actors.frontend import Frontend
 from actors.nonreliable_subscription import NonReliableSubscription
 from actors.nonreliable_topic import NonReliableTopic
+from actors.placement import TIER, actor_path
 from actors.process import BROKER, EXIT_FAILED, ProcessContext
 from actors.relay import Relay
 from actors.reliable_subscription import ReliableSubscription
@@ -44,7 +45,6 @@ from transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 
-TIER: Final = "tier"
 TOPICS_FOLDER: Final = "topics"
 CURSORS_FOLDER: Final = "cursors"
 
@@ -68,15 +68,6 @@ def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> 
     """Return the file of a subscription's cursor."""
     folder = f"{data}/{CURSORS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
     return f"{folder}/{topic_folder(subscription.name)}.{subscription.created_ms}"
-
-
-def actor_path(kind: str, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> str:
-    """Return the path of an actor of a topic or subscription.
-
-    One created again under the same name has another, and never meets what was meant for the one before it.
-    """
-    path = f"{kind}/{topic.name}:{topic.incarnation.hex()}"
-    return path if subscription is None else f"{path}:{subscription.name}.{subscription.created_ms}"
 
 
 def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:

@@ -22,10 +22,11 @@ from actors import loop
 from actors.directory import DIRECTORY_PATH, Directory, node_of
 from actors.envelope import open_mail, seal_mail
 from actors.loop import Call, Scheduler
+from actors.placement import TIER
 from actors.process import BROKER, NodeDown, NodeUp
 from actors.runtime import Address, LoopActor, Ref, System
 from actors.tier import spawn_tier
-from actors.worker import TIER, Worker, WorkerSettings
+from actors.worker import Worker, WorkerSettings
 from ister.settings import Settings, load_settings
 from storage.catalogue import Catalogue
 from storage.disk import Disk

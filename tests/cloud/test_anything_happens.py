@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from actors.worker import TIER
+from actors.placement import TIER
 from ister.errors import StoreError
 from ister.wire import Type
 from storage.disk import Disk
