@@ -226,6 +226,7 @@ def test_a_confirmed_acknowledgment_on_a_full_disk_survives_a_kill(scene: Scene)
                     confirmed.append(message.offset)
             scene.victim.kill_all()
             assert scene.victim.gone() == {}
+            client.close()  # it would come back by itself, and have the one place of an Exclusive subscription
             scene.make_room()
             scene.victim.start(1)
             given = set()
