@@ -52,6 +52,7 @@ CODES: Final[dict[str, Action]] = {
     "subscription-busy": "retry",  # Exclusive, and somebody has it
     "subscription-type": "fix",  # it exists with another type
     "subscription-deleted": "stop",
+    "taken-over": "stop",  # another consumer took the Exclusive subscription with force
     # publishing
     "message-too-large": "fix",
     "batch-too-large": "fix",

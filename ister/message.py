@@ -54,8 +54,7 @@ class Delivery:
         self.columns: int = header.get(wire.Key.COLUMNS, 0)
         self.timestamps: list[int] = header[wire.Key.TIMESTAMPS]
         self.attempt: int = header.get(wire.Key.ATTEMPT, 1)
-        expected = 2 + (self.columns & 1) + ((self.columns & 2) >> 1)
-        if self.columns & ~wire.Column.ALL or len(frames) != expected:
+        if self.columns & ~wire.Column.ALL or len(frames) != 2 + self.columns.bit_count():
             raise RemoteProtocolError(f"a delivery with columns {self.columns} has {len(frames)} body frames")
         if not self.count or len(frames[0]) != 4 * self.count or sum(self.timestamps[::2]) != self.count:
             raise RemoteProtocolError(f"a delivery does not hold the {self.count} messages it says")
@@ -98,7 +97,7 @@ class Delivery:
         if not self.columns & wire.Column.ATTRIBUTES:
             return {}
         if self._attributes is None:
-            self._attributes = wire.split_column(self._frames[-1], self.count)
+            self._attributes = wire.split_column(self._frames[2 + (self.columns & 1)], self.count)
         return wire.decode_attributes(self._attributes[index])
 
     def timestamp(self, index: int) -> int:

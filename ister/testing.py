@@ -492,7 +492,11 @@ class Broker:
             first = len(topic.records)
             nothing = [b""] * count
             keys = wire.split_column(frames[2], count) if columns & Column.KEYS else nothing
-            attributes = wire.split_column(frames[-1], count) if columns & Column.ATTRIBUTES else nothing
+            attributes = (
+                wire.split_column(frames[2 + (columns & 1)], count)
+                if columns & Column.ATTRIBUTES
+                else nothing
+            )
             now = self._clock.time_ms()
             for each in zip(wire.split_payloads(frames[0], frames[1]), keys, attributes, strict=True):
                 topic.records.append(_Record(*each, now))

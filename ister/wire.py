@@ -6,7 +6,8 @@ Payloads stay outside CBOR.
 
 Invariants
 - pure: bytes in, values out; no socket, clock or thread lives here
-- nothing loops over the messages of a batch, except `split_*` and `pack_*`, which only clients call
+- nothing loops over the messages of a batch, except `split_*` and `pack_*`, which only clients call (times of
+  delivery are one copy in C)
 - whatever bytes come in, the only error that comes out is `RemoteProtocolError`
 """
 
@@ -54,6 +55,7 @@ class Type:
     NACK: Final = 10
     ACK_UNTIL: Final = 11
     REQUEST: Final = 12
+    EXTEND: Final = 13
 
     WELCOME: Final = 33
     OPENED: Final = 34
@@ -96,7 +98,7 @@ class Key:
     LIMITS: Final = 23  # map of Limit
     ARGUMENTS: Final = 24  # map of text keys
     PRODUCER: Final = 25  # the producer id: 64 bits, not 0
-    START: Final = 26  # "earliest", "latest" or an offset
+    START: Final = 26  # "earliest", "latest", an offset or "time:<unix ms>"
     RECEIPTS: Final = 27  # flat list: sequence, first offset, sequence, first offset, ...
     SUBSCRIPTION_TYPE: Final = 28
     PRIORITY: Final = 29  # of a Failover consumer: lower is preferred
@@ -106,6 +108,8 @@ class Key:
     HEARTBEAT: Final = 33  # ms
     CLOSED: Final = 34  # true: the handle is closed by this error
     STRATEGY: Final = 35  # of the topic: "reliable" or "non-reliable"
+    SPARSE: Final = 36  # true: this consumer understands a DELIVER with RANGES
+    FORCE: Final = 37  # true: take an Exclusive subscription over
 
 
 class Column:
@@ -113,7 +117,8 @@ class Column:
 
     KEYS: Final = 1
     ATTRIBUTES: Final = 2
-    ALL: Final = 3
+    DELIVER_AT: Final = 4  # no length table: one u64 a message
+    ALL: Final = 7
 
 
 class Limit:
@@ -130,6 +135,7 @@ class Limit:
 
 
 _U64_MAX: Final = (1 << 64) - 1
+_TABLED: Final = Column.KEYS | Column.ATTRIBUTES  # columns that begin with a length table
 
 # What each key holds. "uint", "uints", "text", "bytes", "bool", "map", "limits", "start", "version".
 _KINDS: Final[dict[int, str]] = {
@@ -173,6 +179,8 @@ _KINDS: Final[dict[int, str]] = {
     Key.SESSION: "bytes",
     Key.RESUMED: "bool",
     Key.CLOSED: "bool",
+    Key.SPARSE: "bool",
+    Key.FORCE: "bool",
     Key.ARGUMENTS: "map",
     Key.LIMITS: "limits",
     Key.START: "start",
@@ -195,6 +203,7 @@ REQUIRED: Final[dict[int, frozenset[int]]] = {
     Type.NACK: frozenset({Key.HANDLE, Key.RANGES}),
     Type.ACK_UNTIL: frozenset({Key.HANDLE, Key.OFFSET}),
     Type.REQUEST: frozenset({Key.REF, Key.OPERATION}),
+    Type.EXTEND: frozenset({Key.HANDLE, Key.RANGES}),
     Type.WELCOME: frozenset({Key.VERSION, Key.SESSION, Key.BOOT, Key.LIMITS, Key.HEARTBEAT}),
     Type.OPENED: frozenset({Key.REF, Key.HANDLE}),
     Type.RECEIPT: frozenset({Key.HANDLE, Key.RECEIPTS}),
@@ -266,12 +275,26 @@ def _check_kind(key: int, kind: str, value: Any) -> None:
     elif kind == "limits":
         good = type(value) is dict and all(type(k) is int and type(v) is int for k, v in value.items())
     elif kind == "start":
-        good = value in ("earliest", "latest") or (type(value) is int and 0 <= value <= _U64_MAX)
+        good = type(value) in (str, int) and is_start(value)
     else:  # "version"
         versions = value if type(value) is list else [value]
         good = bool(versions) and all(type(version) is int and version >= 0 for version in versions)
     if not good:
         raise RemoteProtocolError(f"header key {key} does not hold what it must ({kind})")
+
+
+def is_start(value: str | int) -> bool:
+    """Say whether a value is a START: "earliest", "latest", "time:<unix ms>" or an offset."""
+    if type(value) is int:
+        return 0 <= value <= _U64_MAX
+    if value in ("earliest", "latest"):
+        return True
+    digits = str(value).removeprefix("time:")
+    return digits != value and _is_number(digits)
+
+
+def _is_number(digits: str) -> bool:
+    return 0 < len(digits) <= 20 and digits.isascii() and digits.isdigit() and int(digits) <= _U64_MAX
 
 
 def _is_plain(value: Any) -> bool:
@@ -393,15 +416,36 @@ def split_column(column: Buffer, count: int) -> list[bytes]:
     return split_payloads(view[: 4 * count], view[4 * count :])
 
 
+def pack_times(times: Iterable[int]) -> bytes:
+    """Return the frame of a DELIVER_AT column: unix ms as little-endian u64, 0 for "at once"."""
+    column = array("Q", times)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column.tobytes()
+
+
+def split_times(column: Buffer, count: int) -> array[int]:
+    """Return a DELIVER_AT column of `count` messages; raises `RemoteProtocolError` when it is not 8 bytes each."""
+    if len(column) != 8 * count:
+        raise RemoteProtocolError(
+            f"{count} times of delivery take {8 * count} bytes, not {len(column)}", code="lengths-mismatch"
+        )
+    times = array("Q")
+    times.frombytes(column)
+    if sys.byteorder == "big":
+        times.byteswap()
+    return times
+
+
 def check_batch(
     frames: Sequence[Buffer], columns: int, *, message_bytes_max: int, batch_bytes_max: int
 ) -> int:
     """Check the body frames of a PUBLISH and return its message count, without looking at single messages.
 
-    `frames` is `[lengths, payloads, keys?, attributes?]`. Raises `RemoteProtocolError` with the codes `malformed`,
-    `lengths-mismatch`, `message-too-large` or `batch-too-large`.
+    `frames` is `[lengths, payloads, keys?, attributes?, times of delivery?]`. Raises `RemoteProtocolError` with the
+    codes `malformed`, `lengths-mismatch`, `message-too-large` or `batch-too-large`.
     """
-    expected = 2 + (columns & Column.KEYS) + ((columns & Column.ATTRIBUTES) >> 1)
+    expected = 2 + columns.bit_count()
     if columns & ~Column.ALL or len(frames) != expected:
         raise RemoteProtocolError(
             f"a batch with columns {columns} takes {expected} body frames, not {len(frames)}"
@@ -427,7 +471,12 @@ def check_batch(
         raise RemoteProtocolError(
             f"batch of {size} bytes is over batch_bytes_max ({batch_bytes_max})", code="batch-too-large"
         )
-    for column in frames[2:]:
+    if columns & Column.DELIVER_AT and len(frames[-1]) != 8 * count:
+        raise RemoteProtocolError(
+            f"{count} times of delivery take {8 * count} bytes, not {len(frames[-1])}",
+            code="lengths-mismatch",
+        )
+    for column in frames[2 : 2 + (columns & _TABLED).bit_count()]:
         view = memoryview(column)
         if len(view) < 4 * count or sum(lengths_of(view[: 4 * count])) != len(view) - 4 * count:
             raise RemoteProtocolError("the lengths of a column do not add up", code="lengths-mismatch")

@@ -1,7 +1,7 @@
 """The codec of a record: a batch as it lies in a segment. Pure; FORMAT.md has the byte tables.
 
 - A record is a 64-byte header and a body. The body of a batch is the wire's own frames, end to end and
-  unchanged: length table, payloads, keys column, attributes column.
+  unchanged: length table, payloads, keys column, attributes column, times of delivery.
 - The header has its own CRC32C, and the CRC32C of the body. Both begin with the segment's salt, which comes
   from the topic's incarnation and the segment's first offset: bytes left over from another file's life never
   validate.
@@ -29,6 +29,7 @@ INDEX: Final = 4
 
 KEYS: Final = 1
 ATTRIBUTES: Final = 2
+DELIVER_AT: Final = 4  # 8 bytes a message: its size needs no place in the header
 
 _FRONT = struct.Struct("<HBBIIIIQQQQII")
 _HEADER = struct.Struct("<HBBIIIIQQQQIII")
@@ -70,7 +71,7 @@ def encode_header(
     """Return the header of a record whose body is `frames` end to end."""
     body_crc = salt
     total = HEADER_BYTES
-    for frame in frames:  # two to four of them, whatever the count
+    for frame in frames:  # two to five of them, whatever the count
         body_crc = crc32c(frame, body_crc)
         total += len(frame)
     front = _FRONT.pack(
@@ -108,6 +109,7 @@ class Record:
         "attributes",
         "columns",
         "count",
+        "deliver_at",
         "end_offset",
         "first_offset",
         "keys",
@@ -132,31 +134,33 @@ class Record:
         table = 4 * count
         self.lengths = body[:table]
         if columns:
-            end = len(body) - attributes
+            last = len(body) - (8 * count if columns & DELIVER_AT else 0)
+            end = last - attributes
             middle = end - keys
             self.payload = body[table:middle]
             self.keys: memoryview | None = body[middle:end] if columns & KEYS else None
-            self.attributes: memoryview | None = body[end:] if columns & ATTRIBUTES else None
+            self.attributes: memoryview | None = body[end:last] if columns & ATTRIBUTES else None
+            self.deliver_at: memoryview | None = body[last:] if columns & DELIVER_AT else None
         else:
             self.payload = body[table:]
-            self.keys = self.attributes = None
+            self.keys = self.attributes = self.deliver_at = None
 
     @property
     def size(self) -> int:
         """Return the bytes of the frames: what sending the whole batch costs, without a header."""
-        columns = (len(self.keys) if self.keys is not None else 0) + (
-            len(self.attributes) if self.attributes is not None else 0
-        )
-        return len(self.lengths) + len(self.payload) + columns
+        size = len(self.lengths) + len(self.payload)
+        if self.columns:
+            size += sum(len(column) for column in self._columns())
+        return size
 
     def frames(self) -> list[memoryview]:
         """Return the whole batch as the wire's frames: lengths, payloads, and the columns it has."""
         found = [self.lengths, self.payload]
-        if self.keys is not None:
-            found.append(self.keys)
-        if self.attributes is not None:
-            found.append(self.attributes)
-        return found
+        return found + self._columns() if self.columns else found
+
+    def _columns(self) -> list[memoryview]:
+        columns = (self.keys, self.attributes, self.deliver_at)
+        return [column for column in columns if column is not None]
 
     def __repr__(self) -> str:
         return f"Record([{self.first_offset}, {self.end_offset}), {len(self.payload)} payload bytes)"
@@ -164,7 +168,8 @@ class Record:
 
 def well_formed(header: Header) -> bool:
     """Say whether the parts of a batch add up to its total."""
-    return header[3] >= HEADER_BYTES + 4 * header[5] + header[11] + header[12]
+    a_message = 12 if header[2] & DELIVER_AT else 4  # its length, and its time of delivery
+    return header[3] >= HEADER_BYTES + a_message * header[5] + header[11] + header[12]
 
 
 def _table(lengths: Buffer) -> array[int]:
@@ -203,4 +208,6 @@ def slice_record(record: Record, first: int, end: int) -> list[Buffer]:
         frames.append(_cut_column(record.keys, record.count, low, high))
     if record.attributes is not None:
         frames.append(_cut_column(record.attributes, record.count, low, high))
+    if record.deliver_at is not None:
+        frames.append(record.deliver_at[8 * low : 8 * high])
     return frames

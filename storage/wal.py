@@ -194,8 +194,8 @@ class Wal:
         """Append one batch and return the offset of its first message.
 
         `frames` are the wire's: length table, payloads, and the columns that the bits of `columns` say (1
-        keys, 2 attributes), in this order; that they add up was checked by whoever took them in. Raises
-        DiskFullError (as if never called), StorageError `batch-too-large`, LogFailedError.
+        keys, 2 attributes, 4 times of delivery), in this order; that they add up was checked by whoever took
+        them in. Raises DiskFullError (as if never called), StorageError `batch-too-large`, LogFailedError.
         """
         if self.failed is not None:
             raise self.failed
@@ -225,7 +225,7 @@ class Wal:
             producer_id=producer_id,
             sequence=sequence,
             keys_bytes=len(frames[2]) if columns & 1 else 0,
-            attributes_bytes=len(frames[-1]) if columns & 2 else 0,
+            attributes_bytes=len(frames[2 + (columns & 1)]) if columns & 2 else 0,
         )
         try:
             self._write(active.file, (header, *frames, *zeros), start)

@@ -67,10 +67,10 @@ class GatewayEvents(Protocol):
     def publish(
         self, handle: Handle, sequence: int, count: int, columns: int, frames: Sequence[Buffer], /
     ) -> None:
-        """A checked batch came in: `frames` is `[lengths, payloads, keys?, attributes?]`."""
+        """A checked batch came in: `frames` is `[lengths, payloads, keys?, attributes?, times?]`."""
 
     def consumer_frame(self, handle: Handle, header: Header) -> None:
-        """CREDIT, ACK, ACK_UNTIL or NACK came in."""
+        """CREDIT, ACK, ACK_UNTIL, NACK or EXTEND came in."""
 
     def close(self, handle: Handle, ref: int | None) -> None:
         """A handle is to be closed, and DONE to be sent if there is a ref."""

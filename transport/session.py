@@ -32,6 +32,7 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("absent", Type.ACK): "ignore",
     ("absent", Type.ACK_UNTIL): "ignore",
     ("absent", Type.NACK): "ignore",
+    ("absent", Type.EXTEND): "ignore",
     ("opening", Type.OPEN_PRODUCER): "open",  # again, after a reconnect: the earlier answer is void
     ("opening", Type.OPEN_CONSUMER): "open",
     ("opening", Type.PUBLISH): "unknown",
@@ -40,6 +41,7 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("opening", Type.ACK): "ignore",
     ("opening", Type.ACK_UNTIL): "ignore",
     ("opening", Type.NACK): "ignore",
+    ("opening", Type.EXTEND): "ignore",
     ("producer", Type.OPEN_PRODUCER): "open",  # again, after a reconnect or a refused batch
     ("producer", Type.OPEN_CONSUMER): "in-use",
     ("producer", Type.PUBLISH): "publish",
@@ -48,6 +50,7 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("producer", Type.ACK): "unknown",
     ("producer", Type.ACK_UNTIL): "unknown",
     ("producer", Type.NACK): "unknown",
+    ("producer", Type.EXTEND): "unknown",
     ("consumer", Type.OPEN_PRODUCER): "in-use",
     ("consumer", Type.OPEN_CONSUMER): "open",
     ("consumer", Type.PUBLISH): "unknown",
@@ -56,6 +59,7 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("consumer", Type.ACK): "ack",
     ("consumer", Type.ACK_UNTIL): "ack",
     ("consumer", Type.NACK): "ack",
+    ("consumer", Type.EXTEND): "ack",
 }
 
 HANDLE_FRAMES: Final = frozenset(kind for _, kind in HANDLE_TABLE)

@@ -17,7 +17,7 @@ Message = tuple[bytes, bytes, bytes]  # payload, key, attributes
 
 _MESSAGE = st.tuples(st.binary(max_size=20), st.binary(max_size=6), st.binary(max_size=6))
 _MESSAGES = st.lists(_MESSAGE, min_size=1, max_size=20)
-_COLUMNS = st.sampled_from([0, Column.KEYS, Column.ATTRIBUTES, Column.ALL])
+_COLUMNS = st.sampled_from([0, Column.KEYS, Column.ATTRIBUTES, Column.KEYS | Column.ATTRIBUTES])
 
 
 def batch_of(

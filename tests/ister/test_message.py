@@ -55,7 +55,13 @@ def test_a_batch_slices_as_a_list_does(payloads: list[bytes], place: slice) -> N
 
 def test_keys_and_attributes_are_cut_when_asked_for() -> None:
     """Each message has its own; empty is none."""
-    header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.COLUMNS: Column.ALL, Key.ATTEMPT: 3}
+    header = {
+        Key.OFFSET: 0,
+        Key.COUNT: 2,
+        Key.TIMESTAMPS: [2, 5],
+        Key.COLUMNS: Column.KEYS | Column.ATTRIBUTES,
+        Key.ATTEMPT: 3,
+    }
     payloads = [b"a", b"b"]
     frames = [
         wire.pack_lengths(payloads),

@@ -82,6 +82,8 @@ def test_any_body_frames_are_a_batch_or_a_protocol_error(frames: list[bytes], co
     except RemoteProtocolError:
         return
     assert len(wire.split_payloads(frames[0], frames[1])) == count
+    if columns & Column.DELIVER_AT:
+        assert len(wire.split_times(frames.pop(), count)) == count
     for column in frames[2:]:
         assert len(wire.split_column(column, count)) == count
 
@@ -99,6 +101,32 @@ def test_a_batch_comes_apart_as_it_was_put_together(payloads: list[bytes]) -> No
 def test_the_length_table_is_little_endian_u32() -> None:
     """The byte layout is the one of PROTOCOL.md, on every machine."""
     assert wire.pack_lengths([b"abc", b""]) == bytes.fromhex("03000000 00000000")
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=20))
+def test_times_of_delivery_come_back_as_they_were(times: list[int]) -> None:
+    """Packing and splitting are inverse; a column of another length is refused."""
+    packed = wire.pack_times(times)
+    assert packed == struct.pack(f"<{len(times)}Q", *times)
+    assert wire.split_times(packed, len(times)).tolist() == times
+    with pytest.raises(RemoteProtocolError):
+        wire.split_times(packed[:-1], len(times))
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest", 0, (1 << 64) - 1, "time:0", "time:1767225600000"])
+def test_a_start_is_a_name_an_offset_or_a_time(start: str | int) -> None:
+    """Every start of the document passes the decoder."""
+    header = {Key.TYPE: Type.PONG, Key.START: start}
+    assert wire.decode_header(cbor2.dumps(header))[Key.START] == start
+
+
+@pytest.mark.parametrize(
+    "start", ["", "soon", "time:", "time:-1", "time:1.5", "time:٣", f"time:{1 << 64}", -1, True]
+)
+def test_another_start_is_refused(start: object) -> None:
+    """A start that no broker could mean is malformed."""
+    with pytest.raises(RemoteProtocolError):
+        wire.decode_header(cbor2.dumps({Key.TYPE: Type.PONG, Key.START: start}))
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=5))
@@ -162,7 +190,11 @@ def test_unknown_keys_are_ignored() -> None:
         ([b"\x01\x00\x00", b"x"], 0, "lengths-mismatch"),
         ([b"", b""], 0, "malformed"),
         ([struct.pack("<I", 1), b"x"], Column.KEYS, "malformed"),
-        ([struct.pack("<I", 1), b"x"], 4, "malformed"),
+        ([struct.pack("<I", 1), b"x"], Column.DELIVER_AT, "malformed"),
+        ([struct.pack("<I", 1), b"x", bytes(7)], Column.DELIVER_AT, "lengths-mismatch"),
+        ([struct.pack("<I", 1), b"x", bytes(16)], Column.DELIVER_AT, "lengths-mismatch"),
+        ([struct.pack("<I", 1), b"x", bytes(8), struct.pack("<I", 0)], 5, "lengths-mismatch"),
+        ([struct.pack("<I", 1), b"x", bytes(8)], 8, "malformed"),
         ([struct.pack("<I", 1001), bytes(1001)], 0, "message-too-large"),
         ([struct.pack("<11I", *[950] * 11), bytes(950 * 11)], 0, "batch-too-large"),
         ([struct.pack("<I", 1), b"x", struct.pack("<I", 3) + b"k"], Column.KEYS, "lengths-mismatch"),

@@ -205,6 +205,49 @@ def test_the_golden_log_is_read_and_goes_on(
     wal.close()
 
 
+def test_times_of_delivery_lie_behind_the_attributes(
+    open_log: Callable[..., Wal], disk: LocalDisk, folder: str
+) -> None:
+    """A batch with all columns, read by the table of its body; opened again, its times of delivery are there."""
+    wal = open_log(start_offset=7)
+    frames = [array("I", map(len, PAYLOADS)).tobytes(), b"".join(PAYLOADS), frame(KEYS), frame(ATTRIBUTES)]
+    times = struct.pack("<3Q", 0, 1_700_000_000_000, 2**64 - 1)
+    wal.append(
+        count=3,
+        producer_id=99,
+        sequence=40,
+        columns=7,
+        frames=[*frames, times],
+        timestamp_ms=1_700_000_000_001,
+    )
+    wal.append(
+        count=3,
+        producer_id=99,
+        sequence=43,
+        columns=4,
+        frames=[*frames[:2], times],
+        timestamp_ms=1_700_000_000_002,
+    )
+    wal.commit()
+    wal.close()
+    stored = disk.read(f"{folder}/{7:020d}.seg")[132:]
+    columns, total = struct.unpack_from("<BI", stored, 3)
+    keys, attributes = struct.unpack_from("<II", stored, 52)
+    assert (columns, keys, attributes) == (7, len(frame(KEYS)), len(frame(ATTRIBUTES)))
+    assert stored[64:total] == b"".join(frames) + times
+    wal = open_log(start_offset=7)
+    assert wal.next_offset == 13
+    wal.close()
+    both = Reader(SegmentMaps(disk), folder, INCARNATION, 7).read(13, 1 << 20)
+    for record in both:
+        assert record.deliver_at is not None
+        assert bytes(record.deliver_at) == times
+        assert bytes(record.payload) == b"".join(PAYLOADS)
+    assert both[0].attributes is not None
+    assert bytes(both[0].attributes) == frame(ATTRIBUTES)
+    assert both[1].attributes is None
+
+
 def test_the_golden_cursor_is_read(disk: LocalDisk, tmp_path: Path) -> None:
     """Today's broker opens the cursor of then."""
     shutil.copy(CURSOR, tmp_path / "cursor")

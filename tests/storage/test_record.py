@@ -13,6 +13,7 @@ from storage.checksum import Checked, crc32c
 from storage.record import (
     ATTRIBUTES,
     BATCH,
+    DELIVER_AT,
     HEADER_BYTES,
     KEYS,
     Record,
@@ -31,7 +32,12 @@ def column(values: list[bytes]) -> bytes:
     return array("I", map(len, values)).tobytes() + b"".join(values)
 
 
-def encode(payloads: list[bytes], keys: list[bytes] | None, attributes: list[bytes] | None) -> bytes:
+def encode(
+    payloads: list[bytes],
+    keys: list[bytes] | None,
+    attributes: list[bytes] | None,
+    times: list[int] | None = None,
+) -> bytes:
     """Return a whole record."""
     frames = [array("I", map(len, payloads)).tobytes(), b"".join(payloads)]
     columns = 0
@@ -44,6 +50,9 @@ def encode(payloads: list[bytes], keys: list[bytes] | None, attributes: list[byt
         columns |= ATTRIBUTES
         frames.append(column(attributes))
         sizes["attributes_bytes"] = len(frames[-1])
+    if times is not None:
+        columns |= DELIVER_AT
+        frames.append(array("Q", times).tobytes())
     header = encode_header(
         SALT,
         BATCH,
@@ -82,25 +91,41 @@ def cut(values: bytes | memoryview, count: int) -> list[bytes]:
 payloads = st.lists(st.binary(max_size=20), min_size=1, max_size=12)
 
 
-@given(payloads, st.booleans(), st.booleans(), st.data())
+@given(payloads, st.booleans(), st.booleans(), st.booleans(), st.data())
 def test_what_is_encoded_is_read_and_any_part_of_it_can_be_cut_out(
-    values: list[bytes], with_keys: bool, with_attributes: bool, data: st.DataObject
+    values: list[bytes], with_keys: bool, with_attributes: bool, with_times: bool, data: st.DataObject
 ) -> None:
     """Frames come back as they were, and a slice holds exactly its messages, in all columns."""
     keys = [value[:3] for value in values] if with_keys else None
     attributes = [value[::-1] for value in values] if with_attributes else None
-    record = decode(encode(values, keys, attributes))
+    times = [2**64 - 1 - at for at in range(len(values))] if with_times else None
+    record = decode(encode(values, keys, attributes, times))
     assert (record.first_offset, record.end_offset, record.count) == (100, 100 + len(values), len(values))
     assert (record.timestamp_ms, record.producer_id, record.sequence) == (5, 2**64 - 1, 3)
     assert bytes(record.payload) == b"".join(values)
     assert (record.keys is None, record.attributes is None) == (keys is None, attributes is None)
+    assert (record.deliver_at is None) == (times is None)
     assert record.size == sum(map(len, record.frames()))
     low = data.draw(st.integers(0, len(values) - 1))
     high = data.draw(st.integers(low + 1, len(values)))
     lengths, body, *columns = slice_record(record, 100 + low, 100 + high)
     assert cut(bytes(lengths) + bytes(body), high - low) == values[low:high]
+    if times is not None:
+        assert list(array("Q", bytes(columns.pop()))) == times[low:high]
     expected = [one[low:high] for one in (keys, attributes) if one is not None]
     assert [cut(bytes(one), high - low) for one in columns] == expected
+
+
+def test_times_of_delivery_that_do_not_fit_are_noticed() -> None:
+    """A record too short for the 8 bytes a message that its columns promise is not well formed."""
+    header = encode_header(SALT, BATCH, [bytes(8), bytes(15)], first_offset=0, count=2, columns=DELIVER_AT)
+    parsed = parse_header(header, 0, SALT)
+    assert parsed is not None
+    assert not well_formed(parsed)
+    header = encode_header(SALT, BATCH, [bytes(8), bytes(16)], first_offset=0, count=2, columns=DELIVER_AT)
+    parsed = parse_header(header, 0, SALT)
+    assert parsed is not None
+    assert well_formed(parsed)
 
 
 def test_a_whole_slice_copies_nothing() -> None:

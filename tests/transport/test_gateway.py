@@ -187,10 +187,11 @@ def test_frames_go_to_their_handles(served: Served) -> None:
     client.ack(2, (0, 1), confirm=False)
     client.nack(2, (1, 2))
     client.say({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: 2, Key.OFFSET: 3})
+    client.say({Key.TYPE: Type.EXTEND, Key.HANDLE: 2, Key.RANGES: [4, 5]})
     client.say({Key.TYPE: Type.CLOSE, Key.REF: 9, Key.HANDLE: 2})
     client.say({Key.TYPE: Type.REQUEST, Key.REF: 8, Key.OPERATION: "status"})
     client.alive()
-    kinds = (Type.CREDIT, Type.ACK, Type.NACK, Type.ACK_UNTIL)
+    kinds = (Type.CREDIT, Type.ACK, Type.NACK, Type.ACK_UNTIL, Type.EXTEND)
     assert served.heard.calls[1:] == [
         *(("frame", 2, kind) for kind in kinds),
         ("close", 2, 9),
@@ -262,7 +263,7 @@ def test_a_malformed_header_is_answered_and_counted(served: Served, header: byte
     assert served.heard.calls == []
 
 
-@pytest.mark.parametrize("kind", [0, 13, 31, 32, 1 << 40])
+@pytest.mark.parametrize("kind", [0, 14, 31, 32, 1 << 40])
 def test_an_unknown_frame_is_an_unknown_operation(served: Served, kind: int) -> None:
     """A frame type of another version is refused by that name."""
     client = served.client()
@@ -307,7 +308,7 @@ BAD_BATCHES: dict[str, tuple[int, list[bytes], str]] = {
     "three-frames": (0, [*batch([b"a"]), b"x"], "malformed"),
     "column-missing": (1, batch([b"a"]), "malformed"),
     "lone-with-column": (1, [b"a"], "malformed"),
-    "unknown-column": (4, [*batch([b"a"]), b"x"], "malformed"),
+    "unknown-column": (8, [*batch([b"a"]), b"x"], "malformed"),
     "no-message": (0, [b"", b""], "malformed"),
     "table-cut-short": (0, [b"\1\0\0", b"a"], "lengths-mismatch"),
     "too-few-bytes": (0, [struct.pack("<2I", 1, 2), b"ab"], "lengths-mismatch"),
