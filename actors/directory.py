@@ -11,8 +11,8 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from actors.messages import (
@@ -34,6 +34,15 @@ from actors.messages import (
     TopicTask,
     WhoSubscribes,
 )
+from actors.options import (
+    READER,
+    SUBSCRIPTION_OPTIONS,
+    TOPIC_OPTIONS,
+    UNBLOCK_ACTIONS,
+    check_options,
+    check_position,
+    check_subscription_options,
+)
 from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
 from actors.process import NodeDown, NodeUp
 from actors.runtime import Address, LoopActor, System, receives
@@ -47,24 +56,9 @@ log = logging.getLogger("ister.directory")
 
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
-OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
 STRATEGIES: Final = ("reliable", "non-reliable")
 _TOPIC_ARGUMENTS: Final = ("topic", "dispatch", "durability")
 DURABILITIES: Final = ("fsync", "os", "cloud")
-# What a subscription can be given of its own: name -> (lowest, highest) or the words it may be.
-SUBSCRIPTION_OPTIONS: Final[dict[str, tuple[int, int] | tuple[str, ...]]] = {
-    "ack_timeout_ms": (10, 86_400_000),
-    "buffer_messages_max": (1, 100_000_000),
-    "buffer_bytes_max": (1, 4 << 30),
-    "drop": ("oldest", "newest"),
-}
-
-# What a topic can be given of its own, beside its strategy and durability; 0 and False: no limit.
-TOPIC_OPTIONS: Final[dict[str, tuple[int, int] | tuple[str, ...]]] = {
-    "retention_ms": (0, 100 * 365 * 86_400_000),
-    "retention_bytes": (0, 1 << 60),
-    "retention_acknowledged": (0, 1),
-}
 
 Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -124,6 +118,9 @@ class Directory(LoopActor):
             "subscription.list": self._list_subscriptions,
             "subscription.show": self._show_subscription,
             "subscription.delete": self._delete_subscription,
+            "subscription.update": self._update_subscription,
+            "subscription.seek": self._seek,
+            "subscription.unblock": self._unblock,
             "status": self._status,
         }
 
@@ -184,9 +181,7 @@ class Directory(LoopActor):
         """Say where a subscription lives, and create it when it is new."""
         try:
             topic = self._get_topic(command.topic)
-            subscription = self._subscription(
-                topic, command.subscription, command.type, command.start, dict(command.options)
-            )
+            subscription = self._opened_subscription(topic, command)
         except IsterError as error:
             self._refuse(command.reply, command.ticket, error)
             return
@@ -196,6 +191,15 @@ class Directory(LoopActor):
             command.ticket, topic, topic_node, self._endpoints[worker], node_of(worker), subscription
         )
         self.system.at(command.reply).tell(located)
+
+    def _opened_subscription(self, topic: TopicMeta, command: LocateSubscription) -> SubscriptionMeta:
+        """Return what a consumer opens; a reader's is in no catalogue, and ends with its consumer."""
+        name, options = command.subscription, dict(command.options)
+        if command.type == READER:
+            return self._new_subscription(
+                topic, check_subscription_name(name), READER, command.start, options
+            )
+        return self._subscription(topic, name, command.type, command.start, options)
 
     def _subscription(
         self,
@@ -212,8 +216,7 @@ class Directory(LoopActor):
             raise UsageError(f"subscription type {type_!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}")
         found = None if new else self._catalogue.subscription(topic.name, name)
         if found is None:
-            check_options(options, SUBSCRIPTION_OPTIONS, "subscription")
-            found = SubscriptionMeta(topic.name, name, type_, _start(start), self.clock.time_ms(), options)
+            found = self._new_subscription(topic, name, type_, start, options)
             self._catalogue.create_subscription(found)
         if found.type != type_:
             raise RemoteError(
@@ -221,6 +224,14 @@ class Directory(LoopActor):
                 f"subscription {name!r} of topic {topic.name!r} is {found.type}, not {type_}",
             )
         return found
+
+    def _new_subscription(
+        self, topic: TopicMeta, name: str, type_: str, start: str, options: dict[str, Any]
+    ) -> SubscriptionMeta:
+        created_ms = self.clock.time_ms()
+        new = SubscriptionMeta(topic.name, name, type_, check_position(start, "start"), created_ms, options)
+        check_subscription_options(options, replace(new, settings={}), topic.dispatch)
+        return new
 
     # ---- administration -----------------------------------------------------------------------------------------
 
@@ -472,12 +483,8 @@ class Directory(LoopActor):
 
     def _show_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic, subscription = self._named_subscription(arguments)
-        self._frontend(self._worker_of_subscription(topic.name, subscription.name))
-        ticket = self._ticket()
         base = self._subscription_map(subscription)
-        node = self._node_of_subscription(subscription)
-        self._gather(ask, {ticket: node}, lambda answers: base | answers[0])
-        self._tell_subscription("describe", topic, subscription, ticket)
+        self._have_done(ask, "describe", topic, subscription, finish=lambda answers: base | answers[0])
 
     def _delete_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic, subscription = self._named_subscription(arguments)
@@ -488,6 +495,54 @@ class Directory(LoopActor):
         node = self._node_of_subscription(subscription)
         self._gather(ask, {ticket: node}, lambda _: body, partial=True)
         self._tell_subscription("delete", topic, subscription, ticket)
+
+    def _update_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Change a subscription's own settings: what is given replaces what was."""
+        topic, subscription = self._named_subscription(arguments)
+        options = {key: value for key, value in arguments.items() if key not in ("topic", "subscription")}
+        if not options:
+            raise UsageError(f"nothing to change; a subscription has {', '.join(SUBSCRIPTION_OPTIONS)}")
+        check_subscription_options(options, subscription, topic.dispatch)
+        self._frontend(self._worker_of_subscription(topic.name, subscription.name))
+        settings = dict(subscription.settings) | options
+        changed = self._catalogue.update_subscription(topic.name, subscription.name, settings)
+        self._have_done(ask, "update", topic, changed, finish=lambda _: self._subscription_map(changed))
+
+    def _seek(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Move a subscription to another place."""
+        topic, subscription = self._named_subscription(arguments)
+        _only(arguments, "topic", "subscription", "to")
+        if topic.dispatch != "reliable":
+            raise UsageError(f"topic {topic.name!r} is non-reliable: it keeps nothing to go back to")
+        position = str(check_position(arguments.get("to"), "to"))
+        self._have_done(ask, "seek", topic, subscription, position)
+
+    def _unblock(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Let a subscription go on behind the message that blocks it."""
+        topic, subscription = self._named_subscription(arguments)
+        _only(arguments, "topic", "subscription", "action")
+        if topic.dispatch != "reliable":
+            raise UsageError(f"topic {topic.name!r} is non-reliable: no message of it blocks")
+        action = _text(arguments, "action")
+        if action not in UNBLOCK_ACTIONS:
+            raise UsageError(f"action {action!r:.40} is none of {', '.join(UNBLOCK_ACTIONS)}")
+        self._have_done(ask, "unblock", topic, subscription, action)
+
+    def _have_done(
+        self,
+        ask: Ask,
+        task: str,
+        topic: TopicMeta,
+        subscription: SubscriptionMeta,
+        argument: str = "",
+        *,
+        finish: Finish = lambda answers: answers[0],
+    ) -> None:
+        """Hand a task to a subscription, and answer with what it says."""
+        self._frontend(self._worker_of_subscription(topic.name, subscription.name))
+        ticket = self._ticket()
+        self._gather(ask, {ticket: self._node_of_subscription(subscription)}, finish)
+        self._tell_subscription(task, topic, subscription, ticket, argument)
 
     def _named_subscription(self, arguments: dict[str, Any]) -> tuple[TopicMeta, SubscriptionMeta]:
         topic = self._get_topic(_text(arguments, "topic"))
@@ -519,12 +574,12 @@ class Directory(LoopActor):
         return self.system.ref(node, FRONTEND_PATH)
 
     def _tell_subscription(
-        self, task: Any, topic: TopicMeta, subscription: SubscriptionMeta, ticket: int
+        self, task: Any, topic: TopicMeta, subscription: SubscriptionMeta, ticket: int, argument: str = ""
     ) -> None:
         topic_node = node_of(self._worker_of_topic(topic.name))
         worker = self._worker_of_subscription(topic.name, subscription.name)
         self._frontend(worker).tell(
-            SubscriptionTask(task, topic, subscription, topic_node, self.address, ticket)
+            SubscriptionTask(task, topic, subscription, topic_node, self.address, ticket, argument)
         )
 
     def _gather(self, ask: Ask, tickets: dict[int, str], finish: Finish, *, partial: bool = False) -> None:
@@ -584,42 +639,17 @@ def node_of(worker: int) -> str:
     return f"worker-{worker}"
 
 
-def check_options(
-    options: dict[str, Any], known: Mapping[str, tuple[int, int] | tuple[str, ...]], what: str
-) -> None:
-    """Check the own settings of a topic or subscription; raises `UsageError` naming setting, value and limit."""
-    for name, value in options.items():
-        allowed = known.get(name)
-        if allowed is None:
-            raise UsageError(f"a {what} has no setting {name!r:.40}; known are {', '.join(known)}")
-        if isinstance(allowed[0], str):
-            good = value in allowed
-        else:
-            low, high = allowed
-            good = type(value) is int and int(low) <= value <= int(high)
-        if not good:
-            words = (
-                " or ".join(map(str, allowed))
-                if isinstance(allowed[0], str)
-                else f"{allowed[0]} to {allowed[1]}"
-            )
-            raise UsageError(f"{name} is {value!r:.40}, which is not {words}")
-
-
-def _start(start: str) -> str | int:
-    if start in ("earliest", "latest"):
-        return start
-    # An offset has at most 19 digits; int() of thousands of them raises.
-    if not (start.isascii() and start.isdecimal() and len(start) <= OFFSET_DIGITS_MAX):
-        raise UsageError(f"start {start!r:.40} is neither 'earliest' nor 'latest' nor an offset")
-    return int(start)
-
-
 def _text(arguments: dict[str, Any], name: str, default: str | None = None) -> str:
     value = arguments.get(name, default)
     if not isinstance(value, str):
         raise UsageError(f"the argument {name!r} is missing, or is no text")
     return value
+
+
+def _only(arguments: dict[str, Any], *known: str) -> None:
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"there is no argument {name!r:.40} here; known are {', '.join(known)}")
 
 
 def _page(arguments: dict[str, Any]) -> tuple[str, int]:

@@ -30,6 +30,7 @@ from actors.messages import (
     Deliver,
     Describe,
     Evicted,
+    Explain,
     Locate,
     Located,
     LocateSubscription,
@@ -42,11 +43,14 @@ from actors.messages import (
     Reopen,
     Repair,
     Returned,
+    Seek,
     StartSubscription,
     SubscriptionTask,
     TopicFailed,
     TopicTask,
+    Unblock,
     Update,
+    UpdateSubscription,
     Verify,
 )
 from actors.process import BROKER, NodeDown, NodeUp
@@ -66,6 +70,21 @@ PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers t
 REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from everybody else
 SWEEP_S: Final = 0.5  # how late a silent session may be ended
 REASON_LENGTH_MAX: Final = 500
+
+
+# What somebody waits for an answer to
+_ANSWERED: Final = (
+    Describe
+    | Delete
+    | StartSubscription
+    | Update
+    | UpdateSubscription
+    | Seek
+    | Unblock
+    | Explain
+    | Verify
+    | Repair
+)
 
 
 class Actors(Protocol):
@@ -327,10 +346,23 @@ class Frontend(LoopActor):
 
     @receives(SubscriptionTask)
     def on_subscription_task(self, task: SubscriptionTask) -> None:
-        """Start, describe or delete a subscription that lives here."""
+        """Do to a subscription that lives here what the Directory was asked for."""
         subscription = self._actors.subscription(task.topic, task.subscription, task.topic_node)
-        kinds = {"start": StartSubscription, "describe": Describe, "delete": Delete}
-        subscription.tell(kinds[task.task](task.reply, task.ticket))
+        match task.task:
+            case "update":
+                subscription.tell(UpdateSubscription(task.subscription, task.reply, task.ticket))
+            case "seek":
+                subscription.tell(Seek(task.argument, task.reply, task.ticket))
+            case "unblock":
+                subscription.tell(Unblock(task.argument, task.reply, task.ticket))
+            case _:
+                kinds = {
+                    "start": StartSubscription,
+                    "describe": Describe,
+                    "delete": Delete,
+                    "explain": Explain,
+                }
+                subscription.tell(kinds[task.task](task.reply, task.ticket))
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
@@ -358,7 +390,7 @@ class Frontend(LoopActor):
                 self._refuse(_Attaching(message), error)
                 return
             self._directory.tell(Locate(message.topic.name, self.address, ticket))
-        elif isinstance(message, Describe | Delete | StartSubscription | Update | Verify | Repair):
+        elif isinstance(message, _ANSWERED):
             text = "it was being deleted or restarted; try again"
             self.system.at(message.reply).tell(Refused(message.ticket, "unavailable", text))
         elif isinstance(message, OpenProducer):

@@ -107,14 +107,18 @@ class TopicTask:
 @message
 @dataclass(frozen=True, slots=True)
 class SubscriptionTask:
-    """Start, describe or delete a subscription (Directory -> the Frontend it lives with; answered likewise)."""
+    """Something to do to a subscription (Directory -> the Frontend it lives with; answered likewise).
 
-    task: Literal["start", "describe", "delete"]
+    `argument` says where to seek to, or how to unblock.
+    """
+
+    task: Literal["start", "describe", "delete", "update", "seek", "unblock", "explain"]
     topic: TopicMeta
     subscription: SubscriptionMeta
     topic_node: str
     reply: Address
     ticket: int
+    argument: str = ""
 
 
 @message
@@ -139,6 +143,44 @@ class Update:
     """Your settings changed (Frontend -> Topic; answered by `Answer`)."""
 
     topic: TopicMeta
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSubscription:
+    """Your settings changed (Frontend -> Subscription; answered by `Answer`)."""
+
+    meta: SubscriptionMeta
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """Go on at another place (Frontend -> Subscription; answered by `Answer`: a map with `position`, or `Refused`).
+
+    `to` is "earliest", "latest", an offset in digits, or "time:<unix ms>".
+    """
+
+    to: str
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unblock:
+    """Go on behind the message that blocks you (Frontend -> Subscription; answered by a map with `messages`)."""
+
+    action: str  # of `actors.options.UNBLOCK_ACTIONS`
+    reply: Address
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Say why you deliver nothing (Frontend -> Subscription; answered by the map `actors.explain.State`)."""
+
     reply: Address
     ticket: int
 
@@ -299,6 +341,86 @@ class Subscribers:
     """The answer to `WhoSubscribes`."""
 
     names: list[str]
+
+
+# ---- dead letters ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message that cannot be processed; `attributes` are its own and those that say where it comes from."""
+
+    offset: int
+    payload: Buffer
+    key: bytes
+    attributes: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Put these into the dead-letter topic (Subscription -> DeadLetters; answered by `Buried`).
+
+    It may be sent again: what is in hand already is ignored. What does not fit in hand is ignored too, so that it must
+    be sent again.
+    """
+
+    letters: Sequence[Letter]
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """The letters of these offsets are durable in the dead-letter topic (DeadLetters -> Subscription)."""
+
+    offsets: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BuryDelayed:
+    """It does not work now, and is tried again (DeadLetters -> Subscription, for whoever asks)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopBurying:
+    """Nothing more is to be done (Subscription -> DeadLetters)."""
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Deposit:
+    """A batch from inside the broker (DeadLetters -> Topic; answered by `Deposited` or `DepositRefused`).
+
+    It takes the road of a client's batch. The sender has nothing unresolved below `sequence`.
+    """
+
+    topic: TopicMeta
+    producer_id: int
+    sequence: int
+    count: int
+    columns: int
+    frames: Frames  # lengths, payloads, keys?, attributes?
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Deposited:
+    """The batch is as durable as the topic promises (Topic -> DeadLetters)."""
+
+    producer_id: int
+    sequence: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class DepositRefused:
+    """The batch was refused, or may be there or not: resend it (Topic, Frontend -> DeadLetters)."""
+
+    producer_id: int
+    sequence: int
+    code: str
+    text: str
 
 
 # ---- the tier ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from actors.explain import State
 from actors.messages import (
     Answer,
     Attach,
@@ -23,12 +24,18 @@ from actors.messages import (
     Delete,
     Describe,
     Detach,
+    Explain,
     Left,
     Lost,
     Notice,
+    Refused,
     Returned,
+    Seek,
     StartSubscription,
+    Unblock,
+    UpdateSubscription,
 )
+from actors.options import READER
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from actors.runtime import Ref, System, Timer, receives
 from actors.subscription import Subscription
@@ -63,9 +70,9 @@ class NonReliableSubscription(Subscription):
     ) -> None:
         super().__init__(system, path, topic, meta, limits=limits, ack_timeout_ms=ack_timeout_ms)
         self._relay = relay
-        self._messages_max = int(meta.settings.get("buffer_messages_max", buffer_messages_max))
-        self._bytes_max = int(meta.settings.get("buffer_bytes_max", buffer_bytes_max))
-        self._drop = str(meta.settings.get("drop", drop))
+        self._messages_default, self._bytes_default = buffer_messages_max, buffer_bytes_max
+        self._drop_default = drop
+        self._bound(meta)
         self._buffer: deque[Batch] = deque()
         self._buffer_messages = 0
         self._buffer_bytes = 0
@@ -107,6 +114,9 @@ class NonReliableSubscription(Subscription):
     def _after_change(self) -> None:
         if not self._consumers and not self._waiting:
             self._detach()
+            if self.meta.type == READER:
+                self.stop_now()
+                return
         super()._after_change()
 
     @receives(Attached)
@@ -224,6 +234,45 @@ class NonReliableSubscription(Subscription):
     def on_left(self, command: Left) -> None:
         """A consumer is gone."""
         self._remove(command.key)
+
+    @receives(UpdateSubscription)
+    def on_update(self, command: UpdateSubscription) -> None:
+        """Take new bounds and another policy; what is over the bounds now goes with the next batch."""
+        self.meta = command.meta
+        self._ack_timeout_ms = int(command.meta.settings.get("ack_timeout_ms", self._ack_timeout_ms))
+        self._bound(command.meta)
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
+
+    def _bound(self, meta: SubscriptionMeta) -> None:
+        self._messages_max = int(meta.settings.get("buffer_messages_max", self._messages_default))
+        self._bytes_max = int(meta.settings.get("buffer_bytes_max", self._bytes_default))
+        self._drop = str(meta.settings.get("drop", self._drop_default))
+
+    @receives(Seek, Unblock)
+    def on_impossible(self, command: Seek | Unblock) -> None:
+        """Refuse what only a subscription that keeps its messages can do."""
+        text = f"topic {self.topic.name!r} is non-reliable: it keeps nothing that could be delivered again"
+        self.system.at(command.reply).tell(Refused(command.ticket, "invalid-argument", text))
+
+    @receives(Explain)
+    def on_explain(self, command: Explain) -> None:
+        """Say why nothing is delivered."""
+        members = self._roster.members
+        state: State = {
+            "type": self.meta.type,
+            "starting": bool(self._waiting) and not self._ready,
+            "failure": None if self._failure is None else self._failure.text,
+            "consumers": len(self._consumers),
+            "ready": sum(member.ready for member in members),
+            "no_credit": sum(member.messages <= 0 or member.bytes <= 0 for member in members),
+            "connection_full": sum(member.blocked for member in members),
+            "handing_over": len(self._yielding),
+            "due": self._buffer_messages,
+            "position": self._position(),
+        }
+        if self.meta.type == "failover":
+            state["standby"] = max(0, len(self._consumers) - 1)
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(state)))
 
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:

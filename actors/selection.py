@@ -54,6 +54,11 @@ class Roster:
     def __contains__(self, key: int) -> bool:
         return key in self._members
 
+    @property
+    def members(self) -> list[Member]:
+        """All of them, the oldest first."""
+        return list(self._members.values())
+
     def attach(self, key: int, *, priority: int, messages: int, bytes: int) -> Member:
         """Add a consumer; raises `RemoteError` subscription-busy when an Exclusive subscription has one."""
         if self._type == "exclusive" and self._members:

@@ -86,7 +86,7 @@ class TopicMeta:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionMeta:
-    """What a subscription was created with; `start` is "earliest", "latest" or an offset."""
+    """What a subscription was created with; `start` is "earliest", "latest", an offset or "time:<unix ms>"."""
 
     topic: str
     name: str
@@ -394,6 +394,21 @@ class Catalogue:
         query = f"SELECT {_SUBSCRIPTION} FROM subscriptions {where} ORDER BY topic, name"
         with self._guarded() as database:
             return [_subscription(row) for row in database.execute(query, values)]
+
+    def update_subscription(self, topic: str, name: str, settings: dict[str, Any]) -> SubscriptionMeta:
+        """Replace a subscription's settings, and return it as it is then.
+
+        Raises IsterError `unknown-topic` or `unknown-subscription`, StorageError.
+        """
+        query = f"SELECT {_SUBSCRIPTION} FROM subscriptions WHERE topic = ? AND name = ?"
+        with self._changing() as database:
+            before = database.execute(query, (topic, name)).fetchall()
+            database.execute(
+                "UPDATE subscriptions SET settings = ? WHERE topic = ? AND name = ?",
+                (json.dumps(settings), topic, name),
+            )
+            self._note("subscriptions", database.execute(query, (topic, name)).fetchall(), before)
+        return self.get_subscription(topic, name)
 
     def delete_subscription(self, topic: str, name: str) -> SubscriptionMeta:
         """Remove a subscription and return what it was.

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors.directory import ANSWER_WITHIN_S, SUBSCRIPTION_OPTIONS, Directory, check_options
+from actors.directory import ANSWER_WITHIN_S, Directory
 from actors.placement import subscription_key, topic_key, worker_of
-from ister.errors import UsageError
 from ister.wire import Key, Type
 from tests.stage import Stage
 
@@ -271,14 +270,117 @@ def test_an_open_the_directory_does_not_answer_is_given_up(make_stage: Callable[
     assert client.open_producer(1, "orders", 7).kind == Type.OPENED
 
 
-def test_options_have_limits_that_their_errors_name() -> None:
-    """An option out of range says which one, what was given, and what it may be."""
-    check_options(
-        {"ack_timeout_ms": 10, "buffer_messages_max": 1, "drop": "newest"},
-        SUBSCRIPTION_OPTIONS,
-        "subscription",
+def test_a_subscription_is_updated(stage: Stage) -> None:
+    """What is given replaces what was, and the rest stays; nothing is changed by what may not be."""
+    client = stage.client()
+    client.request("topic.create", topic="quotes", dispatch="non-reliable")
+    client.request(
+        "subscription.create", topic="quotes", subscription="s", drop="newest", buffer_messages_max=7
     )
-    with pytest.raises(UsageError, match="ack_timeout_ms is 9, which is not 10 to 86400000"):
-        check_options({"ack_timeout_ms": 9}, SUBSCRIPTION_OPTIONS, "subscription")
-    with pytest.raises(UsageError, match="drop is 'both', which is not oldest or newest"):
-        check_options({"drop": "both"}, SUBSCRIPTION_OPTIONS, "subscription")
+    changed = client.request("subscription.update", topic="quotes", subscription="s", buffer_messages_max=9)
+    assert changed["settings"] == {"drop": "newest", "buffer_messages_max": 9}
+    refused = client.ask("subscription.update", topic="quotes", subscription="s", drop="all")
+    assert refused.code == "invalid-argument"
+    shown = client.request("subscription.show", topic="quotes", subscription="s")
+    assert (shown["buffer_messages_max"], shown["drop"]) == (9, "newest")
+    assert shown["settings"] == {"drop": "newest", "buffer_messages_max": 9}
+
+
+def test_settings_that_do_not_fit_together_are_refused(stage: Stage) -> None:
+    """Each may be right for itself, and yet there is nothing to be done with them."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    client.request("subscription.create", topic="orders", subscription="s", backoff_ms_min=5_000)
+    for given in (
+        {"backoff_ms_max": 4_999},
+        {"dead_letter_topic": "orders"},
+        {"dead_letter_topic": "a b"},
+        {},
+    ):
+        refused = client.ask("subscription.update", topic="orders", subscription="s", **given)
+        assert refused.code == "invalid-argument", given
+    refused = client.ask("subscription.create", topic="orders", subscription="n" * 190, max_deliveries=3)
+    assert refused.code == "invalid-argument"
+    client.request(
+        "subscription.create",
+        topic="orders",
+        subscription="n" * 190,
+        max_deliveries=3,
+        dead_letter_topic="orders/bad",
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        ("subscription.seek", {"to": "earliest"}),
+        ("subscription.unblock", {"action": "retry"}),
+        ("subscription.update", {"max_deliveries": 3}),
+    ],
+)
+def test_what_keeps_nothing_cannot_go_back(stage: Stage, operation: str, arguments: dict[str, Any]) -> None:
+    """A subscription of a non-reliable topic refuses what only kept messages make possible."""
+    client = stage.client()
+    client.request("topic.create", topic="quotes", dispatch="non-reliable")
+    client.request("subscription.create", topic="quotes", subscription="s")
+    began = stage.clock.now_s
+    refused = client.ask(operation, topic="quotes", subscription="s", **arguments)
+    assert refused.code == "invalid-argument"
+    assert stage.clock.now_s == began
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        ("subscription.seek", {}),
+        ("subscription.seek", {"to": "noon"}),
+        ("subscription.seek", {"to": -1}),
+        ("subscription.seek", {"to": True}),
+        ("subscription.seek", {"to": "time:"}),
+        ("subscription.seek", {"to": "time:-5"}),
+        ("subscription.seek", {"to": "time:" + "9" * 5000}),
+        ("subscription.seek", {"to": 5, "speed": 1}),
+        ("subscription.unblock", {}),
+        ("subscription.unblock", {"action": "pray"}),
+        ("subscription.unblock", {"action": "retry", "to": 1}),
+    ],
+)
+def test_a_bad_task_for_a_subscription_is_refused_at_once(
+    stage: Stage, operation: str, arguments: dict[str, Any]
+) -> None:
+    """What a subscription is asked to do is checked before it hears of it."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    client.request("subscription.create", topic="orders", subscription="s")
+    assert client.ask(operation, topic="orders", subscription="s", **arguments).code == "invalid-argument"
+    assert client.ask(operation, topic="orders", subscription="t", **arguments).code == "unknown-subscription"
+
+
+def test_a_reader_is_in_no_catalogue(stage: Stage) -> None:
+    """It is there while its consumer is, hears what comes meanwhile, and leaves nothing behind."""
+    client = stage.client()
+    client.request("topic.create", topic="quotes", dispatch="non-reliable")
+    reader = stage.at_subscription("quotes", "r-1")
+    assert reader.open_consumer(1, "quotes", "r-1", "reader").kind == Type.OPENED
+    producer = stage.at_topic("quotes")
+    producer.open_producer(1, "quotes", 7)
+    producer.publish(1, 0, b"a", b"b")
+    assert reader.deliveries(1, 2) == [(0, b"a"), (1, b"b")]
+    assert client.request("subscription.list", topic="quotes")["subscriptions"] == []
+    assert client.ask("subscription.show", topic="quotes", subscription="r-1").code == "unknown-subscription"
+    assert len(stage.actors("subscription", "quotes")) == 1
+    assert reader.close_handle(1).kind == Type.DONE
+    stage.settle()
+    assert stage.actors("subscription", "quotes") == []
+    assert stage.actors("relay", "quotes") == []
+
+
+def test_a_reader_cannot_be_created(stage: Stage) -> None:
+    """It is opened, and by nobody else: creating one would leave something that nobody ends."""
+    client = stage.client()
+    client.request("topic.create", topic="quotes", dispatch="non-reliable")
+    refused = client.ask("subscription.create", topic="quotes", subscription="s", type="reader")
+    assert refused.code == "invalid-argument"
+    here = stage.at_subscription("quotes", "s")
+    assert here.open_consumer(1, "quotes", "s", "reader", drop="newest").kind == Type.OPENED
+    assert here.open_consumer(2, "quotes", "s", "reader", ack_timeout_ms=500).code == "invalid-argument"

@@ -46,6 +46,20 @@ def test_a_start_keeps_its_kind(catalogue: Catalogue, start: str | int) -> None:
     assert catalogue.get_subscription("orders/eu", "s").start == start
 
 
+def test_a_subscriptions_settings_are_replaced(catalogue: Catalogue) -> None:
+    """They are what was given, also after opening again; everything else of it stays."""
+    catalogue.create_topic(ORDERS)
+    catalogue.create_subscription(BILLING)
+    other = SubscriptionMeta("orders/eu", "other", "shared", "latest", 19, {"paused": 0})
+    catalogue.create_subscription(other)
+    changed = catalogue.update_subscription("orders/eu", "billing", {"paused": 1})
+    assert changed == SubscriptionMeta("orders/eu", "billing", "shared", 44, 18, {"paused": 1})
+    catalogue.close()
+    again = Catalogue(catalogue.path)
+    assert again.subscriptions() == [changed, other]
+    again.close()
+
+
 def test_mistakes_have_codes(catalogue: Catalogue) -> None:
     """Whatever does not exist, or exists already, is answered with its code and changes nothing."""
     catalogue.create_topic(ORDERS)

@@ -1,0 +1,144 @@
+"""What topics and subscriptions can be given of their own, and whether what a client gave can be it; pure.
+
+Invariants
+- a setting that is in the catalogue was checked here; who reads it there need not check again
+- every refusal names the setting, its value, and what may be there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ister.errors import IsterError, UsageError
+from ister.names import NAME_CHARACTERS_MAX, check_topic_name
+from storage.catalogue import SubscriptionMeta
+
+OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
+BACKOFF_MS_MIN: Final = 0  # where a subscription has no `backoff_ms_min`: what came back is due at once
+BACKOFF_MS_MAX: Final = 60_000  # where it has no `backoff_ms_max`
+POISON_DEFAULT: Final = "dead-letter"
+READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
+UNBLOCK_ACTIONS: Final = ("retry", "drop", "dead-letter")
+_DAY_MS: Final = 86_400_000
+
+# (lowest, highest), or the words it may be, or what checks it
+Allowed = tuple[int, int] | tuple[str, ...] | Callable[[object], object]
+
+SUBSCRIPTION_OPTIONS: Final[dict[str, Allowed]] = {
+    "ack_timeout_ms": (10, _DAY_MS),
+    "backoff_ms_min": (0, _DAY_MS),
+    "backoff_ms_max": (0, _DAY_MS),
+    "max_deliveries": (0, 1_000_000),  # 0: no limit
+    "poison": ("dead-letter", "drop", "block"),
+    "dead_letter_topic": check_topic_name,
+    "paused": (0, 1),
+    "buffer_messages_max": (1, 100_000_000),
+    "buffer_bytes_max": (1, 4 << 30),
+    "drop": ("oldest", "newest"),
+}
+_BUFFER_OPTIONS: Final = ("buffer_messages_max", "buffer_bytes_max", "drop")
+_RELIABLE_OPTIONS: Final = (
+    "backoff_ms_min",
+    "backoff_ms_max",
+    "max_deliveries",
+    "poison",
+    "dead_letter_topic",
+    "paused",
+)
+
+# What a topic can be given of its own, beside its strategy and durability; 0 and False: no limit.
+TOPIC_OPTIONS: Final[dict[str, Allowed]] = {
+    "retention_ms": (0, 100 * 365 * _DAY_MS),
+    "retention_bytes": (0, 1 << 60),
+    "retention_acknowledged": (0, 1),
+    "message_ttl_ms": (0, 100 * 365 * _DAY_MS),
+}
+
+
+def check_options(options: dict[str, Any], known: Mapping[str, Allowed], what: str) -> None:
+    """Check the own settings of a topic or subscription; raises `UsageError` naming setting, value and limit."""
+    for name, value in options.items():
+        allowed = known.get(name)
+        if allowed is None:
+            raise UsageError(f"a {what} has no setting {name!r:.40}; known are {', '.join(known)}")
+        if callable(allowed):
+            try:
+                allowed(value)
+            except IsterError as error:
+                raise UsageError(f"{name}: {error.text}") from None
+            continue
+        if isinstance(allowed[0], str):
+            good, words = value in allowed, " or ".join(map(str, allowed))
+        else:
+            low, high = allowed
+            good, words = type(value) is int and int(low) <= value <= int(high), f"{low} to {high}"
+        if not good:
+            raise UsageError(f"{name} is {value!r:.40}, which is not {words}")
+
+
+def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, dispatch: str) -> None:
+    """Check what a subscription is given, and how it fits together with what `meta` has already.
+
+    Raises `UsageError`.
+    """
+    check_options(options, SUBSCRIPTION_OPTIONS, "subscription")
+    if meta.type == READER:
+        known = _BUFFER_OPTIONS if dispatch == "non-reliable" else ()
+        for name in options:
+            if name not in known:
+                raise UsageError(
+                    f"{name} is for subscriptions: a reader of a {dispatch} topic has no such setting"
+                )
+    elif dispatch != "reliable":
+        for name in options:
+            if name in _RELIABLE_OPTIONS:
+                raise UsageError(
+                    f"{name} is for subscriptions of reliable topics: here nothing is delivered again"
+                )
+    together = meta.settings | options
+    low, high = together.get("backoff_ms_min", BACKOFF_MS_MIN), together.get("backoff_ms_max", BACKOFF_MS_MAX)
+    if low > high:
+        raise UsageError(f"backoff_ms_min ({low}) is over backoff_ms_max ({high})")
+    target = together.get("dead_letter_topic")
+    if target == meta.topic:
+        raise UsageError(f"dead_letter_topic is {target!r}, the topic whose dead letters it would take")
+    if (
+        target is None
+        and together.get("max_deliveries")
+        and together.get("poison", POISON_DEFAULT) == POISON_DEFAULT
+    ):
+        name = dead_letter_topic(meta)
+        if len(name) > NAME_CHARACTERS_MAX:
+            raise UsageError(
+                f"the dead-letter topic would be called {name[:40]!r}..., which is longer than "
+                f"{NAME_CHARACTERS_MAX} characters: give dead_letter_topic"
+            )
+
+
+def dead_letter_topic(meta: SubscriptionMeta) -> str:
+    """Return the name of the topic that a subscription's dead letters go to."""
+    return str(meta.settings.get("dead_letter_topic") or f"{meta.topic}.{meta.name}.dlq")
+
+
+def check_position(position: object, what: str) -> str | int:
+    """Return a position as the catalogue has it: "earliest", "latest", an offset, or "time:<unix ms>".
+
+    It may come as text or number; raises `UsageError` for anything else.
+    """
+    if type(position) is int and 0 <= position < 10**OFFSET_DIGITS_MAX:
+        return position
+    if position in ("earliest", "latest"):
+        return str(position)
+    if isinstance(position, str):
+        time, colon, digits = position.rpartition(":")
+        # An offset has at most 19 digits; int() of thousands of them raises.
+        if (time, colon) in (("", ""), ("time", ":")) and _is_number(digits):
+            return f"time:{int(digits)}" if colon else int(digits)
+    raise UsageError(
+        f"{what} {position!r:.40} is neither 'earliest' nor 'latest' nor an offset nor 'time:' and unix milliseconds"
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= OFFSET_DIGITS_MAX
