@@ -41,14 +41,25 @@ class Network:
     """The connections of one client: where each producer and consumer is, and how to wait for something."""
 
     def __init__(
-        self, endpoints: list[str], *, clock: Clock, jitter: Callable[[], float], client_text: str
+        self,
+        endpoints: list[str],
+        *,
+        clock: Clock,
+        jitter: Callable[[], float],
+        client_text: str,
+        context: zmq.Context[Any] | None = None,
+        connection_type: type[Connection] = Connection,
     ) -> None:
-        """`jitter` returns random numbers from 0 to 1; `client_text` tells people who this is."""
+        """`jitter` returns random numbers from 0 to 1; `client_text` tells people who this is.
+
+        `context` is where sockets come from, and `connection_type` what moves their frames: a simulation has its own.
+        """
         self.lock = threading.Lock()
         self.clock = clock
         self.jitter = jitter
         self.client_text = client_text
-        self.context = zmq.Context()
+        self.context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._connection_type = connection_type
         self.callbacks: deque[Callable[[], Any]] = deque()
         self.on_progress: Callable[[], Any] | None = None  # told without the lock that something has changed
         self.progressed = False
@@ -73,7 +84,7 @@ class Network:
         for connection in self._connections:
             if not (connection.closed or connection.leaving) and connection.endpoint == endpoints[0]:
                 return connection
-        connection = Connection(self, endpoints, first=first)
+        connection = self._connection_type(self, endpoints, first=first)
         left = self._left.pop(endpoints[0], None)
         if left is not None:
             connection.session.inherit(*left)

@@ -19,7 +19,7 @@ import zmq
 from pykka import ActorRegistry
 
 from actors import loop
-from actors.directory import DIRECTORY_PATH, Directory, node_of
+from actors.directory import DIRECTORY_PATH, FRONTEND_PATH, Directory, node_of
 from actors.envelope import open_mail, seal_mail
 from actors.loop import Call, Scheduler
 from actors.placement import TIER
@@ -272,16 +272,26 @@ def settings_of(**flags: Any) -> Settings:
 class Stage:
     """A broker with `workers` workers, in one thread."""
 
-    def __init__(self, folder: Path, workers: int = 2, **flags: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: int = 2,
+        *,
+        loop: StagedLoop | None = None,
+        random: Random | None = None,
+        endpoints: str = "tcp://worker-",
+        **flags: Any,
+    ) -> None:
+        """`loop` and its clock may be shared with other stages; `random` makes incarnations and secrets."""
         self.settings = settings_of(**flags)
-        self.clock = StagedClock()
-        self.loop = StagedLoop(self.clock)
+        self.loop = StagedLoop(StagedClock()) if loop is None else loop
+        self.clock = self.loop.time
         self.disk = SimulatedDisk()
         self.disk.makedirs("/data")
         self.folder = folder
         self.routings = 0
         self.boots = 0
-        self.random = Random(1)
+        self.random = Random(1) if random is None else random
         self.held: set[tuple[str, str]] = set()  # (from, to): mail that waits until `let_go`
         self.holding: list[tuple[StagedMail, str, bytes, list[bytes]]] = []
         self.mail: dict[str, StagedMail] = {}
@@ -291,10 +301,11 @@ class Stage:
         self.failures: list[tuple[str, Exception]] = []  # of actors, by path
         self.expects_failures = False
         self.clients: list[StagedClient] = []
-        self.endpoints = [f"tcp://worker-{number}" for number in range(workers)]
+        self._endpoints = endpoints
+        self.endpoints = [f"{endpoints}{number}" for number in range(workers)]
         self.store: FaultyStore | None = None
         self.waits_for_store = False
-        self.catalogue = Catalogue(str(folder / "catalogue.sqlite"))
+        self.catalogue = self._open_catalogue()
         self._start_directory()
         for number in range(workers):
             self.start(number)
@@ -302,13 +313,23 @@ class Stage:
 
     # ---- processes ----------------------------------------------------------------------------------------------
 
+    def _open_catalogue(self) -> Catalogue:
+        return Catalogue(str(self.folder / "catalogue.sqlite"))
+
     def _system(self, node: str) -> System:
         self.boots += 1
         mail = self.mail[node] = StagedMail(self, node, self.boots)
-        loop = cast(Scheduler, _NodeLoop(self.loop, node))
+        loop = cast(Scheduler, self._loop_of(node))
         system = self.systems[node] = System(node, loop, mail, self.clock, self.random)
         system.on_actor_failure = lambda path, error: self.failures.append((path, error))
         return system
+
+    def _loop_of(self, node: str) -> _NodeLoop:
+        """Return the loop as a node that is about to start sees it."""
+        return _NodeLoop(self.loop, node)
+
+    def _make_router(self) -> StagedRouter:
+        return StagedRouter()
 
     def _start_directory(self) -> None:
         system = self._system(BROKER)
@@ -326,7 +347,7 @@ class Stage:
         node = node_of(number)
         system = self._system(node)
         boot = self.mail[node].boot
-        router = self.routers[number] = StagedRouter()
+        router = self.routers[number] = self._make_router()
         listeners: list[Ref] = []
         context = SimpleNamespace(
             node=node,
@@ -343,6 +364,7 @@ class Stage:
         worker = self.workers[number] = Worker(cast(Any, context), given)
         worker._disk = cast(Disk, self.disk)  # type: ignore[assignment]
         worker._maps = SegmentMaps(cast(Disk, self.disk))
+        worker.gateway.sessions._new_token = lambda: self.random.randbytes(16)
         failed = system.on_actor_failure
 
         def on_failure(path: str, error: Exception) -> None:
@@ -356,7 +378,7 @@ class Stage:
         for other in self.workers:
             if other != number:
                 up = node_of(other)
-                worker.frontend.ref.tell(NodeUp(up, self.mail[up].boot, 1, self.endpoints[other]))
+                self._tell(node, NodeUp(up, self.mail[up].boot, 1, self.endpoints[other]))
 
     # ---- the tier -----------------------------------------------------------------------------------------------
 
@@ -383,16 +405,21 @@ class Stage:
         self._tell_all(NodeDown(TIER, 0, "killed"))
 
     def _tell_all(self, change: NodeUp | NodeDown) -> None:
-        self.systems[BROKER].ref(BROKER, DIRECTORY_PATH).tell(change)
-        for worker in self.workers.values():
-            worker.frontend.ref.tell(change)
+        self._tell(BROKER, change)
+        for number in self.workers:
+            self._tell(node_of(number), change)
+
+    def _tell(self, node: str, change: NodeUp | NodeDown) -> None:
+        """Let one node hear that another came or went."""
+        path = DIRECTORY_PATH if node == BROKER else FRONTEND_PATH
+        self.systems[node].ref(node, path).tell(change)
 
     def kill(self, number: int) -> None:
         """Kill a worker as SIGKILL does: nothing runs any more, what was written stays."""
         node = node_of(number)
         self.loop.unwatch(self.routers[number])
         del self.workers[number]
-        self.routers[number] = StagedRouter()  # nobody is connected
+        self.routers[number] = self._make_router()  # nobody is connected
         system = self.systems.pop(node)
         del self.mail[node]
         for path in system.paths():
@@ -418,8 +445,8 @@ class Stage:
         for number in list(self.workers):
             (self.stop if in_order else self.kill)(number)
         self.systems[BROKER].stop_all()
-        self.endpoints = [f"tcp://worker-{number}" for number in range(workers)]
-        self.catalogue = Catalogue(str(self.folder / "catalogue.sqlite"))
+        self.endpoints = [f"{self._endpoints}{number}" for number in range(workers)]
+        self.catalogue = self._open_catalogue()
         self._start_directory()
         for number in range(workers):
             self.start(number)
