@@ -28,6 +28,8 @@ from actors.messages import (
     ConsumerFrame,
     Delete,
     Deliver,
+    Deposit,
+    DepositRefused,
     Describe,
     Evicted,
     Explain,
@@ -112,9 +114,9 @@ class _Asking:
 
 @dataclass(slots=True, frozen=True)
 class _Attaching:
-    """A subscription's message to a topic that does not run: does it still exist?"""
+    """A message to a topic that does not run: does it still exist?"""
 
-    attach: Attach
+    message: Attach | Deposit
 
 
 _Pending = _Opening | _Asking | _Attaching
@@ -251,7 +253,7 @@ class Frontend(LoopActor):
             self._gateway.send_error(pending.session, error, {Key.REF: pending.ref})
             return
         if isinstance(pending, _Attaching):
-            self.system.at(pending.attach.watcher).tell(TopicFailed(error.code, error.text))
+            self._refuse_attaching(pending.message, error)
             return
         handle = pending.handle
         if handle.generation == pending.generation and handle.state == "opening":
@@ -278,7 +280,7 @@ class Frontend(LoopActor):
         """Open the handle here, or send the client where it lives."""
         pending = self._answered(located.ticket)
         if isinstance(pending, _Attaching):
-            self._attach(pending.attach, located)
+            self._attach(pending.message, located)
             return
         if not isinstance(pending, _Opening):
             return
@@ -308,13 +310,20 @@ class Frontend(LoopActor):
         else:
             self._start_consumer(handle, header, located)
 
-    def _attach(self, attach: Attach, located: Located) -> None:
-        """Start the topic that a subscription asks for, unless another has its name by now."""
-        if located.node == self.system.node and located.topic.incarnation == attach.topic.incarnation:
-            self._actors.topic(located.topic).tell(attach)
+    def _attach(self, message: Attach | Deposit, located: Located) -> None:
+        """Start the topic that a message is for, unless another has its name by now."""
+        if located.node == self.system.node and located.topic.incarnation == message.topic.incarnation:
+            self._actors.topic(located.topic).tell(message)
         else:
-            text = f"topic {attach.topic.name!r} was deleted"
-            self.system.at(attach.watcher).tell(TopicFailed("topic-deleted", text))
+            text = f"topic {message.topic.name!r} was deleted"
+            self._refuse_attaching(message, RemoteError("topic-deleted", text))
+
+    def _refuse_attaching(self, message: Attach | Deposit, error: IsterError) -> None:
+        if isinstance(message, Attach):
+            self.system.at(message.watcher).tell(TopicFailed(error.code, error.text))
+        else:
+            refused = DepositRefused(message.producer_id, message.sequence, error.code, error.text)
+            self.system.at(message.reply).tell(refused)
 
     def _start_consumer(self, handle: Handle, header: Header, located: Located) -> None:
         assert located.subscription is not None
@@ -377,13 +386,15 @@ class Frontend(LoopActor):
         news = NodeStarted(change.node) if isinstance(change, NodeUp) else NodeStopped(change.node)
         for path in self.system.paths():
             kind = path.partition("/")[0]
-            if kind == "topic" or (kind in ("subscription", "relay") and isinstance(news, NodeStarted)):
+            if kind == "topic" or (
+                kind in ("subscription", "deadletters", "relay") and isinstance(news, NodeStarted)
+            ):
                 self.system.ref(self.system.node, path).tell(news)
 
     def unclaimed(self, path: str, message: object) -> None:
         """Answer what waits for an answer of an actor that is gone, or not there yet; let go of the rest."""
         gone = RemoteError("unavailable", "it failed, or was deleted, and is started again: open it again")
-        if isinstance(message, Attach) and path.startswith("topic/"):
+        if isinstance(message, Attach | Deposit) and path.startswith("topic/"):
             try:
                 ticket = self._expect(_Attaching(message))
             except RemoteError as error:

@@ -365,6 +365,7 @@ class Bury:
     """
 
     letters: Sequence[Letter]
+    topic: str = ""  # the dead-letter topic, where that has changed since DeadLetters was started
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ from actors.messages import (
     CloseProducer,
     Consumed,
     Delete,
+    Deposit,
+    Deposited,
+    DepositRefused,
     Describe,
     Durable,
     EraseStored,
@@ -52,7 +55,14 @@ from actors.messages import (
 from actors.runtime import Ref, System, Timer, receives
 from actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
 from actors.upkeep import LogCare, Upkeep
-from ister.errors import DamagedError, DiskFullError, IsterError, RemoteError, StorageError, StoreError
+from ister.errors import (
+    DamagedError,
+    DiskFullError,
+    IsterError,
+    RemoteError,
+    StorageError,
+    StoreError,
+)
 from ister.wire import OFFSET_UNKNOWN, Key, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, ProducerTable
@@ -70,6 +80,7 @@ BACKGROUND_COMMIT_S: Final = (
 )
 # Batches without a receipt: 512 producers with full windows. Beyond it somebody ignores what OPENED told them.
 AWAITING_MAX: Final = 65_536
+DEPOSITS_MAX: Final = 10_000  # one a subscription that sends its dead letters here
 ERASE_TRIES: Final = 50
 ERASE_RETRY_S: Final = 0.1  # making a spare segment takes less
 REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
@@ -108,6 +119,7 @@ class ReliableTopic(Topic):
         self._failure: StorageError | None = None
         # (end offset, handle, sequence, first offset) in the order of arrival, for receipts still to be sent
         self._awaiting: deque[tuple[int, Handle, int, int]] = deque()
+        self._deposits: deque[tuple[int, Deposit]] = deque()  # by end offset, for answers still to be sent
         self._closing: list[tuple[int, CloseProducer]] = []  # closes that wait for receipts
         self._commit_scheduled = False
         self._waits_for_sync = meta.durability != "os"
@@ -166,6 +178,7 @@ class ReliableTopic(Topic):
             if producer_id in self._publishers:
                 self._log.producers.expect(producer_id, sequence)
         self._unresolved.clear()
+        self.last_published_ms = self.last_published_ms or self._log.producers.heard_ms
         report = self._log.report
         log.info("topic %s: %s", self.meta.name, report)
         self._told_end = self._reached(self._log)
@@ -186,6 +199,7 @@ class ReliableTopic(Topic):
             echo = {Key.HANDLE: handle.number, Key.SEQUENCE: sequence}
             self._gateway.send_error(handle.session, error, echo)
         self._awaiting.clear()
+        self._refuse_deposits(error)
         self._answer_closes(None)
         self._end_log()
         for watcher in self._watchers.values():
@@ -241,7 +255,7 @@ class ReliableTopic(Topic):
     @receives(Publish)
     def on_publish(self, publish: Publish) -> None:
         """Append a batch, unless it is a duplicate; the receipt follows when it is durable."""
-        handle, sequence, count = publish.handle, publish.sequence, publish.count
+        handle, sequence = publish.handle, publish.sequence
         publisher = handle.target
         if not isinstance(publisher, Publisher):
             return  # closed meanwhile, which was answered
@@ -251,39 +265,75 @@ class ReliableTopic(Topic):
             )
             return
         try:
-            wal = self._ready_log()
-            verdict = wal.producers.check(publisher.producer_id, sequence, count)
-            if isinstance(verdict, Fresh):
-                self._check_behind()
-                offset = wal.append(
-                    count=count,
-                    producer_id=publisher.producer_id,
-                    sequence=sequence,
-                    columns=publish.columns,
-                    frames=publish.frames,
-                    timestamp_ms=self.clock.time_ms(),
-                )
-                self.messages_in += count
-                self.bytes_in += len(publish.frames[1])
-            elif isinstance(verdict, Duplicate):
-                offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
-            else:
-                self._refuse(publish, sequence_error(verdict, publish))
-                return
-        except (DiskFullError, StoreError) as error:
+            end, offset = self._take(publish, publisher.producer_id)
+        except IsterError as error:
             self._refuse(publish, error)
+            self._check_failed(error)
             return
-        except StorageError as error:
-            self._refuse(publish, error)
-            if self._log is not None and self._log.failed is not None:
-                self._fail(error)
-            return
-        # A duplicate may be of what is not durable yet; one whose offset is forgotten, of anything here.
-        end = wal.next_offset if offset == OFFSET_UNKNOWN else offset + count
         self._awaiting.append((end, handle, sequence, offset))
+        self._taken()
+
+    @receives(Deposit)
+    def on_deposit(self, deposit: Deposit) -> None:
+        """Append a batch that comes from inside the broker, as a client's; it is answered when it is durable."""
+        try:
+            if len(self._deposits) >= DEPOSITS_MAX:
+                raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
+            self._ready_log().producers.expect(deposit.producer_id, deposit.sequence)
+            end, _ = self._take(deposit, deposit.producer_id)
+        except IsterError as error:
+            self._refuse_deposit(deposit, error)
+            self._check_failed(error)
+            return
+        self._deposits.append((end, deposit))
+        self._taken()
+
+    def _take(self, batch: Publish | Deposit, producer_id: int) -> tuple[int, int]:
+        """Append a batch unless it is a duplicate; return what must be durable for it, and its offset.
+
+        Raises StorageError, StoreError, RemoteError: then nothing was appended.
+        """
+        wal = self._ready_log()
+        verdict = wal.producers.check(producer_id, batch.sequence, batch.count)
+        if isinstance(verdict, Fresh):
+            self._check_behind()
+            self.last_published_ms = self.clock.time_ms()
+            offset = wal.append(
+                count=batch.count,
+                producer_id=producer_id,
+                sequence=batch.sequence,
+                columns=batch.columns,
+                frames=batch.frames,
+                timestamp_ms=self.last_published_ms,
+            )
+            self.messages_in += batch.count
+            self.bytes_in += len(batch.frames[1])
+        elif isinstance(verdict, Duplicate):
+            offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
+        else:
+            raise sequence_error(verdict, batch)
+        # A duplicate may be of what is not durable yet; one whose offset is forgotten, of anything here.
+        return (wal.next_offset if offset == OFFSET_UNKNOWN else offset + batch.count), offset
+
+    def _check_failed(self, error: IsterError) -> None:
+        """After a refusal: is it the log that failed, and not only this batch?"""
+        if isinstance(error, StorageError) and self._log is not None and self._log.failed is not None:
+            self._fail(error)
+
+    def _taken(self) -> None:
         self._schedule_commit()
         if self.meta.durability == "cloud" and self._linger_timer is None:
             self._linger_timer = self.call_later(self._care.cloud_linger_s, self._linger_over)
+
+    def _refuse_deposit(self, deposit: Deposit, error: IsterError) -> None:
+        answer = DepositRefused(deposit.producer_id, deposit.sequence, error.code, error.text)
+        self.system.at(deposit.reply).tell(answer)
+
+    def _refuse_deposits(self, error: IsterError) -> None:
+        """Whatever waits may be there or not: it is to be resent."""
+        deposits, self._deposits = self._deposits, deque()
+        for _, deposit in deposits:
+            self._refuse_deposit(deposit, error)
 
     @receives(CloseProducer)
     def on_close_producer(self, command: CloseProducer) -> None:
@@ -358,6 +408,10 @@ class ReliableTopic(Topic):
                 pairs.append(sequence)
                 pairs.append(offset)
             self._send_receipts(receipts)
+        deposits = self._deposits
+        while deposits and deposits[0][0] <= end:
+            _, deposit = deposits.popleft()
+            self.system.at(deposit.reply).tell(Deposited(deposit.producer_id, deposit.sequence))
         if end > self._told_end:
             self._told_end = end
             durable = Durable(end)
@@ -647,6 +701,7 @@ class ReliableTopic(Topic):
         """Refuse everything from now on, and delete the log."""
         self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
         self._answer_closes(None)
+        self._refuse_deposits(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
         self._deleted = True
         had_log = self._log is not None or self._ended_log is not None
         self._end_log()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from actors.messages import (
     CloseProducer,
+    Deposit,
     Detach,
     NodeStarted,
     NodeStopped,
@@ -48,6 +49,7 @@ class Topic(LoopActor):
         self._watchers: dict[Address, Ref] = {}
         self.messages_in = 0
         self.bytes_in = 0
+        self.last_published_ms: int | None = None  # None: nothing came since this actor started
 
     def _open(self, command: OpenProducer, expected: int) -> None:
         handle = command.handle
@@ -142,6 +144,7 @@ class Topic(LoopActor):
             "producers": len(self._publishers),
             "messages_in": self.messages_in,
             "bytes_in": self.bytes_in,
+            "last_published_ms": self.last_published_ms,
         }
 
 
@@ -157,7 +160,7 @@ def expected_sequence(producers: ProducerTable, command: OpenProducer) -> int:
     return command.sequence if known is None else known
 
 
-def sequence_error(verdict: object, publish: Publish) -> RemoteError:
+def sequence_error(verdict: object, publish: Publish | Deposit) -> RemoteError:
     """Return the error for a batch that is not the one expected of its producer."""
     expected = getattr(verdict, "expected", None)
     if isinstance(verdict, Gap):

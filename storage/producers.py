@@ -81,6 +81,11 @@ class ProducerTable:
     def __len__(self) -> int:
         return len(self._producers)
 
+    @property
+    def heard_ms(self) -> int | None:
+        """When the last batch of any producer was stored, as unix ms, where that is known."""
+        return self._time_ms or None
+
     def next_sequence(self, producer_id: int) -> int | None:
         """Return the sequence a producer's next batch must have, or None for one that is not known."""
         known = self._producers.get(producer_id)

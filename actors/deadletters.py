@@ -1,0 +1,310 @@
+"""Dead letters: brings what cannot be processed to a topic of its own, and says so once it is durable there.
+
+Runs in a worker process, one actor a subscription that has dead letters, beside it.
+
+Invariants
+- a letter is `Buried` once the dead-letter topic has it, durable at that topic's level, and never before
+- one batch is on its way at a time, under a sequence number that it keeps: a lost answer stores no letter twice
+- what is in hand is bounded; what is over is ignored, for the subscription has it on disk and asks again
+- nothing is given up: whatever goes wrong is said (`BuryDelayed`), and tried again with growing patience
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any, Final
+
+from actors.directory import DIRECTORY_PATH
+from actors.messages import (
+    Answer,
+    Ask,
+    Buried,
+    Bury,
+    BuryDelayed,
+    Deposit,
+    Deposited,
+    DepositRefused,
+    Letter,
+    Locate,
+    Located,
+    NodeStarted,
+    Refused,
+    StopBurying,
+)
+from actors.options import dead_letter_topic
+from actors.placement import actor_path
+from actors.process import BROKER
+from actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.wire import Column, encode_attributes, encode_result, pack_column, pack_lengths
+from storage.catalogue import SubscriptionMeta, TopicMeta
+
+log = logging.getLogger("ister.deadletters")
+
+LETTERS_MAX: Final = 1000  # in hand
+LETTERS_BYTES_MAX: Final = 8 << 20  # in hand; one letter that is larger fits alone
+BATCH_BYTES_MAX: Final = 1 << 20  # of one batch; one letter that is larger goes alone
+LETTER_OVERHEAD_BYTES: Final = 200  # what a letter takes beside its payload, key and attributes
+RETRY_S_MIN: Final = 0.5
+RETRY_S_MAX: Final = 30.0
+# A letter asked for again right after it was buried was asked for before the subscription heard of that.
+REMEMBERED_S: Final = 1.0
+REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
+_CREATED: Final[dict[str, Any]] = {"dispatch": "reliable", "durability": "fsync", "retention_acknowledged": 1}
+
+
+def dead_letters(system: System, topic: TopicMeta, meta: SubscriptionMeta, subscription: Ref) -> Ref:
+    """Return the DeadLetters of a subscription of this worker, started if need be."""
+    path = actor_path("deadletters", topic, meta)
+    if system.find(path) is not None:
+        return system.ref(system.node, path)
+    return system.spawn(DeadLetters, path, dead_letter_topic(meta), subscription)
+
+
+class _Batch:
+    """What is on its way: the letters, and the mail that brings them."""
+
+    def __init__(self, letters: list[Letter], deposit: Deposit) -> None:
+        self.offsets = [letter.offset for letter in letters]
+        self.deposit = deposit
+
+
+class DeadLetters(LoopActor):
+    """The undertaker of one subscription; `topic` is the name of its dead-letter topic, which is created as needed."""
+
+    def __init__(self, system: System, path: str, topic: str, subscription: Ref) -> None:
+        super().__init__(system, path)
+        self._topic = topic
+        self._subscription = subscription
+        self._directory = system.ref(BROKER, DIRECTORY_PATH)
+        self._letters: OrderedDict[int, Letter] = (
+            OrderedDict()
+        )  # in hand, by offset, those on their way included
+        self._bytes = 0
+        self._buried: OrderedDict[int, float] = OrderedDict()  # lately, by offset: when
+        self._producer_id = self._new_producer()
+        self._sequence = 0
+        self._batch: _Batch | None = None
+        self._found: TopicMeta | None = None  # the dead-letter topic, as it is located
+        self._node = ""  # where that lives
+        self._target: Ref | None = None  # its actor; None: it is still being found, or created
+        self._step = ""  # what the Directory was asked for: "topic.create", "locate" or "subscription.create"
+        self._ticket = 0
+        self._timer: Timer | None = None
+        self._wait_s = RETRY_S_MIN
+
+    def _new_producer(self) -> int:
+        return self.system.random.getrandbits(63) | 1
+
+    # ---- what is in hand ----------------------------------------------------------------------------------------
+
+    @receives(Bury)
+    def on_bury(self, command: Bury) -> None:
+        """Take letters in hand, as many as fit."""
+        if command.topic and command.topic != self._topic:
+            if self._letters:
+                return  # the next time it is asked for, these are where they were to go
+            self._topic, self._target, self._step = command.topic, None, ""
+            self._ticket += 1  # whatever the Directory still answers is about the other
+        self._forget_buried()
+        again = [letter.offset for letter in command.letters if letter.offset in self._buried]
+        if again:
+            self._subscription.tell(Buried(again))
+        for letter in command.letters:
+            if letter.offset in self._letters or letter.offset in self._buried:
+                continue
+            size = _size(letter)
+            if len(self._letters) >= LETTERS_MAX or (
+                self._letters and self._bytes + size > LETTERS_BYTES_MAX
+            ):
+                break
+            # A copy: what was given may be a view of a segment, which would stay mapped.
+            self._letters[letter.offset] = replace(letter, payload=bytes(letter.payload))
+            self._bytes += size
+        if self._timer is None:
+            self._go_on()
+
+    def _forget_buried(self) -> None:
+        old_s = self.clock.monotonic() - REMEMBERED_S
+        while self._buried and next(iter(self._buried.values())) < old_s:
+            self._buried.popitem(last=False)
+
+    @receives(StopBurying)
+    def on_stop_burying(self, _command: StopBurying) -> None:
+        """End; what is in hand is let go."""
+        self.stop_now()
+
+    # ---- the dead-letter topic ----------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Do what comes next, and again after a while if nobody answers."""
+        self._cancel()
+        if not self._letters:
+            return
+        if self._target is None:
+            self._ask(self._step or "topic.create")
+        else:
+            if self._batch is None:
+                self._batch = self._next_batch()
+            assert self._found is not None
+            self._target.tell(replace(self._batch.deposit, topic=self._found))
+        self._timer = self.call_later(self._wait_s, self._unanswered)
+
+    def _ask(self, step: str) -> None:
+        self._step = step
+        self._ticket += 1
+        if step == "locate":
+            self._directory.tell(Locate(self._topic, self.address, self._ticket))
+            return
+        arguments: dict[str, Any] = {"topic": self._topic}
+        if step == "topic.create":
+            arguments |= _CREATED
+        else:
+            arguments |= {"subscription": REDRIVE, "type": "exclusive", "start": "earliest"}
+        self._directory.tell(Ask(step, encode_result(arguments), self.address, self._ticket))
+
+    @receives(Answer)
+    def on_answer(self, answer: Answer) -> None:
+        """The topic, or its subscription, is created."""
+        if answer.ticket == self._ticket:
+            self._created()
+
+    def _created(self) -> None:
+        if self._step == "topic.create":
+            self._step = "locate"
+        elif self._step == "subscription.create" and self._found is not None:
+            self._step = ""
+            self._target = self.system.ref(self._node, actor_path("topic", self._found))
+        self._go_on()
+
+    @receives(Located)
+    def on_located(self, located: Located) -> None:
+        """The topic is there."""
+        if located.ticket != self._ticket or self._step != "locate":
+            return
+        if located.topic.dispatch != "reliable":
+            text = f"topic {self._topic!r} is non-reliable: it keeps no dead letters"
+            self._delay(f"{text}; give the subscription another dead_letter_topic, or delete that topic")
+            self._step = ""
+            return
+        self._found, self._node = located.topic, located.node
+        self._step = "subscription.create"
+        self._go_on()
+
+    @receives(Refused)
+    def on_refused(self, refused: Refused) -> None:
+        """What is there already is as good as created; anything else is tried again."""
+        if refused.ticket != self._ticket:
+            return
+        if refused.code in ("topic-exists", "subscription-exists"):
+            self._created()
+            return
+        if refused.code == "unknown-topic":  # deleted again
+            self._step = ""
+        self._delay(f"the dead-letter topic {self._topic!r} cannot be had: {refused.text}")
+
+    # ---- batches ------------------------------------------------------------------------------------------------
+
+    def _next_batch(self) -> _Batch:
+        letters: list[Letter] = []
+        size = 0
+        for letter in self._letters.values():
+            size += _size(letter)
+            if letters and size > BATCH_BYTES_MAX:
+                break
+            letters.append(letter)
+        payloads = [letter.payload for letter in letters]
+        frames = [pack_lengths(payloads), b"".join(payloads)]
+        columns = Column.ATTRIBUTES
+        if any(letter.key for letter in letters):
+            columns |= Column.KEYS
+            frames.append(pack_column([letter.key for letter in letters]))
+        frames.append(pack_column([encode_attributes(letter.attributes) for letter in letters]))
+        assert self._found is not None
+        deposit = Deposit(
+            self._found, self._producer_id, self._sequence, len(letters), columns, tuple(frames), self.address
+        )
+        return _Batch(letters, deposit)
+
+    @receives(Deposited)
+    def on_deposited(self, command: Deposited) -> None:
+        """The batch is durable: say so, and go on with the next."""
+        batch = self._batch_of(command)
+        if batch is None:
+            return
+        self._batch = None
+        self._sequence += len(batch.offsets)
+        self._wait_s = RETRY_S_MIN
+        now_s = self.clock.monotonic()
+        self._forget_buried()
+        for offset in batch.offsets:
+            self._bytes -= _size(self._letters.pop(offset))
+            self._buried[offset] = now_s
+        self._subscription.tell(Buried(batch.offsets))
+        self._go_on()
+
+    @receives(DepositRefused)
+    def on_deposit_refused(self, refused: DepositRefused) -> None:
+        """The same again after a while; where the topic is another now, once that is found."""
+        if self._batch_of(refused) is None:
+            return
+        if refused.code in ("topic-deleted", "unknown-topic"):
+            self._target, self._step = None, ""
+        elif refused.code.startswith(
+            "sequence-"
+        ):  # never by our doing: what it knows of us is not what we sent
+            log.error("%s: %s", self, refused.text)
+            self._producer_id, self._sequence, self._batch = self._new_producer(), 0, None
+        self._delay(f"the dead-letter topic {self._topic!r} takes nothing: {refused.text}")
+
+    def _batch_of(self, answer: Deposited | DepositRefused) -> _Batch | None:
+        batch = self._batch
+        if batch is None:
+            return None
+        sent = batch.deposit
+        return batch if (sent.producer_id, sent.sequence) == (answer.producer_id, answer.sequence) else None
+
+    # ---- patience -----------------------------------------------------------------------------------------------
+
+    def _unanswered(self) -> None:
+        """Mail is no promise: the same again."""
+        self._more_patience()
+        if self._wait_s >= 4 * RETRY_S_MIN:
+            what = (
+                "does not answer"
+                if self._target is not None
+                else "cannot be had: the Directory does not answer"
+            )
+            self._subscription.tell(
+                BuryDelayed(f"the dead-letter topic {self._topic!r} {what}; it is tried again")
+            )
+        self._go_on()
+
+    def _delay(self, text: str) -> None:
+        log.warning("%s: %s", self, text)
+        self._subscription.tell(BuryDelayed(text))
+        self._cancel()
+        self._timer = self.call_later(self._wait_s, self._go_on)
+        self._more_patience()
+
+    def _more_patience(self) -> None:
+        self._wait_s = min(2 * self._wait_s, RETRY_S_MAX)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @receives(NodeStarted)
+    def on_node_started(self, started: NodeStarted) -> None:
+        """The next self of the topic's process, or of the Directory's, knows nothing of what was said."""
+        waits_for = BROKER if self._target is None else self._target.address.node
+        if started.node == waits_for and self._letters:
+            self._wait_s = RETRY_S_MIN
+            self._go_on()
+
+
+def _size(letter: Letter) -> int:
+    attributes = sum(len(name) + len(value) for name, value in letter.attributes.items())
+    return len(letter.payload) + len(letter.key) + attributes + LETTER_OVERHEAD_BYTES
