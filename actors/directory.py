@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from actors.explain import explain
 from actors.messages import (
     Answer,
     Ask,
@@ -72,6 +73,7 @@ class _Gathering:
     finish: Finish
     waiting: dict[int, str]  # ticket -> the node that is to answer
     partial: bool  # better what there is than no answer
+    takes_no: bool = False  # a refusal is as good as no answer
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -121,6 +123,7 @@ class Directory(LoopActor):
             "subscription.update": self._update_subscription,
             "subscription.seek": self._seek,
             "subscription.unblock": self._unblock,
+            "subscription.explain": self._explain,
             "status": self._status,
         }
 
@@ -143,12 +146,15 @@ class Directory(LoopActor):
             if gathering.waiting.get(ticket) != node:
                 continue
             if gathering.partial:
-                del self._gatherings[ticket]
-                del gathering.waiting[ticket]
-                if not gathering.waiting:
-                    self._finish(gathering)
+                self._do_without(ticket, gathering)
             else:
                 self._give_up(gathering)
+
+    def _do_without(self, ticket: int, gathering: _Gathering) -> None:
+        del self._gatherings[ticket]
+        del gathering.waiting[ticket]
+        if not gathering.waiting:
+            self._finish(gathering)
 
     # ---- placement ----------------------------------------------------------------------------------------------
 
@@ -528,6 +534,31 @@ class Directory(LoopActor):
             raise UsageError(f"action {action!r:.40} is none of {', '.join(UNBLOCK_ACTIONS)}")
         self._have_done(ask, "unblock", topic, subscription, action)
 
+    def _explain(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Say why a subscription delivers nothing; with half of the answers, what these tell."""
+        topic, subscription = self._named_subscription(arguments)
+        _only(arguments, "topic", "subscription")
+        of_topic, of_subscription = self._ticket(), self._ticket()
+        nodes = {
+            of_topic: self._node_of_topic(topic),
+            of_subscription: self._node_of_subscription(subscription),
+        }
+        asked = {ticket: node for ticket, node in nodes.items() if node in self._up}
+
+        def finish(_: list[dict[str, Any]]) -> dict[str, Any]:
+            answers = gathering.answers
+            return explain(
+                subscription.name, answers.get(of_subscription), answers.get(of_topic), self.clock.time_ms()
+            )
+
+        gathering = _Gathering(ask.reply, ask.ticket, finish, dict(asked), partial=True, takes_no=True)
+        self._await(gathering)
+        if of_topic in asked:
+            frontend = self._frontend(self._worker_of_topic(topic.name))
+            frontend.tell(TopicTask("describe", topic, self.address, of_topic))
+        if of_subscription in asked:
+            self._tell_subscription("explain", topic, subscription, of_subscription)
+
     def _have_done(
         self,
         ask: Ask,
@@ -584,10 +615,12 @@ class Directory(LoopActor):
 
     def _gather(self, ask: Ask, tickets: dict[int, str], finish: Finish, *, partial: bool = False) -> None:
         """Answer `ask` with `finish(answers)` once the nodes of all tickets have answered."""
-        gathering = _Gathering(ask.reply, ask.ticket, finish, dict(tickets), partial)
-        for ticket in tickets:
+        self._await(_Gathering(ask.reply, ask.ticket, finish, dict(tickets), partial))
+
+    def _await(self, gathering: _Gathering) -> None:
+        for ticket in gathering.waiting:
             self._gatherings[ticket] = gathering
-        if tickets:
+        if gathering.waiting:
             self.call_later(ANSWER_WITHIN_S, lambda: self._give_up(gathering))
         else:
             self._finish(gathering)
@@ -611,7 +644,9 @@ class Directory(LoopActor):
     def on_refused(self, refused: Refused) -> None:
         """One of those asked says no: so does this answer."""
         gathering = self._gatherings.get(refused.ticket)
-        if gathering is not None:
+        if gathering is not None and gathering.takes_no:
+            self._do_without(refused.ticket, gathering)
+        elif gathering is not None:
             self._forget(gathering)
             self.system.at(gathering.reply).tell(Refused(gathering.ticket, refused.code, refused.text))
 

@@ -1,11 +1,18 @@
-"""Why nothing flows: what a subscription and its topic say of themselves, as numbers; pure.
+"""Why nothing flows: from what a subscription and its topic say of themselves to reasons in plain words; pure.
 
 Times are unix ms. A key that is missing, or None, means: not known, or not so.
+
+Invariants
+- reasons come in the order in which to look at them: what stops everything first, what only makes wait last
+- each says what is so, since or until when where that is known, and what to do about it
+- where nothing is delivered there is at least one reason
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, TypedDict, cast
 
 
 class Holder(TypedDict, total=False):
@@ -77,3 +84,286 @@ class TopicState(TypedDict, total=False):
     messages_in: int
     last_published_ms: int | None
     failure: str | None
+    upload_failure: str | None
+
+
+Reason = dict[str, Any]  # code, text, and the numbers it is about
+
+# While one of these is so, nothing at all is delivered.
+STOPPING: Final = frozenset(
+    {
+        "starting",
+        "topic-failed",
+        "paused",
+        "poison-block",
+        "damage",
+        "no-consumer",
+        "standby-only",
+        "handing-over",
+        "connection-full",
+        "no-credit",
+        "too-many-unacknowledged",
+        "cloud-fetch",
+    }
+)
+RECENT_MS: Final = 2_000  # what was delivered or published within this is going on
+SHOWN_MAX: Final = 3  # holders named in a text; the numbers have more
+
+
+def explain(
+    name: str, subscription: Mapping[str, Any] | None, topic: Mapping[str, Any] | None, now_ms: int
+) -> dict[str, Any]:
+    """Return `flowing`, `reasons` and `numbers` of the subscription called `name`.
+
+    What did not answer is None. `flowing`: messages are delivered, or are just about to be.
+    """
+    state, source = cast(State, subscription or {}), cast(TopicState, topic or {})
+    reasons = list(
+        _stops(name, None if subscription is None else state, None if topic is None else source, now_ms)
+    )
+    reasons += _waits(state, now_ms)
+    left = _deliverable(state)
+    if not left and subscription is not None:
+        reasons += _ends(state, source, now_ms)
+    stopped = any(reason["code"] in STOPPING for reason in reasons)
+    last = state.get("last_delivered_ms")
+    recent = last is not None and now_ms - last < RECENT_MS
+    numbers = {
+        "subscription": dict(state),
+        "topic": {key: source.get(key) for key in TopicState.__annotations__},
+    }
+    return {"flowing": not stopped and (left > 0 or recent), "reasons": reasons, "numbers": numbers}
+
+
+def _deliverable(state: State) -> int:
+    """Return how many messages could be delivered now, if nothing stopped it."""
+    waiting = sum(_counts(state, "in_flight", "backoff", "delayed", "keyed", "burying"))
+    if "unacknowledged" in state:
+        return max(0, state["unacknowledged"] - waiting)
+    return state.get("due", 0) + max(0, state.get("durable_end", 0) - state.get("position", 0))
+
+
+def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int) -> Iterator[Reason]:
+    """Yield what keeps everything from being delivered."""
+    if topic is None:
+        yield _reason(
+            "topic-failed", "the topic's process does not answer: it is being restarted; look again"
+        )
+    elif topic.get("failure"):
+        text = f"the topic takes nothing: {topic['failure']}; what came before that is still delivered"
+        yield _reason("topic-failed", text)
+    if state is None:
+        yield _reason(
+            "starting", "the subscription's process does not answer: it is being restarted; look again"
+        )
+        return
+    if state.get("failure"):
+        yield _reason("topic-failed", f"the subscription serves nobody: {state['failure']}")
+    elif state.get("starting"):
+        yield _reason("starting", "the topic has not said yet from where to where it reaches; look again")
+    if state.get("paused"):
+        yield _reason("paused", "the subscription is paused: nothing is delivered until somebody resumes it")
+    poison = state.get("poison")
+    if poison:
+        yield _reason("poison-block", _poison_text(poison, now_ms), **_stop_numbers(poison))
+    damage = state.get("damage")
+    if damage:
+        text = (
+            f"offsets {damage.get('first')} to before {damage.get('end')} are damaged{_because(damage)}; nothing is "
+            "skipped by itself: repair the topic (skip damaged) to go on behind them"
+        )
+        yield _reason("damage", text, **_stop_numbers(damage))
+    yield from _consumers(name, state, now_ms)
+    if state.get("tracked_full"):
+        text = (
+            f"{state.get('tracked', 0)} messages are delivered and not acknowledged, with gaps between them, and "
+            f"{state.get('tracked_max', 0)} are as many as are kept track of: acknowledge the oldest, from offset "
+            f"{state.get('cursor', 0)} on"
+        )
+        yield _reason(
+            "too-many-unacknowledged",
+            text,
+            tracked=state.get("tracked"),
+            tracked_max=state.get("tracked_max"),
+        )
+    fetch = state.get("fetch")
+    if fetch:
+        text = (
+            f"offset {fetch.get('first')} is in the store alone, and is being brought back{_since(fetch, now_ms)}"
+            f"{_because(fetch)}; it goes on by itself"
+        )
+        yield _reason("cloud-fetch", text, **_stop_numbers(fetch))
+
+
+def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
+    """Yield why nobody can take anything."""
+    consumers = state.get("consumers", 0)
+    if not consumers:
+        left_ms = state.get("consumer_left_ms")
+        since = "" if left_ms is None else f"; the last one left {_ago(left_ms, now_ms)}"
+        yield _reason("no-consumer", f"no consumer is connected{since}: start one of subscription {name!r}")
+        return
+    if state.get("handing_over"):
+        text = "the consumer that was active gives back what it holds; then the next one begins, by itself"
+        yield _reason("handing-over", text, consumers=state["handing_over"])
+    if state.get("ready", 0):
+        return
+    full, dry, standby = _counts(state, "connection_full", "no_credit", "standby")
+    if standby >= consumers:
+        yield _reason(
+            "standby-only", "all consumers are on standby, none is active; look again", standby=standby
+        )
+    if full:
+        text = (
+            f"the connections of {full} of {consumers} consumers take nothing: their programs, or the network, do not "
+            "keep up"
+        )
+        yield _reason("connection-full", text, consumers=full)
+    if dry and not _idle(state):
+        text = (
+            f"{dry} of {consumers} consumers have no room: their programs have not taken what they were sent; "
+            f"{state.get('in_flight', 0)} messages are with them"
+        )
+        yield _reason("no-credit", text, consumers=dry, in_flight=state.get("in_flight"))
+
+
+def _waits(state: State, now_ms: int) -> Iterator[Reason]:
+    """Yield what keeps some messages from being delivered now."""
+    if state.get("keyed"):
+        keys = [
+            f"{holder.get('key', '')!r:.60} with {_holder(holder, now_ms)}"
+            for holder in state.get("keys", [])[:SHOWN_MAX]
+        ]
+        text = f"{state['keyed']} messages wait for an earlier one of their key to be acknowledged"
+        text += f": {'; '.join(keys)}" if keys else ""
+        yield _reason("waiting-for-key", text, messages=state["keyed"], keys=state.get("keys", []))
+    if state.get("backoff"):
+        until_ms = state.get("backoff_until_ms")
+        text = f"{state['backoff']} messages failed, and wait for another try{_until(until_ms, now_ms)}"
+        yield _reason("waiting-for-backoff", text, messages=state["backoff"], until_ms=until_ms)
+    if state.get("delayed"):
+        until_ms = state.get("delayed_until_ms")
+        text = (
+            f"{state['delayed']} messages are not to be delivered before their time{_until(until_ms, now_ms)}"
+        )
+        yield _reason("waiting-for-delay", text, messages=state["delayed"], until_ms=until_ms)
+    if state.get("burying") and state.get("bury_trouble"):
+        target = state.get("dead_letter_topic", "")
+        text = (
+            f"{state['burying']} messages are to go to dead-letter topic {target!r}: {state['bury_trouble']}"
+        )
+        yield _reason("dead-letter-delayed", text, messages=state["burying"], dead_letter_topic=target)
+
+
+def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
+    """Yield why there is nothing left to deliver."""
+    if state.get("in_flight"):
+        holders = state.get("holders", [])
+        held = "; ".join(_holder(holder, now_ms) for holder in holders[:SHOWN_MAX])
+        text = f"everything is delivered; {state['in_flight']} messages wait to be acknowledged"
+        text += f", with {held}" if held else ""
+        yield _reason("unacknowledged", text, messages=state["in_flight"], holders=holders)
+    if not _idle(state):
+        return
+    behind = topic.get("next_offset", 0) - state.get("durable_end", 1 << 63)
+    if behind > 0:
+        trouble = topic.get("upload_failure")
+        text = f"{behind} messages have come and are not durable yet, so that they may not be delivered"
+        yield _reason("waiting-for-durability", text + (f": {trouble}" if trouble else ""), messages=behind)
+        return
+    if not state.get("in_flight"):
+        yield _reason(
+            "caught-up", f"every message{_up_to(state)} is delivered and acknowledged: nothing is left"
+        )
+    last_ms, producers = topic.get("last_published_ms"), topic.get("producers")
+    if producers is None or (last_ms is not None and now_ms - last_ms < RECENT_MS):
+        return
+    last = (
+        "none came yet that is known of"
+        if last_ms is None
+        else f"the last message came {_ago(last_ms, now_ms)}"
+    )
+    some = (
+        "1 producer is connected, and sends"
+        if producers == 1
+        else f"{producers} producers are connected, and send"
+    )
+    who = f"{some} nothing" if producers else "no producer is connected"
+    yield _reason("producer-not-publishing", f"{who}; {last}", producers=producers, last_published_ms=last_ms)
+
+
+def _counts(state: State, *keys: str) -> list[int]:
+    numbers = cast(Mapping[str, int | None], state)
+    return [numbers.get(key) or 0 for key in keys]
+
+
+def _idle(state: State) -> bool:
+    """Whether there is nothing that is not with a consumer already, or done."""
+    waiting = sum(_counts(state, "due", "backoff", "delayed", "keyed", "burying"))
+    return not waiting and state.get("position", 0) >= state.get("durable_end", 0)
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _reason(code: str, text: str, **numbers: Any) -> Reason:
+    return {"code": code, "text": text} | {key: value for key, value in numbers.items() if value is not None}
+
+
+def _stop_numbers(stop: Stop) -> dict[str, Any]:
+    return {key: value for key, value in stop.items() if key != "text"}
+
+
+def _poison_text(poison: Stop, now_ms: int) -> str:
+    return (
+        f"the message at offset {poison.get('first')} failed {poison.get('attempts', 0)} times and blocks the "
+        f"subscription{_since(poison, now_ms)}{_because(poison)}; unblock it: retry, drop or dead-letter"
+    )
+
+
+def _because(stop: Stop) -> str:
+    return f" ({stop['text']})" if stop.get("text") else ""
+
+
+def _since(stop: Stop, now_ms: int) -> str:
+    since_ms = stop.get("since_ms")
+    return "" if since_ms is None else f", since {_ago(since_ms, now_ms)}"
+
+
+def _holder(holder: Holder, now_ms: int) -> str:
+    client = f" ({holder['client']:.60})" if holder.get("client") else ""
+    since_ms = holder.get("since_ms")
+    since = "" if since_ms is None else f" since {_ago(since_ms, now_ms)}"
+    messages = f", {holder['messages']} messages," if holder.get("messages") else ""
+    return f"consumer {holder.get('consumer')}{client}{messages}{since}"
+
+
+def _up_to(state: State) -> str:
+    return f" below offset {state['durable_end']}" if "durable_end" in state else ""
+
+
+def _ago(then_ms: int, now_ms: int) -> str:
+    return f"{_duration(max(0, now_ms - then_ms))} ago ({_clock(then_ms)})"
+
+
+def _until(until_ms: int | None, now_ms: int) -> str:
+    if until_ms is None:
+        return ""
+    if until_ms <= now_ms:
+        return "; the first of them is due"
+    return f"; the first is due in {_duration(until_ms - now_ms)} ({_clock(until_ms)})"
+
+
+def _duration(milliseconds: int) -> str:
+    seconds = milliseconds / 1000
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _clock(unix_ms: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(unix_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):  # farther than the calendar reaches
+        return f"unix ms {unix_ms}"
