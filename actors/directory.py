@@ -23,6 +23,7 @@ from actors.messages import (
     Erased,
     EraseStored,
     KeepTopic,
+    KeptSessions,
     Locate,
     Located,
     LocateSubscription,
@@ -40,16 +41,19 @@ from actors.options import (
     SUBSCRIPTION_OPTIONS,
     TOPIC_OPTIONS,
     UNBLOCK_ACTIONS,
+    check_flag,
     check_options,
     check_position,
     check_subscription_options,
 )
 from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
 from actors.process import NodeDown, NodeUp
+from actors.registry import EPHEMERAL, Owner, Registry
 from actors.runtime import Address, LoopActor, System, receives
 from actors.selection import SUBSCRIPTION_TYPES
+from actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, UsageError
-from ister.names import check_subscription_name, check_topic_name
+from ister.names import check_subscription_name, check_topic_name, topic_pattern
 from ister.wire import decode_result, encode_result
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 
@@ -58,7 +62,7 @@ log = logging.getLogger("ister.directory")
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
 STRATEGIES: Final = ("reliable", "non-reliable")
-_TOPIC_ARGUMENTS: Final = ("topic", "dispatch", "durability")
+_TOPIC_ARGUMENTS: Final = ("topic", "dispatch", "durability", EPHEMERAL)
 DURABILITIES: Final = ("fsync", "os", "cloud")
 
 Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -96,7 +100,16 @@ class Directory(LoopActor):
         waits_for_store: bool = False,
     ) -> None:
         super().__init__(system, path)
-        self._catalogue = catalogue
+        # A later Directory begins higher: no broker creates and deletes a thousand topics a millisecond.
+        self._registry = Registry(catalogue, self.clock.time_ms() << 10)
+        self._watches = Watches(
+            topics=self._registry.topics,
+            version=lambda: self._registry.version,
+            call_later=self.call_later,
+            answer=self._answer,
+            refuse=lambda ask, error: self._refuse(ask.reply, ask.ticket, error),
+        )
+        self._registry.on_change = self._watches.changed
         self._endpoints = list(endpoints)
         self._describe_broker = describe_broker
         self._up: dict[str, NodeUp] = {}
@@ -116,6 +129,7 @@ class Directory(LoopActor):
             "topic.list": self._list_topics,
             "topic.show": self._show_topic,
             "topic.delete": self._delete_topic,
+            "topic.watch": self._watch_topics,
             "subscription.create": self._create_subscription,
             "subscription.list": self._list_subscriptions,
             "subscription.show": self._show_subscription,
@@ -129,7 +143,7 @@ class Directory(LoopActor):
 
     def on_stop(self) -> None:
         """Close the catalogue."""
-        self._catalogue.close()
+        self._registry.close()
 
     @receives(NodeUp, NodeDown)
     def on_node_changed(self, change: NodeUp | NodeDown) -> None:
@@ -139,6 +153,7 @@ class Directory(LoopActor):
         else:
             self._up.pop(change.node, None)
             self._answer_without(change.node)
+            self._forget_ephemerals(change.node, ())
 
     def _answer_without(self, node: str) -> None:
         """Nobody there will answer any more: not what is asked now, and who is there next knows of nothing."""
@@ -220,10 +235,10 @@ class Directory(LoopActor):
         check_subscription_name(name)
         if type_ not in SUBSCRIPTION_TYPES:
             raise UsageError(f"subscription type {type_!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}")
-        found = None if new else self._catalogue.subscription(topic.name, name)
+        found = None if new else self._registry.subscription(topic.name, name)
         if found is None:
             found = self._new_subscription(topic, name, type_, start, options)
-            self._catalogue.create_subscription(found)
+            self._registry.create_subscription(found)
         if found.type != type_:
             raise RemoteError(
                 "subscription-type",
@@ -277,6 +292,7 @@ class Directory(LoopActor):
         if durability not in DURABILITIES:
             raise UsageError(f"durability {durability!r:.40} is none of {', '.join(DURABILITIES)}")
         options = {key: value for key, value in arguments.items() if key not in _TOPIC_ARGUMENTS}
+        ephemeral = check_flag(arguments.get(EPHEMERAL, 0), EPHEMERAL)
         check_options(options, TOPIC_OPTIONS, "topic")
         if options and dispatch != "reliable":
             raise UsageError(
@@ -290,11 +306,48 @@ class Directory(LoopActor):
             raise RemoteError(
                 "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
             )
-        self._catalogue.create_topic(topic)
+        if ephemeral:
+            self._create_ephemeral(ask, replace(topic, settings={EPHEMERAL: 1}))
+            return
+        self._registry.create_topic(topic)
         if dispatch == "reliable" and TIER in self._up:
             self.system.ref(TIER, actor_path("uploader", topic)).tell(KeepTopic(topic, 0, 0, None))
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
+
+    def _create_ephemeral(self, ask: Ask, topic: TopicMeta) -> None:
+        if topic.dispatch != "non-reliable":
+            raise UsageError("ephemeral is for non-reliable topics: a reliable one keeps its messages")
+        if not ask.session:
+            raise UsageError("an ephemeral topic belongs to a session, and this request comes from none")
+        self._registry.create_ephemeral(topic, Owner(ask.reply.node, ask.session))
+        self._answer(ask, self._topic_map(topic))
+
+    @receives(KeptSessions)
+    def on_kept_sessions(self, command: KeptSessions) -> None:
+        """Delete the ephemeral topics of sessions that are gone."""
+        self._forget_ephemerals(command.node, command.sessions)
+
+    def _forget_ephemerals(self, node: str, kept: Sequence[int]) -> None:
+        for name in self._registry.ephemerals_of(node, kept):
+            topic, subscriptions = self._registry.delete_topic(name)
+            for subscription in subscriptions:
+                if self._node_of_subscription(subscription) in self._up:
+                    self._tell_subscription("delete", topic, subscription, self._ticket())
+            if self._node_of_topic(topic) in self._up:
+                frontend = self._frontend(self._worker_of_topic(name))
+                frontend.tell(TopicTask("delete", topic, self.address, self._ticket()))
+
+    def _watch_topics(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Say which topics match a pattern, once that is news to the client."""
+        _only(arguments, "pattern", "version", "wait_ms")
+        pattern = topic_pattern(arguments.get("pattern"))
+        version, wait_ms = arguments.get("version"), arguments.get("wait_ms", WAIT_MS_MAX)
+        if version is not None and type(version) is not int:
+            raise UsageError(f"version {version!r:.40} is none that a watch was answered with")
+        if type(wait_ms) is not int or not 0 <= wait_ms <= WAIT_MS_MAX:
+            raise UsageError(f"wait_ms {wait_ms!r:.40} is not 0 to {WAIT_MS_MAX}")
+        self._watches.watch(ask, pattern, version, wait_ms)
 
     def _topic_map(self, topic: TopicMeta) -> dict[str, Any]:
         worker = self._worker_of_topic(topic.name)
@@ -321,7 +374,7 @@ class Directory(LoopActor):
                 f"{next(iter(options))} is for reliable topics: a non-reliable one keeps nothing"
             )
         frontend = self._frontend(self._worker_of_topic(topic.name))
-        changed = self._catalogue.update_topic(topic.name, dict(topic.settings) | options)
+        changed = self._registry.update_topic(topic.name, dict(topic.settings) | options)
         ticket = self._ticket()
         self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda _: self._topic_map(changed))
         frontend.tell(TopicTask("update", changed, self.address, ticket))
@@ -344,12 +397,12 @@ class Directory(LoopActor):
     @receives(StoredTopics)
     def on_stored_topics(self, command: StoredTopics) -> None:
         """Have those topics brought back that the catalogue knows nothing of."""
-        for gone in self._catalogue.erasing():  # a process was not there to do it
+        for gone in self._registry.erasing():  # a process was not there to do it
             self.system.ref(TIER, actor_path("uploader", gone)).tell(EraseStored(gone, self.address))
             self._deleted.add(gone.incarnation)
         unknown = []
         for topic in command.topics:
-            known = self._catalogue.topic(topic.name)
+            known = self._registry.topic(topic.name)
             if topic.incarnation in self._deleted:
                 continue
             if known is None:
@@ -369,15 +422,15 @@ class Directory(LoopActor):
     @receives(Erased)
     def on_erased(self, command: Erased) -> None:
         """Forget a deleted topic, of which nothing is left."""
-        self._catalogue.erased(command.topic.incarnation)
+        self._registry.erased(command.topic.incarnation)
 
     @receives(Restored)
     def on_restored(self, command: Restored) -> None:
         """Enter a topic that came back, with its subscriptions."""
-        if self._catalogue.topic(command.topic.name) is None:
-            self._catalogue.create_topic(command.topic)
+        if self._registry.topic(command.topic.name) is None:
+            self._registry.create_topic(command.topic)
             for subscription in command.subscriptions:
-                self._catalogue.create_subscription(subscription)
+                self._registry.create_subscription(subscription)
             self.restored.append(command.text)
         self._restoring.discard(command.topic.name)
         if not self._restoring:
@@ -385,20 +438,20 @@ class Directory(LoopActor):
 
     def _get_topic(self, name: str) -> TopicMeta:
         """Return a topic; one that may be about to come back is not unknown yet."""
-        found = self._catalogue.topic(name)
+        found = self._registry.topic(name)
         if found is None and (name in self._restoring or (not self._store_known and self._waits_for_store)):
             raise RemoteError(
                 "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
             )
-        return self._catalogue.get_topic(name)
+        return self._registry.get_topic(name)
 
     @receives(WhoSubscribes)
     def on_who_subscribes(self, question: WhoSubscribes) -> None:
         """Name a topic's subscriptions, and start those it has not heard of."""
-        topic = self._catalogue.topic(question.topic)
+        topic = self._registry.topic(question.topic)
         if topic is None:
             return
-        subscriptions = self._catalogue.subscriptions(topic.name)
+        subscriptions = self._registry.subscriptions(topic.name)
         for subscription in subscriptions:
             worker = self._worker_of_subscription(topic.name, subscription.name)
             if subscription.name not in question.known and node_of(worker) in self._up:
@@ -407,7 +460,8 @@ class Directory(LoopActor):
 
     def _list_topics(self, ask: Ask, arguments: dict[str, Any]) -> None:
         after, limit = _page(arguments)
-        topics = [topic for topic in self._catalogue.topics() if topic.name > after]
+        ephemeral = check_flag(arguments.get(EPHEMERAL, 0), EPHEMERAL)
+        topics = [topic for topic in self._registry.topics(ephemeral=ephemeral) if topic.name > after]
         body = {"topics": [self._topic_map(topic) for topic in topics[:limit]], "more": len(topics) > limit}
         self._answer(ask, body)
 
@@ -416,21 +470,22 @@ class Directory(LoopActor):
         ticket = self._ticket()
         frontend = self._frontend(self._worker_of_topic(topic.name))
         task = TopicTask("describe", topic, self.address, ticket)
-        count = len(self._catalogue.subscriptions(topic.name))
+        count = len(self._registry.subscriptions(topic.name))
         base = self._topic_map(topic) | {"subscriptions": count}
         self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda answers: base | answers[0])
         frontend.tell(task)
 
     def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         name = _text(arguments, "topic")
-        topic = self._catalogue.get_topic(name)
+        topic = self._registry.get_topic(name)
         for worker in {
-            self._worker_of_subscription(name, each.name) for each in self._catalogue.subscriptions(name)
+            self._worker_of_subscription(name, each.name) for each in self._registry.subscriptions(name)
         }:
             self._frontend(worker)  # all must be there to delete their part, or nothing is deleted
         frontend = self._frontend(self._worker_of_topic(name))
-        self._deleted.add(topic.incarnation)
-        _, subscriptions = self._catalogue.delete_topic(name)
+        if topic.dispatch == "reliable":
+            self._deleted.add(topic.incarnation)
+        _, subscriptions = self._registry.delete_topic(name)
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
         ticket = self._ticket()
         tickets = {self._ticket(): subscription for subscription in subscriptions}
@@ -480,7 +535,7 @@ class Directory(LoopActor):
     def _list_subscriptions(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic = self._get_topic(_text(arguments, "topic"))
         after, limit = _page(arguments)
-        found = [each for each in self._catalogue.subscriptions(topic.name) if each.name > after]
+        found = [each for each in self._registry.subscriptions(topic.name) if each.name > after]
         body = {
             "subscriptions": [self._subscription_map(subscription) for subscription in found[:limit]],
             "more": len(found) > limit,
@@ -495,7 +550,7 @@ class Directory(LoopActor):
     def _delete_subscription(self, ask: Ask, arguments: dict[str, Any]) -> None:
         topic, subscription = self._named_subscription(arguments)
         self._frontend(self._worker_of_subscription(topic.name, subscription.name))
-        self._catalogue.delete_subscription(topic.name, subscription.name)
+        self._registry.delete_subscription(topic.name, subscription.name)
         ticket = self._ticket()
         body = {"deleted": subscription.name, "topic": topic.name}
         node = self._node_of_subscription(subscription)
@@ -510,8 +565,8 @@ class Directory(LoopActor):
             raise UsageError(f"nothing to change; a subscription has {', '.join(SUBSCRIPTION_OPTIONS)}")
         check_subscription_options(options, subscription, topic.dispatch)
         self._frontend(self._worker_of_subscription(topic.name, subscription.name))
-        settings = dict(subscription.settings) | options
-        changed = self._catalogue.update_subscription(topic.name, subscription.name, settings)
+        changed = replace(subscription, settings=dict(subscription.settings) | options)
+        self._registry.update_subscription(changed)
         self._have_done(ask, "update", topic, changed, finish=lambda _: self._subscription_map(changed))
 
     def _seek(self, ask: Ask, arguments: dict[str, Any]) -> None:
@@ -577,7 +632,7 @@ class Directory(LoopActor):
 
     def _named_subscription(self, arguments: dict[str, Any]) -> tuple[TopicMeta, SubscriptionMeta]:
         topic = self._get_topic(_text(arguments, "topic"))
-        return topic, self._catalogue.get_subscription(topic.name, _text(arguments, "subscription"))
+        return topic, self._registry.get_subscription(topic.name, _text(arguments, "subscription"))
 
     def _status(self, ask: Ask, _arguments: dict[str, Any]) -> None:
         tickets = {}

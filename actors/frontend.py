@@ -33,6 +33,7 @@ from actors.messages import (
     Describe,
     Evicted,
     Explain,
+    KeptSessions,
     Locate,
     Located,
     LocateSubscription,
@@ -70,6 +71,7 @@ log = logging.getLogger("ister.frontend")
 ANSWER_WITHIN_S: Final = 8.0  # longer than the Directory waits for others
 PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands a second
 REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from everybody else
+KEEP_S: Final = 10.0  # how late an ephemeral topic may go whose end was lost in the mail
 SWEEP_S: Final = 0.5  # how late a silent session may be ended
 REASON_LENGTH_MAX: Final = 500
 
@@ -142,6 +144,8 @@ class Frontend(LoopActor):
         self._pending: dict[int, _Pending] = {}  # oldest first
         self._deadlines: dict[int, float] = {}  # of the same tickets
         self._asking: dict[Session, int] = {}  # how many of them are a session's requests
+        self._owners: dict[Session, int] = {}  # that made ephemeral topics, by the number they are known by
+        self._owned_last = 0
         self._keys = 0
         self._swept_s = system.clock.monotonic()
 
@@ -216,12 +220,32 @@ class Frontend(LoopActor):
             )
         ticket = self._expect(_Asking(session, ref))
         self._asking[session] = self._asking.get(session, 0) + 1
-        self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket))
+        owner = self._owner(session) if operation == "topic.create" and "ephemeral" in arguments else 0
+        self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket, owner))
 
     def session_ended(self, session: Session) -> None:
-        """Close all handles of a session that is gone."""
+        """Close all handles of a session that is gone, and have its ephemeral topics deleted."""
         for handle in list(session.handles.values()):
             self.close(handle, None)
+        if self._owners.pop(session, None) is not None:
+            self._tell_sessions()
+
+    def _owner(self, session: Session) -> int:
+        """Return the number of a session that makes an ephemeral topic."""
+        if not self._owned_last:
+            self.call_later(KEEP_S, self._keep_sessions)
+        if session not in self._owners:
+            self._owned_last += 1
+            self._owners[session] = self._owned_last
+        return self._owners[session]
+
+    def _keep_sessions(self) -> None:
+        """Say it again: mail is no promise."""
+        self.call_later(KEEP_S, self._keep_sessions)
+        self._tell_sessions()
+
+    def _tell_sessions(self) -> None:
+        self._directory.tell(KeptSessions(self.system.node, list(self._owners.values())))
 
     # ---- answers of the Directory -------------------------------------------------------------------------------
 

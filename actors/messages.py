@@ -82,6 +82,16 @@ class Ask:
     arguments: bytes  # CBOR: a map
     reply: Address
     ticket: int
+    session: int = 0  # of the client, as its worker numbers those that make ephemeral topics
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class KeptSessions:
+    """Of the sessions here that made ephemeral topics these are there; the others are gone (Frontend -> Directory)."""
+
+    node: str
+    sessions: list[int]
 
 
 @message

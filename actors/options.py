@@ -121,6 +121,13 @@ def dead_letter_topic(meta: SubscriptionMeta) -> str:
     return str(meta.settings.get("dead_letter_topic") or f"{meta.topic}.{meta.name}.dlq")
 
 
+def check_flag(value: object, what: str) -> bool:
+    """Return what a flag says, which is 0 or 1; raises `UsageError`."""
+    if type(value) is not int or value not in (0, 1):
+        raise UsageError(f"{what} is {value!r:.40}, which is not 0 or 1")
+    return value == 1
+
+
 def check_position(position: object, what: str) -> str | int:
     """Return a position as the catalogue has it: "earliest", "latest", an offset, or "time:<unix ms>".
 

@@ -1,4 +1,4 @@
-"""What topics and subscriptions may be called, and the folder a topic's log lies in.
+"""What topics and subscriptions may be called, patterns of topics' names, and the folder a topic's log lies in.
 
 Invariants
 - A name that passes holds only ASCII letters, digits, `.`, `_`, `-`, and for topics `/` between parts.
@@ -19,6 +19,7 @@ FOLDER_BYTES_MAX: Final = 200  # file systems allow 255; the rest is for whoever
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9._-]*")
 _ALLOWED_OR_SLASH: Final = re.compile(r"[A-Za-z0-9._/-]*")
+_ALLOWED_IN_PATTERN: Final = re.compile(r"[A-Za-z0-9._/*>-]*")
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 _HASH_MARK: Final = "~"  # in no escaped name, so a long topic's folder is never a short one's
 
@@ -48,6 +49,36 @@ def check_subscription_name(name: object) -> str:
     if text in (".", ".."):
         _refuse("subscription", text, "would mean a folder")
     return text
+
+
+def is_pattern(text: str) -> bool:
+    """Whether this stands for any number of topics: `*` and `>` are in no topic's name."""
+    return "*" in text or ">" in text
+
+
+def topic_pattern(pattern: object) -> re.Pattern[str]:
+    """Return what fully matches the topics that a pattern stands for.
+
+    `*` is one part of a name, whatever it is; `>`, at the end, is one part or more. Raises UsageError (code
+    `invalid-name`).
+    """
+    text = _check_characters("pattern", pattern, _ALLOWED_IN_PATTERN, "what topic names have, '*' and '>'")
+    parts = text.split("/")
+    expressions: list[str] = []
+    for number, part in enumerate(parts):
+        if part == ">" and number == len(parts) - 1:
+            expressions.append("[^/]+(?:/[^/]+)*")
+        elif part == "*":
+            expressions.append("[^/]+")
+        elif is_pattern(part):
+            _refuse(
+                "pattern", text, f"has the part {part!r}: '*' is a whole part, and '>' the whole last one"
+            )
+        elif part in ("", ".", ".."):
+            _refuse("pattern", text, f"has the part {part!r}, which no topic has")
+        else:
+            expressions.append(re.escape(part))
+    return re.compile("/".join(expressions))
 
 
 def topic_folder(name: str) -> str:

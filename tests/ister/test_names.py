@@ -9,7 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ister.errors import IsterError
-from ister.names import NAME_CHARACTERS_MAX, check_subscription_name, check_topic_name, topic_folder
+from ister.names import (
+    NAME_CHARACTERS_MAX,
+    check_subscription_name,
+    check_topic_name,
+    is_pattern,
+    topic_folder,
+    topic_pattern,
+)
 
 ALPHABET = "abzABZ019._-"
 PARTS = st.text(alphabet=ALPHABET, min_size=1, max_size=60).filter(lambda part: part not in (".", ".."))
@@ -153,3 +160,40 @@ def test_a_topic_folder_never_changes_over_versions(name: str, folder: str) -> N
 def test_a_bad_name_has_no_folder() -> None:
     """A name that would leave the data folder is refused before it can become a path."""
     assert refusal(topic_folder, "../../etc").code == "invalid-name"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        ("orders", ["orders"], ["orders/eu", "order"]),
+        ("orders/*", ["orders/eu", "orders/.x"], ["orders", "orders/eu/paid", "xorders/eu"]),
+        ("orders/>", ["orders/eu", "orders/eu/paid/1"], ["orders", "orders.eu/x"]),
+        ("*/eu/*", ["a/eu/b"], ["a/us/b", "a/eu", "eu/b"]),
+        ("*/>", ["a/b", "a/b/c"], ["a"]),
+        (">", ["a", "a/b/c"], []),
+        ("*", ["a", "a.b"], ["a/b"]),
+        ("a.b/*", ["a.b/c"], ["axb/c"]),
+    ],
+)
+def test_a_pattern_stands_for_topics(pattern: str, matching: list[str], other: list[str]) -> None:
+    """A star is one part, whatever it is, and `>` all that follow; everything else stands for itself."""
+    found = topic_pattern(pattern)
+    assert all(found.fullmatch(name) for name in matching)
+    assert not any(found.fullmatch(name) for name in other)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", "a*", "*a/b", ">/a", "a/>b", "a//*", "/*", "*/", "./*", "a b/*", "**", "a/\n", 7]
+)
+def test_a_bad_pattern_is_refused(pattern: object) -> None:
+    """What would match nothing, or not what it looks like, is said to be wrong."""
+    assert refusal(topic_pattern, pattern).code == "invalid-name"
+
+
+@given(TOPICS)
+def test_a_name_is_a_pattern_of_itself(name: str) -> None:
+    """No name has anything in it that a pattern takes for more."""
+    assert not is_pattern(name)
+    assert topic_pattern(name).fullmatch(name)
+    assert topic_pattern(">").fullmatch(name)
+    assert topic_pattern("/".join("*" for _ in name.split("/"))).fullmatch(name)

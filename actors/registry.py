@@ -1,0 +1,178 @@
+"""What topics and subscriptions there are: the catalogue's on disk, and ephemeral ones, which are in memory alone.
+
+Part of the Directory, in the broker process.
+
+Invariants
+- a name belongs to one topic, ephemeral or not
+- an ephemeral topic and its subscriptions are in no file, and go with the session that made it
+- `version` is another after each creation and deletion of a topic that is in the catalogue, also across restarts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from ister.errors import IsterError, RemoteError
+from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+
+EPHEMERAL: Final = "ephemeral"  # the setting that such a topic has
+EPHEMERALS_OF_SESSION_MAX: Final = 1_000  # some 500 bytes each
+EPHEMERALS_MAX: Final = 100_000
+
+
+class Owner(NamedTuple):
+    """A client's session: its worker's process, and the number that this knows it by."""
+
+    node: str
+    session: int
+
+
+class Registry:
+    """The topics and subscriptions of a broker; `on_change(topic)` is called when a catalogued one comes or goes."""
+
+    def __init__(self, catalogue: Catalogue, version: int) -> None:
+        self._catalogue = catalogue
+        self.on_change: Callable[[str], None] = lambda _topic: None
+        self._topics: dict[str, TopicMeta] = {}  # the ephemeral ones
+        self._subscriptions: dict[str, dict[str, SubscriptionMeta]] = {}  # of those
+        self._owned: dict[Owner, set[str]] = {}
+        self._owners: dict[str, Owner] = {}
+        self.version = version
+
+    def close(self) -> None:
+        """Close the catalogue."""
+        self._catalogue.close()
+
+    def _changed(self, topic: str) -> None:
+        self.version += 1
+        self.on_change(topic)
+
+    # ---- topics -------------------------------------------------------------------------------------------------
+
+    def topic(self, name: str) -> TopicMeta | None:
+        """Return a topic, or None if there is none of that name. Raises StorageError."""
+        return self._topics.get(name) or self._catalogue.topic(name)
+
+    def get_topic(self, name: str) -> TopicMeta:
+        """Return a topic. Raises IsterError `unknown-topic`, StorageError."""
+        return self._topics.get(name) or self._catalogue.get_topic(name)
+
+    def topics(self, *, ephemeral: bool = False) -> list[TopicMeta]:
+        """Return all topics, by name; ephemeral ones where they are asked for. Raises StorageError."""
+        found = self._catalogue.topics()
+        return sorted([*found, *self._topics.values()], key=lambda topic: topic.name) if ephemeral else found
+
+    def create_topic(self, topic: TopicMeta) -> None:
+        """Add a topic to the catalogue. Raises IsterError `topic-exists`, StorageError."""
+        self._check_free(topic.name)
+        self._catalogue.create_topic(topic)
+        self._changed(topic.name)
+
+    def create_ephemeral(self, topic: TopicMeta, owner: Owner) -> None:
+        """Add a topic that goes with its owner. Raises IsterError `topic-exists`, `limit-exceeded`, StorageError."""
+        self._check_free(topic.name)
+        if self._catalogue.topic(topic.name) is not None:
+            raise _exists(topic.name)
+        owned = self._owned.get(owner, set())
+        for there, most, whose in (
+            (len(owned), EPHEMERALS_OF_SESSION_MAX, "this session"),
+            (len(self._topics), EPHEMERALS_MAX, "this broker"),
+        ):
+            if there >= most:
+                raise RemoteError(
+                    "limit-exceeded", f"{whose} has {there} ephemeral topics, which is as many as may be"
+                )
+        self._topics[topic.name] = topic
+        self._subscriptions[topic.name] = {}
+        self._owned.setdefault(owner, owned).add(topic.name)
+        self._owners[topic.name] = owner
+
+    def _check_free(self, name: str) -> None:
+        if name in self._topics:
+            raise _exists(name)
+
+    def update_topic(self, name: str, settings: dict[str, Any]) -> TopicMeta:
+        """Replace the settings of a topic in the catalogue. Raises IsterError `unknown-topic`, StorageError."""
+        return self._catalogue.update_topic(name, settings)
+
+    def delete_topic(self, name: str) -> tuple[TopicMeta, list[SubscriptionMeta]]:
+        """Remove a topic and its subscriptions; return what was there. Raises IsterError `unknown-topic`."""
+        topic = self._topics.pop(name, None)
+        if topic is None:
+            deleted = self._catalogue.delete_topic(name)
+            self._changed(name)
+            return deleted
+        owner = self._owners.pop(name)
+        self._owned[owner].discard(name)
+        if not self._owned[owner]:
+            del self._owned[owner]
+        return topic, list(self._subscriptions.pop(name).values())
+
+    def ephemerals_of(self, node: str, kept: Iterable[int] = ()) -> list[str]:
+        """Return the ephemeral topics of a process's sessions, but for those sessions that are kept."""
+        still = {Owner(node, session) for session in kept}
+        gone = [owner for owner in self._owned if owner.node == node and owner not in still]
+        return sorted(name for owner in gone for name in self._owned[owner])
+
+    def erasing(self) -> list[TopicMeta]:
+        """Return deleted topics whose objects may still be in the store. Raises StorageError."""
+        return self._catalogue.erasing()
+
+    def erased(self, incarnation: bytes) -> None:
+        """Note that nothing of a deleted topic is in the store any more. Raises StorageError."""
+        self._catalogue.erased(incarnation)
+
+    # ---- subscriptions ------------------------------------------------------------------------------------------
+
+    def subscriptions(self, topic: str) -> list[SubscriptionMeta]:
+        """Return the subscriptions of a topic, by name. Raises StorageError."""
+        if topic in self._topics:
+            return sorted(self._subscriptions[topic].values(), key=lambda one: one.name)
+        return self._catalogue.subscriptions(topic)
+
+    def subscription(self, topic: str, name: str) -> SubscriptionMeta | None:
+        """Return a subscription, or None if there is none of that name. Raises StorageError."""
+        if topic in self._topics:
+            return self._subscriptions[topic].get(name)
+        return self._catalogue.subscription(topic, name)
+
+    def get_subscription(self, topic: str, name: str) -> SubscriptionMeta:
+        """Return a subscription. Raises IsterError `unknown-topic` or `unknown-subscription`, StorageError."""
+        if topic not in self._topics:
+            return self._catalogue.get_subscription(topic, name)
+        found = self._subscriptions[topic].get(name)
+        if found is None:
+            text = f"topic {topic!r} has no subscription {name!r}"
+            raise IsterError(text, code="unknown-subscription", action="fix")
+        return found
+
+    def create_subscription(self, subscription: SubscriptionMeta) -> None:
+        """Add a subscription. Raises IsterError `subscription-exists` or `unknown-topic`, StorageError."""
+        known = self._subscriptions.get(subscription.topic)
+        if known is None:
+            self._catalogue.create_subscription(subscription)
+        elif subscription.name in known:
+            text = f"subscription {subscription.name!r} of topic {subscription.topic!r} exists already"
+            raise IsterError(text, code="subscription-exists", action="fix")
+        else:
+            known[subscription.name] = subscription
+
+    def update_subscription(self, meta: SubscriptionMeta) -> None:
+        """Replace a subscription's settings by those of `meta`. Raises IsterError, StorageError."""
+        if meta.topic in self._topics:
+            self._subscriptions[meta.topic][meta.name] = meta
+        else:
+            self._catalogue.update_subscription(meta.topic, meta.name, meta.settings)
+
+    def delete_subscription(self, topic: str, name: str) -> None:
+        """Remove a subscription. Raises IsterError `unknown-topic`, `unknown-subscription`, StorageError."""
+        if topic in self._topics:
+            self.get_subscription(topic, name)
+            del self._subscriptions[topic][name]
+        else:
+            self._catalogue.delete_subscription(topic, name)
+
+
+def _exists(name: str) -> IsterError:
+    return IsterError(f"topic {name!r} exists already", code="topic-exists", action="fix")

@@ -1,0 +1,114 @@
+"""Watches: clients that wait to hear of topics that come and go. Part of the Directory; pure but for its timers.
+
+Invariants
+- a client waits at most as long as it said, and never over `WAIT_MS_MAX`
+- who waits is answered once; so many wait at most
+- many changes at once are one answer: they are told `SETTLE_S` after the first
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from actors.messages import Ask
+from actors.runtime import Timer
+from ister.errors import RemoteError
+from storage.catalogue import TopicMeta
+
+WAIT_MS_MAX: Final = 5_000  # a lost answer costs the client no more
+WATCHERS_MAX: Final = 1_000
+# Names of 200 characters, and what else is said of a topic, are far below RESULT_BYTES_MAX
+MATCHES_MAX: Final = 4_000
+SETTLE_S: Final = 0.05
+REMEMBERED_MAX: Final = 64  # patterns whose topics are kept until something changes
+
+
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    ask: Ask
+    pattern: re.Pattern[str]
+    timer: Timer | None = None
+    changed: bool = False
+
+
+class Watches:
+    """Who waits for what; `topics()` are all there are, `answer` and `refuse` reach the client."""
+
+    def __init__(
+        self,
+        *,
+        topics: Callable[[], list[TopicMeta]],
+        version: Callable[[], int],
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        answer: Callable[[Ask, dict[str, Any]], None],
+        refuse: Callable[[Ask, RemoteError], None],
+    ) -> None:
+        self._topics, self._version = topics, version
+        self._call_later = call_later
+        self._answer, self._refuse = answer, refuse
+        self._watchers: set[_Watcher] = set()
+        self._flush_timer: Timer | None = None
+        self._matching: OrderedDict[str, tuple[int, list[dict[str, str]]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def watch(self, ask: Ask, pattern: re.Pattern[str], version: int | None, wait_ms: int) -> None:
+        """Answer at once what is new to the client, else once something is; raises RemoteError `busy`."""
+        watcher = _Watcher(ask, pattern)
+        if version is None or not wait_ms:
+            self._tell(watcher)
+            return
+        if len(self._watchers) >= WATCHERS_MAX:
+            raise RemoteError("busy", f"{WATCHERS_MAX} clients watch for topics already; try again")
+        self._watchers.add(watcher)
+        if version != self._version():
+            self._change(watcher)
+        else:
+            watcher.timer = self._call_later(wait_ms / 1000, lambda: self._over(watcher))
+
+    def changed(self, topic: str) -> None:
+        """A topic of that name came or went."""
+        for watcher in self._watchers:
+            if not watcher.changed and watcher.pattern.fullmatch(topic):
+                self._change(watcher)
+
+    def _change(self, watcher: _Watcher) -> None:
+        watcher.changed = True
+        if self._flush_timer is None:
+            self._flush_timer = self._call_later(SETTLE_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        for watcher in [watcher for watcher in self._watchers if watcher.changed]:
+            self._over(watcher)
+
+    def _over(self, watcher: _Watcher) -> None:
+        self._watchers.discard(watcher)
+        if watcher.timer is not None:
+            watcher.timer.cancel()
+        self._tell(watcher)
+
+    def _tell(self, watcher: _Watcher) -> None:
+        pattern = watcher.pattern.pattern
+        version = self._version()
+        known = self._matching.get(pattern)
+        if known is None or known[0] != version:
+            matches = watcher.pattern.fullmatch
+            found = [
+                {"topic": topic.name, "strategy": topic.dispatch}
+                for topic in self._topics()
+                if matches(topic.name)
+            ]
+            known = self._matching[pattern] = (version, found)
+            if len(self._matching) > REMEMBERED_MAX:
+                self._matching.popitem(last=False)
+        if len(known[1]) > MATCHES_MAX:
+            text = f"{len(known[1])} topics match, and a watch tells of at most {MATCHES_MAX}: take a narrower pattern"
+            self._refuse(watcher.ask, RemoteError("limit-exceeded", text))
+        else:
+            self._answer(watcher.ask, {"version": version, "topics": known[1]})

@@ -1,0 +1,228 @@
+"""Tests of topics that come and go: who is told, and those that go with a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cbor2
+import pytest
+
+from actors import watches
+from actors.frontend import KEEP_S
+from actors.registry import EPHEMERALS_OF_SESSION_MAX
+from actors.watches import SETTLE_S, WAIT_MS_MAX
+from ister.wire import Key, Type
+from tests.raw_client import Frame
+from tests.stage import Stage, StagedClient
+
+
+def say_watch(client: StagedClient, ref: int, pattern: str, version: int, **more: Any) -> None:
+    """Ask to be told, without waiting for it."""
+    arguments = {"pattern": pattern, "version": version} | more
+    header = {Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: "topic.watch", Key.ARGUMENTS: arguments}
+    client.say(header)
+    client.stage.settle()
+
+
+def heard(client: StagedClient, ref: int) -> list[str]:
+    """Return the topics that a watch was answered with, at once."""
+    return [each["topic"] for each in client.expect(Type.RESULT, ref=ref, timeout_s=0.0).result["topics"]]
+
+
+def silent(client: StagedClient) -> bool:
+    """Whether no answer is there."""
+    client.stage.settle()
+    return not [frame for frame in _frames(client) if frame.kind in (Type.RESULT, Type.ERROR)]
+
+
+def _frames(client: StagedClient) -> list[Frame]:
+    while (frame := client.take(0.0)) is not None:
+        client.unread.append(Frame(cbor2.loads(frame[0]), frame[1:]))
+    return client.unread
+
+
+def test_a_watch_is_told_of_what_comes_and_goes(stage: Stage) -> None:
+    """The first answer says what is there; the next ones come when that is another."""
+    client, other = stage.client(0), stage.client(1)
+    client.request("topic.create", topic="orders/eu")
+    client.request("topic.create", topic="bills/eu", dispatch="non-reliable")
+    first = client.request("topic.watch", pattern="orders/*")
+    assert first["topics"] == [{"topic": "orders/eu", "strategy": "reliable"}]
+    say_watch(client, 900, "orders/*", first["version"])
+    other.request("topic.create", topic="bills/us")
+    stage.advance(1.0)
+    assert silent(client)
+    other.request("topic.create", topic="orders/us", dispatch="non-reliable")
+    stage.advance(SETTLE_S)
+    assert heard(client, 900) == ["orders/eu", "orders/us"]
+    second = client.request("topic.watch", pattern="orders/*")
+    say_watch(client, 901, "orders/*", second["version"])
+    other.request("topic.delete", topic="orders/eu")
+    stage.advance(SETTLE_S)
+    assert heard(client, 901) == ["orders/us"]
+
+
+def test_a_watch_ends_by_itself(make_stage: Callable[..., Stage]) -> None:
+    """With nothing new it is answered after what it said, so that a client knows the broker is there."""
+    stage = make_stage(1, protocol__session_timeout_ms=60_000)
+    client = stage.client()
+    version = client.request("topic.watch", pattern=">")["version"]
+    for ref, more, wait_s in ((900, {"wait_ms": 700}, 0.7), (901, {}, WAIT_MS_MAX / 1000)):
+        say_watch(client, ref, ">", version, **more)
+        stage.advance(wait_s - 0.01)
+        assert silent(client)
+        stage.advance(0.02)
+        assert heard(client, ref) == []
+    began = stage.clock.now_s
+    assert client.request("topic.watch", pattern=">", version=version, wait_ms=0)["version"] == version
+    assert stage.clock.now_s == began
+    assert len(stage.actor("directory")._watches) == 0
+
+
+def test_what_was_missed_is_told_at_once(stage: Stage) -> None:
+    """Who asks with an old version has missed something; also one of a broker before this one."""
+    client = stage.client()
+    version = client.request("topic.watch", pattern=">")["version"]
+    client.request("topic.create", topic="orders")
+    say_watch(client, 900, ">", version)
+    stage.advance(SETTLE_S)
+    assert heard(client, 900) == ["orders"]
+    version = client.request("topic.watch", pattern=">")["version"]
+    stage.advance(0.002)
+    stage.restart(2)
+    client = stage.client()
+    client.request("topic.create", topic="bills")  # as many changes as the one before has seen
+    assert client.request("topic.watch", pattern=">")["version"] != version
+
+
+def test_many_changes_are_few_answers(stage: Stage) -> None:
+    """A client that asks again at once is not answered once a topic."""
+    client, other = stage.client(0), stage.client(1)
+    version = client.request("topic.watch", pattern=">")["version"]
+    say_watch(client, 900, ">", version)
+    for number in range(20):
+        other.request("topic.create", topic=f"t{number:02d}")
+    stage.advance(SETTLE_S)
+    assert len(heard(client, 900)) == 20
+    assert silent(client)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"pattern": 7},
+        {"pattern": "a*"},
+        {"pattern": ">", "version": "new"},
+        {"pattern": ">", "wait_ms": -1},
+        {"pattern": ">", "wait_ms": 5001},
+        {"pattern": ">", "colour": "red"},
+    ],
+)
+def test_a_bad_watch_is_refused(stage: Stage, arguments: dict[str, Any]) -> None:
+    """It says what is wrong, and nobody waits."""
+    client = stage.client()
+    assert client.ask("topic.watch", **arguments).code in ("invalid-argument", "invalid-name")
+    assert len(stage.actor("directory")._watches) == 0
+
+
+def test_watchers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many wait at most; and a pattern that stands for too much is refused, not cut."""
+    monkeypatch.setattr(watches, "WATCHERS_MAX", 2)
+    monkeypatch.setattr(watches, "MATCHES_MAX", 3)
+    client = stage.client()
+    version = client.request("topic.watch", pattern=">")["version"]
+    say_watch(client, 900, ">", version)
+    say_watch(client, 901, ">", version)
+    assert client.ask("topic.watch", pattern=">", version=version).code == "busy"
+    for number in range(4):
+        client.request("topic.create", topic=f"t{number}")
+    assert client.ask("topic.watch", pattern=">").code == "limit-exceeded"
+    assert len(client.request("topic.watch", pattern="t1")["topics"]) == 1
+
+
+# ---- topics that go with a session -----------------------------------------------------------------------------------
+
+
+def test_an_ephemeral_topic_goes_with_its_session(stage: Stage) -> None:
+    """It is a topic like any other, in no list unless asked for; then it is gone, and its consumers are told."""
+    client, other = stage.client(0), stage.client(1)
+    client.request("topic.create", topic="answers/1", dispatch="non-reliable", ephemeral=1)
+    assert other.request("topic.list") == {"topics": [], "more": False}
+    assert [each["topic"] for each in other.request("topic.list", ephemeral=1)["topics"]] == ["answers/1"]
+    assert other.request("topic.watch", pattern=">")["topics"] == []
+    assert other.request("topic.show", topic="answers/1")["settings"] == {"ephemeral": 1}
+    assert other.ask("topic.create", topic="answers/1").code == "topic-exists"
+    consumer, producer = stage.at_subscription("answers/1", "s"), stage.at_topic("answers/1")
+    assert consumer.open_consumer(1, "answers/1", "s").kind == Type.OPENED
+    assert (
+        consumer.ask("subscription.create", topic="answers/1", subscription="s").code == "subscription-exists"
+    )
+    changed = consumer.request("subscription.update", topic="answers/1", subscription="s", drop="newest")
+    assert changed["settings"] == {"drop": "newest"}
+    assert len(other.request("subscription.list", topic="answers/1")["subscriptions"]) == 1
+    producer.open_producer(1, "answers/1", 7)
+    producer.publish(1, 0, b"hello")
+    assert consumer.deliveries(1, 1) == [(0, b"hello")]
+    assert stage.catalogue.topics() == []
+    client.say({Key.TYPE: Type.BYE})
+    stage.settle()
+    assert other.ask("topic.show", topic="answers/1").code == "unknown-topic"
+    assert consumer.expect(Type.ERROR, handle=1).code == "subscription-deleted"
+    assert producer.expect(Type.ERROR, handle=1).code == "topic-deleted"
+    assert stage.actors("topic") == []
+    assert stage.actors("subscription") == []
+    assert stage.actor("directory")._registry._owned == {}
+
+
+def test_a_session_that_falls_silent_takes_its_topics_along(make_stage: Callable[..., Stage]) -> None:
+    """As does a worker that dies with all its sessions; those of others stay."""
+    stage = make_stage(2, protocol__session_timeout_ms=2_000, protocol__heartbeat_ms=500)
+    lost, killed, stays = stage.client(0), stage.client(1), stage.client(0)
+    for number, client in enumerate((lost, killed, stays)):
+        client.request("topic.create", topic=f"a{number}", dispatch="non-reliable", ephemeral=1)
+    lost.disconnect()
+    for _ in range(12):
+        stage.advance(0.25)
+        for client in (killed, stays):
+            client.say({Key.TYPE: Type.PING})
+            client.hear(0.0)
+    names = [each["topic"] for each in stays.request("topic.list", ephemeral=1)["topics"]]
+    assert names == ["a1", "a2"]
+    stage.kill(1)
+    stage.settle()
+    names = [each["topic"] for each in stays.request("topic.list", ephemeral=1)["topics"]]
+    assert names == ["a2"]
+
+
+def test_a_lost_end_is_said_again(make_stage: Callable[..., Stage]) -> None:
+    """Mail is no promise: a topic whose session is gone is not there for ever."""
+    stage = make_stage(2, protocol__session_timeout_ms=600_000)
+    client, other = stage.client(0), stage.client(1)
+    client.request("topic.create", topic="a", dispatch="non-reliable", ephemeral=1)
+    stage.hold("worker-0", "broker")
+    client.say({Key.TYPE: Type.BYE})
+    stage.settle()
+    stage.holding = []
+    stage.let_go("worker-0", "broker")
+    assert len(other.request("topic.list", ephemeral=1)["topics"]) == 1
+    stage.advance(KEEP_S)
+    assert other.request("topic.list", ephemeral=1)["topics"] == []
+
+
+def test_only_what_keeps_nothing_is_ephemeral(stage: Stage) -> None:
+    """A reliable topic has a log; and how many a session makes is bounded."""
+    client = stage.client()
+    assert client.ask("topic.create", topic="a", ephemeral=1).code == "invalid-argument"
+    for value in (2, True, "1"):
+        refused = client.ask("topic.create", topic="a", dispatch="non-reliable", ephemeral=value)
+        assert refused.code == "invalid-argument"
+    assert client.request("topic.create", topic="a", dispatch="non-reliable", ephemeral=0)["settings"] == {}
+    assert client.ask("topic.create", topic="a", dispatch="non-reliable", ephemeral=1).code == "topic-exists"
+    for number in range(EPHEMERALS_OF_SESSION_MAX):
+        client.request("topic.create", topic=f"a/{number}", dispatch="non-reliable", ephemeral=1)
+    refused = client.ask("topic.create", topic="b", dispatch="non-reliable", ephemeral=1)
+    assert refused.code == "limit-exceeded"
+    client.request("topic.delete", topic="a/7")
+    client.request("topic.create", topic="b", dispatch="non-reliable", ephemeral=1)
