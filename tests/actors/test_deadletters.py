@@ -293,3 +293,99 @@ def test_a_topic_that_lost_its_end_goes_on_with_what_comes(scene: Scene) -> None
     scene.bury(2)
     assert scene.buried(0.0) == [2]
     assert scene.subscription.take(BuryDelayed) == []
+
+
+class Trouble:
+    """What happens to a scene under a seed."""
+
+    links = (
+        ("worker-0", "worker-1"),
+        ("worker-1", "worker-0"),
+        ("worker-0", "broker"),
+        ("broker", "worker-0"),
+    )
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self.scene, self.stage, self.random = scene, scene.stage, Random(seed)
+        self.wanted: set[int] = set()
+        self.buried: list[int] = []
+        self.down = False
+        self.kinds = (
+            self.bury,
+            self.bury,
+            self.again,
+            self.hold,
+            self.let_go,
+            self.kill,
+            self.fill,
+            self.mistake,
+        )
+
+    def bury(self) -> None:
+        size = self.random.choice([3, 3, 3, 20_000])
+        new = range(len(self.wanted), len(self.wanted) + self.random.choice([1, 5, 40]))
+        self.wanted.update(new)
+        self.scene.ref.tell(Bury([letter(offset, b"x" * size) for offset in new]))
+
+    def again(self) -> None:
+        waiting = sorted(self.wanted - set(self.buried))
+        chosen = self.random.sample(waiting, len(waiting) // 2)
+        self.scene.ref.tell(Bury([letter(offset) for offset in chosen]))
+
+    def hold(self) -> None:
+        self.stage.hold(*self.random.choice(self.links))
+
+    def let_go(self) -> None:
+        if self.random.random() < 0.5:
+            self.stage.holding = []  # lost, not late
+        for link in list(self.stage.held):
+            self.stage.let_go(*link)
+
+    def kill(self) -> None:
+        if self.down:
+            self.stage.start(1)
+        else:
+            self.stage.kill(1)
+        self.down = not self.down
+
+    def fill(self) -> None:
+        self.stage.disk.room = None if self.stage.disk.room is not None else self.random.choice([0, 100_000])
+
+    def mistake(self) -> None:
+        for actor in self.stage.actors("topic")[:1]:
+            actor.fail(RuntimeError("a mistake"))
+
+    def happen(self) -> None:
+        self.random.choice(self.kinds)()
+        self.buried += self.scene.buried(self.random.choice([0.0, 0.01, 1.0, 5.0]))
+
+    def end(self) -> None:
+        for link in list(self.stage.held):
+            self.stage.let_go(*link)
+        self.stage.disk.room = None
+        if self.down:
+            self.kill()
+        for _ in range(20):
+            waiting = sorted(self.wanted - set(self.buried))
+            self.scene.ref.tell(Bury([letter(offset) for offset in waiting]))
+            self.buried += self.scene.buried()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_each_letter_is_there_once(make_stage: Callable[..., Stage], seed: int) -> None:
+    """Lost and late mail, killed and failing topics, full disks: while the subscription lives, once."""
+    small = {
+        "protocol__message_bytes_max": 65_536,
+        "protocol__batch_bytes_max": 262_144,
+        "log__segment_bytes_max": (1 << 20) + 262_144,
+    }
+    stage = make_stage(2, protocol__session_timeout_ms=3_600_000, **small)
+    stage.expects_failures = True
+    trouble = Trouble(Scene(stage), seed)
+    for _ in range(120):
+        trouble.happen()
+    trouble.end()
+    assert set(trouble.buried) == trouble.wanted
+    stored = [int(origin) for origin, _ in trouble.scene.stored()]
+    assert sorted(stored) == sorted(trouble.wanted)
+    assert trouble.scene.actor._bytes == 0
