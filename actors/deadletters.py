@@ -50,6 +50,7 @@ RETRY_S_MIN: Final = 0.5
 RETRY_S_MAX: Final = 30.0
 # A letter asked for again right after it was buried was asked for before the subscription heard of that.
 REMEMBERED_S: Final = 1.0
+IDLE_S: Final = 60.0
 REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
 _CREATED: Final[dict[str, Any]] = {"dispatch": "reliable", "durability": "fsync", "retention_acknowledged": 1}
 
@@ -97,6 +98,10 @@ class DeadLetters(LoopActor):
     def _new_producer(self) -> int:
         return self.system.random.getrandbits(63) | 1
 
+    def on_start(self) -> None:
+        """Wait for letters (in the worker's loop)."""
+        self._go_on()
+
     # ---- what is in hand ----------------------------------------------------------------------------------------
 
     @receives(Bury)
@@ -107,6 +112,7 @@ class DeadLetters(LoopActor):
                 return  # the next time it is asked for, these are where they were to go
             self._topic, self._target, self._step = command.topic, None, ""
             self._ticket += 1  # whatever the Directory still answers is about the other
+        idle = not self._letters
         self._forget_buried()
         again = [letter.offset for letter in command.letters if letter.offset in self._buried]
         if again:
@@ -122,7 +128,7 @@ class DeadLetters(LoopActor):
             # A copy: what was given may be a view of a segment, which would stay mapped.
             self._letters[letter.offset] = replace(letter, payload=bytes(letter.payload))
             self._bytes += size
-        if self._timer is None:
+        if idle:
             self._go_on()
 
     def _forget_buried(self) -> None:
@@ -141,6 +147,7 @@ class DeadLetters(LoopActor):
         """Do what comes next, and again after a while if nobody answers."""
         self._cancel()
         if not self._letters:
+            self._timer = self.call_later(IDLE_S, self._end_idle)
             return
         if self._target is None:
             self._ask(self._step or "topic.create")
@@ -287,6 +294,11 @@ class DeadLetters(LoopActor):
         self._cancel()
         self._timer = self.call_later(self._wait_s, self._go_on)
         self._more_patience()
+
+    def _end_idle(self) -> None:
+        """End until there is something to do again: most subscriptions have no poison for days."""
+        if not len(self.inbox):
+            self.stop_now()
 
     def _more_patience(self) -> None:
         self._wait_s = min(2 * self._wait_s, RETRY_S_MAX)

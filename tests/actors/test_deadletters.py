@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from actors.deadletters import LETTERS_MAX, REMEMBERED_S, DeadLetters, dead_letters
+from actors.deadletters import IDLE_S, LETTERS_MAX, REMEMBERED_S, DeadLetters, dead_letters
 from actors.directory import node_of
 from actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, StopBurying
 from actors.options import dead_letter_topic
@@ -261,6 +261,23 @@ def test_the_topic_may_change(scene: Scene) -> None:
     assert scene.stage.client().request("topic.show", topic="orders/bad")["next_offset"] == 1
 
 
+def test_it_ends_when_there_is_nothing_to_do(scene: Scene) -> None:
+    """Ten thousand subscriptions have poison now and then: what is not needed is not there."""
+    scene.bury(1)
+    assert scene.buried(IDLE_S - 1) == [1]
+    assert len(scene.stage.actors("deadletters")) == 1
+    scene.bury(2)
+    assert scene.buried(IDLE_S - 1) == [2]
+    assert len(scene.stage.actors("deadletters")) == 1
+    scene.stage.advance(2.0)
+    assert scene.stage.actors("deadletters") == []
+    dead_letters(scene.stage.systems["worker-0"], ORDERS, BILLING, scene.subscription.ref).tell(
+        Bury([letter(3)])
+    )
+    assert scene.buried() == [3]
+    assert scene.stored() == origins(1, 2, 3)
+
+
 def test_it_ends_when_it_is_told_to(scene: Scene) -> None:
     """Nothing is left of it, and a late answer finds nobody."""
     scene.stage.hold("worker-1", "worker-0")
@@ -356,6 +373,8 @@ class Trouble:
             actor.fail(RuntimeError("a mistake"))
 
     def happen(self) -> None:
+        system = self.stage.systems["worker-0"]  # as the subscription does: it is started again if it ended
+        self.scene.ref = dead_letters(system, ORDERS, BILLING, self.scene.subscription.ref)
         self.random.choice(self.kinds)()
         self.buried += self.scene.buried(self.random.choice([0.0, 0.01, 1.0, 5.0]))
 
@@ -367,7 +386,8 @@ class Trouble:
             self.kill()
         for _ in range(20):
             waiting = sorted(self.wanted - set(self.buried))
-            self.scene.ref.tell(Bury([letter(offset) for offset in waiting]))
+            if waiting:
+                self.scene.ref.tell(Bury([letter(offset) for offset in waiting]))
             self.buried += self.scene.buried()
 
 
@@ -388,4 +408,4 @@ def test_whatever_happens_each_letter_is_there_once(make_stage: Callable[..., St
     assert set(trouble.buried) == trouble.wanted
     stored = [int(origin) for origin, _ in trouble.scene.stored()]
     assert sorted(stored) == sorted(trouble.wanted)
-    assert trouble.scene.actor._bytes == 0
+    assert stage.actors("deadletters") == []

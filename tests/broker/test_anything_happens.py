@@ -219,7 +219,7 @@ class Play:
     """One run."""
 
     durabilities = ("fsync", "fsync", "os")
-    flags: Mapping[str, object] = {}
+    flags: Mapping[str, Any] = {}
 
     def prepare(self) -> None:
         """Do what must be done before there is a topic."""
