@@ -290,6 +290,14 @@ class Repaired:
 
 @message
 @dataclass(frozen=True, slots=True)
+class TopicUpdated:
+    """The topic's settings are these now (Topic -> Subscription, and to one that attaches with others)."""
+
+    topic: TopicMeta
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class TopicFailed:
     """The topic cannot be opened, or its log failed; what is durable stays readable."""
 

@@ -42,6 +42,7 @@ from actors.messages import (
     Returned,
     StoreCursor,
     TopicFailed,
+    TopicUpdated,
     Trimmed,
 )
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
@@ -242,6 +243,11 @@ class ReliableSubscription(Subscription):
         arguments = encode_result({"topic": self.topic.name, "subscription": self.meta.name})
         nobody = Address(self.system.node, "nobody")
         self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
+
+    def on_topic_updated(self, command: TopicUpdated) -> None:
+        """Go by the topic's new settings, which may be the first to ask what is acknowledged."""
+        super().on_topic_updated(command)
+        self._tell_consumed()
 
     @receives(TopicFailed)
     def on_topic_failed(self, failed: TopicFailed) -> None:

@@ -45,6 +45,7 @@ from actors.messages import (
     Sealed,
     Subscribers,
     TopicFailed,
+    TopicUpdated,
     Trimmed,
     Update,
     UploadDelayed,
@@ -475,6 +476,8 @@ class ReliableTopic(Topic):
         """Tell a subscription how far it may read, now and from now on."""
         watcher = self.system.at(command.watcher)
         self._watchers[command.watcher] = watcher
+        if command.topic.settings != self.meta.settings:
+            watcher.tell(TopicUpdated(self.meta))
         if self._log is not None:
             self._tell_attached(watcher, self._log)
         elif self._failure is not None:
@@ -638,6 +641,8 @@ class ReliableTopic(Topic):
         """Take new settings."""
         self.meta = command.topic
         self._upkeep.retention = retention_of(self.meta)
+        for watcher in self._watchers.values():
+            watcher.tell(TopicUpdated(self.meta))
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
 
     @receives(Verify, Repair)

@@ -31,6 +31,7 @@ from actors.messages import (
     Refused,
     SetCredit,
     StartSubscription,
+    TopicUpdated,
     Yield,
     Yielded,
 )
@@ -239,6 +240,11 @@ class Subscription(LoopActor):
         raise NotImplementedError
 
     # ---- the rest -----------------------------------------------------------------------------------------------
+
+    @receives(TopicUpdated)
+    def on_topic_updated(self, command: TopicUpdated) -> None:
+        """Go by the topic's new settings."""
+        self.topic = command.topic
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:

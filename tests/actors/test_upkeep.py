@@ -122,6 +122,28 @@ def test_what_every_subscription_has_acknowledged_goes(stage: Stage) -> None:
     assert start_of(stage) > 19
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_running_subscription_hears_of_the_topics_new_settings(stage: Stage, away: bool) -> None:
+    """What it acknowledged before counts from then on; also where the mail that said so was lost."""
+    fill(stage, 60)
+    stage.client().request("subscription.create", topic="orders", subscription="s", type="shared", start=0)
+    consumer = stage.at_subscription("orders", "s")
+    consumer.open_consumer(2, "orders", "s", "shared", bytes=1 << 26)
+    consumer.deliveries(2, 60)
+    consumer.ack(2, (0, 60))
+    stage.advance(5)
+    subscription = stage.actor("subscription", "orders", "s")
+    topic = stage.actor("topic", "orders")
+    if away:
+        topic._watchers.clear()  # as where it is told what it does not hear
+    stage.client().request("topic.update", topic="orders", retention_acknowledged=1)
+    stage.advance(0.1)
+    assert (subscription.topic == topic.meta) is not away
+    stage.advance(15 if away else 4)
+    assert subscription.topic == topic.meta
+    assert start_of(stage) > 0
+
+
 def test_retention_can_be_changed(stage: Stage) -> None:
     """A topic takes new limits while it runs, and keeps them over a restart."""
     fill(stage, 100)
