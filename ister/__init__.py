@@ -23,6 +23,7 @@ from ister.errors import (
 )
 from ister.message import Batch, BatchReceipt, Event, Message, Published, Receipt
 from ister.producer import Producer
+from ister.reader import Reader
 
 __all__ = [
     "Batch",
@@ -38,6 +39,7 @@ __all__ = [
     "Message",
     "Producer",
     "Published",
+    "Reader",
     "Receipt",
     "RemoteError",
     "RemoteProtocolError",

@@ -24,6 +24,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -35,10 +36,11 @@ from collections.abc import (
     Sequence,
 )
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack
 
 from ister import arguments, requests
 from ister import client as synchronous
+from ister.administration import VERIFY_POLL_S, SubscriptionType
 from ister.client import (
     BATCH_BYTES,
     CREDIT_BYTES,
@@ -47,16 +49,18 @@ from ister.client import (
     TIMEOUT_S,
     Plan,
     Start,
-    SubscriptionType,
 )
-from ister.consumer import CLOSE_S as CONSUMER_CLOSE_S
-from ister.consumer import Acknowledged
+from ister.consumer import SEEK_S, Acknowledged, Position
 from ister.consumer import Consumer as SyncConsumer
 from ister.errors import ClosedError, IsterError, RemoteError
 from ister.message import Batch, Delivery, Event, Message, Published, Shipment
 from ister.producer import CLOSE_S as PRODUCER_CLOSE_S
-from ister.producer import HURRY_S
+from ister.producer import HURRY_S, When
 from ister.producer import Producer as SyncProducer
+from ister.reader import Reader as SyncReader
+from ister.receiver import CLOSE_S as RECEIVER_CLOSE_S
+from ister.receiver import Receiver as SyncReceiver
+from ister.requests import SubscriptionOptions
 from ister.session import Handle, Request
 
 T = TypeVar("T", bound="Closing")
@@ -252,7 +256,7 @@ class Client(Closing):
             if answer["done"]:
                 report: dict[str, Any] = answer["report"]
                 return report
-            await asyncio.sleep(synchronous.VERIFY_POLL_S)
+            await asyncio.sleep(VERIFY_POLL_S)
 
     async def repair_topic(
         self, topic: str, *, skip_damaged: bool, timeout: float | None = None
@@ -283,15 +287,13 @@ class Client(Closing):
         subscription: str,
         *,
         type: SubscriptionType = "exclusive",
-        start: Start = "latest",
-        drop: Literal["oldest", "newest"] | None = None,
-        ack_timeout: float | None = None,
-        buffer_messages_max: int | None = None,
+        start: Position = "latest",
         exist_ok: bool = False,
         timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
     ) -> dict[str, Any]:
         """Create a subscription without attaching to it; see `ister.Client.create_subscription`."""
-        settings = requests.subscription_settings(drop, ack_timeout, buffer_messages_max)
+        settings = requests.subscription_settings(options)
         request = requests.subscription_request(topic, subscription, type, start, settings)
         try:
             answer: dict[str, Any] = await self._ask(request, timeout)
@@ -313,7 +315,57 @@ class Client(Closing):
         self, topic: str, subscription: str, *, timeout: float | None = None
     ) -> dict[str, Any]:
         """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
-        request = Request("subscription.show", {"topic": topic, "subscription": subscription})
+        request = requests.about("subscription.show", topic, subscription)
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def update_subscription(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
+    ) -> dict[str, Any]:
+        """Change options of a subscription; see `ister.Client.update_subscription`."""
+        settings = requests.subscription_settings(options)
+        request = requests.about("subscription.update", topic, subscription, **settings)
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
+        await self.update_subscription(topic, subscription, paused=1, timeout=timeout)
+
+    async def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Have a paused subscription deliver again."""
+        await self.update_subscription(topic, subscription, paused=0, timeout=timeout)
+
+    async def seek(
+        self, topic: str, subscription: str, position: Position, *, timeout: float | None = None
+    ) -> int:
+        """Move a subscription; see `ister.Client.seek`."""
+        place = arguments.start(position, "a position")
+        answer = await self._ask(requests.about("subscription.seek", topic, subscription, to=place), timeout)
+        reached: int = answer["position"]
+        return reached
+
+    async def unblock(
+        self,
+        topic: str,
+        subscription: str,
+        action: Literal["retry", "drop", "dead-letter"],
+        *,
+        timeout: float | None = None,
+    ) -> int:
+        """Decide what becomes of the messages that block a subscription; see `ister.Client.unblock`."""
+        request = requests.unblock_request(topic, subscription, action)
+        messages: int = (await self._ask(request, timeout))["messages"]
+        return messages
+
+    async def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return why messages of a subscription flow, or why they do not; see `ister.Client.explain`."""
+        request = requests.about("subscription.explain", topic, subscription)
         answer: dict[str, Any] = await self._ask(request, timeout)
         return answer
 
@@ -321,7 +373,7 @@ class Client(Closing):
         self, topic: str, subscription: str, *, timeout: float | None = None
     ) -> None:
         """Delete a subscription and its cursor; its consumers are closed."""
-        request = Request("subscription.delete", {"topic": topic, "subscription": subscription})
+        request = requests.about("subscription.delete", topic, subscription)
         await self._delete(request, timeout)
 
     async def _delete(self, request: Request, timeout: float | None) -> None:
@@ -362,18 +414,17 @@ class Client(Closing):
     def consumer(
         self,
         topic: str,
-        *,
         subscription: str,
+        *,
         type: SubscriptionType = "exclusive",
         start: Start | None = None,
+        force: bool = False,
         priority: int = 0,
         credit_messages: int = CREDIT_MESSAGES,
         credit_bytes: int = CREDIT_BYTES,
-        drop: Literal["oldest", "newest"] | None = None,
-        ack_timeout: float | None = None,
-        buffer_messages_max: int | None = None,
         on_event: Callable[[Event], Any] | None = None,
         timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
     ) -> Opening[Consumer]:
         """Open a consumer (`await` it, or `async with`); see `ister.Client.consumer`.
 
@@ -381,19 +432,17 @@ class Client(Closing):
         """
 
         async def opened() -> Consumer:
-            told = None
-            if on_event is not None:
-                told = lambda event: self._loop.call_soon_threadsafe(on_event, event)  # noqa: E731
             consumer = self._client.plan_consumer(
                 topic,
                 subscription=subscription,
                 type=type,
                 start=start,
+                force=force,
                 priority=priority,
                 credit_messages=credit_messages,
                 credit_bytes=credit_bytes,
-                settings=requests.subscription_settings(drop, ack_timeout, buffer_messages_max),
-                on_event=told,
+                settings=requests.subscription_settings(options),
+                on_event=self._in_loop(on_event),
             )
             await self._opened(
                 Plan(consumer.attachment, f"consumer of {subscription!r} of {topic!r}"), timeout
@@ -401,6 +450,57 @@ class Client(Closing):
             return Consumer(self, consumer)
 
         return Opening(opened)
+
+    def reader(
+        self,
+        topic: str,
+        *,
+        start: Start = "latest",
+        credit_messages: int = CREDIT_MESSAGES,
+        credit_bytes: int = CREDIT_BYTES,
+        on_event: Callable[[Event], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Opening[Reader]:
+        """Open a reader (`await` it, or `async with`); see `ister.Client.reader`."""
+
+        async def opened() -> Reader:
+            reader = self._client.plan_reader(
+                topic,
+                start=start,
+                credit_messages=credit_messages,
+                credit_bytes=credit_bytes,
+                on_event=self._in_loop(on_event),
+            )
+            await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), timeout)
+            return Reader(self, reader)
+
+        return Opening(opened)
+
+    async def peek(
+        self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
+    ) -> list[Message]:
+        """Return the next messages that nobody has acknowledged, and consume nothing; see `ister.Client.peek`."""
+        arguments.number(count, "count", 1)
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        network = self._client.network
+        deadline = network.deadline(seconds)
+        peek = requests.Peek(await self.subscription(topic, subscription, timeout=timeout), count)
+        for first, end in peek.places:
+            async with self.reader(
+                topic, start=first, credit_messages=end - first, timeout=timeout
+            ) as reader:
+                while reader.position < end:
+                    batch = await reader.receive_batch(timeout=network.seconds_until(deadline))
+                    if batch is None:
+                        return peek.found
+                    if not peek.take(batch, end):
+                        break
+        return peek.found
+
+    def _in_loop(self, on_event: Callable[[Event], Any] | None) -> Callable[[Event], Any] | None:
+        if on_event is None:
+            return None
+        return lambda event: self._loop.call_soon_threadsafe(on_event, event)
 
     async def _opened(self, plan: Plan, timeout: float | None) -> None:
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
@@ -468,18 +568,21 @@ class Producer(Closing):
         *,
         key: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
+        deliver_at: When | None = None,
+        delay: float | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put one message on its way; waits only while the window is full. See `ister.Producer.send`."""
         producer = self._producer
-        receipt = producer.send_fast(payload) if key is None and attributes is None else None
+        due = 0 if deliver_at is None and delay is None else producer.due(deliver_at, delay)
+        receipt = producer.send_fast(payload) if key is None and attributes is None and not due else None
         if receipt is None:
-            receipt = producer.try_send(payload, key, attributes)
+            receipt = producer.try_send(payload, key, attributes, due)
         if receipt is None:
             deadline = producer.deadline(timeout)
             while receipt is None:
                 await self._wait_for_room(producer.publication.gathered_bytes, deadline, timeout)
-                receipt = producer.try_send(payload, key, attributes)
+                receipt = producer.try_send(payload, key, attributes, due)
         return Receipt(self._client, receipt.shipment, receipt.index, 1)
 
     async def send_batch(
@@ -488,11 +591,13 @@ class Producer(Closing):
         *,
         keys: Sequence[bytes | None] | None = None,
         attributes: Sequence[Mapping[str, str] | None] | None = None,
+        deliver_at: When | Sequence[When | None] | None = None,
+        delay: float | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put many messages on their way at once; see `ister.Producer.send_batch`."""
         producer = self._producer
-        batch = producer.pack(payloads, keys, attributes)
+        batch = producer.pack(payloads, keys, attributes, deliver_at, delay)
         receipt = producer.try_batch(batch)
         if receipt is None:
             deadline = producer.deadline(timeout)
@@ -531,38 +636,33 @@ class Producer(Closing):
         await self.close(HURRY_S)
 
 
-class Consumer(Closing):
-    """Receives the messages of one subscription; made by `Client.consumer`. For one task at a time."""
+class Receiver(Closing):
+    """Receives messages from one topic. For one task at a time."""
 
-    def __init__(self, client: Client, consumer: SyncConsumer) -> None:
+    def __init__(self, client: Client, receiver: SyncReceiver) -> None:
         self._client = client
-        self._consumer = consumer
+        self._receiver = receiver
         self._current: Iterator[Message] = iter(())
 
     @property
     def topic(self) -> str:
         """The topic it receives from."""
-        return self._consumer.topic
-
-    @property
-    def subscription(self) -> str:
-        """The subscription it belongs to."""
-        return self._consumer.subscription
-
-    @property
-    def active(self) -> bool | None:
-        """Whether a Failover consumer is the active one; `None` when the broker has not said."""
-        return self._consumer.active
+        return self._receiver.topic
 
     @property
     def dropped(self) -> int:
-        """How many messages a non-reliable topic has dropped for this consumer, because it was too slow."""
-        return self._consumer.dropped
+        """How many messages a non-reliable topic has dropped here, because this program was too slow."""
+        return self._receiver.dropped
 
     @property
     def events(self) -> Iterable[Event]:
-        """What the broker told this consumer, oldest first (the last 256)."""
-        return self._consumer.events
+        """What the broker told besides messages, oldest first (the last 256)."""
+        return self._receiver.events
+
+    @property
+    def position(self) -> int:
+        """The offset at which it stood when it was opened last."""
+        return self._receiver.attachment.position
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Yield messages for ever; ends when the consumer is closed by `close`."""
@@ -593,22 +693,63 @@ class Consumer(Closing):
         """Return messages that came together, or `None` after `timeout` seconds; see `ister.Consumer.receive_batch`."""
         message = next(self._current, None)
         delivery = message.delivery if message is not None else await self._next(timeout)
-        batch, self._current = SyncConsumer.cut(self._current, message, delivery, max_messages)
+        batch, self._current = SyncReceiver.cut(self._current, message, delivery, max_messages)
         return batch
 
     async def _next(self, timeout: float | None) -> Delivery | None:
-        consumer = self._consumer
-        delivery = consumer.try_next()
+        receiver = self._receiver
+        delivery = receiver.try_next()
         if delivery is not None:
             return delivery
-        deadline = consumer.deadline(timeout)
+        deadline = receiver.deadline(timeout)
         while await self._client.wait(
-            consumer.attachment, consumer.has_news, consumer.seconds_until(deadline)
+            receiver.attachment, receiver.has_news, receiver.seconds_until(deadline)
         ):
-            delivery = consumer.try_next()
+            delivery = receiver.try_next()
             if delivery is not None:
                 return delivery
         return None
+
+    async def close(self, timeout: float | None = RECEIVER_CLOSE_S) -> None:
+        """Send the acknowledgments made so far and leave; see `ister.Consumer.close`."""
+        receiver = self._receiver
+        self._current = iter(())
+        if receiver.is_over():
+            return
+        try:
+            receiver.begin_close()
+            receiver.closed(await self._client.wait(receiver.attachment, receiver.is_closed, timeout))
+        finally:
+            receiver.end()
+
+    async def hurry(self) -> None:
+        """Close while an exception is on its way out."""
+        await self.close(HURRY_S)
+
+
+class Reader(Receiver):
+    """Yields the messages of one topic; made by `Client.reader`. For one task at a time."""
+
+    def __init__(self, client: Client, reader: SyncReader) -> None:
+        super().__init__(client, reader)
+
+
+class Consumer(Receiver):
+    """Receives the messages of one subscription; made by `Client.consumer`. For one task at a time."""
+
+    def __init__(self, client: Client, consumer: SyncConsumer) -> None:
+        super().__init__(client, consumer)
+        self._consumer = consumer
+
+    @property
+    def subscription(self) -> str:
+        """The subscription it belongs to."""
+        return self._consumer.subscription
+
+    @property
+    def active(self) -> bool | None:
+        """Whether a Failover consumer is the active one; `None` when the broker has not said."""
+        return self._consumer.active
 
     def ack(self, what: Acknowledged) -> None:
         """Acknowledge a message, a batch, or several messages; see `ister.Consumer.ack`."""
@@ -622,26 +763,26 @@ class Consumer(Closing):
         """Give messages back, to be delivered again after `delay` seconds."""
         self._consumer.nack(what, delay, reason)
 
+    def extend(self, *what: Acknowledged) -> None:
+        """Say that messages are still being worked on: their acknowledgment timeout begins anew."""
+        self._consumer.extend(*what)
+
+    async def seek(self, position: Position, timeout: float | None = SEEK_S) -> int:
+        """Move the whole subscription; see `ister.Consumer.seek`."""
+        consumer = self._consumer
+        seeking = consumer.begin_seek(position)
+        deadline = consumer.deadline(timeout)
+        await self._client.wait(None, seeking.answered, consumer.seconds_until(deadline))
+        await self._client.wait(consumer.attachment, seeking.arrived, consumer.seconds_until(deadline))
+        reached = consumer.end_seek(seeking, timeout)
+        deque(self._current, maxlen=0)  # also a loop that holds this iterator
+        self._current = iter(())
+        return reached
+
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the broker has written every acknowledgment made so far; see `ister.Consumer.flush`."""
         consumer = self._consumer
         consumer.flushed(await self._client.wait(consumer.attachment, consumer.written, timeout), timeout)
-
-    async def close(self, timeout: float | None = CONSUMER_CLOSE_S) -> None:
-        """Send the acknowledgments made so far and leave; see `ister.Consumer.close`."""
-        consumer = self._consumer
-        self._current = iter(())
-        if consumer.is_over():
-            return
-        try:
-            consumer.begin_close()
-            consumer.closed(await self._client.wait(consumer.attachment, consumer.is_closed, timeout))
-        finally:
-            consumer.end()
-
-    async def hurry(self) -> None:
-        """Close while an exception is on its way out."""
-        await self.close(HURRY_S)
 
 
 def connect(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 from ister import wire
+from ister.clock import Clock
 from ister.errors import IsterError, UsageError
+
+TIME_MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999: what is beyond it is in another unit
+DELAY_S_MAX: Final = 100 * 365 * 86_400  # a hundred years
 
 
 def timeout(value: Any) -> float | None:
@@ -43,14 +48,35 @@ def choice(value: Any, what: str, choices: tuple[str, ...]) -> str:
     raise UsageError(f"{what} is one of {', '.join(choices)}, not {value!r}")
 
 
-def start(value: Any) -> str | int:
-    """Return where a subscription begins, or raise `UsageError`."""
-    if value in ("earliest", "latest") or (
-        isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    ):
-        place: str | int = value
-        return place
-    raise UsageError(f"start is 'earliest', 'latest' or an offset, not {value!r}")
+def start(value: Any, what: str = "start") -> str | int:
+    """Return where a subscription begins, as it travels, or raise `UsageError`."""
+    if isinstance(value, datetime):
+        return f"time:{time_ms(value, what)}"
+    if isinstance(value, str | int) and not isinstance(value, bool) and wire.is_start(value):
+        return value
+    raise UsageError(f"{what} is 'earliest', 'latest', an offset or a datetime, not {value!r}")
+
+
+def time_ms(value: Any, what: str) -> int:
+    """Return a time as unix milliseconds, or raise `UsageError`; a datetime without a time zone is local time."""
+    if isinstance(value, datetime):
+        moment = round(value.timestamp() * 1000)
+        if moment >= 0:
+            return moment
+    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= TIME_MS_MAX:
+        return value
+    raise UsageError(f"{what} is unix milliseconds or a datetime, not {value!r}")
+
+
+def due(deliver_at: Any, delay: Any, clock: Clock) -> int:
+    """Return when a message is to be delivered, in unix milliseconds (0: at once), or raise `UsageError`."""
+    if delay is None:
+        return 0 if deliver_at is None else time_ms(deliver_at, "deliver_at")
+    if deliver_at is not None:
+        raise UsageError("a message has either deliver_at or delay, not both")
+    if seconds(delay, "a delay") > DELAY_S_MAX:
+        raise UsageError(f"a delay of {delay} s is over a hundred years")
+    return clock.time_ms() + round(delay * 1000) if delay else 0
 
 
 def data(value: Any, what: str) -> bytes:

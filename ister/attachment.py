@@ -6,6 +6,8 @@ Invariants
 - what lies in `queue` never exceeds the credit given (bytes: by one delivery), so memory is bounded
 - credit goes back only for messages that were handed to the user
 - an acknowledgment from before the broker forgot the session is never sent: it would spoil the frame it travels in
+- nor is one from before somebody moved the subscription: it is about what is to be delivered again
+- a reader goes on at the first message that was not handed out, wherever it opens again
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Attachment:
         credit_bytes: int,
         callbacks: deque[Callable[[], Any]],
         on_event: Callable[[Event], Any] | None,
+        force: bool = False,
     ) -> None:
         """`callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock."""
         self.handle = handle
@@ -89,7 +92,9 @@ class Attachment:
         self.dropped = 0
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.queue: deque[Delivery] = deque()
-        self.lineage = 0  # counts how often the broker forgot what it had delivered here
+        self.lineage = 0  # counts how often the broker forgot what it had delivered here, or was told to
+        self._sought = 0  # the lineage since somebody last moved the subscription
+        self.begun = 0  # counts how often delivering began anew: opened, or moved by somebody
         # acknowledgments: one run that grows, closed runs, and what was sent and may yet be lost
         self.ack_delivery: Delivery | None = None
         self.ack_first = 0
@@ -102,6 +107,8 @@ class Attachment:
         self._unproven_until = False  # an ACK_UNTIL, or more than is kept, is among what may be lost
         self.confirming: dict[int, list[tuple[int, int]]] = {}
         self._start = start
+        self._next: int | None = None  # of a reader: the first offset that was not handed out
+        self._force = force
         self._priority = priority
         self._arguments = arguments
         self._credit_messages = credit_messages
@@ -128,6 +135,7 @@ class Attachment:
         session = self.session
         assert session is not None
         self.queue.clear()
+        self.begun += 1
         self._used_messages = self._used_bytes = 0
         self._credit_messages = min(self._credit_messages, session.limits.credit_messages_max)
         self._credit_bytes = min(self._credit_bytes, session.limits.credit_bytes_max)
@@ -140,9 +148,15 @@ class Attachment:
             Key.SUBSCRIPTION_TYPE: self.kind,
             Key.MESSAGES: self._credit_messages,
             Key.BYTES: self._credit_bytes,
+            Key.SPARSE: True,
         }
-        if self._start is not None:
-            header[Key.START] = self._start
+        start = self._start if self._next is None else self._next
+        if start is not None:
+            header[Key.START] = start
+        if (
+            self._force and not self.opened
+        ):  # afterwards two that both want it would throw each other out for ever
+            header[Key.FORCE] = True
         if self._priority:
             header[Key.PRIORITY] = self._priority
         if self._arguments:
@@ -164,6 +178,8 @@ class Attachment:
                 self.trouble = None
                 self.strategy = header.get(Key.STRATEGY, "")
                 self.position = header.get(Key.OFFSET, 0)
+                if self.kind == "reader" and self.strategy == "reliable" and self._next is None:
+                    self._next = self.position
                 self.flush()
         else:
             raise RemoteProtocolError(f"a frame of type {kind} answered OPEN_CONSUMER")
@@ -221,10 +237,27 @@ class Attachment:
             event.code == "log-damaged"
         ):  # nothing more comes until an operator decides: the program must hear that
             self.complaint = RemoteError(event.code, event.text)
+        elif event.code == "sought":
+            self._on_sought()
         self.events.append(event)
         if self._on_event is not None:
             call = self._on_event
             self._callbacks.append(lambda: call(event))
+
+    def _on_sought(self) -> None:
+        """Somebody moved the subscription: what was delivered before is moot, and so is every word about it."""
+        self.begun += 1
+        self.lineage += 1
+        self._sought = self.lineage
+        forgotten = self.forgotten
+        self._drop_acks()
+        self.forgotten = forgotten  # nothing comes again that was not meant to
+        for delivery in self.queue:
+            self._used_messages += delivery.count
+            self._used_bytes += delivery.size
+        self.queue.clear()
+        if self._used_messages:
+            self._give_credit()
 
     # ---- handing out ---------------------------------------------------------------------------------------------
 
@@ -235,8 +268,14 @@ class Attachment:
         delivery = self.queue.popleft()
         self._used_messages += delivery.count
         self._used_bytes += delivery.size
-        used = self._used_messages * 2 >= self._credit_messages or self._used_bytes * 2 >= self._credit_bytes
-        if used and self.phase == "open" and self.session is not None:
+        if self._next is not None:
+            self._next = delivery.end
+        if self._used_messages * 2 >= self._credit_messages or self._used_bytes * 2 >= self._credit_bytes:
+            self._give_credit()
+        return delivery
+
+    def _give_credit(self) -> None:
+        if self.phase == "open" and self.session is not None:
             self.session.emit(
                 {
                     Key.TYPE: Type.CREDIT,
@@ -246,7 +285,6 @@ class Attachment:
                 }
             )
             self._used_messages = self._used_bytes = 0
-        return delivery
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 
@@ -277,32 +315,39 @@ class Attachment:
 
     def nack(self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int, reason: str) -> None:
         """Give messages back, to be delivered again after the delay."""
+        more: wire.Header = {}
+        if delay_ms:
+            more[Key.DELAY] = delay_ms
+        if reason:
+            more[Key.REASON] = reason
+        self._say_of(Type.NACK, delivery, ranges, more)
+
+    def extend(self, delivery: Delivery, ranges: list[tuple[int, int]]) -> None:
+        """Say that these messages are still being worked on: their acknowledgment timeout begins anew."""
+        self._say_of(Type.EXTEND, delivery, ranges, {})
+
+    def _say_of(
+        self, kind: int, delivery: Delivery, ranges: list[tuple[int, int]], more: wire.Header
+    ) -> None:
         session = self.session
         if not self._acknowledges or self._is_void(delivery):
             return
         if self.phase != "open" or session is None:
             return  # opening again releases everything that is not acknowledged
         for part in range(0, len(ranges), wire.RANGES_MAX):
-            header: wire.Header = {
-                Key.TYPE: Type.NACK,
-                Key.HANDLE: self.handle,
-                Key.RANGES: [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair],
-            }
-            if delay_ms:
-                header[Key.DELAY] = delay_ms
-            if reason:
-                header[Key.REASON] = reason
-            session.emit(header)
+            flat = [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair]
+            session.emit({Key.TYPE: kind, Key.HANDLE: self.handle, Key.RANGES: flat, **more})
 
     @property
     def _acknowledges(self) -> bool:
-        return self.strategy != "non-reliable"  # there the broker never asks
+        return self.strategy != "non-reliable" and self.kind != "reader"  # there the broker never asks
 
     def _is_void(self, delivery: Delivery) -> bool:
-        if delivery.lineage != self.lineage:
+        if delivery.lineage == self.lineage:
+            return False
+        if delivery.lineage >= self._sought:
             self.forgotten = True  # and it delivers again what it forgot
-            return True
-        return False
+        return True
 
     def _close_run(self) -> None:
         if self.ack_first < self.ack_end:

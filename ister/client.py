@@ -1,4 +1,4 @@
-"""Connecting to a broker, and everything that is asked of it once: topics, subscriptions, status.
+"""Connecting to a broker, and opening producers, consumers and readers; what is asked once is in `administration.py`.
 
 The composition root of the client: the clock and the random numbers that the rest is handed are made here.
 """
@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self, TypeVar, Unpack
 
 from ister import arguments, requests
+from ister.administration import Administration, SubscriptionType
 from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
-from ister.consumer import Consumer
-from ister.errors import ConnectionLostError, RemoteError, TimeoutExpiredError
-from ister.message import Event
+from ister.consumer import Consumer, Position
+from ister.errors import ConnectionLostError, TimeoutExpiredError
+from ister.message import Event, Message
 from ister.network import Network
 from ister.producer import Producer
 from ister.publication import Publication
+from ister.reader import Reader
+from ister.receiver import Receiver
+from ister.requests import SubscriptionOptions
 from ister.session import Request
 
 BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
@@ -28,11 +31,10 @@ LINGER_MS: Final = 1.0
 CREDIT_MESSAGES: Final = 65_536
 CREDIT_BYTES: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
-VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is
 CLIENT_TEXT: Final = "ister-python/0.1.0"
 
-SubscriptionType = Literal["exclusive", "shared", "failover"]
-Start = Literal["earliest", "latest"] | int
+Start = Position
+R = TypeVar("R", bound=Receiver)
 
 
 class Plan:
@@ -57,7 +59,7 @@ class Plan:
             raise self.handle.error
 
 
-class Client:
+class Client(Administration):
     """A connection to a broker; made by `connect`, closed by `close` or a `with` block.
 
     Every method may be called from any thread. After a fork, the child must connect again (`ForkedError`).
@@ -98,134 +100,6 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {' '.join(self._endpoints)}>"
-
-    # ---- topics --------------------------------------------------------------------------------------------------
-
-    def create_topic(
-        self,
-        topic: str,
-        *,
-        dispatch: Literal["reliable", "non-reliable"] = "reliable",
-        durability: Literal["fsync", "os", "cloud"] | None = None,
-        exist_ok: bool = False,
-        timeout: float | None = None,
-        **retention: int,
-    ) -> dict[str, Any]:
-        """Create a topic and return what the broker knows of it.
-
-        `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), once the
-        `os` has the bytes, or once the store has them (`cloud`). With `exist_ok`, a topic of that name and dispatch is
-        as good as a new one. `retention` is what a reliable topic keeps at most: see `update_topic`.
-        Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
-        """
-        request = requests.topic_request(topic, dispatch, durability, retention)
-        try:
-            answer: dict[str, Any] = self._ask(request, timeout)
-        except RemoteError as error:
-            if not requests.is_there_already(error, request, exist_ok=exist_ok):
-                raise
-            answer = self.topic(topic, timeout=timeout)
-            if requests.differs(answer, request):
-                raise
-        return answer
-
-    def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> dict[str, Any]:
-        """Change what a reliable topic keeps, and return what the broker knows of it.
-
-        `retention_ms`: no longer than that; `retention_bytes`: no more than that, in whole segments;
-        `retention_acknowledged`: 1: only what some subscription has not acknowledged. 0 lifts a limit. What is not in
-        the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
-        """
-        answer: dict[str, Any] = self._ask(Request("topic.update", {"topic": topic, **retention}), timeout)
-        return answer
-
-    def verify_topic(
-        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
-    ) -> dict[str, Any]:
-        """Have the broker check every byte of a topic's log, and return its report.
-
-        The report has `messages`, `bytes`, `segments`, and `damaged`: a list of ranges (`first`, `end`, `reason`, ...).
-        `progress(bytes, bytes_total)` is called now and then. Raises `RemoteError`.
-        """
-        while True:
-            answer = self._ask(Request("topic.verify", {"topic": topic}), timeout)
-            if progress is not None and "bytes_total" in answer:
-                progress(answer["bytes"], answer["bytes_total"])
-            if answer["done"]:
-                report: dict[str, Any] = answer["report"]
-                return report
-            threading.Event().wait(VERIFY_POLL_S)
-
-    def repair_topic(self, topic: str, *, skip_damaged: bool, timeout: float | None = None) -> dict[str, Any]:
-        """Let every subscription of a topic go on behind what is damaged; returns the ranges that are skipped now."""
-        request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
-        answer: dict[str, Any] = self._ask(request, timeout)
-        return answer
-
-    def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Return every topic, by name."""
-        return self._list(requests.Listing("topic.list", "topics", "topic", {}), timeout)
-
-    def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
-        answer: dict[str, Any] = self._ask(Request("topic.show", {"topic": topic}), timeout)
-        return answer
-
-    def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
-        """Delete a topic, its messages and its subscriptions; raises `RemoteError` (`unknown-topic`)."""
-        self._delete(Request("topic.delete", {"topic": topic}), timeout)
-
-    # ---- subscriptions -------------------------------------------------------------------------------------------
-
-    def create_subscription(
-        self,
-        topic: str,
-        subscription: str,
-        *,
-        type: SubscriptionType = "exclusive",
-        start: Start = "latest",
-        drop: Literal["oldest", "newest"] | None = None,
-        ack_timeout: float | None = None,
-        buffer_messages_max: int | None = None,
-        exist_ok: bool = False,
-        timeout: float | None = None,
-    ) -> dict[str, Any]:
-        """Create a subscription without attaching to it; `start` is where it begins to read.
-
-        `ack_timeout` in seconds: what a consumer holds longer is delivered again. Raises `RemoteError`
-        (`subscription-exists`, `unknown-topic`, ...).
-        """
-        settings = requests.subscription_settings(drop, ack_timeout, buffer_messages_max)
-        request = requests.subscription_request(topic, subscription, type, start, settings)
-        try:
-            answer: dict[str, Any] = self._ask(request, timeout)
-        except RemoteError as error:
-            if not requests.is_there_already(error, request, exist_ok=exist_ok):
-                raise
-            answer = self.subscription(topic, subscription, timeout=timeout)
-            if requests.differs(answer, request):
-                raise
-        return answer
-
-    def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Return every subscription of a topic, by name."""
-        listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
-        return self._list(listing, timeout)
-
-    def subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
-        request = Request("subscription.show", {"topic": topic, "subscription": subscription})
-        answer: dict[str, Any] = self._ask(request, timeout)
-        return answer
-
-    def delete_subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
-        """Delete a subscription and its cursor; its consumers are closed."""
-        self._delete(Request("subscription.delete", {"topic": topic, "subscription": subscription}), timeout)
-
-    def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return how the broker and its processes are doing."""
-        answer: dict[str, Any] = self._ask(Request("status", {}), timeout)
-        return answer
 
     # ---- producers and consumers ---------------------------------------------------------------------------------
 
@@ -281,25 +155,24 @@ class Client:
     def consumer(
         self,
         topic: str,
-        *,
         subscription: str,
+        *,
         type: SubscriptionType = "exclusive",
         start: Start | None = None,
+        force: bool = False,
         priority: int = 0,
         credit_messages: int = CREDIT_MESSAGES,
         credit_bytes: int = CREDIT_BYTES,
-        drop: Literal["oldest", "newest"] | None = None,
-        ack_timeout: float | None = None,
-        buffer_messages_max: int | None = None,
         on_event: Callable[[Event], Any] | None = None,
         timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
     ) -> Consumer:
         """Open a consumer; a subscription that does not exist is created.
 
-        `start` ("latest" by default, "earliest" or an offset), `drop`, `ack_timeout` (seconds) and
-        `buffer_messages_max` count only then. `priority` orders the consumers of a Failover subscription, lower first.
-        The credit bounds what lies in this process without having been looked at. `on_event(event)` is called from
-        whatever thread reads the news; keep it short.
+        `start` ("latest" by default, "earliest", an offset or a `datetime`) and the options count only then. With
+        `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`. `priority` orders the
+        consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
+        been looked at. `on_event(event)` is called from whatever thread reads the news; keep it short.
         Raises `RemoteError` (`unknown-topic`, `subscription-busy`, `subscription-type`, ...), `TimeoutExpiredError`.
         """
         consumer = self.plan_consumer(
@@ -307,10 +180,11 @@ class Client:
             subscription=subscription,
             type=type,
             start=start,
+            force=force,
             priority=priority,
             credit_messages=credit_messages,
             credit_bytes=credit_bytes,
-            settings=requests.subscription_settings(drop, ack_timeout, buffer_messages_max),
+            settings=requests.subscription_settings(options),
             on_event=on_event,
         )
         self._open(Plan(consumer.attachment, f"consumer of {subscription!r} of topic {topic!r}"), timeout)
@@ -323,6 +197,7 @@ class Client:
         subscription: str,
         type: SubscriptionType,
         start: Start | None,
+        force: bool,
         priority: int,
         credit_messages: int,
         credit_bytes: int,
@@ -332,9 +207,7 @@ class Client:
         """Begin to open a consumer; used by `consumer` here and in `ister.aio`."""
         arguments.text(topic, "a topic's name")
         arguments.text(subscription, "a subscription's name")
-        arguments.choice(type, "a subscription's type", ("exclusive", "shared", "failover"))
-        if start is not None:
-            arguments.start(start)
+        arguments.choice(type, "a subscription's type", ("exclusive", "shared", "failover", "key-shared"))
         arguments.number(credit_messages, "credit_messages", 1)
         arguments.number(credit_bytes, "credit_bytes", 1)
         arguments.number(priority, "a priority")
@@ -345,19 +218,93 @@ class Client:
             topic,
             subscription,
             type,
-            start=start,
+            start=None if start is None else arguments.start(start),
             priority=priority,
             arguments=settings,
             credit_messages=credit_messages,
             credit_bytes=credit_bytes,
             callbacks=network.callbacks,
             on_event=on_event,
+            force=force,
         )
-        consumer = Consumer(network, attachment)
+        return self._attached(Consumer(network, attachment))
+
+    def _attached(self, receiver: R) -> R:
+        network = self.network
         with network.lock:
-            attachment.handle = network.next_handle()
-            network.attach(attachment, consumer)
-        return consumer
+            receiver.attachment.handle = network.next_handle()
+            network.attach(receiver.attachment, receiver)
+        return receiver
+
+    def reader(
+        self,
+        topic: str,
+        *,
+        start: Start = "latest",
+        credit_messages: int = CREDIT_MESSAGES,
+        credit_bytes: int = CREDIT_BYTES,
+        on_event: Callable[[Event], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Reader:
+        """Open a reader: the messages of a topic from `start` on, without a subscription and without acknowledgments.
+
+        `start` is "latest", "earliest", an offset or a `datetime`; a reader of a non-reliable topic gets what comes
+        from now on. Raises `RemoteError` (`unknown-topic`, `offset-out-of-range`, ...), `TimeoutExpiredError`.
+        """
+        reader = self.plan_reader(
+            topic, start=start, credit_messages=credit_messages, credit_bytes=credit_bytes, on_event=on_event
+        )
+        self._open(Plan(reader.attachment, f"reader of topic {topic!r}"), timeout)
+        return reader
+
+    def plan_reader(
+        self,
+        topic: str,
+        *,
+        start: Start,
+        credit_messages: int = CREDIT_MESSAGES,
+        credit_bytes: int = CREDIT_BYTES,
+        on_event: Callable[[Event], Any] | None = None,
+    ) -> Reader:
+        """Begin to open a reader; used by `reader` here and in `ister.aio`."""
+        arguments.text(topic, "a topic's name")
+        network = self.network
+        network.check()
+        attachment = Attachment(
+            0,
+            topic,
+            f"reader-{self._random.getrandbits(64):016x}",
+            "reader",
+            start=arguments.start(start),
+            priority=0,
+            arguments={},
+            credit_messages=arguments.number(credit_messages, "credit_messages", 1),
+            credit_bytes=arguments.number(credit_bytes, "credit_bytes", 1),
+            callbacks=network.callbacks,
+            on_event=on_event,
+        )
+        return self._attached(Reader(network, attachment))
+
+    def peek(
+        self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
+    ) -> list[Message]:
+        """Return the next messages of a subscription that nobody has acknowledged, and consume nothing.
+
+        At most `count`, and what `timeout` seconds were enough for. Raises `RemoteError` (`unknown-subscription`, ...),
+        `UsageError` for a non-reliable topic, which keeps nothing.
+        """
+        arguments.number(count, "count", 1)
+        deadline = self.network.deadline(self._seconds(timeout))
+        peek = requests.Peek(self.subscription(topic, subscription, timeout=timeout), count)
+        for first, end in peek.places:
+            with self.reader(topic, start=first, credit_messages=end - first, timeout=timeout) as reader:
+                while reader.position < end:
+                    batch = reader.receive_batch(timeout=self.network.seconds_until(deadline))
+                    if batch is None:
+                        return peek.found
+                    if not peek.take(batch, end):
+                        break
+        return peek.found
 
     def _open(self, plan: Plan, timeout: float | None) -> None:
         seconds = self._seconds(timeout)
@@ -419,18 +366,6 @@ class Client:
         self.send_request(request)
         self.network.wait(None, lambda: request.done, self.network.deadline(seconds))
         return self.answer(request, seconds)
-
-    def _delete(self, request: Request, timeout: float | None) -> None:
-        try:
-            self._ask(request, timeout)
-        except RemoteError as error:
-            if not requests.is_gone_already(error, request):
-                raise
-
-    def _list(self, listing: requests.Listing, timeout: float | None) -> list[dict[str, Any]]:
-        for request in listing:
-            self._ask(request, timeout)
-        return listing.found
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

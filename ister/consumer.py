@@ -1,52 +1,38 @@
-"""The consumer that programs hold: an iterator, `receive`, `receive_batch`, and acknowledgments.
+"""The consumer that programs hold: what `receiver.py` has, and acknowledgments.
 
-May touch: the network (to send, and to wait). What is said to the broker is in `attachment.py`.
+What is said to the broker is in `attachment.py`.
 
 Invariants
 - messages are taken by one thread at a time; acknowledging is allowed from any thread
 - acknowledgments gather for a few milliseconds, so that a million of them cost a few hundred frames
-- a consumer that the broker closed raises the broker's error from whatever is called next
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, Literal
 
 from ister import arguments
 from ister.attachment import Attachment, joined
-from ister.errors import ClosedError, ConnectionLostError, IsterError, TimeoutExpiredError, UsageError
-from ister.message import Batch, Delivery, Event, Message
-from ister.producer import HURRY_S
+from ister.errors import ConnectionLostError, TimeoutExpiredError, UsageError
+from ister.message import Batch, Delivery, Message
+from ister.receiver import Receiver
+from ister.session import Request
 
-if TYPE_CHECKING:
-    from ister.network import Network
+REASON_MAX: Final = 200  # characters: it travels in a header
+SEEK_S: Final = 10.0  # how long `seek` waits by default
 
-CLOSE_S = 5.0  # how long `close` waits for the broker by default
-REASON_MAX = 200  # characters: it travels in a header
+Position = Literal["earliest", "latest"] | int | datetime  # where a subscription or a reader begins
 
 Acknowledged = Message | Batch | Iterable[Message]
 
 
-class Consumer:
+class Consumer(Receiver):
     """Receives the messages of one subscription; made by `Client.consumer`, closed by `close` or a `with` block."""
-
-    def __init__(self, network: Network, attachment: Attachment) -> None:
-        self._network = network
-        self._lock = network.lock
-        self.attachment = attachment
-        self._current: Iterator[Message] = iter(())
 
     def __repr__(self) -> str:
         return f"<Consumer topic={self.topic!r} subscription={self.subscription!r} {self.attachment.phase}>"
-
-    @property
-    def topic(self) -> str:
-        """The topic it receives from."""
-        return self.attachment.topic
 
     @property
     def subscription(self) -> str:
@@ -59,132 +45,9 @@ class Consumer:
         return self.attachment.active
 
     @property
-    def dropped(self) -> int:
-        """How many messages a non-reliable topic has dropped for this consumer, because it was too slow."""
-        return self.attachment.dropped
-
-    @property
-    def events(self) -> deque[Event]:
-        """What the broker told this consumer, oldest first (the last 256); take them out as you like."""
-        return self.attachment.events
-
-    @property
     def position(self) -> int:
         """The offset at which the subscription stood when this consumer was opened last."""
         return self.attachment.position
-
-    # ---- receiving -----------------------------------------------------------------------------------------------
-
-    def __iter__(self) -> Iterator[Message]:
-        """Yield messages for ever, waiting for them; ends when the consumer is closed by `close`.
-
-        Raises the broker's error when it closes the consumer.
-        """
-        while True:
-            yield from self._current
-            try:
-                delivery = self._next(None)
-            except ClosedError:
-                return
-            assert delivery is not None
-            self._current = delivery.messages()
-
-    def receive(self, timeout: float | None = None) -> Message | None:
-        """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
-        message = next(self._current, None)
-        if message is None:
-            delivery = self._next(timeout)
-            if delivery is None:
-                return None
-            self._current = delivery.messages()
-            message = next(self._current)
-        return message
-
-    def receive_batch(self, max_messages: int | None = None, timeout: float | None = None) -> Batch | None:
-        """Return messages that came together, at most `max_messages`, or `None` after `timeout` seconds.
-
-        The messages of a batch have consecutive offsets and are made only when looked at: `batch.payloads` costs least,
-        and `consumer.ack(batch)` acknowledges them all.
-        """
-        if max_messages is not None:
-            arguments.number(max_messages, "max_messages", 1)
-        message = next(self._current, None)  # what an iteration left behind
-        delivery = message.delivery if message is not None else self._next(timeout)
-        batch, self._current = self.cut(self._current, message, delivery, max_messages)
-        return batch
-
-    @staticmethod
-    def cut(
-        current: Iterator[Message],
-        message: Message | None,
-        delivery: Delivery | None,
-        max_messages: int | None,
-    ) -> tuple[Batch | None, Iterator[Message]]:
-        """Return a batch that begins with `message` (or the delivery), and what is left behind it."""
-        if delivery is None:
-            return None, current
-        start = 0 if message is None else message.offset - delivery.first
-        deque(current, maxlen=0)  # a loop that still holds this iterator must not see them again
-        stop = delivery.count if max_messages is None else min(delivery.count, start + max_messages)
-        return Batch(delivery, start, stop), delivery.messages(stop) if stop < delivery.count else iter(())
-
-    def deadline(self, timeout: float | None) -> float:
-        """Return the clock's time in `timeout` seconds."""
-        return self._network.deadline(arguments.timeout(timeout))
-
-    def seconds_until(self, deadline: float) -> float | None:
-        """Return how long it is until then; `None` for ever."""
-        return self._network.seconds_until(deadline)
-
-    def _next(self, timeout: float | None) -> Delivery | None:
-        delivery = self.try_next()
-        if delivery is not None:
-            return delivery
-        deadline = self._network.deadline(arguments.timeout(timeout))
-        while self._network.wait(self.attachment, self.has_news, deadline):
-            delivery = self.try_next()
-            if delivery is not None:
-                return delivery
-        return None
-
-    def try_next(self) -> Delivery | None:
-        """Return the next delivery if it has come, or raise what the broker said instead; never waits."""
-        attachment, network = self.attachment, self._network
-        with self._lock:
-            delivery = attachment.take()
-            if delivery is None:
-                self._check()
-                network.connection_of(attachment).touch()  # perhaps it has come already
-                delivery = attachment.take()
-            if delivery is not None:
-                attachment.tick(network.clock.monotonic())
-                session = attachment.session
-                if session is not None and session.outbox:
-                    network.connection_of(attachment).touch()
-        network.settle()
-        return delivery
-
-    def has_news(self) -> bool:
-        """Whether `try_next` has something to return or to raise (lock held)."""
-        attachment = self.attachment
-        return (
-            bool(attachment.queue)
-            or attachment.error is not None
-            or attachment.complaint is not None
-            or attachment.phase == "closed"
-        )
-
-    def _check(self) -> None:
-        """Raise what the broker has said against this consumer (lock held)."""
-        self._network.check()
-        attachment = self.attachment
-        if attachment.error is not None:
-            raise attachment.error
-        if attachment.complaint is not None:
-            complaint, attachment.complaint = attachment.complaint, None
-            raise complaint
-        if attachment.phase in ("closing", "closed"):
-            raise ClosedError(f"the consumer of subscription {self.subscription!r} is closed")
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 
@@ -232,11 +95,21 @@ class Consumer:
         with self._lock:
             self._check()
             self.attachment.flush()
-            by_delivery: dict[int, tuple[Delivery, list[tuple[int, int]]]] = {}
-            for delivery, first, end in ranges:
-                by_delivery.setdefault(delivery.lineage, (delivery, []))[1].append((first, end))
-            for delivery, pairs in by_delivery.values():
-                self.attachment.nack(delivery, joined(pairs), round(delay * 1000), reason)
+            for delivery, pairs in _by_lineage(ranges):
+                self.attachment.nack(delivery, pairs, round(delay * 1000), reason)
+            self._network.connection_of(self.attachment).touch()
+        self._network.settle()
+
+    def extend(self, *what: Acknowledged) -> None:
+        """Say that messages are still being worked on: their acknowledgment timeout begins anew.
+
+        What the broker has given to somebody else meanwhile stays there. Raises `UsageError`, `ClosedError`.
+        """
+        ranges = [each for one in what for each in self._ranges_of(one)]
+        with self._lock:
+            self._check()
+            for delivery, pairs in _by_lineage(ranges):
+                self.attachment.extend(delivery, pairs)
             self._network.connection_of(self.attachment).touch()
         self._network.settle()
 
@@ -244,7 +117,7 @@ class Consumer:
         if isinstance(what, Message):
             ranges = [(what.delivery, what.offset, what.offset + 1)]
         elif isinstance(what, Batch):
-            ranges = [(what.delivery, what.offsets.start, what.offsets.stop)] if len(what) else []
+            ranges = [(what.delivery, first, end) for first, end in what.ranges]
         elif isinstance(what, Iterable):
             ranges = []
             for message in what:
@@ -306,68 +179,78 @@ class Consumer:
                     "the broker restarted before some acknowledgments were written; it delivers those messages again"
                 )
 
-    # ---- the end -------------------------------------------------------------------------------------------------
+    # ---- seeking -------------------------------------------------------------------------------------------------
 
-    def close(self, timeout: float | None = CLOSE_S) -> None:
-        """Send the acknowledgments made so far and leave; what was not acknowledged goes to other consumers.
+    def seek(self, position: Position, timeout: float | None = SEEK_S) -> int:
+        """Move the whole subscription to "earliest", "latest", an offset or the first message of a time (`datetime`).
 
-        Waits at most `timeout` seconds for the broker, and raises `TimeoutExpiredError` when it does not answer; then
-        too it is closed. Closing again does nothing.
+        Returns the offset of the next message. Everything below it counts as acknowledged, nothing from there on does;
+        messages received before are not to be acknowledged any more. Waits at most `timeout` seconds.
+        Raises `RemoteError` (`offset-out-of-range`, ...), `TimeoutExpiredError`, `ClosedError`.
         """
-        network = self._network
-        deadline = network.deadline(arguments.timeout(timeout))
-        self._current = iter(())
-        if self.is_over():
-            return
-        try:
-            self.begin_close()
-            self.closed(network.wait(self.attachment, self.is_closed, deadline))
-        finally:
-            self.end()
+        seeking = self.begin_seek(position)
+        deadline = self._network.deadline(arguments.timeout(timeout))
+        self._network.wait(None, seeking.answered, deadline)
+        self._network.wait(self.attachment, seeking.arrived, deadline)
+        return self.end_seek(seeking, timeout)
 
-    def is_over(self) -> bool:
-        """Whether there is nothing to close any more."""
-        return self._network.forked or self._network.closed or self.attachment.phase == "closed"
-
-    def begin_close(self) -> None:
-        """Send what is acknowledged and say CLOSE."""
+    def begin_seek(self, position: Position) -> Seeking:
+        """Ask the broker to move the subscription."""
+        attachment, network = self.attachment, self._network
+        asked = {"topic": self.topic, "subscription": self.subscription}
+        request = Request("subscription.seek", {**asked, "to": arguments.start(position, "a position")})
         with self._lock:
-            self.attachment.close()
+            self._check()
+            attachment.flush()
+            network.home.session.request(request, network.clock.monotonic())
+            network.home.touch()
+            network.connection_of(attachment).touch()
+        return Seeking(attachment, request)
 
-    def is_closed(self) -> bool:
-        """Whether the broker has answered the CLOSE (lock held)."""
-        return self.attachment.phase == "closed"
-
-    def closed(self, answered: bool) -> None:
-        """Raise if the broker did not answer the CLOSE."""
-        if not answered:
-            raise TimeoutExpiredError(f"the broker did not confirm the close of a consumer of {self.topic!r}")
-
-    def end(self) -> None:
-        """Let go of everything, whatever the broker says."""
-        attachment = self.attachment
+    def end_seek(self, seeking: Seeking, timeout: float | None) -> int:
+        """Return where the subscription stands, or raise why it may be elsewhere."""
+        request = seeking.request
         with self._lock:
-            attachment.fail(ClosedError(f"the consumer of subscription {self.subscription!r} is closed"))
-            if attachment.session is not None:
-                attachment.session.detach(attachment)
-        self._network.settle()
+            if not request.done:
+                self._network.home.session.withdraw(request)
+            arrived = seeking.arrived()
+        if request.error is not None:
+            raise request.error
+        if not request.done or not arrived:
+            trouble = arguments.in_trouble(request.trouble or self.attachment.trouble)
+            raise TimeoutExpiredError(f"the subscription was not moved within {timeout} s{trouble}")
+        self.forget_current()
+        position: int = request.result["position"]
+        return position
 
-    def after_fork(self, lock: threading.Lock) -> None:
-        """In the child of a fork: every call takes the road that raises."""
-        self._lock = lock
-        self.attachment.ack_delivery = None
-        self.attachment.queue.clear()
 
-    def __enter__(self) -> Self:
-        return self
+class Seeking:
+    """A subscription on its way to another place: moved when the broker says so, and when this consumer has heard."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-            return
-        try:
-            self.close(HURRY_S)
-        except IsterError:
-            pass  # the exception on its way out matters more
+    __slots__ = ("_attachment", "_begun", "request")
+
+    def __init__(self, attachment: Attachment, request: Request) -> None:
+        self.request = request
+        self._attachment = attachment
+        self._begun = attachment.begun
+
+    def answered(self) -> bool:
+        """Whether the broker has answered (lock held)."""
+        return self.request.done
+
+    def arrived(self) -> bool:
+        """Whether nothing from before the move can come any more (lock held)."""
+        attachment = self._attachment
+        untold = (
+            attachment.phase != "open" or attachment.active is False
+        )  # nothing comes, or is about to begin anew
+        return self.request.error is not None or untold or attachment.begun != self._begun
+
+
+def _by_lineage(
+    ranges: Iterable[tuple[Delivery, int, int]],
+) -> list[tuple[Delivery, list[tuple[int, int]]]]:
+    found: dict[int, tuple[Delivery, list[tuple[int, int]]]] = {}
+    for delivery, first, end in ranges:
+        found.setdefault(delivery.lineage, (delivery, []))[1].append((first, end))
+    return [(delivery, joined(pairs)) for delivery, pairs in found.values()]

@@ -5,16 +5,18 @@ so that what they cost is paid once a batch. No socket, clock or thread lives he
 
 Invariants
 - a `Shipment` is resolved once, with an offset or an error, never both
-- the offsets of a `Delivery` are dense: first, first + 1, ...
+- the offsets of a `Delivery` ascend; nearly always they are first, first + 1, ... (`ranges` is None), and only where
+  several consumers share a subscription there are others
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat, starmap
 from typing import Any, Protocol, overload
 
 from ister import wire
@@ -30,13 +32,16 @@ class Delivery:
         "_attributes",
         "_frames",
         "_keys",
+        "_offsets",
         "_payloads",
+        "_times",
         "attempt",
         "columns",
         "count",
         "first",
         "lineage",
         "owner",
+        "ranges",
         "size",
         "timestamps",
         "topic",
@@ -59,15 +64,48 @@ class Delivery:
         if not self.count or len(frames[0]) != 4 * self.count or sum(self.timestamps[::2]) != self.count:
             raise RemoteProtocolError(f"a delivery does not hold the {self.count} messages it says")
         self.size = sum(map(len, frames))
+        flat = header.get(wire.Key.RANGES)
+        self.ranges = None if flat is None else self._ranges_of(flat)
         self._frames: Sequence[bytes] = frames
         self._payloads: list[bytes] | None = None
         self._keys: list[bytes] | None = None
         self._attributes: list[bytes] | None = None
+        self._times: Sequence[int] | None = None
+        self._offsets: Sequence[int] | None = None
+
+    def _ranges_of(self, flat: list[int]) -> list[tuple[int, int]] | None:
+        rising = all(map(int.__lt__, flat, flat[1:]))  # ascending, not empty, and not touching
+        if not flat or not rising or flat[0] != self.first or sum(flat[1::2]) - sum(flat[::2]) != self.count:
+            raise RemoteProtocolError(
+                f"the ranges of a delivery do not hold the {self.count} messages it says"
+            )
+        return list(zip(flat[::2], flat[1::2], strict=True)) if len(flat) > 2 else None
 
     @property
     def end(self) -> int:
         """The offset behind the last message."""
-        return self.first + self.count
+        return self.first + self.count if self.ranges is None else self.ranges[-1][1]
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        """The offset of every message."""
+        if self.ranges is None:
+            return range(self.first, self.first + self.count)
+        if self._offsets is None:
+            self._offsets = list(chain.from_iterable(starmap(range, self.ranges)))
+        return self._offsets
+
+    def index(self, offset: int) -> int:
+        """The index of the message with this offset, which must be in it."""
+        return offset - self.first if self.ranges is None else bisect_left(self.offsets, offset)
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The half-open ranges of offsets of the messages from index `start` up to `stop`, which are not none."""
+        if self.ranges is None:
+            return [(self.first + start, self.first + stop)]
+        offsets = self.offsets
+        first, end = offsets[start], offsets[stop - 1] + 1
+        return [(max(low, first), min(high, end)) for low, high in self.ranges if low < end and first < high]
 
     @property
     def payloads(self) -> list[bytes]:
@@ -81,6 +119,8 @@ class Delivery:
         payloads = self.payloads
         if start or stop is not None:
             payloads = payloads[start:stop]
+        if self.ranges is not None:
+            return map(Message, repeat(self), self.offsets[start:stop], payloads)
         first = self.first + start
         return map(Message, repeat(self), range(first, first + len(payloads)), payloads)
 
@@ -99,6 +139,14 @@ class Delivery:
         if self._attributes is None:
             self._attributes = wire.split_column(self._frames[2 + (self.columns & 1)], self.count)
         return wire.decode_attributes(self._attributes[index])
+
+    def deliver_at(self, index: int) -> int | None:
+        """Before when the message at `index` should not be delivered, in unix milliseconds."""
+        if not self.columns & wire.Column.DELIVER_AT:
+            return None
+        if self._times is None:
+            self._times = wire.split_times(self._frames[-1], self.count)
+        return self._times[index] or None
 
     def timestamp(self, index: int) -> int:
         """When the broker took the message at `index`, in unix milliseconds."""
@@ -128,17 +176,22 @@ class Message:
     @property
     def key(self) -> bytes | None:
         """Its key, `None` when it has none (an empty key is none)."""
-        return self.delivery.key(self.offset - self.delivery.first)
+        return self.delivery.key(self.delivery.index(self.offset))
 
     @property
     def attributes(self) -> dict[str, str]:
         """Its attributes, text to text; empty when it has none."""
-        return self.delivery.attributes(self.offset - self.delivery.first)
+        return self.delivery.attributes(self.delivery.index(self.offset))
 
     @property
     def timestamp(self) -> int:
         """When the broker took it, in unix milliseconds."""
-        return self.delivery.timestamp(self.offset - self.delivery.first)
+        return self.delivery.timestamp(self.delivery.index(self.offset))
+
+    @property
+    def deliver_at(self) -> int | None:
+        """Before when its producer did not want it delivered, in unix milliseconds; `None` when it said nothing."""
+        return self.delivery.deliver_at(self.delivery.index(self.offset))
 
     @property
     def attempt(self) -> int:
@@ -150,7 +203,10 @@ class Message:
 
 
 class Batch(Sequence[Message]):
-    """Messages with consecutive offsets that were delivered together; messages are made when you look at them."""
+    """Messages that were delivered together, in the order of their offsets; they are made when you look at them.
+
+    The offsets are consecutive, except where other consumers share the subscription (Shared, Key-Shared).
+    """
 
     __slots__ = ("_start", "_stop", "delivery")
 
@@ -167,9 +223,14 @@ class Batch(Sequence[Message]):
         return self.delivery.payloads[self._start : self._stop]
 
     @property
-    def offsets(self) -> range:
+    def offsets(self) -> Sequence[int]:
         """The offsets of the messages."""
-        return range(self.delivery.first + self._start, self.delivery.first + self._stop)
+        return self.delivery.offsets[self._start : self._stop]
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The offsets of the messages as half-open ranges (first, end), ascending."""
+        return self.delivery.runs(self._start, self._stop) if self else []
 
     @property
     def topic(self) -> str:
@@ -193,14 +254,15 @@ class Batch(Sequence[Message]):
     def __getitem__(self, index: slice) -> Sequence[Message]: ...
     def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
         places = range(self._start, self._stop)[index]
+        delivery = self.delivery
         if isinstance(places, int):
-            return Message(self.delivery, self.delivery.first + places, self.delivery.payloads[places])
+            return Message(delivery, delivery.offsets[places], delivery.payloads[places])
         if places.step == 1:
-            return Batch(self.delivery, places.start, max(places.start, places.stop))
-        return [Message(self.delivery, self.delivery.first + at, self.delivery.payloads[at]) for at in places]
+            return Batch(delivery, places.start, max(places.start, places.stop))
+        return [Message(delivery, delivery.offsets[at], delivery.payloads[at]) for at in places]
 
     def __repr__(self) -> str:
-        return f"Batch(topic={self.topic!r}, offsets={self.offsets!r})"
+        return f"Batch(topic={self.topic!r}, ranges={self.ranges!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +271,10 @@ class Event:
 
     `active`, `standby` (Failover); `dropped` (non-reliable: `count` so far); `trimmed` (retention took `count`
     messages that were not acknowledged, from `offset` on); `log-damaged` (`count` messages from `offset` on cannot be
-    served, and an operator must decide); `skipped` (the operator decided so).
+    served, and an operator must decide); `skipped` (the operator decided so); `sought` (somebody moved the
+    subscription: it goes on at `offset`); `blocked` (the message at `offset` failed too often, and the subscription
+    waits for an operator); `expired` (`count` messages from `offset` on outlived the topic's `message_ttl_ms`);
+    `paused` and `resumed`.
     """
 
     code: str

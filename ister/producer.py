@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ister import arguments, wire
 from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageError
 from ister.message import BatchReceipt, Receipt, Shipment
-from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, Publication
+from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES, Publication
 
 if TYPE_CHECKING:
     from ister.network import Network
 
+When = int | datetime  # unix milliseconds, or a datetime (one without a time zone is local time)
 CLOSE_S = 10.0  # how long `close` waits for receipts by default
 HURRY_S = 1.0  # the same, when an exception is on its way out
 
@@ -56,25 +58,36 @@ class Producer:
         *,
         key: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
+        deliver_at: When | None = None,
+        delay: float | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put one message on its way and return the promise of an answer.
 
+        It is delivered at `deliver_at` (unix milliseconds or a `datetime`) or `delay` seconds from now, and at once if
+        neither is given; a non-reliable topic cannot delay.
         Waits only while the producer's window is full, at most `timeout` seconds (`None`: as long as it takes).
         Raises `TimeoutExpiredError` (the message was not taken), `UsageError` (its type or size), `ClosedError`, or
         what the broker closed this producer with.
         """
-        if key is None and attributes is None and type(payload) is bytes:
+        if (
+            key is None
+            and attributes is None
+            and deliver_at is None
+            and delay is None
+            and type(payload) is bytes
+        ):
             publication = self.publication
             with self._lock:
                 room = publication.room - len(payload) - MESSAGE_ENTRY_BYTES
-                if room >= 0 and publication.keys is publication.attributes:  # both None: no columns so far
+                if room >= 0 and publication.plain:
                     publication.room = room
                     payloads = publication.payloads
                     receipt = Receipt(publication.shipment, len(payloads))
                     payloads.append(payload)
                     return receipt
-        return self._send_carefully(payload, key, attributes, timeout)
+        due = self.due(deliver_at, delay)
+        return self._send_carefully(payload, key, attributes, due, timeout)
 
     def send_fast(self, payload: bytes) -> Receipt | None:
         """Put a message into a batch that has been begun and has room, else return `None`."""
@@ -82,7 +95,7 @@ class Producer:
             publication = self.publication
             with self._lock:
                 room = publication.room - len(payload) - MESSAGE_ENTRY_BYTES
-                if room >= 0 and publication.keys is publication.attributes:
+                if room >= 0 and publication.plain:
                     publication.room = room
                     publication.payloads.append(payload)
                     return Receipt(publication.shipment, len(publication.payloads) - 1)
@@ -93,28 +106,36 @@ class Producer:
         payload: bytes,
         key: bytes | None,
         attributes: Mapping[str, str] | None,
+        due: int,
         timeout: float | None,
     ) -> Receipt:
         """The road of a message that begins or ends a batch, or has columns."""
         deadline: float | None = None
         while True:
-            receipt = self.try_send(payload, key, attributes)
+            receipt = self.try_send(payload, key, attributes, due)
             if receipt is not None:
                 return receipt
             if deadline is None:
                 deadline = self._network.deadline(arguments.timeout(timeout))
             self._wait_for_room(self.publication.gathered_bytes, deadline, timeout)
 
+    def due(self, deliver_at: When | None, delay: float | None) -> int:
+        """Return when a message is to be delivered, in unix milliseconds; 0 for at once."""
+        due = arguments.due(deliver_at, delay, self._network.clock)
+        if due and self.publication.strategy == "non-reliable":
+            raise UsageError(f"topic {self.topic!r} is non-reliable: it keeps no message, and can delay none")
+        return due
+
     def try_send(
-        self, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
+        self, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None, due: int = 0
     ) -> Receipt | None:
-        """Do what `send` does, or return `None` when the window is full; never waits."""
+        """Do what `send` does, or return `None` when the window is full; never waits. `due` is in unix ms."""
         publication, network = self.publication, self._network
         network.check()
         payload = arguments.data(payload, "payload")
         columns = (arguments.data(key, "key") if key else b"", arguments.attributes(attributes))
         size = len(payload) + MESSAGE_ENTRY_BYTES
-        size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column)
+        size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column) + (due and TIME_BYTES)
         self._check_size(len(payload), size)
         receipt = None
         with self._lock:
@@ -123,20 +144,20 @@ class Producer:
                 if publication.payloads and publication.room < size:
                     self._seal()
                 if not publication.payloads or publication.room >= size:
-                    receipt = self._add(payload, *columns)
+                    receipt = self._add(payload, *columns, due)
             except BaseException as error:
                 network.connection_of(publication).interrupted(error)
                 raise
         network.settle()
         return receipt
 
-    def _add(self, payload: bytes, key: bytes, attributes: bytes) -> Receipt:
+    def _add(self, payload: bytes, key: bytes, attributes: bytes, due: int) -> Receipt:
         publication, network = self.publication, self._network
         begins = not publication.payloads
         if begins:
             publication.begin(network.clock.monotonic())
         shipment = publication.shipment
-        receipt = Receipt(shipment, publication.add(payload, key, attributes))
+        receipt = Receipt(shipment, publication.add(payload, key, attributes, due))
         if publication.room <= 0 or (begins and publication.lone):
             self._seal()
         elif begins:
@@ -156,14 +177,17 @@ class Producer:
         *,
         keys: Sequence[bytes | None] | None = None,
         attributes: Sequence[Mapping[str, str] | None] | None = None,
+        deliver_at: When | Sequence[When | None] | None = None,
+        delay: float | None = None,
         timeout: float | None = None,
     ) -> BatchReceipt:
         """Put many messages on their way at once: one receipt, consecutive offsets.
 
+        `deliver_at` is for all of them, or a list with one for each; `delay` (seconds from now) is for all.
         A small list joins what is being gathered, a larger one is sent as a batch of its own. Raises as `send` does;
         then none of the messages was taken.
         """
-        batch = self.pack(payloads, keys, attributes)
+        batch = self.pack(payloads, keys, attributes, deliver_at, delay)
         deadline: float | None = None
         while True:
             receipt = self.try_batch(batch)
@@ -178,6 +202,8 @@ class Producer:
         payloads: Sequence[bytes],
         keys: Sequence[bytes | None] | None,
         attributes: Sequence[Mapping[str, str] | None] | None,
+        deliver_at: When | Sequence[When | None] | None = None,
+        delay: float | None = None,
     ) -> Packed:
         """Make the frames of a batch; raises `UsageError`."""
         self._network.check()
@@ -194,13 +220,26 @@ class Producer:
             raise
         if sum(wire.lengths_of(table)) != len(joined):
             raise UsageError("payloads are bytes; a memoryview of larger items is not")
-        columns, body = _columns_of(len(payloads), keys, attributes)
+        times: Sequence[int] | None = None
+        if deliver_at is not None or delay is not None:
+            times = self._times(len(payloads), deliver_at, delay)
+        columns, body = _columns_of(len(payloads), keys, attributes, times)
         packed = Packed(payloads, columns, [table, joined, *body])
         session = self.publication.session
         if session is not None and len(joined) > session.limits.message_bytes_max:
             self._check_size(max(wire.lengths_of(table)), 0)
         self._check_size(0, packed.size)
         return packed
+
+    def _times(
+        self, count: int, deliver_at: When | Sequence[When | None] | None, delay: float | None
+    ) -> Sequence[int] | None:
+        if deliver_at is None or isinstance(deliver_at, int | datetime):
+            due = self.due(deliver_at, delay)
+            return [due] * count if due else None
+        if len(deliver_at) != count:
+            raise UsageError(f"{len(deliver_at)} times of delivery were given for {count} payloads")
+        return [self.due(each, delay) for each in deliver_at]
 
     def try_batch(self, batch: Packed) -> BatchReceipt | None:
         """Do what `send_batch` does, or return `None` when the window is full; never waits."""
@@ -209,11 +248,7 @@ class Producer:
         with self._lock:
             self._check_open()
             try:
-                if (
-                    not batch.columns
-                    and 2 * batch.size < publication.room
-                    and publication.keys is publication.attributes
-                ):
+                if not batch.columns and 2 * batch.size < publication.room and publication.plain:
                     index = len(publication.payloads)
                     publication.payloads.extend(map(bytes, batch.payloads))
                     publication.room -= batch.size
@@ -405,6 +440,7 @@ def _columns_of(
     count: int,
     keys: Sequence[bytes | None] | None,
     attributes: Sequence[Mapping[str, str] | None] | None,
+    times: Sequence[int] | None,
 ) -> tuple[int, list[bytes]]:
     columns = 0
     body: list[bytes] = []
@@ -418,4 +454,7 @@ def _columns_of(
             raise UsageError(f"attributes were given {len(attributes)} times for {count} payloads")
         columns |= wire.Column.ATTRIBUTES
         body.append(wire.pack_column([arguments.attributes(each) for each in attributes]))
+    if times is not None and any(times):
+        columns |= wire.Column.DELIVER_AT
+        body.append(wire.pack_times(times))
     return columns, body

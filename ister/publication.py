@@ -49,6 +49,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
 }
 
 MESSAGE_ENTRY_BYTES: Final = 4  # a message's place in the length table
+TIME_BYTES: Final = 8  # a message's time of delivery, where any message of the batch has one
 NOTHING: Final = -1  # room for nothing: the next message takes the careful road
 
 
@@ -79,8 +80,12 @@ class Publication:
         # gathering
         self.room = NOTHING
         self.payloads: list[bytes] = []
+        self.plain = (
+            True  # no message of the batch has anything but a payload: none of the columns below is begun
+        )
         self.keys: list[bytes] | None = None
         self.attributes: list[bytes] | None = None
+        self.times: list[int] | None = None
         self.shipment = Shipment(topic, None)
         self.linger_at = 0.0
         # sealed, and not resolved
@@ -119,8 +124,8 @@ class Publication:
         self.linger_at = now + self._linger_s
         self.room = self._begun_with = self._batch_bytes_now
 
-    def add(self, payload: bytes, key: bytes, attributes: bytes) -> int:
-        """Put a message into the batch and return its index there; empty columns are absent."""
+    def add(self, payload: bytes, key: bytes, attributes: bytes, deliver_at: int = 0) -> int:
+        """Put a message into the batch and return its index there; empty columns (and the time 0) are absent."""
         index = len(self.payloads)
         if key or self.keys is not None:
             if self.keys is None:
@@ -134,6 +139,13 @@ class Publication:
                 self.room -= MESSAGE_ENTRY_BYTES * index
             self.attributes.append(attributes)
             self.room -= len(attributes) + MESSAGE_ENTRY_BYTES
+        if deliver_at or self.times is not None:
+            if self.times is None:
+                self.times = [0] * index
+                self.room -= TIME_BYTES * index
+            self.times.append(deliver_at)
+            self.room -= TIME_BYTES
+        self.plain = self.keys is None and self.attributes is None and self.times is None
         self.payloads.append(payload)
         self.room -= len(payload) + MESSAGE_ENTRY_BYTES
         return index
@@ -141,8 +153,8 @@ class Publication:
     def _fresh(self) -> None:
         self.room = NOTHING
         self.payloads = []
-        self.keys = None
-        self.attributes = None
+        self.plain = True
+        self.keys = self.attributes = self.times = None
         self.shipment = Shipment(self.topic, self._waiter)
 
     def gathered_bytes(self) -> int:
@@ -167,6 +179,8 @@ class Publication:
             columns |= wire.Column.KEYS
         if self.attributes is not None:
             columns |= wire.Column.ATTRIBUTES
+        if self.times is not None:
+            columns |= wire.Column.DELIVER_AT
         if len(payloads) == 1 and not columns:
             body = payloads
         else:
@@ -174,6 +188,8 @@ class Publication:
             for column in (self.keys, self.attributes):
                 if column is not None:
                     body.append(wire.pack_column(column))
+            if self.times is not None:
+                body.append(wire.pack_times(self.times))
         self.seal_frames(len(payloads), columns, body)
 
     def seal_frames(self, count: int, columns: int, body: list[bytes]) -> None:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypedDict
 
 from ister import arguments
-from ister.errors import RemoteError
+from ister.errors import RemoteError, UsageError
+from ister.message import Batch, Message
 from ister.session import Request
+
+PEEK_GAP = 1000  # messages between two that are wanted: reading them costs less than another reader
+
+
+class SubscriptionOptions(TypedDict, total=False):
+    """How a subscription treats its messages; PROTOCOL.md, section 10, has the values, and what `None` stands for."""
+
+    ack_timeout: float | None  # seconds: what a consumer holds longer is delivered again
+    ack_timeout_ms: int | None  # the same in milliseconds
+    backoff_ms_min: int | None  # how long a message waits after its first failure, doubling with each
+    backoff_ms_max: int | None  # but no longer than this
+    max_deliveries: int | None  # a message that failed so often is poison; 0: no limit
+    poison: Literal["dead-letter", "drop", "block"] | None  # what becomes of it
+    dead_letter_topic: str | None
+    paused: int | None  # 1: nothing is delivered
+    drop: Literal["oldest", "newest"] | None  # non-reliable: what is lost when the buffer is full
+    buffer_messages_max: int | None  # non-reliable
+    buffer_bytes_max: int | None  # non-reliable
+
+
+_OPTIONS = frozenset(SubscriptionOptions.__annotations__)
 
 
 def topic_request(topic: str, dispatch: str, durability: str | None, retention: dict[str, int]) -> Request:
@@ -19,11 +41,24 @@ def topic_request(topic: str, dispatch: str, durability: str | None, retention: 
 
 
 def subscription_request(
-    topic: str, subscription: str, kind: str, start: str | int, settings: dict[str, Any]
+    topic: str, subscription: str, kind: str, start: Any, settings: dict[str, Any]
 ) -> Request:
     """Return the request that creates a subscription."""
-    asked = {"topic": topic, "subscription": subscription, "type": kind, "start": start, **settings}
-    return Request("subscription.create", asked)
+    arguments.choice(kind, "a subscription's type", ("exclusive", "shared", "failover", "key-shared"))
+    return about(
+        "subscription.create", topic, subscription, type=kind, start=arguments.start(start), **settings
+    )
+
+
+def unblock_request(topic: str, subscription: str, action: str) -> Request:
+    """Return the request that decides what becomes of the messages that block a subscription."""
+    arguments.choice(action, "an action", ("retry", "drop", "dead-letter"))
+    return about("subscription.unblock", topic, subscription, action=action)
+
+
+def about(operation: str, topic: str, subscription: str, **more: Any) -> Request:
+    """Return a request about one subscription."""
+    return Request(operation, {"topic": topic, "subscription": subscription, **more})
 
 
 def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) -> bool:
@@ -72,15 +107,60 @@ class Listing:
             asked = {**self._asked, "after": page[-1][self._one]}
 
 
-def subscription_settings(
-    drop: str | None, ack_timeout: float | None, buffer_messages_max: int | None
-) -> dict[str, Any]:
-    """Return the settings that count when a subscription is made; `ack_timeout` in seconds."""
+def subscription_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a subscription as they travel; raises `UsageError`."""
     settings: dict[str, Any] = {}
-    if drop is not None:
-        settings["drop"] = arguments.choice(drop, "drop", ("oldest", "newest"))
-    if ack_timeout is not None:
-        settings["ack_timeout_ms"] = max(1, round(arguments.seconds(ack_timeout, "ack_timeout") * 1000))
-    if buffer_messages_max is not None:
-        settings["buffer_messages_max"] = arguments.number(buffer_messages_max, "buffer_messages_max", 1)
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise UsageError(f"a subscription has no option {name!r}; it has {', '.join(sorted(_OPTIONS))}")
+        if value is None:
+            continue
+        if name == "ack_timeout":
+            timeout = arguments.seconds(value, "ack_timeout")
+            settings["ack_timeout_ms"] = max(1, round(timeout * 1000))
+        elif name == "drop":
+            settings[name] = arguments.choice(value, name, ("oldest", "newest"))
+        elif name == "poison":
+            settings[name] = arguments.choice(value, name, ("dead-letter", "drop", "block"))
+        elif name == "dead_letter_topic":
+            settings[name] = arguments.text(value, name)
+        elif name == "paused":
+            settings[name] = int(arguments.number(int(value), name))
+        else:
+            settings[name] = arguments.number(value, name)
     return settings
+
+
+class Peek:
+    """Which messages a look at a subscription wants, found by reading its topic, without touching the subscription.
+
+    What nobody has acknowledged may lie far apart: each of `places` (first, end) is read by a reader of its own.
+    """
+
+    def __init__(self, shown: dict[str, Any], count: int) -> None:
+        """`shown` is what `subscription.show` answered."""
+        if "pending" not in shown:
+            raise UsageError(
+                f"subscription {shown.get('subscription')!r} keeps no messages: there is nothing to peek at"
+            )
+        self.found: list[Message] = []
+        self.places: list[tuple[int, int]] = []
+        self._count = count
+        self._wanted: list[tuple[int, int]] = []
+        left = count
+        for first, end in shown["pending"]:
+            if left <= 0:
+                break
+            until = min(end, first + left)
+            left -= until - first
+            self._wanted.append((first, until))
+            if self.places and first - self.places[-1][1] <= PEEK_GAP:
+                self.places[-1] = (self.places[-1][0], until)
+            else:
+                self.places.append((first, until))
+
+    def take(self, batch: Batch, end: int) -> bool:
+        """Keep what is wanted of a batch; False once nothing before `end` can come any more."""
+        for first, until in self._wanted:
+            self.found += [message for message in batch if first <= message.offset < until]
+        return not len(batch) or batch[-1].offset + 1 < end

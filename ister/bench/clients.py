@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Final
@@ -221,7 +222,7 @@ def _receive_batches(consumer: ister.Consumer, load: Load) -> Received:
             received.messages += len(payloads)
             received.bytes += sum(map(len, payloads))
             if every:
-                for place in range(-batch.offsets.start % every, len(payloads), every):
+                for place in _stamped(batch, every):
                     note(at - STAMP.unpack_from(payloads[place])[0])
             consumer.ack(batch)
             if last in batch.offsets:
@@ -229,6 +230,14 @@ def _receive_batches(consumer: ister.Consumer, load: Load) -> Received:
     except ClosedError:
         pass  # told to stop: the last message was dropped
     return received
+
+
+def _stamped(batch: ister.Batch, every: int) -> Sequence[int]:
+    """Return the places of the messages that carry a time."""
+    offsets = batch.offsets
+    if isinstance(offsets, range):
+        return range(-offsets.start % every, len(offsets), every)
+    return [place for place, offset in enumerate(offsets) if offset % every == 0]
 
 
 def _cpu_seconds() -> float:

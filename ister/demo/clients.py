@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Final, Literal
 
 import ister
+from ister.administration import SubscriptionType
 from ister.demo.source import SourceFile, lines_of
 from ister.demo.spool import Spool
 
@@ -73,7 +74,7 @@ class Seat:
 
     topic: str
     subscription: str
-    type: Literal["exclusive", "shared", "failover"]
+    type: SubscriptionType
     priority: int
     spool: str
 

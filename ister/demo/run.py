@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ister
-from ister.client import SubscriptionType
+from ister.administration import SubscriptionType
 from ister.clientprocess import ClientProcess, wait_for_any
 from ister.demo.clients import (
     GO,

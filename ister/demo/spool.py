@@ -43,12 +43,18 @@ class Spool:
         self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115  (closed by `close`)
 
     def write(self, at_ns: int, batch: Batch) -> None:
-        """Write a batch down."""
-        payloads = batch.payloads
-        keys = [message.key or b"" for message in batch]
-        body, tail = b"".join(payloads), b"".join(keys)
-        head = HEADER.pack(at_ns, batch.offsets.start, len(payloads), batch.attempt, len(body), len(tail))
-        self._file.write(b"".join((head, wire.pack_lengths(payloads), body, wire.pack_lengths(keys), tail)))
+        """Write a batch down: a piece for each run of consecutive offsets."""
+        payloads, keys = batch.payloads, [message.key or b"" for message in batch]
+        at = 0
+        written: list[bytes] = []
+        for first, end in batch.ranges:
+            until = at + end - first
+            run, run_keys = payloads[at:until], keys[at:until]
+            body, tail = b"".join(run), b"".join(run_keys)
+            head = HEADER.pack(at_ns, first, len(run), batch.attempt, len(body), len(tail))
+            written += (head, wire.pack_lengths(run), body, wire.pack_lengths(run_keys), tail)
+            at = until
+        self._file.write(b"".join(written))
 
     def close(self) -> None:
         """Close the file."""

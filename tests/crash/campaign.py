@@ -29,7 +29,7 @@ from random import Random
 from typing import Any, Final, TypeVar
 
 import ister
-from ister.client import SubscriptionType
+from ister.administration import SubscriptionType
 from ister.errors import IsterError, RemoteError
 from ister.ownbroker import free_ports
 from tests.crash.consumers import ConsumerThread, Taker

@@ -12,7 +12,7 @@ from random import Random
 from typing import Final
 
 import ister
-from ister.client import SubscriptionType
+from ister.administration import SubscriptionType
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
 from tests.crash.oracle import Attached, Oracle, Subscription
 from tests.crash.producers import Signals

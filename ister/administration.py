@@ -1,0 +1,230 @@
+"""What is asked of a broker once: topics, subscriptions, status. The part of `Client` that opens nothing.
+
+Pure but for `_ask`, with which `Client` waits for an answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Final, Literal, Unpack
+
+from ister import arguments, requests
+from ister.consumer import Position
+from ister.errors import RemoteError
+from ister.requests import SubscriptionOptions
+from ister.session import Request
+
+VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is
+
+SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
+
+
+class Administration(ABC):
+    """The questions and orders of `Client`; each raises `RemoteError` and `TimeoutExpiredError`."""
+
+    @abstractmethod
+    def _ask(self, request: Request, timeout: float | None) -> Any:
+        """Have a request answered within `timeout` seconds (`None`: the client's own), or raise."""
+
+    # ---- topics --------------------------------------------------------------------------------------------------
+
+    def create_topic(
+        self,
+        topic: str,
+        *,
+        dispatch: Literal["reliable", "non-reliable"] = "reliable",
+        durability: Literal["fsync", "os", "cloud"] | None = None,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+        **retention: int,
+    ) -> dict[str, Any]:
+        """Create a topic and return what the broker knows of it.
+
+        `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), once the
+        `os` has the bytes, or once the store has them (`cloud`). With `exist_ok`, a topic of that name and dispatch is
+        as good as a new one. `retention` is what a reliable topic keeps at most: see `update_topic`.
+        Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
+        """
+        request = requests.topic_request(topic, dispatch, durability, retention)
+        try:
+            answer: dict[str, Any] = self._ask(request, timeout)
+        except RemoteError as error:
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
+                raise
+            answer = self.topic(topic, timeout=timeout)
+            if requests.differs(answer, request):
+                raise
+        return answer
+
+    def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> dict[str, Any]:
+        """Change what a reliable topic keeps, and return what the broker knows of it.
+
+        `retention_ms`: no longer than that; `retention_bytes`: no more than that, in whole segments;
+        `retention_acknowledged`: 1: only what some subscription has not acknowledged. 0 lifts a limit. What is not in
+        the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
+        """
+        answer: dict[str, Any] = self._ask(Request("topic.update", {"topic": topic, **retention}), timeout)
+        return answer
+
+    def verify_topic(
+        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
+    ) -> dict[str, Any]:
+        """Have the broker check every byte of a topic's log, and return its report.
+
+        The report has `messages`, `bytes`, `segments`, and `damaged`: a list of ranges (`first`, `end`, `reason`, ...).
+        `progress(bytes, bytes_total)` is called now and then. Raises `RemoteError`.
+        """
+        while True:
+            answer = self._ask(Request("topic.verify", {"topic": topic}), timeout)
+            if progress is not None and "bytes_total" in answer:
+                progress(answer["bytes"], answer["bytes_total"])
+            if answer["done"]:
+                report: dict[str, Any] = answer["report"]
+                return report
+            threading.Event().wait(VERIFY_POLL_S)
+
+    def repair_topic(self, topic: str, *, skip_damaged: bool, timeout: float | None = None) -> dict[str, Any]:
+        """Let every subscription of a topic go on behind what is damaged; returns the ranges that are skipped now."""
+        request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
+        answer: dict[str, Any] = self._ask(request, timeout)
+        return answer
+
+    def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Return every topic, by name."""
+        return self._list(requests.Listing("topic.list", "topics", "topic", {}), timeout)
+
+    def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
+        answer: dict[str, Any] = self._ask(Request("topic.show", {"topic": topic}), timeout)
+        return answer
+
+    def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
+        """Delete a topic, its messages and its subscriptions; raises `RemoteError` (`unknown-topic`)."""
+        self._delete(Request("topic.delete", {"topic": topic}), timeout)
+
+    # ---- subscriptions -------------------------------------------------------------------------------------------
+
+    def create_subscription(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        type: SubscriptionType = "exclusive",
+        start: Position = "latest",
+        exist_ok: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
+    ) -> dict[str, Any]:
+        """Create a subscription without attaching to it; `start` is where it begins to read.
+
+        Raises `RemoteError` (`subscription-exists`, `unknown-topic`, ...), `UsageError`.
+        """
+        settings = requests.subscription_settings(options)
+        request = requests.subscription_request(topic, subscription, type, start, settings)
+        try:
+            answer: dict[str, Any] = self._ask(request, timeout)
+        except RemoteError as error:
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
+                raise
+            answer = self.subscription(topic, subscription, timeout=timeout)
+            if requests.differs(answer, request):
+                raise
+        return answer
+
+    def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Return every subscription of a topic, by name."""
+        listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
+        return self._list(listing, timeout)
+
+    def subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
+        answer: dict[str, Any] = self._ask(requests.about("subscription.show", topic, subscription), timeout)
+        return answer
+
+    def update_subscription(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
+    ) -> dict[str, Any]:
+        """Change options of a subscription, for its present consumers too, and return what the broker knows of it.
+
+        Raises `RemoteError` (`unknown-subscription`, `invalid-argument`), `UsageError`.
+        """
+        settings = requests.subscription_settings(options)
+        answer: dict[str, Any] = self._ask(
+            requests.about("subscription.update", topic, subscription, **settings), timeout
+        )
+        return answer
+
+    def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
+        self.update_subscription(topic, subscription, paused=1, timeout=timeout)
+
+    def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Have a paused subscription deliver again."""
+        self.update_subscription(topic, subscription, paused=0, timeout=timeout)
+
+    def seek(self, topic: str, subscription: str, position: Position, *, timeout: float | None = None) -> int:
+        """Move a subscription to "earliest", "latest", an offset or the first message of a time (`datetime`).
+
+        Returns the offset of the next message. Everything below it counts as acknowledged, nothing from there on does;
+        its consumers are told. Raises `RemoteError` (`unknown-subscription`, `offset-out-of-range`, ...).
+        """
+        place = arguments.start(position, "a position")
+        answer = self._ask(requests.about("subscription.seek", topic, subscription, to=place), timeout)
+        reached: int = answer["position"]
+        return reached
+
+    def unblock(
+        self,
+        topic: str,
+        subscription: str,
+        action: Literal["retry", "drop", "dead-letter"],
+        *,
+        timeout: float | None = None,
+    ) -> int:
+        """Decide what becomes of the messages that block a subscription, and return how many they were.
+
+        Raises `RemoteError` (`unknown-subscription`).
+        """
+        messages: int = self._ask(requests.unblock_request(topic, subscription, action), timeout)["messages"]
+        return messages
+
+    def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return why messages of a subscription flow, or why they do not.
+
+        `flowing` says which; `reasons` is a list of maps with a `code`, a `text` for people, and numbers; `numbers` is
+        a map of what it was concluded from. Raises `RemoteError` (`unknown-subscription`).
+        """
+        answer: dict[str, Any] = self._ask(
+            requests.about("subscription.explain", topic, subscription), timeout
+        )
+        return answer
+
+    def delete_subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Delete a subscription and its cursor; its consumers are closed."""
+        self._delete(requests.about("subscription.delete", topic, subscription), timeout)
+
+    def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return how the broker and its processes are doing."""
+        answer: dict[str, Any] = self._ask(Request("status", {}), timeout)
+        return answer
+
+    # ---- how it is asked -----------------------------------------------------------------------------------------
+
+    def _delete(self, request: Request, timeout: float | None) -> None:
+        try:
+            self._ask(request, timeout)
+        except RemoteError as error:
+            if not requests.is_gone_already(error, request):
+                raise
+
+    def _list(self, listing: requests.Listing, timeout: float | None) -> list[dict[str, Any]]:
+        for request in listing:
+            self._ask(request, timeout)
+        return listing.found
