@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
 from ister import wire
-from ister.clock import Clock
 from ister.errors import IsterError, UsageError
 
 TIME_MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999: what is beyond it is in another unit
@@ -68,7 +68,7 @@ def time_ms(value: Any, what: str) -> int:
     raise UsageError(f"{what} is unix milliseconds or a datetime, not {value!r}")
 
 
-def due(deliver_at: Any, delay: Any, clock: Clock) -> int:
+def due(deliver_at: Any, delay: Any, now_ms: Callable[[], int]) -> int:
     """Return when a message is to be delivered, in unix milliseconds (0: at once), or raise `UsageError`."""
     if delay is None:
         return 0 if deliver_at is None else time_ms(deliver_at, "deliver_at")
@@ -76,7 +76,7 @@ def due(deliver_at: Any, delay: Any, clock: Clock) -> int:
         raise UsageError("a message has either deliver_at or delay, not both")
     if seconds(delay, "a delay") > DELAY_S_MAX:
         raise UsageError(f"a delay of {delay} s is over a hundred years")
-    return clock.time_ms() + round(delay * 1000) if delay else 0
+    return now_ms() + round(delay * 1000) if delay else 0
 
 
 def data(value: Any, what: str) -> bytes:

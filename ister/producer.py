@@ -121,7 +121,7 @@ class Producer:
 
     def due(self, deliver_at: When | None, delay: float | None) -> int:
         """Return when a message is to be delivered, in unix milliseconds; 0 for at once."""
-        due = arguments.due(deliver_at, delay, self._network.clock)
+        due = arguments.due(deliver_at, delay, self._network.clock.time_ms)
         if due and self.publication.strategy == "non-reliable":
             raise UsageError(f"topic {self.topic!r} is non-reliable: it keeps no message, and can delay none")
         return due
