@@ -272,14 +272,13 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
         yield _reason("waiting-for-durability", text + (f": {trouble}" if trouble else ""), messages=behind)
         return
     if not state.get("in_flight"):
-        yield _reason(
-            "caught-up", f"every message{_up_to(state)} is delivered and acknowledged: nothing is left"
-        )
+        done = "delivered and acknowledged" if "durable_end" in state else "delivered"
+        yield _reason("caught-up", f"every message{_up_to(state)} is {done}: nothing is left")
     last_ms, producers = topic.get("last_published_ms"), topic.get("producers")
     if producers is None or (last_ms is not None and now_ms - last_ms < RECENT_MS):
         return
     last = (
-        "none came yet that is known of"
+        "none has come since the topic was started"
         if last_ms is None
         else f"the last message came {_ago(last_ms, now_ms)}"
     )

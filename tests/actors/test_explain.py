@@ -272,6 +272,7 @@ def test_a_client_is_told_why_nothing_comes(stage: Stage) -> None:
     client.request("subscription.create", topic="quotes", subscription="s")
     answer = client.request("subscription.explain", topic="quotes", subscription="s")
     assert not answer["flowing"]
+    assert "every message is delivered: nothing is left" in [reason["text"] for reason in answer["reasons"]]
     assert [reason["code"] for reason in answer["reasons"]] == [
         "no-consumer",
         "caught-up",
