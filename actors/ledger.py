@@ -17,11 +17,17 @@ from typing import NamedTuple
 
 
 class Held(NamedTuple):
-    """A half-open range of offsets, delivered together for the `attempt`-th time."""
+    """A half-open range of offsets, delivered together for the `attempt`-th time, `failures` of which ended badly."""
 
     first: int
     end: int
     attempt: int
+    failures: int = 0
+
+
+def back_off_ms(failures: int, ms_min: int, ms_max: int) -> int:
+    """Return how long a message waits that failed so often: twice as long each time, within bounds; 0 for no wait."""
+    return min(ms_min << min(failures - 1, 40), ms_max) if failures and ms_min else 0
 
 
 class InFlight:
@@ -31,6 +37,7 @@ class InFlight:
         self._firsts: list[int] = []  # ascending; the other lists run beside it
         self._ends: list[int] = []
         self._attempts: list[int] = []
+        self._failures: list[int] = []
         self._deadlines: list[float] = []
         self._queue: list[tuple[float, int]] = []  # heap of (deadline, first); may hold ones that are settled
         self.messages = 0
@@ -38,7 +45,7 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._firsts)
 
-    def deliver(self, first: int, end: int, attempt: int, deadline_s: float) -> None:
+    def deliver(self, first: int, end: int, attempt: int, deadline_s: float, failures: int = 0) -> None:
         """Note a delivery of a range that is not in flight here yet."""
         firsts = self._firsts
         if not firsts or first > firsts[-1]:
@@ -48,6 +55,7 @@ class InFlight:
         firsts.insert(at, first)
         self._ends.insert(at, end)
         self._attempts.insert(at, attempt)
+        self._failures.insert(at, failures)
         self._deadlines.insert(at, deadline_s)
         heapq.heappush(self._queue, (deadline_s, first))
         self.messages += end - first
@@ -66,37 +74,49 @@ class InFlight:
             low += 1
         high = low
         settled: list[Held] = []
-        keep: list[tuple[int, int, int, float]] = []
+        keep: list[tuple[int, int, int, int, float]] = []
         while high < len(firsts) and firsts[high] < end:
             start, stop = firsts[high], ends[high]
-            attempt, deadline = self._attempts[high], self._deadlines[high]
-            settled.append(Held(max(start, first), min(stop, end), attempt))
+            attempt, failures = self._attempts[high], self._failures[high]
+            deadline = self._deadlines[high]
+            settled.append(Held(max(start, first), min(stop, end), attempt, failures))
             if start < first:
-                keep.append((start, first, attempt, deadline))
+                keep.append((start, first, attempt, failures, deadline))
             if stop > end:
-                keep.append((end, stop, attempt, deadline))
+                keep.append((end, stop, attempt, failures, deadline))
                 heapq.heappush(self._queue, (deadline, end))
             high += 1
         if settled:
             self._firsts[low:high] = [part[0] for part in keep]
             self._ends[low:high] = [part[1] for part in keep]
             self._attempts[low:high] = [part[2] for part in keep]
-            self._deadlines[low:high] = [part[3] for part in keep]
+            self._failures[low:high] = [part[3] for part in keep]
+            self._deadlines[low:high] = [part[4] for part in keep]
             self.messages -= sum(part.end - part.first for part in settled)
             self._bound_queue()
         return settled
 
+    def extend(self, first: int, end: int, deadline_s: float) -> int:
+        """Give what is in flight of a range another deadline; return how many messages that are."""
+        extended = self.settle(first, end)
+        for part in extended:
+            self.deliver(part.first, part.end, part.attempt, deadline_s, part.failures)
+        return sum(part.end - part.first for part in extended)
+
+    def oldest_first(self) -> int | None:
+        """Return the lowest offset in flight, or None."""
+        return self._firsts[0] if self._firsts else None
+
     def expire(self, now_s: float) -> list[Held]:
         """Take out and return what was due by `now_s`."""
         expired: list[Held] = []
-        queue = self._queue
-        while queue:
-            deadline, first = queue[0]
+        while self._queue:  # `settle` may put another list in its place
+            deadline, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
             current = at >= 0 and self._firsts[at] == first and self._deadlines[at] == deadline
             if current and deadline > now_s:
                 break
-            heapq.heappop(queue)
+            heapq.heappop(self._queue)
             if current:
                 expired += self.settle(first, self._ends[at])
         return expired
@@ -107,7 +127,9 @@ class InFlight:
 
     def release(self) -> list[Held]:
         """Take out and return everything, lowest offset first."""
-        released = [Held(*part) for part in zip(self._firsts, self._ends, self._attempts, strict=True)]
+        released = [
+            Held(*part) for part in zip(self._firsts, self._ends, self._attempts, self._failures, strict=True)
+        ]
         self.__init__()  # type: ignore[misc]
         return released
 
@@ -118,6 +140,7 @@ class Redelivery:
     def __init__(self) -> None:
         self._due: list[Held] = []  # by offset, highest first, so that taking the lowest is a pop
         self._delayed: list[tuple[float, Held]] = []  # heap by time
+        self._later = 0  # messages in it
         self.messages = 0
 
     def add(self, held: Held, ready_at_s: float, now_s: float) -> None:
@@ -125,13 +148,16 @@ class Redelivery:
         self.messages += held.end - held.first
         if ready_at_s > now_s:
             heapq.heappush(self._delayed, (ready_at_s, held))
+            self._later += held.end - held.first
         else:
             insort(self._due, held, key=_descending)
 
     def take(self, now_s: float, messages_max: int) -> Held | None:
         """Take the lowest range that is due, at most `messages_max` messages of it; None when nothing is."""
         while self._delayed and self._delayed[0][0] <= now_s:
-            insort(self._due, heapq.heappop(self._delayed)[1], key=_descending)
+            ready = heapq.heappop(self._delayed)[1]
+            self._later -= ready.end - ready.first
+            insort(self._due, ready, key=_descending)
         if not self._due:
             return None
         held = self._due.pop()
@@ -141,6 +167,16 @@ class Redelivery:
             held = held._replace(end=cut)
         self.messages -= held.end - held.first
         return held
+
+    @property
+    def ranges(self) -> int:
+        """How many ranges it keeps: that, not how many messages they hold, is what costs memory."""
+        return len(self._due) + len(self._delayed)
+
+    @property
+    def due_messages(self) -> int:
+        """How many messages may be delivered at once."""
+        return self.messages - self._later
 
     def next_ready_s(self) -> float | None:
         """Return when the next delayed range is due, or None when none is delayed."""

@@ -4,17 +4,24 @@ A batch that fits is sent as it is, the stored bytes untouched. A batch larger t
 batches that follow each other are joined end to end up to `PIECE_BYTES`, so that a topic fed with single messages does
 not cost a frame a message. Sums over length tables run in C.
 
+Where single messages are chosen (Key-Shared), a batch is opened as a `Sheet`, and `gather` puts together what was
+chosen of several: the one place that looks at single messages.
+
 Invariants
-- the messages of a piece are consecutive offsets, in order, each byte for byte what was published
+- the messages of a piece are in the order of their offsets, each byte for byte what was published
+- they are consecutive, unless `ranges` says which they are
 """
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Protocol
 
-from ister.wire import Buffer, Column, lengths_of
+from ister.wire import Buffer, Column, lengths_of, pack_column, split_column
 
 PIECE_BYTES: Final = 64 << 10  # joining stops here: the size of a producer's full batch
 
@@ -39,6 +46,10 @@ class Batch(Protocol):
         """Return the bits of `ister.wire.Column` it has."""
 
     @property
+    def producer_id(self) -> int:
+        """Return who sent it."""
+
+    @property
     def lengths(self) -> Buffer:
         """Return the length table."""
 
@@ -54,6 +65,10 @@ class Batch(Protocol):
     def attributes(self) -> Buffer | None:
         """Return the attributes column."""
 
+    @property
+    def deliver_at(self) -> Buffer | None:
+        """Return the column of delivery times."""
+
 
 @dataclass(slots=True, eq=False)
 class RelayedBatch:
@@ -67,15 +82,22 @@ class RelayedBatch:
     payload: Buffer
     keys: Buffer | None = None
     attributes: Buffer | None = None
+    deliver_at: Buffer | None = None
+    producer_id: int = 0  # nobody asks
 
     @classmethod
     def of_frames(
         cls, first_offset: int, count: int, timestamp_ms: int, columns: int, frames: Sequence[Buffer]
     ) -> RelayedBatch:
         """Return the batch made of the body frames of a PUBLISH."""
-        keys = frames[2] if columns & Column.KEYS else None
-        attributes = frames[-1] if columns & Column.ATTRIBUTES else None
-        return cls(first_offset, count, timestamp_ms, columns, frames[0], frames[1], keys, attributes)
+        rest = iter(frames[2:])
+        keys, attributes, deliver_at = (
+            next(rest) if columns & bit else None
+            for bit in (Column.KEYS, Column.ATTRIBUTES, Column.DELIVER_AT)
+        )
+        return cls(
+            first_offset, count, timestamp_ms, columns, frames[0], frames[1], keys, attributes, deliver_at
+        )
 
     @property
     def frames(self) -> tuple[Buffer, ...]:
@@ -94,9 +116,21 @@ class Piece:
     timestamps: tuple[int, ...]  # count, unix ms, count, unix ms, ...
     frames: tuple[Buffer, ...]
     bytes: int
+    failures: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()  # the offsets, where they do not follow each other
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """The offsets as half-open ranges."""
+        return self.ranges or ((self.offset, self.offset + self.count),)
+
+    @property
+    def end(self) -> int:
+        """What follows the last offset."""
+        return self.ranges[-1][1] if self.ranges else self.offset + self.count
 
 
-def whole(batch: Batch, attempt: int) -> Piece:
+def whole(batch: Batch, attempt: int, failures: int = 0) -> Piece:
     """Return a batch as it is."""
     frames = _frames(batch)
     return Piece(
@@ -107,14 +141,15 @@ def whole(batch: Batch, attempt: int) -> Piece:
         (batch.count, batch.timestamp_ms),
         frames,
         sum(map(len, frames)),
+        failures,
     )
 
 
-def cut(batch: Batch, first: int, end: int, attempt: int) -> Piece:
+def cut(batch: Batch, first: int, end: int, attempt: int, failures: int = 0) -> Piece:
     """Return the messages of a batch from offset `first` to before `end`, which must be in it."""
     low, high = first - batch.first_offset, end - batch.first_offset
     if low == 0 and high == batch.count:
-        return whole(batch, attempt)
+        return whole(batch, attempt, failures)
     assert 0 <= low < high <= batch.count, (batch.first_offset, batch.count, first, end)
     table = memoryview(batch.lengths)
     frames: list[Buffer] = [table[4 * low : 4 * high], _cut_items(table, batch.payload, low, high)]
@@ -123,6 +158,8 @@ def cut(batch: Batch, first: int, end: int, attempt: int) -> Piece:
             view = memoryview(column)
             lengths, items = view[: 4 * batch.count], view[4 * batch.count :]
             frames.append(bytes(lengths[4 * low : 4 * high]) + bytes(_cut_items(lengths, items, low, high)))
+    if batch.columns & Column.DELIVER_AT and batch.deliver_at is not None:
+        frames.append(memoryview(batch.deliver_at)[8 * low : 8 * high])
     count = high - low
     return Piece(
         first,
@@ -132,6 +169,7 @@ def cut(batch: Batch, first: int, end: int, attempt: int) -> Piece:
         (count, batch.timestamp_ms),
         tuple(frames),
         sum(map(len, frames)),
+        failures,
     )
 
 
@@ -148,6 +186,8 @@ def join(batches: Sequence[Batch]) -> Piece:
         frames.append(_join_columns(batches, [batch.keys for batch in batches]))
     if first.columns & Column.ATTRIBUTES:
         frames.append(_join_columns(batches, [batch.attributes for batch in batches]))
+    if first.columns & Column.DELIVER_AT:
+        frames.append(b"".join([batch.deliver_at or b"" for batch in batches]))
     timestamps: list[int] = []
     for batch in batches:
         timestamps += (batch.count, batch.timestamp_ms)
@@ -165,13 +205,15 @@ def join(batches: Sequence[Batch]) -> Piece:
 def batch_bytes(batch: Batch) -> int:
     """Return the bytes of a batch's body frames."""
     size = len(batch.lengths) + len(batch.payload)
-    return size + len(batch.keys or b"") + len(batch.attributes or b"") if batch.columns else size
+    if not batch.columns:
+        return size
+    return size + len(batch.keys or b"") + len(batch.attributes or b"") + len(batch.deliver_at or b"")
 
 
 def _frames(batch: Batch) -> tuple[Buffer, ...]:
     if not batch.columns:
         return (batch.lengths, batch.payload)
-    columns = (batch.keys, batch.attributes)
+    columns = (batch.keys, batch.attributes, batch.deliver_at)
     return (batch.lengths, batch.payload, *[column for column in columns if column is not None])
 
 
@@ -185,3 +227,114 @@ def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer | None]) ->
     tables = [view[: 4 * batch.count] for batch, view in zip(batches, views, strict=True)]
     items = [view[4 * batch.count :] for batch, view in zip(batches, views, strict=True)]
     return b"".join(tables) + b"".join(items)
+
+
+# ---- single messages --------------------------------------------------------------------------------------------
+
+
+class Sheet:
+    """A batch whose single messages are looked at; what is asked for is worked out once."""
+
+    __slots__ = ("_columns", "_ends", "batch", "end", "first")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.first = batch.first_offset
+        self.end = batch.first_offset + batch.count
+        self._ends: list[int] | None = None  # of the payloads
+        self._columns: dict[int, list[bytes]] = {}
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys, empty where a message has none."""
+        return self._column(Column.KEYS, self.batch.keys)
+
+    @property
+    def attributes(self) -> list[bytes]:
+        """The attributes as they are on the wire, empty where a message has none."""
+        return self._column(Column.ATTRIBUTES, self.batch.attributes)
+
+    @property
+    def deliver_at(self) -> array[int] | None:
+        """When the messages are to be delivered (unix ms, 0: at once); None where none is to wait."""
+        column = self.batch.deliver_at
+        return None if column is None else times_of(column)
+
+    def _column(self, bit: int, column: Buffer | None) -> list[bytes]:
+        found = self._columns.get(bit)
+        if found is None:
+            count = self.batch.count
+            found = [b""] * count if column is None else split_column(column, count)
+            self._columns[bit] = found
+        return found
+
+    @property
+    def ends(self) -> list[int]:
+        """Where each payload ends."""
+        if self._ends is None:
+            self._ends = list(accumulate(lengths_of(self.batch.lengths)))
+        return self._ends
+
+    def size(self, index: int) -> int:
+        """Return the bytes of one payload."""
+        ends = self.ends
+        return ends[index] - (ends[index - 1] if index else 0)
+
+    def payload(self, low: int, high: int) -> memoryview:
+        """Return the payloads of messages [low, high), end to end."""
+        ends = self.ends
+        return memoryview(self.batch.payload)[ends[low - 1] if low else 0 : ends[high - 1]]
+
+
+def gather(rows: Sequence[tuple[Sheet, int]], attempt: int, failures: int) -> Piece:
+    """Return chosen messages, in ascending order of offsets and of the same columns, as one piece."""
+    runs: list[tuple[Sheet, int, int]] = []
+    for sheet, index in rows:
+        if runs and runs[-1][0] is sheet and runs[-1][2] == index:
+            runs[-1] = (sheet, runs[-1][1], index + 1)
+        else:
+            runs.append((sheet, index, index + 1))
+    columns = runs[0][0].batch.columns
+    frames: list[Buffer] = [
+        b"".join([memoryview(sheet.batch.lengths)[4 * low : 4 * high] for sheet, low, high in runs]),
+        b"".join([sheet.payload(low, high) for sheet, low, high in runs]),
+    ]
+    if columns & Column.KEYS:
+        frames.append(pack_column([key for sheet, low, high in runs for key in sheet.keys[low:high]]))
+    if columns & Column.ATTRIBUTES:
+        items = [item for sheet, low, high in runs for item in sheet.attributes[low:high]]
+        frames.append(pack_column(items))
+    if columns & Column.DELIVER_AT:
+        tables = [memoryview(sheet.batch.deliver_at or b"")[8 * low : 8 * high] for sheet, low, high in runs]
+        frames.append(b"".join(tables))
+    timestamps: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    for sheet, low, high in runs:
+        if len(timestamps) > 1 and timestamps[-1] == sheet.batch.timestamp_ms:
+            timestamps[-2] += high - low
+        else:
+            timestamps += (high - low, sheet.batch.timestamp_ms)
+        if ranges and ranges[-1][1] == sheet.first + low:
+            ranges[-1] = (ranges[-1][0], sheet.first + high)
+        else:
+            ranges.append((sheet.first + low, sheet.first + high))
+    return Piece(
+        ranges[0][0],
+        len(rows),
+        columns,
+        attempt,
+        tuple(timestamps),
+        tuple(frames),
+        sum(map(len, frames)),
+        failures,
+        tuple(ranges) if len(ranges) > 1 else (),
+    )
+
+
+def times_of(column: Buffer) -> array[int]:
+    """Return a column of delivery times (little-endian u64) as an array."""
+    times = array("Q")
+    times.frombytes(column)
+    if sys.byteorder == "big":
+        times.byteswap()
+    return times

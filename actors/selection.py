@@ -4,6 +4,7 @@ Invariants
 - Exclusive has at most one consumer; a second is refused
 - Failover has one active consumer: the lowest priority number, then the oldest
 - Shared gives turns round-robin to whoever has credit, one delivery a turn; asking when there is nothing is no turn
+- who holds far more unacknowledged than the others is passed over while one of them has credit
 - a consumer without message credit or byte credit, or whose connection is full, is never chosen
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from actors.options import READER
 from ister.errors import RemoteError
 
-SubscriptionType = Literal["exclusive", "shared", "failover"]
-SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover")
+SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
+SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover", "key-shared")
+HOARD_SPARE: Final = 64  # messages; what a consumer may always hold, whatever little the others hold
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +33,10 @@ class Member:
     bytes: int
     blocked: bool = False
     queued: bool = False  # in the round-robin queue
+    sparse: bool = False  # understands deliveries of offsets that do not follow each other
+    client: str = ""  # what its client calls itself
+    outstanding: int = 0  # messages it was given and has neither acknowledged nor given back
+    holds_since_ms: int = 0  # since when that is so (unix ms)
 
     @property
     def ready(self) -> bool:
@@ -42,11 +49,13 @@ class Roster:
 
     def __init__(self, subscription_type: str, name: str) -> None:
         self._type = subscription_type
+        self._ordered = subscription_type in ("exclusive", "failover", READER)
         self._name = name
         self._members: dict[int, Member] = {}
         self._turns: deque[Member] = deque()
         self._ages = 0
         self.active: Member | None = None  # of Exclusive and Failover
+        self.outstanding = 0
 
     def __len__(self) -> int:
         return len(self._members)
@@ -59,15 +68,19 @@ class Roster:
         """All of them, the oldest first."""
         return list(self._members.values())
 
-    def attach(self, key: int, *, priority: int, messages: int, bytes: int) -> Member:
+    def get(self, key: int) -> Member | None:
+        """Return a consumer, None when it is not there."""
+        return self._members.get(key)
+
+    def attach(self, key: int, *, priority: int, messages: int, bytes: int, sparse: bool = False) -> Member:
         """Add a consumer; raises `RemoteError` subscription-busy when an Exclusive subscription has one."""
-        if self._type == "exclusive" and self._members:
+        if self._type in ("exclusive", READER) and self._members:
             raise RemoteError(
                 "subscription-busy",
                 f"subscription {self._name!r} is exclusive and has a consumer; try again when it has left",
             )
         self._ages += 1
-        member = Member(key, priority, self._ages, messages, bytes)
+        member = Member(key, priority, self._ages, messages, bytes, sparse=sparse)
         self._members[key] = member
         self._elect()
         self._queue(member)
@@ -78,6 +91,10 @@ class Roster:
         member = self._members.pop(key, None)
         if member is not None:
             member.blocked = True
+            if member.queued:
+                self._turns.remove(member)
+                member.queued = False
+            self.outstanding -= member.outstanding
             self._elect()
 
     def add_credit(self, key: int, messages: int, bytes: int, *, messages_max: int, bytes_max: int) -> None:
@@ -104,30 +121,57 @@ class Roster:
 
     def choose(self) -> Member | None:
         """Return whose turn it is, or None when nobody can take anything."""
-        if self._type != "shared":
+        if self._ordered:
             active = self.active
             return active if active is not None and active.ready else None
         turns = self._turns
+        passed = 0
         while turns:
-            if turns[0].ready:
-                return turns[0]
-            turns.popleft().queued = False
+            member = turns[0]
+            if not member.ready:
+                turns.popleft().queued = False
+            elif passed < len(turns) and self._hoards(member):
+                turns.rotate(-1)
+                passed += 1  # where all of them hoard, the first one is at the front again at the end
+            else:
+                return member
         return None
+
+    def share(self, backlog: int) -> int:
+        """Return how many of `backlog` messages are one consumer's fair share: at low rates one each, at high all."""
+        ready = max(1, len(self._turns))
+        return max(1, -(-backlog // ready))
+
+    def _hoards(self, member: Member) -> bool:
+        others = len(self._members) - 1
+        return (
+            member.outstanding * others > 2 * (self.outstanding - member.outstanding) + HOARD_SPARE * others
+        )
+
+    def settle(self, key: int, messages: int) -> None:
+        """Note that a consumer holds so many messages less."""
+        member = self._members.get(key)
+        if member is not None:
+            messages = min(messages, member.outstanding)
+            member.outstanding -= messages
+            self.outstanding -= messages
 
     def spend(self, member: Member, messages: int, bytes: int) -> None:
         """Take the credit of one delivery; bytes may be overrun by one delivery. That was its turn."""
         member.messages -= messages
         member.bytes -= bytes
+        member.outstanding += messages
+        self.outstanding += messages
         if self._turns and self._turns[0] is member:
             self._turns.rotate(-1)
 
     def _queue(self, member: Member) -> None:
-        if member.ready and not member.queued and self._type == "shared":
+        if member.ready and not member.queued and not self._ordered:
             member.queued = True
             self._turns.append(member)
 
     def _elect(self) -> None:
-        if self._type == "shared":
+        if not self._ordered:
             return
         self.active = min(
             self._members.values(), key=lambda member: (member.priority, member.age), default=None

@@ -142,6 +142,11 @@ class RangeSet:
             found.append((at, end))
         return found
 
+    def end_of(self, offset: int) -> int:
+        """Return where the range that holds `offset` ends; `offset` where none does."""
+        at = bisect_right(self._firsts, offset) - 1
+        return max(offset, self._ends[at]) if at >= 0 else offset
+
     @property
     def first(self) -> int | None:
         """Return the lowest offset that is in, None if it is empty."""

@@ -1,0 +1,426 @@
+"""Key-Shared: which consumer gets which key, and when; pure.
+
+A key's messages form a lane. Every key belongs to one of `SLOTS` slots (by the CRC32 of its bytes), every slot to one
+consumer: a consumer that comes takes slots from those who have most, one that goes leaves its slots to those who have
+least, so that most keys stay where they are. A consumer's lanes take turns, one message each, so that a hot key never
+starves cold ones. A message without a key goes to anybody, before a younger one of a key.
+
+What has no room here is left in the log: its slot remembers from which offset on (`overflow`), and is filled again
+from there (`refill`) once its consumer takes more. So memory is bounded, and a slow consumer or a hot key never stops
+the others.
+
+Invariants
+- a lane's messages are handed out in the order of their offsets, those that came back first
+- a lane has messages in flight at one consumer at a time; it changes hands only when nothing of it is in flight
+- a lane of which a message waits for its back-off, or is held as poison, hands out nothing
+- an offset is in one place: waiting in a lane, in flight, or above its slot's overflow
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from actors.ledger import Held
+from actors.selection import Member
+
+SLOTS: Final = 1 << 14  # more consumers than this would get nothing; 128 KB
+WAITING_MAX: Final = (
+    100_000  # messages held here, some 150 bytes each, before consumers that take nothing overflow
+)
+WAITING_HARD_MAX: Final = 2 * WAITING_MAX  # and before anybody does
+LANE_MAX: Final = 2_000  # of one key: far more than a consumer takes at once
+
+
+class Entry(NamedTuple):
+    """One message: its place, and what became of it before."""
+
+    offset: int
+    attempt: int
+    failures: int
+
+
+class Lane:
+    """The messages of one key that wait or are in flight."""
+
+    __slots__ = ("held", "in_flight", "key", "owner", "queued_at", "slot", "until", "waiting")
+
+    def __init__(self, key: bytes, slot: int) -> None:
+        self.key = key
+        self.slot = slot
+        self.waiting: list[Entry] = []  # a heap
+        self.in_flight = 0
+        self.owner: Member | None = None  # who has what is in flight
+        self.queued_at: Member | None = None  # among whose runnable lanes it stands
+        self.until = 0.0  # it hands out nothing before (seconds)
+        self.held = 0  # of what is in flight: messages until whose end it hands out nothing
+
+
+class Lanes:
+    """The lanes of one subscription."""
+
+    def __init__(self) -> None:
+        self._slots: list[Member | None] = [None] * SLOTS
+        self._slots_of: dict[Member, list[int]] = {}  # by age
+        self._runnable: dict[Member, deque[Lane]] = {}
+        self._lanes: dict[bytes, Lane] = {}
+        self._lane_of: dict[int, Lane | None] = {}  # by offset: what is in flight; None: it has no key
+        self._held: set[int] = set()  # of these, what stops its key
+        self._free: list[Entry] = []  # a heap: messages without a key, for anybody
+        self._free_asleep: list[tuple[float, Entry]] = []  # a heap by time
+        self._asleep: list[tuple[float, int, Lane]] = []  # another
+        self._waiting_in = array("L", bytes(array("L").itemsize * SLOTS))  # messages by slot
+        self._over: dict[int, int] = {}  # slot -> from which offset on its messages are left in the log
+        self._pass_from: int | None = None  # a refill is on its way, from this offset on
+        self._pass_at = 0
+        self._closed: set[int] = set()  # slots that had no room in it
+        self._ticket = 0
+        self.called: dict[
+            Member, None
+        ] = {}  # consumers for which something came: whoever hands out empties it
+        self.waiting = 0
+
+    # ---- consumers ----------------------------------------------------------------------------------------------
+
+    def attach(self, member: Member) -> None:
+        """Give a consumer its share of the slots, taken from those who have most."""
+        mine: list[int] = []
+        if not self._slots_of:
+            mine = list(range(SLOTS))
+        else:
+            counts = [(-len(slots), other.age, other) for other, slots in self._slots_of.items()]
+            heapq.heapify(counts)
+            donors: dict[Member, None] = {}  # not a set: their order must be the same in every run
+            for _ in range(SLOTS // (len(self._slots_of) + 1)):
+                count, age, donor = heapq.heappop(counts)
+                mine.append(self._slots_of[donor].pop())
+                donors[donor] = None
+                heapq.heappush(counts, (count + 1, age, donor))
+        self._slots_of[member] = mine
+        self._runnable[member] = deque()
+        for slot in mine:
+            self._slots[slot] = member
+        if len(self._slots_of) == 1:
+            self._route(self._lanes.values())
+        else:
+            for donor in donors:
+                self._reroute(donor)
+
+    def detach(self, member: Member) -> None:
+        """Leave a consumer's slots to those who have least; what it has in flight is returned by itself."""
+        mine = self._slots_of.pop(member, None)
+        if mine is None:
+            return
+        lanes = self._runnable.pop(member)
+        self.called.pop(member, None)
+        counts = [(len(slots), other.age, other) for other, slots in self._slots_of.items()]
+        heapq.heapify(counts)
+        for slot in mine:
+            if not counts:
+                self._slots[slot] = None
+                continue
+            count, age, heir = heapq.heappop(counts)
+            self._slots[slot] = heir
+            self._slots_of[heir].append(slot)
+            heapq.heappush(counts, (count + 1, age, heir))
+        for lane in lanes:
+            lane.queued_at = None
+        self._route(lanes)
+        # Lanes that were to go over to it, and wait for what is in flight elsewhere, may stay there now.
+        left = frozenset(mine)
+        self._route(lane for lane in dict.fromkeys(self._lane_of.values()) if lane and lane.slot in left)
+
+    def _reroute(self, donor: Member) -> None:
+        lanes = self._runnable[donor]
+        self._runnable[donor] = deque(lane for lane in lanes if self._slots[lane.slot] is donor)
+        for lane in lanes:
+            if self._slots[lane.slot] is not donor:
+                lane.queued_at = None
+                self._queue(lane)
+
+    def _route(self, lanes: Iterable[Lane]) -> None:
+        for lane in list(lanes):
+            self._queue(lane)
+
+    def _queue(self, lane: Lane) -> None:
+        """Let a lane take turns with its consumer, if it may hand anything out."""
+        if lane.queued_at is not None or not lane.waiting or lane.until or lane.held:
+            return
+        owner = self._slots[lane.slot]
+        if owner is None or (lane.in_flight and lane.owner is not owner):
+            return  # nobody is there, or another one must be done first
+        lane.queued_at = owner
+        self._runnable[owner].append(lane)
+        self.called[owner] = None
+
+    # ---- messages come ------------------------------------------------------------------------------------------
+
+    def arrive(self, offset: int, key: bytes) -> None:
+        """Take the next message of the log; one for which there is no room is left there."""
+        if not key:
+            self._wait_free(Entry(offset, 1, 0))
+            return
+        slot = crc32(key) & (SLOTS - 1)
+        if slot in self._over:
+            return
+        lane = self._lanes.get(key)
+        if not self._has_room(slot, lane):
+            self._over[slot] = offset
+            return
+        self._wait(lane or self._lane(key, slot), Entry(offset, 1, 0))
+
+    def arrive_due(self, offset: int, key: bytes) -> None:
+        """Take a message whose time has come: its place in the order of its key is now."""
+        if not key:
+            self._wait_free(Entry(offset, 1, 0))
+        else:
+            slot = crc32(key) & (SLOTS - 1)
+            self._wait(self._lanes.get(key) or self._lane(key, slot), Entry(offset, 1, 0))
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is to be offered, because nobody could take it."""
+        return self.waiting >= WAITING_HARD_MAX
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are in flight."""
+        return len(self._lane_of)
+
+    @property
+    def asleep(self) -> int:
+        """How many messages without a key wait for their back-off."""
+        return len(self._free_asleep)
+
+    @property
+    def overflowed(self) -> int:
+        """How many slots have left messages in the log."""
+        return len(self._over)
+
+    def _has_room(self, slot: int, lane: Lane | None) -> bool:
+        if lane is not None and len(lane.waiting) >= LANE_MAX:
+            return False
+        if self.waiting < WAITING_MAX:
+            return True
+        owner = self._slots[slot]
+        return owner is not None and owner.ready and self.waiting < WAITING_HARD_MAX
+
+    def _lane(self, key: bytes, slot: int) -> Lane:
+        lane = self._lanes[key] = Lane(key, slot)
+        return lane
+
+    def _wait(self, lane: Lane, entry: Entry) -> None:
+        heapq.heappush(lane.waiting, entry)
+        self.waiting += 1
+        self._waiting_in[lane.slot] += 1
+        if lane.queued_at is None:
+            self._queue(lane)
+
+    def _wait_free(self, entry: Entry) -> None:
+        heapq.heappush(self._free, entry)
+        self.waiting += 1
+
+    # ---- what was left in the log -------------------------------------------------------------------------------
+
+    def refill_from(self) -> int | None:
+        """Return from where on the log is to be read again, None if nobody could take what was left there."""
+        if self._pass_from is not None:
+            return self._pass_at
+        wanted = [at for slot, at in self._over.items() if self._wants(slot)]
+        if not wanted:
+            return None
+        self._pass_from = self._pass_at = min(wanted)
+        self._closed.clear()
+        return self._pass_at
+
+    def _wants(self, slot: int) -> bool:
+        owner = self._slots[slot]
+        return owner is not None and owner.ready and self._waiting_in[slot] * 4 <= LANE_MAX
+
+    def refill(self, offset: int, key: bytes) -> None:
+        """Offer a message that may have been left in the log; offsets ascend from `refill_from()` on."""
+        slot = crc32(key) & (SLOTS - 1)
+        over = self._over.get(slot)
+        if over is None or offset < over or slot in self._closed or not key:
+            return
+        if self._pass_from is None or over < self._pass_from:
+            return  # what it left before is not read in this pass: nothing behind that may come first
+        lane = self._lanes.get(key)
+        owner = self._slots[slot]
+        if owner is None or not owner.ready or not self._has_room(slot, lane):
+            self._closed.add(slot)
+            self._over[slot] = offset
+            return
+        self._over[slot] = offset + 1
+        self._wait(lane or self._lane(key, slot), Entry(offset, 1, 0))
+
+    def refilled(self, at: int, end: int) -> None:
+        """Note that the log was read again up to `at`; at `end`, where new messages begin, it is all there.
+
+        Reading on is over before that where no slot that it came to has room for more.
+        """
+        begin = self._pass_from
+        if begin is None:
+            return
+        self._pass_at = at
+        going = [
+            (slot, over) for slot, over in self._over.items() if over >= begin and slot not in self._closed
+        ]
+        if at >= end:
+            for slot, _ in going:
+                del self._over[slot]
+        elif any(over <= at for _, over in going):
+            return
+        self._pass_from = None
+
+    # ---- handing out --------------------------------------------------------------------------------------------
+
+    def next(self, member: Member) -> Entry | None:
+        """Return the next message for a consumer, to be `delivered` or put `back`; None if there is none for it."""
+        lane = self._turn(member)
+        if lane is not None:
+            return lane.waiting[0]
+        return self._free[0] if self._free else None
+
+    def _turn(self, member: Member) -> Lane | None:
+        """Return whose turn it is; None for the messages without a key, which have theirs once they are older."""
+        runnable = self._runnable.get(member)
+        if not runnable:
+            return None
+        lane = runnable[0]
+        return None if self._free and self._free[0] < lane.waiting[0] else lane
+
+    def take(self, member: Member, entry: Entry, *, deliver: bool = True) -> None:
+        """Take what `next` returned: it is in flight at that consumer, or (`deliver` false) not wanted any more."""
+        self.waiting -= 1
+        if self._free and self._free[0] is entry:
+            heapq.heappop(self._free)
+            if deliver:
+                self._lane_of[entry.offset] = None
+            return
+        lane = self._runnable[member].popleft()
+        lane.queued_at = None
+        heapq.heappop(lane.waiting)
+        self._waiting_in[lane.slot] -= 1
+        if deliver:
+            lane.in_flight += 1
+            lane.owner = member
+            self._lane_of[entry.offset] = lane
+        self._rest(lane)
+
+    def _rest(self, lane: Lane) -> None:
+        """A lane changed: it queues up again, or is forgotten."""
+        if lane.waiting:
+            self._queue(lane)
+        elif not lane.in_flight:
+            if lane.until:
+                lane.until = 0.0
+            del self._lanes[lane.key]
+
+    def has_work(self, member: Member) -> bool:
+        """Say whether `next` has something for this consumer."""
+        return bool(self._free) or bool(self._runnable.get(member))
+
+    @property
+    def has_free(self) -> bool:
+        """Whether messages without a key wait: anybody may have them."""
+        return bool(self._free)
+
+    # ---- what comes back ----------------------------------------------------------------------------------------
+
+    def settle(self, first: int, end: int) -> None:
+        """Take [first, end) out of what is in flight: it is done, or goes another way."""
+        lane_of = self._lane_of
+        if end - first > len(lane_of):
+            offsets = [offset for offset in lane_of if first <= offset < end]
+        else:
+            offsets = [offset for offset in range(first, end) if offset in lane_of]
+        for offset in offsets:
+            lane = lane_of.pop(offset)
+            if lane is not None:
+                self._let_go(lane, offset)
+                lane.in_flight -= 1
+                if not lane.in_flight:
+                    lane.owner = None
+                self._rest(lane)
+
+    def hold(self, first: int, end: int) -> None:
+        """Let the keys of what is in flight of [first, end) hand out nothing until it is settled or given back."""
+        for offset in range(first, end):
+            lane = self._lane_of.get(offset)
+            if lane is not None and offset not in self._held:
+                self._held.add(offset)
+                lane.held += 1
+                self._unqueue(lane)
+
+    def _let_go(self, lane: Lane, offset: int) -> None:
+        if lane.held and offset in self._held:
+            self._held.remove(offset)
+            lane.held -= 1
+
+    def is_in_flight(self, offset: int) -> bool:
+        """Say whether a message is in flight."""
+        return offset in self._lane_of
+
+    def give_back(self, held: Held, until_s: float = 0.0) -> None:
+        """Let messages wait again that were in flight, each in its place; not before `until_s`, nor their keys' others.
+
+        What is not in flight any more, because somebody acknowledged it meanwhile, is let go.
+        """
+        for offset in range(held.first, held.end):
+            if offset not in self._lane_of:
+                continue
+            lane = self._lane_of.pop(offset)
+            if lane is None:
+                self._give_back_free(Entry(offset, held.attempt, held.failures), until_s)
+                continue
+            self._let_go(lane, offset)
+            lane.in_flight -= 1
+            if not lane.in_flight:
+                lane.owner = None
+            if until_s > lane.until:
+                lane.until = until_s
+                self._ticket += 1
+                heapq.heappush(self._asleep, (until_s, self._ticket, lane))
+                self._unqueue(lane)
+            self._wait(lane, Entry(offset, held.attempt, held.failures))
+
+    def _give_back_free(self, entry: Entry, until_s: float) -> None:
+        if until_s:
+            heapq.heappush(self._free_asleep, (until_s, entry))
+        else:
+            self._wait_free(entry)
+
+    def _unqueue(self, lane: Lane) -> None:
+        if lane.queued_at is not None:
+            self._runnable[lane.queued_at].remove(lane)
+            lane.queued_at = None
+
+    def wake(self, now_s: float) -> None:
+        """Let lanes go on whose back-off is over."""
+        while self._asleep and self._asleep[0][0] <= now_s:
+            until, _, lane = heapq.heappop(self._asleep)
+            if lane.until == until:
+                lane.until = 0.0
+                self._queue(lane)
+        while self._free_asleep and self._free_asleep[0][0] <= now_s:
+            self._wait_free(heapq.heappop(self._free_asleep)[1])
+
+    def next_wake_s(self) -> float | None:
+        """Return when `wake` may next let something go on, or None."""
+        while self._asleep and self._asleep[0][2].until != self._asleep[0][0]:
+            heapq.heappop(self._asleep)
+        times = [heap[0][0] for heap in (self._asleep, self._free_asleep) if heap]
+        return min(times, default=None)
+
+    # ---- the rest -----------------------------------------------------------------------------------------------
+
+    def blocked(self) -> Iterator[Lane]:
+        """Yield the lanes that have messages waiting and may hand out nothing at the moment."""
+        for lane in self._lanes.values():
+            if lane.waiting and lane.queued_at is None:
+                yield lane
