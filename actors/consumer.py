@@ -8,12 +8,14 @@ Invariants
 - it goes, or begins anew, only when the subscription has said that nothing more is on its way to it: what came
   behind would be lost, or be delivered before what came earlier
 - what happens to the subscription is told in its place among what is delivered
-- an acknowledgment of what was never delivered changes nothing and is answered with an error
+- an acknowledgment of what was never delivered changes nothing and is answered with an error; of what was delivered
+  before the subscription was moved, it changes nothing and is answered as any other
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from actors.ledger import Held, InFlight
@@ -34,12 +36,16 @@ from actors.messages import (
     Notice,
     Pause,
     Paused,
+    ReadFrom,
     Reopen,
     Returned,
     SetCredit,
+    Sought,
+    TimeoutChanged,
     Yield,
     Yielded,
 )
+from actors.options import READER
 from actors.pieces import Piece
 from actors.runtime import LoopActor, Ref, System, Timer, receives
 from ister.errors import IsterError, RemoteError
@@ -47,8 +53,13 @@ from ister.wire import Header, Key, Type
 from transport.gateway import Gateway, Sent
 from transport.session import Handle
 
+REASON_LENGTH_MAX: Final = 200  # characters, as the protocol says
 DELAY_MS_MAX: Final = 86_400_000  # a day; what is to wait longer belongs elsewhere
 FULL_RETRY_S: Final = 0.005  # a full connection is tried again so often: half a megabyte of loopback traffic
+
+# A consumer that holds so many ranges unacknowledged gets nothing until it has fewer: some 4 MB. Messages that were
+# delivered together are one range, however many they are.
+IN_FLIGHT_RANGES_MAX: Final = 20_000
 
 
 class Consumer(LoopActor):
@@ -79,7 +90,7 @@ class Consumer(LoopActor):
         self._subscription = subscription
         self._type = subscription_type
         self._strategy = strategy
-        self._acknowledges = strategy == "reliable"
+        self._acknowledges = strategy == "reliable" and subscription_type != READER
         self.in_flight = InFlight()
         self._delivered_end = 0
         self._ack_timeout_s = 0.0
@@ -88,6 +99,8 @@ class Consumer(LoopActor):
             deque()
         )  # not sent: the connection is full or gone, or we pause
         self._granted = False
+        self._crowded = False  # holds so much in pieces that it is given nothing more
+        self._sought = False  # the subscription was moved: only what is in flight since can be acknowledged
         self._pausing = False
         self._closing: list[CloseConsumer] = []
         self._gone = False
@@ -99,7 +112,16 @@ class Consumer(LoopActor):
         header = self._open_header
         messages, bytes_ = self._credit(header)
         self._subscription.tell(
-            AttachConsumer(self.ref, self._key, header.get(Key.PRIORITY, 0), messages, bytes_)
+            AttachConsumer(
+                self.ref,
+                self._key,
+                header.get(Key.PRIORITY, 0),
+                messages,
+                bytes_,
+                header.get(Key.SPARSE, False),
+                header.get(Key.FORCE, False),
+                self._handle.session.client,
+            )
         )
 
     def on_stop(self) -> None:
@@ -117,8 +139,14 @@ class Consumer(LoopActor):
     def _leave(self) -> None:
         if not self._gone:
             self._gone = True
-            held = self._release()  # first, for losses are told before
-            self._subscription.tell(Left(self._key, held))
+            lost = self._is_lost()
+            held = self._release(failed=lost)  # first, for losses are told before
+            self._subscription.tell(Left(self._key, held, lost))
+
+    def _is_lost(self) -> bool:
+        """Say whether the client fell silent, rather than close the consumer or say goodbye."""
+        silent_s = self.clock.monotonic() - self._handle.session.heard_at_s
+        return silent_s * 1000 >= self._gateway.sessions.limits.session_timeout_ms
 
     def _credit(self, header: Header) -> tuple[int, int]:
         limits = self._gateway.sessions.limits
@@ -127,18 +155,20 @@ class Consumer(LoopActor):
             min(header[Key.BYTES], limits.credit_bytes_max),
         )
 
-    def _release(self) -> list[Held]:
-        """Take back everything but what is to be told; what was never sent was no attempt."""
+    def _release(self, *, failed: bool = False) -> list[Held]:
+        """Take back everything but what is to be told; what was never sent was no attempt, and cannot fail."""
         backlog = [waiting for waiting in self._backlog if isinstance(waiting, Piece)]
         self._backlog = deque(waiting for waiting in self._backlog if isinstance(waiting, Notice))
         if not self._acknowledges:
-            if lost := sum(piece.count for piece in backlog):
+            if (lost := sum(piece.count for piece in backlog)) and self._type != READER:
                 self._subscription.tell(Lost(lost))
             return []
+        self._crowded = False
         unsent = [
-            held._replace(attempt=held.attempt - 1)
+            held._replace(attempt=held.attempt - 1, failures=held.failures - failed)
             for piece in backlog
-            for held in self.in_flight.settle(piece.offset, piece.offset + piece.count)
+            for first, end in piece.parts
+            for held in self.in_flight.settle(first, end)
         ]
         return self.in_flight.release() + unsent
 
@@ -164,6 +194,14 @@ class Consumer(LoopActor):
                     Key.STRATEGY: self._strategy,
                 },
             )
+
+    @receives(TimeoutChanged)
+    def on_timeout_changed(self, change: TimeoutChanged) -> None:
+        """Take another acknowledgment timeout for what is delivered from now on."""
+        self._ack_timeout_s = change.ack_timeout_ms / 1000
+        if self._timer is not None:  # it may be set for much later
+            self._timer.cancel()
+            self._timer = self.call_later(self._ack_timeout_s, self._expire)
 
     @receives(Evicted)
     def on_evicted(self, evicted: Evicted) -> None:
@@ -216,6 +254,8 @@ class Consumer(LoopActor):
             self.stop_now()
         else:
             self._give_all_back("reconnected")
+            if self._type == READER and Key.START in self._open_header:
+                self._subscription.tell(ReadFrom(str(self._open_header[Key.START])))
             self._set_credit()
             if self._granted:
                 self._say_opened(self._delivered_end)
@@ -236,21 +276,40 @@ class Consumer(LoopActor):
             self._give_all_back("another consumer is active")
         self._subscription.tell(Yielded(self._key))
 
+    @receives(Sought)
+    def on_sought(self, sought: Sought) -> None:
+        """Begin anew at another offset: acknowledgments of what was delivered before count no more."""
+        self._sought = True
+        self._delivered_end = sought.offset
+        self._send_in_turn(
+            Notice("sought", 0, f"the subscription goes on at offset {sought.offset}", sought.offset)
+        )
+
     # ---- delivering ---------------------------------------------------------------------------------------------
 
     @receives(Deliver)
     def on_deliver(self, command: Deliver) -> None:
         """Send a piece, and remember it until it is acknowledged."""
         piece = command.piece
-        end = piece.offset + piece.count
         if self._acknowledges:
             deadline_s = self.clock.monotonic() + self._ack_timeout_s
-            self.in_flight.deliver(piece.offset, end, piece.attempt, deadline_s)
+            for first, end in piece.parts:
+                self.in_flight.deliver(first, end, piece.attempt, deadline_s, piece.failures)
             if self._timer is None:
                 self._timer = self.call_later(self._ack_timeout_s, self._expire)
-        if end > self._delivered_end:
-            self._delivered_end = end
+            if len(self.in_flight) > IN_FLIGHT_RANGES_MAX and not self._crowded:
+                self._crowded = True
+                self._subscription.tell(Block(self._key, True))
+        if piece.end > self._delivered_end:
+            self._delivered_end = piece.end
         self._send_in_turn(piece)
+
+    def _settled(self) -> None:
+        """Something was settled: a consumer that held too much may be given more."""
+        if self._crowded and len(self.in_flight) * 2 < IN_FLIGHT_RANGES_MAX:
+            self._crowded = False
+            if not self._backlog and not self._pausing and self._handle.session.routing is not None:
+                self._subscription.tell(Block(self._key, False))
 
     def _send_in_turn(self, what: Piece | Notice) -> None:
         if self._backlog or self._pausing:
@@ -290,6 +349,8 @@ class Consumer(LoopActor):
         }
         if piece.columns:
             header[Key.COLUMNS] = piece.columns
+        if piece.ranges:
+            header[Key.RANGES] = [number for pair in piece.ranges for number in pair]
         return header
 
     def _event(self, notice: Notice) -> Header:
@@ -310,7 +371,7 @@ class Consumer(LoopActor):
         backlog, self._backlog = self._backlog, deque()
         for waiting in backlog:
             self._send_in_turn(waiting)
-        if not self._backlog and self._handle.session.routing is not None:
+        if not self._backlog and not self._crowded and self._handle.session.routing is not None:
             self._subscription.tell(Block(self._key, False))
 
     @receives(Notice)
@@ -325,7 +386,7 @@ class Consumer(LoopActor):
 
     @receives(ConsumerFrame)
     def on_frame(self, frame: ConsumerFrame) -> None:
-        """Take a CREDIT, ACK, ACK_UNTIL or NACK."""
+        """Take a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND."""
         header = frame.header
         kind = header[Key.TYPE]
         if kind == Type.CREDIT:
@@ -340,8 +401,11 @@ class Consumer(LoopActor):
                 self._acknowledge(header)
             elif kind == Type.ACK_UNTIL:
                 self._acknowledge_until(header)
+            elif kind == Type.EXTEND:
+                self._extend(header)
             else:
                 self._give_back(header)
+            self._settled()
         except IsterError as error:
             echo: Header = {key: header[key] for key in (Key.REF, Key.HANDLE) if key in header}
             self._gateway.send_error(self._handle.session, error, echo)
@@ -352,43 +416,55 @@ class Consumer(LoopActor):
         for first, end in ranges:
             if first >= end:
                 raise RemoteError("invalid-argument", f"the range from {first} to before {end} is empty")
-            if end > self._delivered_end:
-                raise RemoteError(
-                    "ack-unknown",
-                    f"offset {end - 1} was never delivered here (delivered: below {self._delivered_end})",
-                )
+            self._check_delivered(end)
         return ranges
 
-    def _acknowledge(self, header: Header) -> None:
-        ranges = self._ranges(header)
-        for first, end in ranges:
-            self.in_flight.settle(first, end)
-        self._subscription.tell(Acknowledged(self._key, ranges, header.get(Key.REF)))
-
-    def _acknowledge_until(self, header: Header) -> None:
-        end = header[Key.OFFSET] + 1
-        if end > self._delivered_end:
+    def _check_delivered(self, end: int) -> None:
+        if end > self._delivered_end and not self._sought:
             raise RemoteError(
                 "ack-unknown",
                 f"offset {end - 1} was never delivered here (delivered: below {self._delivered_end})",
             )
-        settled = self.in_flight.settle(0, end)
-        if self._type == "shared":
+
+    def _acknowledge(self, header: Header) -> None:
+        ranges = self._ranges(header)
+        settled: list[Held] = []
+        for first, end in ranges:
+            settled += self.in_flight.settle(first, end)
+        if self._sought:
             ranges = tuple((held.first, held.end) for held in settled)
-            self._subscription.tell(Acknowledged(self._key, ranges, header.get(Key.REF)))
+        self._subscription.tell(Acknowledged(self._key, ranges, header.get(Key.REF), _messages(settled)))
+
+    def _acknowledge_until(self, header: Header) -> None:
+        end = header[Key.OFFSET] + 1
+        self._check_delivered(end)
+        settled = self.in_flight.settle(0, end)
+        count, ref = _messages(settled), header.get(Key.REF)
+        if self._sought or self._type in ("shared", "key-shared"):
+            ranges = tuple((held.first, held.end) for held in settled)
+            self._subscription.tell(Acknowledged(self._key, ranges, ref, count))
         else:
-            self._subscription.tell(AcknowledgedUntil(self._key, end, header.get(Key.REF)))
+            self._subscription.tell(AcknowledgedUntil(self._key, end, ref, count))
+
+    def _extend(self, header: Header) -> None:
+        """Let the acknowledgment timeout begin anew: the client is still working on it."""
+        deadline_s = self.clock.monotonic() + self._ack_timeout_s
+        for first, end in self._ranges(header):
+            self.in_flight.extend(first, end, deadline_s)
+        if Key.REF in header:
+            self._done(header[Key.REF])
 
     def _give_back(self, header: Header) -> None:
-        delay_ms = header.get(Key.DELAY, 0)
-        if delay_ms > DELAY_MS_MAX:
+        delay_ms = header.get(Key.DELAY)
+        if delay_ms is not None and delay_ms > DELAY_MS_MAX:
             raise RemoteError("invalid-argument", f"a delay of {delay_ms} ms is over {DELAY_MS_MAX} ms")
         held: list[Held] = []
         for first, end in self._ranges(header):
             held += self.in_flight.settle(first, end)
         if held:
-            why = header.get(Key.REASON, "refused")
-            self._subscription.tell(Returned(self._key, held, delay_ms / 1000, why))
+            why = header.get(Key.REASON, "refused")[:REASON_LENGTH_MAX]
+            delay_s = None if delay_ms is None else delay_ms / 1000
+            self._subscription.tell(Returned(self._key, held, delay_s, why, failed=True))
         if Key.REF in header:
             self._done(header[Key.REF])
 
@@ -405,7 +481,13 @@ class Consumer(LoopActor):
         self._timer = None
         expired = self.in_flight.expire(now_s)
         if expired:
-            self._subscription.tell(Returned(self._key, expired, 0.0, "acknowledgment timeout"))
+            text = f"not acknowledged within {self._ack_timeout_s:g} s"
+            self._subscription.tell(Returned(self._key, expired, None, text, failed=True))
+            self._settled()
         due = self.in_flight.next_deadline_s()
         if due is not None:
             self._timer = self.call_later(max(due - now_s, 0.001), self._expire)
+
+
+def _messages(held: Sequence[Held]) -> int:
+    return sum(part.end - part.first for part in held)

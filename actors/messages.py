@@ -638,7 +638,7 @@ class CloseProducer:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFrame:
-    """CREDIT, ACK, ACK_UNTIL or NACK of a client (gateway -> Consumer)."""
+    """CREDIT, ACK, ACK_UNTIL, NACK or EXTEND of a client (gateway -> Consumer)."""
 
     header: Header
 
@@ -662,13 +662,20 @@ class CloseConsumer:
 
 @dataclass(frozen=True, slots=True)
 class AttachConsumer:
-    """A consumer wants its share (Consumer -> Subscription; answered by `Granted` or `Evicted`)."""
+    """A consumer wants its share (Consumer -> Subscription; answered by `Granted` or `Evicted`).
+
+    `sparse`: it understands deliveries of offsets that do not follow each other; `force`: whoever has an Exclusive
+    subscription is to leave it.
+    """
 
     consumer: Ref
     key: int
     priority: int
     messages: int
     bytes: int
+    sparse: bool = False
+    force: bool = False
+    client: str = ""  # what the client calls itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -676,6 +683,13 @@ class Granted:
     """The consumer is attached; everything below `position` was delivered before, to somebody."""
 
     position: int
+    ack_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutChanged:
+    """What is delivered from now on is to be acknowledged within this time (Subscription -> Consumer)."""
+
     ack_timeout_ms: int
 
 
@@ -697,7 +711,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Tell the client of an event: "active", "standby", "dropped", "trimmed", "log-damaged", "skipped"."""
+    """Tell the client of an event; `transport/PROTOCOL.md` has the codes."""
 
     code: str
     count: int
@@ -765,20 +779,25 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """These half-open ranges are done; with a ref, say `Confirmed` once the journal has them."""
+    """These half-open ranges are done; with a ref, say `Confirmed` once the journal has them.
+
+    `settled` of their messages were in flight at this consumer.
+    """
 
     key: int
     ranges: tuple[tuple[int, int], ...]
     ref: int | None
+    settled: int
 
 
 @dataclass(frozen=True, slots=True)
 class AcknowledgedUntil:
-    """Everything below `end` is done, whoever holds it."""
+    """Everything below `end` is done, whoever holds it; `settled` messages were in flight at this consumer."""
 
     key: int
     end: int
     ref: int | None
+    settled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -790,17 +809,36 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """These were not acknowledged, and are to be delivered again after the delay; `why` is for people."""
+    """These were not acknowledged, and are to be delivered again; `why` is for people.
+
+    `failed`: that counts toward `max_deliveries`. Without a delay, what failed waits for its back-off.
+    """
 
     key: int
     held: Sequence[Held]
-    delay_s: float
+    delay_s: float | None
     why: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The consumer is gone; what it held is to be delivered again at once."""
+    """The consumer is gone; what it held is to be delivered again. `failed`: it was lost, it did not say goodbye."""
 
     key: int
     held: Sequence[Held]
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """The subscription goes on at `offset` now: nothing that was delivered before counts (Subscription -> Consumer)."""
+
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFrom:
+    """The client of a reader came back, and has handed out everything below `start` (Consumer -> Subscription)."""
+
+    start: str

@@ -188,6 +188,9 @@ class NonReliableSubscription(Subscription):
     def _position(self) -> int:
         return self._expected or 0
 
+    def _backlog(self) -> int:
+        return self._buffer_messages
+
     def _next_piece(self, messages_max: int) -> Piece | None:
         buffer = self._buffer
         if not buffer:

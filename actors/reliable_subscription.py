@@ -1,11 +1,13 @@
-"""Reliable subscriptions: a cursor, read from the topic's segments, at least once.
+"""Reliable subscriptions: who gets which message of a topic's log, and what becomes of those that come back.
 
-Runs in a worker process; reads the topic's segment files itself, and is only told how far they are durable.
+Runs in a worker process. What is here serves Exclusive, Failover and Shared; Key-Shared and readers are built on it.
 
 Invariants
-- an offset is delivered to one consumer at a time: new ones come from `_reader` in order, others from `_redelivery`
-- the cursor moves only past what was acknowledged
+- an offset is in one place: not looked at yet, set aside for its time, waiting to be delivered again, with one
+  consumer, poison, or acknowledged
+- the cursor moves only past what was acknowledged, buried, dropped by policy, expired, or trimmed
 - what came back is delivered before anything new, lowest offset first
+- memory is bounded: where too much is unacknowledged in pieces, nothing new is looked at
 """
 
 from __future__ import annotations
@@ -13,420 +15,150 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
-from actors.ledger import Held, Redelivery
+from actors.delays import DELAYED_RANGES_MAX, Delays
+from actors.explain import Holder, State, Stop
+from actors.ledger import Held, Redelivery, back_off_ms
+from actors.log_subscription import LogSubscription
 from actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
     Answer,
-    Ask,
-    Attach,
-    Attached,
-    Confirmed,
-    Consumed,
+    Buried,
+    Bury,
+    BuryDelayed,
     Delete,
     Describe,
     Detach,
-    Durable,
-    Fetch,
-    Fetched,
+    Explain,
     ForgetCursor,
-    FoundDamage,
     Left,
-    NodeStarted,
-    NotFetched,
+    Letter,
     Notice,
-    Repaired,
+    Refused,
     Returned,
-    StoreCursor,
-    TopicFailed,
-    TopicUpdated,
-    Trimmed,
+    Seek,
+    Sought,
+    StopBurying,
+    TimeoutChanged,
+    Unblock,
+    UpdateSubscription,
+    Yield,
 )
-from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
-from actors.runtime import Address, Ref, System, Timer, receives
-from actors.subscription import Subscription
-from ister.errors import DamagedError, IsterError, RemoteError, StorageError, TrimmedError
-from ister.wire import DELIVER_RECORDS_MAX, encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import Compaction, CursorJournal, encode_journal
-from storage.tiered import NotHereError, TieredReader
-from transport.session import SessionLimits
+from actors.pieces import Batch, Piece, Sheet, cut
+from actors.poison import Poison, Poisoned, Policy
+from actors.runtime import Ref, Timer, receives
+from actors.selection import Member
+from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError
+from ister.wire import Column, decode_attributes, encode_result
+from storage.tiered import NotHereError
 
 log = logging.getLogger("ister.subscription")
 
-FETCH_AGAIN_S: Final = 30.0  # a segment that was asked for and has not come is asked for again
-READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
-ATTACH_AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
-ATTACH_RETRY_S: Final = 1.0  # after the topic failed
-FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
+# What is kept in pieces (holes in the cursor, what waits for its redelivery, poison) costs 16 to 200 bytes each.
+PIECES_MAX: Final = 300_000
+LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
+BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
+BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
+EXPIRE_S: Final = 10.0  # without consumers, what is too old is let go so often
+EXPIRE_BATCHES: Final = 64  # at a time
+SHOWN_MAX: Final = 100  # ranges that are shown
+HOLDERS_MAX: Final = 10  # consumers or keys that are named
 
 
-class _StartUnknownError(Exception):
-    """Nobody knows yet where the topic begins."""
+class ReliableSubscription(LogSubscription):
+    """A subscription that delivers every message at least once.
 
-
-class ReliableSubscription(Subscription):
-    """A subscription with a cursor: at least once, read from the topic's segments.
-
-    `open_journal(start)` opens the cursor's journal, which begins at `start()` when it is new; `open_reader(offset)` a
-    reader of the topic's segments; `erase` deletes the journal.
+    `undertaker()` returns the actor that puts dead letters into their topic, started if need be.
     """
 
-    def __init__(
-        self,
-        system: System,
-        path: str,
-        topic: TopicMeta,
-        meta: SubscriptionMeta,
-        *,
-        limits: SessionLimits,
-        ack_timeout_ms: int,
-        topic_ref: Ref,
-        directory: Ref,
-        fetcher: Ref,
-        uploader: Ref,
-        open_journal: Callable[[Callable[[], int]], CursorJournal],
-        open_reader: Callable[[int], TieredReader],
-        erase: Callable[[], None],
-        flush_ms: int,
-        sync_ms: int,
-        store_ms: int,
-    ) -> None:
-        super().__init__(system, path, topic, meta, limits=limits, ack_timeout_ms=ack_timeout_ms)
-        self._topic_ref = topic_ref
-        self._directory = directory
-        self._open_journal = open_journal
-        self._open_reader = open_reader
-        self._erase = erase
-        self._flush_s = flush_ms / 1000
-        self._sync_s = sync_ms / 1000
-        self._journal: CursorJournal | None = None
-        self._reader: TieredReader | None = None  # new messages, in order
-        self._again: TieredReader | None = None  # messages that came back
-        self._ahead: deque[Batch] = deque()  # read, not delivered; the first may be partly delivered
-        self._next = 0  # the first offset never delivered
-        self._durable_end = 0
+    def __init__(self, *args: Any, undertaker: Callable[[], Ref], **given: Any) -> None:
+        super().__init__(*args, **given)
+        self._undertaker = undertaker
+        self._policy = Policy.of(self.meta)
         self._redelivery = Redelivery()
         self._redelivery_timer: Timer | None = None
-        self._flush_timer: Timer | None = None
-        self._sync_timer: Timer | None = None
-        self._confirming: list[
-            tuple[int, int]
-        ] = []  # (consumer, ref): told once the journal has what they cover
-        self._syncing = False
-        self._flushed_low = 0  # the cursor as the journal has it
-        self._synced_low = 0  # and as the disk has it
-        self._attach_timer: Timer | None = None
-        self._deleted = False
-        self._fetcher = fetcher
-        self._uploader = uploader
-        self._store_s = store_ms / 1000
-        self._store_timer: Timer | None = None
-        self._fetching: int | None = None  # the offset whose segment is being brought back
-        self._fetch_timer: Timer | None = None
-        self._history_start = 0
-        self._caught_up_at = 0  # from here on messages came while the subscription had delivered all before
-        self.from_store = 0
-        self.from_log = 0
-        self.from_live = 0
-        self._stalled: Notice | None = None  # at damage, until an operator decides
-        self.trimmed = 0
-        self.skipped = 0
+        self._delays = Delays()
+        self._due: deque[tuple[int, int]] = deque()  # their time has come
+        self._opening: deque[tuple[int, int]] = deque()  # will be due soon: read again when exactly
+        self._delay_timer: Timer | None = None
+        self._poison = Poison()
+        self._bury_timer: Timer | None = None
+        self._burying_bytes = 0
+        self._bury_trouble: str | None = None
+        self._seeking: Seek | None = None
+        self._target: int | None = None  # where it leads, once that is known; then all consumers give back
+        self._full = False
+        self._looked_at = 0
+        self._last_delivered_ms: int | None = None
+        self._consumer_left_ms: int | None = None
+        self.dead_lettered = 0
+        self.dropped = 0
+        self.expired = 0
+        self._expired_told = 0
 
     def on_start(self) -> None:
-        """Ask the topic how far it is durable."""
-        self._attach()
-
-    def _attach(self) -> None:
-        """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
-        self._topic_ref.tell(Attach(self.address, self.topic))
-        if self._attach_timer is not None:
-            self._attach_timer.cancel()
-        self._attach_timer = self.call_later(ATTACH_AGAIN_S, self._attach)
-
-    def on_stop(self) -> None:
-        """Write down what was acknowledged."""
-        if self._journal is not None and not self._deleted:
-            with suppress(StorageError):
-                self._journal.flush()
-                self._journal.sync()
-            self._journal.close()
-
-    def on_failure(self, *error: object) -> None:
-        """Send the consumers away, and write down what they acknowledged: the next actor reads it."""
-        super().on_failure(*error)
-        self.on_stop()
-
-    @receives(NodeStarted)
-    def on_node_started(self, started: NodeStarted) -> None:
-        """Tell the topic's process, and the tier, once more what they were told: they know nothing."""
-        if started.node == self._topic_ref.address.node:
-            self._attach()
-        if started.node == self._fetcher.address.node:  # it knows nothing of what was asked of it
-            self._fetch_again()
-            self._store_cursor()
-
-    # ---- the topic ----------------------------------------------------------------------------------------------
-
-    @receives(Attached)
-    def on_attached(self, attached: Attached) -> None:
-        """Fix the start when the subscription is new, and read on from the cursor."""
-        self._durable_end = max(self._durable_end, attached.durable_end)
-        if self._journal is None:
-            try:
-                journal = self._open_journal(lambda: self._start(attached))
-                self._fit(journal, attached.durable_end)
-                self._journal = journal
-            except _StartUnknownError:
-                return  # the topic tells it once the store has told the topic
-            except IsterError as error:
-                self._become_failed(error)
-                if error.code == "offset-out-of-range":
-                    self._undo_creation()
-                return
-            self._next = self._flushed_low = self._journal.cursor.low
-            self._sync_timer = self.call_later(
-                self._sync_s, self._sync
-            )  # what was read may be in the page cache alone
-            self._reader = self._reader_at(self._next)
-            self._caught_up_at = attached.durable_end
-            self._store_timer = self.call_later(
-                0.0, self._store_cursor
-            )  # so that the store knows of it at once
-        self._become_ready()
-        self._tell_consumed()  # to a topic that was started again
-        if attached.start_offset is not None:
-            self.on_trimmed(Trimmed(attached.start_offset))
-        self._wake()
-
-    def _start(self, attached: Attached) -> int:
-        start = self.meta.start
-        if start == "latest":
-            return attached.durable_end
-        if attached.start_offset is None:
-            raise _StartUnknownError
-        if start == "earliest":
-            return attached.start_offset
-        offset = int(start)
-        if not attached.start_offset <= offset <= attached.durable_end:
-            raise RemoteError(
-                "offset-out-of-range",
-                f"offset {offset} is not in topic {self.topic.name!r}, which has "
-                f"{attached.start_offset} to {attached.durable_end}",
-            )
-        return offset
-
-    def _fit(self, journal: CursorJournal, end: int) -> None:
-        """Take back what was acknowledged of messages that a power failure took from the topic's log.
-
-        Their offsets are given out again, and who gets them must not be taken for acknowledged. Raises DamagedError
-        where the topic promised that nothing of the kind can happen.
-        """
-        cursor = journal.cursor
-        reached = max(cursor.low, cursor.ranges.end or 0)
-        if reached <= end:
-            return
-        text = f"the log of topic {self.topic.name!r} ends at offset {end}, but {reached} was acknowledged"
-        if self.topic.durability != "os":
-            journal.close()
-            raise DamagedError(text)
-        log.warning("subscription %s: %s", self.meta.name, text)
-        journal.seek(min(cursor.low, end))
-        for first, stop in cursor.ranges:
-            journal.note(first, min(stop, end))
-
-    def _undo_creation(self) -> None:
-        """A subscription that cannot begin where it was to was never there: its name is free for another start."""
-        arguments = encode_result({"topic": self.topic.name, "subscription": self.meta.name})
-        nobody = Address(self.system.node, "nobody")
-        self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
-
-    def on_topic_updated(self, command: TopicUpdated) -> None:
-        """Go by the topic's new settings, which may be the first to ask what is acknowledged."""
-        super().on_topic_updated(command)
-        self._tell_consumed()
-
-    @receives(TopicFailed)
-    def on_topic_failed(self, failed: TopicFailed) -> None:
-        """Go on with what is durable; before that is known, say why nobody can be served."""
-        error = RemoteError(failed.code, failed.text)
-        if not self._ready:
-            self._become_failed(error)
-        if error.action == "retry" and self._attach_timer is not None:
-            self._attach_timer.cancel()
-            self._attach_timer = self.call_later(ATTACH_RETRY_S, self._attach)
-
-    @receives(Trimmed)
-    def on_trimmed(self, trimmed: Trimmed) -> None:
-        """Go on behind what retention took; what was not acknowledged of it is said to the consumers, and counted."""
-        if self._journal is None:
-            return
-        self._history_start = trimmed.start_offset
-        for reader in (self._reader, self._again):
-            if reader is not None:
-                reader.start = trimmed.start_offset
-        if self._fetching is not None and self._fetching < trimmed.start_offset:
-            self._fetching = None
-        cursor, start = self._journal.cursor, trimmed.start_offset
-        low, lost = cursor.low, cursor.unacknowledged(trimmed.start_offset)
-        if start <= low:
-            return
-        self._journal.note(low, start)
-        self._flush_soon()
-        if self._next < start:
-            self._next = start
-            self._ahead.clear()
-            self._reader = self._reader_at(start)
-        if lost:
-            self.trimmed += lost
-            text = (
-                f"retention took {lost} messages that were not acknowledged, between offset {low} and {start}"
-            )
-            log.warning("subscription %s of %s: %s", self.meta.name, self.topic.name, text)
-            self._notify(Notice("trimmed", lost, text, low))
-        self._wake()
-
-    @receives(Durable)
-    def on_durable(self, durable: Durable) -> None:
-        """More may be delivered."""
-        if durable.durable_end > self._durable_end:
-            if self._next < self._durable_end:  # not caught up: what comes now is read from the log later
-                self._caught_up_at = durable.durable_end
-            self._durable_end = durable.durable_end
-            self._wake()
+        """Attach to the topic, and let go of what is too old now and then."""
+        super().on_start()
+        self.call_later(EXPIRE_S, self._expire_unseen)
 
     # ---- what to deliver ----------------------------------------------------------------------------------------
 
     def _position(self) -> int:
-        return self._next
+        return self._source.next
+
+    def _backlog(self) -> int:
+        source = self._source
+        return source.durable_end - source.next + self._redelivery.due_messages
+
+    def _is_held_up(self) -> bool:
+        """Whether nothing may be delivered at the moment, whoever is there."""
+        return bool(self._poison.blocking)
+
+    def _dispatch(self) -> None:
+        self._looked_at = 0
+        self._dispatch_scheduled = False
+        if self._seeking is not None:
+            self._seek_on()
+        if self._target is None and not self._is_held_up():
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Deliver what can be delivered now."""
+        super()._dispatch()
 
     def _next_piece(self, messages_max: int) -> Piece | None:
-        while self._stalled is None and self._fetching is None:
-            try:
-                piece = self._piece_again(messages_max) if self._redelivery else None
-                return piece or self._piece_new(messages_max)
-            except NotHereError as error:
-                self._fetch(error.offset)
-            except TrimmedError as error:  # the topic is about to say so
-                if error.end <= self._lowest():
-                    self._halt(error)
-                    return None
-                self.on_trimmed(Trimmed(error.end))
-            except DamagedError as error:
-                self._stall(error)
-            except StorageError as error:
-                self._halt(error)
-                return None
-        return None
+        return self._read(lambda: self._find_piece(messages_max))
 
-    # ---- what the log has no more -------------------------------------------------------------------------------
+    def _find_piece(self, messages_max: int) -> Piece | None:
+        self._look_at_delays()
+        if self._redelivery and (piece := self._piece_again(messages_max)) is not None:
+            return piece
+        self._full = self._is_full()
+        if self._full:
+            return None
+        return self._piece_new(messages_max)
 
-    def _fetch(self, offset: int) -> None:
-        """Have a segment brought back from the store; meanwhile nothing is delivered."""
-        self._fetching = offset
-        self._fetcher.tell(Fetch(self.topic, offset, self.address))
-        if self._fetch_timer is not None:
-            self._fetch_timer.cancel()
-        self._fetch_timer = self.call_later(FETCH_AGAIN_S, self._fetch_again)
+    def _is_full(self) -> bool:
+        """Say whether so much is unacknowledged in pieces that nothing new is to be looked at."""
+        if self._pieces() > PIECES_MAX:
+            return True
+        return self._delays.messages > DELAYED_RANGES_MAX and self._delays.ranges > DELAYED_RANGES_MAX
 
-    def _fetch_again(self) -> None:
-        """Mail is no promise: ask once more."""
-        if self._fetching is not None:
-            self._fetch(self._fetching)
-
-    @receives(Fetched)
-    def on_fetched(self, fetched: Fetched) -> None:
-        """Read on."""
-        if fetched.offset == self._fetching:
-            self._fetching = None
-            self._wake()
-
-    @receives(NotFetched)
-    def on_not_fetched(self, answer: NotFetched) -> None:
-        """Go on behind what the store has no more; wait for a store that is away; stop at what is damaged there."""
-        if answer.offset != self._fetching:
-            return
-        if answer.retry:
-            self._fetch(answer.offset)
-            return
-        self._fetching = None
-        if answer.offset < answer.start:
-            self.on_trimmed(Trimmed(answer.start))
-        else:
-            error = DamagedError(f"the store cannot give offset {answer.offset}: {answer.text}")
-            error.first, error.end = answer.offset, answer.offset + 1
-            self._stall(error)
-        self._wake()
-
-    def _reader_at(self, offset: int) -> TieredReader:
-        reader = self._open_reader(offset)
-        reader.start = self._history_start
-        return reader
-
-    def _lowest(self) -> int:
-        assert self._journal is not None
-        return self._journal.cursor.low
-
-    def _halt(self, error: StorageError) -> None:
-        """Serve nobody any more, and say why."""
-        log.error("subscription %s of %s stops: %s", self.meta.name, self.topic.name, error.text)
-        self._failure = error
-        self._evict_all(error.code, error.text)
-
-    def _stall(self, error: DamagedError) -> None:
-        """Deliver nothing more until an operator decides; acknowledgments of what was delivered go on."""
-        first, end = error.first or 0, error.end or 0
-        what = f"offsets {first} to before {end} of topic {self.topic.name!r} are damaged, nothing is skipped by itself"
-        text = f"{what} ({error.text}); to go on behind them: ister topic repair {self.topic.name} --skip-damaged"
-        log.error("subscription %s of %s waits: %s", self.meta.name, self.topic.name, text)
-        self._topic_ref.tell(FoundDamage(first, end, error.text))
-        self._stalled = Notice("log-damaged", end - first, text, first)
-        for consumer in self._consumers.values():
-            consumer.tell(self._stalled)
-
-    def _greet(self, consumer: Ref) -> None:
-        """Tell a consumer that comes what those who are here were told."""
-        super()._greet(consumer)
-        if self._stalled is not None:
-            consumer.tell(self._stalled)
-
-    @receives(Repaired)
-    def on_repaired(self, _repaired: Repaired) -> None:
-        """Read again from where damage stopped it."""
-        if self._journal is not None and self._stalled is not None:
-            self._stalled = None
-            self._ahead.clear()
-            self._reader, self._again = self._reader_at(self._next), None
-            self._wake()
-
-    def _note_skipped(self, reader: TieredReader) -> None:
-        """Take what the reader jumped over as done, and say so: an operator decided it."""
-        assert self._journal is not None
-        for first, end in reader.take_skipped():
-            lost = self._journal.note(first, end)
-            self._flush_soon()
-            if first <= self._next < end:
-                self._next = end
-            if lost:
-                self.skipped += lost
-                text = f"{lost} damaged messages from offset {first} on were skipped, as an operator decided"
-                log.warning("subscription %s of %s: %s", self.meta.name, self.topic.name, text)
-                self._notify(Notice("skipped", lost, text, first))
+    def _pieces(self) -> int:
+        return self._log.holes() + self._redelivery.ranges + self._poison.ranges
 
     def _piece_again(self, messages_max: int) -> Piece | None:
-        assert self._journal is not None
         now_s = self.clock.monotonic()
-        cursor = self._journal.cursor
+        cursor = self._log.cursor
         while (held := self._redelivery.take(now_s, messages_max)) is not None:
             pending = cursor.pending(held.first, held.end)
             if not pending:
                 continue  # acknowledged meanwhile, by who held it before
             first, end = pending[0]
             try:
-                batch = self._batch_at(first)
+                batch = self._source.batch_at(first)
             except StorageError:
                 self._redelivery.add(held, now_s, now_s)
                 raise
@@ -436,219 +168,452 @@ class ReliableSubscription(Subscription):
             stop = min(end, batch.first_offset + batch.count)
             if stop < held.end:
                 self._redelivery.add(held._replace(first=stop), now_s, now_s)
-            return cut(batch, first, stop, held.attempt)
+            if self._is_expired(batch):
+                self._expire(first, stop)
+                continue
+            return cut(batch, first, stop, held.attempt, held.failures)
         due = self._redelivery.next_ready_s()
-        if due is not None and (self._redelivery_timer is None or not self._redelivery_timer.pending):
-            self._redelivery_timer = self.call_later(max(due - now_s, 0.0) + 0.001, self._wake)
+        if due is not None:
+            self._wake_at(due)
         return None
 
-    def _batch_at(self, offset: int) -> Batch | None:
-        if self._again is None:
-            self._again = self._reader_at(offset)
-        elif self._again.offset != offset:
-            self._again.seek(offset)
-        records = self._again.read(self._durable_end, 1)
-        self._note_skipped(self._again)
-        assert self._journal is not None
-        if self._journal.cursor.is_acknowledged(offset):
-            return None
-        if not records or not records[0].first_offset <= offset < records[0].end_offset:
-            raise StorageError(
-                f"offset {offset} of topic {self.topic.name!r} is not there",
-                code="log-damaged",
-                action="stop",
-            )
-        return records[0]
+    def _wake_at(self, due_s: float) -> None:
+        """Dispatch again at that time, if not before."""
+        timer = self._redelivery_timer
+        if timer is not None and timer.pending:
+            if timer.due <= due_s + 0.001:
+                return
+            timer.cancel()
+        delay_s = max(due_s - self.clock.monotonic(), 0.0) + 0.001
+        self._redelivery_timer = self.call_later(delay_s, self._wake)
 
     def _piece_new(self, messages_max: int) -> Piece | None:
-        assert self._journal is not None
-        cursor = self._journal.cursor
-        while self._read_ahead():
-            above = cursor.ranges.end
-            if above is None or above <= self._next:
-                return self._piece_whole(messages_max)
-            batch = self._ahead[0]  # some of what follows is acknowledged already: deliver what is between
+        source, cursor = self._source, self._log.cursor
+        while (batch := source.read_ahead()) is not None:
             batch_end = batch.first_offset + batch.count
-            pending = cursor.pending(max(batch.first_offset, self._next), batch_end)
+            if self._is_expired(batch):
+                self._expire(max(batch.first_offset, source.next), batch_end)
+                source.take_to(batch_end)
+                continue
+            if batch.columns & Column.DELIVER_AT and self.meta.type == "shared":
+                if self._looked_at >= LOOKED_AT_MAX:
+                    self._wake()
+                    return None
+                self._set_aside(batch, max(batch.first_offset, source.next))
+                source.take_to(batch_end)
+                if self._redelivery and (piece := self._piece_again(messages_max)) is not None:
+                    return piece
+                continue
+            above = cursor.ranges.end
+            if above is None or above <= source.next:
+                return source.take_piece(messages_max)
+            # some of what follows is acknowledged already: deliver what is between
+            pending = cursor.pending(max(batch.first_offset, source.next), batch_end)
             if pending:
                 first, end = pending[0][0], min(pending[0][1], pending[0][0] + messages_max)
-                self._take_to(end, batch_end)
+                source.take_to(end)
                 return cut(batch, first, end, 1)
-            self._take_to(batch_end, batch_end)
+            source.take_to(batch_end)
+            if (behind := min(cursor.ranges.end_of(source.next), source.durable_end)) > source.next:
+                source.jump_to(behind)
         return None
 
-    def _read_ahead(self) -> bool:
-        """Say whether there is anything new to deliver, read if need be."""
-        assert self._reader is not None
-        if not self._ahead and self._next < self._durable_end:
-            records = self._reader.read(self._durable_end, READ_BYTES)
-            self._ahead.extend(records)
-            self._note_skipped(self._reader)
-            if records:
-                self._count(records, self._reader.from_store)
-        return bool(self._ahead)
+    def _deliver_to(self, member: Member, piece: Piece) -> None:
+        self._last_delivered_ms = self.clock.time_ms()
+        if not member.outstanding:
+            member.holds_since_ms = self._last_delivered_ms
+        super()._deliver_to(member, piece)
 
-    def _count(self, records: Sequence[Batch], from_store: bool) -> None:
-        """Count where messages came from: the store, the log, or its live end."""
-        count = sum(record.count for record in records)
-        if from_store:
-            self.from_store += count
-        elif records[0].first_offset >= self._caught_up_at:
-            self.from_live += count
+    # ---- messages that wait for their time ----------------------------------------------------------------------
+
+    def _set_aside(self, batch: Batch, first: int) -> None:
+        """Sort the messages of a batch from `first` on into those that may go at once, and those that wait."""
+        now_ms, now_s = self.clock.time_ms(), self.clock.monotonic()
+        sheet = Sheet(batch)
+        times = sheet.deliver_at
+        assert times is not None
+        self._looked_at += sheet.end - first
+        for begin, end in self._log.cursor.pending(first, sheet.end):
+            at = begin
+            while at < end:
+                when, run = times[at - sheet.first], at
+                while at < end and times[at - sheet.first] == when:
+                    at += 1
+                if when > batch.timestamp_ms:
+                    self._delays.add(when, run, at, now_ms)
+                else:
+                    self._redelivery.add(Held(run, at, 1), now_s, now_s)
+        self._look_at_delays()
+
+    def _look_at_delays(self) -> None:
+        """Take out what is due, look more closely at what soon will be, and come back when more is."""
+        delays = self._delays
+        if not (delays or self._due or self._opening):
+            return
+        now_ms = self.clock.time_ms()
+        self._due.extend(delays.take_due(now_ms))
+        self._take_due()
+        while self._looked_at < LOOKED_AT_MAX:
+            if not self._opening:
+                self._opening.extend(delays.open_bucket(now_ms))
+                if not self._opening:
+                    break
+            self._look_again(now_ms)
+        if self._opening or self._due:
+            self._wake()
+        elif (next_ms := delays.next_ms()) is not None:
+            if self._delay_timer is not None:
+                self._delay_timer.cancel()
+            self._delay_timer = self.call_later(max(next_ms - now_ms, 0) / 1000 + 0.001, self._wake)
+
+    def _take_due(self) -> None:
+        """Let what is due be delivered."""
+        now_s = self.clock.monotonic()
+        while self._due:
+            first, end = self._due.popleft()
+            self._redelivery.add(Held(first, end, 1), now_s, now_s)
+
+    def _look_again(self, now_ms: int) -> None:
+        """Read the first range that will be due soon, up to the end of its batch, and sort it by time."""
+        first, end = self._opening[0]
+        sheet = self._source.sheet_at(first)
+        stop = end if sheet is None else min(end, sheet.end)
+        if sheet is not None and (times := sheet.deliver_at) is not None:
+            for begin, behind in self._log.cursor.pending(first, stop):
+                for offset in range(begin, behind):
+                    self._delays.add(times[offset - sheet.first], offset, offset + 1, now_ms)
+        self._looked_at += stop - first
+        if stop < end:
+            self._opening[0] = (stop, end)
         else:
-            self.from_log += count
+            self._opening.popleft()
 
-    def _take_to(self, end: int, batch_end: int) -> None:
-        self._next = end
-        if end == batch_end:
-            self._ahead.popleft()
+    # ---- messages that are too old ------------------------------------------------------------------------------
 
-    def _piece_whole(self, messages_max: int) -> Piece:
-        """Return the first batch read ahead, cut to the credit, or joined with those that follow."""
-        ahead, first = self._ahead, self._next
-        batch = ahead[0]
-        batch_end = batch.first_offset + batch.count
-        if batch.first_offset < first or batch.count > messages_max:
-            end = min(batch_end, first + messages_max)
-            self._take_to(end, batch_end)
-            return cut(batch, first, end, 1)
-        together = [batch]
-        size, count = batch_bytes(batch), batch.count
-        self._take_to(batch_end, batch_end)
-        while ahead and size < PIECE_BYTES and len(together) < DELIVER_RECORDS_MAX:
-            batch = ahead[0]
-            size += batch_bytes(batch)
-            count += batch.count
-            if size > PIECE_BYTES or count > messages_max or batch.columns != together[0].columns:
-                break
-            together.append(batch)
-            self._take_to(self._next + batch.count, self._next + batch.count)
-        return join(together)
+    def _is_expired(self, batch: Batch) -> bool:
+        return (
+            bool(self._message_ttl_ms) and batch.timestamp_ms + self._message_ttl_ms <= self.clock.time_ms()
+        )
+
+    def _expire(self, first: int, end: int) -> None:
+        """Let messages go that outlived the topic's time to live; they are counted, and said to the consumers."""
+        new = self._log.note(first, end)
+        self._settled(first, end)
+        if not new:
+            return
+        self.expired += new
+        if (
+            self.expired - new == self._expired_told
+        ):  # the first since it was told last: tell all of them together
+
+            def tell() -> None:
+                count, self._expired_told = self.expired - self._expired_told, self.expired
+                text = f"{count} messages were older than message_ttl_ms ({self._message_ttl_ms}) when their turn came"
+                self._notify(Notice("expired", count, text, first))
+
+            self.call_later(0.0, tell)
+
+    def _expire_unseen(self) -> None:
+        """Without consumers nothing is looked at: let go of what is too old here."""
+        again_s = EXPIRE_S
+        if self._message_ttl_ms and self._log.is_open and not self._consumers and self._failure is None:
+            for _ in range(EXPIRE_BATCHES):
+                low = self._log.cursor.low
+                if low >= self._source.durable_end:
+                    break
+                try:
+                    batch = self._source.batch_at(low)
+                except StorageError:  # it is not here, or damaged: not worth more than waiting for a consumer
+                    break
+                if batch is None:
+                    continue
+                if not self._is_expired(batch):
+                    break
+                self._expire(low, batch.first_offset + batch.count)
+            else:
+                again_s = 0.0
+        self.call_later(again_s, self._expire_unseen)
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     @receives(Acknowledged)
     def on_acknowledged(self, command: Acknowledged) -> None:
         """Move the cursor; the journal is written within `cursor_flush_ms`, or at once when asked to confirm."""
-        assert self._journal is not None
         for first, end in command.ranges:
-            self._journal.note(first, end)
-        self._acknowledged(command.key, command.ref)
+            self._log.note(first, end)
+            self._settled(first, end)
+        self._acknowledged(command)
 
     @receives(AcknowledgedUntil)
     def on_acknowledged_until(self, command: AcknowledgedUntil) -> None:
         """Move the cursor past everything below an offset."""
-        assert self._journal is not None
-        low = self._journal.cursor.low
+        low = self._log.cursor.low
         if command.end > low:
-            self._journal.note(low, command.end)
-        self._acknowledged(command.key, command.ref)
+            self._log.note(low, command.end)
+            self._settled(low, command.end)
+        self._acknowledged(command)
 
-    def _acknowledged(self, key: int, ref: int | None) -> None:
-        if ref is not None:
-            self._confirming.append((key, ref))
-            self._flush()
-        else:
-            self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if self._flush_timer is None:
-            self._flush_timer = self.call_later(self._flush_s, self._flush)
-
-    def _flush(self) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        assert self._journal is not None
-        try:
-            if self._journal.failed is not None:
-                self._journal = self._opened_again(self._journal)
-            self._journal.flush()
-        except (
-            StorageError
-        ) as error:  # what was acknowledged is in memory still, and written when that works again
-            log.warning("cursor of %s/%s not written: %s", self.topic.name, self.meta.name, error)
-            self._flush_timer = self.call_later(FLUSH_RETRY_S, self._flush)
-            return
-        self._flushed_low = self._journal.cursor.low
-        confirming, self._confirming = self._confirming, []
-        for key, ref in confirming:
-            if (consumer := self._consumers.get(key)) is not None:
-                consumer.tell(Confirmed(ref))
-        compaction = self._journal.begin_compaction()
-        if compaction is not None:
-            journal = self._journal
-            self.offload(compaction.run, lambda _, error: self._compacted(journal, compaction, error))
-        if self._sync_timer is None and not self._syncing:
-            self._sync_timer = self.call_later(self._sync_s, self._sync)
-
-    def _opened_again(self, failed: CursorJournal) -> CursorJournal:
-        """Return the journal opened anew after a write or sync failed, with all that is acknowledged noted in it."""
-        journal = self._open_journal(lambda: failed.cursor.start)
-        journal.note(journal.cursor.low, failed.cursor.low)
-        for first, end in failed.cursor.ranges:
-            journal.note(first, end)
-        failed.close()
-        return journal
-
-    def _compacted(self, journal: CursorJournal, compaction: Compaction, error: BaseException | None) -> None:
-        if error is not None:
-            log.warning("cursor of %s/%s not compacted: %s", self.topic.name, self.meta.name, error)
-        if journal is self._journal:
-            journal.end_compaction(compaction, error)
-
-    def _sync(self) -> None:
-        assert self._journal is not None
-        if self._journal.compacting:  # one thing at a time on one file
-            self._sync_timer = self.call_later(self._sync_s, self._sync)
-            return
-        self._sync_timer, self._syncing = None, True
-        low = self._journal.cursor.low if not self._journal.noted else self._flushed_low
-        self.offload(self._journal.sync, lambda _, error: self._synced(low, error))
-
-    def _synced(self, low: int, error: BaseException | None) -> None:
-        self._syncing = False
-        if error is not None:
-            log.warning("cursor of %s/%s not synced: %s", self.topic.name, self.meta.name, error)
-        elif low > self._synced_low:
-            self._synced_low = low
-            self._tell_consumed()
-        if error is None and self._store_timer is None:
-            self._store_timer = self.call_later(self._store_s, self._store_cursor)
-
-    def _store_cursor(self) -> None:
-        """Let the store have the cursor: with the disk lost, no more than this interval comes again."""
-        if self._store_timer is not None:
-            self._store_timer.cancel()
-            self._store_timer = None
-        if self._journal is not None and not self._deleted:
-            journal = encode_journal(self.topic.incarnation, self._journal.cursor)
-            self._uploader.tell(StoreCursor(self.topic, self.meta, (journal,)))
-
-    def _tell_consumed(self) -> None:
-        if self.topic.settings.get("retention_acknowledged"):
-            self._topic_ref.tell(Consumed(self.meta.name, self._synced_low))
+    def _acknowledged(self, command: Acknowledged | AcknowledgedUntil) -> None:
+        self._roster.settle(command.key, command.settled)
+        if command.ref is not None:
+            self._log.confirm(command.key, command.ref)
+        if self._full:
+            self._wake()
 
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:
         """Queue what was refused, timed out, or was held by a client that came back."""
-        self._again_later(command.held, command.delay_s)
+        self._roster.settle(command.key, sum(held.end - held.first for held in command.held))
+        self._take_back(command.held, command.delay_s, command.why, failed=command.failed)
 
     @receives(Left)
     def on_left(self, command: Left) -> None:
         """Queue what a consumer held that is gone, for the next one."""
-        self._again_later(command.held, 0.0)
+        self._take_back(command.held, 0.0, "its consumer was lost", failed=command.failed)
         self._remove(command.key)
+        if not self._consumers:
+            self._consumer_left_ms = self.clock.time_ms()
 
-    def _again_later(self, held: Sequence[Held], delay_s: float) -> None:
-        now_s = self.clock.monotonic()
+    def _take_back(self, held: Sequence[Held], delay_s: float | None, why: str, *, failed: bool) -> None:
+        now_s, policy = self.clock.monotonic(), self._policy
         for part in held:
-            self._redelivery.add(part._replace(attempt=part.attempt + 1), now_s + delay_s, now_s)
+            failures = part.failures + failed
+            if failed and policy.is_poison(failures):
+                self._give_up(part._replace(failures=failures), why)
+                continue
+            wait_s = delay_s
+            if wait_s is None:
+                wait_s = back_off_ms(failures, policy.backoff_ms_min, policy.backoff_ms_max) / 1000
+            again = part._replace(attempt=part.attempt + 1, failures=failures)
+            self._again(again, now_s + wait_s if wait_s else now_s, now_s)
         self._wake()
-        if delay_s and held:
-            self.call_later(delay_s + 0.001, self._wake)
+
+    def _again(self, held: Held, ready_at_s: float, now_s: float) -> None:
+        """Have messages delivered again, not before `ready_at_s`."""
+        self._redelivery.add(held, ready_at_s, now_s)
+        if ready_at_s > now_s:
+            self._wake_at(ready_at_s)
+
+    # ---- what fails too often -----------------------------------------------------------------------------------
+
+    def _give_up(self, part: Held, why: str) -> None:
+        """Do with messages that failed too often what the subscription's policy says."""
+        for first, end in self._log.cursor.pending(part.first, part.end):
+            poisoned = Poisoned(part._replace(first=first, end=end), self.clock.time_ms(), why)
+            if self._policy.poison == "drop":
+                self._drop(poisoned)
+            elif self._policy.poison == "block":
+                self._poison.blocking.append(poisoned)
+                text = (
+                    f"offset {first} failed {part.failures} times, the last time: {why}; nothing is delivered until: "
+                    f"ister subscription unblock {self.topic.name} {self.meta.name}"
+                )
+                log.warning("subscription %s of %s is blocked: %s", self.meta.name, self.topic.name, text)
+                self._notify(Notice("blocked", end - first, text, first))
+            else:
+                self._poison.bury(poisoned)
+        self._bury()
+
+    def _drop(self, poisoned: Poisoned) -> None:
+        held = poisoned.held
+        self.dropped += self._log.note(held.first, held.end)
+        self._settled(held.first, held.end)
+        log.warning(
+            "subscription %s of %s drops offsets %d to before %d after %d failures: %s",
+            self.meta.name,
+            self.topic.name,
+            held.first,
+            held.end,
+            held.failures,
+            poisoned.reason,
+        )
+
+    def _bury(self) -> None:
+        """Put poison on its way to the dead-letter topic, as much as may be on its way at a time."""
+        letters: list[Letter] = []
+        while self._burying_bytes < BURY_BYTES_MAX and (taken := self._poison.take()) is not None:
+            offset, poisoned = taken
+            letter = None if self._is_done(offset) else self._read_letter(offset, poisoned)
+            if letter is not None:
+                self._burying_bytes += len(letter.payload)
+                letters.append(letter)
+            elif self._is_done(offset):
+                self._poison.done([offset])
+            else:  # it cannot be read now
+                self._poison.put_back(offset)
+                break
+        if letters:
+            self._undertaker().tell(Bury(letters, self._policy.dead_letter_topic))
+        if self._poison.messages and (self._bury_timer is None or not self._bury_timer.pending):
+            self._bury_timer = self.call_later(BURY_AGAIN_S, self._bury_again)
+
+    def _is_done(self, offset: int) -> bool:
+        return self._log.cursor.is_acknowledged(offset)
+
+    def _bury_again(self) -> None:
+        """Send again what is on its way: whoever has it in hand already ignores it."""
+        letters = [
+            letter
+            for offset, poisoned in self._poison.in_hand()
+            if (letter := self._read_letter(offset, poisoned)) is not None
+        ]
+        if letters:
+            self._undertaker().tell(Bury(letters, self._policy.dead_letter_topic))
+        self._bury()
+
+    def _read_letter(self, offset: int, poisoned: Poisoned) -> Letter | None:
+        sheet = self._read(lambda: self._source.sheet_at(offset))
+        if sheet is None:
+            return None
+        at, held = offset - sheet.first, poisoned.held
+        try:
+            attributes = decode_attributes(sheet.attributes[at])
+        except RemoteProtocolError:  # its producer's own; nobody could read them
+            attributes = {}
+        attributes |= {
+            "ister.topic": self.topic.name,
+            "ister.subscription": self.meta.name,
+            "ister.offset": str(offset),
+            "ister.producer": f"{sheet.batch.producer_id:016x}",
+            "ister.timestamp": str(sheet.batch.timestamp_ms),
+            "ister.attempts": str(held.attempt),
+            "ister.reason": poisoned.reason,
+            "ister.dead_lettered_at": str(poisoned.since_ms),
+        }
+        return Letter(offset, bytes(sheet.payload(at, at + 1)), sheet.keys[at], attributes)
+
+    @receives(Buried)
+    def on_buried(self, command: Buried) -> None:
+        """Take what is durable in the dead-letter topic as done."""
+        done = self._poison.done(command.offsets)
+        for offset in done:
+            self.dead_lettered += self._log.note(offset, offset + 1)
+            self._settled(offset, offset + 1)
+        self._bury_trouble = None
+        self._burying_bytes = 0  # counted anew with what is sent next; at most twice as much is on its way
+        self._bury()
+        if done:
+            self._wake()
+
+    @receives(BuryDelayed)
+    def on_bury_delayed(self, delayed: BuryDelayed) -> None:
+        """Note why dead letters wait."""
+        self._bury_trouble = delayed.text
+
+    @receives(Unblock)
+    def on_unblock(self, command: Unblock) -> None:
+        """Go on behind what blocks, as an operator decided: try it again, drop it, or bury it."""
+        blocking = self._poison.unblock()
+        now_s = self.clock.monotonic()
+        for poisoned in blocking:
+            if command.action == "drop":
+                self._drop(poisoned)
+            elif command.action == "dead-letter":
+                self._poison.bury(poisoned)
+            else:
+                held = poisoned.held
+                self._again(held._replace(attempt=held.attempt + 1, failures=0), now_s, now_s)
+        self._bury()
+        self._wake()
+        messages = sum(poisoned.held.end - poisoned.held.first for poisoned in blocking)
+        self._reply(command, {"messages": messages})
+
+    # ---- moving -------------------------------------------------------------------------------------------------
+
+    @receives(Seek)
+    def on_seek(self, command: Seek) -> None:
+        """Go on at another place, once every consumer has given back what it holds."""
+        if not self._log.is_open or self._failure is not None:
+            self._refuse(
+                command, self._failure or RemoteError("unavailable", "the topic has not answered yet")
+            )
+        elif self._seeking is not None:
+            self._refuse(command, RemoteError("busy", "the subscription is being moved already"))
+        else:
+            self._seeking = command
+            self._seek_on()
+
+    def _seek_on(self) -> None:
+        """Find out where to, have the consumers give back what they hold, and move: whatever is next."""
+        command = self._seeking
+        if command is None or self._yielding:
+            return
+        if self._target is None:
+            try:
+                self._target = self._position_of(command.to)
+            except NotHereError as error:
+                if self._fetching is None:
+                    self._fetch(error.offset)
+                return
+            except IsterError as error:
+                self._sought(command, error)
+                return
+            for key, consumer in self._consumers.items():
+                self._yielding.add(key)
+                consumer.tell(Yield())
+            if self._yielding:
+                return
+        offset = self._target
+        self._yielding.add(0)  # nobody's: until the journal has it nothing is delivered
+        self._log.move(offset, lambda error: self._moved(command, offset, error))
+
+    def _moved(self, command: Seek, offset: int, error: StorageError | None) -> None:
+        self._yielding.discard(0)
+        if error is None:
+            self._forget_all()
+            self._source.begin(offset)
+            log.info("subscription %s of %s goes on at offset %d", self.meta.name, self.topic.name, offset)
+            for consumer in self._consumers.values():
+                consumer.tell(Sought(offset))
+            self._store_cursor()
+        self._sought(command, error)
+
+    def _forget_all(self) -> None:
+        """Forget what was known of single messages: none of it counts any more."""
+        self._redelivery, self._delays, self._poison = Redelivery(), Delays(), Poison()
+        self._due.clear()
+        self._opening.clear()
+        self._stalled = None
+        self._fetching = None
+
+    def _sought(self, command: Seek, error: IsterError | None) -> None:
+        self._seeking = self._target = None
+        if error is None:
+            self._reply(command, {"position": self._source.next})
+        else:
+            self._refuse(command, error)
+        self._wake()
+
+    def _remove(self, key: int) -> None:
+        super()._remove(key)
+        self._seek_on()  # it may have been the one that was waited for
+
+    def _go_on(self) -> None:
+        super()._go_on()
+        self._seek_on()
+        self._bury()
 
     # ---- the rest -----------------------------------------------------------------------------------------------
+
+    def _reply(self, command: Seek | Unblock | UpdateSubscription | Explain, body: Any) -> None:
+        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
+
+    def _refuse(self, command: Seek, error: IsterError) -> None:
+        self.system.at(command.reply).tell(Refused(command.ticket, error.code, error.text))
+
+    @receives(UpdateSubscription)
+    def on_update(self, command: UpdateSubscription) -> None:
+        """Take new settings: a policy for what fails from now on, a timeout for what is delivered from now on."""
+        self.meta = command.meta
+        self._policy = Policy.of(self.meta)
+        timeout_ms = int(self.meta.settings.get("ack_timeout_ms", self._ack_timeout_ms))
+        if timeout_ms != self._ack_timeout_ms:
+            self._ack_timeout_ms = timeout_ms
+            for consumer in self._consumers.values():
+                consumer.tell(TimeoutChanged(timeout_ms))
+        self._pause(bool(self.meta.settings.get("paused", 0)))
+        self._store_cursor()
+        self._reply(command, {})
 
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:
@@ -657,8 +622,9 @@ class ReliableSubscription(Subscription):
         self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
         self._topic_ref.tell(Detach(self.address))
         self._uploader.tell(ForgetCursor(self.topic, self.meta.name))
-        if self._journal is not None:
-            self._journal.close()
+        if self._poison.messages:
+            self._undertaker().tell(StopBurying())
+        self._log.close(write=False)
         try:
             self._erase()
         except OSError as error:
@@ -674,23 +640,94 @@ class ReliableSubscription(Subscription):
     def _description(self) -> dict[str, Any]:
         body = super()._description()
         body |= {
-            "position": self._next,
-            "durable_end": self._durable_end,
             "waiting_redelivery": self._redelivery.messages,
-            "trimmed": self.trimmed,
-            "skipped": self.skipped,
-            "from_store": self.from_store,
-            "from_log": self.from_log,
-            "from_live": self.from_live,
-            "fetching": self._fetching,
-            "stalled": None if self._stalled is None else self._stalled.text,
-            "ack_timeout_ms": self._ack_timeout_ms,
+            "in_flight": self._roster.outstanding,
+            "delayed": self._delayed(),
+            "dead_lettered": self.dead_lettered,
+            "dead_letter_topic": self._policy.dead_letter_topic,
+            "burying": self._poison.messages,
+            "dropped_poison": self.dropped,
+            "expired": self.expired,
+            "blocked": bool(self._poison.blocking),
         }
-        if self._journal is not None:
-            cursor = self._journal.cursor
-            body |= {
-                "cursor": cursor.low,
-                "acknowledged_above": cursor.ranges.total,
-                "unacknowledged": cursor.unacknowledged(self._durable_end),
-            }
+        if self._log.is_open:
+            pending = self._log.pending(self._source.durable_end, SHOWN_MAX)
+            body["pending"] = [list(part) for part in pending]
         return body
+
+    def _delayed(self) -> int:
+        return self._delays.messages + sum(end - first for first, end in self._opening)
+
+    @receives(Explain)
+    def on_explain(self, command: Explain) -> None:
+        """Say why nothing is delivered, as far as this actor knows."""
+        self._reply(command, self._state())
+
+    def _state(self) -> State:
+        members = self._roster.members
+        now_ms, now_s = self.clock.time_ms(), self.clock.monotonic()
+        source, redelivery = self._source, self._redelivery
+        ready_s = redelivery.next_ready_s()
+        holding = sorted((m for m in members if m.outstanding), key=lambda m: (m.holds_since_ms, m.age))
+        state: State = {
+            "type": self.meta.type,
+            "starting": not self._ready and self._failure is None,
+            "failure": None if self._failure is None else self._failure.text,
+            "paused": self._paused,
+            "consumers": len(members),
+            "ready": sum(member.ready for member in members),
+            "no_credit": sum(member.messages <= 0 or member.bytes <= 0 for member in members),
+            "connection_full": sum(member.blocked for member in members),
+            "standby": max(0, len(members) - 1) if self.meta.type == "failover" else 0,
+            "handing_over": len(self._yielding),
+            "position": source.next,
+            "durable_end": source.durable_end,
+            "in_flight": self._roster.outstanding,
+            "holders": [_holder(member) for member in holding[:HOLDERS_MAX]],
+            "due": redelivery.due_messages,
+            "backoff": redelivery.messages - redelivery.due_messages,
+            "backoff_until_ms": None if ready_s is None else now_ms + max(0, round((ready_s - now_s) * 1000)),
+            "delayed": self._delayed(),
+            "delayed_until_ms": self._delays.soonest_ms(),
+            "tracked_full": self._is_full() if self._log.is_open else False,
+            "tracked": self._pieces(),
+            "tracked_max": PIECES_MAX,
+            "poison": _stop(self._poison.blocking[0]) if self._poison.blocking else None,
+            "burying": self._poison.messages,
+            "dead_letter_topic": self._policy.dead_letter_topic,
+            "bury_trouble": self._bury_trouble,
+            "last_delivered_ms": self._last_delivered_ms,
+            "consumer_left_ms": self._consumer_left_ms,
+        }
+        if self._stalled is not None:
+            first = self._stalled.offset or 0
+            state["damage"] = {"first": first, "end": first + self._stalled.count, "text": self._stalled.text}
+        if self._fetching is not None:
+            state["fetch"] = {
+                "first": self._fetching,
+                "since_ms": self._fetching_since_ms,
+                "text": self._fetch_trouble,
+            }
+        if self._log.is_open:
+            state["cursor"] = self._log.cursor.low
+            state["unacknowledged"] = self._log.cursor.unacknowledged(source.durable_end)
+        return state
+
+
+def _holder(member: Member) -> Holder:
+    return {
+        "consumer": member.key,
+        "client": member.client,
+        "messages": member.outstanding,
+        "since_ms": member.holds_since_ms,
+    }
+
+
+def _stop(poisoned: Poisoned) -> Stop:
+    return {
+        "first": poisoned.held.first,
+        "end": poisoned.held.end,
+        "attempts": poisoned.held.attempt,
+        "since_ms": poisoned.since_ms,
+        "text": poisoned.reason,
+    }

@@ -4,6 +4,8 @@ Runs in a worker process, not always its topic's.
 
 Invariants
 - a consumer is attached from `Granted` to `Left`, and gets nothing before or after
+- who is to give back what it holds (another is active, it was taken over, the subscription is moved) has done so before
+  anything is delivered again
 - dispatch happens once a turn, after everything that the turn brought
 - work is per piece (some 64 KiB), never per message
 """
@@ -73,6 +75,7 @@ class Subscription(LoopActor):
         self._limits = limits
         self._ack_timeout_ms = int(meta.settings.get("ack_timeout_ms", ack_timeout_ms))
         self._roster = Roster(meta.type, meta.name)
+        self._paused = bool(meta.settings.get("paused", 0))
         self._consumers: dict[int, Ref] = {}
         self._active: Member | None = None
         self._dispatch_scheduled = False
@@ -107,19 +110,44 @@ class Subscription(LoopActor):
         if failure is not None:
             command.consumer.tell(Evicted(failure.code, failure.text))
             return
+        if command.force and self.meta.type == "exclusive":
+            self._take_over()
         try:
-            self._roster.attach(
-                command.key, priority=command.priority, messages=command.messages, bytes=command.bytes
+            member = self._roster.attach(
+                command.key,
+                priority=command.priority,
+                messages=command.messages,
+                bytes=command.bytes,
+                sparse=command.sparse,
             )
         except RemoteError as error:
             command.consumer.tell(Evicted(error.code, error.text))
             return
+        member.client = command.client
         self._consumers[command.key] = command.consumer
+        self._attached(member)
         command.consumer.tell(Granted(self._position(), self._ack_timeout_ms))
         self._greet(command.consumer)
         if self.meta.type == "failover" and self._roster.active is self._active:
             command.consumer.tell(Notice("standby", 0, "another consumer is active"))
         self._after_change()
+
+    def _attached(self, member: Member) -> None:
+        """A consumer has its place."""
+
+    def _detached(self, member: Member) -> None:
+        """A consumer has its place no more."""
+
+    def _take_over(self) -> None:
+        """Send the consumer of an Exclusive subscription away for another, which begins with what it gives back."""
+        active = self._roster.active
+        if active is None:
+            return
+        self._roster.detach(active.key)
+        self._detached(active)
+        self._yielding.add(active.key)
+        text = f"another consumer took subscription {self.meta.name!r} over"
+        self._consumers.pop(active.key).tell(Evicted("taken-over", text))
 
     def _become_ready(self) -> None:
         self._ready, self._failure = True, None
@@ -153,7 +181,10 @@ class Subscription(LoopActor):
             for command in self._waiting
             if not (isinstance(command, AttachConsumer) and command.key == key)
         ]
-        self._roster.detach(key)
+        member = self._roster.get(key)
+        if member is not None:
+            self._roster.detach(key)
+            self._detached(member)
         self._consumers.pop(key, None)
         self._yielding.discard(key)
         self._after_change()
@@ -214,24 +245,32 @@ class Subscription(LoopActor):
 
     def _dispatch(self) -> None:
         self._dispatch_scheduled = False
-        if self._yielding:
+        if self._yielding or self._paused:
             return
         budget = DISPATCH_BYTES_MAX
         roster = self._roster
+        share = roster.share(self._backlog()) if self.meta.type == "shared" else None
         while budget > 0:
             member = roster.choose()
             if member is None:
                 return
-            piece = self._next_piece(member.messages)
+            piece = self._next_piece(member.messages if share is None else min(member.messages, share))
             if piece is None:
                 return
-            roster.spend(member, piece.count, piece.bytes)
-            self._consumers[member.key].tell(Deliver(piece, self._me))
+            self._deliver_to(member, piece)
             budget -= piece.bytes
-            self.delivered += piece.count
-            if piece.attempt > 1:
-                self.redelivered += piece.count
         self._wake()
+
+    def _deliver_to(self, member: Member, piece: Piece) -> None:
+        self._roster.spend(member, piece.count, piece.bytes)
+        self._consumers[member.key].tell(Deliver(piece, self._me))
+        self.delivered += piece.count
+        if piece.attempt > 1:
+            self.redelivered += piece.count
+
+    def _backlog(self) -> int:
+        """Return how many messages could be delivered now, about: what a fair share is a share of."""
+        raise NotImplementedError
 
     def _next_piece(self, messages_max: int) -> Piece | None:
         raise NotImplementedError
@@ -264,6 +303,8 @@ class Subscription(LoopActor):
             "delivered": self.delivered,
             "redelivered": self.redelivered,
             "failure": None if self._failure is None else self._failure.text,
+            "paused": self._paused,
+            "settings": dict(self.meta.settings),
         }
 
     @receives(Describe)
@@ -282,6 +323,15 @@ class Subscription(LoopActor):
             consumer.tell(notice)
         if not self._consumers:
             self._unseen.append(notice)
+
+    def _pause(self, paused: bool) -> None:
+        """Deliver nothing more, or go on; the consumers are told."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        what = "was paused" if paused else "goes on"
+        self._notify(Notice("paused" if paused else "resumed", 0, f"subscription {self.meta.name!r} {what}"))
+        self._wake()
 
     def _evict_all(self, code: str, text: str) -> None:
         """Send everybody away, also who still waits for a place."""

@@ -17,13 +17,17 @@ from functools import cached_property
 from typing import Any, Final
 
 from actors.commits import Commits
+from actors.deadletters import dead_letters
 from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
 from actors.fetcher import FETCHER_PATH, cache_folder
 from actors.frontend import Frontend
+from actors.key_shared_subscription import KeySharedSubscription
 from actors.nonreliable_subscription import NonReliableSubscription
 from actors.nonreliable_topic import NonReliableTopic
+from actors.options import READER
 from actors.placement import TIER, actor_path
 from actors.process import BROKER, EXIT_FAILED, ProcessContext
+from actors.reader_subscription import MemoryJournal, ReaderSubscription
 from actors.relay import Relay
 from actors.reliable_subscription import ReliableSubscription
 from actors.reliable_topic import ReliableTopic
@@ -253,6 +257,8 @@ class Worker:
         cached = cache_folder(self._given.data, topic)
 
         def open_journal(start: Callable[[], int]) -> CursorJournal:
+            if meta.type == READER:
+                return MemoryJournal(start())
             begin = 0 if self._disk.exists(journal) else start()
             return CursorJournal.open(self._disk, journal, topic.incarnation, begin)
 
@@ -260,8 +266,12 @@ class Worker:
             if self._disk.exists(journal):
                 self._disk.unlink(journal)
 
+        kinds: dict[str, type[ReliableSubscription]] = {
+            "key-shared": KeySharedSubscription,
+            READER: ReaderSubscription,
+        }
         return system.spawn(
-            ReliableSubscription,
+            kinds.get(meta.type, ReliableSubscription),
             path,
             topic,
             meta,
@@ -277,6 +287,7 @@ class Worker:
             flush_ms=settings.log.cursor_flush_ms,
             sync_ms=settings.log.cursor_sync_ms,
             store_ms=settings.tier.cursor_upload_ms,
+            undertaker=lambda: dead_letters(system, topic, meta, system.ref(system.node, path)),
         )
 
 

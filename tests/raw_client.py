@@ -43,7 +43,16 @@ class Frame(NamedTuple):
 
     def messages(self) -> list[tuple[int, bytes]]:
         """The (offset, payload) pairs of a DELIVER."""
-        return list(enumerate(split(self.body[0], self.body[1]), self.header[Key.OFFSET]))
+        return list(zip(self.offsets(), split(self.body[0], self.body[1]), strict=True))
+
+    def offsets(self) -> list[int]:
+        """The offsets of a DELIVER."""
+        first, flat = self.header[Key.OFFSET], self.header.get(Key.RANGES)
+        if flat is None:
+            return list(range(first, first + self.header[Key.COUNT]))
+        return [
+            offset for low, high in zip(flat[::2], flat[1::2], strict=True) for offset in range(low, high)
+        ]
 
     def column(self, bit: int) -> list[bytes]:
         """One column of a DELIVER, by its bit."""
@@ -181,6 +190,8 @@ class Speaker(ABC):
         messages: int = 1000,
         bytes: int = 1 << 20,
         priority: int | None = None,
+        sparse: bool = False,
+        force: bool = False,
         **options: Any,
     ) -> int:
         """Ask for a consumer and return the REF."""
@@ -199,6 +210,10 @@ class Speaker(ABC):
             header[Key.START] = start
         if priority is not None:
             header[Key.PRIORITY] = priority
+        if sparse:
+            header[Key.SPARSE] = True
+        if force:
+            header[Key.FORCE] = True
         if options:
             header[Key.ARGUMENTS] = options
         self.say(header)
@@ -212,6 +227,23 @@ class Speaker(ABC):
     def publish(self, handle: int, sequence: int, *payloads: bytes) -> None:
         """Publish payloads as one batch."""
         self.say({Key.TYPE: Type.PUBLISH, Key.HANDLE: handle, Key.SEQUENCE: sequence}, *batch(payloads))
+
+    def publish_keyed(
+        self,
+        handle: int,
+        sequence: int,
+        *messages: tuple[bytes, bytes],
+        deliver_at: Sequence[int] = (),
+        attributes: Sequence[bytes] = (),
+    ) -> None:
+        """Publish (key, payload) pairs as one batch, with delivery times and encoded attributes if there are any."""
+        keys, payloads = [key for key, _ in messages], [payload for _, payload in messages]
+        columns = (1 if any(keys) else 0) | (2 if attributes else 0) | (4 if deliver_at else 0)
+        header = {Key.TYPE: Type.PUBLISH, Key.HANDLE: handle, Key.SEQUENCE: sequence, Key.COLUMNS: columns}
+        body = batch(payloads, *([keys] if any(keys) else []), *([attributes] if attributes else []))
+        if deliver_at:
+            body.append(struct.pack(f"<{len(deliver_at)}Q", *deliver_at))
+        self.say(header, *body)
 
     def receipt(self, handle: int, timeout_s: float | None = None) -> list[tuple[int, int]]:
         """Return the (sequence, offset) pairs of the next RECEIPT."""
@@ -249,14 +281,25 @@ class Speaker(ABC):
         answer = self.expect(Type.DONE, Type.ERROR, ref=ref)
         assert answer.kind == Type.DONE, answer.header
 
-    def nack(self, handle: int, *ranges: tuple[int, int], delay_ms: int | None = None) -> None:
+    def extend(self, handle: int, *ranges: tuple[int, int]) -> None:
+        """Let the acknowledgment timeout of ranges begin anew."""
+        flat = [offset for each in ranges for offset in each]
+        self.say({Key.TYPE: Type.EXTEND, Key.HANDLE: handle, Key.RANGES: flat})
+
+    def nack(
+        self, handle: int, *ranges: tuple[int, int], delay_ms: int | None = None, reason: str = ""
+    ) -> None:
         """Give ranges back."""
         header: dict[int, Any] = {
             Key.TYPE: Type.NACK,
             Key.HANDLE: handle,
             Key.RANGES: [offset for each in ranges for offset in each],
         }
-        self.say(header if delay_ms is None else header | {Key.DELAY: delay_ms})
+        if delay_ms is not None:
+            header[Key.DELAY] = delay_ms
+        if reason:
+            header[Key.REASON] = reason
+        self.say(header)
 
     def ack_until(self, handle: int, offset: int) -> Frame:
         """Acknowledge everything up to and including an offset, and return the answer."""

@@ -1,0 +1,106 @@
+"""Readers of reliable topics: one consumer's place in a topic, kept in memory alone.
+
+Runs in a worker process, one actor a reader. Nothing is acknowledged, nothing comes back, and it ends with its
+consumer; retention does not wait for it.
+
+Invariants
+- its one consumer gets every message from its start on, once for each time it says where to begin
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.messages import Detach, Left, Lost, ReadFrom, Returned
+from actors.pieces import Piece
+from actors.reliable_subscription import ReliableSubscription
+from actors.runtime import receives
+from actors.selection import Member
+from ister.errors import IsterError
+from storage.cursor import Cursor, CursorJournal
+
+
+class ReaderSubscription(ReliableSubscription):
+    """The place of one reader."""
+
+    def _deliver_to(self, member: Member, piece: Piece) -> None:
+        super()._deliver_to(member, piece)
+        self._roster.settle(member.key, piece.count)
+        self._log.note(piece.offset, piece.end)
+
+    @receives(ReadFrom)
+    def on_read_from(self, command: ReadFrom) -> None:
+        """Go on where the client says, for what was on its way to it is lost with its connection."""
+        if not self._log.is_open:
+            return  # it begins with what it said first, as it has been given nothing
+        try:
+            offset = self._position_of(command.start)
+        except (
+            IsterError
+        ):  # trimmed meanwhile, or only the store could say: it goes on behind what it was given
+            return
+        self._log.move(offset, lambda _error: None)
+        self._forget_all()
+        self._source.begin(offset)
+        self._wake()
+
+    @receives(Left)
+    def on_left(self, command: Left) -> None:
+        """End with the consumer."""
+        super().on_left(command)
+        if not self._consumers and not self._waiting:
+            self._topic_ref.tell(Detach(self.address))
+            self._deleted = True
+            self.stop_now()
+
+    @receives(Returned, Lost)
+    def on_returned(self, _command: Any) -> None:
+        """Nothing is delivered again."""
+
+    def _store_cursor(self) -> None:
+        """No store needs to know."""
+
+    def _tell_consumed(self) -> None:
+        """No retention waits for it."""
+
+    def _undo_creation(self) -> None:
+        """No catalogue has it."""
+
+
+class MemoryJournal(CursorJournal):
+    """A cursor that is written nowhere."""
+
+    def __init__(self, start: int) -> None:
+        self.cursor = Cursor(start)
+        self.failed = None
+
+    @property
+    def noted(self) -> bool:
+        """Nothing has to be written."""
+        return False
+
+    @property
+    def compacting(self) -> bool:
+        """There is no file."""
+        return False
+
+    def note(self, first: int, end: int) -> int:
+        """Move the cursor."""
+        return self.cursor.acknowledge(first, end)
+
+    def flush(self) -> int:
+        """Write nothing."""
+        return 0
+
+    def sync(self) -> None:
+        """Sync nothing."""
+
+    def begin_compaction(self) -> None:
+        """There is no file."""
+
+    def seek(self, offset: int) -> None:
+        """Begin anew at an offset."""
+        self.cursor = Cursor(offset)
+
+    def close(self) -> None:
+        """Close nothing."""

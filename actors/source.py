@@ -1,0 +1,233 @@
+"""Where a reliable subscription's messages come from: the topic's segments, read ahead in order, or one place again.
+
+Runs in the subscription's worker; may touch the readers it is given. Pieces of the log are cut and joined here; what
+is delivered to whom is not decided here.
+
+Invariants
+- `next` is the first offset that was never looked at; what is read ahead begins there, or in the batch that holds it
+- nothing is skipped by itself: what cannot be read is raised, and what an operator had skipped is told (`on_skipped`)
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, cut, join
+from ister.errors import StorageError
+from ister.wire import DELIVER_RECORDS_MAX
+from storage.tiered import TieredReader
+
+READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
+SHEETS_MESSAGES_MAX: Final = 50_000  # of batches whose single messages are looked at: some 10 MB
+
+
+class Source:
+    """The messages of one topic, as one subscription reads them.
+
+    `open_reader(offset)` opens a reader. `on_skipped(ranges)` is told what a reader jumped over.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        open_reader: Callable[[int], TieredReader],
+        on_skipped: Callable[[list[tuple[int, int]]], None],
+    ) -> None:
+        self._topic = topic
+        self._open = open_reader
+        self._on_skipped = on_skipped
+        self._reader: TieredReader | None = None  # new messages, in order
+        self._again: TieredReader | None = None  # any other
+        self._sheets: dict[int, Sheet] = {}  # by first offset, oldest first
+        self._firsts: list[int] = []  # of them, ascending
+        self._sheets_messages = 0
+        self.ahead: deque[Batch] = deque()  # read, not looked at; the first may be partly
+        self.next = 0
+        self.durable_end = 0
+        self.history_start = 0
+        self._caught_up_at = 0  # from here on messages came while all before had been looked at
+        self.from_store = 0
+        self.from_log = 0
+        self.from_live = 0
+
+    def begin(self, offset: int) -> None:
+        """Read on from an offset."""
+        self.next = offset
+        self._caught_up_at = max(self.durable_end, offset)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Read again what was read ahead: what is there may have changed."""
+        self.ahead.clear()
+        self._reader, self._again = self._reader_at(self.next), None
+        self._forget_sheets()
+
+    def _reader_at(self, offset: int) -> TieredReader:
+        reader = self._open(offset)
+        reader.start = self.history_start
+        return reader
+
+    def advance(self, durable_end: int) -> bool:
+        """Note that more may be read; say whether that is so."""
+        if durable_end <= self.durable_end:
+            return False
+        if self.next < self.durable_end:  # not caught up: what comes now is read from the log later
+            self._caught_up_at = durable_end
+        self.durable_end = durable_end
+        return True
+
+    def trim(self, start: int) -> None:
+        """Note where the history begins now."""
+        self.history_start = start
+        for reader in (self._reader, self._again):
+            if reader is not None:
+                reader.start = start
+        if self.next < start:
+            self.next = start
+            self.ahead.clear()
+            self._reader = self._reader_at(start)
+
+    # ---- in order -----------------------------------------------------------------------------------------------
+
+    def read_ahead(self) -> Batch | None:
+        """Return the batch that `next` is in, read if need be; None when there is nothing new.
+
+        Raises what `TieredReader.read` raises.
+        """
+        if not self.ahead and self.next < self.durable_end:
+            assert self._reader is not None
+            records = self._reader.read(self.durable_end, READ_BYTES)
+            self.ahead.extend(records)
+            self._tell_skipped(self._reader)
+            if records:
+                self._count(records, self._reader.from_store)
+        return self.ahead[0] if self.ahead else None
+
+    def _tell_skipped(self, reader: TieredReader) -> None:
+        skipped = reader.take_skipped()
+        for first, end in skipped:
+            if first <= self.next < end:
+                self.next = end
+        if skipped:
+            self._on_skipped(skipped)
+
+    def _count(self, records: Sequence[Batch], from_store: bool) -> None:
+        """Count where messages came from: the store, the log, or its live end."""
+        count = sum(record.count for record in records)
+        if from_store:
+            self.from_store += count
+        elif records[0].first_offset >= self._caught_up_at:
+            self.from_live += count
+        else:
+            self.from_log += count
+
+    def take_to(self, end: int) -> None:
+        """Note that the first batch read ahead was looked at up to `end`."""
+        batch = self.ahead[0]
+        self.next = end
+        if end >= batch.first_offset + batch.count:
+            self.ahead.popleft()
+
+    def jump_to(self, offset: int) -> None:
+        """Go on behind what nobody needs."""
+        while self.ahead and self.ahead[0].first_offset + self.ahead[0].count <= offset:
+            self.ahead.popleft()
+        self.next = offset
+        if not self.ahead:
+            assert self._reader is not None
+            self._reader.seek(offset)
+
+    def take_piece(self, messages_max: int) -> Piece:
+        """Return the first batch read ahead, cut to the credit, or joined with those of its columns that follow."""
+        ahead, first = self.ahead, self.next
+        batch = ahead[0]
+        batch_end = batch.first_offset + batch.count
+        if batch.first_offset < first or batch.count > messages_max:
+            end = min(batch_end, first + messages_max)
+            self.take_to(end)
+            return cut(batch, first, end, 1)
+        together = [batch]
+        size, count = batch_bytes(batch), batch.count
+        self.take_to(batch_end)
+        while ahead and size < PIECE_BYTES and len(together) < DELIVER_RECORDS_MAX:
+            batch = ahead[0]
+            size += batch_bytes(batch)
+            count += batch.count
+            if size > PIECE_BYTES or count > messages_max or batch.columns != together[0].columns:
+                break
+            together.append(batch)
+            self.take_to(self.next + batch.count)
+        return join(together)
+
+    # ---- any place ----------------------------------------------------------------------------------------------
+
+    def batch_at(self, offset: int) -> Batch | None:
+        """Return the batch that holds an offset; None where an operator had it skipped (which was told).
+
+        Raises what `TieredReader.read` raises, and StorageError where there is no such offset.
+        """
+        if self._again is None:
+            self._again = self._reader_at(offset)
+        elif self._again.offset != offset:
+            self._again.seek(offset)
+        records = self._again.read(self.durable_end, 1)
+        skipped = self._again.take_skipped()
+        if skipped:
+            self._on_skipped(skipped)
+            if any(first <= offset < end for first, end in skipped):
+                return None
+        if not records or not records[0].first_offset <= offset < records[0].end_offset:
+            raise StorageError(
+                f"offset {offset} of topic {self._topic!r} is not there", code="log-damaged", action="stop"
+            )
+        return records[0]
+
+    def sheet_at(self, offset: int) -> Sheet | None:
+        """Return the batch that holds an offset with its single messages, as `batch_at`."""
+        at = bisect_right(self._firsts, offset) - 1
+        if at >= 0:
+            sheet = self._sheets[self._firsts[at]]
+            if offset < sheet.end:
+                return sheet
+        batch = self.batch_at(offset)
+        return None if batch is None else self.keep_sheet(batch)
+
+    def keep_sheet(self, batch: Batch) -> Sheet:
+        """Return the single messages of a batch, kept for a while: they are looked at again soon."""
+        sheet = self._sheets.get(batch.first_offset)
+        if sheet is None:
+            sheet = self._sheets[batch.first_offset] = Sheet(batch)
+            insort(self._firsts, batch.first_offset)
+            self._sheets_messages += batch.count
+            while self._sheets_messages > SHEETS_MESSAGES_MAX and len(self._sheets) > 1:
+                oldest = next(iter(self._sheets))
+                self._sheets_messages -= self._sheets.pop(oldest).batch.count
+                del self._firsts[bisect_right(self._firsts, oldest) - 1]
+        return sheet
+
+    def _forget_sheets(self) -> None:
+        self._sheets.clear()
+        self._firsts.clear()
+        self._sheets_messages = 0
+
+    # ---- by time ------------------------------------------------------------------------------------------------
+
+    def offset_at(self, timestamp_ms: int, start: int) -> int:
+        """Return the first offset from `start` on that was taken in at `timestamp_ms` or later, else the end.
+
+        A search by halves, so that a long history costs a few reads, of the store too. Raises what `batch_at` raises.
+        """
+        low, high = max(start, self.history_start), self.durable_end
+        while low < high:
+            middle = (low + high) // 2
+            batch = self.batch_at(middle)
+            if batch is None:  # skipped: go on from what is behind it
+                low = middle + 1
+            elif batch.timestamp_ms >= timestamp_ms:
+                high = min(high, max(low, batch.first_offset))
+            else:
+                low = batch.first_offset + batch.count
+        return low
