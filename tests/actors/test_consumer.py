@@ -59,7 +59,7 @@ class Scene:
         self.out: deque[list[bytes]] = deque()
         self.router.out[b"client"] = self.out
         self.refs = itertools.count(1)
-        self.gateway.sessions.hello(b"client", {Key.TYPE: Type.HELLO, Key.VERSION: 1}, 0.0)
+        self.gateway.sessions.hello(b"client", {Key.TYPE: Type.HELLO, Key.VERSION: 1}, self.clock.now_s)
         self.session = self.gateway.sessions.of_routing(b"client")
         self.system.spawn(Recorder, "subscription")
         recorder = self.system.find("subscription")
@@ -193,7 +193,7 @@ def test_what_was_sent_is_held_until_it_is_acknowledged(scene: Scene) -> None:
     scene.deliver(5, 5, attempt=3)
     assert [frame.messages()[0] for frame in scene.heard(Type.DELIVER)] == [(0, b"0"), (5, b"5")]
     scene.frame(Type.ACK, ranges=[1, 3, 8, 10], ref=9)
-    assert scene.told(Acknowledged) == [Acknowledged(1, ((1, 3), (8, 10)), 9)]
+    assert scene.told(Acknowledged) == [Acknowledged(1, ((1, 3), (8, 10)), 9, 4)]
     assert scene.heard(Type.DONE) == []
     scene.tell(Confirmed(9))
     (done,) = scene.heard(Type.DONE)
@@ -207,8 +207,8 @@ def test_what_was_sent_is_held_until_it_is_acknowledged(scene: Scene) -> None:
 def test_ack_until_is_passed_on_as_what_it_means() -> None:
     """Of an ordered subscription all below, of a shared one what this consumer holds."""
     for kind, told in (
-        ("failover", AcknowledgedUntil(1, 7, 3)),
-        ("shared", Acknowledged(1, ((2, 4), (5, 7)), 3)),
+        ("failover", AcknowledgedUntil(1, 7, 3, 4)),
+        ("shared", Acknowledged(1, ((2, 4), (5, 7)), 3, 4)),
     ):
         scene = Scene(type=kind)
         scene.grant()
@@ -225,7 +225,7 @@ def test_a_nack_gives_back_what_is_held_and_nothing_else(scene: Scene) -> None:
     scene.deliver(0, 4)
     scene.frame(Type.ACK, ranges=[0, 2])
     scene.frame(Type.NACK, ranges=[0, 4], delay=250, reason="not now", ref=8)
-    assert scene.told(Returned) == [Returned(1, [Held(2, 4, 1)], 0.25, "not now")]
+    assert scene.told(Returned) == [Returned(1, [Held(2, 4, 1)], 0.25, "not now", failed=True)]
     assert [frame.header[Key.REF] for frame in scene.heard(Type.DONE)] == [8]
     scene.frame(Type.NACK, ranges=[0, 4])
     assert scene.told(Returned) == []
@@ -263,7 +263,7 @@ def test_what_is_held_too_long_is_given_back_once(scene: Scene) -> None:
     scene.frame(Type.ACK, ranges=[1, 2])
     scene.loop.advance(1.5)
     (returned,) = scene.told(Returned)
-    assert (returned.held, returned.delay_s) == ([Held(0, 1, 1), Held(2, 3, 1)], 0.0)
+    assert (returned.held, returned.delay_s, returned.failed) == ([Held(0, 1, 1), Held(2, 3, 1)], None, True)
     scene.loop.advance(ACK_TIMEOUT_S)
     (returned,) = scene.told(Returned)
     assert returned.held == [Held(3, 5, 1)]
@@ -318,7 +318,9 @@ def test_an_event_that_went_nowhere_is_told_to_who_comes_back(scene: Scene) -> N
     scene.deliver(1)
     token = scene.session.token
     scene.router.out[b"again"] = scene.out
-    scene.gateway.sessions.hello(b"again", {Key.TYPE: Type.HELLO, Key.VERSION: 1, Key.SESSION: token}, 0.0)
+    scene.gateway.sessions.hello(
+        b"again", {Key.TYPE: Type.HELLO, Key.VERSION: 1, Key.SESSION: token}, scene.clock.now_s
+    )
     scene.reopen()
     scene.tell(Paused())
     assert [frame.kind for frame in scene.heard(Type.OPENED, Type.EVENT, Type.DELIVER)] == [
@@ -337,7 +339,9 @@ def test_a_lost_connection_holds_what_it_may_have_sent(scene: Scene) -> None:
     assert scene.consumer.in_flight.messages == 2
     token = scene.session.token
     scene.router.out[b"again"] = scene.out
-    scene.gateway.sessions.hello(b"again", {Key.TYPE: Type.HELLO, Key.VERSION: 1, Key.SESSION: token}, 0.0)
+    scene.gateway.sessions.hello(
+        b"again", {Key.TYPE: Type.HELLO, Key.VERSION: 1, Key.SESSION: token}, scene.clock.now_s
+    )
     ref = scene.reopen(messages=7, bytes=70)
     assert scene.told(Pause) == [Pause(scene.ref, 1)]
     scene.heard()
@@ -424,7 +428,7 @@ def test_who_yields_gives_everything_back_and_stays(scene: Scene) -> None:
     assert [type(message) for message in scene.subscription.heard] == [Returned, Yielded]
     assert scene.told(Returned)[0].held == [Held(0, 3, 1)]
     scene.frame(Type.ACK, ranges=[0, 3])
-    assert scene.told(Acknowledged) == [Acknowledged(1, ((0, 3),), None)]
+    assert scene.told(Acknowledged) == [Acknowledged(1, ((0, 3),), None, 0)]
     assert scene.handle.state == "consumer"
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from actors.directory import node_of
+from actors.log_subscription import ATTACH_AGAIN_S
 from actors.messages import Deliver
 from actors.placement import subscription_key, topic_key, worker_of
-from actors.reliable_subscription import ATTACH_AGAIN_S, ReliableSubscription
+from actors.reliable_subscription import ReliableSubscription
 from ister.wire import Column, Key, Type
 from storage.record import HEADER_BYTES
 from tests.raw_client import Frame, batch
@@ -480,7 +481,7 @@ def test_a_long_acknowledged_stretch_is_no_obstacle(
     producer: StagedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a restart the first hole is delivered, and what follows it however many reads behind."""
-    monkeypatch.setattr("actors.reliable_subscription.READ_BYTES", 100)
+    monkeypatch.setattr("actors.source.READ_BYTES", 100)
     stage = producer.stage
     consumer = consumer_of(producer, "", "shared", messages=1_000_000, bytes=64 << 20)
     for _ in range(12):

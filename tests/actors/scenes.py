@@ -1,0 +1,95 @@
+"""What tests of reliable subscriptions play with: a topic, its producer, consumers, and what they hear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ister.wire import Key, Type
+from tests.raw_client import Frame
+from tests.stage import Stage, StagedClient
+
+
+class Scene:
+    """One reliable topic on a staged broker, and one subscription of it."""
+
+    def __init__(self, stage: Stage, *, type: str = "shared", **topic: Any) -> None:
+        self.stage = stage
+        self.type = type
+        stage.client().request("topic.create", topic="orders", **topic)
+        self.producer = stage.at_topic("orders")
+        assert self.producer.open_producer(1, "orders", 7).kind == Type.OPENED
+        self.sent = 0
+
+    def now_ms(self) -> int:
+        """Return the broker's time."""
+        return self.stage.clock.time_ms()
+
+    def publish(self, *payloads: bytes, key: bytes = b"", deliver_at: list[int] | None = None) -> None:
+        """Publish one batch, and wait for its receipt."""
+        messages = [(key, payload) for payload in payloads]
+        self.producer.publish_keyed(1, self.sent, *messages, deliver_at=deliver_at or ())
+        self.sent += len(payloads)
+        self.producer.receipts(1, 1)
+
+    def consumer(self, name: str = "s", **options: Any) -> StagedClient:
+        """Return a consumer of the subscription, open as handle 1."""
+        client = self.stage.at_subscription("orders", name)
+        options = {"sparse": True} | options
+        answer = client.open_consumer(1, "orders", name, self.type, **options)
+        assert answer.kind == Type.OPENED, answer.header
+        client.opened = answer
+        return client
+
+    def ask(self, operation: str, **arguments: Any) -> Frame:
+        """Ask something about the subscription."""
+        arguments = {"topic": "orders", "subscription": "s"} | arguments
+        return self.stage.client().ask(f"subscription.{operation}", **arguments)
+
+    def request(self, operation: str, **arguments: Any) -> Any:
+        """Ask something about the subscription, and return the result."""
+        answer = self.ask(operation, **arguments)
+        assert answer.kind == Type.RESULT, answer.header
+        return answer.result
+
+    def shown(self) -> dict[str, Any]:
+        """Return what the broker says of the subscription."""
+        found: dict[str, Any] = self.request("show")
+        return found
+
+    def update(self, **options: Any) -> None:
+        """Change the subscription's settings."""
+        self.request("update", **options)
+
+
+def rows(frame: Frame) -> list[tuple[int, bytes, int]]:
+    """Return (offset, payload, attempt) of a DELIVER."""
+    return [(offset, payload, frame.header[Key.ATTEMPT]) for offset, payload in frame.messages()]
+
+
+def heard(client: StagedClient) -> list[tuple[int, bytes, int]]:
+    """Return (offset, payload, attempt) of what a consumer was delivered until now; events stay unread."""
+    found: list[tuple[int, bytes, int]] = []
+    others: list[Frame] = []
+    while (frame := client.hear(0)) is not None:
+        if frame.kind == Type.DELIVER:
+            found += rows(frame)
+        else:
+            others.append(frame)
+    client.unread[:0] = others
+    return found
+
+
+def offsets(client: StagedClient) -> list[int]:
+    """Return the offsets that a consumer was delivered until now."""
+    return [offset for offset, _, _ in heard(client)]
+
+
+def events(client: StagedClient) -> list[Frame]:
+    """Return the events that a consumer was told of until now."""
+    client.stage.settle()
+    found: list[Frame] = []
+    others: list[Frame] = []
+    while (frame := client.hear(0)) is not None:
+        (found if frame.kind == Type.EVENT else others).append(frame)
+    client.unread[:0] = others
+    return found

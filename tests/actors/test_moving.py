@@ -1,0 +1,215 @@
+"""Tests of places: seeking, reading without a subscription, taking over, pausing, starting by time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ister.wire import Key, Type
+from tests.actors.scenes import Scene, events, heard, offsets
+from tests.stage import Stage, StagedClient
+
+TYPES = ["exclusive", "failover", "shared", "key-shared"]
+
+
+@pytest.fixture(params=TYPES)
+def scene(request: pytest.FixtureRequest, stage: Stage) -> Scene:
+    """Return a scene of each type."""
+    return Scene(stage, type=request.param)
+
+
+# ---- seeking ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("to", "first"), [("earliest", 0), ("latest", 6), (2, 2), (5, 5)])
+def test_a_live_subscription_goes_on_where_it_is_moved_to(scene: Scene, to: str | int, first: int) -> None:
+    """Consumers are told, keep their place, and get everything from there on again, and nothing else."""
+    client = scene.consumer()
+    scene.publish(*(b"%d" % n for n in range(6)), key=b"k")
+    assert offsets(client) == [0, 1, 2, 3, 4, 5]
+    client.ack(1, (0, 3), (4, 5))
+    assert scene.request("seek", to=to) == {"position": first}
+    (sought,) = [event for event in events(client) if event.code == "sought"]
+    assert sought.header[Key.OFFSET] == first
+    assert sorted(offsets(client)) == list(range(first, 6))
+    shown = scene.shown()
+    assert (shown["cursor"], shown["unacknowledged"]) == (first, 6 - first)
+    client.ack(1, *([(first, 6)] if first < 6 else []))
+    assert scene.shown()["cursor"] == 6
+
+
+def test_what_was_delivered_before_a_move_is_acknowledged_no_more(scene: Scene) -> None:
+    """An acknowledgment on its way must not make a message vanish that was asked for again."""
+    client = scene.consumer(messages=4)
+    scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
+    assert offsets(client) == [0, 1, 2, 3]
+    scene.request("seek", to=0)
+    client.ack(1, (0, 4))  # of the first delivery; there is no credit for the second yet
+    assert scene.shown()["cursor"] == 0
+    client.credit(1, 10)
+    scene.stage.settle()
+    assert sorted(offsets(client)) == [0, 1, 2, 3]
+    client.ack(1, (0, 4))
+    assert scene.shown()["cursor"] == 4
+
+
+def test_a_move_without_consumers_lasts(scene: Scene) -> None:
+    """Also over a restart."""
+    client = scene.consumer()
+    scene.publish(b"0", b"1", b"2", key=b"k")
+    client.ack(1, (0, 3))
+    client.close_handle(1)
+    assert scene.request("seek", to=1) == {"position": 1}
+    scene.stage.restart(2)
+    assert offsets(scene.consumer()) == [1, 2]
+
+
+def test_a_place_that_is_not_there_is_refused(scene: Scene) -> None:
+    """And the subscription stays where it is."""
+    client = scene.consumer()
+    scene.publish(b"0", key=b"k")
+    assert scene.ask("seek", to=17).code == "offset-out-of-range"
+    assert scene.ask("seek", to="yesterday").code == "invalid-argument"
+    assert offsets(client) == [0]
+
+
+def test_a_subscription_may_begin_or_go_on_at_a_time(scene: Scene) -> None:
+    """At the first message that was taken in then or later."""
+    times = []
+    for number in range(6):
+        times.append(scene.now_ms())
+        scene.publish(b"%d" % number, key=b"k")
+        scene.stage.advance(10)
+    client = scene.consumer(start=f"time:{times[3]}")
+    assert client.opened.header[Key.OFFSET] == 3
+    assert offsets(client) == [3, 4, 5]
+    assert scene.request("seek", to=f"time:{times[1] + 1}") == {"position": 2}
+    assert scene.request("seek", to=f"time:{times[5] + 10**6}") == {"position": 6}
+    assert scene.request("seek", to="time:0") == {"position": 0}
+
+
+def test_a_time_may_lie_in_the_store(make_stage: Callable[..., Stage]) -> None:
+    """The search goes on in what only the store has."""
+    stage = make_stage(
+        2,
+        log__segment_bytes_max=(1 << 20) + 400_000,
+        log__segment_age_ms_max=1000,
+        log__local_bytes=1,
+        protocol__session_timeout_ms=3_600_000,
+        protocol__message_bytes_max=100_000,
+        protocol__batch_bytes_max=400_000,
+    )
+    stage.start_tier()
+    scene = Scene(stage)
+    times = []
+    for number in range(12):
+        times.append(scene.now_ms())
+        scene.publish(b"%d" % number)
+        stage.advance(20)
+    stage.advance(60)
+    assert scene.stage.client().request("topic.show", topic="orders")["local_start"] > 5
+    client = scene.consumer(start=f"time:{times[2]}")
+    assert client.opened.header[Key.OFFSET] == 2
+    stage.advance(5)
+    assert sorted(offsets(client)) == list(range(2, 12))
+
+
+# ---- taking over, pausing ---------------------------------------------------------------------------------------
+
+
+def test_an_exclusive_subscription_can_be_taken_over(stage: Stage) -> None:
+    """The old consumer is told, and the new one begins with what that held."""
+    scene = Scene(stage, type="exclusive")
+    old = scene.consumer()
+    scene.publish(b"0", b"1", b"2")
+    assert offsets(old) == [0, 1, 2]
+    old.ack(1, (0, 1))
+    polite = scene.stage.at_subscription("orders", "s")
+    assert polite.open_consumer(1, "orders", "s").code == "subscription-busy"
+    new = scene.consumer(force=True)
+    assert [(row[0], row[2]) for row in heard(new)] == [(1, 2), (2, 2)]
+    told = old.expect(Type.ERROR)
+    assert (told.code, told.header[Key.ACTION], told.header[Key.CLOSED]) == ("taken-over", "stop", True)
+    old.ack(1, (0, 3), confirm=False)
+    scene.stage.settle()
+    assert scene.shown()["cursor"] == 1
+
+
+def test_taking_over_what_nobody_has_is_opening_it(stage: Stage) -> None:
+    """Force is no obstacle."""
+    scene = Scene(stage, type="exclusive")
+    scene.publish(b"0")
+    assert offsets(scene.consumer(force=True)) == [0]
+
+
+def test_a_paused_subscription_delivers_nothing_until_it_goes_on(scene: Scene) -> None:
+    """Consumers are told, acknowledgments count, and it stays paused over a restart."""
+    client = scene.consumer()
+    scene.publish(b"0", key=b"k")
+    assert offsets(client) == [0]
+    scene.update(paused=1)
+    scene.publish(b"1", key=b"k")
+    assert [event.code for event in events(client) if event.code == "paused"] == ["paused"]
+    assert offsets(client) == []
+    client.ack(1, (0, 1))
+    scene.stage.restart(2)
+    client = scene.consumer()
+    assert offsets(client) == []
+    scene.update(paused=0)
+    scene.stage.settle()
+    assert offsets(client) == [1]
+
+
+# ---- readers ----------------------------------------------------------------------------------------------------
+
+
+def reader(scene: Scene, name: str = "r-1", **options: object) -> StagedClient:
+    """Return a reader of the topic, open as handle 1."""
+    client = scene.stage.at_subscription("orders", name)
+    answer = client.open_consumer(1, "orders", name, "reader", **options)
+    assert answer.kind == Type.OPENED, answer.header
+    return client
+
+
+def test_a_reader_needs_no_subscription(stage: Stage) -> None:
+    """It gets everything from where it begins, acknowledges nothing, and leaves nothing behind."""
+    scene = Scene(stage)
+    scene.publish(b"0", b"1")
+    first, second = reader(scene), reader(scene, "r-2", start=1, messages=1)
+    assert offsets(first) == [0, 1]
+    assert offsets(second) == [1]
+    scene.publish(b"2")
+    assert offsets(first) == [2]
+    assert offsets(second) == []
+    second.credit(1, 5)
+    scene.stage.settle()
+    assert offsets(second) == [2]
+    assert stage.client().request("subscription.list", topic="orders")["subscriptions"] == []
+    first.close_handle(1)
+    second.say({Key.TYPE: Type.BYE})
+    stage.settle()
+    assert stage.actors("subscription") == []
+
+
+def test_a_reader_that_comes_back_goes_on_where_it_says(stage: Stage) -> None:
+    """What was on its way when its connection was lost comes again."""
+    scene = Scene(stage)
+    scene.publish(*(b"%d" % n for n in range(10)))
+    client = reader(scene, messages=8)
+    assert offsets(client) == list(range(8))
+    client.reconnect()
+    assert client.open_consumer(1, "orders", "r-1", "reader", start=3).kind == Type.OPENED
+    assert offsets(client) == list(range(3, 10))
+    client.reconnect(resume=False)
+    assert client.open_consumer(1, "orders", "r-1", "reader", start=9).kind in (Type.OPENED, Type.ERROR)
+
+
+def test_retention_does_not_wait_for_readers(stage: Stage) -> None:
+    """They are nobody's who has acknowledged nothing."""
+    scene = Scene(stage, retention_acknowledged=1)
+    scene.publish(b"0")
+    client = reader(scene)
+    assert offsets(client) == [0]
+    stage.advance(60)
+    assert stage.failures == []

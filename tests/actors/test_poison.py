@@ -1,0 +1,215 @@
+"""Tests of what fails: back-off, how often it is tried, and where it goes then."""
+
+from __future__ import annotations
+
+import pytest
+
+from ister.wire import Key, Type, decode_attributes
+from tests.actors.scenes import Scene, events, heard, offsets
+from tests.stage import Stage, StagedClient
+
+
+@pytest.fixture
+def scene(stage: Stage) -> Scene:
+    """Return a shared subscription's scene."""
+    return Scene(stage)
+
+
+def fail(client: StagedClient, offset: int, times: int = 1, reason: str = "") -> None:
+    """Refuse a message so often, as soon as it comes again."""
+    for _ in range(times):
+        client.nack(1, (offset, offset + 1), reason=reason)
+        client.stage.settle()
+        heard(client)
+
+
+def letters(scene: Scene, topic: str = "orders.s.dlq") -> list[tuple[bytes, bytes, dict[str, str]]]:
+    """Return (payload, key, attributes) of what the dead-letter topic's redrive subscription has."""
+    scene.stage.advance(2)
+    listed = scene.stage.client().request("subscription.list", topic=topic)["subscriptions"]
+    (redrive,) = [each for each in listed if each["subscription"] == "redrive"]
+    client = scene.stage.at_subscription(topic, "redrive")
+    opened = client.open_consumer(1, topic, "redrive", redrive["type"], messages=10_000)
+    assert opened.kind == Type.OPENED
+    found = []
+    scene.stage.settle()
+    while (frame := client.hear(0)) is not None:
+        if frame.kind == Type.DELIVER:
+            count = frame.header[Key.COUNT]
+            keys = frame.column(1) if frame.header[Key.COLUMNS] & 1 else [b""] * count
+            attributes = [decode_attributes(each) for each in frame.column(2)]
+            payloads = [payload for _, payload in frame.messages()]
+            found += list(zip(payloads, keys, attributes, strict=True))
+    client.say({Key.TYPE: Type.BYE})
+    return found
+
+
+def test_what_fails_waits_twice_as_long_each_time(scene: Scene) -> None:
+    """Between the bounds the subscription gives; a delay that is given goes before them."""
+    client = scene.consumer(backoff_ms_min=1000, backoff_ms_max=3000)
+    scene.publish(b"x")
+    assert heard(client) == [(0, b"x", 1)]
+    for attempt, wait_s in enumerate((1, 2, 3, 3), 2):
+        client.nack(1, (0, 1))
+        scene.stage.advance(wait_s - 0.1)
+        assert heard(client) == []
+        scene.stage.advance(0.2)
+        assert heard(client) == [(0, b"x", attempt)]
+    client.nack(1, (0, 1), delay_ms=0)
+    scene.stage.settle()
+    assert heard(client) == [(0, b"x", 6)]
+
+
+def test_a_message_that_failed_often_enough_is_a_dead_letter(scene: Scene) -> None:
+    """It is in the dead-letter topic with its key and all that is known of it, and acknowledged where it was."""
+    client = scene.consumer(max_deliveries=3)
+    scene.publish(b"good", b"bad", key=b"k")
+    scene.publish(b"later")
+    assert offsets(client) == [0, 1, 2]
+    fail(client, 1, times=2, reason="first")
+    client.ack(1, (0, 1), (2, 3))
+    fail(client, 1, reason="it is bad")
+    ((payload, key, attributes),) = letters(scene)
+    assert (payload, key) == (b"bad", b"k")
+    dead_lettered_at = int(attributes.pop("ister.dead_lettered_at"))
+    assert abs(dead_lettered_at - scene.now_ms()) < 60_000
+    assert int(attributes.pop("ister.timestamp")) <= dead_lettered_at
+    assert attributes == {
+        "ister.topic": "orders",
+        "ister.subscription": "s",
+        "ister.offset": "1",
+        "ister.producer": f"{7:016x}",
+        "ister.attempts": "3",
+        "ister.reason": "it is bad",
+    }
+    shown = scene.shown()
+    assert (shown["cursor"], shown["dead_lettered"], shown["burying"]) == (3, 1, 0)
+
+
+def test_a_closed_or_reconnected_consumer_is_no_failure(scene: Scene) -> None:
+    """A consumer that is restarted now and then does not make dead letters of what it had fetched."""
+    scene.consumer(max_deliveries=1).close_handle(1)
+    scene.publish(b"x")
+    for attempt in range(1, 5):
+        client = scene.consumer()
+        assert heard(client) == [(0, b"x", attempt)]
+        client.close_handle(1)
+    client = scene.consumer()
+    client.reconnect()
+    assert client.open_consumer(1, "orders", "s", "shared").kind == Type.OPENED
+    assert [row[0] for row in heard(client)] == [0]
+    assert scene.shown()["burying"] == 0
+
+
+def test_a_consumer_that_falls_silent_fails_what_it_held(scene: Scene) -> None:
+    """A message that kills its consumers is a dead letter at last."""
+    scene.consumer(max_deliveries=2).close_handle(1)
+    scene.publish(b"killer")
+    for _ in range(2):
+        client = scene.consumer()
+        assert offsets(client) == [0]
+        client.disconnect()
+        scene.stage.advance(120)
+    ((payload, _, attributes),) = letters(scene)
+    assert payload == b"killer"
+    assert "lost" in attributes["ister.reason"]
+
+
+def test_an_acknowledgment_timeout_is_a_failure(scene: Scene) -> None:
+    """Whoever neither acknowledges nor says that it is working has failed."""
+    client = scene.consumer(max_deliveries=2, ack_timeout_ms=1000)
+    scene.publish(b"slow")
+    assert heard(client) == [(0, b"slow", 1)]
+    scene.stage.advance(1.1)
+    assert heard(client) == [(0, b"slow", 2)]
+    scene.stage.advance(1.1)
+    assert heard(client) == []
+    ((payload, _, attributes),) = letters(scene)
+    assert (payload, attributes["ister.reason"]) == (b"slow", "not acknowledged within 1 s")
+
+
+def test_who_is_still_working_is_left_alone(scene: Scene) -> None:
+    """Saying so lets the timeout begin anew, for what is named."""
+    client = scene.consumer(ack_timeout_ms=1000)
+    scene.publish(b"a", b"b")
+    assert offsets(client) == [0, 1]
+    for _ in range(5):
+        scene.stage.advance(0.6)
+        client.extend(1, (0, 1))
+        scene.stage.settle()
+    assert heard(client)[-1][:2] == (1, b"b")
+    assert all(offset == 1 for offset in offsets(client))
+    client.ack(1, (0, 2))
+    assert scene.shown()["cursor"] == 2
+
+
+def test_poison_may_be_dropped(scene: Scene) -> None:
+    """Then it is counted, and done with."""
+    client = scene.consumer(max_deliveries=1, poison="drop")
+    scene.publish(b"a", b"b")
+    heard(client)
+    fail(client, 0)
+    client.ack(1, (1, 2))
+    shown = scene.shown()
+    assert (shown["cursor"], shown["dropped_poison"]) == (2, 1)
+
+
+@pytest.mark.parametrize("action", ["retry", "drop", "dead-letter"])
+def test_poison_may_block_until_somebody_decides(scene: Scene, action: str) -> None:
+    """Nothing is delivered meanwhile, whoever is there is told, and the operator's word is done."""
+    client = scene.consumer(max_deliveries=1, poison="block")
+    scene.publish(b"a")
+    heard(client)
+    fail(client, 0, reason="no")
+    (blocked,) = events(client)
+    assert (blocked.code, blocked.header[Key.OFFSET]) == ("blocked", 0)
+    scene.publish(b"b")
+    assert heard(client) == []
+    assert scene.shown()["blocked"] is True
+    assert scene.request("unblock", action=action) == {"messages": 1}
+    scene.stage.settle()
+    assert [row[1] for row in heard(client)] == ([b"a", b"b"] if action == "retry" else [b"b"])
+    if action == "dead-letter":
+        assert [payload for payload, _, _ in letters(scene)] == [b"a"]
+    client.ack(1, (0, 2))
+    assert scene.shown()["cursor"] == 2
+
+
+def test_a_poisoned_key_waits_and_others_go_on(stage: Stage) -> None:
+    """Of a Key-Shared subscription, what blocks is one key."""
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer(max_deliveries=1, poison="block")
+    scene.publish(b"1", key=b"a")
+    heard(client)
+    fail(client, 0)
+    scene.publish(b"2", key=b"a")
+    scene.publish(b"1", key=b"b")
+    assert offsets(client) == [2]
+    scene.request("unblock", action="drop")
+    scene.stage.settle()
+    assert offsets(client) == [1]
+
+
+def test_many_dead_letters_arrive_once_each(scene: Scene) -> None:
+    """More than are on their way at a time, in the order in which they were given up."""
+    client = scene.consumer(max_deliveries=1, messages=10_000)
+    scene.publish(*(b"%d" % n for n in range(1200)))
+    heard(client)
+    client.nack(1, (0, 1200), reason="all bad")
+    found = letters(scene)
+    assert [payload for payload, _, _ in found] == [b"%d" % n for n in range(1200)]
+    assert scene.shown()["cursor"] == 1200
+
+
+def test_the_policy_can_be_changed(scene: Scene) -> None:
+    """From then on; what is delivered has the new timeout too."""
+    client = scene.consumer()
+    scene.publish(b"a")
+    heard(client)
+    scene.update(max_deliveries=1, poison="drop", ack_timeout_ms=500)
+    fail(client, 0)
+    assert scene.shown()["dropped_poison"] == 1
+    scene.publish(b"b")
+    heard(client)
+    scene.stage.advance(0.6)
+    assert scene.shown()["dropped_poison"] == 2
