@@ -177,7 +177,7 @@ class RosterMachine(RuleBasedStateMachine):
             for _ in range(times):
                 ready = self._ready(kind)
                 member = roster.choose()
-                if kind == "shared":
+                if kind in ("shared", "key-shared"):
                     assert (member is None) == (not ready)
                 else:
                     active = min(model, key=lambda key: (model[key]["rank"], key), default=None)
@@ -185,7 +185,7 @@ class RosterMachine(RuleBasedStateMachine):
                 if member is None:
                     break
                 assert member.key in ready
-                if kind == "shared":
+                if kind in ("shared", "key-shared"):
                     waiting = [key for key in ready if key not in round_]
                     assert member.key in waiting or not waiting, "a second turn before everybody had one"
                     round_ = [member.key] if not waiting else [*round_, member.key]
