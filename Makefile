@@ -6,9 +6,12 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 ROUNDS ?= 20
 SEED   ?=
+SEEDS  ?= 1000
+FIRST  ?= 0
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench crash serve clean python-version
+.PHONY: help demo test check bench crash sim serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -32,6 +35,9 @@ bench: $(STAMP) ## measure throughput and latency
 
 crash: $(STAMP) ## kill a broker ROUNDS=20 times, and check that nothing is lost (SEED=n for the same kills)
 	@$(BIN)/python -m tests.crash.campaign --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+sim: $(STAMP) ## live SEEDS=1000 simulated histories of the whole broker (from seed FIRST=0 on, JOBS=2 processes)
+	@$(BIN)/python -m tests.sim.campaign --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(ARGS)
 
 serve: $(STAMP) ## start a broker with its data in ./data
 	@$(BIN)/ister serve $(ARGS)

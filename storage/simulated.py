@@ -31,7 +31,7 @@ class _Inode:
 
     def __init__(self, size: int) -> None:
         self.live = bytearray(size)
-        self.durable = b""
+        self.durable = bytearray()
         self.links = 0
         self.blocks = RangeSet()  # bytes that have room on the disk; holes have none
         # What a power failure may lose, in order: (position, bytes), or (new length, None).
@@ -39,7 +39,7 @@ class _Inode:
 
     def sync(self) -> None:
         """Make durable what is dirty: what a failed sync dropped stays lost until it is written again."""
-        durable = bytearray(self.durable)
+        durable = self.durable
         for position, written in self.unsynced:
             if written is None:
                 durable = _resized(durable, position)
@@ -47,7 +47,7 @@ class _Inode:
             if position + len(written) > len(durable):
                 durable = _resized(durable, position + len(written))
             durable[position : position + len(written)] = written
-        self.durable = bytes(durable)
+        self.durable = durable
         self.unsynced.clear()
 
 
@@ -335,7 +335,7 @@ class SimulatedDisk:
             if twin is None:
                 contents = self._survivors(inode, random)
                 twin = twins[id(inode)] = _Inode(0)
-                twin.live, twin.durable = contents, bytes(contents)
+                twin.live, twin.durable = contents, bytearray(contents)
                 twin.blocks.add(0, len(contents))
             twin.links += 1
             after._names[name] = after._durable[name] = twin

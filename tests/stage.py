@@ -109,9 +109,9 @@ class StagedLoop(Scheduler):
 
     def sockets(self) -> None:
         """Read what clients said, and do nothing else: what comes of it waits in inboxes."""
-        for source, ready in list(self._watched.items()):
-            if source.incoming:
-                ready()
+        spoken = [ready for source, ready in self._watched.items() if source.incoming]
+        for ready in spoken:
+            ready()
 
     def turns_until(self, so: Callable[[], object]) -> None:
         """Run turn after turn until something is so."""
@@ -128,12 +128,15 @@ class StagedLoop(Scheduler):
         for _ in range(turns_max):
             while self.work and not self.holds_work:
                 self.do_work()
-            due = self.next_due()
-            waiting = any(source.incoming for source in self._watched)
-            if self.idle and not waiting and (due is None or due > self.time.now_s):
-                return
+            if not (self.ready or self._soon or self._turn_end):
+                due = self.next_due()
+                if (due is None or due > self.time.now_s) and not self._is_spoken_to():
+                    return
             self.once()
         raise AssertionError(f"not settled after {turns_max} turns")
+
+    def _is_spoken_to(self) -> bool:
+        return any(source.incoming for source in self._watched)
 
     def advance(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, timer by timer, at most until something is so."""

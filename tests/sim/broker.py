@@ -1,0 +1,226 @@
+"""A staged broker whose mail, threads and disk take their time: one machine of a simulated world.
+
+Mail between two processes keeps its order and takes its time; mail to a process that is gone is gone; a process knows
+of another only once it was told. Work handed to threads is done later, and its end is told later still: a process
+killed in between has done it, and never knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pykka import ActorRegistry
+
+from actors.directory import node_of
+from actors.envelope import open_mail
+from actors.placement import TIER
+from actors.process import BROKER, NodeDown, NodeUp
+from tests.sim.links import Network, SimRouter, Tap
+from tests.sim.trace import Trace
+from tests.stage import Stage, StagedLoop, StagedMail, StagedRouter, _NodeLoop
+
+
+class _SlowLoop(_NodeLoop):
+    """A node's loop: what it hands to threads takes time, in any order, and is not done if the node is killed first."""
+
+    def __init__(self, loop: StagedLoop, node: str, machine: Machine) -> None:
+        super().__init__(loop, node)
+        self._machine = machine
+        self._mail = machine.mail[node]
+
+    def offload(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        loop, machine = self._loop, self._machine
+
+        def run() -> None:
+            if not self._lives():
+                return
+            result, error = None, None
+            try:
+                result = work()
+            except Exception as raised:  # noqa: BLE001 - as the real loop: whatever it is, `done` is told
+                error = raised
+            loop.call_later(machine.hand_over_s(), lambda: done(result, error) if self._lives() else None)
+
+        loop.call_later(machine.work_s(self._node), run)
+
+    def _lives(self) -> bool:
+        return self._machine.mail.get(self._node) is self._mail
+
+
+class Machine(Stage):
+    """One broker of a world."""
+
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        *,
+        name: str,
+        loop: StagedLoop,
+        random: Random,
+        network: Network,
+        tap: Tap,
+        trace: Trace,
+        **flags: Any,
+    ) -> None:
+        self.name = name
+        self.network, self.tap, self.trace = network, tap, trace
+        self.slow_disk_s = 0.0
+        self.had_tier = False
+        self.mail_s = random.choice((0.0, 0.0002, 0.005))
+        self._lanes: dict[tuple[str, str], float] = {}
+        self._known: dict[str, dict[str, int]] = {}  # what each node knows to be up: node and boot
+        self.overflow: int | None = None  # how many mails held back are kept; later ones are dropped
+        super().__init__(
+            folder, workers, loop=loop, random=random, endpoints=f"tcp://{name}-worker-", **flags
+        )
+        self.expects_failures = True
+
+    def hand_over_s(self) -> float:
+        """Draw how long it takes until a loop hears of its thread's work."""
+        return self.random.random() * 0.0005
+
+    def work_s(self, node: str) -> float:
+        """Draw how long blocking work takes."""
+        longest = 0.05 if node == TIER else 0.002
+        return self.random.random() * (longest + self.slow_disk_s)
+
+    def _loop_of(self, node: str) -> _NodeLoop:
+        return _SlowLoop(self.loop, node, self)
+
+    def _make_router(self) -> StagedRouter:
+        return SimRouter(self.tap)
+
+    # ---- processes ----------------------------------------------------------------------------------------------
+
+    def start(self, number: int) -> None:
+        super().start(number)
+        router = self.routers[number]
+        assert isinstance(router, SimRouter)
+        router.alive, router.number, router.machine = True, number, self.name
+        self.network.listeners[self.endpoints[number]] = router
+        self.trace.note("start", self.name, number)
+
+    def kill(self, number: int) -> None:
+        router = self.routers[number]
+        assert isinstance(router, SimRouter)
+        router.alive = False
+        for link in list(router.links.values()):
+            link.break_()
+        node = node_of(number)
+        self.trace.note("kill", self.name, number)
+        super().kill(number)
+        self._known.pop(node, None)
+
+    def kill_all(self) -> None:
+        """Kill the broker process; its children end with it."""
+        if TIER in self.systems:
+            self.kill_tier()
+        for number in list(self.workers):
+            self.kill(number)
+        system = self.systems.pop(BROKER)
+        del self.mail[BROKER]
+        for path in system.paths():
+            actor = system.find(path)
+            assert actor is not None
+            actor.inbox.close()
+            system.unregister(actor)
+            ActorRegistry.unregister(actor.actor_ref)
+        self.catalogue.close()
+        self.held.clear()
+        self.holding.clear()
+        self.trace.note("kill all", self.name)
+
+    def start_all(self, workers: int, *, tier: bool) -> None:
+        """Start the broker, with so many workers."""
+        self.endpoints = [f"{self._endpoints}{number}" for number in range(workers)]
+        self.catalogue = self._open_catalogue()
+        self._start_directory()
+        for number in range(workers):
+            self.start(number)
+        if tier:
+            self.start_tier()
+        self.trace.note("start all", self.name, workers)
+
+    def lose_power(self, random: Random) -> None:
+        """The power is gone (after `kill_all`): so may be what was not synced."""
+        self.disk = self.disk.power_loss(random)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker process runs."""
+        return BROKER in self.systems
+
+    def _tell(self, node: str, change: NodeUp | NodeDown) -> None:
+        mail = self.mail.get(node)
+        if mail is None:
+            return
+
+        def hear() -> None:
+            if self.mail.get(node) is not mail:
+                return
+            known = self._known.setdefault(node, {})
+            if isinstance(change, NodeUp):
+                known[change.node] = change.boot
+            else:
+                known.pop(change.node, None)
+            super_tell(node, change)
+
+        super_tell = super()._tell
+        self._in_lane(
+            "supervisor", node, 0.0 if node == BROKER else self.mail_s * 4 * self.random.random(), hear
+        )
+
+    def _in_lane(self, sender: str, node: str, delay_s: float, call: Callable[[], None]) -> None:
+        now, lane = self.clock.now_s, (sender, node)
+        at = max(self._lanes.get(lane, 0.0), now + delay_s)
+        self._lanes[lane] = at
+        if at <= now:
+            self.loop.call_soon(call)
+        else:
+            self.loop.call_later(at - now, call)
+
+    # ---- mail ---------------------------------------------------------------------------------------------------
+
+    def post(self, sender: StagedMail, node: str, sealed: bytes, frames: list[bytes]) -> None:
+        entry = (sender, node, sealed, frames)
+        target = self.mail.get(node)
+        if target is None:
+            sender.dropped += 1
+            return
+        if (sender.node, node) in self.held:
+            if self.overflow is None or len(self.holding) < self.overflow:
+                self.holding.append(entry)
+            else:
+                self.trace.note("mail dropped", sender.node, node)
+            return
+        self._in_lane(
+            sender.node, node, self.mail_s * self.random.random(), lambda: self._arrives(entry, target)
+        )
+
+    def _arrives(self, entry: tuple[StagedMail, str, bytes, list[bytes]], target: StagedMail) -> None:
+        sender, node, sealed, frames = entry
+        if self.mail.get(node) is not target:
+            sender.dropped += 1
+            return
+        if sender.node != BROKER and self._known.get(node, {}).get(sender.node, sender.boot) > sender.boot:
+            return  # of a process that is known to be gone
+        opened = open_mail(sealed, list(frames))
+        target.received += 1
+        self.trace.note("mail", sender.node, node, type(opened.message).__name__)
+        target.deliver(opened.path, opened.message)
+
+    def let_go(self, sender: str, node: str) -> None:
+        self.held.discard((sender, node))
+        kept = []
+        for entry in self.holding:
+            target = self.mail.get(node)
+            if (entry[0].node, entry[1]) != (sender, node):
+                kept.append(entry)
+            elif target is not None:
+                self._in_lane(sender, node, 0.0, partial(self._arrives, entry, target))
+        self.holding = kept

@@ -1,0 +1,154 @@
+"""What must be so, one entry a message: the naive model that the oracle holds against what it sees.
+
+Nothing here is asked of the broker. Everything is known from frames as they pass between clients and workers, and from
+what the programs themselves did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+PASSED_OVER_MAX = (
+    40  # deliveries to other consumers of a Shared subscription while one with credit gets nothing
+)
+
+
+class Sent(NamedTuple):
+    """A message as its program sent it."""
+
+    topic: str
+    identity: bytes
+    key: bytes
+    attributes: bytes
+    deliver_at_ms: int
+    sent_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class TopicModel:
+    """What is known of a topic's messages."""
+
+    name: str
+    strategy: str
+    durability: str
+    ttl_ms: int = 0
+    at: dict[int, bytes] = field(default_factory=dict)  # offset: identity
+    place: dict[bytes, int] = field(default_factory=dict)  # identity: offset
+    key_of: dict[int, bytes] = field(default_factory=dict)
+    receipted: dict[bytes, int | None] = field(default_factory=dict)
+    end: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class SessionModel:
+    """A client's session with one start of a worker."""
+
+    token: bytes
+    machine: str
+    worker: int
+    heard_s: float
+    routing: bytes
+    uncertain: bool = (
+        False  # the worker may have found the connection gone, and hear nothing until the next hello
+    )
+    ended: bool = False
+    consumers: dict[int, ConsumerModel] = field(default_factory=dict)
+    producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # handle: topic, producer id
+
+
+@dataclass(slots=True, eq=False)
+class ConsumerModel:
+    """One consumer's handle."""
+
+    session: SessionModel
+    handle: int
+    subscription: SubscriptionModel
+    opening: dict[int, Any] | None = None
+    opened: bool = False
+    priority: int = 0
+    credit: int = 0
+    bytes_credit: int = 0
+    given: set[int] = field(default_factory=set)  # since it opened
+    reached: int = 0
+    pending: list[tuple[int | None, list[tuple[int, int]]]] = field(default_factory=list)
+    passed_over: int = 0
+    anew: bool = False  # the numbers of a non-reliable topic may begin again, once
+    full_at_s: float = -1e9
+    ready_since_s: float = 0.0
+
+    def __str__(self) -> str:
+        session = self.session
+        return f"{session.machine}/{session.worker}/{session.routing[1:].decode()}/{self.handle}"
+
+
+class Hold(NamedTuple):
+    """A message in somebody's hands."""
+
+    consumer: ConsumerModel
+    at_s: float
+    attempt: int
+
+
+class SubscriptionModel:
+    """A subscription of one broker."""
+
+    def __init__(
+        self, machine: str, topic: TopicModel, name: str, kind: str, options: dict[str, Any]
+    ) -> None:
+        self.machine, self.topic, self.name, self.kind, self.options = machine, topic, name, kind, options
+        self.ack_timeout_s = options.get("ack_timeout_ms", 300_000) / 1000
+        self.begin: int | None = 0
+        self.consumers: list[ConsumerModel] = []
+        self.holds: dict[int, Hold] = {}
+        self.acknowledged: set[int] = (
+            set()
+        )  # an acknowledgment reached the broker, which may have heard it or not
+        self.settled: set[int] = set()  # it must have heard it
+        self.confirmed: set[int] = set()  # it said that it has written it
+        self.delayed: set[int] = set()  # given back, or timed out: comes again when it may
+        self.not_before: dict[int, float] = {}
+        self.sends: Counter[int] = Counter()
+        self.failures: Counter[int] = Counter()  # as many as there may have been
+        self.done_otherwise: set[int] = set()  # trimmed, expired, dropped as poison
+        self.disturbed_s = -1e9  # what was handed out before may be handed out again
+        self.handed: set[int] = set()  # to programs
+        self.active_since: dict[ConsumerModel, float] = {}
+
+    def __str__(self) -> str:
+        return f"{self.machine}:{self.topic.name}/{self.name}({self.kind})"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a consumer must never see a gap."""
+        return self.kind in ("exclusive", "failover")
+
+    def release(self, consumer: ConsumerModel, offsets: Iterable[int] | None = None) -> list[int]:
+        """Let go of what a consumer holds, or of these; return which it held."""
+        holds = self.holds
+        if offsets is None:
+            mine = [offset for offset, hold in holds.items() if hold.consumer is consumer]
+        else:
+            mine = [o for o in offsets if (hold := holds.get(o)) is not None and hold.consumer is consumer]
+        for offset in mine:
+            del holds[offset]
+        return mine
+
+    def disturb(self, now_s: float) -> None:
+        """Something happened after which everything may come again: the subscription itself began anew."""
+        self.disturbed_s = now_s
+        self.holds.clear()
+        self.settled = set(self.confirmed)
+        self.not_before.clear()
+        self.sends.clear()
+        self.active_since.clear()
+        if self.topic.strategy != "reliable":
+            for consumer in self.consumers:
+                consumer.anew = True
+
+    def forget_confirmed(self) -> None:
+        """The power failed: what was written and not synced may be gone."""
+        self.confirmed.clear()
+        self.settled.clear()

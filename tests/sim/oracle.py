@@ -1,0 +1,566 @@
+"""The oracle: sees every frame at the broker's mouth, keeps a model of its own, and says what must not be.
+
+It knows when the broker was told something and when the broker said something; what the broker made of it in between it
+does not ask. Where a frame may have been heard or not (a connection that broke, a process that died), both are right.
+
+What it checks, always
+- a receipt means stored: one place a message, one message an offset, the same for everybody who is told
+- a message is in one consumer's hands at a time, and comes again only when nobody holds it
+- what is confirmed as acknowledged does not come again, and what is acknowledged only after a restart
+- Exclusive and Failover see no gap; a key is with one consumer, in order; nobody with credit is passed over for ever
+- no more than there is credit for; nothing before its time; an attempt is never counted that was not made
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ister.errors import IsterError
+from ister.wire import (
+    OFFSET_UNKNOWN,
+    Column,
+    Key,
+    Type,
+    decode_header,
+    split_column,
+    split_payloads,
+    split_times,
+)
+from tests.sim.links import SimRouter
+from tests.sim.model import (
+    PASSED_OVER_MAX,
+    ConsumerModel,
+    Hold,
+    Sent,
+    SessionModel,
+    SubscriptionModel,
+    TopicModel,
+)
+from tests.sim.trace import Trace
+from tests.stage import StagedClock
+
+VIOLATIONS_MAX = 20
+WAITS_S = (
+    1.0  # what waits for a full connection is sent so much later at most, whatever was acknowledged meanwhile
+)
+
+
+def identity_of(payload: bytes) -> bytes:
+    """Return what a payload says it is."""
+    return payload.partition(b" ")[0]
+
+
+class Oracle:
+    """The `Tap` of every worker's socket; keeps `violations`."""
+
+    def __init__(self, clock: StagedClock, trace: Trace, session_timeout_s: float) -> None:
+        self.clock, self.trace = clock, trace
+        self.session_timeout_s = session_timeout_s
+        self.violations: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.topics: dict[str, TopicModel] = {}
+        self.subscriptions: dict[tuple[str, str, str], SubscriptionModel] = {}
+        self.sent: dict[bytes, Sent] = {}  # by identity
+        self._owners: dict[tuple[str, int], SessionModel] = {}  # who opened a producer last
+        # topic, producer, sequence: what was sent so, and in which session
+        self._batches: dict[tuple[str, int, int], tuple[list[bytes], SessionModel]] = {}
+        self._sessions: dict[tuple[str, bytes], SessionModel] = {}  # machine, routing
+        self._tokens: dict[tuple[str, bytes], SessionModel] = {}
+
+    def violated(self, what: str) -> None:
+        """Note what must not be."""
+        self.trace.note("VIOLATION", what)
+        if len(self.violations) < VIOLATIONS_MAX:
+            self.violations.append(f"at {self.clock.now_s:.6f}: {what}")
+
+    # ---- what the world tells -----------------------------------------------------------------------------------
+
+    def add_topic(self, topic: TopicModel) -> TopicModel:
+        """There is a topic."""
+        self.topics[topic.name] = topic
+        return topic
+
+    def add_subscription(
+        self, machine: str, topic: str, name: str, kind: str, options: dict[str, Any]
+    ) -> SubscriptionModel:
+        """There is a subscription, which begins at the earliest message."""
+        found = SubscriptionModel(machine, self.topics[topic], name, kind, options)
+        self.subscriptions[machine, topic, name] = found
+        return found
+
+    def of_machine(self, machine: str) -> list[SubscriptionModel]:
+        """Return the subscriptions of a broker."""
+        return [each for each in self.subscriptions.values() if each.machine == machine]
+
+    def worker_died(self, machine: str, worker: int, lives_at: dict[tuple[str, str], int]) -> None:
+        """A worker is gone, with its sessions and what its subscriptions knew; `lives_at` says where each one is."""
+        for token, session in list(self._tokens.items()):
+            if session.machine == machine and session.worker == worker:
+                self._end(session)
+                del self._tokens[token]
+        for subscription in self.of_machine(machine):
+            here = lives_at.get((subscription.topic.name, subscription.name)) == worker
+            if here or subscription.topic.strategy != "reliable":  # whose numbers begin anew with their topic
+                subscription.disturb(self.clock.now_s)
+
+    def disturbed(self, machine: str) -> None:
+        """A disk failed, or an actor: what was in anybody's hands may come again."""
+        for subscription in self.of_machine(machine):
+            subscription.disturb(self.clock.now_s)
+
+    def power_lost(self, machine: str) -> None:
+        """Everything that was written and not synced may be gone."""
+        for subscription in self.of_machine(machine):
+            subscription.disturb(self.clock.now_s)
+            subscription.forget_confirmed()
+
+    # ---- to the broker ------------------------------------------------------------------------------------------
+
+    def to_broker(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
+        try:
+            header = decode_header(parts[0])
+        except IsterError:
+            return
+        machine, kind = router.machine, header[Key.TYPE]
+        self.trace.note(
+            "up", machine, routing[1:].decode(), kind, header.get(Key.HANDLE, -1), sum(map(len, parts))
+        )
+        if kind == Type.HELLO:
+            self._hello(machine, router.number, routing)
+            return
+        session = self._sessions.get((machine, routing))
+        if session is None or session.ended:
+            return
+        session.heard_s = self.clock.now_s
+        if kind == Type.BYE:
+            self._end(session)
+        elif kind == Type.PUBLISH:
+            self._publish(session, header, parts[1:])
+        elif kind == Type.OPEN_PRODUCER:
+            producer = session.producers[header[Key.HANDLE]] = (header[Key.TOPIC], header[Key.PRODUCER])
+            self._owners[producer] = session
+        elif kind == Type.OPEN_CONSUMER:
+            self._open_consumer(session, header)
+        elif Key.HANDLE in header and (consumer := session.consumers.get(header[Key.HANDLE])) is not None:
+            self._consumer_frame(consumer, kind, header)
+
+    def _hello(self, machine: str, worker: int, routing: bytes) -> None:
+        before = self._sessions.pop((machine, routing), None)
+        if before is not None:
+            for subscription in {
+                id(c.subscription): c.subscription for c in before.consumers.values()
+            }.values():
+                for consumer in before.consumers.values():
+                    subscription.release(consumer)
+
+    def _end(self, session: SessionModel) -> None:
+        session.ended = True
+        for consumer in session.consumers.values():
+            self._gone(consumer)
+
+    def _gone(self, consumer: ConsumerModel) -> None:
+        subscription = consumer.subscription
+        for offset in subscription.release(consumer):
+            subscription.failures[offset] += 1
+        consumer.opened = False
+        if consumer in subscription.consumers:
+            subscription.consumers.remove(consumer)
+
+    def _publish(self, session: SessionModel, header: dict[int, Any], body: list[bytes]) -> None:
+        producer = session.producers.get(header[Key.HANDLE])
+        if producer is None:
+            return
+        payloads = body if len(body) == 1 else split_payloads(body[0], body[1])
+        identities = [identity_of(payload) for payload in payloads]
+        if self._owners.get(producer) is not session:
+            return  # fenced: another program goes on under this name
+        place = (*producer, header[Key.SEQUENCE])
+        known, owner = self._batches.get(place, (identities, session))
+        if known != identities and owner is session:
+            self.violated(
+                f"a client resent sequence {header[Key.SEQUENCE]} of {producer} as {identities}, not {known}"
+            )
+        self._batches[place] = identities, session
+
+    def _open_consumer(self, session: SessionModel, header: dict[int, Any]) -> None:
+        place = (session.machine, header[Key.TOPIC], header[Key.SUBSCRIPTION])
+        subscription = self.subscriptions.get(place)
+        if subscription is None:
+            return
+        consumer = session.consumers.get(header[Key.HANDLE])
+        if consumer is None:
+            consumer = session.consumers[header[Key.HANDLE]] = ConsumerModel(
+                session, header[Key.HANDLE], subscription
+            )
+        consumer.opening = header
+        consumer.priority = header.get(Key.PRIORITY, 0)
+        subscription.release(consumer)
+
+    def _consumer_frame(self, consumer: ConsumerModel, kind: int, header: dict[int, Any]) -> None:
+        subscription = consumer.subscription
+        if kind == Type.CLOSE:
+            subscription.release(consumer)
+        elif not consumer.opened or consumer.opening is not None:
+            return
+        elif kind == Type.CREDIT:
+            consumer.credit += header[Key.MESSAGES]
+            consumer.bytes_credit += header[Key.BYTES]
+            consumer.ready_since_s = self.clock.now_s
+        elif kind == Type.ACK:
+            flat = header[Key.RANGES]
+            self._acknowledged(consumer, list(zip(flat[::2], flat[1::2], strict=True)), header.get(Key.REF))
+        elif kind == Type.ACK_UNTIL:
+            end = header[Key.OFFSET] + 1
+            if subscription.in_order:
+                ranges = [(subscription.begin or 0, end)]
+            else:  # what it holds: what it held once, and may hold still, may be acknowledged by it
+                subscription.acknowledged.update(offset for offset in consumer.given if offset < end)
+                ranges = [
+                    (offset, offset + 1)
+                    for offset, hold in sorted(subscription.holds.items())
+                    if offset < end and hold.consumer is consumer and self._definite(subscription, hold)
+                ]
+            self._acknowledged(consumer, ranges, header.get(Key.REF))
+        elif kind == Type.NACK:
+            self._given_back(consumer, header)
+
+    def _acknowledged(self, consumer: ConsumerModel, ranges: list[tuple[int, int]], ref: int | None) -> None:
+        subscription = consumer.subscription
+        certain = not consumer.session.uncertain and self._alive(consumer.session)
+        for first, end in ranges:
+            for offset in range(first, end):
+                subscription.acknowledged.add(offset)
+                hold = subscription.holds.get(offset)
+                if hold is not None and hold.consumer is consumer:
+                    if certain and self._definite(subscription, hold):
+                        subscription.settled.add(offset)
+                    del subscription.holds[offset]
+        consumer.pending.append((ref, ranges))
+
+    def _given_back(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
+        subscription, flat = consumer.subscription, header[Key.RANGES]
+        certain = not consumer.session.uncertain and self._alive(consumer.session)
+        due = self.clock.now_s + header.get(Key.DELAY, 0) / 1000
+        for first, end in zip(flat[::2], flat[1::2], strict=True):
+            for offset in range(first, end):
+                hold = subscription.holds.get(offset)
+                subscription.delayed.add(offset)
+                subscription.failures[offset] += 1
+                if hold is not None and hold.consumer is consumer:
+                    if (
+                        certain
+                        and self._definite(subscription, hold)
+                        and offset not in subscription.acknowledged
+                    ):
+                        subscription.not_before[offset] = due
+                    del subscription.holds[offset]
+
+    def _alive(self, session: SessionModel) -> bool:
+        return not session.ended and self.clock.now_s - session.heard_s < self.session_timeout_s
+
+    def _definite(self, subscription: SubscriptionModel, hold: Hold) -> bool:
+        """Whether the broker must know this message to be in that consumer's hands."""
+        now, consumer = self.clock.now_s, hold.consumer
+        return (
+            now - hold.at_s < subscription.ack_timeout_s - 1e-6
+            and hold.at_s - consumer.full_at_s
+            >= subscription.ack_timeout_s  # else it may have waited to be sent
+            and self._alive(consumer.session)
+            and hold.at_s > subscription.disturbed_s
+        )
+
+    # ---- from the broker ----------------------------------------------------------------------------------------
+
+    def from_broker(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
+        header = decode_header(parts[0])
+        machine, kind = router.machine, header[Key.TYPE]
+        self.trace.note(
+            "down",
+            machine,
+            routing[1:].decode(),
+            kind,
+            header.get(Key.HANDLE, -1),
+            header.get(Key.OFFSET, -1),
+            sum(map(len, parts)),
+        )
+        if kind == Type.WELCOME:
+            self._welcome(router, routing, header)
+            return
+        session = self._sessions.get((machine, routing))
+        if session is None:
+            return
+        if kind == Type.RECEIPT:
+            self._receipt(session, header)
+            return
+        consumer = session.consumers.get(header.get(Key.HANDLE, -1))
+        if kind == Type.DONE:
+            self._done(session, header[Key.REF])
+        elif consumer is None:
+            return
+        elif kind == Type.DELIVER:
+            self._deliver(consumer, header, parts[1:])
+        elif kind == Type.OPENED:
+            self._opened(consumer, header)
+        elif kind == Type.EVENT:
+            self._event(consumer, header)
+        elif kind == Type.ERROR:
+            self.counts[f"error {header[Key.CODE]}"] += 1
+            if header.get(Key.CLOSED):
+                self._gone(consumer)
+                consumer.opening = None
+            elif header[Key.CODE] in ("ack-unknown", "internal", "malformed"):
+                self.violated(
+                    f"{consumer} of {consumer.subscription} is told {header[Key.CODE]}: {header[Key.TEXT]}"
+                )
+        elif kind == Type.MOVED:
+            self._gone(consumer)
+            del session.consumers[consumer.handle]
+
+    def refused(self, router: SimRouter, routing: bytes) -> None:
+        session = self._sessions.get((router.machine, routing))
+        if session is not None:
+            session.uncertain = True
+            for consumer in session.consumers.values():
+                consumer.full_at_s = self.clock.now_s
+
+    def _welcome(self, router: SimRouter, routing: bytes, header: dict[int, Any]) -> None:
+        machine, token = router.machine, header[Key.SESSION]
+        session = self._tokens.get((machine, token))
+        if session is None:
+            if header.get(Key.RESUMED):
+                self.violated("a session is resumed that never was")
+            session = SessionModel(token, machine, router.number, self.clock.now_s, routing)
+            self._tokens[machine, token] = session
+        elif not header.get(Key.RESUMED):
+            self.violated("two sessions have one secret")
+        self._sessions.pop((machine, session.routing), None)
+        session.routing, session.heard_s, session.uncertain = routing, self.clock.now_s, False
+        self._sessions[machine, routing] = session
+
+    def _opened(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
+        opening = consumer.opening
+        if opening is None or opening[Key.REF] != header[Key.REF]:
+            return
+        subscription = consumer.subscription
+        subscription.release(consumer)
+        consumer.opening, consumer.opened = None, True
+        consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
+        consumer.given.clear()
+        consumer.reached = subscription.begin or 0
+        consumer.pending.clear()
+        consumer.passed_over = 0
+        consumer.ready_since_s = self.clock.now_s
+        if consumer not in subscription.consumers:
+            subscription.consumers.append(consumer)
+
+    def _event(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
+        subscription, code = consumer.subscription, header[Key.CODE]
+        self.counts[f"event {code}"] += 1
+        if code == "active":
+            subscription.active_since[consumer] = self.clock.now_s
+        elif code == "standby":
+            subscription.active_since.pop(consumer, None)
+            subscription.release(consumer)
+        elif code in ("trimmed", "log-damaged"):
+            self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
+
+    def _done(self, session: SessionModel, ref: int) -> None:
+        for consumer in list(session.consumers.values()):
+            for at, (asked, _ranges) in enumerate(consumer.pending):
+                if asked == ref:
+                    for _ref, ranges in consumer.pending[: at + 1]:
+                        for first, end in ranges:
+                            consumer.subscription.confirmed.update(range(first, end))
+                            consumer.subscription.settled.update(range(first, end))
+                    del consumer.pending[: at + 1]
+                    return
+
+    def _receipt(self, session: SessionModel, header: dict[int, Any]) -> None:
+        producer = session.producers.get(header[Key.HANDLE])
+        if producer is None:
+            return
+        topic, flat = self.topics[producer[0]], header[Key.RECEIPTS]
+        for sequence, first in zip(flat[::2], flat[1::2], strict=True):
+            identities, _owner = self._batches.get((*producer, sequence), ([], session))
+            if not identities:
+                self.violated(f"a receipt for sequence {sequence} of {producer}, which nobody sent")
+                continue
+            self.counts["receipts"] += 1
+            if topic.strategy != "reliable":
+                continue
+            for at, identity in enumerate(identities):
+                offset = None if first == OFFSET_UNKNOWN else first + at
+                if topic.receipted.setdefault(identity, offset) is None:
+                    topic.receipted[identity] = offset
+                if offset is not None:
+                    self.is_at(topic, offset, identity, "a receipt")
+
+    def is_at(self, topic: TopicModel, offset: int, identity: bytes, who: str) -> None:
+        """Somebody was told that a message is there."""
+        known = topic.at.setdefault(offset, identity)
+        if known != identity:
+            self.violated(f"offset {offset} of {topic.name} is {identity!r} says {who}, and was {known!r}")
+        place = topic.place.setdefault(identity, offset)
+        if place != offset:
+            self.violated(
+                f"{identity!r} of {topic.name} is at {offset} says {who}, and was at {place}: stored twice"
+            )
+        sent = self.sent.get(identity)
+        if sent is None:
+            self.violated(f"{identity!r} at {offset} of {topic.name}: nobody sent it, says {who}")
+        elif sent.key:
+            topic.key_of[offset] = sent.key
+        topic.end = max(topic.end, offset + 1)
+
+    # ---- deliveries ---------------------------------------------------------------------------------------------
+
+    def _deliver(self, consumer: ConsumerModel, header: dict[int, Any], body: list[bytes]) -> None:
+        subscription = consumer.subscription
+        topic, first, count = subscription.topic, header[Key.OFFSET], header[Key.COUNT]
+        self.counts["deliveries"] += count
+        if not consumer.opened:
+            self.violated(f"{consumer} of {subscription} gets {first} and is not open")
+        consumer.credit -= count
+        consumer.bytes_credit -= sum(map(len, body))
+        if consumer.credit < 0:
+            self.violated(
+                f"{consumer} of {subscription} gets {count} messages, {-consumer.credit} more than its credit"
+            )
+        columns, payloads = header.get(Key.COLUMNS, 0), split_payloads(body[0], body[1])
+        keys = split_column(body[2], count) if columns & Column.KEYS else [b""] * count
+        if Key.RANGES in header:
+            flat = header[Key.RANGES]
+            offsets = [o for low, high in zip(flat[::2], flat[1::2], strict=True) for o in range(low, high)]
+        else:
+            offsets = list(range(first, first + count))
+        if topic.strategy != "reliable":
+            self._deliver_unreliably(consumer, offsets, payloads)
+            return
+        times = split_times(body[-1], count) if columns & Column.DELIVER_AT else None
+        for at, (offset, payload, key) in enumerate(zip(offsets, payloads, keys, strict=True)):
+            identity = identity_of(payload)
+            self.is_at(topic, offset, identity, f"a delivery to {consumer} of {subscription}")
+            sent = self.sent.get(identity)
+            if sent is not None and sent.key != key:
+                self.violated(f"{identity!r} comes with key {key!r}, it was sent with {sent.key!r}")
+            if times is not None and subscription.kind in ("shared", "key-shared"):
+                self._check_time(subscription, offset, times[at])
+            self._deliver_one(consumer, offset, key, header.get(Key.ATTEMPT, 1))
+        if subscription.kind == "shared":
+            self._check_fairness(consumer)
+
+    def _deliver_unreliably(self, consumer: ConsumerModel, offsets: list[int], payloads: list[bytes]) -> None:
+        for offset, payload in zip(offsets, payloads, strict=True):
+            if identity_of(payload) not in self.sent:
+                self.violated(f"{payload[:40]!r} of {consumer.subscription}: nobody sent it")
+            if consumer.given and offset <= consumer.reached:
+                if not consumer.anew:
+                    self.violated(
+                        f"{consumer} of {consumer.subscription} gets {offset} behind {consumer.reached}"
+                    )
+                consumer.anew = False
+            consumer.given.add(offset)
+            consumer.reached = offset
+
+    def _check_time(self, subscription: SubscriptionModel, offset: int, time_ms: int) -> None:
+        if time_ms > self.clock.time_ms():
+            self.violated(
+                f"{subscription} delivers {offset} {time_ms - self.clock.time_ms()} ms before its time"
+            )
+
+    def _deliver_one(self, consumer: ConsumerModel, offset: int, key: bytes, attempt: int) -> None:
+        subscription, now = consumer.subscription, self.clock.now_s
+        who = f"{subscription} gives {consumer} offset {offset} (attempt {attempt})"
+        hold = subscription.holds.get(offset)
+        if hold is not None and self._definite(subscription, hold) and not self._handed_over(consumer, hold):
+            self.violated(f"{who}, which {hold.consumer} has since {hold.at_s:.6f}")
+        elif hold is not None:
+            subscription.failures[offset] += 1
+            subscription.delayed.add(offset)
+        if offset in subscription.settled and now - consumer.full_at_s > WAITS_S:
+            how = "confirmed as" if offset in subscription.confirmed else "known to be"
+            self.violated(f"{who}, which is {how} acknowledged")
+        due = subscription.not_before.pop(offset, None)
+        if due is not None and now < due - 1e-6:
+            self.violated(f"{who} {due - now:.3f} s too early: it was given back with a delay")
+        subscription.sends[offset] += 1
+        if subscription.in_order:
+            self._check_gap(consumer, offset, who)
+        elif subscription.kind == "key-shared" and key:
+            self._check_key(consumer, offset, key, who)
+        subscription.holds[offset] = Hold(consumer, now, attempt)
+        consumer.given.add(offset)
+
+    def _handed_over(self, consumer: ConsumerModel, hold: Hold) -> bool:
+        """Whether a Failover subscription has passed from who holds a message to this consumer."""
+        since = consumer.subscription.active_since.get(consumer)
+        return consumer.subscription.kind == "failover" and since is not None and since >= hold.at_s
+
+    def _check_gap(self, consumer: ConsumerModel, offset: int, who: str) -> None:
+        subscription, given, reached = consumer.subscription, consumer.given, consumer.reached
+        while reached < offset and (
+            reached in given
+            or reached in subscription.acknowledged
+            or reached in subscription.delayed
+            or reached in subscription.done_otherwise
+        ):
+            reached += 1
+        if reached < offset:
+            self.violated(f"{who} before {reached}, which nobody acknowledged")
+            reached = offset
+        consumer.reached = reached
+
+    def _check_key(self, consumer: ConsumerModel, offset: int, key: bytes, who: str) -> None:
+        subscription = consumer.subscription
+        key_of = subscription.topic.key_of
+        for other, hold in subscription.holds.items():
+            if hold.consumer is consumer or other == offset or key_of.get(other) != key:
+                continue
+            if self._definite(subscription, hold):
+                self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
+                return
+
+    def _check_fairness(self, consumer: ConsumerModel) -> None:
+        now = self.clock.now_s
+        consumer.passed_over = 0
+        for other in consumer.subscription.consumers:
+            if other is consumer:
+                continue
+            waits = (
+                other.opened
+                and other.opening is None
+                and other.credit > 0
+                and other.bytes_credit > 0
+                and self._alive(other.session)
+                and not other.session.uncertain
+                and now - other.ready_since_s > 0.1
+            )
+            other.passed_over = other.passed_over + 1 if waits else 0
+            if other.passed_over > PASSED_OVER_MAX:
+                self.violated(
+                    f"{other} of {consumer.subscription} has credit for {other.credit} since "
+                    f"{other.ready_since_s:.3f} and was passed over {other.passed_over} times"
+                )
+                other.passed_over = 0
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def missing(self, subscription: SubscriptionModel) -> list[int]:
+        """Return what was never acknowledged to the broker, nor done with otherwise."""
+        done = subscription.acknowledged | subscription.done_otherwise
+        return [
+            offset for offset in range(subscription.begin or 0, subscription.topic.end) if offset not in done
+        ]
+
+    def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
+        """A reader from the first to the last offset was given this."""
+        for expected, (offset, payload) in enumerate(found):
+            if offset != expected:
+                self.violated(f"{topic.name} is not dense: {offset} comes where {expected} is due")
+                return
+            self.is_at(topic, offset, identity_of(payload), "the reader of everything")
+        there = {identity_of(payload) for _, payload in found}
+        for identity, told in topic.receipted.items():
+            if identity not in there:
+                self.violated(f"{identity!r} of {topic.name} is lost: its receipt said {told}")

@@ -1,0 +1,133 @@
+"""What there is in a world, and how its programs behave: drawn from the seed, small, and different each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.sim.programs import ConsumerWays, ProducerWays
+
+
+@dataclass(slots=True)
+class SubscriptionPlan:
+    """A subscription, and who consumes it."""
+
+    name: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    consumers: list[ConsumerWays] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TopicPlan:
+    """A topic, who sends to it, and its subscriptions."""
+
+    name: str
+    strategy: str = "reliable"
+    durability: str = "fsync"
+    settings: dict[str, Any] = field(default_factory=dict)
+    producers: list[tuple[ProducerWays, int]] = field(default_factory=list)
+    subscriptions: list[SubscriptionPlan] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Plan:
+    """A world: its broker, its topics, what may go wrong, and for how long."""
+
+    workers: int = 2
+    lasts_s: float = 6.0
+    topics: list[TopicPlan] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)  # kind: weight
+    fault_every: float = 0.15  # probability of a fault in each step
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+def draw_plan(random: Random) -> Plan:
+    """Draw a world."""
+    plan = Plan(workers=random.choice((1, 2, 2, 3)), lasts_s=random.choice((2.0, 4.0, 8.0)))
+    plan.faults = draw_faults(random)
+    plan.fault_every = random.choice((0.0, 0.03, 0.1, 0.2))
+    for number in range(random.choice((1, 1, 2))):
+        plan.topics.append(draw_topic(random, number, plan))
+    return plan
+
+
+def draw_faults(random: Random) -> dict[str, int]:
+    """Draw which kinds of faults there are: few at a time find more than all at once."""
+    kinds = {
+        "cut": 6,
+        "stall": 3,
+        "leave": 6,
+        "freeze": 3,
+        "kill worker": 3,
+        "kill broker": 1,
+        "power": 2,
+        "hold mail": 4,
+        "disk error": 2,
+        "full disk": 1,
+        "slow disk": 2,
+        "mistake": 1,
+    }
+    names = list(kinds)
+    chosen = random.sample(names, random.randint(1, 5)) if random.random() < 0.7 else names
+    return {name: kinds[name] for name in names if name in chosen}
+
+
+def draw_topic(random: Random, number: int, plan: Plan) -> TopicPlan:
+    """Draw a topic."""
+    reliable = random.random() < 0.85
+    durability = random.choice(("fsync", "fsync", "os")) if "power" not in plan.faults else "fsync"
+    topic = TopicPlan(f"topic{number}", "reliable" if reliable else "non-reliable", durability)
+    if reliable:
+        topic.settings["durability"] = durability
+    keys = random.choice((0, 0, 3, 10))
+    for _ in range(random.choice((1, 1, 2, 3))):
+        topic.producers.append((draw_producer(random, keys), random.choice((5, 15, 40, 100))))
+    kinds = ["exclusive", "shared", "failover"]
+    for at in range(random.choice((1, 1, 2))):
+        topic.subscriptions.append(draw_subscription(random, f"s{at}", random.choice(kinds)))
+    return topic
+
+
+def draw_producer(random: Random, keys: int) -> ProducerWays:
+    """Draw how a producer sends."""
+    return ProducerWays(
+        every_s=random.choice((0.01, 0.05, 0.2)),
+        burst=random.choice((1, 3, 10)),
+        keys=keys,
+        attributes=random.random() < 0.2,
+        batches=random.random() < 0.4,
+        linger_ms=random.choice((0.0, 1.0, 5.0)),
+        sizes=random.choice(((0, 3), (3, 200), (10, 3000))),
+    )
+
+
+def draw_subscription(random: Random, name: str, kind: str) -> SubscriptionPlan:
+    """Draw a subscription and its consumers."""
+    plan = SubscriptionPlan(name, kind)
+    if random.random() < 0.5:
+        plan.options["ack_timeout_ms"] = random.choice((300, 1000, 3000))
+    for _ in range(random.choice((1, 2)) if kind == "exclusive" else random.choice((1, 2, 3, 4))):
+        plan.consumers.append(draw_consumer(random, kind))
+    return plan
+
+
+def draw_consumer(random: Random, kind: str) -> ConsumerWays:
+    """Draw how a consumer works."""
+    ways = ConsumerWays(
+        think_s=random.choice((0.0, 0.01, 0.1, 0.5)),
+        take=random.choice((1, 3, 100)),
+        credit=random.choice((1, 5, 50, 500)),
+        credit_bytes=random.choice((1, 5000, 1 << 20)),
+        ack=random.choice(("each", "batch", "scattered", "until")),
+        confirm=random.choice((0.0, 0.2, 1.0)),
+        priority=random.randrange(3) if kind == "failover" else 0,
+        close=random.choice((0.0, 0.0, 0.05)),
+    )
+    if random.random() < 0.4:
+        ways.nack = random.choice((0.05, 0.3))
+        ways.nack_delay_s = random.choice(((0.0,), (0.0, 0.5), (2.0,)))
+    if random.random() < 0.2:
+        ways.forget = random.choice((0.02, 0.2))
+    return ways

@@ -1,0 +1,342 @@
+"""What users' programs do with a client: producers that send, consumers that work on what they get, each its own way.
+
+A program is a few timers over one client. It uses what `ister.Client` offers and never waits; whatever a client raises,
+the program begins again as a user would. Everything it draws comes from its world's random numbers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ister.consumer import Consumer
+from ister.errors import IsterError
+from ister.message import Message
+from ister.producer import Producer
+from tests.sim.clients import SimClient
+from tests.sim.model import Sent, SubscriptionModel, TopicModel
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+BACK_S = 0.3  # a program that was thrown out comes back after so long
+
+
+class Program:
+    """Somebody with a client."""
+
+    def __init__(self, world: World, machine: str) -> None:
+        self.world, self.machine = world, machine
+        self.random: Random = world.random
+        self.name = world.next_name(type(self).__name__[0].lower())
+        self.client: SimClient | None = None
+        self.gone = False  # for ever
+        self._step_due = False
+        self.connect()
+
+    def connect(self) -> None:
+        """Make a client, and open what the program opens."""
+        self.client = self.world.new_client(self.machine)
+        self.client.network.on_progress = self.on_progress
+        self.open()
+        self.world.trace.note("connect", self.name)
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def on_progress(self) -> None:
+        """Something has come."""
+
+    def later(self, seconds: float, call: Any) -> None:
+        """Do something later, unless the program is gone then, or stopped: then when it goes on."""
+        client = self.client
+
+        def run() -> None:
+            if self.gone or self.client is not client or client is None:
+                return
+            if client.network.frozen:
+                self.later(0.1, call)
+            else:
+                call()
+
+        self.world.after(seconds, run)
+
+    # ---- what may happen to it ----------------------------------------------------------------------------------
+
+    @property
+    def here(self) -> bool:
+        """Whether it has a client."""
+        return self.client is not None and not self.gone
+
+    def leave(self, how: str) -> None:
+        """Lose the client: say goodbye, be killed, or have the machine gone."""
+        client, self.client = self.client, None
+        if client is None:
+            return
+        self.world.trace.note("leave", self.name, how)
+        if how == "goodbye":
+            client.network.close()
+            client.network.vanished = True
+        elif how == "killed":
+            client.network.die()
+        else:
+            client.network.vanish()
+
+    def come_back(self) -> None:
+        """Start the program again."""
+        if self.client is None and not self.gone:
+            self.connect()
+
+    def again(self, seconds: float = BACK_S) -> None:
+        """Begin anew after an error."""
+        self.leave("goodbye")
+        self.world.after(seconds, self.come_back)
+
+
+@dataclass(slots=True)
+class ProducerWays:
+    """How a producer sends."""
+
+    every_s: float
+    burst: int
+    keys: int  # of so many; 0: no keys
+    attributes: bool = False
+    batches: bool = False
+    linger_ms: float = 1.0
+    sizes: tuple[int, ...] = (0, 3, 200)
+    delays_ms: tuple[int, ...] = ()
+    named: bool = True
+
+
+class Producing(Program):
+    """A program that sends a number of messages to one topic."""
+
+    def __init__(self, world: World, machine: str, topic: TopicModel, ways: ProducerWays, left: int) -> None:
+        self.topic, self.ways, self.left = topic, ways, left
+        self.number = 0
+        self.waiting = 0  # messages whose receipt has not come
+        self.producer: Producer | None = None
+        super().__init__(world, machine)
+
+    def open(self) -> None:
+        assert self.client is not None
+        self.waiting = 0
+        self.producer = self.client.plan_producer(
+            self.topic.name,
+            batch_bytes=2000,
+            linger_ms=self.ways.linger_ms,
+            name=self.name if self.ways.named else None,
+            window_bytes=None,
+        )
+        self.later(self.ways.every_s * self.random.random(), self.send)
+
+    def send(self) -> None:
+        """Send some, and again later."""
+        producer = self.producer
+        assert producer is not None
+        if self.left <= 0 or self.world.quiet:
+            return
+        self.later(self.ways.every_s * (0.5 + self.random.random()), self.send)
+        if not producer.publication.opened and self.random.random() < 0.5:
+            return  # most programs wait until they are let in
+        try:
+            for _ in range(self.random.randint(1, self.ways.burst)):
+                if self.left <= 0:
+                    return
+                if self.ways.batches and self.random.random() < 0.5:
+                    self._send_batch(producer)
+                else:
+                    self._send_one(producer)
+        except IsterError as error:
+            self.world.counts[f"producer {error.code}"] += 1
+            self.again()
+
+    def _message(self) -> tuple[bytes, bytes, dict[str, str] | None]:
+        random, ways = self.random, self.ways
+        identity = b"%s/%s/%d" % (self.topic.name.encode(), self.name.encode(), self.number)
+        self.number += 1
+        key = b"k%d" % min(random.randrange(ways.keys), random.randrange(ways.keys)) if ways.keys else b""
+        if ways.keys and random.random() < 0.1:
+            key = b""
+        attributes = {"n": str(self.number)} if ways.attributes and random.random() < 0.5 else None
+        now_ms = self.world.clock.time_ms()
+        self.world.oracle.sent[identity] = Sent(self.topic.name, identity, key, b"", 0, now_ms)
+        return identity + b" " + bytes(random.choice(ways.sizes)), key, attributes
+
+    def _send_one(self, producer: Producer) -> None:
+        number = self.number
+        payload, key, attributes = self._message()
+        receipt = producer.try_send(payload, key or None, attributes)
+        if receipt is None:  # the window is full: it was not taken
+            self.number = number
+            return
+        self._sent(1, receipt)
+
+    def _send_batch(self, producer: Producer) -> None:
+        number, count = self.number, min(self.left, self.random.randint(2, 12))
+        messages = [self._message() for _ in range(count)]
+        columns: dict[str, Any] = {}
+        if any(key for _, key, _ in messages):
+            columns["keys"] = [key or None for _, key, _ in messages]
+        packed = producer.pack([payload for payload, _, _ in messages], columns.get("keys"), None)
+        receipt = producer.try_batch(packed)
+        if receipt is None:
+            self.number = number
+            return
+        self._sent(count, receipt)
+
+    def _sent(self, count: int, receipt: Any) -> None:
+        self.left -= count
+        self.waiting += count
+        self.world.counts["messages sent"] += count
+        producer = self.producer
+
+        def answered(receipt: Any) -> None:
+            if producer is self.producer:
+                self.waiting -= count
+
+        receipt.add_done_callback(answered)
+
+    def on_progress(self) -> None:
+        producer = self.producer
+        if producer is not None and producer.publication.phase == "closed" and self.here:
+            error = producer.publication.error
+            self.world.counts[f"producer {error.code if error else 'closed'}"] += 1
+            if error is not None and error.code in ("producer-fenced", "fenced"):
+                self.left = 0
+            self.again()
+
+    @property
+    def done(self) -> bool:
+        """Whether everything it sent was answered."""
+        return self.client is None or self.waiting == 0
+
+
+@dataclass(slots=True)
+class ConsumerWays:
+    """How a consumer works."""
+
+    think_s: float = 0.01  # for what it takes at once
+    take: int = 10  # deliveries at once
+    credit: int = 50
+    credit_bytes: int = 1 << 20
+    ack: str = "each"  # each, batch, until, scattered
+    nack: float = 0.0  # probability that it gives one back
+    nack_delay_s: tuple[float, ...] = (0.0, 0.2)
+    forget: float = 0.0  # probability that it neither acknowledges nor gives back
+    confirm: float = 0.1  # probability that it waits until its acknowledgments are written
+    priority: int = 0
+    close: float = 0.0  # probability, after each work, that it closes and opens again
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Consuming(Program):
+    """A program that consumes one subscription."""
+
+    def __init__(
+        self, world: World, machine: str, subscription: SubscriptionModel, ways: ConsumerWays
+    ) -> None:
+        self.subscription, self.ways = subscription, ways
+        self.consumer: Consumer | None = None
+        self.hands: deque[Message] = deque()
+        self.working = self.forgot = False
+        super().__init__(world, machine)
+
+    def open(self) -> None:
+        assert self.client is not None
+        ways, subscription = self.ways, self.subscription
+        self.hands.clear()
+        self.working = self.forgot = False
+        self.consumer = self.client.plan_consumer(
+            subscription.topic.name,
+            subscription=subscription.name,
+            type=subscription.kind,  # type: ignore[arg-type]
+            start="earliest",
+            priority=ways.priority,
+            credit_messages=ways.credit,
+            credit_bytes=ways.credit_bytes,
+            settings={},
+            on_event=None,
+        )
+
+    def on_progress(self) -> None:
+        if not self.working and self.here:
+            self.working = True
+            think_s = 0.01 if self.world.quiet else self.ways.think_s
+            self.later(think_s * self.random.random(), self.work)
+
+    def finish(self) -> None:
+        """Nothing fails any more: acknowledge whatever is there, and comes."""
+        if self.here and not self.working:
+            self.work()
+
+    def work(self) -> None:
+        """Take what has come, and do something with it."""
+        consumer = self.consumer
+        assert consumer is not None
+        self.working = False
+        try:
+            taken = 0
+            while (taken < self.ways.take or self.world.quiet) and (
+                delivery := consumer.try_next()
+            ) is not None:
+                taken += 1
+                messages = list(delivery.messages())
+                self.world.counts["messages handed out"] += len(messages)
+                for message in messages:
+                    self.subscription.handed.add(message.offset)
+                self.hands.extend(messages)
+            self._settle(consumer)
+            if self.random.random() < self.ways.confirm:
+                consumer.written()
+                consumer._soon()
+            if taken and self.random.random() < self.ways.close and not self.world.quiet:
+                self.world.counts["consumers closed"] += 1
+                self.again()
+                return
+            if consumer.has_news():
+                self.on_progress()
+        except IsterError as error:
+            self.world.counts[f"consumer {error.code}"] += 1
+            self.again(2.0 if error.code == "subscription-busy" else BACK_S)
+
+    def _settle(self, consumer: Consumer) -> None:
+        random, ways, hands = self.random, self.ways, self.hands
+        if self.world.quiet and self.forgot:
+            self.forgot = False
+            self.again()  # what nobody will ever speak of again is freed
+            return
+        if not hands:
+            return
+        if self.world.quiet:
+            consumer.ack(list(hands))
+            hands.clear()
+            return
+        keep: list[Message] = []
+        good: list[Message] = []
+        while hands:
+            message = hands.popleft()
+            fate = random.random()
+            if fate < ways.nack:
+                consumer.nack(message, random.choice(ways.nack_delay_s), "no reason")
+            elif fate < ways.nack + ways.forget:
+                self.forgot = True
+            else:
+                good.append(message)
+        if ways.ack == "until" and good:
+            consumer.ack_until(max(good, key=lambda message: message.offset))
+        elif ways.ack == "scattered":
+            random.shuffle(good)
+            keep = good[: len(good) // 3]
+            for message in good[len(keep) :]:
+                consumer.ack(message)
+        elif ways.ack == "batch" and good:
+            consumer.ack(good)
+        else:
+            for message in good:
+                consumer.ack(message)
+        hands.extend(keep)
+        if keep:
+            self.later(0.05, self.on_progress)

@@ -1,0 +1,273 @@
+"""A world: brokers, clients, disks and networks in one thread, under a clock that jumps; all follows from a seed.
+
+`World(seed).run()` draws what there is, lets it go on for a while with faults, then lets everything be well, and asks
+the oracle. Two runs of one seed are the same, event for event.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from actors.placement import subscription_key, worker_of
+from ister.wire import Key, Type
+from tests.raw_client import Frame
+from tests.sim.broker import Machine
+from tests.sim.clients import SimClient
+from tests.sim.faults import Faults
+from tests.sim.links import Network
+from tests.sim.model import TopicModel
+from tests.sim.oracle import Oracle
+from tests.sim.plans import Plan, draw_plan
+from tests.sim.programs import Consuming, Producing, Program
+from tests.sim.trace import Trace
+from tests.stage import StagedClient, StagedClock, StagedLoop
+
+DRAIN_S = 90.0  # of virtual time, within which everything must have come to rest once nothing fails any more
+SESSION_TIMEOUT_MS = 4000
+HEARTBEAT_MS = 1000
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the catalogue is a real file
+
+
+class HistoryError(AssertionError):
+    """What must not be, was: with the seed that does it again, and what happened last."""
+
+    def __init__(self, seed: int, violations: list[str], trace: Trace) -> None:
+        text = "\n  ".join(violations)
+        super().__init__(f"seed {seed}:\n  {text}\nthe last events:\n{trace.last(60)}")
+        self.seed, self.violations = seed, violations
+
+
+class World:
+    """One history."""
+
+    def __init__(self, seed: int, plan: Plan | None = None) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.clock = StagedClock()
+        self.loop = StagedLoop(self.clock)
+        self.trace = Trace(self.clock)
+        self.counts: Counter[str] = Counter()
+        self.faults_done: Counter[str] = Counter()
+        self.oracle = Oracle(self.clock, self.trace, SESSION_TIMEOUT_MS / 1000)
+        self.network = Network(self.loop, self.random, self.counts)
+        self.quiet = False  # nothing fails any more, nothing new is sent, everything is acknowledged
+        self.plan = draw_plan(self.random) if plan is None else plan
+        self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+        self.machines: dict[str, Machine] = {}
+        self.programs: list[Program] = []
+        self._names = 0
+        self.footprint_max = 0
+        if self.random.random() < 0.5:
+            self.loop.chaos = Random(self.random.getrandbits(32))
+        self.faults = Faults(self)
+
+    # ---- what programs ask of it --------------------------------------------------------------------------------
+
+    def after(self, seconds: float, call: Callable[[], Any]) -> None:
+        """Make a call later."""
+        self.loop.call_later(seconds, call)
+
+    def next_name(self, prefix: str) -> str:
+        """Return a name that nobody has."""
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+    def new_client(self, machine: str) -> SimClient:
+        """Return a client that knows some of a broker's endpoints, one of them a worker that there always is."""
+        endpoints = [
+            self.machines[machine].endpoints[0],
+            self.random.choice(self.machines[machine].endpoints),
+        ]
+        self.random.shuffle(endpoints)
+        return SimClient(
+            list(dict.fromkeys(endpoints)), self.network, Random(self.random.getrandbits(32)), self.clock
+        )
+
+    def admin(self, machine: str, worker: int = 0) -> StagedClient:
+        """Return a raw client beside the network, for what is asked before and after the history."""
+        client = self.machines[machine].client(worker)
+        client.patience_s = 30
+        return client
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> World:
+        """Live the history; raises `HistoryError`."""
+        try:
+            self._set_up()
+            end = self.clock.now_s + self.plan.lasts_s
+            while self.clock.now_s < end:
+                self.loop.advance(self.random.choice((0.01, 0.05, 0.3)))
+                self._check()
+                self.faults.step()
+            self._drain()
+            self._read_everything()
+            self._check()
+        except AssertionError as error:
+            if isinstance(error, HistoryError):
+                raise
+            raise HistoryError(self.seed, [*self.oracle.violations, str(error)], self.trace) from error
+        finally:
+            self._close()
+        return self
+
+    def _set_up(self) -> None:
+        plan = self.plan
+        (self.folder / "a").mkdir()
+        machine = self.machines["a"] = Machine(
+            self.folder / "a",
+            plan.workers,
+            name="a",
+            loop=self.loop,
+            random=self.random,
+            network=self.network,
+            tap=self.oracle,
+            trace=self.trace,
+            **self._flags(),
+        )
+        self.loop.settle()
+        client = self.admin("a")
+        for topic in plan.topics:
+            client.request("topic.create", topic=topic.name, dispatch=topic.strategy, **topic.settings)
+            self.oracle.add_topic(TopicModel(topic.name, topic.strategy, topic.durability))
+            for each in topic.subscriptions:
+                client.request(
+                    "subscription.create",
+                    topic=topic.name,
+                    subscription=each.name,
+                    type=each.kind,
+                    start="earliest",
+                    **each.options,
+                )
+                self.oracle.add_subscription("a", topic.name, each.name, each.kind, each.options)
+        for topic in plan.topics:
+            model = self.oracle.topics[topic.name]
+            for ways, messages in topic.producers:
+                self.programs.append(Producing(self, "a", model, ways, messages))
+            for each in topic.subscriptions:
+                subscription = self.oracle.subscriptions["a", topic.name, each.name]
+                for consumer_ways in each.consumers:
+                    self.programs.append(Consuming(self, "a", subscription, consumer_ways))
+        assert machine.is_up
+
+    def _flags(self) -> dict[str, Any]:
+        return {
+            "protocol__session_timeout_ms": SESSION_TIMEOUT_MS,
+            "protocol__heartbeat_ms": HEARTBEAT_MS,
+            "protocol__message_bytes_max": 20_000,
+            "protocol__batch_bytes_max": 20_000,
+            "log__segment_bytes_max": (1 << 20) + 60_000,
+            "log__segment_age_ms_max": 2000,
+            **self.plan.flags,
+        }
+
+    def _check(self) -> None:
+        if self.oracle.violations:
+            raise HistoryError(self.seed, self.oracle.violations, self.trace)
+
+    def lives_at(self, machine: str) -> dict[tuple[str, str], int]:
+        """Return on which worker each subscription of a broker lives."""
+        workers = len(self.machines[machine].endpoints)
+        return {
+            (each.topic.name, each.name): worker_of(subscription_key(each.topic.name, each.name), workers)
+            for each in self.oracle.of_machine(machine)
+        }
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Let everything be well, and see that it comes to rest."""
+        self.faults.heal()
+        self.quiet = True
+        self.trace.note("quiet")
+        for program in self.programs:
+            program.come_back()
+            if isinstance(program, Consuming):
+                program.later(0.1, program.finish)
+        deadline = self.clock.now_s + DRAIN_S
+        while self.clock.now_s < deadline:
+            self.loop.advance(0.5)
+            self._check()
+            if self._at_rest():
+                return
+        for program in self.programs:
+            if isinstance(program, Producing) and not program.done:
+                self.oracle.violated(f"{program.name}: {program.waiting} messages have no receipt")
+        for subscription in self.oracle.subscriptions.values():
+            if subscription.topic.strategy == "reliable" and (missing := self.oracle.missing(subscription)):
+                held = {
+                    offset: str(hold.consumer)
+                    for offset in missing[:3]
+                    if (hold := subscription.holds.get(offset))
+                }
+                self.oracle.violated(
+                    f"{subscription} never came to an end: {missing[:8]} of {subscription.topic.end} is not "
+                    f"acknowledged, {[subscription.sends[o] for o in missing[:8]]} times delivered since "
+                    f"the last fault; held: {held}"
+                )
+        self._check()
+        raise HistoryError(self.seed, ["nothing is missing, and it does not come to rest"], self.trace)
+
+    def _at_rest(self) -> bool:
+        producers = all(program.done for program in self.programs if isinstance(program, Producing))
+        return producers and not any(
+            self.oracle.missing(each)
+            for each in self.oracle.subscriptions.values()
+            if each.topic.strategy == "reliable"
+        )
+
+    def _read_everything(self) -> None:
+        """Read every reliable topic from its beginning, and ask where the cursors are."""
+        self.loop.advance(2.0)
+        for name, machine in self.machines.items():
+            if not machine.is_up:
+                continue
+            client = self.admin(name)
+            for topic in self.oracle.topics.values():
+                if topic.strategy != "reliable":
+                    continue
+                end = int(client.request("topic.show", topic=topic.name)["next_offset"])
+                self.oracle.read_back(topic, self._read(machine, topic.name, end))
+                for each in self.oracle.of_machine(name):
+                    if each.topic is topic:
+                        self._check_cursor(client, each.name, topic.name, end)
+
+    def _check_cursor(self, client: StagedClient, subscription: str, topic: str, end: int) -> None:
+        shown: dict[str, Any] = {}
+        for _ in range(10):
+            shown = client.request("subscription.show", topic=topic, subscription=subscription)
+            if shown["cursor"] == end:
+                return
+            self.loop.advance(1.0)
+        self.oracle.violated(
+            f"{topic}/{subscription}: everything is acknowledged, and its cursor is {shown['cursor']} of {end}"
+        )
+
+    def _read(self, machine: Machine, topic: str, end: int) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
+        reader = machine.at_subscription(topic, "everything")
+        reader.patience_s = 30
+        opened: Frame = reader.open_consumer(1, topic, "everything")
+        assert opened.kind == Type.OPENED, opened.header
+        while len(found) < end:
+            frame = reader.hear()
+            if frame is None:
+                self.oracle.violated(f"{topic} ends at {len(found)}, and should have {end}")
+                break
+            if frame.kind == Type.DELIVER:
+                found += frame.messages()
+                reader.credit(1, frame.header[Key.COUNT])
+        return found
+
+    def _close(self) -> None:
+        for machine in self.machines.values():
+            if machine.is_up:
+                machine.close()
+                machine.catalogue.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
