@@ -255,6 +255,7 @@ class Consuming(Program):
             type=subscription.kind,  # type: ignore[arg-type]
             start="earliest",
             priority=ways.priority,
+            force=False,
             credit_messages=ways.credit,
             credit_bytes=ways.credit_bytes,
             settings={},
