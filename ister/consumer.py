@@ -201,11 +201,14 @@ class Consumer(Receiver):
         request = Request("subscription.seek", {**asked, "to": arguments.start(position, "a position")})
         with self._lock:
             self._check()
+            seeking = Seeking(
+                attachment, request
+            )  # before it is sent: touching the socket may bring the news at once
             attachment.flush()
             network.home.session.request(request, network.clock.monotonic())
             network.home.touch()
             network.connection_of(attachment).touch()
-        return Seeking(attachment, request)
+        return seeking
 
     def end_seek(self, seeking: Seeking, timeout: float | None) -> int:
         """Return where the subscription stands, or raise why it may be elsewhere."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -86,3 +87,40 @@ def test_sizes_and_troubles_are_written_for_people() -> None:
     assert arguments.in_words(64 << 10) == "64.0 KiB"
     assert arguments.in_trouble(None) == ""
     assert "disk-full" in arguments.in_trouble(RemoteError("disk-full", "no space"))
+
+
+def test_a_place_is_a_name_an_offset_or_a_time() -> None:
+    """A datetime travels as unix milliseconds, whatever its time zone."""
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    assert arguments.start(moment) == "time:1767225600000"
+    assert arguments.start(moment.astimezone(timezone(timedelta(hours=5)))) == "time:1767225600000"
+    assert arguments.start("time:5") == "time:5"
+    assert arguments.start(7) == 7
+    for wrong in ("soon", -1, True, 1.5, None, date(2026, 1, 1), datetime(1960, 1, 1, tzinfo=UTC)):
+        with pytest.raises(UsageError):
+            arguments.start(wrong)
+
+
+def test_a_time_of_delivery_is_said_in_one_of_three_ways() -> None:
+    """Unix milliseconds, a datetime, or a delay; nothing, and a delay of 0, are at once."""
+
+    def now_ms() -> int:
+        return 1_000_000
+
+    assert arguments.due(None, None, now_ms) == 0
+    assert arguments.due(None, 0, now_ms) == 0
+    assert arguments.due(None, 1.5, now_ms) == 1_001_500
+    assert arguments.due(77, None, now_ms) == 77
+    assert arguments.due(datetime(2026, 1, 1, tzinfo=UTC), None, now_ms) == 1_767_225_600_000
+    nanoseconds = 1_767_225_600_000_000_000
+    for at, delay in (
+        (5, 1),
+        (1.5, None),
+        (nanoseconds, None),
+        (-1, None),
+        (None, -1),
+        (None, 1e10),
+        ("x", None),
+    ):
+        with pytest.raises(UsageError):
+            arguments.due(at, delay, now_ms)

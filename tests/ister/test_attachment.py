@@ -398,3 +398,167 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
     attachment.close()
     assert [header[Key.TYPE] for header in talk.said()] == [Type.OPEN_CONSUMER, Type.CLOSE]
     assert attachment.phase == "closed"
+
+
+def test_every_open_says_that_ranges_are_understood(talk: Talk) -> None:
+    """So that a shared subscription does not cost a frame for every run of offsets."""
+    talk.welcome()
+    talk.consumer(kind="key-shared")
+    [opening] = talk.said()
+    assert (opening[Key.SUBSCRIPTION_TYPE], opening[Key.SPARSE]) == ("key-shared", True)
+    assert Key.FORCE not in opening
+
+
+def test_a_place_is_taken_by_force_once(talk: Talk) -> None:
+    """Two programs that both want it do not throw each other out for ever."""
+    talk.welcome()
+    attachment = talk.consumer(force=True)
+    [opening] = talk.said()
+    assert opening[Key.FORCE] is True
+    talk.refuse("unavailable", "retry", REF=opening[Key.REF], HANDLE=2, CLOSED=True)
+    talk.later(0.1)
+    [opening] = talk.said()
+    assert opening[Key.FORCE] is True
+    answer = {Key.TYPE: Type.OPENED, Key.REF: opening[Key.REF], Key.HANDLE: 2, Key.OFFSET: 0}
+    talk.hear(answer | {Key.STRATEGY: "reliable"})
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome()
+    [opening] = talk.said()
+    assert Key.FORCE not in opening
+    talk.refuse("subscription-busy", "retry", REF=opening[Key.REF], HANDLE=2, CLOSED=True)
+    assert attachment.error is None
+
+
+def test_a_consumer_that_is_taken_over_ends(talk: Talk) -> None:
+    """Its program hears why, and it does not try again."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    talk.refuse("taken-over", "stop", HANDLE=2, CLOSED=True)
+    assert attachment.phase == "closed"
+    assert attachment.error is not None
+    assert attachment.error.code == "taken-over"
+    assert attachment.take() is None
+
+
+def test_work_that_takes_longer_is_said(talk: Talk) -> None:
+    """EXTEND names what is still worked on, and says nothing of what the broker has forgotten."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c")
+    delivery = taken(attachment)
+    attachment.extend(delivery, [(0, 1), (2, 3)])
+    [said] = talk.said()
+    assert (said[Key.TYPE], said[Key.HANDLE], said[Key.RANGES]) == (Type.EXTEND, 2, [0, 1, 2, 3])
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.boot = 2
+    talk.welcome()
+    talk.opened()
+    attachment.extend(delivery, [(0, 1)])
+    assert talk.said() == []
+
+
+def test_many_scattered_messages_are_extended_in_frames_of_legal_size(talk: Talk) -> None:
+    """A header takes 400 ranges."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    attachment.extend(taken(attachment), [(offset, offset + 1) for offset in range(0, 1000, 2)])
+    assert [len(header[Key.RANGES]) for header in talk.said()] == [800, 200]
+
+
+def sought(talk: Talk, position: int) -> None:
+    """Tell the consumer that its subscription was moved."""
+    talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "sought", Key.OFFSET: position})
+
+
+def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
+    """The credit of it goes back at once, with that of what was handed out before."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    talk.deliver(2, b"c", b"d", b"e")
+    taken(attachment)
+    sought(talk, 1)
+    assert attachment.take() is None
+    [credit] = talk.said()
+    assert (credit[Key.TYPE], credit[Key.MESSAGES]) == (Type.CREDIT, 5)
+    talk.deliver(1, b"b", b"c")
+    assert (taken(attachment).first, [event.code for event in attachment.events]) == (1, ["sought"])
+
+
+def test_nothing_from_before_the_move_is_acknowledged(talk: Talk) -> None:
+    """Neither what was gathered nor what the program finishes later; and nobody is told that anything was lost."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c")
+    old = taken(attachment)
+    attachment.ack(old, 0, 1, talk.now)
+    attachment.ack_until(old, 1, talk.now)
+    sought(talk, 0)
+    attachment.ack(old, 1, 2, talk.now)
+    attachment.ack_until(old, 2, talk.now)
+    attachment.nack(old, [(2, 3)], 0, "")
+    attachment.extend(old, [(2, 3)])
+    talk.later(2 * ACK_DELAY_S)
+    attachment.flush(confirm=True)
+    assert [header for header in talk.said() if header[Key.TYPE] != Type.CREDIT] == []
+    assert attachment.settled
+    assert not attachment.forgotten
+    talk.deliver(0, b"a")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.flush()
+    assert acked(talk) == [[0, 1]]
+
+
+def test_acknowledgments_a_broker_forgot_after_the_move_are_still_told(talk: Talk) -> None:
+    """A move excuses what was delivered before it, and nothing later."""
+    attachment = opened(talk)
+    sought(talk, 0)
+    talk.deliver(0, b"a")
+    delivery = taken(attachment)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.boot = 2
+    talk.welcome()
+    talk.opened()
+    attachment.ack(delivery, 0, 1, talk.now)
+    assert attachment.forgotten
+
+
+def reopened(talk: Talk) -> wire.Header:
+    """Lose the connection and the session; return what the consumer opens with."""
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.boot += 1
+    talk.welcome()
+    [opening] = talk.said()
+    assert opening[Key.TYPE] == Type.OPEN_CONSUMER
+    talk.hear({Key.TYPE: Type.OPENED, Key.REF: opening[Key.REF], Key.HANDLE: 2, Key.OFFSET: 0} | RELIABLE)
+    return opening
+
+
+RELIABLE = {Key.STRATEGY: "reliable"}
+
+
+def test_a_reader_goes_on_behind_what_it_handed_out(talk: Talk) -> None:
+    """Messages that wait in its queue come again; those that the program has do not."""
+    talk.welcome()
+    attachment = talk.consumer(kind="reader", start="latest")
+    talk.opened(OFFSET=40)
+    assert reopened(talk)[Key.START] == 40  # nothing was handed out: not what is the latest by then
+    talk.deliver(40, b"a", b"b")
+    talk.deliver(42, b"c")
+    taken(attachment)
+    assert reopened(talk)[Key.START] == 42
+
+
+def test_a_reader_of_a_non_reliable_topic_begins_as_it_began(talk: Talk) -> None:
+    """There are no offsets to go back to."""
+    talk.welcome()
+    talk.consumer(kind="reader", start="latest")
+    talk.opened(OFFSET=40, STRATEGY="non-reliable")
+    assert reopened(talk)[Key.START] == "latest"
+
+
+def test_a_reader_acknowledges_nothing(talk: Talk) -> None:
+    """The broker would throw it away."""
+    attachment = opened(talk, kind="reader")
+    talk.deliver(0, b"a")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.flush(confirm=True)
+    assert talk.said() == []
+    assert attachment.settled

@@ -158,3 +158,78 @@ def test_a_message_says_what_it_is() -> None:
     message = Message(delivery_of(b"x" * 1000), 10, b"x" * 1000)
     assert "offset=10" in repr(message)
     assert len(repr(message)) < 120
+
+
+# ---- deliveries whose offsets are not consecutive ----------------------------------------------------------------
+
+
+def sparse(offsets: list[int]) -> Delivery:
+    """Return a delivery of these offsets, each with its offset as payload, key and time of delivery."""
+    flat: list[int] = []
+    for offset in offsets:
+        if flat and flat[-1] == offset:
+            flat[-1] += 1
+        else:
+            flat += (offset, offset + 1)
+    payloads = [b"%d" % offset for offset in offsets]
+    header = {
+        Key.OFFSET: offsets[0],
+        Key.COUNT: len(offsets),
+        Key.TIMESTAMPS: [len(offsets), 5],
+        Key.COLUMNS: Column.ALL,
+        Key.RANGES: flat,
+    }
+    frames = [
+        wire.pack_lengths(payloads),
+        b"".join(payloads),
+        wire.pack_column(payloads),
+        wire.pack_column([wire.encode_attributes({"n": str(offset)}) for offset in offsets]),
+        wire.pack_times(offsets),
+    ]
+    return Delivery(None, "orders", 0, header, frames)
+
+
+@given(st.sets(st.integers(0, 60), min_size=1, max_size=20).map(sorted), st.slices(20))
+def test_offsets_that_are_not_consecutive_change_nothing_else(offsets: list[int], place: slice) -> None:
+    """Every message has its own offset, key, attributes and time, in any part of the batch; `ranges` hold the same."""
+    batch = Batch(sparse(offsets), 0, len(offsets))
+    assert [message.offset for message in batch] == list(batch.offsets) == offsets
+    part = batch[place]
+    assert [message.offset for message in part] == offsets[place]
+    for message in part:
+        assert message.payload == message.key == b"%d" % message.offset
+        assert message.attributes == {"n": str(message.offset)}
+        assert message.deliver_at == (message.offset or None)
+    if isinstance(part, Batch):
+        assert [offset for first, end in part.ranges for offset in range(first, end)] == offsets[place]
+        assert [message.offset for message in part] == list(part.offsets)
+
+
+def test_consecutive_offsets_cost_no_list() -> None:
+    """Without ranges, or with a single one, offsets are a `range`, as before there were others."""
+    assert Batch(sparse([7, 8, 9]), 1, 3).offsets == range(8, 10)
+    assert batch_of(b"a", b"b").ranges == [(10, 12)]
+    assert Batch(sparse([7]), 1, 1).ranges == []
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [[], [10, 11], [9, 11], [10, 11, 11, 12], [12, 13, 10, 11], [10, 10, 11, 13], [10, 13, 14, 13]],
+    ids=["none", "too-few", "elsewhere", "touching", "falling", "empty", "backwards"],
+)
+def test_ranges_that_do_not_hold_the_messages_are_refused(ranges: list[int]) -> None:
+    """A delivery with impossible offsets would be acknowledged wrongly."""
+    header = {Key.OFFSET: 10, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.RANGES: ranges}
+    with pytest.raises(RemoteProtocolError):
+        Delivery(None, "orders", 0, header, [wire.pack_lengths([b"a", b"b"]), b"ab"])
+
+
+def test_a_message_that_did_not_wait_has_no_time_of_delivery() -> None:
+    """0 in the column, or no column: both are "at once"."""
+    header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.COLUMNS: Column.DELIVER_AT}
+    frames = [wire.pack_lengths([b"a", b"b"]), b"ab", wire.pack_times([0, 77])]
+    assert [message.deliver_at for message in Delivery(None, "orders", 0, header, frames).messages()] == [
+        None,
+        77,
+    ]
+    assert batch_of(b"a")[0].deliver_at is None

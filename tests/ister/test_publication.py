@@ -460,3 +460,34 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
     publication.close()
     assert [header[Key.TYPE] for header in talk.said()] == [Type.OPEN_PRODUCER, Type.CLOSE]
     assert publication.phase == "closed"
+
+
+def test_times_of_delivery_are_a_column(talk: Talk) -> None:
+    """A time on the second message leaves the others at once; what they take up is counted."""
+    publication = opened(talk)
+    publication.begin(0.0)
+    before = publication.room
+    assert publication.plain
+    publication.add(b"a", b"", b"")
+    assert publication.plain
+    publication.add(b"b", b"", b"", 1_767_225_600_000)
+    assert not publication.plain
+    publication.add(b"c", b"", b"")
+    size = before - publication.room
+    publication.seal()
+    [(header, body)] = talk.frames()
+    assert header[Key.COLUMNS] == Column.DELIVER_AT
+    assert wire.split_times(body[-1], 3).tolist() == [0, 1_767_225_600_000, 0]
+    assert size == sum(map(len, body))
+    assert publication.plain
+
+
+def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
+    """Only a message without columns may travel without."""
+    publication = opened(talk)
+    publication.begin(0.0)
+    publication.add(b"a", b"k", b"", 5)
+    publication.seal()
+    [(header, body)] = talk.frames()
+    assert header[Key.COLUMNS] == Column.KEYS | Column.DELIVER_AT
+    assert wire.check_batch(body, header[Key.COLUMNS], message_bytes_max=100, batch_bytes_max=1000) == 1

@@ -7,8 +7,10 @@
             client.create_topic("orders")
             ...
 
-It speaks protocol version 1 and does what a broker does for producers, consumers and requests, in the simplest way. It
-can be made to fail: `refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not fast, and promises nothing.
+It speaks protocol version 1 and does what a broker does for producers, consumers, readers and requests, in the
+simplest way. Options of a subscription are kept and shown, and `paused` is obeyed; there is no acknowledgment timeout,
+and nothing becomes poison. It can be made to fail: `refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not
+fast, and promises nothing. What it knows is in `model.py`.
 
 May touch: zmq, one thread, the clock. Invariant: everything but the public methods runs in that thread.
 """
@@ -18,7 +20,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -27,82 +28,12 @@ import zmq
 from ister import wire
 from ister.clock import Clock, SystemClock
 from ister.errors import CODES, RemoteError, RemoteProtocolError
+from ister.testing.model import Consumer, Producer, Record, Session, Subscription, Topic, runs
 from ister.wire import Column, Key, Limit, Type
 
-DELIVER_MESSAGES_MAX: Final = 1000
 TICK_MS: Final = 20
+_NO_OPTIONS: Final = frozenset({"topic", "subscription", "type", "start"})
 ANSWER_S: Final = 5.0  # how long a public method waits for the broker's thread
-
-
-@dataclass(slots=True)
-class _Record:
-    payload: bytes
-    key: bytes
-    attributes: bytes
-    timestamp: int
-
-
-@dataclass(slots=True)
-class _Topic:
-    name: str
-    strategy: str
-    durability: str
-    records: list[_Record] = field(default_factory=list)
-    expected: dict[int, int] = field(default_factory=dict)  # producer id: next sequence
-    placed: dict[tuple[int, int], int] = field(default_factory=dict)  # (producer id, sequence): first offset
-    owners: dict[int, _Producer] = field(default_factory=dict)
-    subscriptions: dict[str, _Subscription] = field(default_factory=dict)
-
-    def shown(self) -> dict[str, Any]:
-        return {
-            "topic": self.name,
-            "strategy": self.strategy,
-            "durability": self.durability,
-            "next_offset": len(self.records),
-        }
-
-
-@dataclass(slots=True, eq=False)
-class _Subscription:
-    topic: _Topic
-    name: str
-    kind: str
-    next: int  # everything from here on was never delivered
-    again: list[int] = field(default_factory=list)  # to be delivered again, in order
-    later: list[tuple[float, int]] = field(default_factory=list)  # nacked with a delay
-    attempts: dict[int, int] = field(default_factory=dict)
-    acked: set[int] = field(default_factory=set)
-    consumers: list[_Consumer] = field(default_factory=list)
-
-    def shown(self) -> dict[str, Any]:
-        return {"topic": self.topic.name, "subscription": self.name, "type": self.kind}
-
-
-@dataclass(slots=True, eq=False)
-class _Producer:
-    session: _Session
-    handle: int
-    topic: _Topic
-    producer_id: int
-
-
-@dataclass(slots=True, eq=False)
-class _Consumer:
-    session: _Session
-    handle: int
-    subscription: _Subscription
-    priority: int
-    messages: int
-    bytes: int
-    held: set[int] = field(default_factory=set)
-    told: bool | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    secret: bytes
-    peer: bytes
-    handles: dict[int, _Producer | _Consumer] = field(default_factory=dict)
 
 
 class Broker:
@@ -137,9 +68,10 @@ class Broker:
         self._clock = clock or SystemClock()
         self._boot = 1
         self._count = 0
-        self._topics: dict[str, _Topic] = {}
-        self._sessions: dict[bytes, _Session] = {}  # by secret
-        self._peers: dict[bytes, _Session] = {}  # by routing id
+        self._topics: dict[str, Topic] = {}
+        self._sessions: dict[bytes, Session] = {}  # by secret
+        self._peers: dict[bytes, Session] = {}  # by routing id
+        self._readers: list[Subscription] = []  # in no topic's list: each ends with its consumer
         self._refusals: list[tuple[int, str]] = []
         self._jobs: deque[tuple[Callable[[], None], threading.Event]] = deque()
         self._over = False
@@ -229,7 +161,7 @@ class Broker:
     def _close_handles(self, topic: str, code: str) -> None:
         for session in self._sessions.values():
             for number, handle in list(session.handles.items()):
-                place = handle.topic if isinstance(handle, _Producer) else handle.subscription.topic
+                place = handle.topic if isinstance(handle, Producer) else handle.subscription.topic
                 if place.name == topic:
                     self._leave(session, number)
                     self._error(
@@ -310,7 +242,7 @@ class Broker:
         resumed = session is not None
         if session is None:
             self._count += 1
-            session = _Session(self._count.to_bytes(16), peer)
+            session = Session(self._count.to_bytes(16), peer)
             self._sessions[session.secret] = session
         self._peers.pop(session.peer, None)
         session.peer = peer
@@ -328,7 +260,7 @@ class Broker:
             },
         )
 
-    def _serve(self, session: _Session, kind: int, header: wire.Header, body: list[bytes]) -> None:
+    def _serve(self, session: Session, kind: int, header: wire.Header, body: list[bytes]) -> None:
         if kind == Type.BYE:
             self._end(session)
         elif kind == Type.PING:
@@ -345,29 +277,31 @@ class Broker:
             self._send(session.peer, {Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
         else:
             handle = session.handles.get(header[Key.HANDLE])
-            if isinstance(handle, _Producer) and kind == Type.PUBLISH:
+            if isinstance(handle, Producer) and kind == Type.PUBLISH:
                 self._publish(handle, header, body)
-            elif isinstance(handle, _Consumer):
+            elif isinstance(handle, Consumer):
                 self._consumer_frame(handle, kind, header)
             elif kind not in (Type.ACK, Type.CREDIT):
                 raise RemoteError("unknown-handle", f"handle {header[Key.HANDLE]} is not open")
 
-    def _end(self, session: _Session) -> None:
+    def _end(self, session: Session) -> None:
         for number in list(session.handles):
             self._leave(session, number)
         self._sessions.pop(session.secret, None)
         self._peers.pop(session.peer, None)
 
-    def _leave(self, session: _Session, number: int) -> None:
+    def _leave(self, session: Session, number: int) -> None:
         handle = session.handles.pop(number, None)
-        if isinstance(handle, _Consumer):
+        if isinstance(handle, Consumer):
             subscription = handle.subscription
             self._release(handle)
             if handle in subscription.consumers:
                 subscription.consumers.remove(handle)
 
-    def _release(self, consumer: _Consumer) -> None:
+    def _release(self, consumer: Consumer) -> None:
         subscription = consumer.subscription
+        if subscription in self._readers:
+            self._readers.remove(subscription)
         subscription.again = sorted({*subscription.again, *consumer.held} - subscription.acked)
         for offset in consumer.held:
             subscription.attempts[offset] = subscription.attempts.get(offset, 1) + 1
@@ -375,7 +309,7 @@ class Broker:
 
     # ---- topics --------------------------------------------------------------------------------------------------
 
-    def _topic(self, name: str) -> _Topic:
+    def _topic(self, name: str) -> Topic:
         topic = self._topics.get(name)
         if topic is None:
             raise RemoteError("unknown-topic", f"there is no topic {name!r}")
@@ -391,7 +325,7 @@ class Broker:
         if operation == "topic.create":
             if asked["topic"] in self._topics:
                 raise RemoteError("topic-exists", f"topic {asked['topic']!r} exists")
-            topic = _Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
+            topic = Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
             self._topics[topic.name] = topic
             return topic.shown()
         topic = self._topic(asked["topic"])
@@ -406,15 +340,33 @@ class Broker:
                 "subscriptions": [s.shown() for _, s in sorted(topic.subscriptions.items())],
                 "more": False,
             }
+        return self._answer_of_subscription(topic, operation, asked)
+
+    def _answer_of_subscription(self, topic: Topic, operation: str, asked: dict[str, Any]) -> Any:
         name = asked["subscription"]
         if operation == "subscription.create":
             if name in topic.subscriptions:
                 raise RemoteError("subscription-exists", f"subscription {name!r} exists")
-            return self._subscribe(topic, name, asked["type"], asked.get("start", "latest")).shown()
+            made = self._subscribe(topic, name, asked["type"], asked.get("start", "latest"))
+            made.settings = {key: asked[key] for key in asked if key not in _NO_OPTIONS}
+            return made.shown()
         if name not in topic.subscriptions:
             raise RemoteError("unknown-subscription", f"there is no subscription {name!r}")
+        subscription = topic.subscriptions[name]
         if operation == "subscription.show":
-            return topic.subscriptions[name].shown()
+            return subscription.shown()
+        if operation == "subscription.update":
+            before = subscription.settings.get("paused", 0)
+            subscription.settings |= {key: asked[key] for key in asked if key not in _NO_OPTIONS}
+            if subscription.settings.get("paused", 0) != before:
+                self._tell(subscription, "resumed" if before else "paused")
+            return subscription.shown()
+        if operation == "subscription.seek":
+            return {"position": self._seek(subscription, asked["to"])}
+        if operation == "subscription.unblock":
+            return {"messages": 0}  # nothing becomes poison here
+        if operation == "subscription.explain":
+            return subscription.explain()
         if operation == "subscription.delete":
             for consumer in list(topic.subscriptions.pop(name).consumers):
                 self._leave(consumer.session, consumer.handle)
@@ -423,14 +375,24 @@ class Broker:
             return {}
         raise RemoteError("unknown-operation", f"there is no operation {operation!r}")
 
-    def _subscribe(self, topic: _Topic, name: str, kind: str, start: Any) -> _Subscription:
-        first = {"earliest": 0, "latest": len(topic.records)}.get(start, start)
-        subscription = topic.subscriptions[name] = _Subscription(topic, name, kind, first)
+    def _subscribe(self, topic: Topic, name: str, kind: str, start: Any) -> Subscription:
+        subscription = topic.subscriptions[name] = Subscription(topic, name, kind, topic.place(start))
         return subscription
+
+    def _seek(self, subscription: Subscription, to: Any) -> int:
+        position = subscription.topic.place(to)
+        subscription.seek(position)
+        self._tell(subscription, "sought", position)
+        return position
+
+    def _tell(self, subscription: Subscription, code: str, offset: int | None = None) -> None:
+        for consumer in subscription.consumers:
+            news = {Key.TYPE: Type.EVENT, Key.HANDLE: consumer.handle, Key.CODE: code}
+            self._send(consumer.session.peer, news if offset is None else {**news, Key.OFFSET: offset})
 
     # ---- handles -------------------------------------------------------------------------------------------------
 
-    def _open(self, session: _Session, kind: int, header: wire.Header) -> None:
+    def _open(self, session: Session, kind: int, header: wire.Header) -> None:
         number, name = header[Key.HANDLE], header[Key.TOPIC]
         answer: wire.Header = {Key.REF: header[Key.REF], Key.HANDLE: number}
         if name in self.moved:
@@ -440,7 +402,7 @@ class Broker:
         topic = self._topic(name)
         answer |= {Key.TYPE: Type.OPENED, Key.STRATEGY: topic.strategy}
         if kind == Type.OPEN_PRODUCER:
-            producer = _Producer(session, number, topic, header[Key.PRODUCER])
+            producer = Producer(session, number, topic, header[Key.PRODUCER])
             session.handles[number] = producer
             older = topic.owners.get(producer.producer_id)
             topic.owners[producer.producer_id] = producer
@@ -458,24 +420,43 @@ class Broker:
             answer[Key.OFFSET] = self._attach(session, topic, header)
         self._send(session.peer, answer)
 
-    def _attach(self, session: _Session, topic: _Topic, header: wire.Header) -> int:
+    def _attach(self, session: Session, topic: Topic, header: wire.Header) -> int:
         number, name, kind = header[Key.HANDLE], header[Key.SUBSCRIPTION], header[Key.SUBSCRIPTION_TYPE]
         self._leave(session, number)
-        subscription = topic.subscriptions.get(name)
-        if subscription is None:
-            subscription = self._subscribe(topic, name, kind, header.get(Key.START, "latest"))
+        if kind == "reader":
+            subscription = Subscription(topic, name, kind, topic.place(header.get(Key.START, "latest")))
+            self._readers.append(subscription)
+        else:
+            found = topic.subscriptions.get(name)
+            if found is None:
+                found = self._subscribe(topic, name, kind, header.get(Key.START, "latest"))
+                found.settings = dict(header.get(Key.ARGUMENTS, {}))
+            subscription = found
         if subscription.kind != kind:
             raise RemoteError("subscription-type", f"subscription {name!r} is {subscription.kind}")
+        if kind == "exclusive" and subscription.consumers and header.get(Key.FORCE):
+            for older in list(subscription.consumers):
+                self._leave(older.session, older.handle)
+                taken = RemoteError("taken-over", f"another consumer took subscription {name!r} over")
+                self._error(older.session.peer, taken, {Key.HANDLE: older.handle}, closed=True)
         if kind == "exclusive" and subscription.consumers:
             raise RemoteError("subscription-busy", f"subscription {name!r} has a consumer")
         priority = header.get(Key.PRIORITY, 0)
-        consumer = _Consumer(session, number, subscription, priority, header[Key.MESSAGES], header[Key.BYTES])
+        consumer = Consumer(
+            session,
+            number,
+            subscription,
+            priority,
+            header[Key.MESSAGES],
+            header[Key.BYTES],
+            header.get(Key.SPARSE, False),
+        )
         session.handles[number] = consumer
         subscription.consumers.append(consumer)
         subscription.consumers.sort(key=lambda each: each.priority)
         return subscription.again[0] if subscription.again else subscription.next
 
-    def _publish(self, producer: _Producer, header: wire.Header, body: list[bytes]) -> None:
+    def _publish(self, producer: Producer, header: wire.Header, body: list[bytes]) -> None:
         columns = header.get(Key.COLUMNS, 0)
         frames = [wire.pack_lengths(body), body[0]] if len(body) == 1 and not columns else body
         count = wire.check_batch(
@@ -497,9 +478,10 @@ class Broker:
                 if columns & Column.ATTRIBUTES
                 else nothing
             )
+            times = wire.split_times(frames[-1], count) if columns & Column.DELIVER_AT else [0] * count
             now = self._clock.time_ms()
-            for each in zip(wire.split_payloads(frames[0], frames[1]), keys, attributes, strict=True):
-                topic.records.append(_Record(*each, now))
+            for each in zip(wire.split_payloads(frames[0], frames[1]), keys, attributes, times, strict=True):
+                topic.records.append(Record(*each, now))
             topic.expected[producer.producer_id] = sequence + count
             topic.placed[producer.producer_id, sequence] = first
         first = topic.placed.get((producer.producer_id, sequence), wire.OFFSET_UNKNOWN)
@@ -510,13 +492,13 @@ class Broker:
 
     # ---- consumers -----------------------------------------------------------------------------------------------
 
-    def _consumer_frame(self, consumer: _Consumer, kind: int, header: wire.Header) -> None:
+    def _consumer_frame(self, consumer: Consumer, kind: int, header: wire.Header) -> None:
         subscription = consumer.subscription
         if kind == Type.CREDIT:
             consumer.messages += header[Key.MESSAGES]
             consumer.bytes += header[Key.BYTES]
         elif kind == Type.ACK_UNTIL:
-            everybody = subscription.kind != "shared"
+            everybody = subscription.kind in ("exclusive", "failover")
             below = range(header[Key.OFFSET] + 1)
             self._acknowledge(consumer, set(below) if everybody else consumer.held & set(below))
         else:
@@ -528,7 +510,7 @@ class Broker:
                 offsets.update(range(ranges[at], ranges[at + 1]))
             if kind == Type.ACK:
                 self._acknowledge(consumer, offsets)
-            else:
+            elif kind == Type.NACK:
                 due = self._clock.monotonic() + header.get(Key.DELAY, 0) / 1000
                 for offset in sorted(offsets & consumer.held):
                     consumer.held.discard(offset)
@@ -537,8 +519,10 @@ class Broker:
         if Key.REF in header:
             self._send(consumer.session.peer, {Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
 
-    def _acknowledge(self, consumer: _Consumer, offsets: set[int]) -> None:
+    def _acknowledge(self, consumer: Consumer, offsets: set[int]) -> None:
         subscription = consumer.subscription
+        if subscription.kind == "reader":
+            return
         subscription.acked |= offsets
         for each in subscription.consumers:
             each.held -= offsets
@@ -546,16 +530,16 @@ class Broker:
 
     def _dispatch_all(self) -> None:
         now = self._clock.monotonic()
-        for topic in self._topics.values():
-            for subscription in topic.subscriptions.values():
-                due = [offset for when, offset in subscription.later if when <= now]
-                if due:
-                    subscription.later = [pair for pair in subscription.later if pair[0] > now]
-                    subscription.again = sorted({*subscription.again, *due} - subscription.acked)
-                while self._dispatch(subscription):
-                    pass
+        subscriptions = [each for topic in self._topics.values() for each in topic.subscriptions.values()]
+        for subscription in [*subscriptions, *self._readers]:
+            due = [offset for when, offset in subscription.later if when <= now]
+            if due:
+                subscription.later = [pair for pair in subscription.later if pair[0] > now]
+                subscription.again = sorted({*subscription.again, *due} - subscription.acked)
+            while not subscription.settings.get("paused") and self._dispatch(subscription):
+                pass
 
-    def _dispatch(self, subscription: _Subscription) -> bool:
+    def _dispatch(self, subscription: Subscription) -> bool:
         consumers = subscription.consumers
         if subscription.kind == "failover":
             for consumer in consumers:
@@ -568,27 +552,16 @@ class Broker:
             consumers = consumers[:1]
         for consumer in consumers:
             if consumer.messages > 0 and consumer.bytes > 0 and self._deliver(subscription, consumer):
-                if subscription.kind == "shared":
+                if subscription.kind in ("shared", "key-shared"):
                     consumers.append(consumers.pop(0))
                 return True
         return False
 
-    def _deliver(self, subscription: _Subscription, consumer: _Consumer) -> bool:
-        records = subscription.topic.records
-        most = min(DELIVER_MESSAGES_MAX, consumer.messages)
-        if subscription.again:
-            first = subscription.again[0]
-            count = 1
-            while count < min(most, len(subscription.again)) and subscription.again[count] == first + count:
-                count += 1
-            del subscription.again[:count]
-        else:
-            first = subscription.next
-            count = min(most, len(records) - first)
-            if count <= 0:
-                return False
-            subscription.next += count
-        batch = records[first : first + count]
+    def _deliver(self, subscription: Subscription, consumer: Consumer) -> bool:
+        offsets = subscription.take(consumer, self._clock.monotonic(), self._clock.time_ms())
+        if not offsets:
+            return False
+        batch = [subscription.topic.records[offset] for offset in offsets]
         body = [wire.pack_lengths([r.payload for r in batch]), b"".join(r.payload for r in batch)]
         columns = 0
         if any(record.key for record in batch):
@@ -597,18 +570,23 @@ class Broker:
         if any(record.attributes for record in batch):
             columns |= Column.ATTRIBUTES
             body.append(wire.pack_column([record.attributes for record in batch]))
+        if any(record.deliver_at for record in batch):
+            columns |= Column.DELIVER_AT
+            body.append(wire.pack_times([record.deliver_at for record in batch]))
         header: wire.Header = {
             Key.TYPE: Type.DELIVER,
             Key.HANDLE: consumer.handle,
-            Key.OFFSET: first,
-            Key.COUNT: count,
-            Key.TIMESTAMPS: [count, batch[0].timestamp],
-            Key.ATTEMPT: subscription.attempts.get(first, 1),
+            Key.OFFSET: offsets[0],
+            Key.COUNT: len(offsets),
+            Key.TIMESTAMPS: [len(offsets), batch[0].timestamp],
+            Key.ATTEMPT: subscription.attempts.get(offsets[0], 1),
         }
         if columns:
             header[Key.COLUMNS] = columns
-        consumer.held.update(range(first, first + count))
-        consumer.messages -= count
+        if offsets[-1] - offsets[0] >= len(offsets):
+            header[Key.RANGES] = [number for pair in runs(offsets) for number in pair]
+        consumer.held.update(offsets)
+        consumer.messages -= len(offsets)
         consumer.bytes -= sum(map(len, body))
         self._send(consumer.session.peer, header, *body)
         return True

@@ -1,0 +1,199 @@
+"""What the broker for tests knows: topics, subscriptions, consumers, and who gets what next. Pure, and not fast."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ister import wire
+
+DELIVER_MESSAGES_MAX: Final = 1000
+
+
+@dataclass(slots=True)
+class Record:
+    """One message."""
+
+    payload: bytes
+    key: bytes
+    attributes: bytes
+    deliver_at: int
+    timestamp: int
+
+
+@dataclass(slots=True)
+class Topic:
+    """A topic: all its messages, and who publishes to it."""
+
+    name: str
+    strategy: str
+    durability: str
+    records: list[Record] = field(default_factory=list)
+    expected: dict[int, int] = field(default_factory=dict)  # producer id: next sequence
+    placed: dict[tuple[int, int], int] = field(default_factory=dict)  # (producer id, sequence): first offset
+    owners: dict[int, Producer] = field(default_factory=dict)
+    subscriptions: dict[str, Subscription] = field(default_factory=dict)
+
+    def shown(self) -> dict[str, Any]:
+        """Return what a listing says of it."""
+        return {
+            "topic": self.name,
+            "strategy": self.strategy,
+            "durability": self.durability,
+            "next_offset": len(self.records),
+        }
+
+    def place(self, start: Any) -> int:
+        """Return the offset that a START means."""
+        if isinstance(start, int):
+            return min(start, len(self.records))
+        if start == "earliest":
+            return 0
+        moment = int(start[5:]) if start.startswith("time:") else float("inf")
+        later = (offset for offset, record in enumerate(self.records) if record.timestamp >= moment)
+        return next(later, len(self.records))
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """A subscription, or the place of one reader."""
+
+    topic: Topic
+    name: str
+    kind: str
+    next: int  # everything from here on was never delivered
+    again: list[int] = field(default_factory=list)  # to be delivered again, in order
+    later: list[tuple[float, int]] = field(default_factory=list)  # nacked with a delay
+    attempts: dict[int, int] = field(default_factory=dict)
+    acked: set[int] = field(default_factory=set)
+    consumers: list[Consumer] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def shown(self) -> dict[str, Any]:
+        """Return what a listing says of it."""
+        shown = {
+            "topic": self.topic.name,
+            "subscription": self.name,
+            "type": self.kind,
+            "settings": self.settings,
+            "paused": self.settings.get("paused", 0),
+            "in_flight": sum(len(consumer.held) for consumer in self.consumers),
+        }
+        if self.topic.strategy == "reliable":
+            shown["pending"] = [list(pair) for pair in self.pending()[:100]]
+        return shown
+
+    def pending(self) -> list[tuple[int, int]]:
+        """Return the ranges that nobody has acknowledged."""
+        left = {*range(self.next, len(self.topic.records)), *self.again} - self.acked
+        left |= {offset for _, offset in self.later} | {o for each in self.consumers for o in each.held}
+        return runs(sorted(left))
+
+    def seek(self, position: int) -> None:
+        """Go on at an offset: everything below it is acknowledged, nothing from there on."""
+        self.next = position
+        self.again, self.later, self.acked = [], [], set(range(position))
+        self.attempts.clear()
+        for consumer in self.consumers:
+            consumer.held.clear()
+
+    def explain(self) -> dict[str, Any]:
+        """Return why messages flow, or why they do not."""
+        pending = sum(end - first for first, end in self.pending())
+        reasons = []
+        if self.settings.get("paused"):
+            reasons.append({"code": "paused", "text": "the subscription is paused"})
+        if not self.consumers:
+            reasons.append({"code": "no-consumers", "text": "no consumer is attached"})
+        elif not any(consumer.messages > 0 and consumer.bytes > 0 for consumer in self.consumers):
+            reasons.append({"code": "no-credit", "text": "no consumer has room for more"})
+        if not pending:
+            reasons.append({"code": "nothing-pending", "text": "everything is acknowledged"})
+        numbers = {"consumers": len(self.consumers), "pending": pending}
+        return {"flowing": not reasons, "reasons": reasons, "numbers": numbers}
+
+    def take(self, consumer: Consumer, now_s: float, now_ms: int) -> list[int]:
+        """Take what a consumer is to get next: ascending, of one attempt, and without gaps if it is not sparse."""
+        most = min(DELIVER_MESSAGES_MAX, consumer.messages)
+        self._look_ahead(len(self.topic.records) if self.kind == "key-shared" else most, now_s, now_ms)
+        taken: list[int] = []
+        gaps = 0
+        for offset in sorted(self.again):
+            if len(taken) == most or gaps == wire.RANGES_MAX - 1:
+                break
+            if not self._is_for(consumer, self.topic.records[offset].key):
+                continue
+            if taken and self.attempts.get(offset, 1) != self.attempts.get(taken[0], 1):
+                break
+            if taken and offset != taken[-1] + 1:
+                if not consumer.sparse:
+                    break
+                gaps += 1
+            taken.append(offset)
+        self.again = sorted({*self.again} - {*taken})
+        return taken
+
+    def _look_ahead(self, count: int, now_s: float, now_ms: int) -> None:
+        while self.next < len(self.topic.records) and len(self.again) < count:
+            wait_s = (self.topic.records[self.next].deliver_at - now_ms) / 1000
+            if wait_s > 0 and self.kind != "reader":
+                self.later.append((now_s + wait_s, self.next))
+            else:
+                self.again.append(self.next)
+            self.next += 1
+
+    def _is_for(self, consumer: Consumer, key: bytes) -> bool:
+        """Say whether a Key-Shared consumer may have a key: who holds messages of it keeps it, else its hash says."""
+        if self.kind != "key-shared" or not key:
+            return True
+        for each in self.consumers:
+            if any(self.topic.records[offset].key == key for offset in each.held):
+                return each is consumer
+        seats = sorted(self.consumers, key=lambda each: (each.session.secret, each.handle))
+        return seats[zlib.crc32(key) % len(seats)] is consumer
+
+
+@dataclass(slots=True, eq=False)
+class Producer:
+    """One producer's handle."""
+
+    session: Session
+    handle: int
+    topic: Topic
+    producer_id: int
+
+
+@dataclass(slots=True, eq=False)
+class Consumer:
+    """One consumer's handle: its credit, and what it holds."""
+
+    session: Session
+    handle: int
+    subscription: Subscription
+    priority: int
+    messages: int
+    bytes: int
+    sparse: bool = False
+    held: set[int] = field(default_factory=set)
+    told: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client's session."""
+
+    secret: bytes
+    peer: bytes
+    handles: dict[int, Producer | Consumer] = field(default_factory=dict)
+
+
+def runs(offsets: list[int]) -> list[tuple[int, int]]:
+    """Return ascending offsets as half-open ranges."""
+    found: list[tuple[int, int]] = []
+    for offset in offsets:
+        if found and found[-1][1] == offset:
+            found[-1] = (found[-1][0], offset + 1)
+        else:
+            found.append((offset, offset + 1))
+    return found
