@@ -540,9 +540,11 @@ def test_a_reader_goes_on_behind_what_it_handed_out(talk: Talk) -> None:
     attachment = talk.consumer(kind="reader", start="latest")
     talk.opened(OFFSET=40)
     assert reopened(talk)[Key.START] == 40  # nothing was handed out: not what is the latest by then
+    assert reopened(talk)[Key.START] == 40
     talk.deliver(40, b"a", b"b")
     talk.deliver(42, b"c")
     taken(attachment)
+    assert reopened(talk)[Key.START] == 42
     assert reopened(talk)[Key.START] == 42
 
 
