@@ -34,11 +34,8 @@ class InFlight:
     """What one consumer was given and has not acknowledged."""
 
     def __init__(self) -> None:
-        self._firsts: list[int] = []  # ascending; the other lists run beside it
-        self._ends: list[int] = []
-        self._attempts: list[int] = []
-        self._failures: list[int] = []
-        self._deadlines: list[float] = []
+        self._firsts: list[int] = []  # ascending; the other list runs beside it
+        self._parts: list[tuple[Held, float]] = []  # each with its deadline
         self._queue: list[tuple[float, int]] = []  # heap of (deadline, first); may hold ones that are settled
         self.messages = 0
 
@@ -47,78 +44,73 @@ class InFlight:
 
     def deliver(self, first: int, end: int, attempt: int, deadline_s: float, failures: int = 0) -> None:
         """Note a delivery of a range that is not in flight here yet."""
-        firsts = self._firsts
+        self._put(Held(first, end, attempt, failures), deadline_s)
+        self._bound_queue()
+
+    def _put(self, held: Held, deadline_s: float) -> None:
+        firsts, first = self._firsts, held.first
         if not firsts or first > firsts[-1]:
-            at = len(firsts)
+            firsts.append(first)
+            self._parts.append((held, deadline_s))
         else:
             at = bisect_right(firsts, first)
-        firsts.insert(at, first)
-        self._ends.insert(at, end)
-        self._attempts.insert(at, attempt)
-        self._failures.insert(at, failures)
-        self._deadlines.insert(at, deadline_s)
+            firsts.insert(at, first)
+            self._parts.insert(at, (held, deadline_s))
         heapq.heappush(self._queue, (deadline_s, first))
-        self.messages += end - first
-        self._bound_queue()
+        self.messages += held.end - first
 
     def _bound_queue(self) -> None:
         """Drop what is settled from the queue of deadlines, once that is most of it."""
         if len(self._queue) > 2 * len(self._firsts) + 64:
-            self._queue = sorted(zip(self._deadlines, self._firsts, strict=True))
+            self._queue = sorted((deadline_s, held.first) for held, deadline_s in self._parts)
 
     def settle(self, first: int, end: int) -> list[Held]:
         """Take a range out, as acknowledged or refused; return the parts of it that were in flight here."""
-        firsts, ends = self._firsts, self._ends
+        firsts, parts = self._firsts, self._parts
         low = bisect_right(firsts, first) - 1
-        if low < 0 or ends[low] <= first:
+        if low < 0 or parts[low][0].end <= first:
             low += 1
         high = low
-        settled: list[Held] = []
-        keep: list[tuple[int, int, int, int, float]] = []
         while high < len(firsts) and firsts[high] < end:
-            start, stop = firsts[high], ends[high]
-            attempt, failures = self._attempts[high], self._failures[high]
-            deadline = self._deadlines[high]
-            settled.append(Held(max(start, first), min(stop, end), attempt, failures))
-            if start < first:
-                keep.append((start, first, attempt, failures, deadline))
-            if stop > end:
-                keep.append((end, stop, attempt, failures, deadline))
-                heapq.heappush(self._queue, (deadline, end))
             high += 1
-        if settled:
-            self._firsts[low:high] = [part[0] for part in keep]
-            self._ends[low:high] = [part[1] for part in keep]
-            self._attempts[low:high] = [part[2] for part in keep]
-            self._failures[low:high] = [part[3] for part in keep]
-            self._deadlines[low:high] = [part[4] for part in keep]
-            self.messages -= sum(part.end - part.first for part in settled)
-            self._bound_queue()
+        if high == low:
+            return []
+        taken = parts[low:high]
+        del firsts[low:high], parts[low:high]
+        settled = []
+        for held, deadline_s in taken:
+            self.messages -= held.end - held.first
+            if held.first >= first and held.end <= end:
+                settled.append(held)
+                continue
+            settled.append(held._replace(first=max(held.first, first), end=min(held.end, end)))
+            if held.first < first:
+                self._put(held._replace(end=first), deadline_s)
+            if held.end > end:
+                self._put(held._replace(first=end), deadline_s)
+        self._bound_queue()
         return settled
 
     def extend(self, first: int, end: int, deadline_s: float) -> int:
         """Give what is in flight of a range another deadline; return how many messages that are."""
         extended = self.settle(first, end)
-        for part in extended:
-            self.deliver(part.first, part.end, part.attempt, deadline_s, part.failures)
-        return sum(part.end - part.first for part in extended)
-
-    def oldest_first(self) -> int | None:
-        """Return the lowest offset in flight, or None."""
-        return self._firsts[0] if self._firsts else None
+        for held in extended:
+            self._put(held, deadline_s)
+        self._bound_queue()
+        return sum(held.end - held.first for held in extended)
 
     def expire(self, now_s: float) -> list[Held]:
         """Take out and return what was due by `now_s`."""
         expired: list[Held] = []
         while self._queue:  # `settle` may put another list in its place
-            deadline, first = self._queue[0]
+            deadline_s, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
-            current = at >= 0 and self._firsts[at] == first and self._deadlines[at] == deadline
-            if current and deadline > now_s:
+            current = at >= 0 and self._firsts[at] == first and self._parts[at][1] == deadline_s
+            if current and deadline_s > now_s:
                 break
             heapq.heappop(self._queue)
             if current:
-                expired += self.settle(first, self._ends[at])
+                expired += self.settle(first, self._parts[at][0].end)
         return expired
 
     def next_deadline_s(self) -> float | None:
@@ -127,9 +119,7 @@ class InFlight:
 
     def release(self) -> list[Held]:
         """Take out and return everything, lowest offset first."""
-        released = [
-            Held(*part) for part in zip(self._firsts, self._ends, self._attempts, self._failures, strict=True)
-        ]
+        released = [held for held, _ in self._parts]
         self.__init__()  # type: ignore[misc]
         return released
 
