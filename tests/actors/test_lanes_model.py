@@ -1,0 +1,416 @@
+"""Lanes against one entry a message: a log, a place for every offset, and limits so small that all is always full.
+
+HYPOTHESIS_PROFILE=long runs it for minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from actors import lanes as module
+from actors.lanes import Lanes
+from actors.ledger import Held
+from actors.selection import Member
+
+SLOTS = 8
+WAITING_MAX = 10
+WAITING_HARD_MAX = 16
+LANE_MAX = 4
+KEYS = [b"", *(b"%d" % number for number in range(11))]  # some share a slot
+
+
+@dataclass
+class Message:
+    """One message, and where it is."""
+
+    key: bytes
+    delayed: bool
+    place: str = "unread"  # -> delayed -> waiting, or -> left -> waiting; -> flight -> waiting or gone
+    holder: int = 0  # in flight: at which consumer
+    attempt: int = 1
+    failures: int = 0
+    acknowledged: bool = False
+
+    @property
+    def slot(self) -> int:
+        return crc32(self.key) & (SLOTS - 1)
+
+
+class LanesMachine(RuleBasedStateMachine):
+    """The lanes of a subscription, used as a subscription does, and a plain list of messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        for name, value in globals().items():
+            if name in ("SLOTS", "WAITING_MAX", "WAITING_HARD_MAX", "LANE_MAX"):
+                self.patch.setattr(module, name, value)
+        self.lanes = Lanes()
+        self.log: list[Message] = []
+        self.read = 0  # where new messages begin
+        self.members: dict[int, Member] = {}
+        self.ages = 0
+        self.asleep: dict[bytes, float] = {}
+        self.now_s = 100.0
+        self.chunk: tuple[int, int] | None = None  # of the log, on its way
+        self.passed_by: dict[bytes, set[bytes]] = {}  # key -> those that had a turn while it could have had one
+
+    def teardown(self) -> None:
+        try:
+            self.everything_drains()
+        finally:
+            self.patch.undo()
+
+    # ---- what the model says --------------------------------------------------------------------------------
+
+    def at(self, place: str) -> list[int]:
+        return [offset for offset, message in enumerate(self.log) if message.place == place]
+
+    def owner(self, key: bytes) -> Member | None:
+        return self.lanes._slots[crc32(key) & (SLOTS - 1)]
+
+    def heads(self, member: Member) -> dict[bytes, int]:
+        """Return what this consumer may have next: of each key the lowest offset that waits."""
+        found: dict[bytes, int] = {}
+        holders: dict[bytes, set[int]] = {}
+        for offset, message in enumerate(self.log):
+            if message.place == "waiting":
+                found.setdefault(message.key, offset)
+            elif message.place == "flight":
+                holders.setdefault(message.key, set()).add(message.holder)
+        return {
+            key: offset
+            for key, offset in found.items()
+            if not key
+            or (
+                self.owner(key) is member
+                and key not in self.asleep
+                and holders.get(key, {member.key}) == {member.key}
+            )
+        }
+
+    def forget_naps(self) -> None:
+        """A key of which nothing is here has nothing to wait for."""
+        here = {message.key for message in self.log if message.place in ("waiting", "flight")}
+        self.asleep = {key: until for key, until in self.asleep.items() if key in here}
+
+    def forget_turns(self) -> None:
+        can = {key for member in self.members.values() for key in self.heads(member)}
+        self.passed_by = {key: passed for key, passed in self.passed_by.items() if key in can}
+
+    # ---- consumers ------------------------------------------------------------------------------------------
+
+    @rule(messages=st.integers(0, 6))
+    def come(self, messages: int) -> None:
+        before = list(self.lanes._slots)
+        self.ages += 1
+        member = self.members[self.ages] = Member(self.ages, 0, self.ages, messages, 1 << 20)
+        self.lanes.attach(member)
+        changed = [slot for slot in range(SLOTS) if self.lanes._slots[slot] is not before[slot]]
+        assert len(changed) == SLOTS // len(self.members), "most keys stay where they are"
+        assert all(self.lanes._slots[slot] is member for slot in changed)
+
+    @precondition(lambda self: self.members)
+    @rule(data=st.data(), at_once=st.booleans())
+    def go(self, data: st.DataObject, at_once: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.members)))
+        before = list(self.lanes._slots)
+        member = self.members.pop(key)
+        self.lanes.detach(member)
+        self.lanes.detach(member)  # a second time is nothing
+        for slot in range(SLOTS):
+            assert self.lanes._slots[slot] is not member
+            assert before[slot] in (member, self.lanes._slots[slot]), "who stays keeps his keys"
+        if at_once:
+            self.lost_comes_back()
+
+    @rule()
+    def lost_comes_back(self) -> None:
+        for offset in self.at("flight"):
+            if self.log[offset].holder not in self.members:
+                self.give_back(offset, offset + 1, self.log[offset].attempt + 1, 0, 0.0)
+
+    @precondition(lambda self: self.members)
+    @rule(data=st.data(), messages=st.integers(0, 6), blocked=st.booleans())
+    def credit(self, data: st.DataObject, messages: int, blocked: bool) -> None:
+        member = self.members[data.draw(st.sampled_from(sorted(self.members)))]
+        member.messages, member.blocked = messages, blocked and messages % 2 == 0
+
+    # ---- messages come --------------------------------------------------------------------------------------
+
+    @rule(
+        messages=st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 9)), min_size=1, max_size=12),
+        read=st.integers(0, 12),
+    )
+    def publish(self, messages: list[tuple[bytes, int]], read: int) -> None:
+        self.log += [Message(key, chance == 0) for key, chance in messages]
+        self.read_on(read)
+
+    @rule(messages=st.integers(1, 30), key=st.sampled_from(KEYS[1:4]))
+    def publish_hot(self, messages: int, key: bytes) -> None:
+        self.log += [Message(key, False) for _ in range(messages)]
+        self.read_on(messages)
+
+    @rule(count=st.integers(1, 20))
+    def read_on(self, count: int) -> None:
+        lanes = self.lanes
+        for _ in range(count):
+            if self.read == len(self.log) or lanes.full:
+                return
+            offset, self.read = self.read, self.read + 1
+            message = self.log[offset]
+            if message.delayed:
+                message.place = "delayed"
+                continue
+            left_before = message.slot in lanes._over
+            in_lane = sum(self.log[each].key == message.key for each in self.at("waiting"))
+            waiting, owner = lanes.waiting, self.owner(message.key)
+            lanes.arrive(offset, message.key)
+            if not message.key:
+                room = True
+            elif owner is not None and owner.ready:
+                room = in_lane < LANE_MAX and waiting < WAITING_HARD_MAX and not left_before
+            else:
+                room = in_lane < LANE_MAX and waiting < WAITING_MAX and not left_before
+            assert lanes.waiting - waiting == room
+            message.place = "waiting" if room else "left"
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.at("delayed"))
+    def due(self, data: st.DataObject) -> None:
+        offset = data.draw(st.sampled_from(self.at("delayed")))
+        self.lanes.arrive_due(offset, self.log[offset].key)
+        self.log[offset].place = "waiting"
+
+    @rule(count=st.integers(1, 25), at_once=st.booleans())
+    @precondition(lambda self: self.chunk is None)
+    def ask_the_log(self, count: int, at_once: bool) -> None:
+        at = self.lanes.refill_from()
+        if at is None:
+            for offset in self.at("left"):
+                message = self.log[offset]
+                owner, waiting = self.owner(message.key), self.lanes._waiting_in[message.slot]
+                assert owner is None or not owner.ready or waiting * 4 > LANE_MAX
+            return
+        self.chunk = at, min(at + count, self.read)
+        if at_once:
+            self.log_answers()
+
+    @rule()
+    @precondition(lambda self: self.chunk is not None)
+    def log_answers(self) -> None:
+        assert self.chunk is not None
+        (first, end), self.chunk = self.chunk, None
+        for offset in range(first, end):
+            message = self.log[offset]
+            if message.acknowledged or message.delayed:
+                continue
+            waiting = self.lanes.waiting
+            self.lanes.refill(offset, message.key)
+            if self.lanes.waiting == waiting:
+                continue
+            assert message.place == "left", "taken twice"
+            assert waiting < WAITING_HARD_MAX
+            message.place = "waiting"
+        self.lanes.refilled(end, self.read)
+
+    # ---- handing out ----------------------------------------------------------------------------------------
+
+    @precondition(lambda self: any(member.ready for member in self.members.values()))
+    @rule(data=st.data(), times=st.integers(1, 8))
+    def deliver(self, data: st.DataObject, times: int) -> None:
+        key = data.draw(st.sampled_from([key for key, member in self.members.items() if member.ready]))
+        for _ in range(times):
+            if self.members[key].ready and not self.deliver_one(self.members[key]):
+                return
+
+    def deliver_one(self, member: Member) -> bool:
+        lanes = self.lanes
+        heads = self.heads(member)
+        assert lanes.has_work(member) == bool(heads)
+        entry = lanes.next(member)
+        assert entry == lanes.next(member), "asking changes nothing"
+        if entry is None:
+            assert not heads
+            return False
+        offset, message = entry.offset, self.log[entry.offset]
+        assert message.place == "waiting"
+        assert heads[message.key] == offset
+        assert (entry.attempt, entry.failures) == (message.attempt, message.failures)
+        if message.key:
+            assert b"" not in heads or offset < heads[b""], "one without a key was first"
+            self.turn(member, message.key)
+        else:
+            keyed = [head for key, head in heads.items() if key]
+            assert not keyed or offset < max(keyed), "all that have a key were first"
+        lanes.take(member, deliver=not message.acknowledged)
+        if message.acknowledged:
+            message.place = "gone"
+        else:
+            self.check_order(offset)
+            message.place, message.holder = "flight", member.key
+            member.messages -= 1
+        self.forget_naps()
+        self.forget_turns()
+        return True
+
+    def queue(self, member: Member) -> list[bytes]:
+        return [lane.key for lane in self.lanes._runnable[member]]
+
+    def check_order(self, offset: int) -> None:
+        """Nothing of the key that came before may still be here or in the log, unless its time came later."""
+        message = self.log[offset]
+        for before in self.log[:offset]:
+            if message.key and before.key == message.key and not before.acknowledged:
+                assert before.place == "flight" or before.delayed or message.delayed
+                assert before.place != "waiting"
+
+    def turn(self, member: Member, key: bytes) -> None:
+        """No key has a second turn while another one of the same consumer waits for its first."""
+        for other in self.heads(member):
+            if other and other != key:
+                passed = self.passed_by.setdefault(other, set())
+                assert key not in passed, "a second turn before another one's first"
+                passed.add(key)
+        self.passed_by.pop(key, None)
+
+    # ---- what comes back ------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.read)
+    @rule(data=st.data(), length=st.integers(1, 12))
+    def settle(self, data: st.DataObject, length: int) -> None:
+        first = data.draw(st.sampled_from(self.at("flight") or [0]) | st.integers(0, self.read - 1))
+        end = min(first + length, self.read)
+        self.lanes.settle(first, end)
+        for message in self.log[first:end]:
+            message.acknowledged = True
+            if message.place != "waiting":
+                message.place = "gone"
+        self.forget_naps()
+
+    @precondition(lambda self: self.at("flight"))
+    @rule(
+        data=st.data(), length=st.integers(1, 8), failures=st.integers(0, 3), delay=st.sampled_from([0, 0, 1, 5])
+    )
+    def refuse(self, data: st.DataObject, length: int, failures: int, delay: int) -> None:
+        first = data.draw(st.sampled_from(self.at("flight")))
+        holder, end = self.log[first].holder, first
+        while end < min(first + length, self.read) and (
+            (self.log[end].place == "flight" and self.log[end].holder == holder)
+            or self.log[end].place == "gone"
+        ):
+            end += 1
+        self.give_back(first, end, 2 + failures, failures, self.now_s + delay if delay else 0.0)
+
+    def give_back(self, first: int, end: int, attempt: int, failures: int, until_s: float) -> None:
+        """Give back what one consumer holds of a range; others' is not in it."""
+        at = first
+        while at < end:  # what has no key goes another way
+            upto = at + 1
+            while upto < end and bool(self.log[upto].key) == bool(self.log[at].key):
+                upto += 1
+            if self.log[at].key:
+                self.lanes.give_back(Held(at, upto, attempt, failures), until_s)
+            else:
+                for offset in range(at, upto):
+                    if self.log[offset].place == "flight":
+                        self.lanes.give_back_free(Held(offset, offset + 1, attempt, failures))
+            for message in self.log[at:upto]:
+                if message.place == "flight":
+                    message.place, message.attempt, message.failures = "waiting", attempt, failures
+                    if message.key and until_s:
+                        self.asleep[message.key] = max(until_s, self.asleep.get(message.key, 0))
+            at = upto
+
+    @rule(seconds=st.sampled_from([0.5, 1, 2, 6]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.lanes.wake(self.now_s)
+        self.asleep = {key: until for key, until in self.asleep.items() if until > self.now_s}
+
+    # ---- always ---------------------------------------------------------------------------------------------
+
+    @invariant()
+    def counts_agree(self) -> None:
+        lanes = self.lanes
+        waiting = [self.log[offset] for offset in self.at("waiting")]
+        assert lanes.waiting == len(waiting)
+        by_slot = [0] * SLOTS
+        for message in waiting:
+            by_slot[message.slot] += bool(message.key)
+        assert list(lanes._waiting_in) == by_slot
+        flying = [offset for offset in self.at("flight") if self.log[offset].key]
+        assert lanes.in_flight == len(flying)
+        assert all(lanes.is_in_flight(offset) for offset in flying)
+        here = {message.key for message in self.log if message.place in ("waiting", "flight")} - {b""}
+        assert set(lanes._lanes) == here, "nothing stays of a key that is done"
+        assert {message.slot for message in map(self.log.__getitem__, self.at("left"))} <= set(lanes._over)
+        assert lanes.overflowed == len(lanes._over)
+
+    @invariant()
+    def slots_are_shared_out(self) -> None:
+        counts = {key: len(self.lanes._slots_of[member]) for key, member in self.members.items()}
+        assert sum(counts.values()) == (SLOTS if counts else 0)
+        assert not counts or max(counts.values()) - min(counts.values()) <= 1
+        for member in self.members.values():
+            assert all(self.lanes._slots[slot] is member for slot in self.lanes._slots_of[member])
+
+    @invariant()
+    def a_key_is_at_one_consumer(self) -> None:
+        holders: dict[bytes, int] = {}
+        for offset in self.at("flight"):
+            message = self.log[offset]
+            if message.key:
+                assert holders.setdefault(message.key, message.holder) == message.holder
+
+    @invariant()
+    def what_stands_still_has_a_reason(self) -> None:
+        can = {key for member in self.members.values() for key in self.heads(member)}
+        cannot = {self.log[offset].key for offset in self.at("waiting")} - can - {b""}
+        assert {lane.key for lane in self.lanes.blocked()} == cannot
+        for key, member in self.members.items():
+            assert sorted(self.queue(member)) == sorted(each for each in self.heads(member) if each), key
+        assert self.lanes.next_wake_s() == min(self.asleep.values(), default=None)
+        self.forget_turns()
+
+    # ---- in the end -----------------------------------------------------------------------------------------
+
+    def everything_drains(self) -> None:
+        """With credit for everybody, and time for everything, all that was published is delivered and done."""
+        if not self.members:
+            self.come(1)
+        self.lost_comes_back()
+        self.time_passes(1000)
+        for offset in self.at("flight"):
+            self.lanes.settle(offset, offset + 1)
+            self.log[offset].place, self.log[offset].acknowledged = "gone", True
+        self.forget_naps()
+        for _ in range(len(self.log) + 10):
+            if self.chunk is not None:
+                self.log_answers()
+            for member in self.members.values():
+                member.messages, member.blocked = 1000, False
+                while self.deliver_one(member):
+                    for offset in self.at("flight"):
+                        self.lanes.settle(offset, offset + 1)
+                        self.log[offset].place, self.log[offset].acknowledged = "gone", True
+                    self.forget_naps()
+            self.counts_agree()
+            self.read_on(1000)
+            for offset in self.at("delayed"):
+                self.lanes.arrive_due(offset, self.log[offset].key)
+                self.log[offset].place = "waiting"
+            self.ask_the_log(50, at_once=True)
+            if len(self.at("gone")) == len(self.log):
+                break
+        assert len(self.at("gone")) == len(self.log), "something is never delivered"
+
+
+LanesMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50)
+test_lanes_are_what_one_entry_a_message_would_say = LanesMachine.TestCase
