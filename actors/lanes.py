@@ -184,7 +184,7 @@ class Lanes:
     @property
     def full(self) -> bool:
         """Whether nothing more is to be offered, because nobody could take it."""
-        return self.waiting >= WAITING_HARD_MAX
+        return self.waiting + len(self._free_asleep) >= WAITING_HARD_MAX
 
     @property
     def in_flight(self) -> int:

@@ -31,7 +31,7 @@ class Message:
 
     key: bytes
     delayed: bool
-    place: str = "unread"  # -> delayed -> waiting, or -> left -> waiting; -> flight -> waiting or gone
+    place: str = "unread"  # -> left or delayed -> waiting -> flight -> gone, or asleep or waiting again
     holder: int = 0  # in flight: at which consumer
     attempt: int = 1
     failures: int = 0
@@ -56,10 +56,13 @@ class LanesMachine(RuleBasedStateMachine):
         self.read = 0  # where new messages begin
         self.members: dict[int, Member] = {}
         self.ages = 0
-        self.asleep: dict[bytes, float] = {}
+        self.asleep: dict[bytes, float] = {}  # keys
+        self.naps: dict[int, float] = {}  # messages without one
         self.now_s = 100.0
         self.chunk: tuple[int, int] | None = None  # of the log, on its way
-        self.passed_by: dict[bytes, set[bytes]] = {}  # key -> those that had a turn while it could have had one
+        self.passed_by: dict[
+            tuple[int, bytes], set[bytes]
+        ] = {}  # who had a turn while this one waited for it
 
     def teardown(self) -> None:
         try:
@@ -101,8 +104,8 @@ class LanesMachine(RuleBasedStateMachine):
         self.asleep = {key: until for key, until in self.asleep.items() if key in here}
 
     def forget_turns(self) -> None:
-        can = {key for member in self.members.values() for key in self.heads(member)}
-        self.passed_by = {key: passed for key, passed in self.passed_by.items() if key in can}
+        can = {(each, key) for each, member in self.members.items() for key in self.heads(member)}
+        self.passed_by = {lane: passed for lane, passed in self.passed_by.items() if lane in can}
 
     # ---- consumers ------------------------------------------------------------------------------------------
 
@@ -112,6 +115,7 @@ class LanesMachine(RuleBasedStateMachine):
         self.ages += 1
         member = self.members[self.ages] = Member(self.ages, 0, self.ages, messages, 1 << 20)
         self.lanes.attach(member)
+        self.lanes.called[member] = None
         changed = [slot for slot in range(SLOTS) if self.lanes._slots[slot] is not before[slot]]
         assert len(changed) == SLOTS // len(self.members), "most keys stay where they are"
         assert all(self.lanes._slots[slot] is member for slot in changed)
@@ -141,6 +145,7 @@ class LanesMachine(RuleBasedStateMachine):
     def credit(self, data: st.DataObject, messages: int, blocked: bool) -> None:
         member = self.members[data.draw(st.sampled_from(sorted(self.members)))]
         member.messages, member.blocked = messages, blocked and messages % 2 == 0
+        self.lanes.called[member] = None
 
     # ---- messages come --------------------------------------------------------------------------------------
 
@@ -163,6 +168,7 @@ class LanesMachine(RuleBasedStateMachine):
         for _ in range(count):
             if self.read == len(self.log) or lanes.full:
                 return
+            assert lanes.waiting + lanes.asleep < WAITING_HARD_MAX
             offset, self.read = self.read, self.read + 1
             message = self.log[offset]
             if message.delayed:
@@ -226,8 +232,10 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(data=st.data(), times=st.integers(1, 8))
     def deliver(self, data: st.DataObject, times: int) -> None:
         key = data.draw(st.sampled_from([key for key, member in self.members.items() if member.ready]))
+        member = self.members[key]
         for _ in range(times):
-            if self.members[key].ready and not self.deliver_one(self.members[key]):
+            if not member.ready or not self.deliver_one(member):
+                self.lanes.called.pop(member, None)
                 return
 
     def deliver_one(self, member: Member) -> bool:
@@ -249,7 +257,7 @@ class LanesMachine(RuleBasedStateMachine):
         else:
             keyed = [head for key, head in heads.items() if key]
             assert not keyed or offset < max(keyed), "all that have a key were first"
-        lanes.take(member, deliver=not message.acknowledged)
+        lanes.take(member, entry, deliver=not message.acknowledged)
         if message.acknowledged:
             message.place = "gone"
         else:
@@ -275,10 +283,10 @@ class LanesMachine(RuleBasedStateMachine):
         """No key has a second turn while another one of the same consumer waits for its first."""
         for other in self.heads(member):
             if other and other != key:
-                passed = self.passed_by.setdefault(other, set())
+                passed = self.passed_by.setdefault((member.key, other), set())
                 assert key not in passed, "a second turn before another one's first"
                 passed.add(key)
-        self.passed_by.pop(key, None)
+        self.passed_by.pop((member.key, key), None)
 
     # ---- what comes back ------------------------------------------------------------------------------------
 
@@ -290,13 +298,16 @@ class LanesMachine(RuleBasedStateMachine):
         self.lanes.settle(first, end)
         for message in self.log[first:end]:
             message.acknowledged = True
-            if message.place != "waiting":
+            if message.place not in ("waiting", "asleep"):
                 message.place = "gone"
         self.forget_naps()
 
     @precondition(lambda self: self.at("flight"))
     @rule(
-        data=st.data(), length=st.integers(1, 8), failures=st.integers(0, 3), delay=st.sampled_from([0, 0, 1, 5])
+        data=st.data(),
+        length=st.integers(1, 8),
+        failures=st.integers(0, 3),
+        delay=st.sampled_from([0, 0, 1, 5]),
     )
     def refuse(self, data: st.DataObject, length: int, failures: int, delay: int) -> None:
         first = data.draw(st.sampled_from(self.at("flight")))
@@ -309,30 +320,27 @@ class LanesMachine(RuleBasedStateMachine):
         self.give_back(first, end, 2 + failures, failures, self.now_s + delay if delay else 0.0)
 
     def give_back(self, first: int, end: int, attempt: int, failures: int, until_s: float) -> None:
-        """Give back what one consumer holds of a range; others' is not in it."""
-        at = first
-        while at < end:  # what has no key goes another way
-            upto = at + 1
-            while upto < end and bool(self.log[upto].key) == bool(self.log[at].key):
-                upto += 1
-            if self.log[at].key:
-                self.lanes.give_back(Held(at, upto, attempt, failures), until_s)
-            else:
-                for offset in range(at, upto):
-                    if self.log[offset].place == "flight":
-                        self.lanes.give_back_free(Held(offset, offset + 1, attempt, failures))
-            for message in self.log[at:upto]:
-                if message.place == "flight":
-                    message.place, message.attempt, message.failures = "waiting", attempt, failures
-                    if message.key and until_s:
-                        self.asleep[message.key] = max(until_s, self.asleep.get(message.key, 0))
-            at = upto
+        """Give back what one consumer holds of a range; what others hold is not in it."""
+        self.lanes.give_back(Held(first, end, attempt, failures), until_s)
+        for offset in range(first, end):
+            message = self.log[offset]
+            if message.place != "flight":
+                continue
+            message.place, message.attempt, message.failures = "waiting", attempt, failures
+            if until_s and not message.key:
+                message.place, self.naps[offset] = "asleep", until_s
+            elif until_s:
+                self.asleep[message.key] = max(until_s, self.asleep.get(message.key, 0))
 
     @rule(seconds=st.sampled_from([0.5, 1, 2, 6]))
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
         self.lanes.wake(self.now_s)
         self.asleep = {key: until for key, until in self.asleep.items() if until > self.now_s}
+        for offset, until in list(self.naps.items()):
+            if until <= self.now_s:
+                self.log[offset].place = "waiting"
+                del self.naps[offset]
 
     # ---- always ---------------------------------------------------------------------------------------------
 
@@ -345,9 +353,11 @@ class LanesMachine(RuleBasedStateMachine):
         for message in waiting:
             by_slot[message.slot] += bool(message.key)
         assert list(lanes._waiting_in) == by_slot
-        flying = [offset for offset in self.at("flight") if self.log[offset].key]
+        flying = self.at("flight")
         assert lanes.in_flight == len(flying)
         assert all(lanes.is_in_flight(offset) for offset in flying)
+        assert lanes.asleep == len(self.at("asleep"))
+        assert lanes.has_free == any(not message.key for message in waiting)
         here = {message.key for message in self.log if message.place in ("waiting", "flight")} - {b""}
         assert set(lanes._lanes) == here, "nothing stays of a key that is done"
         assert {message.slot for message in map(self.log.__getitem__, self.at("left"))} <= set(lanes._over)
@@ -375,8 +385,10 @@ class LanesMachine(RuleBasedStateMachine):
         cannot = {self.log[offset].key for offset in self.at("waiting")} - can - {b""}
         assert {lane.key for lane in self.lanes.blocked()} == cannot
         for key, member in self.members.items():
-            assert sorted(self.queue(member)) == sorted(each for each in self.heads(member) if each), key
-        assert self.lanes.next_wake_s() == min(self.asleep.values(), default=None)
+            queue = self.queue(member)
+            assert sorted(queue) == sorted(each for each in self.heads(member) if each), key
+            assert not queue or not member.ready or member in self.lanes.called, "nobody would look"
+        assert self.lanes.next_wake_s() == min([*self.asleep.values(), *self.naps.values()], default=None)
         self.forget_turns()
 
     # ---- in the end -----------------------------------------------------------------------------------------
@@ -391,6 +403,7 @@ class LanesMachine(RuleBasedStateMachine):
             self.lanes.settle(offset, offset + 1)
             self.log[offset].place, self.log[offset].acknowledged = "gone", True
         self.forget_naps()
+        self.forget_turns()
         for _ in range(len(self.log) + 10):
             if self.chunk is not None:
                 self.log_answers()
@@ -401,6 +414,7 @@ class LanesMachine(RuleBasedStateMachine):
                         self.lanes.settle(offset, offset + 1)
                         self.log[offset].place, self.log[offset].acknowledged = "gone", True
                     self.forget_naps()
+                    self.forget_turns()
             self.counts_agree()
             self.read_on(1000)
             for offset in self.at("delayed"):
