@@ -10,6 +10,7 @@ with ister.connect("tcp://127.0.0.1:5555") as client:
 
 from ister.client import Client, connect
 from ister.consumer import Consumer
+from ister.deadletters import DeadLetter, DeadLetters
 from ister.errors import (
     ClosedError,
     ConnectionLostError,
@@ -32,6 +33,8 @@ __all__ = [
     "ClosedError",
     "ConnectionLostError",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
     "Event",
     "ForkedError",
     "IsterError",

@@ -24,6 +24,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -52,6 +53,8 @@ from ister.client import (
 )
 from ister.consumer import SEEK_S, Acknowledged, Position
 from ister.consumer import Consumer as SyncConsumer
+from ister.deadletters import LIST_MAX, DeadLetter, Progress
+from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.errors import ClosedError, IsterError, RemoteError
 from ister.message import Batch, Delivery, Event, Message, Published, Shipment
 from ister.producer import CLOSE_S as PRODUCER_CLOSE_S
@@ -497,6 +500,13 @@ class Client(Closing):
                         break
         return peek.found
 
+    def dead_letters(self, topic: str, subscription: str, *, timeout: float | None = None) -> DeadLetters:
+        """Return what looks after the dead letters of a subscription; see `ister.Client.dead_letters`."""
+        stop = threading.Event()
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        letters = SyncDeadLetters(self._client, topic, subscription, timeout=seconds, stop=stop)
+        return DeadLetters(letters, stop, self._loop)
+
     def _in_loop(self, on_event: Callable[[Event], Any] | None) -> Callable[[Event], Any] | None:
         if on_event is None:
             return None
@@ -634,6 +644,69 @@ class Producer(Closing):
     async def hurry(self) -> None:
         """Close while an exception is on its way out."""
         await self.close(HURRY_S)
+
+
+class DeadLetters:
+    """The dead letters of one subscription; made by `Client.dead_letters`. Its work is done in a thread."""
+
+    def __init__(
+        self, letters: SyncDeadLetters, stop: threading.Event, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._letters = letters
+        self._stop = stop
+        self._loop = loop
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        self._stop.clear()
+        try:
+            return await self._loop.run_in_executor(None, work)
+        except asyncio.CancelledError:
+            self._stop.set()
+            raise
+
+    def _told(self, on_progress: Progress | None) -> Progress | None:
+        if on_progress is None:
+            return None
+        return lambda done, total: self._loop.call_soon_threadsafe(on_progress, done, total)
+
+    async def dead_letter_topic(self) -> str:
+        """Return the name of the topic they lie in."""
+        return str(await self._in_thread(self._letters.dead_letter_topic))
+
+    async def count(self) -> int:
+        """Return how many letters wait, of every subscription that shares the dead-letter topic."""
+        return int(await self._in_thread(self._letters.count))
+
+    async def list(self, limit: int = LIST_MAX) -> Sequence[DeadLetter]:
+        """Return the letters that wait, oldest first; see `ister.DeadLetters.list`."""
+        found: Sequence[DeadLetter] = await self._in_thread(lambda: self._letters.list(limit))
+        return found
+
+    async def show(self, offset: int) -> DeadLetter:
+        """Return the letter at this offset of the dead-letter topic; see `ister.DeadLetters.show`."""
+        letter: DeadLetter = await self._in_thread(lambda: self._letters.show(offset))
+        return letter
+
+    async def redrive(
+        self,
+        limit: int | None = None,
+        *,
+        offsets: Iterable[int] | None = None,
+        to: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> int:
+        """Send letters back; see `ister.DeadLetters.redrive`. Cancelled, it ends after its present batch."""
+        told = self._told(on_progress)
+        return int(
+            await self._in_thread(
+                lambda: self._letters.redrive(limit, offsets=offsets, to=to, on_progress=told)
+            )
+        )
+
+    async def purge(self, limit: int | None = None, *, on_progress: Progress | None = None) -> int:
+        """Throw letters away; see `ister.DeadLetters.purge`. Cancelled, it ends after its present batch."""
+        told = self._told(on_progress)
+        return int(await self._in_thread(lambda: self._letters.purge(limit, on_progress=told)))
 
 
 class Receiver(Closing):

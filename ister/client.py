@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
@@ -16,6 +17,7 @@ from ister.administration import Administration, SubscriptionType
 from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
+from ister.deadletters import DeadLetters
 from ister.errors import ConnectionLostError, TimeoutExpiredError
 from ister.message import Event, Message
 from ister.network import Network
@@ -305,6 +307,13 @@ class Client(Administration):
                     if not peek.take(batch, end):
                         break
         return peek.found
+
+    def dead_letters(self, topic: str, subscription: str, *, timeout: float | None = None) -> DeadLetters:
+        """Return what looks after the dead letters of a subscription: `list`, `show`, `redrive`, `purge`.
+
+        `timeout` in seconds is that of each question to the broker.
+        """
+        return DeadLetters(self, topic, subscription, timeout=self._seconds(timeout), stop=threading.Event())
 
     def _open(self, plan: Plan, timeout: float | None) -> None:
         seconds = self._seconds(timeout)

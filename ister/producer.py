@@ -46,6 +46,11 @@ class Producer:
         return self.publication.topic
 
     @property
+    def strategy(self) -> str:
+        """The dispatch strategy of the topic, "reliable" or "non-reliable"."""
+        return self.publication.strategy
+
+    @property
     def lock(self) -> threading.Lock:
         """What guards receipts while they are resolved; for `Shipment` only."""
         return self._lock

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "subscription": ("ister.cli.subscription:subscription", "Create, list, show and delete subscriptions."),
     "produce": ("ister.cli.produce:produce", "Send lines to a topic."),
     "consume": ("ister.cli.consume:consume", "Print the messages of a subscription."),
+    "dlq": ("ister.cli.dlq:dlq", "List, show, redrive and purge dead letters."),
     "store": ("ister.cli.store:store", "Read topics straight from a store, without a broker."),
     "status": ("ister.cli.status:status", "Show a broker's processes and what they have done."),
     "demo": ("ister.cli.demo:demo", "See a broker lose a worker and no message, on real input."),

@@ -123,14 +123,15 @@ def describe(message: Message) -> dict[str, Any]:
     """Return a message as a plain map for JSON."""
     body: dict[str, Any] = {"topic": message.topic, "offset": message.offset}
     if message.key is not None:
-        body |= _text_or_base64("key", message.key)
+        body |= text_or_base64("key", message.key)
     if message.attributes:
         body["attributes"] = message.attributes
     body |= {"timestamp": message.timestamp, "attempt": message.attempt}
-    return body | _text_or_base64("payload", message.payload)
+    return body | text_or_base64("payload", message.payload)
 
 
-def _text_or_base64(name: str, data: bytes) -> dict[str, str]:
+def text_or_base64(name: str, data: bytes) -> dict[str, str]:
+    """Return bytes for JSON, under a name that says how."""
     try:
         return {name: data.decode()}
     except UnicodeDecodeError:

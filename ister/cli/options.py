@@ -31,6 +31,15 @@ def _topic_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str
         raise click.BadParameter(error.text) from error
 
 
+def topic_option(*names: str, help: str) -> Callable[[Decorated], Decorated]:
+    """Return an option that takes a topic's name."""
+
+    def checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        return None if value is None else _topic_name(ctx, param, value)
+
+    return click.option(*names, metavar="TOPIC", callback=checked, help=help)
+
+
 def _subscription_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     """Check a subscription's name before anything is sent."""
     try:

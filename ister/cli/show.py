@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
+_MOMENTS: Final = ("created_ms", "last_published_ms")  # fields that are times
 PIPE_WIDTH: Final = 250  # columns of a table that no terminal bounds
 
 
@@ -63,10 +64,13 @@ def print_fields(fields: dict[str, Any]) -> None:
     """Print names and values, one a line."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
-        print(f"{name:<{width}}  {_moment(value) if name.endswith('created_ms') else shown(value)}")
+        print(f"{name:<{width}}  {moment(value) if name in _MOMENTS else shown(value)}")
 
 
-def _moment(unix_ms: int) -> str:
+def moment(unix_ms: int | None) -> str:
+    """Return a time in unix milliseconds as people read it, `-` for None."""
+    if unix_ms is None:
+        return "-"
     return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -115,6 +119,13 @@ def progress(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total, unit=unit)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def shares(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far something is that says itself how much there is; gives a function that takes (done, total)."""
+    with progress(what, 100, unit="%") as show:
+        yield lambda done, total: show(100 * done // total if total else 100)
 
 
 @contextmanager

@@ -1,0 +1,224 @@
+"""Dead letters through the client: looking, redriving, purging, on a broker of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import ister
+import ister.aio
+from ister.deadletters import DeadLetters
+from ister.ownbroker import OwnBroker
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def client(broker: OwnBroker) -> Iterator[ister.Client]:
+    """A client of the broker."""
+    with ister.connect(broker.endpoint) as connected:
+        yield connected
+
+
+def kill(
+    client: ister.Client, topic: str, count: int, subscription: str = "billing", **options: str
+) -> DeadLetters:
+    """Have `count` messages of a topic given up, and return what looks after them."""
+    client.create_topic(topic, exist_ok=True)
+    client.create_subscription(
+        topic,
+        subscription,
+        type="shared",
+        start="earliest",
+        max_deliveries=1,
+        exist_ok=True,
+        **options,  # type: ignore[arg-type]
+    )
+    with client.producer(topic) as producer:
+        for number in range(count):
+            producer.send(b"m%d" % number, key=b"k%d" % (number % 3), attributes={"number": str(number)})
+    fail(client, topic, count, subscription)
+    letters = client.dead_letters(topic, subscription)
+    eventually(lambda: letters.count() >= count)
+    return letters
+
+
+def fail(client: ister.Client, topic: str, count: int, subscription: str = "billing") -> None:
+    """Refuse so many messages."""
+    with client.consumer(topic, subscription, type="shared") as consumer:
+        for _ in range(count):
+            message = consumer.receive(10)
+            assert message is not None
+            consumer.nack(message, reason="no flour")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something holds, at most ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def texts(letters: DeadLetters) -> list[bytes]:
+    """Return the payloads of the letters that wait."""
+    return [letter.payload for letter in letters.list()]
+
+
+def test_a_letter_says_where_it_was_and_why_it_died(client: ister.Client) -> None:
+    """Topic, offset, time, attempts and reason; key and attributes are the producer's own."""
+    letters = kill(client, "told", 2)
+    letter = letters.list()[1]
+    assert (letter.topic, letter.subscription, letter.origin_offset) == ("told", "billing", 1)
+    assert (letter.payload, letter.key, letter.attributes) == (b"m1", b"k1", {"number": "1"})
+    assert (letter.attempts, letter.reason) == (1, "no flour")
+    assert letter.timestamp is not None
+    assert letter.dead_lettered_at is not None
+    assert letter.timestamp <= letter.dead_lettered_at
+    assert letters.show(letter.offset) == letter
+    assert letters.count() == 2
+    with pytest.raises(ister.UsageError, match="no letter"):
+        letters.show(99)
+
+
+def test_a_subscription_without_dead_letters_has_none(client: ister.Client) -> None:
+    """Nothing was ever given up: nothing is listed, sent or thrown away, and nothing is created."""
+    client.create_topic("healthy")
+    letters = client.dead_letters("healthy", "billing")
+    assert (letters.list(), letters.count(), letters.redrive(), letters.purge()) == ([], 0, 0, 0)
+    with pytest.raises(ister.UsageError, match="no letter"):
+        letters.show(0)
+    assert "healthy.billing.dlq" not in [topic["topic"] for topic in client.topics()]
+
+
+def test_redriven_messages_are_what_they_were_and_say_where_they_come_from(client: ister.Client) -> None:
+    """Payload, key, attributes and order stay; nothing tells of the death but where the letter lay, and for whom."""
+    letters = kill(client, "back", 5)
+    seen: list[tuple[int, int]] = []
+    assert letters.redrive(on_progress=lambda done, total: seen.append((done, total))) == 5
+    assert seen[-1] == (5, 5)
+    assert letters.count() == 0
+    with client.reader("back", start=5) as reader:
+        again = [reader.receive(5) for _ in range(5)]
+    assert [message.payload for message in again if message] == [b"m%d" % number for number in range(5)]
+    assert again[4] is not None
+    assert again[4].key == b"k1"
+    assert again[4].attributes == {
+        "number": "4",
+        "ister.redriven_from": "back.billing.dlq",
+        "ister.redriven_offset": "4",
+        "ister.redriven_for": "billing",
+    }
+
+
+def test_what_dies_again_waits_for_the_next_time(client: ister.Client) -> None:
+    """Redriving ends although every message fails at once; the second death is told of the second time."""
+    letters = kill(client, "circle", 3)
+    assert letters.redrive() == 3
+    fail(client, "circle", 3)
+    eventually(lambda: letters.count() == 3)
+    [first, *_] = letters.list()
+    assert (first.offset, first.origin_offset) == (3, 3)
+    assert first.attributes["ister.redriven_from"] == "circle.billing.dlq"
+    assert letters.redrive() == 3
+    with client.reader("circle", start=6) as reader:
+        message = reader.receive(5)
+    assert message is not None
+    assert message.attributes["ister.redriven_offset"] == "3"
+
+
+def test_some_letters_can_be_redriven_and_the_others_stay(client: ister.Client) -> None:
+    """By a limit, oldest first, or by their offsets, also to another topic."""
+    letters = kill(client, "some", 6)
+    client.create_topic("elsewhere")
+    assert letters.redrive(limit=2) == 2
+    assert texts(letters) == [b"m2", b"m3", b"m4", b"m5"]
+    assert letters.redrive(offsets=[5, 3, 0, 99], to="elsewhere") == 2
+    assert texts(letters) == [b"m2", b"m4"]
+    with client.reader("elsewhere", start="earliest") as reader:
+        assert [message.payload for message in (reader.receive(5), reader.receive(5)) if message] == [
+            b"m3",
+            b"m5",
+        ]
+    assert letters.redrive() == 2
+
+
+def test_purged_letters_are_gone_and_the_topic_heard_nothing(client: ister.Client) -> None:
+    """Thrown away is not sent anywhere."""
+    letters = kill(client, "purged", 4)
+    assert letters.purge(limit=1) == 1
+    assert letters.purge() == 3
+    assert (letters.count(), letters.list()) == (0, [])
+    assert client.topic("purged")["next_offset"] == 4
+
+
+def test_letters_of_others_in_the_same_topic_are_left_alone(client: ister.Client) -> None:
+    """Two subscriptions share a dead-letter topic; each has its own letters."""
+    mine = kill(client, "mine", 2, dead_letter_topic="graves")
+    theirs = kill(client, "theirs", 3, dead_letter_topic="graves")
+    eventually(lambda: mine.count() == 5)
+    assert texts(mine) == [b"m0", b"m1"]
+    assert [letter.topic for letter in theirs.list(2)] == ["theirs", "theirs"]
+    assert mine.purge() == 2
+    assert theirs.redrive() == 3
+    assert client.topic("theirs")["next_offset"] == 6
+    assert client.topic("mine")["next_offset"] == 2
+
+
+def test_letters_are_never_sent_where_they_would_be_lost(client: ister.Client) -> None:
+    """Not to a topic that keeps nothing, not in a circle, and not into nowhere."""
+    letters = kill(client, "careful", 1)
+    client.create_topic("air", dispatch="non-reliable")
+    with pytest.raises(ister.UsageError, match="keeps nothing"):
+        letters.redrive(to="air")
+    with pytest.raises(ister.UsageError, match="for ever"):
+        letters.redrive(to="careful.billing.dlq")
+    with pytest.raises(ister.RemoteError, match="nowhere"):
+        letters.redrive(to="nowhere")
+    assert letters.count() == 1
+
+
+def test_a_redrive_that_is_interrupted_loses_nothing(client: ister.Client) -> None:
+    """An exception after the first batch: what went is acknowledged, what did not go waits."""
+    letters = kill(client, "interrupted", 1200)
+
+    def stop(done: int, _total: int) -> None:
+        raise KeyboardInterrupt(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        letters.redrive(on_progress=stop)
+    went = client.topic("interrupted")["next_offset"] - 1200
+    assert 0 < went < 1200
+    assert letters.count() == 1200 - went
+    assert letters.redrive() == 1200 - went
+    assert client.topic("interrupted")["next_offset"] == 2400
+
+
+def test_letters_survive_their_subscription(client: ister.Client) -> None:
+    """What somebody deleted by mistake does not take its dead letters along."""
+    letters = kill(client, "orphans", 2)
+    client.delete_subscription("orphans", "billing")
+    assert letters.redrive() == 2
+
+
+def test_asyncio_does_the_same_without_stopping_the_loop(client: ister.Client, broker: OwnBroker) -> None:
+    """List, show, redrive and purge are awaited; progress is told in the loop's thread."""
+    kill(client, "async", 4)
+
+    async def run() -> list[tuple[int, int]]:
+        seen: list[tuple[int, int]] = []
+        async with ister.aio.connect(broker.endpoint) as connected:
+            letters = connected.dead_letters("async", "billing")
+            assert await letters.count() == 4
+            [first, *_] = await letters.list()
+            assert await letters.show(first.offset) == first
+            assert await letters.redrive(limit=3, on_progress=lambda *now: seen.append(now)) == 3
+            assert await letters.purge() == 1
+            await asyncio.sleep(0)
+        return seen
+
+    assert asyncio.run(run()) == [(3, 3)]
+    assert client.topic("async")["next_offset"] == 7
