@@ -69,8 +69,8 @@ class Producer:
     ) -> Receipt:
         """Put one message on its way and return the promise of an answer.
 
-        It is delivered at `deliver_at` (unix milliseconds or a `datetime`) or `delay` seconds from now, and at once if
-        neither is given; a non-reliable topic cannot delay.
+        Shared and Key-Shared subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or `delay`
+        seconds from now; others, whose messages come in order, at once. A non-reliable topic cannot delay.
         Waits only while the producer's window is full, at most `timeout` seconds (`None`: as long as it takes).
         Raises `TimeoutExpiredError` (the message was not taken), `UsageError` (its type or size), `ClosedError`, or
         what the broker closed this producer with.

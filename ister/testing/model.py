@@ -137,7 +137,7 @@ class Subscription:
     def _look_ahead(self, count: int, now_s: float, now_ms: int) -> None:
         while self.next < len(self.topic.records) and len(self.again) < count:
             wait_s = (self.topic.records[self.next].deliver_at - now_ms) / 1000
-            if wait_s > 0 and self.kind != "reader":
+            if wait_s > 0 and self.kind in ("shared", "key-shared"):
                 self.later.append((now_s + wait_s, self.next))
             else:
                 self.again.append(self.next)

@@ -273,13 +273,13 @@ def test_work_that_takes_longer_is_said_to_the_broker(broker: testing.Broker, cl
 
 
 def test_messages_wait_for_their_time(client: ister.Client) -> None:
-    """Those behind them do not; a reader, which reads what is there, sees them at once."""
+    """Those behind them do not; whoever reads in order gets them at once."""
     with client.producer("orders") as producer:
         producer.send(b"later", delay=0.2)
         producer.send(b"now")
         at = datetime.now(UTC) + timedelta(seconds=0.1)
         producer.send_batch([b"a", b"b"], deliver_at=[at, None]).result(5)
-    with client.consumer("orders", "s", start="earliest") as consumer:
+    with client.consumer("orders", "s", type="shared", start="earliest") as consumer:
         received = [consumer.receive(5) for _ in range(4)]
     assert [message.payload for message in received if message] == [b"now", b"b", b"a", b"later"]
     assert received[0] is not None
