@@ -50,8 +50,10 @@ ACK_DELAY_S: Final = (
 )
 ACK_RANGES_MAX: Final = 256  # scattered acknowledgments that are sent without waiting longer
 # Ranges sent and not confirmed, kept to be sent again when the connection is lost; a program that acknowledges in order
-# needs one. Beyond it those messages come again, and `flush` says so.
+# needs one. Consumers that share a subscription have as many as there are gaps between their messages: so many, and the
+# broker is asked to say when they are written. Beyond the limit messages come again, and `flush` says so.
 UNPROVEN_MAX: Final = 4096
+UNPROVEN_ASK: Final = 1024
 EVENTS_MAX: Final = 256  # kept for a program that never looks at them
 
 
@@ -372,6 +374,7 @@ class Attachment:
         self._close_run()
         ranges = joined(self._ranges)
         self._ranges = []
+        confirm = confirm or (bool(ranges) and not self.confirming and len(self._unproven) >= UNPROVEN_ASK)
         self._ack_due = None
         if self._until is not None:
             session.emit({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: self.handle, Key.OFFSET: self._until})
@@ -402,9 +405,10 @@ class Attachment:
     def _keep(self, ranges: list[tuple[int, int]]) -> None:
         """Remember what was sent, for when it is lost on its way."""
         self._unproven.extend(ranges)
-        if len(self._unproven) > UNPROVEN_MAX:
+        most = UNPROVEN_MAX - sum(map(len, self.confirming.values()))
+        if len(self._unproven) > most:
             self._unproven = joined(self._unproven)
-            if len(self._unproven) > UNPROVEN_MAX:
+            if len(self._unproven) > most:
                 self._unproven_until = True
                 del self._unproven[: UNPROVEN_MAX // 2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ister.attachment import ACK_DELAY_S, UNPROVEN_MAX, Attachment
+from ister.attachment import ACK_DELAY_S, UNPROVEN_ASK, UNPROVEN_MAX, Attachment
 from ister.errors import ConnectionLostError
 from ister.wire import Key, Type
 
@@ -94,3 +94,20 @@ def test_what_is_kept_is_bounded(talk: Talk) -> None:
         talk.session.outbox.clear()
     assert len(break_and_resume(talk)) <= UNPROVEN_MAX
     assert attachment.forgotten
+
+
+def test_a_broker_that_says_what_is_written_keeps_it_short(talk: Talk) -> None:
+    """Every second message of very many, as consumers that share a subscription acknowledge: none comes again."""
+    attachment = given(talk, 3 * UNPROVEN_MAX)
+    delivery = attachment.take()
+    talk.said()
+    asked = 0
+    for offset in range(0, 3 * UNPROVEN_MAX, 2):
+        acknowledge(talk, attachment, delivery, offset)
+        for header in talk.said():
+            if Key.REF in header:
+                asked += 1
+                talk.hear({Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
+    assert 0 < asked <= 3 * UNPROVEN_MAX // 2 // UNPROVEN_ASK
+    assert len(break_and_resume(talk)) <= UNPROVEN_ASK
+    assert not attachment.forgotten
