@@ -747,17 +747,17 @@ class Receiver(Closing):
             except ClosedError:
                 return
             assert delivery is not None
-            self._current = delivery.messages()
+            self._current = delivery.hand_out()
 
     async def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
         message = next(self._current, None)
-        if message is None:
+        while message is None:
             delivery = await self._next(timeout)
             if delivery is None:
                 return None
-            self._current = delivery.messages()
-            message = next(self._current)
+            self._current = delivery.hand_out()
+            message = next(self._current, None)
         return message
 
     async def receive_batch(

@@ -94,6 +94,7 @@ class Attachment:
         self.dropped = 0
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.queue: deque[Delivery] = deque()
+        self._in_hand: Delivery | None = None  # the last one that was taken
         self.lineage = 0  # counts how often the broker forgot what it had delivered here, or was told to
         self._sought = 0  # the lineage since somebody last moved the subscription
         self.begun = 0  # counts how often delivering began anew: opened, or moved by somebody
@@ -258,6 +259,8 @@ class Attachment:
             self._used_messages += delivery.count
             self._used_bytes += delivery.size
         self.queue.clear()
+        if self._in_hand is not None:
+            self._in_hand.withhold()
         if self._used_messages:
             self._give_credit()
 
@@ -267,7 +270,7 @@ class Attachment:
         """Hand the next delivery to the user, and give its credit back once that is half of all."""
         if not self.queue:
             return None
-        delivery = self.queue.popleft()
+        delivery = self._in_hand = self.queue.popleft()
         self._used_messages += delivery.count
         self._used_bytes += delivery.size
         if self._next is not None:

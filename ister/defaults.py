@@ -95,15 +95,6 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "A batch is stored as one record, which must fit a segment of 8 MiB with its header and lengths.",
         ),
     ] = 4 * MIB
-    header_bytes_max: Annotated[
-        int,
-        _number(
-            "bytes",
-            KIB,
-            8 * KIB,
-            "What one header may cost to decode; version 1 of the protocol allows no more than 8 KiB.",
-        ),
-    ] = 8 * KIB
     batches_in_flight_max: Annotated[
         int,
         _number(

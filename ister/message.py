@@ -31,6 +31,7 @@ class Delivery:
     __slots__ = (
         "_attributes",
         "_frames",
+        "_in_hand",
         "_keys",
         "_offsets",
         "_payloads",
@@ -45,6 +46,7 @@ class Delivery:
         "size",
         "timestamps",
         "topic",
+        "withheld",
     )
 
     def __init__(
@@ -72,6 +74,8 @@ class Delivery:
         self._attributes: list[bytes] | None = None
         self._times: Sequence[int] | None = None
         self._offsets: Sequence[int] | None = None
+        self._in_hand: list[bytes] = []
+        self.withheld = False
 
     def _ranges_of(self, flat: list[int]) -> list[tuple[int, int]] | None:
         rising = all(map(int.__lt__, flat, flat[1:]))  # ascending, not empty, and not touching
@@ -119,6 +123,19 @@ class Delivery:
         payloads = self.payloads
         if start or stop is not None:
             payloads = payloads[start:stop]
+        return self._made(start, stop, payloads)
+
+    def hand_out(self, start: int = 0) -> Iterator[Message]:
+        """Iterate over the messages from index `start` on, until `withhold` is called."""
+        self._in_hand = [] if self.withheld else self.payloads[start:]
+        return self._made(start, None, self._in_hand)
+
+    def withhold(self) -> None:
+        """End what `hand_out` returned: what it has not yielded yet is not to be seen (any thread)."""
+        self.withheld = True
+        self._in_hand.clear()  # an iterator over a list looks at its length in each step
+
+    def _made(self, start: int, stop: int | None, payloads: list[bytes]) -> Iterator[Message]:
         if self.ranges is not None:
             return map(Message, repeat(self), self.offsets[start:stop], payloads)
         first = self.first + start

@@ -70,17 +70,17 @@ class Receiver:
             except ClosedError:
                 return
             assert delivery is not None
-            self._current = delivery.messages()
+            self._current = delivery.hand_out()
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
         message = next(self._current, None)
-        if message is None:
+        while message is None:
             delivery = self._next(timeout)
             if delivery is None:
                 return None
-            self._current = delivery.messages()
-            message = next(self._current)
+            self._current = delivery.hand_out()
+            message = next(self._current, None)
         return message
 
     def receive_batch(self, max_messages: int | None = None, timeout: float | None = None) -> Batch | None:
@@ -109,7 +109,7 @@ class Receiver:
         start = 0 if message is None else delivery.index(message.offset)
         deque(current, maxlen=0)  # a loop that still holds this iterator must not see them again
         stop = delivery.count if max_messages is None else min(delivery.count, start + max_messages)
-        return Batch(delivery, start, stop), delivery.messages(stop) if stop < delivery.count else iter(())
+        return Batch(delivery, start, stop), delivery.hand_out(stop) if stop < delivery.count else iter(())
 
     def forget_current(self) -> None:
         """Let nobody see what is left of the delivery in hand."""

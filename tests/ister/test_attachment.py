@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ister import wire
 from ister.attachment import ACK_DELAY_S, TRANSITIONS, Attachment, joined
 from ister.errors import ConnectionLostError, RemoteError
-from ister.message import Delivery, Event
+from ister.message import Batch, Delivery, Event
 from ister.wire import Key, Type
 
 if TYPE_CHECKING:
@@ -481,6 +481,19 @@ def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
     assert (credit[Key.TYPE], credit[Key.MESSAGES]) == (Type.CREDIT, 5)
     talk.deliver(1, b"b", b"c")
     assert (taken(attachment).first, [event.code for event in attachment.events]) == (1, ["sought"])
+
+
+def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_subscription_moves(talk: Talk) -> None:
+    """From whoever iterates over it; batches that a program was given stay as they are."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c")
+    delivery = taken(attachment)
+    messages, batch = delivery.hand_out(), Batch(delivery, 0, 3)
+    assert next(messages).payload == b"a"
+    each = iter(batch)
+    sought(talk, 0)
+    assert list(messages) == list(delivery.hand_out()) == []
+    assert batch.payloads == [message.payload for message in each] == [b"a", b"b", b"c"]
 
 
 def test_nothing_from_before_the_move_is_acknowledged(talk: Talk) -> None:
