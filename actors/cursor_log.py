@@ -89,6 +89,12 @@ class CursorLog:
             self.flush_soon()
         return new
 
+    def note_failed(self, first: int, end: int, deliveries: int, failures: int) -> None:
+        """Note how often messages were delivered and failed, soon in the journal."""
+        assert self._journal is not None
+        if self._journal.note_failed(first, end, deliveries, failures):
+            self.flush_soon()
+
     def confirm(self, key: int, ref: int) -> None:
         """Write everything down now, and tell when that is so."""
         self._confirming.append((key, ref))
@@ -130,6 +136,8 @@ class CursorLog:
         journal.note(journal.cursor.low, failed.cursor.low)
         for first, end in failed.cursor.ranges:
             journal.note(first, end)
+        for offset, known in failed.cursor.failed.items():
+            journal.note_failed(offset, offset + 1, *known)
         failed.close()
         return journal
 

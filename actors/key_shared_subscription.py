@@ -199,7 +199,8 @@ class KeySharedSubscription(ReliableSubscription):
                 for first, behind in cursor.pending(at, stop):
                     for index in range(first - sheet.first, behind - sheet.first):
                         if times is None or times[index] <= sheet.batch.timestamp_ms:
-                            self._lanes.refill(sheet.first + index, keys[index])
+                            offset = sheet.first + index
+                            self._lanes.refill(offset, keys[index], *self._counts(offset))
             self._looked_at += stop - at
             at = stop
         self._lanes.refilled(at, end)
@@ -223,12 +224,14 @@ class KeySharedSubscription(ReliableSubscription):
             sheet = source.keep_sheet(batch)
             keys, times = sheet.keys, sheet.deliver_at
             now_ms = self.clock.time_ms()
-            arrive = self._lanes.arrive
+            arrive, knows = self._lanes.arrive, self._knows_failures()
             for begin, stop in pending:
                 for index in range(begin - sheet.first, stop - sheet.first):
                     if times is not None and times[index] > batch.timestamp_ms:
                         offset = sheet.first + index
                         self._delays.add(times[index], offset, offset + 1, now_ms)
+                    elif knows:
+                        arrive(sheet.first + index, keys[index], *self._counts(sheet.first + index))
                     else:
                         arrive(sheet.first + index, keys[index])
             if times is not None:
@@ -236,6 +239,11 @@ class KeySharedSubscription(ReliableSubscription):
         self._looked_at += end - first
         source.take_to(end)
         return True
+
+    def _counts(self, offset: int) -> tuple[int, int]:
+        """Return attempt and failures of a message that this actor has delivered to nobody yet."""
+        deliveries, failures = self._alike(offset, offset + 1)[1:]
+        return deliveries + 1, failures
 
     def _take_due(self) -> None:
         while self._due and not self._lanes.full:
@@ -245,7 +253,9 @@ class KeySharedSubscription(ReliableSubscription):
             if sheet is not None:
                 for begin, behind in self._log.cursor.pending(first, stop):
                     for offset in range(begin, behind):
-                        self._lanes.arrive_due(offset, sheet.keys[offset - sheet.first])
+                        self._lanes.arrive_due(
+                            offset, sheet.keys[offset - sheet.first], *self._counts(offset)
+                        )
             if stop < end:
                 self._due[0] = (stop, end)
             else:

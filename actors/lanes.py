@@ -159,10 +159,10 @@ class Lanes:
 
     # ---- messages come ------------------------------------------------------------------------------------------
 
-    def arrive(self, offset: int, key: bytes) -> None:
+    def arrive(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
         """Take the next message of the log; one for which there is no room is left there."""
         if not key:
-            self._wait_free(Entry(offset, 1, 0))
+            self._wait_free(Entry(offset, attempt, failures))
             return
         slot = crc32(key) & (SLOTS - 1)
         if slot in self._over:
@@ -171,15 +171,15 @@ class Lanes:
         if not self._has_room(slot, lane):
             self._over[slot] = offset
             return
-        self._wait(lane or self._lane(key, slot), Entry(offset, 1, 0))
+        self._wait(lane or self._lane(key, slot), Entry(offset, attempt, failures))
 
-    def arrive_due(self, offset: int, key: bytes) -> None:
+    def arrive_due(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
         """Take a message whose time has come: its place in the order of its key is now."""
         if not key:
-            self._wait_free(Entry(offset, 1, 0))
+            self._wait_free(Entry(offset, attempt, failures))
         else:
             slot = crc32(key) & (SLOTS - 1)
-            self._wait(self._lanes.get(key) or self._lane(key, slot), Entry(offset, 1, 0))
+            self._wait(self._lanes.get(key) or self._lane(key, slot), Entry(offset, attempt, failures))
 
     @property
     def full(self) -> bool:
@@ -241,7 +241,7 @@ class Lanes:
         owner = self._slots[slot]
         return owner is not None and owner.ready and self._waiting_in[slot] * 4 <= LANE_MAX
 
-    def refill(self, offset: int, key: bytes) -> None:
+    def refill(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
         """Offer a message that may have been left in the log; offsets ascend from `refill_from()` on."""
         slot = crc32(key) & (SLOTS - 1)
         over = self._over.get(slot)
@@ -256,7 +256,7 @@ class Lanes:
             self._over[slot] = offset
             return
         self._over[slot] = offset + 1
-        self._wait(lane or self._lane(key, slot), Entry(offset, 1, 0))
+        self._wait(lane or self._lane(key, slot), Entry(offset, attempt, failures))
 
     def refilled(self, at: int, end: int) -> None:
         """Note that the log was read again up to `at`; at `end`, where new messages begin, it is all there.

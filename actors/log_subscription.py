@@ -168,6 +168,7 @@ class LogSubscription(Subscription):
                     self._undo_creation()
                 return
             self._source.begin(self._log.cursor.low)
+            self._begun()
             self._store_timer = self.call_later(
                 0.0, self._store_cursor
             )  # so that the store knows of it at once
@@ -279,6 +280,9 @@ class LogSubscription(Subscription):
         """More may be delivered."""
         if self._source.advance(durable.durable_end):
             self._wake()
+
+    def _begun(self) -> None:
+        """The cursor is there."""
 
     def _settled(self, first: int, end: int) -> None:
         """These were acknowledged, or need not be any more."""

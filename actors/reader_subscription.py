@@ -88,6 +88,10 @@ class MemoryJournal(CursorJournal):
         """Move the cursor."""
         return self.cursor.acknowledge(first, end)
 
+    def note_failed(self, *_failed: int) -> bool:
+        """Nothing fails: nothing is acknowledged."""
+        return False
+
     def flush(self) -> int:
         """Write nothing."""
         return 0

@@ -83,6 +83,7 @@ class ReliableSubscription(LogSubscription):
         self._due: deque[tuple[int, int]] = deque()  # their time has come
         self._opening: deque[tuple[int, int]] = deque()  # will be due soon: read again when exactly
         self._delay_timer: Timer | None = None
+        self._failed_end = 0  # behind the last message that had failed when the journal was opened
         self._poison = Poison()
         self._bury_timer: Timer | None = None
         self._burying_bytes = 0
@@ -205,18 +206,43 @@ class ReliableSubscription(LogSubscription):
                     return piece
                 continue
             above = cursor.ranges.end
-            if above is None or above <= source.next:
+            if (above is None or above <= source.next) and not self._knows_failures():
                 return source.take_piece(messages_max)
-            # some of what follows is acknowledged already: deliver what is between
+            # some of what follows is acknowledged already, or failed before: deliver what is between
             pending = cursor.pending(max(batch.first_offset, source.next), batch_end)
             if pending:
                 first, end = pending[0][0], min(pending[0][1], pending[0][0] + messages_max)
+                end, deliveries, failures = self._alike(first, end)
                 source.take_to(end)
-                return cut(batch, first, end, 1)
+                return cut(batch, first, end, deliveries + 1, failures)
             source.take_to(batch_end)
             if (behind := min(cursor.ranges.end_of(source.next), source.durable_end)) > source.next:
                 source.jump_to(behind)
         return None
+
+    def _knows_failures(self) -> bool:
+        """Whether the journal told of failures of messages that were not looked at yet: after a restart."""
+        return self._failed_end > self._source.next and bool(self._log.cursor.failed)
+
+    def _alike(self, first: int, end: int) -> tuple[int, int, int]:
+        """Say up to where messages from `first` on failed as often as that one, how often it was delivered, and failed.
+
+        For messages that this actor has delivered to nobody yet.
+        """
+        failed, until = self._log.cursor.failed, min(end, self._failed_end)
+        if first >= until:
+            return end, 0, 0
+        known = failed.get(first, (0, 0))
+        stop = first + 1
+        while stop < until and failed.get(stop, (0, 0)) == known:
+            stop += 1
+        if stop == until and known == (0, 0):
+            stop = end
+        return stop, *known
+
+    def _begun(self) -> None:
+        """The journal is open: note up to where it knows of failures."""
+        self._failed_end = max(self._log.cursor.failed, default=-1) + 1
 
     def _deliver_to(self, member: Member, piece: Piece) -> None:
         self._last_delivered_ms = self.clock.time_ms()
@@ -242,7 +268,7 @@ class ReliableSubscription(LogSubscription):
                 if when > batch.timestamp_ms:
                     self._delays.add(when, run, at, now_ms)
                 else:
-                    self._redelivery.add(Held(run, at, 1), now_s, now_s)
+                    self._add_first(run, at, now_s)
         self._look_at_delays()
 
     def _look_at_delays(self) -> None:
@@ -270,8 +296,14 @@ class ReliableSubscription(LogSubscription):
         """Let what is due be delivered."""
         now_s = self.clock.monotonic()
         while self._due:
-            first, end = self._due.popleft()
-            self._redelivery.add(Held(first, end, 1), now_s, now_s)
+            self._add_first(*self._due.popleft(), now_s)
+
+    def _add_first(self, first: int, end: int, now_s: float) -> None:
+        """Queue messages that this actor has delivered to nobody yet."""
+        while first < end:
+            stop, deliveries, failures = self._alike(first, end)
+            self._redelivery.add(Held(first, stop, deliveries + 1, failures), now_s, now_s)
+            first = stop
 
     def _look_again(self, now_ms: int) -> None:
         """Read the first range that will be due soon, up to the end of its batch, and sort it by time."""
@@ -378,6 +410,8 @@ class ReliableSubscription(LogSubscription):
         now_s, policy = self.clock.monotonic(), self._policy
         for part in held:
             failures = part.failures + failed
+            if failed:
+                self._log.note_failed(part.first, part.end, part.attempt, failures)
             if failed and policy.is_poison(failures):
                 self._give_up(part._replace(failures=failures), why)
                 continue
@@ -575,6 +609,7 @@ class ReliableSubscription(LogSubscription):
         self._opening.clear()
         self._stalled = None
         self._fetching = None
+        self._failed_end = 0
 
     def _sought(self, command: Seek, error: IsterError | None) -> None:
         self._seeking = self._target = None

@@ -4,6 +4,8 @@
 - A journal is a snapshot and the acknowledgments since. An acknowledgment stays true whatever became of its
   neighbours, so entries behind a damaged one still count; what was lost is delivered again. Nothing is ever
   skipped.
+- How often an unacknowledged message failed is kept beside it, for so many messages that it stays small; what is lost
+  of that is tried more often, never less.
 - Going to another offset replaces the file: no acknowledgment from before can apply after.
 - `flush` makes it outlast the process, `sync` the machine.
 
@@ -24,11 +26,16 @@ from storage.checksum import extend
 from storage.disk import Disk, File
 from storage.ranges import RangeSet
 
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, 2)  # 1 had no failures; a journal of it is written anew when it is opened
 JOURNAL_HEADER_BYTES: Final = 32
 ENTRY_HEADER_BYTES: Final = 16
 SNAPSHOT: Final = 1
 ACKNOWLEDGED: Final = 2
+FAILED: Final = 3
+FAILURES_MAX: Final = (
+    20_000  # messages whose failures are kept: some 3 MB in memory, 32 bytes each on disk at most
+)
 # A journal is rewritten when it is longer than this and than twice what it would become.
 COMPACT_BYTES_MIN: Final = 1 << 20
 
@@ -37,23 +44,29 @@ _HEADER = struct.Struct("<8sHH16s")
 _ENTRY = struct.Struct("<IB7x")  # body bytes, kind; the entry's CRC stands before them
 _CRC = struct.Struct("<I")
 _PAIR = struct.Struct("<qq")
+_FAILED = struct.Struct("<qqqq")  # first, end, deliveries, failures
 
 
 class Cursor:
     """What is acknowledged of one log: everything below `low`, and `ranges` above it."""
 
-    __slots__ = ("low", "ranges", "start")
+    __slots__ = ("failed", "low", "ranges", "start")
 
     def __init__(self, start: int, low: int | None = None, ranges: RangeSet | None = None) -> None:
         self.start = start
         self.low = start if low is None else low
         self.ranges = RangeSet() if ranges is None else ranges
+        self.failed: dict[
+            int, tuple[int, int]
+        ] = {}  # offset: (deliveries, failures), of what is unacknowledged
 
     def acknowledge(self, first: int, end: int) -> int:
         """Acknowledge [first, end); return how many of them were not before."""
         low = self.low
         if end <= low:
             return 0
+        if self.failed:
+            self._forget_failures(first, end)
         if first <= low and (
             (above := self.ranges.first) is None or above > end
         ):  # in order, nothing above: the usual way
@@ -62,6 +75,23 @@ class Cursor:
         new = self.ranges.add(first if first > low else low, end)
         self.low = self.ranges.pop_through(low)
         return new
+
+    def fail(self, first: int, end: int, deliveries: int, failures: int) -> bool:
+        """Note how often messages were delivered and failed; False where so many have that no more are kept."""
+        if len(self.failed) + end - first > FAILURES_MAX:
+            return False
+        for begin, stop in self.pending(first, end):
+            for offset in range(begin, stop):
+                self.failed[offset] = (deliveries, failures)
+        return True
+
+    def _forget_failures(self, first: int, end: int) -> None:
+        failed = self.failed
+        if end - first <= len(failed):
+            for offset in range(first, end):
+                failed.pop(offset, None)
+        else:
+            self.failed = {offset: known for offset, known in failed.items() if not first <= offset < end}
 
     def is_acknowledged(self, offset: int) -> bool:
         """Say whether one offset is acknowledged."""
@@ -77,12 +107,15 @@ class Cursor:
 
     def copy(self) -> Cursor:
         """Return a cursor of its own in the same place."""
-        return Cursor(self.start, self.low, self.ranges.copy())
+        twin = Cursor(self.start, self.low, self.ranges.copy())
+        twin.failed = dict(self.failed)
+        return twin
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Cursor):
             return NotImplemented
-        return (self.start, self.low, self.ranges) == (other.start, other.low, other.ranges)
+        mine = (self.start, self.low, self.ranges, self.failed)
+        return mine == (other.start, other.low, other.ranges, other.failed)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -109,16 +142,30 @@ def _entry(salt: int, kind: int, body: bytes) -> bytes:
     return _CRC.pack(extend(extend(salt, front), body)) + front + body
 
 
-def _file_header(incarnation: bytes) -> bytes:
-    front = _HEADER.pack(_MAGIC, VERSION, JOURNAL_HEADER_BYTES, incarnation)
+def _file_header(incarnation: bytes, version: int = VERSION) -> bytes:
+    front = _HEADER.pack(_MAGIC, version, JOURNAL_HEADER_BYTES, incarnation)
     return front + _CRC.pack(extend(0, front))
 
 
 def encode_journal(incarnation: bytes, cursor: Cursor) -> bytes:
     """Return a journal that holds nothing but this cursor."""
     header = _file_header(incarnation)
+    (salt,) = _CRC.unpack(header[-4:])
     body = _PAIR.pack(cursor.start, cursor.low) + cursor.ranges.encode()
-    return header + _entry(_CRC.unpack(header[-4:])[0], SNAPSHOT, body)
+    failed = _failures_of(cursor)
+    return header + _entry(salt, SNAPSHOT, body) + (_entry(salt, FAILED, failed) if failed else b"")
+
+
+def _failures_of(cursor: Cursor) -> bytes:
+    """Return the body of an entry with all failures that are known, in runs."""
+    runs: list[tuple[int, int, int, int]] = []
+    for offset in sorted(cursor.failed):
+        known = cursor.failed[offset]
+        if runs and runs[-1][1] == offset and runs[-1][2:] == known:
+            runs[-1] = (runs[-1][0], offset + 1, *known)
+        else:
+            runs.append((offset, offset + 1, *known))
+    return b"".join([_FAILED.pack(*run) for run in runs])
 
 
 def _parse_entry(journal: bytes, position: int, salt: int) -> tuple[int, bytes] | None:
@@ -140,7 +187,7 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
 
     Raises DamagedError if it belongs to another topic, or if its snapshot is not what was written.
     """
-    if journal[:JOURNAL_HEADER_BYTES] != _file_header(incarnation):
+    if journal[:JOURNAL_HEADER_BYTES] not in [_file_header(incarnation, version) for version in VERSIONS]:
         what = "belongs to another topic" if journal[:8] == _MAGIC else "is not a cursor's journal"
         raise DamagedError(f"{path} {what}, or its first {JOURNAL_HEADER_BYTES} bytes are damaged")
     (salt,) = _CRC.unpack_from(journal, JOURNAL_HEADER_BYTES - 4)
@@ -160,9 +207,12 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
         if kind == SNAPSHOT:
             start, low = _PAIR.unpack_from(body)
             cursor = Cursor(start, low, RangeSet.decode(body[16:]))
-        elif cursor is not None:
+        elif cursor is not None and kind == ACKNOWLEDGED:
             for first, stop in _PAIR.iter_unpack(body):
                 cursor.acknowledge(first, stop)
+        elif cursor is not None and kind == FAILED and len(body) % _FAILED.size == 0:
+            for first, stop, deliveries, failures in _FAILED.iter_unpack(body):
+                cursor.fail(first, stop, deliveries, failures)
         damaged_bytes += position - end
         entries += 1
         position += ENTRY_HEADER_BYTES + len(body)
@@ -230,6 +280,7 @@ class CursorJournal:
         self._end = end
         (self._salt,) = _CRC.unpack(_file_header(incarnation)[-4:])
         self._noted = RangeSet()
+        self._failures: list[bytes] = []  # noted
         self._since: list[bytes] | None = None  # entries flushed since a compaction began
         self._compaction: Compaction | None = None
         self._folder_dirty = False
@@ -259,6 +310,10 @@ class CursorJournal:
                 )
             journal = disk.read(path)
             cursor, report, end = parse_journal(path, journal, incarnation)
+            if not report.damaged_bytes and journal[:JOURNAL_HEADER_BYTES] != _file_header(incarnation):
+                return cls(
+                    disk, path, incarnation, cursor, report, *_fresh_file(disk, path, incarnation, cursor)
+                )
             if report.damaged_bytes:
                 number = 0
                 while disk.exists(kept := f"{path}.damaged-{number}"):
@@ -285,27 +340,39 @@ class CursorJournal:
             self._noted.add(first, end)
         return new
 
+    def note_failed(self, first: int, end: int, deliveries: int, failures: int) -> bool:
+        """Note how often messages were delivered and failed, in the next `flush`.
+
+        Return False where so many have failed that no more are kept.
+        """
+        if not self.cursor.fail(first, end, deliveries, failures):
+            return False
+        self._failures.append(_FAILED.pack(first, end, deliveries, failures))
+        return True
+
     @property
     def noted(self) -> bool:
         """Say whether there is anything to flush."""
-        return bool(self._noted)
+        return bool(self._noted or self._failures)
 
     def flush(self) -> int:
-        """Write everything noted since, as one entry; return its bytes.
+        """Write everything noted since, as an entry of each kind; return their bytes.
 
         Raises DiskFullError (all of it stays noted, for the next flush) and LogFailedError.
         """
         if self.failed is not None:
             raise self.failed
-        if not self._noted:
+        if not self.noted:
             return 0
-        entry = _entry(self._salt, ACKNOWLEDGED, self._noted.encode())
+        entry = _entry(self._salt, ACKNOWLEDGED, self._noted.encode()) if self._noted else b""
+        if self._failures:
+            entry += _entry(self._salt, FAILED, b"".join(self._failures))
         try:
             self._file.pwritev((entry,), self._end)
         except OSError as error:
             raise self._fail("written", error) from error
         self._end += len(entry)
-        self._noted = RangeSet()
+        self._noted, self._failures = RangeSet(), []
         if self._since is not None:
             self._since.append(entry)
         return len(entry)
@@ -334,7 +401,9 @@ class CursorJournal:
         """
         if self._compaction is not None or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
             return None
-        if self._end <= 2 * (JOURNAL_HEADER_BYTES + ENTRY_HEADER_BYTES + 16 * (1 + len(self.cursor.ranges))):
+        ranges, failed = len(self.cursor.ranges), len(self.cursor.failed)
+        needed = JOURNAL_HEADER_BYTES + 2 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
+        if self._end <= 2 * needed:
             return None
         self._since = []
         self._compaction = Compaction(
@@ -391,7 +460,7 @@ class CursorJournal:
         self._file.close()
         self._file, self._end = file, end
         self.cursor = Cursor(offset)
-        self._noted = RangeSet()
+        self._noted, self._failures = RangeSet(), []
 
     @property
     def compacting(self) -> bool:

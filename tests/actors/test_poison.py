@@ -213,3 +213,35 @@ def test_the_policy_can_be_changed(scene: Scene) -> None:
     heard(client)
     scene.stage.advance(0.6)
     assert scene.shown()["dropped_poison"] == 2
+
+
+@pytest.mark.parametrize("type", ["exclusive", "failover", "shared", "key-shared"])
+def test_failures_are_counted_over_restarts(stage: Stage, type: str) -> None:
+    """A message that fails is given up after as many deliveries as it should be, however often the broker starts."""
+    scene = Scene(stage, type=type)
+    scene.consumer(max_deliveries=3).close_handle(1)
+    scene.publish(*(b"%d" % n for n in range(6)), key=b"k")
+    for attempt in (1, 2, 3):
+        client = scene.consumer()
+        got = {offset: each for offset, _, each in heard(client)}
+        assert got[2] == attempt
+        client.nack(1, (2, 3), delay_ms=60_000, reason=f"failure {attempt}")
+        client.ack(1, (0, 1))
+        client.close_handle(1)
+        stage.restart(2)
+    ((payload, _, attributes),) = letters(scene)
+    assert (payload, attributes["ister.attempts"], attributes["ister.reason"]) == (b"2", "3", "failure 3")
+
+
+@pytest.mark.parametrize("type", ["shared", "key-shared"])
+def test_failures_of_messages_that_wait_for_their_time_are_counted_too(stage: Stage, type: str) -> None:
+    """They are met again in another way, and counted the same."""
+    scene = Scene(stage, type=type)
+    client = scene.consumer(max_deliveries=2)
+    scene.publish(b"x", b"y", key=b"k", deliver_at=[scene.now_ms() + 1000, 0])
+    stage.advance(1.1)
+    assert heard(client) == [(1, b"y", 1), (0, b"x", 1)]
+    client.nack(1, (0, 1), delay_ms=60_000)
+    stage.advance(0.1)
+    stage.restart(2)
+    assert sorted(heard(scene.consumer())) == [(0, b"x", 2), (1, b"y", 1)]

@@ -310,3 +310,35 @@ def test_a_snapshot_holds_the_whole_cursor(start: int, acknowledged: list[tuple[
     again, report, end = parse_journal("x", encoded, INCARNATION)
     assert again == cursor
     assert (report.entries, report.torn_bytes, end) == (1, 0, len(encoded))
+
+
+def test_failures_outlast_everything_but_the_acknowledgment(disk: LocalDisk, path: str) -> None:
+    """Of two about one message the later counts; seeking, acknowledging and compaction forget what is done with."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    journal.note_failed(3, 6, 1, 1)
+    journal.note_failed(4, 5, 2, 2)
+    journal.note(5, 6)
+    journal.close()
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.cursor.failed == {3: (1, 1), 4: (2, 2)}
+    assert parse_journal("x", encode_journal(INCARNATION, journal.cursor), INCARNATION)[0] == journal.cursor
+    journal.note(0, 4)
+    assert journal.cursor.failed == {4: (2, 2)}
+    journal.seek(0)
+    assert journal.cursor.failed == {}
+    journal.close()
+    assert CursorJournal.open(disk, path, INCARNATION, 0).cursor.failed == {}
+
+
+def test_no_more_failures_are_kept_than_there_is_room_for(
+    disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is beyond that is tried more often, never less."""
+    monkeypatch.setattr("storage.cursor.FAILURES_MAX", 10)
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.note_failed(0, 8, 1, 1)
+    assert not journal.note_failed(8, 12, 1, 1)
+    assert journal.note_failed(8, 10, 1, 1)
+    journal.note(0, 5)
+    assert journal.note_failed(10, 15, 1, 1)
+    assert sorted(journal.cursor.failed) == list(range(5, 15))

@@ -25,7 +25,8 @@ from storage.wal import Wal
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEALED = GOLDEN / "segment-1-sealed.seg"
 OPEN = GOLDEN / "segment-1-open.seg"
-CURSOR = GOLDEN / "cursor-1"
+CURSOR = GOLDEN / "cursor-2"
+CURSOR_BEFORE = GOLDEN / "cursor-1"
 INDEX = GOLDEN / "index-1"
 SKIPS = GOLDEN / "skips-1"
 INCARNATION = bytes(range(16))
@@ -72,6 +73,7 @@ def test_what_is_written_today_is_what_was_written_then(
     journal = CursorJournal.open(disk, str(tmp_path / "cursor"), INCARNATION, 7)
     journal.note(8, 9)
     journal.note(10, 11)
+    journal.note_failed(12, 14, 3, 2)
     journal.flush()
     journal.note(7, 8)
     journal.flush()
@@ -162,7 +164,7 @@ def test_the_golden_cursor_is_what_the_tables_say() -> None:
     """Each field of a journal, read by its place in the tables."""
     golden = CURSOR.read_bytes()
     assert golden[:8] == b"ISTERCUR"
-    assert struct.unpack_from("<HH", golden, 8) == (1, 32)
+    assert struct.unpack_from("<HH", golden, 8) == (2, 32)
     assert golden[12:28] == INCARNATION
     (salt,) = struct.unpack_from("<I", golden, 28)
     assert salt == google_crc32c.value(golden[:28])
@@ -173,7 +175,7 @@ def test_the_golden_cursor_is_what_the_tables_say() -> None:
         assert crc == google_crc32c.extend(salt, golden[at + 4 : at + 16 + size])
         entries.append((kind, struct.unpack_from(f"<{size // 8}Q", golden, at + 16)))
         at += 16 + size
-    assert entries == [(1, (7, 7)), (2, (8, 9, 10, 11)), (2, (7, 8))]
+    assert entries == [(1, (7, 7)), (2, (8, 9, 10, 11)), (3, (12, 14, 3, 2)), (2, (7, 8))]
 
 
 @pytest.fixture
@@ -253,4 +255,16 @@ def test_the_golden_cursor_is_read(disk: LocalDisk, tmp_path: Path) -> None:
     shutil.copy(CURSOR, tmp_path / "cursor")
     journal = CursorJournal.open(disk, str(tmp_path / "cursor"), INCARNATION, 0)
     assert (journal.cursor.start, journal.cursor.low, list(journal.cursor.ranges)) == (7, 9, [(10, 11)])
+    assert journal.cursor.failed == {12: (3, 2), 13: (3, 2)}
     journal.close()
+
+
+def test_the_golden_cursor_of_before_is_read_and_written_anew(disk: LocalDisk, tmp_path: Path) -> None:
+    """A journal of version 1 means what it meant, and is of today's version once it was opened."""
+    path = tmp_path / "cursor"
+    shutil.copy(CURSOR_BEFORE, path)
+    for _ in range(2):
+        journal = CursorJournal.open(disk, str(path), INCARNATION, 0)
+        assert (journal.cursor.start, journal.cursor.low, list(journal.cursor.ranges)) == (7, 9, [(10, 11)])
+        journal.close()
+        assert struct.unpack_from("<H", path.read_bytes(), 8) == (2,)
