@@ -283,6 +283,7 @@ class Stage:
         loop: StagedLoop | None = None,
         random: Random | None = None,
         endpoints: str = "tcp://worker-",
+        waits_for_store: bool = False,
         **flags: Any,
     ) -> None:
         """`loop` and its clock may be shared with other stages; `random` makes incarnations and secrets."""
@@ -307,7 +308,7 @@ class Stage:
         self._endpoints = endpoints
         self.endpoints = [f"{endpoints}{number}" for number in range(workers)]
         self.store: FaultyStore | None = None
-        self.waits_for_store = False
+        self.waits_for_store = waits_for_store
         self.catalogue = self._open_catalogue()
         self._start_directory()
         for number in range(workers):
@@ -389,22 +390,19 @@ class Stage:
         """Start the tier, whose store lies on the same disk, and return the store: it can be made to fail."""
         if self.store is None:
             self.store = FaultyStore(FolderStore("/store", cast(Disk, self.disk)))
-        system = self._system(TIER)
-        self.disk.makedirs("/data")
-        spawn_tier(system, cast(ObjectStore, self.store), cast(Disk, self.disk), "/data", self.settings.tier)
-        self._tell_all(NodeUp(TIER, self.mail[TIER].boot, 1, ""))
+        self._spawn_tier(self.store)
         self.loop.settle()
         return self.store
 
+    def _spawn_tier(self, store: FaultyStore) -> None:
+        system = self._system(TIER)
+        self.disk.makedirs("/data")
+        spawn_tier(system, cast(ObjectStore, store), cast(Disk, self.disk), "/data", self.settings.tier)
+        self._tell_all(NodeUp(TIER, self.mail[TIER].boot, 1, ""))
+
     def kill_tier(self) -> None:
         """Kill the tier as SIGKILL does; what its threads were doing is not done."""
-        system = self.systems.pop(TIER)
-        del self.mail[TIER]
-        for path in system.paths():
-            actor = system.find(path)
-            assert actor is not None
-            actor.inbox.close()
-            system.unregister(actor)
+        self._drop(TIER)
         self._tell_all(NodeDown(TIER, 0, "killed"))
 
     def _tell_all(self, change: NodeUp | NodeDown) -> None:
@@ -417,12 +415,8 @@ class Stage:
         path = DIRECTORY_PATH if node == BROKER else FRONTEND_PATH
         self.systems[node].ref(node, path).tell(change)
 
-    def kill(self, number: int) -> None:
-        """Kill a worker as SIGKILL does: nothing runs any more, what was written stays."""
-        node = node_of(number)
-        self.loop.unwatch(self.routers[number])
-        del self.workers[number]
-        self.routers[number] = self._make_router()  # nobody is connected
+    def _drop(self, node: str) -> None:
+        """Let nothing of a node run any more."""
         system = self.systems.pop(node)
         del self.mail[node]
         for path in system.paths():
@@ -431,6 +425,14 @@ class Stage:
             actor.inbox.close()
             system.unregister(actor)
             ActorRegistry.unregister(actor.actor_ref)  # which would keep it, and its disk, for ever
+
+    def kill(self, number: int) -> None:
+        """Kill a worker as SIGKILL does: nothing runs any more, what was written stays."""
+        node = node_of(number)
+        self.loop.unwatch(self.routers[number])
+        del self.workers[number]
+        self.routers[number] = self._make_router()  # nobody is connected
+        self._drop(node)
         self.holding = [entry for entry in self.holding if node not in (entry[0].node, entry[1])]
         self.loop.work = deque(entry for entry in self.loop.work if entry[0] != node)
         self._tell_all(NodeDown(node, 0, "killed"))

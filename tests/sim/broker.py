@@ -11,14 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
-
-from pykka import ActorRegistry
+from typing import Any, cast
 
 from actors.directory import node_of
 from actors.envelope import open_mail
 from actors.placement import TIER
 from actors.process import BROKER, NodeDown, NodeUp
+from storage.disk import Disk
+from storage.store import ObjectStore
+from tests.faultystore import FaultyStore
 from tests.sim.links import Network, SimRouter, Tap
 from tests.sim.trace import Trace
 from tests.stage import Stage, StagedLoop, StagedMail, StagedRouter, _NodeLoop
@@ -65,6 +66,7 @@ class Machine(Stage):
         network: Network,
         tap: Tap,
         trace: Trace,
+        waits_for_store: bool = False,
         **flags: Any,
     ) -> None:
         self.name = name
@@ -76,7 +78,13 @@ class Machine(Stage):
         self._known: dict[str, dict[str, int]] = {}  # what each node knows to be up: node and boot
         self.overflow: int | None = None  # how many mails held back are kept; later ones are dropped
         super().__init__(
-            folder, workers, loop=loop, random=random, endpoints=f"tcp://{name}-worker-", **flags
+            folder,
+            workers,
+            loop=loop,
+            random=random,
+            endpoints=f"tcp://{name}-worker-",
+            waits_for_store=waits_for_store,
+            **flags,
         )
         self.expects_failures = True
 
@@ -120,16 +128,10 @@ class Machine(Stage):
         """Kill the broker process; its children end with it."""
         if TIER in self.systems:
             self.kill_tier()
+        self.overflow = None
         for number in list(self.workers):
             self.kill(number)
-        system = self.systems.pop(BROKER)
-        del self.mail[BROKER]
-        for path in system.paths():
-            actor = system.find(path)
-            assert actor is not None
-            actor.inbox.close()
-            system.unregister(actor)
-            ActorRegistry.unregister(actor.actor_ref)
+        self._drop(BROKER)
         self.catalogue.close()
         self.held.clear()
         self.holding.clear()
@@ -143,12 +145,25 @@ class Machine(Stage):
         for number in range(workers):
             self.start(number)
         if tier:
-            self.start_tier()
+            self.restart_tier()
         self.trace.note("start all", self.name, workers)
 
     def lose_power(self, random: Random) -> None:
         """The power is gone (after `kill_all`): so may be what was not synced."""
         self.disk = self.disk.power_loss(random)
+        if self.store is not None:
+            self.store.disk = cast(Disk, self.disk)
+
+    def use_store(self, store: ObjectStore) -> None:
+        """Have the tier use this store, which lies elsewhere."""
+        self.store = FaultyStore(store, cast(Disk, self.disk))
+        self.restart_tier()
+
+    def restart_tier(self) -> None:
+        """Start the tier process."""
+        assert self.store is not None
+        self._spawn_tier(self.store)
+        self.trace.note("start tier", self.name)
 
     @property
     def is_up(self) -> bool:

@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from actors.placement import TIER
-from actors.process import BROKER
+from ister.errors import StoreError
 from tests.sim.broker import Machine
 from tests.sim.programs import Program
 
@@ -37,6 +37,9 @@ class Faults:
             "full disk": self.full_disk,
             "slow disk": self.slow_disk,
             "mistake": self.mistake,
+            "kill tier": self.kill_tier,
+            "store away": self.store_away,
+            "store flaky": self.store_flaky,
         }
         self._kinds = list(world.plan.faults)
         self._weights = [world.plan.faults[kind] for kind in self._kinds]
@@ -184,6 +187,46 @@ class Faults:
         )
         return True
 
+    # ---- the tier and its store ---------------------------------------------------------------------------------
+
+    def kill_tier(self) -> bool:
+        """Kill the tier; what it had sent to the store is there all the same."""
+        machine = self._machine()
+        if machine is None or TIER not in machine.systems:
+            return False
+        machine.kill_tier()
+        self.world.after(self.random.choice((0.1, 1.0)), lambda: self._start_tier(machine))
+        return True
+
+    def _start_tier(self, machine: Machine) -> None:
+        if machine.is_up and machine.store is not None and TIER not in machine.systems:
+            machine.restart_tier()
+
+    def store_away(self) -> bool:
+        """Let the store be away for a while."""
+        return self._hurt_store(1.0, before=True)
+
+    def store_flaky(self) -> bool:
+        """Let some calls fail for a while, or succeed and lose their answers."""
+        return self._hurt_store(self.random.choice((0.1, 0.5)), before=self.random.random() < 0.5)
+
+    def _hurt_store(self, often: float, *, before: bool) -> bool:
+        machine = self._machine()
+        if machine is None or machine.store is None:
+            return False
+        store, random = machine.store, self.random
+
+        def fail(operation: str, name: str) -> None:
+            if random.random() < often:
+                raise StoreError(f"{operation} {name} failed")
+
+        if before:
+            store.before = fail
+        else:
+            store.after = fail
+        self.world.after(self.random.choice((0.5, 2.0)), store.back)
+        return True
+
     # ---- disks --------------------------------------------------------------------------------------------------
 
     def disk_error(self) -> bool:
@@ -254,6 +297,9 @@ class Faults:
             for number in range(len(machine.endpoints)):
                 if number not in machine.workers:
                     machine.start(number)
+            if machine.store is not None:
+                machine.store.back()
+                self._start_tier(machine)
             machine.disk.on_operation = None
             machine.disk.room = None
             machine.slow_disk_s = 0.0
@@ -263,6 +309,3 @@ class Faults:
         for program in world.programs:
             if program.client is not None:
                 program.client.network.thaw()
-
-
-__all__ = ["BROKER", "Faults"]

@@ -114,6 +114,7 @@ class SubscriptionModel:
         self.failures: Counter[int] = Counter()  # as many as there may have been
         self.done_otherwise: set[int] = set()  # trimmed, expired, dropped as poison
         self.disturbed_s = -1e9  # what was handed out before may be handed out again
+        self.abandoned = False  # another broker has the topic now
         self.handed: set[int] = set()  # to programs
         self.active_since: dict[ConsumerModel, float] = {}
 

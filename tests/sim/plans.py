@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from tests.sim.programs import ConsumerWays, ProducerWays
+
+CLOUD_FLAGS: Final = {
+    "log__local_bytes": 0,
+    "log__cloud_linger_ms": 50,
+    "tier__cursor_upload_ms": 300,
+    "tier__upload_retry_ms_min": 50,
+    "tier__upload_retry_ms_max": 1000,
+}
 
 
 @dataclass(slots=True)
@@ -41,19 +49,26 @@ class Plan:
     faults: dict[str, int] = field(default_factory=dict)  # kind: weight
     fault_every: float = 0.15  # probability of a fault in each step
     flags: dict[str, Any] = field(default_factory=dict)
+    cloud: bool = False  # with a tier and a store
+    takeover_after_s: float = 0.0  # when another broker takes over from the store; 0: never
 
 
 def draw_plan(random: Random) -> Plan:
     """Draw a world."""
     plan = Plan(workers=random.choice((1, 2, 2, 3)), lasts_s=random.choice((2.0, 4.0, 8.0)))
-    plan.faults = draw_faults(random)
+    if random.random() < 0.25:
+        plan.cloud = True
+        plan.flags = CLOUD_FLAGS
+        if random.random() < 0.4:
+            plan.takeover_after_s = plan.lasts_s * random.choice((0.3, 0.6))
+    plan.faults = draw_faults(random, plan)
     plan.fault_every = random.choice((0.0, 0.03, 0.1, 0.2))
     for number in range(random.choice((1, 1, 2))):
         plan.topics.append(draw_topic(random, number, plan))
     return plan
 
 
-def draw_faults(random: Random) -> dict[str, int]:
+def draw_faults(random: Random, plan: Plan) -> dict[str, int]:
     """Draw which kinds of faults there are: few at a time find more than all at once."""
     kinds = {
         "cut": 6,
@@ -69,6 +84,8 @@ def draw_faults(random: Random) -> dict[str, int]:
         "slow disk": 2,
         "mistake": 1,
     }
+    if plan.cloud:
+        kinds |= {"kill tier": 4, "store away": 3, "store flaky": 4}
     names = list(kinds)
     chosen = random.sample(names, random.randint(1, 5)) if random.random() < 0.7 else names
     return {name: kinds[name] for name in names if name in chosen}
@@ -76,8 +93,10 @@ def draw_faults(random: Random) -> dict[str, int]:
 
 def draw_topic(random: Random, number: int, plan: Plan) -> TopicPlan:
     """Draw a topic."""
-    reliable = random.random() < 0.85
+    reliable = plan.takeover_after_s > 0 or random.random() < 0.85
     durability = random.choice(("fsync", "fsync", "os")) if "power" not in plan.faults else "fsync"
+    if plan.cloud and (plan.takeover_after_s or random.random() < 0.6):
+        durability = "cloud"
     topic = TopicPlan(f"topic{number}", "reliable" if reliable else "non-reliable", durability)
     if reliable:
         topic.settings["durability"] = durability

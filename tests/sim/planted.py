@@ -11,6 +11,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from actors.consumer import Consumer
+from storage import upload
 from storage.cursor import Cursor
 from storage.opening import _Opening
 from storage.producers import ProducerTable
@@ -60,6 +61,13 @@ def forgotten_redelivery() -> Iterator[None]:
 
 
 @contextmanager
+def fenced_writer_counted() -> Iterator[None]:
+    """A writer that another broker has fenced goes on giving receipts for what it uploads."""
+    with patch.object(upload, "check_fence", lambda _store, _topic, _epoch: None):
+        yield
+
+
+@contextmanager
 def dedup_forgotten() -> Iterator[None]:
     """A log that is opened again knows nothing of the producers whose batches it holds."""
 
@@ -74,5 +82,6 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
     "forgotten-redelivery": forgotten_redelivery,
+    "fenced-writer-counted": fenced_writer_counted,
     "dedup-forgotten": dedup_forgotten,
 }

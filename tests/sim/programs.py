@@ -204,8 +204,8 @@ class Producing(Program):
         if producer is not None and producer.publication.phase == "closed" and self.here:
             error = producer.publication.error
             self.world.counts[f"producer {error.code if error else 'closed'}"] += 1
-            if error is not None and error.code in ("producer-fenced", "fenced"):
-                self.left = 0
+            if error is not None and error.code == "fenced":
+                self.left, self.gone = 0, True
             self.again()
 
     @property

@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from actors.placement import subscription_key, worker_of
 from ister.wire import Key, Type
+from storage.disk import Disk
+from storage.simulated import SimulatedDisk
+from storage.store import FolderStore
 from tests.raw_client import Frame
 from tests.sim.broker import Machine
 from tests.sim.clients import SimClient
@@ -58,6 +61,7 @@ class World:
         self.network = Network(self.loop, self.random, self.counts)
         self.quiet = False  # nothing fails any more, nothing new is sent, everything is acknowledged
         self.plan = draw_plan(self.random) if plan is None else plan
+        self.store = FolderStore("/store", cast(Disk, SimulatedDisk()))  # on a disk of its own
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []
@@ -131,6 +135,8 @@ class World:
             trace=self.trace,
             **self._flags(),
         )
+        if plan.cloud:
+            machine.use_store(self.store)
         self.loop.settle()
         client = self.admin("a")
         for topic in plan.topics:
@@ -154,7 +160,45 @@ class World:
                 subscription = self.oracle.subscriptions["a", topic.name, each.name]
                 for consumer_ways in each.consumers:
                     self.programs.append(Consuming(self, "a", subscription, consumer_ways))
-        assert machine.is_up
+        if plan.takeover_after_s:
+            self.after(plan.takeover_after_s, self._take_over)
+
+    def _take_over(self) -> None:
+        """Another broker is started on the store alone; the first one goes on, and knows nothing of it."""
+        (self.folder / "b").mkdir()
+        machine = self.machines["b"] = Machine(
+            self.folder / "b",
+            self.plan.workers,
+            name="b",
+            loop=self.loop,
+            random=self.random,
+            network=self.network,
+            tap=self.oracle,
+            trace=self.trace,
+            waits_for_store=True,
+            **self._flags(),
+        )
+        machine.use_store(self.store)
+        self.faults_done["takeover"] += 1
+        for topic in self.plan.topics:
+            model = self.oracle.topics[topic.name]
+            for ways, messages in topic.producers:
+                self.programs.append(Producing(self, "b", model, ways, messages))
+            for each in topic.subscriptions:
+                before = self.oracle.subscriptions["a", topic.name, each.name]
+                subscription = self.oracle.add_subscription(
+                    "b", topic.name, each.name, each.kind, each.options
+                )
+                subscription.done_otherwise = before.acknowledged  # what it brought to the store, it has done
+                for consumer_ways in each.consumers:
+                    self.programs.append(Consuming(self, "b", subscription, consumer_ways))
+        for subscription in self.oracle.of_machine("a"):
+            subscription.abandoned = True
+
+    @property
+    def owner(self) -> str:
+        """The broker whose topics count in the end."""
+        return "b" if "b" in self.machines else "a"
 
     def _flags(self) -> dict[str, Any]:
         return {
@@ -197,9 +241,9 @@ class World:
             if self._at_rest():
                 return
         for program in self.programs:
-            if isinstance(program, Producing) and not program.done:
+            if isinstance(program, Producing) and not program.done and program.machine == self.owner:
                 self.oracle.violated(f"{program.name}: {program.waiting} messages have no receipt")
-        for subscription in self.oracle.subscriptions.values():
+        for subscription in self.oracle.of_machine(self.owner):
             if subscription.topic.strategy == "reliable" and (missing := self.oracle.missing(subscription)):
                 held = {
                     offset: str(hold.consumer)
@@ -215,28 +259,29 @@ class World:
         raise HistoryError(self.seed, ["nothing is missing, and it does not come to rest"], self.trace)
 
     def _at_rest(self) -> bool:
-        producers = all(program.done for program in self.programs if isinstance(program, Producing))
-        return producers and not any(
-            self.oracle.missing(each)
-            for each in self.oracle.subscriptions.values()
-            if each.topic.strategy == "reliable"
+        owner = self.owner
+        if any(
+            isinstance(each, Producing) and each.machine == owner and not each.done for each in self.programs
+        ):
+            return False
+        subscriptions = self.oracle.of_machine(owner)
+        return not any(
+            self.oracle.missing(each) for each in subscriptions if each.topic.strategy == "reliable"
         )
 
     def _read_everything(self) -> None:
         """Read every reliable topic from its beginning, and ask where the cursors are."""
         self.loop.advance(2.0)
-        for name, machine in self.machines.items():
-            if not machine.is_up:
+        name = self.owner
+        client = self.admin(name)
+        for topic in self.oracle.topics.values():
+            if topic.strategy != "reliable":
                 continue
-            client = self.admin(name)
-            for topic in self.oracle.topics.values():
-                if topic.strategy != "reliable":
-                    continue
-                end = int(client.request("topic.show", topic=topic.name)["next_offset"])
-                self.oracle.read_back(topic, self._read(machine, topic.name, end))
-                for each in self.oracle.of_machine(name):
-                    if each.topic is topic:
-                        self._check_cursor(client, each.name, topic.name, end)
+            end = int(client.request("topic.show", topic=topic.name)["next_offset"])
+            self.oracle.read_back(topic, self._read(self.machines[name], topic.name, end))
+            for each in self.oracle.of_machine(name):
+                if each.topic is topic:
+                    self._check_cursor(client, each.name, topic.name, end)
 
     def _check_cursor(self, client: StagedClient, subscription: str, topic: str, end: int) -> None:
         shown: dict[str, Any] = {}
