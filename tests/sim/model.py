@@ -7,7 +7,6 @@ what the programs themselves did.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +21,6 @@ class Sent(NamedTuple):
     topic: str
     identity: bytes
     key: bytes
-    attributes: bytes
     deliver_at_ms: int
     sent_ms: int
 
@@ -38,6 +36,7 @@ class TopicModel:
     at: dict[int, bytes] = field(default_factory=dict)  # offset: identity
     place: dict[bytes, int] = field(default_factory=dict)  # identity: offset
     key_of: dict[int, bytes] = field(default_factory=dict)
+    by_key: dict[bytes, list[int]] = field(default_factory=dict)  # ascending offsets
     receipted: dict[bytes, int | None] = field(default_factory=dict)
     end: int = 0
 
@@ -111,8 +110,13 @@ class SubscriptionModel:
         self.delayed: set[int] = set()  # given back, or timed out: comes again when it may
         self.not_before: dict[int, float] = {}
         self.sends: Counter[int] = Counter()
-        self.failures: Counter[int] = Counter()  # as many as there may have been
         self.done_otherwise: set[int] = set()  # trimmed, expired, dropped as poison
+        self.ever: Counter[int] = Counter()  # deliveries in all, whatever happened in between
+        self.unseen = 0  # deliveries that could not be sent, and may count
+        self.unsure: set[int] = set()  # somebody had it when everything began anew, and may have it still
+        self.back_at: dict[int, float] = {}  # when it was last known to come back
+        self.highest: dict[bytes, int] = {}  # of each key, the highest offset handed out since it began anew
+        self.paused_s: float | None = None  # nothing may be delivered after this
         self.disturbed_s = -1e9  # what was handed out before may be handed out again
         self.abandoned = False  # another broker has the topic now
         self.handed: set[int] = set()  # to programs
@@ -126,21 +130,21 @@ class SubscriptionModel:
         """Whether a consumer must never see a gap."""
         return self.kind in ("exclusive", "failover")
 
-    def release(self, consumer: ConsumerModel, offsets: Iterable[int] | None = None) -> list[int]:
-        """Let go of what a consumer holds, or of these; return which it held."""
+    def release(self, consumer: ConsumerModel, now_s: float) -> list[int]:
+        """Let go of what a consumer holds; return what that was."""
         holds = self.holds
-        if offsets is None:
-            mine = [offset for offset, hold in holds.items() if hold.consumer is consumer]
-        else:
-            mine = [o for o in offsets if (hold := holds.get(o)) is not None and hold.consumer is consumer]
+        mine = [offset for offset, hold in holds.items() if hold.consumer is consumer]
         for offset in mine:
             del holds[offset]
+            self.back_at[offset] = now_s
         return mine
 
     def disturb(self, now_s: float) -> None:
         """Something happened after which everything may come again: the subscription itself began anew."""
         self.disturbed_s = now_s
+        self.unsure.update(self.holds)
         self.holds.clear()
+        self.highest.clear()
         self.settled = set(self.confirmed)
         self.not_before.clear()
         self.sends.clear()
@@ -148,6 +152,22 @@ class SubscriptionModel:
         if self.topic.strategy != "reliable":
             for consumer in self.consumers:
                 consumer.anew = True
+
+    def maybe_poison(self, offset: int) -> bool:
+        """Whether a message may have failed as often as it may."""
+        most = self.options.get("max_deliveries", 0)
+        return bool(most) and self.ever[offset] + self.unseen >= most
+
+    def moved(self, position: int, now_s: float) -> None:
+        """Somebody moved it: what is below counts as acknowledged, what is above comes again."""
+        self.acknowledged = {offset for offset in self.acknowledged if offset < position} | set(
+            range(position)
+        )
+        self.confirmed.clear()
+        self.disturb(now_s)
+        for consumer in self.consumers:
+            consumer.reached = min(consumer.reached, position)
+            consumer.given.clear()
 
     def forget_confirmed(self) -> None:
         """The power failed: what was written and not synced may be gone."""

@@ -13,6 +13,7 @@ What it checks, always
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
 from typing import Any
 
@@ -152,7 +153,7 @@ class Oracle:
                 id(c.subscription): c.subscription for c in before.consumers.values()
             }.values():
                 for consumer in before.consumers.values():
-                    subscription.release(consumer)
+                    subscription.release(consumer, self.clock.now_s)
 
     def _end(self, session: SessionModel) -> None:
         session.ended = True
@@ -161,8 +162,7 @@ class Oracle:
 
     def _gone(self, consumer: ConsumerModel) -> None:
         subscription = consumer.subscription
-        for offset in subscription.release(consumer):
-            subscription.failures[offset] += 1
+        subscription.release(consumer, self.clock.now_s)
         consumer.opened = False
         if consumer in subscription.consumers:
             subscription.consumers.remove(consumer)
@@ -195,12 +195,12 @@ class Oracle:
             )
         consumer.opening = header
         consumer.priority = header.get(Key.PRIORITY, 0)
-        subscription.release(consumer)
+        subscription.release(consumer, self.clock.now_s)
 
     def _consumer_frame(self, consumer: ConsumerModel, kind: int, header: dict[int, Any]) -> None:
         subscription = consumer.subscription
         if kind == Type.CLOSE:
-            subscription.release(consumer)
+            subscription.release(consumer, self.clock.now_s)
         elif not consumer.opened or consumer.opening is not None:
             return
         elif kind == Type.CREDIT:
@@ -224,6 +224,19 @@ class Oracle:
             self._acknowledged(consumer, ranges, header.get(Key.REF))
         elif kind == Type.NACK:
             self._given_back(consumer, header)
+        elif kind == Type.EXTEND:
+            self._extended(consumer, header)
+
+    def _extended(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
+        """Who still works on a message has it for another timeout, if it had it."""
+        subscription, flat = consumer.subscription, header[Key.RANGES]
+        if consumer.session.uncertain or not self._alive(consumer.session):
+            return
+        for first, end in zip(flat[::2], flat[1::2], strict=True):
+            for offset in range(first, end):
+                hold = subscription.holds.get(offset)
+                if hold is not None and hold.consumer is consumer and self._definite(subscription, hold):
+                    subscription.holds[offset] = hold._replace(at_s=self.clock.now_s)
 
     def _acknowledged(self, consumer: ConsumerModel, ranges: list[tuple[int, int]], ref: int | None) -> None:
         subscription = consumer.subscription
@@ -241,12 +254,13 @@ class Oracle:
     def _given_back(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
         subscription, flat = consumer.subscription, header[Key.RANGES]
         certain = not consumer.session.uncertain and self._alive(consumer.session)
-        due = self.clock.now_s + header.get(Key.DELAY, 0) / 1000
+        least_ms = subscription.options.get("backoff_ms_min", 0)
+        due = self.clock.now_s + max(header.get(Key.DELAY, 0), least_ms) / 1000
         for first, end in zip(flat[::2], flat[1::2], strict=True):
             for offset in range(first, end):
                 hold = subscription.holds.get(offset)
                 subscription.delayed.add(offset)
-                subscription.failures[offset] += 1
+                subscription.back_at[offset] = self.clock.now_s
                 if hold is not None and hold.consumer is consumer:
                     if (
                         certain
@@ -322,6 +336,7 @@ class Oracle:
         if session is not None:
             session.uncertain = True
             for consumer in session.consumers.values():
+                consumer.subscription.unseen += 1
                 consumer.full_at_s = self.clock.now_s
 
     def _welcome(self, router: SimRouter, routing: bytes, header: dict[int, Any]) -> None:
@@ -343,7 +358,11 @@ class Oracle:
         if opening is None or opening[Key.REF] != header[Key.REF]:
             return
         subscription = consumer.subscription
-        subscription.release(consumer)
+        subscription.release(consumer, self.clock.now_s)
+        if opening.get(Key.FORCE):
+            for other in list(subscription.consumers):
+                if other is not consumer:
+                    self._gone(other)
         consumer.opening, consumer.opened = None, True
         consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
         consumer.given.clear()
@@ -361,7 +380,7 @@ class Oracle:
             subscription.active_since[consumer] = self.clock.now_s
         elif code == "standby":
             subscription.active_since.pop(consumer, None)
-            subscription.release(consumer)
+            subscription.release(consumer, self.clock.now_s)
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
 
@@ -409,8 +428,9 @@ class Oracle:
         sent = self.sent.get(identity)
         if sent is None:
             self.violated(f"{identity!r} at {offset} of {topic.name}: nobody sent it, says {who}")
-        elif sent.key:
+        elif sent.key and offset not in topic.key_of:
             topic.key_of[offset] = sent.key
+            insort(topic.by_key.setdefault(sent.key, []), offset)
         topic.end = max(topic.end, offset + 1)
 
     # ---- deliveries ---------------------------------------------------------------------------------------------
@@ -444,8 +464,12 @@ class Oracle:
             sent = self.sent.get(identity)
             if sent is not None and sent.key != key:
                 self.violated(f"{identity!r} comes with key {key!r}, it was sent with {sent.key!r}")
-            if times is not None and subscription.kind in ("shared", "key-shared"):
-                self._check_time(subscription, offset, times[at])
+            if times is not None and sent is not None and times[at] != sent.deliver_at_ms:
+                self.violated(
+                    f"{identity!r} comes with time {times[at]}, it was sent with {sent.deliver_at_ms}"
+                )
+            if sent is not None and sent.deliver_at_ms and subscription.kind in ("shared", "key-shared"):
+                self._check_time(subscription, offset, sent.deliver_at_ms)
             self._deliver_one(consumer, offset, key, header.get(Key.ATTEMPT, 1))
         if subscription.kind == "shared":
             self._check_fairness(consumer)
@@ -476,7 +500,6 @@ class Oracle:
         if hold is not None and self._definite(subscription, hold) and not self._handed_over(consumer, hold):
             self.violated(f"{who}, which {hold.consumer} has since {hold.at_s:.6f}")
         elif hold is not None:
-            subscription.failures[offset] += 1
             subscription.delayed.add(offset)
         if offset in subscription.settled and now - consumer.full_at_s > WAITS_S:
             how = "confirmed as" if offset in subscription.confirmed else "known to be"
@@ -484,11 +507,18 @@ class Oracle:
         due = subscription.not_before.pop(offset, None)
         if due is not None and now < due - 1e-6:
             self.violated(f"{who} {due - now:.3f} s too early: it was given back with a delay")
-        subscription.sends[offset] += 1
+        if (
+            subscription.paused_s is not None
+            and now - max(subscription.paused_s, consumer.full_at_s) > WAITS_S
+        ):
+            self.violated(f"{who}, and it is paused since {subscription.paused_s:.6f}")
         if subscription.in_order:
             self._check_gap(consumer, offset, who)
         elif subscription.kind == "key-shared" and key:
             self._check_key(consumer, offset, key, who)
+        subscription.sends[offset] += 1
+        subscription.ever[offset] += 1
+        subscription.unsure.discard(offset)
         subscription.holds[offset] = Hold(consumer, now, attempt)
         consumer.given.add(offset)
 
@@ -512,14 +542,32 @@ class Oracle:
         consumer.reached = reached
 
     def _check_key(self, consumer: ConsumerModel, offset: int, key: bytes, who: str) -> None:
-        subscription = consumer.subscription
-        key_of = subscription.topic.key_of
-        for other, hold in subscription.holds.items():
-            if hold.consumer is consumer or other == offset or key_of.get(other) != key:
+        """One consumer has a key at a time; and nothing of it goes out before what is older and nobody has."""
+        subscription, topic, now = consumer.subscription, consumer.subscription.topic, self.clock.now_s
+        for other in topic.by_key[key]:
+            if other == offset or other in subscription.acknowledged or other in subscription.done_otherwise:
                 continue
-            if self._definite(subscription, hold):
-                self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
-                return
+            hold = subscription.holds.get(other)
+            if hold is not None:
+                if hold.consumer is not consumer and self._definite(subscription, hold):
+                    self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
+                continue
+            if other > offset or other in subscription.unsure:
+                continue
+            if self._may_wait(topic, other) or subscription.back_at.get(other, 0.0) >= now - 1e-6:
+                continue
+            if subscription.maybe_poison(other) or now - consumer.full_at_s < WAITS_S:
+                continue
+            self.violated(f"{who} of key {key!r} before {other}, which nobody has")
+        highest = subscription.highest.get(key, -1)
+        if offset < highest and not subscription.ever[offset] and not self._may_wait(topic, offset):
+            self.violated(f"{who} of key {key!r} for the first time behind {highest}")
+        subscription.highest[key] = max(highest, offset)
+
+    def _may_wait(self, topic: TopicModel, offset: int) -> bool:
+        """Whether a message had a time of delivery: those behind it do not wait."""
+        sent = self.sent.get(topic.at[offset])
+        return sent is None or sent.deliver_at_ms > 0
 
     def _check_fairness(self, consumer: ConsumerModel) -> None:
         now = self.clock.now_s

@@ -100,16 +100,21 @@ def draw_topic(random: Random, number: int, plan: Plan) -> TopicPlan:
     topic = TopicPlan(f"topic{number}", "reliable" if reliable else "non-reliable", durability)
     if reliable:
         topic.settings["durability"] = durability
-    keys = random.choice((0, 0, 3, 10))
-    for _ in range(random.choice((1, 1, 2, 3))):
-        topic.producers.append((draw_producer(random, keys), random.choice((5, 15, 40, 100))))
     kinds = ["exclusive", "shared", "failover"]
+    if reliable:
+        kinds += ["key-shared", "key-shared"]
+    keys = random.choice((0, 1, 3, 10))
+    delays = random.choice(((), (), (100, 1000), (500, 3000, 12_000)))
+    for _ in range(random.choice((1, 1, 2, 3))):
+        topic.producers.append((draw_producer(random, keys, delays), random.choice((5, 15, 40, 100))))
     for at in range(random.choice((1, 1, 2))):
-        topic.subscriptions.append(draw_subscription(random, f"s{at}", random.choice(kinds)))
+        topic.subscriptions.append(
+            draw_subscription(random, f"s{at}", random.choice(kinds), reliable=reliable)
+        )
     return topic
 
 
-def draw_producer(random: Random, keys: int) -> ProducerWays:
+def draw_producer(random: Random, keys: int, delays: tuple[int, ...]) -> ProducerWays:
     """Draw how a producer sends."""
     return ProducerWays(
         every_s=random.choice((0.01, 0.05, 0.2)),
@@ -119,14 +124,18 @@ def draw_producer(random: Random, keys: int) -> ProducerWays:
         batches=random.random() < 0.4,
         linger_ms=random.choice((0.0, 1.0, 5.0)),
         sizes=random.choice(((0, 3), (3, 200), (10, 3000))),
+        delays_ms=delays,
     )
 
 
-def draw_subscription(random: Random, name: str, kind: str) -> SubscriptionPlan:
+def draw_subscription(random: Random, name: str, kind: str, *, reliable: bool) -> SubscriptionPlan:
     """Draw a subscription and its consumers."""
     plan = SubscriptionPlan(name, kind)
     if random.random() < 0.5:
         plan.options["ack_timeout_ms"] = random.choice((300, 1000, 3000))
+    if reliable and random.random() < 0.2:
+        plan.options["backoff_ms_min"] = random.choice((50, 500))
+        plan.options["backoff_ms_max"] = 2000
     for _ in range(random.choice((1, 2)) if kind == "exclusive" else random.choice((1, 2, 3, 4))):
         plan.consumers.append(draw_consumer(random, kind))
     return plan
@@ -142,6 +151,8 @@ def draw_consumer(random: Random, kind: str) -> ConsumerWays:
         ack=random.choice(("each", "batch", "scattered", "until")),
         confirm=random.choice((0.0, 0.2, 1.0)),
         priority=random.randrange(3) if kind == "failover" else 0,
+        force=kind == "exclusive" and random.random() < 0.3,
+        extend=random.choice((0.0, 0.5)),
         close=random.choice((0.0, 0.0, 0.05)),
     )
     if random.random() < 0.4:

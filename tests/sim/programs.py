@@ -153,7 +153,7 @@ class Producing(Program):
             self.world.counts[f"producer {error.code}"] += 1
             self.again()
 
-    def _message(self) -> tuple[bytes, bytes, dict[str, str] | None]:
+    def _message(self) -> tuple[bytes, bytes, dict[str, str] | None, int]:
         random, ways = self.random, self.ways
         identity = b"%s/%s/%d" % (self.topic.name.encode(), self.name.encode(), self.number)
         self.number += 1
@@ -162,13 +162,14 @@ class Producing(Program):
             key = b""
         attributes = {"n": str(self.number)} if ways.attributes and random.random() < 0.5 else None
         now_ms = self.world.clock.time_ms()
-        self.world.oracle.sent[identity] = Sent(self.topic.name, identity, key, b"", 0, now_ms)
-        return identity + b" " + bytes(random.choice(ways.sizes)), key, attributes
+        due = now_ms + random.choice(ways.delays_ms) if ways.delays_ms and random.random() < 0.4 else 0
+        self.world.oracle.sent[identity] = Sent(self.topic.name, identity, key, due, now_ms)
+        return identity + b" " + bytes(random.choice(ways.sizes)), key, attributes, due
 
     def _send_one(self, producer: Producer) -> None:
         number = self.number
-        payload, key, attributes = self._message()
-        receipt = producer.try_send(payload, key or None, attributes)
+        payload, key, attributes, due = self._message()
+        receipt = producer.try_send(payload, key or None, attributes, due)
         if receipt is None:  # the window is full: it was not taken
             self.number = number
             return
@@ -177,10 +178,9 @@ class Producing(Program):
     def _send_batch(self, producer: Producer) -> None:
         number, count = self.number, min(self.left, self.random.randint(2, 12))
         messages = [self._message() for _ in range(count)]
-        columns: dict[str, Any] = {}
-        if any(key for _, key, _ in messages):
-            columns["keys"] = [key or None for _, key, _ in messages]
-        packed = producer.pack([payload for payload, _, _ in messages], columns.get("keys"), None)
+        keys = [key or None for _, key, _, _ in messages] if any(key for _, key, _, _ in messages) else None
+        times = [due or None for _, _, _, due in messages] if any(due for _, _, _, due in messages) else None
+        packed = producer.pack([payload for payload, _, _, _ in messages], keys, None, times)
         receipt = producer.try_batch(packed)
         if receipt is None:
             self.number = number
@@ -228,6 +228,8 @@ class ConsumerWays:
     forget: float = 0.0  # probability that it neither acknowledges nor gives back
     confirm: float = 0.1  # probability that it waits until its acknowledgments are written
     priority: int = 0
+    force: bool = False  # takes an Exclusive subscription over, now and then
+    extend: float = 0.0  # probability that it says it still works on what it keeps
     close: float = 0.0  # probability, after each work, that it closes and opens again
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -255,7 +257,7 @@ class Consuming(Program):
             type=subscription.kind,  # type: ignore[arg-type]
             start="earliest",
             priority=ways.priority,
-            force=False,
+            force=ways.force and self.random.random() < 0.5 and not self.world.quiet,
             credit_messages=ways.credit,
             credit_bytes=ways.credit_bytes,
             settings={},
@@ -301,7 +303,7 @@ class Consuming(Program):
                 self.on_progress()
         except IsterError as error:
             self.world.counts[f"consumer {error.code}"] += 1
-            self.again(2.0 if error.code == "subscription-busy" else BACK_S)
+            self.again(2.0 if error.code in ("subscription-busy", "taken-over") else BACK_S)
 
     def _settle(self, consumer: Consumer) -> None:
         random, ways, hands = self.random, self.ways, self.hands
@@ -340,4 +342,6 @@ class Consuming(Program):
                 consumer.ack(message)
         hands.extend(keep)
         if keep:
+            if random.random() < ways.extend:
+                consumer.extend(*keep)
             self.later(0.05, self.on_progress)
