@@ -135,6 +135,8 @@ class SubscriptionModel:
         holds = self.holds
         mine = [offset for offset, hold in holds.items() if hold.consumer is consumer]
         for offset in mine:
+            if now_s - holds[offset].at_s >= self.ack_timeout_s - 1e-6:
+                self.delayed.add(offset)  # its time was over: it waits for the back-off, perhaps
             del holds[offset]
             self.back_at[offset] = now_s
         return mine

@@ -11,6 +11,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from actors.consumer import Consumer
+from actors.lanes import Lane, Lanes
 from storage import upload
 from storage.cursor import Cursor
 from storage.opening import _Opening
@@ -61,6 +62,20 @@ def forgotten_redelivery() -> Iterator[None]:
 
 
 @contextmanager
+def key_too_early() -> Iterator[None]:
+    """A key is handed to its next consumer while the one before still has messages of it."""
+
+    def queue(self: Lanes, lane: Lane) -> None:
+        in_flight, lane.in_flight = lane.in_flight, 0
+        original(self, lane)
+        lane.in_flight = in_flight
+
+    original = Lanes._queue
+    with patch.object(Lanes, "_queue", queue):
+        yield
+
+
+@contextmanager
 def fenced_writer_counted() -> Iterator[None]:
     """A writer that another broker has fenced goes on giving receipts for what it uploads."""
     with patch.object(upload, "check_fence", lambda _store, _topic, _epoch: None):
@@ -82,6 +97,7 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
     "forgotten-redelivery": forgotten_redelivery,
+    "key-too-early": key_too_early,
     "fenced-writer-counted": fenced_writer_counted,
     "dedup-forgotten": dedup_forgotten,
 }

@@ -10,13 +10,16 @@ import pytest
 from tests.sim.campaign import live
 from tests.sim.planted import PLANTED
 
-# Where each is found quickly; how often over many seeds: `python -m tests.sim.campaign --plant NAME --seeds 1000`.
-KNOWN = {
-    "skipped-fsync": range(2, 17),
-    "cursor-past-a-hole": range(4),
-    "forgotten-redelivery": range(2),
-    "dedup-forgotten": range(9, 10),
+# From which seed on to look, so that it is found at once as long as plans are drawn as they are now.
+FIRST = {
+    "skipped-fsync": 78,
+    "cursor-past-a-hole": 0,
+    "forgotten-redelivery": 6,
+    "key-too-early": 38,
+    "fenced-writer-counted": 59,
+    "dedup-forgotten": 105,
 }
+SEEDS = 150  # how far to look
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +29,12 @@ def _what_fails_on_purpose_is_not_told() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted(FIRST))
 def test_a_planted_bug_is_found(name: str) -> None:
     """A broker broken on purpose breaks a promise, and the oracle says so."""
-    assert any(live(seed, name).violations for seed in KNOWN[name])
+    assert any(live(seed, name).violations for seed in range(FIRST[name], FIRST[name] + SEEDS))
 
 
 def test_every_planted_bug_is_looked_for() -> None:
     """No bug is planted that no test finds."""
-    assert KNOWN.keys() == PLANTED.keys()
+    assert FIRST.keys() == PLANTED.keys()
