@@ -45,9 +45,9 @@ from actors.messages import (
     Yield,
     Yielded,
 )
-from actors.options import READER
 from actors.pieces import Piece
 from actors.runtime import LoopActor, Ref, System, Timer, receives
+from actors.selection import READER
 from ister.errors import IsterError, RemoteError
 from ister.wire import Header, Key, Type
 from transport.gateway import Gateway, Sent

@@ -37,7 +37,6 @@ from actors.messages import (
     WhoSubscribes,
 )
 from actors.options import (
-    READER,
     SUBSCRIPTION_OPTIONS,
     TOPIC_OPTIONS,
     UNBLOCK_ACTIONS,
@@ -50,7 +49,7 @@ from actors.placement import TIER, actor_path, subscription_key, topic_key, work
 from actors.process import NodeDown, NodeUp
 from actors.registry import EPHEMERAL, Owner, Registry
 from actors.runtime import Address, LoopActor, System, receives
-from actors.selection import SUBSCRIPTION_TYPES
+from actors.selection import READER, SUBSCRIPTION_TYPES
 from actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern

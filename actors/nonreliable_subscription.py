@@ -35,9 +35,9 @@ from actors.messages import (
     Unblock,
     UpdateSubscription,
 )
-from actors.options import READER
 from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from actors.runtime import Ref, System, Timer, receives
+from actors.selection import READER
 from actors.subscription import Subscription
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta

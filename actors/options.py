@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from actors.selection import READER
 from ister.errors import IsterError, UsageError
 from ister.names import NAME_CHARACTERS_MAX, check_topic_name
 from storage.catalogue import SubscriptionMeta
@@ -18,7 +19,6 @@ OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
 BACKOFF_MS_MIN: Final = 0  # where a subscription has no `backoff_ms_min`: what came back is due at once
 BACKOFF_MS_MAX: Final = 60_000  # where it has no `backoff_ms_max`
 POISON_DEFAULT: Final = "dead-letter"
-READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
 UNBLOCK_ACTIONS: Final = ("retry", "drop", "dead-letter")
 _DAY_MS: Final = 86_400_000
 

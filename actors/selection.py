@@ -14,11 +14,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from actors.options import READER
 from ister.errors import RemoteError
 
 SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover", "key-shared")
+READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
 HOARD_SPARE: Final = 64  # messages; what a consumer may always hold, whatever little the others hold
 
 

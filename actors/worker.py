@@ -24,7 +24,6 @@ from actors.frontend import Frontend
 from actors.key_shared_subscription import KeySharedSubscription
 from actors.nonreliable_subscription import NonReliableSubscription
 from actors.nonreliable_topic import NonReliableTopic
-from actors.options import READER
 from actors.placement import TIER, actor_path
 from actors.process import BROKER, EXIT_FAILED, ProcessContext
 from actors.reader_subscription import MemoryJournal, ReaderSubscription
@@ -32,6 +31,7 @@ from actors.relay import Relay
 from actors.reliable_subscription import ReliableSubscription
 from actors.reliable_topic import ReliableTopic
 from actors.runtime import Ref
+from actors.selection import READER
 from actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.names import topic_folder
