@@ -16,7 +16,6 @@ from typing import Final, Literal
 
 from ister.errors import RemoteError
 
-READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
 SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover", "key-shared")
 READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
