@@ -62,7 +62,8 @@ class Administration(ABC):
         """Change what a reliable topic keeps, and return what the broker knows of it.
 
         `retention_ms`: no longer than that; `retention_bytes`: no more than that, in whole segments;
-        `retention_acknowledged`: 1: only what some subscription has not acknowledged. 0 lifts a limit. What is not in
+        `retention_acknowledged`: 1: only what some subscription has not acknowledged; `message_ttl_ms`: what is older
+        is not delivered any more. 0 lifts a limit. What is not in
         the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
         """
         answer: dict[str, Any] = self._ask(Request("topic.update", {"topic": topic, **retention}), timeout)

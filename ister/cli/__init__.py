@@ -17,9 +17,14 @@ from ister.cli.outcome import EXIT_CODES_HELP
 _COMMANDS: Final = {
     "serve": ("ister.cli.serve:serve", "Run a broker on this machine."),
     "topic": ("ister.cli.topic:topic", "Create, update, list, show, verify, repair and delete topics."),
-    "subscription": ("ister.cli.subscription:subscription", "Create, list, show and delete subscriptions."),
+    "subscription": (
+        "ister.cli.subscription:subscription",
+        "Create, update, move, pause, ... subscriptions.",
+    ),
     "produce": ("ister.cli.produce:produce", "Send lines to a topic."),
-    "consume": ("ister.cli.consume:consume", "Print the messages of a subscription."),
+    "consume": ("ister.cli.consume:consume", "Print the messages of a subscription, or of a topic."),
+    "peek": ("ister.cli.peek:peek", "Look at messages, and consume none."),
+    "explain": ("ister.cli.explain:explain", "Say why messages of a subscription flow, or why not."),
     "dlq": ("ister.cli.dlq:dlq", "List, show, redrive and purge dead letters."),
     "store": ("ister.cli.store:store", "Read topics straight from a store, without a broker."),
     "status": ("ister.cli.status:status", "Show a broker's processes and what they have done."),

@@ -1,8 +1,8 @@
-"""`ister consume`: print the messages of a subscription.
+"""`ister consume`: print the messages of a subscription, or of a topic without one.
 
 Invariants
 - a message is acknowledged only once it has been written to stdout
-- without --follow it ends when the subscription is drained, never before
+- without --follow it ends when what there is has been handed out, never before
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ import base64
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ister.cli.command import Command
 from ister.cli.options import (
+    POSITION_SHOWN,
     client_options,
     connected,
     json_option,
-    start_option,
     subscription_option,
     topic_argument,
-    type_option,
 )
 from ister.cli.show import progress
+from ister.cli.times import Position
+from ister.consumer import Consumer
+from ister.errors import IsterError, UsageError
+from ister.message import Batch, Event, Message
+from ister.reader import Reader
 
 if TYPE_CHECKING:
-    from ister.client import Client
-    from ister.message import Batch, Message
+    from ister.administration import SubscriptionType
+    from ister.client import Client, Start
 
 IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
 IDLE_NON_RELIABLE_S: Final = 1.0  # nobody can be asked what is left of a topic that keeps nothing
@@ -39,11 +44,14 @@ _HELP_END = """\b
 Examples:
   ister consume orders --subscription billing --start earliest
   ister consume orders --subscription billing --count 10 --json | jq -r .payload
+  ister consume orders                                  everything the topic holds, acknowledging nothing
+  ister consume orders --start -15m --follow            since a quarter of an hour ago, and what comes
   ister consume ticks --subscription screen --follow
 
 \b
-Without --follow it ends when the subscription is drained: nothing came for a short while, and everything
-the topic holds has been handed out. Messages are acknowledged once they are written to stdout.
+Without --follow it ends when everything has been handed out and nothing came for a short while.
+What is to be delivered later is not waited for.
+With a subscription, messages are acknowledged once they are written to stdout; without one, nothing is.
 
 Exit codes: 0 done; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 130 Ctrl-C; 141 stdout was closed."""
 
@@ -51,69 +59,114 @@ Exit codes: 0 done; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 
 @click.command(cls=Command, epilog=_HELP_END)
 @topic_argument
 @subscription_option
-@type_option
-@start_option
+@click.option(
+    "--type",
+    "type_",
+    type=click.Choice(["exclusive", "shared", "failover", "key-shared"]),
+    help="How the subscription's consumers share its messages; shared unless given.",
+)
+@click.option(
+    "--start",
+    type=Position(),
+    metavar=POSITION_SHOWN,
+    help="Where a subscription that is created here begins (latest), or where reading without one does (earliest; "
+    "latest with --follow); a time is like 2026-03-01T08:00:00Z, or -15m.",
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 @click.option("--follow", "-f", is_flag=True, help="Go on waiting for messages, until Ctrl-C.")
 @click.option("--priority", type=click.IntRange(min=0), default=0, help="Failover: lower is preferred.")
+@click.option("--force", is_flag=True, help="Exclusive: take it from whoever has it.")
 @client_options
 @json_option
 def consume(
     topic: str,
-    subscription: str,
-    type_: str,
-    start: str | int,
+    subscription: str | None,
+    type_: SubscriptionType | None,
+    start: Start | None,
     count: int | None,
     follow: bool,
     priority: int,
+    force: bool,
     endpoint: str,
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Print the payloads of a subscription's messages, a line each, and acknowledge them.
+    """Print the payloads of messages, a line each: of a subscription, acknowledging them, or of a topic as it is.
 
     With --json, one object a line: topic, offset, key, attributes, timestamp, attempt, payload (payload_base64 and
     key_base64 where they are no UTF-8 text).
     """
-    out = sys.stdout.fileno()
-    done = 0
-    with (
-        connected(endpoint, timeout) as client,
-        client.consumer(
+    if subscription is None and (type_ or priority or force):
+        raise UsageError(
+            "--type, --priority and --force are about a subscription: name one with --subscription"
+        )
+    if force and type_ not in (None, "exclusive"):
+        raise UsageError("--force takes an exclusive subscription over; others have room for one more")
+    credit = CREDIT_MESSAGES if count is None else min(count, CREDIT_MESSAGES)
+    with connected(endpoint, timeout) as client:
+        receiver: Consumer | Reader
+        if subscription is None:
+            begin: Start = ("latest" if follow else "earliest") if start is None else start
+            with client.reader(topic, start=begin, credit_messages=credit, on_event=_tell) as receiver:
+                _print(client, receiver, count, follow, as_json)
+            return
+        with client.consumer(
             topic,
             subscription=subscription,
-            type=cast("Literal['exclusive', 'shared', 'failover']", type_),
-            start=cast("Literal['earliest', 'latest'] | int", start),
+            type=type_ or ("exclusive" if force else "shared"),
+            start="latest" if start is None else start,
             priority=priority,
-            credit_messages=CREDIT_MESSAGES if count is None else min(count, CREDIT_MESSAGES),
-        ) as consumer,
-    ):
-        with progress(f"from {topic}", count, wanted=not sys.stdout.isatty()) as show:
-            while count is None or done < count:
-                room = None if count is None else count - done
-                batch = consumer.receive_batch(room, None if follow else IDLE_S)
+            force=force,
+            credit_messages=credit,
+            on_event=_tell,
+        ) as receiver:
+            _print(client, receiver, count, follow, as_json)
+            receiver.flush(timeout)
+
+
+def _print(
+    client: Client, receiver: Consumer | Reader, count: int | None, follow: bool, as_json: bool
+) -> None:
+    """Print what comes, and acknowledge what is printed, until there is nothing more or enough."""
+    out = sys.stdout.fileno()
+    done, behind = 0, None
+    with progress(f"from {receiver.topic}", count, wanted=not sys.stdout.isatty()) as show:
+        while count is None or done < count:
+            room = None if count is None else count - done
+            batch = receiver.receive_batch(room, None if follow else IDLE_S)
+            if batch is None:
+                wait = _wait_if_drained(client, receiver, behind)
+                if wait is None:
+                    continue
+                batch = receiver.receive_batch(room, wait)  # what was on its way while the broker answered
                 if batch is None:
-                    wait = _wait_if_drained(client, topic, subscription)
-                    if wait is None:
-                        continue
-                    batch = consumer.receive_batch(
-                        room, wait
-                    )  # what was on its way while the broker answered
-                    if batch is None:
-                        break
-                _write(out, batch, as_json)
-                consumer.ack(batch)
-                done += len(batch)
-                show(done)
-        consumer.flush(timeout)
+                    break
+            write(out, batch, as_json)
+            if isinstance(receiver, Consumer):
+                receiver.ack(batch)
+            done += len(batch)
+            behind = batch[-1].offset + 1
+            show(done)
 
 
-def _write(out: int, batch: Batch, as_json: bool) -> None:
-    """Write a batch to a file descriptor, whole; Python's own stdout, where it is unbuffered, may write half of it."""
+def _tell(event: Event) -> None:
+    """Tell a person what the broker told besides messages."""
+    if event.code not in ("active", "standby", "dropped"):
+        about = "" if event.offset is None else f" at offset {event.offset}"
+        messages = f", {event.count:,} messages" if event.count else ""
+        print(
+            f"ister: {event.code}{about}{messages}{': ' if event.text else ''}{event.text}", file=sys.stderr
+        )
+
+
+def write(out: int, messages: Sequence[Message], as_json: bool) -> None:
+    """Write messages to a file descriptor, whole; Python's own stdout, where it is unbuffered, may write half of it."""
     if as_json:
-        lines = [json.dumps(describe(message), ensure_ascii=False).encode() for message in batch]
+        lines = [json.dumps(describe(message), ensure_ascii=False).encode() for message in messages]
+    elif isinstance(messages, Batch):
+        lines = messages.payloads
     else:
-        lines = batch.payloads
+        lines = [message.payload for message in messages]
     left = memoryview(b"\n".join(lines) + b"\n")
     while left:
         left = left[os.write(out, left) :]
@@ -138,10 +191,27 @@ def text_or_base64(name: str, data: bytes) -> dict[str, str]:
         return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
-def _wait_if_drained(client: Client, topic: str, subscription: str) -> float | None:
-    """Return None while something is left to hand out, else how long to wait for what may be on its way, in seconds."""
-    state = client.subscription(topic, subscription)
-    if "position" not in state:
+def _wait_if_drained(client: Client, receiver: Consumer | Reader, behind: int | None) -> float | None:
+    """Return None while something is left to hand out, else how long to wait for what may be on its way, in seconds.
+
+    `behind` is the offset behind the last message that a reader handed out.
+    """
+    topic = client.topic(receiver.topic)
+    if topic["strategy"] != "reliable":
         return IDLE_NON_RELIABLE_S
-    drained = not state.get("waiting_redelivery") and state["position"] >= client.topic(topic)["durable_end"]
+    if isinstance(receiver, Reader):
+        reached = receiver.position if behind is None else behind
+        return IDLE_S if reached >= topic["durable_end"] else None
+    state = client.subscription(receiver.topic, receiver.subscription)
+    for what in ("paused", "blocked"):
+        if state.get(what):
+            text = f"subscription {receiver.subscription!r} of {receiver.topic!r} is {what}: "
+            raise IsterError(
+                text + f"`ister explain {receiver.topic} {receiver.subscription}` says more",
+                code=what,
+                action="retry",
+            )
+    if state.get("delayed"):
+        print(f"ister: {state['delayed']:,} messages wait for their time of delivery", file=sys.stderr)
+    drained = not state.get("waiting_redelivery") and state["position"] >= topic["durable_end"]
     return IDLE_S if drained else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ister.cli.times import Position
 from ister.errors import UsageError
 from ister.names import check_subscription_name, check_topic_name
 
@@ -40,46 +41,40 @@ def topic_option(*names: str, help: str) -> Callable[[Decorated], Decorated]:
     return click.option(*names, metavar="TOPIC", callback=checked, help=help)
 
 
-def _subscription_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def _subscription_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     """Check a subscription's name before anything is sent."""
     try:
-        return check_subscription_name(value)
+        return None if value is None else check_subscription_name(value)
     except UsageError as error:
         raise click.BadParameter(error.text) from error
 
 
-def _start(_ctx: click.Context, _param: click.Parameter, value: str) -> str | int:
-    """Read where a new subscription begins: `earliest`, `latest`, or an offset."""
-    if value in ("earliest", "latest"):
-        return value
-    if value.isascii() and value.isdecimal():
-        return int(value)
-    raise click.BadParameter(f"{value!r} is neither 'earliest' nor 'latest' nor an offset (0, 1, ...)")
-
-
 topic_argument: Final = click.argument("topic", callback=_topic_name)
 subscription_argument: Final = click.argument("subscription", callback=_subscription_name)
+optional_subscription_argument: Final = click.argument(
+    "subscription", callback=_subscription_name, required=False
+)
 subscription_option: Final = click.option(
     "--subscription",
     "-s",
     callback=_subscription_name,
-    required=True,
     metavar="NAME",
-    help="Whose cursor to move; it is created if there is none of that name.",
+    help="Whose cursor to move; it is created if there is none of that name. Without one, nothing is acknowledged.",
 )
+POSITION_SHOWN: Final = "earliest|latest|OFFSET|TIME"
 start_option: Final = click.option(
     "--start",
-    callback=_start,
+    type=Position(),
     default="latest",
     show_default=True,
-    metavar="earliest|latest|OFFSET",
-    help="Where a subscription that is created here begins to read.",
+    metavar=POSITION_SHOWN,
+    help="Where it begins to read; a time is like 2026-03-01T08:00:00Z, or -15m.",
 )
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
 type_option: Final = click.option(
     "--type",
     "type_",
-    type=click.Choice(["exclusive", "shared", "failover"]),
+    type=click.Choice(["exclusive", "shared", "failover", "key-shared"]),
     default="shared",
     show_default=True,
     help="How the subscription's consumers share its messages.",

@@ -20,9 +20,12 @@ import click
 from ister.cli.command import Command
 from ister.cli.options import client_options, connected, json_option, topic_argument
 from ister.cli.show import print_json, progress
+from ister.cli.times import Duration, Moment
 from ister.errors import RemoteError, UsageError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ister.client import Client
     from ister.message import BatchReceipt
     from ister.producer import Producer
@@ -36,6 +39,7 @@ Examples:
   echo "10 kg of flour" | ister produce orders --create
   ister produce logs --file /var/log/syslog --attribute host=web1
   tail -f access.log | ister produce access --key web1
+  echo "water the plants" | ister produce reminders --delay 8h
 
 Exit codes: 0 every line has its receipt; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 130 Ctrl-C."""
 
@@ -53,6 +57,10 @@ Exit codes: 0 every line has its receipt; 1 refused; 2 wrong usage; 69 no broker
 @click.option(
     "--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="An attribute of every message."
 )
+@click.option("--delay", type=Duration(), metavar="DURATION", help="Deliver them so much later: 90, 15m, 2h.")
+@click.option(
+    "--deliver-at", type=Moment(), metavar="TIME", help="Deliver them then: 2026-03-01T08:00:00Z, or +15m."
+)
 @click.option("--create", is_flag=True, help="Create the topic, reliable, if there is none.")
 @client_options
 @json_option
@@ -61,6 +69,8 @@ def produce(
     path: str | None,
     key: str | None,
     attributes: tuple[str, ...],
+    delay: float | None,
+    deliver_at: datetime | None,
     create: bool,
     endpoint: str,
     timeout: float,
@@ -68,12 +78,16 @@ def produce(
 ) -> None:
     """Send lines to a topic, a message a line (without its newline, any bytes)."""
     carried = dict(map(_attribute, attributes))
+    if delay is not None and deliver_at is not None:
+        raise UsageError("--delay or --deliver-at, not both")
     began = time.monotonic()
     with _opened(path) as source, connected(endpoint, timeout) as client:
         if create:
             _create_if_missing(client, topic)
         with client.producer(topic) as producer:
-            sending = _Sending(producer, None if key is None else key.encode(), carried or None)
+            sending = _Sending(
+                producer, None if key is None else key.encode(), carried or None, delay, deliver_at
+            )
             total = os.stat(path).st_size if path is not None else None
             quiet = path is None and sys.stdin.isatty()
             if quiet:
@@ -129,8 +143,17 @@ def _create_if_missing(client: Client, topic: str) -> None:
 class _Sending:
     """What has been sent so far, and where the broker put it."""
 
-    def __init__(self, producer: Producer, key: bytes | None, attributes: dict[str, str] | None) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        key: bytes | None,
+        attributes: dict[str, str] | None,
+        delay: float | None,
+        deliver_at: datetime | None,
+    ) -> None:
         self._producer = producer
+        self._delay = delay
+        self._deliver_at = deliver_at
         self._key = key
         self._attributes = attributes
         self._receipts: deque[BatchReceipt] = deque()
@@ -146,6 +169,8 @@ class _Sending:
             lines,
             keys=None if self._key is None else [self._key] * count,
             attributes=None if self._attributes is None else [self._attributes] * count,
+            delay=self._delay,
+            deliver_at=self._deliver_at,
         )
         self._receipts.append(receipt)
         self.messages += count

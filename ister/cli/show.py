@@ -86,6 +86,8 @@ def shown(value: Any) -> str:
         return f"{value:,.1f}" if abs(value) >= 1 else f"{value:.3g}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {shown(each)}" for name, each in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "-"
     return str(value)
 
 

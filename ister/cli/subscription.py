@@ -1,34 +1,118 @@
-"""`ister subscription`: create, list, show and delete subscriptions."""
+"""`ister subscription`: create, update, list, show, move, pause, resume, unblock and delete subscriptions."""
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
 from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.options import (
+    POSITION_SHOWN,
+    Decorated,
     client_options,
     connected,
     json_option,
     start_option,
     subscription_argument,
     topic_argument,
+    topic_option,
     type_option,
 )
 from ister.cli.show import print_fields, print_json, print_table
+from ister.cli.times import Duration, Position, milliseconds
 from ister.cli.topic import confirm
+from ister.errors import UsageError
+
+if TYPE_CHECKING:
+    from ister.administration import SubscriptionType
+    from ister.client import Start
+    from ister.requests import SubscriptionOptions
 
 _HELP_END = """\b
 Examples:
   ister subscription create orders billing --type failover --start earliest
-  ister subscription list orders
+  ister subscription update orders billing --max-deliveries 5 --backoff-min 1s --ack-timeout 2m
+  ister subscription seek orders billing --to -15m
+  ister subscription pause orders billing
   ister subscription show orders billing --json | jq .unacknowledged"""
 
 
 @click.group(cls=Group, context_settings=CONTEXT, epilog=_HELP_END)
 def subscription() -> None:
-    """Create, list, show and delete subscriptions."""
+    """Create, update, list, show, move, pause, resume, unblock and delete subscriptions."""
+
+
+def setting_options(command: Decorated) -> Decorated:
+    """Add the options that say how a subscription treats its messages."""
+    for option in reversed(_SETTINGS):
+        command = option(command)
+    return command
+
+
+_SETTINGS: Final = (
+    click.option(
+        "--ack-timeout",
+        type=Duration(),
+        metavar="DURATION",
+        help="Messages held longer (90, 15m) without an acknowledgment are delivered again.",
+    ),
+    click.option(
+        "--backoff-min",
+        type=Duration(),
+        metavar="DURATION",
+        help="How long a message waits after its first failure; doubles with each.",
+    ),
+    click.option(
+        "--backoff-max",
+        type=Duration(),
+        metavar="DURATION",
+        help="How long it waits at most after a failure.",
+    ),
+    click.option(
+        "--max-deliveries",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="A message that failed so often is poison; 0: no limit.",
+    ),
+    click.option(
+        "--poison",
+        type=click.Choice(["dead-letter", "drop", "block"]),
+        help="What becomes of poison: to the dead-letter topic (default), dropped, or everything waits.",
+    ),
+    topic_option("--dead-letter-topic", help="Where dead letters go, instead of TOPIC.SUBSCRIPTION.dlq."),
+    click.option(
+        "--drop",
+        type=click.Choice(["oldest", "newest"]),
+        help="Non-reliable: what goes when its buffer is full.",
+    ),
+    click.option(
+        "--buffer-messages",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Non-reliable: messages kept for consumers that are slow.",
+    ),
+    click.option(
+        "--buffer-bytes",
+        type=click.IntRange(min=1),
+        metavar="BYTES",
+        help="Non-reliable: bytes kept for consumers that are slow.",
+    ),
+)
+
+
+def _settings(given: dict[str, Any]) -> SubscriptionOptions:
+    return {
+        "ack_timeout": given["ack_timeout"],
+        "backoff_ms_min": milliseconds(given["backoff_min"]),
+        "backoff_ms_max": milliseconds(given["backoff_max"]),
+        "max_deliveries": given["max_deliveries"],
+        "poison": given["poison"],
+        "dead_letter_topic": given["dead_letter_topic"],
+        "drop": given["drop"],
+        "buffer_messages_max": given["buffer_messages"],
+        "buffer_bytes_max": given["buffer_bytes"],
+    }
 
 
 @subscription.command(cls=Command)
@@ -36,51 +120,141 @@ def subscription() -> None:
 @subscription_argument
 @type_option
 @start_option
-@click.option(
-    "--drop",
-    type=click.Choice(["oldest", "newest"]),
-    help="Non-reliable: what goes when its buffer is full.",
-)
-@click.option(
-    "--ack-timeout",
-    type=click.FloatRange(min=0.01),
-    metavar="SECONDS",
-    help="Messages held longer without an acknowledgment are delivered again.",
-)
-@click.option(
-    "--buffer-messages",
-    type=click.IntRange(min=1),
-    help="Non-reliable: messages kept for consumers that are slow.",
-)
+@setting_options
+@click.option("--paused", is_flag=True, help="Deliver nothing until `ister subscription resume`.")
 @client_options
 @json_option
 def create(
     topic: str,
     subscription: str,
-    type_: str,
-    start: str | int,
-    drop: str | None,
-    ack_timeout: float | None,
-    buffer_messages: int | None,
+    type_: SubscriptionType,
+    start: Start,
+    paused: bool,
     endpoint: str,
     timeout: float,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Create a subscription without consuming from it: it gathers messages from now on."""
+    options = _settings(settings)
+    if paused:
+        options["paused"] = 1
     with connected(endpoint, timeout) as client:
-        made = client.create_subscription(
-            topic,
-            subscription,
-            type=cast("Literal['exclusive', 'shared', 'failover']", type_),
-            start=cast("Literal['earliest', 'latest'] | int", start),
-            drop=cast("Literal['oldest', 'newest'] | None", drop),
-            ack_timeout=ack_timeout,
-            buffer_messages_max=buffer_messages,
-        )
+        made = client.create_subscription(topic, subscription, type=type_, start=start, **options)
     if as_json:
         print_json(made)
     else:
         print(f"subscription {subscription} of {topic}: {made['type']}, lives in {made['node']}")
+
+
+@subscription.command(cls=Command)
+@topic_argument
+@subscription_argument
+@setting_options
+@client_options
+@json_option
+def update(
+    topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool, **settings: Any
+) -> None:
+    """Change how a subscription treats its messages, for its present consumers too."""
+    options = _settings(settings)
+    if all(value is None for value in options.values()):
+        raise UsageError("give at least one option to change")
+    with connected(endpoint, timeout) as client:
+        changed = client.update_subscription(topic, subscription, **options)
+    if as_json:
+        print_json(changed)
+    else:
+        print_fields(changed)
+
+
+@subscription.command(cls=Command)
+@topic_argument
+@subscription_argument
+@click.option(
+    "--to",
+    type=Position(),
+    required=True,
+    metavar=POSITION_SHOWN,
+    help="The next message; a time is like 2026-03-01T08:00:00Z, or -15m.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@client_options
+@json_option
+def seek(
+    topic: str, subscription: str, to: Start, yes: bool, endpoint: str, timeout: float, as_json: bool
+) -> None:
+    """Move a subscription: everything before counts as acknowledged, nothing from there on does.
+
+    Its consumers stay attached, and go on there.
+    """
+    confirm(f"move subscription {subscription} of {topic} to {to}?", yes)
+    with connected(endpoint, timeout) as client:
+        position = client.seek(topic, subscription, to)
+    if as_json:
+        print_json({"topic": topic, "subscription": subscription, "position": position})
+    else:
+        print(f"subscription {subscription} of {topic} goes on at offset {position}")
+
+
+def _pause(
+    topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool, *, paused: bool
+) -> None:
+    with connected(endpoint, timeout) as client:
+        (client.pause if paused else client.resume)(topic, subscription)
+    if as_json:
+        print_json({"topic": topic, "subscription": subscription, "paused": paused})
+    else:
+        print(f"subscription {subscription} of {topic} {'is paused' if paused else 'delivers again'}")
+
+
+@subscription.command(cls=Command)
+@topic_argument
+@subscription_argument
+@client_options
+@json_option
+def pause(topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Have a subscription deliver nothing; its consumers stay attached, and nothing is lost."""
+    _pause(topic, subscription, endpoint, timeout, as_json, paused=True)
+
+
+@subscription.command(cls=Command)
+@topic_argument
+@subscription_argument
+@client_options
+@json_option
+def resume(topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Have a paused subscription deliver again."""
+    _pause(topic, subscription, endpoint, timeout, as_json, paused=False)
+
+
+@subscription.command(cls=Command)
+@topic_argument
+@subscription_argument
+@click.argument("action", type=click.Choice(["retry", "drop", "dead-letter"]))
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@client_options
+@json_option
+def unblock(
+    topic: str,
+    subscription: str,
+    action: Literal["retry", "drop", "dead-letter"],
+    yes: bool,
+    endpoint: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Decide what becomes of poison that blocks a subscription: try again, drop it, or bury it."""
+    if action == "drop":
+        confirm(f"drop what blocks subscription {subscription} of {topic}?", yes)
+    with connected(endpoint, timeout) as client:
+        messages = client.unblock(topic, subscription, action)
+    if as_json:
+        print_json({"topic": topic, "subscription": subscription, "action": action, "messages": messages})
+    elif messages:
+        print(f"subscription {subscription} of {topic}: {action} for {messages:,} messages")
+    else:
+        print(f"subscription {subscription} of {topic} was not blocked")
 
 
 @subscription.command("list", cls=Command)

@@ -11,12 +11,13 @@ from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.options import Decorated, client_options, connected, json_option, topic_argument
 from ister.cli.outcome import FAILED
 from ister.cli.show import print_fields, print_json, print_table, progress
+from ister.cli.times import Duration, milliseconds
 
 _HELP_END = """\b
 Examples:
   ister topic create orders
   ister topic create ticks --dispatch non-reliable
-  ister topic update orders --retention-bytes 1073741824
+  ister topic update orders --retention-bytes 1073741824 --message-ttl 7d
   ister topic verify orders
   ister topic list --json | jq -r '.[].topic'"""
 
@@ -27,7 +28,13 @@ def topic() -> None:
 
 
 def retention_options(command: Decorated) -> Decorated:
-    """Add the options that say what a reliable topic keeps at most."""
+    """Add the options that say what a reliable topic keeps at most, and delivers."""
+    command = click.option(
+        "--message-ttl",
+        type=Duration(),
+        metavar="DURATION",
+        help="What is older (90, 15m, 2h, 7d) is not delivered any more; 0: no limit.",
+    )(command)
     command = click.option(
         "--retention-acknowledged/--no-retention-acknowledged",
         default=None,
@@ -47,8 +54,15 @@ def retention_options(command: Decorated) -> Decorated:
     )(command)
 
 
-def _retention(ms: int | None, size: int | None, acknowledged: bool | None) -> dict[str, int]:
-    given = {"retention_ms": ms, "retention_bytes": size, "retention_acknowledged": acknowledged}
+def _retention(
+    ms: int | None, size: int | None, acknowledged: bool | None, ttl_s: float | None
+) -> dict[str, int]:
+    given = {
+        "retention_ms": ms,
+        "retention_bytes": size,
+        "retention_acknowledged": acknowledged,
+        "message_ttl_ms": milliseconds(ttl_s),
+    }
     return {name: int(value) for name, value in given.items() if value is not None}
 
 
@@ -77,6 +91,7 @@ def create(
     retention_ms: int | None,
     retention_bytes: int | None,
     retention_acknowledged: bool | None,
+    message_ttl: float | None,
     exist_ok: bool,
     endpoint: str,
     timeout: float,
@@ -89,7 +104,7 @@ def create(
             dispatch=cast("Literal['reliable', 'non-reliable']", dispatch),
             durability=cast("Literal['fsync', 'os', 'cloud'] | None", durability),
             exist_ok=exist_ok,
-            **_retention(retention_ms, retention_bytes, retention_acknowledged),
+            **_retention(retention_ms, retention_bytes, retention_acknowledged, message_ttl),
         )
     if as_json:
         print_json(made)
@@ -107,13 +122,14 @@ def update(
     retention_ms: int | None,
     retention_bytes: int | None,
     retention_acknowledged: bool | None,
+    message_ttl: float | None,
     endpoint: str,
     timeout: float,
     as_json: bool,
 ) -> None:
     """Change what a reliable topic keeps; what is not in the store yet is kept in any case."""
     with connected(endpoint, timeout) as client:
-        retention = _retention(retention_ms, retention_bytes, retention_acknowledged)
+        retention = _retention(retention_ms, retention_bytes, retention_acknowledged, message_ttl)
         changed = client.update_topic(topic, **retention)
     if as_json:
         print_json(changed)

@@ -1,0 +1,76 @@
+"""`ister explain`: why messages of a subscription flow, or why they do not, in plain words."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from ister.cli.command import Command
+from ister.cli.options import client_options, connected, json_option, subscription_argument, topic_argument
+from ister.cli.show import moment, print_json, shown
+
+# What helps where a reason alone does not say how it is done from here.
+_COMMANDS: Final = {
+    "paused": "ister subscription resume {topic} {subscription}",
+    "poison-block": "ister subscription unblock {topic} {subscription} retry|drop|dead-letter",
+    "damage": "ister topic repair {topic} --skip-damaged",
+    "no-consumer": "ister consume {topic} --subscription {subscription} --follow",
+}
+_SHOWN: Final = {
+    "consumers": "consumers",
+    "ready": "of them with room",
+    "in_flight": "delivered, not acknowledged",
+    "unacknowledged": "not acknowledged in all",
+    "due": "failed, to be delivered again now",
+    "backoff": "failed, waiting",
+    "delayed": "waiting for their time",
+    "keyed": "waiting for their key",
+    "burying": "on their way to the dead-letter topic",
+    "cursor": "acknowledged up to offset",
+    "position": "delivered up to offset",
+    "durable_end": "durable up to offset",
+    "last_delivered_ms": "last delivery",
+}
+
+_HELP_END = """\b
+Examples:
+  ister explain orders billing
+  ister explain orders billing --json | jq -r '.reasons[].code'"""
+
+
+@click.command(cls=Command, epilog=_HELP_END)
+@topic_argument
+@subscription_argument
+@client_options
+@json_option
+def explain(topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Say why messages of a subscription flow, or why they do not: reasons in the order to look at them."""
+    with connected(endpoint, timeout) as client:
+        found = client.explain(topic, subscription)
+    if as_json:
+        print_json(found)
+        return
+    for line in in_words(topic, subscription, found):
+        print(line)
+
+
+def in_words(topic: str, subscription: str, found: dict[str, Any]) -> list[str]:
+    """Return what the broker answered, as lines for people."""
+    flowing = "is flowing" if found["flowing"] else "is not flowing"
+    lines = [f"subscription {subscription} of {topic} {flowing}{':' if found['reasons'] else ''}"]
+    for reason in found["reasons"]:
+        lines.append(f"  - {reason['text']} ({reason['code']})")
+        command = _COMMANDS.get(reason["code"])
+        if command is not None:
+            lines.append(f"    {command.format(topic=topic, subscription=subscription)}")
+    numbers = found["numbers"].get("subscription", {})
+    known = [(words, name, numbers[name]) for name, words in _SHOWN.items() if numbers.get(name) is not None]
+    if known:
+        lines.append("")
+        width = max(len(words) for words, _name, _value in known)
+        lines += [
+            f"  {words:<{width}}  {moment(value) if name.endswith('_ms') else shown(value)}"
+            for words, name, value in known
+        ]
+    return lines
