@@ -12,7 +12,7 @@ Invariants
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from typing import NamedTuple
 
 
@@ -128,7 +128,7 @@ class Redelivery:
     """What waits to be delivered again, now or after a delay."""
 
     def __init__(self) -> None:
-        self._due: list[Held] = []  # by offset, highest first, so that taking the lowest is a pop
+        self._due: list[Held] = []  # heap by offset
         self._delayed: list[tuple[float, Held]] = []  # heap by time
         self._later = 0  # messages in it
         self.messages = 0
@@ -140,20 +140,20 @@ class Redelivery:
             heapq.heappush(self._delayed, (ready_at_s, held))
             self._later += held.end - held.first
         else:
-            insort(self._due, held, key=_descending)
+            heapq.heappush(self._due, held)
 
     def take(self, now_s: float, messages_max: int) -> Held | None:
         """Take the lowest range that is due, at most `messages_max` messages of it; None when nothing is."""
         while self._delayed and self._delayed[0][0] <= now_s:
             ready = heapq.heappop(self._delayed)[1]
             self._later -= ready.end - ready.first
-            insort(self._due, ready, key=_descending)
+            heapq.heappush(self._due, ready)
         if not self._due:
             return None
-        held = self._due.pop()
+        held = heapq.heappop(self._due)
         if held.end - held.first > messages_max:
             cut = held.first + messages_max
-            self._due.append(held._replace(first=cut))
+            heapq.heappush(self._due, held._replace(first=cut))
             held = held._replace(end=cut)
         self.messages -= held.end - held.first
         return held
@@ -174,7 +174,3 @@ class Redelivery:
 
     def __bool__(self) -> bool:
         return bool(self._due or self._delayed)
-
-
-def _descending(held: Held) -> int:
-    return -held.first
