@@ -438,9 +438,9 @@ class Frontend(LoopActor):
         elif isinstance(message, AttachConsumer | Pause):
             message.consumer.tell(Evicted(gone.code, gone.text))
         elif isinstance(message, Deliver):
-            piece = message.piece
-            held = Held(piece.offset, piece.offset + piece.count, piece.attempt - 1)  # nobody got it
-            message.subscription.tell(Returned(0, [held], 0.0, "the consumer is gone"))
+            piece = message.piece  # nobody got it: that was no attempt
+            held = [Held(first, end, piece.attempt - 1, piece.failures) for first, end in piece.parts]
+            message.subscription.tell(Returned(0, held, 0.0, "the consumer is gone"))
         elif isinstance(message, Reopen):
             self._open_anew(message)
         elif isinstance(message, CloseProducer | CloseConsumer):
