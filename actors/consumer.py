@@ -60,6 +60,7 @@ FULL_RETRY_S: Final = 0.005  # a full connection is tried again so often: half a
 # A consumer that holds so many ranges unacknowledged gets nothing until it has fewer: some 4 MB. Messages that were
 # delivered together are one range, however many they are.
 IN_FLIGHT_RANGES_MAX: Final = 20_000
+NOTICES_MAX: Final = 64  # events that wait for a connection, and of each kind the last; 200 bytes each
 
 
 class Consumer(LoopActor):
@@ -163,7 +164,6 @@ class Consumer(LoopActor):
             if (lost := sum(piece.count for piece in backlog)) and self._type != READER:
                 self._subscription.tell(Lost(lost))
             return []
-        self._crowded = False
         unsent = [
             held._replace(attempt=held.attempt - 1, failures=held.failures - failed)
             for piece in backlog
@@ -199,9 +199,6 @@ class Consumer(LoopActor):
     def on_timeout_changed(self, change: TimeoutChanged) -> None:
         """Take another acknowledgment timeout for what is delivered from now on."""
         self._ack_timeout_s = change.ack_timeout_ms / 1000
-        if self._timer is not None:  # it may be set for much later
-            self._timer.cancel()
-            self._timer = self.call_later(self._ack_timeout_s, self._expire)
 
     @receives(Evicted)
     def on_evicted(self, evicted: Evicted) -> None:
@@ -264,14 +261,16 @@ class Consumer(LoopActor):
     def _give_all_back(self, why: str) -> None:
         if held := self._release():
             self._subscription.tell(Returned(self._key, held, 0.0, why))
+            self._settled()
 
     def _set_credit(self) -> None:
         messages, bytes_ = self._credit(self._open_header)
         self._subscription.tell(SetCredit(self._key, messages, bytes_))
 
     @receives(Yield)
-    def on_yield(self, _yield: Yield) -> None:
-        """Give back everything, so that the consumer that is active now gets it first."""
+    def on_yield(self, command: Yield) -> None:
+        """Give back everything: the consumer that is active now gets it first, or the subscription is moved."""
+        self._sought = self._sought or command.moving  # nobody acknowledges any more what was given back
         if self._acknowledges:
             self._give_all_back("another consumer is active")
         self._subscription.tell(Yielded(self._key))
@@ -295,8 +294,8 @@ class Consumer(LoopActor):
             deadline_s = self.clock.monotonic() + self._ack_timeout_s
             for first, end in piece.parts:
                 self.in_flight.deliver(first, end, piece.attempt, deadline_s, piece.failures)
-            if self._timer is None:
-                self._timer = self.call_later(self._ack_timeout_s, self._expire)
+            if self._timer is None or self._timer.due > deadline_s:
+                self._look_at(deadline_s)
             if len(self.in_flight) > IN_FLIGHT_RANGES_MAX and not self._crowded:
                 self._crowded = True
                 self._subscription.tell(Block(self._key, True))
@@ -313,9 +312,19 @@ class Consumer(LoopActor):
 
     def _send_in_turn(self, what: Piece | Notice) -> None:
         if self._backlog or self._pausing:
+            if isinstance(what, Notice):
+                self._make_room(what)
             self._backlog.append(what)
         else:
             self._send(what)
+
+    def _make_room(self, notice: Notice) -> None:
+        """Where many events wait to be told, let the oldest of this kind go: the last word is what counts."""
+        notices = [waiting for waiting in self._backlog if isinstance(waiting, Notice)]
+        if len(notices) >= NOTICES_MAX and (
+            older := next((each for each in notices if each.code == notice.code), None)
+        ):
+            self._backlog.remove(older)
 
     def _send(self, what: Piece | Notice) -> None:
         session = self._handle.session
@@ -451,6 +460,8 @@ class Consumer(LoopActor):
         deadline_s = self.clock.monotonic() + self._ack_timeout_s
         for first, end in self._ranges(header):
             self.in_flight.extend(first, end, deadline_s)
+        if self._timer is not None and self._timer.due > deadline_s:  # the timeout was longer before
+            self._look_at(deadline_s)
         if Key.REF in header:
             self._done(header[Key.REF])
 
@@ -486,7 +497,13 @@ class Consumer(LoopActor):
             self._settled()
         due = self.in_flight.next_deadline_s()
         if due is not None:
-            self._timer = self.call_later(max(due - now_s, 0.001), self._expire)
+            self._look_at(due)
+
+    def _look_at(self, deadline_s: float) -> None:
+        """Look then, and not later, for what was not acknowledged in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.call_later(max(deadline_s - self.clock.monotonic(), 0.001), self._expire)
 
 
 def _messages(held: Sequence[Held]) -> int:

@@ -183,6 +183,9 @@ class KeySharedSubscription(ReliableSubscription):
             return False
         if self._lanes.full or self._lanes.in_flight >= IN_FLIGHT_MAX:
             return False
+        if self._due:
+            self._take_due()
+            return True
         at = self._lanes.refill_from()
         return self._look_at_new() if at is None else self._look_at_left(at)
 
@@ -213,6 +216,7 @@ class KeySharedSubscription(ReliableSubscription):
         if batch is None:
             return False
         first, end = max(batch.first_offset, source.next), batch.first_offset + batch.count
+        times = None
         if self._is_expired(batch):
             self._expire(first, end)
         elif not (pending := cursor.pending(first, end)):
@@ -234,10 +238,10 @@ class KeySharedSubscription(ReliableSubscription):
                         arrive(sheet.first + index, keys[index], *self._counts(sheet.first + index))
                     else:
                         arrive(sheet.first + index, keys[index])
-            if times is not None:
-                self._look_at_delays()
         self._looked_at += end - first
-        source.take_to(end)
+        source.take_to(end)  # before anything else is read, which may fail
+        if times is not None:
+            self._look_at_delays()
         return True
 
     def _counts(self, offset: int) -> tuple[int, int]:
@@ -247,23 +251,21 @@ class KeySharedSubscription(ReliableSubscription):
 
     def _take_due(self) -> None:
         while self._due and not self._lanes.full:
-            first, end = self._due[0]
-            sheet = self._source.sheet_at(first)
-            stop = end if sheet is None else min(end, sheet.end)
-            if sheet is not None:
-                for begin, behind in self._log.cursor.pending(first, stop):
-                    for offset in range(begin, behind):
-                        self._lanes.arrive_due(
-                            offset, sheet.keys[offset - sheet.first], *self._counts(offset)
-                        )
-            if stop < end:
-                self._due[0] = (stop, end)
-            else:
-                self._due.popleft()
+            if (first := self._first_of(self._due)) is None:
+                continue
+            end = self._due[0][1]
+            if (sheet := self._source.sheet_at(first)) is None:  # skipped, and noted as done
+                continue
+            stop = min(end, sheet.end)
+            for begin, behind in self._log.cursor.pending(first, stop):
+                for offset in range(begin, behind):
+                    self._lanes.arrive_due(offset, sheet.keys[offset - sheet.first], *self._counts(offset))
+            self._due[0] = (stop, end)
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     def _settled(self, first: int, end: int) -> None:
+        super()._settled(first, end)
         self._lanes.settle(first, end)
         self._wake()
 

@@ -185,7 +185,7 @@ class LogSubscription(Subscription):
             return attached.durable_end
         if attached.start_offset is None:
             raise _StartUnknownError
-        self._source.history_start = attached.start_offset
+        self._source.history_start = max(self._source.history_start, attached.start_offset)
         return self._position_of(str(start))
 
     def _position_of(self, place: str) -> int:
@@ -259,6 +259,7 @@ class LogSubscription(Subscription):
         start = trimmed.start_offset
         if self._fetching is not None and self._fetching < start:
             self._fetching = None
+            self.call_soon(self._go_on)  # whatever waits for it looks again
         cursor = self._log.cursor
         low, lost = cursor.low, cursor.unacknowledged(start)
         self._source.trim(start)

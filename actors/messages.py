@@ -760,7 +760,12 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Yield:
-    """Another is active now: give back what you hold (Subscription -> Consumer; answered by `Yielded`)."""
+    """Give back what you hold (Subscription -> Consumer; answered by `Yielded`).
+
+    Another is active now; or all are to do so because the subscription is `moving`.
+    """
+
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

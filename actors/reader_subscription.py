@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.messages import Detach, Left, Lost, ReadFrom, Returned
+from actors.messages import Detach, Left, Lost, Notice, ReadFrom, Returned
 from actors.pieces import Piece
 from actors.reliable_subscription import ReliableSubscription
 from actors.runtime import receives
@@ -33,15 +33,19 @@ class ReaderSubscription(ReliableSubscription):
         """Go on where the client says, for what was on its way to it is lost with its connection."""
         if not self._log.is_open:
             return  # it begins with what it said first, as it has been given nothing
+        start, begins = command.start, self._source.history_start
+        missed = begins - int(start) if start.isdecimal() else 0
         try:
-            offset = self._position_of(command.start)
-        except (
-            IsterError
-        ):  # trimmed meanwhile, or only the store could say: it goes on behind what it was given
+            offset = begins if missed > 0 else self._position_of(start)
+        except IsterError:  # only the store could say: it goes on behind what it was given
             return
         self._log.move(offset, lambda _error: None)
         self._forget_all()
         self._source.begin(offset)
+        if missed > 0:
+            self.trimmed += missed
+            text = f"retention took {missed} messages, between offset {start} and {begins}"
+            self._notify(Notice("trimmed", missed, text, int(start)))
         self._wake()
 
     @receives(Left)

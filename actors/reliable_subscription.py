@@ -115,7 +115,10 @@ class ReliableSubscription(LogSubscription):
 
     def _is_held_up(self) -> bool:
         """Whether nothing may be delivered at the moment, whoever is there."""
-        return bool(self._poison.blocking)
+        blocking = self._poison.blocking
+        while blocking and not self._log.cursor.pending(blocking[0].held.first, blocking[0].held.end):
+            del blocking[0]  # acknowledged late, or trimmed: nobody need decide any more
+        return bool(blocking)
 
     def _dispatch(self) -> None:
         self._looked_at = 0
@@ -200,8 +203,9 @@ class ReliableSubscription(LogSubscription):
                 if self._looked_at >= LOOKED_AT_MAX:
                     self._wake()
                     return None
-                self._set_aside(batch, max(batch.first_offset, source.next))
-                source.take_to(batch_end)
+                first = max(batch.first_offset, source.next)
+                source.take_to(batch_end)  # before anything else is read, which may fail
+                self._set_aside(batch, first)
                 if self._redelivery and (piece := self._piece_again(messages_max)) is not None:
                     return piece
                 continue
@@ -285,7 +289,7 @@ class ReliableSubscription(LogSubscription):
                 if not self._opening:
                     break
             self._look_again(now_ms)
-        if self._opening or self._due:
+        if self._opening:
             self._wake()
         elif (next_ms := delays.next_ms()) is not None:
             if self._delay_timer is not None:
@@ -307,18 +311,32 @@ class ReliableSubscription(LogSubscription):
 
     def _look_again(self, now_ms: int) -> None:
         """Read the first range that will be due soon, up to the end of its batch, and sort it by time."""
-        first, end = self._opening[0]
-        sheet = self._source.sheet_at(first)
-        stop = end if sheet is None else min(end, sheet.end)
-        if sheet is not None and (times := sheet.deliver_at) is not None:
-            for begin, behind in self._log.cursor.pending(first, stop):
-                for offset in range(begin, behind):
-                    self._delays.add(times[offset - sheet.first], offset, offset + 1, now_ms)
+        if (first := self._first_of(self._opening)) is None:
+            return
+        end = self._opening[0][1]
+        if (sheet := self._source.sheet_at(first)) is None:  # skipped, and noted as done
+            return
+        stop = min(end, sheet.end)
+        times = sheet.deliver_at
+        assert times is not None
+        for begin, behind in self._log.cursor.pending(first, stop):
+            for offset in range(begin, behind):
+                self._delays.add(times[offset - sheet.first], offset, offset + 1, now_ms)
         self._looked_at += stop - first
-        if stop < end:
-            self._opening[0] = (stop, end)
-        else:
-            self._opening.popleft()
+        self._opening[0] = (stop, end)
+
+    def _first_of(self, ranges: deque[tuple[int, int]]) -> int | None:
+        """Return the first offset of the first range that is not done; None where that has none, and is taken out.
+
+        What is done may be in the log no more.
+        """
+        cursor = self._log.cursor
+        first, end = ranges[0]
+        first = cursor.ranges.end_of(max(first, cursor.low))
+        if first < end:
+            return first
+        ranges.popleft()
+        return None
 
     # ---- messages that are too old ------------------------------------------------------------------------------
 
@@ -371,6 +389,8 @@ class ReliableSubscription(LogSubscription):
     @receives(Acknowledged)
     def on_acknowledged(self, command: Acknowledged) -> None:
         """Move the cursor; the journal is written within `cursor_flush_ms`, or at once when asked to confirm."""
+        if not self._log.is_open:
+            return  # of the actor before this one, which failed
         for first, end in command.ranges:
             self._log.note(first, end)
             self._settled(first, end)
@@ -379,6 +399,8 @@ class ReliableSubscription(LogSubscription):
     @receives(AcknowledgedUntil)
     def on_acknowledged_until(self, command: AcknowledgedUntil) -> None:
         """Move the cursor past everything below an offset."""
+        if not self._log.is_open:
+            return
         low = self._log.cursor.low
         if command.end > low:
             self._log.note(low, command.end)
@@ -396,15 +418,25 @@ class ReliableSubscription(LogSubscription):
     def on_returned(self, command: Returned) -> None:
         """Queue what was refused, timed out, or was held by a client that came back."""
         self._roster.settle(command.key, sum(held.end - held.first for held in command.held))
-        self._take_back(command.held, command.delay_s, command.why, failed=command.failed)
+        if self._gave(command.key):
+            self._take_back(command.held, command.delay_s, command.why, failed=command.failed)
 
     @receives(Left)
     def on_left(self, command: Left) -> None:
         """Queue what a consumer held that is gone, for the next one."""
-        self._take_back(command.held, 0.0, "its consumer was lost", failed=command.failed)
+        if self._gave(command.key):
+            self._take_back(command.held, 0.0, "its consumer was lost", failed=command.failed)
         self._remove(command.key)
         if not self._consumers:
             self._consumer_left_ms = self.clock.time_ms()
+
+    def _gave(self, key: int) -> bool:
+        """Say whether it was this actor that delivered to a consumer, not the one before it, which failed."""
+        return self._log.is_open and (not key or key in self._consumers or key in self._yielding)
+
+    def _settled(self, first: int, end: int) -> None:  # noqa: ARG002
+        if self._poison.blocking:  # perhaps by this
+            self._wake()
 
     def _take_back(self, held: Sequence[Held], delay_s: float | None, why: str, *, failed: bool) -> None:
         now_s, policy = self.clock.monotonic(), self._policy
@@ -486,6 +518,7 @@ class ReliableSubscription(LogSubscription):
 
     def _bury_again(self) -> None:
         """Send again what is on its way: whoever has it in hand already ignores it."""
+        self._poison.done([offset for offset, _ in self._poison.in_hand() if self._is_done(offset)])
         letters = [
             letter
             for offset, poisoned in self._poison.in_hand()
@@ -584,7 +617,7 @@ class ReliableSubscription(LogSubscription):
                 return
             for key, consumer in self._consumers.items():
                 self._yielding.add(key)
-                consumer.tell(Yield())
+                consumer.tell(Yield(moving=True))
             if self._yielding:
                 return
         offset = self._target
@@ -607,6 +640,7 @@ class ReliableSubscription(LogSubscription):
         self._redelivery, self._delays, self._poison = Redelivery(), Delays(), Poison()
         self._due.clear()
         self._opening.clear()
+        self._burying_bytes, self._bury_trouble = 0, None
         self._stalled = None
         self._fetching = None
         self._failed_end = 0

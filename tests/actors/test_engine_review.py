@@ -1,0 +1,412 @@
+"""Tests of the subscription engine where two things happen at once: moves, times, poison, retention, lost places."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actors.messages import ConsumerFrame, Deliver, Sought, Trimmed, Yield, Yielded
+from ister.wire import Key, Type
+from storage.tiered import NotHereError
+from tests.actors.scenes import Scene, events, heard, offsets
+from tests.stage import Stage, StagedClient, held_up, inbox_holds
+
+
+@pytest.fixture
+def stage(make_stage: Callable[..., Stage]) -> Stage:
+    """Return a broker that waits for silent clients for hours."""
+    return make_stage(protocol__session_timeout_ms=3_600_000)
+
+
+def subscription(scene: Scene) -> Any:
+    """Return the actor of the scene's subscription."""
+    return scene.stage.actor("subscription", "orders", "s")
+
+
+def consumer_of(scene: Scene, number: int = 0) -> Any:
+    """Return the actor of one of the consumers, the oldest first."""
+    return scene.stage.actors("consumer")[number]
+
+
+# ---- moves ------------------------------------------------------------------------------------------------------
+
+
+def test_a_consumer_that_held_too_much_gets_messages_again_after_a_move(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it gave back counts no more, so that nothing keeps it from being given more."""
+    monkeypatch.setattr("actors.consumer.IN_FLIGHT_RANGES_MAX", 3)
+    scene = Scene(stage)
+    client = scene.consumer()
+    for _ in range(10):
+        scene.publish(b"x")
+        stage.settle()
+    assert len(offsets(client)) < 10
+    scene.request("seek", to="latest")
+    scene.publish(b"y")
+    assert offsets(client) == [10]
+
+
+def test_an_acknowledgment_between_giving_back_and_moving_counts_for_nothing(stage: Stage) -> None:
+    """It reaches the subscription behind the move, and is of what was delivered before it."""
+    scene = Scene(stage, type="exclusive")
+    client = scene.consumer(messages=4)
+    scene.publish(b"0", b"1", b"2", b"3")
+    assert offsets(client) == [0, 1, 2, 3]
+    actor, consumer = subscription(scene), consumer_of(scene)
+    asked = stage.client()
+    asked.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: 1,
+            Key.OPERATION: "subscription.seek",
+            Key.ARGUMENTS: {"topic": "orders", "subscription": "s", "to": 0},
+        }
+    )
+    with held_up(consumer):
+        stage.loop.turns_until(lambda: inbox_holds(consumer, Yield))
+    with held_up(actor):
+        stage.loop.turns_until(lambda: inbox_holds(actor, Yielded))
+    with held_up(consumer):
+        client.ack(1, (0, 4), confirm=False)
+        stage.loop.sockets()
+        stage.loop.turns_until(lambda: inbox_holds(consumer, Sought))
+        queue = [type(message) for message in consumer.inbox._queue]
+        assert queue.index(ConsumerFrame) < queue.index(Sought)
+    stage.settle()
+    assert scene.shown()["cursor"] == 0
+    client.credit(1, 10)
+    assert offsets(client) == [0, 1, 2, 3]
+
+
+def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits_for(stage: Stage) -> None:
+    """Nobody need be there for it."""
+    scene = Scene(stage)
+    scene.consumer().close_handle(1)
+    scene.publish(b"0", b"1", b"2")
+    actor = subscription(scene)
+    found: list[int] = []
+    real = actor._source.batch_at
+
+    def batch_at(offset: int) -> Any:
+        if not found:
+            found.append(offset)
+            raise NotHereError(offset)
+        return real(offset)
+
+    actor._source.batch_at = batch_at
+    asked = stage.client()
+    asked.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: 1,
+            Key.OPERATION: "subscription.seek",
+            Key.ARGUMENTS: {"topic": "orders", "subscription": "s", "to": "time:0"},
+        }
+    )
+    stage.settle()
+    assert actor._fetching == 1
+    actor._source.history_start = 2
+    actor.ref.tell(Trimmed(2))
+    answer = asked.expect(Type.RESULT, Type.ERROR, ref=1, timeout_s=1)
+    assert answer.kind == Type.RESULT
+    assert answer.result == {"position": 2}
+
+
+# ---- acknowledgment timeouts ------------------------------------------------------------------------------------
+
+
+def test_a_shorter_acknowledgment_timeout_holds_for_what_comes_while_older_messages_are_held(
+    stage: Stage,
+) -> None:
+    """The older ones keep theirs, and nobody waits for it."""
+    scene = Scene(stage)
+    client = scene.consumer(ack_timeout_ms=3_600_000)
+    scene.publish(b"old")
+    assert offsets(client) == [0]
+    scene.update(ack_timeout_ms=1000)
+    stage.advance(5)
+    scene.publish(b"new")
+    assert offsets(client) == [1]
+    stage.advance(1.1)
+    assert heard(client) == [(1, b"new", 2)]
+
+
+def test_a_longer_acknowledgment_timeout_leaves_what_is_held_its_own(stage: Stage) -> None:
+    """What was delivered under the old one comes again when that is over."""
+    scene = Scene(stage)
+    client = scene.consumer(ack_timeout_ms=1000)
+    scene.publish(b"old")
+    assert offsets(client) == [0]
+    scene.update(ack_timeout_ms=3_600_000)
+    stage.advance(1.1)
+    assert heard(client) == [(0, b"old", 2)]
+
+
+# ---- times ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_", ["shared", "key-shared"])
+def test_what_waited_for_its_time_and_was_trimmed_is_in_nobodys_way(stage: Stage, type_: str) -> None:
+    """Its time comes, and it is not looked for in a log that has it no more."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer()
+    now = scene.now_ms()
+    scene.publish(b"0", b"1", key=b"k", deliver_at=[now + 60_000, now + 5_000])
+    scene.publish(b"2", key=b"k")
+    assert offsets(client) == [2]
+    actor = subscription(scene)
+    source = actor._source
+    actor.ref.tell(Trimmed(2))
+    stage.settle()
+    reads: list[int] = []
+    at = source.batch_at
+
+    def batch_at(offset: int) -> Any:
+        reads.append(offset)
+        return at(offset)
+
+    source.batch_at = batch_at
+    source._forget_sheets()
+    stage.advance(70)
+    assert [offset for offset in reads if offset < 2] == []
+    scene.publish(b"3", key=b"k")
+    assert offsets(client) == [3]
+
+
+def test_a_batch_is_sorted_by_its_times_once(stage: Stage) -> None:
+    """Also if something that comes due in the middle of it cannot be read just then."""
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer()
+    scene.publish(b"0", key=b"a", deliver_at=[scene.now_ms() + 1000])
+    assert offsets(client) == []
+    source = subscription(scene)._source
+    keep, sheet = source.keep_sheet, source.sheet_at
+    failed: list[int] = []
+
+    def keep_sheet(batch: Any) -> Any:
+        stage.clock.now_s += 1.5
+        return keep(batch)
+
+    def sheet_at(offset: int) -> Any:
+        if not failed:
+            failed.append(offset)
+            raise NotHereError(offset)
+        return sheet(offset)
+
+    source.keep_sheet, source.sheet_at = keep_sheet, sheet_at
+    scene.publish(b"1", b"2", key=b"b", deliver_at=[0, scene.now_ms() + 60_000])
+    stage.settle()
+    assert failed == [0]
+    actor = subscription(scene)
+    actor._fetching = None
+    actor._go_on()
+    assert sorted(offsets(client)) == [0, 1]
+    stage.advance(61)
+    assert offsets(client) == [2]
+    client.ack(1, (0, 3))
+    shown = scene.shown()
+    assert (shown["cursor"], shown["delayed"], shown["in_flight"]) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("type_", ["shared", "key-shared"])
+def test_of_a_wait_only_what_was_skipped_is_forgotten(stage: Stage, type_: str) -> None:
+    """An operator skips one damaged batch of many that wait for the same time: the others come."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer()
+    when = scene.now_ms() + 60_000
+    for number in range(3):
+        scene.publish(b"%d" % number, key=b"k", deliver_at=[when])
+    assert offsets(client) == []
+    actor = subscription(scene)
+    source, real = actor._source, actor._source.batch_at
+
+    def batch_at(offset: int) -> Any:
+        if offset == 0:
+            source._on_skipped([(0, 1)])
+            return None
+        return real(offset)
+
+    source.batch_at = batch_at
+    source._forget_sheets()
+    stage.advance(61)
+    assert offsets(client) == [1, 2]
+
+
+def test_messages_due_that_nobody_takes_do_not_keep_the_worker_busy(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a consumer, not for the next turn."""
+    monkeypatch.setattr("actors.lanes.WAITING_MAX", 20)
+    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 40)
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer(messages=1)
+    now = scene.now_ms()
+    for number in range(100):
+        scene.publish(b"%d" % number, key=b"%d" % number, deliver_at=[now + 5000 + 10 * number])
+    stage.advance(10)
+    assert len(offsets(client)) == 1
+    client.credit(1, 1000)
+    assert len(offsets(client)) == 99
+
+
+def test_very_many_messages_that_come_due_together_take_no_time(stage: Stage) -> None:
+    """Each waits for a time of its own, and nobody was there when it came."""
+    scene = Scene(stage)
+    client = scene.consumer(messages=1)
+    actor = subscription(scene)
+    actor._due.extend((offset, offset + 1) for offset in range(10, 200_010, 2))
+    begin = time.perf_counter()
+    actor._take_due()
+    assert time.perf_counter() - begin < 1.0
+    assert offsets(client) == []
+
+
+# ---- poison -----------------------------------------------------------------------------------------------------
+
+
+def test_poison_that_was_trimmed_on_its_way_stops_nobody(stage: Stage) -> None:
+    """It is asked for again while the dead-letter topic is away, and is not in the log any more."""
+    scene = Scene(stage)
+    client = scene.consumer(max_deliveries=1)
+    scene.publish(b"bad")
+    scene.publish(b"good")
+    assert offsets(client) == [0, 1]
+    actor = subscription(scene)
+    actor._undertaker = lambda: stage.systems[next(iter(stage.systems))].ref("broker", "nobody")
+    client.nack(1, (0, 1))
+    stage.settle()
+    assert scene.shown()["burying"] == 1
+    actor.ref.tell(Trimmed(1))
+    stage.settle()
+    actor._source._forget_sheets()
+    at = actor._source.batch_at
+    reads: list[int] = []
+
+    def batch_at(offset: int) -> Any:
+        reads.append(offset)
+        return at(offset)
+
+    actor._source.batch_at = batch_at
+    stage.advance(25)
+    assert reads == []
+    assert scene.shown()["burying"] == 0
+    client.ack(1, (1, 2))
+
+
+def test_what_is_acknowledged_or_trimmed_blocks_no_more(stage: Stage) -> None:
+    """A message that blocked and that retention took is no reason to wait for an operator."""
+    scene = Scene(stage)
+    client = scene.consumer(max_deliveries=1, poison="block")
+    scene.publish(b"bad")
+    assert offsets(client) == [0]
+    client.nack(1, (0, 1))
+    stage.settle()
+    scene.publish(b"good")
+    assert offsets(client) == []
+    subscription(scene).ref.tell(Trimmed(1))
+    assert offsets(client) == [1]
+    assert scene.shown()["blocked"] is False
+
+
+# ---- who is gone ------------------------------------------------------------------------------------------------
+
+
+def test_exactly_what_a_lost_consumer_was_never_given_comes_again(stage: Stage) -> None:
+    """Also where its messages do not follow each other."""
+    scene = Scene(stage, type="key-shared")
+    first, second = scene.consumer(), scene.consumer()
+    for number in range(40):
+        scene.producer.publish_keyed(1, scene.sent, (b"k%d" % number, b"0"), (b"k%d" % (number + 1), b"1"))
+        scene.sent += 2
+    scene.producer.receipts(1, 40)
+    stage.settle()
+    mine, others = offsets(first), offsets(second)
+    assert mine
+    assert others
+    consumer = consumer_of(scene)
+    first.ack(1, *((offset, offset + 1) for offset in mine))
+    second.ack(1, *((offset, offset + 1) for offset in others))
+    with held_up(consumer):
+        messages = [(b"k%d" % number, b"x") for number in range(40)]
+        scene.producer.publish_keyed(1, scene.sent, *messages)
+        scene.producer.receipts(1, 1)
+        assert inbox_holds(consumer, Deliver)
+        (deliver,) = [each for each in consumer.inbox._queue if isinstance(each, Deliver)]
+        assert deliver.piece.ranges
+        consumer.fail(RuntimeError("on purpose"))
+        stage.failures.clear()
+    assert sorted(offsets(second)) == list(range(80, 120))
+
+
+def test_acknowledgments_for_a_subscription_that_failed_do_not_hurt_the_next(stage: Stage) -> None:
+    """What its consumers still say may meet the next actor before that knows where its topic stands."""
+    scene = Scene(stage)
+    client = scene.consumer()
+    scene.publish(b"0", b"1", b"2")
+    assert offsets(client) == [0, 1, 2]
+    actor, consumer = subscription(scene), consumer_of(scene)
+    node = actor.system.node
+    topic_node = scene.stage.actor("topic", "orders").system.node
+    with held_up(consumer):
+        client.ack(1, (0, 1), confirm=False)
+        client.nack(1, (1, 2))
+        stage.loop.turns_until(lambda: len(consumer.inbox) >= 2)
+        actor.fail(RuntimeError("on purpose"))
+        stage.failures.clear()
+        stage.workers[int(node[-1])].subscription(actor.topic, actor.meta, topic_node)
+    stage.settle()
+    assert stage.failures == []
+    again = scene.consumer()
+    got = heard(again)
+    assert sorted(row[0] for row in got) == sorted({row[0] for row in got}), "each is in one place"
+    assert {row[0] for row in got} >= {1, 2}
+
+
+# ---- readers ----------------------------------------------------------------------------------------------------
+
+
+def reader(scene: Scene, name: str = "r-1", **options: Any) -> StagedClient:
+    """Return a reader of the topic, open as handle 1."""
+    client = scene.stage.at_subscription("orders", name)
+    answer = client.open_consumer(1, "orders", name, "reader", **options)
+    assert answer.kind == Type.OPENED, answer.header
+    return client
+
+
+def test_a_reader_whose_place_was_trimmed_goes_on_where_the_history_begins(stage: Stage) -> None:
+    """It is told what it missed; what is still there behind that is not skipped."""
+    scene = Scene(stage)
+    scene.publish(*(b"%d" % n for n in range(4)))
+    scene.publish(*(b"%d" % n for n in range(4, 8)))
+    client = reader(scene)
+    assert offsets(client) == list(range(8))
+    client.disconnect()
+    actor = scene.stage.actor("subscription", "orders", "r-1")
+    actor.ref.tell(Trimmed(4))
+    stage.settle()
+    client.reconnect()
+    assert client.open_consumer(1, "orders", "r-1", "reader", start=2).kind == Type.OPENED
+    assert offsets(client) == [4, 5, 6, 7]
+    (trimmed,) = [event for event in events(client) if event.code == "trimmed"]
+    assert (trimmed.header[Key.OFFSET], trimmed.header[Key.COUNT]) == (2, 2)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) -> None:
+    """Events pile up behind a full connection: the oldest of a kind are let go."""
+    scene = Scene(stage)
+    client = scene.consumer()
+    client.router.full.add(client.routing)
+    for _ in range(300):
+        scene.request("seek", to=0)
+    consumer = consumer_of(scene)
+    assert len(consumer._backlog) < 100
+    client.router.full.discard(client.routing)
+    stage.advance(1)
+    assert events(client)[-1].code == "sought"
