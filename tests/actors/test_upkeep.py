@@ -205,6 +205,27 @@ def test_a_consumer_that_was_away_hears_of_the_loss_when_it_comes(stage: Stage) 
     assert consumer.deliveries(3, 1)[0][0] == start
 
 
+def test_a_reader_that_comes_back_below_what_retention_took_is_told_what_it_missed(stage: Stage) -> None:
+    """It goes on at the beginning of what is left: not behind what was on its way when its connection was lost."""
+    producer = fill(stage, 80, uploaded=False, retention_bytes=2_500_000)
+    reader = stage.at_subscription("orders", "r")
+    reader.open_consumer(2, "orders", "r", "reader", messages=75, bytes=1 << 24)
+    assert len(reader.deliveries(2, 75)) == 75
+    reader.disconnect()
+    publish(producer, 80, 20)
+    upload(stage)
+    start = start_of(stage)
+    assert 5 < start < 75
+    reader.reconnect()
+    assert (
+        reader.open_consumer(2, "orders", "r", "reader", start=5, messages=100, bytes=1 << 24).kind
+        == Type.OPENED
+    )
+    event = reader.expect(Type.EVENT, handle=2, code="trimmed")
+    assert (event.header[Key.OFFSET], event.header[Key.COUNT]) == (5, start - 5)
+    assert [offset for offset, _ in reader.deliveries(2, 100 - start)] == list(range(start, 100))
+
+
 # ---- damage ----------------------------------------------------------------------------------------------------
 
 

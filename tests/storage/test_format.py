@@ -29,6 +29,7 @@ CURSOR = GOLDEN / "cursor-2"
 CURSOR_BEFORE = GOLDEN / "cursor-1"
 INDEX = GOLDEN / "index-1"
 SKIPS = GOLDEN / "skips-1"
+TIMES = GOLDEN / "segment-1-times.seg"
 INCARNATION = bytes(range(16))
 
 PAYLOADS = [b"first", b"", b"third \xff\x00"]
@@ -232,7 +233,8 @@ def test_times_of_delivery_lie_behind_the_attributes(
     )
     wal.commit()
     wal.close()
-    stored = disk.read(f"{folder}/{7:020d}.seg")[132:]
+    assert disk.read(f"{folder}/{7:020d}.seg").rstrip(b"\0") == TIMES.read_bytes().rstrip(b"\0")
+    stored = TIMES.read_bytes()[132:]
     columns, total = struct.unpack_from("<BI", stored, 3)
     keys, attributes = struct.unpack_from("<II", stored, 52)
     assert (columns, keys, attributes) == (7, len(frame(KEYS)), len(frame(ATTRIBUTES)))
