@@ -176,9 +176,9 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
     yield from _consumers(name, state, now_ms)
     if state.get("tracked_full"):
         text = (
-            f"{state.get('tracked', 0)} messages are delivered and not acknowledged, with gaps between them, and "
-            f"{state.get('tracked_max', 0)} are as many as are kept track of: acknowledge the oldest, from offset "
-            f"{state.get('cursor', 0)} on"
+            f"so many messages are delivered and not acknowledged, with gaps between them, that it takes "
+            f"{state.get('tracked', 0)} bytes of at most {state.get('tracked_max', 0)} to keep track of them: "
+            f"acknowledge the oldest, from offset {state.get('cursor', 0)} on"
         )
         yield _reason(
             "too-many-unacknowledged",

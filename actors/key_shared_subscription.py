@@ -19,7 +19,13 @@ from actors.lanes import Lanes
 from actors.ledger import Held
 from actors.messages import AddCredit, Block, SetCredit
 from actors.pieces import PIECE_BYTES, Sheet, gather
-from actors.reliable_subscription import HOLDERS_MAX, LOOKED_AT_MAX, ReliableSubscription
+from actors.reliable_subscription import (
+    HOLDERS_MAX,
+    HOLE_BYTES,
+    KEPT_BYTES,
+    LOOKED_AT_MAX,
+    ReliableSubscription,
+)
 from actors.runtime import receives
 from actors.selection import Member
 from actors.subscription import DISPATCH_BYTES_MAX
@@ -278,8 +284,8 @@ class KeySharedSubscription(ReliableSubscription):
         self._lanes.hold(part.first, part.end)
         super()._give_up(part, why)
 
-    def _pieces(self) -> int:
-        return self._log.holes() + self._poison.ranges
+    def _pieces_bytes(self) -> int:
+        return HOLE_BYTES * self._log.holes() + KEPT_BYTES * self._poison.ranges
 
     def _forget_all(self) -> None:
         super()._forget_all()
@@ -301,7 +307,7 @@ class KeySharedSubscription(ReliableSubscription):
         lanes = self._lanes
         state = super()._state()
         state["tracked_full"] = self._full or lanes.full or lanes.in_flight >= IN_FLIGHT_MAX
-        state["tracked"] = self._pieces() + lanes.in_flight + lanes.waiting
+        state["tracked"] += KEPT_BYTES * (lanes.in_flight + lanes.waiting)
         now_s, now_ms = self.clock.monotonic(), self.clock.time_ms()
         if (wake_s := lanes.next_wake_s()) is not None:
             state["backoff_until_ms"] = now_ms + max(0, round((wake_s - now_s) * 1000))

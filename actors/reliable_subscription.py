@@ -56,8 +56,10 @@ from storage.tiered import NotHereError
 
 log = logging.getLogger("ister.subscription")
 
-# What is kept in pieces (holes in the cursor, what waits for its redelivery, poison) costs 16 to 200 bytes each.
-PIECES_MAX: Final = 300_000
+# What is kept in pieces: holes in the cursor (16 bytes each), what waits for its redelivery, and poison (some 200).
+PIECES_BYTES_MAX: Final = 48 << 20
+HOLE_BYTES: Final = 16
+KEPT_BYTES: Final = 200
 LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
 BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
 BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
@@ -146,12 +148,13 @@ class ReliableSubscription(LogSubscription):
 
     def _is_full(self) -> bool:
         """Say whether so much is unacknowledged in pieces that nothing new is to be looked at."""
-        if self._pieces() > PIECES_MAX:
+        if self._pieces_bytes() > PIECES_BYTES_MAX:
             return True
         return self._delays.messages > DELAYED_RANGES_MAX and self._delays.ranges > DELAYED_RANGES_MAX
 
-    def _pieces(self) -> int:
-        return self._log.holes() + self._redelivery.ranges + self._poison.ranges
+    def _pieces_bytes(self) -> int:
+        pieces = self._redelivery.ranges + self._poison.ranges
+        return HOLE_BYTES * self._log.holes() + KEPT_BYTES * pieces
 
     def _piece_again(self, messages_max: int) -> Piece | None:
         now_s = self.clock.monotonic()
@@ -292,9 +295,12 @@ class ReliableSubscription(LogSubscription):
         if self._opening:
             self._wake()
         elif (next_ms := delays.next_ms()) is not None:
-            if self._delay_timer is not None:
-                self._delay_timer.cancel()
-            self._delay_timer = self.call_later(max(next_ms - now_ms, 0) / 1000 + 0.001, self._wake)
+            due_s = self.clock.monotonic() + max(next_ms - now_ms, 0) / 1000 + 0.001
+            timer = self._delay_timer
+            if timer is None or not timer.pending or abs(timer.due - due_s) > 0.001:
+                if timer is not None:
+                    timer.cancel()
+                self._delay_timer = self.call_later(due_s - self.clock.monotonic(), self._wake)
 
     def _take_due(self) -> None:
         """Let what is due be delivered."""
@@ -759,8 +765,8 @@ class ReliableSubscription(LogSubscription):
             "delayed": self._delayed(),
             "delayed_until_ms": self._delays.soonest_ms(),
             "tracked_full": self._is_full() if self._log.is_open else False,
-            "tracked": self._pieces(),
-            "tracked_max": PIECES_MAX,
+            "tracked": self._pieces_bytes(),
+            "tracked_max": PIECES_BYTES_MAX,
             "poison": _stop(self._poison.blocking[0]) if self._poison.blocking else None,
             "burying": self._poison.messages,
             "dead_letter_topic": self._policy.dead_letter_topic,
