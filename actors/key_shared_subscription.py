@@ -24,6 +24,7 @@ from actors.reliable_subscription import (
     HOLE_BYTES,
     KEPT_BYTES,
     LOOKED_AT_MAX,
+    SCATTERED_MAX,
     ReliableSubscription,
 )
 from actors.runtime import receives
@@ -31,7 +32,6 @@ from actors.selection import Member
 from actors.subscription import DISPATCH_BYTES_MAX
 from ister.errors import IsterError
 
-PIECE_MESSAGES_MAX: Final = 256  # in one piece: as many (count, time) pairs and ranges fit a DELIVER
 # So far the log is read ahead of what is handed out, for keys that have nothing in the way; so often in one turn.
 LOOK_AHEAD: Final = 5_000  # messages waiting
 LOOK_AHEAD_BATCHES: Final = 16
@@ -131,7 +131,7 @@ class KeySharedSubscription(ReliableSubscription):
     def _send_piece(self, member: Member) -> int:
         """Send a consumer what its lanes have for it, about a piece of it; return its bytes."""
         lanes, source = self._lanes, self._source
-        limit = min(member.messages, PIECE_MESSAGES_MAX)
+        limit = min(member.messages, SCATTERED_MAX)
         rows: list[tuple[Sheet, int]] = []
         kind: tuple[int, int, int] | None = None
         size = 0

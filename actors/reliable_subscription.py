@@ -46,7 +46,7 @@ from actors.messages import (
     UpdateSubscription,
     Yield,
 )
-from actors.pieces import Batch, Piece, Sheet, cut
+from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
 from actors.poison import Poison, Poisoned, Policy
 from actors.runtime import Ref, Timer, receives
 from actors.selection import Member
@@ -60,6 +60,9 @@ log = logging.getLogger("ister.subscription")
 PIECES_BYTES_MAX: Final = 48 << 20
 HOLE_BYTES: Final = 16
 KEPT_BYTES: Final = 200
+SCATTERED_MAX: Final = (
+    256  # messages that do not follow each other in one piece: as many ranges and times fit a header
+)
 LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
 BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
 BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
@@ -157,6 +160,38 @@ class ReliableSubscription(LogSubscription):
         return HOLE_BYTES * self._log.holes() + KEPT_BYTES * pieces
 
     def _piece_again(self, messages_max: int) -> Piece | None:
+        """Return the lowest of what came back; scattered messages together, for a consumer that understands that."""
+        found = self._next_again(messages_max)
+        if found is None:
+            due = self._redelivery.next_ready_s()
+            if due is not None:
+                self._wake_at(due)
+            return None
+        sheet, held = found
+        limit = min(messages_max, SCATTERED_MAX)
+        if not self._takes_sparse or held.end - held.first >= limit:
+            return cut(sheet.batch, *held)
+        rows = [(sheet, offset - sheet.first) for offset in range(held.first, held.end)]
+        size = sum(sheet.size(index) for _, index in rows)
+        while len(rows) < limit and size < PIECE_BYTES:
+            try:
+                more = self._next_again(limit - len(rows))
+            except StorageError:
+                break  # what there is goes first
+            if more is None:
+                break
+            other, part = more
+            if part[2:] != held[2:] or other.batch.columns != sheet.batch.columns or part.first < held.end:
+                now_s = self.clock.monotonic()
+                self._redelivery.add(part, now_s, now_s)
+                break
+            rows += [(other, offset - other.first) for offset in range(part.first, part.end)]
+            size += sum(other.size(offset - other.first) for offset in range(part.first, part.end))
+            held = held._replace(end=part.end)
+        return gather(rows, held.attempt, held.failures)
+
+    def _next_again(self, messages_max: int) -> tuple[Sheet, Held] | None:
+        """Take the lowest messages out that came back and are still to be delivered, of one batch, and that batch."""
         now_s = self.clock.monotonic()
         cursor = self._log.cursor
         while (held := self._redelivery.take(now_s, messages_max)) is not None:
@@ -165,23 +200,20 @@ class ReliableSubscription(LogSubscription):
                 continue  # acknowledged meanwhile, by who held it before
             first, end = pending[0]
             try:
-                batch = self._source.batch_at(first)
+                sheet = self._source.sheet_at(first)
             except StorageError:
                 self._redelivery.add(held, now_s, now_s)
                 raise
-            if batch is None:  # skipped, and noted as done
+            if sheet is None:  # skipped, and noted as done
                 self._redelivery.add(held, now_s, now_s)
                 continue
-            stop = min(end, batch.first_offset + batch.count)
+            stop = min(end, sheet.end)
             if stop < held.end:
                 self._redelivery.add(held._replace(first=stop), now_s, now_s)
-            if self._is_expired(batch):
+            if self._is_expired(sheet.batch):
                 self._expire(first, stop)
                 continue
-            return cut(batch, first, stop, held.attempt, held.failures)
-        due = self._redelivery.next_ready_s()
-        if due is not None:
-            self._wake_at(due)
+            return sheet, held._replace(first=first, end=stop)
         return None
 
     def _wake_at(self, due_s: float) -> None:
@@ -218,6 +250,8 @@ class ReliableSubscription(LogSubscription):
             # some of what follows is acknowledged already, or failed before: deliver what is between
             pending = cursor.pending(max(batch.first_offset, source.next), batch_end)
             if pending:
+                if len(pending) > 1 and self._takes_sparse and not self._knows_failures():
+                    return self._piece_scattered(batch, pending, min(messages_max, SCATTERED_MAX))
                 first, end = pending[0][0], min(pending[0][1], pending[0][0] + messages_max)
                 end, deliveries, failures = self._alike(first, end)
                 source.take_to(end)
@@ -226,6 +260,21 @@ class ReliableSubscription(LogSubscription):
             if (behind := min(cursor.ranges.end_of(source.next), source.durable_end)) > source.next:
                 source.jump_to(behind)
         return None
+
+    def _piece_scattered(self, batch: Batch, pending: list[tuple[int, int]], limit: int) -> Piece:
+        """Return the first messages of a batch read ahead that are not acknowledged, though others between them are."""
+        sheet = Sheet(batch)
+        rows: list[tuple[Sheet, int]] = []
+        size, end = 0, sheet.first
+        for first, stop in pending:
+            for offset in range(first, stop):
+                if len(rows) >= limit or size >= PIECE_BYTES:
+                    break
+                rows.append((sheet, offset - sheet.first))
+                size += sheet.size(offset - sheet.first)
+                end = offset + 1
+        self._source.take_to(end)
+        return gather(rows, 1, 0)
 
     def _knows_failures(self) -> bool:
         """Whether the journal told of failures of messages that were not looked at yet: after a restart."""

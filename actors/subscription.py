@@ -80,6 +80,7 @@ class Subscription(LoopActor):
         self._active: Member | None = None
         self._dispatch_scheduled = False
         self._yielding: set[int] = set()  # consumers that were active, and still hold something
+        self._takes_sparse = False  # the consumer whose turn it is: offsets that do not follow each other
         self._ready = False  # the topic answered, and the start is fixed
         self._failure: IsterError | None = None
         self._waiting: list[_Waiting] = []
@@ -254,6 +255,7 @@ class Subscription(LoopActor):
             member = roster.choose()
             if member is None:
                 return
+            self._takes_sparse = member.sparse
             piece = self._next_piece(member.messages if share is None else min(member.messages, share))
             if piece is None:
                 return

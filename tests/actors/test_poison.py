@@ -245,3 +245,30 @@ def test_failures_of_messages_that_wait_for_their_time_are_counted_too(stage: St
     stage.advance(0.1)
     stage.restart(2)
     assert sorted(heard(scene.consumer())) == [(0, b"x", 2), (1, b"y", 1)]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("type", ["exclusive", "shared"])
+def test_only_what_is_missing_inside_a_batch_comes_again(stage: Stage, type: str, sparse: bool) -> None:
+    """Together in few deliveries for who understands that, each message once and as it was, and after a restart too."""
+    scene = Scene(stage, type=type)
+    client = scene.consumer()
+    scene.publish(*(b"%d" % n for n in range(300)))
+    scene.publish(*(b"%d" % n for n in range(300, 400)))
+    assert len(offsets(client)) == 400
+    client.ack(1, *((n, n + 1) for n in range(0, 400, 2)))
+    missing = [(n, b"%d" % n) for n in range(1, 400, 2)]
+    for restarts in (False, True):
+        if restarts:
+            stage.restart(2)
+        else:
+            client.close_handle(1)
+        client = scene.consumer(sparse=sparse)
+        frames = []
+        while (frame := client.hear(0)) is not None:
+            frames.append(frame)
+        assert [message for frame in frames for message in frame.messages()] == missing
+        assert len(frames) <= 4 if sparse else len(frames) == 200
+        assert scene.shown()["in_flight"] == 200
+    client.ack(1, *((n, n + 1) for n, _ in missing))
+    assert scene.shown()["cursor"] == 400
