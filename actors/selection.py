@@ -164,6 +164,8 @@ class Roster:
         self.outstanding += messages
         if self._turns and self._turns[0] is member:
             self._turns.rotate(-1)
+            if not member.ready:  # who cannot take is not counted where work is shared out
+                self._turns.pop().queued = False
 
     def _queue(self, member: Member) -> None:
         if member.ready and not member.queued and not self._ordered:
