@@ -220,3 +220,21 @@ def test_ten_consumers_of_one_key_in_turn_keep_its_order() -> None:
         lanes.detach(one)
         lanes.settle(0, 10 * number + 10)
     assert order == list(range(100))
+
+
+def test_a_key_that_is_held_goes_on_when_what_held_it_is_done() -> None:
+    """Held by one of two messages in flight: not the end of the other one lets it go on, only its own."""
+    for back in (False, True):
+        lanes, one = Lanes(), member(1)
+        lanes.attach(one)
+        arrive(lanes, [b"k"] * 4)
+        assert taken(lanes, one, 2) == [0, 1]
+        lanes.hold(1, 2)
+        assert lanes.next(one) is None
+        lanes.settle(0, 1)
+        assert lanes.next(one) is None
+        if back:
+            lanes.give_back(Held(1, 2, 2))
+        else:
+            lanes.settle(1, 2)
+        assert taken(lanes, one) == ([1, 2, 3] if back else [2, 3])

@@ -36,6 +36,7 @@ class Message:
     attempt: int = 1
     failures: int = 0
     acknowledged: bool = False
+    held: bool = False  # in flight, and what comes after it in its key waits for that
 
     @property
     def slot(self) -> int:
@@ -86,7 +87,7 @@ class LanesMachine(RuleBasedStateMachine):
             if message.place == "waiting":
                 found.setdefault(message.key, offset)
             elif message.place == "flight":
-                holders.setdefault(message.key, set()).add(message.holder)
+                holders.setdefault(message.key, set()).add(0 if message.held else message.holder)
         return {
             key: offset
             for key, offset in found.items()
@@ -279,7 +280,7 @@ class LanesMachine(RuleBasedStateMachine):
             message.place = "gone"
         else:
             self.check_order(offset)
-            message.place, message.holder = "flight", member.key
+            message.place, message.holder, message.held = "flight", member.key, False
             member.messages -= 1
         self.forget_naps()
         self.forget_turns()
@@ -351,6 +352,15 @@ class LanesMachine(RuleBasedStateMachine):
         same = [offset for offset in flight if self.log[offset].key == key]
         for offset, delay in zip(same, delays, strict=False):
             self.give_back(offset, offset + 1, 2, 1, self.now_s + delay)
+
+    @precondition(lambda self: self.at("flight"))
+    @rule(which=st.integers(0, 30), length=st.sampled_from([1, 2, 20]))
+    def hold(self, which: int, length: int) -> None:
+        flight = self.at("flight")
+        first = flight[which % len(flight)]
+        self.lanes.hold(first, first + length)
+        for message in self.log[first : first + length]:
+            message.held = message.place == "flight"
 
     def give_back(self, first: int, end: int, attempt: int, failures: int, until_s: float) -> None:
         """Give back what one consumer holds of a range; what others hold is not in it."""
