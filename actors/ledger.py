@@ -73,7 +73,7 @@ class InFlight:
         high = low
         while high < len(firsts) and firsts[high] < end:
             high += 1
-        if high == low:
+        if high == low or end <= first:
             return []
         taken = parts[low:high]
         del firsts[low:high], parts[low:high]

@@ -135,3 +135,21 @@ def test_acknowledging_one_by_one_costs_no_memory() -> None:
         ledger.settle(number, number + 1)
         assert len(ledger._queue) < 100
     assert ledger.expire(1.0) == [Held(8999, 9000, 1)]
+
+
+def test_what_expires_together_leaves_no_deadline_behind() -> None:
+    """Also where the queue of deadlines is made anew in the middle of it: the next one is that of what is left."""
+    ledger = InFlight()
+    for number in range(210):
+        ledger.deliver(number, number + 1, 1, 1.0 if number < 100 else 5.0)
+    ledger.settle(110, 210)
+    assert len(ledger.expire(1.0)) == 100
+    assert (ledger.messages, ledger.next_deadline_s()) == (10, 5.0)
+
+
+def test_an_empty_range_settles_nothing() -> None:
+    """Nor does it cut in two what is in flight around it."""
+    ledger = InFlight()
+    ledger.deliver(0, 10, 1, 1.0)
+    assert ledger.settle(5, 5) == []
+    assert (len(ledger), ledger.messages) == (1, 10)

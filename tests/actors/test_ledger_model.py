@@ -1,0 +1,215 @@
+"""What is owed, against dictionaries with one entry a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from actors.ledger import Held, InFlight, Redelivery, back_off_ms
+
+
+class Owed(NamedTuple):
+    """What is known of one message."""
+
+    attempt: int
+    failures: int
+
+
+class Deadline(NamedTuple):
+    """When one in flight is due, and what else is known of it."""
+
+    at_s: float
+    owed: Owed
+
+
+def single(parts: Iterable[Held]) -> dict[int, Owed]:
+    """Return what ranges say, message by message; none may be empty, none overlap."""
+    found: dict[int, Owed] = {}
+    for part in parts:
+        assert part.first < part.end
+        for offset in range(part.first, part.end):
+            assert offset not in found, "twice"
+            found[offset] = Owed(part.attempt, part.failures)
+    return found
+
+
+class InFlightMachine(RuleBasedStateMachine):
+    """What one consumer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = InFlight()
+        self.model: dict[int, Deadline] = {}
+        self.now_s = 0.0
+        self.end = 0
+
+    def removed(self, offsets: Iterable[int]) -> dict[int, Owed]:
+        return {offset: self.model.pop(offset).owed for offset in offsets}
+
+    def within(self, first: int, end: int) -> list[int]:
+        return sorted(offset for offset in self.model if first <= offset < end)
+
+    def deliver_one(self, first: int, end: int, attempt: int, failures: int, at_s: float) -> None:
+        self.ledger.deliver(first, end, attempt, at_s, failures)
+        self.model.update(dict.fromkeys(range(first, end), Deadline(at_s, Owed(attempt, failures))))
+        self.end = max(self.end, end)
+
+    @rule(counts=st.lists(st.integers(1, 12), min_size=1, max_size=30), timeout_s=st.sampled_from([1, 2, 5]))
+    def deliver(self, counts: list[int], timeout_s: float) -> None:
+        for number, count in enumerate(counts):
+            self.deliver_one(
+                self.end + number % 2, self.end + number % 2 + count, 1, 0, self.now_s + timeout_s
+            )
+
+    @rule(
+        back=st.integers(1, 60),
+        count=st.integers(1, 12),
+        attempt=st.integers(2, 4),
+        failures=st.integers(0, 2),
+        timeout_s=st.sampled_from([1, 2, 5]),
+    )
+    def deliver_again(self, back: int, count: int, attempt: int, failures: int, timeout_s: float) -> None:
+        """Deliver what lies between what is in flight, as far as it is free."""
+        first = max(0, self.end - back)
+        end = next((offset for offset in range(first, first + count) if offset in self.model), first + count)
+        if first < end:
+            self.deliver_one(first, end, attempt, failures, self.now_s + timeout_s)
+
+    @rule(back=st.integers(0, 80), count=st.sampled_from([0, 1, 1, 2, 5, 30, 200]))
+    def settle(self, back: int, count: int) -> None:
+        first = max(0, self.end - back)
+        settled = self.ledger.settle(first, first + count)
+        assert settled == sorted(settled)
+        assert single(settled) == self.removed(self.within(first, first + count))
+
+    @rule(back=st.integers(1, 80), count=st.integers(1, 60))
+    def settle_every_other(self, back: int, count: int) -> None:
+        for offset in range(max(0, self.end - back), max(0, self.end - back) + count, 2):
+            assert single(self.ledger.settle(offset, offset + 1)) == self.removed(
+                self.within(offset, offset + 1)
+            )
+
+    @rule(
+        back=st.integers(0, 80), count=st.sampled_from([1, 2, 30, 200]), timeout_s=st.sampled_from([1, 2, 5])
+    )
+    def extend(self, back: int, count: int, timeout_s: float) -> None:
+        first, at_s = max(0, self.end - back), self.now_s + timeout_s
+        offsets = self.within(first, first + count)
+        assert self.ledger.extend(first, first + count, at_s) == len(offsets)
+        for offset in offsets:
+            self.model[offset] = Deadline(at_s, self.model[offset].owed)
+
+    @rule(seconds=st.sampled_from([0.5, 1, 3]))
+    def expire(self, seconds: float) -> None:
+        self.now_s += seconds
+        due = [offset for offset, deadline in self.model.items() if deadline.at_s <= self.now_s]
+        assert single(self.ledger.expire(self.now_s)) == self.removed(due)
+        assert self.ledger.next_deadline_s() == min((one.at_s for one in self.model.values()), default=None)
+
+    @rule()
+    def release(self) -> None:
+        released = self.ledger.release()
+        assert released == sorted(released)
+        assert single(released) == self.removed(list(self.model))
+
+    @invariant()
+    def counts_agree(self) -> None:
+        ledger = self.ledger
+        assert ledger.messages == len(self.model)
+        assert len(ledger) <= len(self.model)
+        next_s = ledger.next_deadline_s()
+        assert (next_s is None) == (not self.model)
+        assert next_s is None or next_s <= min(one.at_s for one in self.model.values())
+        assert len(ledger._queue) <= 2 * len(ledger) + 65, "bounded, whatever was settled"
+
+
+InFlightMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+test_what_is_in_flight_is_what_one_entry_a_message_would_say = InFlightMachine.TestCase
+
+
+class RedeliveryMachine(RuleBasedStateMachine):
+    """What comes back, and is taken again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redelivery = Redelivery()
+        self.model: dict[int, Deadline] = {}  # when it is ready
+        self.now_s = 0.0
+        self.looked_s = 0.0  # when it was taken from, the last time
+
+    @rule(
+        first=st.integers(0, 60),
+        count=st.integers(1, 8),
+        attempt=st.integers(1, 4),
+        failures=st.integers(0, 3),
+        delay_s=st.sampled_from([-1, 0, 0, 1, 1, 4]),
+    )
+    def add(self, first: int, count: int, attempt: int, failures: int, delay_s: float) -> None:
+        end = next((offset for offset in range(first, first + count) if offset in self.model), first + count)
+        if first < end:
+            ready_s = self.now_s + delay_s
+            self.redelivery.add(Held(first, end, attempt, failures), ready_s, self.now_s)
+            self.model.update(dict.fromkeys(range(first, end), Deadline(ready_s, Owed(attempt, failures))))
+
+    @rule(seconds=st.sampled_from([0.5, 1, 2]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @precondition(lambda self: self.redelivery.next_ready_s() is not None)
+    @rule()
+    def time_passes_to_the_next(self) -> None:
+        next_s = self.redelivery.next_ready_s()
+        assert next_s is not None
+        self.now_s = max(self.now_s, next_s)
+        assert any(one.at_s <= self.now_s for one in self.model.values())
+
+    @rule(most=st.integers(1, 8), times=st.integers(1, 6))
+    def take(self, most: int, times: int) -> None:
+        for _ in range(times):
+            due = [offset for offset, one in self.model.items() if one.at_s <= self.now_s]
+            held = self.redelivery.take(self.now_s, most)
+            self.looked_s = self.now_s
+            assert (held is None) == (not due)
+            if held is None:
+                return
+            assert held.first == min(due), "the lowest is next"
+            assert held.end - held.first <= most
+            for offset, owed in single([held]).items():
+                assert offset in due
+                assert self.model.pop(offset).owed == owed
+            assert self.redelivery.due_messages == len(due) - (held.end - held.first)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        redelivery = self.redelivery
+        assert redelivery.messages == len(self.model)
+        assert bool(redelivery) == bool(self.model)
+        assert bool(redelivery.ranges) == bool(self.model)
+        assert redelivery.ranges <= len(self.model)
+        assert 0 <= redelivery.due_messages <= sum(one.at_s <= self.now_s for one in self.model.values())
+        next_s = redelivery.next_ready_s()
+        later = [one.at_s for one in self.model.values() if one.at_s > self.now_s]
+        assert next_s is None or next_s in [one.at_s for one in self.model.values()]
+        assert not later or (next_s is not None and next_s <= min(later))
+
+
+RedeliveryMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
+test_what_waits_is_what_one_entry_a_message_would_say = RedeliveryMachine.TestCase
+
+
+@given(st.integers(0, 3) | st.integers(0, 10_000), st.integers(0, 100_000), st.integers(0, 1_000_000))
+def test_back_off_doubles_within_its_bounds(failures: int, ms_min: int, more: int) -> None:
+    """None without a failure or where none is wanted; else twice as long each time, and never more than the most."""
+    ms_max = ms_min + more
+    wait_ms = back_off_ms(failures, ms_min, ms_max)
+    if not failures or not ms_min:
+        assert wait_ms == 0
+    else:
+        assert ms_min <= wait_ms <= ms_max
+        before_ms = back_off_ms(failures - 1, ms_min, ms_max)
+        assert wait_ms in (2 * before_ms, ms_max) or failures == 1
+        assert failures > 1 or wait_ms == ms_min
