@@ -1,7 +1,11 @@
-"""Messages that wait for their time, against one entry a message: never early, never lost, never twice."""
+"""Messages that wait for their time, against one entry a message: never early, never lost, never twice.
+
+HYPOTHESIS_PROFILE=long runs it for minutes.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actors import delays as module
 from actors.delays import NEAR_MAX, NEAR_MS, Delays
 
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 START_MS = 1_700_000_000_000
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 LATE_MS = SECOND  # where too much is due at once
@@ -150,7 +155,7 @@ class DelaysMachine(RuleBasedStateMachine):
             assert next_ms <= first_ms + LATE_MS
 
 
-DelaysMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+DelaysMachine.TestCase.settings = settings(max_examples=2000 if LONG else 150, stateful_step_count=40)
 test_delays_are_what_one_entry_a_message_would_say = DelaysMachine.TestCase
 
 

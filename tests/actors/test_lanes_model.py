@@ -5,6 +5,7 @@ HYPOTHESIS_PROFILE=long runs it for minutes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -18,6 +19,7 @@ from actors.lanes import Lanes
 from actors.ledger import Held
 from actors.selection import Member
 
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 SLOTS = 8
 WAITING_MAX = 10
 WAITING_HARD_MAX = 16
@@ -469,5 +471,5 @@ class LanesMachine(RuleBasedStateMachine):
         assert len(self.at("gone")) == len(self.log), "something is never delivered"
 
 
-LanesMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50)
+LanesMachine.TestCase.settings = settings(max_examples=2000 if LONG else 80, stateful_step_count=50)
 test_lanes_are_what_one_entry_a_message_would_say = LanesMachine.TestCase

@@ -1,7 +1,11 @@
-"""What is owed, against dictionaries with one entry a message."""
+"""What is owed, against dictionaries with one entry a message.
+
+HYPOTHESIS_PROFILE=long runs it for minutes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -10,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from actors.ledger import Held, InFlight, Redelivery, back_off_ms
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
 
 class Owed(NamedTuple):
@@ -127,7 +133,7 @@ class InFlightMachine(RuleBasedStateMachine):
         assert len(ledger._queue) <= 2 * len(ledger) + 65, "bounded, whatever was settled"
 
 
-InFlightMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+InFlightMachine.TestCase.settings = settings(max_examples=2000 if LONG else 60, stateful_step_count=40)
 test_what_is_in_flight_is_what_one_entry_a_message_would_say = InFlightMachine.TestCase
 
 
@@ -197,7 +203,7 @@ class RedeliveryMachine(RuleBasedStateMachine):
         assert not later or (next_s is not None and next_s <= min(later))
 
 
-RedeliveryMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
+RedeliveryMachine.TestCase.settings = settings(max_examples=2000 if LONG else 80, stateful_step_count=40)
 test_what_waits_is_what_one_entry_a_message_would_say = RedeliveryMachine.TestCase
 
 

@@ -1,7 +1,11 @@
-"""A roster under anything, against a dictionary of consumers and of the messages that each of them holds."""
+"""A roster under anything, against a dictionary of consumers and of the messages that each of them holds.
+
+HYPOTHESIS_PROFILE=long runs it for minutes.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from actors import selection as module
-from actors.options import READER
-from actors.selection import Member, Roster
+from actors.selection import READER, Member, Roster
 from ister.errors import RemoteError
 
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 HOARD_SPARE = 2
 CREDIT_MAX = 12
 
@@ -240,14 +244,16 @@ class KeyShared(RosterMachine):
     @rule(which=st.integers(0, 9), bytes=st.integers(0, 3))
     def deliver_out_of_turn(self, which: int, bytes: int) -> None:
         ready = [key for key, one in self.consumers.items() if one.ready]
-        self.spend(ready[which % len(ready)], 1, bytes)
+        key = ready[which % len(ready)]
+        self.spend(key, 1, bytes)
+        self.passed_by.pop(key, None)
 
 
-Exclusive.TestCase.settings = settings(max_examples=20, stateful_step_count=30)
-Reader.TestCase.settings = settings(max_examples=10, stateful_step_count=30)
-Failover.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
-Shared.TestCase.settings = settings(max_examples=120, stateful_step_count=50)
-KeyShared.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+Exclusive.TestCase.settings = settings(max_examples=2000 if LONG else 20, stateful_step_count=30)
+Reader.TestCase.settings = settings(max_examples=2000 if LONG else 10, stateful_step_count=30)
+Failover.TestCase.settings = settings(max_examples=2000 if LONG else 40, stateful_step_count=40)
+Shared.TestCase.settings = settings(max_examples=2000 if LONG else 120, stateful_step_count=50)
+KeyShared.TestCase.settings = settings(max_examples=2000 if LONG else 40, stateful_step_count=40)
 
 test_exclusive_has_one_consumer = Exclusive.TestCase
 test_a_reader_has_one_consumer = Reader.TestCase
