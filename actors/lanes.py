@@ -75,6 +75,10 @@ class Lanes:
         self._asleep: list[tuple[float, int, Lane]] = []  # another
         self._waiting_in = array("L", bytes(array("L").itemsize * SLOTS))  # messages by slot
         self._over: dict[int, int] = {}  # slot -> from which offset on its messages are left in the log
+        self._over_of: dict[Member, int] = {}  # how many such slots a consumer has
+        self._astray: dict[
+            int, dict[Lane, None]
+        ] = {}  # slot -> lanes that wait for what is in flight elsewhere
         self._pass_from: int | None = None  # a refill is on its way, from this offset on
         self._pass_at = 0
         self._closed: set[int] = set()  # slots that had no room in it
@@ -97,11 +101,13 @@ class Lanes:
             donors: dict[Member, None] = {}  # not a set: their order must be the same in every run
             for _ in range(SLOTS // (len(self._slots_of) + 1)):
                 count, age, donor = heapq.heappop(counts)
-                mine.append(self._slots_of[donor].pop())
+                mine.append(slot := self._slots_of[donor].pop())
+                self._over_of[donor] -= slot in self._over
                 donors[donor] = None
                 heapq.heappush(counts, (count + 1, age, donor))
         self._slots_of[member] = mine
         self._runnable[member] = deque()
+        self._over_of[member] = sum(slot in self._over for slot in mine) if self._over else 0
         for slot in mine:
             self._slots[slot] = member
         if len(self._slots_of) == 1:
@@ -117,6 +123,7 @@ class Lanes:
             return
         lanes = self._runnable.pop(member)
         self.called.pop(member, None)
+        del self._over_of[member]
         counts = [(len(slots), other.age, other) for other, slots in self._slots_of.items()]
         heapq.heapify(counts)
         for slot in mine:
@@ -126,13 +133,14 @@ class Lanes:
             count, age, heir = heapq.heappop(counts)
             self._slots[slot] = heir
             self._slots_of[heir].append(slot)
+            self._over_of[heir] += slot in self._over
             heapq.heappush(counts, (count + 1, age, heir))
         for lane in lanes:
             lane.queued_at = None
         self._route(lanes)
-        # Lanes that were to go over to it, and wait for what is in flight elsewhere, may stay there now.
-        left = frozenset(mine)
-        self._route(lane for lane in dict.fromkeys(self._lane_of.values()) if lane and lane.slot in left)
+        if self._astray:  # what was to go over to it may stay now where it is in flight
+            for slot in mine:
+                self._route(self._astray.pop(slot, ()))
 
     def _reroute(self, donor: Member) -> None:
         lanes = self._runnable[donor]
@@ -151,8 +159,15 @@ class Lanes:
         if lane.queued_at is not None or not lane.waiting or lane.until or lane.held:
             return
         owner = self._slots[lane.slot]
-        if owner is None or (lane.in_flight and lane.owner is not owner):
-            return  # nobody is there, or another one must be done first
+        if owner is None:
+            return
+        if lane.in_flight and lane.owner is not owner:  # another one must be done first
+            self._astray.setdefault(lane.slot, {})[lane] = None
+            return
+        if self._astray and (astray := self._astray.get(lane.slot)):
+            astray.pop(lane, None)
+            if not astray:
+                del self._astray[lane.slot]
         lane.queued_at = owner
         self._runnable[owner].append(lane)
         self.called[owner] = None
@@ -170,6 +185,8 @@ class Lanes:
         lane = self._lanes.get(key)
         if not self._has_room(slot, lane):
             self._over[slot] = offset
+            if (owner := self._slots[slot]) is not None:
+                self._over_of[owner] += 1
             return
         self._wait(lane or self._lane(key, slot), Entry(offset, attempt, failures))
 
@@ -230,6 +247,8 @@ class Lanes:
         """Return from where on the log is to be read again, None if nobody could take what was left there."""
         if self._pass_from is not None:
             return self._pass_at
+        if not any(member.ready for member, slots in self._over_of.items() if slots):
+            return None  # as long as the few are slow, nobody looks at all they have left
         wanted = [at for slot, at in self._over.items() if self._wants(slot)]
         if not wanted:
             return None
@@ -273,6 +292,8 @@ class Lanes:
         if at >= end:
             for slot, _ in going:
                 del self._over[slot]
+                if (owner := self._slots[slot]) is not None:
+                    self._over_of[owner] -= 1
         elif any(over <= at for _, over in going):
             return
         self._pass_from = None

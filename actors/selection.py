@@ -4,7 +4,8 @@ Invariants
 - Exclusive has at most one consumer; a second is refused
 - Failover has one active consumer: the lowest priority number, then the oldest
 - Shared gives turns round-robin to whoever has credit, one delivery a turn; asking when there is nothing is no turn
-- who holds far more unacknowledged than the others is passed over while one of them has credit
+- who holds far more unacknowledged than the others is passed over while one of them has credit, up to `PASSED_MAX` at
+  a time
 - a consumer without message credit or byte credit, or whose connection is full, is never chosen
 """
 
@@ -19,6 +20,7 @@ from ister.errors import RemoteError
 SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover", "key-shared")
 READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
+PASSED_MAX: Final = 32  # who hoards, for one delivery: of ten thousand consumers thousands may
 HOARD_SPARE: Final = 64  # messages; what a consumer may always hold, whatever little the others hold
 
 
@@ -130,7 +132,7 @@ class Roster:
             member = turns[0]
             if not member.ready:
                 turns.popleft().queued = False
-            elif passed < len(turns) and self._hoards(member):
+            elif passed < min(len(turns), PASSED_MAX) and self._hoards(member):
                 turns.rotate(-1)
                 passed += 1  # where all of them hoard, the first one is at the front again at the end
             else:

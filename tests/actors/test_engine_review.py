@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from actors.lanes import Lanes
 from actors.messages import ConsumerFrame, Deliver, Sought, Trimmed, Yield, Yielded
+from actors.selection import Member, Roster
 from ister.wire import Key, Type
 from storage.tiered import NotHereError
 from tests.actors.scenes import Scene, events, heard, offsets
@@ -393,6 +395,69 @@ def test_a_reader_whose_place_was_trimmed_goes_on_where_the_history_begins(stage
     assert offsets(client) == [4, 5, 6, 7]
     (trimmed,) = [event for event in events(client) if event.code == "trimmed"]
     assert (trimmed.header[Key.OFFSET], trimmed.header[Key.COUNT]) == (2, 2)
+
+
+# ---- ten thousand consumers -------------------------------------------------------------------------------------
+
+
+def test_thousands_who_hold_much_cost_a_delivery_nothing() -> None:
+    """Who is next is found among a few, however many would have to be passed over."""
+    roster = Roster("shared", "s")
+    members = [
+        roster.attach(key, priority=0, messages=100 if key < 3000 else 0, bytes=1000) for key in range(10_000)
+    ]
+    for member in members[:3000]:
+        member.outstanding = 300
+        roster.outstanding += 300
+    chosen = set()
+    begin = time.perf_counter()
+    for _ in range(3000):
+        member = roster.choose()
+        assert member is not None
+        chosen.add(member.key)
+        roster.spend(member, 1, 1)
+    assert time.perf_counter() - begin < 1.5
+    assert len(chosen) > 2500, "and all have their turns"
+
+
+def test_who_leaves_costs_nothing_of_what_others_have_in_flight() -> None:
+    """A thousand consumers may go at once, and the rest go on."""
+    lanes = Lanes()
+    members = [Member(key, 0, key, 1000, 1000) for key in range(1000)]
+    for member in members:
+        lanes.attach(member)
+    for offset in range(90_000):
+        lanes.arrive(offset, b"%d" % offset)
+    for member in members:
+        while (entry := lanes.next(member)) is not None:
+            lanes.take(member, entry)
+    assert lanes.in_flight == 90_000
+    begin = time.perf_counter()
+    for member in members[:100]:
+        lanes.detach(member)
+    assert time.perf_counter() - begin < 2.0
+
+
+def test_what_slow_consumers_left_in_the_log_is_not_looked_through_for_the_others() -> None:
+    """As long as they take nothing, it is known at once that nobody wants it."""
+    lanes = Lanes()
+    slow, fast = Member(1, 0, 1, 0, 0), Member(2, 0, 2, 1000, 1000)
+    lanes.attach(slow)
+    lanes.attach(fast)
+    offset = 0
+    while lanes.overflowed < 5000:
+        lanes.arrive(offset, b"%d" % offset)
+        while (entry := lanes.next(fast)) is not None:
+            lanes.take(fast, entry, deliver=False)
+        offset += 1
+    begin = time.perf_counter()
+    for _ in range(3000):
+        assert lanes.refill_from() is None
+    assert time.perf_counter() - begin < 1.0
+    slow.messages = slow.bytes = 1000
+    while (entry := lanes.next(slow)) is not None:
+        lanes.take(slow, entry, deliver=False)
+    assert lanes.refill_from() is not None
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
