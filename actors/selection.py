@@ -134,7 +134,10 @@ class Roster:
                 turns.popleft().queued = False
             elif passed < min(len(turns), PASSED_MAX) and self._hoards(member):
                 turns.rotate(-1)
-                passed += 1  # where all of them hoard, the first one is at the front again at the end
+                passed += 1
+            elif passed and self._hoards(member):
+                turns.rotate(passed)  # all of them do: whoever was first
+                return turns[0]
             else:
                 return member
         return None
