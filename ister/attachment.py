@@ -77,6 +77,7 @@ class Attachment:
         force: bool = False,
     ) -> None:
         """`callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock."""
+        self.replier: Callable[..., Any] | None = None  # sends the reply to a message that came here
         self.handle = handle
         self.topic = topic
         self.subscription = subscription

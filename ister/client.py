@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
@@ -18,10 +18,11 @@ from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
 from ister.deadletters import DeadLetters
-from ister.errors import ConnectionLostError, TimeoutExpiredError
-from ister.message import Event, Message
+from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
+from ister.inbox import GONE, INBOX_PREFIX, Inbox, Outlets, Waiting, answered, asked, nobody
+from ister.message import Event, Message, Receipt
 from ister.network import Network
-from ister.producer import Producer
+from ister.producer import HURRY_S, Producer
 from ister.publication import Publication
 from ister.reader import Reader
 from ister.receiver import Receiver
@@ -33,6 +34,8 @@ LINGER_MS: Final = 1.0
 CREDIT_MESSAGES: Final = 65_536
 CREDIT_BYTES: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
+DIAGNOSIS_S: Final = 1.0  # how much longer a request that nobody answered may take to say why
+DIAGNOSIS_MAX: Final = 20  # subscriptions looked at for that
 CLIENT_TEXT: Final = "ister-python/0.1.0"
 
 Start = Position
@@ -84,6 +87,11 @@ class Client(Administration):
         self.network = Network(
             listed, clock=clock or SystemClock(), jitter=self._random.random, client_text=text
         )
+
+        self.replier: Callable[..., Any] = self._reply  # what `Message.reply` does; `ister.aio` has its own
+        self.outlets = Outlets(self.plan_outlet)
+        self._inbox: Inbox | None = None
+        self._inbox_opening = threading.Lock()
 
     def greeted(self) -> bool:
         """Whether there is a session, or never will be (evaluated under the lock)."""
@@ -233,6 +241,7 @@ class Client(Administration):
 
     def _attached(self, receiver: R) -> R:
         network = self.network
+        receiver.attachment.replier = self.replier
         with network.lock:
             receiver.attachment.handle = network.next_handle()
             network.attach(receiver.attachment, receiver)
@@ -342,6 +351,117 @@ class Client(Administration):
             if handle.session is not None:
                 handle.session.detach(handle)
 
+    # ---- request and reply ---------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        timeout: float | None = None,
+        key: bytes | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Send a message and return the reply that some consumer of the topic gives it with `Message.reply`.
+
+        A non-reliable topic is made for this; any will do. Many requests may be under way, from many threads. Raises
+        `TimeoutExpiredError` when nobody answers within `timeout` seconds (it says whether a consumer is there),
+        `ConnectionLostError` when the session was lost on the way: the request may have been carried out then;
+        `RemoteError` (`unknown-topic`, ...), `UsageError`.
+        """
+        network = self.network
+        seconds = self._seconds(timeout)
+        deadline = network.deadline(seconds)
+        inbox = self._open_inbox(seconds)
+        waiting = self.expect_reply(inbox)
+        try:
+            receipt = self.outlets.producer(topic).send(
+                payload,
+                key=key,
+                attributes=asked(attributes, inbox.topic, waiting.correlation_id),
+                timeout=network.seconds_until(deadline),
+            )
+            shipment, attachment = receipt.shipment, inbox.reader.attachment
+
+            def over() -> bool:
+                inbox.sort()
+                return waiting.message is not None or inbox.closed or shipment.error is not None
+
+            def refused(_receipt: Receipt) -> None:
+                if shipment.error is not None:  # perhaps on another connection than the one that is waited at
+                    with network.lock:
+                        network.connection_of(attachment).wake_all()
+
+            receipt.add_done_callback(refused)
+            network.wait(attachment, over, deadline)
+        finally:
+            with network.lock:
+                inbox.forget(waiting)
+        if waiting.message is None and not inbox.closed:
+            shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
+            raise TimeoutExpiredError(nobody(topic, seconds, self._consumers_of(topic)))
+        return self.reply_of(inbox, waiting, topic)
+
+    def expect_reply(self, inbox: Inbox, call: Callable[[], None] | None = None) -> Waiting:
+        """Begin to wait for a reply; `call()` is called when it is there."""
+        waiting = Waiting(f"{self._random.getrandbits(64):016x}", call)
+        with self.network.lock:
+            inbox.expect(waiting)
+        return waiting
+
+    def reply_of(self, inbox: Inbox, waiting: Waiting, topic: str) -> Message:
+        """Return the reply, or raise why there will be none."""
+        if waiting.message is not None:
+            return waiting.message
+        self.network.check()
+        why = arguments.in_trouble(inbox.error)
+        raise ConnectionLostError(
+            f"the session was lost, and with it the reply to a request to {topic!r}{why}"
+        )
+
+    def _open_inbox(self, timeout: float | None) -> Inbox:
+        with self._inbox_opening:
+            inbox = self._inbox
+            if inbox is None or inbox.closed:
+                if inbox is not None:
+                    inbox.reader.end()
+                request = self.inbox_request()
+                self._ask(request, timeout)
+                topic = request.arguments["topic"]
+                inbox = self._inbox = Inbox(topic, self.reader(topic, timeout=timeout))
+            return inbox
+
+    def inbox_request(self) -> Request:
+        """Return the request that makes an inbox."""
+        topic = f"{INBOX_PREFIX}{self._random.getrandbits(128):032x}"
+        return Request("topic.create", {"topic": topic, "dispatch": "non-reliable", "ephemeral": 1})
+
+    def plan_outlet(self, topic: str) -> Producer:
+        """Begin to open a producer for requests or replies."""
+        return self.plan_producer(
+            topic, batch_bytes=BATCH_BYTES, linger_ms=LINGER_MS, name=None, window_bytes=None
+        )
+
+    def _consumers_of(self, topic: str) -> int | None:
+        """Return how many consumers a topic has, if that is quickly known."""
+        try:
+            names = [each["subscription"] for each in self.subscriptions(topic, timeout=DIAGNOSIS_S)]
+            shown = (self.subscription(topic, name, timeout=DIAGNOSIS_S) for name in names[:DIAGNOSIS_MAX])
+            return sum(int(each["consumers"]) for each in shown)
+        except IsterError:
+            return None
+
+    def _reply(
+        self, message: Message, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
+    ) -> None:
+        topic, told = answered(message, attributes)
+        try:
+            self.outlets.producer(topic).send(payload, key=key, attributes=told, timeout=self._timeout)
+        except RemoteError as error:
+            if error.code not in GONE:
+                raise
+            self.outlets.discard(topic)
+
     # ---- requests ------------------------------------------------------------------------------------------------
 
     def _seconds(self, timeout: float | None) -> float | None:
@@ -380,6 +500,12 @@ class Client(Administration):
 
     def close(self) -> None:
         """End the session; producers that were not closed lose what has no receipt. Closing again does nothing."""
+        if not self.network.closed and not self.network.forked:
+            for producer in self.outlets.busy():
+                try:
+                    producer.flush(HURRY_S)  # a reply that was just given
+                except IsterError:
+                    pass  # nobody is there to hear it
         self.network.close()
 
     def __enter__(self) -> Self:

@@ -177,12 +177,16 @@ class Connection:
             self._spread()
         return heard
 
-    def _spread(self) -> None:
-        """Frames have come: let the other threads that wait look whether one was for them."""
+    def wake_all(self) -> None:
+        """Let every thread that waits look whether what it waits for has come."""
         if self.leader is not None:
             self.leader.set()
         for wake in self.followers:
             wake.set()
+
+    def _spread(self) -> None:
+        """Frames have come: let the other threads that wait look whether one was for them."""
+        self.wake_all()
         if self.session.moves:
             self.network.follow_moves(self)
         self.network.progressed = True

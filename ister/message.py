@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, repeat, starmap
 from typing import Any, Protocol, overload
 
 from ister import wire
-from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError
+from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError, UsageError
 
 # ---- coming in --------------------------------------------------------------------------------------------------
 
@@ -214,6 +214,19 @@ class Message:
     def attempt(self) -> int:
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
+
+    def reply(
+        self, payload: bytes, *, key: bytes | None = None, attributes: Mapping[str, str] | None = None
+    ) -> Any:
+        """Answer a message that came from `Client.request`; with `ister.aio`, await it.
+
+        Whoever asked may be gone, or wait no longer: then nobody hears it. Raises `UsageError` when the message asks
+        for no reply, `TimeoutExpiredError` when the broker takes nothing for the client's timeout.
+        """
+        replier = getattr(self.delivery.owner, "replier", None)
+        if replier is None:
+            raise UsageError("this message did not come from a client's consumer or reader")
+        return replier(self, payload, key, attributes)
 
     def __repr__(self) -> str:
         return f"Message(topic={self.topic!r}, offset={self.offset}, payload={self.payload[:40]!r})"

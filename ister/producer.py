@@ -378,6 +378,11 @@ class Producer:
         finally:
             self.end()
 
+    def is_idle(self) -> bool:
+        """Whether nothing is gathered, and everything sent is answered."""
+        with self._lock:
+            return not self.publication.payloads and not self.publication.batches
+
     def is_over(self) -> bool:
         """Whether there is nothing to close any more."""
         return self._network.forked or self._network.closed or self.publication.phase == "closed"

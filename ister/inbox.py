@@ -1,0 +1,160 @@
+"""Request and reply: an inbox of one's own, who waits for which reply, and producers for whoever is answered.
+
+A request is a message with the attributes `ister.reply_to` (a topic) and `ister.correlation_id`; a reply is a message
+in that topic with the same correlation id. The topic is ephemeral: the broker deletes it with its session.
+Pure: no socket, clock or thread lives here. Whoever calls holds the client's lock, except for `Outlets`.
+
+Invariants
+- a reply reaches the one request it answers, or nobody: what comes late, twice or from strangers is dropped
+- what is kept is bounded: replies that nobody waits for are not kept, and so many producers are
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ister.errors import IsterError, RemoteProtocolError, UsageError
+from ister.message import Delivery, Message
+from ister.producer import Producer
+from ister.receiver import Receiver
+
+REPLY_TO: Final = "ister.reply_to"
+CORRELATION_ID: Final = "ister.correlation_id"
+INBOX_PREFIX: Final = "_inbox/"
+OUTLETS_MAX: Final = 128  # topics with a producer kept open: far below what a session may have
+GONE: Final = frozenset({"unknown-topic", "topic-deleted"})  # whoever asked is not there any more
+
+
+class Waiting:
+    """One request, and what became of it."""
+
+    __slots__ = ("call", "correlation_id", "message")
+
+    def __init__(self, correlation_id: str, call: Callable[[], None] | None = None) -> None:
+        """`call()` is called (lock held) when the reply comes."""
+        self.correlation_id = correlation_id
+        self.message: Message | None = None
+        self.call = call
+
+
+class Inbox:
+    """A topic of one's own, the reader that is attached to it, and who waits for what."""
+
+    def __init__(self, topic: str, reader: Receiver) -> None:
+        self.topic = topic
+        self.reader = reader
+        self._waiting: dict[str, Waiting] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will come here any more: its session is lost, and the topic with it."""
+        return self.reader.attachment.phase in ("closing", "closed")
+
+    @property
+    def error(self) -> IsterError | None:
+        """Why it is closed."""
+        return self.reader.attachment.error
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    def expect(self, waiting: Waiting) -> None:
+        """Wait for a reply from now on."""
+        self._waiting[waiting.correlation_id] = waiting
+
+    def forget(self, waiting: Waiting) -> None:
+        """Nobody waits for this reply any more."""
+        self._waiting.pop(waiting.correlation_id, None)
+
+    def sort(self) -> None:
+        """Give what has come to those who wait for it."""
+        attachment = self.reader.attachment
+        while (delivery := attachment.take()) is not None:
+            self._give(delivery)
+
+    def _give(self, delivery: Delivery) -> None:
+        for index in range(delivery.count):
+            try:
+                correlation_id = delivery.attributes(index).get(CORRELATION_ID, "")
+            except RemoteProtocolError:
+                continue  # from a stranger
+            waiting = self._waiting.pop(correlation_id, None)
+            if waiting is not None:
+                waiting.message = Message(delivery, delivery.first + index, delivery.payloads[index])
+                if waiting.call is not None:
+                    waiting.call()
+
+
+class Outlets:
+    """Producers for the topics that requests and replies go to, kept open for the next one."""
+
+    def __init__(self, open_producer: Callable[[str], Producer]) -> None:
+        """`open_producer(topic)` begins to open one, and does not wait."""
+        self._open = open_producer
+        self._lock = threading.Lock()
+        self._producers: OrderedDict[str, Producer] = OrderedDict()
+
+    def producer(self, topic: str) -> Producer:
+        """Return a producer for a topic; those not used for longest are closed when there are too many."""
+        with self._lock:
+            producer = self._producers.get(topic)
+            if producer is not None and producer.publication.phase in ("closing", "closed"):
+                producer.end()
+                producer = None
+            if producer is None:
+                producer = self._producers[topic] = self._open(topic)
+            self._producers.move_to_end(topic)
+            eldest_topic, eldest = next(iter(self._producers.items()))
+            surplus = len(self._producers) > OUTLETS_MAX and eldest.is_idle()
+            if surplus:
+                del self._producers[eldest_topic]
+        if surplus:
+            _let_go(eldest)
+        return producer
+
+    def discard(self, topic: str) -> None:
+        """Let go of a producer whose topic is gone."""
+        with self._lock:
+            producer = self._producers.pop(topic, None)
+        if producer is not None:
+            _let_go(producer)
+
+    def busy(self) -> list[Producer]:
+        """Return the producers that have something on its way."""
+        with self._lock:
+            return [producer for producer in self._producers.values() if not producer.is_idle()]
+
+
+def _let_go(producer: Producer) -> None:
+    producer.begin_close()
+    producer.end()
+
+
+def asked(attributes: Mapping[str, str] | None, inbox: str, correlation_id: str) -> dict[str, str]:
+    """Return the attributes of a request."""
+    return {**(attributes or {}), REPLY_TO: inbox, CORRELATION_ID: correlation_id}
+
+
+def answered(message: Message, attributes: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
+    """Return where the reply to a message goes, and its attributes; raises `UsageError`."""
+    told = message.attributes
+    topic = told.get(REPLY_TO)
+    if not topic:
+        raise UsageError(f"the message at offset {message.offset} of {message.topic!r} asks for no reply")
+    return topic, {**(attributes or {}), CORRELATION_ID: told.get(CORRELATION_ID, "")}
+
+
+def nobody(topic: str, seconds: float | None, consumers: int | None) -> str:
+    """Say in words that a request was not answered; `consumers` of the topic, if that is known."""
+    text = f"nobody answered a request to topic {topic!r} within {seconds} s"
+    if consumers is None:
+        return text
+    if not consumers:
+        return f"{text}: no consumer of any subscription is connected there"
+    return (
+        f"{text}, though {consumers} {'consumer is' if consumers == 1 else 'consumers are'} connected there"
+    )

@@ -1,0 +1,175 @@
+"""Tests of the bookkeeping of requests and replies, without a socket."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import ister
+from ister import inbox as under_test
+from ister import testing, wire
+from ister.errors import UsageError
+from ister.inbox import CORRELATION_ID, REPLY_TO, Inbox, Outlets, Waiting
+from ister.message import Delivery, Message
+from ister.wire import Column, Key, Type
+
+
+def delivery(payload: bytes, attributes: bytes, owner: object = None) -> Delivery:
+    """Return one message as it comes from a broker."""
+    header: wire.Header = {
+        Key.TYPE: Type.DELIVER,
+        Key.OFFSET: 7,
+        Key.COUNT: 1,
+        Key.TIMESTAMPS: [1, 1000],
+        Key.COLUMNS: int(Column.ATTRIBUTES),
+    }
+    body = [wire.pack_lengths([payload]), payload, wire.pack_column([attributes])]
+    return Delivery(owner, "_inbox/x", 0, header, body)
+
+
+def reply(correlation_id: str, payload: bytes = b"reply") -> Delivery:
+    """Return a reply."""
+    return delivery(payload, wire.encode_attributes({CORRELATION_ID: correlation_id}))
+
+
+class Desk:
+    """An inbox whose reader is a list."""
+
+    def __init__(self) -> None:
+        self.come: list[Delivery] = []
+        attachment = SimpleNamespace(
+            phase="open", error=None, take=lambda: self.come.pop(0) if self.come else None
+        )
+        self.inbox = Inbox("_inbox/x", cast(Any, SimpleNamespace(attachment=attachment)))
+
+    def waiting(self, correlation_id: str) -> Waiting:
+        one = Waiting(correlation_id)
+        self.inbox.expect(one)
+        return one
+
+
+def test_a_reply_reaches_the_request_it_answers() -> None:
+    """In whatever order they come."""
+    desk = Desk()
+    first, second = desk.waiting("1"), desk.waiting("2")
+    desk.come = [reply("2", b"two"), reply("1", b"one")]
+    desk.inbox.sort()
+    assert first.message is not None
+    assert second.message is not None
+    assert (first.message.payload, second.message.payload) == (b"one", b"two")
+    assert (first.message.offset, len(desk.inbox)) == (7, 0)
+
+
+def test_late_double_and_strange_replies_are_dropped() -> None:
+    """Only the first answer counts, nobody's answer is kept, and what cannot be read hurts nobody."""
+    desk = Desk()
+    gone, there = desk.waiting("gone"), desk.waiting("there")
+    desk.inbox.forget(gone)
+    desk.come = [
+        delivery(b"?", b"\xff\xff\xff"),
+        delivery(b"?", b""),
+        reply("gone"),
+        reply("there"),
+        reply("there", b"again"),
+    ]
+    desk.inbox.sort()
+    assert gone.message is None
+    assert there.message is not None
+    assert there.message.payload == b"reply"
+    assert (desk.come, len(desk.inbox)) == ([], 0)
+
+
+def test_who_waits_is_called_once() -> None:
+    """An event loop wakes one future a reply."""
+    desk = Desk()
+    calls: list[int] = []
+    desk.inbox.expect(Waiting("1", lambda: calls.append(1)))
+    desk.come = [reply("1"), reply("1")]
+    desk.inbox.sort()
+    assert calls == [1]
+
+
+def test_a_reply_goes_where_the_request_says() -> None:
+    """With the request's own id, whatever else is said; a message that asks for none has none."""
+    asked = under_test.asked({"a": "b", REPLY_TO: "elsewhere"}, "_inbox/x", "17")
+    assert asked == {"a": "b", REPLY_TO: "_inbox/x", CORRELATION_ID: "17"}
+    request = next(delivery(b"", wire.encode_attributes(asked)).messages())
+    assert under_test.answered(request, {"c": "d", CORRELATION_ID: "9"}) == (
+        "_inbox/x",
+        {"c": "d", CORRELATION_ID: "17"},
+    )
+    with pytest.raises(UsageError, match="asks for no reply"):
+        under_test.answered(next(delivery(b"", b"").messages()), None)
+
+
+def test_a_message_made_by_hand_cannot_be_answered() -> None:
+    """There is no client it could be answered through."""
+    message = Message(reply("1"), 7, b"")
+    with pytest.raises(UsageError, match="consumer"):
+        message.reply(b"")
+
+
+class _Producer:
+    """What is left of a producer when nothing is sent."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.publication = SimpleNamespace(phase="open")
+        self.idle = True
+        self.ended = False
+
+    def is_idle(self) -> bool:
+        return self.idle
+
+    def begin_close(self) -> None:
+        self.publication.phase = "closing"
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_producers_are_kept_but_not_without_bound() -> None:
+    """The one not used for longest goes, unless something of it is still on its way."""
+    opened: list[_Producer] = []
+
+    def open_producer(topic: str) -> Any:
+        opened.append(_Producer(topic))
+        return opened[-1]
+
+    outlets = Outlets(open_producer)
+    for number in range(under_test.OUTLETS_MAX):
+        outlets.producer(str(number))
+    assert cast(Any, outlets.producer("0")) is opened[0]
+    opened[1].idle = False
+    outlets.producer("new")
+    assert not opened[1].ended
+    opened[1].idle = True
+    outlets.producer("newer")
+    assert (opened[0].ended, opened[1].ended) == (False, True)
+    opened[0].publication.phase = "closed"
+    assert cast(Any, outlets.producer("0")) is opened[-1]
+
+
+@pytest.mark.parametrize(
+    ("consumers", "words"),
+    [(0, "no consumer of any subscription"), (1, "1 consumer is"), (2, "2 consumers are")],
+)
+def test_why_nobody_answers_is_said_if_it_is_known(consumers: int, words: str) -> None:
+    """Nobody there, or somebody who does not answer."""
+    assert words in under_test.nobody("sums", 1, consumers)
+    assert under_test.nobody("sums", 1, None) == "nobody answered a request to topic 'sums' within 1 s"
+
+
+def test_programs_can_test_their_servers_against_the_broker_in_memory(broker: testing.Broker) -> None:
+    """Request and reply work there as they do with a real broker."""
+    with ister.connect(broker.endpoint) as client, ister.connect(broker.endpoint) as asker:
+        client.create_topic("sums", dispatch="non-reliable")
+        with client.consumer("sums", "servers", type="shared") as consumer, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(asker.request, "sums", b"12", timeout=10)
+            message = consumer.receive(10)
+            assert message is not None
+            message.reply(message.payload * 2)
+            assert asked.result(10).payload == b"1212"
