@@ -34,6 +34,9 @@ WAITING_MAX: Final = (
 )
 WAITING_HARD_MAX: Final = 2 * WAITING_MAX  # and before anybody does
 LANE_MAX: Final = 2_000  # of one key: far more than a consumer takes at once
+LANE_MIN: Final = (
+    50  # of one key, where much waits: so few that keys which may hand out nothing cannot fill it all
+)
 
 
 class Entry(NamedTuple):
@@ -219,12 +222,16 @@ class Lanes:
         return len(self._over)
 
     def _has_room(self, slot: int, lane: Lane | None) -> bool:
-        if lane is not None and len(lane.waiting) >= LANE_MAX:
+        if lane is not None and len(lane.waiting) >= self._lane_max:
             return False
         if self.waiting < WAITING_MAX:
             return True
         owner = self._slots[slot]
         return owner is not None and owner.ready and self.waiting < WAITING_HARD_MAX
+
+    @property
+    def _lane_max(self) -> int:
+        return LANE_MAX if self.waiting * 2 < WAITING_MAX else min(LANE_MIN, LANE_MAX)
 
     def _lane(self, key: bytes, slot: int) -> Lane:
         lane = self._lanes[key] = Lane(key, slot)
@@ -258,7 +265,7 @@ class Lanes:
 
     def _wants(self, slot: int) -> bool:
         owner = self._slots[slot]
-        return owner is not None and owner.ready and self._waiting_in[slot] * 4 <= LANE_MAX
+        return owner is not None and owner.ready and self._waiting_in[slot] * 4 <= self._lane_max
 
     def refill(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
         """Offer a message that may have been left in the log; offsets ascend from `refill_from()` on."""

@@ -238,3 +238,28 @@ def test_a_key_that_is_held_goes_on_when_what_held_it_is_done() -> None:
         else:
             lanes.settle(1, 2)
         assert taken(lanes, one) == ([1, 2, 3] if back else [2, 3])
+
+
+def test_keys_that_hand_out_nothing_do_not_fill_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hot keys back off, there is room for the others."""
+    monkeypatch.setattr("actors.lanes.WAITING_MAX", 400)
+    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 800)
+    monkeypatch.setattr("actors.lanes.LANE_MAX", 100)
+    monkeypatch.setattr("actors.lanes.LANE_MIN", 5)
+    lanes, mine = Lanes(), member(1)
+    lanes.attach(mine)
+    offset = 0
+    for number in range(50):
+        lanes.arrive(offset, b"hot-%d" % number)
+        entry = lanes.next(mine)
+        assert entry is not None
+        lanes.take(mine, entry)
+        lanes.give_back(Held(offset, offset + 1, 2, 1), until_s=99.0)
+        offset += 1
+    for _ in range(100):
+        for number in range(50):
+            lanes.arrive(offset, b"hot-%d" % number)
+            offset += 1
+    assert not lanes.full
+    lanes.arrive(offset, b"cold")
+    assert lanes.next(mine) == Entry(offset, 1, 0)
