@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.lanes import Lanes
-from actors.messages import ConsumerFrame, Deliver, Sought, Trimmed, Yield, Yielded
+from actors.messages import ConsumerFrame, Deliver, Seek, Sought, Trimmed, Yield, Yielded
 from actors.selection import Member, Roster
 from ister.wire import Key, Type
 from storage.tiered import NotHereError
@@ -31,6 +31,21 @@ def subscription(scene: Scene) -> Any:
 def consumer_of(scene: Scene, number: int = 0) -> Any:
     """Return the actor of one of the consumers, the oldest first."""
     return scene.stage.actors("consumer")[number]
+
+
+def say_seek(client: StagedClient, to: str | int) -> int:
+    """Ask for the subscription to be moved, and wait for nothing; return the REF."""
+    ref = next(client._refs)
+    arguments = {"topic": "orders", "subscription": "s", "to": to}
+    client.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: ref,
+            Key.OPERATION: "subscription.seek",
+            Key.ARGUMENTS: arguments,
+        }
+    )
+    return ref
 
 
 # ---- moves ------------------------------------------------------------------------------------------------------
@@ -60,14 +75,7 @@ def test_an_acknowledgment_between_giving_back_and_moving_counts_for_nothing(sta
     assert offsets(client) == [0, 1, 2, 3]
     actor, consumer = subscription(scene), consumer_of(scene)
     asked = stage.client()
-    asked.say(
-        {
-            Key.TYPE: Type.REQUEST,
-            Key.REF: 1,
-            Key.OPERATION: "subscription.seek",
-            Key.ARGUMENTS: {"topic": "orders", "subscription": "s", "to": 0},
-        }
-    )
+    say_seek(asked, 0)
     with held_up(consumer):
         stage.loop.turns_until(lambda: inbox_holds(consumer, Yield))
     with held_up(actor):
@@ -101,21 +109,128 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
 
     actor._source.batch_at = batch_at
     asked = stage.client()
-    asked.say(
-        {
-            Key.TYPE: Type.REQUEST,
-            Key.REF: 1,
-            Key.OPERATION: "subscription.seek",
-            Key.ARGUMENTS: {"topic": "orders", "subscription": "s", "to": "time:0"},
-        }
-    )
+    ref = say_seek(asked, "time:0")
     stage.settle()
     assert actor._fetching == 1
     actor._source.history_start = 2
     actor.ref.tell(Trimmed(2))
-    answer = asked.expect(Type.RESULT, Type.ERROR, ref=1, timeout_s=1)
+    answer = asked.expect(Type.RESULT, Type.ERROR, ref=ref, timeout_s=1)
     assert answer.kind == Type.RESULT
     assert answer.result == {"position": 2}
+
+
+def test_acknowledging_up_to_an_offset_means_nothing_of_before_a_move(stage: Stage) -> None:
+    """Only what is delivered again since can be acknowledged, also where it is said with one number."""
+    scene = Scene(stage, type="exclusive")
+    client = scene.consumer(messages=4)
+    scene.publish(b"0", b"1", b"2", b"3")
+    assert offsets(client) == [0, 1, 2, 3]
+    scene.request("seek", to=0)
+    assert client.ack_until(1, 3).kind == Type.DONE
+    assert scene.shown()["cursor"] == 0
+    client.credit(1, 2)
+    assert offsets(client) == [0, 1]
+    assert client.ack_until(1, 3).kind == Type.DONE
+    assert scene.shown()["cursor"] == 2
+
+
+@pytest.mark.parametrize("type_", ["shared", "key-shared"])
+def test_who_shares_acknowledges_up_to_an_offset_only_what_is_his(stage: Stage, type_: str) -> None:
+    """What others hold below it stays theirs."""
+    scene = Scene(stage, type=type_)
+    clients = [scene.consumer(), scene.consumer()]
+    for number in range(20):
+        scene.publish(b"x", key=b"%d" % number)
+        stage.settle()
+    mine, others = map(offsets, clients)
+    assert mine
+    assert others
+    assert clients[0].ack_until(1, 19 if 19 in mine else max(mine)).kind == Type.DONE
+    clients[0].close_handle(1)
+    assert offsets(clients[1]) == []
+    clients[1].close_handle(1)
+    assert sorted(offsets(scene.consumer())) == others
+
+
+@pytest.mark.parametrize("to", ["earliest", "latest"])
+@pytest.mark.parametrize("type_", ["shared", "key-shared"])
+def test_what_waits_for_its_time_or_its_back_off_is_forgotten_by_a_move(
+    stage: Stage, type_: str, to: str
+) -> None:
+    """What is behind comes once, and what is before does not come at all."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer()
+    scene.publish(b"0", b"1", b"2", key=b"k", deliver_at=[scene.now_ms() + 5000, scene.now_ms() + 80_000, 0])
+    assert offsets(client) == [2]
+    client.nack(1, (2, 3), delay_ms=10_000)
+    stage.settle()
+    scene.request("seek", to=to)
+    got = offsets(client)
+    stage.advance(100)
+    got += offsets(client)
+    assert sorted(got) == ([0, 1, 2] if to == "earliest" else [])
+    if got:
+        client.ack(1, (0, 3))
+    shown = scene.shown()
+    assert (shown["cursor"], shown["delayed"], shown["in_flight"], shown["waiting_redelivery"]) == (
+        3,
+        0,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize("type_", ["exclusive", "shared", "key-shared"])
+def test_a_move_lifts_a_block(stage: Stage, type_: str) -> None:
+    """Whoever moves a subscription has decided what becomes of the message that blocked it."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer(max_deliveries=1, poison="block")
+    scene.publish(b"bad", key=b"k")
+    assert offsets(client) == [0]
+    client.nack(1, (0, 1))
+    stage.settle()
+    scene.publish(b"good", key=b"k")
+    assert offsets(client) == []
+    assert scene.request("seek", to=1) == {"position": 1}
+    assert offsets(client) == [1]
+    assert scene.shown()["blocked"] is False
+
+
+def test_a_letter_on_its_way_is_one_letter_after_a_move_too(stage: Stage) -> None:
+    """Its message comes again because of the move; that it is buried of before does not acknowledge that."""
+    scene = Scene(stage)
+    client = scene.consumer(max_deliveries=1)
+    node = scene.stage.actor("subscription", "orders", "s").system.node
+    stage.hold(node, "broker")  # the dead-letter topic cannot be had
+    scene.publish(b"bad")
+    assert offsets(client) == [0]
+    client.nack(1, (0, 1))
+    stage.settle()
+    subscription(scene).ref.tell(Seek("0", stage.actor("directory").address, 1 << 60))
+    assert offsets(client) == [0]
+    stage.let_go(node, "broker")
+    stage.advance(15)
+    shown = scene.shown()
+    assert (shown["cursor"], shown["in_flight"], shown["burying"]) == (0, 1, 0)
+    client.ack(1, (0, 1))
+    assert scene.shown()["cursor"] == 1
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_move_does_not_wait_for_a_consumer_that_dies_in_the_middle(stage: Stage, others: int) -> None:
+    """Nor for one that nobody is left beside; what it held comes with the rest."""
+    scene = Scene(stage)
+    clients = [scene.consumer() for _ in range(1 + others)]
+    scene.publish(b"0")
+    stage.settle()
+    consumer = consumer_of(scene)
+    ref = say_seek(asked := stage.client(), 0)
+    with held_up(consumer):
+        stage.loop.turns_until(lambda: inbox_holds(consumer, Yield))
+        consumer.fail(RuntimeError("on purpose"))
+        stage.failures.clear()
+    assert asked.expect(Type.RESULT, Type.ERROR, ref=ref).result == {"position": 0}
+    assert offsets(clients[1] if others else scene.consumer())[-1:] == [0]
 
 
 # ---- acknowledgment timeouts ------------------------------------------------------------------------------------
@@ -314,6 +429,28 @@ def test_what_is_acknowledged_or_trimmed_blocks_no_more(stage: Stage) -> None:
     assert scene.shown()["blocked"] is False
 
 
+@pytest.mark.parametrize("how", ["trimmed", "expired", "acknowledged"])
+def test_a_key_that_is_blocked_goes_on_when_what_blocks_it_is_done(stage: Stage, how: str) -> None:
+    """However it comes to be done: nobody need decide about it any more."""
+    scene = Scene(stage, type="key-shared", message_ttl_ms=60_000)
+    client = scene.consumer(max_deliveries=1, poison="block")
+    scene.publish(b"bad", key=b"k")
+    assert offsets(client) == [0]
+    client.nack(1, (0, 1))
+    stage.settle()
+    if how == "trimmed":
+        subscription(scene).ref.tell(Trimmed(1))
+    elif how == "acknowledged":
+        client.ack(1, (0, 1))
+    else:
+        client.close_handle(1)
+        stage.advance(75)
+        assert scene.shown()["expired"] == 1
+        client = scene.consumer()
+    scene.publish(b"good", key=b"k")
+    assert offsets(client) == [1]
+
+
 # ---- who is gone ------------------------------------------------------------------------------------------------
 
 
@@ -412,10 +549,10 @@ def test_thousands_who_hold_much_cost_a_delivery_nothing() -> None:
     chosen = set()
     begin = time.perf_counter()
     for _ in range(3000):
-        member = roster.choose()
-        assert member is not None
-        chosen.add(member.key)
-        roster.spend(member, 1, 1)
+        next_one = roster.choose()
+        assert next_one is not None
+        chosen.add(next_one.key)
+        roster.spend(next_one, 1, 1)
     assert time.perf_counter() - begin < 1.5
     assert len(chosen) > 2500, "and all have their turns"
 
