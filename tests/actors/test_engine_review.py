@@ -382,6 +382,59 @@ def test_very_many_messages_that_come_due_together_take_no_time(stage: Stage) ->
     assert offsets(client) == []
 
 
+@pytest.mark.parametrize("type_", ["exclusive", "shared", "key-shared"])
+def test_one_back_off_after_the_other_ends(stage: Stage, type_: str) -> None:
+    """Each at its time, with nothing else happening meanwhile."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer()
+    for number in range(3):
+        scene.publish(b"%d" % number, key=b"%d" % number)
+    assert sorted(offsets(client)) == [0, 1, 2]
+    for offset, delay_ms in ((1, 5000), (0, 20_000), (2, 10_000)):
+        client.nack(1, (offset, offset + 1), delay_ms=delay_ms)
+    for offset, wait_s in ((1, 5.1), (2, 5), (0, 10)):
+        stage.advance(wait_s - 0.2)
+        assert offsets(client) == []
+        stage.advance(0.2)
+        assert offsets(client) == [offset]
+
+
+@pytest.mark.parametrize("type_", ["exclusive", "shared", "key-shared"])
+def test_what_is_acknowledged_while_it_waits_to_come_again_does_not(stage: Stage, type_: str) -> None:
+    """Its time was over, but it was done after all."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer(messages=2, ack_timeout_ms=1000)
+    scene.publish(b"0", b"1", key=b"k")
+    assert offsets(client) == [0, 1]
+    stage.advance(1.1)
+    client.ack(1, (0, 1))
+    client.credit(1, 10)
+    assert offsets(client) == [1]
+    client.ack(1, (1, 2))
+    assert scene.shown()["cursor"] == 2
+
+
+def test_what_waits_for_its_time_is_not_taken_out_of_what_was_left_in_the_log(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow consumer's messages are read again later; those that wait for their time come then, and once."""
+    monkeypatch.setattr("actors.lanes.LANE_MAX", 8)
+    monkeypatch.setattr("actors.lanes.LANE_MIN", 8)
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer(messages=1)
+    when = scene.now_ms() + 60_000
+    scene.publish(*[b"x"] * 20, key=b"k")
+    scene.publish(*[b"x"] * 20, key=b"k", deliver_at=[when if n % 2 else 0 for n in range(20)])
+    got = offsets(client)
+    assert scene.shown()["left_in_log"] == 1
+    client.credit(1, 1000)
+    got += offsets(client)
+    assert sorted(got) == [*range(20), *range(20, 40, 2)]
+    client.ack(1, *((offset, offset + 1) for offset in got))
+    stage.advance(61)
+    assert sorted(offsets(client)) == list(range(21, 40, 2))
+
+
 # ---- poison -----------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +502,26 @@ def test_a_key_that_is_blocked_goes_on_when_what_blocks_it_is_done(stage: Stage,
         client = scene.consumer()
     scene.publish(b"good", key=b"k")
     assert offsets(client) == [1]
+
+
+def test_blocked_keys_leave_room_for_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much waits behind poisoned messages, other keys go on."""
+    monkeypatch.setattr("actors.lanes.WAITING_MAX", 20)
+    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 40)
+    monkeypatch.setattr("actors.lanes.LANE_MAX", 8)
+    monkeypatch.setattr("actors.lanes.LANE_MIN", 2)
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer(max_deliveries=1, poison="block")
+    for key in range(10):
+        scene.publish(b"bad", key=b"bad-%d" % key)
+    bad = offsets(client)
+    client.nack(1, *((offset, offset + 1) for offset in bad))
+    stage.settle()
+    for key in range(10):
+        scene.publish(*[b"behind"] * 20, key=b"bad-%d" % key)
+    for number in range(30):
+        scene.publish(b"%d" % number, key=b"good-%d" % number)
+    assert [row[1] for row in heard(client)] == [b"%d" % number for number in range(30)]
 
 
 # ---- who is gone ------------------------------------------------------------------------------------------------
@@ -598,6 +671,25 @@ def test_what_slow_consumers_left_in_the_log_is_not_looked_through_for_the_other
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_", ["exclusive", "shared", "key-shared"])
+def test_a_cursor_full_of_holes_takes_nothing_new_until_they_are_filled(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
+) -> None:
+    """And then goes on by itself."""
+    monkeypatch.setattr("actors.reliable_subscription.PIECES_BYTES_MAX", 160)
+    scene = Scene(stage, type=type_)
+    client = scene.consumer()
+    for number in range(40):
+        scene.publish(b"x", key=b"%d" % number)
+    assert sorted(offsets(client)) == list(range(40))
+    client.ack(1, *((offset, offset + 1) for offset in range(1, 40, 2)))
+    for number in range(5):
+        scene.publish(b"y", key=b"%d" % number)
+    assert offsets(client) == []
+    client.ack(1, *((offset, offset + 1) for offset in range(0, 40, 2)), confirm=False)
+    assert sorted(offsets(client)) == [40, 41, 42, 43, 44]
 
 
 def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) -> None:
