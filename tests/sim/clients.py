@@ -155,3 +155,4 @@ class SimClient(Client):
         self._endpoints = endpoints
         self._random = random
         self.network = SimNetwork(endpoints, links, random.random, clock)
+        self.replier = self._reply
