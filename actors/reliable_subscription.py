@@ -464,6 +464,9 @@ class ReliableSubscription(LogSubscription):
 
     def _acknowledged(self, command: Acknowledged | AcknowledgedUntil) -> None:
         self._roster.settle(command.key, command.settled)
+        if command.since_s is not None and (member := self._roster.get(command.key)) is not None:
+            ago_ms = (self.clock.monotonic() - command.since_s) * 1000
+            member.holds_since_ms = self.clock.time_ms() - round(ago_ms)
         if command.ref is not None:
             self._log.confirm(command.key, command.ref)
         if self._full:
