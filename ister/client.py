@@ -82,16 +82,21 @@ class Client(Administration):
         listed = arguments.endpoints(endpoints)
         self._timeout = arguments.timeout(timeout)
         self._endpoints = listed
-        self._random = random.Random()
+        self._random = self._make_random()
         text = CLIENT_TEXT if name is None else f"{name[:100]} {CLIENT_TEXT}"
-        self.network = Network(
-            listed, clock=clock or SystemClock(), jitter=self._random.random, client_text=text
-        )
-
+        self.network = self._make_network(listed, clock or SystemClock(), text)
         self.replier: Callable[..., Any] = self._reply  # what `Message.reply` does; `ister.aio` has its own
         self.outlets = Outlets(self.plan_outlet)
         self._inbox: Inbox | None = None
         self._inbox_opening = threading.Lock()
+
+    def _make_random(self) -> random.Random:
+        """Return where jitter and made-up names come from; a simulation has its own."""
+        return random.Random()
+
+    def _make_network(self, endpoints: list[str], clock: Clock, client_text: str) -> Network:
+        """Return what moves the frames; a simulation has its own."""
+        return Network(endpoints, clock=clock, jitter=self._random.random, client_text=client_text)
 
     def greeted(self) -> bool:
         """Whether there is a session, or never will be (evaluated under the lock)."""

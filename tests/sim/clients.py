@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, cast
 
 from ister.client import Client
+from ister.clock import Clock
 from ister.connection import Connection, Owner
 from ister.network import Network as ClientNetwork
 from ister.network import _live
@@ -104,7 +105,12 @@ class SimNetwork(ClientNetwork):
     """The connections of one simulated client."""
 
     def __init__(
-        self, endpoints: list[str], links: Network, jitter: Callable[[], float], clock: StagedClock
+        self,
+        endpoints: list[str],
+        links: Network,
+        jitter: Callable[[], float],
+        clock: Clock,
+        client_text: str,
     ) -> None:
         self.links = links
         self.frozen = self.vanished = False
@@ -112,7 +118,7 @@ class SimNetwork(ClientNetwork):
             endpoints,
             clock=clock,
             jitter=jitter,
-            client_text="sim",
+            client_text=client_text,
             context=cast(Any, links),
             connection_type=SimConnection,
         )
@@ -151,8 +157,11 @@ class SimClient(Client):
     network: SimNetwork
 
     def __init__(self, endpoints: list[str], links: Network, random: Random, clock: StagedClock) -> None:
-        self._timeout = 10.0
-        self._endpoints = endpoints
-        self._random = random
-        self.network = SimNetwork(endpoints, links, random.random, clock)
-        self.replier = self._reply
+        self._links, self._given = links, random
+        super().__init__(endpoints, clock=clock)
+
+    def _make_random(self) -> Random:
+        return self._given
+
+    def _make_network(self, endpoints: list[str], clock: Clock, client_text: str) -> SimNetwork:
+        return SimNetwork(endpoints, self._links, self._given.random, clock, client_text)
