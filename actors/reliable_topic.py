@@ -76,6 +76,8 @@ from transport.session import Handle
 log = logging.getLogger("ister.topic")
 
 SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
+TELL_AGAIN_S: Final = 10.0  # what the tier was told, and has not taken for so long, is told again: mail is no promise
+TOLD_AGAIN_MAX: Final = 64  # segments; the tier takes them in order
 BACKGROUND_COMMIT_S: Final = (
     1.0  # what durability "os" may lose with the machine, and how late files are sealed
 )
@@ -142,6 +144,7 @@ class ReliableTopic(Topic):
         self._care = care
         self._deleted = False
         self._sealed_told = 0  # the uploader was told of segments up to here
+        self._waiting_at = (0, 0.0)  # the watermark that was seen last, and since when
         self.commits = 0
 
     def on_start(self) -> None:
@@ -449,6 +452,7 @@ class ReliableTopic(Topic):
     def _seal_check(self) -> None:
         self.call_later(SEAL_CHECK_S, self._seal_check)
         self._check_retention()
+        self._tell_again()
         wal = self._log
         if wal is not None and wal.seal_due(self.clock.time_ms()):
             self._seal()
@@ -492,6 +496,26 @@ class ReliableTopic(Topic):
         if news:
             self._sealed_told = news[-1].end
             self._uploader.tell(Sealed(self.meta, news, self.address))
+
+    def _tell_again(self) -> None:
+        """Tell the tier once more what it should have taken long ago: it may not have heard, or not been heard."""
+        now_s = self.clock.monotonic()
+        watermark, since_s = self._waiting_at
+        if self._watermark != watermark or self._log is None:
+            self._waiting_at = (self._watermark, now_s)
+            return
+        if now_s - since_s < TELL_AGAIN_S:
+            return
+        self._waiting_at = (watermark, now_s)
+        if not self._store_known:
+            if self.meta.durability == "cloud":  # else there may be no tier
+                self._keep_topic()
+        elif self._sealed_told > watermark:
+            sealed = self._log.sealed()
+            first = bisect_left(sealed, watermark, key=_base)
+            news = tuple(sealed[first : first + TOLD_AGAIN_MAX])
+            if news:
+                self._uploader.tell(Sealed(self.meta, news, self.address))
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:

@@ -193,6 +193,21 @@ def test_with_durability_cloud_nothing_is_said_before_it_is_in_the_store(cloud: 
     assert list_history(cloud.store, layout(cloud)).history.end == 2
 
 
+@pytest.mark.parametrize("to_tier", [True, False])
+def test_what_the_tier_was_told_in_vain_is_told_again(cloud: Stage, to_tier: bool) -> None:
+    """Mail that is lost between two processes that live on, there or back, delays receipts and does not end them."""
+    client = create(cloud, durability="cloud")
+    worker = f"worker-{client.worker}"
+    pair = (worker, "tier") if to_tier else ("tier", worker)
+    cloud.hold(*pair)
+    client.publish(1, 0, payload(0))
+    cloud.advance(3)
+    cloud.holding.clear()
+    cloud.let_go(*pair)
+    client.patience_s = 30
+    assert client.receipts(1, 1) == {0: 0}
+
+
 def layout(stage: Stage, topic: str = "orders") -> Layout:
     """Return the names of a topic's objects."""
     meta = stage.catalogue.get_topic(topic)
