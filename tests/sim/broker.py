@@ -141,6 +141,7 @@ class Machine(Stage):
         """Start the broker, with so many workers."""
         self.endpoints = [f"{self._endpoints}{number}" for number in range(workers)]
         self.catalogue = self._open_catalogue()
+        self.waits_for_store = tier and not self.catalogue.topics()
         self._start_directory()
         for number in range(workers):
             self.start(number)

@@ -74,6 +74,8 @@ class ConsumerModel:
     reached: int = 0
     pending: list[tuple[int | None, list[tuple[int, int]]]] = field(default_factory=list)
     passed_over: int = 0
+    passed_at_s: float = 0.0
+    moved: bool = False  # what was given before the subscription was moved cannot be acknowledged any more
     anew: bool = False  # the numbers of a non-reliable topic may begin again, once
     full_at_s: float = -1e9
     ready_since_s: float = 0.0
@@ -117,8 +119,10 @@ class SubscriptionModel:
         self.back_at: dict[int, float] = {}  # when it was last known to come back
         self.highest: dict[bytes, int] = {}  # of each key, the highest offset handed out since it began anew
         self.paused_s: float | None = None  # nothing may be delivered after this
+        self.was_moved = False
+        self.moving = 0  # seeks that were asked for and not answered: each may have happened
+        self.acknowledged_since: set[int] = set()  # they were asked for
         self.disturbed_s = -1e9  # what was handed out before may be handed out again
-        self.abandoned = False  # another broker has the topic now
         self.handed: set[int] = set()  # to programs
         self.active_since: dict[ConsumerModel, float] = {}
 
@@ -145,6 +149,7 @@ class SubscriptionModel:
         """Something happened after which everything may come again: the subscription itself began anew."""
         self.disturbed_s = now_s
         self.unsure.update(self.holds)
+        self.delayed.update(self.holds)
         self.holds.clear()
         self.highest.clear()
         self.settled = set(self.confirmed)
@@ -160,16 +165,22 @@ class SubscriptionModel:
         most = self.options.get("max_deliveries", 0)
         return bool(most) and self.ever[offset] + self.unseen >= most
 
-    def moved(self, position: int, now_s: float) -> None:
-        """Somebody moved it: what is below counts as acknowledged, what is above comes again."""
-        self.acknowledged = {offset for offset in self.acknowledged if offset < position} | set(
-            range(position)
-        )
+    def may_move(self, now_s: float) -> None:
+        """Somebody asked to move it: from now on that may have happened."""
+        self.was_moved = True
+        self.moving += 1
+        if self.moving == 1:
+            self.acknowledged_since = set()
         self.confirmed.clear()
         self.disturb(now_s)
-        for consumer in self.consumers:
-            consumer.reached = min(consumer.reached, position)
-            consumer.given.clear()
+
+    def moved(self, position: int | None, now_s: float) -> None:
+        """The answer: it begins at `position`, or stayed where it is. What is below counts as acknowledged."""
+        self.moving -= 1
+        if position is not None:
+            self.acknowledged = set(range(position)) | self.acknowledged_since
+        self.confirmed.clear()
+        self.disturb(now_s)
 
     def forget_confirmed(self) -> None:
         """The power failed: what was written and not synced may be gone."""

@@ -24,6 +24,7 @@ from ister.wire import (
     Key,
     Type,
     decode_header,
+    decode_result,
     split_column,
     split_payloads,
     split_times,
@@ -66,6 +67,7 @@ class Oracle:
         self._owners: dict[tuple[str, int], SessionModel] = {}  # who opened a producer last
         # topic, producer, sequence: what was sent so, and in which session
         self._batches: dict[tuple[str, int, int], tuple[list[bytes], SessionModel]] = {}
+        self._asked: dict[tuple[bytes, int], tuple[SubscriptionModel, str, dict[str, Any]]] = {}
         self._sessions: dict[tuple[str, bytes], SessionModel] = {}  # machine, routing
         self._tokens: dict[tuple[str, bytes], SessionModel] = {}
 
@@ -143,6 +145,8 @@ class Oracle:
             self._owners[producer] = session
         elif kind == Type.OPEN_CONSUMER:
             self._open_consumer(session, header)
+        elif kind == Type.REQUEST:
+            self._request(session, header)
         elif Key.HANDLE in header and (consumer := session.consumers.get(header[Key.HANDLE])) is not None:
             self._consumer_frame(consumer, kind, header)
 
@@ -182,6 +186,29 @@ class Oracle:
                 f"a client resent sequence {header[Key.SEQUENCE]} of {producer} as {identities}, not {known}"
             )
         self._batches[place] = identities, session
+
+    def _request(self, session: SessionModel, header: dict[int, Any]) -> None:
+        arguments = header.get(Key.ARGUMENTS, {})
+        place = (session.machine, arguments.get("topic", ""), arguments.get("subscription", ""))
+        subscription = self.subscriptions.get(place)
+        if subscription is None:
+            return
+        operation = header[Key.OPERATION]
+        self._asked[session.token, header[Key.REF]] = (subscription, operation, arguments)
+        if operation == "subscription.seek":
+            subscription.may_move(self.clock.now_s)
+        elif operation == "subscription.update" and arguments.get("paused") == 0:
+            subscription.paused_s = None
+
+    def _answered(self, session: SessionModel, header: dict[int, Any], result: dict[str, Any] | None) -> None:
+        asked = self._asked.pop((session.token, header.get(Key.REF, -1)), None)
+        if asked is None:
+            return
+        subscription, operation, arguments = asked
+        if operation == "subscription.seek":
+            subscription.moved(None if result is None else result["position"], self.clock.now_s)
+        elif operation == "subscription.update" and result is not None and arguments.get("paused") == 1:
+            subscription.paused_s = self.clock.now_s
 
     def _open_consumer(self, session: SessionModel, header: dict[int, Any]) -> None:
         place = (session.machine, header[Key.TOPIC], header[Key.SUBSCRIPTION])
@@ -241,9 +268,22 @@ class Oracle:
     def _acknowledged(self, consumer: ConsumerModel, ranges: list[tuple[int, int]], ref: int | None) -> None:
         subscription = consumer.subscription
         certain = not consumer.session.uncertain and self._alive(consumer.session)
+        if consumer.moved:  # what was given before does not count, and what it has no more may not
+            given = [o for first, end in ranges for o in range(first, end) if o in consumer.given]
+            subscription.acknowledged.update(given)
+            subscription.acknowledged_since.update(given)
+            holds = subscription.holds
+            ranges = [
+                (offset, offset + 1)
+                for offset in given
+                if (hold := holds.get(offset)) is not None
+                and hold.consumer is consumer
+                and self._definite(subscription, hold)
+            ]
         for first, end in ranges:
             for offset in range(first, end):
                 subscription.acknowledged.add(offset)
+                subscription.acknowledged_since.add(offset)
                 hold = subscription.holds.get(offset)
                 if hold is not None and hold.consumer is consumer:
                     if certain and self._definite(subscription, hold):
@@ -255,7 +295,7 @@ class Oracle:
         subscription, flat = consumer.subscription, header[Key.RANGES]
         certain = not consumer.session.uncertain and self._alive(consumer.session)
         least_ms = subscription.options.get("backoff_ms_min", 0)
-        due = self.clock.now_s + max(header.get(Key.DELAY, 0), least_ms) / 1000
+        due = self.clock.now_s + header.get(Key.DELAY, least_ms) / 1000
         for first, end in zip(flat[::2], flat[1::2], strict=True):
             for offset in range(first, end):
                 hold = subscription.holds.get(offset)
@@ -308,7 +348,9 @@ class Oracle:
             self._receipt(session, header)
             return
         consumer = session.consumers.get(header.get(Key.HANDLE, -1))
-        if kind == Type.DONE:
+        if kind in (Type.RESULT, Type.ERROR) and Key.HANDLE not in header:
+            self._answered(session, header, decode_result(parts[1]) if kind == Type.RESULT else None)
+        elif kind == Type.DONE:
             self._done(session, header[Key.REF])
         elif consumer is None:
             return
@@ -366,6 +408,7 @@ class Oracle:
         consumer.opening, consumer.opened = None, True
         consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
         consumer.given.clear()
+        consumer.moved = False
         consumer.reached = subscription.begin or 0
         consumer.pending.clear()
         consumer.passed_over = 0
@@ -380,6 +423,11 @@ class Oracle:
             subscription.active_since[consumer] = self.clock.now_s
         elif code == "standby":
             subscription.active_since.pop(consumer, None)
+            subscription.release(consumer, self.clock.now_s)
+        elif code == "sought":
+            consumer.given.clear()
+            consumer.pending.clear()
+            consumer.reached, consumer.moved = header[Key.OFFSET], True
             subscription.release(consumer, self.clock.now_s)
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
@@ -457,6 +505,8 @@ class Oracle:
         if topic.strategy != "reliable":
             self._deliver_unreliably(consumer, offsets, payloads)
             return
+        if topic.ttl_ms:
+            self._check_ttl(consumer, header)
         times = split_times(body[-1], count) if columns & Column.DELIVER_AT else None
         for at, (offset, payload, key) in enumerate(zip(offsets, payloads, keys, strict=True)):
             identity = identity_of(payload)
@@ -487,6 +537,13 @@ class Oracle:
             consumer.given.add(offset)
             consumer.reached = offset
 
+    def _check_ttl(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
+        oldest = min(header[Key.TIMESTAMPS][1::2])
+        late_ms = self.clock.time_ms() - oldest - consumer.subscription.topic.ttl_ms
+        if late_ms > 0 and self.clock.now_s - consumer.full_at_s > WAITS_S:
+            who = f"{consumer} of {consumer.subscription}"
+            self.violated(f"{who} gets {header[Key.OFFSET]}, which outlived its time by {late_ms} ms")
+
     def _check_time(self, subscription: SubscriptionModel, offset: int, time_ms: int) -> None:
         if time_ms > self.clock.time_ms():
             self.violated(
@@ -496,6 +553,17 @@ class Oracle:
     def _deliver_one(self, consumer: ConsumerModel, offset: int, key: bytes, attempt: int) -> None:
         subscription, now = consumer.subscription, self.clock.now_s
         who = f"{subscription} gives {consumer} offset {offset} (attempt {attempt})"
+        if not subscription.moving:
+            self._check_one(consumer, offset, key, who)
+        subscription.not_before.pop(offset, None)
+        subscription.sends[offset] += 1
+        subscription.ever[offset] += 1
+        subscription.unsure.discard(offset)
+        subscription.holds[offset] = Hold(consumer, now, attempt)
+        consumer.given.add(offset)
+
+    def _check_one(self, consumer: ConsumerModel, offset: int, key: bytes, who: str) -> None:
+        subscription, now = consumer.subscription, self.clock.now_s
         hold = subscription.holds.get(offset)
         if hold is not None and self._definite(subscription, hold) and not self._handed_over(consumer, hold):
             self.violated(f"{who}, which {hold.consumer} has since {hold.at_s:.6f}")
@@ -504,7 +572,7 @@ class Oracle:
         if offset in subscription.settled and now - consumer.full_at_s > WAITS_S:
             how = "confirmed as" if offset in subscription.confirmed else "known to be"
             self.violated(f"{who}, which is {how} acknowledged")
-        due = subscription.not_before.pop(offset, None)
+        due = subscription.not_before.get(offset)
         if due is not None and now < due - 1e-6:
             self.violated(f"{who} {due - now:.3f} s too early: it was given back with a delay")
         if (
@@ -516,11 +584,6 @@ class Oracle:
             self._check_gap(consumer, offset, who)
         elif subscription.kind == "key-shared" and key:
             self._check_key(consumer, offset, key, who)
-        subscription.sends[offset] += 1
-        subscription.ever[offset] += 1
-        subscription.unsure.discard(offset)
-        subscription.holds[offset] = Hold(consumer, now, attempt)
-        consumer.given.add(offset)
 
     def _handed_over(self, consumer: ConsumerModel, hold: Hold) -> bool:
         """Whether a Failover subscription has passed from who holds a message to this consumer."""
@@ -534,6 +597,8 @@ class Oracle:
             or reached in subscription.acknowledged
             or reached in subscription.delayed
             or reached in subscription.done_otherwise
+            or subscription.maybe_poison(reached)
+            or self._may_be_expired(subscription.topic, reached)
         ):
             reached += 1
         if reached < offset:
@@ -556,13 +621,31 @@ class Oracle:
                 continue
             if self._may_wait(topic, other) or subscription.back_at.get(other, 0.0) >= now - 1e-6:
                 continue
-            if subscription.maybe_poison(other) or now - consumer.full_at_s < WAITS_S:
+            if (
+                self._may_be_expired(topic, other)
+                or subscription.maybe_poison(other)
+                or now - consumer.full_at_s < WAITS_S
+            ):
                 continue
             self.violated(f"{who} of key {key!r} before {other}, which nobody has")
         highest = subscription.highest.get(key, -1)
         if offset < highest and not subscription.ever[offset] and not self._may_wait(topic, offset):
             self.violated(f"{who} of key {key!r} for the first time behind {highest}")
         subscription.highest[key] = max(highest, offset)
+
+    def _may_be_expired(self, topic: TopicModel, offset: int) -> bool:
+        """Whether a message may have outlived its topic's time to live."""
+        if not topic.ttl_ms:
+            return False
+        identity = topic.at.get(offset)
+        sent = None if identity is None else self.sent.get(identity)
+        if sent is None:  # nobody was told of it yet
+            return True
+        return sent.sent_ms + topic.ttl_ms <= self.clock.time_ms()
+
+    def all_may_be_expired(self, topic: TopicModel, offsets: range) -> bool:
+        """Whether all of these may have outlived their topic's time to live."""
+        return all(self._may_be_expired(topic, offset) for offset in offsets)
 
     def _may_wait(self, topic: TopicModel, offset: int) -> bool:
         """Whether a message had a time of delivery: those behind it do not wait."""
@@ -584,7 +667,10 @@ class Oracle:
                 and not other.session.uncertain
                 and now - other.ready_since_s > 0.1
             )
-            other.passed_over = other.passed_over + 1 if waits else 0
+            if not waits:
+                other.passed_over = 0
+            elif now > other.passed_at_s:  # what is handed out at one moment is sent in any order
+                other.passed_over, other.passed_at_s = other.passed_over + 1, now
             if other.passed_over > PASSED_OVER_MAX:
                 self.violated(
                     f"{other} of {consumer.subscription} has credit for {other.credit} since "
@@ -596,10 +682,44 @@ class Oracle:
 
     def missing(self, subscription: SubscriptionModel) -> list[int]:
         """Return what was never acknowledged to the broker, nor done with otherwise."""
-        done = subscription.acknowledged | subscription.done_otherwise
+        done, topic = subscription.acknowledged | subscription.done_otherwise, subscription.topic
         return [
-            offset for offset in range(subscription.begin or 0, subscription.topic.end) if offset not in done
+            offset
+            for offset in range(subscription.begin or 0, topic.end)
+            if offset not in done
+            and not subscription.maybe_poison(offset)
+            and not self._may_be_expired(topic, offset)
         ]
+
+    def dead_letters(
+        self, subscription: SubscriptionModel, letters: list[tuple[dict[str, str], bytes]], *, quiet: bool
+    ) -> None:
+        """These letters lie in the subscription's dead-letter topic; `quiet`: nothing ever failed around it."""
+        topic, found = subscription.topic, Counter[int]()
+        most = subscription.options["max_deliveries"]
+        for attributes, payload in letters:
+            offset = int(attributes["ister.offset"])
+            found[offset] += 1
+            who = f"the dead letter of {offset} of {subscription}"
+            if topic.at.get(offset) != identity_of(payload):
+                self.violated(f"{who} is {payload[:40]!r}, and was {topic.at.get(offset)!r}")
+            if (attributes["ister.topic"], attributes["ister.subscription"]) != (
+                topic.name,
+                subscription.name,
+            ):
+                self.violated(f"{who} says it is of {attributes}")
+            if int(attributes["ister.attempts"]) < most:
+                self.violated(f"{who} says {attributes['ister.attempts']} attempts, it may fail {most} times")
+            if not subscription.maybe_poison(offset):
+                self.violated(
+                    f"{who}: it was delivered {subscription.ever[offset]} times, it may fail {most} times"
+                )
+        if quiet and (twice := [offset for offset, count in found.items() if count > 1]):
+            self.violated(f"{subscription} has two dead letters of {twice}")
+        for offset in range(topic.end):
+            settled = offset in subscription.acknowledged or found[offset] or subscription.was_moved
+            if not settled and not self._may_be_expired(topic, offset):
+                self.violated(f"{subscription}: {offset} is neither acknowledged nor a dead letter")
 
     def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
         """A reader from the first to the last offset was given this."""

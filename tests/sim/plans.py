@@ -37,6 +37,8 @@ class TopicPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     producers: list[tuple[ProducerWays, int]] = field(default_factory=list)
     subscriptions: list[SubscriptionPlan] = field(default_factory=list)
+    readers: list[tuple[float, int]] = field(default_factory=list)  # how long each thinks, and its credit
+    operator: list[str] = field(default_factory=list)  # what one does: seek, pause, unblock
 
 
 @dataclass(slots=True)
@@ -107,9 +109,21 @@ def draw_topic(random: Random, number: int, plan: Plan) -> TopicPlan:
     delays = random.choice(((), (), (100, 1000), (500, 3000, 12_000)))
     for _ in range(random.choice((1, 1, 2, 3))):
         topic.producers.append((draw_producer(random, keys, delays), random.choice((5, 15, 40, 100))))
+    if reliable and random.random() < 0.15:
+        topic.settings["message_ttl_ms"] = random.choice((500, 2000))
+    if reliable and random.random() < 0.2:
+        topic.readers.append((random.choice((0.01, 0.3)), random.choice((1, 20, 1000))))
+    if reliable and not plan.takeover_after_s and random.random() < 0.3:
+        topic.operator = random.choice((["seek"], ["pause"], ["seek", "pause", "unblock"]))
     for at in range(random.choice((1, 1, 2))):
         topic.subscriptions.append(
-            draw_subscription(random, f"s{at}", random.choice(kinds), reliable=reliable)
+            draw_subscription(
+                random,
+                f"s{at}",
+                random.choice(kinds),
+                reliable=reliable,
+                poison=reliable and not plan.takeover_after_s,
+            )
         )
     return topic
 
@@ -128,7 +142,9 @@ def draw_producer(random: Random, keys: int, delays: tuple[int, ...]) -> Produce
     )
 
 
-def draw_subscription(random: Random, name: str, kind: str, *, reliable: bool) -> SubscriptionPlan:
+def draw_subscription(
+    random: Random, name: str, kind: str, *, reliable: bool, poison: bool
+) -> SubscriptionPlan:
     """Draw a subscription and its consumers."""
     plan = SubscriptionPlan(name, kind)
     if random.random() < 0.5:
@@ -136,6 +152,9 @@ def draw_subscription(random: Random, name: str, kind: str, *, reliable: bool) -
     if reliable and random.random() < 0.2:
         plan.options["backoff_ms_min"] = random.choice((50, 500))
         plan.options["backoff_ms_max"] = 2000
+    if poison and random.random() < 0.2:
+        plan.options["max_deliveries"] = random.choice((1, 2, 3))
+        plan.options["poison"] = random.choice(("dead-letter", "dead-letter", "drop", "block"))
     for _ in range(random.choice((1, 2)) if kind == "exclusive" else random.choice((1, 2, 3, 4))):
         plan.consumers.append(draw_consumer(random, kind))
     return plan
@@ -157,7 +176,7 @@ def draw_consumer(random: Random, kind: str) -> ConsumerWays:
     )
     if random.random() < 0.4:
         ways.nack = random.choice((0.05, 0.3))
-        ways.nack_delay_s = random.choice(((0.0,), (0.0, 0.5), (2.0,)))
+        ways.nack_delay_s = random.choice(((0.0,), (0.02, 0.5), (2.0,)))
     if random.random() < 0.2:
         ways.forget = random.choice((0.02, 0.2))
     return ways

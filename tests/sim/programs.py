@@ -15,8 +15,12 @@ from ister.consumer import Consumer
 from ister.errors import IsterError
 from ister.message import Message
 from ister.producer import Producer
+from ister.reader import Reader
+from ister.requests import about
+from ister.session import Request
 from tests.sim.clients import SimClient
 from tests.sim.model import Sent, SubscriptionModel, TopicModel
+from tests.sim.oracle import identity_of
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -345,3 +349,107 @@ class Consuming(Program):
             if random.random() < ways.extend:
                 consumer.extend(*keep)
             self.later(0.05, self.on_progress)
+
+
+class Reading(Program):
+    """A program that reads a topic from its beginning, without a subscription, and knows where it is."""
+
+    def __init__(self, world: World, machine: str, topic: TopicModel, think_s: float, credit: int) -> None:
+        self.topic, self.think_s, self.credit = topic, think_s, credit
+        self.next = 0
+        self.reader: Reader | None = None
+        self.working = False
+        super().__init__(world, machine)
+
+    def open(self) -> None:
+        assert self.client is not None
+        self.working = False
+        start = self.next or "earliest"
+        self.reader = self.client.plan_reader(self.topic.name, start=start, credit_messages=self.credit)  # type: ignore[arg-type]
+
+    def on_progress(self) -> None:
+        if not self.working and self.here:
+            self.working = True
+            self.later(self.think_s * self.random.random(), self.work)
+
+    def work(self) -> None:
+        """Read what has come: each message once, in order."""
+        reader = self.reader
+        assert reader is not None
+        self.working = False
+        try:
+            delivery = reader.try_next()
+            if delivery is None:
+                return
+            for message in delivery.messages():
+                skipped = range(self.next, message.offset)
+                if message.offset < self.next or not self.world.oracle.all_may_be_expired(
+                    self.topic, skipped
+                ):
+                    self.world.oracle.violated(
+                        f"{self.name}: a reader of {self.topic.name} gets {message.offset} where {self.next} is due"
+                    )
+                self.world.oracle.is_at(self.topic, message.offset, identity_of(message.payload), "a reader")
+                self.next = message.offset + 1
+            self.world.counts["messages read"] += len(delivery.payloads)
+            self.on_progress()
+        except IsterError as error:
+            self.world.counts[f"reader {error.code}"] += 1
+            self.again()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has read everything that is not too old."""
+        return self.world.oracle.all_may_be_expired(self.topic, range(self.next, self.topic.end))
+
+
+class Operating(Program):
+    """An operator: moves, pauses and unblocks subscriptions, one after another."""
+
+    def __init__(
+        self, world: World, machine: str, does: list[str], subscriptions: list[SubscriptionModel]
+    ) -> None:
+        self.does, self.subscriptions = does, subscriptions
+        self.asked: Request | None = None
+        self.paused: SubscriptionModel | None = None
+        super().__init__(world, machine)
+
+    def open(self) -> None:
+        self.later(1.0, self.decide)
+
+    def decide(self) -> None:
+        """Do one thing, once the one before is answered."""
+        self.later(0.2 + self.random.random(), self.decide)
+        if self.asked is not None and not self.asked.done:
+            return
+        if self.asked is not None and self.asked.error is not None:
+            self.world.counts[f"operator {self.asked.error.code}"] += 1
+        if self.paused is not None:
+            self._ask("subscription.update", self.paused, paused=0)
+            self.paused = None
+            return
+        blocking = [each for each in self.subscriptions if each.options.get("poison") == "block"]
+        if blocking and ("unblock" in self.does or self.world.quiet):
+            action = "retry" if self.world.quiet else self.random.choice(("retry", "drop", "dead-letter"))
+            self._ask("subscription.unblock", self.random.choice(blocking), action=action)
+        if self.world.quiet:
+            return
+        subscription, what = self.random.choice(self.subscriptions), self.random.choice(self.does)
+        if what == "seek":
+            to: str | int = self.random.choice(("earliest", self.random.randint(0, subscription.topic.end)))
+            self._ask("subscription.seek", subscription, to=to)
+        elif what == "pause":
+            self.paused = subscription
+            self._ask("subscription.update", subscription, paused=1)
+
+    def _ask(self, operation: str, subscription: SubscriptionModel, **more: Any) -> None:
+        client = self.client
+        assert client is not None
+        self.asked = about(operation, subscription.topic.name, subscription.name, **more)
+        self.world.counts[f"operator {operation}"] += 1
+        client.send_request(self.asked)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is asked and nothing is paused."""
+        return self.paused is None and (self.asked is None or self.asked.done)

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, cast
 
 from actors.placement import subscription_key, worker_of
-from ister.wire import Key, Type
+from ister.wire import Column, Key, Type, decode_attributes
 from storage.disk import Disk
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore
@@ -24,10 +24,10 @@ from tests.sim.broker import Machine
 from tests.sim.clients import SimClient
 from tests.sim.faults import Faults
 from tests.sim.links import Network
-from tests.sim.model import TopicModel
+from tests.sim.model import SubscriptionModel, TopicModel
 from tests.sim.oracle import Oracle
 from tests.sim.plans import Plan, draw_plan
-from tests.sim.programs import Consuming, Producing, Program
+from tests.sim.programs import Consuming, Operating, Producing, Program, Reading
 from tests.sim.trace import Trace
 from tests.stage import StagedClient, StagedClock, StagedLoop
 
@@ -65,6 +65,7 @@ class World:
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []
+        self.operators: list[Operating] = []  # who are not subject to faults of their own
         self._names = 0
         self.footprint_max = 0
         if self.random.random() < 0.5:
@@ -141,7 +142,11 @@ class World:
         client = self.admin("a")
         for topic in plan.topics:
             client.request("topic.create", topic=topic.name, dispatch=topic.strategy, **topic.settings)
-            self.oracle.add_topic(TopicModel(topic.name, topic.strategy, topic.durability))
+            self.oracle.add_topic(
+                TopicModel(
+                    topic.name, topic.strategy, topic.durability, topic.settings.get("message_ttl_ms", 0)
+                )
+            )
             for each in topic.subscriptions:
                 client.request(
                     "subscription.create",
@@ -160,6 +165,12 @@ class World:
                 subscription = self.oracle.subscriptions["a", topic.name, each.name]
                 for consumer_ways in each.consumers:
                     self.programs.append(Consuming(self, "a", subscription, consumer_ways))
+            for think_s, credit in topic.readers:
+                self.programs.append(Reading(self, "a", model, think_s, credit))
+            mine = [each for each in self.oracle.of_machine("a") if each.topic is model]
+            blocks = any(each.options.get("poison") == "block" for each in mine)
+            if topic.operator or blocks:
+                self.operators.append(Operating(self, "a", topic.operator or ["unblock"], mine))
         if plan.takeover_after_s:
             self.after(plan.takeover_after_s, self._take_over)
 
@@ -192,13 +203,15 @@ class World:
                 subscription.done_otherwise = before.acknowledged  # what it brought to the store, it has done
                 for consumer_ways in each.consumers:
                     self.programs.append(Consuming(self, "b", subscription, consumer_ways))
-        for subscription in self.oracle.of_machine("a"):
-            subscription.abandoned = True
 
-    @property
-    def owner(self) -> str:
-        """The broker whose topics count in the end."""
-        return "b" if "b" in self.machines else "a"
+    def owner_of(self, topic: TopicModel) -> str:
+        """The broker that has a topic in the end: the one that took it over, unless the first took it back."""
+        if "b" not in self.machines:
+            return "a"
+        failures = [
+            getattr(actor, "_failure", None) for actor in self.machines["b"].actors("topic", topic.name)
+        ]
+        return "a" if any(failure is not None and failure.code == "fenced" for failure in failures) else "b"
 
     def _flags(self) -> dict[str, Any]:
         return {
@@ -241,9 +254,14 @@ class World:
             if self._at_rest():
                 return
         for program in self.programs:
-            if isinstance(program, Producing) and not program.done and program.machine == self.owner:
+            if isinstance(program, Producing) and not program.done and self._counts(program):
                 self.oracle.violated(f"{program.name}: {program.waiting} messages have no receipt")
-        for subscription in self.oracle.of_machine(self.owner):
+            if isinstance(program, Reading) and not program.done and self._counts(program):
+                self.oracle.violated(f"{program.name} has read up to {program.next} of {program.topic.end}")
+        for operator in self.operators:
+            if not operator.done:
+                self.oracle.violated(f"{operator.name} asked {operator.asked}, and has no answer")
+        for subscription in self._subscriptions():
             if subscription.topic.strategy == "reliable" and (missing := self.oracle.missing(subscription)):
                 held = {
                     offset: str(hold.consumer)
@@ -258,55 +276,96 @@ class World:
         self._check()
         raise HistoryError(self.seed, ["nothing is missing, and it does not come to rest"], self.trace)
 
+    def _counts(self, program: Producing | Reading) -> bool:
+        """Whether a program is at the broker that has its topic."""
+        return program.machine == self.owner_of(program.topic)
+
+    def _subscriptions(self) -> list[SubscriptionModel]:
+        """Return the subscriptions at the brokers that have their topics."""
+        every = self.oracle.subscriptions.values()
+        return [each for each in every if each.machine == self.owner_of(each.topic)]
+
     def _at_rest(self) -> bool:
-        owner = self.owner
-        if any(
-            isinstance(each, Producing) and each.machine == owner and not each.done for each in self.programs
-        ):
+        if "b" not in self.machines and not all(operator.done for operator in self.operators):
             return False
-        subscriptions = self.oracle.of_machine(owner)
-        return not any(
-            self.oracle.missing(each) for each in subscriptions if each.topic.strategy == "reliable"
-        )
+        for each in self.programs:
+            if isinstance(each, Producing | Reading) and not each.done and self._counts(each):
+                return False
+        reliable = [each for each in self._subscriptions() if each.topic.strategy == "reliable"]
+        return not any(self.oracle.missing(each) for each in reliable)
 
     def _read_everything(self) -> None:
         """Read every reliable topic from its beginning, and ask where the cursors are."""
         self.loop.advance(2.0)
-        name = self.owner
-        client = self.admin(name)
         for topic in self.oracle.topics.values():
             if topic.strategy != "reliable":
                 continue
-            end = int(client.request("topic.show", topic=topic.name)["next_offset"])
+            name = self.owner_of(topic)
+            mine = [each for each in self.oracle.of_machine(name) if each.topic is topic]
+            end = self._end_of(name, topic.name)
+            for each in mine:
+                self._check_cursor(each, end)
+                if each.options.get("max_deliveries") and each.options.get("poison") == "dead-letter":
+                    self._check_dead_letters(self.admin(name), each)
+            if topic.ttl_ms:  # what is too old is there all the same
+                topic.ttl_ms = 0
+                self.admin(name).request("topic.update", topic=topic.name, message_ttl_ms=0)
             self.oracle.read_back(topic, self._read(self.machines[name], topic.name, end))
-            for each in self.oracle.of_machine(name):
-                if each.topic is topic:
-                    self._check_cursor(client, each.name, topic.name, end)
 
-    def _check_cursor(self, client: StagedClient, subscription: str, topic: str, end: int) -> None:
+    def _end_of(self, machine: str, topic: str) -> int:
+        """Return where a topic ends, once it can say so."""
+        for _ in range(60):
+            shown = self.admin(machine).ask("topic.show", topic=topic)
+            if shown.kind == Type.RESULT and "next_offset" in shown.result:
+                return int(shown.result["next_offset"])
+            self.loop.advance(1.0)
+        raise AssertionError(f"{topic} does not say where it ends: {shown.header}")
+
+    def _check_cursor(self, model: SubscriptionModel, end: int) -> None:
+        topic, subscription = model.topic.name, model.name
         shown: dict[str, Any] = {}
-        for _ in range(10):
+        for _ in range(80):
+            client = self.admin(model.machine)
             shown = client.request("subscription.show", topic=topic, subscription=subscription)
             if shown["cursor"] == end:
                 return
             self.loop.advance(1.0)
         self.oracle.violated(
-            f"{topic}/{subscription}: everything is acknowledged, and its cursor is {shown['cursor']} of {end}"
+            f"{model}: everything is acknowledged, and its cursor is {shown['cursor']} of {end}"
         )
 
+    def _check_dead_letters(self, client: StagedClient, subscription: SubscriptionModel) -> None:
+        """Read the subscription's dead-letter topic."""
+        name = f"{subscription.topic.name}.{subscription.name}.dlq"
+        shown = client.ask("topic.show", topic=name)
+        letters: list[tuple[dict[str, str], bytes]] = []
+        if shown.kind == Type.RESULT:
+            for frame in self._frames(
+                self.machines[subscription.machine], name, int(shown.result["next_offset"])
+            ):
+                attributes = [decode_attributes(each) for each in frame.column(Column.ATTRIBUTES)]
+                payloads = [payload for _, payload in frame.messages()]
+                letters += zip(attributes, payloads, strict=True)
+        self.oracle.dead_letters(subscription, letters, quiet=not self.faults_done)
+
     def _read(self, machine: Machine, topic: str, end: int) -> list[tuple[int, bytes]]:
-        found: list[tuple[int, bytes]] = []
+        return [message for frame in self._frames(machine, topic, end) for message in frame.messages()]
+
+    def _frames(self, machine: Machine, topic: str, end: int) -> list[Frame]:
+        found: list[Frame] = []
+        count = 0
         reader = machine.at_subscription(topic, "everything")
         reader.patience_s = 30
         opened: Frame = reader.open_consumer(1, topic, "everything")
         assert opened.kind == Type.OPENED, opened.header
-        while len(found) < end:
+        while count < end:
             frame = reader.hear()
             if frame is None:
-                self.oracle.violated(f"{topic} ends at {len(found)}, and should have {end}")
+                self.oracle.violated(f"{topic} ends at {count}, and should have {end}")
                 break
             if frame.kind == Type.DELIVER:
-                found += frame.messages()
+                found.append(frame)
+                count += int(frame.header[Key.COUNT])
                 reader.credit(1, frame.header[Key.COUNT])
         return found
 
