@@ -32,6 +32,7 @@ from actors.messages import (
     Returned,
     Seek,
     StartSubscription,
+    TopicFailed,
     Unblock,
     UpdateSubscription,
 )
@@ -125,6 +126,12 @@ class NonReliableSubscription(Subscription):
         if self._attached_to is not None:
             self._expected = attached.durable_end
             self._become_ready()
+
+    @receives(TopicFailed)
+    def on_topic_failed(self, failed: TopicFailed) -> None:
+        """End as a reader of a topic that was deleted; other subscriptions are deleted with it."""
+        if self.meta.type == READER:
+            self._evict_all(failed.code, failed.text)
 
     @receives(Batches)
     def on_batches(self, command: Batches) -> None:

@@ -24,7 +24,6 @@ from actors.messages import (
 )
 from actors.runtime import System, receives
 from actors.topic import Publisher, Topic, expected_sequence, sequence_error
-from ister.errors import RemoteError
 from ister.wire import OFFSET_UNKNOWN, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, Gap, ProducerTable
@@ -112,6 +111,6 @@ class NonReliableTopic(Topic):
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:
         """Refuse everything from now on."""
-        self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
+        self._leave(self._tell_deleted())
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)

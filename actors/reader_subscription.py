@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.messages import Detach, Left, Lost, Notice, ReadFrom, Returned
+from actors.messages import Detach, Left, Lost, Notice, ReadFrom, Returned, TopicFailed
 from actors.pieces import Piece
 from actors.reliable_subscription import ReliableSubscription
 from actors.runtime import receives
@@ -47,6 +47,13 @@ class ReaderSubscription(ReliableSubscription):
             text = f"retention took {missed} messages, between offset {start} and {begins}"
             self._notify(Notice("trimmed", missed, text, int(start)))
         self._wake()
+
+    @receives(TopicFailed)
+    def on_topic_failed(self, failed: TopicFailed) -> None:
+        """End where the topic was deleted: no catalogue says so to a reader."""
+        super().on_topic_failed(failed)
+        if failed.code in ("topic-deleted", "unknown-topic"):
+            self._evict_all("topic-deleted", failed.text)
 
     @receives(Left)
     def on_left(self, command: Left) -> None:

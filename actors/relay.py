@@ -62,8 +62,11 @@ class Relay(LoopActor):
 
     @receives(TopicFailed)
     def on_topic_failed(self, failed: TopicFailed) -> None:
-        """Attach again to a topic that is started again."""
-        if CODES.get(failed.code) == "retry":
+        """Attach again to a topic that is started again; pass on that it was deleted."""
+        if failed.code == "topic-deleted":
+            for subscription in self._subscriptions.values():
+                subscription.tell(failed)
+        elif CODES.get(failed.code) == "retry":
             self._next = None
             self.call_later(ATTACH_RETRY_S, self._attach)
 

@@ -728,9 +728,10 @@ class ReliableTopic(Topic):
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:
         """Refuse everything from now on, and delete the log."""
-        self._leave(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
+        error = self._tell_deleted()
+        self._leave(error)
         self._answer_closes(None)
-        self._refuse_deposits(RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted"))
+        self._refuse_deposits(error)
         self._deleted = True
         had_log = self._log is not None or self._ended_log is not None
         self._end_log()

@@ -132,6 +132,13 @@ class Topic(LoopActor):
     def on_node_started(self, started: NodeStarted) -> None:
         """Nothing to tell a process that was started again."""
 
+    def _tell_deleted(self) -> RemoteError:
+        """Say to whoever watches, and is in no catalogue, that there is nothing more to come; return the error."""
+        error = RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted")
+        for watcher in self._watchers.values():
+            watcher.tell(TopicFailed(error.code, error.text))
+        return error
+
     def _leave(self, error: IsterError) -> None:
         for handle in list(self._publishers.values()):
             self._close_handle(handle, error)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from actors.lanes import Lanes
-from actors.messages import ConsumerFrame, Deliver, Seek, Sought, Trimmed, Yield, Yielded
+from actors.log_subscription import LogSubscription
+from actors.messages import ConsumerFrame, Deliver, NotFetched, Seek, Sought, Trimmed, Yield, Yielded
 from actors.selection import Member, Roster
+from actors.source import Source
 from ister.wire import Key, Type
 from storage.tiered import NotHereError
 from tests.actors.scenes import Scene, events, heard, offsets
@@ -704,3 +706,87 @@ def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) 
     client.router.full.discard(client.routing)
     stage.advance(1)
     assert events(client)[-1].code == "sought"
+
+
+# ---- more -------------------------------------------------------------------------------------------------------
+
+
+def test_of_several_who_take_over_at_once_the_last_has_it(stage: Stage) -> None:
+    """The others are told, and nothing is lost on the way from one to the next."""
+    scene = Scene(stage, type="exclusive")
+    first = scene.consumer()
+    scene.publish(b"0", b"1", b"2")
+    assert offsets(first) == [0, 1, 2]
+    others = [stage.at_subscription("orders", "s") for _ in range(3)]
+    for each in others:
+        each.say_open_consumer(1, "orders", "s", force=True)
+    stage.settle()
+    got, told = [], []
+    for client in (first, *others):
+        while (frame := client.hear(0)) is not None:
+            if frame.kind == Type.DELIVER:
+                got += frame.offsets()
+            elif frame.kind == Type.ERROR:
+                told.append(frame.code)
+    assert got == [0, 1, 2]
+    assert told == ["taken-over"] * 3
+    assert scene.shown()["consumers"] == 1
+
+
+@pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
+def test_a_reader_of_a_topic_that_is_deleted_is_told(stage: Stage, dispatch: str) -> None:
+    """It would wait for ever."""
+    scene = Scene(stage, dispatch=dispatch)
+    client = reader(scene)
+    scene.publish(b"0")
+    assert len(offsets(client)) == 1
+    stage.client().request("topic.delete", topic="orders")
+    stage.advance(15)
+    told = client.expect(Type.ERROR)
+    assert (told.header[Key.CLOSED], told.header[Key.ACTION]) == (True, "stop")
+    assert stage.actors("subscription") == []
+
+
+def test_letters_that_were_lost_on_their_way_are_sent_again(stage: Stage) -> None:
+    """Who was to bury them may have failed."""
+    scene = Scene(stage)
+    client = scene.consumer(max_deliveries=1)
+    scene.publish(b"bad")
+    assert offsets(client) == [0]
+    actor = subscription(scene)
+    undertaker = actor._undertaker
+    actor._undertaker = lambda: actor.system.ref(actor.system.node, "nobody")
+    client.nack(1, (0, 1))
+    stage.settle()
+    actor._undertaker = undertaker
+    stage.advance(15)
+    shown = scene.shown()
+    assert (shown["cursor"], shown["dead_lettered"], shown["burying"]) == (1, 1, 0)
+
+
+def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(stage: Stage) -> None:
+    """What the tier says counts, until the topic says it too."""
+    scene = Scene(stage)
+    for number in range(4):
+        scene.publish(b"%d" % number)
+        stage.advance(1)
+    fetches: list[int] = []
+
+    def fetch(self: Any, offset: int) -> None:
+        fetches.append(offset)
+        self._fetching = offset
+        self.ref.tell(NotFetched(offset, "gone", False, 2))
+
+    real = Source.batch_at
+
+    def batch_at(self: Source, offset: int) -> Any:
+        if offset < 2:
+            raise NotHereError(offset)
+        return real(self, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogSubscription, "_fetch", fetch)
+        patch.setattr(Source, "batch_at", batch_at)
+        client = scene.consumer(start="time:0")
+    assert len(fetches) == 1
+    assert client.opened.header[Key.OFFSET] == 2
