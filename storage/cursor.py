@@ -78,7 +78,11 @@ class Cursor:
 
     def fail(self, first: int, end: int, deliveries: int, failures: int) -> bool:
         """Note how often messages were delivered and failed; False where so many have that no more are kept."""
-        if len(self.failed) + end - first > FAILURES_MAX:
+        if len(self.failed) + end - first > FAILURES_MAX and (
+            end - first > FAILURES_MAX
+            or len(self.failed) + sum(offset not in self.failed for offset in range(first, end))
+            > FAILURES_MAX
+        ):
             return False
         for begin, stop in self.pending(first, end):
             for offset in range(begin, stop):
@@ -348,6 +352,10 @@ class CursorJournal:
         if not self.cursor.fail(first, end, deliveries, failures):
             return False
         self._failures.append(_FAILED.pack(first, end, deliveries, failures))
+        if (
+            len(self._failures) > 2 * FAILURES_MAX
+        ):  # nothing can be written for long: the last word of each is enough
+            self._failures = [_failures_of(self.cursor)]
         return True
 
     @property

@@ -342,3 +342,19 @@ def test_no_more_failures_are_kept_than_there_is_room_for(
     journal.note(0, 5)
     assert journal.note_failed(10, 15, 1, 1)
     assert sorted(journal.cursor.failed) == list(range(5, 15))
+
+
+def test_failures_that_cannot_be_written_for_long_do_not_pile_up(
+    disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the last word of each message is kept, and is written once there is room."""
+    monkeypatch.setattr("storage.cursor.FAILURES_MAX", 10)
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    for failures in range(1, 500):
+        assert journal.note_failed(failures % 10, failures % 10 + 1, failures + 1, failures)
+    assert len(journal._failures) < 30
+    journal.flush()
+    journal.close()
+    again = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert again.cursor.failed == {number % 10: (number + 1, number) for number in range(490, 500)}
+    again.close()
