@@ -442,7 +442,9 @@ class Consumer(LoopActor):
             settled += self.in_flight.settle(first, end)
         if self._sought:
             ranges = tuple((held.first, held.end) for held in settled)
-        self._subscription.tell(Acknowledged(self._key, ranges, header.get(Key.REF), _messages(settled)))
+        self._subscription.tell(
+            Acknowledged(self._key, ranges, header.get(Key.REF), _messages(settled), self._holds_since_s())
+        )
 
     def _acknowledge_until(self, header: Header) -> None:
         end = header[Key.OFFSET] + 1
@@ -451,9 +453,13 @@ class Consumer(LoopActor):
         count, ref = _messages(settled), header.get(Key.REF)
         if self._sought or self._type in ("shared", "key-shared"):
             ranges = tuple((held.first, held.end) for held in settled)
-            self._subscription.tell(Acknowledged(self._key, ranges, ref, count))
+            self._subscription.tell(Acknowledged(self._key, ranges, ref, count, self._holds_since_s()))
         else:
-            self._subscription.tell(AcknowledgedUntil(self._key, end, ref, count))
+            self._subscription.tell(AcknowledgedUntil(self._key, end, ref, count, self._holds_since_s()))
+
+    def _holds_since_s(self) -> float | None:
+        deadline_s = self.in_flight.oldest_deadline_s()
+        return None if deadline_s is None else deadline_s - self._ack_timeout_s
 
     def _extend(self, header: Header) -> None:
         """Let the acknowledgment timeout begin anew: the client is still working on it."""

@@ -117,6 +117,16 @@ class InFlight:
         """Return when `expire` may next find something, or None."""
         return self._queue[0][0] if self._firsts else None
 
+    def oldest_deadline_s(self) -> float | None:
+        """Return the deadline of what has been in flight for longest, or None when nothing is."""
+        while self._queue:
+            deadline_s, first = self._queue[0]
+            at = bisect_right(self._firsts, first) - 1
+            if at >= 0 and self._firsts[at] == first and self._parts[at][1] == deadline_s:
+                return deadline_s
+            heapq.heappop(self._queue)
+        return None
+
     def release(self) -> list[Held]:
         """Take out and return everything, lowest offset first."""
         released = [held for held, _ in self._parts]

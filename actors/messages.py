@@ -11,7 +11,7 @@ worker, between the gateway's handles and the actors that stand behind them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from actors.ledger import Held
@@ -786,13 +786,14 @@ class Lost:
 class Acknowledged:
     """These half-open ranges are done; with a ref, say `Confirmed` once the journal has them.
 
-    `settled` of their messages were in flight at this consumer.
+    `settled` of their messages were in flight at this consumer; what it holds for longest now, since `since_s`.
     """
 
     key: int
     ranges: tuple[tuple[int, int], ...]
     ref: int | None
     settled: int
+    since_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -803,6 +804,7 @@ class AcknowledgedUntil:
     end: int
     ref: int | None
     settled: int
+    since_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

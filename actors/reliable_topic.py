@@ -76,7 +76,9 @@ from transport.session import Handle
 log = logging.getLogger("ister.topic")
 
 SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
-TELL_AGAIN_S: Final = 10.0  # what the tier was told, and has not taken for so long, is told again: mail is no promise
+TELL_AGAIN_S: Final = (
+    10.0  # what the tier was told, and has not taken for so long, is told again: mail is no promise
+)
 TOLD_AGAIN_MAX: Final = 64  # segments; the tier takes them in order
 BACKGROUND_COMMIT_S: Final = (
     1.0  # what durability "os" may lose with the machine, and how late files are sealed

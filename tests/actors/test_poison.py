@@ -272,3 +272,16 @@ def test_only_what_is_missing_inside_a_batch_comes_again(stage: Stage, type: str
         assert scene.shown()["in_flight"] == 200
     client.ack(1, *((n, n + 1) for n, _ in missing))
     assert scene.shown()["cursor"] == 400
+
+
+def test_what_is_held_for_longest_is_known(scene: Scene) -> None:
+    """A consumer that acknowledges is not said to hold since its first message what it was given just now."""
+    client = scene.consumer()
+    for number in range(5):
+        scene.publish(b"%d" % number)
+        heard(client)
+        if number:
+            client.ack(1, (0, number))
+        scene.stage.advance(1)
+    (holder,) = scene.request("explain")["numbers"]["subscription"]["holders"]
+    assert (holder["messages"], scene.now_ms() - holder["since_ms"]) == (1, 1000)
