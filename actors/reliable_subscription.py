@@ -245,7 +245,8 @@ class ReliableSubscription(LogSubscription):
                     return piece
                 continue
             above = cursor.ranges.end
-            if (above is None or above <= source.next) and not self._knows_failures():
+            clear = cursor.low <= source.next and (above is None or above <= source.next)
+            if clear and not self._knows_failures():
                 return source.take_piece(messages_max)
             # some of what follows is acknowledged already, or failed before: deliver what is between
             pending = cursor.pending(max(batch.first_offset, source.next), batch_end)

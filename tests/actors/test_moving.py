@@ -213,3 +213,19 @@ def test_retention_does_not_wait_for_readers(stage: Stage) -> None:
     assert offsets(client) == [0]
     stage.advance(60)
     assert stage.failures == []
+
+
+def test_what_is_acknowledged_above_the_cursor_stays_so_when_the_cursor_reaches_it(stage: Stage) -> None:
+    """After a restart only the hole is delivered; once it is acknowledged too, nothing of what follows comes again."""
+    scene = Scene(stage)
+    scene.publish(*[b"%d" % number for number in range(5)])
+    before = scene.consumer()
+    assert [offset for offset, _, _ in heard(before)] == [0, 1, 2, 3, 4]
+    before.ack(1, (1, 5))
+    stage.restart(2)
+    after = scene.consumer(messages=1)
+    assert [offset for offset, _, _ in heard(after)] == [0]
+    after.ack(1, (0, 1))
+    after.credit(1, 100)
+    stage.advance(1)
+    assert heard(after) == []
