@@ -23,13 +23,13 @@ from actors.reliable_subscription import (
     HOLDERS_MAX,
     HOLE_BYTES,
     KEPT_BYTES,
-    LOOKED_AT_MAX,
     SCATTERED_MAX,
     ReliableSubscription,
 )
 from actors.runtime import receives
 from actors.selection import Member
 from actors.subscription import DISPATCH_BYTES_MAX
+from actors.timed_subscription import LOOKED_AT_MAX
 from ister.errors import IsterError
 
 # So far the log is read ahead of what is handed out, for keys that have nothing in the way; so often in one turn.

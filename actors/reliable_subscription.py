@@ -13,45 +13,38 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from actors.delays import DELAYED_RANGES_MAX, Delays
 from actors.explain import Holder, State, Stop
+from actors.failing_subscription import FailingSubscription
 from actors.ledger import Held, Redelivery, back_off_ms
-from actors.log_subscription import LogSubscription
 from actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
     Answer,
-    Buried,
-    Bury,
-    BuryDelayed,
     Delete,
     Describe,
     Detach,
     Explain,
     ForgetCursor,
     Left,
-    Letter,
-    Notice,
     Refused,
     Returned,
     Seek,
     Sought,
     StopBurying,
     TimeoutChanged,
-    Unblock,
     UpdateSubscription,
     Yield,
 )
 from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
-from actors.poison import Poison, Poisoned, Policy
-from actors.runtime import Ref, Timer, receives
+from actors.poison import Poisoned, Policy
+from actors.runtime import Timer, receives
 from actors.selection import Member
-from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError
-from ister.wire import Column, decode_attributes, encode_result
+from actors.timed_subscription import LOOKED_AT_MAX
+from ister.errors import IsterError, RemoteError, StorageError
+from ister.wire import Column, encode_result
 from storage.tiered import NotHereError
 
 log = logging.getLogger("ister.subscription")
@@ -63,51 +56,22 @@ KEPT_BYTES: Final = 200
 SCATTERED_MAX: Final = (
     256  # messages that do not follow each other in one piece: as many ranges and times fit a header
 )
-LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
-BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
-BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
-EXPIRE_S: Final = 10.0  # without consumers, what is too old is let go so often
-EXPIRE_BATCHES: Final = 64  # at a time
 SHOWN_MAX: Final = 100  # ranges that are shown
 HOLDERS_MAX: Final = 10  # consumers or keys that are named
 
 
-class ReliableSubscription(LogSubscription):
-    """A subscription that delivers every message at least once.
+class ReliableSubscription(FailingSubscription):
+    """A subscription that delivers every message at least once."""
 
-    `undertaker()` returns the actor that puts dead letters into their topic, started if need be.
-    """
-
-    def __init__(self, *args: Any, undertaker: Callable[[], Ref], **given: Any) -> None:
+    def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
-        self._undertaker = undertaker
-        self._policy = Policy.of(self.meta)
         self._redelivery = Redelivery()
         self._redelivery_timer: Timer | None = None
-        self._delays = Delays()
-        self._due: deque[tuple[int, int]] = deque()  # their time has come
-        self._opening: deque[tuple[int, int]] = deque()  # will be due soon: read again when exactly
-        self._delay_timer: Timer | None = None
-        self._failed_end = 0  # behind the last message that had failed when the journal was opened
-        self._poison = Poison()
-        self._bury_timer: Timer | None = None
-        self._burying_bytes = 0
-        self._bury_trouble: str | None = None
         self._seeking: Seek | None = None
         self._target: int | None = None  # where it leads, once that is known; then all consumers give back
         self._full = False
-        self._looked_at = 0
         self._last_delivered_ms: int | None = None
         self._consumer_left_ms: int | None = None
-        self.dead_lettered = 0
-        self.dropped = 0
-        self.expired = 0
-        self._expired_told = 0
-
-    def on_start(self) -> None:
-        """Attach to the topic, and let go of what is too old now and then."""
-        super().on_start()
-        self.call_later(EXPIRE_S, self._expire_unseen)
 
     # ---- what to deliver ----------------------------------------------------------------------------------------
 
@@ -153,7 +117,7 @@ class ReliableSubscription(LogSubscription):
         """Say whether so much is unacknowledged in pieces that nothing new is to be looked at."""
         if self._pieces_bytes() > PIECES_BYTES_MAX:
             return True
-        return self._delays.messages > DELAYED_RANGES_MAX and self._delays.ranges > DELAYED_RANGES_MAX
+        return self._waits_full()
 
     def _pieces_bytes(self) -> int:
         pieces = self._redelivery.ranges + self._poison.ranges
@@ -277,168 +241,11 @@ class ReliableSubscription(LogSubscription):
         self._source.take_to(end)
         return gather(rows, 1, 0)
 
-    def _knows_failures(self) -> bool:
-        """Whether the journal told of failures of messages that were not looked at yet: after a restart."""
-        return self._failed_end > self._source.next and bool(self._log.cursor.failed)
-
-    def _alike(self, first: int, end: int) -> tuple[int, int, int]:
-        """Say up to where messages from `first` on failed as often as that one, how often it was delivered, and failed.
-
-        For messages that this actor has delivered to nobody yet.
-        """
-        failed, until = self._log.cursor.failed, min(end, self._failed_end)
-        if first >= until:
-            return end, 0, 0
-        known = failed.get(first, (0, 0))
-        stop = first + 1
-        while stop < until and failed.get(stop, (0, 0)) == known:
-            stop += 1
-        if stop == until and known == (0, 0):
-            stop = end
-        return stop, *known
-
-    def _begun(self) -> None:
-        """The journal is open: note up to where it knows of failures."""
-        self._failed_end = max(self._log.cursor.failed, default=-1) + 1
-
     def _deliver_to(self, member: Member, piece: Piece) -> None:
         self._last_delivered_ms = self.clock.time_ms()
         if not member.outstanding:
             member.holds_since_ms = self._last_delivered_ms
         super()._deliver_to(member, piece)
-
-    # ---- messages that wait for their time ----------------------------------------------------------------------
-
-    def _set_aside(self, batch: Batch, first: int) -> None:
-        """Sort the messages of a batch from `first` on into those that may go at once, and those that wait."""
-        now_ms, now_s = self.clock.time_ms(), self.clock.monotonic()
-        sheet = Sheet(batch)
-        times = sheet.deliver_at
-        assert times is not None
-        self._looked_at += sheet.end - first
-        for begin, end in self._log.cursor.pending(first, sheet.end):
-            at = begin
-            while at < end:
-                when, run = times[at - sheet.first], at
-                while at < end and times[at - sheet.first] == when:
-                    at += 1
-                if when > batch.timestamp_ms:
-                    self._delays.add(when, run, at, now_ms)
-                else:
-                    self._add_first(run, at, now_s)
-        self._look_at_delays()
-
-    def _look_at_delays(self) -> None:
-        """Take out what is due, look more closely at what soon will be, and come back when more is."""
-        delays = self._delays
-        if not (delays or self._due or self._opening):
-            return
-        now_ms = self.clock.time_ms()
-        self._due.extend(delays.take_due(now_ms))
-        self._take_due()
-        while self._looked_at < LOOKED_AT_MAX:
-            if not self._opening:
-                self._opening.extend(delays.open_bucket(now_ms))
-                if not self._opening:
-                    break
-            self._look_again(now_ms)
-        if self._opening:
-            self._wake()
-        elif (next_ms := delays.next_ms()) is not None:
-            due_s = self.clock.monotonic() + max(next_ms - now_ms, 0) / 1000 + 0.001
-            timer = self._delay_timer
-            if timer is None or not timer.pending or abs(timer.due - due_s) > 0.001:
-                if timer is not None:
-                    timer.cancel()
-                self._delay_timer = self.call_later(due_s - self.clock.monotonic(), self._wake)
-
-    def _take_due(self) -> None:
-        """Let what is due be delivered."""
-        now_s = self.clock.monotonic()
-        while self._due:
-            self._add_first(*self._due.popleft(), now_s)
-
-    def _add_first(self, first: int, end: int, now_s: float) -> None:
-        """Queue messages that this actor has delivered to nobody yet."""
-        while first < end:
-            stop, deliveries, failures = self._alike(first, end)
-            self._redelivery.add(Held(first, stop, deliveries + 1, failures), now_s, now_s)
-            first = stop
-
-    def _look_again(self, now_ms: int) -> None:
-        """Read the first range that will be due soon, up to the end of its batch, and sort it by time."""
-        if (first := self._first_of(self._opening)) is None:
-            return
-        end = self._opening[0][1]
-        if (sheet := self._source.sheet_at(first)) is None:  # skipped, and noted as done
-            return
-        stop = min(end, sheet.end)
-        times = sheet.deliver_at
-        assert times is not None
-        for begin, behind in self._log.cursor.pending(first, stop):
-            for offset in range(begin, behind):
-                self._delays.add(times[offset - sheet.first], offset, offset + 1, now_ms)
-        self._looked_at += stop - first
-        self._opening[0] = (stop, end)
-
-    def _first_of(self, ranges: deque[tuple[int, int]]) -> int | None:
-        """Return the first offset of the first range that is not done; None where that has none, and is taken out.
-
-        What is done may be in the log no more.
-        """
-        cursor = self._log.cursor
-        first, end = ranges[0]
-        first = cursor.ranges.end_of(max(first, cursor.low))
-        if first < end:
-            return first
-        ranges.popleft()
-        return None
-
-    # ---- messages that are too old ------------------------------------------------------------------------------
-
-    def _is_expired(self, batch: Batch) -> bool:
-        return (
-            bool(self._message_ttl_ms) and batch.timestamp_ms + self._message_ttl_ms <= self.clock.time_ms()
-        )
-
-    def _expire(self, first: int, end: int) -> None:
-        """Let messages go that outlived the topic's time to live; they are counted, and said to the consumers."""
-        new = self._log.note(first, end)
-        self._settled(first, end)
-        if not new:
-            return
-        self.expired += new
-        if (
-            self.expired - new == self._expired_told
-        ):  # the first since it was told last: tell all of them together
-
-            def tell() -> None:
-                count, self._expired_told = self.expired - self._expired_told, self.expired
-                text = f"{count} messages were older than message_ttl_ms ({self._message_ttl_ms}) when their turn came"
-                self._notify(Notice("expired", count, text, first))
-
-            self.call_later(0.0, tell)
-
-    def _expire_unseen(self) -> None:
-        """Without consumers nothing is looked at: let go of what is too old here."""
-        again_s = EXPIRE_S
-        if self._message_ttl_ms and self._log.is_open and not self._consumers and self._failure is None:
-            for _ in range(EXPIRE_BATCHES):
-                low = self._log.cursor.low
-                if low >= self._source.durable_end:
-                    break
-                try:
-                    batch = self._source.batch_at(low)
-                except StorageError:  # it is not here, or damaged: not worth more than waiting for a consumer
-                    break
-                if batch is None:
-                    continue
-                if not self._is_expired(batch):
-                    break
-                self._expire(low, batch.first_offset + batch.count)
-            else:
-                again_s = 0.0
-        self.call_later(again_s, self._expire_unseen)
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
@@ -513,136 +320,18 @@ class ReliableSubscription(LogSubscription):
             self._again(again, now_s + wait_s if wait_s else now_s, now_s)
         self._wake()
 
+    def _add_first(self, first: int, end: int, now_s: float) -> None:
+        """Queue messages that this actor has delivered to nobody yet."""
+        while first < end:
+            stop, deliveries, failures = self._alike(first, end)
+            self._redelivery.add(Held(first, stop, deliveries + 1, failures), now_s, now_s)
+            first = stop
+
     def _again(self, held: Held, ready_at_s: float, now_s: float) -> None:
         """Have messages delivered again, not before `ready_at_s`."""
         self._redelivery.add(held, ready_at_s, now_s)
         if ready_at_s > now_s:
             self._wake_at(ready_at_s)
-
-    # ---- what fails too often -----------------------------------------------------------------------------------
-
-    def _give_up(self, part: Held, why: str) -> None:
-        """Do with messages that failed too often what the subscription's policy says."""
-        for first, end in self._log.cursor.pending(part.first, part.end):
-            poisoned = Poisoned(part._replace(first=first, end=end), self.clock.time_ms(), why)
-            if self._policy.poison == "drop":
-                self._drop(poisoned)
-            elif self._policy.poison == "block":
-                self._poison.blocking.append(poisoned)
-                text = (
-                    f"offset {first} failed {part.failures} times, the last time: {why}; nothing is delivered until: "
-                    f"ister subscription unblock {self.topic.name} {self.meta.name}"
-                )
-                log.warning("subscription %s of %s is blocked: %s", self.meta.name, self.topic.name, text)
-                self._notify(Notice("blocked", end - first, text, first))
-            else:
-                self._poison.bury(poisoned)
-        self._bury()
-
-    def _drop(self, poisoned: Poisoned) -> None:
-        held = poisoned.held
-        self.dropped += self._log.note(held.first, held.end)
-        self._settled(held.first, held.end)
-        log.warning(
-            "subscription %s of %s drops offsets %d to before %d after %d failures: %s",
-            self.meta.name,
-            self.topic.name,
-            held.first,
-            held.end,
-            held.failures,
-            poisoned.reason,
-        )
-
-    def _bury(self) -> None:
-        """Put poison on its way to the dead-letter topic, as much as may be on its way at a time."""
-        letters: list[Letter] = []
-        while self._burying_bytes < BURY_BYTES_MAX and (taken := self._poison.take()) is not None:
-            offset, poisoned = taken
-            letter = None if self._is_done(offset) else self._read_letter(offset, poisoned)
-            if letter is not None:
-                self._burying_bytes += len(letter.payload)
-                letters.append(letter)
-            elif self._is_done(offset):
-                self._poison.done([offset])
-            else:  # it cannot be read now
-                self._poison.put_back(offset)
-                break
-        if letters:
-            self._undertaker().tell(Bury(letters, self._policy.dead_letter_topic))
-        if self._poison.messages and (self._bury_timer is None or not self._bury_timer.pending):
-            self._bury_timer = self.call_later(BURY_AGAIN_S, self._bury_again)
-
-    def _is_done(self, offset: int) -> bool:
-        return self._log.cursor.is_acknowledged(offset)
-
-    def _bury_again(self) -> None:
-        """Send again what is on its way: whoever has it in hand already ignores it."""
-        self._poison.done([offset for offset, _ in self._poison.in_hand() if self._is_done(offset)])
-        letters = [
-            letter
-            for offset, poisoned in self._poison.in_hand()
-            if (letter := self._read_letter(offset, poisoned)) is not None
-        ]
-        if letters:
-            self._undertaker().tell(Bury(letters, self._policy.dead_letter_topic))
-        self._bury()
-
-    def _read_letter(self, offset: int, poisoned: Poisoned) -> Letter | None:
-        sheet = self._read(lambda: self._source.sheet_at(offset))
-        if sheet is None:
-            return None
-        at, held = offset - sheet.first, poisoned.held
-        try:
-            attributes = decode_attributes(sheet.attributes[at])
-        except RemoteProtocolError:  # its producer's own; nobody could read them
-            attributes = {}
-        attributes |= {
-            "ister.topic": self.topic.name,
-            "ister.subscription": self.meta.name,
-            "ister.offset": str(offset),
-            "ister.producer": f"{sheet.batch.producer_id:016x}",
-            "ister.timestamp": str(sheet.batch.timestamp_ms),
-            "ister.attempts": str(held.attempt),
-            "ister.reason": poisoned.reason,
-            "ister.dead_lettered_at": str(poisoned.since_ms),
-        }
-        return Letter(offset, bytes(sheet.payload(at, at + 1)), sheet.keys[at], attributes)
-
-    @receives(Buried)
-    def on_buried(self, command: Buried) -> None:
-        """Take what is durable in the dead-letter topic as done."""
-        done = self._poison.done(command.offsets)
-        for offset in done:
-            self.dead_lettered += self._log.note(offset, offset + 1)
-            self._settled(offset, offset + 1)
-        self._bury_trouble = None
-        self._burying_bytes = 0  # counted anew with what is sent next; at most twice as much is on its way
-        self._bury()
-        if done:
-            self._wake()
-
-    @receives(BuryDelayed)
-    def on_bury_delayed(self, delayed: BuryDelayed) -> None:
-        """Note why dead letters wait."""
-        self._bury_trouble = delayed.text
-
-    @receives(Unblock)
-    def on_unblock(self, command: Unblock) -> None:
-        """Go on behind what blocks, as an operator decided: try it again, drop it, or bury it."""
-        blocking = self._poison.unblock()
-        now_s = self.clock.monotonic()
-        for poisoned in blocking:
-            if command.action == "drop":
-                self._drop(poisoned)
-            elif command.action == "dead-letter":
-                self._poison.bury(poisoned)
-            else:
-                held = poisoned.held
-                self._again(held._replace(attempt=held.attempt + 1, failures=0), now_s, now_s)
-        self._bury()
-        self._wake()
-        messages = sum(poisoned.held.end - poisoned.held.first for poisoned in blocking)
-        self._reply(command, {"messages": messages})
 
     # ---- moving -------------------------------------------------------------------------------------------------
 
@@ -695,14 +384,10 @@ class ReliableSubscription(LogSubscription):
         self._sought(command, error)
 
     def _forget_all(self) -> None:
-        """Forget what was known of single messages: none of it counts any more."""
-        self._redelivery, self._delays, self._poison = Redelivery(), Delays(), Poison()
-        self._due.clear()
-        self._opening.clear()
-        self._burying_bytes, self._bury_trouble = 0, None
+        super()._forget_all()
+        self._redelivery = Redelivery()
         self._stalled = None
         self._fetching = None
-        self._failed_end = 0
 
     def _sought(self, command: Seek, error: IsterError | None) -> None:
         self._seeking = self._target = None
@@ -722,9 +407,6 @@ class ReliableSubscription(LogSubscription):
         self._bury()
 
     # ---- the rest -----------------------------------------------------------------------------------------------
-
-    def _reply(self, command: Seek | Unblock | UpdateSubscription | Explain, body: Any) -> None:
-        self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
     def _refuse(self, command: Seek, error: IsterError) -> None:
         self.system.at(command.reply).tell(Refused(command.ticket, error.code, error.text))
@@ -782,9 +464,6 @@ class ReliableSubscription(LogSubscription):
             pending = self._log.pending(self._source.durable_end, SHOWN_MAX)
             body["pending"] = [list(part) for part in pending]
         return body
-
-    def _delayed(self) -> int:
-        return self._delays.messages + sum(end - first for first, end in self._opening)
 
     @receives(Explain)
     def on_explain(self, command: Explain) -> None:
