@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from actors.log_subscription import LogSubscription
 from actors.messages import ConsumerFrame, Deliver, NotFetched, Seek, Sought, Trimmed, Yield, Yielded
 from actors.selection import Member, Roster
 from actors.source import Source
+from ister.errors import DamagedError
 from ister.wire import Key, Type
 from storage.tiered import NotHereError
 from tests.actors.scenes import Scene, events, heard, offsets
@@ -790,3 +792,115 @@ def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(s
         client = scene.consumer(start="time:0")
     assert len(fetches) == 1
     assert client.opened.header[Key.OFFSET] == 2
+
+
+def test_a_key_goes_on_when_its_poison_is_buried(stage: Stage) -> None:
+    """Not before, and without anybody's help."""
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer(max_deliveries=1)
+    scene.publish(b"bad", key=b"k")
+    assert offsets(client) == [0]
+    scene.publish(b"good", key=b"k")
+    assert offsets(client) == [1]
+    client.nack(1, (0, 2))
+    stage.settle()
+    scene.publish(b"next", key=b"k")
+    stage.advance(2)
+    assert scene.shown()["dead_lettered"] == 2
+    assert offsets(client) == [2]
+
+
+def test_who_holds_far_more_than_others_is_passed_over() -> None:
+    """As long as one of the others can take something."""
+    roster = Roster("shared", "s")
+    hoarder, other = (roster.attach(key, priority=0, messages=10_000, bytes=1 << 30) for key in range(2))
+    for _ in range(50):
+        member = roster.choose()
+        assert member is not None
+        roster.spend(member, 10, 1)
+        if member is other:
+            roster.settle(other.key, 10)
+    assert hoarder.outstanding < 100
+    roster.block(other.key, True)
+    assert roster.choose() is hoarder
+
+
+def test_few_messages_are_shared_among_all_who_wait(stage: Stage) -> None:
+    """At low rates nobody is given all of a batch."""
+    scene = Scene(stage)
+    clients = [scene.consumer() for _ in range(4)]
+    scene.publish(*[b"x"] * 40)
+    stage.settle()
+    assert [len(offsets(each)) for each in clients] == [10, 10, 10, 10]
+
+
+def test_who_comes_to_a_damaged_log_is_told(stage: Stage) -> None:
+    """As those were who were there when it was found."""
+    scene = Scene(stage)
+    client = scene.consumer()
+    error = DamagedError("broken")
+    error.first, error.end = 0, 1
+    subscription(scene)._stall(error)
+    assert [event.code for event in events(client)] == ["log-damaged"]
+    assert [event.code for event in events(scene.consumer())] == ["log-damaged"]
+
+
+def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
+    """Mail is no promise."""
+    scene = Scene(stage)
+    scene.consumer()
+    actor = subscription(scene)
+    asked: list[object] = []
+    actor._fetcher = SimpleNamespace(tell=asked.append, address=actor._fetcher.address)
+    actor._fetch(0)
+    stage.advance(31)
+    assert len(asked) == 2
+
+
+def test_what_is_in_flight_of_single_messages_is_bounded(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing new is handed out beyond it, and it goes on with acknowledgments."""
+    monkeypatch.setattr("actors.key_shared_subscription.IN_FLIGHT_MAX", 10)
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer(messages=0)
+    for number in range(40):
+        scene.publish(b"x", key=b"%d" % number)
+    client.credit(1, 1000)
+    got = offsets(client)
+    assert len(got) < 40
+    while len(got) < 40:
+        client.ack(1, *((offset, offset + 1) for offset in got))
+        more = offsets(client)
+        assert more
+        got += more
+
+
+@pytest.mark.parametrize("type_", ["shared", "key-shared"])
+def test_one_turn_looks_at_so_many_messages_and_no_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
+) -> None:
+    """Where single messages are looked at, others have their turn in between."""
+    monkeypatch.setattr("actors.reliable_subscription.LOOKED_AT_MAX", 10)
+    monkeypatch.setattr("actors.key_shared_subscription.LOOKED_AT_MAX", 10)
+    scene = Scene(stage, type=type_)
+    client = scene.consumer(messages=0)
+    actor = subscription(scene)
+    looked: list[int] = []
+    hand_out = actor._hand_out
+
+    def counted() -> None:
+        hand_out()
+        looked.append(actor._looked_at)
+
+    actor._hand_out = counted
+    when = scene.now_ms() + 60_000
+    for number in range(30):
+        scene.publish(*[b"x"] * 5, key=b"%d" % number, deliver_at=[when] * 5)
+    client.credit(1, 1000)
+    stage.settle()
+    assert scene.shown()["delayed"] == 150
+    assert max(looked) < 20
+    stage.advance(61)
+    assert len(offsets(client)) == 150
+    assert max(looked) < 20
