@@ -93,3 +93,36 @@ def events(client: StagedClient) -> list[Frame]:
         (found if frame.kind == Type.EVENT else others).append(frame)
     client.unread[:0] = others
     return found
+
+
+def subscription(scene: Scene) -> Any:
+    """Return the actor of the scene's subscription."""
+    return scene.stage.actor("subscription", "orders", "s")
+
+
+def consumer_of(scene: Scene, number: int = 0) -> Any:
+    """Return the actor of one of the consumers, the oldest first."""
+    return scene.stage.actors("consumer")[number]
+
+
+def say_seek(client: StagedClient, to: str | int) -> int:
+    """Ask for the subscription to be moved, and wait for nothing; return the REF."""
+    ref = next(client._refs)
+    arguments = {"topic": "orders", "subscription": "s", "to": to}
+    client.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: ref,
+            Key.OPERATION: "subscription.seek",
+            Key.ARGUMENTS: arguments,
+        }
+    )
+    return ref
+
+
+def reader(scene: Scene, name: str = "r-1", **options: Any) -> StagedClient:
+    """Return a reader of the topic, open as handle 1."""
+    client = scene.stage.at_subscription("orders", name)
+    answer = client.open_consumer(1, "orders", name, "reader", **options)
+    assert answer.kind == Type.OPENED, answer.header
+    return client

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ister.wire import Key, Type
-from tests.actors.scenes import Scene, events, heard, offsets
-from tests.stage import Stage, StagedClient
+from tests.actors.scenes import Scene, events, heard, offsets, reader
+from tests.stage import Stage
 
 TYPES = ["exclusive", "failover", "shared", "key-shared"]
 
@@ -162,14 +162,6 @@ def test_a_paused_subscription_delivers_nothing_until_it_goes_on(scene: Scene) -
 
 
 # ---- readers ----------------------------------------------------------------------------------------------------
-
-
-def reader(scene: Scene, name: str = "r-1", **options: object) -> StagedClient:
-    """Return a reader of the topic, open as handle 1."""
-    client = scene.stage.at_subscription("orders", name)
-    answer = client.open_consumer(1, "orders", name, "reader", **options)
-    assert answer.kind == Type.OPENED, answer.header
-    return client
 
 
 def test_a_reader_needs_no_subscription(stage: Stage) -> None:

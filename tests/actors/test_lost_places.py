@@ -1,0 +1,126 @@
+"""Tests of who is gone: consumers, subscriptions and topics that end in the middle, and readers that come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from actors.messages import Deliver, Trimmed
+from ister.errors import DamagedError
+from ister.wire import Key, Type
+from tests.actors.scenes import Scene, consumer_of, events, heard, offsets, reader, subscription
+from tests.stage import Stage, held_up, inbox_holds
+
+
+@pytest.fixture
+def stage(make_stage: Callable[..., Stage]) -> Stage:
+    """Return a broker that waits for silent clients for hours."""
+    return make_stage(protocol__session_timeout_ms=3_600_000)
+
+
+def test_exactly_what_a_lost_consumer_was_never_given_comes_again(stage: Stage) -> None:
+    """Also where its messages do not follow each other."""
+    scene = Scene(stage, type="key-shared")
+    first, second = scene.consumer(), scene.consumer()
+    for number in range(40):
+        scene.producer.publish_keyed(1, scene.sent, (b"k%d" % number, b"0"), (b"k%d" % (number + 1), b"1"))
+        scene.sent += 2
+    scene.producer.receipts(1, 40)
+    stage.settle()
+    mine, others = offsets(first), offsets(second)
+    assert mine
+    assert others
+    consumer = consumer_of(scene)
+    first.ack(1, *((offset, offset + 1) for offset in mine))
+    second.ack(1, *((offset, offset + 1) for offset in others))
+    with held_up(consumer):
+        messages = [(b"k%d" % number, b"x") for number in range(40)]
+        scene.producer.publish_keyed(1, scene.sent, *messages)
+        scene.producer.receipts(1, 1)
+        assert inbox_holds(consumer, Deliver)
+        (deliver,) = [each for each in consumer.inbox._queue if isinstance(each, Deliver)]
+        assert deliver.piece.ranges
+        consumer.fail(RuntimeError("on purpose"))
+        stage.failures.clear()
+    assert sorted(offsets(second)) == list(range(80, 120))
+
+
+def test_acknowledgments_for_a_subscription_that_failed_do_not_hurt_the_next(stage: Stage) -> None:
+    """What its consumers still say may meet the next actor before that knows where its topic stands."""
+    scene = Scene(stage)
+    client = scene.consumer()
+    scene.publish(b"0", b"1", b"2")
+    assert offsets(client) == [0, 1, 2]
+    actor, consumer = subscription(scene), consumer_of(scene)
+    node = actor.system.node
+    topic_node = scene.stage.actor("topic", "orders").system.node
+    with held_up(consumer):
+        client.ack(1, (0, 1), confirm=False)
+        client.nack(1, (1, 2))
+        stage.loop.turns_until(lambda: len(consumer.inbox) >= 2)
+        actor.fail(RuntimeError("on purpose"))
+        stage.failures.clear()
+        stage.workers[int(node[-1])].subscription(actor.topic, actor.meta, topic_node)
+    stage.settle()
+    assert stage.failures == []
+    again = scene.consumer()
+    got = heard(again)
+    assert sorted(row[0] for row in got) == sorted({row[0] for row in got}), "each is in one place"
+    assert {row[0] for row in got} >= {1, 2}
+
+
+def test_a_reader_whose_place_was_trimmed_goes_on_where_the_history_begins(stage: Stage) -> None:
+    """It is told what it missed; what is still there behind that is not skipped."""
+    scene = Scene(stage)
+    scene.publish(*(b"%d" % n for n in range(4)))
+    scene.publish(*(b"%d" % n for n in range(4, 8)))
+    client = reader(scene)
+    assert offsets(client) == list(range(8))
+    client.disconnect()
+    actor = scene.stage.actor("subscription", "orders", "r-1")
+    actor.ref.tell(Trimmed(4))
+    stage.settle()
+    client.reconnect()
+    assert client.open_consumer(1, "orders", "r-1", "reader", start=2).kind == Type.OPENED
+    assert offsets(client) == [4, 5, 6, 7]
+    (trimmed,) = [event for event in events(client) if event.code == "trimmed"]
+    assert (trimmed.header[Key.OFFSET], trimmed.header[Key.COUNT]) == (2, 2)
+
+
+@pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
+def test_a_reader_of_a_topic_that_is_deleted_is_told(stage: Stage, dispatch: str) -> None:
+    """It would wait for ever."""
+    scene = Scene(stage, dispatch=dispatch)
+    client = reader(scene)
+    scene.publish(b"0")
+    assert len(offsets(client)) == 1
+    stage.client().request("topic.delete", topic="orders")
+    stage.advance(15)
+    told = client.expect(Type.ERROR)
+    assert (told.header[Key.CLOSED], told.header[Key.ACTION]) == (True, "stop")
+    assert stage.actors("subscription") == []
+
+
+def test_who_comes_to_a_damaged_log_is_told(stage: Stage) -> None:
+    """As those were who were there when it was found."""
+    scene = Scene(stage)
+    client = scene.consumer()
+    error = DamagedError("broken")
+    error.first, error.end = 0, 1
+    subscription(scene)._stall(error)
+    assert [event.code for event in events(client)] == ["log-damaged"]
+    assert [event.code for event in events(scene.consumer())] == ["log-damaged"]
+
+
+def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
+    """Mail is no promise."""
+    scene = Scene(stage)
+    scene.consumer()
+    actor = subscription(scene)
+    asked: list[object] = []
+    actor._fetcher = SimpleNamespace(tell=asked.append, address=actor._fetcher.address)
+    actor._fetch(0)
+    stage.advance(31)
+    assert len(asked) == 2
