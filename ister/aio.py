@@ -60,6 +60,7 @@ from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, Inbox, answered, asked, nobody
 from ister.message import Batch, Delivery, Event, Message, Published, Shipment
+from ister.names import is_pattern
 from ister.producer import CLOSE_S as PRODUCER_CLOSE_S
 from ister.producer import HURRY_S, When
 from ister.producer import Producer as SyncProducer
@@ -68,6 +69,7 @@ from ister.receiver import CLOSE_S as RECEIVER_CLOSE_S
 from ister.receiver import Receiver as SyncReceiver
 from ister.requests import SubscriptionOptions
 from ister.session import Handle, Request
+from ister.wildcard import WildcardConsumer
 
 T = TypeVar("T", bound="Closing")
 
@@ -442,8 +444,8 @@ class Client(Closing):
         `on_event(event)` is called in the loop's thread.
         """
 
-        async def opened() -> Consumer:
-            consumer = self._client.plan_consumer(
+        def planned(plan: Callable[..., Any]) -> Any:
+            return plan(
                 topic,
                 subscription=subscription,
                 type=type,
@@ -455,12 +457,27 @@ class Client(Closing):
                 settings=requests.subscription_settings(options),
                 on_event=self._in_loop(on_event),
             )
-            await self._opened(
-                Plan(consumer.attachment, f"consumer of {subscription!r} of {topic!r}"), timeout
-            )
+
+        async def opened() -> Consumer:
+            if is_pattern(arguments.text(topic, "a topic's name")):
+                return Consumer(self, await self._open_wildcard(planned(self._client.plan_wildcard), timeout))
+            consumer: SyncConsumer = planned(self._client.plan_consumer)
+            what = f"consumer of {subscription!r} of {topic!r}"
+            await self._opened(Plan(consumer.attachment, what), timeout)
             return Consumer(self, consumer)
 
         return Opening(opened)
+
+    async def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        try:
+            consumer.follow(await self._ask(consumer.first_look(), timeout), later=False)
+            await self.wait(None, consumer.is_open, seconds)
+            consumer.check_open(seconds)
+        except BaseException:
+            consumer.abandon()
+            raise
+        return consumer
 
     def reader(
         self,
@@ -835,7 +852,7 @@ class Receiver(Closing):
     @property
     def position(self) -> int:
         """The offset at which it stood when it was opened last."""
-        return self._receiver.attachment.position
+        return self._receiver.position
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Yield messages for ever; ends when the consumer is closed by `close`."""
@@ -875,9 +892,7 @@ class Receiver(Closing):
         if delivery is not None:
             return delivery
         deadline = receiver.deadline(timeout)
-        while await self._client.wait(
-            receiver.attachment, receiver.has_news, receiver.seconds_until(deadline)
-        ):
+        while await self._client.wait(receiver.handle, receiver.has_news, receiver.seconds_until(deadline)):
             delivery = receiver.try_next()
             if delivery is not None:
                 return delivery
@@ -891,7 +906,7 @@ class Receiver(Closing):
             return
         try:
             receiver.begin_close()
-            receiver.closed(await self._client.wait(receiver.attachment, receiver.is_closed, timeout))
+            receiver.closed(await self._client.wait(receiver.handle, receiver.is_closed, timeout))
         finally:
             receiver.end()
 
@@ -918,6 +933,11 @@ class Consumer(Receiver):
     def subscription(self) -> str:
         """The subscription it belongs to."""
         return self._consumer.subscription
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics it receives from at present, by name: one, unless it was made for a pattern."""
+        return self._consumer.topics
 
     @property
     def active(self) -> bool | None:
@@ -955,7 +975,7 @@ class Consumer(Receiver):
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the broker has written every acknowledgment made so far; see `ister.Consumer.flush`."""
         consumer = self._consumer
-        consumer.flushed(await self._client.wait(consumer.attachment, consumer.written, timeout), timeout)
+        consumer.flushed(await self._client.wait(consumer.handle, consumer.written, timeout), timeout)
 
 
 def connect(

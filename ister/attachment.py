@@ -12,7 +12,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -78,6 +78,7 @@ class Attachment:
     ) -> None:
         """`callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock."""
         self.replier: Callable[..., Any] | None = None  # sends the reply to a message that came here
+        self._turns: OrderedDict[Attachment, None] | None = None  # where it lines up when there is something
         self.handle = handle
         self.topic = topic
         self.subscription = subscription
@@ -216,9 +217,10 @@ class Attachment:
         if kind == Type.DELIVER:
             if self.phase == "open":
                 self.queue.append(Delivery(self, self.topic, self.lineage, header, body))
+                self._line_up()
         elif kind == Type.EVENT:
             text, offset = header.get(Key.TEXT, ""), header.get(Key.OFFSET)
-            self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), text, offset))
+            self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), text, offset, self.topic))
         elif kind == Type.ERROR:
             error = remote_error(header)
             if error.code == "not-active":
@@ -229,6 +231,7 @@ class Attachment:
                 self.fail(error)
             else:
                 self.complaint = error
+                self._line_up()
         else:
             raise RemoteProtocolError(f"a frame of type {kind} came for a consumer")
 
@@ -241,6 +244,7 @@ class Attachment:
             event.code == "log-damaged"
         ):  # nothing more comes until an operator decides: the program must hear that
             self.complaint = RemoteError(event.code, event.text)
+            self._line_up()
         elif event.code == "sought":
             self._on_sought()
         self.events.append(event)
@@ -281,16 +285,32 @@ class Attachment:
         return delivery
 
     def _give_credit(self) -> None:
-        if self.phase == "open" and self.session is not None:
-            self.session.emit(
-                {
-                    Key.TYPE: Type.CREDIT,
-                    Key.HANDLE: self.handle,
-                    Key.MESSAGES: self._used_messages,
-                    Key.BYTES: self._used_bytes,
-                }
-            )
-            self._used_messages = self._used_bytes = 0
+        messages, size = max(0, self._used_messages), max(0, self._used_bytes)
+        if self.phase == "open" and self.session is not None and (messages or size):
+            header: wire.Header = {Key.TYPE: Type.CREDIT, Key.HANDLE: self.handle}
+            self.session.emit(header | {Key.MESSAGES: messages, Key.BYTES: size})
+            self._used_messages -= messages
+            self._used_bytes -= size
+
+    def resize(self, credit_messages: int, credit_bytes: int) -> None:
+        """Have so much credit from now on: more is given at once, less as deliveries are handed out."""
+        self._used_messages += (
+            credit_messages - self._credit_messages
+        )  # below zero: more is out than should be
+        self._used_bytes += credit_bytes - self._credit_bytes
+        self._credit_messages, self._credit_bytes = credit_messages, credit_bytes
+        if self._used_messages > 0 or self._used_bytes > 0:
+            self._give_credit()
+
+    def take_turns(self, turns: OrderedDict[Attachment, None]) -> None:
+        """Line up there, behind the others, whenever there is something to hand out or to raise."""
+        self._turns = turns
+        if self.queue or self.complaint is not None or self.phase == "closed":
+            self._line_up()
+
+    def _line_up(self) -> None:
+        if self._turns is not None:
+            self._turns[self] = None  # whoever stands there already keeps the place
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 
@@ -422,6 +442,7 @@ class Attachment:
             self._unproven_until = False
         if frame.kind == Type.ERROR:
             self.complaint = remote_error(frame.header)
+            self._line_up()
 
     @property
     def settled(self) -> bool:
@@ -474,6 +495,7 @@ class Attachment:
             self.error = error
             self.queue.clear()
             self._drop_acks()
+            self._line_up()
 
     def tick(self, now: float) -> None:
         """Send acknowledgments that have waited long enough, and open again after a back-off."""

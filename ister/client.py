@@ -21,6 +21,7 @@ from ister.deadletters import DeadLetters
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, INBOX_PREFIX, Inbox, Outlets, Waiting, answered, asked, nobody
 from ister.message import Event, Message, Receipt
+from ister.names import is_pattern
 from ister.network import Network
 from ister.producer import HURRY_S, Producer
 from ister.publication import Publication
@@ -28,6 +29,7 @@ from ister.reader import Reader
 from ister.receiver import Receiver
 from ister.requests import SubscriptionOptions
 from ister.session import Request
+from ister.wildcard import WildcardConsumer
 
 BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
 LINGER_MS: Final = 1.0
@@ -189,7 +191,28 @@ class Client(Administration):
         consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
         been looked at. `on_event(event)` is called from whatever thread reads the news; keep it short.
         Raises `RemoteError` (`unknown-topic`, `subscription-busy`, `subscription-type`, ...), `TimeoutExpiredError`.
+
+        `topic` may be a pattern: `*` is one part of a name, `>` at the end one part or more (`orders/*`, `orders/>`).
+        Then this is a consumer of every topic that matches, each with a subscription of that name. Topics created
+        later are followed while messages are received, from their beginning; names that end in `.dlq` are left out.
+        The topics take turns and share the credit; `message.topic` and `event.topic` say which one it is.
         """
+        if is_pattern(arguments.text(topic, "a topic's name")):
+            return self._open_wildcard(
+                self.plan_wildcard(
+                    topic,
+                    subscription=subscription,
+                    type=type,
+                    start=start,
+                    force=force,
+                    priority=priority,
+                    credit_messages=credit_messages,
+                    credit_bytes=credit_bytes,
+                    settings=requests.subscription_settings(options),
+                    on_event=on_event,
+                ),
+                timeout,
+            )
         consumer = self.plan_consumer(
             topic,
             subscription=subscription,
@@ -243,6 +266,56 @@ class Client(Administration):
             force=force,
         )
         return self._attached(Consumer(network, attachment))
+
+    def plan_wildcard(
+        self,
+        pattern: str,
+        *,
+        subscription: str,
+        start: Start | None,
+        credit_messages: int,
+        credit_bytes: int,
+        settings: dict[str, Any],
+        **same: Any,
+    ) -> WildcardConsumer:
+        """Make the consumer of a pattern, which has no topics yet; used by `consumer` here and in `ister.aio`."""
+        arguments.text(subscription, "a subscription's name")
+        arguments.number(credit_messages, "credit_messages", 1)
+        arguments.number(credit_bytes, "credit_bytes", 1)
+        self.network.check()
+
+        def plan(topic: str, *, later: bool, credit_messages: int, credit_bytes: int) -> Consumer:
+            return self.plan_consumer(
+                topic,
+                subscription=subscription,
+                start="earliest" if later else start,
+                credit_messages=credit_messages,
+                credit_bytes=credit_bytes,
+                settings=settings,
+                **same,
+            )
+
+        return WildcardConsumer(
+            self.network,
+            pattern,
+            subscription,
+            plan,
+            credit_messages=credit_messages,
+            credit_bytes=credit_bytes,
+            left_out=[settings["dead_letter_topic"]] if "dead_letter_topic" in settings else [],
+        )
+
+    def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
+        seconds = self._seconds(timeout)
+        deadline = self.network.deadline(seconds)
+        try:
+            consumer.follow(self._ask(consumer.first_look(), seconds), later=False)
+            self.network.wait_anywhere(consumer.is_open, deadline)
+            consumer.check_open(seconds)
+        except BaseException:
+            consumer.abandon()
+            raise
+        return consumer
 
     def _attached(self, receiver: R) -> R:
         network = self.network

@@ -115,6 +115,7 @@ class Connection:
         self.followers: list[Wake] = []
         self.touches = 0
         self.background = Wake()
+        self.away = False  # the background thread leaves the socket to others for a moment
         self.background_until = 0.0  # when the background thread looks again by itself
         self.closed = False
         self.leaving = False  # its producers and consumers are being taken elsewhere; then it is closed
@@ -350,7 +351,9 @@ class Connection:
                         "the connection to %s failed and is made anew", self.endpoint
                     )
                 now = network.clock.monotonic()
-                if not network.eager and (self.leader is not None or self.touches > TOUCHES_MAX):
+                busy = self.touches > TOUCHES_MAX and not self.followers
+                self.away = not network.eager and (self.leader is not None or busy)
+                if self.away:
                     look_away = min(look_away * 2, TICK_LAST_S) if self.touches <= TOUCHES_MAX else TICK_S
                     until, fds = now + look_away, ()
                 else:
@@ -362,6 +365,12 @@ class Connection:
             poll(wake, fds, until - now)
         with network.lock:
             network.forget(self)
+
+    def follow(self, wake: Wake) -> None:
+        """Wake it when frames have come, which others move."""
+        self.followers.append(wake)
+        if self.away and self.leader is None:
+            self.background.set()
 
     def nudge(self, due: float) -> None:
         """Something is due that the background thread does not know of; wake it unless it looks soon enough."""

@@ -40,14 +40,14 @@ class Consumer(Receiver):
         return self.attachment.subscription
 
     @property
+    def topics(self) -> list[str]:
+        """The topics it receives from at present, by name: one, unless it was made for a pattern."""
+        return [self.topic]
+
+    @property
     def active(self) -> bool | None:
         """Whether a Failover consumer is the active one; `None` when the broker has not said."""
         return self.attachment.active
-
-    @property
-    def position(self) -> int:
-        """The offset at which the subscription stood when this consumer was opened last."""
-        return self.attachment.position
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Consumer(Receiver):
         broker restarted and forgot what it had delivered: then those messages are delivered again.
         """
         deadline = self._network.deadline(arguments.timeout(timeout))
-        self.flushed(self._network.wait(self.attachment, self.written, deadline), timeout)
+        self.flushed(self._wait(self.written, deadline), timeout)
 
     def written(self) -> bool:
         """Whether every acknowledgment is written, or never will be; sends what is gathered (lock held)."""

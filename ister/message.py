@@ -15,7 +15,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
 from typing import Any, Protocol, overload
 
@@ -311,6 +311,7 @@ class Event:
     count: int = 0
     text: str = ""
     offset: int | None = None
+    topic: str = field(default="", compare=False)
 
 
 # ---- going out --------------------------------------------------------------------------------------------------

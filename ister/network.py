@@ -218,6 +218,43 @@ class Network:
             else:
                 self._wakes.append(wake)
 
+    def wait_anywhere(self, condition: Callable[[], bool], deadline: float) -> bool:
+        """Do what `wait` does for something that may come over any connection; others move the frames."""
+        self.check()
+        wake = self._wakes.pop() if self._wakes else Wake()
+        try:
+            while True:
+                with self.lock:
+                    answer = condition()
+                    now = self.clock.monotonic()
+                    done = answer or now >= deadline
+                    followed = [] if done else list(self._connections)
+                    for connection in followed:
+                        connection.follow(wake)
+                self.settle()
+                if done:
+                    return answer
+                try:
+                    poll(wake, (), deadline - now)
+                finally:
+                    with self.lock:
+                        for connection in followed:
+                            self._stop_waiting(connection, wake)
+                self.check()
+        finally:
+            wake.clear()
+            if self.closed:
+                wake.close()
+            else:
+                self._wakes.append(wake)
+
+    def move_frames(self) -> bool:
+        """Send what is queued, and take in what has come, over every connection; True when something has (lock held).
+
+        Who asks for it in a condition must look again then: nobody is woken for what came meanwhile.
+        """
+        return sum(connection.pump() for connection in list(self._connections)) > 0
+
     def _stop_waiting(self, connection: Connection, wake: Wake) -> None:
         if connection.leader is wake:
             connection.leader = None

@@ -19,8 +19,3 @@ class Reader(Receiver):
     def what(self) -> str:
         """What it is, in words."""
         return f"the reader of topic {self.topic!r}"
-
-    @property
-    def position(self) -> int:
-        """The offset at which it stood when it was opened last."""
-        return self.attachment.position

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +23,7 @@ from ister.producer import HURRY_S
 
 if TYPE_CHECKING:
     from ister.network import Network
+    from ister.session import Handle
 
 CLOSE_S = 5.0  # how long `close` waits for the broker by default
 
@@ -45,6 +46,16 @@ class Receiver:
     def topic(self) -> str:
         """The topic it receives from."""
         return self.attachment.topic
+
+    @property
+    def position(self) -> int:
+        """The offset at which it stood when it was opened last."""
+        return self.attachment.position
+
+    @property
+    def handle(self) -> Handle | None:
+        """Whose connection a thread that waits moves the frames of; `None` when there are several."""
+        return self.attachment
 
     @property
     def dropped(self) -> int:
@@ -129,11 +140,14 @@ class Receiver:
         if delivery is not None:
             return delivery
         deadline = self._network.deadline(arguments.timeout(timeout))
-        while self._network.wait(self.attachment, self.has_news, deadline):
+        while self._wait(self.has_news, deadline):
             delivery = self.try_next()
             if delivery is not None:
                 return delivery
         return None
+
+    def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
+        return self._network.wait(self.attachment, condition, deadline)
 
     def try_next(self) -> Delivery | None:
         """Return the next delivery if it has come, or raise what the broker said instead; never waits."""
@@ -189,7 +203,7 @@ class Receiver:
             return
         try:
             self.begin_close()
-            self.closed(network.wait(self.attachment, self.is_closed, deadline))
+            self.closed(self._wait(self.is_closed, deadline))
         finally:
             self.end()
 

@@ -23,13 +23,14 @@ from ister.cli.options import (
     connected,
     json_option,
     subscription_option,
-    topic_argument,
+    topic_or_pattern_argument,
 )
 from ister.cli.show import progress
 from ister.cli.times import Position
 from ister.consumer import Consumer
 from ister.errors import IsterError, UsageError
 from ister.message import Batch, Event, Message
+from ister.names import is_pattern
 from ister.reader import Reader
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ Examples:
   ister consume orders                                  everything the topic holds, acknowledging nothing
   ister consume orders --start -15m --follow            since a quarter of an hour ago, and what comes
   ister consume ticks --subscription screen --follow
+  ister consume 'orders/*' --subscription billing -f    every topic that matches, those created later too
 
 \b
 Without --follow it ends when everything has been handed out and nothing came for a short while.
@@ -57,7 +59,7 @@ Exit codes: 0 done; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 
 
 
 @click.command(cls=Command, epilog=_HELP_END)
-@topic_argument
+@topic_or_pattern_argument
 @subscription_option
 @click.option(
     "--type",
@@ -100,6 +102,8 @@ def consume(
         raise UsageError(
             "--type, --priority and --force are about a subscription: name one with --subscription"
         )
+    if subscription is None and is_pattern(topic):
+        raise UsageError("many topics are consumed with a subscription: name one with --subscription")
     if force and type_ not in (None, "exclusive"):
         raise UsageError("--force takes an exclusive subscription over; others have room for one more")
     credit = CREDIT_MESSAGES if count is None else min(count, CREDIT_MESSAGES)
@@ -152,7 +156,7 @@ def _print(
 def _tell(event: Event) -> None:
     """Tell a person what the broker told besides messages."""
     if event.code not in ("active", "standby", "dropped"):
-        about = "" if event.offset is None else f" at offset {event.offset}"
+        about = f" of {event.topic}" + ("" if event.offset is None else f" at offset {event.offset}")
         messages = f", {event.count:,} messages" if event.count else ""
         print(
             f"ister: {event.code}{about}{messages}{': ' if event.text else ''}{event.text}", file=sys.stderr
@@ -196,22 +200,28 @@ def _wait_if_drained(client: Client, receiver: Consumer | Reader, behind: int | 
 
     `behind` is the offset behind the last message that a reader handed out.
     """
-    topic = client.topic(receiver.topic)
-    if topic["strategy"] != "reliable":
-        return IDLE_NON_RELIABLE_S
     if isinstance(receiver, Reader):
+        topic = client.topic(receiver.topic)
+        if topic["strategy"] != "reliable":
+            return IDLE_NON_RELIABLE_S
         reached = receiver.position if behind is None else behind
         return IDLE_S if reached >= topic["durable_end"] else None
-    state = client.subscription(receiver.topic, receiver.subscription)
+    waits = [_wait_if_topic_is_drained(client, topic, receiver.subscription) for topic in receiver.topics]
+    return None if None in waits else max(filter(None, waits), default=IDLE_S)
+
+
+def _wait_if_topic_is_drained(client: Client, topic: str, subscription: str) -> float | None:
+    shown = client.topic(topic)
+    if shown["strategy"] != "reliable":
+        return IDLE_NON_RELIABLE_S
+    state = client.subscription(topic, subscription)
     for what in ("paused", "blocked"):
         if state.get(what):
-            text = f"subscription {receiver.subscription!r} of {receiver.topic!r} is {what}: "
+            text = f"subscription {subscription!r} of {topic!r} is {what}"
             raise IsterError(
-                text + f"`ister explain {receiver.topic} {receiver.subscription}` says more",
-                code=what,
-                action="retry",
+                f"{text}: `ister explain {topic} {subscription}` says more", code=what, action="retry"
             )
     if state.get("delayed"):
         print(f"ister: {state['delayed']:,} messages wait for their time of delivery", file=sys.stderr)
-    drained = not state.get("waiting_redelivery") and state["position"] >= topic["durable_end"]
+    drained = not state.get("waiting_redelivery") and state["position"] >= shown["durable_end"]
     return IDLE_S if drained else None

@@ -13,7 +13,7 @@ import click
 
 from ister.cli.times import Position
 from ister.errors import UsageError
-from ister.names import check_subscription_name, check_topic_name
+from ister.names import check_subscription_name, check_topic_name, is_pattern, topic_pattern
 
 if TYPE_CHECKING:
     from ister.client import Client
@@ -30,6 +30,17 @@ def _topic_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str
         return check_topic_name(value)
     except UsageError as error:
         raise click.BadParameter(error.text) from error
+
+
+def _topic_or_pattern(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check a topic's name, or a pattern of names, before anything is sent."""
+    if not is_pattern(value):
+        return _topic_name(ctx, param, value)
+    try:
+        topic_pattern(value)
+    except UsageError as error:
+        raise click.BadParameter(error.text) from error
+    return value
 
 
 def topic_option(*names: str, help: str) -> Callable[[Decorated], Decorated]:
@@ -49,6 +60,7 @@ def _subscription_name(_ctx: click.Context, _param: click.Parameter, value: str 
         raise click.BadParameter(error.text) from error
 
 
+topic_or_pattern_argument: Final = click.argument("topic", callback=_topic_or_pattern)
 topic_argument: Final = click.argument("topic", callback=_topic_name)
 subscription_argument: Final = click.argument("subscription", callback=_subscription_name)
 optional_subscription_argument: Final = click.argument(

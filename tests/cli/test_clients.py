@@ -154,3 +154,18 @@ def test_ctrl_c_ends_a_follower_without_a_traceback(ister: Ister) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read() == b""
+
+
+def test_a_pattern_is_consumed_like_a_topic(ister: Ister) -> None:
+    """Every topic that matches, until all are drained; messages say where they are from; half a pattern is refused."""
+    for number in range(3):
+        ister("produce", f"pattern/{number}", "--create", stdin=b"a\nb\n")
+    command = ["consume", "pattern/*", "-s", "s", "--start", "earliest", "--json"]
+    told = [json.loads(line) for line in ister(*command).stdout.splitlines()]
+    assert sorted(message["topic"] for message in told) == [f"pattern/{n}" for n in (0, 0, 1, 1, 2, 2)]
+    assert ister("consume", "pattern/>", "-s", "s").stdout == b""
+    ister("produce", "pattern/new", "--create", stdin=b"c\n")
+    assert ister("consume", "pattern/*", "-s", "s", "--start", "earliest").stdout == b"c\n"
+    wrong = ister("consume", "pattern*", "-s", "s")
+    assert (wrong.returncode, b"whole part" in wrong.stderr) == (2, True)
+    assert ister("consume", "pattern/*").returncode == 2
