@@ -69,6 +69,9 @@ class Lanes:
     def __init__(self) -> None:
         self._slots: list[Member | None] = [None] * SLOTS
         self._slots_of: dict[Member, list[int]] = {}  # by age
+        # Who has most slots and who least: heaps of (count, age, consumer), some of which is so no more.
+        self._most: list[tuple[int, int, Member]] = []
+        self._least: list[tuple[int, int, Member]] = []
         self._runnable: dict[Member, deque[Lane]] = {}
         self._lanes: dict[bytes, Lane] = {}
         self._lane_of: dict[int, Lane | None] = {}  # by offset: what is in flight; None: it has no key
@@ -99,16 +102,15 @@ class Lanes:
         if not self._slots_of:
             mine = list(range(SLOTS))
         else:
-            counts = [(-len(slots), other.age, other) for other, slots in self._slots_of.items()]
-            heapq.heapify(counts)
             donors: dict[Member, None] = {}  # not a set: their order must be the same in every run
             for _ in range(SLOTS // (len(self._slots_of) + 1)):
-                count, age, donor = heapq.heappop(counts)
+                donor = self._first_of(self._most, -1)
                 mine.append(slot := self._slots_of[donor].pop())
                 self._over_of[donor] -= slot in self._over
                 donors[donor] = None
-                heapq.heappush(counts, (count + 1, age, donor))
+                self._count(donor)
         self._slots_of[member] = mine
+        self._count(member)
         self._runnable[member] = deque()
         self._over_of[member] = sum(slot in self._over for slot in mine) if self._over else 0
         for slot in mine:
@@ -127,23 +129,39 @@ class Lanes:
         lanes = self._runnable.pop(member)
         self.called.pop(member, None)
         del self._over_of[member]
-        counts = [(len(slots), other.age, other) for other, slots in self._slots_of.items()]
-        heapq.heapify(counts)
         for slot in mine:
-            if not counts:
+            if not self._slots_of:
                 self._slots[slot] = None
                 continue
-            count, age, heir = heapq.heappop(counts)
+            heir = self._first_of(self._least, 1)
             self._slots[slot] = heir
             self._slots_of[heir].append(slot)
             self._over_of[heir] += slot in self._over
-            heapq.heappush(counts, (count + 1, age, heir))
+            self._count(heir)
         for lane in lanes:
             lane.queued_at = None
         self._route(lanes)
         if self._astray:  # what was to go over to it may stay now where it is in flight
             for slot in mine:
                 self._route(self._astray.pop(slot, ()))
+
+    def _count(self, member: Member) -> None:
+        """Note that a consumer has another number of slots."""
+        count, bound = len(self._slots_of[member]), 4 * len(self._slots_of) + 64
+        for heap, sign in ((self._most, -1), (self._least, 1)):
+            if len(heap) < bound:
+                heapq.heappush(heap, (sign * count, member.age, member))
+            else:  # most of it is so no more
+                heap[:] = [(sign * len(slots), each.age, each) for each, slots in self._slots_of.items()]
+                heapq.heapify(heap)
+
+    def _first_of(self, heap: list[tuple[int, int, Member]], sign: int) -> Member:
+        """Return the first consumer of `_most` or `_least`; there is one."""
+        while True:
+            count, _, member = heap[0]
+            if member in self._slots_of and len(self._slots_of[member]) == sign * count:
+                return member
+            heapq.heappop(heap)
 
     def _reroute(self, donor: Member) -> None:
         lanes = self._runnable[donor]

@@ -746,6 +746,11 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """A connection takes again, so far: it is your turn (Consumer -> the next one that waits for this connection)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Send this consumer nothing more: it goes, or begins anew (Consumer -> Subscription; answered by `Paused`)."""
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from actors.explain import State
 from actors.messages import (
+    AddCredit,
     Answer,
     Attach,
     AttachConsumer,
@@ -31,6 +32,7 @@ from actors.messages import (
     Refused,
     Returned,
     Seek,
+    SetCredit,
     StartSubscription,
     TopicFailed,
     Unblock,
@@ -44,7 +46,8 @@ from ister.wire import DELIVER_RECORDS_MAX, encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from transport.session import SessionLimits
 
-DROP_NOTICE_S: Final = 0.1  # a consumer is told of losses at most so often
+DROP_NOTICE_S: Final = 0.1  # a consumer is told of losses at most so often,
+DROP_NOTICES: Final = 200  # and so many of them at a time: some 3 ms
 
 
 class NonReliableSubscription(Subscription):
@@ -81,6 +84,8 @@ class NonReliableSubscription(Subscription):
         self._expected: int | None = None
         self._notice_timer: Timer | None = None
         self._attached_to: Ref | None = None  # the relay
+        self._untold: list[int] = []  # consumers that are still to be told of losses
+        self._told = 0  # losses that all are told of, once nobody is untold
         self.dropped = 0
 
     def on_stop(self) -> None:
@@ -188,9 +193,28 @@ class NonReliableSubscription(Subscription):
 
     def _tell_losses(self) -> None:
         self._notice_timer = None
-        text = "messages were dropped: no credit, and the buffer was full"
-        for consumer in self._consumers.values():
-            consumer.tell(Notice("dropped", self.dropped, text))
+        if not self._untold:
+            self._untold, self._told = list(reversed(self._consumers)), self.dropped
+        notice = Notice("dropped", self.dropped, "messages were dropped: no credit, and the buffer was full")
+        now, self._untold = self._untold[-DROP_NOTICES:], self._untold[:-DROP_NOTICES]
+        for key in reversed(now):
+            if (consumer := self._consumers.get(key)) is not None:
+                consumer.tell(notice)
+        if self._untold or self._told < self.dropped:
+            self._notice_timer = self.call_later(DROP_NOTICE_S, self._tell_losses)
+
+    @receives(AddCredit)
+    def on_credit(self, command: AddCredit) -> None:
+        """A consumer has room for more: so much of what it was given it has handed out, for nothing is acknowledged."""
+        self._roster.settle(command.key, command.messages)
+        super().on_credit(command)
+
+    @receives(SetCredit)
+    def on_set_credit(self, command: SetCredit) -> None:
+        """A consumer came back: what it was given it has, or lost."""
+        if (member := self._roster.get(command.key)) is not None:
+            self._roster.settle(command.key, member.outstanding)
+        super().on_set_credit(command)
 
     def _position(self) -> int:
         return self._expected or 0

@@ -299,6 +299,8 @@ class LoopActor(pykka.Actor):
     def _start_actor_loop(self) -> None:
         inbox = self.inbox
         inbox.open(self, self.loop.ready)
+        # The System knows who lives; Pykka's own register is a list, searched whenever one of thousands ends.
+        ActorRegistry.unregister(self.actor_ref)
         self.system.register(self)
         inbox.tell(_Start())
 
@@ -364,7 +366,6 @@ class LoopActor(pykka.Actor):
     def _end(self) -> Iterator[object]:
         left = _refuse(self.inbox.close())
         self.actor_stopped.set()
-        ActorRegistry.unregister(self.actor_ref)
         self.system.unregister(self)
         return left
 

@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -55,6 +56,7 @@ class Roster:
         self._name = name
         self._members: dict[int, Member] = {}
         self._turns: deque[Member] = deque()
+        self._ranks: list[tuple[int, int, Member]] = []  # a heap, of Exclusive and Failover; some have left
         self._ages = 0
         self.active: Member | None = None  # of Exclusive and Failover
         self.outstanding = 0
@@ -84,6 +86,8 @@ class Roster:
         self._ages += 1
         member = Member(key, priority, self._ages, messages, bytes, sparse=sparse)
         self._members[key] = member
+        if self._ordered:
+            heapq.heappush(self._ranks, (priority, member.age, member))
         self._elect()
         self._queue(member)
         return member
@@ -180,6 +184,13 @@ class Roster:
     def _elect(self) -> None:
         if not self._ordered:
             return
-        self.active = min(
-            self._members.values(), key=lambda member: (member.priority, member.age), default=None
-        )
+        ranks = self._ranks
+        if len(ranks) > 2 * len(self._members) + 64:
+            ranks = self._ranks = [entry for entry in ranks if self._is_here(entry[2])]
+            heapq.heapify(ranks)
+        while ranks and not self._is_here(ranks[0][2]):
+            heapq.heappop(ranks)
+        self.active = ranks[0][2] if ranks else None
+
+    def _is_here(self, member: Member) -> bool:
+        return self._members.get(member.key) is member

@@ -22,6 +22,7 @@ from ister.errors import StorageError
 LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
 EXPIRE_S: Final = 10.0  # without consumers, what is too old is let go so often
 EXPIRE_BATCHES: Final = 64  # at a time
+EXPIRED_NOTICES_S: Final = 0.05  # for a hundred consumers: some 2 ms
 
 
 class TimedSubscription(LogSubscription):
@@ -190,7 +191,8 @@ class TimedSubscription(LogSubscription):
                 text = f"{count} messages were older than message_ttl_ms ({self._message_ttl_ms}) when their turn came"
                 self._notify(Notice("expired", count, text, first))
 
-            self.call_later(0.0, tell)
+            # With thousands of consumers not so often, or they would be told of nothing else.
+            self.call_later(len(self._consumers) // 100 * EXPIRED_NOTICES_S, tell)
 
     def _expire_unseen(self) -> None:
         """Without consumers nothing is looked at: let go of what is too old here."""

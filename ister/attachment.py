@@ -55,6 +55,10 @@ ACK_RANGES_MAX: Final = 256  # scattered acknowledgments that are sent without w
 UNPROVEN_MAX: Final = 4096
 UNPROVEN_ASK: Final = 1024
 EVENTS_MAX: Final = 256  # kept for a program that never looks at them
+# Credit goes back once so much of it is used, and a sixteenth of all, or half of a small credit: often enough that the
+# broker knows who reads, and a frame for many messages.
+CREDIT_BACK_MESSAGES: Final = 256
+CREDIT_BACK_BYTES: Final = 256 << 10
 
 
 class Attachment:
@@ -272,7 +276,7 @@ class Attachment:
     # ---- handing out ---------------------------------------------------------------------------------------------
 
     def take(self) -> Delivery | None:
-        """Hand the next delivery to the user, and give its credit back once that is half of all."""
+        """Hand the next delivery to the user, and give its credit back once that is a good part of all."""
         if not self.queue:
             return None
         delivery = self._in_hand = self.queue.popleft()
@@ -280,7 +284,10 @@ class Attachment:
         self._used_bytes += delivery.size
         if self._next is not None:
             self._next = delivery.end
-        if self._used_messages * 2 >= self._credit_messages or self._used_bytes * 2 >= self._credit_bytes:
+        messages = _part(self._credit_messages, CREDIT_BACK_MESSAGES)
+        if self._used_messages >= messages or self._used_bytes >= _part(
+            self._credit_bytes, CREDIT_BACK_BYTES
+        ):
             self._give_credit()
         return delivery
 
@@ -519,6 +526,11 @@ class Attachment:
             return False
         self.phase = then
         return True
+
+
+def _part(credit: int, least: int) -> int:
+    """Return how much of a credit is given back at once."""
+    return max(credit // 16, min((credit + 1) // 2, least))
 
 
 def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import zmq
-from pykka import ActorRegistry
 
 from actors import loop
 from actors.directory import DIRECTORY_PATH, FRONTEND_PATH, Directory, node_of
@@ -424,7 +423,6 @@ class Stage:
             assert actor is not None
             actor.inbox.close()
             system.unregister(actor)
-            ActorRegistry.unregister(actor.actor_ref)  # which would keep it, and its disk, for ever
 
     def kill(self, number: int) -> None:
         """Kill a worker as SIGKILL does: nothing runs any more, what was written stays."""

@@ -93,6 +93,7 @@ class Session:
     client: str
     heard_at_s: float
     handles: dict[int, Handle] = field(default_factory=dict)
+    waiting: dict[int, Any] = field(default_factory=dict)  # the composition's own: who waits for room to send
 
 
 @dataclass(slots=True, frozen=True)

@@ -75,6 +75,18 @@ def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
     assert (credit[Key.TYPE], credit[Key.MESSAGES], credit[Key.BYTES]) == (Type.CREDIT, 7, 7 * 5)
 
 
+def test_a_large_credit_goes_back_in_smaller_parts(talk: Talk) -> None:
+    """On a non-reliable topic credit is all that tells the broker who reads: a sixteenth used is said."""
+    attachment = opened(talk, credit_messages=16_000)
+    talk.deliver(0, *[b"x"] * 999)
+    talk.deliver(999, b"x")
+    taken(attachment)
+    assert talk.said() == []
+    taken(attachment)
+    [credit] = talk.said()
+    assert credit[Key.MESSAGES] == 1_000
+
+
 def test_credit_starts_anew_after_opening_again(talk: Talk) -> None:
     """What was used before was credit of the old open; giving it back now would be too much."""
     attachment = opened(talk, credit_messages=10)
