@@ -51,6 +51,7 @@ from actors.runtime import LoopActor, Ref, System, Timer, receives
 from actors.selection import READER
 from ister.errors import IsterError, RemoteError
 from ister.wire import Header, Key, Type
+from storage.ranges import RangeSet
 from transport.gateway import Gateway, Sent
 from transport.session import Handle
 
@@ -474,6 +475,10 @@ class Consumer(LoopActor):
             settled += self.in_flight.settle(first, end)
         if self._sought:
             ranges = tuple((held.first, held.end) for held in settled)
+        elif (
+            len(ranges) > 1
+        ):  # each once, however often they are named: there may be work for each message of them
+            ranges = tuple(RangeSet(ranges))
         self._subscription.tell(
             Acknowledged(self._key, ranges, header.get(Key.REF), _messages(settled), self._holds_since_s())
         )

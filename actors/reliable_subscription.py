@@ -255,8 +255,8 @@ class ReliableSubscription(FailingSubscription):
         if not self._log.is_open:
             return  # of the actor before this one, which failed
         for first, end in command.ranges:
-            self._log.note(first, end)
-            self._settled(first, end)
+            if self._log.note(first, end):
+                self._settled(first, end)
         self._acknowledged(command)
 
     @receives(AcknowledgedUntil)

@@ -183,3 +183,23 @@ def test_one_turn_looks_at_so_many_messages_and_no_more(
     stage.advance(61)
     assert len(offsets(client)) == 150
     assert max(looked) < 20
+
+
+def test_acknowledging_the_same_again_and_again_is_no_work(stage: Stage) -> None:
+    """However often one frame names it, and however much is in flight."""
+    scene = Scene(stage, type="key-shared")
+    client = scene.consumer()
+    scene.publish(*[b"x"] * 50, key=b"k")
+    assert len(offsets(client)) == 50
+    lanes, settled = subscription(scene)._lanes, []
+    settle = lanes.settle
+
+    def counted(first: int, end: int) -> None:
+        settled.append((first, end))
+        settle(first, end)
+
+    lanes.settle = counted
+    for _ in range(3):
+        client.ack(1, *((0, end) for end in range(1, 50)))
+    assert settled == [(0, 49)]
+    assert scene.shown()["cursor"] == 49
