@@ -26,21 +26,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import ister
 from ister.administration import SubscriptionType
 from ister.errors import IsterError, RemoteError
 from ister.ownbroker import free_ports
-from tests.crash.consumers import ConsumerThread, Taker
+from tests.crash.consumers import LEAVE_ONE_IN, LEAVE_SOON_ONE_IN, ConsumerThread, ReaderThread, Taker
 from tests.crash.oracle import Oracle, ReadBack, Subscription
-from tests.crash.producers import LibraryProducer, ProducerThread, RawProducer, Recovery, Signals
+from tests.crash.producers import (
+    LibraryProducer,
+    ParcelProducer,
+    ProducerThread,
+    RawProducer,
+    Recovery,
+    Signals,
+)
 from tests.crash.victim import ROOT, Victim, VictimError
 
 WORKERS_MAX: Final = 3
 RECOVER_WITHIN_S: Final = 40.0
 PAUSE_WITHIN_S: Final = 70.0
 DRAIN_WITHIN_S: Final = 30.0
+WRITTEN_WITHIN_S: Final = (
+    0.5  # a dead letter is acknowledged at its source, and nobody is told when that is written
+)
 QUIET_S: Final = 0.1  # silence after which a reader believes that there is no more
 ACKNOWLEDGE: Final = 0.8
 
@@ -62,12 +72,33 @@ SETTINGS: Final[dict[str, object]] = {
     "supervision.restart_delay_ms_max": 400,
 }
 
-# topic: (durability, its subscriptions with the consumers of each)
-TOPICS: Final[dict[str, tuple[Any, dict[SubscriptionType, int]]]] = {
-    "orders": ("fsync", {"exclusive": 1, "shared": 2, "failover": 2}),
-    "ledger": ("fsync", {"exclusive": 1, "shared": 3}),
-    "clicks": ("os", {"exclusive": 1, "failover": 2}),
+
+class Wanted(NamedTuple):
+    """A subscription: how many consumers it has, whether they seek, and when a message is dead."""
+
+    name: str
+    kind: SubscriptionType
+    consumers: int
+    moves: bool = False
+    max_deliveries: int = 0
+
+
+# topic: (durability, its subscriptions)
+TOPICS: Final[dict[str, tuple[Any, tuple[Wanted, ...]]]] = {
+    "orders": (
+        "fsync",
+        (
+            Wanted("exclusive", "exclusive", 1),
+            Wanted("shared", "shared", 2),
+            Wanted("failover", "failover", 2),
+        ),
+    ),
+    "ledger": ("fsync", (Wanted("sought", "exclusive", 1, moves=True), Wanted("shared", "shared", 3))),
+    "clicks": ("os", (Wanted("exclusive", "exclusive", 1), Wanted("failover", "failover", 2))),
+    # messages with keys, times of delivery, and poison among them
+    "parcels": ("fsync", (Wanted("keys", "key-shared", 3, max_deliveries=3), Wanted("shared", "shared", 2))),
 }
+READ: Final = ("orders", "parcels")  # topics with a reader that nothing stops
 
 ACTIONS: Final[dict[str, int]] = {  # how often, of all
     "worker": 6,
@@ -101,7 +132,7 @@ class Result:
     seconds: float = 0.0
     kills: list[Kill] = field(default_factory=list)
     by_kind: dict[str, list[float]] = field(default_factory=dict)  # recovery times, in seconds
-    oracle: Oracle = field(default_factory=Oracle)
+    oracle: Oracle = field(default_factory=lambda: Oracle(lambda: time.time() * 1000))
     folder: str = ""
 
     @property
@@ -125,7 +156,9 @@ class Campaign:
         self._producers: list[ProducerThread] = []
         self._consumers: list[ConsumerThread] = []
         self._clients: list[ister.Client] = []
-        self._subscriptions: list[tuple[SubscriptionType, Subscription]] = []
+        self._readers: list[ReaderThread] = []
+        self._subscriptions: list[Subscription] = []
+        self._letters: dict[str, int] = {}  # by dead-letter topic: where to go on reading it
         self._backs = {topic: ReadBack(topic) for topic in TOPICS}
         self._began = time.monotonic()
 
@@ -141,27 +174,35 @@ class Campaign:
         self._victim.start(self._plan.randint(1, WORKERS_MAX))
         self._auditor = self._connect("auditor")
         clients = [self._connect("first"), self._connect("second"), self._connect("third")]
-        for topic, (durability, kinds) in TOPICS.items():
+        for topic, (durability, subscriptions) in TOPICS.items():
             self._auditor.create_topic(topic, durability=durability)
-            for kind, count in kinds.items():
-                self._auditor.create_subscription(topic, kind, type=kind, start="earliest")
-                subscription = Subscription(topic, kind, in_order=kind != "shared")
-                self._subscriptions.append((kind, subscription))
-                for number in range(count):
-                    self._add_consumer(clients[number], kind, subscription, number)
+            for wanted in subscriptions:
+                self._set_up_subscription(topic, wanted, clients)
+            kind = ParcelProducer if topic == "parcels" else LibraryProducer
             for lone in (False, True):
-                self._producers.append(LibraryProducer(clients[lone], lone, *self._shared(topic)))
+                self._producers.append(kind(clients[lone], lone, *self._shared(topic)))
+        for topic in READ:
+            self._readers.append(ReaderThread(clients[2], topic, self.oracle, self._signals))
         endpoints = [f"tcp://127.0.0.1:{self._port + number}" for number in range(WORKERS_MAX)]
         self._producers.append(RawProducer(endpoints, *self._shared("orders")))
-        for thread in (*self._producers, *self._consumers):
+        for thread in (*self._producers, *self._consumers, *self._readers):
             thread.start()
+
+    def _set_up_subscription(self, topic: str, wanted: Wanted, clients: list[ister.Client]) -> None:
+        self._auditor.create_subscription(
+            topic, wanted.name, type=wanted.kind, start="earliest", max_deliveries=wanted.max_deliveries
+        )
+        subscription = Subscription(topic, wanted.name, wanted.kind, max_deliveries=wanted.max_deliveries)
+        self._subscriptions.append(subscription)
+        for number in range(wanted.consumers):
+            self._add_consumer(clients[number], subscription, number, moves=wanted.moves)
 
     def _shared(self, topic: str) -> tuple[Any, ...]:
         number = len(self._producers) + 1
         return number, topic, self.oracle, self._recovery, self._signals, Random(self._plan.getrandbits(64))
 
     def _add_consumer(
-        self, client: ister.Client, kind: SubscriptionType, subscription: Subscription, number: int
+        self, client: ister.Client, subscription: Subscription, number: int, *, moves: bool
     ) -> None:
         random = Random(self._plan.getrandbits(64))
         name = f"{subscription} {number}"
@@ -169,16 +210,17 @@ class Campaign:
         def open_one() -> Taker:
             return Taker(
                 client,
-                kind,
                 subscription,
                 self.oracle,
                 random,
                 name=name,
                 acknowledge=ACKNOWLEDGE,
-                priority=number if kind == "failover" else 0,
+                priority=number if subscription.kind == "failover" else 0,
+                moves=moves,
             )
 
-        self._consumers.append(ConsumerThread(name, self.oracle, self._signals, random, open_one))
+        leave = LEAVE_SOON_ONE_IN if subscription.kind == "key-shared" else LEAVE_ONE_IN
+        self._consumers.append(ConsumerThread(name, self.oracle, self._signals, random, open_one, leave))
 
     # ---- the rounds ---------------------------------------------------------------------------------------------
 
@@ -305,9 +347,13 @@ class Campaign:
             self._read_back(self._backs[topic])
             if full:
                 self._read_back(ReadBack(topic), everything=True)
-        for kind, subscription in self._subscriptions:
+        for reader in self._readers:
+            if not self.result.failed and not reader.caught_up(DRAIN_WITHIN_S):
+                text = f"{reader.name} stands at {reader.back.next} of {self.oracle.end(reader.back.topic)}"
+                self.oracle.violated("stuck", text)
+        for subscription in self._subscriptions:
             if not self.result.failed:  # each that fails takes all its patience
-                self._drain(kind, subscription, ACKNOWLEDGE)
+                self._drain(subscription, ACKNOWLEDGE)
 
     def _read_back(self, back: ReadBack, *, everything: bool = False) -> None:
         end = self.oracle.end(back.topic)
@@ -329,29 +375,66 @@ class Campaign:
         consumer.close()
         self._auditor.delete_subscription(back.topic, name)
 
-    def _drain(self, kind: SubscriptionType, subscription: Subscription, acknowledge: float) -> int:
-        """Attach, take all that was never acknowledged, and return how many messages came."""
+    def _drain(self, subscription: Subscription, acknowledge: float) -> int:
+        """Attach, take all that was never acknowledged, and return how many messages came.
+
+        Where all is acknowledged, what is poison must be in the dead-letter topic before it is over.
+        """
         came = 0
         deadline = time.monotonic() + DRAIN_WITHIN_S
-        taker = self._attach(kind, subscription, acknowledge, deadline)
+        taker = self._attach(subscription, acknowledge, deadline)
         while time.monotonic() < deadline:
             if taker.take(0.05):
                 came += 1
-            elif not self.oracle.missing(taker.attached):
+                continue
+            self._read_letters(subscription)
+            unburied = acknowledge == 1.0 and self.oracle.unburied(subscription)
+            if not unburied and not self.oracle.missing(taker.attached):
                 break
         self.oracle.drained(taker.attached)
         taker.leave()
         return came
 
-    def _attach(
-        self, kind: SubscriptionType, subscription: Subscription, acknowledge: float, deadline: float
-    ) -> Taker:
+    def _read_letters(self, subscription: Subscription) -> None:
+        """Read what has come to the dead-letter topic, which is there as soon as somebody is dead."""
+        if not subscription.max_deliveries:
+            return
+        topic = f"{subscription}.dlq".replace("/", ".")
+        try:
+            reader = self._auditor.reader(topic, start=self._letters.get(topic, 0))
+        except RemoteError as error:
+            if error.code != "unknown-topic":
+                raise
+            return
+        while (message := reader.receive(QUIET_S)) is not None:
+            due = self._letters.get(topic, 0)
+            if message.offset != due:
+                self.oracle.violated("gap", f"{reader.what} was given {message.offset}, due was {due}")
+            self._letters[topic] = message.offset + 1
+            self.oracle.buried(subscription, message.payload, message.key or b"", message.attributes)
+        reader.close()
+
+    def _check_buried(self, subscription: Subscription) -> None:
+        """Everything was acknowledged or refused: the source must have nothing left, and no dead letter be missing."""
+        unburied = self.oracle.unburied(subscription)
+        if unburied:
+            text = (
+                f"{subscription}: {len(unburied)} are poison and not in the dead-letter topic: {unburied[:5]}"
+            )
+            self.oracle.violated("unburied", text)
+        deadline = time.monotonic() + DRAIN_WITHIN_S
+        while left := self._auditor.subscription(subscription.topic, subscription.name)["pending"]:
+            if time.monotonic() > deadline:
+                text = f"{subscription}: all is acknowledged or buried, and pending are {left[:5]}"
+                self.oracle.violated("not-acknowledged", text)
+                return
+            time.sleep(0.05)
+
+    def _attach(self, subscription: Subscription, acknowledge: float, deadline: float) -> Taker:
         oracle, random = self.oracle, self._random
 
         def take() -> Taker:
-            return Taker(
-                self._auditor, kind, subscription, oracle, random, name="auditor", acknowledge=acknowledge
-            )
+            return Taker(self._auditor, subscription, oracle, random, name="auditor", acknowledge=acknowledge)
 
         return self._patiently(take, deadline)
 
@@ -371,14 +454,16 @@ class Campaign:
         self._look(full=True)
         self._victim.stop()
         self._restart(None)
-        for kind, subscription in self._subscriptions:
-            self._drain(kind, subscription, 1.0)
+        for subscription in self._subscriptions:
+            self._drain(subscription, 1.0)
+            self._check_buried(subscription)
+        time.sleep(WRITTEN_WITHIN_S)
         self._victim.kill_all()
         self._restart(None)
         for topic in TOPICS:
             self._read_back(ReadBack(topic), everything=True)
-        for kind, subscription in self._subscriptions:
-            if self._drain(kind, subscription, 1.0):
+        for subscription in self._subscriptions:
+            if self._drain(subscription, 1.0):
                 text = f"{subscription}: messages came though all were acknowledged and confirmed"
                 self.oracle.violated("acknowledged-came-back", text)
 
@@ -387,7 +472,7 @@ class Campaign:
         self._signals.running.set()
         for client in self._clients:
             client.close()
-        for thread in (*self._producers, *self._consumers):
+        for thread in (*self._producers, *self._consumers, *self._readers):
             thread.join(5.0)
         self._victim.end()
 
@@ -415,6 +500,13 @@ def describe(result: Result) -> dict[str, Any]:
         "duplicates_stored": counts["violation stored-twice"],
         "duplicates_delivered": counts["delivered again"],
         "delivered": counts["delivered"],
+        "delayed": counts["sent with a time"],
+        "poison": counts["sent poison"],
+        "dead_letters": counts["buried"],
+        "dead_letters_again": counts["buried again"],
+        "keys_handed_over": counts["keys handed over"],
+        "seeks": counts["moved"],
+        "read": counts["read"],
         "acknowledged_confirmed": counts["confirmed"],
         "acknowledged_came_back": counts["violation acknowledged-came-back"],
         "recovery_s_median": round(statistics.median(recoveries), 3) if recoveries else None,
@@ -468,6 +560,14 @@ def print_tables(result: Result) -> None:
         ("delivered", f"{told['delivered']:,}, and again (legal): {told['duplicates_delivered']:,}"),
         ("acknowledgments confirmed", f"{told['acknowledged_confirmed']:,}"),
         ("confirmed and given again", str(told["acknowledged_came_back"])),
+        ("poison and dead letters", f"{told['poison']:,} and {told['dead_letters']:,}"),
+        (
+            "also",
+            (
+                f"{told['delayed']:,} delayed, {told['keys_handed_over']:,} keys handed over, "
+                f"{told['seeks']:,} seeks, {told['read']:,} read"
+            ),
+        ),
         ("recovery", f"median {told['recovery_s_median']} s, max {told['recovery_s_max']} s"),
         ("violations of any kind", str(len(told["violations"]))),
     ):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Final
 
 import ister
-from ister.administration import SubscriptionType
+from ister.consumer import Position
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
-from tests.crash.oracle import Attached, Oracle, Subscription
+from tests.crash.oracle import POISON, Attached, Oracle, ReadBack, Subscription
 from tests.crash.producers import Signals
 
 OPEN_WITHIN_S: Final = 30.0
@@ -22,16 +23,22 @@ CONFIRM_WITHIN_S: Final = 30.0
 NACK_ONE_IN: Final = 40
 FLUSH_ONE_IN: Final = 25
 LEAVE_ONE_IN: Final = 400
+LEAVE_SOON_ONE_IN: Final = 60  # whoever leaves hands its keys over
 UNTIL_ONE_IN: Final = 60
+MOVE_ONE_IN: Final = 150
+MOVED_BACK_MAX: Final = 300  # messages
+MOVE_WITHIN_S: Final = 30.0
 
 
 class Taker:
-    """One consumer, and what the oracle knows of it; `acknowledge` of its messages are acknowledged (0 to 1)."""
+    """One consumer, and what the oracle knows of it; `acknowledge` of its messages are acknowledged (0 to 1).
+
+    One that `moves` is the only consumer of its subscription, and seeks now and then.
+    """
 
     def __init__(
         self,
         client: ister.Client,
-        kind: SubscriptionType,
         subscription: Subscription,
         oracle: Oracle,
         random: Random,
@@ -39,16 +46,20 @@ class Taker:
         name: str,
         acknowledge: float,
         priority: int = 0,
+        moves: bool = False,
     ) -> None:
+        self._moves = moves
         self._oracle = oracle
         self._random = random
-        self._kind = kind
+        self._subscription = subscription
+        self._delivery: object = None  # the last message's, and in which opening of the consumer it came
+        self._opening: int | None = None
         self._acknowledge = acknowledge
         self.attached: Attached = oracle.attach(subscription, name)
         self._consumer = client.consumer(
             subscription.topic,
             subscription=subscription.name,
-            type=kind,
+            type=subscription.kind,
             start="earliest",
             priority=priority,
             timeout=OPEN_WITHIN_S,
@@ -57,11 +68,18 @@ class Taker:
     def take(self, timeout_s: float) -> bool:
         """Take a message, if there is one, and do with it what chance says."""
         try:
+            begun = self._consumer.attachment.begun
             message = self._consumer.receive(timeout_s)
             if message is None:
                 return False
-            self._oracle.delivered(self.attached, message.offset, message.payload)
+            if message.delivery is not self._delivery:
+                self._delivery = message.delivery
+                self._opening = begun if begun == self._consumer.attachment.begun else None
+            key = message.key or b""
+            self._oracle.delivered(self.attached, message.offset, message.payload, key, self._opening)
             self._decide(message)
+            if self._moves and self._random.randrange(MOVE_ONE_IN) == 0:
+                self._move(message.offset)
         except (ConnectionLostError, RemoteError) as error:
             self._complaint(error)
             return False
@@ -71,8 +89,11 @@ class Taker:
 
     def _decide(self, message: ister.Message) -> None:
         oracle, random = self._oracle, self._random
-        if random.random() < self._acknowledge:
-            if self._kind != "shared" and random.randrange(UNTIL_ONE_IN) == 0:
+        if self._subscription.max_deliveries and POISON in message.attributes:
+            oracle.given_back(self.attached, message.offset)
+            self._consumer.nack(message, reason="it is poison")
+        elif random.random() < self._acknowledge:
+            if self._subscription.in_order and random.randrange(UNTIL_ONE_IN) == 0:
                 oracle.acknowledged_until(self.attached, message.offset)
                 self._consumer.ack_until(message)
             else:
@@ -81,6 +102,23 @@ class Taker:
         elif random.randrange(NACK_ONE_IN) == 0:
             oracle.given_back(self.attached, message.offset)
             self._consumer.nack(message, delay=random.choice([0.0, 0.05, 0.3]), reason="by chance")
+
+    def _move(self, offset: int) -> None:
+        """Move the subscription to a place that chance says, and ask again until there is an answer."""
+        near = self._random.randint(max(0, offset - MOVED_BACK_MAX), offset)
+        lately = datetime.now(UTC) - timedelta(seconds=1)
+        place: Position = self._random.choice([near, near, "latest", lately])
+        self._oracle.take_unconfirmed(self.attached)
+        while True:
+            try:
+                self._oracle.moved(self.attached, self._consumer.seek(place, MOVE_WITHIN_S))
+            except (ConnectionLostError, RemoteError) as error:
+                if error.action != "retry":
+                    raise
+                self._oracle.counts[f"seek told {error.code}"] += 1
+                time.sleep(0.1)
+            else:
+                return
 
     def _complaint(self, error: IsterError) -> None:
         """What was acknowledged since the last confirmation is written, or not: who knows."""
@@ -92,6 +130,7 @@ class Taker:
     def confirm(self) -> None:
         """Have the acknowledgments written."""
         offsets = self._oracle.take_unconfirmed(self.attached)
+        begun = self._consumer.attachment.begun
         try:
             self._consumer.flush(CONFIRM_WITHIN_S)
         except TimeoutExpiredError as error:
@@ -99,11 +138,13 @@ class Taker:
         except (ConnectionLostError, RemoteError) as error:
             self._complaint(error)
         else:
-            self._oracle.confirmed(self.attached, offsets)
+            opening = begun if begun == self._consumer.attachment.begun else None
+            self._oracle.confirmed(self.attached, offsets, opening)
 
     def leave(self) -> None:
         """Confirm and close."""
         self.confirm()
+        self._oracle.left(self.attached)
         try:
             self._consumer.close()
         except TimeoutExpiredError:
@@ -114,13 +155,20 @@ class ConsumerThread(threading.Thread):
     """Opens a consumer, takes messages, leaves, opens again; leaves for every pause."""
 
     def __init__(
-        self, name: str, oracle: Oracle, signals: Signals, random: Random, open_one: Callable[[], Taker]
+        self,
+        name: str,
+        oracle: Oracle,
+        signals: Signals,
+        random: Random,
+        open_one: Callable[[], Taker],
+        leave_one_in: int,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._oracle = oracle
         self._signals = signals
         self._random = random
         self._open_one = open_one
+        self._leave_one_in = leave_one_in
         self.idle = threading.Event()
 
     def run(self) -> None:
@@ -150,6 +198,39 @@ class ConsumerThread(threading.Thread):
             time.sleep(0.1)
             return
         while self._signals.running.is_set() and not self._signals.ended.is_set():
-            if taker.take(0.1) and self._random.randrange(LEAVE_ONE_IN) == 0:
+            if taker.take(0.1) and self._random.randrange(self._leave_one_in) == 0:
                 break
         taker.leave()
+
+
+class ReaderThread(threading.Thread):
+    """Reads a topic from its first message on, through pauses and kills, with one reader that is never opened again."""
+
+    def __init__(self, client: ister.Client, topic: str, oracle: Oracle, signals: Signals) -> None:
+        super().__init__(name=f"reader of {topic}", daemon=True)
+        self._client = client
+        self._oracle = oracle
+        self._signals = signals
+        self.back = ReadBack(topic, once=True)
+
+    def run(self) -> None:
+        """Read until the end."""
+        try:
+            reader = self._client.reader(self.back.topic, start="earliest", timeout=OPEN_WITHIN_S)
+            while not self._signals.ended.is_set():
+                message = reader.receive(0.2)
+                if message is not None:
+                    self._oracle.read(self.back, message.offset, message.payload)
+                    self._oracle.counts["read"] += 1
+        except Exception as error:  # noqa: BLE001 (whatever ends a client is a finding)
+            if not self._signals.ended.is_set():
+                self._oracle.violated("client-failed", f"{self.name}: {type(error).__name__}: {error}")
+
+    def caught_up(self, timeout_s: float) -> bool:
+        """Wait until it has read all that clients know of; whether it has."""
+        deadline = time.monotonic() + timeout_s
+        while self.back.next < self._oracle.end(self.back.topic):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True

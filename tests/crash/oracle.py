@@ -10,16 +10,24 @@ What it holds a broker to
   but for what somebody gave back: that comes when it comes
 - what was acknowledged and confirmed before a consumer attached is never given to it
 - what was never acknowledged is given to who attaches
+- where times of delivery count, nothing is given before its time
+- a key is with one consumer at a time, in order (`keys.py` says what that is where clients and brokers come and go)
+- a dead letter is a message that was refused, as it was, and says where from and how often
+- a subscription that was moved gives everything from there on, and nothing below
+- a reader is given every message once, in order, whatever is killed
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterable
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from ister.administration import SubscriptionType
+from tests.crash.keys import Holders
 from tests.crash.message import Identity, parse_payload
 
 VIOLATIONS_MAX: Final = 200  # one cause makes thousands; the first ones tell it
@@ -28,6 +36,10 @@ DELIVERED: Final = 1
 ACKNOWLEDGED: Final = 2  # a client asked for it: it may come again, or not
 CONFIRMED: Final = 4  # the broker said that it is written
 DELAYED: Final = 8  # a client gave it back, to come later: also behind those that follow it
+BURIED: Final = 16  # it is in the dead-letter topic
+
+LOST: Final = "its consumer was lost"  # the reason that a dead letter gives then
+POISON: Final = "poison"  # the attribute of a message that some consumers always refuse
 
 
 class Violation(NamedTuple):
@@ -44,6 +56,9 @@ class _Sent:
     receipted: bool = False
     may_be_missing: bool = False  # its producer ended without an answer
     refused: str = ""
+    key: bytes = b""
+    deliver_at_ms: int = 0  # 0: at once
+    poison: bool = False
 
 
 class Flags:
@@ -69,12 +84,18 @@ class Flags:
         """Return what is set now."""
         return Flags(self._bits)
 
+    @classmethod
+    def below(cls, end: int, flags: int) -> Flags:
+        """Return flags that are set for everything below `end`, and for nothing else."""
+        return cls(bytes([flags]) * end)
+
 
 class ReadBack:
-    """One reading of a topic, from an offset on, in order."""
+    """One reading of a topic, from an offset on, in order; `once`: nothing of it may come again."""
 
-    def __init__(self, topic: str, start: int = 0) -> None:
+    def __init__(self, topic: str, start: int = 0, *, once: bool = False) -> None:
         self.topic = topic
+        self.once = once
         self.next = start
         self.last: dict[int, int] = {}
         self.places: dict[Identity, int] = {}
@@ -84,6 +105,8 @@ class ReadBack:
 class _Topic:
     sent: dict[Identity, _Sent] = field(default_factory=dict)
     at: dict[int, Identity] = field(default_factory=dict)
+    by_key: defaultdict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))  # ascending
+    poison: list[int] = field(default_factory=list)
     waiting: list[Identity] = field(default_factory=list)  # receipts not read back yet
     end: int = 0  # behind the highest offset that anybody has seen
 
@@ -91,7 +114,7 @@ class _Topic:
 class Attached:
     """One consumer of one subscription, from its opening to its close."""
 
-    __slots__ = ("before", "given", "name", "reached", "subscription", "unconfirmed")
+    __slots__ = ("before", "given", "mark", "name", "reached", "subscription", "unconfirmed")
 
     def __init__(self, subscription: Subscription, name: str) -> None:
         self.subscription = subscription
@@ -100,20 +123,28 @@ class Attached:
         self.given = Flags()
         self.reached = 0  # everything below was given to it, or acknowledged by somebody
         self.unconfirmed: list[int] = []
+        self.mark = 0  # what `holders` had found when `unconfirmed` was taken
 
 
 class Subscription:
-    """What the clients of one subscription know together."""
+    """What the clients of one subscription know together; `max_deliveries`: its consumers refuse what is poison."""
 
-    __slots__ = ("_acknowledged_below", "_confirmed_below", "flags", "in_order", "name", "topic")
-
-    def __init__(self, topic: str, name: str, *, in_order: bool) -> None:
+    def __init__(self, topic: str, name: str, kind: SubscriptionType, *, max_deliveries: int = 0) -> None:
         self.topic = topic
         self.name = name
-        self.in_order = in_order
+        self.kind = kind
+        self.max_deliveries = max_deliveries
+        self.in_order = kind in ("exclusive", "failover")
+        self.timed = kind in ("shared", "key-shared")  # times of delivery count
+        self.holders = Holders() if kind == "key-shared" else None
         self.flags = Flags()
         self._confirmed_below = 0
         self._acknowledged_below = 0
+
+    def moved(self, offset: int) -> None:
+        """It goes on there: everything below is done with, nothing else is."""
+        self.flags = Flags.below(offset, DELIVERED | ACKNOWLEDGED | CONFIRMED)
+        self._confirmed_below = self._acknowledged_below = offset
 
     def unconfirmed(self, end: int) -> list[int]:
         """Return what is below `end`, and not known to be written down as acknowledged."""
@@ -134,7 +165,8 @@ class Subscription:
 class Oracle:
     """Takes what clients tell, and keeps `violations` and `counts`."""
 
-    def __init__(self) -> None:
+    def __init__(self, unix_ms: Callable[[], float]) -> None:
+        self._unix_ms = unix_ms  # the broker's clock
         self.violations: list[Violation] = []
         self.counts: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -155,13 +187,18 @@ class Oracle:
 
     # ---- producers ----------------------------------------------------------------------------------------------
 
-    def sent(self, topic: str, payload: bytes) -> Identity:
+    def sent(
+        self, topic: str, payload: bytes, *, key: bytes = b"", deliver_at_ms: int = 0, poison: bool = False
+    ) -> Identity:
         """A producer is about to send this."""
         parsed = parse_payload(payload)
         assert parsed is not None
         with self._lock:
-            self._topic(topic).sent[parsed.identity] = _Sent(parsed.checksum)
+            sent = _Sent(parsed.checksum, key=key, deliver_at_ms=deliver_at_ms, poison=poison)
+            self._topic(topic).sent[parsed.identity] = sent
             self.counts["sent"] += 1
+            self.counts["sent with a time"] += deliver_at_ms > 0
+            self.counts["sent poison"] += poison
         return parsed.identity
 
     def receipted(self, topic: str, identity: Identity, offset: int | None) -> None:
@@ -192,6 +229,12 @@ class Oracle:
 
     def _is_at(self, topic: str, belief: _Topic, offset: int, identity: Identity, who: str) -> None:
         belief.end = max(belief.end, offset + 1)
+        if offset not in belief.at:
+            sent = belief.sent[identity]
+            if sent.key:
+                insort(belief.by_key[sent.key], offset)
+            if sent.poison:
+                insort(belief.poison, offset)
         known = belief.at.setdefault(offset, identity)
         if known != identity:
             self.violated(
@@ -228,7 +271,11 @@ class Oracle:
         """A reader of the whole topic was given this."""
         with self._lock:
             topic = back.topic
-            if offset < back.next:  # a reader that lost its worker begins again: the same must come
+            if offset < back.next:  # a consumer that lost its worker begins again: the same must come
+                if back.once:
+                    self.violated(
+                        "read-again", f"{topic}: the reader was given {offset} after {back.next - 1}"
+                    )
                 self._check_bytes(topic, offset, payload, "the reader")
                 return
             if offset > back.next:
@@ -279,12 +326,16 @@ class Oracle:
         with self._lock:
             return Attached(subscription, name)
 
-    def delivered(self, attached: Attached, offset: int, payload: bytes) -> None:
-        """A consumer was given this."""
+    def delivered(
+        self, attached: Attached, offset: int, payload: bytes, key: bytes = b"", opening: int | None = None
+    ) -> None:
+        """A consumer was given this, in its so many-th opening (None: that is not known)."""
         subscription = attached.subscription
         with self._lock:
             who = f"{subscription} ({attached.name})"
-            self._check_bytes(subscription.topic, offset, payload, who)
+            identity = self._check_bytes(subscription.topic, offset, payload, who)
+            if identity is not None:
+                self._check_sent(subscription, offset, identity, key, who)
             if attached.before[offset] & CONFIRMED:
                 text = f"{who} was given {offset}, acknowledged and confirmed before it attached"
                 self.violated("acknowledged-came-back", text)
@@ -293,6 +344,31 @@ class Oracle:
             attached.given.add(offset, DELIVERED)
             if subscription.in_order:
                 self._check_order(attached, offset, who)
+            elif subscription.holders is not None and key:
+                self._check_key(attached, offset, key, who)
+                self.counts["keys handed over"] += subscription.holders.give(attached, opening, key, offset)
+
+    def _check_sent(
+        self, subscription: Subscription, offset: int, identity: Identity, key: bytes, who: str
+    ) -> None:
+        sent = self._topic(subscription.topic).sent[identity]
+        if key != sent.key:
+            self.violated("wrong-key", f"{who} was given {offset} with key {key!r}, sent was {sent.key!r}")
+        early_ms = sent.deliver_at_ms - self._unix_ms()
+        if subscription.timed and early_ms > 0:
+            self.violated("too-early", f"{who} was given {offset} {early_ms:.1f} ms before its time")
+
+    def _check_key(self, attached: Attached, offset: int, key: bytes, who: str) -> None:
+        """What is older and has no time of its own was given to this consumer, or somebody acknowledged it."""
+        flags, belief = attached.subscription.flags, self._topic(attached.subscription.topic)
+        for other in belief.by_key[key]:
+            if other >= offset:
+                return
+            if flags[other] & (ACKNOWLEDGED | DELAYED) or attached.given[other]:
+                continue
+            if not belief.sent[belief.at[other]].deliver_at_ms:
+                self.violated("key-order", f"{who} was given {offset} of key {key!r} before {other}")
+                return
 
     def _check_order(self, attached: Attached, offset: int, who: str) -> None:
         flags, given = attached.subscription.flags, attached.given
@@ -311,29 +387,49 @@ class Oracle:
                 attached.subscription.flags.add(offset, ACKNOWLEDGED)
                 attached.unconfirmed.append(offset)
                 self.counts["acknowledged"] += 1
+                self._released(attached, offset)
 
     def given_back(self, attached: Attached, offset: int) -> None:
         """A consumer is about to refuse this one."""
         with self._lock:
             attached.subscription.flags.add(offset, DELAYED)
             self.counts["given back"] += 1
+            self._released(attached, offset)
+
+    def _released(self, attached: Attached, offset: int) -> None:
+        if attached.subscription.holders is not None:
+            attached.subscription.holders.release(attached, offset)
+
+    def left(self, attached: Attached) -> None:
+        """A consumer is about to close."""
+        with self._lock:
+            if attached.subscription.holders is not None:
+                attached.subscription.holders.leave(attached)
 
     def acknowledged_until(self, attached: Attached, offset: int) -> None:
         """A consumer is about to acknowledge everything up to and including this offset."""
         with self._lock:
             self.acknowledged(attached, attached.subscription.unconfirmed(offset + 1))
 
-    def confirmed(self, attached: Attached, offsets: Iterable[int]) -> None:
-        """The broker said that these are written."""
+    def confirmed(self, attached: Attached, offsets: Iterable[int], opening: int | None = None) -> None:
+        """The broker said that these are written, all in one opening of the consumer if that is told."""
+        subscription = attached.subscription
         with self._lock:
+            any_written = False
             for offset in offsets:
-                if attached.subscription.flags.add(offset, CONFIRMED):
+                any_written = True
+                if subscription.flags.add(offset, CONFIRMED):
                     self.counts["confirmed"] += 1
+            if any_written and opening is not None and subscription.holders is not None:
+                for text in subscription.holders.alive(attached, opening, attached.mark):
+                    self.violated("key-with-two", f"{subscription}: {text}")
 
     def take_unconfirmed(self, attached: Attached) -> list[int]:
         """Return what was acknowledged since the last time, for `confirmed`, or to be forgotten."""
         with self._lock:
             taken, attached.unconfirmed = attached.unconfirmed, []
+            if attached.subscription.holders is not None:
+                attached.mark = attached.subscription.holders.found
             return taken
 
     def missing(self, attached: Attached) -> list[int]:
@@ -350,6 +446,55 @@ class Oracle:
             self.violated(
                 "skipped", f"{text}, first {missing[:5]}, of {self.end(attached.subscription.topic)}"
             )
+
+    # ---- moving -------------------------------------------------------------------------------------------------
+
+    def moved(self, attached: Attached, offset: int) -> None:
+        """The only consumer of a subscription moved it: everything from there on comes again, nothing below does."""
+        with self._lock:
+            attached.subscription.moved(offset)
+            attached.before = attached.subscription.flags.copy()
+            attached.given = Flags()
+            attached.reached = offset
+            attached.unconfirmed = []
+            self.counts["moved"] += 1
+
+    # ---- dead letters -------------------------------------------------------------------------------------------
+
+    def buried(
+        self, subscription: Subscription, payload: bytes, key: bytes, attributes: Mapping[str, str]
+    ) -> None:
+        """This is in the dead-letter topic of a subscription."""
+        with self._lock:
+            who = f"the dead-letter topic of {subscription}"
+            told = {name.removeprefix("ister."): value for name, value in attributes.items()}
+            offset = int(told.get("offset", -1))
+            identity = self._check_bytes(subscription.topic, offset, payload, who) if offset >= 0 else None
+            if identity is None or (told.get("topic"), told.get("subscription")) != (
+                subscription.topic,
+                subscription.name,
+            ):
+                self.violated("wrong-letter", f"{who} has one that says {told}")
+                return
+            sent = self._topic(subscription.topic).sent[identity]
+            complete = {"producer", "timestamp", "reason", "dead_lettered_at"} <= told.keys()
+            if key != sent.key or (POISON in told) != sent.poison or not complete:
+                self.violated("wrong-letter", f"{who} has {offset} with key {key!r} and {told}")
+            if int(told.get("attempts", 0)) < subscription.max_deliveries:
+                self.violated("buried-alive", f"{who} has {offset} after {told.get('attempts')} attempts")
+            if told["reason"] == LOST:  # that counts like a refusal, and no client need have seen the message
+                self.counts["buried for losses"] += 1
+            elif not subscription.flags[offset] & DELAYED:
+                self.violated("buried-alive", f"{who} has {offset}, which nobody refused: {told}")
+            fresh = subscription.flags.add(offset, BURIED)
+            subscription.flags.add(offset, ACKNOWLEDGED)
+            self.counts["buried" if fresh else "buried again"] += 1
+
+    def unburied(self, subscription: Subscription) -> list[int]:
+        """Return what is poison to this subscription, and not in its dead-letter topic."""
+        with self._lock:
+            poison = self._topic(subscription.topic).poison if subscription.max_deliveries else ()
+            return [offset for offset in poison if not subscription.flags[offset] & BURIED]
 
 
 def _name(identity: Identity) -> str:

@@ -22,9 +22,14 @@ from ister.errors import IsterError, RemoteError, TimeoutExpiredError
 from ister.message import Receipt
 from ister.wire import Key, Type, decode_header, encode_header
 from tests.crash.message import Identity, make_payload, random_body
-from tests.crash.oracle import Oracle
+from tests.crash.oracle import POISON, Oracle
 
 STUCK_S: Final = 60.0  # no kill of this campaign takes a broker away for so long
+KEYS: Final = 40
+TIMED_ONE_IN: Final = 6
+SHORT_S: Final = 0.8  # from sending to the time of delivery, at most
+LONG_S: Final = 3.0  # for a few
+POISON_ONE_IN: Final = 60
 
 
 class Recovery:
@@ -87,10 +92,10 @@ class ProducerThread(threading.Thread):
         self.idle = threading.Event()
         self._next = 0
 
-    def make(self) -> tuple[Identity, bytes]:
-        """Return the next message, of which the oracle knows."""
+    def make(self, **features: Any) -> tuple[Identity, bytes]:
+        """Return the next message, of which the oracle knows; `features` are those of `Oracle.sent`."""
         payload = make_payload(self.number, self._next, random_body(self.random))
-        identity = self.oracle.sent(self.topic, payload)
+        identity = self.oracle.sent(self.topic, payload, **features)
         self._next += 1
         return identity, payload
 
@@ -145,12 +150,15 @@ class LibraryProducer(ProducerThread):
             self.begin()
             return
         for _ in range(1 if self._lone else self.random.randint(1, 12)):
-            identity, payload = self.make()
-            receipt = producer.send(payload, timeout=STUCK_S)
+            receipt, identity = self._send(producer)
             sent_at = time.monotonic()
             receipt.add_done_callback(partial(self._done, identity, sent_at))
             if self._lone:
                 self._wait(receipt)
+
+    def _send(self, producer: ister.Producer) -> tuple[Receipt, Identity]:
+        identity, payload = self.make()
+        return producer.send(payload, timeout=STUCK_S), identity
 
     def _close(self, producer: ister.Producer) -> None:
         try:
@@ -183,6 +191,29 @@ class LibraryProducer(ProducerThread):
             self._producer.flush(STUCK_S)
         except TimeoutExpiredError as error:
             self.oracle.violated("stuck", f"{self.name}: {error}")
+
+
+class ParcelProducer(LibraryProducer):
+    """One whose messages have keys, times of delivery, and poison among them."""
+
+    def _send(self, producer: ister.Producer) -> tuple[Receipt, Identity]:
+        random = self.random
+        # some keys are hot, and some messages have none
+        key = b"" if random.randrange(10) == 0 else b"%d" % int(random.random() ** 2 * KEYS)
+        wait_s = 0.0
+        if random.randrange(TIMED_ONE_IN) == 0:
+            wait_s = random.uniform(0.0, LONG_S if random.randrange(20) == 0 else SHORT_S)
+        deliver_at_ms = round((time.time() + wait_s) * 1000) if wait_s else 0
+        poison = random.randrange(POISON_ONE_IN) == 0
+        identity, payload = self.make(key=key, deliver_at_ms=deliver_at_ms, poison=poison)
+        receipt = producer.send(
+            payload,
+            key=key or None,
+            attributes={POISON: "yes"} if poison else None,
+            deliver_at=deliver_at_ms or None,
+            timeout=STUCK_S,
+        )
+        return receipt, identity
 
 
 class RawProducer(ProducerThread):

@@ -16,7 +16,8 @@ class Story:
     """A topic with two producers, told to an oracle: everything has its receipt, and is stored as it should be."""
 
     def __init__(self) -> None:
-        self.oracle = Oracle()
+        self.now_ms = 1_000_000.0
+        self.oracle = Oracle(lambda: self.now_ms)
         self.stored: list[bytes] = []
         for number in range(MESSAGES):
             payload = make_payload(1 + number % 2, number // 2, Random(number).randbytes(50))
@@ -56,7 +57,7 @@ def story() -> Story:
 @pytest.fixture
 def exclusive() -> Subscription:
     """A subscription in order."""
-    return Subscription("orders", "exclusive", in_order=True)
+    return Subscription("orders", "exclusive", "exclusive")
 
 
 def test_a_clean_history_has_no_violation(story: Story, exclusive: Subscription) -> None:
@@ -186,7 +187,7 @@ def test_what_was_given_back_may_come_later(story: Story, exclusive: Subscriptio
 
 def test_shared_consumers_need_no_order(story: Story) -> None:
     """There, only what is missing in the end counts."""
-    story.attach(Subscription("orders", "shared", in_order=False), 5, 2, 9)
+    story.attach(Subscription("orders", "shared", "shared"), 5, 2, 9)
     assert story.kinds() == set()
 
 
