@@ -6,6 +6,10 @@ A round: clients publish and consume; at a moment of its own something is killed
 waits until every topic gives receipts again; then all clients pause, every topic is read back, and a consumer attaches
 to every subscription and must be given exactly what was not acknowledged.
 
+One topic has keys, times of delivery and poison; one subscription is moved about by its consumer; two readers read
+everything from the beginning, and are never opened again. In the end what is poison must be in the dead-letter topic,
+and acknowledged where it came from.
+
 A seed fixes which kills come when and what clients try; the machine decides the rest, so a seed is a direction and
 not a replay: run it again, with more rounds.
 """

@@ -223,3 +223,142 @@ def test_an_acknowledgment_without_confirmation_may_be_lost(story: Story, exclus
     story.oracle.acknowledged(first, range(10))
     story.attach(exclusive, *range(5, MESSAGES))
     assert story.kinds() == set()
+
+
+# ---- keys, times, dead letters, places ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed(story: Story) -> Subscription:
+    """A Key-Shared subscription, and three messages of a key: 21 is poison, 22 has a time."""
+    for number, (deliver_at_ms, poison) in enumerate(((0, False), (0, True), (2_000_000, False))):
+        payload = make_payload(7, number, b"parcel")
+        identity = story.oracle.sent("orders", payload, key=b"k", deliver_at_ms=deliver_at_ms, poison=poison)
+        story.oracle.receipted("orders", identity, MESSAGES + number)
+        story.stored.append(payload)
+    return Subscription("orders", "keys", "key-shared", max_deliveries=3)
+
+
+def letter(at: int, **other: str) -> dict[str, str]:
+    """Return the attributes of a dead letter as it should be."""
+    told = {"topic": "orders", "subscription": "keys", "offset": str(at), "attempts": "3"}
+    told |= {"producer": "07", "timestamp": "1", "reason": "it is poison", "dead_lettered_at": "2"}
+    return {"poison": "yes"} | {f"ister.{name}": value for name, value in (told | other).items()}
+
+
+def test_a_key_out_of_order_is_reported(story: Story, keyed: Subscription) -> None:
+    """The second message of a key came first, to a consumer that was never given the first."""
+    attached = story.oracle.attach(keyed, "a consumer")
+    story.oracle.delivered(attached, 21, story.stored[21], b"k")
+    assert story.kinds() == {"key-order"}
+
+
+def test_a_key_in_order_is_fine(story: Story, keyed: Subscription) -> None:
+    """With another consumer's acknowledgment in between, and behind what somebody gave back, too."""
+    first, second = story.oracle.attach(keyed, "first"), story.oracle.attach(keyed, "second")
+    story.oracle.delivered(first, 20, story.stored[20], b"k", 1)
+    story.oracle.acknowledged(first, (20,))
+    story.oracle.delivered(second, 21, story.stored[21], b"k", 1)
+    story.oracle.given_back(second, 21)
+    story.now_ms = 2_000_000.0
+    story.oracle.delivered(first, 22, story.stored[22], b"k", 1)
+    assert story.kinds() == set()
+
+
+def test_a_key_with_two_consumers_is_reported(story: Story, keyed: Subscription) -> None:
+    """Once the broker has confirmed to both what they acknowledged afterwards."""
+    pair = [story.oracle.attach(keyed, name) for name in ("first", "second")]
+    for attached in pair:
+        story.oracle.delivered(attached, 20, story.stored[20], b"k", 1)
+    for number, attached in enumerate(pair):
+        story.oracle.acknowledged(attached, (number,))
+        story.oracle.confirmed(attached, story.oracle.take_unconfirmed(attached), 1)
+    assert story.kinds() == {"key-with-two"}
+
+
+def test_a_wrong_key_is_reported(story: Story, keyed: Subscription) -> None:
+    """A key travels with its message."""
+    story.oracle.delivered(story.oracle.attach(keyed, "a consumer"), 20, story.stored[20], b"other")
+    assert story.kinds() == {"wrong-key"}
+
+
+def test_a_message_before_its_time_is_reported(story: Story, keyed: Subscription) -> None:
+    """Where times count; to an Exclusive consumer they mean nothing."""
+    attached = story.attach(Subscription("orders", "exclusive", "exclusive"), *range(MESSAGES))
+    for offset in (20, 21, 22):
+        story.oracle.delivered(attached, offset, story.stored[offset], b"k")
+    assert story.kinds() == set()
+    first = story.oracle.attach(keyed, "a consumer")
+    for offset in (20, 21):
+        story.oracle.delivered(first, offset, story.stored[offset], b"k")
+    story.now_ms = 1_999_999.0
+    story.oracle.delivered(first, 22, story.stored[22], b"k")
+    assert story.kinds() == {"too-early"}
+
+
+def test_a_dead_letter_that_was_refused_is_done_with(story: Story, keyed: Subscription) -> None:
+    """It need not come any more, and need not be buried again."""
+    attached = story.oracle.attach(keyed, "a consumer")
+    assert story.oracle.unburied(keyed) == [21]
+    story.oracle.given_back(attached, 21)
+    story.oracle.buried(keyed, story.stored[21], b"k", letter(21))
+    assert story.oracle.unburied(keyed) == []
+    assert 21 not in story.oracle.missing(attached)
+    assert story.kinds() == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("buried-alive", {"attempts": "2"}),
+        ("wrong-letter", {"subscription": "other"}),
+        ("wrong-letter", {"topic": "other"}),
+        ("offset-reused", {"offset": "5"}),
+    ],
+)
+def test_a_wrong_dead_letter_is_reported(
+    story: Story, keyed: Subscription, kind: str, other: dict[str, str]
+) -> None:
+    """It says where from, and how often."""
+    for offset in (5, 21):
+        story.oracle.given_back(story.oracle.attach(keyed, "a consumer"), offset)
+    story.oracle.buried(keyed, story.stored[21], b"k", letter(21, **other))
+    assert kind in story.kinds()
+
+
+def test_a_dead_letter_that_nobody_refused_is_reported(story: Story, keyed: Subscription) -> None:
+    """Unless its consumers were lost too often."""
+    story.oracle.buried(keyed, story.stored[21], b"k", letter(21, reason="its consumer was lost"))
+    assert story.kinds() == set()
+    story.oracle.buried(keyed, story.stored[21], b"k", letter(21))
+    assert story.kinds() == {"buried-alive"}
+
+
+def test_what_is_behind_the_place_of_a_seek_comes_again(story: Story, exclusive: Subscription) -> None:
+    """Also what was confirmed; and what is below does not."""
+    attached = story.attach(exclusive, *range(15), acknowledge=True)
+    story.oracle.moved(attached, 10)
+    assert story.oracle.missing(attached) == list(range(10, MESSAGES))
+    for offset in range(10, MESSAGES):
+        story.oracle.delivered(attached, offset, story.stored[offset])
+    story.oracle.drained(attached)
+    assert story.kinds() == set()
+    story.attach(exclusive, 9)
+    assert story.kinds() == {"acknowledged-came-back"}
+
+
+def test_a_seek_that_skips_is_reported(story: Story, exclusive: Subscription) -> None:
+    """It said 10, and the first to come is 11."""
+    attached = story.attach(exclusive, *range(15), acknowledge=True)
+    story.oracle.moved(attached, 10)
+    story.oracle.delivered(attached, 11, story.stored[11])
+    assert story.kinds() == {"gap"}
+
+
+def test_a_reader_that_repeats_is_reported(story: Story) -> None:
+    """A consumer may be given a message again, a reader not."""
+    for once, kinds in ((False, set()), (True, {"read-again"})):
+        back = ReadBack("orders", once=once)
+        for offset in (0, 1, 1):
+            story.oracle.read(back, offset, story.stored[offset])
+        assert story.kinds() == kinds
