@@ -197,6 +197,8 @@ class Oracle:
         self._asked[session.token, header[Key.REF]] = (subscription, operation, arguments)
         if operation == "subscription.seek":
             subscription.may_move(self.clock.now_s)
+        elif operation == "subscription.unblock":
+            subscription.not_before.clear()  # what blocks is tried again at once
         elif operation == "subscription.update" and arguments.get("paused") == 0:
             subscription.paused_s = None
 
@@ -304,6 +306,7 @@ class Oracle:
                 if hold is not None and hold.consumer is consumer:
                     if (
                         certain
+                        and not subscription.moving
                         and self._definite(subscription, hold)
                         and offset not in subscription.acknowledged
                     ):

@@ -197,9 +197,9 @@ class World:
                 self.programs.append(Producing(self, "b", model, ways, messages))
             for each in topic.subscriptions:
                 before = self.oracle.subscriptions["a", topic.name, each.name]
-                subscription = self.oracle.add_subscription(
-                    "b", topic.name, each.name, each.kind, each.options
-                )
+                # what was not in the store yet begins with the settings there are for all
+                known = {name: each.options[name] for name in ("ack_timeout_ms",) if name in each.options}
+                subscription = self.oracle.add_subscription("b", topic.name, each.name, each.kind, known)
                 subscription.done_otherwise = before.acknowledged  # what it brought to the store, it has done
                 for consumer_ways in each.consumers:
                     self.programs.append(Consuming(self, "b", subscription, consumer_ways))
