@@ -41,13 +41,13 @@ class _Inode:
         """Make durable what is dirty: what a failed sync dropped stays lost until it is written again."""
         durable = self.durable
         for position, written in self.unsynced:
-            if written is None:
-                durable = _resized(durable, position)
-                continue
-            if position + len(written) > len(durable):
-                durable = _resized(durable, position + len(written))
-            durable[position : position + len(written)] = written
-        self.durable = durable
+            end = position if written is None else position + len(written)
+            if end > len(durable):
+                durable += bytes(end - len(durable))
+            elif written is None:
+                del durable[end:]
+            if written is not None:
+                durable[position:end] = written
         self.unsynced.clear()
 
 

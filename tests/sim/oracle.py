@@ -411,7 +411,6 @@ class Oracle:
         consumer.opening, consumer.opened = None, True
         consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
         consumer.given.clear()
-        consumer.moved = False
         consumer.reached = subscription.begin or 0
         consumer.pending.clear()
         consumer.passed_over = 0

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any, cast
+from unittest.mock import patch
 
+from actors import lanes
 from actors.placement import subscription_key, worker_of
+from actors.runtime import LoopActor
 from ister.wire import Column, Key, Type, decode_attributes
 from storage.disk import Disk
 from storage.simulated import SimulatedDisk
@@ -33,8 +36,45 @@ from tests.stage import StagedClient, StagedClock, StagedLoop
 
 DRAIN_S = 90.0  # of virtual time, within which everything must have come to rest once nothing fails any more
 SESSION_TIMEOUT_MS = 4000
-HEARTBEAT_MS = 1000
+HEARTBEAT_MS = 1500
+SLOTS = 64  # of Key-Shared: sixteen thousand take a while to share out, and there are ten keys
+PARTS = {  # of what an actor keeps, what is its own
+    "actors.ledger",
+    "actors.selection",
+    "actors.lanes",
+    "actors.delays",
+    "actors.poison",
+    "actors.cursor_log",
+    "actors.source",
+    "storage.cursor",
+    "storage.ranges",
+}
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the catalogue is a real file
+
+
+KEPT_MAX = 800  # things in the lists of an actor at rest: ids, names, last batches, a cache of some batches
+
+
+def footprint(actor: LoopActor) -> int:
+    """Return how many things an actor's own lists, maps and heaps hold, and those of the parts it is made of."""
+    found, stack, seen = 0, [vars(actor)], {id(actor)}
+    while stack:
+        thing: Any = stack.pop()
+        if id(thing) in seen or len(seen) > 20_000:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, dict):
+            found += len(thing)
+            stack.extend(thing.values())
+        elif isinstance(thing, list | set | deque | OrderedDict) and len(thing) != SLOTS:
+            found += len(thing)
+            stack.extend(thing)
+        elif type(thing).__module__ in PARTS:
+            slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+            stack.append(
+                getattr(thing, "__dict__", {}) | {n: getattr(thing, n) for n in slots if hasattr(thing, n)}
+            )
+    return found
 
 
 class HistoryError(AssertionError):
@@ -67,7 +107,6 @@ class World:
         self.programs: list[Program] = []
         self.operators: list[Operating] = []  # who are not subject to faults of their own
         self._names = 0
-        self.footprint_max = 0
         if self.random.random() < 0.5:
             self.loop.chaos = Random(self.random.getrandbits(32))
         self.faults = Faults(self)
@@ -104,6 +143,11 @@ class World:
 
     def run(self) -> World:
         """Live the history; raises `HistoryError`."""
+        with patch.object(lanes, "SLOTS", SLOTS):
+            self._live()
+        return self
+
+    def _live(self) -> None:
         try:
             self._set_up()
             end = self.clock.now_s + self.plan.lasts_s
@@ -113,6 +157,7 @@ class World:
                 self.faults.step()
             self._drain()
             self._read_everything()
+            self._check_memory()
             self._check()
         except AssertionError as error:
             if isinstance(error, HistoryError):
@@ -120,7 +165,6 @@ class World:
             raise HistoryError(self.seed, [*self.oracle.violations, str(error)], self.trace) from error
         finally:
             self._close()
-        return self
 
     def _set_up(self) -> None:
         plan = self.plan
@@ -368,6 +412,19 @@ class World:
                 count += int(frame.header[Key.COUNT])
                 reader.credit(1, frame.header[Key.COUNT])
         return found
+
+    def _check_memory(self) -> None:
+        """What has come to rest keeps nothing of single messages, and waits for nothing."""
+        for machine in self.machines.values():
+            for actor in (
+                machine.actors("subscription") + machine.actors("consumer") + machine.actors("topic")
+            ):
+                if len(actor.inbox):
+                    self.oracle.violated(
+                        f"{machine.name}: {len(actor.inbox)} messages wait for {actor}, at rest"
+                    )
+                if (kept := footprint(actor)) > KEPT_MAX:
+                    self.oracle.violated(f"{machine.name}: {actor} keeps {kept} things, at rest")
 
     def _close(self) -> None:
         for machine in self.machines.values():
