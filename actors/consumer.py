@@ -106,7 +106,7 @@ class Consumer(LoopActor):
         )  # not sent: the connection is full or gone, or we pause
         self._granted = False
         self._crowded = False  # holds so much in pieces that it is given nothing more
-        self._sought = False  # the subscription was moved: only what is in flight since can be acknowledged
+        self._since: RangeSet | None = None  # the subscription was moved: what was delivered here since then
         self._pausing = False
         self._closing: list[CloseConsumer] = []
         self._gone = False
@@ -278,7 +278,8 @@ class Consumer(LoopActor):
     @receives(Yield)
     def on_yield(self, command: Yield) -> None:
         """Give back everything: the consumer that is active now gets it first, or the subscription is moved."""
-        self._sought = self._sought or command.moving  # nobody acknowledges any more what was given back
+        if command.moving:  # nobody acknowledges any more what was given back
+            self._since = RangeSet()
         if self._acknowledges:
             self._give_all_back("another consumer is active")
         self._subscription.tell(Yielded(self._key))
@@ -286,7 +287,7 @@ class Consumer(LoopActor):
     @receives(Sought)
     def on_sought(self, sought: Sought) -> None:
         """Begin anew at another offset: acknowledgments of what was delivered before count no more."""
-        self._sought = True
+        self._since = RangeSet()
         self._delivered_end = sought.offset
         self._send_in_turn(
             Notice("sought", 0, f"the subscription goes on at offset {sought.offset}", sought.offset)
@@ -302,6 +303,8 @@ class Consumer(LoopActor):
             deadline_s = self.clock.monotonic() + self._ack_timeout_s
             for first, end in piece.parts:
                 self.in_flight.deliver(first, end, piece.attempt, deadline_s, piece.failures)
+            if self._since is not None:
+                self._note_since(piece)
             if self._timer is None or self._timer.due > deadline_s:
                 self._look_at(deadline_s)
             if len(self.in_flight) > IN_FLIGHT_RANGES_MAX and not self._crowded:
@@ -310,6 +313,17 @@ class Consumer(LoopActor):
         if piece.end > self._delivered_end:
             self._delivered_end = piece.end
         self._send_in_turn(piece)
+
+    def _note_since(self, piece: Piece) -> None:
+        """Note what is delivered since the subscription was moved; where that is in too many pieces, begin anew.
+
+        What is forgotten by that can be acknowledged as long as it is in flight.
+        """
+        assert self._since is not None
+        if len(self._since) > IN_FLIGHT_RANGES_MAX:
+            self._since = RangeSet()
+        for first, end in piece.parts:
+            self._since.add(first, end)
 
     def _settled(self) -> None:
         """Something was settled: a consumer that held too much may be given more."""
@@ -462,7 +476,7 @@ class Consumer(LoopActor):
         return ranges
 
     def _check_delivered(self, end: int) -> None:
-        if end > self._delivered_end and not self._sought:
+        if end > self._delivered_end and self._since is None:
             raise RemoteError(
                 "ack-unknown",
                 f"offset {end - 1} was never delivered here (delivered: below {self._delivered_end})",
@@ -473,12 +487,16 @@ class Consumer(LoopActor):
         settled: list[Held] = []
         for first, end in ranges:
             settled += self.in_flight.settle(first, end)
-        if self._sought:
-            ranges = tuple((held.first, held.end) for held in settled)
-        elif (
+        if (
             len(ranges) > 1
         ):  # each once, however often they are named: there may be work for each message of them
             ranges = tuple(RangeSet(ranges))
+        if self._since is not None:
+            since = RangeSet((held.first, held.end) for held in settled)
+            for first, end in ranges:
+                for part in self._since.within(first, end):
+                    since.add(*part)
+            ranges = tuple(since)
         self._subscription.tell(
             Acknowledged(self._key, ranges, header.get(Key.REF), _messages(settled), self._holds_since_s())
         )
@@ -488,7 +506,8 @@ class Consumer(LoopActor):
         self._check_delivered(end)
         settled = self.in_flight.settle(0, end)
         count, ref = _messages(settled), header.get(Key.REF)
-        if self._sought or self._type in ("shared", "key-shared"):
+        moved = self._since is not None and end - 1 not in self._since
+        if moved or self._type in ("shared", "key-shared"):
             ranges = tuple((held.first, held.end) for held in settled)
             self._subscription.tell(Acknowledged(self._key, ranges, ref, count, self._holds_since_s()))
         else:

@@ -221,3 +221,19 @@ def test_what_is_acknowledged_above_the_cursor_stays_so_when_the_cursor_reaches_
     after.credit(1, 100)
     stage.advance(1)
     assert heard(after) == []
+
+
+def test_after_a_move_late_acknowledgments_count_as_ever(scene: Scene) -> None:
+    """What was delivered since can be acknowledged after its timeout, and all below it where order is kept."""
+    client = scene.consumer(ack_timeout_ms=1000)
+    scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
+    offsets(client)
+    client.ack(1, (0, 4))
+    scene.request("seek", to=1)
+    assert sorted(offsets(client)) == [1, 2, 3]
+    client.nack(1, (1, 4), delay_ms=60_000)
+    client.ack(1, (2, 3))
+    assert scene.shown()["unacknowledged"] == 2
+    if scene.type in ("exclusive", "failover"):
+        client.ack_until(1, 3)
+        assert scene.shown()["cursor"] == 4
