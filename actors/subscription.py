@@ -315,9 +315,11 @@ class Subscription(LoopActor):
         self._admit(command)
 
     def _greet(self, consumer: Ref) -> None:
-        """Tell a consumer that comes what happened while nobody was here."""
+        """Tell a consumer that comes what happened while nobody was here, and whether anything will."""
         while self._unseen:
             consumer.tell(self._unseen.popleft())
+        if self._paused:
+            consumer.tell(Notice("paused", 0, f"subscription {self.meta.name!r} is paused"))
 
     def _notify(self, notice: Notice) -> None:
         """Tell all consumers, or the next one that comes."""

@@ -20,7 +20,7 @@ from actors.runtime import Timer
 from ister.errors import StorageError
 
 LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
-EXPIRE_S: Final = 10.0  # without consumers, what is too old is let go so often
+EXPIRE_S: Final = 10.0  # where nothing is delivered, what is too old is let go so often
 EXPIRE_BATCHES: Final = 64  # at a time
 EXPIRED_NOTICES_S: Final = 0.05  # for a hundred consumers: some 2 ms
 
@@ -195,9 +195,10 @@ class TimedSubscription(LogSubscription):
             self.call_later(len(self._consumers) // 100 * EXPIRED_NOTICES_S, tell)
 
     def _expire_unseen(self) -> None:
-        """Without consumers nothing is looked at: let go of what is too old here."""
+        """Where nothing is delivered nothing is looked at: let go of what is too old here."""
         again_s = EXPIRE_S
-        if self._message_ttl_ms and self._log.is_open and not self._consumers and self._failure is None:
+        idle = not self._roster.outstanding  # what somebody holds may yet be acknowledged
+        if self._message_ttl_ms and self._log.is_open and idle and self._failure is None:
             for _ in range(EXPIRE_BATCHES):
                 low = self._log.cursor.low
                 if low >= self._source.durable_end:

@@ -156,6 +156,7 @@ def test_a_paused_subscription_delivers_nothing_until_it_goes_on(scene: Scene) -
     scene.stage.restart(2)
     client = scene.consumer()
     assert offsets(client) == []
+    assert "paused" in [event.code for event in events(client)], "who comes later is told as well"
     scene.update(paused=0)
     scene.stage.settle()
     assert offsets(client) == [1]

@@ -154,6 +154,15 @@ def test_without_consumers_the_cursor_goes_on_over_what_is_too_old(stage: Stage)
     assert scene.shown()["cursor"] == 2
 
 
+def test_the_cursor_goes_on_over_what_is_too_old_beside_a_consumer_that_takes_nothing(stage: Stage) -> None:
+    """A paused subscription, or one whose consumers have no credit, keeps nothing for ever either."""
+    scene = Scene(stage, message_ttl_ms=5000)
+    scene.consumer(paused=1)
+    scene.publish(b"0", b"1")
+    stage.advance(30)
+    assert scene.shown()["cursor"] == 2
+
+
 def test_the_time_to_live_can_be_changed(stage: Stage) -> None:
     """Subscriptions that are there take it from then on."""
     scene = Scene(stage)
