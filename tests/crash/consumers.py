@@ -13,6 +13,7 @@ from random import Random
 from typing import Final
 
 import ister
+from ister.client import CREDIT_MESSAGES
 from ister.consumer import Position
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
 from tests.crash.oracle import POISON, Attached, Oracle, ReadBack, Subscription
@@ -25,6 +26,7 @@ FLUSH_ONE_IN: Final = 25
 LEAVE_ONE_IN: Final = 400
 LEAVE_SOON_ONE_IN: Final = 60  # whoever leaves hands its keys over
 UNTIL_ONE_IN: Final = 60
+CREDITS: Final = (3, 100, CREDIT_MESSAGES)  # with little of it, most of what waits is left in the log
 MOVE_ONE_IN: Final = 150
 MOVED_BACK_MAX: Final = 300  # messages
 MOVE_WITHIN_S: Final = 30.0
@@ -62,6 +64,7 @@ class Taker:
             type=subscription.kind,
             start="earliest",
             priority=priority,
+            credit_messages=random.choice(CREDITS),
             timeout=OPEN_WITHIN_S,
         )
 
