@@ -77,9 +77,7 @@ class CursorLog:
         fit(journal)
         self._journal = journal
         self._flushed_low = journal.cursor.low
-        self._sync_timer = self._actor.call_later(
-            self._sync_s, self._sync
-        )  # it may be in the page cache alone
+        self._sync_soon()  # it may be in the page cache alone
 
     def note(self, first: int, end: int) -> int:
         """Acknowledge [first, end), soon in the journal; return how many of them were not before."""
@@ -128,6 +126,11 @@ class CursorLog:
             journal = self._journal
             self._actor.offload(compaction.run, lambda _, error: self._compacted(journal, compaction, error))
         if self._sync_timer is None and not self._syncing:
+            self._sync_soon()
+
+    def _sync_soon(self) -> None:
+        assert self._journal is not None
+        if not self._journal.in_memory:
             self._sync_timer = self._actor.call_later(self._sync_s, self._sync)
 
     def _opened_again(self, failed: CursorJournal) -> CursorJournal:
@@ -150,7 +153,7 @@ class CursorLog:
     def _sync(self) -> None:
         assert self._journal is not None
         if self._journal.compacting:  # one thing at a time on one file
-            self._sync_timer = self._actor.call_later(self._sync_s, self._sync)
+            self._sync_soon()
             return
         self._sync_timer, self._syncing = None, True
         low = self._journal.cursor.low if not self._journal.noted else self._flushed_low
@@ -166,7 +169,10 @@ class CursorLog:
             self._synced(low)
 
     def move(self, offset: int, done: Callable[[StorageError | None], None]) -> None:
-        """Forget all acknowledgments and begin anew at an offset, durably; `done` is told, perhaps at once."""
+        """Forget all acknowledgments and begin anew at an offset, durably; `done` is told, perhaps at once.
+
+        Until then the cursor is where it was, and nothing may be delivered. A journal in memory is moved at once.
+        """
         assert self._journal is not None
         if self._syncing or self._journal.compacting:
             self._actor.call_later(MOVE_RETRY_S, lambda: self.move(offset, done))

@@ -81,6 +81,8 @@ class ReaderSubscription(ReliableSubscription):
 class MemoryJournal(CursorJournal):
     """A cursor that is written nowhere."""
 
+    in_memory = True
+
     def __init__(self, start: int) -> None:
         self.cursor = Cursor(start)
         self.failed = None

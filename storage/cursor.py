@@ -265,6 +265,8 @@ def _fresh_file(disk: Disk, path: str, incarnation: bytes, cursor: Cursor) -> tu
 class CursorJournal:
     """The file behind one cursor."""
 
+    in_memory = False  # there is a file, which has to be synced
+
     def __init__(
         self,
         disk: Disk,

@@ -198,6 +198,20 @@ def test_a_reader_that_comes_back_goes_on_where_it_says(stage: Stage) -> None:
     assert client.open_consumer(1, "orders", "r-1", "reader", start=9).kind in (Type.OPENED, Type.ERROR)
 
 
+def test_a_reader_comes_back_while_every_thread_is_busy(stage: Stage) -> None:
+    """Its place is in memory: nothing is synced that it would have to wait for, and jump over what is due meanwhile."""
+    scene = Scene(stage)
+    scene.publish(*(b"%d" % n for n in range(10)))
+    client = reader(scene, messages=8)
+    assert offsets(client) == list(range(8))
+    stage.loop.holds_work = True
+    stage.advance(1)
+    client.reconnect()
+    assert client.open_consumer(1, "orders", "r-1", "reader", start=3).kind == Type.OPENED
+    assert offsets(client) == list(range(3, 10))
+    stage.loop.holds_work = False
+
+
 def test_retention_does_not_wait_for_readers(stage: Stage) -> None:
     """They are nobody's who has acknowledged nothing."""
     scene = Scene(stage, retention_acknowledged=1)
