@@ -52,7 +52,7 @@ class Watches:
         self._answer, self._refuse = answer, refuse
         self._watchers: set[_Watcher] = set()
         self._flush_timer: Timer | None = None
-        self._matching: OrderedDict[str, tuple[int, list[dict[str, str]]]] = OrderedDict()
+        self._matching: OrderedDict[str, tuple[int, list[dict[str, Any]]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -100,7 +100,7 @@ class Watches:
         if known is None or known[0] != version:
             matches = watcher.pattern.fullmatch
             found = [
-                {"topic": topic.name, "strategy": topic.dispatch}
+                {"topic": topic.name, "strategy": topic.dispatch, "created_ms": topic.created_ms}
                 for topic in self._topics()
                 if matches(topic.name)
             ]

@@ -248,6 +248,8 @@ class DeadLetters:
 
     def _is_drained(self, topic: str, end: int) -> bool:
         shown = self._client.subscription(topic, REDRIVE, timeout=self._timeout)
+        if shown.get("paused"):
+            raise RemoteError("paused", f"subscription {REDRIVE!r} of {topic!r} is paused", "retry")
         return not shown.get("waiting_redelivery") and shown["position"] >= end
 
 

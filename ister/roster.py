@@ -8,7 +8,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from typing import Final
 
 DEAD_LETTER_SUFFIX: Final = ".dlq"  # how the broker calls dead-letter topics that were not given a name
@@ -20,20 +20,27 @@ class Roster:
 
     def __init__(self, left_out: Collection[str]) -> None:
         self._left_out = frozenset(left_out)
-        self._refused: set[str] = set()
+        self._refused: dict[str, int] = {}
 
-    def changes(self, listed: Iterable[str], present: Collection[str]) -> tuple[list[str], list[str]]:
-        """Return which topics are to be added to those that are present, and which are to go."""
-        there = {topic for topic in listed if self._is_followed(topic)}
-        self._refused &= there
-        return sorted(there - self._refused - set(present)), sorted(set(present) - there)
+    def changes(self, listed: Mapping[str, int], present: Mapping[str, int]) -> tuple[list[str], list[str]]:
+        """Return which topics are to be added to those that are present, and which are to go.
+
+        Both say when each topic was created: one that was made anew goes, and is added.
+        """
+        there = {topic: created for topic, created in listed.items() if self._is_followed(topic)}
+        self._refused = {
+            topic: created for topic, created in self._refused.items() if there.get(topic) == created
+        }
+        come = [topic for topic in there if topic not in self._refused and present.get(topic) != there[topic]]
+        gone = [topic for topic, created in present.items() if there.get(topic) != created]
+        return sorted(come), sorted(gone)
 
     def _is_followed(self, topic: str) -> bool:
         return not topic.endswith(DEAD_LETTER_SUFFIX) and topic not in self._left_out
 
-    def refuse(self, topic: str) -> None:
+    def refuse(self, topic: str, created: int) -> None:
         """Note that a topic cannot be consumed, as long as it is there."""
-        self._refused.add(topic)
+        self._refused[topic] = created
 
 
 def share(credit_messages: int, credit_bytes: int, topics: int) -> tuple[int, int]:

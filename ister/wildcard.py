@@ -60,12 +60,15 @@ class WildcardConsumer(Consumer):
         self._current = iter(())
         self._roster = Roster(list(left_out))
         self._members: dict[str, Consumer] = {}  # by topic
+        self._created: dict[str, int] = {}  # by topic: when, which tells it from others of that name
         self._by_attachment: dict[object, Consumer] = {}
         self._turns: OrderedDict[Attachment, None] = OrderedDict()
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self._dropped = 0  # by topics that are gone
         self._watch: Request | None = None
-        self._suspected: dict[str, IsterError] = {}  # topics, or only their subscriptions, that were deleted
+        self._suspected: dict[
+            str, tuple[int, IsterError]
+        ] = {}  # topics, or only their subscriptions, that were deleted
         self._over = False
 
     def __repr__(self) -> str:
@@ -128,12 +131,14 @@ class WildcardConsumer(Consumer):
 
     def follow(self, answer: dict[str, Any], *, later: bool = True) -> None:
         """Have the topics that there are now, and ask to be told when they are others."""
-        listed = [each["topic"] for each in answer["topics"]]
+        listed = {each["topic"]: each["created_ms"] for each in answer["topics"]}
         suspected, self._suspected = self._suspected, {}
-        deleted = {topic: error for topic, error in suspected.items() if topic in listed}
+        deleted = {
+            topic: error for topic, (created, error) in suspected.items() if listed.get(topic) == created
+        }
         for topic in deleted:
-            self._roster.refuse(topic)
-        come, gone = self._roster.changes(listed, self._members)
+            self._roster.refuse(topic, listed[topic])
+        come, gone = self._roster.changes(listed, self._created)
         for topic in gone:
             self._leave(self._members[topic])
         messages, size = share(*self._credit, len(self._members) + len(come))
@@ -146,6 +151,7 @@ class WildcardConsumer(Consumer):
         for topic in come:
             member = self._plan(topic, later=later, credit_messages=messages, credit_bytes=size)
             self._members[topic] = self._by_attachment[member.attachment] = member
+            self._created[topic] = listed[topic]
             with network.lock:
                 member.attachment.events = self._events
                 member.attachment.take_turns(self._turns)
@@ -177,6 +183,7 @@ class WildcardConsumer(Consumer):
     def _leave(self, member: Consumer) -> None:
         """Have nothing to do with a topic any more."""
         self._members.pop(member.topic, None)
+        self._created.pop(member.topic, None)
         self._by_attachment.pop(member.attachment, None)
         self._turns.pop(member.attachment, None)
         self._dropped += member.dropped
@@ -185,14 +192,14 @@ class WildcardConsumer(Consumer):
 
     def _lost(self, member: Consumer) -> None:
         """The broker has closed a topic's consumer: raise why, unless the topic is gone."""
-        error = member.attachment.error
+        error, created = member.attachment.error, self._created[member.topic]
         self._leave(member)
         if error is None or error.code in (*GONE, "subscription-deleted"):
             if error is not None and error.code == "subscription-deleted":
-                self._suspected[member.topic] = error  # by itself, or with its topic?
-            self._ask(self.first_look())  # the topic may be there again, as another one of that name
+                self._suspected[member.topic] = created, error  # by itself, or with its topic?
+            self._ask(self.first_look())
             return
-        self._roster.refuse(member.topic)
+        self._roster.refuse(member.topic, created)
         raise _about(member.topic, error)
 
     def is_open(self) -> bool:

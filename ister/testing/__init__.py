@@ -28,10 +28,12 @@ import zmq
 from ister import wire
 from ister.clock import Clock, SystemClock
 from ister.errors import CODES, RemoteError, RemoteProtocolError
+from ister.names import topic_pattern
 from ister.testing.model import Consumer, Producer, Record, Session, Subscription, Topic, runs
 from ister.wire import Column, Key, Limit, Type
 
 TICK_MS: Final = 20
+WATCH_MS: Final = 5000  # how long a watch waits for a change
 _NO_OPTIONS: Final = frozenset({"topic", "subscription", "type", "start"})
 ANSWER_S: Final = 5.0  # how long a public method waits for the broker's thread
 
@@ -72,6 +74,8 @@ class Broker:
         self._sessions: dict[bytes, Session] = {}  # by secret
         self._peers: dict[bytes, Session] = {}  # by routing id
         self._readers: list[Subscription] = []  # in no topic's list: each ends with its consumer
+        self._changes = 0  # counts how often a topic came or went
+        self._watches: list[tuple[Session, int, dict[str, Any], float]] = []  # REF, arguments, until when
         self._refusals: list[tuple[int, str]] = []
         self._jobs: deque[tuple[Callable[[], None], threading.Event]] = deque()
         self._over = False
@@ -188,6 +192,7 @@ class Broker:
                     except zmq.Again:
                         break
                     self._take(peer, frames)
+            self._answer_watches()
             self._dispatch_all()
 
     def _send(self, peer: bytes, header: wire.Header, *body: bytes) -> None:
@@ -265,6 +270,10 @@ class Broker:
             self._end(session)
         elif kind == Type.PING:
             self._send(session.peer, {Key.TYPE: Type.PONG, Key.BOOT: self._boot})
+        elif kind == Type.REQUEST and header[Key.OPERATION] == "topic.watch":
+            asked = header.get(Key.ARGUMENTS, {})
+            until = self._clock.monotonic() + asked.get("wait_ms", WATCH_MS) / 1000
+            self._watches.append((session, header[Key.REF], asked, until))
         elif kind == Type.REQUEST:
             result = self._answer(header[Key.OPERATION], header.get(Key.ARGUMENTS, {}))
             self._send(
@@ -327,6 +336,8 @@ class Broker:
                 raise RemoteError("topic-exists", f"topic {asked['topic']!r} exists")
             topic = Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
             self._topics[topic.name] = topic
+            self._changes += 1
+            topic.number = self._changes
             return topic.shown()
         topic = self._topic(asked["topic"])
         if operation == "topic.show":
@@ -334,6 +345,7 @@ class Broker:
         if operation == "topic.delete":
             self._close_handles(topic.name, "topic-deleted")
             del self._topics[topic.name]
+            self._changes += 1
             return {}
         if operation == "subscription.list":
             return {
@@ -341,6 +353,22 @@ class Broker:
                 "more": False,
             }
         return self._answer_of_subscription(topic, operation, asked)
+
+    def _answer_watches(self) -> None:
+        now, watches, self._watches = self._clock.monotonic(), self._watches, []
+        for watch in watches:
+            session, ref, asked, until = watch
+            if asked.get("version") == self._changes and now < until:
+                self._watches.append(watch)
+            elif session.secret in self._sessions:
+                matches = topic_pattern(asked["pattern"]).fullmatch
+                found = [
+                    topic.shown() | {"created_ms": topic.number}
+                    for name, topic in sorted(self._topics.items())
+                    if matches(name)
+                ]
+                result = wire.encode_result({"version": self._changes, "topics": found})
+                self._send(session.peer, {Key.TYPE: Type.RESULT, Key.REF: ref}, result)
 
     def _answer_of_subscription(self, topic: Topic, operation: str, asked: dict[str, Any]) -> Any:
         name = asked["subscription"]

@@ -33,6 +33,7 @@ class Topic:
     expected: dict[int, int] = field(default_factory=dict)  # producer id: next sequence
     placed: dict[tuple[int, int], int] = field(default_factory=dict)  # (producer id, sequence): first offset
     owners: dict[int, Producer] = field(default_factory=dict)
+    number: int = 0  # tells it from others of that name
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
 
     def shown(self) -> dict[str, Any]:

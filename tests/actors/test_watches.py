@@ -48,7 +48,9 @@ def test_a_watch_is_told_of_what_comes_and_goes(stage: Stage) -> None:
     client.request("topic.create", topic="orders/eu")
     client.request("topic.create", topic="bills/eu", dispatch="non-reliable")
     first = client.request("topic.watch", pattern="orders/*")
-    assert first["topics"] == [{"topic": "orders/eu", "strategy": "reliable"}]
+    created_ms = client.request("topic.show", topic="orders/eu")["created_ms"]
+    told = {"topic": "orders/eu", "strategy": "reliable", "created_ms": created_ms}
+    assert first["topics"] == [told]
     say_watch(client, 900, "orders/*", first["version"])
     other.request("topic.create", topic="bills/us")
     stage.advance(1.0)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -195,6 +199,43 @@ def test_a_redrive_that_is_interrupted_loses_nothing(client: ister.Client) -> No
     assert letters.count() == 1200 - went
     assert letters.redrive() == 1200 - went
     assert client.topic("interrupted")["next_offset"] == 2400
+
+
+def test_a_redrive_whose_broker_dies_loses_nothing(client: ister.Client) -> None:
+    """Workers are killed in the middle: every letter is in its topic again, or still waits; then none waits."""
+    letters = kill(client, "killed", 4000)
+    killed = False
+
+    def shoot(done: int, _total: int) -> None:
+        nonlocal killed
+        if done >= 1000 and not killed:
+            killed = True
+            for process in client.status()["processes"]:
+                if process["role"] == "worker":
+                    os.kill(process["pid"], signal.SIGKILL)
+
+    with contextlib.suppress(ister.ConnectionLostError, ister.TimeoutExpiredError):
+        letters.redrive(on_progress=shoot)
+    assert killed
+    left = {letter.payload for letter in letters.list(4000)}
+    again: Counter[bytes] = Counter()
+    with client.reader("killed", start=4000) as reader:
+        while (batch := reader.receive_batch(timeout=1)) is not None:
+            again.update(batch.payloads)
+    assert left | again.keys() == {b"m%d" % number for number in range(4000)}
+    letters.redrive()
+    assert letters.count() == 0
+    assert client.topic("killed")["next_offset"] < 4000 + 4000 + 1000  # what went twice is a batch or two
+
+
+def test_a_paused_redrive_says_so(client: ister.Client) -> None:
+    """It does not wait for ever on a subscription that delivers nothing."""
+    letters = kill(client, "halted", 1)
+    client.pause("halted.billing.dlq", "redrive")
+    with pytest.raises(ister.RemoteError, match="paused"):
+        letters.redrive()
+    client.resume("halted.billing.dlq", "redrive")
+    assert letters.redrive() == 1
 
 
 def test_letters_survive_their_subscription(client: ister.Client) -> None:

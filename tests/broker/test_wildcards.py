@@ -107,6 +107,18 @@ def test_deleted_topics_go_and_the_others_go_on(client: ister.Client) -> None:
         assert (message.topic, message.payload, message.offset) == ("going/a", b"new", 0)
 
 
+def test_a_topic_made_anew_while_nobody_looked_is_another(client: ister.Client) -> None:
+    """Deleted and created between two calls: no error, and nothing of the new one is missed."""
+    fill(client, "anew/a", b"old")
+    with client.consumer("anew/*", "s", start="earliest") as consumer:
+        assert consumer.receive(10) is not None
+        client.delete_topic("anew/a")
+        fill(client, "anew/a", b"new")
+        message = consumer.receive(10)
+        assert message is not None
+        assert (message.payload, message.offset) == (b"new", 0)
+
+
 def test_no_topic_starves_another(client: ister.Client) -> None:
     """One topic has 50,000 messages more than the others: theirs come all the same, soon."""
     fill(client, "fair/busy")
