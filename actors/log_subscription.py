@@ -127,9 +127,10 @@ class LogSubscription(Subscription):
         self._attach_timer = self.call_later(ATTACH_AGAIN_S, self._attach)
 
     def on_stop(self) -> None:
-        """Write down what was acknowledged."""
+        """Write down what was acknowledged, and let go of the log's files."""
         if not self._deleted:
             self._log.close(write=True)
+        self._source.release()
 
     def on_failure(self, *error: object) -> None:
         """Send the consumers away, and write down what they acknowledged: the next actor reads it."""

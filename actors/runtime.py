@@ -181,6 +181,10 @@ class Inbox:
         self._queue.clear()
         return left
 
+    def let_go(self) -> None:
+        """Hold the actor no more, which ended."""
+        self._actor = None
+
     def __len__(self) -> int:
         return len(self._queue)
 
@@ -189,7 +193,9 @@ class Inbox:
     def put(self, envelope: Envelope[Any], /) -> None:
         """Take an envelope from Pykka's ActorRef."""
         actor = self._actor
-        assert actor is not None
+        if actor is None:  # it ended
+            _refuse([envelope])
+            return
         if isinstance(envelope.reply_to, LoopFuture):
             envelope.reply_to.loop = actor.system.loop
         if actor.system.loop.on_loop_thread:
@@ -360,6 +366,7 @@ class LoopActor(pykka.Actor):
             self.on_failure(type(error), error, error.__traceback__)
         except Exception:
             logger.exception("%s failed again in on_failure", self)
+        self._untie()
         self.system.on_actor_failure(self.path, error)
         self.system.leave_unclaimed(self.path, left)
 
@@ -379,7 +386,13 @@ class LoopActor(pykka.Actor):
         except Exception as error:
             logger.exception("%s failed in on_stop", self)
             self.system.on_actor_failure(self.path, error)
+        self._untie()
         self.system.leave_unclaimed(self.path, left)
+
+    def _untie(self) -> None:
+        """Undo the circles, so that this is freed now: the garbage of ten thousand would stop all others for a while."""
+        self.inbox.let_go()
+        self.__dict__.pop("actor_ref", None)
 
     def on_receive(self, message: Any) -> Any:
         """Handle a message that came through Pykka's own ActorRef; what the handler returns answers an `ask`."""

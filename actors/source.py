@@ -65,6 +65,14 @@ class Source:
         self._reader, self._again = self._reader_at(self.next), None
         self._forget_sheets()
 
+    def release(self) -> None:
+        """Let go of all that was read, and of the files: who ended keeps no deleted log on the disk and in memory."""
+        self.ahead.clear()
+        self._forget_sheets()
+        for reader in (self._reader, self._again):
+            if reader is not None:
+                reader.close()
+
     def _reader_at(self, offset: int) -> TieredReader:
         reader = self._open(offset)
         reader.start = self.history_start

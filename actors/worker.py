@@ -263,6 +263,9 @@ class Worker:
             return CursorJournal.open(self._disk, journal, topic.incarnation, begin)
 
         def erase() -> None:
+            self._maps.forget(
+                folder
+            )  # if the topic is deleted as well, and lives elsewhere, nobody else does
             if self._disk.exists(journal):
                 self._disk.unlink(journal)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -402,3 +404,34 @@ def test_a_key_on_its_way_to_who_leaves_may_stay_where_it_is() -> None:
     for offset in range(150):
         lanes.give_back(Held(offset, offset + 1, 2)) if offset % 2 else lanes.settle(offset, offset + 1)
     assert not lanes._astray
+
+
+@pytest.mark.parametrize("type", ["shared", "key-shared"])
+def test_a_deleted_topic_stays_mapped_nowhere(stage: Stage, type: str) -> None:
+    """Its files would keep their place on the disk, and their pages in memory."""
+    crowd = Crowd(stage, 10, type)
+    crowd.publish(100, keys=10)
+    source = crowd.subscription._source
+    assert source._reader._log._segment is not None
+    assert any(len(worker._maps) for worker in stage.workers.values())
+    stage.client().request("topic.delete", topic="orders")
+    stage.settle()
+    assert source._reader._log._segment is None
+    assert not any(len(worker._maps) for worker in stage.workers.values())
+
+
+def test_consumers_that_ended_are_freed_at_once(stage: Stage) -> None:
+    """Nothing of them waits for the garbage collection, which would stop everybody for a while."""
+    crowd = Crowd(stage, 50, "shared")
+    crowd.publish(100)
+    consumers = [ref(actor) for actor in stage.actors("consumer")]
+    assert len(consumers) == 50
+    gc.collect()
+    gc.disable()
+    try:
+        for client in crowd.clients:
+            client.say({Key.TYPE: Type.BYE})
+        stage.settle()
+        assert not any(consumer() for consumer in consumers)
+    finally:
+        gc.enable()
