@@ -158,7 +158,8 @@ class Inbox:
     def run(self, limit: int) -> int:
         """Have the actor handle at most `limit` messages; return how many it did."""
         actor, queue = self._actor, self._queue
-        assert actor is not None
+        if actor is None:  # it ended since it was ready
+            return 0
         take, handlers, handled = queue.popleft, actor.handlers, 0
         try:
             while queue and handled < limit:
@@ -390,7 +391,7 @@ class LoopActor(pykka.Actor):
         self.system.leave_unclaimed(self.path, left)
 
     def _untie(self) -> None:
-        """Undo the circles, so that this is freed now: the garbage of ten thousand would stop all others for a while."""
+        """Undo the circles, so that this is freed now: the garbage of ten thousand stops everybody for a while."""
         self.inbox.let_go()
         self.__dict__.pop("actor_ref", None)
 
