@@ -59,7 +59,7 @@ from ister.deadletters import LIST_MAX, DeadLetter, Progress
 from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, Inbox, answered, asked, nobody
-from ister.message import Batch, Delivery, Event, Message, Published, Shipment
+from ister.message import Batch, BatchReceipt, Delivery, Event, Message, Published, Shipment
 from ister.names import is_pattern
 from ister.producer import CLOSE_S as PRODUCER_CLOSE_S
 from ister.producer import HURRY_S, When
@@ -151,8 +151,11 @@ class Client(Closing):
         if self._waking:
             return
         self._waking = True
+        self._from_thread(self._wake)
+
+    def _from_thread(self, call: Callable[..., Any], *given: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(call, *given)
         except RuntimeError:
             pass  # the loop is closed: nobody waits
 
@@ -554,13 +557,17 @@ class Client(Closing):
                 attributes=asked(attributes, inbox.topic, waiting.correlation_id),
                 timeout=network.seconds_until(deadline),
             )
-            await receipt.result(network.seconds_until(deadline))
+            shipment = receipt.shipment
+            BatchReceipt(shipment, receipt.index, 1).add_done_callback(
+                lambda _receipt: None if shipment.error is None else self._from_thread(_set, future)
+            )
             await self._until(future, max(0.0, deadline - network.clock.monotonic()))
         finally:
             del self._replies[future]
             with network.lock:
                 inbox.forget(waiting)
         if waiting.message is None and not inbox.closed:
+            shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
             raise TimeoutExpiredError(nobody(topic, seconds, await self._consumers_of(topic)))
         return inner.reply_of(inbox, waiting, topic)
 

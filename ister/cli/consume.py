@@ -156,11 +156,9 @@ def _print(
 def _tell(event: Event) -> None:
     """Tell a person what the broker told besides messages."""
     if event.code not in ("active", "standby", "dropped"):
-        about = f" of {event.topic}" + ("" if event.offset is None else f" at offset {event.offset}")
-        messages = f", {event.count:,} messages" if event.count else ""
-        print(
-            f"ister: {event.code}{about}{messages}{': ' if event.text else ''}{event.text}", file=sys.stderr
-        )
+        about = "" if event.offset is None else f" at offset {event.offset}"
+        told = event.text or f"{event.count:,} messages of {event.topic}{about}"
+        print(f"ister: {told} ({event.code})", file=sys.stderr)
 
 
 def write(out: int, messages: Sequence[Message], as_json: bool) -> None:

@@ -33,6 +33,10 @@ _SHOWN: Final = {
     "last_delivered_ms": "last delivery",
 }
 
+_ALWAYS: Final = frozenset(
+    {"consumers", "unacknowledged", "cursor", "position", "durable_end"}
+)  # also where 0
+
 _HELP_END = """\b
 Examples:
   ister explain orders billing
@@ -65,7 +69,11 @@ def in_words(topic: str, subscription: str, found: dict[str, Any]) -> list[str]:
         if command is not None:
             lines.append(f"    {command.format(topic=topic, subscription=subscription)}")
     numbers = found["numbers"].get("subscription", {})
-    known = [(words, name, numbers[name]) for name, words in _SHOWN.items() if numbers.get(name) is not None]
+    known = [
+        (words, name, numbers[name])
+        for name, words in _SHOWN.items()
+        if numbers.get(name) or (name in _ALWAYS and numbers.get(name) == 0)
+    ]
     if known:
         lines.append("")
         width = max(len(words) for words, _name, _value in known)

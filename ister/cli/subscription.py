@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ister.client import Start
     from ister.requests import SubscriptionOptions
 
+PENDING_SHOWN: Final = 10  # ranges of what is not acknowledged; --json has those that the broker tells
+
 _HELP_END = """\b
 Examples:
   ister subscription create orders billing --type failover --start earliest
@@ -288,6 +290,8 @@ def show(topic: str, subscription: str, endpoint: str, timeout: float, as_json: 
     if as_json:
         print_json(found)
     else:
+        if "pending" in found:
+            found["pending"] = [f"{first} to {end - 1}" for first, end in found["pending"][:PENDING_SHOWN]]
         print_fields(found)
 
 

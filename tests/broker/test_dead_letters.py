@@ -263,3 +263,27 @@ def test_asyncio_does_the_same_without_stopping_the_loop(client: ister.Client, b
 
     assert asyncio.run(run()) == [(3, 3)]
     assert client.topic("async")["next_offset"] == 7
+
+
+def test_a_cancelled_redrive_ends_after_its_present_batch(client: ister.Client, broker: OwnBroker) -> None:
+    """The thread that does the work stops soon, and what did not go waits."""
+    letters = kill(client, "cancelled", 3000)
+
+    async def run() -> None:
+        async with ister.aio.connect(broker.endpoint) as connected:
+            begun = asyncio.Event()
+            redrive = connected.dead_letters("cancelled", "billing").redrive(
+                on_progress=lambda _done, _total: begun.set()
+            )
+            task = asyncio.create_task(redrive)
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+    went = client.topic("cancelled")["next_offset"] - 3000
+    left = letters.count()
+    assert went > 0
+    assert 3000 <= went + left <= 3500  # a batch that was sent when the client was closed goes twice
+    assert letters.redrive() == left
