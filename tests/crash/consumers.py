@@ -16,7 +16,8 @@ import ister
 from ister.client import CREDIT_MESSAGES
 from ister.consumer import Position
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
-from tests.crash.oracle import POISON, Attached, Oracle, ReadBack, Subscription
+from tests.crash.model import Attached, ReadBack, Subscription
+from tests.crash.oracle import POISON, Oracle
 from tests.crash.producers import Signals
 
 OPEN_WITHIN_S: Final = 30.0

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.crash.campaign import describe, run_campaign
+from tests.crash.campaign import run_campaign
+from tests.crash.report import describe
 
 pytestmark = [
     pytest.mark.process,

@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from tests.crash.message import make_payload, parse_payload
-from tests.crash.oracle import Attached, Oracle, ReadBack, Subscription
+from tests.crash.model import Attached, ReadBack, Subscription
+from tests.crash.oracle import Oracle
 
 MESSAGES = 20
 

@@ -21,7 +21,8 @@ import ister
 from ister.errors import TimeoutExpiredError
 from ister.ownbroker import free_ports
 from tests.crash.message import make_payload
-from tests.crash.oracle import Oracle, ReadBack
+from tests.crash.model import ReadBack
+from tests.crash.oracle import Oracle
 from tests.crash.victim import Victim
 
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(120)]
