@@ -23,6 +23,18 @@ from rich.table import Table
 from tests.sim.planted import PLANTED
 from tests.sim.world import HistoryError, World
 
+SHOWN = (
+    "messages sent",
+    "receipts",
+    "deliveries",
+    "messages handed out",
+    "messages read",
+    "messages trimmed",
+    "operator subscription.seek",
+    "operator subscription.update",
+    "operator subscription.unblock",
+)
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -122,10 +134,7 @@ def report(
     for what, number in (
         ("histories", len(outcomes)),
         ("events", events),
-        *(
-            (f"  {what}", counts[what])
-            for what in ("messages sent", "receipts", "deliveries", "messages handed out")
-        ),
+        *((f"  {what}", counts[what]) for what in SHOWN),
         ("faults", faults.total()),
         *((f"  {kind}", number) for kind, number in sorted(faults.items())),
         ("found in histories" if plant else "failures", len(failed)),

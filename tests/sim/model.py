@@ -33,6 +33,8 @@ class TopicModel:
     strategy: str
     durability: str
     ttl_ms: int = 0
+    expires: bool = False  # what is too old may have gone
+    trims: bool = False  # what every subscription has acknowledged may go
     at: dict[int, bytes] = field(default_factory=dict)  # offset: identity
     place: dict[bytes, int] = field(default_factory=dict)  # identity: offset
     key_of: dict[int, bytes] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class ConsumerModel:
     credit: int = 0
     bytes_credit: int = 0
     given: set[int] = field(default_factory=set)  # since it opened
+    since: set[int] = field(default_factory=set)  # since the subscription was moved
     reached: int = 0
     pending: list[tuple[int | None, list[tuple[int, int]]]] = field(default_factory=list)
     passed_over: int = 0

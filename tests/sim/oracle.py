@@ -238,10 +238,15 @@ class Oracle:
             consumer.ready_since_s = self.clock.now_s
         elif kind == Type.ACK:
             flat = header[Key.RANGES]
-            self._acknowledged(consumer, list(zip(flat[::2], flat[1::2], strict=True)), header.get(Key.REF))
+            ranges = list(zip(flat[::2], flat[1::2], strict=True))
+            if consumer.moved:  # what was given before that does not count
+                ranges = [
+                    (o, o + 1) for first, end in ranges for o in range(first, end) if o in consumer.since
+                ]
+            self._acknowledged(consumer, ranges, header.get(Key.REF))
         elif kind == Type.ACK_UNTIL:
             end = header[Key.OFFSET] + 1
-            if subscription.in_order:
+            if subscription.in_order and (not consumer.moved or end - 1 in consumer.since):
                 ranges = [(subscription.begin or 0, end)]
             else:  # what it holds: what it held once, and may hold still, may be acknowledged by it
                 subscription.acknowledged.update(offset for offset in consumer.given if offset < end)
@@ -270,18 +275,6 @@ class Oracle:
     def _acknowledged(self, consumer: ConsumerModel, ranges: list[tuple[int, int]], ref: int | None) -> None:
         subscription = consumer.subscription
         certain = not consumer.session.uncertain and self._alive(consumer.session)
-        if consumer.moved:  # what was given before does not count, and what it has no more may not
-            given = [o for first, end in ranges for o in range(first, end) if o in consumer.given]
-            subscription.acknowledged.update(given)
-            subscription.acknowledged_since.update(given)
-            holds = subscription.holds
-            ranges = [
-                (offset, offset + 1)
-                for offset in given
-                if (hold := holds.get(offset)) is not None
-                and hold.consumer is consumer
-                and self._definite(subscription, hold)
-            ]
         for first, end in ranges:
             for offset in range(first, end):
                 subscription.acknowledged.add(offset)
@@ -428,6 +421,7 @@ class Oracle:
             subscription.release(consumer, self.clock.now_s)
         elif code == "sought":
             consumer.given.clear()
+            consumer.since.clear()
             consumer.pending.clear()
             consumer.reached, consumer.moved = header[Key.OFFSET], True
             subscription.release(consumer, self.clock.now_s)
@@ -563,6 +557,7 @@ class Oracle:
         subscription.unsure.discard(offset)
         subscription.holds[offset] = Hold(consumer, now, attempt)
         consumer.given.add(offset)
+        consumer.since.add(offset)
 
     def _check_one(self, consumer: ConsumerModel, offset: int, key: bytes, who: str) -> None:
         subscription, now = consumer.subscription, self.clock.now_s
@@ -725,12 +720,23 @@ class Oracle:
 
     def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
         """A reader from the first to the last offset was given this."""
-        for expected, (offset, payload) in enumerate(found):
+        start = found[0][0] if found else topic.end * topic.trims
+        if start and not topic.trims:
+            self.violated(f"{topic.name} begins at {start}, and nobody allowed that")
+        for subscription in self.subscriptions.values():
+            if topic.expires or subscription.topic is not topic:
+                continue
+            if needed := [offset for offset in self.missing(subscription) if offset < start]:
+                self.violated(
+                    f"{topic.name} begins at {start}, and {subscription} has not acknowledged {needed[:5]}"
+                )
+        self.counts["messages trimmed"] += start
+        for expected, (offset, payload) in enumerate(found, start):
             if offset != expected:
                 self.violated(f"{topic.name} is not dense: {offset} comes where {expected} is due")
                 return
             self.is_at(topic, offset, identity_of(payload), "the reader of everything")
         there = {identity_of(payload) for _, payload in found}
         for identity, told in topic.receipted.items():
-            if identity not in there:
+            if identity not in there and topic.place.get(identity, start) >= start:
                 self.violated(f"{identity!r} of {topic.name} is lost: its receipt said {told}")

@@ -111,9 +111,12 @@ def draw_topic(random: Random, number: int, plan: Plan) -> TopicPlan:
         topic.producers.append((draw_producer(random, keys, delays), random.choice((5, 15, 40, 100))))
     if reliable and random.random() < 0.15:
         topic.settings["message_ttl_ms"] = random.choice((500, 2000))
-    if reliable and random.random() < 0.2:
+    if reliable and not plan.takeover_after_s and random.random() < 0.15:
+        topic.settings["retention_acknowledged"] = 1
+    elif reliable and random.random() < 0.2:
         topic.readers.append((random.choice((0.01, 0.3)), random.choice((1, 20, 1000))))
-    if reliable and not plan.takeover_after_s and random.random() < 0.3:
+    moves = reliable and not plan.takeover_after_s and "retention_acknowledged" not in topic.settings
+    if moves and random.random() < 0.3:
         topic.operator = random.choice((["seek"], ["pause"], ["seek", "pause", "unblock"]))
     for at in range(random.choice((1, 1, 2))):
         topic.subscriptions.append(

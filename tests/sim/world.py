@@ -38,14 +38,13 @@ DRAIN_S = 90.0  # of virtual time, within which everything must have come to res
 SESSION_TIMEOUT_MS = 4000
 HEARTBEAT_MS = 1500
 SLOTS = 64  # of Key-Shared: sixteen thousand take a while to share out, and there are ten keys
-PARTS = {  # of what an actor keeps, what is its own
+PARTS = {  # of what an actor keeps, what is its own (`actors.source` has a bounded cache)
     "actors.ledger",
     "actors.selection",
     "actors.lanes",
     "actors.delays",
     "actors.poison",
     "actors.cursor_log",
-    "actors.source",
     "storage.cursor",
     "storage.ranges",
 }
@@ -188,7 +187,12 @@ class World:
             client.request("topic.create", topic=topic.name, dispatch=topic.strategy, **topic.settings)
             self.oracle.add_topic(
                 TopicModel(
-                    topic.name, topic.strategy, topic.durability, topic.settings.get("message_ttl_ms", 0)
+                    topic.name,
+                    topic.strategy,
+                    topic.durability,
+                    ttl_ms=topic.settings.get("message_ttl_ms", 0),
+                    expires="message_ttl_ms" in topic.settings,
+                    trims=bool(topic.settings.get("retention_acknowledged")),
                 )
             )
             for each in topic.subscriptions:
@@ -397,11 +401,11 @@ class World:
 
     def _frames(self, machine: Machine, topic: str, end: int) -> list[Frame]:
         found: list[Frame] = []
-        count = 0
         reader = machine.at_subscription(topic, "everything")
         reader.patience_s = 30
         opened: Frame = reader.open_consumer(1, topic, "everything")
         assert opened.kind == Type.OPENED, opened.header
+        count = int(opened.header[Key.OFFSET])
         while count < end:
             frame = reader.hear()
             if frame is None:
