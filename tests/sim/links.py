@@ -13,12 +13,15 @@ from typing import Any, Final, Protocol
 
 import zmq
 
-from tests.stage import StagedLoop, StagedRouter
+from tests.stage import NOTHING_THERE, StagedLoop, StagedRouter
 
 REDIAL_S: Final = (
     0.05  # a socket that finds nobody tries again after so long; twice that the next time, up to a second
 )
 REDIAL_S_MAX: Final = 1.0
+POLLIN: Final = int(zmq.POLLIN)
+POLLOUT: Final = int(zmq.POLLOUT)
+EVENTS: Final = int(zmq.EVENTS)
 ZMTP_TIMEOUT_S: Final = 15.0  # silence after which ZeroMQ itself gives a connection up
 
 
@@ -61,7 +64,7 @@ class SimRouter(StagedRouter):
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         if link.is_full():
             self.tap.refused(self, link.routing)
-            raise zmq.Again
+            raise NOTHING_THERE.with_traceback(None)
         copied = [bytes(part) for part in parts[1:]]
         self.tap.from_broker(self, link.routing, copied)
         link.send_down(copied)
@@ -153,11 +156,11 @@ class Monitor:
         self.events: deque[int] = deque()
 
     def getsockopt(self, option: int) -> int:
-        return zmq.POLLIN if option == zmq.EVENTS and self.events else 0
+        return POLLIN if option == EVENTS and self.events else 0
 
     def recv_multipart(self, _flags: int = 0) -> list[bytes]:
         if not self.events:
-            raise zmq.Again
+            raise NOTHING_THERE.with_traceback(None)
         return [self.events.popleft().to_bytes(2, "little") + bytes(4), b""]
 
     def close(self, linger: int = 0) -> None:
@@ -184,8 +187,8 @@ class Dealer:
         """Take an option."""
 
     def getsockopt(self, option: int) -> int:
-        if option == zmq.EVENTS:
-            return zmq.POLLOUT | (zmq.POLLIN if self.inbox else 0)
+        if option == EVENTS:
+            return POLLOUT | POLLIN if self.inbox else POLLOUT
         return -1
 
     def get_monitor_socket(self, _events: int) -> Monitor:
@@ -239,7 +242,7 @@ class Dealer:
 
     def recv_multipart(self, _flags: int = 0) -> list[bytes]:
         if not self.inbox:
-            raise zmq.Again
+            raise NOTHING_THERE.with_traceback(None)
         return self.inbox.popleft()
 
     def close(self, linger: int = 0) -> None:
