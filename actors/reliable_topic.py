@@ -265,14 +265,13 @@ class ReliableTopic(Topic):
         publisher = handle.target
         if not isinstance(publisher, Publisher):
             return  # closed meanwhile, which was answered
-        if len(self._awaiting) >= AWAITING_MAX:
-            self._refuse(
-                publish, RemoteError("busy", "too many batches wait for this topic's disk; resend later")
-            )
-            return
         try:
+            if len(self._awaiting) >= AWAITING_MAX:
+                raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
             end, offset = self._take(publish, publisher.producer_id)
         except IsterError as error:
+            if self._log is not None:
+                self._log.producers.hold(publisher.producer_id, sequence)
             self._refuse(publish, error)
             self._check_failed(error)
             return

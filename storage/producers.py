@@ -121,6 +121,9 @@ class ProducerTable:
             known = self._learn(producer_id, sequence)
         else:
             self._producers.move_to_end(producer_id)
+        if not self._time_ms:  # the first batch of all: those that opened before it are as young as it is
+            for opened in self._producers.values():
+                opened.timestamp_ms = timestamp_ms
         known.next_sequence = sequence + count
         known.timestamp_ms = self._time_ms = timestamp_ms
         known.recent.append((sequence, count, first_offset))
@@ -134,6 +137,15 @@ class ProducerTable:
             self._learn(producer_id, sequence)
         elif sequence > known.next_sequence:
             known.next_sequence = sequence
+
+    def hold(self, producer_id: int, sequence: int) -> None:
+        """Note that a batch was refused: nothing behind it may be stored before it, whoever sent it.
+
+        Of a producer that is not known anything is fresh: what follows would be stored, and the refused batch, when it
+        is resent, count as a duplicate.
+        """
+        if producer_id and producer_id not in self._producers:
+            self._learn(producer_id, sequence)
 
     def forget(self, producer_id: int) -> None:
         """Drop what is known of one producer."""

@@ -134,3 +134,23 @@ def test_a_producer_not_heard_of_for_a_week_is_forgotten_when_a_segment_begins()
     again = ProducerTable.decode(table.encode())
     assert [again.next_sequence(producer) for producer in (1, 2, 3, 4)] == [None, 1, 17, 1]
     assert table.next_sequence(1) is None
+
+
+def test_a_producer_that_opened_before_there_was_any_batch_is_not_a_week_old() -> None:
+    """The first segment's end does not make it a stranger, of whom any batch would be taken as the next."""
+    table = ProducerTable()
+    table.expect(1, 0)
+    table.advance(2, 0, 1, 0, PRODUCER_AGE_MS * 3)
+    table.encode()
+    assert table.check(1, 1, 1) == Gap(0)
+
+
+def test_behind_a_refused_batch_nothing_is_fresh() -> None:
+    """Also of a producer that is not known any more."""
+    table = ProducerTable()
+    assert table.check(7, 5, 1) == Fresh()
+    table.hold(7, 5)
+    assert table.check(7, 6, 1) == Gap(5)
+    assert table.check(7, 5, 1) == Fresh()
+    table.hold(7, 9)
+    assert table.check(7, 6, 1) == Gap(5)
