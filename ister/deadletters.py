@@ -15,15 +15,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ister import arguments
 from ister.errors import ConnectionLostError, RemoteError, TimeoutExpiredError, UsageError
 from ister.message import Message
 
 if TYPE_CHECKING:
-    from ister.client import Client
     from ister.consumer import Consumer
+    from ister.producer import Producer
+    from ister.reader import Reader
 
 REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
 MARK: Final = "ister."  # what the names of the attributes begin with that the broker adds
@@ -66,6 +67,34 @@ class DeadLetter:
     attempts: int  # how often it was delivered
     reason: str  # of the last failure
     dead_lettered_at: int | None  # unix milliseconds
+
+
+class Client(Protocol):
+    """What is used of the client."""
+
+    @property
+    def subscription(self) -> Callable[..., dict[str, Any]]:
+        """`ister.Client.subscription`."""
+
+    @property
+    def topic(self) -> Callable[..., dict[str, Any]]:
+        """`ister.Client.topic`."""
+
+    @property
+    def peek(self) -> Callable[..., list[Message]]:
+        """`ister.Client.peek`."""
+
+    @property
+    def reader(self) -> Callable[..., Reader]:
+        """`ister.Client.reader`."""
+
+    @property
+    def producer(self) -> Callable[..., Producer]:
+        """`ister.Client.producer`."""
+
+    @property
+    def consumer(self) -> Callable[..., Consumer]:
+        """`ister.Client.consumer`, of one topic."""
 
 
 class DeadLetters:
