@@ -1,0 +1,201 @@
+"""What is asked of a broker once: topics, subscriptions, status; `ister.administration`, awaited."""
+
+# ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal, Unpack
+
+from ister import arguments, requests
+from ister.administration import VERIFY_POLL_S, SubscriptionType
+from ister.aio.waiting import Waiting
+from ister.consumer import Position
+from ister.errors import RemoteError
+from ister.requests import SubscriptionOptions
+from ister.session import Request
+
+
+class Administration(Waiting):
+    """The questions and orders of `Client`; each raises `RemoteError` and `TimeoutExpiredError`."""
+
+    # ---- topics --------------------------------------------------------------------------------------------------
+
+    async def create_topic(
+        self,
+        topic: str,
+        *,
+        dispatch: Literal["reliable", "non-reliable"] = "reliable",
+        durability: Literal["fsync", "os", "cloud"] | None = None,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+        **retention: int,
+    ) -> dict[str, Any]:
+        """Create a topic; see `ister.Client.create_topic`."""
+        request = requests.topic_request(topic, dispatch, durability, retention)
+        try:
+            answer: dict[str, Any] = await self._ask(request, timeout)
+        except RemoteError as error:
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
+                raise
+            answer = await self.topic(topic, timeout=timeout)
+            if requests.differs(answer, request):
+                raise
+        return answer
+
+    async def update_topic(
+        self, topic: str, *, timeout: float | None = None, **retention: int
+    ) -> dict[str, Any]:
+        """Change what a topic keeps; see `ister.Client.update_topic`."""
+        answer: dict[str, Any] = await self._ask(
+            Request("topic.update", {"topic": topic, **retention}), timeout
+        )
+        return answer
+
+    async def verify_topic(
+        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
+    ) -> dict[str, Any]:
+        """Have the broker check every byte of a topic's log; see `ister.Client.verify_topic`."""
+        while True:
+            answer = await self._ask(Request("topic.verify", {"topic": topic}), timeout)
+            if progress is not None and "bytes_total" in answer:
+                progress(answer["bytes"], answer["bytes_total"])
+            if answer["done"]:
+                report: dict[str, Any] = answer["report"]
+                return report
+            await asyncio.sleep(VERIFY_POLL_S)
+
+    async def repair_topic(
+        self, topic: str, *, skip_damaged: bool, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Let subscriptions go on behind what is damaged; see `ister.Client.repair_topic`."""
+        request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Return every topic, by name."""
+        listing = requests.Listing("topic.list", "topics", "topic", {})
+        await self._drive(iter(listing), timeout)
+        return listing.found
+
+    async def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
+        answer: dict[str, Any] = await self._ask(Request("topic.show", {"topic": topic}), timeout)
+        return answer
+
+    async def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
+        """Delete a topic, its messages and its subscriptions."""
+        await self._delete(Request("topic.delete", {"topic": topic}), timeout)
+
+    # ---- subscriptions -------------------------------------------------------------------------------------------
+
+    async def create_subscription(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        type: SubscriptionType = "exclusive",
+        start: Position = "latest",
+        exist_ok: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
+    ) -> dict[str, Any]:
+        """Create a subscription without attaching to it; see `ister.Client.create_subscription`."""
+        settings = requests.subscription_settings(options)
+        request = requests.subscription_request(topic, subscription, type, start, settings)
+        try:
+            answer: dict[str, Any] = await self._ask(request, timeout)
+        except RemoteError as error:
+            if not requests.is_there_already(error, request, exist_ok=exist_ok):
+                raise
+            answer = await self.subscription(topic, subscription, timeout=timeout)
+            if requests.differs(answer, request):
+                raise
+        return answer
+
+    async def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Return every subscription of a topic, by name."""
+        listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
+        await self._drive(iter(listing), timeout)
+        return listing.found
+
+    async def subscription(
+        self, topic: str, subscription: str, *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
+        request = requests.about("subscription.show", topic, subscription)
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def update_subscription(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
+    ) -> dict[str, Any]:
+        """Change options of a subscription; see `ister.Client.update_subscription`."""
+        settings = requests.subscription_settings(options)
+        request = requests.about("subscription.update", topic, subscription, **settings)
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
+        await self.update_subscription(topic, subscription, paused=1, timeout=timeout)
+
+    async def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
+        """Have a paused subscription deliver again."""
+        await self.update_subscription(topic, subscription, paused=0, timeout=timeout)
+
+    async def seek(
+        self, topic: str, subscription: str, position: Position, *, timeout: float | None = None
+    ) -> int:
+        """Move a subscription; see `ister.Client.seek`."""
+        place = arguments.start(position, "a position")
+        answer = await self._ask(requests.about("subscription.seek", topic, subscription, to=place), timeout)
+        reached: int = answer["position"]
+        return reached
+
+    async def unblock(
+        self,
+        topic: str,
+        subscription: str,
+        action: Literal["retry", "drop", "dead-letter"],
+        *,
+        timeout: float | None = None,
+    ) -> int:
+        """Decide what becomes of the messages that block a subscription; see `ister.Client.unblock`."""
+        request = requests.unblock_request(topic, subscription, action)
+        messages: int = (await self._ask(request, timeout))["messages"]
+        return messages
+
+    async def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return why messages of a subscription flow, or why they do not; see `ister.Client.explain`."""
+        request = requests.about("subscription.explain", topic, subscription)
+        answer: dict[str, Any] = await self._ask(request, timeout)
+        return answer
+
+    async def delete_subscription(
+        self, topic: str, subscription: str, *, timeout: float | None = None
+    ) -> None:
+        """Delete a subscription and its cursor; its consumers are closed."""
+        request = requests.about("subscription.delete", topic, subscription)
+        await self._delete(request, timeout)
+
+    async def _delete(self, request: Request, timeout: float | None) -> None:
+        try:
+            await self._ask(request, timeout)
+        except RemoteError as error:
+            if not requests.is_gone_already(error, request):
+                raise
+
+    # ---- the broker ----------------------------------------------------------------------------------------------
+
+    async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return how the broker and its processes are doing."""
+        answer: dict[str, Any] = await self._ask(Request("status", {}), timeout)
+        return answer

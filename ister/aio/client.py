@@ -1,0 +1,187 @@
+"""`connect` and `Client`: what opens producers, consumers and readers in the event loop."""
+
+# ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Unpack
+
+from ister import arguments, requests
+from ister.administration import SubscriptionType
+from ister.aio.closing import Opening
+from ister.aio.conversation import Conversation
+from ister.aio.deadletters import DeadLetters
+from ister.aio.producer import Producer
+from ister.aio.receiver import Consumer, Reader
+from ister.client import BATCH_BYTES, CREDIT_BYTES, CREDIT_MESSAGES, LINGER_MS, TIMEOUT_S, Plan, Start
+from ister.client import Client as SyncClient
+from ister.consumer import Consumer as SyncConsumer
+from ister.deadletters import DeadLetters as SyncDeadLetters
+from ister.message import Event, Message
+from ister.names import is_pattern
+from ister.requests import SubscriptionOptions
+from ister.wildcard import WildcardConsumer
+
+
+class Client(Conversation):
+    """A connection to a broker; made by `connect`."""
+
+    def producer(
+        self,
+        topic: str,
+        *,
+        batch_bytes: int = BATCH_BYTES,
+        linger_ms: float = LINGER_MS,
+        name: str | None = None,
+        window_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> Opening[Producer]:
+        """Open a producer (`await` it, or `async with`); see `ister.Client.producer`."""
+
+        async def opened() -> Producer:
+            producer = self._client.plan_producer(
+                topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes
+            )
+            await self._opened(Plan(producer.publication, f"producer for topic {topic!r}"), timeout)
+            return Producer(self, producer)
+
+        return Opening(opened)
+
+    def consumer(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        type: SubscriptionType = "exclusive",
+        start: Start | None = None,
+        force: bool = False,
+        priority: int = 0,
+        credit_messages: int = CREDIT_MESSAGES,
+        credit_bytes: int = CREDIT_BYTES,
+        on_event: Callable[[Event], Any] | None = None,
+        timeout: float | None = None,
+        **options: Unpack[SubscriptionOptions],
+    ) -> Opening[Consumer]:
+        """Open a consumer (`await` it, or `async with`); see `ister.Client.consumer`.
+
+        `on_event(event)` is called in the loop's thread.
+        """
+
+        def planned(plan: Callable[..., Any]) -> Any:
+            return plan(
+                topic,
+                subscription=subscription,
+                type=type,
+                start=start,
+                force=force,
+                priority=priority,
+                credit_messages=credit_messages,
+                credit_bytes=credit_bytes,
+                settings=requests.subscription_settings(options),
+                on_event=self._in_loop(on_event),
+            )
+
+        async def opened() -> Consumer:
+            if is_pattern(arguments.text(topic, "a topic's name")):
+                return Consumer(self, await self._open_wildcard(planned(self._client.plan_wildcard), timeout))
+            consumer: SyncConsumer = planned(self._client.plan_consumer)
+            what = f"consumer of {subscription!r} of {topic!r}"
+            await self._opened(Plan(consumer.attachment, what), timeout)
+            return Consumer(self, consumer)
+
+        return Opening(opened)
+
+    async def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        try:
+            consumer.follow(await self._ask(consumer.first_look(), timeout), later=False)
+            await self.wait(None, consumer.is_open, seconds)
+            consumer.check_open(seconds)
+        except BaseException:
+            consumer.abandon()
+            raise
+        return consumer
+
+    def reader(
+        self,
+        topic: str,
+        *,
+        start: Start = "latest",
+        credit_messages: int = CREDIT_MESSAGES,
+        credit_bytes: int = CREDIT_BYTES,
+        on_event: Callable[[Event], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Opening[Reader]:
+        """Open a reader (`await` it, or `async with`); see `ister.Client.reader`."""
+
+        async def opened() -> Reader:
+            reader = self._client.plan_reader(
+                topic,
+                start=start,
+                credit_messages=credit_messages,
+                credit_bytes=credit_bytes,
+                on_event=self._in_loop(on_event),
+            )
+            await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), timeout)
+            return Reader(self, reader)
+
+        return Opening(opened)
+
+    async def peek(
+        self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
+    ) -> list[Message]:
+        """Return the next messages that nobody has acknowledged, and consume nothing; see `ister.Client.peek`."""
+        arguments.number(count, "count", 1)
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        network = self._client.network
+        deadline = network.deadline(seconds)
+        peek = requests.Peek(await self.subscription(topic, subscription, timeout=timeout), count)
+        for first, end in peek.places:
+            async with self.reader(
+                topic, start=first, credit_messages=end - first, timeout=timeout
+            ) as reader:
+                while reader.position < end:
+                    batch = await reader.receive_batch(timeout=network.seconds_until(deadline))
+                    if batch is None:
+                        return peek.found
+                    if not peek.take(batch, end):
+                        break
+        return peek.found
+
+    def dead_letters(self, topic: str, subscription: str, *, timeout: float | None = None) -> DeadLetters:
+        """Return what looks after the dead letters of a subscription; see `ister.Client.dead_letters`."""
+        stop = threading.Event()
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        letters = SyncDeadLetters(self._client, topic, subscription, timeout=seconds, stop=stop)
+        return DeadLetters(letters, stop, self._loop)
+
+    def _in_loop(self, on_event: Callable[[Event], Any] | None) -> Callable[[Event], Any] | None:
+        if on_event is None:
+            return None
+        return lambda event: self._loop.call_soon_threadsafe(on_event, event)
+
+    async def close(self) -> None:
+        """End the session; producers that were not closed lose what has no receipt."""
+        await self._loop.run_in_executor(None, self._client.close)
+        self._wake()
+
+
+def connect(
+    endpoints: str | Iterable[str], *, timeout: float | None = TIMEOUT_S, name: str | None = None
+) -> Opening[Client]:
+    """Connect to a broker (`await` it, or `async with`); see `ister.connect`."""
+
+    async def opened() -> Client:
+        inner = SyncClient(endpoints, timeout=timeout, name=name)
+        client = Client(inner, timeout)
+        try:
+            await client.wait(None, inner.greeted, timeout)
+            inner.check_greeting(timeout)
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    return Opening(opened)

@@ -1,0 +1,63 @@
+"""What is opened by `await` or `async with`, and closed at the end of the block.
+
+Invariants
+- what an `async with` block raises is never replaced by an `IsterError` of closing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from ister.errors import IsterError
+
+T = TypeVar("T", bound="Closing")
+
+
+class Closing:
+    """What an `async with` block closes."""
+
+    async def close(self) -> None:
+        """Give it back."""
+
+    async def hurry(self) -> None:
+        """Give it back while an exception is on its way out."""
+        await self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.close()
+            return
+        try:
+            await self.hurry()
+        except IsterError:
+            pass  # the exception on its way out matters more
+
+
+class Opening(Generic[T]):
+    """Something that is being opened: `await` it, or use it in `async with`."""
+
+    __slots__ = ("_open", "_opened")
+
+    def __init__(self, open_it: Callable[[], Awaitable[T]]) -> None:
+        self._open = open_it
+        self._opened: T | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> T:
+        self._opened = await self._open()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.__aexit__(kind, error, trace)

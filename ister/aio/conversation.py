@@ -1,0 +1,129 @@
+"""Request and reply in the event loop: the part of `Client` that asks and answers (see `ister.inbox`).
+
+Invariants
+- one inbox a client, and one task that sorts what comes into it, while anybody waits for a reply
+"""
+
+# ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from ister import arguments
+from ister.aio.administration import Administration
+from ister.aio.producer import Producer
+from ister.aio.waiting import fulfil
+from ister.client import DIAGNOSIS_MAX, DIAGNOSIS_S, Plan
+from ister.client import Client as SyncClient
+from ister.errors import IsterError, RemoteError, TimeoutExpiredError
+from ister.inbox import GONE, Inbox, answered, asked, nobody
+from ister.message import BatchReceipt, Message
+
+
+class Conversation(Administration):
+    """The requests that await a reply, and the replies to those of others."""
+
+    def __init__(self, client: SyncClient, timeout: float | None) -> None:
+        """Take over a synchronous client; it belongs to the running loop from now on."""
+        super().__init__(client, timeout)
+        self._inbox: Inbox | None = None
+        self._inbox_opening = asyncio.Lock()
+        self._replies: dict[asyncio.Future[None], Inbox] = {}
+        self._sorting: tuple[Inbox, asyncio.Task[None]] | None = None
+        client.replier = self._reply
+
+    async def request(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        timeout: float | None = None,
+        key: bytes | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Send a message and return the reply that some consumer gives it; see `ister.Client.request`."""
+        network, inner = self._client.network, self._client
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        deadline = network.deadline(seconds)
+        inbox = await self._open_inbox(timeout)
+        future: asyncio.Future[None] = self._loop.create_future()
+        waiting = inner.expect_reply(inbox, lambda: fulfil(future))
+        self._replies[future] = inbox
+        if self._sorting is None or self._sorting[0] is not inbox or self._sorting[1].done():
+            self._sorting = (inbox, self._loop.create_task(self._sort(inbox)))
+        try:
+            producer = Producer(self, inner.outlets.producer(topic))
+            receipt = await producer.send(
+                payload,
+                key=key,
+                attributes=asked(attributes, inbox.topic, waiting.correlation_id),
+                timeout=network.seconds_until(deadline),
+            )
+            shipment = receipt.shipment
+            BatchReceipt(shipment, receipt.index, 1).add_done_callback(
+                lambda _receipt: None if shipment.error is None else self._from_thread(fulfil, future)
+            )
+            await self._until(future, max(0.0, deadline - network.clock.monotonic()))
+        finally:
+            del self._replies[future]
+            with network.lock:
+                inbox.forget(waiting)
+        if waiting.message is None and not inbox.closed:
+            shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
+            raise TimeoutExpiredError(nobody(topic, seconds, await self._consumers_of(topic)))
+        return inner.reply_of(inbox, waiting, topic)
+
+    async def _open_inbox(self, timeout: float | None) -> Inbox:
+        async with self._inbox_opening:
+            inbox = self._inbox
+            if inbox is None or inbox.closed:
+                if inbox is not None:
+                    inbox.reader.end()
+                request = self._client.inbox_request()
+                await self._ask(request, timeout)
+                topic = request.arguments["topic"]
+                reader = self._client.plan_reader(topic, start="latest")
+                await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), timeout)
+                inbox = self._inbox = Inbox(topic, reader)
+            return inbox
+
+    async def _sort(self, inbox: Inbox) -> None:
+        """Give replies to those who wait for them, while anybody does: one task for all of them."""
+
+        def over() -> bool:
+            inbox.sort()
+            return not len(inbox) or inbox.closed
+
+        try:
+            while len(inbox) and not inbox.closed:
+                await self.wait(inbox.reader.attachment, over, None)
+        except IsterError:
+            pass  # the client is closed: `reply_of` says so
+        for future, waits_at in self._replies.items():
+            if waits_at is inbox and inbox.closed:
+                fulfil(future)
+
+    async def _consumers_of(self, topic: str) -> int | None:
+        try:
+            names = [each["subscription"] for each in await self.subscriptions(topic, timeout=DIAGNOSIS_S)]
+            shown = [
+                await self.subscription(topic, name, timeout=DIAGNOSIS_S) for name in names[:DIAGNOSIS_MAX]
+            ]
+            return sum(int(each["consumers"]) for each in shown)
+        except IsterError:
+            return None
+
+    async def _reply(
+        self, message: Message, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
+    ) -> None:
+        topic, told = answered(message, attributes)
+        outlets = self._client.outlets
+        try:
+            producer = Producer(self, outlets.producer(topic))
+            await producer.send(payload, key=key, attributes=told, timeout=self._timeout)
+        except RemoteError as error:
+            if error.code not in GONE:
+                raise
+            outlets.discard(topic)

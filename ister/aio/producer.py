@@ -1,0 +1,132 @@
+"""Sending in the event loop: `Producer`, and the `Receipt` it gives for what it sent.
+
+Invariants
+- sending waits only while the window is full; a receipt is never waited for unless asked
+"""
+
+# ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+from ister.aio.closing import Closing
+from ister.aio.waiting import Waiting
+from ister.message import Published, Shipment
+from ister.producer import CLOSE_S, HURRY_S, When
+from ister.producer import Producer as SyncProducer
+
+
+class Receipt:
+    """The promise of an answer for one message or for a batch: `await` it, or its `result`."""
+
+    __slots__ = ("_client", "count", "index", "shipment")
+
+    def __init__(self, client: Waiting, shipment: Shipment, index: int, count: int) -> None:
+        self._client = client
+        self.shipment = shipment
+        self.index = index
+        self.count = count
+
+    def done(self) -> bool:
+        """Whether the broker has answered: stored as the topic promises, or refused."""
+        return self.shipment.resolved
+
+    async def result(self, timeout: float | None = None) -> Published:
+        """Wait up to `timeout` seconds (`None`: for ever) and return where the messages are.
+
+        Raises `TimeoutExpiredError`, or the error that the broker refused them with.
+        """
+        if not self.shipment.resolved:
+            await self._client.wait_for_shipment(self.shipment, timeout)
+        return self.shipment.outcome(self.index, self.count, timeout)
+
+    def __await__(self) -> Generator[Any, Any, Published]:
+        return self.result().__await__()
+
+
+class Producer(Closing):
+    """Sends messages to one topic; made by `Client.producer`."""
+
+    def __init__(self, client: Waiting, producer: SyncProducer) -> None:
+        self._client = client
+        self._producer = producer
+
+    @property
+    def topic(self) -> str:
+        """The topic it sends to."""
+        return self._producer.topic
+
+    async def send(
+        self,
+        payload: bytes,
+        *,
+        key: bytes | None = None,
+        attributes: Mapping[str, str] | None = None,
+        deliver_at: When | None = None,
+        delay: float | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Put one message on its way; waits only while the window is full. See `ister.Producer.send`."""
+        producer = self._producer
+        due = 0 if deliver_at is None and delay is None else producer.due(deliver_at, delay)
+        receipt = producer.send_fast(payload) if key is None and attributes is None and not due else None
+        if receipt is None:
+            receipt = producer.try_send(payload, key, attributes, due)
+        if receipt is None:
+            deadline = producer.deadline(timeout)
+            while receipt is None:
+                await self._wait_for_room(producer.publication.gathered_bytes, deadline, timeout)
+                receipt = producer.try_send(payload, key, attributes, due)
+        return Receipt(self._client, receipt.shipment, receipt.index, 1)
+
+    async def send_batch(
+        self,
+        payloads: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        attributes: Sequence[Mapping[str, str] | None] | None = None,
+        deliver_at: When | Sequence[When | None] | None = None,
+        delay: float | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Put many messages on their way at once; see `ister.Producer.send_batch`."""
+        producer = self._producer
+        batch = producer.pack(payloads, keys, attributes, deliver_at, delay)
+        receipt = producer.try_batch(batch)
+        if receipt is None:
+            deadline = producer.deadline(timeout)
+            while receipt is None:
+                await self._wait_for_room(
+                    lambda: producer.publication.gathered_bytes() or batch.size, deadline, timeout
+                )
+                receipt = producer.try_batch(batch)
+        return Receipt(self._client, receipt.shipment, receipt.index, receipt.count)
+
+    async def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
+        producer = self._producer
+        left = producer.seconds_until(deadline)
+        if not await self._client.wait(producer.publication, lambda: producer.has_room(size()), left):
+            raise producer.window_full(timeout)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Send what is gathered and wait until everything has been answered; see `ister.Producer.flush`."""
+        producer = self._producer
+        producer.flushed(await self._client.wait(producer.publication, producer.answered, timeout), timeout)
+
+    async def close(self, timeout: float | None = CLOSE_S) -> None:
+        """Flush, and tell the broker that this producer is done; see `ister.Producer.close`."""
+        producer = self._producer
+        if producer.is_over():
+            return
+        try:
+            await self.flush(timeout)
+            producer.begin_close()
+            producer.closed(await self._client.wait(producer.publication, producer.is_closed, timeout))
+        finally:
+            producer.end()
+
+    async def hurry(self) -> None:
+        """Close while an exception is on its way out."""
+        await self.close(HURRY_S)

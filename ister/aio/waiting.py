@@ -1,0 +1,136 @@
+"""How the event loop waits for what the background threads do: for a condition, an answer, a shipment.
+
+Invariants
+- background threads only say that something has changed, and at most one call to look is on its way to the loop
+- whoever waits registers first and looks then: what changes in between is not missed
+"""
+
+# ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ister import arguments
+from ister.aio.closing import Closing
+from ister.client import Client as SyncClient
+from ister.client import Plan
+from ister.message import Shipment
+from ister.session import Handle, Request
+
+
+class Waiting(Closing):
+    """The part of `Client` that waits, for everything else here."""
+
+    def __init__(self, client: SyncClient, timeout: float | None) -> None:
+        """Take over a synchronous client; it belongs to the running loop from now on."""
+        self._client = client
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._shipments: dict[int, tuple[Shipment, asyncio.Future[None]]] = {}
+        self._waking = False
+        network = client.network
+        with network.lock:
+            network.eager = True
+            network.on_progress = self._progressed
+            network.wake_background()
+
+    def _progressed(self) -> None:
+        """Have the loop look; called in any thread, and at most one call is on its way at a time."""
+        if self._waking:
+            return
+        self._waking = True
+        self._from_thread(self._wake)
+
+    def _from_thread(self, call: Callable[..., Any], *given: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *given)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits
+
+    def _wake(self) -> None:
+        self._waking = False
+        waiters, self._waiters = self._waiters, set()
+        for future in waiters:
+            fulfil(future)
+        for number in [number for number, (shipment, _) in self._shipments.items() if shipment.resolved]:
+            fulfil(self._shipments.pop(number)[1])
+
+    async def wait(self, handle: Handle | None, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first."""
+        network = self._client.network
+        network.check()
+        deadline = network.deadline(arguments.timeout(timeout))
+        while True:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.add(future)
+            with network.lock:
+                answer = condition()
+                while network.connection_of(handle).session.outbox and network.connection_of(handle).pump():
+                    answer = condition()
+            network.settle()
+            left = deadline - network.clock.monotonic()
+            if answer or left <= 0:
+                self._waiters.discard(future)
+                return answer
+            try:
+                await self._until(future, left)
+            finally:
+                self._waiters.discard(future)
+            network.check()
+
+    async def _until(self, future: asyncio.Future[None], seconds: float) -> None:
+        """Wait for a future or a time; unlike `asyncio.wait_for` before Python 3.12, a cancellation always counts."""
+        if seconds == float("inf"):
+            await future
+            return
+        timer = self._loop.call_later(seconds, fulfil, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+    async def wait_for_shipment(self, shipment: Shipment, timeout: float | None) -> None:
+        """Wait until a shipment is resolved, or the time (seconds) has run out; one future serves all its receipts."""
+        entry = self._shipments.get(id(shipment))
+        if entry is None:
+            entry = self._shipments[id(shipment)] = (shipment, self._loop.create_future())
+            if shipment.resolved:  # just now, in another thread: its call may have come before the entry
+                self._progressed()
+        try:
+            await asyncio.wait_for(asyncio.shield(entry[1]), arguments.timeout(timeout))
+        except TimeoutError:
+            pass  # `published` says it better
+
+    async def _ask(self, request: Request, timeout: float | None) -> Any:
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        self._client.send_request(request)
+        try:
+            await self.wait(None, lambda: request.done, seconds)
+        finally:
+            if not request.done:
+                self._client.withdraw(request)
+        return self._client.answer(request, seconds)
+
+    async def _drive(self, steps: Iterator[Request], timeout: float | None) -> None:
+        """Answer every request that some steps of the synchronous client ask."""
+        for request in steps:
+            await self._ask(request, timeout)
+
+    async def _opened(self, plan: Plan, timeout: float | None) -> None:
+        seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        try:
+            answered = await self.wait(plan.handle, plan.ready, seconds)
+            self._client.finish(plan, answered, seconds)
+        except BaseException:
+            self._client.abandon(plan)
+            raise
+
+
+def fulfil(future: asyncio.Future[None]) -> None:
+    """Let whoever awaits a future go on, unless it does already."""
+    if not future.done():
+        future.set_result(None)
