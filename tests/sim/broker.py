@@ -7,7 +7,8 @@ killed in between has done it, and never knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,6 +24,10 @@ from tests.faultystore import FaultyStore
 from tests.sim.links import Network, SimRouter, Tap
 from tests.sim.trace import Trace
 from tests.stage import Stage, StagedLoop, StagedMail, StagedRouter, _NodeLoop
+
+
+class Killed(BaseException):
+    """The process that does this work is killed, here: whatever it is in the middle of."""
 
 
 class _SlowLoop(_NodeLoop):
@@ -41,7 +46,11 @@ class _SlowLoop(_NodeLoop):
                 return
             result, error = None, None
             try:
-                result = work()
+                with machine.perhaps_dying(self._node):
+                    result = work()
+            except Killed:
+                loop.call_soon(lambda: machine.on_death(self._node) if self._lives() else None)
+                return
             except Exception as raised:  # noqa: BLE001 - as the real loop: whatever it is, `done` is told
                 error = raised
             loop.call_later(machine.hand_over_s(), lambda: done(result, error) if self._lives() else None)
@@ -73,6 +82,8 @@ class Machine(Stage):
         self.network, self.tap, self.trace = network, tap, trace
         self.slow_disk_s = 0.0
         self.had_tier = False
+        self.dies: tuple[str, int] | None = None  # a node that is killed at work, after so many operations
+        self.on_death: Callable[[str], None] = lambda _node: None
         self.mail_s = random.choice((0.0, 0.0002, 0.005))
         self._lanes: dict[tuple[str, str], float] = {}
         self._known: dict[str, dict[str, int]] = {}  # what each node knows to be up: node and boot
@@ -87,6 +98,34 @@ class Machine(Stage):
             **flags,
         )
         self.expects_failures = True
+
+    @contextmanager
+    def perhaps_dying(self, node: str) -> Iterator[None]:
+        """While a node that is to die works, count what it does to its disk and the store, and end it there."""
+        if self.dies is None or self.dies[0] != node:
+            yield
+            return
+        left = self.dies[1]
+        disk, store = self.disk, self.store
+        on_disk, on_store = disk.on_operation, None if store is None else store.before
+
+        def happens(operation: str, name: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                self.trace.note("dies", node, operation, name)
+                raise Killed
+
+        disk.on_operation = happens
+        if store is not None:
+            store.before = happens
+        try:
+            yield
+        finally:
+            disk.on_operation = on_disk
+            if store is not None and on_store is not None:
+                store.before = on_store
+            self.dies = None if left < 0 else (node, left)
 
     def hand_over_s(self) -> float:
         """Draw how long it takes until a loop hears of its thread's work."""
@@ -128,7 +167,7 @@ class Machine(Stage):
         """Kill the broker process; its children end with it."""
         if TIER in self.systems:
             self.kill_tier()
-        self.overflow = None
+        self.overflow = self.dies = None
         for number in list(self.workers):
             self.kill(number)
         self._drop(BROKER)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from actors.directory import node_of
 from actors.placement import TIER
 from ister.errors import StoreError
 from tests.sim.broker import Machine
@@ -31,6 +32,7 @@ class Faults:
             "freeze": self.freeze,
             "kill worker": self.kill_worker,
             "kill broker": self.kill_broker,
+            "die at work": self.die_at_work,
             "power": self.power,
             "hold mail": self.hold_mail,
             "disk error": self.disk_error,
@@ -106,6 +108,10 @@ class Faults:
         number = self.random.choice(list(machine.workers))
         if self.random.random() < 0.2:
             machine.systems[f"worker-{number}"].stop_all()
+        self._end_worker(machine, number)
+        return True
+
+    def _end_worker(self, machine: Machine, number: int) -> None:
         machine.kill(number)
         self.world.oracle.worker_died(machine.name, number, self.world.lives_at(machine.name))
         boot = machine.boots
@@ -113,7 +119,25 @@ class Faults:
         self.world.after(
             self.random.choice((0.1, 0.1, 1.0)), lambda: self._start_worker(machine, number, boot)
         )
+
+    def die_at_work(self) -> bool:
+        """Let a process be killed in the middle of what its threads do to the disk, or the store."""
+        machine = self._machine()
+        if machine is None or machine.dies is not None:
+            return False
+        nodes = [node_of(number) for number in machine.workers] + [TIER] * (TIER in machine.systems)
+        if not nodes:
+            return False
+        machine.dies = (self.random.choice(nodes), self.random.randrange(6))
+        machine.on_death = lambda node: self._died(machine, node)
         return True
+
+    def _died(self, machine: Machine, node: str) -> None:
+        if node == TIER:
+            machine.kill_tier()
+            self.world.after(0.2, lambda: self._start_tier(machine))
+        else:
+            self._end_worker(machine, int(node.removeprefix("worker-")))
 
     def _start_worker(self, machine: Machine, number: int, _boot: int) -> None:
         if machine.is_up and number not in machine.workers and number < len(machine.endpoints):
@@ -300,6 +324,7 @@ class Faults:
             if machine.store is not None:
                 machine.store.back()
                 self._start_tier(machine)
+            machine.dies = None
             machine.disk.on_operation = None
             machine.disk.room = None
             machine.slow_disk_s = 0.0

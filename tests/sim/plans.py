@@ -79,6 +79,7 @@ def draw_faults(random: Random, plan: Plan) -> dict[str, int]:
         "freeze": 3,
         "kill worker": 3,
         "kill broker": 1,
+        "die at work": 3,
         "power": 2,
         "hold mail": 4,
         "disk error": 2,
