@@ -182,6 +182,10 @@ class SubscriptionModel:
         self.moving -= 1
         if position is not None:
             self.acknowledged = set(range(position)) | self.acknowledged_since
+        else:  # all was given back for it: what was given before may be taken for unknown
+            for consumer in self.consumers:
+                consumer.moved = True
+                consumer.since.clear()
         self.confirmed.clear()
         self.disturb(now_s)
 

@@ -239,7 +239,9 @@ class Oracle:
         elif kind == Type.ACK:
             flat = header[Key.RANGES]
             ranges = list(zip(flat[::2], flat[1::2], strict=True))
-            if consumer.moved:  # what was given before that does not count
+            if consumer.moved:  # what was given before that does not count, or need not
+                for first, end in ranges:
+                    subscription.acknowledged.update(range(first, end))
                 ranges = [
                     (o, o + 1) for first, end in ranges for o in range(first, end) if o in consumer.since
                 ]

@@ -15,9 +15,9 @@ FIRST = {
     "skipped-fsync": 12,
     "cursor-past-a-hole": 0,
     "forgotten-redelivery": 0,
-    "key-too-early": 10,
+    "key-too-early": 25,
     "fenced-writer-counted": 8,
-    "dedup-forgotten": 19,
+    "dedup-forgotten": 18,
 }
 SEEDS = 150  # how far to look
 
