@@ -79,7 +79,7 @@ class ConsumerModel:
     passed_over: int = 0
     passed_at_s: float = 0.0
     moved: bool = False  # what was given before the subscription was moved cannot be acknowledged any more
-    anew: bool = False  # the numbers of a non-reliable topic may begin again, once
+    anew_s: float = -1e9  # the last restart after which the numbers of a non-reliable topic began again
     full_at_s: float = -1e9
     ready_since_s: float = 0.0
 
@@ -159,9 +159,6 @@ class SubscriptionModel:
         self.not_before.clear()
         self.sends.clear()
         self.active_since.clear()
-        if self.topic.strategy != "reliable":
-            for consumer in self.consumers:
-                consumer.anew = True
 
     def maybe_poison(self, offset: int) -> bool:
         """Whether a message may have failed as often as it may."""

@@ -1,4 +1,4 @@
-"""Histories that found something once, each with a sentence on what; their plans are written down here, not drawn."""
+"""Histories whose plans are written down, not drawn: one that found something once, and some that are drawn too rarely."""
 
 from __future__ import annotations
 
