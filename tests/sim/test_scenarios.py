@@ -1,4 +1,4 @@
-"""Histories whose plans are written down, not drawn: one that found something once, and some that are drawn too rarely."""
+"""Histories whose plans are written down, not drawn: one that found something once, and some drawn too rarely."""
 
 from __future__ import annotations
 
