@@ -42,6 +42,7 @@ from actors.messages import (
     Room,
     SetCredit,
     Sought,
+    Stayed,
     TimeoutChanged,
     Yield,
     Yielded,
@@ -107,6 +108,7 @@ class Consumer(LoopActor):
         self._granted = False
         self._crowded = False  # holds so much in pieces that it is given nothing more
         self._since: RangeSet | None = None  # the subscription was moved: what was delivered here since then
+        self._since_before: RangeSet | None = None  # the same of the move before, should this one fail
         self._pausing = False
         self._closing: list[CloseConsumer] = []
         self._gone = False
@@ -279,7 +281,7 @@ class Consumer(LoopActor):
     def on_yield(self, command: Yield) -> None:
         """Give back everything: the consumer that is active now gets it first, or the subscription is moved."""
         if command.moving:  # nobody acknowledges any more what was given back
-            self._since = RangeSet()
+            self._since_before, self._since = self._since, RangeSet()
         if self._acknowledges:
             self._give_all_back("another consumer is active")
         self._subscription.tell(Yielded(self._key))
@@ -292,6 +294,11 @@ class Consumer(LoopActor):
         self._send_in_turn(
             Notice("sought", 0, f"the subscription goes on at offset {sought.offset}", sought.offset)
         )
+
+    @receives(Stayed)
+    def on_stayed(self, _stayed: Stayed) -> None:
+        """Take acknowledgments as before: the subscription is where it was."""
+        self._since = self._since_before
 
     # ---- delivering ---------------------------------------------------------------------------------------------
 

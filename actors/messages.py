@@ -850,6 +850,11 @@ class Sought:
 
 
 @dataclass(frozen=True, slots=True)
+class Stayed:
+    """The subscription could not be moved: what was delivered before counts as ever (Subscription -> Consumer)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadFrom:
     """The client of a reader came back, and has handed out everything below `start` (Consumer -> Subscription)."""
 

@@ -33,6 +33,7 @@ from actors.messages import (
     Returned,
     Seek,
     Sought,
+    Stayed,
     StopBurying,
     TimeoutChanged,
     UpdateSubscription,
@@ -381,6 +382,9 @@ class ReliableSubscription(FailingSubscription):
             for consumer in self._consumers.values():
                 consumer.tell(Sought(offset))
             self._store_cursor()
+        else:
+            for consumer in self._consumers.values():
+                consumer.tell(Stayed())
         self._sought(command, error)
 
     def _forget_all(self) -> None:
