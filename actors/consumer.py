@@ -68,6 +68,8 @@ FULL_RETRY_S_MAX: Final = 0.32
 IN_FLIGHT_RANGES_MAX: Final = 20_000
 NOTICES_MAX: Final = 64  # events that wait for a connection, and of each kind the last; 200 bytes each
 
+SINCE_RANGES_MAX: Final = 500  # of what was delivered since the subscription was moved: 8 KB
+
 
 class Consumer(LoopActor):
     """One open consumer of a reliable or non-reliable subscription (`acknowledges` says which).
@@ -327,7 +329,7 @@ class Consumer(LoopActor):
         What is forgotten by that can be acknowledged as long as it is in flight.
         """
         assert self._since is not None
-        if len(self._since) > IN_FLIGHT_RANGES_MAX:
+        if len(self._since) > SINCE_RANGES_MAX:
             self._since = RangeSet()
         for first, end in piece.parts:
             self._since.add(first, end)
