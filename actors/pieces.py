@@ -4,8 +4,8 @@ A batch that fits is sent as it is, the stored bytes untouched. A batch larger t
 batches that follow each other are joined end to end up to `PIECE_BYTES`, so that a topic fed with single messages does
 not cost a frame a message. Sums over length tables run in C.
 
-Where single messages are chosen (Key-Shared), a batch is opened as a `Sheet`, and `gather` puts together what was
-chosen of several: the one place that looks at single messages.
+Where single messages are chosen (Key-Shared, what came back in pieces, what waits for its time), a batch is opened as a
+`Sheet`, and `gather` puts together what was chosen of several: the one place that looks at single messages.
 
 Invariants
 - the messages of a piece are in the order of their offsets, each byte for byte what was published
@@ -14,14 +14,13 @@ Invariants
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
-from ister.wire import Buffer, Column, lengths_of, pack_column, split_column
+from ister.wire import Buffer, Column, lengths_of, pack_column, split_column, split_times
 
 PIECE_BYTES: Final = 64 << 10  # joining stops here: the size of a producer's full batch
 
@@ -258,7 +257,7 @@ class Sheet:
     def deliver_at(self) -> array[int] | None:
         """When the messages are to be delivered (unix ms, 0: at once); None where none is to wait."""
         column = self.batch.deliver_at
-        return None if column is None else times_of(column)
+        return None if column is None else split_times(column, self.batch.count)
 
     def _column(self, bit: int, column: Buffer | None) -> list[bytes]:
         found = self._columns.get(bit)
@@ -329,12 +328,3 @@ def gather(rows: Sequence[tuple[Sheet, int]], attempt: int, failures: int) -> Pi
         failures,
         tuple(ranges) if len(ranges) > 1 else (),
     )
-
-
-def times_of(column: Buffer) -> array[int]:
-    """Return a column of delivery times (little-endian u64) as an array."""
-    times = array("Q")
-    times.frombytes(column)
-    if sys.byteorder == "big":
-        times.byteswap()
-    return times

@@ -54,9 +54,8 @@ log = logging.getLogger("ister.subscription")
 PIECES_BYTES_MAX: Final = 48 << 20
 HOLE_BYTES: Final = 16
 KEPT_BYTES: Final = 200
-SCATTERED_MAX: Final = (
-    256  # messages that do not follow each other in one piece: as many ranges and times fit a header
-)
+# Messages that do not follow each other in one piece: as many ranges and times fit a header.
+SCATTERED_MAX: Final = 256
 SHOWN_MAX: Final = 100  # ranges that are shown
 HOLDERS_MAX: Final = 10  # consumers or keys that are named
 
@@ -229,7 +228,7 @@ class ReliableSubscription(FailingSubscription):
 
     def _piece_scattered(self, batch: Batch, pending: list[tuple[int, int]], limit: int) -> Piece:
         """Return the first messages of a batch read ahead that are not acknowledged, though others between them are."""
-        sheet = Sheet(batch)
+        sheet = self._source.keep_sheet(batch)
         rows: list[tuple[Sheet, int]] = []
         size, end = 0, sheet.first
         for first, stop in pending:

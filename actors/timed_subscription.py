@@ -15,7 +15,7 @@ from typing import Any, Final
 from actors.delays import DELAYED_RANGES_MAX, Delays
 from actors.log_subscription import LogSubscription
 from actors.messages import Notice
-from actors.pieces import Batch, Sheet
+from actors.pieces import Batch
 from actors.runtime import Timer
 from ister.errors import StorageError
 
@@ -89,7 +89,7 @@ class TimedSubscription(LogSubscription):
     def _set_aside(self, batch: Batch, first: int) -> None:
         """Sort the messages of a batch from `first` on into those that may go at once, and those that wait."""
         now_ms, now_s = self.clock.time_ms(), self.clock.monotonic()
-        sheet = Sheet(batch)
+        sheet = self._source.keep_sheet(batch)  # what may go at once is looked at again right after
         times = sheet.deliver_at
         assert times is not None
         self._looked_at += sheet.end - first
@@ -184,7 +184,7 @@ class TimedSubscription(LogSubscription):
         self.expired += new
         if (
             self.expired - new == self._expired_told
-        ):  # the first since it was told last: tell all of them together
+        ):  # the first since it was told last: all are told together
 
             def tell() -> None:
                 count, self._expired_told = self.expired - self._expired_told, self.expired
