@@ -425,7 +425,9 @@ class Client(Administration):
         """Let go of a producer or consumer that nobody will have."""
         with self.network.lock:
             handle = plan.handle
+            connection = self.network.connection_of(handle)
             handle.close()
+            connection.touch()  # the broker hears of it now: nobody waits here who would send it
             if handle.session is not None:
                 handle.session.detach(handle)
 
@@ -561,7 +563,6 @@ class Client(Administration):
     def answer(self, request: Request, seconds: float | None) -> Any:
         """Return what a request brought, or raise."""
         if not request.done:
-            self.withdraw(request)
             trouble = arguments.in_trouble(request.trouble or self.network.home.session.trouble)
             raise TimeoutExpiredError(f"{request.operation} was not answered within {seconds} s{trouble}")
         if request.error is not None:
@@ -571,7 +572,11 @@ class Client(Administration):
     def _ask(self, request: Request, timeout: float | None) -> Any:
         seconds = self._seconds(timeout)
         self.send_request(request)
-        self.network.wait(None, lambda: request.done, self.network.deadline(seconds))
+        try:
+            self.network.wait(None, lambda: request.done, self.network.deadline(seconds))
+        finally:
+            if not request.done:  # or it would be asked again over the next connection, for nobody
+                self.withdraw(request)
         return self.answer(request, seconds)
 
     # ---- the end -------------------------------------------------------------------------------------------------

@@ -190,8 +190,11 @@ class Consumer(Receiver):
         """
         seeking = self.begin_seek(position)
         deadline = self._network.deadline(arguments.timeout(timeout))
-        self._network.wait(None, seeking.answered, deadline)
-        self._network.wait(self.attachment, seeking.arrived, deadline)
+        try:
+            self._network.wait(None, seeking.answered, deadline)
+            self._network.wait(self.attachment, seeking.arrived, deadline)
+        finally:
+            self.withdraw_seek(seeking)
         return self.end_seek(seeking, timeout)
 
     def begin_seek(self, position: Position) -> Seeking:
@@ -210,12 +213,16 @@ class Consumer(Receiver):
             network.connection_of(attachment).touch()
         return seeking
 
+    def withdraw_seek(self, seeking: Seeking) -> None:
+        """Have a move that was not answered asked no more: over the next connection it would come out of the blue."""
+        with self._lock:
+            if not seeking.request.done:
+                self._network.home.session.withdraw(seeking.request)
+
     def end_seek(self, seeking: Seeking, timeout: float | None) -> int:
         """Return where the subscription stands, or raise why it may be elsewhere."""
         request = seeking.request
         with self._lock:
-            if not request.done:
-                self._network.home.session.withdraw(request)
             arrived = seeking.arrived()
         if request.error is not None:
             raise request.error

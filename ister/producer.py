@@ -391,6 +391,7 @@ class Producer:
         """Say CLOSE."""
         with self._lock:
             self.publication.close()
+            self._network.connection_of(self.publication).touch()
 
     def is_closed(self) -> bool:
         """Whether the broker has answered the CLOSE (lock held)."""
@@ -407,6 +408,9 @@ class Producer:
         """Let go of everything, whatever the broker says; open receipts fail."""
         publication = self.publication
         with self._lock:
+            if publication.phase == "open":  # it is given up before everything was answered
+                publication.close()
+                self._network.connection_of(publication).touch()
             publication.fail(
                 ClosedError(f"the producer for topic {self.topic!r} was closed before a receipt")
             )

@@ -215,6 +215,7 @@ class Receiver:
         """Send what is acknowledged and say CLOSE."""
         with self._lock:
             self.attachment.close()
+            self._network.connection_of(self.attachment).touch()
 
     def is_closed(self) -> bool:
         """Whether the broker has answered the CLOSE (lock held)."""

@@ -29,7 +29,7 @@ class Conversation(Administration):
         """Take over a synchronous client; it belongs to the running loop from now on."""
         super().__init__(client, timeout)
         self._inbox: Inbox | None = None
-        self._inbox_opening = asyncio.Lock()
+        self._inbox_opening: asyncio.Task[Inbox] | None = None
         self._replies: dict[asyncio.Future[None], Inbox] = {}
         self._sorting: tuple[Inbox, asyncio.Task[None]] | None = None
         client.replier = self._reply
@@ -47,7 +47,7 @@ class Conversation(Administration):
         network, inner = self._client.network, self._client
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         deadline = network.deadline(seconds)
-        inbox = await self._open_inbox(timeout)
+        inbox = await self._open_inbox(seconds)
         future: asyncio.Future[None] = self._loop.create_future()
         waiting = inner.expect_reply(inbox, lambda: fulfil(future))
         self._replies[future] = inbox
@@ -75,19 +75,31 @@ class Conversation(Administration):
             raise TimeoutExpiredError(nobody(topic, seconds, await self._consumers_of(topic)))
         return inner.reply_of(inbox, waiting, topic)
 
-    async def _open_inbox(self, timeout: float | None) -> Inbox:
-        async with self._inbox_opening:
-            inbox = self._inbox
-            if inbox is None or inbox.closed:
-                if inbox is not None:
-                    inbox.reader.end()
-                request = self._client.inbox_request()
-                await self._ask(request, timeout)
-                topic = request.arguments["topic"]
-                reader = self._client.plan_reader(topic, start="latest")
-                await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), timeout)
-                inbox = self._inbox = Inbox(topic, reader)
+    async def _open_inbox(self, seconds: float | None) -> Inbox:
+        """Return the inbox; it is made by a task of its own, for whoever asked first may be cancelled meanwhile."""
+        inbox = self._inbox
+        if inbox is not None and not inbox.closed:
             return inbox
+        opening = self._inbox_opening
+        if opening is None or opening.done():
+            opening = self._inbox_opening = self._loop.create_task(self._make_inbox())
+            opening.add_done_callback(_noted)
+        await asyncio.wait([opening], timeout=seconds)
+        if not opening.done():
+            trouble = arguments.in_trouble(self._client.network.home.session.trouble)
+            raise TimeoutExpiredError(f"no inbox for replies could be made within {seconds} s{trouble}")
+        return opening.result()
+
+    async def _make_inbox(self) -> Inbox:
+        if self._inbox is not None:
+            self._inbox.reader.end()
+        request = self._client.inbox_request()
+        await self._ask(request, None)
+        topic = request.arguments["topic"]
+        reader = self._client.plan_reader(topic, start="latest")
+        await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), None)
+        self._inbox = Inbox(topic, reader)
+        return self._inbox
 
     async def _sort(self, inbox: Inbox) -> None:
         """Give replies to those who wait for them, while anybody does: one task for all of them."""
@@ -127,3 +139,9 @@ class Conversation(Administration):
             if error.code not in GONE:
                 raise
             outlets.discard(topic)
+
+
+def _noted(task: asyncio.Task[Inbox]) -> None:
+    """Take note of how a task ended: whoever waited for it may have been cancelled."""
+    if not task.cancelled():
+        task.exception()

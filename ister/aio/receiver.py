@@ -52,17 +52,25 @@ class Receiver(Closing):
         """The offset at which it stood when it was opened last."""
         return self._receiver.position
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield messages for ever; ends when the consumer is closed by `close`."""
-        while True:
-            for message in self._current:
-                yield message
+    def __aiter__(self) -> AsyncIterator[Message]:
+        """Yield messages for ever; ends when the consumer is closed by `close`.
+
+        No generator: one of those is over once a time-out or a cancellation has passed through it.
+        """
+        return self
+
+    async def __anext__(self) -> Message:
+        """Return the next message; raises `StopAsyncIteration` once the consumer is closed by `close`."""
+        message = next(self._current, None)
+        while message is None:
             try:
                 delivery = await self._next(None)
             except ClosedError:
-                return
+                raise StopAsyncIteration from None
             assert delivery is not None
             self._current = delivery.hand_out()
+            message = next(self._current, None)
+        return message
 
     async def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
@@ -163,8 +171,11 @@ class Consumer(Receiver):
         consumer = self._consumer
         seeking = consumer.begin_seek(position)
         deadline = consumer.deadline(timeout)
-        await self._client.wait(None, seeking.answered, consumer.seconds_until(deadline))
-        await self._client.wait(consumer.attachment, seeking.arrived, consumer.seconds_until(deadline))
+        try:
+            await self._client.wait(None, seeking.answered, consumer.seconds_until(deadline))
+            await self._client.wait(consumer.attachment, seeking.arrived, consumer.seconds_until(deadline))
+        finally:
+            consumer.withdraw_seek(seeking)
         reached = consumer.end_seek(seeking, timeout)
         deque(self._current, maxlen=0)  # also a loop that holds this iterator
         self._current = iter(())

@@ -3,6 +3,8 @@
 Invariants
 - background threads only say that something has changed, and at most one call to look is on its way to the loop
 - whoever waits registers first and looks then: what changes in between is not missed
+- whoever is cancelled hears so, whatever has come in the same moment, and leaves nothing behind: what it waited for is
+  still there for the next one
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
@@ -30,7 +32,7 @@ class Waiting(Closing):
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._waiters: set[asyncio.Future[None]] = set()
-        self._shipments: dict[int, tuple[Shipment, asyncio.Future[None]]] = {}
+        self._shipments: dict[Shipment, set[asyncio.Future[None]]] = {}
         self._waking = False
         network = client.network
         with network.lock:
@@ -56,8 +58,9 @@ class Waiting(Closing):
         waiters, self._waiters = self._waiters, set()
         for future in waiters:
             fulfil(future)
-        for number in [number for number, (shipment, _) in self._shipments.items() if shipment.resolved]:
-            fulfil(self._shipments.pop(number)[1])
+        for shipment in [shipment for shipment in self._shipments if shipment.resolved]:
+            for future in self._shipments.pop(shipment):
+                fulfil(future)
 
     async def wait(self, handle: Handle | None, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first."""
@@ -67,16 +70,17 @@ class Waiting(Closing):
         while True:
             future: asyncio.Future[None] = self._loop.create_future()
             self._waiters.add(future)
-            with network.lock:
-                answer = condition()
-                while network.connection_of(handle).session.outbox and network.connection_of(handle).pump():
-                    answer = condition()
-            network.settle()
-            left = deadline - network.clock.monotonic()
-            if answer or left <= 0:
-                self._waiters.discard(future)
-                return answer
             try:
+                with network.lock:
+                    answer = condition()
+                    while (
+                        network.connection_of(handle).session.outbox and network.connection_of(handle).pump()
+                    ):
+                        answer = condition()
+                network.settle()
+                left = deadline - network.clock.monotonic()
+                if answer or left <= 0:
+                    return answer
                 await self._until(future, left)
             finally:
                 self._waiters.discard(future)
@@ -94,16 +98,19 @@ class Waiting(Closing):
             timer.cancel()
 
     async def wait_for_shipment(self, shipment: Shipment, timeout: float | None) -> None:
-        """Wait until a shipment is resolved, or the time (seconds) has run out; one future serves all its receipts."""
-        entry = self._shipments.get(id(shipment))
-        if entry is None:
-            entry = self._shipments[id(shipment)] = (shipment, self._loop.create_future())
-            if shipment.resolved:  # just now, in another thread: its call may have come before the entry
-                self._progressed()
+        """Wait until a shipment is resolved, or the time (seconds) has run out."""
+        seconds = arguments.timeout(timeout)
+        future: asyncio.Future[None] = self._loop.create_future()
+        waiting = self._shipments.setdefault(shipment, set())
+        waiting.add(future)
+        if shipment.resolved:  # just now, in another thread: its call may have come before the entry
+            self._progressed()
         try:
-            await asyncio.wait_for(asyncio.shield(entry[1]), arguments.timeout(timeout))
-        except TimeoutError:
-            pass  # `published` says it better
+            await self._until(future, float("inf") if seconds is None else seconds)
+        finally:
+            waiting.discard(future)
+            if not waiting and self._shipments.get(shipment) is waiting:
+                del self._shipments[shipment]
 
     async def _ask(self, request: Request, timeout: float | None) -> Any:
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
