@@ -1,10 +1,11 @@
 """A subscription's cursor and when it is written down: flushed, synced, compacted, confirmed, sent to the store.
 
-Runs in the subscription's worker, on its loop; only `sync` and compactions are offloaded, one at a time.
+Runs in the subscription's worker, on its loop; only syncs and compactions are offloaded, one at a time.
 
 Invariants
 - what was confirmed is in the journal's file; what is told as synced is on the disk
-- a journal that failed is opened anew with all that is acknowledged; nothing acknowledged is forgotten while we live
+- a journal that failed is written anew from what is acknowledged here, whatever its file shows; nothing acknowledged is
+  forgotten while we live, and nothing else becomes acknowledged
 - moving to another offset replaces the file while nothing else is done to it
 """
 
@@ -17,7 +18,7 @@ from typing import Final
 
 from actors.runtime import LoopActor, Timer
 from ister.errors import StorageError
-from storage.cursor import Compaction, Cursor, CursorJournal
+from storage.cursor import Compaction, Cursor, CursorJournal, Sync
 
 log = logging.getLogger("ister.subscription")
 
@@ -56,9 +57,9 @@ class CursorLog:
         self._confirming: list[tuple[int, int]] = []  # (consumer, ref)
         self._flush_timer: Timer | None = None
         self._sync_timer: Timer | None = None
-        self._syncing = False
         self._flushed_low = 0  # the cursor as the journal has it
         self.synced_low = 0  # and as the disk has it
+        self._closed = False
 
     @property
     def is_open(self) -> bool:
@@ -74,7 +75,11 @@ class CursorLog:
     def open(self, start: Callable[[], int], fit: Callable[[CursorJournal], None]) -> None:
         """Open the journal; `fit` has a look at it before it counts. Raises what either raises, and is closed then."""
         journal = self._open(start)
-        fit(journal)
+        try:
+            fit(journal)
+        except BaseException:
+            journal.close()
+            raise
         self._journal = journal
         self._flushed_low = journal.cursor.low
         self._sync_soon()  # it may be in the page cache alone
@@ -109,64 +114,64 @@ class CursorLog:
             self._flush_timer.cancel()
             self._flush_timer = None
         assert self._journal is not None
+        journal = self._journal
         try:
-            if self._journal.failed is not None:
-                self._journal = self._opened_again(self._journal)
-            self._journal.flush()
+            if journal.failed is not None:
+                if journal.busy:
+                    self._flush_timer = self._actor.call_later(MOVE_RETRY_S, self.flush)
+                    return
+                journal = self._journal = journal.written_anew()
+            journal.flush()
         except StorageError as error:  # what was acknowledged is in memory still
             log.warning("cursor of %s not written: %s", self._name, error)
             self._flush_timer = self._actor.call_later(FLUSH_RETRY_S, self.flush)
             return
-        self._flushed_low = self._journal.cursor.low
+        self._flushed_low = journal.cursor.low
         confirming, self._confirming = self._confirming, []
         for key, ref in confirming:
             self._confirmed(key, ref)
-        compaction = self._journal.begin_compaction()
+        compaction = journal.begin_compaction()
         if compaction is not None:
-            journal = self._journal
-            self._actor.offload(compaction.run, lambda _, error: self._compacted(journal, compaction, error))
-        if self._sync_timer is None and not self._syncing:
+            self._run_aside(compaction.run, lambda error: self._compacted(journal, compaction, error))
+        if self._sync_timer is None:
             self._sync_soon()
+
+    def _run_aside(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        """Run `work` in a thread, then `done`, also if the actor has ended meanwhile: files wait for it."""
+        self._actor.loop.offload(work, lambda _, error: done(error))
 
     def _sync_soon(self) -> None:
         assert self._journal is not None
         if not self._journal.in_memory:
             self._sync_timer = self._actor.call_later(self._sync_s, self._sync)
 
-    def _opened_again(self, failed: CursorJournal) -> CursorJournal:
-        """Return the journal opened anew after a write or sync failed, with all that is acknowledged noted in it."""
-        journal = self._open(lambda: failed.cursor.start)
-        journal.note(journal.cursor.low, failed.cursor.low)
-        for first, end in failed.cursor.ranges:
-            journal.note(first, end)
-        for offset, known in failed.cursor.failed.items():
-            journal.note_failed(offset, offset + 1, *known)
-        failed.close()
-        return journal
-
     def _compacted(self, journal: CursorJournal, compaction: Compaction, error: BaseException | None) -> None:
         if error is not None:
             log.warning("cursor of %s not compacted: %s", self._name, error)
-        if journal is self._journal:
-            journal.end_compaction(compaction, error)
+        journal.end_compaction(compaction, error)
 
     def _sync(self) -> None:
         assert self._journal is not None
-        if self._journal.compacting:  # one thing at a time on one file
-            self._sync_soon()
-            return
-        self._sync_timer, self._syncing = None, True
-        low = self._journal.cursor.low if not self._journal.noted else self._flushed_low
         journal = self._journal
-        self._actor.offload(journal.sync, lambda _, error: self._sync_done(journal, low, error))
+        self._sync_timer = None
+        sync = journal.begin_sync()
+        if sync is None:
+            if journal.failed is None:  # one thing at a time on one file
+                self._sync_soon()
+            return
+        low = self._flushed_low
+        self._run_aside(sync.run, lambda error: self._sync_done(journal, sync, low, error))
 
-    def _sync_done(self, journal: CursorJournal, low: int, error: BaseException | None) -> None:
-        self._syncing = False
+    def _sync_done(self, journal: CursorJournal, sync: Sync, low: int, error: BaseException | None) -> None:
+        journal.end_sync(sync, error)
+        if self._closed or journal is not self._journal:
+            return
         if error is not None:
             log.warning("cursor of %s not synced: %s", self._name, error)
-        elif journal is self._journal:
-            self.synced_low = low
-            self._synced(low)
+            self.flush_soon()  # which writes it anew
+            return
+        self.synced_low = low
+        self._actor.call_soon(lambda: self._synced(low))
 
     def move(self, offset: int, done: Callable[[StorageError | None], None]) -> None:
         """Forget all acknowledgments and begin anew at an offset, durably; `done` is told, perhaps at once.
@@ -174,14 +179,16 @@ class CursorLog:
         Until then the cursor is where it was, and nothing may be delivered. A journal in memory is moved at once.
         """
         assert self._journal is not None
-        if self._syncing or self._journal.compacting:
+        if self._journal.busy:
             self._actor.call_later(MOVE_RETRY_S, lambda: self.move(offset, done))
             return
         try:
             if self._journal.failed is not None:
-                self._journal = self._opened_again(self._journal)
+                self._journal = self._journal.written_anew()
             self._journal.seek(offset)
         except StorageError as error:
+            if self._journal.failed is not None:
+                self.flush()  # which writes anew where it is; else a start would show where it was to go
             done(error)
             return
         self._flushed_low = self.synced_low = offset
@@ -208,9 +215,14 @@ class CursorLog:
 
     def close(self, *, write: bool) -> None:
         """Close the file, with all that was acknowledged in it unless it is to be deleted."""
-        if self._journal is not None:
-            if write:
-                with suppress(StorageError):
-                    self._journal.flush()
+        self._closed = True
+        if self._journal is None:
+            return
+        if write:
+            with suppress(StorageError):
+                if self._journal.failed is not None and not self._journal.busy:
+                    self._journal = self._journal.written_anew()
+                self._journal.flush()
+                if not self._journal.busy:
                     self._journal.sync()
-            self._journal.close()
+        self._journal.close()

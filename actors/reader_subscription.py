@@ -93,7 +93,7 @@ class MemoryJournal(CursorJournal):
         return False
 
     @property
-    def compacting(self) -> bool:
+    def busy(self) -> bool:
         """There is no file."""
         return False
 

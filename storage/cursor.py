@@ -6,11 +6,13 @@
   skipped.
 - How often an unacknowledged message failed is kept beside it, for so many messages that it stays small; what is lost
   of that is tried more often, never less.
-- Going to another offset replaces the file: no acknowledgment from before can apply after.
+- Going to another offset replaces the file: no acknowledgment from before can apply after. Where that fails the file
+  is put back as it was.
 - `flush` makes it outlast the process, `sync` the machine.
+- After a failure, and after a start, what a file shows is no proof that the disk has it: a page cache shows what a
+  failed sync has lost. It is written once more before it counts as synced.
 
-Threads: `CursorJournal.sync` and `Compaction.run` may run in any thread, one at a time; all else on the
-owner's.
+Threads: `Sync.run` and `Compaction.run` may run in any thread, one of them at a time; all else on the owner's.
 """
 
 from __future__ import annotations
@@ -242,24 +244,83 @@ class Compaction:
         with contextlib.suppress(FileNotFoundError):
             self._disk.unlink(self.path)
         file = self._disk.create(self.path)
+        self.file = file
         try:
             file.pwritev((self._encoded,), 0)
             file.datasync()
         except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Leave nothing of it, on a full disk least of all."""
+        file, self.file = self.file, None
+        if file is not None:
+            file.close()
+            with contextlib.suppress(OSError):
+                self._disk.unlink(self.path)
+
+    def put(self, path: str) -> File:
+        """Give the new file the name `path`, durably, and return it. Raises OSError, DiskFullError."""
+        file = self.file
+        assert file is not None
+        try:
+            self._disk.rename(self.path, path)
+        except BaseException:
+            self.give_up()
+            raise
+        file.path = path
+        try:
+            self._disk.sync_folder(os.path.dirname(path))
+        except BaseException:
             file.close()
             raise
-        self.file = file
+        return file
+
+
+class Sync:
+    """Everything flushed until it began; `run` makes it last, in any thread."""
+
+    __slots__ = ("_disk", "_file", "_folder", "_path", "_unproven")
+
+    def __init__(self, disk: Disk, path: str, file: File, *, folder: bool, unproven: bytes) -> None:
+        self._disk, self._path, self._file = disk, path, file
+        self._folder, self._unproven = folder, unproven
+
+    def run(self) -> None:
+        """Sync the file, and the folder if its names may not be on the disk. Raises OSError: nothing counts then."""
+        if self._unproven:
+            self._file.pwritev((self._unproven,), 0)
+        self._file.datasync()
+        if self._folder:
+            self._disk.sync_folder(os.path.dirname(self._path))
 
 
 def _fresh_file(disk: Disk, path: str, incarnation: bytes, cursor: Cursor) -> tuple[File, int]:
     """Put a journal of nothing but `cursor` at `path`, durably; return the file and its length."""
     fresh = Compaction(disk, f"{path}.new", encode_journal(incarnation, cursor))
     fresh.run()
-    assert fresh.file is not None
-    disk.rename(fresh.path, path)
-    fresh.file.path = path
-    disk.sync_folder(os.path.dirname(path))
-    return fresh.file, fresh.size
+    return fresh.put(path), fresh.size
+
+
+def _keep_damaged(disk: Disk, path: str, contents: bytes) -> str:
+    """Give a damaged journal a second name, durably, and return that; the first stays until it is replaced."""
+    number = 0
+    while disk.exists(kept := f"{path}.damaged-{number}"):
+        number += 1
+    try:
+        disk.link(path, kept)
+    except OSError:  # there are file systems without links
+        copy = disk.create(kept)
+        try:
+            copy.pwritev((contents,), 0)
+            copy.datasync()
+        except BaseException:
+            disk.unlink(kept)
+            raise
+        finally:
+            copy.close()
+    return kept
 
 
 class CursorJournal:
@@ -276,6 +337,7 @@ class CursorJournal:
         report: CursorReport,
         file: File,
         end: int,
+        unproven: bytes = b"",
     ) -> None:
         self._disk = disk
         self.path = path
@@ -289,7 +351,11 @@ class CursorJournal:
         self._failures: list[bytes] = []  # noted
         self._since: list[bytes] | None = None  # entries flushed since a compaction began
         self._compaction: Compaction | None = None
-        self._folder_dirty = False
+        self._sync: Sync | None = None
+        # What was found when it was opened, and its name, may be in the page cache alone.
+        self._unproven = unproven
+        self._folder_dirty = bool(unproven)
+        self._closed = False
         self.failed: StorageError | None = None
 
     @classmethod
@@ -316,25 +382,39 @@ class CursorJournal:
                 )
             journal = disk.read(path)
             cursor, report, end = parse_journal(path, journal, incarnation)
-            if not report.damaged_bytes and journal[:JOURNAL_HEADER_BYTES] != _file_header(incarnation):
-                return cls(
-                    disk, path, incarnation, cursor, report, *_fresh_file(disk, path, incarnation, cursor)
-                )
             if report.damaged_bytes:
-                number = 0
-                while disk.exists(kept := f"{path}.damaged-{number}"):
-                    number += 1
-                disk.rename(path, kept)
+                kept = _keep_damaged(disk, path, journal)
                 report = CursorReport(report.entries, report.torn_bytes, report.damaged_bytes, kept)
+            if report.damaged_bytes or journal[:JOURNAL_HEADER_BYTES] != _file_header(incarnation):
                 return cls(
                     disk, path, incarnation, cursor, report, *_fresh_file(disk, path, incarnation, cursor)
                 )
             file = disk.open(path)
-            if report.torn_bytes:
-                file.truncate(end)
-            return cls(disk, path, incarnation, cursor, report, file, end)
+            try:
+                if report.torn_bytes:
+                    file.truncate(end)
+            except BaseException:
+                file.close()
+                raise
+            return cls(disk, path, incarnation, cursor, report, file, end, journal[:end])
         except OSError as error:
             raise LogFailedError(f"the cursor {path} cannot be opened: {error}") from error
+
+    def written_anew(self) -> CursorJournal:
+        """Return a journal of the same cursor in place of this one, which failed: all of it written anew, and synced.
+
+        Nothing is read: what a file shows after a failed sync, or a failed move, is not what the disk has, nor what
+        counts. Raises DiskFullError, LogFailedError: this one is as it was then, and failed still.
+        """
+        if self.busy:
+            raise ValueError("a sync or a compaction is running")
+        cursor, report = self.cursor, CursorReport()
+        try:
+            placed = _fresh_file(self._disk, self.path, self.incarnation, cursor)
+        except OSError as error:
+            raise LogFailedError(f"the cursor {self.path} cannot be written anew: {error}") from error
+        self.close()
+        return CursorJournal(self._disk, self.path, self.incarnation, cursor, report, *placed)
 
     def note(self, first: int, end: int) -> int:
         """Acknowledge [first, end), in the next `flush`.
@@ -394,22 +474,51 @@ class CursorJournal:
         self.failed = failed
         return failed
 
+    def begin_sync(self) -> Sync | None:
+        """Return the work of making everything flushed last; None while something runs, and where the journal failed.
+
+        Call `run` on it in any thread, then `end_sync` here; notes and flushes may go on in between.
+        """
+        if self.busy or self.failed is not None:
+            return None
+        self._sync = Sync(
+            self._disk, self.path, self._file, folder=self._folder_dirty, unproven=self._unproven
+        )
+        return self._sync
+
+    def end_sync(self, sync: Sync, error: BaseException | None) -> None:
+        """Take the outcome of `sync.run()`; after an error the journal is `failed`, and has to be written anew."""
+        if sync is not self._sync:
+            raise ValueError("that sync is not running")
+        self._sync = None
+        if self._closed:
+            self._file.close()
+        elif error is not None:
+            self._fail("synced", error)
+        else:
+            self._unproven, self._folder_dirty = b"", False
+
     def sync(self) -> None:
-        """Return once everything flushed is on the disk; in any thread. Raises LogFailedError."""
-        try:
-            self._file.datasync()
-            if self._folder_dirty:
-                self._folder_dirty = False
-                self._disk.sync_folder(os.path.dirname(self.path))
-        except OSError as error:
-            raise self._fail("synced", error) from error
+        """Return once everything flushed is on the disk, here and now. Raises LogFailedError."""
+        if self.busy:
+            raise ValueError("a sync or a compaction is running")
+        sync = self.begin_sync()
+        if sync is not None:
+            try:
+                sync.run()
+            except (OSError, StorageError) as error:
+                self.end_sync(sync, error)
+            else:
+                self.end_sync(sync, None)
+        if self.failed is not None:
+            raise self.failed
 
     def begin_compaction(self) -> Compaction | None:
-        """Return the work of rewriting a journal that has grown too long, None if that is not due.
+        """Return the work of rewriting a journal that has grown too long, None if that is not due or something runs.
 
         Call `run` on it in any thread, then `end_compaction` here; notes and flushes may go on in between.
         """
-        if self._compaction is not None or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
+        if self.busy or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
             return None
         ranges, failed = len(self.cursor.ranges), len(self.cursor.failed)
         needed = JOURNAL_HEADER_BYTES + 2 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
@@ -427,20 +536,23 @@ class CursorJournal:
             raise ValueError("that compaction is not running")
         since, self._since, self._compaction = self._since or [], None, None
         file = compaction.file
-        if error is not None or file is None:
+        if self._closed:
+            self._file.close()
+        if error is not None or file is None or self.failed is not None:
+            compaction.give_up()
             return False
         try:
             if since:
                 file.pwritev((b"".join(since),), compaction.size)
             self._disk.rename(compaction.path, self.path)
         except (OSError, DiskFullError):
-            file.close()
+            compaction.give_up()
             return False
         self._file.close()
         file.path = self.path
         self._file = file
         self._end = compaction.size + sum(map(len, since))
-        self._folder_dirty = True
+        self._unproven, self._folder_dirty = b"", True
         return True
 
     def compact(self) -> bool:
@@ -457,20 +569,42 @@ class CursorJournal:
     def seek(self, offset: int) -> None:
         """Forget all acknowledgments and begin anew at `offset`, durably, here and now.
 
-        Raises DiskFullError and LogFailedError; the cursor is where it was then.
+        Raises DiskFullError and LogFailedError: the cursor is where it was then, here and in the file; only where the
+        disk takes neither the new file's name nor the old contents once more may a power failure show the new place.
         """
-        if self._compaction is not None:
-            raise ValueError("a compaction is running")
+        if self.busy:
+            raise ValueError("a sync or a compaction is running")
         if self.failed is not None:
             raise self.failed
+        moved = Cursor(offset)
+        fresh = Compaction(self._disk, f"{self.path}.new", encode_journal(self.incarnation, moved))
         try:
-            file, end = _fresh_file(self._disk, self.path, self.incarnation, Cursor(offset))
+            fresh.run()
+            # A folder that cannot be synced is found out while nothing has changed.
+            self._disk.sync_folder(os.path.dirname(self.path))
         except OSError as error:
+            fresh.give_up()
+            raise self._fail("moved", error) from error
+        try:
+            file = fresh.put(self.path)
+        except OSError as error:
+            with contextlib.suppress(
+                OSError, DiskFullError
+            ):  # perhaps the name is there: put the old place back
+                file, self._end = _fresh_file(self._disk, self.path, self.incarnation, self.cursor)
+                self._file.close()
+                self._file = file
             raise self._fail("moved", error) from error
         self._file.close()
-        self._file, self._end = file, end
-        self.cursor = Cursor(offset)
+        self._file, self._end = file, fresh.size
+        self.cursor = moved
         self._noted, self._failures = RangeSet(), []
+        self._unproven, self._folder_dirty = b"", False
+
+    @property
+    def busy(self) -> bool:
+        """Say whether a sync or a compaction has begun and not ended."""
+        return self._sync is not None or self._compaction is not None
 
     @property
     def compacting(self) -> bool:
@@ -483,9 +617,11 @@ class CursorJournal:
         return self._end
 
     def close(self) -> None:
-        """Flush what can be, and close the file."""
+        """Flush what can be, and close the file, which waits for what runs on it."""
         if self.failed is None:
             with contextlib.suppress(StorageError):
                 self.flush()
             self.failed = LogFailedError(f"the cursor {self.path} is closed")
-        self._file.close()
+        self._closed = True
+        if not self.busy:
+            self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -358,3 +359,137 @@ def test_failures_that_cannot_be_written_for_long_do_not_pile_up(
     again = CursorJournal.open(disk, path, INCARNATION, 0)
     assert again.cursor.failed == {number % 10: (number + 1, number) for number in range(490, 500)}
     again.close()
+
+
+def failing(operation: str, *numbers: int) -> Callable[[str, str], None]:
+    """Return what lets the given ones of an operation fail, counted from 0 on; none given: all of them."""
+    count = iter(range(1 << 30))
+
+    def fails(happening: str, path: str) -> None:
+        if happening == operation and (next(count) in numbers or not numbers):
+            raise OSError(errno.EIO, "no", path)
+
+    return fails
+
+
+@pytest.mark.parametrize("numbers", [(), (0,), (1,), (1, 2)])
+@pytest.mark.parametrize("operation", ["sync_folder", "sync", "write", "rename"])
+def test_a_move_that_fails_is_not_in_force_when_the_journal_is_opened_again(
+    operation: str, numbers: tuple[int, ...]
+) -> None:
+    """Whatever fails of a move forward, and however often: what was not acknowledged is delivered."""
+    simulated = SimulatedDisk()
+    journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    journal.note(0, 5)
+    journal.note(7, 9)
+    journal.flush()
+    journal.sync()
+    simulated.on_operation = failing(operation, *numbers)
+    try:
+        journal.seek(100)
+    except LogFailedError:
+        expected = Cursor(0, 5, RangeSet([(7, 9)]))
+    else:
+        expected = Cursor(100)
+    assert journal.cursor == expected
+    journal.close()
+    simulated.on_operation = None
+    again = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    assert again.cursor == expected
+    again.close()
+    assert simulated.open_files == 0
+
+
+def test_a_journal_written_anew_after_a_failed_sync_is_on_the_disk() -> None:
+    """What the page cache still shows of a failed sync is no proof: all of it is written once more."""
+    for seed in range(40):
+        simulated = SimulatedDisk()
+        journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+        journal.note(0, 5)
+        journal.flush()
+        simulated.on_operation = failing("sync")
+        with pytest.raises(LogFailedError):
+            journal.sync()
+        simulated.on_operation = None
+        journal = journal.written_anew()
+        journal.note(5, 6)
+        journal.flush()
+        journal.sync()
+        lost = simulated.power_loss(Random(seed))
+        assert CursorJournal.open(lost, "/data/billing", INCARNATION, 0).cursor.low == 6
+        journal.close()
+        assert simulated.open_files == 0
+
+
+def test_what_a_start_found_is_written_once_more_before_it_counts_as_synced() -> None:
+    """The process before may have died of the sync that failed, and of the name it could not make last."""
+    for seed in range(40):
+        simulated = SimulatedDisk()
+        journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+        journal.note(0, 5)
+        journal.flush()
+        simulated.on_operation = failing("sync")
+        with pytest.raises(LogFailedError):
+            journal.sync()
+        simulated.on_operation = None
+        again = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+        again.sync()
+        lost = simulated.power_loss(Random(seed))
+        assert CursorJournal.open(lost, "/data/billing", INCARNATION, 0).cursor.low == 5
+
+
+def test_one_thing_runs_on_a_journal_at_a_time() -> None:
+    """A compaction that ended would close the file under the sync; a journal that is closed waits for both."""
+    simulated = SimulatedDisk()
+    journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+    for offset in range(0, 200_000, 2):
+        journal.note(offset + 1, offset + 2)
+        if offset % 100 == 0:
+            journal.flush()
+    journal.note(0, 200_000)
+    journal.flush()
+    sync = journal.begin_sync()
+    assert sync is not None
+    assert journal.begin_compaction() is None
+    with pytest.raises(ValueError, match="a sync or a compaction is running"):
+        journal.seek(0)
+    sync.run()
+    journal.end_sync(sync, None)
+    compaction = journal.begin_compaction()
+    assert compaction is not None
+    assert journal.begin_sync() is None
+    journal.close()
+    compaction.run()
+    assert not journal.end_compaction(compaction, None)
+    assert simulated.open_files == 0
+    assert simulated.listdir("/data") == ["billing"]
+
+
+def test_a_damaged_journal_never_has_no_name(disk: LocalDisk) -> None:
+    """Killed at any moment of keeping it, the acknowledgments are found: a journal that is gone would begin anew."""
+    for step in range(12):
+        simulated = SimulatedDisk()
+        journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
+        for first in (0, 1, 2):
+            journal.note(first, first + 1)
+            journal.flush()
+        journal.close()
+        file = simulated.open("/data/billing")
+        file.pwritev((b"\xff",), JOURNAL_HEADER_BYTES + ENTRY_HEADER_BYTES + 16 + 20)
+        file.close()
+        operations = iter(range(100))
+
+        def dies(operation: str, path: str, step: int = step, operations: Iterator[int] = operations) -> None:
+            if next(operations) == step:
+                raise KeyboardInterrupt
+
+        simulated.on_operation = dies
+        try:
+            CursorJournal.open(simulated, "/data/billing", INCARNATION, 99).close()
+        except KeyboardInterrupt:
+            pass
+        simulated.on_operation = None
+        again = CursorJournal.open(simulated, "/data/billing", INCARNATION, 99)
+        assert not again.cursor.is_acknowledged(50)
+        assert again.cursor.is_acknowledged(2)
+        again.close()
