@@ -152,8 +152,8 @@ def _run(
         policy=RestartPolicy(
             delay_first_s=supervision.restart_delay_ms_min / 1000,
             delay_max_s=supervision.restart_delay_ms_max / 1000,
-            deaths_max=supervision.restarts_max,
-            deaths_window_s=supervision.restarts_window_s,
+            restarts_max=supervision.restarts_max,
+            restarts_window_s=supervision.restarts_window_s,
             stop_grace_s=supervision.stop_grace_ms / 1000,
         ),
         on_all_up=all_up,

@@ -53,8 +53,8 @@ class RestartPolicy:
     delay_first_s: float = 0.1  # a crash by chance costs clients little
     delay_max_s: float = 5.0  # one that goes on crashing costs this machine little
     steady_s: float = 30.0  # after such a life the next death is a new story
-    deaths_max: int = 5  # so many deaths ...
-    deaths_window_s: float = 60.0  # ... within this time are no chance: give up
+    restarts_max: int = 5  # so many restarts ...
+    restarts_window_s: float = 60.0  # ... within this time are chance; the next death gives up
     stop_grace_s: float = 5.0  # from SIGTERM to SIGKILL
 
 
@@ -63,7 +63,7 @@ class RestartHistory:
 
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
-        self._deaths: deque[float] = deque(maxlen=policy.deaths_max)
+        self._deaths: deque[float] = deque(maxlen=policy.restarts_max + 1)  # one more than may be
         self._delay_s = policy.delay_first_s
 
     def died(self, now: float, lived_s: float) -> float | None:
@@ -72,7 +72,7 @@ class RestartHistory:
         if lived_s >= policy.steady_s:
             self._delay_s = policy.delay_first_s
         self._deaths.append(now)
-        if len(self._deaths) == policy.deaths_max and now - self._deaths[0] <= policy.deaths_window_s:
+        if len(self._deaths) > policy.restarts_max and now - self._deaths[0] <= policy.restarts_window_s:
             return None
         delay_s = self._delay_s
         self._delay_s = min(delay_s * 2, policy.delay_max_s)
@@ -318,8 +318,10 @@ class Supervisor(LoopActor):
         delay_s = node.history.died(now, now - node.started_at)
         if delay_s is None:
             policy = self._policy
-            often = f"{policy.deaths_max} times within {policy.deaths_window_s:.0f} s"
-            self._give_up(f"{died.node} died {often}, the last time by {reason}", EXIT_FAILED)
+            allowed = f"restarts_max = {policy.restarts_max} within {policy.restarts_window_s:.0f} s"
+            self._give_up(
+                f"{died.node} died more often than {allowed}, the last time by {reason}", EXIT_FAILED
+            )
             return
         logger.error("%s died (%s); starting it again in %.1f s", died.node, reason, delay_s)
         self.restarts += 1

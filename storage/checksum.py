@@ -40,7 +40,7 @@ def _in_place() -> Callable[[int, int, int], int] | None:
     function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
     function.restype = ctypes.c_uint32
     probe = b"123456789"  # the check value of CRC-32C in every catalogue of CRCs
-    address = _address(probe)
+    address = address_of(probe)
     if address is None or function(0, address, 9) != 0xE3069283:
         return None
     checked: Callable[[int, int, int], int] = function
@@ -65,7 +65,7 @@ class _PyBuffer(ctypes.Structure):
     )
 
 
-def _address(buffer: Buffer) -> int | None:
+def address_of(buffer: Buffer) -> int | None:
     """Return where a contiguous buffer lies; it stays there for as long as its owner is alive."""
     try:
         acquire = ctypes.pythonapi.PyObject_GetBuffer
@@ -92,7 +92,7 @@ class Checked:
 
     def __init__(self, view: memoryview) -> None:
         self.view = view
-        self._address = _address(view) if _crc32c_at is not None and len(view) else None
+        self._address = address_of(view) if _crc32c_at is not None and len(view) else None
 
     def crc32c(self, start: int, end: int, seed: int) -> int:
         """Return the CRC32C of `view[start:end]`, going on from `seed`.

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,11 +22,11 @@ from typing import Protocol
 
 from ister.errors import DiskFullError, LockedError
 from storage.checksum import Buffer, Checked
+from storage.filemap import map_file
+from storage.openfiles import FULL, LocalFile, OpenFiles, read_at
 
 if sys.platform != "win32":
     import fcntl
-
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 # Where syncfs(2) is known to report every failed write: not on overlayfs, whose errors are those of the layer below.
 _SYNCED_TOGETHER = frozenset(("ext4", "xfs"))
@@ -36,9 +34,10 @@ _SYNCFS_TELLS_ERRORS = (5, 8)  # since this Linux
 
 
 class File(Protocol):
-    """An open file."""
+    """An open file; `written` is how often it was written to."""
 
     path: str
+    written: int
 
     def pread(self, length: int, position: int) -> bytes:
         """Return up to `length` bytes from `position`; fewer only at the end of the file."""
@@ -51,6 +50,9 @@ class File(Protocol):
 
     def datasync(self) -> None:
         """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
+
+    def settled(self, written: int) -> None:
+        """Note that the first `written` writes are on the disk: somebody synced the whole file system."""
 
     def truncate(self, size: int) -> None:
         """Set the length in bytes; what is added reads as zeros and has no room reserved."""
@@ -143,71 +145,6 @@ class Disk(Protocol):
         """Return a number that no other process which uses this disk now has."""
 
 
-class LocalFile:
-    """A file of the machine."""
-
-    __slots__ = ("_fd", "path")
-
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
-        self._fd = fd
-
-    def pread(self, length: int, position: int) -> bytes:
-        """Return up to `length` bytes from `position`; fewer only at the end of the file."""
-        found = os.pread(self._fd, length, position)
-        while 0 < len(found) < length:
-            more = os.pread(self._fd, length - len(found), position + len(found))
-            if not more:
-                break
-            found += more
-        return found
-
-    def pwritev(self, buffers: Sequence[Buffer], position: int) -> int:
-        """Write all buffers end to end at `position`; return the bytes written.
-
-        Raises DiskFullError, OSError.
-        """
-        wanted = sum(map(len, buffers))
-        try:
-            written = os.pwritev(self._fd, buffers, position)
-            if written == wanted:
-                return wanted
-            rest = memoryview(b"".join(buffers))
-            while written < wanted:  # a short write: the disk filled up, or a signal came
-                step = os.pwrite(self._fd, rest[written:], position + written)
-                if step == 0:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
-                written += step
-        except OSError as error:
-            if error.errno in _FULL:
-                raise DiskFullError(
-                    f"no space left for {wanted} bytes at {position} of {self.path}"
-                ) from error
-            raise
-        return wanted
-
-    def datasync(self) -> None:
-        """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
-        if sys.platform == "darwin":  # fsync there stops at the drive's own cache
-            fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
-        else:
-            os.fdatasync(self._fd)
-
-    def truncate(self, size: int) -> None:
-        """Set the length in bytes; what is added reads as zeros and has no room reserved."""
-        os.ftruncate(self._fd, size)
-
-    def size(self) -> int:
-        """Return the length in bytes."""
-        return os.fstat(self._fd).st_size
-
-    def close(self) -> None:
-        """Close; may be called again."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
 class LocalLock:
     """A folder held by flock; the kernel lets it go when the process ends, however it ends."""
 
@@ -263,18 +200,24 @@ def _kernel() -> tuple[int, int]:
 
 
 class LocalDisk:
-    """The machine's own file system."""
+    """The machine's own file system; `files` are the descriptors it may use."""
+
+    def __init__(self, files: OpenFiles | None = None) -> None:
+        self.files = OpenFiles() if files is None else files
+
+    def _descriptor(self, path: str, flags: int) -> int:
+        return self.files.opening(lambda: os.open(path, flags | os.O_CLOEXEC, 0o644))
 
     def open(self, path: str) -> LocalFile:
         """Open an existing file for reading and writing. Raises FileNotFoundError."""
-        return LocalFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        return LocalFile(path, self._descriptor(path, os.O_RDWR), self.files)
 
     def create(self, path: str, size: int = 0) -> LocalFile:
         """Create a file of `size` zeros without reserving room. Raises FileExistsError, DiskFullError."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            fd = self._descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise DiskFullError(f"no space left to create {path}") from error
             raise
         try:
@@ -284,22 +227,22 @@ class LocalDisk:
             os.close(fd)
             os.unlink(path)
             raise
-        return LocalFile(path, fd)
+        return LocalFile(path, fd, self.files)
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Return a file's contents, or up to `length` bytes of them. Raises FileNotFoundError."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._descriptor(path, os.O_RDONLY)
         try:
             wanted = os.fstat(fd).st_size - start if length is None else length
-            return LocalFile(path, fd).pread(max(0, wanted), start)
+            return read_at(fd, max(0, wanted), start)
         finally:
             os.close(fd)
 
     def map(self, path: str) -> Checked:
         """Map a file read-only at its present length, which must not be 0. Raises FileNotFoundError."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._descriptor(path, os.O_RDONLY)
         try:
-            return Checked(memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ)))
+            return Checked(map_file(fd))
         finally:
             os.close(fd)
 
@@ -321,7 +264,7 @@ class LocalDisk:
 
     def listdir(self, path: str) -> list[str]:
         """Return the names in a folder, sorted. Raises FileNotFoundError."""
-        return sorted(os.listdir(path))
+        return sorted(self.files.opening(lambda: os.listdir(path)))
 
     def makedirs(self, path: str) -> None:
         """Create a folder and those above it, durably; existing ones are left alone."""
@@ -336,7 +279,7 @@ class LocalDisk:
             if not os.path.isdir(path):
                 raise
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise DiskFullError(f"no space left to create the folder {path}") from error
             raise
         self.sync_folder(above)
@@ -346,7 +289,7 @@ class LocalDisk:
         try:
             os.rename(source, target)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise DiskFullError(f"no space left to rename {source} to {target}") from error
             raise
 
@@ -364,7 +307,7 @@ class LocalDisk:
 
     def sync_folder(self, path: str) -> None:
         """Return once the folder's entries are on the disk."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._descriptor(path, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
@@ -400,7 +343,7 @@ class LocalDisk:
     @contextlib.contextmanager
     def exclusive(self, path: str) -> Iterator[None]:
         """Wait until nobody else, in any thread or process, is inside the same; `path` is a file for that alone."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = self._descriptor(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield

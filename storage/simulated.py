@@ -63,6 +63,7 @@ class SimulatedFile:
         self._disk = disk
         self._inode = inode
         self._open = True
+        self.written = 0
         disk.open_files += 1
 
     def pread(self, length: int, position: int) -> bytes:
@@ -95,6 +96,9 @@ class SimulatedFile:
             self._inode.unsynced.clear()
             raise
         self._inode.sync()
+
+    def settled(self, written: int) -> None:
+        """Nothing: it never rests."""
 
     def truncate(self, size: int) -> None:
         """Set the length."""

@@ -54,7 +54,7 @@ _ZEROS: Final = bytes(ZERO_AHEAD_BYTES)
 class Commit:
     """Everything appended until it began; `run` makes it last."""
 
-    __slots__ = ("_active", "_disk", "_folder", "end_offset", "seals")
+    __slots__ = ("_active", "_disk", "_folder", "_written", "end_offset", "seals")
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Commit:
         self._disk = disk
         self._folder = folder
         self._active = active
+        self._written = 0 if active is None else active.written
         self.end_offset = end_offset
         self.seals = seals
 
@@ -97,6 +98,11 @@ class Commit:
         """
         for file, info in self.seals:
             file.truncate(info.bytes)
+
+    def settle(self) -> None:
+        """Note that it is on the disk, however it came there."""
+        if self._active is not None:
+            self._active.settled(self._written)
 
 
 class Wal:
@@ -428,6 +434,7 @@ class Wal:
             self._fail("syncing", error)
         elif self.failed is None:
             self.durable_end = commit.end_offset
+            commit.settle()
         return self.durable_end
 
     def commit(self) -> int:

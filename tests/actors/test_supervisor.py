@@ -174,13 +174,17 @@ def test_a_steady_life_makes_the_next_death_the_first() -> None:
     assert history.died(131.0, lived_s=1.0) == 0.2
 
 
-def test_five_deaths_in_a_minute_are_too_many() -> None:
-    """The fifth death within 60 seconds gives up; one a little later does not."""
-    history = RestartHistory(RestartPolicy())
-    assert all(history.died(now, 1.0) is not None for now in (0.0, 15.0, 30.0, 45.0))
-    assert history.died(60.0, 1.0) is None
-    slow = RestartHistory(RestartPolicy())
-    assert all(slow.died(now, 1.0) is not None for now in (0.0, 15.0, 30.0, 45.0, 60.1))
+@pytest.mark.parametrize("restarts", [0, 1, 5, 100])
+def test_so_many_restarts_as_are_allowed_are_made_and_no_more(restarts: int) -> None:
+    """The death behind the last restart that is allowed within 60 seconds gives up; one a little later does not."""
+    policy = RestartPolicy(restarts_max=restarts)
+    history = RestartHistory(policy)
+    times = [60.0 * number / max(restarts, 1) for number in range(restarts + 1)]
+    assert all(history.died(now, 1.0) is not None for now in times[:-1])
+    assert history.died(times[-1], 1.0) is None
+    if restarts:
+        slow = RestartHistory(policy)
+        assert all(slow.died(now, 1.0) is not None for now in (*times[:-1], 60.1))
 
 
 def test_everyone_is_introduced_to_everyone(house: Callable[..., House]) -> None:
@@ -309,14 +313,16 @@ def test_a_second_stop_kills_at_once(house: Callable[..., House]) -> None:
 
 
 def test_giving_up_stops_the_others_and_fails(house: Callable[..., House]) -> None:
-    """Five deaths end everything with exit code 1, and the reason says who and how."""
+    """One death more than there may be restarts ends everything with exit code 1, and the reason says who and how."""
     it = house(one=0, two=1)
     it.ready("two")
-    for _ in range(5):
+    for _ in range(6):
         it.die("one")
         it.pass_time(2.0)
     assert it.children[1].signals == ["TERM"]
-    assert it.finished == [(1, "one died 5 times within 60 s, the last time by SIGKILL")]
+    assert it.finished == [
+        (1, "one died more often than restarts_max = 5 within 60 s, the last time by SIGKILL")
+    ]
 
 
 def test_a_refusal_on_the_first_start_ends_everything_with_its_reason(house: Callable[..., House]) -> None:

@@ -1,0 +1,286 @@
+"""A process's descriptors: files that are open for writing share a bounded number of them.
+
+A `LocalFile` is an open file to whoever has it. Its descriptor is closed when others need one more than it, and opened
+again with the next use, so that thousands of logs and cursors that are seldom written to cost none.
+
+Invariants
+- only what is synced is closed in the meantime: an error of the disk is told to whoever wrote, and to nobody else
+- what is opened again is the same file, or an error
+- what needs a descriptor for a moment (a read, a listing, a map) has one, also where sockets took all that there are
+
+Any thread may use a file; what is kept of all of them is behind one lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from ister.errors import DiskFullError
+from storage.checksum import Buffer
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
+
+T = TypeVar("T")
+
+FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+_SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE))
+
+# Files are written in bursts, and opening one again costs some 10 us; so many are enough for a busy worker's topics.
+FILES_MAX: Final = 1024
+FILES_MIN: Final = 16
+# Nobody else may have these: a commit, a look into a folder and a map want one each, for a moment.
+RESERVE: Final = 8
+# The limit is raised to the hard one, but not above what any broker needs: some programs make tables of that size.
+LIMIT_MAX: Final = 262_144
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of descriptors as far as this process may; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = LIMIT_MAX if hard == resource.RLIM_INFINITY else min(hard, LIMIT_MAX)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # macOS has another, hidden limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return descriptor_limit()
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return LIMIT_MAX if soft == resource.RLIM_INFINITY else soft
+
+
+def descriptors_used() -> int:
+    """Return how many descriptors this process has open."""
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # the listing's own
+    except OSError as error:
+        if error.errno in _SHORT:
+            return descriptor_limit()
+        raise
+
+
+class OpenFiles:
+    """The files of a process that are open for writing, of which at most `files_max` have a descriptor."""
+
+    def __init__(self, files_max: int | None = None) -> None:
+        most = max(FILES_MIN, min(FILES_MAX, descriptor_limit() // 4))
+        self.files_max = most if files_max is None else files_max
+        self.lock = threading.Lock()
+        self._open: OrderedDict[LocalFile, None] = OrderedDict()  # the one used longest ago first
+        self._reserve: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def keep_reserve(self) -> bool:
+        """Take back descriptors of the reserve that were given away; say whether it is whole."""
+        with self.lock:
+            try:
+                while len(self._reserve) < RESERVE:
+                    self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                return False
+            return True
+
+    def opening(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns, which opens something; make room where there is no descriptor left."""
+        with self.lock:
+            return self._opening(call)
+
+    def _opening(self, call: Callable[[], T]) -> T:
+        while True:
+            try:
+                return call()
+            except OSError as error:
+                if error.errno not in _SHORT or not self._make_room():
+                    raise
+
+    def _make_room(self) -> bool:
+        """Give up a descriptor, of the files first; say whether there was one."""
+        if self._close_one():
+            return True
+        if self._reserve:
+            os.close(self._reserve.pop())
+            return True
+        return False
+
+    def _close_one(self) -> bool:
+        for file in self._open:
+            if file.may_rest:
+                self.rest(file)
+                return True
+        return False
+
+    def rest(self, file: LocalFile) -> None:
+        """Close a file's descriptor until it is used again; the lock is held."""
+        del self._open[file]
+        os.close(file.fd)
+        file.fd = -1
+
+    def enter(self, file: LocalFile, fd: int) -> None:
+        """Note that a file has a descriptor now; the lock is held."""
+        file.fd = fd
+        while len(self._open) >= self.files_max and self._close_one():
+            pass
+        self._open[file] = None
+
+    def used(self, file: LocalFile) -> None:
+        """Note that a file is used; the lock is held."""
+        self._open.move_to_end(file)
+
+    def open_again(self, file: LocalFile) -> None:
+        """Open a file that was closed in the meantime; the lock is held. Raises OSError."""
+        fd = self._opening(lambda: os.open(file.path, os.O_RDWR | os.O_CLOEXEC))
+        try:
+            found = os.fstat(fd)
+            if (found.st_dev, found.st_ino) != file.identity:
+                raise OSError(errno.ESTALE, "it is another file than the one that was written", file.path)
+        except OSError:
+            os.close(fd)
+            raise
+        self.enter(file, fd)
+
+    def forget(self, file: LocalFile) -> int:
+        """Return a file's descriptor, which is the caller's to close; the lock is held."""
+        self._open.pop(file, None)
+        fd, file.fd = file.fd, -1
+        return fd
+
+
+class LocalFile:
+    """A file of the machine, open for reading and writing."""
+
+    __slots__ = ("_closed", "_files", "_synced", "_users", "fd", "identity", "path", "written")
+    fd: int
+
+    def __init__(self, path: str, fd: int, files: OpenFiles) -> None:
+        self.path = path
+        self.written = 0  # how often
+        self._synced = 0  # so many of those are on the disk
+        self._users = 0
+        self._closed = False
+        self._files = files
+        found = os.fstat(fd)
+        self.identity = (found.st_dev, found.st_ino)
+        with files.lock:
+            files.enter(self, fd)
+
+    @property
+    def may_rest(self) -> bool:
+        """Say whether nobody uses it, and all that was written is on the disk."""
+        return self._users == 0 and self._synced == self.written
+
+    def _begin(self) -> int:
+        files = self._files
+        with files.lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "it was closed", self.path)
+            if self.fd < 0:
+                files.open_again(self)
+            else:
+                files.used(self)
+            self._users += 1
+            return self.fd
+
+    def _end(self) -> None:
+        with self._files.lock:
+            self._users -= 1
+
+    def pread(self, length: int, position: int) -> bytes:
+        """Return up to `length` bytes from `position`; fewer only at the end of the file."""
+        fd = self._begin()
+        try:
+            return read_at(fd, length, position)
+        finally:
+            self._end()
+
+    def pwritev(self, buffers: Sequence[Buffer], position: int) -> int:
+        """Write all buffers end to end at `position`; return the bytes written.
+
+        Raises DiskFullError, OSError.
+        """
+        fd = self._begin()
+        self.written += 1
+        wanted = sum(map(len, buffers))
+        try:
+            written = os.pwritev(fd, buffers, position)
+            if written == wanted:
+                return wanted
+            rest = memoryview(b"".join(buffers))
+            while written < wanted:  # a short write: the disk filled up, or a signal came
+                step = os.pwrite(fd, rest[written:], position + written)
+                if step == 0:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
+                written += step
+        except OSError as error:
+            if error.errno in FULL:
+                raise DiskFullError(
+                    f"no space left for {wanted} bytes at {position} of {self.path}"
+                ) from error
+            raise
+        finally:
+            self._end()
+        return wanted
+
+    def datasync(self) -> None:
+        """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
+        fd = self._begin()
+        try:
+            written = self.written
+            if sys.platform == "darwin":  # fsync there stops at the drive's own cache
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            else:
+                os.fdatasync(fd)
+            self.settled(written)
+        finally:
+            self._end()
+
+    def settled(self, written: int) -> None:
+        """Note that the first `written` writes are on the disk, because somebody synced the file system."""
+        self._synced = max(self._synced, written)
+
+    def truncate(self, size: int) -> None:
+        """Set the length in bytes; what is added reads as zeros and has no room reserved."""
+        fd = self._begin()
+        try:
+            self.written += 1
+            os.ftruncate(fd, size)
+        finally:
+            self._end()
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+        fd = self._begin()
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        """Close; may be called again."""
+        with self._files.lock:
+            self._closed = True
+            fd = self._files.forget(self)
+        if fd >= 0:
+            os.close(fd)
+
+
+def read_at(fd: int, length: int, position: int) -> bytes:
+    """Return up to `length` bytes of a descriptor's file from `position`; fewer only at its end."""
+    found = os.pread(fd, length, position)
+    while 0 < len(found) < length:
+        more = os.pread(fd, length - len(found), position + len(found))
+        if not more:
+            break
+        found += more
+    return found

@@ -1,0 +1,125 @@
+"""Tests of the descriptors that files share: few are open at once, whatever is written to all of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.disk import LocalDisk
+from storage.openfiles import OpenFiles, descriptors_used
+
+
+@pytest.fixture
+def few() -> Iterator[None]:
+    """Leave room for some twenty descriptors more than there are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_used() + 20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_many_files_share_a_few_descriptors(tmp_path: Path) -> None:
+    """A hundred files, written in turn and synced, cost no more descriptors than are allowed; none loses a byte."""
+    disk = LocalDisk(OpenFiles(8))
+    before = descriptors_used()
+    files = [disk.create(f"{tmp_path}/{number}") for number in range(100)]
+    for place in range(3):
+        for number, file in enumerate(files):
+            file.pwritev((f"{number:4}".encode(),), 4 * place)
+            file.datasync()
+    assert descriptors_used() <= before + 8
+    assert [file.pread(100, 0) for file in files] == [f"{number:4}".encode() * 3 for number in range(100)]
+    for file in files:
+        file.close()
+        file.close()
+    assert descriptors_used() == before
+
+
+def test_what_is_not_synced_keeps_its_descriptor(tmp_path: Path) -> None:
+    """An error that the disk has for what was written is told to its own descriptor: it is not closed before that."""
+    files = OpenFiles(2)
+    disk = LocalDisk(files)
+    written = [disk.create(f"{tmp_path}/{number}") for number in range(10)]
+    for file in written:
+        file.pwritev((b"x",), 0)
+    assert min(file.fd for file in written) >= 0
+    before = descriptors_used()
+    for file in written[:5]:
+        file.datasync()
+    for file in written[5:]:
+        file.settled(file.written)  # by a sync of the whole file system
+    disk.create(f"{tmp_path}/more")
+    assert len(files) <= 2
+    assert descriptors_used() < before
+
+
+def test_another_file_of_the_same_name_is_not_written_to(tmp_path: Path) -> None:
+    """A file that rests and was replaced meanwhile is an error, not a write into what somebody put there."""
+    disk = LocalDisk(OpenFiles(1))
+    file = disk.create(f"{tmp_path}/a")
+    disk.create(f"{tmp_path}/b")
+    assert file.fd < 0
+    (tmp_path / "other").write_bytes(b"somebody's")
+    os.rename(tmp_path / "other", tmp_path / "a")
+    with pytest.raises(OSError, match="another file") as raised:
+        file.pwritev((b"mine",), 0)
+    assert raised.value.errno == errno.ESTALE
+    assert (tmp_path / "a").read_bytes() == b"somebody's"
+
+
+@pytest.mark.usefixtures("few")
+def test_at_the_limit_files_are_still_written_and_read(tmp_path: Path) -> None:
+    """Where sockets took every descriptor that there was, what is open goes on, and what must be opened can be."""
+    disk = LocalDisk()
+    assert disk.files.keep_reserve()
+    files = [disk.create(f"{tmp_path}/{number}") for number in range(4)]
+    taken: list[int] = []
+    while _is_room():
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+    for file in files:
+        file.pwritev((b"x" * 5000,), 0)
+        file.datasync()
+    assert disk.read(f"{tmp_path}/0") == b"x" * 5000
+    assert disk.listdir(str(tmp_path)) == ["0", "1", "2", "3"]
+    disk.sync_folder(str(tmp_path))
+    assert bytes(disk.map(f"{tmp_path}/1").view) == b"x" * 5000
+    disk.create(f"{tmp_path}/new").close()
+    for fd in taken:
+        os.close(fd)
+    assert disk.files.keep_reserve()
+
+
+def test_a_map_holds_no_descriptor(tmp_path: Path) -> None:
+    """A hundred maps cost no descriptor, follow writes, and give the file back when the last view goes."""
+    disk = LocalDisk()
+    file = disk.create(f"{tmp_path}/a", 100_000)
+    before = descriptors_used()
+    maps = [disk.map(f"{tmp_path}/a") for _ in range(100)]
+    assert descriptors_used() == before
+    file.pwritev((b"abc",), 50_000)
+    assert all(bytes(each.view[50_000:50_003]) == b"abc" for each in maps)
+    part = maps[0].view[50_000:50_003]
+    maps.clear()
+    assert bytes(part) == b"abc"
+    assert _times_mapped(tmp_path) == 1
+    part.release()
+    del part
+    assert _times_mapped(tmp_path) == 0
+    file.close()
+
+
+def _is_room() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
+def _times_mapped(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f"{folder}/a")
