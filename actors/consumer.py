@@ -66,6 +66,8 @@ FULL_RETRY_S_MAX: Final = 0.32
 # A consumer that holds so many ranges unacknowledged gets nothing until it has fewer: some 4 MB. Messages that were
 # delivered together are one range, however many they are.
 IN_FLIGHT_RANGES_MAX: Final = 20_000
+# A place that is not there by then is refused: the client tries again, and its program can be told why it waits.
+OPEN_WITHIN_S: Final = 20.0
 NOTICES_MAX: Final = 64  # events that wait for a connection, and of each kind the last; 200 bytes each
 
 SINCE_RANGES_MAX: Final = 500  # of what was delivered since the subscription was moved: 8 KB
@@ -119,6 +121,7 @@ class Consumer(LoopActor):
 
     def on_start(self) -> None:
         """Ask the subscription for a place."""
+        self._open_timer = self.call_later(OPEN_WITHIN_S, self._give_up)
         header = self._open_header
         messages, bytes_ = self._credit(header)
         self._subscription.tell(
@@ -133,6 +136,19 @@ class Consumer(LoopActor):
                 self._handle.session.client,
             )
         )
+
+    def _give_up(self) -> None:
+        """The subscription has given no place: better a clear word than none."""
+        if self._handle.generation != self._generation:  # asked for again, which is on its way here
+            self._open_timer = self.call_later(OPEN_WITHIN_S, self._give_up)
+            return
+        text = (
+            f"the subscription had no place within {OPEN_WITHIN_S:g} s: its topic does not answer, or is being read "
+            "from the store; 'ister explain' says which; try again"
+        )
+        self._pause()  # nothing is on its way here once that is answered
+        self._evict(RemoteError("unavailable", text))
+        self._closing.append(CloseConsumer(self._handle, None))
 
     def on_stop(self) -> None:
         """Give back what is held."""
@@ -149,6 +165,7 @@ class Consumer(LoopActor):
     def _leave(self) -> None:
         if not self._gone:
             self._gone = True
+            self._open_timer.cancel()
             if self._timer is not None:  # it would keep all this for as long as an acknowledgment may take
                 self._timer.cancel()
             self._wait_no_more()
@@ -188,6 +205,7 @@ class Consumer(LoopActor):
     def on_granted(self, granted: Granted) -> None:
         """Tell the client that the handle is open."""
         self._granted = True
+        self._open_timer.cancel()
         self._delivered_end = max(self._delivered_end, granted.position)
         self._ack_timeout_s = granted.ack_timeout_ms / 1000
         if not self._pausing:
@@ -226,7 +244,7 @@ class Consumer(LoopActor):
             if handle.state == "opening":
                 echo[Key.REF] = self._open_header[Key.REF]
             self._gateway.send_error(handle.session, error, echo)
-            self._gateway.sessions.closed(handle)
+            self._gateway.forget(handle, error)
 
     @receives(Reopen)
     def on_reopen(self, command: Reopen) -> None:
@@ -258,7 +276,7 @@ class Consumer(LoopActor):
         self._pausing = False
         if self._closing:
             self._leave()
-            self._gateway.sessions.closed(self._handle)
+            self._gateway.forget(self._handle)
             self._answer_closes()
             self.stop_now()
         else:

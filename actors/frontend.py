@@ -208,7 +208,7 @@ class Frontend(LoopActor):
             self._closed(handle, ref)
 
     def _closed(self, handle: Handle, ref: int | None) -> None:
-        self._gateway.sessions.closed(handle)
+        self._gateway.forget(handle)
         if ref is not None:
             self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
 
@@ -281,9 +281,7 @@ class Frontend(LoopActor):
             return
         handle = pending.handle
         if handle.generation == pending.generation and handle.state == "opening":
-            self._gateway.sessions.closed(handle)
-            echo = {Key.REF: pending.header[Key.REF], Key.HANDLE: handle.number, Key.CLOSED: True}
-            self._gateway.send_error(handle.session, error, echo)
+            self._close_handle(handle, error, {Key.REF: pending.header[Key.REF]})
 
     @receives(Refused)
     def on_refused(self, refused: Refused) -> None:
@@ -312,7 +310,6 @@ class Frontend(LoopActor):
         if handle.generation != pending.generation or handle.state != "opening":
             return  # closed, or opened again, meanwhile
         if located.node != self.system.node:
-            self._gateway.sessions.closed(handle)
             moved = {
                 Key.TYPE: Type.MOVED,
                 Key.REF: header[Key.REF],
@@ -320,6 +317,7 @@ class Frontend(LoopActor):
                 Key.ENDPOINT: located.endpoint,
             }
             self._gateway.send(handle.session, moved)
+            self._gateway.forget(handle)
         elif located.subscription is None:
             topic = self._actors.topic(located.topic)
             topic.tell(
@@ -449,8 +447,8 @@ class Frontend(LoopActor):
             log.debug("nobody at %s for %.200r", path, message)
 
     def _close_handle(self, handle: Handle, error: IsterError, echo: Header) -> None:
-        self._gateway.sessions.closed(handle)
         self._gateway.send_error(handle.session, error, {**echo, Key.HANDLE: handle.number, Key.CLOSED: True})
+        self._gateway.forget(handle, error)
 
     def _open_anew(self, reopen: Reopen) -> None:
         """The consumer that the client wants to go on with has ended meanwhile: it gets another."""

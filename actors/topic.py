@@ -80,8 +80,8 @@ class Topic(LoopActor):
     def _refuse_open(self, command: OpenProducer, error: IsterError) -> None:
         handle = command.handle
         if handle.generation == command.generation and handle.state == "opening":
-            self._gateway.sessions.closed(handle)
             self._gateway.send_error(handle.session, error, {Key.REF: command.ref, Key.HANDLE: handle.number})
+            self._gateway.forget(handle, error)
 
     def _refuse(self, publish: Publish, error: IsterError) -> None:
         handle = publish.handle
@@ -90,14 +90,14 @@ class Topic(LoopActor):
 
     def _close_handle(self, handle: Handle, error: IsterError) -> None:
         self._gateway.send_error(handle.session, error, {Key.HANDLE: handle.number, Key.CLOSED: True})
-        self._gateway.sessions.closed(handle)
+        self._gateway.forget(handle, error)
 
     def _closed(self, command: CloseProducer) -> None:
         handle = command.handle
         if handle.generation == command.generation:
             if self._publishers.get(producer_of(handle)) is handle:
                 del self._publishers[producer_of(handle)]
-            self._gateway.sessions.closed(handle)
+            self._gateway.forget(handle)
         if command.ref is not None:
             self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: command.ref})
 

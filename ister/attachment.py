@@ -444,7 +444,8 @@ class Attachment:
                 del self._unproven[: UNPROVEN_MAX // 2]
 
     def _on_confirmed(self, frame: Frame) -> None:
-        self.confirming.pop(frame.header[Key.REF], None)
+        if self.confirming.pop(frame.header[Key.REF], None) is None:
+            return  # the consumer was closed or moved meanwhile: what was acknowledged is known to be void
         if not self.confirming and self._last_sent is None:
             self._unproven_until = False
         if frame.kind == Type.ERROR:

@@ -37,6 +37,7 @@ CODES: Final[dict[str, Action]] = {
     "session-expired": "retry",  # the session was silent for too long
     "unknown-handle": "fix",  # a producer or consumer number that was never opened
     "handle-in-use": "fix",  # that number is open already, for something else
+    "closed": "stop",  # the handle was closed, or opened again, before this was answered
     "limit-exceeded": "fix",  # over a limit that welcome announced
     "internal": "retry",  # the broker failed; its log says how
     "unavailable": "retry",  # the part that could answer is being restarted

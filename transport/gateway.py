@@ -29,7 +29,8 @@ from ister.wire import (
     encode_header,
     pack_lengths,
 )
-from transport.session import SESSION_FRAMES, Handle, Session, Sessions
+from transport.questions import Question
+from transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 
 log = logging.getLogger("ister.gateway")
 
@@ -43,8 +44,20 @@ SEND_HWM: Final = 10_000
 RECEIVE_BYTES_MAX: Final = 64 << 20
 RECEIVE_HWM_MIN: Final = 16  # below it the I/O thread and the loop would wait for each other
 RECEIVE_HWM_MAX: Final = 1_000
+# An acknowledgment that is not written, or a CLOSE whose batches have no receipts, is answered so late with an error:
+# longer than anything takes that is not stuck.
+ANSWER_WITHIN_S: Final = 30.0
 HANDSHAKE_MS: Final = 5_000
 ZMTP_HEARTBEAT_MS: Final = 5_000
+
+_OPENS: Final = (Type.OPEN_PRODUCER, Type.OPEN_CONSUMER)
+_NO_OPEN: Final = tuple(kind for kind in HANDLE_FRAMES if kind not in _OPENS)
+_NOT_LEFT: Final = (Type.CLOSE,)
+_SUPERSEDED: Final = RemoteError("closed", "the handle was opened again before this was answered")
+_CLOSED: Final = RemoteError("closed", "the handle was closed before this was answered")
+_OVERDUE: Final = RemoteError(
+    "unavailable", f"it was not done within {ANSWER_WITHIN_S:g} s, and may be still; try again"
+)
 
 
 class Sent(Enum):
@@ -213,32 +226,71 @@ class Gateway:
         events = self._events
         assert events is not None, "bind() was not called"
         action, handle = self.sessions.step(session, header)
+        if action == "open":  # the one before, if it still waits, will not be answered by anybody
+            self._answer_left(handle, _SUPERSEDED, but=_NO_OPEN)
+        if Key.REF in header:
+            session.questions.ask(header[Key.REF], handle, header[Key.TYPE], session.heard_at_s)
         if action in ("ack", "credit"):
             events.consumer_frame(handle, header)
         elif action == "close":
             events.close(handle, header[Key.REF])
         elif action == "open":
-            try:
-                if header[Key.TYPE] == Type.OPEN_PRODUCER:
-                    events.open_producer(handle, header)
-                else:
-                    events.open_consumer(handle, header)
-            except IsterError:
-                if handle.target is None:
-                    self.sessions.closed(handle)
-                else:  # it was opened again: what stands behind it must not stay behind
-                    events.close(handle, None)
-                raise
+            self._open(handle, header)
+
+    def _open(self, handle: Handle, header: Header) -> None:
+        events = self._events
+        assert events is not None, "bind() was not called"
+        try:
+            if header[Key.TYPE] == Type.OPEN_PRODUCER:
+                events.open_producer(handle, header)
+            else:
+                events.open_consumer(handle, header)
+        except Exception as error:
+            if not isinstance(error, IsterError):
+                log.exception("a frame of type %s failed", header[Key.TYPE])
+                error = RemoteError("internal", "the broker failed; its log says how")
+            self.send_error(handle.session, error, header)
+            if handle.target is None:
+                self.forget(handle)
+            else:  # it was opened again: what stands behind it must not stay behind
+                events.close(handle, None)
+
+    def forget(self, handle: Handle, why: IsterError | None = None) -> None:
+        """Let go of a handle: it was closed, refused, or moved, which was said; answer what was asked about it.
+
+        `why`: what became of it, where it was not closed by its client.
+        """
+        self.sessions.closed(handle)
+        self._answer_left(handle, why or _CLOSED, but=_NOT_LEFT)
+
+    def _answer_left(self, handle: Handle, error: IsterError, *, but: Sequence[int]) -> None:
+        """Answer what nobody else will; a CLOSE is answered by whoever closes."""
+        for question in handle.session.questions.left(handle, but=but):
+            self._answer_for(handle.session, question, error)
+
+    def _answer_for(self, session: Session, question: Question, error: IsterError) -> None:
+        session.questions.give_up(question)
+        if session.routing is not None:
+            echo: Header = {Key.REF: question.ref}
+            if isinstance(question.handle, Handle):
+                echo[Key.HANDLE] = question.handle.number
+            for _ in range(question.times):
+                self._send_error(session.routing, error, echo)
 
     def sweep(self) -> None:
-        """End the sessions that have been silent for too long."""
-        for session in self.sessions.silent(self._clock.monotonic()):
+        """End the sessions that have been silent for too long, and answer what has been open for too long."""
+        now_s = self._clock.monotonic()
+        for session in self.sessions.silent(now_s):
             self.counts.sessions_expired += 1
             log.info("session of %s was silent for too long", session.client or "a client")
             self._end(session)
+        for session in self.sessions:
+            for question in session.questions.overdue(now_s - ANSWER_WITHIN_S):
+                self._answer_for(session, question, _OVERDUE)
 
     def _end(self, session: Session) -> None:
         assert self._events is not None, "bind() was not called"
+        session.questions.forget()
         self._events.session_ended(session)
         self.sessions.end(session)
 
@@ -253,6 +305,9 @@ class Gateway:
         (a receipt, the answer to an open): where there is no room for it, the connection counts as lost. The client
         hears so with its next frame, and resumes.
         """
+        ref = header.get(Key.REF)
+        if ref is not None and not session.questions.answered(ref):
+            return Sent.OK  # it had its answer
         if session.routing is None:
             return Sent.GONE
         return self._send_to(session.routing, header, frames, may_wait=may_wait)
@@ -277,11 +332,20 @@ class Gateway:
 
     def send_error(self, session: Session, error: IsterError, echo: Header) -> Sent:
         """Answer with an error; `echo` holds what is to be repeated of REF, HANDLE, SEQUENCE, CLOSED."""
+        ref = echo.get(Key.REF)
+        if ref is not None and not session.questions.answered(ref):
+            return Sent.OK  # it had its answer
         if session.routing is None:
             return Sent.GONE
-        return self._answer_error(session.routing, echo, error)
+        return self._send_error(session.routing, error, echo)
 
     def _answer_error(self, routing: bytes, cause: Header, error: IsterError) -> Sent:
+        session = self.sessions.at(routing)
+        if session is not None:
+            return self.send_error(session, error, cause)
+        return self._send_error(routing, error, cause)
+
+    def _send_error(self, routing: bytes, error: IsterError, cause: Header) -> Sent:
         self.counts.errors_out += 1
         self.counts.by_code[error.code] = self.counts.by_code.get(error.code, 0) + 1
         header = {

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 from ister.errors import RemoteError
 from ister.wire import PROTOCOL_VERSION, Header, Key, Limit, Type
+from transport.questions import Questions
 
 State = Literal["absent", "opening", "producer", "consumer"]
 Action = Literal["open", "publish", "close", "credit", "ack", "ignore", "unknown", "in-use"]
@@ -28,7 +29,10 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("absent", Type.OPEN_CONSUMER): "open",
     ("absent", Type.PUBLISH): "unknown",
     ("absent", Type.CLOSE): "unknown",
-    ("absent", Type.CREDIT): "ignore",  # on its way while the handle was being closed
+    (
+        "absent",
+        Type.CREDIT,
+    ): "ignore",  # on its way while the handle was being closed; with a REF it is "unknown"
     ("absent", Type.ACK): "ignore",
     ("absent", Type.ACK_UNTIL): "ignore",
     ("absent", Type.NACK): "ignore",
@@ -62,6 +66,12 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("consumer", Type.EXTEND): "ack",
 }
 
+_WORDS: Final[dict[State, str]] = {
+    "absent": "not open at all",
+    "opening": "being opened",
+    "producer": "a producer's",
+    "consumer": "a consumer's",
+}
 HANDLE_FRAMES: Final = frozenset(kind for _, kind in HANDLE_TABLE)
 SESSION_FRAMES: Final = frozenset({Type.HELLO, Type.BYE, Type.PING, Type.REQUEST}) | HANDLE_FRAMES
 
@@ -94,6 +104,7 @@ class Session:
     heard_at_s: float
     handles: dict[int, Handle] = field(default_factory=dict)
     waiting: dict[int, Any] = field(default_factory=dict)  # the composition's own: who waits for room to send
+    questions: Questions = field(default_factory=Questions)  # about handles
 
 
 @dataclass(slots=True, frozen=True)
@@ -166,6 +177,8 @@ class Sessions:
                 )
             session = Session(self._new_token(), None, header.get(Key.CLIENT, "")[:200], now_s)
             self._by_token[session.token] = session
+        if session.routing != routing:  # what was asked on a connection that is gone is asked again
+            session.questions.forget()
         self.drop_routing(routing)
         if session.routing is not None:
             del self._by_routing[session.routing]
@@ -181,6 +194,10 @@ class Sessions:
             Key.HEARTBEAT: self.limits.heartbeat_ms,
             Key.RESUMED: resumed,
         }
+
+    def at(self, routing: bytes) -> Session | None:
+        """Return the session of this routing id, if there is one."""
+        return self._by_routing.get(routing)
 
     def of_routing(self, routing: bytes) -> Session:
         """Return the session of this routing id, or raise `RemoteError` hello-required."""
@@ -201,12 +218,14 @@ class Sessions:
         if handle is None:
             handle = Handle(session, number)
         action = HANDLE_TABLE[handle.state, kind]
-        if action == "unknown":
+        if action == "unknown" or (action == "ignore" and Key.REF in header):
             raise RemoteError(
-                "unknown-handle", f"handle {number} is not open for this (it is {handle.state})"
+                "unknown-handle", f"handle {number} is not open for this (it is {_WORDS[handle.state]})"
             )
         if action == "in-use":
-            raise RemoteError("handle-in-use", f"handle {number} is in use already (it is {handle.state})")
+            raise RemoteError(
+                "handle-in-use", f"handle {number} is in use already (it is {_WORDS[handle.state]})"
+            )
         if action == "open":
             self._check_open(session, handle, header)
         return action, handle
@@ -248,6 +267,7 @@ class Sessions:
     def end(self, session: Session) -> None:
         """Forget a session."""
         self._by_token.pop(session.token, None)
+        session.questions.forget()
         if session.routing is not None:
             self._by_routing.pop(session.routing, None)
             session.routing = None

@@ -100,6 +100,20 @@ def test_each_entry_is_what_step_does(state: State, kind: int) -> None:
         assert handle.state == ("opening" if action == "open" else state)
 
 
+@pytest.mark.parametrize(
+    ("state", "kind"), [entry for entry in sorted(HANDLE_TABLE) if HANDLE_TABLE[entry] == "ignore"]
+)
+def test_what_is_ignored_is_answered_where_it_is_a_question(state: State, kind: int) -> None:
+    """With a REF somebody waits: the handle is not open."""
+    sessions = sessions_of()
+    session = hello(sessions, b"a")
+    if state == "opening":
+        sessions.step(session, frame(Type.OPEN_CONSUMER))
+    with pytest.raises(RemoteError) as raised:
+        sessions.step(session, frame(kind) | {Key.REF: 5})
+    assert raised.value.code == "unknown-handle"
+
+
 # ---- hello -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,104 @@
+"""What a session was asked and has not answered yet, so that every frame with a REF is answered exactly once; pure.
+
+Whoever knows the answer sends it. What nobody answers, because the handle it was about is gone, or because whoever was
+to answer never does, is answered here: with an error. A late answer to that is dropped.
+
+Invariants
+- a question is open from `ask` until `answered` or `give_up`
+- an answer that comes after its question was given up is dropped, once
+- no more than `OPEN_MAX` questions are open: who asks more is refused
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ister.errors import RemoteError
+
+# Some 200 bytes each. Acknowledgments are answered in the turn in which they come, as long as the disk takes them.
+OPEN_MAX: Final = 10_000
+GIVEN_UP_MAX: Final = 10_000  # refs; an answer that is later than so many others is sent
+
+
+@dataclass(slots=True)
+class Question:
+    """A frame with a REF about a handle; `times` counts how often a client used that REF again meanwhile."""
+
+    ref: int
+    handle: object
+    kind: int  # the frame's type
+    asked_s: float
+    times: int = 1
+
+
+class Questions:
+    """The open questions of one session, the oldest first."""
+
+    __slots__ = ("_given_up", "_of_handle", "_open")
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[int, Question] = OrderedDict()
+        self._of_handle: dict[object, dict[int, Question]] = {}
+        self._given_up: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def ask(self, ref: int, handle: object, kind: int, now_s: float) -> None:
+        """Note a question. Raises `RemoteError` busy when too many are open already."""
+        known = self._open.get(ref)
+        if known is not None:
+            known.times += 1
+            return
+        if len(self._open) >= OPEN_MAX:
+            raise RemoteError(
+                "busy", f"{OPEN_MAX} questions of this session wait for an answer; wait for some of them"
+            )
+        question = self._open[ref] = Question(ref, handle, kind, now_s)
+        self._of_handle.setdefault(handle, {})[ref] = question
+
+    def answered(self, ref: int) -> bool:
+        """Note that the answer to a question is about to be sent; False where it must not be: it had one."""
+        question = self._open.get(ref)
+        if question is None:
+            return self._given_up.pop(ref, self) is self
+        question.times -= 1
+        if not question.times:
+            self._close(question)
+        return True
+
+    def left(self, handle: object, *, but: Sequence[int] = ()) -> list[Question]:
+        """Return what was asked about a handle and is open, except frames of the types `but`."""
+        return [question for question in self._of_handle.get(handle, {}).values() if question.kind not in but]
+
+    def overdue(self, before_s: float) -> list[Question]:
+        """Return what was asked before that time and is still open."""
+        found = []
+        for question in self._open.values():
+            if question.asked_s >= before_s:
+                break
+            found.append(question)
+        return found
+
+    def give_up(self, question: Question) -> None:
+        """Note that a question is answered with an error in the place of who should have."""
+        self._close(question)
+        self._given_up[question.ref] = None
+        if len(self._given_up) > GIVEN_UP_MAX:
+            self._given_up.popitem(last=False)
+
+    def forget(self) -> None:
+        """Owe nothing any more: the connection on which it was asked is gone, or the session is over."""
+        self._open.clear()
+        self._of_handle.clear()
+        self._given_up.clear()
+
+    def _close(self, question: Question) -> None:
+        del self._open[question.ref]
+        of_handle = self._of_handle[question.handle]
+        del of_handle[question.ref]
+        if not of_handle:
+            del self._of_handle[question.handle]
