@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,10 +81,10 @@ def run_broker(settings: Settings, on_ready: Callable[[BrokerReady], None]) -> N
     try:
         binds, endpoints = worker_addresses(settings)
         check_free(binds)
-        catalogue = Catalogue(f"{data}/{CATALOGUE_FILE}")
-        sweep_orphans(disk, data, catalogue)
-        with run_folder() as folder:
-            _run(settings, data, folder, catalogue, binds, endpoints, on_ready)
+        with closing(Catalogue(f"{data}/{CATALOGUE_FILE}")) as catalogue:
+            sweep_orphans(disk, data, catalogue)
+            with run_folder() as folder:
+                _run(settings, data, folder, catalogue, binds, endpoints, on_ready)
     finally:
         lock.release()
 

@@ -6,7 +6,7 @@ by `actors/supervisor.py` with a `Birth`, composes its actors in `ProcessSpec.ta
 
 Invariants:
 - `ps` shows what a process is: `ister: worker-0`.
-- Ctrl-C reaches the broker only; it asks its children to stop, with SIGTERM, in order.
+- Ctrl-C and SIGHUP concern the broker only; it asks its children to stop, with SIGTERM, in order.
 - A child never outlives the broker, even one killed with SIGKILL: the kernel kills it (Linux), and its loop watches
   the parent's sentinel (everywhere).
 - A process that can't do its work says so with a `CannotWork` mail and exit code 78; one that fails exits with 1.
@@ -251,6 +251,15 @@ def _only_wake(_number: int, _frame: object) -> None:
     """Do nothing: the byte in the wake-up pipe says it."""
 
 
+def has_terminal() -> bool:
+    """Say whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open(os.ctermid(), os.O_RDWR | os.O_NOCTTY))  # noqa: TID251 no file of the data folder
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def run_folder() -> Iterator[str]:
     """Make the folder of a broker's sockets, readable by its user only, and remove it at the end.
@@ -296,8 +305,9 @@ def name_process(node: str) -> None:
 def child_main(birth: Birth) -> None:
     """Be the child described by `birth`; the target of a spawned process. Ends with SystemExit."""
     spec = birth.spec
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked SIGINT while it started this process
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked them while it started this process
     name_process(spec.node)
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

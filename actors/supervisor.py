@@ -37,6 +37,7 @@ from actors.process import (
     Ready,
     SignalWatch,
     child_main,
+    has_terminal,
 )
 from actors.runtime import LoopActor, System, Timer, receives
 
@@ -118,7 +119,7 @@ class Spawner:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         # Blocked across the start, Ctrl-C can't end the child before it has said that it ignores it.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             process.start()
         finally:
@@ -184,7 +185,9 @@ class Supervisor(LoopActor):
     """Keeps the processes of `specs` running (runs in: the broker process).
 
     `on_all_up()` is called once, when every process has said Ready; `on_finished(exit code, reason)` when all have
-    ended after a stop; by default that ends the broker process. `signals`: take SIGINT and SIGTERM (main thread).
+    ended after a stop; by default that ends the broker process. `signals`: take SIGINT, SIGTERM and SIGHUP (main
+    thread). SIGHUP stops the broker when its terminal is gone, as the shell means it, and is otherwise only logged:
+    there is nothing to reload.
     """
 
     def __init__(
@@ -207,6 +210,7 @@ class Supervisor(LoopActor):
         self._starter: Starter = starter or Spawner()
         self._takes_signals = signals
         self._signals: SignalWatch | None = None
+        self._had_terminal = False
         self._on_all_up: Callable[[], None] | None = on_all_up
         self._on_finished = on_finished or (lambda exit_code, _reason: context.stop(exit_code))
         self._last_boot = context.boot
@@ -222,14 +226,21 @@ class Supervisor(LoopActor):
     def on_start(self) -> None:
         """Start all processes at once."""
         if self._takes_signals:
-            self._signals = SignalWatch(
-                self.loop,
-                (signal.SIGINT, signal.SIGTERM),
-                lambda number: self.ref.tell(StopProcesses(signal.Signals(number).name)),
-            )
+            self._had_terminal = has_terminal()
+            taken = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+                taken.append(signal.SIGHUP)
+            self._signals = SignalWatch(self.loop, taken, self._signalled)
         for node in self._nodes.values():
             self._start(node)
         self._tell_all_up()
+
+    def _signalled(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGHUP and not (self._had_terminal and not has_terminal()):
+            logger.info("SIGHUP: there is nothing to reload; SIGTERM stops the broker")
+            return
+        self.ref.tell(StopProcesses(name))
 
     def _start(self, node: _Node) -> None:
         self._last_boot = node.boot = max(self._last_boot + 1, self.clock.time_ms())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def test_what_a_deleted_topic_left_behind_is_deleted_at_the_next_start(tmp_path:
     leave(tmp_path, f"{topic_folder(topic.name)}.{bytes(16).hex()}")
     leave(tmp_path, "gone.00")
     sweep_orphans(LocalDisk(), str(tmp_path), catalogue)
+    catalogue.close()
     assert folders(tmp_path) == {f"{TOPICS_FOLDER}/{known}", f"{CURSORS_FOLDER}/{known}"}
     assert (tmp_path / TOPICS_FOLDER / known / "file").exists()
 
@@ -89,6 +91,7 @@ def test_a_catalogue_that_is_empty_deletes_nothing(tmp_path: Path, caplog: pytes
     leave(tmp_path, "orders.00")
     before = folders(tmp_path)
     with caplog.at_level(logging.WARNING):
-        sweep_orphans(LocalDisk(), str(tmp_path), Catalogue(str(tmp_path / "catalogue.sqlite")))
+        with closing(Catalogue(str(tmp_path / "catalogue.sqlite"))) as catalogue:
+            sweep_orphans(LocalDisk(), str(tmp_path), catalogue)
     assert folders(tmp_path) == before
     assert "left alone" in caplog.text

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ister.ownbroker import free_ports
 
 pytestmark = pytest.mark.process
 
@@ -187,6 +191,41 @@ def test_ctrl_c_stops_cleanly_and_a_second_one_at_once(broker: Callable[..., Bro
     assert time.monotonic() - began < 2
     assert all_gone_within(1, list(running.pids.values()))
     assert "KeyboardInterrupt" not in running.log
+
+
+def test_a_hang_up_ends_a_broker_only_with_its_terminal(broker: Callable[..., Broker]) -> None:
+    """SIGHUP to a broker without a terminal, or to one of its children, is no order to stop."""
+    running = broker(children={"worker-0": ["steady", 0], "tier": ["steady", 1]})
+    running.wait_for(all_up=...)
+    before = dict(running.pids)
+    os.killpg(running.pid, signal.SIGHUP)
+    while "nothing to reload" not in running.log:
+        time.sleep(0.01)
+    assert running.process.poll() is None
+    assert not any(gone(pid) for pid in before.values())
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
+    assert running.pids == before
+
+
+def test_a_broker_stops_in_order_when_its_terminal_is_gone(tmp_path: Path) -> None:
+    """A terminal window that is closed stops what was started in it, children too, and leaves nothing behind."""
+    child, terminal = pty.fork()
+    if child == 0:
+        log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 2)
+        command = [sys.executable, "-m", "ister", "serve", "--workers", "1", "--data", str(tmp_path / "data")]
+        os.execv(sys.executable, [*command, "--listen", f"tcp://127.0.0.1:{free_ports(1)}"])
+    shown = b""
+    while b"ister consume" not in shown:
+        shown += os.read(terminal, 4096)
+    pids = [int(pid) for pid in re.findall(rb"(?:broker|worker-0|tier) (\d+)", shown)]
+    assert len(pids) == 3
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert all_gone_within(5, pids)
+    assert "worker-0 stopped" in (tmp_path / "log").read_text()
 
 
 def test_ctrl_c_during_the_start_is_clean_too(broker: Callable[..., Broker]) -> None:
