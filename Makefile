@@ -11,7 +11,7 @@ FIRST  ?= 0
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench crash sim serve clean python-version
+.PHONY: help demo test quick check bench crash sim serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -21,8 +21,13 @@ help: ## list what can be made
 demo: $(STAMP) ## start a broker, stream real files through it, kill a worker, verify every byte
 	@$(BIN)/ister demo $(ARGS)
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run all the tests (some 6 minutes on two cores)
+	@echo "all the tests: some 6 minutes on two cores; make quick has an answer within one" >&2
 	@$(BIN)/python -m pytest $(ARGS)
+
+quick: $(STAMP) ## run the tests that start no process, to the first failure (less than a minute)
+	@HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -q -x -m "not process and not slow and not gcs" \
+	  tests/ister tests/transport tests/storage tests/actors $(ARGS)
 
 check: $(STAMP) ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
@@ -43,7 +48,7 @@ serve: $(STAMP) ## start a broker with its data in ./data
 	@$(BIN)/ister serve $(ARGS)
 
 clean: ## remove the environment and every cache (not ./data)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find ister actors transport storage tests benchmarks clients -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python-version:
