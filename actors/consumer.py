@@ -175,8 +175,7 @@ class Consumer(LoopActor):
 
     def _is_lost(self) -> bool:
         """Say whether the client fell silent, rather than close the consumer or say goodbye."""
-        silent_s = self.clock.monotonic() - self._handle.session.heard_at_s
-        return silent_s * 1000 >= self._gateway.sessions.limits.session_timeout_ms
+        return self._handle.session.lost
 
     def _credit(self, header: Header) -> tuple[int, int]:
         limits = self._gateway.sessions.limits

@@ -122,6 +122,7 @@ class Worker:
             credit_bytes_max=settings.protocol.consumer_credit_bytes_max,
             heartbeat_ms=settings.protocol.heartbeat_ms,
             sessions_max=settings.protocol.sessions_max,
+            resume_within_ms=settings.protocol.resume_within_ms,
         )
         sessions = Sessions(context.boot, self._limits, lambda: secrets.token_bytes(16))
         self.gateway = Gateway(context.zmq, context.clock, sessions)
@@ -300,4 +301,5 @@ def run_worker(context: ProcessContext) -> None:
     worker = Worker(context, given)
     worker.gateway.bind(given.bind, worker.frontend)
     context.loop.watch(worker.gateway.socket, worker.gateway.receive)
+    context.loop.watch(worker.gateway.watch_connections(), worker.gateway.read_connections)
     context.ready(given.endpoint)

@@ -59,6 +59,7 @@ EVENTS_MAX: Final = 256  # kept for a program that never looks at them
 # broker knows who reads, and a frame for many messages.
 CREDIT_BACK_MESSAGES: Final = 256
 CREDIT_BACK_BYTES: Final = 256 << 10
+BUSY_S: Final = 0.5  # how often whoever waits for an Exclusive place asks for it, at least
 
 
 class Attachment:
@@ -79,8 +80,12 @@ class Attachment:
         callbacks: deque[Callable[[], Any]],
         on_event: Callable[[Event], Any] | None,
         force: bool = False,
+        patient: bool = False,
     ) -> None:
-        """`callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock."""
+        """`patient`: wait for the place of whoever has an Exclusive subscription.
+
+        `callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock.
+        """
         self.replier: Callable[..., Any] | None = None  # sends the reply to a message that came here
         self._turns: OrderedDict[Attachment, None] | None = None  # where it lines up when there is something
         self.handle = handle
@@ -118,6 +123,7 @@ class Attachment:
         self._start = start
         self._next: int | None = None  # of a reader: the first offset that was not handed out
         self._force = force
+        self._patient = patient
         self._priority = priority
         self._arguments = arguments
         self._credit_messages = credit_messages
@@ -196,14 +202,21 @@ class Attachment:
     def _on_refusal(self, header: wire.Header, now: float) -> None:
         error = remote_error(header)
         fatal = error.action != "retry" and error.code != "unknown-handle"
-        if fatal or (error.code == "subscription-busy" and not self.opened):
+        if error.code == "subscription-busy" and not self.opened:
+            if not self._patient:
+                self.fail(busy(error))
+            else:
+                self.postpone(busy(error), now + min(BUSY_S, self._back_off_s()))
+        elif fatal:
             self.fail(error)
-            return
-        self._again(error, now)
+        else:
+            self._again(error, now)
 
     def _again(self, error: IsterError, now: float) -> None:
-        jitter = 0.5 if self.session is None else self.session.jitter()
-        self.postpone(error, now + back_off_s(self._failures, jitter))
+        self.postpone(error, now + self._back_off_s())
+
+    def _back_off_s(self) -> float:
+        return back_off_s(self._failures, 0.5 if self.session is None else self.session.jitter())
 
     def postpone(self, error: IsterError, due: float) -> None:
         """Open again at that time."""
@@ -527,6 +540,12 @@ class Attachment:
             return False
         self.phase = then
         return True
+
+
+def busy(error: RemoteError) -> RemoteError:
+    """Say of an Exclusive subscription that somebody has it what this program can do about that."""
+    hint = "force=True takes it over, timeout= waits for it"
+    return RemoteError(error.code, f"{error.text} ({hint})", error.action)
 
 
 def _part(credit: int, least: int) -> int:

@@ -187,7 +187,8 @@ class Client(Administration):
         """Open a consumer; a subscription that does not exist is created.
 
         `start` ("latest" by default, "earliest", an offset or a `datetime`) and the options count only then. With
-        `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`. `priority` orders the
+        `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`; without, the answer is
+        `subscription-busy`: at once, or when a `timeout` that was given was not enough. `priority` orders the
         consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
         been looked at. `on_event(event)` is called from whatever thread reads the news; keep it short.
         Raises `RemoteError` (`unknown-topic`, `subscription-busy`, `subscription-type`, ...), `TimeoutExpiredError`.
@@ -210,6 +211,7 @@ class Client(Administration):
                     credit_bytes=credit_bytes,
                     settings=requests.subscription_settings(options),
                     on_event=on_event,
+                    patient=timeout is not None,
                 ),
                 timeout,
             )
@@ -224,6 +226,7 @@ class Client(Administration):
             credit_bytes=credit_bytes,
             settings=requests.subscription_settings(options),
             on_event=on_event,
+            patient=timeout is not None,
         )
         self._open(Plan(consumer.attachment, f"consumer of {subscription!r} of topic {topic!r}"), timeout)
         return consumer
@@ -241,6 +244,7 @@ class Client(Administration):
         credit_bytes: int,
         settings: dict[str, Any],
         on_event: Callable[[Event], Any] | None,
+        patient: bool = False,
     ) -> Consumer:
         """Begin to open a consumer; used by `consumer` here and in `ister.aio`."""
         arguments.text(topic, "a topic's name")
@@ -264,6 +268,7 @@ class Client(Administration):
             callbacks=network.callbacks,
             on_event=on_event,
             force=force,
+            patient=patient,
         )
         return self._attached(Consumer(network, attachment))
 
@@ -415,6 +420,8 @@ class Client(Administration):
         """Raise if a producer or consumer could not be opened."""
         plan.check()
         if not answered:
+            if plan.handle.trouble is not None and plan.handle.trouble.code == "subscription-busy":
+                raise plan.handle.trouble
             session = plan.handle.session
             trouble = plan.handle.trouble or (None if session is None else session.trouble)
             raise TimeoutExpiredError(

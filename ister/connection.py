@@ -118,6 +118,7 @@ class Connection:
         self.away = False  # the background thread leaves the socket to others for a moment
         self.background_until = 0.0  # when the background thread looks again by itself
         self.closed = False
+        self.cut_short = False  # by an exception on this side; the broker knows its session still
         self.leaving = False  # its producers and consumers are being taken elsewhere; then it is closed
         self.fds: tuple[int, ...] = ()
         self._at = 0
@@ -222,6 +223,7 @@ class Connection:
             self._connect(now)
         if session.phase == "ready":
             self._failures = 0
+            self.cut_short = False
 
     def deadline(self) -> float:
         """When `service` is wanted next, if nothing comes."""
@@ -233,6 +235,7 @@ class Connection:
             mend = getattr(handle, "mend", None)
             if mend is not None:
                 mend()
+        self.cut_short = True
         self._give_up(ConnectionLostError(f"interrupted by {type(error).__name__}"))
 
     def _give_up(self, reason: IsterError) -> None:

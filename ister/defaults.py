@@ -126,6 +126,15 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "Silence after which a session ends and what its consumers hold is given to others; longer survives more.",
         ),
     ] = 15_000
+    resume_within_ms: Annotated[
+        int,
+        _number(
+            "ms",
+            0,
+            3_600_000,
+            "How long a session whose connection was closed may be resumed; its client tries at least every 2 s.",
+        ),
+    ] = 3_000
     sessions_max: Annotated[
         int,
         _number(

@@ -28,6 +28,9 @@ from ister.session import Handle
 
 MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off
 MOVES_WITHIN_S: Final = 1.0  # what counts as in a row
+GOODBYE_S: Final = (
+    1.0  # how long a connection that was cut short may take to come back when the client is closed
+)
 
 
 class User(Protocol):
@@ -283,6 +286,8 @@ class Network:
 
     def close(self) -> None:
         """Close every connection and wait for their threads."""
+        if not self.closed and not self.forked:
+            self._come_back_for_goodbye()
         with self.lock:
             if self.closed or self.forked:
                 return
@@ -298,6 +303,20 @@ class Network:
             wake.close()
         self._wakes.clear()
         _live.discard(self)
+
+    def _come_back_for_goodbye(self) -> None:
+        """Where an exception (Ctrl-C) cut a connection short: make it anew, for nothing but to say BYE.
+
+        Else what this client had at the broker would stay its own until its session ends there.
+        """
+
+        def are_back() -> bool:
+            return not any(
+                each.cut_short and each.session.phase in ("idle", "greeting") for each in self._connections
+            )
+
+        if not are_back():
+            self.wait_anywhere(are_back, self.clock.monotonic() + GOODBYE_S)
 
     def after_fork(self) -> None:
         """In the child: nothing of this can be used, and nothing may hang when it is tried."""

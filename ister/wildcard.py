@@ -219,6 +219,8 @@ class WildcardConsumer(Consumer):
                 if attachment.error.code not in GONE:
                     raise _about(topic, attachment.error)
             elif not attachment.opened:
+                if attachment.trouble is not None and attachment.trouble.code == "subscription-busy":
+                    raise _about(topic, attachment.trouble)
                 waiting += 1
         if waiting:
             raise TimeoutExpiredError(

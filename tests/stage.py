@@ -174,6 +174,7 @@ class StagedRouter:
         self.out: dict[bytes, deque[list[bytes]]] = {}  # by routing id of those connected
         self.full: set[bytes] = set()
         self.on_send: Callable[[bytes, list[bytes]], None] = lambda _routing, _parts: None
+        self.on_closed: Callable[[bytes], None] = lambda _routing: None  # a connection: what a monitor tells
 
     def setsockopt(self, *_option: Any) -> None:
         """Take an option."""
@@ -245,9 +246,14 @@ class StagedClient(Speaker):
         self.router.out[self.routing] = deque()
 
     def disconnect(self) -> None:
-        """Lose the connection: what was on its way to this client is gone."""
+        """Lose the connection, unnoticed as yet: what was on its way to this client is gone."""
         self.router.out.pop(self.routing, None)
         self.unread.clear()
+
+    def die(self) -> None:
+        """Be killed: the kernel closes the connection."""
+        self.disconnect()
+        self.router.on_closed(self.routing)
 
     def reconnect(self, *, resume: bool = True) -> Frame:
         """Connect again and say hello."""
@@ -379,6 +385,7 @@ class Stage:
 
         system.on_actor_failure = on_failure
         worker.gateway.bind("staged", worker.frontend)
+        router.on_closed = worker.gateway.connection_closed
         self.loop.watch(cast(Any, router), worker.gateway.receive)
         self._tell_all(NodeUp(node, boot, 1, self.endpoints[number]))
         for other in self.workers:

@@ -9,7 +9,8 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -29,6 +30,7 @@ from ister.wire import (
     encode_header,
     pack_lengths,
 )
+from transport.connections import Connections
 from transport.questions import Question
 from transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 
@@ -117,6 +119,11 @@ class Gateway:
         self.counts = GatewayCounts()
         self._clock = clock
         self._events: GatewayEvents | None = None
+        self._context = context
+        self._connections: Connections[Session] = Connections()
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._read: Callable[[], list[bytes]] = self._read_message
+        self._descriptor: int | None = None  # over which connection the message came that is being taken
         router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.ROUTER_HANDOVER, 0)
@@ -146,21 +153,83 @@ class Gateway:
 
     def close(self) -> None:
         """Close the socket at once."""
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
         self.socket.close(linger=0)
+
+    # ---- connections that are closed ----------------------------------------------------------------------------
+
+    def watch_connections(self) -> zmq.Socket[bytes]:
+        """Be told of connections that are closed; return the socket that `read_connections` reads when it can."""
+        address = f"inproc://gateway-{id(self)}"
+        self.socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
+        # ZeroMQ's I/O thread waits for room where there is none: it must not, while this loop does something else.
+        monitor.setsockopt(zmq.RCVHWM, 0)
+        monitor.setsockopt(zmq.LINGER, 0)
+        monitor.connect(address)
+        self._monitor = monitor
+        self._read = self._read_with_descriptor
+        return monitor
+
+    def read_connections(self) -> None:
+        """Take what the monitor tells."""
+        monitor = self._monitor
+        while monitor is not None:
+            try:
+                told = monitor.recv_multipart(zmq.NOBLOCK)[0]
+            except zmq.Again:
+                return
+            event = int.from_bytes(told[:2], sys.byteorder)
+            descriptor = int.from_bytes(told[2:6], sys.byteorder)
+            if event == zmq.EVENT_ACCEPTED:
+                self._connections.accepted(descriptor)
+            elif event == zmq.EVENT_DISCONNECTED:
+                gone = self._connections.closed(descriptor)
+                if gone is not None:
+                    self._connection_closed(*gone)
+
+    def _connection_closed(self, session: Session, routing: bytes) -> None:
+        """A session has no connection any more: it has a while to come back."""
+        self.sessions.orphan(session, routing, self._clock.monotonic())
+
+    def connection_closed(self, routing: bytes) -> None:
+        """The connection with this routing id is closed: where there is no monitor to tell."""
+        session = self.sessions.at(routing)
+        if session is not None:
+            self._connection_closed(session, routing)
 
     # ---- in -----------------------------------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Take what has come in, at most `RECEIVE_MAX` messages."""
-        receive = self.socket.recv_multipart
+        receive = self._read
         now_s = self._clock.monotonic()
         for _ in range(RECEIVE_MAX):
             try:
-                parts = receive(zmq.NOBLOCK)
+                parts = receive()
             except zmq.Again:
                 return
             self.counts.frames_in += 1
             self._take(parts, now_s)
+
+    def _read_message(self) -> list[bytes]:
+        return self.socket.recv_multipart(zmq.NOBLOCK)
+
+    def _read_with_descriptor(self) -> list[bytes]:
+        """Read a message; of one that begins a conversation, note over which connection it came."""
+        socket = self.socket
+        parts = [socket.recv(zmq.NOBLOCK)]
+        self._descriptor = None
+        if self.sessions.at(parts[0]) is None and socket.getsockopt(zmq.RCVMORE):
+            header = socket.recv(zmq.NOBLOCK, copy=False)
+            self._descriptor = int(header.get(zmq.SRCFD))
+            parts.append(header.bytes)
+        while socket.getsockopt(zmq.RCVMORE):
+            parts.append(socket.recv(zmq.NOBLOCK))
+        return parts
 
     def _take(self, parts: list[bytes], now_s: float) -> None:
         routing, body = parts[0], parts[2:]
@@ -187,10 +256,7 @@ class Gateway:
         if kind not in SESSION_FRAMES:
             raise RemoteProtocolError(f"frame type {kind} is the broker's, not a client's")
         if kind == Type.HELLO:
-            before, welcome = self.sessions.hello(routing, header, now_s)
-            if before is not None:  # or a client that says nothing but hello would use up all sessions
-                self._end(before)
-            self._send_to(routing, welcome)
+            self._hello(routing, header, now_s)
             return
         session = self.sessions.of_routing(routing)
         session.heard_at_s = now_s
@@ -221,6 +287,17 @@ class Gateway:
             self._end(session)
         else:
             self._handle_frame(session, header)
+
+    def _hello(self, routing: bytes, header: Header, now_s: float) -> None:
+        self.read_connections()  # first: a descriptor that was closed may be used again
+        before, welcome = self.sessions.hello(routing, header, now_s)
+        if before is not None:  # or a client that says nothing but hello would use up all sessions
+            self._end(before)
+        if self._descriptor is not None:
+            session = self.sessions.of_routing(routing)
+            for gone in self._connections.greeted(self._descriptor, session, routing):
+                self._connection_closed(*gone)
+        self._send_to(routing, welcome)
 
     def _handle_frame(self, session: Session, header: Header) -> None:
         events = self._events
@@ -278,11 +355,24 @@ class Gateway:
                 self._send_error(session.routing, error, echo)
 
     def sweep(self) -> None:
-        """End the sessions that have been silent for too long, and answer what has been open for too long."""
+        """End the sessions that have been silent for too long, and those that were not resumed in time.
+
+        And answer what has been open for too long.
+        """
         now_s = self._clock.monotonic()
-        for session in self.sessions.silent(now_s):
+        limits = self.sessions.limits
+        for session in self.sessions.lost(now_s):
             self.counts.sessions_expired += 1
-            log.info("session of %s was silent for too long", session.client or "a client")
+            who = session.client or "a client"
+            if session.orphaned_at_s is None:
+                log.info("session of %s was silent for %d ms: it is over", who, limits.session_timeout_ms)
+            else:
+                log.info(
+                    "session of %s is over: its connection was closed, and it was not resumed within %d ms",
+                    who,
+                    limits.resume_within_ms,
+                )
+            session.lost = True
             self._end(session)
         for session in self.sessions:
             for question in session.questions.overdue(now_s - ANSWER_WITHIN_S):
@@ -325,7 +415,7 @@ class Gateway:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self.sessions.drop_routing(routing)
+            self.sessions.unreachable(routing)
             return Sent.GONE
         self.counts.frames_out += 1
         return Sent.OK

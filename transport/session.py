@@ -96,12 +96,19 @@ class Handle:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client's conversation; `routing` is None while its connection is known to be gone."""
+    """One client's conversation; `routing` is None while nothing can be sent to it.
+
+    `heard_over` is the routing id of the connection it was begun or resumed over last: what was said there before the
+    end may be read after it.
+    """
 
     token: bytes
     routing: bytes | None
     client: str
     heard_at_s: float
+    orphaned_at_s: float | None = None  # since when its connection is known to be closed
+    heard_over: bytes = b""
+    lost: bool = False  # it ended without a goodbye: what its consumers held has failed there
     handles: dict[int, Handle] = field(default_factory=dict)
     waiting: dict[int, Any] = field(default_factory=dict)  # the composition's own: who waits for room to send
     questions: Questions = field(default_factory=Questions)  # about handles
@@ -121,6 +128,7 @@ class SessionLimits:
     credit_bytes_max: int
     heartbeat_ms: int
     sessions_max: int
+    resume_within_ms: int = 3_000
 
     def as_map(self) -> dict[int, int]:
         """Return the map of LIMITS in WELCOME."""
@@ -180,10 +188,11 @@ class Sessions:
         if session.routing != routing:  # what was asked on a connection that is gone is asked again
             session.questions.forget()
         self.drop_routing(routing)
-        if session.routing is not None:
-            del self._by_routing[session.routing]
-        session.routing = routing
+        if self._by_routing.get(session.heard_over) is session:
+            del self._by_routing[session.heard_over]
+        session.routing = session.heard_over = routing
         session.heard_at_s = now_s
+        session.orphaned_at_s = None
         self._by_routing[routing] = session
         return None if before is session else before, {
             Key.TYPE: Type.WELCOME,
@@ -264,15 +273,35 @@ class Sessions:
         if session is not None:
             session.routing = None
 
+    def unreachable(self, routing: bytes) -> None:
+        """Note that there is no connection with this routing id; what came over it is heard nevertheless."""
+        session = self._by_routing.get(routing)
+        if session is not None:
+            session.routing = None
+
     def end(self, session: Session) -> None:
         """Forget a session."""
         self._by_token.pop(session.token, None)
         session.questions.forget()
-        if session.routing is not None:
-            self._by_routing.pop(session.routing, None)
-            session.routing = None
+        if self._by_routing.get(session.heard_over) is session:
+            del self._by_routing[session.heard_over]
+        session.routing = None
 
-    def silent(self, now_s: float) -> list[Session]:
-        """Return the sessions that were silent for longer than the session timeout."""
-        oldest = now_s - self.limits.session_timeout_ms / 1000
-        return [session for session in self._by_token.values() if session.heard_at_s < oldest]
+    def orphan(self, session: Session, routing: bytes, now_s: float) -> None:
+        """Note that a session's connection is closed, unless it has been resumed over another.
+
+        What it said before may still be read, and does not prolong it.
+        """
+        if session.heard_over == routing and session.orphaned_at_s is None:
+            session.orphaned_at_s = now_s
+
+    def lost(self, now_s: float) -> list[Session]:
+        """Return the sessions that were silent for too long, or orphaned for too long."""
+        silent_since = now_s - self.limits.session_timeout_ms / 1000
+        orphaned_since = now_s - self.limits.resume_within_ms / 1000
+        return [
+            session
+            for session in self._by_token.values()
+            if session.heard_at_s < silent_since
+            or (session.orphaned_at_s is not None and session.orphaned_at_s < orphaned_since)
+        ]

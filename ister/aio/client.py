@@ -81,6 +81,7 @@ class Client(Conversation):
                 credit_bytes=credit_bytes,
                 settings=requests.subscription_settings(options),
                 on_event=self._in_loop(on_event),
+                patient=timeout is not None,
             )
 
         async def opened() -> Consumer:

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import click
 
-from ister.cli.outcome import INTERRUPTED, PIPE_CLOSED, exit_code_of, print_error
+from ister.cli.ending import EndedError
+from ister.cli.outcome import HUNG_UP, INTERRUPTED, PIPE_CLOSED, exit_code_of, print_error
 from ister.errors import IsterError
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -32,6 +33,8 @@ class Command(click.Command):
             ctx.exit(exit_code_of(error))
         except BrokenPipeError:
             ctx.exit(PIPE_CLOSED)
+        except EndedError as ended:
+            ctx.exit(ended.exit_code)
         except KeyboardInterrupt:
             if sys.stderr.isatty():
                 print(file=sys.stderr)  # below the terminal's own ^C
@@ -73,7 +76,7 @@ def run(command: click.Command) -> None:
     """Run the command line of this process, and exit."""
     try:
         code = command.main(prog_name="ister", standalone_mode=False)
-        if code != PIPE_CLOSED:
+        if code not in (PIPE_CLOSED, HUNG_UP):
             sys.stdout.flush()
     except click.ClickException as error:
         error.show()
@@ -82,7 +85,7 @@ def run(command: click.Command) -> None:
         code = INTERRUPTED
     except BrokenPipeError:
         code = PIPE_CLOSED
-    if code == PIPE_CLOSED:
+    if code in (PIPE_CLOSED, HUNG_UP):
         # the interpreter flushes stdout once more at its end: let that go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0)

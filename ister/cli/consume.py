@@ -55,7 +55,8 @@ Without --follow it ends when everything has been handed out and nothing came fo
 What is to be delivered later is not waited for.
 With a subscription, messages are acknowledged once they are written to stdout; without one, nothing is.
 
-Exit codes: 0 done; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 130 Ctrl-C; 141 stdout was closed."""
+Exit codes: 0 done; 1 refused; 2 wrong usage; 69 no broker there; 75 try again; 130 Ctrl-C; 129 and 143 SIGHUP and
+SIGTERM (it leaves in order, as with Ctrl-C); 141 stdout was closed."""
 
 
 @click.command(cls=Command, epilog=_HELP_END)
@@ -123,6 +124,7 @@ def consume(
             force=force,
             credit_messages=credit,
             on_event=_tell,
+            timeout=timeout,
         ) as receiver:
             _print(client, receiver, count, follow, as_json)
             receiver.flush(timeout)

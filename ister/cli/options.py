@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ister.cli.ending import ending_in_order
 from ister.cli.times import Position
 from ister.errors import UsageError
 from ister.names import check_subscription_name, check_topic_name, is_pattern, topic_pattern
@@ -120,5 +121,5 @@ def connected(endpoint: str, timeout: float) -> Iterator[Client]:
     """Give a client of the broker at `endpoint`; raises `ConnectionLostError` when none answers in `timeout` s."""
     import ister
 
-    with ister.connect(endpoint, timeout=timeout) as client:
+    with ending_in_order(), ister.connect(endpoint, timeout=timeout) as client:
         yield client

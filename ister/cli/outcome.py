@@ -31,12 +31,13 @@ ADDRESS_IN_USE: Final = 71  # EX_OSERR
 CANNOT_WRITE: Final = 73  # EX_CANTCREAT
 TRY_AGAIN: Final = 75  # EX_TEMPFAIL
 CONFIGURATION: Final = 78  # EX_CONFIG
+HUNG_UP: Final = 129  # 128 + SIGHUP: the terminal is gone
 INTERRUPTED: Final = 130  # 128 + SIGINT, what a shell says of Ctrl-C
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, what a shell says of a writer nobody reads
 
 EXIT_CODES_HELP: Final = (
     "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 69 no broker there; 75 try again later; "
-    "78 a setting is wrong; 130 Ctrl-C."
+    "78 a setting is wrong; 130 Ctrl-C; 129 and 143 SIGHUP and SIGTERM."
 )
 
 # What helps most often, by code; other errors get the sentence of their action.

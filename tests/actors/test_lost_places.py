@@ -124,3 +124,37 @@ def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
     actor._fetch(0)
     stage.advance(31)
     assert len(asked) == 2
+
+
+def test_the_place_of_a_consumer_that_was_killed_is_free_soon(make_stage: Callable[..., Stage]) -> None:
+    """Its closed connection tells: after a short while, not when its session times out; and what it held has failed."""
+    stage = make_stage(protocol__session_timeout_ms=3_600_000, protocol__resume_within_ms=2_000)
+    scene = Scene(stage, type="exclusive")
+    first = scene.consumer()
+    scene.publish(b"0")
+    assert offsets(first) == [0]
+    first.die()
+    stage.advance(1.9)
+    second = stage.at_subscription("orders", "s")
+    assert second.open_consumer(1, "orders", "s", "exclusive").code == "subscription-busy"
+    stage.advance(1.2)
+    assert second.open_consumer(2, "orders", "s", "exclusive").kind == Type.OPENED
+    assert heard(second) == [(0, b"0", 2)]
+
+
+def test_a_connection_that_broke_costs_nothing_when_the_client_comes_back(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """The session is resumed: what it held is its own, and no attempt has failed."""
+    stage = make_stage(protocol__session_timeout_ms=3_600_000, protocol__resume_within_ms=2_000)
+    scene = Scene(stage, type="exclusive")
+    client = scene.consumer()
+    scene.publish(b"0")
+    assert offsets(client) == [0]
+    client.die()
+    stage.advance(1.5)
+    assert client.reconnect().header[Key.RESUMED]
+    client.ack(1, (0, 1))
+    stage.advance(3_000)
+    assert scene.shown()["consumers"] == 1
+    assert scene.shown()["pending"] == []

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ister.client import connect
+from ister.errors import RemoteError
+from ister.ownbroker import OwnBroker
 from tests.cli.conftest import Ister
 
 pytestmark = pytest.mark.process
@@ -169,3 +172,89 @@ def test_a_pattern_is_consumed_like_a_topic(ister: Ister) -> None:
     wrong = ister("consume", "pattern*", "-s", "s")
     assert (wrong.returncode, b"whole part" in wrong.stderr) == (2, True)
     assert ister("consume", "pattern/*").returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whoever_is_asked_to_end_leaves_its_place_at_once(
+    ister: Ister, broker: OwnBroker, number: signal.Signals
+) -> None:
+    """A service manager's SIGTERM and a terminal that is closed are no reason to keep an Exclusive place busy."""
+    topic = f"ended/{number.name}"
+    ister("produce", topic, "--create", stdin=b"a\n")
+    command = [sys.executable, "-m", "ister", "consume", topic, "-s", "s", "--type", "exclusive"]
+    command += ["--start", "earliest", "--follow"]
+    with connect(broker.endpoint) as client:
+        for _ in range(2):
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                assert process.stdout.readline() == b"a\n"
+                process.send_signal(number)
+                assert process.wait(20) == 128 + number
+                assert process.stderr.read() == b""
+            client.consumer(topic, "s").close()
+            client.seek(topic, "s", "earliest")
+
+
+def test_a_signal_in_the_middle_of_the_work_leaves_the_place_too(ister: Ister, broker: OwnBroker) -> None:
+    """Wherever it hits, also where frames are being moved: nobody has to wait for a session to end."""
+    ister("topic", "create", "ended/busy")
+    command = [sys.executable, "-m", "ister", "consume", "ended/busy", "-s", "s", "--type", "exclusive"]
+    command += ["--start", "earliest", "--follow"]
+    with connect(broker.endpoint) as client, client.producer("ended/busy") as producer:
+        for _ in range(5):
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                for _ in range(200):
+                    producer.send_batch([b"x" * 100] * 100)
+                producer.flush(20)
+                for _ in range(500):
+                    process.stdout.readline()
+                process.send_signal(signal.SIGTERM)
+                _, told = process.communicate(timeout=30)
+                assert process.returncode == 143
+                assert told == b""
+            client.consumer("ended/busy", "s").close()
+
+
+def test_nohup_is_obeyed(ister: Ister) -> None:
+    """A signal that is ignored when the command starts stays ignored."""
+    ister("produce", "nohup", "--create", stdin=b"a\n")
+    command = [
+        "nohup",
+        sys.executable,
+        "-m",
+        "ister",
+        "consume",
+        "nohup",
+        "-s",
+        "s",
+        "--start",
+        "earliest",
+        "-f",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"a\n"
+        process.send_signal(signal.SIGHUP)
+        ister("produce", "nohup", stdin=b"b\n")
+        assert process.stdout.readline() == b"b\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 143
+
+
+def test_a_consumer_that_was_killed_can_come_back_soon(ister: Ister, broker: OwnBroker) -> None:
+    """Its connection was closed by the kernel: the broker need not wait for the session to time out (15 s)."""
+    ister("produce", "killed", "--create", stdin=b"a\n")
+    command = [sys.executable, "-m", "ister", "consume", "killed", "-s", "s", "--type", "exclusive"]
+    command += ["--start", "earliest", "--follow"]
+    with connect(broker.endpoint) as client:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"a\n"
+            with pytest.raises(RemoteError, match="force=True"):
+                client.consumer("killed", "s", timeout=0.5)
+            process.kill()
+        with client.consumer("killed", "s", timeout=12) as consumer:
+            assert consumer.position <= 1

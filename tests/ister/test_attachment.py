@@ -290,6 +290,21 @@ def test_a_busy_subscription_is_told_at_once(talk: Talk) -> None:
     assert isinstance(attachment.error, RemoteError)
 
 
+def test_a_busy_subscription_is_waited_for_by_who_said_so(talk: Talk) -> None:
+    """Asked for again and again, at least every half second, until there is room; the reason says what else to do."""
+    talk.welcome()
+    attachment = talk.consumer(patient=True)
+    for _ in range(8):
+        [opening] = [said for said in talk.said() if said[Key.TYPE] == Type.OPEN_CONSUMER]
+        talk.refuse("subscription-busy", "retry", REF=opening[Key.REF], HANDLE=2, CLOSED=True)
+        assert attachment.phase == "waiting"
+        assert attachment.trouble is not None
+        assert "force=True" in attachment.trouble.text
+        talk.later(0.5)
+    talk.opened()
+    assert attachment.phase == "open"
+
+
 def test_a_busy_subscription_is_waited_for_after_a_reconnect(talk: Talk) -> None:
     """The place is still held by what this consumer was before."""
     attachment = opened(talk)

@@ -235,10 +235,24 @@ def test_a_second_exclusive_consumer_is_refused(broker: testing.Broker, client: 
     """At once, with the code; and it gets the place when the first has left."""
     with ister.connect(broker.endpoint, timeout=5) as other:
         with client.consumer("orders", subscription="s"):
-            with pytest.raises(RemoteError) as caught:
-                other.consumer("orders", subscription="s")
-            assert caught.value.code == "subscription-busy"
+            for timeout in (None, 0.2):
+                with pytest.raises(RemoteError, match="force=True") as caught:
+                    other.consumer("orders", subscription="s", timeout=timeout)
+                assert caught.value.code == "subscription-busy"
         other.consumer("orders", subscription="s").close()
+
+
+def test_a_second_exclusive_consumer_waits_for_the_place(
+    broker: testing.Broker, client: ister.Client
+) -> None:
+    """As long as `timeout` says."""
+    with ister.connect(broker.endpoint, timeout=5) as other:
+        first = client.consumer("orders", subscription="s")
+        timer = threading.Timer(0.3, first.close)
+        timer.start()
+        with other.consumer("orders", subscription="s", timeout=20) as second:
+            assert second.position == 0
+        timer.join()
 
 
 def test_failover_tells_who_is_active(broker: testing.Broker, client: ister.Client) -> None:

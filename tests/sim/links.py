@@ -146,7 +146,12 @@ class Link:
         if self.alive:
             self.alive = False
             self.router.links.pop(self.routing, None)
+            self.network.after(self.network.random.choice((0.0, 0.0, 0.01)), self._tell_router)
             self.dealer.on_broken()
+
+    def _tell_router(self) -> None:
+        if self.router.alive:
+            self.router.on_closed(self.routing)
 
 
 class Monitor:

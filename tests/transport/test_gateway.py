@@ -92,6 +92,7 @@ class Served:
         self.gateway = Gateway(self.context, SystemClock(), sessions)
         self.heard = Heard(self.gateway)
         self.gateway.bind("tcp://127.0.0.1:*", self.heard)
+        self.gateway.watch_connections()
         self.endpoint = self.gateway.socket.get_string(zmq.LAST_ENDPOINT)
         self.clients: list[ServedClient] = []
 
@@ -119,6 +120,7 @@ class ServedClient(RawClient):
     def take(self, timeout_s: float) -> list[bytes] | None:
         until = time.monotonic() + timeout_s
         while True:
+            self.served.gateway.read_connections()
             self.served.gateway.receive()
             if self.socket.poll(1):
                 return self.socket.recv_multipart()
@@ -145,6 +147,96 @@ def served() -> Iterator[Served]:
     served = Served()
     yield served
     served.close()
+
+
+def until(served: Served, so: Callable[[], object]) -> None:
+    """Let the gateway work until something is so."""
+    patience = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < patience, "it never is so"
+        served.gateway.read_connections()
+        served.gateway.receive()
+        served.gateway.sweep()
+        time.sleep(0.001)
+
+
+# ---- connections that are closed -------------------------------------------------------------------------------
+
+
+def test_a_client_that_is_gone_without_a_word_loses_its_session_soon() -> None:
+    """Its connection tells, long before the session times out; and it counts as lost."""
+    served = Served(session_timeout_ms=600_000, resume_within_ms=50)
+    try:
+        gone, stays = served.client(), served.client()
+        sessions = {session.routing: session for session in served.gateway.sessions}
+        gone.close()
+        until(served, lambda: served.heard.calls)
+        assert served.heard.calls == [("ended", "raw")]
+        assert [session.lost for session in sessions.values()].count(True) == 1
+        stays.alive()
+        assert served.heard.calls == [("ended", "raw")]
+    finally:
+        served.close()
+
+
+def test_a_client_that_comes_back_in_time_keeps_its_session() -> None:
+    """A connection that breaks costs nothing, whether the broker has heard of the end or of the new one first."""
+    served = Served(session_timeout_ms=600_000, resume_within_ms=1_500)
+    try:
+        client = served.client()
+        for late in (False, True, False):
+            client.reconnect()
+            if late:
+                until(served, lambda: [each.orphaned_at_s for each in served.gateway.sessions] != [None])
+            assert client.hello(session=client.session).header[Key.RESUMED]
+            (session,) = served.gateway.sessions
+            assert session.orphaned_at_s is None
+        pause = time.monotonic() + 2
+        until(served, lambda: time.monotonic() > pause)
+        client.alive()
+        assert not served.heard.calls
+    finally:
+        served.close()
+
+
+def test_what_was_said_before_the_end_is_heard_and_does_not_prolong_the_session() -> None:
+    """A goodbye that is read after the news of the end is a goodbye."""
+    served = Served(session_timeout_ms=600_000, resume_within_ms=600_000)
+    try:
+        client = served.client()
+        client.say({Key.TYPE: Type.PING})
+        client.say({Key.TYPE: Type.BYE})
+        client.socket.close(linger=1000)
+        (session,) = served.gateway.sessions
+        patience = time.monotonic() + 20
+        while session.orphaned_at_s is None and time.monotonic() < patience:
+            served.gateway.read_connections()
+            time.sleep(0.001)
+        assert session.orphaned_at_s is not None
+        until(served, lambda: served.heard.calls)
+        assert not session.lost
+    finally:
+        served.close()
+
+
+def test_a_hello_that_is_read_after_its_connection_was_closed_holds_no_session_for_long() -> None:
+    """Or a client that is gone would hold its places until they time out."""
+    served = Served(session_timeout_ms=600_000, resume_within_ms=0)
+    try:
+        client = served.client(hello=False)
+        client.say({Key.TYPE: Type.HELLO, Key.VERSION: [1]})
+        client.socket.close(linger=1000)
+        served.clients.clear()
+        patience = time.monotonic() + 20
+        connections = served.gateway._connections
+        while not connections._open and time.monotonic() < patience:
+            served.gateway.read_connections()
+        while connections._open and time.monotonic() < patience:
+            served.gateway.read_connections()
+        assert not served.heard.calls
+        until(served, lambda: served.heard.calls == [("ended", "")])
+    finally:
+        served.close()
 
 
 # ---- the good way ----------------------------------------------------------------------------------------------

@@ -215,10 +215,10 @@ def test_silence_ends_a_session_and_speaking_keeps_it() -> None:
     """A session is silent once its timeout has passed since it was last heard, not earlier."""
     sessions = sessions_of(session_timeout_ms=1000)
     session = hello(sessions, b"a", now_s=10.0)
-    assert sessions.silent(11.0) == []
-    assert sessions.silent(11.01) == [session]
+    assert sessions.lost(11.0) == []
+    assert sessions.lost(11.01) == [session]
     session.heard_at_s = 11.0
-    assert sessions.silent(11.5) == []
+    assert sessions.lost(11.5) == []
 
 
 # ---- handles ---------------------------------------------------------------------------------------------------
