@@ -126,6 +126,9 @@ class ReliableTopic(Topic):
         self._awaiting: deque[tuple[int, Handle, int, int]] = deque()
         self._deposits: deque[tuple[int, Deposit]] = deque()  # by end offset, for answers still to be sent
         self._closing: list[tuple[int, CloseProducer]] = []  # closes that wait for receipts
+        self._opening: deque[tuple[int, OpenProducer]] = (
+            deque()
+        )  # opens that wait until what they tell of is durable
         self._commit_scheduled = False
         self._waits_for_sync = meta.durability != "os"
         self._background_commit: Timer | None = None  # of durability "os"
@@ -166,6 +169,9 @@ class ReliableTopic(Topic):
         """Let go of the log: the next actor finds what is really on disk."""
         super().on_failure(*error)
         self._answer_closes(None)
+        self._refuse_opens(
+            RemoteError("unavailable", f"topic {self.meta.name!r} failed and is started again")
+        )
         self._end_log()
 
     def _open_or_fail(self) -> None:
@@ -207,6 +213,7 @@ class ReliableTopic(Topic):
         self._awaiting.clear()
         self._refuse_deposits(error)
         self._answer_closes(None)
+        self._refuse_opens(error)
         self._end_log()
         for watcher in self._watchers.values():
             watcher.tell(TopicFailed(error.code, error.text))
@@ -256,7 +263,23 @@ class ReliableTopic(Topic):
         except StorageError as error:
             self._refuse_open(command, error)
             return
+        if expected_sequence(producers, command) > command.sequence and self._log is not None:
+            end = self._log.next_offset
+            if self._reached(self._log) < end:  # where a producer stands is promised like a receipt
+                self._fence(command)
+                self._opening.append((end, command))
+                self._schedule_commit()
+                return
         self._open(command, expected_sequence(producers, command))
+
+    def _answer_opens(self, end: int) -> None:
+        while self._opening and self._opening[0][0] <= end and self._log is not None:
+            _, command = self._opening.popleft()
+            self._open(command, expected_sequence(self._log.producers, command))
+
+    def _refuse_opens(self, error: IsterError) -> None:
+        while self._opening:
+            self._refuse_open(self._opening.popleft()[1], error)
 
     @receives(Publish)
     def on_publish(self, publish: Publish) -> None:
@@ -424,6 +447,8 @@ class ReliableTopic(Topic):
                 watcher.tell(durable)
         if self._closing:
             self._answer_closes(end)
+        if self._opening:
+            self._answer_opens(end)
 
     def _reached(self, wal: Wal) -> int:
         """Return the offset below which everything is durable at the topic's level."""
@@ -732,6 +757,7 @@ class ReliableTopic(Topic):
         error = self._tell_deleted()
         self._leave(error)
         self._answer_closes(None)
+        self._refuse_opens(error)
         self._refuse_deposits(error)
         self._deleted = True
         had_log = self._log is not None or self._ended_log is not None

@@ -55,11 +55,7 @@ class Topic(LoopActor):
         handle = command.handle
         if handle.generation != command.generation or handle.state != "opening":
             return  # closed, or opened again, meanwhile
-        older = self._publishers.get(command.producer_id)
-        if older is not None and older is not handle and older.session.handles.get(older.number) is older:
-            self._close_handle(
-                older, RemoteError("producer-fenced", "a newer producer took this producer id")
-            )
+        self._fence(command)
         if self._publishers.get(producer_of(handle)) is handle:  # opened again, perhaps for another producer
             del self._publishers[producer_of(handle)]
         self._publishers[command.producer_id] = handle
@@ -76,6 +72,17 @@ class Topic(LoopActor):
                     Key.STRATEGY: self.meta.dispatch,
                 },
             )
+
+    def _fence(self, command: OpenProducer) -> None:
+        """Let nobody else publish under the id of a producer that opens."""
+        older = self._publishers.get(command.producer_id)
+        if older is None or older is command.handle:
+            return
+        if older.session.handles.get(older.number) is older:
+            self._close_handle(
+                older, RemoteError("producer-fenced", "a newer producer took this producer id")
+            )
+        del self._publishers[command.producer_id]
 
     def _refuse_open(self, command: OpenProducer, error: IsterError) -> None:
         handle = command.handle

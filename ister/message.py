@@ -321,12 +321,14 @@ class Event:
 class Published:
     """Where published messages are: the first one's `offset`, and how many follow it without a gap.
 
-    `offset` is `None` for a duplicate so old that the broker forgot where the original is.
+    `offset` is `None` for a duplicate so old that the broker forgot where the original is. `duplicate` says that
+    nothing new was stored for that reason: the message had been, before.
     """
 
     topic: str
     offset: int | None
     count: int = 1
+    duplicate: bool = False
 
 
 class Waiter(Protocol):
@@ -371,7 +373,9 @@ class Shipment:
         if self.error is not None:
             self.observed = True
             raise self.error
-        return Published(self.topic, None if self.first == wire.OFFSET_UNKNOWN else self.first + index, count)
+        if self.first == wire.OFFSET_UNKNOWN:
+            return Published(self.topic, None, count, duplicate=True)
+        return Published(self.topic, self.first + index, count)
 
 
 class BatchReceipt:

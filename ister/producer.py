@@ -51,6 +51,15 @@ class Producer:
         return self.publication.strategy
 
     @property
+    def last_sequence(self) -> int:
+        """The number of the last message that was taken, -1 for none; at first, of what is stored for its name.
+
+        What a program that was killed has to go on behind: messages are numbered from 0 on.
+        """
+        with self._lock:
+            return self.publication.next_sequence - 1
+
+    @property
     def lock(self) -> threading.Lock:
         """What guards receipts while they are resolved; for `Shipment` only."""
         return self._lock
@@ -65,12 +74,16 @@ class Producer:
         attributes: Mapping[str, str] | None = None,
         deliver_at: When | None = None,
         delay: float | None = None,
+        sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put one message on its way and return the promise of an answer.
 
         Shared and Key-Shared subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or `delay`
         seconds from now; others, whose messages come in order, at once. A non-reliable topic cannot delay.
+        `sequence` is its number, for a producer with a name: one that was stored before, by this run of the program or
+        an earlier one, is not stored again, and its receipt says `duplicate`; numbers may be left out, at the price of
+        a round trip each time. Without it, numbers follow each other.
         Waits only while the producer's window is full, at most `timeout` seconds (`None`: as long as it takes).
         Raises `TimeoutExpiredError` (the message was not taken), `UsageError` (its type or size), `ClosedError`, or
         what the broker closed this producer with.
@@ -80,6 +93,7 @@ class Producer:
             and attributes is None
             and deliver_at is None
             and delay is None
+            and sequence is None
             and type(payload) is bytes
         ):
             publication = self.publication
@@ -92,7 +106,7 @@ class Producer:
                     payloads.append(payload)
                     return receipt
         due = self.due(deliver_at, delay)
-        return self._send_carefully(payload, key, attributes, due, timeout)
+        return self._send_carefully(payload, key, attributes, due, sequence, timeout)
 
     def send_fast(self, payload: bytes) -> Receipt | None:
         """Put a message into a batch that has been begun and has room, else return `None`."""
@@ -112,12 +126,13 @@ class Producer:
         key: bytes | None,
         attributes: Mapping[str, str] | None,
         due: int,
+        sequence: int | None,
         timeout: float | None,
     ) -> Receipt:
-        """The road of a message that begins or ends a batch, or has columns."""
+        """The road of a message that begins or ends a batch, or has columns or a number."""
         deadline: float | None = None
         while True:
-            receipt = self.try_send(payload, key, attributes, due)
+            receipt = self.try_send(payload, key, attributes, due, sequence)
             if receipt is not None:
                 return receipt
             if deadline is None:
@@ -132,7 +147,12 @@ class Producer:
         return due
 
     def try_send(
-        self, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None, due: int = 0
+        self,
+        payload: bytes,
+        key: bytes | None,
+        attributes: Mapping[str, str] | None,
+        due: int = 0,
+        sequence: int | None = None,
     ) -> Receipt | None:
         """Do what `send` does, or return `None` when the window is full; never waits. `due` is in unix ms."""
         publication, network = self.publication, self._network
@@ -142,10 +162,21 @@ class Producer:
         size = len(payload) + MESSAGE_ENTRY_BYTES
         size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column) + (due and TIME_BYTES)
         self._check_size(len(payload), size)
+        if sequence is not None:
+            arguments.number(sequence, "a sequence")
         receipt = None
         with self._lock:
             self._check_open()
             try:
+                if sequence is not None:
+                    if sequence < publication.next_sequence:
+                        return Receipt(*publication.taken_before(sequence))
+                    if sequence > publication.next_sequence:
+                        if publication.payloads:
+                            self._seal()
+                        if publication.payloads:
+                            return None
+                        publication.skip_to(sequence)
                 if publication.payloads and publication.room < size:
                     self._seal()
                 if not publication.payloads or publication.room >= size:

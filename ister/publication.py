@@ -6,7 +6,8 @@ Invariants
 - a batch is cut once: what is resent is byte for byte what was sent, in order, with the same sequence
 - every shipment is resolved once: by a receipt, by a refusal, or by the end of the producer
 - sealed bytes without a receipt never exceed the window (one batch may, when it is alone)
-- after a refusal nothing behind the refused batch goes out before the broker was told to skip it
+- after a refusal nothing behind the refused batch goes out before the broker was told to skip it; so it is where the
+  program left numbers out
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
 }
 
 MESSAGE_ENTRY_BYTES: Final = 4  # a message's place in the length table
+REFUSED_MAX: Final = 64  # refused batches whose numbers are remembered, for a program that gives them again
 TIME_BYTES: Final = 8  # a message's time of delivery, where any message of the batch has one
 NOTHING: Final = -1  # room for nothing: the next message takes the careful road
 
@@ -96,6 +98,8 @@ class Publication:
         self._in_flight_max = 1
         self._sent = 0  # how many of `batches` are on the wire of this connection
         self._next = 0
+        self._expected = 0  # what the broker expects next on this connection
+        self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
         self._gap = False  # a refused batch was dropped, and the broker still expects its sequence
         self._batch_bytes = batch_bytes
         self._begun_with = 0
@@ -157,6 +161,31 @@ class Publication:
         self.keys = self.attributes = self.times = None
         self.shipment = Shipment(self.topic, self._waiter)
 
+    # ---- numbers -------------------------------------------------------------------------------------------------
+
+    @property
+    def next_sequence(self) -> int:
+        """The number of the next message; all below it have been taken, in this run or before."""
+        return self._next + len(self.payloads)
+
+    def skip_to(self, sequence: int) -> None:
+        """Leave numbers out, while nothing is gathered: the next message has this one."""
+        self._next = sequence
+
+    def taken_before(self, sequence: int) -> tuple[Shipment, int]:
+        """Return where a message with a number below the next one is; raises why it was refused."""
+        if sequence >= self._next:
+            return self.shipment, sequence - self._next
+        for first, end, error in self._numbers_refused:
+            if first <= sequence < end:
+                raise error
+        for batch in self.batches:
+            if batch.sequence <= sequence < batch.sequence + batch.count:
+                return batch.shipment, sequence - batch.sequence
+        stored = Shipment(self.topic, None)
+        stored.first, stored.resolved = wire.OFFSET_UNKNOWN, True
+        return stored, 0
+
     def gathered_bytes(self) -> int:
         """The body bytes of what is gathered."""
         return self._begun_with - self.room if self.payloads else 0
@@ -203,6 +232,7 @@ class Publication:
         self._next += count
         self.bytes += batch.size
         self._send()
+        self._advance()
 
     def mend(self) -> None:
         """An exception (Ctrl-C) came in between: put right what `seal_frames` may have left undone."""
@@ -222,9 +252,10 @@ class Publication:
         batches = self.batches
         while self._sent < len(batches):
             batch = batches[self._sent]
-            if batch.refused:
-                break  # what is behind it waits until the broker has been told to skip it
+            if batch.refused or batch.sequence != self._expected:
+                break  # what is behind it, or behind a hole, waits until the broker has been told to skip it
             session.outbox.append(batch.frames)
+            self._expected = batch.sequence + batch.count
             self._sent += 1
 
     def on_ready(self, *, resumed: bool) -> None:  # noqa: ARG002 (sequences make it all the same)
@@ -236,7 +267,7 @@ class Publication:
         assert self.session is not None
         self._sent = 0
         self._gap = False
-        lowest = self.batches[0].sequence if self.batches else self._next
+        lowest = self._expected = self.batches[0].sequence if self.batches else self._next
         self.session.emit(
             {
                 Key.TYPE: Type.OPEN_PRODUCER,
@@ -271,7 +302,7 @@ class Publication:
         self.strategy = header.get(Key.STRATEGY, "")
         if not self.opened:
             self.opened = True
-            self._next = header.get(Key.SEQUENCE, 0)
+            self._next = self._expected = header.get(Key.SEQUENCE, 0)
         self._advance()
         self._send()
         self._settle()
@@ -335,6 +366,7 @@ class Publication:
             refused.refused = True
             self.bytes -= refused.size
             refused.shipment.error = error
+            self._numbers_refused.append((refused.sequence, refused.sequence + refused.count, error))
             self._resolve(refused.shipment)
             self._advance()
             self._settle()
@@ -347,10 +379,12 @@ class Publication:
             self._failures += 1
 
     def _advance(self) -> None:
-        """Drop refused batches from the front; the broker must be told to skip their sequences."""
+        """Drop refused batches from the front; the broker must be told to skip their sequences, and holes."""
         while self.batches and self.batches[0].refused:
             self.batches.popleft()
             self._sent = max(0, self._sent - 1)
+            self._gap = True
+        if self.batches and not self._sent and self.batches[0].sequence > self._expected:
             self._gap = True
         if self._gap and self._step("reopen"):
             self._open()

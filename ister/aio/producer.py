@@ -58,6 +58,11 @@ class Producer(Closing):
         """The topic it sends to."""
         return self._producer.topic
 
+    @property
+    def last_sequence(self) -> int:
+        """The number of the last message that was taken, -1 for none; see `ister.Producer.last_sequence`."""
+        return self._producer.last_sequence
+
     async def send(
         self,
         payload: bytes,
@@ -66,19 +71,21 @@ class Producer(Closing):
         attributes: Mapping[str, str] | None = None,
         deliver_at: When | None = None,
         delay: float | None = None,
+        sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put one message on its way; waits only while the window is full. See `ister.Producer.send`."""
         producer = self._producer
         due = 0 if deliver_at is None and delay is None else producer.due(deliver_at, delay)
-        receipt = producer.send_fast(payload) if key is None and attributes is None and not due else None
+        plain = key is None and attributes is None and not due and sequence is None
+        receipt = producer.send_fast(payload) if plain else None
         if receipt is None:
-            receipt = producer.try_send(payload, key, attributes, due)
+            receipt = producer.try_send(payload, key, attributes, due, sequence)
         if receipt is None:
             deadline = producer.deadline(timeout)
             while receipt is None:
                 await self._wait_for_room(producer.publication.gathered_bytes, deadline, timeout)
-                receipt = producer.try_send(payload, key, attributes, due)
+                receipt = producer.try_send(payload, key, attributes, due, sequence)
         return Receipt(self._client, receipt.shipment, receipt.index, 1)
 
     async def send_batch(

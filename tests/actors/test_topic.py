@@ -45,6 +45,47 @@ def watcher(stage: Stage, topic: ReliableTopic) -> Recorder:
     return recorder
 
 
+# ---- where a producer stands -----------------------------------------------------------------------------------
+
+
+def test_where_a_producer_stands_is_told_once_it_is_durable(stage: Stage) -> None:
+    """A program that was killed goes on behind that: it must be there even if this machine loses its power now."""
+    older, topic = opened(stage)
+    stage.loop.holds_work = True
+    older.publish(1, 0, b"a", b"b")
+    stage.settle()
+    newer = stage.at_topic("orders")
+    newer.say_open_producer(1, "orders", 7)
+    stage.advance(1)
+    assert newer.silent(0)
+    older.publish(1, 2, b"c")  # not any more: it would not be counted
+    refused = older.expect(Type.ERROR)
+    assert (refused.code, refused.header[Key.CLOSED]) == ("producer-fenced", True)
+    stage.loop.holds_work = False
+    answer = newer.expect(Type.OPENED)
+    assert answer.header[Key.SEQUENCE] == 2
+    assert topic.messages_in == 2
+    newer.publish(1, 2, b"c")
+    assert newer.receipt(1) == [(2, 2)]
+
+
+def test_whoever_waits_to_hear_where_it_stands_hears_that_the_log_failed(stage: Stage) -> None:
+    """And asks again."""
+    older, _ = opened(stage)
+    stage.loop.holds_work = True
+    older.publish(1, 0, b"a")
+    stage.settle()
+    newer = stage.at_topic("orders")
+    newer.say_open_producer(1, "orders", 7)
+    stage.settle()
+    stage.loop.do_work(error=OSError(5, "Input/output error"))
+    stage.loop.holds_work = False
+    refused = newer.expect(Type.ERROR)
+    assert (refused.code, refused.header[Key.ACTION]) == ("log-failed", "retry")
+    stage.advance(2 * REOPEN_DELAY_S)
+    assert newer.open_producer(1, "orders", 7).kind == Type.OPENED
+
+
 # ---- receipts --------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import ister
 from ister import testing
+from ister.client import producer_id
 from ister.errors import ClosedError, RemoteError, TimeoutExpiredError, UsageError
 from ister.wire import Limit, Type
 
@@ -287,3 +288,42 @@ def test_an_exception_in_the_block_is_not_hidden(broker: testing.Broker, client:
     with pytest.raises(ZeroDivisionError), client.producer("orders") as producer:
         producer.send(b"%d" % (1 // len(producer.send(b"x").result(5).topic[:0])))
     assert publishes(broker) == 1
+
+
+def test_a_named_producer_is_told_where_it_stood(broker: testing.Broker, client: ister.Client) -> None:
+    """By the number of the last message: -1 at first, and over runs of the program, connections and brokers."""
+    with client.producer("orders", name="loader") as producer:
+        assert producer.last_sequence == -1
+        producer.send_batch([b"0", b"1", b"2"])
+        assert producer.last_sequence == 2
+    broker.restart()
+    with ister.connect(broker.endpoint, timeout=5) as again:
+        with again.producer("orders", name="loader") as producer:
+            assert producer.last_sequence == 2
+            assert producer.send(b"3").result(5).offset == 3
+        with again.producer("orders", name="another") as producer:
+            assert producer.last_sequence == -1
+
+
+def test_a_number_that_was_stored_before_is_answered_as_a_duplicate(client: ister.Client) -> None:
+    """A program may send all it has with its own numbers, and nothing is stored twice."""
+    with client.producer("orders", name="loader") as producer:
+        for number in range(0, 20, 2):
+            assert not producer.send(b"%d" % number, sequence=number).result(5).duplicate
+        assert producer.last_sequence == 18
+    with client.producer("orders", name="loader") as producer:
+        receipts = [producer.send(b"%d" % number, sequence=number) for number in range(0, 30, 2)]
+        assert [receipt.result(5).duplicate for receipt in receipts] == [True] * 10 + [False] * 5
+        twice = producer.send(b"28", sequence=28)
+        assert twice.result(5).duplicate
+        with pytest.raises(UsageError):
+            producer.send(b"x", sequence=-1)
+    with client.reader("orders", start="earliest") as reader:
+        found = [reader.receive(5) for _ in range(15)]
+        assert [each.payload for each in found if each] == [b"%d" % number for number in range(0, 30, 2)]
+        assert reader.receive(0.05) is None
+
+
+def test_names_are_the_same_producers_in_every_language() -> None:
+    """The example of PROTOCOL.md."""
+    assert producer_id("orders", "loader") == 70_219_652_783_341_418

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -491,3 +492,57 @@ def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.KEYS | Column.DELIVER_AT
     assert wire.check_batch(body, header[Key.COLUMNS], message_bytes_max=100, batch_bytes_max=1000) == 1
+
+
+def test_numbers_that_are_left_out_are_told_to_the_broker_first(talk: Talk) -> None:
+    """What is behind a hole waits until everything before it is answered, and the broker knows of the hole."""
+    publication = opened(talk)
+    ship(publication, b"a", b"b")
+    publication.skip_to(10)
+    behind = ship(publication, b"c")
+    after = ship(publication, b"d")
+    assert sequences(talk) == [0]
+    assert publication.next_sequence == 12
+    receipts(talk, 0, 40)
+    [opening] = talk.said()
+    assert (opening[Key.TYPE], opening[Key.SEQUENCE]) == (Type.OPEN_PRODUCER, 10)
+    talk.hear(
+        {Key.TYPE: Type.OPENED, Key.REF: opening[Key.REF], Key.HANDLE: 1, Key.SEQUENCE: 10, Key.BYTES: 3000}
+    )
+    assert sequences(talk) == [10, 11]
+    receipts(talk, 10, 42, 11, 43)
+    assert (behind.first, after.first) == (42, 43)
+
+
+def test_a_hole_at_the_beginning_and_a_lost_connection_are_no_trouble(talk: Talk) -> None:
+    """The next open says where to go on, and what is resent begins there."""
+    publication = opened(talk)
+    publication.skip_to(5)
+    shipment = ship(publication, b"a")
+    [opening] = talk.said()
+    assert opening[Key.SEQUENCE] == 5
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome()
+    talk.opened()
+    assert sequences(talk) == [5]
+    receipts(talk, 5, 9)
+    assert shipment.first == 9
+
+
+def test_a_number_that_was_taken_leads_to_the_message_it_is(talk: Talk) -> None:
+    """One that is gathered, on its way, refused, or answered long ago."""
+    publication = opened(talk)
+    answered, under_way = ship(publication, b"a"), ship(publication, b"b", b"c")
+    refused = ship(publication, b"d")
+    receipts(talk, 0, 40)
+    publication.begin(0.0)
+    publication.add(b"e", b"", b"")
+    assert answered.resolved
+    stored, _ = publication.taken_before(0)
+    assert stored.outcome(0, 1, None).duplicate
+    assert publication.taken_before(2) == (under_way, 1)
+    assert publication.taken_before(4) == (publication.shipment, 0)
+    talk.refuse("message-too-large", "fix", HANDLE=1, SEQUENCE=3)
+    assert refused.error is not None
+    with pytest.raises(RemoteError, match="too-large"):
+        publication.taken_before(3)

@@ -1,0 +1,35 @@
+"""Load the lines of a file into a topic, each exactly once, however often this program is killed and started again.
+
+    python examples/loader.py tcp://127.0.0.1:5555 rows lines.txt
+
+The line with number n (from 0 on) is the message with number n of the producer called `loader`. The broker remembers,
+by that name, the number of the last message that it has stored; whoever comes again goes on behind it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from itertools import islice
+
+import ister
+
+
+def load(endpoint: str, topic: str, path: str) -> None:
+    """Send what is not there yet; returns once all of it is."""
+    with ister.connect(endpoint) as client:
+        client.create_topic(topic, exist_ok=True)
+        with client.producer(topic, name="loader") as producer, open(path, "rb") as lines:
+            start = producer.last_sequence + 1
+            print(f"{start:,} lines are there already", file=sys.stderr)
+            receipts: deque[ister.Receipt] = deque()
+            for line in islice(lines, start, None):
+                receipts.append(producer.send(line.rstrip(b"\n")))
+                while receipts and receipts[0].done():
+                    receipts.popleft().result()  # raises what a line was refused with
+            for receipt in receipts:
+                receipt.result(timeout=60)
+
+
+if __name__ == "__main__":
+    load(*sys.argv[1:4])
