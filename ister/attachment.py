@@ -13,12 +13,12 @@ Invariants
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 from ister import wire
 from ister.errors import IsterError, RemoteError, RemoteProtocolError
-from ister.message import Delivery, Event
+from ister.message import Batch, Delivery, Event, Message
 from ister.session import Frame, Session, back_off_s, remote_error
 from ister.wire import Key, Type
 
@@ -106,6 +106,7 @@ class Attachment:
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.queue: deque[Delivery] = deque()
         self._in_hand: Delivery | None = None  # the last one that was taken
+        self._at = 0  # its messages up to here were handed out, or are in the iterator that was
         self.lineage = 0  # counts how often the broker forgot what it had delivered here, or was told to
         self._sought = 0  # the lineage since somebody last moved the subscription
         self.begun = 0  # counts how often delivering began anew: opened, or moved by somebody
@@ -144,7 +145,23 @@ class Attachment:
             self.lineage += 1
             self._drop_acks()
         if self._step("ready"):
+            self._acknowledge_again()
             self._open()
+
+    def _acknowledge_again(self) -> None:
+        """Say once more, before it is opened again, what the session that goes on knows: that does not come again.
+
+        All of it is kept, and sent when the handle is open: only then is it certain that the broker takes it.
+        """
+        session = self.session
+        if session is None or not self._acknowledges:
+            return
+        if self._until is not None:
+            session.emit({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: self.handle, Key.OFFSET: self._until})
+        self._close_run()
+        self._ranges = joined(self._ranges)
+        for flat in _flat(self._ranges):
+            session.emit({Key.TYPE: Type.ACK, Key.HANDLE: self.handle, Key.RANGES: flat})
 
     def _open(self) -> None:
         session = self.session
@@ -224,7 +241,7 @@ class Attachment:
         if self._step("refused"):
             self.lineage += 1  # whoever answers then may not know what was delivered before
             self._drop_acks()
-            self.queue.clear()
+            self._drop_unseen()
             self._due = due
             self._failures += 1
 
@@ -281,18 +298,18 @@ class Attachment:
             self._used_messages += delivery.count
             self._used_bytes += delivery.size
         self.queue.clear()
-        if self._in_hand is not None:
-            self._in_hand.withhold()
+        self.withhold()
         if self._used_messages:
             self._give_credit()
 
     # ---- handing out ---------------------------------------------------------------------------------------------
 
     def take(self) -> Delivery | None:
-        """Hand the next delivery to the user, and give its credit back once that is a good part of all."""
+        """Hand the next delivery to the user, whole; give its credit back once that is a good part of all."""
         if not self.queue:
             return None
         delivery = self._in_hand = self.queue.popleft()
+        self._at = delivery.count
         self._used_messages += delivery.count
         self._used_bytes += delivery.size
         if self._next is not None:
@@ -303,6 +320,45 @@ class Attachment:
         ):
             self._give_credit()
         return delivery
+
+    @property
+    def has_in_hand(self) -> bool:
+        """Whether something of the delivery that was taken last is still to be seen."""
+        delivery = self._in_hand
+        return delivery is not None and (self._at < delivery.count or delivery.unseen > 0)
+
+    @property
+    def has_some(self) -> bool:
+        """Whether there is a message to hand out."""
+        return bool(self.queue) or self.has_in_hand
+
+    def hand_out(self) -> Iterator[Message] | None:
+        """Return an iterator over the messages that are next, for all who take from it; None when there are none."""
+        batch = self._cut(None)
+        return None if batch is None else batch.hand_out()
+
+    def grab(self, most: int | None) -> Batch | None:
+        """Return the messages that are next, at most so many; what an iterator has not yielded is taken from it."""
+        if self._in_hand is not None:
+            self._at -= self._in_hand.take_back()
+        return self._cut(most)
+
+    def _cut(self, most: int | None) -> Batch | None:
+        delivery = self._in_hand
+        if delivery is None or self._at >= delivery.count:
+            delivery = self.take()
+            if delivery is None:
+                return None
+            self._at = 0
+        first = self._at
+        self._at = delivery.count if most is None else min(delivery.count, first + most)
+        return Batch(delivery, first, self._at)
+
+    def withhold(self) -> None:
+        """Hand nothing more out of the delivery in hand."""
+        if self._in_hand is not None:
+            self._in_hand.withhold()
+            self._in_hand = None
 
     def _give_credit(self) -> None:
         messages, size = max(0, self._used_messages), max(0, self._used_bytes)
@@ -380,8 +436,7 @@ class Attachment:
             return
         if self.phase != "open" or session is None:
             return  # opening again releases everything that is not acknowledged
-        for part in range(0, len(ranges), wire.RANGES_MAX):
-            flat = [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair]
+        for flat in _flat(ranges):
             session.emit({Key.TYPE: kind, Key.HANDLE: self.handle, Key.RANGES: flat, **more})
 
     @property
@@ -490,6 +545,13 @@ class Attachment:
         elif self.phase != "closing":
             self._step("fail")
         self.queue.clear()
+        self.withhold()
+
+    def _drop_unseen(self) -> None:
+        """Drop what was not handed out: it is delivered again, if the broker keeps it."""
+        self.queue.clear()
+        if self._acknowledges:
+            self.withhold()
 
     def _on_closed(self, _frame: Frame) -> None:
         self._step("done")
@@ -497,7 +559,7 @@ class Attachment:
     def on_lost(self, reason: IsterError) -> None:
         """The connection is gone: what was not handed out is dropped, what was not confirmed is kept to be resent."""
         self.trouble = reason
-        self.queue.clear()
+        self._drop_unseen()
         self._close_run()
         for ranges in self.confirming.values():
             self._ranges.extend(ranges)
@@ -514,7 +576,7 @@ class Attachment:
         """It is over, for this reason."""
         if self._step("fail"):
             self.error = error
-            self.queue.clear()
+            self._drop_unseen()
             self._drop_acks()
             self._line_up()
 
@@ -551,6 +613,12 @@ def busy(error: RemoteError) -> RemoteError:
 def _part(credit: int, least: int) -> int:
     """Return how much of a credit is given back at once."""
     return max(credit // 16, min((credit + 1) // 2, least))
+
+
+def _flat(ranges: list[tuple[int, int]]) -> Iterator[list[int]]:
+    """Yield the ranges as they travel, as many as fit a frame at a time."""
+    for part in range(0, len(ranges), wire.RANGES_MAX):
+        yield [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair]
 
 
 def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

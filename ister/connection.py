@@ -186,6 +186,11 @@ class Connection:
         for wake in self.followers:
             wake.set()
 
+    def tell_all(self) -> None:
+        """Something has changed that no frame told of: let everybody who waits look."""
+        self.wake_all()
+        self.network.progressed = True
+
     def _spread(self) -> None:
         """Frames have come: let the other threads that wait look whether one was for them."""
         self.wake_all()

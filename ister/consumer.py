@@ -3,7 +3,7 @@
 What is said to the broker is in `attachment.py`.
 
 Invariants
-- messages are taken by one thread at a time; acknowledging is allowed from any thread
+- taking and acknowledging are allowed from any thread
 - acknowledgments gather for a few milliseconds, so that a million of them cost a few hundred frames
 """
 

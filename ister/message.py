@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
+from operator import length_hint
 from typing import Any, Protocol, overload
 
 from ister import wire
@@ -31,7 +32,7 @@ class Delivery:
     __slots__ = (
         "_attributes",
         "_frames",
-        "_in_hand",
+        "_hand",
         "_keys",
         "_offsets",
         "_payloads",
@@ -74,7 +75,7 @@ class Delivery:
         self._attributes: list[bytes] | None = None
         self._times: Sequence[int] | None = None
         self._offsets: Sequence[int] | None = None
-        self._in_hand: list[bytes] = []
+        self._hand: Iterator[bytes] = iter(())
         self.withheld = False
 
     def _ranges_of(self, flat: list[int]) -> list[tuple[int, int]] | None:
@@ -125,21 +126,37 @@ class Delivery:
             payloads = payloads[start:stop]
         return self._made(start, stop, payloads)
 
-    def hand_out(self, start: int = 0) -> Iterator[Message]:
-        """Iterate over the messages from index `start` on, until `withhold` is called."""
-        self._in_hand = [] if self.withheld else self.payloads[start:]
-        return self._made(start, None, self._in_hand)
+    def hand_out(self, start: int = 0, stop: int | None = None) -> Iterator[Message]:
+        """Iterate over the messages from index `start` up to `stop`, until they are taken back or withheld.
+
+        Several threads may share the iterator: each message goes to one of them.
+        """
+        payloads = [] if self.withheld else self.payloads[start:stop]
+        self._hand = iter(payloads)
+        return self._made(start, start + len(payloads), self._hand)
+
+    @property
+    def unseen(self) -> int:
+        """How many messages of the last `hand_out` nobody has seen yet."""
+        return length_hint(self._hand)
+
+    def take_back(self) -> int:
+        """End what `hand_out` returned, and return how many messages it has not yielded: nobody will see them there.
+
+        Other threads may be iterating: the list is made in one step of the interpreter.
+        """
+        return len(list(self._hand))
 
     def withhold(self) -> None:
-        """End what `hand_out` returned: what it has not yielded yet is not to be seen (any thread)."""
+        """End what `hand_out` returned for good: what it has not yielded yet is not to be seen (any thread)."""
         self.withheld = True
-        self._in_hand.clear()  # an iterator over a list looks at its length in each step
+        self.take_back()
 
-    def _made(self, start: int, stop: int | None, payloads: list[bytes]) -> Iterator[Message]:
+    def _made(self, start: int, stop: int | None, payloads: Iterable[bytes]) -> Iterator[Message]:
         if self.ranges is not None:
             return map(Message, repeat(self), self.offsets[start:stop], payloads)
-        first = self.first + start
-        return map(Message, repeat(self), range(first, first + len(payloads)), payloads)
+        stop = self.count if stop is None else stop
+        return map(Message, repeat(self), range(self.first + start, self.first + stop), payloads)
 
     def key(self, index: int) -> bytes | None:
         """The key of the message at `index`, if it has one."""
@@ -271,6 +288,10 @@ class Batch(Sequence[Message]):
     def attempt(self) -> int:
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
+
+    def hand_out(self) -> Iterator[Message]:
+        """Iterate over the messages, for several threads if need be; see `Delivery.hand_out`."""
+        return self.delivery.hand_out(self._start, self._stop)
 
     def __len__(self) -> int:
         return self._stop - self._start

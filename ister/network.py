@@ -251,6 +251,10 @@ class Network:
             else:
                 self._wakes.append(wake)
 
+    def everywhere(self) -> list[Connection]:
+        """Return every connection (lock held)."""
+        return list(self._connections)
+
     def move_frames(self) -> bool:
         """Send what is queued, and take in what has come, over every connection; True when something has (lock held).
 

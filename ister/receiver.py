@@ -3,7 +3,8 @@
 `Consumer` and `Reader` are made of it. May touch: the network (to send, and to wait).
 
 Invariants
-- messages are taken by one thread at a time
+- any number of threads may take messages: each message goes to one of them, and none is passed over
+- what was not handed out before the connection was lost is not handed out after it (reliable subscriptions)
 - what the broker closed raises the broker's error from whatever is called next
 """
 
@@ -13,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from ister import arguments
 from ister.attachment import Attachment
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ister.network import Network
     from ister.session import Handle
 
+T = TypeVar("T")
 CLOSE_S = 5.0  # how long `close` waits for the broker by default
 
 
@@ -35,7 +37,7 @@ class Receiver:
         self._network = network
         self._lock = network.lock
         self.attachment = attachment
-        self._current: Iterator[Message] = iter(())
+        self.current: Iterator[Message] = iter(())  # what all threads take from, without the lock
 
     @property
     def what(self) -> str:
@@ -75,24 +77,18 @@ class Receiver:
         Raises what the broker closed it with.
         """
         while True:
-            yield from self._current
+            yield from self.current
             try:
-                delivery = self._next(None)
+                message = self._wait_for(self.try_receive, None)
             except ClosedError:
                 return
-            assert delivery is not None
-            self._current = delivery.hand_out()
+            assert message is not None
+            yield message
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
-        message = next(self._current, None)
-        while message is None:
-            delivery = self._next(timeout)
-            if delivery is None:
-                return None
-            self._current = delivery.hand_out()
-            message = next(self._current, None)
-        return message
+        message = next(self.current, None)
+        return self._wait_for(self.try_receive, timeout) if message is None else message
 
     def receive_batch(self, max_messages: int | None = None, timeout: float | None = None) -> Batch | None:
         """Return messages that came together, at most `max_messages`, or `None` after `timeout` seconds.
@@ -102,30 +98,31 @@ class Receiver:
         """
         if max_messages is not None:
             arguments.number(max_messages, "max_messages", 1)
-        message = next(self._current, None)  # what an iteration left behind
-        delivery = message.delivery if message is not None else self._next(timeout)
-        batch, self._current = self.cut(self._current, message, delivery, max_messages)
-        return batch
+        return self._wait_for(lambda: self.try_batch(max_messages), timeout)
 
-    @staticmethod
-    def cut(
-        current: Iterator[Message],
-        message: Message | None,
-        delivery: Delivery | None,
-        max_messages: int | None,
-    ) -> tuple[Batch | None, Iterator[Message]]:
-        """Return a batch that begins with `message` (or the delivery), and what is left behind it."""
-        if delivery is None:
-            return None, current
-        start = 0 if message is None else delivery.index(message.offset)
-        deque(current, maxlen=0)  # a loop that still holds this iterator must not see them again
-        stop = delivery.count if max_messages is None else min(delivery.count, start + max_messages)
-        return Batch(delivery, start, stop), delivery.hand_out(stop) if stop < delivery.count else iter(())
+    def try_receive(self) -> Message | None:
+        """Return the next message if it has come, or raise what the broker said instead; never waits."""
+        return self._try(self._next_of)
+
+    def _next_of(self, attachment: Attachment) -> Message | None:
+        message = next(self.current, None)  # another thread may have begun the next delivery meanwhile
+        while message is None and (following := attachment.hand_out()) is not None:
+            self.current = following
+            message = next(following, None)
+        return message
+
+    def try_batch(self, max_messages: int | None = None) -> Batch | None:
+        """Return the next messages that came together, or raise what the broker said instead; never waits."""
+        return self._try(lambda attachment: attachment.grab(max_messages))
+
+    def try_next(self) -> Delivery | None:
+        """Return the next delivery, whole, if it has come, or raise what the broker said instead; never waits."""
+        return self._try(Attachment.take)
 
     def forget_current(self) -> None:
         """Let nobody see what is left of the delivery in hand."""
-        deque(self._current, maxlen=0)  # also a loop that holds this iterator
-        self._current = iter(())
+        deque(self.current, maxlen=0)  # also a loop that holds this iterator
+        self.current = iter(())
 
     def deadline(self, timeout: float | None) -> float:
         """Return the clock's time in `timeout` seconds."""
@@ -135,42 +132,43 @@ class Receiver:
         """Return how long it is until then; `None` for ever."""
         return self._network.seconds_until(deadline)
 
-    def _next(self, timeout: float | None) -> Delivery | None:
-        delivery = self.try_next()
-        if delivery is not None:
-            return delivery
+    def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
+        """Return what `attempt()` brings, once it does; `None` when the time (seconds) ran out first."""
+        found = attempt()
+        if found is not None:
+            return found
         deadline = self._network.deadline(arguments.timeout(timeout))
         while self._wait(self.has_news, deadline):
-            delivery = self.try_next()
-            if delivery is not None:
-                return delivery
+            found = attempt()
+            if found is not None:
+                return found
         return None
 
     def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
         return self._network.wait(self.attachment, condition, deadline)
 
-    def try_next(self) -> Delivery | None:
-        """Return the next delivery if it has come, or raise what the broker said instead; never waits."""
+    def _try(self, take: Callable[[Attachment], T | None]) -> T | None:
+        """Take something that has come (`take` is called under the lock), or raise what the broker said instead."""
         attachment, network = self.attachment, self._network
         with self._lock:
-            delivery = attachment.take()
-            if delivery is None:
+            found = take(attachment)
+            if found is None:
                 self._check()
                 network.connection_of(attachment).touch()  # perhaps it has come already
-                delivery = attachment.take()
-            if delivery is not None:
+                found = take(attachment)
+            if found is not None:
                 attachment.tick(network.clock.monotonic())
                 session = attachment.session
                 if session is not None and session.outbox:
                     network.connection_of(attachment).touch()
         network.settle()
-        return delivery
+        return found
 
     def has_news(self) -> bool:
-        """Whether `try_next` has something to return or to raise (lock held)."""
+        """Whether there is something to take, or to raise (lock held)."""
         attachment = self.attachment
         return (
-            bool(attachment.queue)
+            attachment.has_some
             or attachment.error is not None
             or attachment.complaint is not None
             or attachment.phase == "closed"
@@ -198,7 +196,6 @@ class Receiver:
         """
         network = self._network
         deadline = network.deadline(arguments.timeout(timeout))
-        self._current = iter(())
         if self.is_over():
             return
         try:
@@ -231,6 +228,7 @@ class Receiver:
         attachment = self.attachment
         with self._lock:
             attachment.fail(ClosedError(f"{self.what} is closed"))
+            self._network.connection_of(attachment).tell_all()  # other threads may be waiting here
             if attachment.session is not None:
                 attachment.session.detach(attachment)
         self._network.settle()
@@ -240,6 +238,7 @@ class Receiver:
         self._lock = lock
         self.attachment.ack_delivery = None
         self.attachment.queue.clear()
+        self.attachment.withhold()
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ Invariants
 - topics take turns, a delivery each: none starves another
 - the credit is shared by the topics, so that memory is bounded however many they are
 - an acknowledgment goes to the consumer that its message came from; one of a topic that is gone goes nowhere
-- topics are followed in the thread that receives: nothing runs behind its back
+- topics are followed in the threads that receive, one at a time: nothing runs behind their back
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ister.attachment import EVENTS_MAX, Attachment
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
@@ -27,6 +27,8 @@ from ister.session import Handle, Request
 
 if TYPE_CHECKING:
     from ister.network import Network
+
+T = TypeVar("T")
 
 
 class Plan(Protocol):
@@ -57,7 +59,11 @@ class WildcardConsumer(Consumer):
         self._plan = plan
         self._credit = (credit_messages, credit_bytes)
         self._network = network
-        self._current = iter(())
+        self.current = iter(())
+        self._following = (
+            threading.RLock()
+        )  # which topics there are; taken before the network's lock, never after it
+        self._in_turn: Attachment | None = None  # whose delivery is being handed out
         self._roster = Roster(list(left_out))
         self._members: dict[str, Consumer] = {}  # by topic
         self._created: dict[str, int] = {}  # by topic: when, which tells it from others of that name
@@ -131,6 +137,10 @@ class WildcardConsumer(Consumer):
 
     def follow(self, answer: dict[str, Any], *, later: bool = True) -> None:
         """Have the topics that there are now, and ask to be told when they are others."""
+        with self._following:
+            self._follow(answer, later=later)
+
+    def _follow(self, answer: dict[str, Any], *, later: bool) -> None:
         listed = {each["topic"]: each["created_ms"] for each in answer["topics"]}
         suspected, self._suspected = self._suspected, {}
         deleted = {
@@ -173,12 +183,16 @@ class WildcardConsumer(Consumer):
         watch = self._watch
         if watch is None or not watch.done:
             return
-        if watch.error is not None:
-            self._watch = None
-            self._network.check()
-            self._ask(self.first_look())
-            raise watch.error
-        self.follow(watch.result)
+        with self._following:
+            watch = self._watch
+            if watch is None or not watch.done:
+                return  # another thread has seen to it
+            if watch.error is not None:
+                self._watch = None
+                self._network.check()
+                self._ask(self.first_look())
+                raise watch.error
+            self.follow(watch.result)
 
     def _leave(self, member: Consumer) -> None:
         """Have nothing to do with a topic any more."""
@@ -192,6 +206,11 @@ class WildcardConsumer(Consumer):
 
     def _lost(self, member: Consumer) -> None:
         """The broker has closed a topic's consumer: raise why, unless the topic is gone."""
+        with self._following:
+            if self._members.get(member.topic) is member:
+                self._leave_lost(member)
+
+    def _leave_lost(self, member: Consumer) -> None:
         error, created = member.attachment.error, self._created[member.topic]
         self._leave(member)
         if error is None or error.code in (*GONE, "subscription-deleted"):
@@ -233,8 +252,8 @@ class WildcardConsumer(Consumer):
     def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
         return self._network.wait_anywhere(condition, deadline)
 
-    def try_next(self) -> Delivery | None:
-        """Return the delivery whose topic's turn it is, or raise what the broker said instead; never waits."""
+    def _try(self, take: Callable[[Attachment], T | None]) -> T | None:
+        """Take something of the topic whose turn it is, or raise what the broker said instead."""
         network = self._network
         looked = False
         while True:
@@ -243,38 +262,54 @@ class WildcardConsumer(Consumer):
                 raise ClosedError(f"{self.what} is closed")
             self._look()
             with network.lock:
-                if not self._turns and not looked:
-                    looked = True
-                    network.move_frames()  # perhaps it has come already
-                attachment = self._turns.popitem(last=False)[0] if self._turns else None
-                delivery = None if attachment is None else self._take(attachment)
+                attachment, found = self._in_turn, None
+                if attachment is not None and attachment.has_in_hand:
+                    found = self._take(attachment, take)
+                if found is None:
+                    if not self._turns and not looked:
+                        looked = True
+                        network.move_frames()  # perhaps it has come already
+                    attachment = self._turns.popitem(last=False)[0] if self._turns else None
+                    if attachment is not None:
+                        self._raise_complaint(attachment)
+                        self._in_turn = attachment
+                        found = self._take(attachment, take)
             network.settle()
-            if delivery is not None or (attachment is None and (self._watch is None or not self._watch.done)):
-                return delivery
+            if found is not None or (attachment is None and (self._watch is None or not self._watch.done)):
+                return found
             member = self._by_attachment.get(attachment)
             if member is not None and member.attachment.phase == "closed":
                 self._lost(member)
 
-    def _take(self, attachment: Attachment) -> Delivery | None:
-        """Take the next delivery of a topic, and let it line up again behind the others (lock held)."""
+    def _raise_complaint(self, attachment: Attachment) -> None:
+        """Raise what the broker has said against a topic, and let it line up again (lock held)."""
         if attachment.complaint is not None:
             complaint, attachment.complaint = attachment.complaint, None
             if attachment.queue:
                 self._turns[attachment] = None
             raise _about(attachment.topic, complaint)
-        delivery = attachment.take()
+
+    def _take(self, attachment: Attachment, take: Callable[[Attachment], T | None]) -> T | None:
+        """Take of a topic, and let it line up again behind the others (lock held)."""
+        found = take(attachment)
         if attachment.queue:
-            self._turns[attachment] = None
-        if delivery is not None:
+            self._turns.setdefault(attachment)
+        if found is not None:
             attachment.tick(self._network.clock.monotonic())
             session = attachment.session
             if session is not None and session.outbox:
                 self._network.connection_of(attachment).pump()
-        return delivery
+        return found
+
+    def forget_current(self) -> None:
+        """Let nobody see what is left of the delivery in hand."""
+        super().forget_current()
+        self._in_turn = None
 
     def has_news(self) -> bool:
-        """Whether `try_next` has something to return, to raise or to do (lock held)."""
-        return bool(self._turns) or self._over or (self._watch is not None and self._watch.done)
+        """Whether there is something to take, to raise or to do (lock held)."""
+        in_hand = self._in_turn is not None and self._in_turn.has_in_hand
+        return bool(self._turns) or in_hand or self._over or (self._watch is not None and self._watch.done)
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 
@@ -377,6 +412,8 @@ class WildcardConsumer(Consumer):
         with self._network.lock:
             if self._watch is not None:
                 self._network.home.session.withdraw(self._watch)
+            for connection in self._network.everywhere():
+                connection.tell_all()  # other threads may be waiting here
         for member in list(self._members.values()):
             member.end()
         self._turns.clear()

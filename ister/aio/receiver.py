@@ -2,35 +2,37 @@
 
 Invariants
 - only waiting is done here: what has come, credit and acknowledgments are the synchronous receiver's
-- one task at a time uses a receiver
+- any number of tasks may take messages from a receiver: each message goes to one of them
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TypeVar
 
+from ister import arguments
 from ister.aio.closing import Closing
 from ister.aio.waiting import Waiting
 from ister.consumer import SEEK_S, Acknowledged, Position
 from ister.consumer import Consumer as SyncConsumer
 from ister.errors import ClosedError
-from ister.message import Batch, Delivery, Event, Message
+from ister.message import Batch, Event, Message
 from ister.producer import HURRY_S
 from ister.reader import Reader as SyncReader
 from ister.receiver import CLOSE_S
 from ister.receiver import Receiver as SyncReceiver
 
+T = TypeVar("T")
+
 
 class Receiver(Closing):
-    """Receives messages from one topic. For one task at a time."""
+    """Receives messages from one topic."""
 
     def __init__(self, client: Waiting, receiver: SyncReceiver) -> None:
         self._client = client
         self._receiver = receiver
-        self._current: Iterator[Message] = iter(())
 
     @property
     def topic(self) -> str:
@@ -61,53 +63,43 @@ class Receiver(Closing):
 
     async def __anext__(self) -> Message:
         """Return the next message; raises `StopAsyncIteration` once the consumer is closed by `close`."""
-        message = next(self._current, None)
-        while message is None:
+        message = next(self._receiver.current, None)
+        if message is None:
             try:
-                delivery = await self._next(None)
+                message = await self._wait_for(self._receiver.try_receive, None)
             except ClosedError:
                 raise StopAsyncIteration from None
-            assert delivery is not None
-            self._current = delivery.hand_out()
-            message = next(self._current, None)
+            assert message is not None
         return message
 
     async def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
-        message = next(self._current, None)
-        while message is None:
-            delivery = await self._next(timeout)
-            if delivery is None:
-                return None
-            self._current = delivery.hand_out()
-            message = next(self._current, None)
-        return message
+        message = next(self._receiver.current, None)
+        return await self._wait_for(self._receiver.try_receive, timeout) if message is None else message
 
     async def receive_batch(
         self, max_messages: int | None = None, timeout: float | None = None
     ) -> Batch | None:
         """Return messages that came together, or `None` after `timeout` seconds; see `ister.Consumer.receive_batch`."""
-        message = next(self._current, None)
-        delivery = message.delivery if message is not None else await self._next(timeout)
-        batch, self._current = SyncReceiver.cut(self._current, message, delivery, max_messages)
-        return batch
+        if max_messages is not None:
+            arguments.number(max_messages, "max_messages", 1)
+        return await self._wait_for(lambda: self._receiver.try_batch(max_messages), timeout)
 
-    async def _next(self, timeout: float | None) -> Delivery | None:
+    async def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
         receiver = self._receiver
-        delivery = receiver.try_next()
-        if delivery is not None:
-            return delivery
+        found = attempt()
+        if found is not None:
+            return found
         deadline = receiver.deadline(timeout)
         while await self._client.wait(receiver.handle, receiver.has_news, receiver.seconds_until(deadline)):
-            delivery = receiver.try_next()
-            if delivery is not None:
-                return delivery
+            found = attempt()
+            if found is not None:
+                return found
         return None
 
     async def close(self, timeout: float | None = CLOSE_S) -> None:
         """Send the acknowledgments made so far and leave; see `ister.Consumer.close`."""
         receiver = self._receiver
-        self._current = iter(())
         if receiver.is_over():
             return
         try:
@@ -122,14 +114,14 @@ class Receiver(Closing):
 
 
 class Reader(Receiver):
-    """Yields the messages of one topic; made by `Client.reader`. For one task at a time."""
+    """Yields the messages of one topic; made by `Client.reader`."""
 
     def __init__(self, client: Waiting, reader: SyncReader) -> None:
         super().__init__(client, reader)
 
 
 class Consumer(Receiver):
-    """Receives the messages of one subscription; made by `Client.consumer`. For one task at a time."""
+    """Receives the messages of one subscription; made by `Client.consumer`."""
 
     def __init__(self, client: Waiting, consumer: SyncConsumer) -> None:
         super().__init__(client, consumer)
@@ -176,10 +168,7 @@ class Consumer(Receiver):
             await self._client.wait(consumer.attachment, seeking.arrived, consumer.seconds_until(deadline))
         finally:
             consumer.withdraw_seek(seeking)
-        reached = consumer.end_seek(seeking, timeout)
-        deque(self._current, maxlen=0)  # also a loop that holds this iterator
-        self._current = iter(())
-        return reached
+        return consumer.end_seek(seeking, timeout)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the broker has written every acknowledgment made so far; see `ister.Consumer.flush`."""

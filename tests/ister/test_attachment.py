@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -604,3 +605,100 @@ def test_a_reader_acknowledges_nothing(talk: Talk) -> None:
     attachment.flush(confirm=True)
     assert talk.said() == []
     assert attachment.settled
+
+
+# ---- several who take, and what is in hand when the connection goes ------------------------------------------------
+
+
+def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_connection_is_lost(talk: Talk) -> None:
+    """It is delivered again: whoever iterates over it sees the rest once, after the reconnect."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c", b"d")
+    messages = attachment.hand_out()
+    assert messages is not None
+    assert next(messages).payload == b"a"
+    talk.session.lost(ConnectionLostError("gone"))
+    assert list(messages) == []
+    assert not attachment.has_some
+    assert attachment.hand_out() is None
+    assert attachment.grab(2) is None
+
+
+def test_a_refused_consumer_hands_out_nothing_more_of_what_it_has(talk: Talk) -> None:
+    """Whoever the subscription belongs to now is delivered it."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    messages = attachment.hand_out()
+    assert messages is not None
+    talk.refuse("taken-over", "stop", HANDLE=2, CLOSED=True)
+    assert list(messages) == []
+
+
+@pytest.mark.parametrize(
+    "what", [{"kind": "reader"}, {"strategy": "non-reliable"}], ids=["a reader", "a non-reliable topic"]
+)
+def test_what_does_not_come_again_is_handed_out_after_a_lost_connection(
+    talk: Talk, what: dict[str, str]
+) -> None:
+    """A reader goes on behind the delivery in hand, and a non-reliable topic keeps nothing."""
+    attachment = talk.consumer(kind=what.get("kind", "shared"))
+    talk.welcome()
+    talk.opened(STRATEGY=what.get("strategy", "reliable"))
+    talk.deliver(0, b"a", b"b", b"c")
+    messages = attachment.hand_out()
+    assert messages is not None
+    next(messages)
+    talk.session.lost(ConnectionLostError("gone"))
+    assert [message.payload for message in messages] == [b"b", b"c"]
+
+
+def test_a_session_that_goes_on_hears_acknowledgments_before_it_opens_again(talk: Talk) -> None:
+    """Else the broker delivers again what was acknowledged; they are sent once more when the handle is open."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b", b"c", b"d")
+    delivery = taken(attachment)
+    attachment.ack(delivery, 0, 2, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    acknowledged, asked = talk.said()
+    assert (acknowledged[Key.TYPE], acknowledged[Key.RANGES]) == (Type.ACK, [0, 2])
+    assert asked[Key.TYPE] == Type.OPEN_CONSUMER
+    talk.hear(
+        {
+            Key.TYPE: Type.OPENED,
+            Key.REF: asked[Key.REF],
+            Key.HANDLE: 2,
+            Key.OFFSET: 4,
+            Key.STRATEGY: "reliable",
+        }
+    )
+    [again] = talk.said()
+    assert (again[Key.TYPE], again[Key.RANGES]) == (Type.ACK, [0, 2])
+
+
+def test_a_session_that_was_forgotten_hears_of_no_acknowledgment(talk: Talk) -> None:
+    """It would spoil the frame it travels in."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    attachment.ack(taken(attachment), 0, 2, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=False)
+    [asked] = talk.said()
+    assert asked[Key.TYPE] == Type.OPEN_CONSUMER
+
+
+def test_iterators_and_batches_share_a_delivery(talk: Talk) -> None:
+    """A batch takes what an iterator has not yielded, and gives the rest to the next one."""
+    attachment = opened(talk)
+    talk.deliver(0, *(b"%d" % number for number in range(10)))
+    first = attachment.hand_out()
+    assert first is not None
+    assert [next(first).offset for _ in range(2)] == [0, 1]
+    batch = attachment.grab(3)
+    assert batch is not None
+    assert list(batch.offsets) == [2, 3, 4]
+    assert list(first) == []
+    second = attachment.hand_out()
+    assert second is not None
+    assert [message.offset for message in second] == [5, 6, 7, 8, 9]
+    assert not attachment.has_some
