@@ -33,6 +33,7 @@ class Stop(TypedDict, total=False):
     attempts: int
     since_ms: int
     text: str
+    here: str  # of what is asked of the store: what is wrong with it in the local log
 
 
 class State(TypedDict, total=False):
@@ -188,8 +189,13 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
         )
     fetch = state.get("fetch")
     if fetch:
+        here = (
+            f"cannot be read from the local log ({fetch['here']})"
+            if fetch.get("here")
+            else "is in the store alone"
+        )
         text = (
-            f"offset {fetch.get('first')} is in the store alone, and is being brought back{_since(fetch, now_ms)}"
+            f"offset {fetch.get('first')} {here}, and is being brought back{_since(fetch, now_ms)}"
             f"{_because(fetch)}; it goes on by itself"
         )
         yield _reason("cloud-fetch", text, **_stop_numbers(fetch))

@@ -3,7 +3,8 @@
 Runs in the tier process, one actor. A cached segment is the object byte for byte, under the name its log gave it.
 
 Invariants
-- what readers find in the cache was checked whole against the store's checksum before it got its name
+- what readers find in the cache was checked whole against the store's checksum before it got its name; of an object that
+  fails that, the records that are whole can be read by their own checksums
 - the cache holds no more than `cache_bytes_max`, but for one segment; what goes first was asked for longest ago
 - what a reader asks for again, though it lies in the cache, is brought anew once; then it is damaged in the store
 - so many segments are on their way at once as `parallel` says, those asked for before those that may be asked for next
@@ -19,14 +20,14 @@ from typing import Final
 
 from actors.messages import Answer, Describe, Fetch, Fetched, NotFetched
 from actors.runtime import Address, LoopActor, System, receives
-from ister.errors import IsterError
+from ister.errors import IsterError, StoreError
 from ister.names import topic_folder
 from ister.wire import encode_result
 from storage.catalogue import TopicMeta
 from storage.disk import Disk
 from storage.history import History, Piece
-from storage.segment import segment_name
-from storage.store import ObjectStore
+from storage.segment import SEGMENT_BYTES_MAX, base_of, segment_name
+from storage.store import UNCHECKED, ObjectStore
 from storage.tier import Layout
 from storage.upload import list_history
 
@@ -60,6 +61,9 @@ class _Listing:
     listed_at_s: float = 0.0
     listing: bool = False
     asked: list[tuple[int, Address]] = field(default_factory=list)  # (offset, who) that wait for the listing
+    asked_late: list[tuple[int, Address]] = field(
+        default_factory=list
+    )  # and those that came after it had begun
 
 
 class Fetcher(LoopActor):
@@ -113,17 +117,19 @@ class Fetcher(LoopActor):
                 self._listings.popitem(last=False)
         self._listings.move_to_end(command.topic.incarnation)
         history = listing.history
-        if history is not None and history.start <= command.offset < history.end:
+        if history is not None and piece_at(history, command.offset) is not None:
             self._bring(listing, command.offset, command.reply)
             return
         old = self.clock.monotonic() - listing.listed_at_s > LISTING_S
         if (
             history is not None and not old and not listing.listing
         ):  # as many ask at once, one listing answers
-            self._refuse(listing, command.offset, command.reply)
+            self._refuse(listing, command.offset, command.reply, final=False)
             return
-        listing.asked.append((command.offset, command.reply))
-        if not listing.listing:
+        if listing.listing:
+            listing.asked_late.append((command.offset, command.reply))
+        else:
+            listing.asked.append((command.offset, command.reply))
             listing.listing = True
             layout = Layout(command.topic.name, command.topic.incarnation)
             self.offload(
@@ -134,25 +140,38 @@ class Fetcher(LoopActor):
     def _listed(self, listing: _Listing, history: History | None, error: BaseException | None) -> None:
         listing.listing = False
         asked, listing.asked = listing.asked, []
+        late, listing.asked_late = listing.asked_late, []
         if error is not None or history is None:
             log.warning("topic %s: the store could not be listed: %s", listing.topic.name, error)
-            for offset, reply in asked:
+            for offset, reply in asked + late:
                 self._answer_later(
                     NotFetched(offset, f"the store could not be listed: {error}", True, 0), reply
                 )
             return
         listing.history, listing.listed_at_s = history, self.clock.monotonic()
-        for offset, reply in asked:
-            if history.start <= offset < history.end:
+        for number, (offset, reply) in enumerate(asked + late):
+            if piece_at(history, offset) is not None:
                 self._bring(listing, offset, reply)
             else:
-                self._refuse(listing, offset, reply)
+                self._refuse(listing, offset, reply, final=number < len(asked))
 
-    def _refuse(self, listing: _Listing, offset: int, reply: Address) -> None:
+    def _refuse(self, listing: _Listing, offset: int, reply: Address, *, final: bool) -> None:
+        """Say that the store does not have an offset; finally only by a listing made after it was asked for.
+
+        What the log has just dropped was in the store before that; a writer that has not said where it begins may say so.
+        """
         assert listing.history is not None
         history = listing.history
-        text = f"the store has offsets {history.start} to {history.end} of topic {listing.topic.name!r}"
-        self._answer_later(NotFetched(offset, text, offset >= history.end, history.start), reply)
+        begins = history.trimmed
+        if offset < begins:
+            text = f"the store has topic {listing.topic.name!r} from offset {begins} on"
+        elif (end := history.gap_at(offset)) is not None:
+            text = f"the store has lost offsets {offset} to before {end} of topic {listing.topic.name!r}"
+        else:
+            text = f"the store has topic {listing.topic.name!r} up to offset {history.end} alone"
+        retry = offset >= begins and (not final or history.undecided is not None)
+        answer = NotFetched(offset, text, retry, begins, history.gap_at(offset) or 0)
+        self._answer_later(answer, reply)
 
     def _answer_later(self, answer: NotFetched, reply: Address) -> None:
         """Answer what cannot be had after a while, so that who asks again does not ask all the time."""
@@ -173,7 +192,8 @@ class Fetcher(LoopActor):
             if times >= TRIES_MAX:
                 del self._served[reply]
                 text = f"what object {piece.segment.name} has there is damaged"
-                self._answer_later(NotFetched(offset, text, False, listing.history.start), reply)
+                answer = NotFetched(offset, text, False, listing.history.trimmed, piece.end)
+                self._answer_later(answer, reply)
                 return
         if path in self._cached:
             self._cached.move_to_end(path)
@@ -200,7 +220,9 @@ class Fetcher(LoopActor):
         self._served[reply] = (offset, path, times + 1, now_s)
         while len(self._served) > READERS_MAX:
             del self._served[next(iter(self._served))]
-        self.system.at(reply).tell(Fetched(offset))
+        base = base_of(path.rpartition("/")[2])
+        assert base is not None
+        self.system.at(reply).tell(Fetched(offset, base))
 
     def _prefetch(self, listing: _Listing, piece: Piece) -> None:
         assert listing.history is not None
@@ -224,8 +246,8 @@ class Fetcher(LoopActor):
             self._under_way += 1
             name, size = piece.segment.name, piece.segment.bytes
 
-            def work(name: str = name, path: str = path) -> None:
-                data = self._store.get(name)  # checked against its CRC32C
+            def work(name: str = name, path: str = path, size: int = size) -> None:
+                data = read_segment(self._store, name, size)
                 self._disk.makedirs(path.rpartition("/")[0])
                 part = f"{path}.part"
                 if self._disk.exists(part):
@@ -261,7 +283,7 @@ class Fetcher(LoopActor):
             gone = isinstance(error, IsterError) and error.code == "object-missing"
             if gone:  # trimmed since it was listed: a new listing says where the history begins
                 listing.history = None
-            retry = gone or not isinstance(error, IsterError) or error.action == "retry"
+            retry = gone or not isinstance(error, IsterError) or error.action != "stop"
             for offset, reply in waiting:
                 self._answer_later(NotFetched(offset, str(error), retry, 0), reply)
         self._go_on()
@@ -285,11 +307,24 @@ class Fetcher(LoopActor):
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
 
+def read_segment(store: ObjectStore, name: str, size: int) -> bytes:
+    """Return a segment's bytes, checked as a whole where that is possible; each record in it has its own checksum.
+
+    So of one that is damaged everything else can be read. Raises StoreError.
+    """
+    try:
+        return store.get(name)
+    except StoreError as error:
+        if error.code not in UNCHECKED:
+            raise
+        log.error("object %s is brought back unchecked: %s", name, error.text)
+        return store.get_range(name, 0, max(size, SEGMENT_BYTES_MAX))
+
+
 def piece_at(history: History, offset: int) -> Piece | None:
     """Return the piece of a history that holds an offset, None if it has none."""
-    if not history.start <= offset < history.end:
-        return None
-    return history.pieces[bisect_right(history.pieces, offset, key=_start) - 1]
+    at = bisect_right(history.pieces, offset, key=_start) - 1
+    return history.pieces[at] if at >= 0 and offset < history.pieces[at].end else None
 
 
 def _start(piece: Piece) -> int:

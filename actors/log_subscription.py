@@ -42,7 +42,7 @@ from ister.errors import DamagedError, IsterError, RemoteError, StorageError, Tr
 from ister.wire import encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import CursorJournal, encode_journal
-from storage.tiered import NotHereError, TieredReader
+from storage.tiered import UNKNOWN, NotHereError, TieredReader
 from transport.session import SessionLimits
 
 log = logging.getLogger("ister.subscription")
@@ -50,6 +50,8 @@ log = logging.getLogger("ister.subscription")
 FETCH_AGAIN_S: Final = 30.0  # a segment that was asked for and has not come is asked for again
 ATTACH_AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
+
+ASKED: Final = 1 << 63  # above every offset
 
 T = TypeVar("T")
 
@@ -106,14 +108,17 @@ class LogSubscription(Subscription):
         self._deleted = False
         self._store_s = store_ms / 1000
         self._store_timer: Timer | None = None
-        self._fetching: int | None = None  # the offset whose segment is being brought back
+        self._fetching: NotHereError | None = None  # what is being brought back
         self._fetching_since_ms = 0
         self._fetch_trouble = ""
         self._fetch_timer: Timer | None = None
+        self._begun_behind = 0  # what was missing where the subscription was to begin ends here
         self._stalled: Notice | None = None  # at damage, until an operator decides
+        self._stalled_at = ASKED  # the offset, if the store was not asked for it
         self._message_ttl_ms = int(topic.settings.get("message_ttl_ms", 0))
         self.trimmed = 0
         self.skipped = 0
+        self.missing = 0
 
     def on_start(self) -> None:
         """Ask the topic how far it is durable."""
@@ -152,6 +157,9 @@ class LogSubscription(Subscription):
     def on_attached(self, attached: Attached) -> None:
         """Fix the start when the subscription is new, and read on from the cursor."""
         self._attached_as = attached
+        self._source.stored(UNKNOWN if attached.stored_end is None else attached.stored_end)
+        if self._stalled is not None and self._stalled_at < self._source.stored_end:
+            self._read_again()  # the store was not asked for it
         if not self._log.is_open:
             self._source.durable_end = max(self._source.durable_end, attached.durable_end)
             try:
@@ -161,7 +169,7 @@ class LogSubscription(Subscription):
             except _StartUnknownError:
                 return  # the topic tells it once the store has told the topic
             except NotHereError as error:  # sought by time: the store must be asked
-                self._fetch(error.offset)
+                self._fetch(error)
                 return
             except IsterError as error:
                 self._become_failed(error)
@@ -258,7 +266,7 @@ class LogSubscription(Subscription):
         if not self._log.is_open:
             return
         start = trimmed.start_offset
-        if self._fetching is not None and self._fetching < start:
+        if self._fetching is not None and self._fetching.offset < start:
             self._fetching = None
             self.call_soon(self._go_on)  # whatever waits for it looks again
         cursor = self._log.cursor
@@ -297,7 +305,7 @@ class LogSubscription(Subscription):
             try:
                 return step()
             except NotHereError as error:
-                self._fetch(error.offset)
+                self._fetch(error)
             except TrimmedError as error:  # the topic is about to say so
                 if error.end <= self._log.cursor.low:
                     self._halt(error)
@@ -309,12 +317,12 @@ class LogSubscription(Subscription):
                 self._halt(error)
         return None
 
-    def _fetch(self, offset: int) -> None:
+    def _fetch(self, missing: NotHereError) -> None:
         """Have a segment brought back from the store; meanwhile nothing is delivered."""
-        if self._fetching != offset:
+        if self._fetching is None or self._fetching.offset != missing.offset:
             self._fetching_since_ms, self._fetch_trouble = self.clock.time_ms(), ""
-        self._fetching = offset
-        self._fetcher.tell(Fetch(self.topic, offset, self.address))
+        self._fetching = missing
+        self._fetcher.tell(Fetch(self.topic, missing.offset, self.address))
         if self._fetch_timer is not None:
             self._fetch_timer.cancel()
         self._fetch_timer = self.call_later(FETCH_AGAIN_S, self._fetch_again)
@@ -327,17 +335,19 @@ class LogSubscription(Subscription):
     @receives(Fetched)
     def on_fetched(self, fetched: Fetched) -> None:
         """Read on."""
-        if fetched.offset == self._fetching:
+        self._source.brought(fetched.base)
+        if self._fetching is not None and fetched.offset == self._fetching.offset:
             self._fetching = None
             self._go_on()
 
     @receives(NotFetched)
     def on_not_fetched(self, answer: NotFetched) -> None:
-        """Go on behind what the store has no more; wait for a store that is away; stop at what is damaged there."""
-        if answer.offset != self._fetching:
+        """Go on behind what retention took in the store; wait for a store that is away; stop at what is nowhere."""
+        missing = self._fetching
+        if missing is None or answer.offset != missing.offset:
             return
         if answer.retry:
-            self._fetch(answer.offset)
+            self._fetch(missing)
             self._fetch_trouble = answer.text
             return
         self._fetching = None
@@ -345,10 +355,36 @@ class LogSubscription(Subscription):
             self._source.history_start = max(self._source.history_start, answer.start)
             self.on_trimmed(Trimmed(answer.start))
         else:
-            error = DamagedError(f"the store cannot give offset {answer.offset}: {answer.text}")
-            error.first, error.end = answer.offset, answer.offset + 1
-            self._stall(error)
+            error = _nowhere(missing, answer)
+            if not self._log.is_open:  # the place where to begin cannot be found
+                self._become_failed(error)
+                return
+            if missing.damage is None and self._begins_at(answer.offset):
+                self._begin_behind(error)
+            else:
+                self._stall(error)
         self._go_on()
+
+    def _begins_at(self, offset: int) -> bool:
+        """Say whether this is where the subscription was to begin, at the earliest message there is."""
+        if self.meta.start != "earliest" or not self._log.is_open:
+            return False
+        cursor = self._log.cursor
+        return offset == cursor.low == max(cursor.start, self._begun_behind) and not cursor.ranges
+
+    def _begin_behind(self, error: DamagedError) -> None:
+        """Begin with the earliest message there is, and say what should have been there before it."""
+        first, end = error.first or 0, error.end or 0
+        self._topic_ref.tell(FoundDamage(first, end, error.text, True))
+        self._begun_behind = end
+        lost = self._log.note(first, end)
+        self._settled(first, end)
+        self.missing += lost
+        if self._source.next < end:
+            self._source.jump_to(end)
+        text = f"{lost} messages from offset {first} on are lost, and the subscription begins behind them: {error.text}"
+        log.error("subscription %s of %s: %s", self.meta.name, self.topic.name, text)
+        self._notify(Notice("missing", lost, text, first))
 
     def _go_on(self) -> None:
         """What could not be read may be read now."""
@@ -365,10 +401,11 @@ class LogSubscription(Subscription):
     def _stall(self, error: DamagedError) -> None:
         """Deliver nothing more until an operator decides; acknowledgments of what was delivered go on."""
         first, end = error.first or 0, error.end or 0
+        self._stalled_at = ASKED if first < self._source.stored_end else first
         what = f"offsets {first} to before {end} of topic {self.topic.name!r} are damaged, nothing is skipped by itself"
         text = f"{what} ({error.text}); to go on behind them: ister topic repair {self.topic.name} --skip-damaged"
         log.error("subscription %s of %s waits: %s", self.meta.name, self.topic.name, text)
-        self._topic_ref.tell(FoundDamage(first, end, error.text))
+        self._topic_ref.tell(FoundDamage(first, end, error.text, self._stalled_at == ASKED))
         self._stalled = Notice("log-damaged", end - first, text, first)
         for consumer in self._consumers.values():
             consumer.tell(self._stalled)
@@ -383,9 +420,12 @@ class LogSubscription(Subscription):
     def on_repaired(self, _repaired: Repaired) -> None:
         """Read again from where damage stopped it."""
         if self._log.is_open and self._stalled is not None:
-            self._stalled = None
-            self._source.reopen()
-            self._go_on()
+            self._read_again()
+
+    def _read_again(self) -> None:
+        self._stalled = None
+        self._source.reopen()
+        self._go_on()
 
     def _skip(self, skipped: list[tuple[int, int]]) -> None:
         """Take what a reader jumped over as done, and say so: an operator decided it."""
@@ -430,10 +470,11 @@ class LogSubscription(Subscription):
             "durable_end": source.durable_end,
             "trimmed": self.trimmed,
             "skipped": self.skipped,
+            "missing": self.missing,
             "from_store": source.from_store,
             "from_log": source.from_log,
             "from_live": source.from_live,
-            "fetching": self._fetching,
+            "fetching": None if self._fetching is None else self._fetching.offset,
             "stalled": None if self._stalled is None else self._stalled.text,
             "ack_timeout_ms": self._ack_timeout_ms,
         }
@@ -445,3 +486,12 @@ class LogSubscription(Subscription):
                 "unacknowledged": cursor.unacknowledged(source.durable_end),
             }
         return body
+
+
+def _nowhere(missing: NotHereError, answer: NotFetched) -> DamagedError:
+    """Return the error for what can be read neither here nor from the store."""
+    here = "the local log does not have it" if missing.damage is None else missing.damage.text
+    error = DamagedError(f"offset {answer.offset} can be read nowhere: {here}; {answer.text}")
+    error.first = answer.offset
+    error.end = min(missing.until, answer.end) if answer.end > answer.offset else missing.until
+    return error

@@ -259,11 +259,12 @@ class Attached:
     """The topic has offsets `start_offset` to before `durable_end`.
 
     Where it begins is None while the store, which may have what came before the log, has not said so; this is told
-    again once it has.
+    again once it has. The store has it up to `stored_end`, None while nobody knows.
     """
 
     start_offset: int | None
     durable_end: int
+    stored_end: int | None = None
 
 
 @message
@@ -336,11 +337,15 @@ class Consumed:
 @message
 @dataclass(frozen=True, slots=True)
 class FoundDamage:
-    """Offsets [first, end) cannot be read (Subscription -> Topic, which shows it)."""
+    """Offsets [first, end) cannot be read (Subscription -> Topic, which shows it).
+
+    `asked` says whether the store was asked for them as well.
+    """
 
     first: int
     end: int
     reason: str
+    asked: bool
 
 
 @message
@@ -469,10 +474,14 @@ class KeepTopic:
 @message
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """The store has the topic's offsets `start` to before `watermark` (Uploader -> Topic)."""
+    """The store has the topic's offsets `start` to before `watermark`, but for `gaps` (Uploader -> Topic).
+
+    What is below `start` was dropped on purpose; the first GAPS_TOLD_MAX of the gaps are told.
+    """
 
     start: int
     watermark: int
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 @message
@@ -553,20 +562,26 @@ class Fetch:
 @message
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The segment that holds `offset` is in the cache now."""
+    """The segment that holds `offset`, and begins at `base`, is in the cache now."""
 
     offset: int
+    base: int
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class NotFetched:
-    """It could not be brought back; `retry` says whether that may change, `start` where the history begins now."""
+    """It could not be brought back; `retry` says whether that may change.
+
+    What is below `start` was dropped from the store on purpose. If it is final, and `end` is not 0, the store has nothing
+    of [offset, end) that can be read.
+    """
 
     offset: int
     text: str
     retry: bool
     start: int
+    end: int = 0
 
 
 @message

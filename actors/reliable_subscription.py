@@ -44,7 +44,7 @@ from actors.poison import Poisoned, Policy
 from actors.runtime import Timer, receives
 from actors.selection import Member
 from actors.timed_subscription import LOOKED_AT_MAX
-from ister.errors import IsterError, RemoteError, StorageError
+from ister.errors import DamagedError, IsterError, RemoteError, StorageError
 from ister.wire import Column, encode_result
 from storage.tiered import NotHereError
 
@@ -358,7 +358,7 @@ class ReliableSubscription(FailingSubscription):
                 self._target = self._position_of(command.to)
             except NotHereError as error:
                 if self._fetching is None:
-                    self._fetch(error.offset)
+                    self._fetch(error)
                 return
             except IsterError as error:
                 self._sought(command, error)
@@ -385,6 +385,13 @@ class ReliableSubscription(FailingSubscription):
             for consumer in self._consumers.values():
                 consumer.tell(Stayed())
         self._sought(command, error)
+
+    def _stall(self, error: DamagedError) -> None:
+        """Where somebody wants to move and the way there cannot be read, it is told so, and nothing else changes."""
+        if self._seeking is not None and self._target is None:
+            self._sought(self._seeking, error)
+        else:
+            super()._stall(error)
 
     def _forget_all(self) -> None:
         super()._forget_all()
@@ -514,10 +521,12 @@ class ReliableSubscription(FailingSubscription):
             state["damage"] = {"first": first, "end": first + self._stalled.count, "text": self._stalled.text}
         if self._fetching is not None:
             state["fetch"] = {
-                "first": self._fetching,
+                "first": self._fetching.offset,
                 "since_ms": self._fetching_since_ms,
                 "text": self._fetch_trouble,
             }
+            if self._fetching.damage is not None:
+                state["fetch"]["here"] = self._fetching.damage.text
         if self._log.is_open:
             state["cursor"] = self._log.cursor.low
             state["unacknowledged"] = self._log.cursor.unacknowledged(source.durable_end)

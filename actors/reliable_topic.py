@@ -55,7 +55,7 @@ from actors.messages import (
 )
 from actors.runtime import Ref, System, Timer, receives
 from actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
-from actors.upkeep import LogCare, Upkeep
+from actors.upkeep import LOST, LogCare, Upkeep
 from ister.errors import (
     DamagedError,
     DiskFullError,
@@ -67,6 +67,7 @@ from ister.errors import (
 from ister.wire import OFFSET_UNKNOWN, Key, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, ProducerTable
+from storage.ranges import RangeSet
 from storage.retention import retention_of
 from storage.segment import SegmentInfo
 from storage.wal import Commit, Wal
@@ -139,9 +140,11 @@ class ReliableTopic(Topic):
         ] = {}  # by producer, while there is no log: the sequence to go on with
         self._watermark = 0
         self._store_known = False  # the Uploader has said what the store has
-        self._missing_below = 0  # no retention took what was below, and yet it is nowhere
+        self._gaps: tuple[tuple[int, int], ...] = ()  # what the store has lost of that
         self._upload_trouble: str | None = None  # why the store is behind, where that is known
-        self._stored_start = 0  # the store has the topic from here to the watermark
+        self._stored_start = (
+            0  # the store has the topic from here to the watermark; what is below went by retention
+        )
         self._behind_bytes = 0  # of sealed segments that the store has not taken yet
         self._told_end = 0  # what the watchers know to be durable
         self._acknowledged: int | None = None
@@ -563,7 +566,7 @@ class ReliableTopic(Topic):
         """Note how far the store has the log; with durability cloud, that is what receipts wait for."""
         before = self._begins(self._log) if self._log is not None and self._store_known else None
         self._store_known, self._upload_trouble = True, None
-        self._stored_start = command.start
+        self._stored_start, self._gaps = command.start, command.gaps
         self._watermark = max(self._watermark, command.watermark)
         wal = self._log
         if wal is None:
@@ -586,15 +589,19 @@ class ReliableTopic(Topic):
             self._tell_start(wal)
 
     def _miss_history(self, wal: Wal) -> None:
-        """Say it where a beginning that no retention took is in the log no more, and in the store neither."""
-        missing = 0 if self._upkeep.retention else self._begins(wal)
-        if missing and missing != self._missing_below:
-            log.error(
-                "topic %s: offsets below %d are neither in the log nor in the store, and no retention took them",
-                self.meta.name,
-                missing,
-            )
-        self._missing_below = missing
+        """Know what of the topic is nowhere, though no retention took it, and say so."""
+        stored = RangeSet(
+            [(self._stored_start, self._watermark)] if self._stored_start < self._watermark else ()
+        )
+        for gap in self._gaps:
+            stored.subtract(*gap)
+        lost = (
+            stored.gaps(self._begins(wal), wal.start_offset) if self._begins(wal) < wal.start_offset else []
+        )
+        for first, end in lost:
+            if (first, end) not in self._upkeep.lost:
+                log.error("topic %s: offsets %d to before %d: %s", self.meta.name, first, end, LOST)
+        self._upkeep.elsewhere, self._upkeep.lost = stored, lost
 
     @receives(UploadDelayed)
     def on_upload_delayed(self, delayed: UploadDelayed) -> None:
@@ -613,14 +620,14 @@ class ReliableTopic(Topic):
         """Say how far may be read; with durability cloud nobody knows before the store has said what it has."""
         if self._store_known or self.meta.durability != "cloud":
             known = wal.start_offset == 0 or self._store_known
-            watcher.tell(Attached(self._begins(wal) if known else None, self._reached(wal)))
+            stored = self._watermark if self._store_known else None
+            watcher.tell(Attached(self._begins(wal) if known else None, self._reached(wal), stored))
 
     def _begins(self, wal: Wal) -> int:
-        """Return the first offset that can be read: here, or from the store where that has what came before."""
-        start = wal.start_offset
-        if self._watermark >= start and self._stored_start < start:
-            start = max(self._stored_start, self._upkeep.retained_from)
-        return start
+        """Return where the topic begins: below it everything went by retention. What is missing above it is damage."""
+        if not self._store_known:
+            return wal.start_offset
+        return min(max(self._stored_start, wal.retained), wal.start_offset)
 
     def _check_behind(self) -> None:
         """Refuse more while too much waits for a store that is away."""
@@ -660,7 +667,7 @@ class ReliableTopic(Topic):
     @receives(FoundDamage)
     def on_found_damage(self, found: FoundDamage) -> None:
         """Note it, for whoever asks what there is."""
-        self._upkeep.note_damage(found.first, found.end, found.reason)
+        self._upkeep.note_damage(found)
 
     @receives(Subscribers)
     def on_subscribers(self, command: Subscribers) -> None:
@@ -740,13 +747,14 @@ class ReliableTopic(Topic):
                 "stored_start": self._stored_start,
                 "behind_bytes": self._behind_bytes,
                 "upload_failure": self._upload_trouble,
-                "missing_below": self._missing_below,
+                "missing": [list(each) for each in self._upkeep.lost],
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,
                 "uploaded_end": self._watermark,
                 "segments": len(sealed) + 1,
                 "sealed_bytes": sum(segment.bytes for segment in sealed),
                 "damaged": self._upkeep.damaged(self._log),
+                "damaged_here": self._upkeep.damaged_here(self._log),
                 "recovery": asdict(self._log.report),
             }
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))

@@ -86,7 +86,7 @@ class Restorer(LoopActor):
         identity = self.system.random.randbytes(16).hex()  # of this try alone
 
         def work() -> Restored:
-            claimed = claim(self._store, topic, identity)
+            claimed = claim(self._store, topic, identity, None)
             history = claimed.history
             subscriptions = []
             again = ""
@@ -97,7 +97,7 @@ class Restorer(LoopActor):
                 else:
                     subscriptions.append(replace(subscription, start="earliest"))
                     again += f"; the cursor of subscription {subscription.name} is damaged: it begins anew"
-            back = replace(topic, settings={**topic.settings, "restored_end": history.end})
+            back = replace(topic, settings={**topic.settings, "restored_end": claimed.start})
             text = (
                 f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
                 f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"

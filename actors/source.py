@@ -18,7 +18,7 @@ from typing import Final
 from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, cut, join
 from ister.errors import StorageError
 from ister.wire import DELIVER_RECORDS_MAX
-from storage.tiered import TieredReader
+from storage.tiered import UNKNOWN, TieredReader
 
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
 SHEETS_MESSAGES_MAX: Final = 50_000  # of batches whose single messages are looked at: some 10 MB
@@ -48,6 +48,7 @@ class Source:
         self.next = 0
         self.durable_end = 0
         self.history_start = 0
+        self.stored_end = UNKNOWN
         self._caught_up_at = 0  # from here on messages came while all before had been looked at
         self.from_store = 0
         self.from_log = 0
@@ -75,8 +76,21 @@ class Source:
 
     def _reader_at(self, offset: int) -> TieredReader:
         reader = self._open(offset)
-        reader.start = self.history_start
+        reader.start, reader.stored_end = self.history_start, self.stored_end
         return reader
+
+    def stored(self, end: int) -> None:
+        """Note up to where the store has the topic."""
+        self.stored_end = end
+        for reader in (self._reader, self._again):
+            if reader is not None:
+                reader.stored_end = end
+
+    def brought(self, base: int) -> None:
+        """Note that the segment at `base` was brought back."""
+        for reader in (self._reader, self._again):
+            if reader is not None:
+                reader.brought(base)
 
     def advance(self, durable_end: int) -> bool:
         """Note that more may be read; say whether that is so."""

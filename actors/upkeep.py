@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from actors.messages import FoundDamage
 from actors.runtime import LoopActor
 from ister.errors import IsterError, RemoteError
 from storage.catalogue import TopicMeta
@@ -28,6 +29,7 @@ log = logging.getLogger("ister.topic")
 
 Reply = Callable[[dict[str, Any] | IsterError], None]
 
+LOST: Final = "they are in the local log no more, and in the store neither, and no retention took them"
 DAMAGES_MAX: Final = 1000  # places found since the start that are shown: more of them tell nobody more
 
 
@@ -36,7 +38,8 @@ class LogCare:
     """What a worker knows to do with one topic's log, in any thread, up to a durable end; and what it may take."""
 
     verify: Callable[[int], Iterator[VerifyProgress | VerifyReport]]
-    skip_damaged: Callable[[int], RangeSet]
+    # up to a durable end; of what is damaged here, what the store has is kept; what is lost there is skipped as well
+    skip_damaged: Callable[[int, RangeSet, list[tuple[int, int]]], RangeSet]
     local_bytes: int  # of what the store has, so much is kept here too
     behind_bytes_max: int  # what may wait for the store
     segment_bytes: int
@@ -76,20 +79,23 @@ class Upkeep:
         self._care = care
         self._on_trimmed = on_trimmed
         self._on_skipped = on_skipped
-        self.retained_from = 0  # below this everything went by retention
+        self.retained_from = 0  # below this everything is to go by retention
+        self.elsewhere = RangeSet()  # what the store has
+        self.lost: list[tuple[int, int]] = []  # what neither the local log nor the store has
         self.retention = retention_of(meta)
         self.consumed: dict[str, int] = {}  # by subscription: nothing below is needed there
         self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
         self._verification: _Verification | None = None
         self._repairing = False
-        self._found: dict[tuple[int, int], str] = {}  # damage that readers and verifications came upon
+        self._found: dict[tuple[int, int], str] = {}  # what readers could read nowhere
+        self._local: dict[tuple[int, int], str] = {}  # and what is damaged in the local log
 
     # ---- retention ----------------------------------------------------------------------------------------------
 
     def retain(self, wal: Wal, watermark: int, stored_start: int, acknowledged: int | None) -> None:
         """Drop what the topic's retention allows, and what the store has beyond `local_bytes`.
 
-        `stored_start` to before `watermark` is in the store. What goes by retention is gone for readers; what goes
+        `stored_start` to before `watermark` is in the store; what is below went there by retention. What goes by retention is gone for readers; what goes
         because the store has it is fetched from there when it is asked for.
         """
         if self.trimming is not None:
@@ -102,8 +108,9 @@ class Upkeep:
             )
         local = Retention(bytes=max(self._care.local_bytes, 1))
         point = trim_point(sealed, local, now_ms=now_ms, acknowledged=None, floor=watermark)
-        point = max(point, self.retained_from, min(stored_start, watermark))
-        trim = wal.begin_trim(point) if point > wal.start_offset else None
+        retained = max(self.retained_from, min(stored_start, watermark))
+        point = max(point, retained)
+        trim = wal.begin_trim(point, retained) if point > wal.start_offset else None
         if trim is not None:
             self.trimming = wal
             self._host.loop.offload(trim.run, lambda _, error: self._trimmed(wal, trim, error))
@@ -149,28 +156,48 @@ class Upkeep:
     def _verified(self, verification: _Verification, error: BaseException | None) -> None:
         verification.error = error
         if (report := verification.report) is not None:
+            self._local = {(one.first, one.end): one.reason for one in report.damaged[:DAMAGES_MAX]}
+            damaged = RangeSet(place for place in self._local if place[0] < place[1])
             self._found = {
                 (first, end): reason
                 for (first, end), reason in self._found.items()
-                if not report.start_offset
-                <= first
-                < report.end_offset  # there, the verification knows better
+                if not report.start_offset <= first < end <= report.end_offset
+                or damaged.overlap(first, end)  # whole there, the verification knows better
             }
-            for one in report.damaged:
-                self.note_damage(one.first, one.end, one.reason)
 
-    def note_damage(self, first: int, end: int, reason: str) -> None:
-        """Remember that offsets [first, end) cannot be read, until a verification finds them whole."""
-        if len(self._found) < DAMAGES_MAX:
-            self._found[first, end] = reason
+    def note_damage(self, found: FoundDamage) -> None:
+        """Remember what a reader could not read, until a verification finds it whole."""
+        known = self._found if found.asked else self._local
+        if len(known) < DAMAGES_MAX:
+            known[found.first, found.end] = found.reason
 
     def damaged(self, wal: Wal) -> list[tuple[int, int, str]]:
-        """Return what is known to be damaged: first offset, the offset behind, why; in order, each place once."""
-        found = {(one.first, one.end): one.reason for one in wal.damaged}
+        """Return what cannot be served, as far as is known: first offset, the offset behind, why; each place once.
+
+        What is damaged here, and whole in the store, is served.
+        """
+        found = {place: LOST for place in self.lost}
+        found |= {place: reason for place, reason in self._here(wal).items() if not self._served(place)}
         for (first, end), reason in self._found.items():
-            if end > self.retained_from:
+            if end > max(wal.retained, self.retained_from):
                 found.setdefault((first, end), reason)
         return sorted((first, end, reason) for (first, end), reason in found.items())
+
+    def damaged_here(self, wal: Wal) -> list[tuple[int, int, str]]:
+        """Return what is damaged in the local log and served from the store, which has it."""
+        return sorted((*place, reason) for place, reason in self._here(wal).items() if self._served(place))
+
+    def _here(self, wal: Wal) -> dict[tuple[int, int], str]:
+        local = {place: reason for place, reason in self._local.items() if place[1] > wal.start_offset}
+        return local | {(one.first, one.end): one.reason for one in wal.damaged}
+
+    def _served(self, place: tuple[int, int]) -> bool:
+        first, end = place
+        return (
+            first < end
+            and self.elsewhere.covers(first, end)
+            and not any(lost < end and first < behind for lost, behind in self._found)
+        )
 
     def repair(self, durable_end: int, reply: Reply) -> None:
         """Let readers skip what is damaged, from now on."""
@@ -191,4 +218,13 @@ class Upkeep:
                 {"topic": self._topic, "skipped": [list(each) for each in skipped], "messages": skipped.total}
             )
 
-        self._host.offload(lambda: self._care.skip_damaged(durable_end), ended)
+        elsewhere, lost = self.elsewhere.copy(), [*self.lost, *self._found_in_store()]
+        self._host.offload(lambda: self._care.skip_damaged(durable_end, elsewhere, lost), ended)
+
+    def _found_in_store(self) -> list[tuple[int, int]]:
+        """Return what the store was thought to have, and readers found damaged or missing there."""
+        return [
+            (first, end)
+            for first, end in self._found
+            if end > first and self.elsewhere.overlap(first, end) > 0
+        ]

@@ -49,6 +49,7 @@ from storage.upload import (
     claim,
     drop_cursors,
     erase,
+    lost_below,
     put_cursor,
     put_segment,
     trim,
@@ -61,6 +62,7 @@ T = TypeVar("T")
 JITTER: Final = (
     0.25  # a quarter around each wait, so that a thousand topics do not return to a store together
 )
+GAPS_TOLD_MAX: Final = 1000  # ranges; more of them tell nobody more
 TRIM_CHECK_S: Final = 5.0  # how late the store's history may be cut
 
 
@@ -93,7 +95,8 @@ class Uploader(LoopActor):
         self._begin = 0  # where the local log begins
         self._log_end: int | None = None  # up to where it is sealed, once the topic has said so
         self._under_way = 0  # calls to the store
-        self._start = 0  # where the store's history begins
+        self._start = 0  # what is below was dropped from the store on purpose
+        self._gaps: tuple[tuple[int, int], ...] = ()  # missing in the store above that, for good
         self._sealed: dict[int, SegmentInfo] = {}
         self._reply: Ref | None = None
         self._waiting = False
@@ -150,15 +153,17 @@ class Uploader(LoopActor):
             self._failed("the local log does not fit the store", error)
             return
         self._claim = claimed
-        self._pieces = list(history.pieces)
-        self._start = history.start
-        self._plan = UploadPlan(history.end, self._parallel)
+        self._pieces = pieces_below(history, claimed.start)
+        self._start = history.trimmed
+        self._gaps = lost_below(history, claimed.start)
+        self._plan = UploadPlan(claimed.start, self._parallel)
         log.info(
-            "topic %s: epoch %d is ours; the store has offsets %d to %d",
+            "topic %s: epoch %d is ours; the store has offsets %d to %d%s",
             self._topic.name,
             claimed.epoch,
             history.start,
-            history.end,
+            claimed.start,
+            f" without {list(self._gaps)}" if self._gaps else "",
         )
         self._settled()
         self._go_on()
@@ -229,7 +234,7 @@ class Uploader(LoopActor):
         self.uploaded_segments += 1
         self.uploaded_bytes += segment.bytes
         assert self._claim is not None
-        first = max(segment.base, self._claim.history.end)
+        first = max(segment.base, self._claim.start)
         name = Layout(self._topic.name, self._topic.incarnation).segment(segment.base, epoch)
         insort(self._pieces, piece_of(segment, name, first, epoch), key=lambda piece: piece.start)
         self._plan.done(segment.base, segment.end)
@@ -253,7 +258,7 @@ class Uploader(LoopActor):
         for base in [base for base, segment in self._sealed.items() if segment.end <= watermark]:
             del self._sealed[base]
         if self._reply is not None:
-            self._reply.tell(Uploaded(self._start, watermark))
+            self._reply.tell(Uploaded(self._start, watermark, self._gaps[:GAPS_TOLD_MAX]))
 
     # ---- retention ----------------------------------------------------------------------------------------------
 
@@ -302,6 +307,7 @@ class Uploader(LoopActor):
                 dropped,
             )
             self._start = point
+            self._gaps = tuple((max(first, point), end) for first, end in self._gaps if end > point)
             self._pieces = [piece for piece in self._pieces if piece.end > point]
             self._settled()
 
@@ -444,6 +450,15 @@ class Uploader(LoopActor):
             "failure": self.failure,
         }
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
+
+
+def pieces_below(history: History, start: int) -> list[Piece]:
+    """Return what of a history counts for a writer that goes on at `start`."""
+    return [
+        Piece(piece.segment, piece.start, min(piece.end, start))
+        for piece in history.pieces
+        if piece.start < start
+    ]
 
 
 def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Piece:

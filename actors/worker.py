@@ -217,7 +217,9 @@ class Worker:
             directory=system.ref(BROKER, DIRECTORY_PATH),
             care=LogCare(
                 verify=lambda end: verify_log(self._disk, folder, meta.incarnation, durable_end=end),
-                skip_damaged=lambda end: skip_damaged(self._disk, folder, meta.incarnation, durable_end=end),
+                skip_damaged=lambda end, elsewhere, lost: skip_damaged(
+                    self._disk, folder, meta.incarnation, durable_end=end, elsewhere=elsewhere, lost=lost
+                ),
                 local_bytes=settings.local_bytes,
                 behind_bytes_max=settings.behind_bytes_max,
                 segment_bytes=settings.segment_bytes_max,

@@ -185,10 +185,12 @@ class DamagedError(StorageError):
 
 
 class GapError(StorageError):
-    """Offsets do not join where they must."""
+    """Offsets do not join where they must: [first, end) are not there, where that is known."""
 
     code = "log-damaged"
     action: Action = "stop"
+    first: int | None = None
+    end: int | None = None
 
 
 class TrimmedError(GapError):

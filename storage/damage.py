@@ -8,10 +8,11 @@ May touch: the Disk it is handed; one file in the log's folder. Reads whole segm
 
 from __future__ import annotations
 
-import contextlib
 import struct
+from collections.abc import Sequence
 from typing import Final
 
+from storage.begin import replace_file
 from storage.checksum import extend
 from storage.disk import Disk
 from storage.ranges import RangeSet
@@ -69,31 +70,30 @@ def skip_damaged(
     durable_end: int | None = None,
     first: int | None = None,
     end: int | None = None,
+    elsewhere: RangeSet | None = None,
+    lost: Sequence[tuple[int, int]] = (),
 ) -> RangeSet:
     """Decide that readers jump over what is damaged in [first, end), durably; return all that is skipped now.
 
-    A damaged range that lies in it only partly is skipped whole. Raises OSError, DiskFullError: nothing changed then.
+    A damaged range that lies in it only partly is skipped whole. Of what is damaged here, that stays which is whole
+    `elsewhere`; what is `lost` there is skipped as well. Raises OSError, DiskFullError: nothing changed then.
     """
     skips = load_skips(disk, folder, incarnation)
+    there = RangeSet() if elsewhere is None else elsewhere.copy()
+    for gap in lost:
+        there.subtract(*gap)
+        skips.add(*gap)
     for one in damage(disk, folder, incarnation, durable_end=durable_end):
         if (end is None or one.first < end) and (first is None or one.end > first):
-            skips.add(one.first, one.end)
+            for gap in there.gaps(one.first, one.end):
+                skips.add(*gap)
     path = f"{folder}/{SKIPS_NAME}"
     if disk.exists(path) and decode_skips(disk.read(path), incarnation) is None:
         number = 0
         while disk.exists(kept := f"{path}.damaged-{number}"):
             number += 1
         disk.rename(path, kept)
-    with contextlib.suppress(FileNotFoundError):
-        disk.unlink(f"{path}.new")
-    file = disk.create(f"{path}.new")
-    try:
-        file.pwritev((encode_skips(incarnation, skips),), 0)
-        file.datasync()
-    finally:
-        file.close()
-    disk.rename(f"{path}.new", path)
-    disk.sync_folder(folder)
+    replace_file(disk, folder, SKIPS_NAME, encode_skips(incarnation, skips))
     return skips
 
 

@@ -9,8 +9,10 @@ The rule, position by position from the log's start:
   position is taken; without one, a segment of the next higher epoch that covers it (a later writer's copy of what was
   there when it began).
 - A segment is read from the position on, which may lie inside it, up to its end or to where it is superseded.
-- The history ends where nothing covers the position. Segments that count and lie beyond that are **unjoined**: uploads
-  of their writer that overtook an earlier one, or the sign of a loss. A reader must never jump to them.
+- Where nothing covers the position and segments that count lie beyond it there is a **gap**: an upload that has not
+  ended while the one behind it has, or a loss. The history goes on behind it; a reader never jumps over it by itself.
+- Only a `t/` says that what is below was dropped on purpose: what else is missing before the first piece is a gap too.
+- The history ends behind the last segment that counts.
 - An `f/` names in its metadata the claims (`void`) whose `f/` was not there when its writer listed: should one come
   late, it does not count, for the writer has gone on from a history without it. Nothing of such an epoch ever counted:
   its writer looks for newer claims before it counts anything.
@@ -70,14 +72,47 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A topic's offsets [start, end) in a store, and the objects that do not belong to them."""
+    """A topic's offsets [start, end) in a store but for its gaps, and the objects that do not belong to them."""
 
     start: int
     end: int
     pieces: tuple[Piece, ...]
-    unjoined: tuple[StoredSegment, ...] = ()  # they count, and lie beyond a gap at `end`
     unused: tuple[str, ...] = ()  # superseded, trimmed, or covered by others
     undecided: int | None = None  # an epoch that was claimed, and has not said yet where it begins
+    trimmed: int = 0  # what is below was dropped on purpose, as the highest `t/` says
+
+    @property
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges [first, end) that are not there, though nothing says that they were dropped."""
+        found, at = [], self.trimmed
+        for piece in self.pieces:
+            if piece.start > at:
+                found.append((at, piece.start))
+            at = piece.end
+        return tuple(found)
+
+    @property
+    def unjoined(self) -> tuple[Piece, ...]:
+        """Return the pieces that lie beyond a gap which is not the history's beginning."""
+        at = self.start
+        for number, piece in enumerate(self.pieces):
+            if piece.start > at:
+                return self.pieces[number:]
+            at = piece.end
+        return ()
+
+    @property
+    def joined_end(self) -> int:
+        """Return up to where offsets join from the start on."""
+        beyond = self.unjoined
+        if not beyond:
+            return self.end
+        at = self.pieces.index(beyond[0])
+        return self.pieces[at - 1].end if at else self.start
+
+    def gap_at(self, offset: int) -> int | None:
+        """Return where the gap ends that holds `offset`, None if none does."""
+        return next((end for first, end in self.gaps if first <= offset < end), None)
 
     def from_offset(self, offset: int) -> tuple[Piece, ...]:
         """Return the pieces that hold offsets from `offset` on, the first cut to begin there."""
@@ -137,18 +172,14 @@ def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
     else:
         start = min((segment.base for segment in segments), default=0)
     pieces = _walk(segments, owners, start)
-    end = pieces[-1].end if pieces else start
     used = {piece.segment.name for piece in pieces}
-    rest = [segment for segment in segments if segment.name not in used]
-    beyond = [segment for segment in rest if segment.end > end and _counts(segment, owners, end)]
-    unjoined = {segment.name for segment in beyond}
     return History(
         start,
-        end,
+        pieces[-1].end if pieces else start,
         tuple(pieces),
-        tuple(sorted(beyond, key=lambda segment: (segment.base, segment.epoch))),
-        tuple(sorted(strange + [segment.name for segment in rest if segment.name not in unjoined])),
+        tuple(sorted(strange + [segment.name for segment in segments if segment.name not in used])),
         claimed if claimed > max((epoch for _, epoch in starts), default=-1) else None,
+        max(trims, default=0),
     )
 
 
@@ -196,14 +227,8 @@ def _owners(starts: Iterable[tuple[int, int]]) -> _Owners:
     return _Owners([start for start, _ in rising], [epoch for _, epoch in rising])
 
 
-def _counts(segment: StoredSegment, owners: _Owners, position: int) -> bool:
-    """Say whether a segment holds offsets at or behind `position` that are not superseded."""
-    stop = owners.superseded_from(segment.epoch)
-    return stop is None or stop > max(segment.base, position)
-
-
 def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Piece]:
-    """Return the pieces that join from `start` on."""
+    """Return the pieces from `start` on, in order; between two there may be a gap."""
     segments = sorted(segments, key=lambda segment: (segment.base, segment.epoch))
     waiting = 0  # segments before it begin at or below the position
     open_: list[StoredSegment] = []  # of those, the ones that do not end below it
@@ -216,7 +241,10 @@ def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Pi
         owner = owners.at(position)
         open_ = [segment for segment in open_ if segment.end > position and segment.epoch >= owner]
         if not open_:
-            return found
+            if waiting == len(segments):
+                return found
+            position = segments[waiting].base
+            continue
         # The owner's own, else the nearest epoch's; of several the one that reaches furthest.
         taken = min(open_, key=lambda segment: (segment.epoch, -segment.end, -segment.base))
         end = taken.end

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ister.errors import GapError, LogFailedError
+from storage.begin import load_begin
 from storage.disk import Disk, File
 from storage.index import SparseIndex, index_bytes
 from storage.producers import ENTRY_BYTES, PRODUCERS_MAX, ProducerTable
@@ -101,6 +102,7 @@ class OpenedLog:
     producers: ProducerTable
     set_aside: list[SegmentInfo]  # damaged segments: part of the log, and never uploaded
     log_time_ms: int  # the highest batch time so far
+    retained: int  # below this everything went by retention, as the log's folder says
 
 
 @dataclass(slots=True)
@@ -207,6 +209,7 @@ class _Opening:
             producers,
             self.set_aside,
             self.log_time,
+            load_begin(self.disk, self.folder, self.incarnation),
         )
 
     def _report(

@@ -47,6 +47,9 @@ from storage.segment import (
 
 # One file descriptor each. Readers near the end of the log share a map or two; only replays need more.
 MAPS_MAX: Final = 128
+# Folders whose listing is remembered, and segments that are noted of one that is never listed: of 8 MiB each.
+FOLDERS_MAX: Final = 1024
+NOTED_MAX: Final = 16_384
 # How far apart the places are that a map remembers, so that going back into a segment does not walk all of
 # it.
 MARK_BYTES: Final = 64 << 10
@@ -135,6 +138,9 @@ class SegmentMaps:
         self.disk = disk
         self._maps_max = maps_max
         self._maps: OrderedDict[tuple[str, bytes, int], SegmentMap] = OrderedDict()
+        self._bases: OrderedDict[str, list[int]] = (
+            OrderedDict()
+        )  # by folder: segments known to have been there
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -157,14 +163,46 @@ class SegmentMaps:
             self._maps.move_to_end(key)
         return found
 
+    def bases(self, folder: str) -> list[int]:
+        """Return which segments a folder has, in order: as it is now. Raises FileNotFoundError."""
+        found = [base for name in self.disk.listdir(folder) if (base := base_of(name)) is not None]
+        self._bases[folder] = found
+        self._bases.move_to_end(folder)
+        if len(self._bases) > FOLDERS_MAX:
+            self._bases.popitem(last=False)
+        return found
+
+    def known_bases(self, folder: str) -> list[int]:
+        """Return which segments a folder had when it was listed last, and those noted since; it is not looked at."""
+        return self._bases.get(folder, [])
+
+    def note(self, folder: str, base: int) -> None:
+        """Note that a folder has the segment at `base`."""
+        known = self._bases.setdefault(folder, [])
+        at = bisect_left(known, base)
+        if known[at : at + 1] != [base]:
+            known.insert(at, base)
+            if len(known) > NOTED_MAX:
+                del known[0]
+        if len(self._bases) > FOLDERS_MAX:
+            self._bases.popitem(last=False)
+
+    def gone(self, folder: str, base: int) -> None:
+        """Note that the segment at `base` is not there any more."""
+        known = self._bases.get(folder, [])
+        if base in known:
+            known.remove(base)
+
     def forget(self, folder: str) -> None:
         """Drop all maps of one log, because it was deleted."""
+        self._bases.pop(folder, None)
         for key in [key for key in self._maps if key[0] == folder]:
             del self._maps[key]
 
     def clear(self) -> None:
         """Drop all maps."""
         self._maps.clear()
+        self._bases.clear()
 
 
 class _Unmapped(NamedTuple):
@@ -196,12 +234,28 @@ def _record(segment: SegmentMap, position: int, header: Header, at: int) -> Reco
 
 
 class Reader:
-    """A place in one log, from which whole records are read in order."""
+    """A place in one log, from which whole records are read in order.
 
-    __slots__ = ("_at", "_maps", "_position", "_segment", "_skipped", "folder", "incarnation", "offset")
+    With `listed` false the folder is never listed: only segments that `SegmentMaps.note` was told of are found.
+    """
 
-    def __init__(self, maps: SegmentMaps, folder: str, incarnation: bytes, offset: int) -> None:
+    __slots__ = (
+        "_at",
+        "_listed",
+        "_maps",
+        "_position",
+        "_segment",
+        "_skipped",
+        "folder",
+        "incarnation",
+        "offset",
+    )
+
+    def __init__(
+        self, maps: SegmentMaps, folder: str, incarnation: bytes, offset: int, *, listed: bool = True
+    ) -> None:
         self._maps = maps
+        self._listed = listed
         self.folder = folder
         self.incarnation = incarnation
         self.offset = offset
@@ -283,12 +337,21 @@ class Reader:
             return True
 
     def _bases(self) -> list[int]:
-        names = self._maps.disk.listdir(self.folder)
-        return [base for name in names if (base := base_of(name)) is not None]
+        return self._maps.bases(self.folder) if self._listed else self._maps.known_bases(self.folder)
 
     def _locate(self, offset: int, durable_end: int) -> tuple[SegmentMap, int, int]:
-        """Return segment, byte and first offset of the record that holds `offset`."""
-        bases = self._bases()
+        """Return segment, byte and first offset of the record that holds `offset`.
+
+        The folder is listed only where what is known of it does not lead there: of a long log that takes long.
+        """
+        if self._listed:
+            try:
+                return self._locate_among(self._maps.known_bases(self.folder), offset, durable_end)
+            except (_BrokenError, GapError):
+                pass
+        return self._locate_among(self._bases(), offset, durable_end)
+
+    def _locate_among(self, bases: list[int], offset: int, durable_end: int) -> tuple[SegmentMap, int, int]:
         if not bases:
             raise GapError(f"offset {offset} is not in the log in {self.folder}, which is empty")
         if offset < bases[0]:
@@ -333,6 +396,7 @@ class Reader:
             unmapped = _Unmapped(path, base, salt_of(self.incarnation, base))
             raise _BrokenError(unmapped, 0, base, error.text) from None
         except FileNotFoundError:
+            self._maps.gone(self.folder, base)
             bases = self._bases()
             if bases and base < bases[0]:
                 raise self._trimmed(base, bases[0]) from None

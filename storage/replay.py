@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -247,7 +247,7 @@ class Replay:
             again = False  # whether the piece at `at` was missing in the listing before
             while True:
                 coming: deque[tuple[Piece, Future[bytes]]] = deque()
-                pieces = iter(self.history.from_offset(at))
+                pieces = _joining(self.history.from_offset(at), at)
                 try:
                     while True:
                         while len(coming) < self._prefetch and (piece := next(pieces, None)) is not None:
@@ -278,21 +278,26 @@ class Replay:
                     return
 
     def _joined(self, at: int) -> bool:
-        """Say at the history's end whether there is more by now. Raises GapError if what is there does not join."""
-        if not self.history.unjoined:
+        """Say where pieces end whether there is more by now. Raises GapError if what is there does not join."""
+        if self.history.end <= at:
             return False
         self._wait(self._gap_wait_s)
         self.history = list_history(self._store, self._layout)
-        if self.history.end > at:
-            return True
-        if not self.history.unjoined:
+        if at < self.history.start:
+            raise _trimmed(self._layout, at, self.history.start)
+        following = next(iter(self.history.from_offset(at)), None)
+        if following is None:
             return False
-        beyond = self.history.unjoined[0]
-        raise GapError(
-            f"offsets {at} to before {beyond.base} of topic {self._layout.topic!r} are not in the store, but "
-            f"{beyond.name} is: an upload has not ended, or an object is lost",
+        if following.start <= at:
+            return True
+        error = GapError(
+            f"offsets {at} to before {following.start} of topic {self._layout.topic!r} are not in the store, but "
+            f"{following.segment.name} is: an upload has not ended, or an object is lost; what follows can be read "
+            f"from offset {following.start} on",
             action="retry",
         )
+        error.first, error.end = at, following.start
+        raise error
 
     def offset_at(self, timestamp_ms: int) -> int:
         """Return the first offset whose log time is `timestamp_ms` or later, the end if there is none.
@@ -321,6 +326,15 @@ class Replay:
         return footer.max_timestamp_ms
 
 
+def _joining(pieces: Iterable[Piece], at: int) -> Iterator[Piece]:
+    """Yield pieces from `at` on for as long as they join."""
+    for piece in pieces:
+        if piece.start > at:
+            return
+        yield piece
+        at = piece.end
+
+
 def _trimmed(layout: Layout, offset: int, start: int) -> TrimmedError:
     error = TrimmedError(
         f"offset {offset} of topic {layout.topic!r} is not in the store, which begins at offset {start}"
@@ -344,7 +358,7 @@ class StoreDamage:
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What a check of a topic's history found. All is well if `damaged` and `history.unjoined` are empty."""
+    """What a check of a topic's history found. All is well if `damaged` and `history.gaps` are empty."""
 
     topic: str
     incarnation: str
@@ -357,7 +371,7 @@ class StoreReport:
     @property
     def sound(self) -> bool:
         """Say whether everything is what was written, and joins."""
-        return not self.damaged and not self.history.unjoined
+        return not self.damaged and not self.history.gaps
 
 
 def verify_history(
@@ -373,7 +387,6 @@ def verify_history(
     """
     history = list_history(store, layout)
     segments: dict[str, StoredSegment] = {piece.segment.name: piece.segment for piece in history.pieces}
-    segments |= {segment.name: segment for segment in history.unjoined}
     damaged: list[StoreDamage] = []
     records = checked = 0
     with ThreadPoolExecutor(prefetch, thread_name_prefix="ister-verify") as pool:

@@ -28,6 +28,8 @@ from storage.disk import Disk, LocalDisk
 PAGE_OBJECTS_MAX: Final = 1000
 # GCS takes names of 1,024 bytes; file systems parts of 255.
 NAME_BYTES_MAX: Final = 1024
+# What `get` raises where an object's bytes can be had and not be vouched for.
+UNCHECKED: Final = frozenset(("object-damaged", "checksum-missing"))
 _NAME = re.compile(
     r"[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254}(?:/[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254})*"
 )

@@ -1,45 +1,64 @@
-"""A reader over the whole history of a topic: from the store's cache, then from the log, then from its live end.
+"""A reader over the whole history of a topic: from the log where that has it, else from the store's cache.
 
-What the local log has no more is read from a folder of segments that were brought back (the cache); what is not there
-either is asked for. Offsets join, whichever side a record comes from.
+What the local log has no more, and what is damaged or missing in it, is read from a folder of segments that were brought
+back (the cache); what is not there either is asked for. Offsets join, whichever side a record comes from.
 
 Invariants
 - records come in order, each checked, whole and once, whatever is trimmed, sealed or brought back meanwhile
-- nothing is skipped: what can be read nowhere is said, with its offset
+- nothing is skipped but by an operator's decision: what can be read nowhere is said, with its range
+- while it reads what the log does not have, no folder is listed
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from ister.errors import DamagedError, GapError, TrimmedError
+from storage.damage import load_skips
 from storage.reader import Reader, SegmentMaps
 from storage.record import Record
 
 
+UNKNOWN: Final = 1 << 63  # up to where the store has a topic, while nobody knows: above every offset
+
+
 class NotHereError(GapError):
-    """The record at `offset` is not on this machine, but the store has it: bring its segment back, and read again."""
+    """Offsets [offset, until) cannot be read on this machine, but the store may have them: ask, and read again.
+
+    `damage` is what is wrong with them here, None if they are only in the store.
+    """
 
     code = "unavailable"
     action = "retry"
 
-    def __init__(self, offset: int) -> None:
-        super().__init__(f"offset {offset} is in the store alone")
-        self.offset = offset
+    def __init__(self, offset: int, until: int, damage: DamagedError | None = None) -> None:
+        what = "is in the store alone" if damage is None else f"cannot be read here: {damage.text}"
+        super().__init__(f"offset {offset} {what}")
+        self.offset, self.until, self.damage = offset, until, damage
 
 
 class TieredReader:
     """A place in a topic's history; reads as `storage.reader.Reader` does.
 
-    `start` is where the history begins, as the owner of the topic says; below it everything is trimmed. `from_store`
-    says whether what was read last came out of the cache.
+    `start` is where the history begins, as the owner of the topic says; below it everything is trimmed. `stored_end` is
+    up to where the store has it: what is damaged in the log at or behind that is damaged for good. `from_store` says
+    whether what was read last came out of the cache.
     """
 
     def __init__(
         self, maps: SegmentMaps, folder: str, cache_folder: str, incarnation: bytes, offset: int
     ) -> None:
         self._log = Reader(maps, folder, incarnation, offset)
-        self._cache = Reader(maps, cache_folder, incarnation, offset)
+        self._cache = Reader(maps, cache_folder, incarnation, offset, listed=False)
         self._maps = maps
+        self._absent: tuple[int, int, DamagedError | None] = (
+            0,
+            0,
+            None,
+        )  # [first, end) the log does not have
+        self._skipped: list[tuple[int, int]] = []
         self.start = 0
+        self.stored_end = UNKNOWN
         self.from_store = False
 
     @property
@@ -56,45 +75,80 @@ class TieredReader:
         self._log.close()
         self._cache.close()
 
+    def brought(self, base: int) -> None:
+        """Note that the segment at `base` is in the cache now."""
+        self._maps.note(self._cache.folder, base)
+
     def take_skipped(self) -> list[tuple[int, int]]:
         """Return the ranges that were jumped over since last asked, by an operator's decision."""
-        return self._log.take_skipped()
+        skipped, self._skipped = self._skipped + self._log.take_skipped(), []
+        return skipped
 
     def read(self, durable_end: int, bytes_max: int, records_max: int = 256) -> list[Record]:
         """Return the next whole records, as `Reader.read`.
 
         Raises NotHereError for what must be brought back first, TrimmedError for what is gone for good, DamagedError.
         """
-        try:
-            records = self._log.read(durable_end, bytes_max, records_max)
-        except TrimmedError as trimmed:
+        while self.offset < durable_end:
             if self.offset < self.start:
                 gone = TrimmedError(f"offset {self.offset} is gone: the topic begins at {self.start}")
                 gone.first, gone.end = self.offset, self.start
-                raise gone from None
-            return self._read_cache(min(durable_end, trimmed.end), bytes_max, records_max)
+                raise gone
+            if not self._absent[0] <= self.offset < self._absent[1]:
+                records = self._read_log(durable_end, bytes_max, records_max)
+                if records is not None:
+                    return records
+            records = self._read_cache(durable_end, bytes_max, records_max)
+            if records:
+                return records
+        return []
+
+    def _read_log(self, durable_end: int, bytes_max: int, records_max: int) -> list[Record] | None:
+        """Return what the log has, None where it has nothing: then `_absent` says how much."""
+        offset = self.offset
+        try:
+            records = self._log.read(durable_end, bytes_max, records_max)
+        except TrimmedError as trimmed:  # its beginning only rises
+            self._absent = (0, trimmed.end, None)
+            return None
+        except DamagedError as error:
+            offset = self.offset  # behind what an operator had skipped
+            if error.end is None or offset >= min(error.end, self.stored_end):
+                raise
+            self._absent = (offset, error.end, error)
+            return None
         except (GapError, FileNotFoundError):
-            if self.offset < self.start or not self._log.is_empty():
+            if not self._log.is_empty():
                 raise
             # It came back from the store, and has nothing of its own yet.
-            return self._read_cache(durable_end, bytes_max, records_max)
+            self._absent = (offset, durable_end, None)
+            return None
         self.from_store = False
         return records
 
-    def _read_cache(self, end: int, bytes_max: int, records_max: int) -> list[Record]:
-        offset = self.offset
+    def _read_cache(self, durable_end: int, bytes_max: int, records_max: int) -> list[Record]:
+        """Return what the cache has; nothing where an operator had the offset skipped."""
+        offset, (_, until, damage) = self.offset, self._absent
+        records: list[Record] = []
         self._cache.seek(offset)
         try:
-            records = self._cache.read(end, bytes_max, records_max)
+            records = self._cache.read(min(durable_end, until), bytes_max, records_max)
         except (GapError, FileNotFoundError):
-            raise NotHereError(offset) from None
-        except DamagedError:
+            pass
+        except DamagedError as error:
             # The cache is only a copy: forget it, and let it be brought back again.
             self._maps.forget(self._cache.folder)
             self._cache.close()
-            raise NotHereError(offset) from None
-        if not records:
-            raise NotHereError(offset)
-        self.from_store = True
-        self._log.seek(records[-1].end_offset)
-        return records
+            damage = error if damage is None else damage
+            until = min(until, error.end or until)
+        if records:
+            self.from_store = True
+            self._log.seek(records[-1].end_offset)
+            return records
+        skips = load_skips(self._maps.disk, self._log.folder, self._log.incarnation)
+        behind = min(skips.end_of(offset), until)
+        if behind <= offset:
+            raise NotHereError(offset, until, damage)
+        self._skipped.append((offset, behind))
+        self._log.seek(behind)
+        return []

@@ -2,6 +2,7 @@
 
 - Names go in order, and a folder's changes become durable in order: after a crash in the middle, the log begins at the
   first segment that is left, and nothing is missing behind it.
+- What goes by retention is written down before it goes (`begin.py`): what is missing otherwise is damage.
 - A damaged file is not deleted: it gets a name that is not a segment's, and is left for a person to look at.
 - Readers in other processes keep what they have mapped; whoever comes later is told from where on the log is there.
 """
@@ -12,6 +13,8 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final
 
+from ister.errors import DiskFullError
+from storage.begin import save_begin
 from storage.disk import Disk
 from storage.segment import SegmentInfo
 
@@ -36,24 +39,44 @@ def droppable(
 class Trim:
     """Segments on their way out: `run` deletes them, in any thread; `gone` says how far it came."""
 
-    __slots__ = ("_disk", "_folder", "_segments", "gone")
+    __slots__ = ("_disk", "_folder", "_incarnation", "_segments", "gone", "retained")
 
-    def __init__(self, disk: Disk, folder: str, segments: Sequence[tuple[SegmentInfo, bool]]) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        folder: str,
+        incarnation: bytes,
+        segments: Sequence[tuple[SegmentInfo, bool]],
+        retained: int | None,
+    ) -> None:
         self._disk = disk
         self._folder = folder
+        self._incarnation = incarnation
         self._segments = segments
         self.gone: list[SegmentInfo] = []
+        self.retained = retained  # below this everything went by retention, if that is to be written down
 
     def run(self) -> None:
         """Delete the files and sync the folder. Raises OSError: then `gone` is gone, and the rest is there."""
-        for info, damaged in self._segments:
+        segments = self._segments
+        if self.retained is not None:
+            try:
+                save_begin(self._disk, self._folder, self._incarnation, self.retained)
+            except DiskFullError:  # what goes first makes room for it
+                self._delete(segments[:1])
+                segments = segments[1:]
+                save_begin(self._disk, self._folder, self._incarnation, self.retained)
+        self._delete(segments)
+        self._disk.sync_folder(self._folder)
+
+    def _delete(self, segments: Sequence[tuple[SegmentInfo, bool]]) -> None:
+        for info, damaged in segments:
             with contextlib.suppress(FileNotFoundError):  # somebody was quicker
                 if damaged:
                     self._disk.rename(info.path, self._free_name(info.path))
                 else:
                     self._disk.unlink(info.path)
             self.gone.append(info)
-        self._disk.sync_folder(self._folder)
 
     def _free_name(self, path: str) -> str:
         number = 0

@@ -49,23 +49,24 @@ class AheadError(FencedError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A writer's right to upload: its epoch, and the history that was there when it began."""
+    """A writer's right to upload: its epoch, the history that was there when it began, and where its own begins."""
 
     epoch: int
     history: History
+    start: int
 
 
 def claim(
     store: ObjectStore,
     topic: TopicMeta,
     identity: str,
-    begin: int = 0,
+    begin: int | None = 0,
     check: Callable[[History], None] = lambda _history: None,
 ) -> Claim:
     """Claim the next epoch of a topic, and note where it begins; `identity` is this run's own, never used before.
 
-    `begin` is where the history begins if the store has nothing of it yet; `check` raises if the history is not one to
-    go on with, before anybody is fenced. Raises FencedError, StoreError.
+    `begin` is where the local log begins, None where there is none; `check` raises if the history is not one to go on
+    with, before anybody is fenced. Raises FencedError, StoreError.
     """
     layout = Layout(topic.name, topic.incarnation)
     enter_topic(store, topic)
@@ -78,13 +79,34 @@ def claim(
     if newest > epoch:
         raise FencedError(f"epoch {newest} of topic {topic.name!r} was claimed by another broker")
     check(history)
-    if not history.pieces and begin > history.end:
-        history = History(begin, begin, ())
+    start = resume_at(history, begin)
     about = {"id": identity}
     if void := " ".join(f"{each:08x}" for each in undecided if each != epoch):
         about["void"] = void
-    store.put_if_absent(layout.begins(epoch, history.end), b"", metadata=about)
-    return Claim(epoch, history)
+    store.put_if_absent(layout.begins(epoch, start), b"", metadata=about)
+    return Claim(epoch, history, start)
+
+
+def resume_at(history: History, begin: int | None) -> int:
+    """Return where a writer goes on with a history: at the first offset that it lacks and the log from `begin` on has.
+
+    What is missing below the log cannot be filled any more: it stays a gap, and all that is there behind it counts.
+    """
+    if begin is None:
+        return history.end
+    for first, end in history.gaps:
+        if end > begin:
+            return max(first, begin)
+    return max(history.end, begin)
+
+
+def lost_below(history: History, start: int) -> tuple[tuple[int, int], ...]:
+    """Return what a writer that goes on at `start` finds missing in the store below it, for good."""
+    found = [(first, min(end, start)) for first, end in history.gaps if first < start]
+    end = max(history.end, history.trimmed) if history.pieces else history.trimmed
+    if end < start:
+        found.append((end, start))
+    return tuple(found)
 
 
 def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], end: int) -> None:
@@ -103,6 +125,11 @@ def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], 
         if segment.end <= history.start or segment.base >= history.end:
             continue
         piece = stored.get(segment.base)
+        if piece is None and not any(
+            each.start < segment.end and segment.base < each.end
+            for each in history.from_offset(segment.base)[:1]
+        ):
+            continue  # the store lacks all of it
         if piece is None or piece.end != segment.end or not _same(piece.segment, segment):
             raise FencedError(
                 f"offsets {segment.base} to {segment.end} of topic {topic.name!r} are other messages in the store than "

@@ -128,6 +128,7 @@ class Wal:
         self.report = opened.report
         self.producers = opened.producers
         self.start_offset = opened.report.start_offset
+        self.retained = opened.retained  # below this everything went by retention
         self.next_offset = opened.report.next_offset
         self.durable_end = opened.report.next_offset
         self.failed: StorageError | None = None
@@ -467,9 +468,10 @@ class Wal:
         """Return what opening found that was promised and cannot be served."""
         return tuple(one for one in self.report.damaged if one.end > self.start_offset)
 
-    def begin_trim(self, offset: int) -> Trim | None:
+    def begin_trim(self, offset: int, retained: int = 0) -> Trim | None:
         """Return the work of deleting whole segments that end at or below `offset`; None if there are none.
 
+        What is below `retained` goes by the topic's retention, which is written down.
         Call `run` on it in any thread, then `end_trim` here; all else may go on in between. The newest sealed
         segment stays until something behind it is durable.
         """
@@ -480,15 +482,20 @@ class Wal:
         rest_durable = active is not None and active.base < self.durable_end
         found = droppable(self._sealed, self._set_aside, min(offset, self.durable_end), rest_durable)
         if found:
-            self._trim = Trim(self._disk, self.folder, found)
+            noted = min(retained, self.durable_end)
+            self._trim = Trim(
+                self._disk, self.folder, self.incarnation, found, noted if noted > self.retained else None
+            )
         return self._trim
 
     def end_trim(self, trim: Trim, error: BaseException | None = None) -> tuple[SegmentInfo, ...]:
         """Take the outcome of `trim.run()`, and return what is gone, oldest first; the rest is tried again later."""
         if trim is not self._trim:
             raise ValueError("that trim is not running")
-        del error  # whatever it was: what is gone is gone, in order
         self._trim = None
+        if error is None and trim.retained is not None:
+            self.retained = trim.retained
+        # Whatever the error was: what is gone is gone, in order.
         gone = tuple(trim.gone)
         if gone:
             end = gone[-1].end
@@ -502,16 +509,17 @@ class Wal:
             self.start_offset = min([*left, *([active.base] if active is not None else [])], default=end)
         return gone
 
-    def trim(self, offset: int) -> tuple[SegmentInfo, ...]:
+    def trim(self, offset: int, retained: int = 0) -> tuple[SegmentInfo, ...]:
         """Delete whole segments that end at or below `offset`, here and now; return them. Raises OSError."""
-        trim = self.begin_trim(offset)
+        trim = self.begin_trim(offset, retained)
         if trim is None:
             return ()
         try:
             trim.run()
-        finally:
-            gone = self.end_trim(trim)
-        return gone
+        except BaseException as error:
+            self.end_trim(trim, error)
+            raise
+        return self.end_trim(trim)
 
     def prepare_spare(self) -> Callable[[], None] | None:
         """Return work for a thread that makes the next segment's file ahead of time, or None if none is wanted.

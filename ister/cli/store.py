@@ -147,7 +147,8 @@ def _summary(history: History) -> dict[str, Any]:
         "bytes": sum({segment.name: segment.bytes for segment in segments}.values()),
         "first_timestamp": segments[0].first_timestamp_ms if segments else None,
         "last_timestamp": segments[-1].last_timestamp_ms if segments else None,
-        "unjoined": [segment.name for segment in history.unjoined],
+        "gaps": [list(gap) for gap in history.gaps],
+        "unjoined": list(dict.fromkeys(piece.segment.name for piece in history.unjoined)),
         "unused": list(history.unused),
         "undecided_epoch": history.undecided,
     }
@@ -155,11 +156,15 @@ def _summary(history: History) -> dict[str, Any]:
 
 def _complaints(row: dict[str, Any]) -> str:
     told = [
-        f"{len(row['unjoined'])} beyond a gap" if row["unjoined"] else "",
+        f"{_count(row['gaps'])} offsets missing" if row["gaps"] else "",
         f"{len(row['unused'])} not used" if row["unused"] else "",
         f"epoch {row['undecided_epoch']} has not begun" if row["undecided_epoch"] is not None else "",
     ]
     return ", ".join(one for one in told if one)
+
+
+def _count(ranges: list[list[int]]) -> int:
+    return sum(end - first for first, end in ranges)
 
 
 def _moment(unix_ms: int | None) -> str | None:
@@ -196,8 +201,8 @@ def _show_history(topic: str, history: History, *, as_json: bool) -> None:
         print_table(
             ["from offset", "to before", "epoch", "size", "first message", "last message", "object"], rows
         )
-    for segment in history.unjoined:
-        print(f"beyond a gap: offsets {segment.base} to before {segment.end}: {segment.name}")
+    for first, end in history.gaps:
+        print(f"missing: offsets {first} to before {end}")
     for name in history.unused:
         print(f"not used: {name}")
     if history.undecided is not None:
@@ -315,10 +320,8 @@ def verify(url: str, topic: str | None, incarnation: str | None, as_json: bool) 
         )
         for each in report.damaged:
             print(f"  offsets {each.first} to before {each.end}: {each.name}: {each.reason}")
-        for segment in history.unjoined:
-            print(
-                f"  offsets {history.end} to before {segment.base} are missing: {segment.name} begins behind them"
-            )
+        for first, end in history.gaps:
+            print(f"  offsets {first} to before {end} are missing: no object holds them")
         if history.unused:
             print(
                 f"  {len(history.unused)} objects are not of the history: superseded, trimmed, or covered by others"

@@ -11,6 +11,7 @@ from actors.messages import Fenced, KeepTopic
 from ister.errors import StoreError
 from ister.wire import Key, Type
 from storage.disk import Disk
+from storage.history import History
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore
 from storage.tier import Layout
@@ -762,3 +763,211 @@ def test_a_subscription_waits_for_what_the_store_has(cloud: Stage) -> None:
     cloud.store.back()
     again.patience_s = 100
     assert again.expect(Type.OPENED, Type.ERROR).kind == Type.OPENED
+
+
+# ---- what is missing -------------------------------------------------------------------------------------------
+
+
+def lose(stage: Stage, *bases: int, topic: str = "orders") -> None:
+    """Let the store lose the segments that begin at these offsets."""
+    assert stage.store is not None
+    found = layout(stage, topic)
+    for info in list(stage.store.store.list(found.segments)):
+        place = found.parse_segment(info.name)
+        assert place is not None
+        if place[0] in bases:
+            stage.store.store.delete(info.name)
+
+
+def stored_bases(stage: Stage) -> list[int]:
+    """Return where the segments in the store begin."""
+    return [piece.start for piece in history(stage).pieces]
+
+
+def history(stage: Stage) -> History:
+    """Return what the store has of the topic."""
+    assert stage.store is not None
+    return list_history(stage.store, layout(stage)).history
+
+
+def heard(client: StagedClient, code: str) -> tuple[int, int]:
+    """Return offset and count of the next event of this code."""
+    event = client.expect(Type.EVENT, handle=1, code=code, timeout_s=60)
+    return event.header[Key.OFFSET], event.header[Key.COUNT]
+
+
+def test_a_gap_in_the_store_is_damage_with_its_range_and_an_operator_decides(cloud: Stage) -> None:
+    """What lies before it arrives; then an event with the range; nobody calls it retention; a repair lasts."""
+    fill(create(cloud), cloud, 0, 600)
+    bases = stored_bases(cloud)
+    gap = (bases[1], bases[2])
+    lose(cloud, bases[1])
+    reader = consumer(cloud)
+    expect_messages(reader, 0, gap[0])
+    assert heard(reader, "log-damaged") == (gap[0], gap[1] - gap[0])
+    assert [(first, end) for first, end, _ in shown(cloud)["damaged"]] == [gap]
+    explained = cloud.client().request("subscription.explain", topic="orders", subscription="s")
+    assert explained["reasons"][0]["code"] == "damage"
+    assert "retention" not in explained["reasons"][0]["text"]
+    assert reader.silent(30)
+    repaired = cloud.client().request("topic.repair", topic="orders", skip_damaged=True)
+    assert repaired["skipped"] == [list(gap)]
+    expect_messages(reader, gap[1], 600)
+    assert heard(reader, "skipped") == (gap[0], gap[1] - gap[0])
+    cloud.advance(3)
+    cloud.restart(2)
+    again = consumer(cloud, "later")
+    expect_messages(again, 0, gap[0])
+    expect_messages(again, gap[1], 600)
+
+
+def test_the_beginning_that_is_nowhere_is_said_and_what_is_there_delivered(cloud: Stage) -> None:
+    """A new subscription begins at the earliest message there is; one that was there before waits for a decision."""
+    fill(create(cloud), cloud, 0, 600)
+    cloud.client().request(
+        "subscription.create", topic="orders", subscription="old", type="exclusive", start=0
+    )
+    end = stored_bases(cloud)[1]
+    lose(cloud, 0)
+    fresh = consumer(cloud, "fresh", start="earliest")
+    expect_messages(fresh, end, 600)
+    assert heard(fresh, "missing") == (0, end)
+    old = consumer(cloud, "old")
+    assert heard(old, "log-damaged") == (0, end)
+    assert [(first, stop) for first, stop, _ in shown(cloud)["damaged"]] == [(0, end)]
+    cloud.client().request("topic.repair", topic="orders", skip_damaged=True)
+    expect_messages(old, end, 600)
+
+
+def test_what_the_store_lost_and_the_log_has_is_delivered(make_stage: MakeStage) -> None:
+    """All objects are gone, also those that say where the history begins: the local log is served all the same."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    fill(create(stage), stage, 0, 300)
+    lose_disk(stage)
+    stage.restart(2)
+    client = producer(stage, number=8)
+    for number in range(30):
+        client.publish(1, number * 10, *map(payload, range(300 + number * 10, 310 + number * 10)))
+        client.receipt(1)
+    stage.advance(4)
+    assert (shown(stage)["local_start"], shown(stage)["uploaded_end"]) == (300, 600)
+    for name in objects(stage, "/d/"):
+        stage.store.store.delete(name)  # type: ignore[union-attr]
+    client.publish(1, 300, payload(600))
+    client.receipt(1)
+    reader = consumer(stage, start="earliest")
+    expect_messages(reader, 300, 601)
+    assert heard(reader, "missing") == (0, 300)
+
+
+def test_a_gap_that_the_log_can_fill_is_filled_by_the_next_writer(cloud: Stage) -> None:
+    """After a restart what the store lost, and the log has, is uploaded again, and the watermark goes on."""
+    client = create(cloud)
+    cloud.advance(1)
+    for number in range(4):
+        publish(client, number * 60, 60)
+        cloud.advance(0.5)
+    cloud.advance(5)
+    kept = shown(cloud)["local_start"]
+    bases = stored_bases(cloud)
+    lose(cloud, bases[-1])
+    assert kept <= bases[-1]
+    cloud.restart(2)
+    shown(cloud)
+    cloud.advance(5)
+    told = history(cloud)
+    assert (told.start, told.end, told.gaps) == (0, 240, ())
+
+
+def test_behind_a_gap_that_nobody_can_fill_uploads_go_on(cloud: Stage) -> None:
+    """The history before and behind it stays what it is, and new segments join behind."""
+    fill(create(cloud), cloud, 0, 600)
+    bases = stored_bases(cloud)
+    lose(cloud, bases[1])
+    cloud.restart(2)
+    client = producer(cloud, number=8)
+    fill(client, cloud, 600, 0)
+    client.publish(1, 0, payload(600))
+    assert client.receipt(1) == [(0, 600)]
+    cloud.advance(5)
+    told = history(cloud)
+    assert (told.start, told.end, told.gaps) == (0, 601, ((bases[1], bases[2]),))
+    assert shown(cloud)["uploaded_end"] == 601
+    assert shown(cloud)["missing"] == [[bases[1], bases[2]]]
+
+
+def test_a_topic_that_comes_back_from_a_store_with_a_gap_keeps_what_is_there(cloud: Stage) -> None:
+    """Offsets go on behind everything the store has; the gap is damage, not the end of the history."""
+    fill(create(cloud), cloud, 0, 600)
+    bases, end = stored_bases(cloud), history(cloud).end
+    lose(cloud, bases[1])
+    lose_disk(cloud)
+    cloud.restart(2)
+    reader = consumer(cloud)
+    expect_messages(reader, 0, bases[1])
+    assert heard(reader, "log-damaged") == (bases[1], bases[2] - bases[1])
+    cloud.client().request("topic.repair", topic="orders", skip_damaged=True)
+    expect_messages(reader, bases[2], end)
+    client = producer(cloud, number=9)
+    client.publish(1, 0, payload(end))
+    assert client.receipt(1) == [(0, end)]
+
+
+@pytest.mark.parametrize("place", ["first", "middle"])
+@pytest.mark.parametrize("how", ["removed", "flipped"])
+def test_what_is_damaged_or_missing_locally_is_read_from_the_store(
+    make_stage: MakeStage, place: str, how: str
+) -> None:
+    """A local segment that is gone, or has a flipped byte, costs nothing where the store has it whole."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    fill(create(stage), stage, 0, 600)
+    hurt(stage, place, how)
+    stage.restart(2)
+    stage.advance(5)
+    reader = consumer(stage, start="earliest")
+    expect_messages(reader, 0, 600)
+    assert shown(stage)["damaged"] == []
+    assert reader.silent(1)
+    repaired = stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    assert repaired["skipped"] == []
+
+
+@pytest.mark.parametrize("how", ["removed", "flipped"])
+def test_what_is_damaged_here_and_lost_there_is_damage(make_stage: MakeStage, how: str) -> None:
+    """The range is exact, a verification and `topic.show` have it, and a repair goes on behind it."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    fill(create(stage), stage, 0, 600)
+    base = hurt(stage, "middle", how)
+    lose(stage, base)
+    reader = consumer(stage, start="earliest")
+    expect_messages(reader, 0, base)
+    first, count = heard(reader, "log-damaged")
+    expect_messages(reader, base, first)
+    assert [(one, end) for one, end, _ in shown(stage)["damaged"]] == [(first, first + count)]
+    assert stage.client().request("topic.repair", topic="orders", skip_damaged=True)["skipped"] == [
+        [first, first + count]
+    ]
+    expect_messages(reader, first + count, 600)
+
+
+def hurt(stage: Stage, place: str, how: str) -> int:
+    """Remove a local segment, or flip a byte in it; return where it begins."""
+    folder = stage.actor("topic", "orders")._log.folder
+    names = sorted(name for name in stage.disk.listdir(folder) if name.endswith(".seg"))
+    name = names[0] if place == "first" else names[len(names) // 2]
+    if how == "removed":
+        stage.disk.unlink(f"{folder}/{name}")
+        return int(name.partition(".")[0])
+    data = stage.disk.read(
+        f"{folder}/{name}"
+    )  # written anew, so that an object that is the same file stays whole
+    at = len(data) // 2
+    stage.disk.unlink(f"{folder}/{name}")
+    file = stage.disk.create(f"{folder}/{name}")
+    file.pwritev((data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :],), 0)
+    file.datasync()
+    file.close()
+    return int(name.partition(".")[0])

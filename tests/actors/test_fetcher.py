@@ -64,7 +64,7 @@ def scene(stage: Stage) -> Scene:
 
 def test_what_is_asked_for_comes_and_what_follows_is_made_ready(scene: Scene) -> None:
     """One question brings a segment and the next ones, and the cache keeps to its bound but for one segment."""
-    assert scene.ask(3) == [Fetched(3)]
+    assert scene.ask(3) == [Fetched(3, 0)]
     assert 1 <= len(scene.cached()) <= 3
     scene.stage.advance(1)
     assert len(scene.cached()) == 2
@@ -78,20 +78,20 @@ def test_a_store_that_is_away_is_a_reason_to_ask_again(scene: Scene) -> None:
     (answer,) = scene.reader.take(NotFetched)
     assert answer.retry
     scene.store.back()
-    assert scene.ask(3) == [Fetched(3)]
+    assert scene.ask(3) == [Fetched(3, 0)]
 
 
 def test_what_is_uploaded_after_a_listing_is_found(scene: Scene) -> None:
     """An offset behind what was listed is looked for again, in a listing that is at most so old."""
-    assert scene.ask(25) == [Fetched(25)]
+    assert scene.ask(25) == [Fetched(25, 20)]
     scene.add(30)
     scene.stage.advance(LISTING_S + 0.01)
-    assert scene.ask(35) == [Fetched(35)]
+    assert scene.ask(35) == [Fetched(35, 30)]
 
 
 def test_what_was_trimmed_after_a_listing_is_not_taken_for_damage(scene: Scene) -> None:
     """An object that is gone since is a reason to list anew, which says where the history begins."""
-    assert scene.ask(25) == [Fetched(25)]
+    assert scene.ask(25) == [Fetched(25, 20)]
     trim(scene.store, TOPIC, scene.epoch, 20)
     (first,) = scene.ask(3, RETRY_S)
     assert isinstance(first, NotFetched)
@@ -102,10 +102,48 @@ def test_what_was_trimmed_after_a_listing_is_not_taken_for_damage(scene: Scene) 
 
 def test_who_asks_for_the_same_again_and_again_is_told_that_it_is_damaged(scene: Scene) -> None:
     """A segment is brought anew once; a reader that still cannot use it gets an answer that ends the asking."""
-    assert scene.ask(3) == [Fetched(3)]
-    assert scene.ask(3) == [Fetched(3)]
+    assert scene.ask(3) == [Fetched(3, 0)]
+    assert scene.ask(3) == [Fetched(3, 0)]
     (answer,) = scene.ask(3, RETRY_S)
     assert isinstance(answer, NotFetched)
     assert not answer.retry
     assert "damaged" in answer.text
     assert len([call for call in scene.store.calls if call[0] == "get" and "/s/" in call[1]]) <= 5
+
+
+def test_what_the_store_has_lost_is_said_with_its_range(scene: Scene) -> None:
+    """A gap is no reason to wait: nobody uploads it any more. What lies before and behind it is brought."""
+    scene.store.store.delete(LAYOUT.segment(10, scene.epoch))
+    (answer,) = scene.ask(13, RETRY_S)
+    assert (cast(NotFetched, answer).retry, cast(NotFetched, answer).end) == (False, 20)
+    assert "lost offsets 13 to before 20" in cast(NotFetched, answer).text
+    assert scene.ask(3) == [Fetched(3, 0)]
+    assert scene.ask(23) == [Fetched(23, 20)]
+
+
+def test_an_offset_behind_a_history_is_final_by_a_listing_made_after_it_was_asked_for(scene: Scene) -> None:
+    """What a listing from before the question lacks may have been uploaded since; what a later one lacks was not."""
+    assert scene.ask(25) == [Fetched(25, 20)]
+    (answer,) = scene.ask(35, RETRY_S)
+    assert cast(NotFetched, answer).retry
+    (answer,) = scene.ask(35, RETRY_S)
+    assert (cast(NotFetched, answer).retry, cast(NotFetched, answer).end) == (False, 0)
+
+
+def test_while_a_writer_has_not_said_where_it_begins_nothing_is_final(scene: Scene) -> None:
+    """Its note may make another segment count."""
+    scene.store.put_if_absent(LAYOUT.epoch(scene.epoch + 1), b"")
+    (answer,) = scene.ask(35, RETRY_S)
+    assert cast(NotFetched, answer).retry
+
+
+def test_an_object_that_fails_its_checksum_is_brought_for_the_records_in_it(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each record has a checksum of its own: one flipped byte costs no more than its record."""
+    path = f"{scene.store.store.path}/{LAYOUT.segment(0, scene.epoch)}"  # type: ignore[attr-defined]
+    file = scene.store.store._disk.open(path)  # type: ignore[attr-defined]
+    file.pwritev((b"?",), 500)
+    file.close()
+    assert scene.ask(3) == [Fetched(3, 0)]
+    assert f"{LAYOUT.segment(0, scene.epoch)} is brought back unchecked" in caplog.text

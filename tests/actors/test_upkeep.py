@@ -50,6 +50,13 @@ def upload(stage: Stage) -> None:
     stage.advance(3)
 
 
+def fill_here(stage: Stage, messages: int) -> None:
+    """Create a topic, publish so many messages, and let the topic hear that nothing of it is in the store."""
+    fill(stage, messages, uploaded=False)
+    stage.actor("topic", "orders").ref.tell(Uploaded(0, 0))
+    stage.settle()
+
+
 def start_of(stage: Stage) -> int:
     """Return where the topic begins now."""
     start: int = stage.client().request("topic.show", topic="orders")["start_offset"]
@@ -247,7 +254,7 @@ def damage(stage: Stage, message: int) -> None:
 
 def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> None:
     """What is before it arrives; then an event with a code, a range and the command that decides; acks go on."""
-    fill(stage, 60)
+    fill_here(stage, 60)
     damage(stage, 10)
     consumer = stage.at_subscription("orders", "all")
     consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
@@ -266,7 +273,7 @@ def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> No
 
 def test_who_comes_back_hears_of_damage_again(stage: Stage) -> None:
     """The event may have been lost with the connection, and nothing else would come."""
-    fill(stage, 60)
+    fill_here(stage, 60)
     damage(stage, 10)
     consumer = stage.at_subscription("orders", "all")
     consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
@@ -279,7 +286,7 @@ def test_who_comes_back_hears_of_damage_again(stage: Stage) -> None:
 
 def test_damage_that_anybody_found_is_shown(stage: Stage) -> None:
     """`topic.show` lists what a subscription came upon, and what a verification found; each once."""
-    fill(stage, 60)
+    fill_here(stage, 60)
     damage(stage, 10)
     assert shown_damage(stage) == []
     consumer = stage.at_subscription("orders", "all")
@@ -299,7 +306,7 @@ def shown_damage(stage: Stage) -> list[tuple[int, int]]:
 
 def test_verification_finds_every_damaged_place(stage: Stage) -> None:
     """`topic.verify` reads every byte, and reports ranges of offsets."""
-    fill(stage, 60)
+    fill_here(stage, 60)
     clean = verified(stage)
     assert clean["messages"] == 60
     assert clean["damaged"] == []
@@ -322,7 +329,7 @@ def verified(stage: Stage) -> dict[str, Any]:
 
 def test_an_operator_lets_subscriptions_go_on_behind_damage(stage: Stage) -> None:
     """After the repair exactly the damaged messages are missing, and the consumer is told which."""
-    fill(stage, 60)
+    fill_here(stage, 60)
     damage(stage, 10)
     consumer = stage.at_subscription("orders", "all")
     consumer.open_consumer(2, "orders", "all", bytes=1 << 26)
@@ -341,7 +348,7 @@ def test_an_operator_lets_subscriptions_go_on_behind_damage(stage: Stage) -> Non
 
 def test_damage_under_a_message_that_comes_back_loses_no_other(stage: Stage) -> None:
     """A message refused and then damaged stops its subscription; after a repair the others arrive."""
-    fill(stage, 60)
+    fill_here(stage, 60)
     consumer = stage.at_subscription("orders", "all")
     consumer.open_consumer(2, "orders", "all", messages=30, bytes=1 << 26)
     consumer.deliveries(2, 30)
@@ -361,18 +368,3 @@ def test_repair_says_what_it_wants_to_hear(stage: Stage) -> None:
     assert stage.client().ask("topic.repair", topic="orders").code == "invalid-argument"
     stage.client().request("topic.create", topic="quick", dispatch="non-reliable")
     assert stage.client().ask("topic.verify", topic="quick").code == "invalid-argument"
-
-
-def test_a_history_that_vanished_from_the_store_is_said(
-    make_stage: Callable[..., Stage], caplog: pytest.LogCaptureFixture
-) -> None:
-    """What is in the log no more, and in the store neither, and was taken by no retention, is not passed over."""
-    stage = make_stage(2, **SMALL, log__local_bytes=0)
-    fill(stage, 60)
-    shown = stage.client().request("topic.show", topic="orders")
-    assert shown["start_offset"] == 0 < shown["local_start"]
-    assert shown["missing_below"] == 0
-    stage.actor("topic", "orders").ref.tell(Uploaded(shown["local_start"], shown["durable_end"]))
-    stage.advance(1)
-    assert stage.client().request("topic.show", topic="orders")["missing_below"] == shown["local_start"]
-    assert "neither in the log nor in the store" in caplog.text

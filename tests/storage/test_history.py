@@ -84,11 +84,29 @@ def test_a_new_writer_cuts_differently() -> None:
     assert shown(history) == [(0, 10, 1), (10, 20, 1), (20, 40, 2)]
 
 
-def test_a_gap_ends_the_history_and_is_told() -> None:
-    """Segments behind it are named, not jumped to."""
-    history = plan_history(LAYOUT, [begins(1, 0), segment(0, 10), segment(20, 30)])
-    assert history.end == 10
-    assert [one.base for one in history.unjoined] == [20]
+def test_a_gap_is_told_and_what_lies_before_and_behind_it_is_of_the_history() -> None:
+    """What is there is not given up for what is missing; nobody takes the two sides for joined."""
+    history = plan_history(LAYOUT, [begins(1, 0), segment(0, 10), segment(20, 30), segment(35, 40)])
+    assert shown(history) == [(0, 10, 1), (20, 30, 1), (35, 40, 1)]
+    assert (history.end, history.joined_end, history.gaps) == (40, 10, ((10, 20), (30, 35)))
+    assert [piece.start for piece in history.unjoined] == [20, 35]
+    assert [history.gap_at(offset) for offset in (9, 10, 19, 20, 34, 40)] == [None, 20, 20, None, 35, None]
+
+
+def test_only_a_trim_says_that_the_beginning_was_dropped() -> None:
+    """What is missing before the first object without such a note is a gap as any other."""
+    listing = [begins(1, 0), segment(10, 20)]
+    assert plan_history(LAYOUT, listing).gaps == ((0, 10),)
+    assert plan_history(LAYOUT, [segment(10, 20)]).gaps == ((0, 10),)
+    assert plan_history(LAYOUT, [*listing, trim(10)]).gaps == ()
+    assert plan_history(LAYOUT, [*listing, trim(5)]).gaps == ((5, 10),)
+
+
+def test_what_is_superseded_behind_a_gap_does_not_count() -> None:
+    """A writer that went on at the gap has the say from there on."""
+    history = plan_history(LAYOUT, [begins(1, 0), segment(0, 10), segment(20, 30), begins(2, 10)])
+    assert (shown(history), history.end, history.gaps) == ([(0, 10, 1)], 10, ())
+    assert history.unused == (LAYOUT.segment(20, 1),)
 
 
 def test_a_trim_begins_the_history_inside_a_segment() -> None:
@@ -96,7 +114,7 @@ def test_a_trim_begins_the_history_inside_a_segment() -> None:
     listing = [trim(5), trim(15), begins(2, 12), segment(0, 10), segment(10, 20), segment(10, 20, 2)]
     history = plan_history(LAYOUT, listing)
     assert (history.start, shown(history)) == (15, [(15, 20, 2)])
-    assert plan_history(LAYOUT, [trim(5)]) == History(5, 5, ())
+    assert plan_history(LAYOUT, [trim(5)]) == History(5, 5, (), trimmed=5)
 
 
 def test_a_claim_that_has_not_begun_is_told() -> None:
@@ -147,15 +165,24 @@ listings = st.tuples(
 def test_any_listing_is_read_by_the_rule(
     listing: tuple[list[tuple[int, int, int]], list[tuple[int, int]], list[int]],
 ) -> None:
-    """Pieces join, cover, are nowhere superseded, prefer the owner, and go on for as long as anything counts."""
+    """Pieces cover, are nowhere superseded, prefer the owner, and between them is a gap only where nothing counts."""
     cuts, starts, trims = listing
     objects = [segment(base, base + length, epoch) for base, length, epoch in cuts]
     history = plan_history(LAYOUT, [*objects, *(begins(*one) for one in starts), *map(trim, trims)])
     if trims:
         assert history.start == max(trims)
     for before, after in pairwise(history.pieces):
-        assert before.end == after.start
-    assert (history.pieces[0].start if history.pieces else history.end) == history.start
+        assert before.end <= after.start
+    held = {offset for piece in history.pieces for offset in range(piece.start, piece.end)}
+    for position in range(history.start, 40):
+        counting = [
+            epoch
+            for base, length, epoch in cuts
+            if base <= position < base + length and not superseded(epoch, position, starts)
+        ]
+        assert (position in held) == bool(counting)
+    missing = {offset for first, end in history.gaps for offset in range(first, end)}
+    assert missing == set(range(history.trimmed, history.end)) - held if held else not missing
     for piece in history.pieces:
         assert piece.segment.base <= piece.start < piece.end <= piece.segment.end
         for position in range(piece.start, piece.end):
@@ -165,9 +192,7 @@ def test_any_listing_is_read_by_the_rule(
                 epoch for base, length, epoch in cuts if base <= position < base + length and epoch >= owner
             }
             assert piece.segment.epoch == min(covering)
-    for base, length, epoch in cuts:
-        assert not base <= history.end < base + length or superseded(epoch, history.end, starts)
-    known = {piece.segment.name for piece in history.pieces} | {one.name for one in history.unjoined}
+    known = {piece.segment.name for piece in history.pieces}
     assert known | set(history.unused) == {one.name for one in objects}
     assert not known & set(history.unused)
 
@@ -198,12 +223,13 @@ class Writers:
 
         A `diverged` writer has a log from before, whose older part is not what the store has.
         """
-        epoch, start = len(self.logs), self.history().end
+        epoch, start = len(self.logs), self.history().joined_end
         self.add([claim(epoch)])
         truth = {
             offset: self.logs[piece.segment.epoch][offset]
             for piece in self.history().pieces
             for offset in range(piece.start, piece.end)
+            if offset < start
         }
         log = dict.fromkeys(truth, -1 - epoch) if diverged else truth
         log |= dict.fromkeys(range(start, start + length), epoch)
@@ -250,8 +276,9 @@ def test_no_order_of_uploads_and_takeovers_changes_what_counted(
             offset: writers.logs[piece.segment.epoch][offset]
             for piece in history.pieces
             for offset in range(piece.start, piece.end)
+            if offset < history.joined_end
         }
-        assert list(told) == list(range(history.end))
+        assert list(told) == list(range(history.joined_end))
         assert told | truth == told  # nothing that counted is lost, or another
         owners = {
             offset: max(epoch for epoch, start in enumerate(writers.starts) if start <= offset)

@@ -25,6 +25,7 @@ from storage.tier import Layout
 from storage.upload import (
     FencedError,
     check_joins,
+    Claim,
     claim,
     drop_cursors,
     encode_topic_entry,
@@ -159,11 +160,12 @@ class Broker:
         store: Any = StepStore(self.play.objects, self.gate)
         identity = f"{self.name}-{next(self.numbers)}"
         self.arrived = set()  # what an epoch before this one uploaded ahead is superseded
-        claimed = self.persist(lambda: claim(store, TOPIC, identity, 0, self.check))
-        self.play.listed(claimed.history)
+        begin = None if self.log is None else self.log[0].base if self.log else self.watermark
+        claimed = self.persist(lambda: claim(store, TOPIC, identity, begin, self.check))
+        self.play.listed(claimed)
         if self.log is None:
-            self.log, self.watermark = [], claimed.history.end
-        self.watermark = max(self.watermark, claimed.history.end)
+            self.log, self.watermark = [], claimed.start
+        self.watermark = max(self.watermark, claimed.start)
         while True:
             ahead = [segment for segment in self.log if segment.end > self.watermark]
             while len(ahead) < 2:
@@ -242,9 +244,10 @@ class Play:
             for offset in range(piece.start, piece.end)
         ]
 
-    def listed(self, history: History) -> None:
-        """A new owner goes on from this history: it must stay what it is."""
-        self.promises.append(self.offsets(history))
+    def listed(self, claimed: Claim) -> None:
+        """A new owner goes on from this history: below where it goes on it must stay what it is."""
+        found = self.offsets(claimed.history)
+        self.promises.append([(offset, path) for offset, path in found if offset < claimed.start])
 
     def count(self, segment: SegmentInfo) -> None:
         """Producers were told that this is in the store."""

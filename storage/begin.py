@@ -1,0 +1,75 @@
+"""The file that says where a log begins: below which offset everything went by the topic's retention.
+
+It is written before the first segment goes, so that what is missing without it is damage, and never called retention.
+
+- A file that is not what was written means nothing.
+- It is replaced as a whole; a crash leaves the one before or the new one.
+
+May touch: the Disk it is handed; one file in the log's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import Final
+
+from storage.checksum import extend
+from storage.disk import Disk
+
+BEGIN_NAME: Final = "begin"
+_FRONT = struct.Struct("<8sHH16sQ")
+_CRC = struct.Struct("<I")
+BEGIN_BYTES: Final = _FRONT.size + _CRC.size
+_MAGIC = b"ISTERBEG"
+_VERSION: Final = 1
+
+
+def encode_begin(incarnation: bytes, retained: int) -> bytes:
+    """Return the contents of the file."""
+    front = _FRONT.pack(_MAGIC, _VERSION, BEGIN_BYTES, incarnation, retained)
+    return front + _CRC.pack(extend(0, front))
+
+
+def decode_begin(contents: bytes, incarnation: bytes) -> int | None:
+    """Return the offset that a file holds, None if it is not what was written, or of another topic."""
+    if len(contents) != BEGIN_BYTES:
+        return None
+    magic, version, size, owner, retained = _FRONT.unpack_from(contents)
+    if (magic, version, size, owner) != (_MAGIC, _VERSION, BEGIN_BYTES, incarnation):
+        return None
+    if contents[_FRONT.size :] != _CRC.pack(extend(0, contents[: _FRONT.size])):
+        return None
+    return int(retained)
+
+
+def load_begin(disk: Disk, folder: str, incarnation: bytes) -> int:
+    """Return below which offset everything went by retention, 0 if nothing says so. Raises OSError."""
+    try:
+        contents = disk.read(f"{folder}/{BEGIN_NAME}")
+    except FileNotFoundError:
+        return 0
+    return decode_begin(contents, incarnation) or 0
+
+
+def save_begin(disk: Disk, folder: str, incarnation: bytes, retained: int) -> None:
+    """Say durably that everything below `retained` goes by retention. Raises OSError, DiskFullError."""
+    replace_file(disk, folder, BEGIN_NAME, encode_begin(incarnation, retained))
+
+
+def replace_file(disk: Disk, folder: str, name: str, contents: bytes) -> None:
+    """Have a small file of these contents, durably, in place of one that may be there. Raises OSError, DiskFullError."""
+    path = f"{folder}/{name}"
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(f"{path}.new")
+    file = disk.create(f"{path}.new")
+    try:
+        file.pwritev((contents,), 0)
+        file.datasync()
+    finally:
+        file.close()
+    disk.rename(f"{path}.new", path)
+    disk.sync_folder(folder)
+
+
+__all__ = ["BEGIN_NAME", "decode_begin", "encode_begin", "load_begin", "replace_file", "save_begin"]
