@@ -3,8 +3,8 @@
 Runs in the tier process, one actor. A cached segment is the object byte for byte, under the name its log gave it.
 
 Invariants
-- what readers find in the cache was checked whole against the store's checksum before it got its name; of an object that
-  fails that, the records that are whole can be read by their own checksums
+- what readers find in the cache was checked whole against the store's checksum before it got its name; of an object
+  that fails that, the records that are whole can be read by their own checksums
 - the cache holds no more than `cache_bytes_max`, but for one segment; what goes first was asked for longest ago
 - what a reader asks for again, though it lies in the cache, is brought anew once; then it is damaged in the store
 - so many segments are on their way at once as `parallel` says, those asked for before those that may be asked for next
@@ -158,7 +158,7 @@ class Fetcher(LoopActor):
     def _refuse(self, listing: _Listing, offset: int, reply: Address, *, final: bool) -> None:
         """Say that the store does not have an offset; finally only by a listing made after it was asked for.
 
-        What the log has just dropped was in the store before that; a writer that has not said where it begins may say so.
+        What the log has just dropped was in the store before; a writer that has not said where it begins may say so.
         """
         assert listing.history is not None
         history = listing.history

@@ -573,8 +573,8 @@ class Fetched:
 class NotFetched:
     """It could not be brought back; `retry` says whether that may change.
 
-    What is below `start` was dropped from the store on purpose. If it is final, and `end` is not 0, the store has nothing
-    of [offset, end) that can be read.
+    What is below `start` was dropped from the store on purpose. If it is final, and `end` is not 0, the store has
+    nothing of [offset, end) that can be read.
     """
 
     offset: int

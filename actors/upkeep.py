@@ -95,8 +95,8 @@ class Upkeep:
     def retain(self, wal: Wal, watermark: int, stored_start: int, acknowledged: int | None) -> None:
         """Drop what the topic's retention allows, and what the store has beyond `local_bytes`.
 
-        `stored_start` to before `watermark` is in the store; what is below went there by retention. What goes by retention is gone for readers; what goes
-        because the store has it is fetched from there when it is asked for.
+        `stored_start` to before `watermark` is in the store; what is below went there by retention. What goes by
+        retention is gone for readers; what goes because the store has it is fetched from there when it is asked for.
         """
         if self.trimming is not None:
             return
@@ -176,7 +176,7 @@ class Upkeep:
 
         What is damaged here, and whole in the store, is served.
         """
-        found = {place: LOST for place in self.lost}
+        found = dict.fromkeys(self.lost, LOST)
         found |= {place: reason for place, reason in self._here(wal).items() if not self._served(place)}
         for (first, end), reason in self._found.items():
             if end > max(wal.retained, self.retained_from):

@@ -322,10 +322,11 @@ class Event:
 
     `active`, `standby` (Failover); `dropped` (non-reliable: `count` so far); `trimmed` (retention took `count`
     messages that were not acknowledged, from `offset` on); `log-damaged` (`count` messages from `offset` on cannot be
-    served, and an operator must decide); `skipped` (the operator decided so); `missing` (`count` messages from `offset`
-    on, with which a new subscription from the earliest on was to begin, are lost: it begins behind them); `sought` (somebody moved the
-    subscription: it goes on at `offset`); `blocked` (the message at `offset` failed too often, and the subscription
-    waits for an operator); `expired` (`count` messages from `offset` on outlived the topic's `message_ttl_ms`);
+    served, and an operator must decide); `skipped` (the operator decided so); `missing` (`count` messages from
+    `offset` on, with which a new subscription from the earliest on was to begin, are lost: it begins behind them);
+    `sought` (somebody moved the subscription: it goes on at `offset`); `blocked` (the message at `offset` failed too
+    often, and the subscription waits for an operator); `expired` (`count` messages from `offset` on outlived the
+    topic's `message_ttl_ms`);
     `paused` and `resumed`.
     """
 

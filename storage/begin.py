@@ -58,7 +58,7 @@ def save_begin(disk: Disk, folder: str, incarnation: bytes, retained: int) -> No
 
 
 def replace_file(disk: Disk, folder: str, name: str, contents: bytes) -> None:
-    """Have a small file of these contents, durably, in place of one that may be there. Raises OSError, DiskFullError."""
+    """Have a small file of these contents, durably, also in place of another. Raises OSError, DiskFullError."""
     path = f"{folder}/{name}"
     with contextlib.suppress(FileNotFoundError):
         disk.unlink(f"{path}.new")

@@ -1,7 +1,7 @@
 """A reader over the whole history of a topic: from the log where that has it, else from the store's cache.
 
-What the local log has no more, and what is damaged or missing in it, is read from a folder of segments that were brought
-back (the cache); what is not there either is asked for. Offsets join, whichever side a record comes from.
+What the local log has no more, and what is damaged or missing in it, is read from a folder of segments that were
+brought back (the cache); what is not there either is asked for. Offsets join, whichever side a record comes from.
 
 Invariants
 - records come in order, each checked, whole and once, whatever is trimmed, sealed or brought back meanwhile
@@ -17,7 +17,6 @@ from ister.errors import DamagedError, GapError, TrimmedError
 from storage.damage import load_skips
 from storage.reader import Reader, SegmentMaps
 from storage.record import Record
-
 
 UNKNOWN: Final = 1 << 63  # up to where the store has a topic, while nobody knows: above every offset
 

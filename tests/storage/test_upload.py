@@ -23,9 +23,9 @@ from storage.simulated import SimulatedDisk
 from storage.store import FolderStore, ObjectInfo, ObjectStore
 from storage.tier import Layout
 from storage.upload import (
+    Claim,
     FencedError,
     check_joins,
-    Claim,
     claim,
     drop_cursors,
     encode_topic_entry,
