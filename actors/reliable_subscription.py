@@ -520,13 +520,14 @@ class ReliableSubscription(FailingSubscription):
             first = self._stalled.offset or 0
             state["damage"] = {"first": first, "end": first + self._stalled.count, "text": self._stalled.text}
         if self._fetching is not None:
-            state["fetch"] = {
+            fetch: Stop = {
                 "first": self._fetching.offset,
                 "since_ms": self._fetching_since_ms,
                 "text": self._fetch_trouble,
             }
             if self._fetching.damage is not None:
-                state["fetch"]["here"] = self._fetching.damage.text
+                fetch["here"] = self._fetching.damage.text
+            state["fetch"] = fetch
         if self._log.is_open:
             state["cursor"] = self._log.cursor.low
             state["unacknowledged"] = self._log.cursor.unacknowledged(source.durable_end)

@@ -10,6 +10,7 @@ import pytest
 from actors.messages import Deliver, Trimmed
 from ister.errors import DamagedError
 from ister.wire import Key, Type
+from storage.tiered import NotHereError
 from tests.actors.scenes import Scene, consumer_of, events, heard, offsets, reader, subscription
 from tests.stage import Stage, held_up, inbox_holds
 
@@ -121,7 +122,7 @@ def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
     actor = subscription(scene)
     asked: list[object] = []
     actor._fetcher = SimpleNamespace(tell=asked.append, address=actor._fetcher.address)
-    actor._fetch(0)
+    actor._fetch(NotHereError(0, 1))
     stage.advance(31)
     assert len(asked) == 2
 

@@ -75,14 +75,14 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
     def batch_at(offset: int) -> Any:
         if not found:
             found.append(offset)
-            raise NotHereError(offset)
+            raise NotHereError(offset, offset + 1)
         return real(offset)
 
     actor._source.batch_at = batch_at
     asked = stage.client()
     ref = say_seek(asked, "time:0")
     stage.settle()
-    assert actor._fetching == 1
+    assert actor._fetching.offset == 1
     actor._source.history_start = 2
     actor.ref.tell(Trimmed(2))
     answer = asked.expect(Type.RESULT, Type.ERROR, ref=ref, timeout_s=1)
@@ -234,16 +234,16 @@ def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(s
         stage.advance(1)
     fetches: list[int] = []
 
-    def fetch(self: Any, offset: int) -> None:
-        fetches.append(offset)
-        self._fetching = offset
-        self.ref.tell(NotFetched(offset, "gone", False, 2))
+    def fetch(self: Any, missing: NotHereError) -> None:
+        fetches.append(missing.offset)
+        self._fetching = missing
+        self.ref.tell(NotFetched(missing.offset, "gone", False, 2))
 
     real = Source.batch_at
 
     def batch_at(self: Source, offset: int) -> Any:
         if offset < 2:
-            raise NotHereError(offset)
+            raise NotHereError(offset, offset + 1)
         return real(self, offset)
 
     with pytest.MonkeyPatch.context() as patch:

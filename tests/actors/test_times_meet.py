@@ -92,7 +92,7 @@ def test_a_batch_is_sorted_by_its_times_once(stage: Stage) -> None:
     def sheet_at(offset: int) -> Any:
         if not failed:
             failed.append(offset)
-            raise NotHereError(offset)
+            raise NotHereError(offset, offset + 1)
         return sheet(offset)
 
     source.keep_sheet, source.sheet_at = keep_sheet, sheet_at
