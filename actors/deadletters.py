@@ -33,7 +33,7 @@ from actors.messages import (
     Refused,
     StopBurying,
 )
-from actors.options import dead_letter_topic
+from actors.options import DEAD_LETTERS, dead_letter_topic
 from actors.placement import actor_path
 from actors.process import BROKER
 from actors.runtime import LoopActor, Ref, System, Timer, receives
@@ -52,7 +52,12 @@ RETRY_S_MAX: Final = 30.0
 REMEMBERED_S: Final = 1.0
 IDLE_S: Final = 60.0
 REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
-_CREATED: Final[dict[str, Any]] = {"dispatch": "reliable", "durability": "fsync", "retention_acknowledged": 1}
+_CREATED: Final[dict[str, Any]] = {
+    "dispatch": "reliable",
+    "durability": "fsync",
+    "retention_acknowledged": 1,
+    DEAD_LETTERS: 1,
+}
 
 
 def dead_letters(system: System, topic: TopicMeta, meta: SubscriptionMeta, subscription: Ref) -> Ref:

@@ -24,6 +24,7 @@ from actors.messages import (
     Letter,
     Notice,
     Seek,
+    TopicUpdated,
     Unblock,
     UpdateSubscription,
 )
@@ -31,24 +32,34 @@ from actors.poison import Poison, Poisoned, Policy
 from actors.runtime import Ref, Timer, receives
 from actors.timed_subscription import TimedSubscription
 from ister.errors import RemoteProtocolError
+from ister.settings import SubscriptionSettings
 from ister.wire import decode_attributes, encode_result
 
 log = logging.getLogger("ister.subscription")
 
 BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
+_DEFAULTS: Final = SubscriptionSettings()
 BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
 
 
 class FailingSubscription(TimedSubscription):
     """A subscription that gives messages up which fail too often.
 
-    `undertaker()` returns the actor that puts dead letters into their topic, started if need be.
+    `undertaker()` returns the actor that puts dead letters into their topic, started if need be; `defaults` are what
+    counts where the subscription has no option of its own.
     """
 
-    def __init__(self, *args: Any, undertaker: Callable[[], Ref], **given: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        undertaker: Callable[[], Ref],
+        defaults: SubscriptionSettings = _DEFAULTS,
+        **given: Any,
+    ) -> None:
         super().__init__(*args, **given)
         self._undertaker = undertaker
-        self._policy = Policy.of(self.meta)
+        self._defaults = defaults
+        self._policy = Policy.of(self.topic, self.meta, defaults)
         self._poison = Poison()
         self._bury_timer: Timer | None = None
         self._burying_bytes = 0
@@ -67,6 +78,16 @@ class FailingSubscription(TimedSubscription):
 
     def _reply(self, command: Seek | Unblock | UpdateSubscription | Explain, body: Any) -> None:
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
+
+    def _look_at_policy(self) -> None:
+        """Go by the settings as they are now."""
+        self._policy = Policy.of(self.topic, self.meta, self._defaults)
+
+    @receives(TopicUpdated)
+    def on_topic_updated(self, command: TopicUpdated) -> None:
+        """Go by the topic's new settings: it may take dead letters from now on."""
+        super().on_topic_updated(command)
+        self._look_at_policy()
 
     # ---- what fails too often -----------------------------------------------------------------------------------
 

@@ -8,19 +8,22 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 from actors.selection import READER
 from ister.errors import IsterError, UsageError
 from ister.names import NAME_CHARACTERS_MAX, check_topic_name
-from storage.catalogue import SubscriptionMeta
+from ister.settings import SubscriptionSettings
+from storage.catalogue import SubscriptionMeta, TopicMeta
 
 OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
-BACKOFF_MS_MIN: Final = 0  # where a subscription has no `backoff_ms_min`: what came back is due at once
-BACKOFF_MS_MAX: Final = 60_000  # where it has no `backoff_ms_max`
 POISON_DEFAULT: Final = "dead-letter"
+DEAD_LETTER_SUFFIX: Final = ".dlq"  # of the topics that dead letters go to where none is named
+DEAD_LETTERS: Final = "dead_letters"  # the setting of a topic that takes them: patterns do not follow it
 UNBLOCK_ACTIONS: Final = ("retry", "drop", "dead-letter")
 _DAY_MS: Final = 86_400_000
+_DEFAULTS: Final = SubscriptionSettings()
 
 # (lowest, highest), or the words it may be, or what checks it
 Allowed = tuple[int, int] | tuple[str, ...] | Callable[[object], object]
@@ -53,6 +56,7 @@ TOPIC_OPTIONS: Final[dict[str, Allowed]] = {
     "retention_bytes": (0, 1 << 60),
     "retention_acknowledged": (0, 1),
     "message_ttl_ms": (0, 100 * 365 * _DAY_MS),
+    DEAD_LETTERS: (0, 1),
 }
 
 
@@ -97,7 +101,7 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
                     f"{name} is for subscriptions of reliable topics: here nothing is delivered again"
                 )
     together = meta.settings | options
-    low, high = together.get("backoff_ms_min", BACKOFF_MS_MIN), together.get("backoff_ms_max", BACKOFF_MS_MAX)
+    low, high = back_off_bounds(together)
     if low > high:
         raise UsageError(f"backoff_ms_min ({low}) is over backoff_ms_max ({high})")
     target = together.get("dead_letter_topic")
@@ -108,7 +112,7 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
         and together.get("max_deliveries")
         and together.get("poison", POISON_DEFAULT) == POISON_DEFAULT
     ):
-        name = dead_letter_topic(meta)
+        name = f"{meta.topic}.{meta.name}{DEAD_LETTER_SUFFIX}"  # uncut: who asks for dead letters can name it
         if len(name) > NAME_CHARACTERS_MAX:
             raise UsageError(
                 f"the dead-letter topic would be called {name[:40]!r}..., which is longer than "
@@ -117,8 +121,53 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
 
 
 def dead_letter_topic(meta: SubscriptionMeta) -> str:
-    """Return the name of the topic that a subscription's dead letters go to."""
-    return str(meta.settings.get("dead_letter_topic") or f"{meta.topic}.{meta.name}.dlq")
+    """Return the name of the topic that a subscription's dead letters go to; one that would be too long is cut."""
+    named = meta.settings.get("dead_letter_topic")
+    name = str(named or f"{meta.topic}.{meta.name}{DEAD_LETTER_SUFFIX}")
+    if len(name) <= NAME_CHARACTERS_MAX:
+        return name
+    end = f".{sha256(name.encode()).hexdigest()[:16]}{DEAD_LETTER_SUFFIX}"
+    return name[: NAME_CHARACTERS_MAX - len(end)].rstrip("/") + end
+
+
+def is_dead_letter_topic(topic: TopicMeta) -> bool:
+    """Say whether a topic takes dead letters: by its mark, or, made before there were marks, by its name."""
+    return bool(topic.settings.get(DEAD_LETTERS)) or topic.name.endswith(DEAD_LETTER_SUFFIX)
+
+
+def back_off_bounds(
+    settings: Mapping[str, Any], defaults: SubscriptionSettings = _DEFAULTS
+) -> tuple[int, int]:
+    """Return `backoff_ms_min` and `backoff_ms_max`; where only one is given, the other's default gives way to it."""
+    low, high = settings.get("backoff_ms_min"), settings.get("backoff_ms_max")
+    if low is None:
+        low = defaults.backoff_ms_min if high is None else min(defaults.backoff_ms_min, high)
+    return low, max(defaults.backoff_ms_max, low) if high is None else high
+
+
+def effective_options(
+    topic: TopicMeta, meta: SubscriptionMeta, defaults: SubscriptionSettings = _DEFAULTS
+) -> dict[str, Any]:
+    """Return every option that counts for a subscription: its own, and the broker's defaults for the others.
+
+    What dead letters are taken from gives nothing up by default: letters of letters would be nobody's.
+    """
+    given = meta.settings
+    options: dict[str, Any] = {}
+    if topic.dispatch == "reliable":
+        low, high = back_off_bounds(given, defaults)
+        options |= {
+            "ack_timeout_ms": defaults.ack_timeout_ms,
+            "backoff_ms_min": low,
+            "backoff_ms_max": high,
+            "max_deliveries": 0 if is_dead_letter_topic(topic) else defaults.max_deliveries,
+            "poison": POISON_DEFAULT,
+            "dead_letter_topic": dead_letter_topic(meta),
+            "paused": 0,
+        }
+    else:
+        options |= {name: getattr(defaults, name) for name in _BUFFER_OPTIONS}
+    return options | given
 
 
 def check_flag(value: object, what: str) -> bool:

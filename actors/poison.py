@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.ledger import Held
-from actors.options import BACKOFF_MS_MAX, BACKOFF_MS_MIN, POISON_DEFAULT, dead_letter_topic
-from storage.catalogue import SubscriptionMeta
+from actors.options import effective_options
+from ister.settings import SubscriptionSettings
+from storage.catalogue import SubscriptionMeta, TopicMeta
 
 IN_HAND_MAX: Final = 500  # messages on their way to the dead-letter topic at a time
 REASON_UNKNOWN: Final = "not acknowledged"
@@ -32,15 +33,15 @@ class Policy:
     dead_letter_topic: str
 
     @classmethod
-    def of(cls, meta: SubscriptionMeta) -> Policy:
-        """Return the policy that a subscription's settings give it."""
-        settings = meta.settings
+    def of(cls, topic: TopicMeta, meta: SubscriptionMeta, defaults: SubscriptionSettings) -> Policy:
+        """Return the policy that a subscription's settings give it, and the broker's where it has none of its own."""
+        options = effective_options(topic, meta, defaults)
         return cls(
-            int(settings.get("max_deliveries", 0)),
-            str(settings.get("poison", POISON_DEFAULT)),
-            int(settings.get("backoff_ms_min", BACKOFF_MS_MIN)),
-            int(settings.get("backoff_ms_max", BACKOFF_MS_MAX)),
-            dead_letter_topic(meta),
+            int(options["max_deliveries"]),
+            str(options["poison"]),
+            int(options["backoff_ms_min"]),
+            int(options["backoff_ms_max"]),
+            str(options["dead_letter_topic"]),
         )
 
     def is_poison(self, failures: int) -> bool:

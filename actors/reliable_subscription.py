@@ -40,7 +40,7 @@ from actors.messages import (
     Yield,
 )
 from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
-from actors.poison import Poisoned, Policy
+from actors.poison import Poisoned
 from actors.runtime import Timer, receives
 from actors.selection import Member
 from actors.timed_subscription import LOOKED_AT_MAX
@@ -425,7 +425,7 @@ class ReliableSubscription(FailingSubscription):
     def on_update(self, command: UpdateSubscription) -> None:
         """Take new settings: a policy for what fails from now on, a timeout for what is delivered from now on."""
         self.meta = command.meta
-        self._policy = Policy.of(self.meta)
+        self._look_at_policy()
         timeout_ms = int(self.meta.settings.get("ack_timeout_ms", self._ack_timeout_ms))
         if timeout_ms != self._ack_timeout_ms:
             self._ack_timeout_ms = timeout_ms

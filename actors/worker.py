@@ -294,6 +294,7 @@ class Worker:
             sync_ms=settings.log.cursor_sync_ms,
             store_ms=settings.tier.cursor_upload_ms,
             undertaker=lambda: dead_letters(system, topic, meta, system.ref(system.node, path)),
+            defaults=settings.subscription,
         )
 
 

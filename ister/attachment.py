@@ -415,10 +415,16 @@ class Attachment:
         if self._ack_due is None:
             self._ack_due = now + ACK_DELAY_S
 
-    def nack(self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int, reason: str) -> None:
-        """Give messages back, to be delivered again after the delay."""
+    def nack(
+        self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int | None, reason: str
+    ) -> None:
+        """Give messages back, to be delivered again after the delay, or the back-off where there is none.
+
+        0 goes before the broker's default back-off, not before one that this consumer asked for itself: 0 used to be
+        the default here, and whoever asks for a back-off means it for what is refused without a time.
+        """
         more: wire.Header = {}
-        if delay_ms:
+        if delay_ms or (delay_ms == 0 and not self._arguments.get("backoff_ms_min")):
             more[Key.DELAY] = delay_ms
         if reason:
             more[Key.REASON] = reason

@@ -21,6 +21,7 @@ from ister.receiver import Receiver
 from ister.session import Request
 
 REASON_MAX: Final = 200  # characters: it travels in a header
+NACK_DELAY_S_MAX: Final = 86_400  # the broker refuses more
 SEEK_S: Final = 10.0  # how long `seek` waits by default
 
 Position = Literal["earliest", "latest"] | int | datetime  # where a subscription or a reader begins
@@ -86,9 +87,17 @@ class Consumer(Receiver):
             self.attachment.ack_until(delivery, end - 1, self._network.clock.monotonic())
             self._soon()
 
-    def nack(self, what: Acknowledged, delay: float = 0.0, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` seconds; the reason is for people."""
-        arguments.seconds(delay, "a delay")
+    def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay` seconds; the reason is for people.
+
+        Without a delay they wait for the subscription's back-off: 1 s after the first failure, twice as long each time,
+        up to a minute, unless it has other options. 0 means at once, except for a consumer that was opened with a
+        back-off of its own (`backoff_ms_min`), which holds for every refusal without a time. At most a day.
+        """
+        if delay is not None and arguments.seconds(delay, "a delay") > NACK_DELAY_S_MAX:
+            raise UsageError(
+                f"a delay of {delay:g} s is over {NACK_DELAY_S_MAX} s, a day: send the message anew"
+            )
         if len(arguments.text(reason, "a reason")) > REASON_MAX:
             raise UsageError(f"a reason has at most {REASON_MAX} characters")
         ranges = self._ranges_of(what)
@@ -96,7 +105,7 @@ class Consumer(Receiver):
             self._check()
             self.attachment.flush()
             for delivery, pairs in _by_lineage(ranges):
-                self.attachment.nack(delivery, pairs, round(delay * 1000), reason)
+                self.attachment.nack(delivery, pairs, None if delay is None else round(delay * 1000), reason)
             self._network.connection_of(self.attachment).touch()
         self._network.settle()
 

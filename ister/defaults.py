@@ -254,6 +254,36 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "session long before; this is for one that is there and stuck, so it must outlast a full credit's work.",
         ),
     ] = 300_000
+    backoff_ms_min: Annotated[
+        int,
+        _number(
+            "ms",
+            0,
+            86_400_000,
+            "How long a message waits that failed once, twice as long each time after. 0: it comes again at once, "
+            "thousands of times a second where a program refuses whatever comes.",
+        ),
+    ] = 1_000
+    backoff_ms_max: Annotated[
+        int,
+        _number(
+            "ms",
+            0,
+            86_400_000,
+            "The longest of these waits: a dependency that is back is noticed within it.",
+        ),
+    ] = 60_000
+    max_deliveries: Annotated[
+        int,
+        _number(
+            "failures",
+            0,
+            1_000_000,
+            "A message that failed so often is given up: by default it goes to the dead-letter topic. 0: it is tried "
+            "for ever. With the back-off 20 take a quarter of an hour, so that a dependency that is down for ten "
+            "minutes makes no dead letters.",
+        ),
+    ] = 20
     buffer_messages_max: Annotated[
         int,
         _number(

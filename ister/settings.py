@@ -339,6 +339,13 @@ _RULES: Final[tuple[tuple[str, int, int, str, str], ...]] = (
         "supervision.restart_delay_ms_max",
         "it grows from one to the other",
     ),
+    (
+        "subscription.backoff_ms_min",
+        1,
+        0,
+        "subscription.backoff_ms_max",
+        "it grows from one to the other",
+    ),
     ("tier.upload_retry_ms_min", 1, 0, "tier.upload_retry_ms_max", "it grows from one to the other"),
 )
 

@@ -324,8 +324,8 @@ class WildcardConsumer(Consumer):
             assert isinstance(part, Message)
             member.ack_until(part)
 
-    def nack(self, what: Acknowledged, delay: float = 0.0, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` seconds; the reason is for people."""
+    def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay` seconds; see `Consumer.nack`."""
         for member, part in self._parts(what):
             member.nack(part, delay, reason)
 

@@ -150,8 +150,8 @@ class Consumer(Receiver):
         """Acknowledge everything up to and including this message."""
         self._consumer.ack_until(message)
 
-    def nack(self, what: Acknowledged, delay: float = 0.0, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` seconds."""
+    def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay` seconds; see `ister.Consumer.nack`."""
         self._consumer.nack(what, delay, reason)
 
     def extend(self, *what: Acknowledged) -> None:

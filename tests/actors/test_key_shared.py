@@ -186,7 +186,7 @@ def test_messages_without_a_key_go_to_anybody_and_come_again(scene: Scene) -> No
     scene.publish(*((b"", b"%d" % n) for n in range(20)))
     got = [list(heard(client)) for client in clients]
     assert [len(each) for each in got] == [10, 10]
-    clients[0].nack(1, (got[0][0][0], got[0][0][0] + 1))
+    clients[0].nack(1, (got[0][0][0], got[0][0][0] + 1), delay_ms=0)
     clients[0].credit(1, 1)
     scene.stage.settle()
     again = list(heard(clients[0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ister.wire import Key, Type, decode_attributes
@@ -18,7 +20,7 @@ def scene(stage: Stage) -> Scene:
 def fail(client: StagedClient, offset: int, times: int = 1, reason: str = "") -> None:
     """Refuse a message so often, as soon as it comes again."""
     for _ in range(times):
-        client.nack(1, (offset, offset + 1), reason=reason)
+        client.nack(1, (offset, offset + 1), delay_ms=0, reason=reason)
         client.stage.settle()
         heard(client)
 
@@ -58,6 +60,85 @@ def test_what_fails_waits_twice_as_long_each_time(scene: Scene) -> None:
     client.nack(1, (0, 1), delay_ms=0)
     scene.stage.settle()
     assert heard(client) == [(0, b"x", 6)]
+
+
+def test_what_fails_waits_a_second_then_two_and_is_given_up_after_twenty(tmp_path: Path) -> None:
+    """Without any option: a program that refuses whatever comes does not run hot, and it ends."""
+    stage = Stage(tmp_path, protocol__session_timeout_ms=3_600_000)
+    scene = Scene(stage)
+    client = scene.consumer()
+    scene.publish(b"x")
+    assert heard(client) == [(0, b"x", 1)]
+    begin = scene.stage.clock.now_s
+    waits = [min(2**n, 60) for n in range(19)]
+    for attempt, wait_s in enumerate(waits, 2):
+        client.nack(1, (0, 1), reason="no")
+        scene.stage.advance(wait_s - 0.2)
+        assert heard(client) == []
+        scene.stage.advance(0.3)
+        assert heard(client) == [(0, b"x", attempt)]
+    assert scene.stage.clock.now_s - begin > 600
+    client.nack(1, (0, 1), reason="no")
+    ((payload, _, attributes),) = letters(scene)
+    assert (payload, attributes["ister.attempts"]) == (b"x", "20")
+    stage.close()
+
+
+def test_at_once_goes_before_the_default_back_off(scene: Scene) -> None:
+    """Whoever says so means it; it counts as a failure all the same."""
+    client = scene.consumer()
+    scene.publish(b"x")
+    assert heard(client) == [(0, b"x", 1)]
+    for attempt in range(2, 21):
+        client.nack(1, (0, 1), delay_ms=0)
+        scene.stage.settle()
+        assert heard(client) == [(0, b"x", attempt)]
+
+
+def test_one_bound_that_is_given_is_kept_by_the_other(scene: Scene) -> None:
+    """The default of the other gives way to it."""
+    client = scene.consumer(backoff_ms_max=100)
+    scene.publish(b"x")
+    assert heard(client) == [(0, b"x", 1)]
+    client.nack(1, (0, 1))
+    scene.stage.advance(0.2)
+    assert heard(client) == [(0, b"x", 2)]
+    scene.update(backoff_ms_max=7_200_000, backoff_ms_min=3_600_000)
+
+
+def test_the_defaults_of_a_broker_are_its_settings(tmp_path: Path) -> None:
+    """For subscriptions that have none of their own."""
+    stage = Stage(
+        tmp_path,
+        subscription__backoff_ms_min=0,
+        subscription__backoff_ms_max=0,
+        subscription__max_deliveries=2,
+    )
+    scene = Scene(stage)
+    client = scene.consumer()
+    scene.publish(b"x")
+    assert heard(client) == [(0, b"x", 1)]
+    client.nack(1, (0, 1))
+    scene.stage.settle()
+    assert heard(client) == [(0, b"x", 2)]
+    client.nack(1, (0, 1))
+    assert [payload for payload, _, _ in letters(scene)] == [b"x"]
+    stage.close()
+
+
+def test_letters_of_letters_are_not_made_by_default(scene: Scene) -> None:
+    """What looks after dead letters may refuse them as often as it likes."""
+    client = scene.consumer(max_deliveries=1)
+    scene.publish(b"x")
+    assert offsets(client) == [0]
+    fail(client, 0)
+    scene.stage.advance(2)
+    taker = scene.stage.at_subscription("orders.s.dlq", "redrive")
+    taker.open_consumer(1, "orders.s.dlq", "redrive", "exclusive")
+    assert offsets(taker) == [0]
+    for _ in range(30):
+        taker.nack(1, (0, 1), delay_ms=0)
+        assert offsets(taker) == [0]
 
 
 def test_a_message_that_failed_often_enough_is_a_dead_letter(scene: Scene) -> None:
@@ -117,7 +198,7 @@ def test_a_consumer_that_falls_silent_fails_what_it_held(scene: Scene) -> None:
 
 def test_an_acknowledgment_timeout_is_a_failure(scene: Scene) -> None:
     """Whoever neither acknowledges nor says that it is working has failed."""
-    client = scene.consumer(max_deliveries=2, ack_timeout_ms=1000)
+    client = scene.consumer(max_deliveries=2, ack_timeout_ms=1000, backoff_ms_min=0)
     scene.publish(b"slow")
     assert heard(client) == [(0, b"slow", 1)]
     scene.stage.advance(1.1)

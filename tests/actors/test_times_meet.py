@@ -25,7 +25,7 @@ def test_a_shorter_acknowledgment_timeout_holds_for_what_comes_while_older_messa
 ) -> None:
     """The older ones keep theirs, and nobody waits for it."""
     scene = Scene(stage)
-    client = scene.consumer(ack_timeout_ms=3_600_000)
+    client = scene.consumer(ack_timeout_ms=3_600_000, backoff_ms_min=0)
     scene.publish(b"old")
     assert offsets(client) == [0]
     scene.update(ack_timeout_ms=1000)
@@ -39,7 +39,7 @@ def test_a_shorter_acknowledgment_timeout_holds_for_what_comes_while_older_messa
 def test_a_longer_acknowledgment_timeout_leaves_what_is_held_its_own(stage: Stage) -> None:
     """What was delivered under the old one comes again when that is over."""
     scene = Scene(stage)
-    client = scene.consumer(ack_timeout_ms=1000)
+    client = scene.consumer(ack_timeout_ms=1000, backoff_ms_min=0)
     scene.publish(b"old")
     assert offsets(client) == [0]
     scene.update(ack_timeout_ms=3_600_000)
@@ -184,7 +184,7 @@ def test_one_back_off_after_the_other_ends(stage: Stage, type_: str) -> None:
 def test_what_is_acknowledged_while_it_waits_to_come_again_does_not(stage: Stage, type_: str) -> None:
     """Its time was over, but it was done after all."""
     scene = Scene(stage, type=type_)
-    client = scene.consumer(messages=2, ack_timeout_ms=1000)
+    client = scene.consumer(messages=2, ack_timeout_ms=1000, backoff_ms_min=0)
     scene.publish(b"0", b"1", key=b"k")
     assert offsets(client) == [0, 1]
     stage.advance(1.1)

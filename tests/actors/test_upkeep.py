@@ -353,7 +353,7 @@ def test_damage_under_a_message_that_comes_back_loses_no_other(stage: Stage) -> 
     consumer.open_consumer(2, "orders", "all", messages=30, bytes=1 << 26)
     consumer.deliveries(2, 30)
     damage(stage, 10)
-    consumer.nack(2, (5, 20))
+    consumer.nack(2, (5, 20), delay_ms=0)
     consumer.credit(2, 100, 1 << 26)
     again = [offset for offset, _ in consumer.deliveries(2, 5)]
     assert again[:5] == [5, 6, 7, 8, 9]
