@@ -159,6 +159,8 @@ def draw_subscription(
     if poison and random.random() < 0.2:
         plan.options["max_deliveries"] = random.choice((1, 2, 3))
         plan.options["poison"] = random.choice(("dead-letter", "dead-letter", "drop", "block"))
+    elif reliable:
+        plan.options["max_deliveries"] = 0  # else what failed twenty times would be given up
     for _ in range(random.choice((1, 2)) if kind == "exclusive" else random.choice((1, 2, 3, 4))):
         plan.consumers.append(draw_consumer(random, kind))
     return plan
