@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from actors.ledger import Held, InFlight
+from actors.ledger import DELAY_MS_MAX, Held, InFlight
 from actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
@@ -57,7 +57,6 @@ from transport.gateway import Gateway, Sent
 from transport.session import Handle
 
 REASON_LENGTH_MAX: Final = 200  # characters, as the protocol says
-DELAY_MS_MAX: Final = 86_400_000  # a day; what is to wait longer belongs elsewhere
 # A full connection is tried again after so long: half a megabyte of loopback traffic; twice as long each time, up to
 # where ten thousand clients that do not read cost a fraction of a core.
 FULL_RETRY_S: Final = 0.005

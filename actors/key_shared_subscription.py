@@ -250,10 +250,14 @@ class KeySharedSubscription(ReliableSubscription):
             self._look_at_delays()
         return True
 
-    def _counts(self, offset: int) -> tuple[int, int]:
-        """Return attempt and failures of a message that this actor has delivered to nobody yet."""
+    def _wait_on(self) -> None:
+        """What waits does so in its lane, once the log is read up to it."""
+
+    def _counts(self, offset: int) -> tuple[int, int, float]:
+        """Return attempt, failures, and when it may go, of a message that this actor has delivered to nobody yet."""
         deliveries, failures = self._alike(offset, offset + 1)[1:]
-        return deliveries + 1, failures
+        until_ms = self._log.cursor.waits.get(offset, 0)
+        return deliveries + 1, failures, self._ready_s(until_ms, self.clock.monotonic())
 
     def _take_due(self) -> None:
         while self._due and not self._lanes.full:

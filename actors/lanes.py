@@ -195,10 +195,15 @@ class Lanes:
 
     # ---- messages come ------------------------------------------------------------------------------------------
 
-    def arrive(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
-        """Take the next message of the log; one for which there is no room is left there."""
+    def arrive(
+        self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
+    ) -> None:
+        """Take the next message of the log; one for which there is no room is left there.
+
+        It waits until `until_s`, and its key with it, where it was given back so by a consumer of before.
+        """
         if not key:
-            self._wait_free(Entry(offset, attempt, failures))
+            self._give_back_free(Entry(offset, attempt, failures), until_s)
             return
         slot = crc32(key) & (SLOTS - 1)
         if slot in self._over:
@@ -209,15 +214,20 @@ class Lanes:
             if (owner := self._slots[slot]) is not None:
                 self._over_of[owner] += 1
             return
-        self._wait(lane or self._lane(key, slot), Entry(offset, attempt, failures))
+        self._wait(
+            self._asleep_until(lane or self._lane(key, slot), until_s), Entry(offset, attempt, failures)
+        )
 
-    def arrive_due(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
+    def arrive_due(
+        self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
+    ) -> None:
         """Take a message whose time has come: its place in the order of its key is now."""
         if not key:
-            self._wait_free(Entry(offset, attempt, failures))
+            self._give_back_free(Entry(offset, attempt, failures), until_s)
         else:
             slot = crc32(key) & (SLOTS - 1)
-            self._wait(self._lanes.get(key) or self._lane(key, slot), Entry(offset, attempt, failures))
+            lane = self._lanes.get(key) or self._lane(key, slot)
+            self._wait(self._asleep_until(lane, until_s), Entry(offset, attempt, failures))
 
     @property
     def full(self) -> bool:
@@ -285,7 +295,9 @@ class Lanes:
         owner = self._slots[slot]
         return owner is not None and owner.ready and self._waiting_in[slot] * 4 <= self._lane_max
 
-    def refill(self, offset: int, key: bytes, attempt: int = 1, failures: int = 0) -> None:
+    def refill(
+        self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
+    ) -> None:
         """Offer a message that may have been left in the log; offsets ascend from `refill_from()` on."""
         slot = crc32(key) & (SLOTS - 1)
         over = self._over.get(slot)
@@ -300,7 +312,9 @@ class Lanes:
             self._over[slot] = offset
             return
         self._over[slot] = offset + 1
-        self._wait(lane or self._lane(key, slot), Entry(offset, attempt, failures))
+        self._wait(
+            self._asleep_until(lane or self._lane(key, slot), until_s), Entry(offset, attempt, failures)
+        )
 
     def refilled(self, at: int, end: int) -> None:
         """Note that the log was read again up to `at`; at `end`, where new messages begin, it is all there.
@@ -428,12 +442,16 @@ class Lanes:
             lane.in_flight -= 1
             if not lane.in_flight:
                 lane.owner = None
-            if until_s > lane.until:
-                lane.until = until_s
-                self._ticket += 1
-                heapq.heappush(self._asleep, (until_s, self._ticket, lane))
-                self._unqueue(lane)
-            self._wait(lane, Entry(offset, held.attempt, held.failures))
+            self._wait(self._asleep_until(lane, until_s), Entry(offset, held.attempt, held.failures))
+
+    def _asleep_until(self, lane: Lane, until_s: float) -> Lane:
+        """Let a lane hand out nothing before then, and return it."""
+        if until_s > lane.until:
+            lane.until = until_s
+            self._ticket += 1
+            heapq.heappush(self._asleep, (until_s, self._ticket, lane))
+            self._unqueue(lane)
+        return lane
 
     def _give_back_free(self, entry: Entry, until_s: float) -> None:
         if until_s:

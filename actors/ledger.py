@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+DELAY_MS_MAX: Final = (
+    86_400_000  # a day: what is refused waits no longer; what is to wait longer belongs elsewhere
+)
 
 
 class Held(NamedTuple):

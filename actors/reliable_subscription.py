@@ -213,7 +213,7 @@ class ReliableSubscription(FailingSubscription):
             if clear and not self._knows_failures():
                 return source.take_piece(messages_max)
             # some of what follows is acknowledged already, or failed before: deliver what is between
-            pending = cursor.pending(max(batch.first_offset, source.next), batch_end)
+            pending = self._fresh(max(batch.first_offset, source.next), batch_end)
             if pending:
                 if len(pending) > 1 and self._takes_sparse and not self._knows_failures():
                     return self._piece_scattered(batch, pending, min(messages_max, SCATTERED_MAX))
@@ -308,23 +308,38 @@ class ReliableSubscription(FailingSubscription):
         now_s, policy = self.clock.monotonic(), self._policy
         for part in held:
             failures = part.failures + failed
-            if failed:
-                self._log.note_failed(part.first, part.end, part.attempt, failures)
-            if failed and policy.is_poison(failures):
-                self._give_up(part._replace(failures=failures), why)
-                continue
-            wait_s = delay_s
+            poison = failed and policy.is_poison(failures)
+            wait_s = 0.0 if poison else delay_s
             if wait_s is None:
                 wait_s = back_off_ms(failures, policy.backoff_ms_min, policy.backoff_ms_max) / 1000
+            if failed:
+                until_ms = self.clock.time_ms() + round(wait_s * 1000) if wait_s else 0
+                self._log.note_failed(part.first, part.end, part.attempt, failures, until_ms)
+            if poison:
+                self._give_up(part._replace(failures=failures), why)
+                continue
             again = part._replace(attempt=part.attempt + 1, failures=failures)
             self._again(again, now_s + wait_s if wait_s else now_s, now_s)
         self._wake()
 
-    def _add_first(self, first: int, end: int, now_s: float) -> None:
+    def _begun(self) -> None:
+        """The journal is open: queue what waits since before that, in the log or not looked at yet."""
+        super()._begun()
+        self._wait_on()
+
+    def _wait_on(self) -> None:
+        """Let messages go on waiting that an actor before this one was given back."""
+        now_s, waits = self.clock.monotonic(), self._log.cursor.waits
+        for offset in sorted(waits):
+            if (ready_s := self._ready_s(waits[offset], now_s)) > now_s:
+                self._aside.add(offset, offset + 1)
+                self._add_first(offset, offset + 1, now_s, ready_s)
+
+    def _add_first(self, first: int, end: int, now_s: float, ready_s: float = 0.0) -> None:
         """Queue messages that this actor has delivered to nobody yet."""
         while first < end:
             stop, deliveries, failures = self._alike(first, end)
-            self._redelivery.add(Held(first, stop, deliveries + 1, failures), now_s, now_s)
+            self._redelivery.add(Held(first, stop, deliveries + 1, failures), ready_s or now_s, now_s)
             first = stop
 
     def _again(self, held: Held, ready_at_s: float, now_s: float) -> None:

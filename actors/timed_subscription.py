@@ -13,11 +13,13 @@ from collections import deque
 from typing import Any, Final
 
 from actors.delays import DELAYED_RANGES_MAX, Delays
+from actors.ledger import DELAY_MS_MAX
 from actors.log_subscription import LogSubscription
 from actors.messages import Notice
 from actors.pieces import Batch
 from actors.runtime import Timer
 from ister.errors import StorageError
+from storage.ranges import RangeSet
 
 LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
 EXPIRE_S: Final = 10.0  # where nothing is delivered, what is too old is let go so often
@@ -35,6 +37,7 @@ class TimedSubscription(LogSubscription):
         self._opening: deque[tuple[int, int]] = deque()  # will be due soon: read again when exactly
         self._delay_timer: Timer | None = None
         self._failed_end = 0  # behind the last message that had failed when the journal was opened
+        self._aside = RangeSet()  # of these, what waits: queued already, and passed over where the log has it
         self._looked_at = 0  # in this turn
         self.expired = 0
         self._expired_told = 0
@@ -50,6 +53,7 @@ class TimedSubscription(LogSubscription):
         self._due.clear()
         self._opening.clear()
         self._failed_end = 0
+        self._aside = RangeSet()
 
     def _delayed(self) -> int:
         return self._delays.messages + sum(end - first for first, end in self._opening)
@@ -62,7 +66,7 @@ class TimedSubscription(LogSubscription):
 
     def _knows_failures(self) -> bool:
         """Whether the journal told of failures of messages that were not looked at yet: after a restart."""
-        return self._failed_end > self._source.next and bool(self._log.cursor.failed)
+        return self._failed_end > self._source.next and bool(self._log.cursor.failed or self._aside)
 
     def _alike(self, first: int, end: int) -> tuple[int, int, int]:
         """Say up to where messages from `first` on failed as often as that one, how often it was delivered, and failed.
@@ -81,8 +85,33 @@ class TimedSubscription(LogSubscription):
         return stop, *known
 
     def _begun(self) -> None:
-        """The journal is open: note up to where it knows of failures."""
-        self._failed_end = max(self._log.cursor.failed, default=-1) + 1
+        """The journal is open: note up to where it knows of failures.
+
+        Of messages that a power failure took from the log nothing counts: others have their offsets.
+        """
+        cursor, end = self._log.cursor, self._source.durable_end
+        for offset in [offset for offset in cursor.failed if offset >= end]:
+            self._log.note_failed(offset, offset + 1, 0, 0)
+        self._failed_end = max(cursor.failed, default=-1) + 1
+
+    def _ready_s(self, until_ms: int, now_s: float) -> float:
+        """Return when a message may be delivered that waits until `until_ms`; 0 where that is over.
+
+        The clock may have been set back since: no message can have been asked to wait longer than `DELAY_MS_MAX`.
+        """
+        wait_ms = min(until_ms - self.clock.time_ms(), DELAY_MS_MAX)
+        return now_s + wait_ms / 1000 if until_ms and wait_ms > 0 else 0.0
+
+    def _fresh(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Return what of [first, end) is neither acknowledged nor queued already since the journal was opened."""
+        pending = self._log.cursor.pending(first, end)
+        aside = self._aside
+        if not aside:
+            return pending
+        if (aside.end or 0) <= first:
+            self._aside = RangeSet()
+            return pending
+        return [part for begin, stop in pending for part in aside.gaps(begin, stop)]
 
     # ---- messages that wait for their time ----------------------------------------------------------------------
 
@@ -93,7 +122,7 @@ class TimedSubscription(LogSubscription):
         times = sheet.deliver_at
         assert times is not None
         self._looked_at += sheet.end - first
-        for begin, end in self._log.cursor.pending(first, sheet.end):
+        for begin, end in self._fresh(first, sheet.end):
             at = begin
             while at < end:
                 when, run = times[at - sheet.first], at
@@ -135,7 +164,7 @@ class TimedSubscription(LogSubscription):
         while self._due:
             self._add_first(*self._due.popleft(), now_s)
 
-    def _add_first(self, first: int, end: int, now_s: float) -> None:
+    def _add_first(self, first: int, end: int, now_s: float, ready_s: float = 0.0) -> None:
         """Queue messages that this actor has delivered to nobody yet."""
         raise NotImplementedError
 

@@ -4,8 +4,8 @@
 - A journal is a snapshot and the acknowledgments since. An acknowledgment stays true whatever became of its
   neighbours, so entries behind a damaged one still count; what was lost is delivered again. Nothing is ever
   skipped.
-- How often an unacknowledged message failed is kept beside it, for so many messages that it stays small; what is lost
-  of that is tried more often, never less.
+- How often an unacknowledged message failed is kept beside it, and until when it waits, for so many messages that it
+  stays small; what is lost of that is tried more often, or sooner, never less.
 - Going to another offset replaces the file: no acknowledgment from before can apply after. Where that fails the file
   is put back as it was.
 - `flush` makes it outlast the process, `sync` the machine.
@@ -35,8 +35,9 @@ ENTRY_HEADER_BYTES: Final = 16
 SNAPSHOT: Final = 1
 ACKNOWLEDGED: Final = 2
 FAILED: Final = 3
+WAITING: Final = 4
 FAILURES_MAX: Final = (
-    20_000  # messages whose failures are kept: some 3 MB in memory, 32 bytes each on disk at most
+    20_000  # messages whose failures are kept: some 5 MB in memory, 64 bytes each on disk at most
 )
 # A journal is rewritten when it is longer than this and than twice what it would become.
 COMPACT_BYTES_MIN: Final = 1 << 20
@@ -47,12 +48,13 @@ _ENTRY = struct.Struct("<IB7x")  # body bytes, kind; the entry's CRC stands befo
 _CRC = struct.Struct("<I")
 _PAIR = struct.Struct("<qq")
 _FAILED = struct.Struct("<qqqq")  # first, end, deliveries, failures
+_WAITING = struct.Struct("<qqqq")  # first, end, until when (unix ms; 0: no more), zero
 
 
 class Cursor:
     """What is acknowledged of one log: everything below `low`, and `ranges` above it."""
 
-    __slots__ = ("failed", "low", "ranges", "start")
+    __slots__ = ("failed", "low", "ranges", "start", "waits")
 
     def __init__(self, start: int, low: int | None = None, ranges: RangeSet | None = None) -> None:
         self.start = start
@@ -61,6 +63,7 @@ class Cursor:
         self.failed: dict[
             int, tuple[int, int]
         ] = {}  # offset: (deliveries, failures), of what is unacknowledged
+        self.waits: dict[int, int] = {}  # offset: not before (unix ms), of some of what failed
 
     def acknowledge(self, first: int, end: int) -> int:
         """Acknowledge [first, end); return how many of them were not before."""
@@ -91,13 +94,24 @@ class Cursor:
                 self.failed[offset] = (deliveries, failures)
         return True
 
+    def wait(self, first: int, end: int, until_ms: int) -> None:
+        """Note until when messages wait that failed (0: no more); of others nothing is kept, so that it is bounded."""
+        failed, waits = self.failed, self.waits
+        for offset in range(first, end) if end - first <= len(failed) else sorted(failed):
+            if until_ms and first <= offset < end and offset in failed:
+                waits[offset] = until_ms
+            elif first <= offset < end:
+                waits.pop(offset, None)
+
     def _forget_failures(self, first: int, end: int) -> None:
         failed = self.failed
         if end - first <= len(failed):
             for offset in range(first, end):
-                failed.pop(offset, None)
+                if failed.pop(offset, None) is not None:
+                    self.waits.pop(offset, None)
         else:
             self.failed = {offset: known for offset, known in failed.items() if not first <= offset < end}
+            self.waits = {offset: until for offset, until in self.waits.items() if not first <= offset < end}
 
     def is_acknowledged(self, offset: int) -> bool:
         """Say whether one offset is acknowledged."""
@@ -114,14 +128,14 @@ class Cursor:
     def copy(self) -> Cursor:
         """Return a cursor of its own in the same place."""
         twin = Cursor(self.start, self.low, self.ranges.copy())
-        twin.failed = dict(self.failed)
+        twin.failed, twin.waits = dict(self.failed), dict(self.waits)
         return twin
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Cursor):
             return NotImplemented
-        mine = (self.start, self.low, self.ranges, self.failed)
-        return mine == (other.start, other.low, other.ranges, other.failed)
+        mine = (self.start, self.low, self.ranges, self.failed, self.waits)
+        return mine == (other.start, other.low, other.ranges, other.failed, other.waits)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -158,8 +172,15 @@ def encode_journal(incarnation: bytes, cursor: Cursor) -> bytes:
     header = _file_header(incarnation)
     (salt,) = _CRC.unpack(header[-4:])
     body = _PAIR.pack(cursor.start, cursor.low) + cursor.ranges.encode()
-    failed = _failures_of(cursor)
-    return header + _entry(salt, SNAPSHOT, body) + (_entry(salt, FAILED, failed) if failed else b"")
+    failed, waits = _failures_of(cursor), _waits_of(cursor)
+    return b"".join(
+        [
+            header,
+            _entry(salt, SNAPSHOT, body),
+            _entry(salt, FAILED, failed) if failed else b"",
+            _entry(salt, WAITING, waits) if waits else b"",
+        ]
+    )
 
 
 def _failures_of(cursor: Cursor) -> bytes:
@@ -172,6 +193,18 @@ def _failures_of(cursor: Cursor) -> bytes:
         else:
             runs.append((offset, offset + 1, *known))
     return b"".join([_FAILED.pack(*run) for run in runs])
+
+
+def _waits_of(cursor: Cursor) -> bytes:
+    """Return the body of an entry with all that is known of until when messages wait, in runs."""
+    runs: list[tuple[int, int, int]] = []
+    for offset in sorted(cursor.waits):
+        until = cursor.waits[offset]
+        if runs and runs[-1][1:] == (offset, until):
+            runs[-1] = (runs[-1][0], offset + 1, until)
+        else:
+            runs.append((offset, offset + 1, until))
+    return b"".join([_WAITING.pack(*run, 0) for run in runs])
 
 
 def _parse_entry(journal: bytes, position: int, salt: int) -> tuple[int, bytes] | None:
@@ -219,6 +252,9 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
         elif cursor is not None and kind == FAILED and len(body) % _FAILED.size == 0:
             for first, stop, deliveries, failures in _FAILED.iter_unpack(body):
                 cursor.fail(first, stop, deliveries, failures)
+        elif cursor is not None and kind == WAITING and len(body) % _WAITING.size == 0:
+            for first, stop, until_ms, _ in _WAITING.iter_unpack(body):
+                cursor.wait(first, stop, until_ms)
         damaged_bytes += position - end
         entries += 1
         position += ENTRY_HEADER_BYTES + len(body)
@@ -349,6 +385,7 @@ class CursorJournal:
         (self._salt,) = _CRC.unpack(_file_header(incarnation)[-4:])
         self._noted = RangeSet()
         self._failures: list[bytes] = []  # noted
+        self._waits: list[bytes] = []  # the same
         self._since: list[bytes] | None = None  # entries flushed since a compaction began
         self._compaction: Compaction | None = None
         self._sync: Sync | None = None
@@ -426,13 +463,18 @@ class CursorJournal:
             self._noted.add(first, end)
         return new
 
-    def note_failed(self, first: int, end: int, deliveries: int, failures: int) -> bool:
-        """Note how often messages were delivered and failed, in the next `flush`.
+    def note_failed(self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0) -> bool:
+        """Note how often messages were delivered and failed, and until when they wait (unix ms), in the next `flush`.
 
         Return False where so many have failed that no more are kept.
         """
         if not self.cursor.fail(first, end, deliveries, failures):
             return False
+        if until_ms or self.cursor.waits:
+            self.cursor.wait(first, end, until_ms)
+            self._waits.append(_WAITING.pack(first, end, until_ms, 0))
+            if len(self._waits) > 2 * FAILURES_MAX:
+                self._waits = [_waits_of(self.cursor)]
         self._failures.append(_FAILED.pack(first, end, deliveries, failures))
         if (
             len(self._failures) > 2 * FAILURES_MAX
@@ -457,12 +499,14 @@ class CursorJournal:
         entry = _entry(self._salt, ACKNOWLEDGED, self._noted.encode()) if self._noted else b""
         if self._failures:
             entry += _entry(self._salt, FAILED, b"".join(self._failures))
+        if self._waits:
+            entry += _entry(self._salt, WAITING, b"".join(self._waits))
         try:
             self._file.pwritev((entry,), self._end)
         except OSError as error:
             raise self._fail("written", error) from error
         self._end += len(entry)
-        self._noted, self._failures = RangeSet(), []
+        self._noted, self._failures, self._waits = RangeSet(), [], []
         if self._since is not None:
             self._since.append(entry)
         return len(entry)
@@ -520,8 +564,8 @@ class CursorJournal:
         """
         if self.busy or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
             return None
-        ranges, failed = len(self.cursor.ranges), len(self.cursor.failed)
-        needed = JOURNAL_HEADER_BYTES + 2 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
+        ranges, failed = len(self.cursor.ranges), len(self.cursor.failed) + len(self.cursor.waits)
+        needed = JOURNAL_HEADER_BYTES + 3 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
         if self._end <= 2 * needed:
             return None
         self._since = []
@@ -598,7 +642,7 @@ class CursorJournal:
         self._file.close()
         self._file, self._end = file, fresh.size
         self.cursor = moved
-        self._noted, self._failures = RangeSet(), []
+        self._noted, self._failures, self._waits = RangeSet(), [], []
         self._unproven, self._folder_dirty = b"", False
 
     @property

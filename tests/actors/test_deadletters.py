@@ -94,7 +94,7 @@ def test_a_letter_is_buried(scene: Scene) -> None:
     assert scene.buried(0.0) == [5, 9]
     shown = scene.stage.client().request("topic.show", topic=DLQ)
     assert (shown["strategy"], shown["durability"]) == ("reliable", "fsync")
-    assert shown["settings"] == {"retention_acknowledged": 1}
+    assert shown["settings"] == {"retention_acknowledged": 1, "dead_letters": 1}
     assert scene.stored() == [("5", b"five"), ("9", b"nine")]
     assert scene.actor._bytes == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister.errors import DamagedError, DiskFullError, LogFailedError
+from storage.checksum import extend
 from storage.cursor import (
     COMPACT_BYTES_MIN,
     ENTRY_HEADER_BYTES,
@@ -493,3 +495,42 @@ def test_a_damaged_journal_never_has_no_name(disk: LocalDisk) -> None:
         assert not again.cursor.is_acknowledged(50)
         assert again.cursor.is_acknowledged(2)
         again.close()
+
+
+def test_until_when_messages_wait_outlasts_everything_but_the_acknowledgment(
+    disk: LocalDisk, path: str
+) -> None:
+    """The last word counts, through flushes, compactions and another opening; a move forgets all of it."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.note_failed(3, 6, 1, 1, 1_000)
+    journal.flush()
+    assert journal.note_failed(4, 5, 2, 2, 7_000)
+    assert journal.note_failed(5, 6, 2, 2)
+    journal.note(3, 4)
+    journal.close()
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.cursor.waits == {4: 7_000}
+    assert journal.cursor.failed == {4: (2, 2), 5: (2, 2)}
+    assert parse_journal("", encode_journal(INCARNATION, journal.cursor), INCARNATION)[0] == journal.cursor
+    journal.cursor.wait(4, 5, 0)
+    assert journal.cursor.waits == {}
+    journal.note_failed(4, 5, 2, 3, 9_000)
+    journal.seek(2)
+    journal.close()
+    assert CursorJournal.open(disk, path, INCARNATION, 0).cursor == Cursor(2)
+
+
+def test_an_entry_of_a_kind_to_come_is_passed_over(disk: LocalDisk, path: str) -> None:
+    """So that a broker that is older than a journal reads the rest of it."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    journal.note(0, 3)
+    journal.flush()
+    journal.close()
+    with open(path, "r+b") as file:
+        written = file.read()
+        salt = struct.unpack("<I", written[JOURNAL_HEADER_BYTES - 4 : JOURNAL_HEADER_BYTES])[0]
+        front = struct.pack("<IB7x", 16, 99)
+        file.write(struct.pack("<I", extend(extend(salt, front), bytes(16))) + front + bytes(16))
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert (journal.cursor.low, journal.report.damaged_bytes, journal.report.torn_bytes) == (3, 0, 0)
+    journal.close()
