@@ -20,6 +20,7 @@ from typing import Final
 
 from actors.ledger import DELAY_MS_MAX, Held, InFlight
 from actors.messages import (
+    AckRefused,
     Acknowledged,
     AcknowledgedUntil,
     AddCredit,
@@ -570,6 +571,14 @@ class Consumer(LoopActor):
     def on_confirmed(self, confirmed: Confirmed) -> None:
         """Tell the client that an acknowledgment is in the journal."""
         self._done(confirmed.ref)
+
+    @receives(AckRefused)
+    def on_ack_refused(self, refused: AckRefused) -> None:
+        """Tell the client that an acknowledgment came too late."""
+        echo: Header = {Key.HANDLE: self._handle.number}
+        if refused.ref is not None:
+            echo[Key.REF] = refused.ref
+        self._gateway.send_error(self._handle.session, RemoteError(refused.code, refused.text), echo)
 
     def _done(self, ref: int) -> None:
         self._gateway.send(self._handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})

@@ -835,6 +835,15 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class AckRefused:
+    """Nothing of an acknowledgment counts, and why (Subscription -> Consumer)."""
+
+    ref: int | None
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """These were not acknowledged, and are to be delivered again; `why` is for people.
 

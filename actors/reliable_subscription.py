@@ -20,6 +20,7 @@ from actors.explain import Holder, State, Stop
 from actors.failing_subscription import FailingSubscription
 from actors.ledger import Held, Redelivery, back_off_ms
 from actors.messages import (
+    AckRefused,
     Acknowledged,
     AcknowledgedUntil,
     Answer,
@@ -254,6 +255,8 @@ class ReliableSubscription(FailingSubscription):
         """Move the cursor; the journal is written within `cursor_flush_ms`, or at once when asked to confirm."""
         if not self._log.is_open:
             return  # of the actor before this one, which failed
+        if self._comes_too_late(command, command.ranges):
+            return
         for first, end in command.ranges:
             if self._log.note(first, end):
                 self._settled(first, end)
@@ -265,13 +268,31 @@ class ReliableSubscription(FailingSubscription):
         if not self._log.is_open:
             return
         low = self._log.cursor.low
+        if self._comes_too_late(command, ((low, command.end),)):
+            return
         if command.end > low:
             self._log.note(low, command.end)
             self._settled(low, command.end)
         self._acknowledged(command)
 
+    def _comes_too_late(
+        self, command: Acknowledged | AcknowledgedUntil, ranges: Sequence[tuple[int, int]]
+    ) -> bool:
+        """Refuse what a standby acknowledges: whoever is active has it, or gets it. To say it again is no harm."""
+        active = self._active
+        if self.meta.type != "failover" or active is None or active.key == command.key:
+            return False
+        pending = (part for first, end in ranges for part in self._log.cursor.pending(first, end))
+        found = next(pending, None)
+        if found is None:
+            return False
+        text = f"offset {found[0]} was acknowledged by a consumer on standby: whoever is active gets it again"
+        if (consumer := self._consumers.get(command.key)) is not None:
+            consumer.tell(AckRefused(command.ref, "not-active", text))
+        return True
+
     def _acknowledged(self, command: Acknowledged | AcknowledgedUntil) -> None:
-        self._roster.settle(command.key, command.settled)
+        self._settle(command.key, command.settled)
         if command.since_s is not None and (member := self._roster.get(command.key)) is not None:
             ago_ms = (self.clock.monotonic() - command.since_s) * 1000
             member.holds_since_ms = self.clock.time_ms() - round(ago_ms)
@@ -283,7 +304,7 @@ class ReliableSubscription(FailingSubscription):
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:
         """Queue what was refused, timed out, or was held by a client that came back."""
-        self._roster.settle(command.key, sum(held.end - held.first for held in command.held))
+        self._settle(command.key, sum(held.end - held.first for held in command.held))
         if self._gave(command.key):
             self._take_back(command.held, command.delay_s, command.why, failed=command.failed)
 
@@ -295,6 +316,15 @@ class ReliableSubscription(FailingSubscription):
         self._remove(command.key)
         if not self._consumers:
             self._consumer_left_ms = self.clock.time_ms()
+
+    def _settle(self, key: int, messages: int) -> None:
+        """Note that a consumer holds so many messages less; another may have waited for that."""
+        self._roster.settle(key, messages)
+        if self._hands_over:
+            self._after_change()
+
+    def _is_busy(self, member: Member | None) -> bool:
+        return member is not None and member.key in self._consumers and member.outstanding > 0
 
     def _gave(self, key: int) -> bool:
         """Say whether it was this actor that delivered to a consumer, not the one before it, which failed."""
@@ -511,7 +541,7 @@ class ReliableSubscription(FailingSubscription):
             "no_credit": sum(member.messages <= 0 or member.bytes <= 0 for member in members),
             "connection_full": sum(member.blocked for member in members),
             "standby": max(0, len(members) - 1) if self.meta.type == "failover" else 0,
-            "handing_over": len(self._yielding),
+            "handing_over": len(self._yielding) or int(self._hands_over),
             "position": source.next,
             "durable_end": source.durable_end,
             "in_flight": self._roster.outstanding,

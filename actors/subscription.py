@@ -4,8 +4,9 @@ Runs in a worker process, not always its topic's.
 
 Invariants
 - a consumer is attached from `Granted` to `Left`, and gets nothing before or after
-- who is to give back what it holds (another is active, it was taken over, the subscription is moved) has done so before
-  anything is delivered again
+- who is to give back what it holds (it was taken over, the subscription is moved) has done so before anything is
+  delivered again
+- where another consumer is to be active, nothing is delivered until the one before holds nothing more
 - dispatch happens once a turn, after everything that the turn brought
 - work is per piece (some 64 KiB), never per message
 """
@@ -129,9 +130,9 @@ class Subscription(LoopActor):
         self._attached(member)
         command.consumer.tell(Granted(self._position(), self._ack_timeout_ms))
         self._greet(command.consumer)
-        if self.meta.type == "failover" and self._roster.active is self._active:
-            command.consumer.tell(Notice("standby", 0, "another consumer is active"))
         self._after_change()
+        if self.meta.type == "failover" and self._active is not member:
+            command.consumer.tell(Notice("standby", 0, "another consumer is active"))
 
     def _attached(self, member: Member) -> None:
         """A consumer has its place."""
@@ -164,9 +165,9 @@ class Subscription(LoopActor):
             self._admit(command)
 
     def _after_change(self) -> None:
-        """Tell a Failover's new active consumer, have the one before give back what it holds, and go on."""
+        """Let a Failover's preferred consumer be active, once the one before has nothing left, and go on."""
         active = self._roster.active
-        if active is not self._active:
+        if active is not self._active and not self._is_busy(self._active):
             before, self._active = self._active, active
             if active is not None and self.meta.type == "failover":
                 self._consumers[active.key].tell(Notice("active", 0, "this consumer is active now"))
@@ -175,6 +176,15 @@ class Subscription(LoopActor):
                 self._consumers[before.key].tell(Notice("standby", 0, "another consumer is active"))
                 self._consumers[before.key].tell(Yield())
         self._wake()
+
+    def _is_busy(self, member: Member | None) -> bool:  # noqa: ARG002
+        """Whether a consumer that was active still holds what nobody else may have meanwhile."""
+        return False
+
+    @property
+    def _hands_over(self) -> bool:
+        """Whether another consumer is to be active than the one that is."""
+        return self._roster.active is not self._active
 
     def _remove(self, key: int) -> None:
         self._waiting = [
@@ -246,7 +256,7 @@ class Subscription(LoopActor):
 
     def _dispatch(self) -> None:
         self._dispatch_scheduled = False
-        if self._yielding or self._paused:
+        if self._yielding or self._paused or self._hands_over:
             return
         budget = DISPATCH_BYTES_MAX
         roster = self._roster

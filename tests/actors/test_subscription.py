@@ -522,38 +522,108 @@ def test_one_is_active_and_the_others_hear_that_they_stand_by(producer: StagedCl
     assert attempts(third, 3) == [(2, 3), (3, 3), (5, 3)]
 
 
-def test_a_preferred_consumer_takes_over_with_all_that_is_unacknowledged(producer: StagedClient) -> None:
-    """Order holds over a hand-over: the new active one begins where the old one's acknowledgments end."""
+def test_a_preferred_consumer_waits_until_the_active_one_has_nothing_left(producer: StagedClient) -> None:
+    """Nothing is delivered twice or out of order by a hand-over; nothing new comes meanwhile."""
     old = consumer_of(producer, "", "failover", priority=5)
     put(producer, *[b"x"] * 4)
     offsets(old, 4)
     old.ack(1, (0, 1))
     new = consumer_of(producer, "", "failover", priority=1)
-    assert event(new) == "active"
-    assert event(old) == "active"
-    assert event(old) == "standby"
+    assert [event(new), event(old)] == ["standby", "active"]
     put(producer, b"y")
-    assert attempts(new, 4) == [(1, 2), (2, 2), (3, 2), (4, 1)]
     assert old.silent(0)
-    old.ack(1, (1, 3))  # it had done that already: nobody gets it again
+    assert new.silent(0)
+    old.ack(1, (1, 3))
+    assert new.silent(0)
+    old.ack(1, (3, 4))
+    assert [event(new), event(old)] == ["active", "standby"]
+    assert attempts(new, 1) == [(4, 1)]
+    assert old.silent(0)
     new.close_handle(1)
     assert event(old) == "active"
-    assert attempts(old, 2) == [(3, 3), (4, 2)]
+    assert attempts(old, 1) == [(4, 2)]
 
 
-def test_nothing_new_is_delivered_before_the_old_active_one_has_given_back(producer: StagedClient) -> None:
-    """However long that takes: deliveries on their way to it come back first, lowest offset first."""
+@pytest.mark.parametrize("how", ["refuse", "close", "time", "seek"])
+def test_what_the_active_one_gives_back_goes_to_the_preferred_one_first(
+    producer: StagedClient, how: str
+) -> None:
+    """Before anything new, lowest offset first; so also what it does not acknowledge in time."""
+    stage = producer.stage
+    old = consumer_of(producer, "", "failover", priority=5, ack_timeout_ms=1000, backoff_ms_min=0)
+    put(producer, *[b"x"] * 2)
+    offsets(old, 2)
+    new = consumer_of(producer, "", "failover", priority=1)
+    put(producer, b"y")
+    assert event(new) == "standby"
+    if how == "refuse":
+        old.nack(1, (0, 2))
+    elif how == "close":
+        old.close_handle(1)
+    elif how == "time":
+        stage.advance(1.1)
+    else:
+        name = name_on(stage, producer.topic, 1)
+        stage.client().request("subscription.seek", topic=producer.topic, subscription=name, to=0)
+    assert event(new) == "active"
+    assert offsets(new, 3) == [0, 1, 2]
+
+
+def test_one_that_was_preferred_and_left_changes_nothing(producer: StagedClient) -> None:
+    """Whoever is active goes on, and has heard of nothing."""
+    old = consumer_of(producer, "", "failover", priority=5)
+    assert event(old) == "active"
+    put(producer, b"0")
+    offsets(old, 1)
+    new = consumer_of(producer, "", "failover", priority=1)
+    put(producer, b"1")
+    assert old.silent(0)
+    new.close_handle(1)
+    assert attempts(old, 1) == [(1, 1)]
+    old.ack(1, (0, 2))
+    assert old.silent(0)
+
+
+def test_a_standby_acknowledges_nothing(producer: StagedClient) -> None:
+    """It is told so, and whoever is active gets the messages; to say again what is done is no harm."""
+    stage = producer.stage
+    active = consumer_of(producer, "", "failover", priority=1)
+    put(producer, *[b"x"] * 3)
+    offsets(active, 3)
+    standby = consumer_of(producer, "", "failover", priority=2)
+    assert event(standby) == "standby"
+    active.ack(1, (0, 1))
+    for header in (
+        {Key.TYPE: Type.ACK, Key.RANGES: [0, 2]},
+        {Key.TYPE: Type.ACK_UNTIL, Key.OFFSET: 2},
+    ):
+        standby.say({**header, Key.HANDLE: 1, Key.REF: 77 + header[Key.TYPE]})
+        refused = standby.expect(Type.ERROR)
+        assert (refused.code, refused.header[Key.REF]) == ("not-active", 77 + header[Key.TYPE])
+        assert refused.header[Key.ACTION] == "retry"
+    standby.ack(1, (0, 1))
+    name = name_on(stage, producer.topic, 1)
+    shown = stage.client().request("subscription.show", topic=producer.topic, subscription=name)
+    assert shown["cursor"] == 1
+    active.close_handle(1)
+    assert event(standby) == "active"
+    assert attempts(standby, 2) == [(1, 2), (2, 2)]
+
+
+def test_what_is_on_its_way_to_the_active_one_is_its_own(producer: StagedClient) -> None:
+    """It counts as held from the moment that it is sent."""
     stage = producer.stage
     old = consumer_of(producer, "", "failover", priority=5, messages=100)
-    put(producer, *[b"x"] * 3)
-    offsets(old, 3)
     with held_up(stage.actor("consumer", "1")):
         put(producer, b"on its way")
         new = consumer_of(producer, "", "failover", priority=1)
         put(producer, b"new")
-        assert event(new) == "active"
+        assert event(new) == "standby"
         assert new.silent(1)
-    assert attempts(new, 5) == [(0, 2), (1, 2), (2, 2), (3, 2), (4, 1)]
+    assert offsets(old, 1) == [0]
+    old.ack(1, (0, 1))
+    assert event(new) == "active"
+    assert attempts(new, 1) == [(1, 1)]
 
 
 def test_an_old_active_one_that_fails_holds_up_nobody(producer: StagedClient) -> None:
@@ -566,8 +636,9 @@ def test_an_old_active_one_that_fails_holds_up_nobody(producer: StagedClient) ->
     actor = stage.actor("consumer", "1")
     with held_up(actor):
         new = consumer_of(producer, "", "failover", priority=1)
-        assert event(new) == "active"
+        assert event(new) == "standby"
         actor.fail(RuntimeError("a mistake"))
+    assert event(new) == "active"
     assert offsets(new, 1) == [0]
 
 
