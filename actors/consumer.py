@@ -20,9 +20,9 @@ from typing import Final
 
 from actors.ledger import DELAY_MS_MAX, Held, InFlight
 from actors.messages import (
-    AckRefused,
     Acknowledged,
     AcknowledgedUntil,
+    AckRefused,
     AddCredit,
     AttachConsumer,
     Block,

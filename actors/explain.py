@@ -210,7 +210,10 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
         yield _reason("no-consumer", f"no consumer is connected{since}: start one of subscription {name!r}")
         return
     if state.get("handing_over"):
-        text = "the consumer that was active acknowledges, or gives back what it holds; then the next one begins, by itself"
+        text = (
+            "the consumer that was active acknowledges, or gives back what it holds; "
+            "then the next one begins, by itself"
+        )
         yield _reason("handing-over", text, consumers=state["handing_over"])
     if state.get("ready", 0):
         return

@@ -20,9 +20,9 @@ from actors.explain import Holder, State, Stop
 from actors.failing_subscription import FailingSubscription
 from actors.ledger import Held, Redelivery, back_off_ms
 from actors.messages import (
-    AckRefused,
     Acknowledged,
     AcknowledgedUntil,
+    AckRefused,
     Answer,
     Delete,
     Describe,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ister import arguments
 from ister.errors import ConnectionLostError, RemoteError, TimeoutExpiredError, UsageError
 from ister.message import Message
+from ister.wire import MARK
 
 if TYPE_CHECKING:
     from ister.consumer import Consumer
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ister.reader import Reader
 
 REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
-MARK: Final = "ister."  # what the names of the attributes begin with that the broker adds
 LETTERS_MAX: Final = 500  # settled together
 BATCH_BYTES: Final = 256 * 1024  # sent together, or one letter
 CREDIT_BYTES: Final = 8 << 20

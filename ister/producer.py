@@ -161,7 +161,7 @@ class Producer:
         columns = (arguments.data(key, "key") if key else b"", arguments.attributes(attributes))
         size = len(payload) + MESSAGE_ENTRY_BYTES
         size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column) + (due and TIME_BYTES)
-        self._check_size(len(payload), size)
+        self._check_size(len(payload), len(payload), size, 1, [attributes] if attributes else None)
         if sequence is not None:
             arguments.number(sequence, "a sequence")
         receipt = None
@@ -263,8 +263,8 @@ class Producer:
         packed = Packed(payloads, columns, [table, joined, *body])
         session = self.publication.session
         if session is not None and len(joined) > session.limits.message_bytes_max:
-            self._check_size(max(wire.lengths_of(table)), 0)
-        self._check_size(0, packed.size)
+            self._check_size(max(wire.lengths_of(table)))
+        self._check_size(0, len(joined), packed.size, len(payloads), attributes)
         return packed
 
     def _times(
@@ -310,7 +310,18 @@ class Producer:
         if publication.phase in ("closing", "closed"):
             raise ClosedError(f"the producer for topic {publication.topic!r} is closed")
 
-    def _check_size(self, payload_bytes: int, size: int) -> None:
+    def _check_size(
+        self,
+        payload_bytes: int,
+        payloads_bytes: int = 0,
+        size: int = 0,
+        count: int = 1,
+        attributes: Sequence[Mapping[str, str] | None] | None = None,
+    ) -> None:
+        """Raise if one payload, all of a batch, or these with all that goes with them is too large.
+
+        What a dead letter or a redrive has more, beside what its producer sent, is not counted.
+        """
         session = self.publication.session
         if session is None:
             return
@@ -321,10 +332,17 @@ class Producer:
                 f"({arguments.in_words(limits.message_bytes_max)}) of topic {self.topic!r}",
                 code="message-too-large",
             )
-        if size > limits.batch_bytes_max:
+        most, around = limits.batch_bytes_max, size - payloads_bytes
+        if wire.batch_fits(count, payloads_bytes, around, most):
+            return
+        if attributes is not None and count == 1:
+            around -= wire.marked_bytes(arguments.attributes(attributes[0]))
+        if not wire.batch_fits(count, payloads_bytes, around, most):
+            beside = arguments.in_words(wire.around_bytes_max(most))
             raise UsageError(
-                f"batch of {arguments.in_words(size)} is over batch_bytes_max "
-                f"({arguments.in_words(limits.batch_bytes_max)}) of topic {self.topic!r}",
+                f"batch of {arguments.in_words(payloads_bytes + around)} is over batch_bytes_max "
+                f"({arguments.in_words(most)}) of topic {self.topic!r}: {arguments.in_words(around)} of it are "
+                f"lengths, keys and attributes; a lone message may have {beside} of these beside a large payload",
                 code="batch-too-large",
             )
 

@@ -33,6 +33,12 @@ RANGES_MAX: Final = (
     400  # two 9-byte numbers a range: 7.2 KB, so that any such header stays under HEADER_BYTES_MAX
 )
 RECEIPTS_MAX: Final = 400  # the same bound for (sequence, offset) pairs
+# What goes with a lone payload that reaches the limit of a batch (its length, key, attributes, time) may have so much
+# beyond it, or a sixteenth of a small limit: a payload of exactly the limit has a length too, and perhaps a key.
+AROUND_BYTES_MAX: Final = 65_536
+AROUND_BYTES_MIN: Final = 64
+MARK: Final = "ister."  # what the names of attributes begin with that the broker or a redrive adds
+MARKED_BYTES_MAX: Final = 4_096  # of such, not counted: a dead letter has some 2 KB of them
 DELIVER_RECORDS_MAX: Final = 256  # records in one DELIVER, each a (count, timestamp) pair in its header
 OFFSET_UNKNOWN: Final = (1 << 64) - 1  # a receipt for a duplicate so old that its offset is forgotten
 
@@ -437,6 +443,32 @@ def split_times(column: Buffer, count: int) -> array[int]:
     return times
 
 
+def around_bytes_max(batch_bytes_max: int) -> int:
+    """Return what a lone message may have beside its payload, however large that is."""
+    return max(AROUND_BYTES_MIN, min(AROUND_BYTES_MAX, batch_bytes_max // 16))
+
+
+def batch_fits(count: int, payload_bytes: int, around_bytes: int, batch_bytes_max: int) -> bool:
+    """Say whether so many messages, bytes of payloads, and bytes of what goes with them, are no more than a batch."""
+    if payload_bytes + around_bytes <= batch_bytes_max:
+        return True
+    most = around_bytes_max(batch_bytes_max)
+    return count == 1 and payload_bytes <= batch_bytes_max and around_bytes <= most
+
+
+def marked_bytes(attributes: Buffer) -> int:
+    """Return how many bytes of one message's attributes its producer did not send: those that do not count.
+
+    What cannot be read counts.
+    """
+    try:
+        found = decode_attributes(bytes(attributes))
+    except RemoteProtocolError:
+        return 0
+    marked = {name: value for name, value in found.items() if name.startswith(MARK)}
+    return min(len(encode_attributes(marked)), MARKED_BYTES_MAX)
+
+
 def check_batch(
     frames: Sequence[Buffer], columns: int, *, message_bytes_max: int, batch_bytes_max: int
 ) -> int:
@@ -466,11 +498,16 @@ def check_batch(
             f"message of {largest} bytes is over message_bytes_max ({message_bytes_max})",
             code="message-too-large",
         )
-    size = sum(map(len, frames))
-    if size > batch_bytes_max:
-        raise RemoteProtocolError(
-            f"batch of {size} bytes is over batch_bytes_max ({batch_bytes_max})", code="batch-too-large"
-        )
+    around = sum(map(len, frames)) - total
+    if not batch_fits(count, total, around, batch_bytes_max):
+        if count == 1 and columns & Column.ATTRIBUTES:
+            around -= marked_bytes(memoryview(frames[2 + (columns & Column.KEYS)])[4:])
+        if not batch_fits(count, total, around, batch_bytes_max):
+            raise RemoteProtocolError(
+                f"batch of {total + around} bytes, {around} of them beside its payloads, is over batch_bytes_max "
+                f"({batch_bytes_max}; a lone message may have {around_bytes_max(batch_bytes_max)} beside its payload)",
+                code="batch-too-large",
+            )
     if columns & Column.DELIVER_AT and len(frames[-1]) != 8 * count:
         raise RemoteProtocolError(
             f"{count} times of delivery take {8 * count} bytes, not {len(frames[-1])}",

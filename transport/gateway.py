@@ -21,10 +21,12 @@ from ister.clock import Clock
 from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError, UsageError
 from ister.wire import (
     HEADER_BYTES_MAX,
+    MARKED_BYTES_MAX,
     Buffer,
     Header,
     Key,
     Type,
+    around_bytes_max,
     check_batch,
     decode_header,
     encode_header,
@@ -135,7 +137,8 @@ class Gateway:
         router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
         # One frame: the largest batch or header, and room to answer what is somewhat too large with an error.
-        router.setsockopt(zmq.MAXMSGSIZE, 2 * max(sessions.limits.batch_bytes_max, HEADER_BYTES_MAX))
+        around = around_bytes_max(sessions.limits.batch_bytes_max) + MARKED_BYTES_MAX
+        router.setsockopt(zmq.MAXMSGSIZE, 2 * max(sessions.limits.batch_bytes_max + around, HEADER_BYTES_MAX))
         self.socket = router
 
     def bind(self, endpoint: str, events: GatewayEvents) -> None:

@@ -306,10 +306,11 @@ def test_failures_are_counted_over_restarts(stage: Stage, type: str) -> None:
         client = scene.consumer()
         got = {offset: each for offset, _, each in heard(client)}
         assert got[2] == attempt
-        client.nack(1, (2, 3), delay_ms=60_000, reason=f"failure {attempt}")
+        client.nack(1, (2, 3), delay_ms=10_000, reason=f"failure {attempt}")
         client.ack(1, (0, 1))
         client.close_handle(1)
         stage.restart(2)
+        stage.advance(11)
     ((payload, _, attributes),) = letters(scene)
     assert (payload, attributes["ister.attempts"], attributes["ister.reason"]) == (b"2", "3", "failure 3")
 
@@ -322,9 +323,10 @@ def test_failures_of_messages_that_wait_for_their_time_are_counted_too(stage: St
     scene.publish(b"x", b"y", key=b"k", deliver_at=[scene.now_ms() + 1000, 0])
     stage.advance(1.1)
     assert heard(client) == [(1, b"y", 1), (0, b"x", 1)]
-    client.nack(1, (0, 1), delay_ms=60_000)
+    client.nack(1, (0, 1), delay_ms=10_000)
     stage.advance(0.1)
     stage.restart(2)
+    stage.advance(11)
     assert sorted(heard(scene.consumer())) == [(0, b"x", 2), (1, b"y", 1)]
 
 

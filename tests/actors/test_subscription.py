@@ -593,13 +593,13 @@ def test_a_standby_acknowledges_nothing(producer: StagedClient) -> None:
     standby = consumer_of(producer, "", "failover", priority=2)
     assert event(standby) == "standby"
     active.ack(1, (0, 1))
-    for header in (
-        {Key.TYPE: Type.ACK, Key.RANGES: [0, 2]},
-        {Key.TYPE: Type.ACK_UNTIL, Key.OFFSET: 2},
+    for ref, header in (
+        (77, {Key.TYPE: Type.ACK, Key.RANGES: [0, 2]}),
+        (78, {Key.TYPE: Type.ACK_UNTIL, Key.OFFSET: 2}),
     ):
-        standby.say({**header, Key.HANDLE: 1, Key.REF: 77 + header[Key.TYPE]})
+        standby.say({**header, Key.HANDLE: 1, Key.REF: ref})
         refused = standby.expect(Type.ERROR)
-        assert (refused.code, refused.header[Key.REF]) == ("not-active", 77 + header[Key.TYPE])
+        assert (refused.code, refused.header[Key.REF]) == ("not-active", ref)
         assert refused.header[Key.ACTION] == "retry"
     standby.ack(1, (0, 1))
     name = name_on(stage, producer.topic, 1)
