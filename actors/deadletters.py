@@ -7,6 +7,7 @@ Invariants
 - one batch is on its way at a time, under a sequence number that it keeps: a lost answer stores no letter twice
 - what is in hand is bounded; what is over is ignored, for the subscription has it on disk and asks again
 - nothing is given up: whatever goes wrong is said (`BuryDelayed`), and tried again with growing patience
+- a letter that the topic does not take stops no other: it is let go, and its subscription is told (`Unburied`)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from actors.messages import (
     NodeStarted,
     Refused,
     StopBurying,
+    Unburied,
 )
 from actors.options import DEAD_LETTERS, dead_letter_topic
 from actors.placement import actor_path
@@ -50,6 +52,10 @@ RETRY_S_MIN: Final = 0.5
 RETRY_S_MAX: Final = 30.0
 # A letter asked for again right after it was buried was asked for before the subscription heard of that.
 REMEMBERED_S: Final = 1.0
+# What is wrong with a letter, and not with its topic: so it stays until somebody changes a setting.
+OF_A_LETTER: Final = frozenset(
+    {"batch-too-large", "message-too-large", "lengths-mismatch", "malformed", "invalid-argument"}
+)
 IDLE_S: Final = 60.0
 REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
 _CREATED: Final[dict[str, Any]] = {
@@ -89,6 +95,7 @@ class DeadLetters(LoopActor):
         )  # in hand, by offset, those on their way included
         self._bytes = 0
         self._buried: OrderedDict[int, float] = OrderedDict()  # lately, by offset: when
+        self._alone: set[int] = set()  # offsets that are sent one by one: one of them was refused
         self._producer_id = self._new_producer()
         self._sequence = 0
         self._batch: _Batch | None = None
@@ -223,9 +230,12 @@ class DeadLetters(LoopActor):
         size = 0
         for letter in self._letters.values():
             size += _size(letter)
-            if letters and size > BATCH_BYTES_MAX:
+            alone = letter.offset in self._alone
+            if letters and (size > BATCH_BYTES_MAX or alone):
                 break
             letters.append(letter)
+            if alone:
+                break
         payloads = [letter.payload for letter in letters]
         frames = [pack_lengths(payloads), b"".join(payloads)]
         columns = Column.ATTRIBUTES
@@ -252,6 +262,7 @@ class DeadLetters(LoopActor):
         self._forget_buried()
         for offset in batch.offsets:
             self._bytes -= _size(self._letters.pop(offset))
+            self._alone.discard(offset)
             self._buried[offset] = now_s
         self._subscription.tell(Buried(batch.offsets))
         self._go_on()
@@ -259,7 +270,11 @@ class DeadLetters(LoopActor):
     @receives(DepositRefused)
     def on_deposit_refused(self, refused: DepositRefused) -> None:
         """The same again after a while; where the topic is another now, once that is found."""
-        if self._batch_of(refused) is None:
+        batch = self._batch_of(refused)
+        if batch is None:
+            return
+        if refused.code in OF_A_LETTER:
+            self._set_apart(batch, refused)
             return
         if refused.code in ("topic-deleted", "unknown-topic"):
             self._target, self._step = None, ""
@@ -269,6 +284,20 @@ class DeadLetters(LoopActor):
             log.error("%s: %s", self, refused.text)
             self._producer_id, self._sequence, self._batch = self._new_producer(), 0, None
         self._delay(f"the dead-letter topic {self._topic!r} takes nothing: {refused.text}")
+
+    def _set_apart(self, batch: _Batch, refused: DepositRefused) -> None:
+        """Find out which letter is refused, and go on without it."""
+        self._batch = None
+        if len(batch.offsets) > 1:
+            self._alone.update(batch.offsets)
+        else:
+            (offset,) = batch.offsets
+            self._bytes -= _size(self._letters.pop(offset))
+            self._alone.discard(offset)
+            text = f"the dead-letter topic {self._topic!r} does not take the letter of offset {offset}: {refused.text}"
+            log.error("%s: %s", self, text)
+            self._subscription.tell(Unburied(offset, text))
+        self._go_on()
 
     def _batch_of(self, answer: Deposited | DepositRefused) -> _Batch | None:
         batch = self._batch

@@ -37,6 +37,7 @@ from actors.messages import (
     WhoSubscribes,
 )
 from actors.options import (
+    DEAD_LETTERS,
     SUBSCRIPTION_OPTIONS,
     TOPIC_OPTIONS,
     UNBLOCK_ACTIONS,
@@ -51,7 +52,7 @@ from actors.registry import EPHEMERAL, Owner, Registry
 from actors.runtime import Address, LoopActor, System, receives
 from actors.selection import READER, SUBSCRIPTION_TYPES
 from actors.watches import WAIT_MS_MAX, Watches
-from ister.errors import IsterError, RemoteError, RemoteProtocolError, UsageError
+from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
 from ister.wire import decode_result, encode_result
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
@@ -120,6 +121,8 @@ class Directory(LoopActor):
         self.restored: list[str] = []  # what came back from the store, and what may be missing
         self._tickets = 0
         self._gatherings: dict[int, _Gathering] = {}  # by each ticket it waits for
+        # Topics that are to take dead letters, if they are there or not: of subscriptions that name one.
+        self._named_for_letters = self._registry.named_for_letters()
         self._operations: dict[str, Callable[[Ask, dict[str, Any]], None]] = {
             "topic.create": self._create_topic,
             "topic.update": self._update_topic,
@@ -139,6 +142,11 @@ class Directory(LoopActor):
             "subscription.explain": self._explain,
             "status": self._status,
         }
+
+    def on_start(self) -> None:
+        """Mark the dead-letter topics that were named before there were marks."""
+        for name in sorted(self._named_for_letters):
+            self._mark_for_letters(name)
 
     def on_stop(self) -> None:
         """Close the catalogue."""
@@ -238,6 +246,7 @@ class Directory(LoopActor):
         if found is None:
             found = self._new_subscription(topic, name, type_, start, options)
             self._registry.create_subscription(found)
+            self._name_for_letters(found)
         if found.type != type_:
             raise RemoteError(
                 "subscription-type",
@@ -297,6 +306,8 @@ class Directory(LoopActor):
             raise UsageError(
                 f"{next(iter(options))} is for reliable topics: a non-reliable one keeps nothing"
             )
+        if name in self._named_for_letters and dispatch == "reliable":
+            options.setdefault(DEAD_LETTERS, 1)
         incarnation = self.system.random.randbytes(16)
         topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms(), options)
         if topic.name in self._restoring:
@@ -313,6 +324,26 @@ class Directory(LoopActor):
             self.system.ref(TIER, actor_path("uploader", topic)).tell(KeepTopic(topic, 0, 0, None))
         log.info("topic %s created, %s", name, dispatch)
         self._answer(ask, self._topic_map(topic))
+
+    def _name_for_letters(self, subscription: SubscriptionMeta) -> None:
+        """Note the topic that a subscription names for its dead letters: patterns must not follow it."""
+        name = subscription.settings.get("dead_letter_topic")
+        if name:
+            self._named_for_letters.add(name)
+            self._mark_for_letters(name)
+
+    def _mark_for_letters(self, name: str) -> None:
+        topic = self._registry.topic(name)
+        if topic is None or topic.dispatch != "reliable" or DEAD_LETTERS in topic.settings:
+            return
+        try:
+            changed = self._registry.update_topic(name, dict(topic.settings) | {DEAD_LETTERS: 1})
+        except StorageError as error:  # it is tried again when somebody names it, and at the next start
+            log.warning("topic %s cannot be marked as a dead-letter topic: %s", name, error)
+            return
+        worker = self._worker_of_topic(name)
+        if node_of(worker) in self._up:
+            self._frontend(worker).tell(TopicTask("update", changed, self.address, self._ticket()))
 
     def _create_ephemeral(self, ask: Ask, topic: TopicMeta) -> None:
         if topic.dispatch != "non-reliable":
@@ -430,6 +461,7 @@ class Directory(LoopActor):
             self._registry.create_topic(command.topic)
             for subscription in command.subscriptions:
                 self._registry.create_subscription(subscription)
+                self._name_for_letters(subscription)
             self.restored.append(command.text)
         self._restoring.discard(command.topic.name)
         if not self._restoring:
@@ -566,6 +598,7 @@ class Directory(LoopActor):
         self._frontend(self._worker_of_subscription(topic.name, subscription.name))
         changed = replace(subscription, settings=dict(subscription.settings) | options)
         self._registry.update_subscription(changed)
+        self._name_for_letters(changed)
         self._have_done(ask, "update", topic, changed, finish=lambda _: self._subscription_map(changed))
 
     def _seek(self, ask: Ask, arguments: dict[str, Any]) -> None:

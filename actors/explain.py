@@ -71,6 +71,8 @@ class State(TypedDict, total=False):
     burying: int  # messages on their way to the dead-letter topic
     dead_letter_topic: str
     bury_trouble: str | None  # why that does not work
+    dead_lettered: int  # messages that are there, since the subscription was started
+    given_up: Stop | None  # the last message that failed too often
     last_delivered_ms: int | None
     consumer_left_ms: int | None  # when the last consumer left
 
@@ -262,6 +264,18 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
             f"{state['burying']} messages are to go to dead-letter topic {target!r}: {state['bury_trouble']}"
         )
         yield _reason("dead-letter-delayed", text, messages=state["burying"], dead_letter_topic=target)
+    if state.get("dead_lettered"):
+        target = state.get("dead_letter_topic", "")
+        last = state.get("given_up")
+        which = ""
+        if last is not None:
+            which = f"; the last one, offset {last.get('first')}, after {last.get('attempts')} attempts"
+            which += _because(last) + _since(last, now_ms)
+        text = (
+            f"{state['dead_lettered']} messages failed too often and are dead letters in topic {target!r}{which}: "
+            "look at them, send them back or throw them away with ister dlq list, redrive and purge"
+        )
+        yield _reason("dead-letters", text, messages=state["dead_lettered"], dead_letter_topic=target)
 
 
 def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:

@@ -26,6 +26,7 @@ from actors.messages import (
     Seek,
     TopicUpdated,
     Unblock,
+    Unburied,
     UpdateSubscription,
 )
 from actors.poison import Poison, Poisoned, Policy
@@ -39,6 +40,9 @@ log = logging.getLogger("ister.subscription")
 
 BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
 _DEFAULTS: Final = SubscriptionSettings()
+TAKE_UP_S: Final = (
+    60.0  # a letter that was refused is tried again so often: somebody may have changed a setting
+)
 BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
 
 
@@ -62,8 +66,10 @@ class FailingSubscription(TimedSubscription):
         self._policy = Policy.of(self.topic, self.meta, defaults)
         self._poison = Poison()
         self._bury_timer: Timer | None = None
+        self._take_up_s = 0.0  # when what was put off is tried once more
         self._burying_bytes = 0
         self._bury_trouble: str | None = None
+        self._given_up: Poisoned | None = None  # the last one
         self.dead_lettered = 0
         self.dropped = 0
 
@@ -94,7 +100,9 @@ class FailingSubscription(TimedSubscription):
     def _give_up(self, part: Held, why: str) -> None:
         """Do with messages that failed too often what the subscription's policy says."""
         for first, end in self._log.cursor.pending(part.first, part.end):
-            poisoned = Poisoned(part._replace(first=first, end=end), self.clock.time_ms(), why)
+            poisoned = self._given_up = Poisoned(
+                part._replace(first=first, end=end), self.clock.time_ms(), why
+            )
             if self._policy.poison == "drop":
                 self._drop(poisoned)
             elif self._policy.poison == "block":
@@ -148,6 +156,8 @@ class FailingSubscription(TimedSubscription):
     def _bury_again(self) -> None:
         """Send again what is on its way: whoever has it in hand already ignores it."""
         self._poison.done([offset for offset, _ in self._poison.in_hand() if self._is_done(offset)])
+        if self.clock.monotonic() >= self._take_up_s:
+            self._poison.take_up()
         letters = [
             letter
             for offset, poisoned in self._poison.in_hand()
@@ -185,11 +195,21 @@ class FailingSubscription(TimedSubscription):
         for offset in done:
             self.dead_lettered += self._log.note(offset, offset + 1)
             self._settled(offset, offset + 1)
-        self._bury_trouble = None
+        if not self._poison.has_put_off:
+            self._bury_trouble = None
         self._burying_bytes = 0  # counted anew with what is sent next; at most twice as much is on its way
         self._bury()
         if done:
             self._wake()
+
+    @receives(Unburied)
+    def on_unburied(self, command: Unburied) -> None:
+        """Go on with the letters behind one that the dead-letter topic does not take; that one is tried again later."""
+        self._poison.put_off(command.offset)
+        self._take_up_s = self.clock.monotonic() + TAKE_UP_S
+        self._bury_trouble = command.text
+        self._burying_bytes = 0
+        self._bury()
 
     @receives(BuryDelayed)
     def on_bury_delayed(self, delayed: BuryDelayed) -> None:

@@ -406,6 +406,14 @@ class BuryDelayed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unburied:
+    """The dead-letter topic does not take this letter, and why; others go on (DeadLetters -> Subscription)."""
+
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopBurying:
     """Nothing more is to be done (Subscription -> DeadLetters)."""
 

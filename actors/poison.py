@@ -65,12 +65,13 @@ class Poison:
         self.blocking: list[Poisoned] = []  # oldest first
         self._waiting: deque[Poisoned] = deque()  # to be buried
         self._in_hand: dict[int, Poisoned] = {}  # on their way, by offset
+        self._put_off: dict[int, Poisoned] = {}  # not taken by the dead-letter topic, for the time being
         self.messages = 0  # to be buried, in hand included
 
     @property
     def ranges(self) -> int:
         """How many entries are kept."""
-        return len(self.blocking) + len(self._waiting) + len(self._in_hand)
+        return len(self.blocking) + len(self._waiting) + len(self._in_hand) + len(self._put_off)
 
     def bury(self, poisoned: Poisoned) -> None:
         """Queue messages for the dead-letter topic."""
@@ -97,6 +98,22 @@ class Poison:
         poisoned = self._in_hand.pop(offset)
         held = poisoned.held._replace(first=offset, end=offset + 1)
         self._waiting.appendleft(Poisoned(held, poisoned.since_ms, poisoned.reason))
+
+    def put_off(self, offset: int) -> None:
+        """Let a message in hand wait apart, in nobody's way: the dead-letter topic does not take it."""
+        if (poisoned := self._in_hand.pop(offset, None)) is not None:
+            held = poisoned.held._replace(first=offset, end=offset + 1)
+            self._put_off[offset] = Poisoned(held, poisoned.since_ms, poisoned.reason)
+
+    @property
+    def has_put_off(self) -> bool:
+        """Whether something was put off."""
+        return bool(self._put_off)
+
+    def take_up(self) -> None:
+        """Try what was put off once more, behind everything else: its topic may take it now."""
+        self._waiting.extend(self._put_off.values())
+        self._put_off.clear()
 
     def in_hand(self) -> list[tuple[int, Poisoned]]:
         """Return what is on its way: it may have to be sent once more."""

@@ -5,7 +5,8 @@ Part of the Directory, in the broker process.
 Invariants
 - a name belongs to one topic, ephemeral or not
 - an ephemeral topic and its subscriptions are in no file, and go with the session that made it
-- `version` is another after each creation and deletion of a topic that is in the catalogue, also across restarts
+- `version` is another after each creation and deletion of a topic that is in the catalogue, also across restarts, and
+  when one becomes a dead-letter topic
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
+from actors.options import DEAD_LETTERS
 from ister.errors import IsterError, RemoteError
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 
@@ -94,7 +96,16 @@ class Registry:
 
     def update_topic(self, name: str, settings: dict[str, Any]) -> TopicMeta:
         """Replace the settings of a topic in the catalogue. Raises IsterError `unknown-topic`, StorageError."""
-        return self._catalogue.update_topic(name, settings)
+        before = self._catalogue.get_topic(name).settings.get(DEAD_LETTERS, 0)
+        changed = self._catalogue.update_topic(name, settings)
+        if changed.settings.get(DEAD_LETTERS, 0) != before:
+            self._changed(name)  # for those who watch it came, or went
+        return changed
+
+    def named_for_letters(self) -> set[str]:
+        """Return the topics that subscriptions name for their dead letters. Raises StorageError."""
+        named = (each.settings.get("dead_letter_topic") for each in self._catalogue.subscriptions())
+        return {str(name) for name in named if name}
 
     def delete_topic(self, name: str) -> tuple[TopicMeta, list[SubscriptionMeta]]:
         """Remove a topic and its subscriptions; return what was there. Raises IsterError `unknown-topic`."""

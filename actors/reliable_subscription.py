@@ -558,6 +558,8 @@ class ReliableSubscription(FailingSubscription):
             "burying": self._poison.messages,
             "dead_letter_topic": self._policy.dead_letter_topic,
             "bury_trouble": self._bury_trouble,
+            "dead_lettered": self.dead_lettered,
+            "given_up": None if self._given_up is None else _stop(self._given_up),
             "last_delivered_ms": self._last_delivered_ms,
             "consumer_left_ms": self._consumer_left_ms,
         }

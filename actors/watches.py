@@ -4,6 +4,7 @@ Invariants
 - a client waits at most as long as it said, and never over `WAIT_MS_MAX`
 - who waits is answered once; so many wait at most
 - many changes at once are one answer: they are told `SETTLE_S` after the first
+- dead-letter topics are not told of: what a consumer refuses would come to it again as the next topic's message
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from actors.messages import Ask
+from actors.options import DEAD_LETTERS
 from actors.runtime import Timer
 from ister.errors import RemoteError
 from storage.catalogue import TopicMeta
@@ -102,7 +104,7 @@ class Watches:
             found = [
                 {"topic": topic.name, "strategy": topic.dispatch, "created_ms": topic.created_ms}
                 for topic in self._topics()
-                if matches(topic.name)
+                if matches(topic.name) and not topic.settings.get(DEAD_LETTERS)
             ]
             known = self._matching[pattern] = (version, found)
             if len(self._matching) > REMEMBERED_MAX:

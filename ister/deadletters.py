@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ister import arguments
-from ister.errors import ConnectionLostError, RemoteError, TimeoutExpiredError, UsageError
-from ister.message import Message
+from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
+from ister.message import BatchReceipt, Message
 from ister.wire import MARK
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ _ADDED: Final = frozenset(
 )
 
 Progress = Callable[[int, int], Any]  # how many are done, and of how many
-Settle = Callable[[list[Message]], None]
+Settle = Callable[[list[Message]], dict[int, IsterError]]  # returns which cannot be, and why, by offset
+# What is wrong with one letter, and not with its topic: those behind it go on.
+OF_A_LETTER: Final = frozenset({"message-too-large", "batch-too-large", "invalid-argument"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,8 @@ class DeadLetters:
         instead of the attributes that tell of its death a message has `ister.redriven_from` (the dead-letter topic),
         `ister.redriven_offset` (where it lay there) and `ister.redriven_for` (the subscription), by which others can
         tell that they have had it. At least once: interrupted, a batch may go again, and nothing is lost.
-        `on_progress(done, total)` is called after each batch.
+        `on_progress(done, total)` is called after each batch. A letter that the topic does not take (it is too large,
+        say) stays, and is in the way of no other: the error that is raised at the end says which it is.
         Raises `RemoteError` (`subscription-busy`: somebody redrives already; `unknown-topic`), `UsageError`.
         """
         goes_to = self.topic if to is None else arguments.text(to, "a topic's name")
@@ -198,17 +201,36 @@ class DeadLetters:
                     f"topic {goes_to!r} is non-reliable: it keeps nothing, and letters would be lost"
                 )
 
-            def send(messages: list[Message]) -> None:
-                receipts = [
-                    producer.send_batch(
+            def begin(part: list[Message]) -> BatchReceipt | IsterError:
+                try:
+                    return producer.send_batch(
                         [message.payload for message in part],
                         keys=[message.key for message in part],
                         attributes=[self._redriven(message) for message in part],
                     )
-                    for part in _in_parts(messages)
-                ]
-                for receipt in receipts:
-                    receipt.result(self._timeout)
+                except IsterError as error:
+                    return _of_a_letter(error)
+
+            def finish(begun: BatchReceipt | IsterError) -> IsterError | None:
+                if isinstance(begun, IsterError):
+                    return begun
+                try:
+                    begun.result(self._timeout)
+                except IsterError as error:
+                    return _of_a_letter(error)
+                return None
+
+            def send(messages: list[Message]) -> dict[int, IsterError]:
+                refused: dict[int, IsterError] = {}
+                parts = [(part, begin(part)) for part in _in_parts(messages)]
+                for part, begun in parts:
+                    if (error := finish(begun)) is None:
+                        continue
+                    for message in part:
+                        alone = error if len(part) == 1 else finish(begin([message]))
+                        if alone is not None:
+                            refused[message.offset] = alone
+                return refused
 
             return self._settle(comes_from, send, limit, offsets, on_progress)
 
@@ -217,7 +239,7 @@ class DeadLetters:
 
         Raises `RemoteError` (`subscription-busy`: somebody redrives just now).
         """
-        return self._settle(self.dead_letter_topic(), lambda _messages: None, limit, None, on_progress)
+        return self._settle(self.dead_letter_topic(), lambda _messages: {}, limit, None, on_progress)
 
     def _redriven(self, message: Message) -> dict[str, str]:
         kept = {name: value for name, value in message.attributes.items() if name not in _ADDED}
@@ -273,6 +295,13 @@ class DeadLetters:
                 work.settle(list(filter(self._is_mine, work.look_at(batch))), settle, self._timeout)
                 if on_progress is not None:
                     on_progress(work.done, most)
+        if work.refused:
+            offset, error = next(iter(work.refused.items()))
+            text = (
+                f"{work.done} letters were settled, and {len(work.refused)} stay in {topic!r}: the first, at offset "
+                f"{offset}, is not taken: {error.text}"
+            )
+            raise RemoteError(error.code, text, "fix")
         return work.done
 
     def _is_drained(self, topic: str, end: int) -> bool:
@@ -296,6 +325,7 @@ class _Work:
         self._wanted = wanted
         self._reached = 0  # behind the last offset that was looked at
         self._gone: set[int] = set()  # settled, and not known to be acknowledged
+        self.refused: dict[int, IsterError] = {}  # letters that cannot be settled, and why
 
     @property
     def over(self) -> bool:
@@ -318,11 +348,11 @@ class _Work:
     def settle(self, messages: list[Message], settle: Settle, timeout: float | None) -> None:
         """Settle messages that were not settled yet, as many as are wanted, and acknowledge them."""
         again = [message for message in messages if message.offset in self._gone]
-        fresh = [message for message in messages if message.offset not in self._gone][
-            : self._most - self.done
-        ]
+        fresh = [m for m in messages if m.offset not in self._gone and m.offset not in self.refused]
+        fresh = fresh[: self._most - self.done]
         if fresh:
-            settle(fresh)
+            self.refused |= settle(fresh)
+            fresh = [message for message in fresh if message.offset not in self.refused]
         offsets = [message.offset for message in (*again, *fresh)]
         self.done += len(fresh)
         self._gone.update(offsets)
@@ -353,6 +383,13 @@ def letter_of(message: Message) -> DeadLetter:
         reason=told.get(f"{MARK}reason", ""),
         dead_lettered_at=_number(told, "dead_lettered_at"),
     )
+
+
+def _of_a_letter(error: IsterError) -> IsterError:
+    """Return an error that is about one letter; raise any other."""
+    if error.code not in OF_A_LETTER:
+        raise error
+    return error
 
 
 def _number(told: Mapping[str, str], name: str) -> int | None:

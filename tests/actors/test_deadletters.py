@@ -9,7 +9,7 @@ import pytest
 
 from actors.deadletters import IDLE_S, LETTERS_MAX, REMEMBERED_S, DeadLetters, dead_letters
 from actors.directory import node_of
-from actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, StopBurying
+from actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, StopBurying, Unburied
 from actors.options import dead_letter_topic
 from actors.placement import topic_key, worker_of
 from actors.runtime import Ref
@@ -409,3 +409,17 @@ def test_whatever_happens_each_letter_is_there_once(make_stage: Callable[..., St
     stored = [int(origin) for origin, _ in trouble.scene.stored()]
     assert sorted(stored) == sorted(trouble.wanted)
     assert stage.actors("deadletters") == []
+
+
+def test_a_letter_that_its_topic_does_not_take_stops_no_other(scene: Scene) -> None:
+    """It is larger than a segment; those before and behind it, in its batch and after, are buried."""
+    huge = letter(2, bytes(8_000_000))
+    scene.ref.tell(Bury([letter(1), huge, letter(3)]))
+    scene.bury(4)
+    assert sorted(scene.buried()) == [1, 3, 4]
+    (unburied,) = scene.subscription.take(Unburied)
+    assert unburied.offset == 2
+    assert "does not take the letter of offset 2" in unburied.text
+    assert scene.stored() == origins(1, 3, 4)
+    scene.bury(5)
+    assert scene.buried() == [5]

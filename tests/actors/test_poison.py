@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.messages import Buried, Bury, Unburied
 from ister.wire import Key, Type, decode_attributes
-from tests.actors.scenes import Scene, events, heard, offsets
+from tests.actors.scenes import Scene, events, heard, offsets, subscription
 from tests.stage import Stage, StagedClient
 
 
@@ -368,3 +369,50 @@ def test_what_is_held_for_longest_is_known(scene: Scene) -> None:
         scene.stage.advance(1)
     (holder,) = scene.request("explain")["numbers"]["subscription"]["holders"]
     assert (holder["messages"], scene.now_ms() - holder["since_ms"]) == (1, 1000)
+
+
+def test_a_letter_that_is_refused_waits_apart_and_is_tried_again(scene: Scene) -> None:
+    """It fills nobody's hands; whoever asks is told why it waits, and what became of the others."""
+    client = scene.consumer(max_deliveries=1)
+    scene.publish(b"0", b"1", b"2")
+    assert offsets(client) == [0, 1, 2]
+    actor = subscription(scene)
+    actor.ref.tell(Unburied(0, "too large"))  # about nothing that is on its way
+    take = actor._undertaker
+    told: list[list[int]] = []
+
+    class Refuses:
+        def tell(self, command: Bury) -> None:
+            told.append([letter.offset for letter in command.letters])
+            for letter in command.letters:
+                actor.ref.tell(
+                    Unburied(letter.offset, "too large") if letter.offset == 1 else Buried([letter.offset])
+                )
+
+    actor._undertaker = Refuses
+    fail(client, 0)
+    fail(client, 1)
+    fail(client, 2)
+    scene.stage.settle()
+    assert told == [[0], [1], [2]]
+    assert (scene.shown()["burying"], scene.shown()["dead_lettered"]) == (1, 2)
+    reasons = {each["code"]: each["text"] for each in scene.request("explain")["reasons"]}
+    assert "too large" in reasons["dead-letter-delayed"]
+    assert "2 messages failed too often" in reasons["dead-letters"]
+    assert "ister dlq list" in reasons["dead-letters"]
+    actor._undertaker = take
+    scene.stage.advance(80)
+    assert (scene.shown()["burying"], scene.shown()["dead_lettered"]) == (0, 3)
+
+
+def test_a_dead_letter_is_explained(scene: Scene) -> None:
+    """Which it was last, why, and where to look."""
+    client = scene.consumer(max_deliveries=2)
+    scene.publish(b"x")
+    assert offsets(client) == [0]
+    fail(client, 0, times=2, reason="no such customer")
+    scene.stage.advance(3)
+    found = {each["code"]: each for each in scene.request("explain")["reasons"]}
+    assert found["dead-letters"]["messages"] == 1
+    assert found["dead-letters"]["dead_letter_topic"] == "orders.s.dlq"
+    assert "the last one, offset 0, after 2 attempts (no such customer)" in found["dead-letters"]["text"]

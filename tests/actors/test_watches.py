@@ -228,3 +228,79 @@ def test_only_what_keeps_nothing_is_ephemeral(stage: Stage) -> None:
     assert refused.code == "limit-exceeded"
     client.request("topic.delete", topic="a/7")
     client.request("topic.create", topic="b", dispatch="non-reliable", ephemeral=1)
+
+
+@pytest.mark.parametrize(
+    "order",
+    ["created by itself", "named before", "named when it is there", "named later", "by hand"],
+)
+def test_a_watch_is_not_told_of_dead_letter_topics(stage: Stage, order: str) -> None:
+    """Whatever they are called, whoever made them, and if a subscription names them before or after."""
+    client = stage.client()
+    client.request("topic.create", topic="orders/a")
+    watched = client.request("topic.watch", pattern="orders/*")
+    say_watch(client, 900, "orders/*", watched["version"])
+    named = {"topic": "orders/a", "subscription": "s", "dead_letter_topic": "orders/dead"}
+    other = stage.client(1)
+    if order == "created by itself":
+        other.request("subscription.create", **named, type="shared", start="earliest", max_deliveries=1)
+        producer = stage.at_topic("orders/a")
+        producer.open_producer(1, "orders/a", 7)
+        producer.publish(1, 0, b"x")
+        producer.receipts(1, 1)
+        consumer = stage.at_subscription("orders/a", "s")
+        consumer.open_consumer(1, "orders/a", "s", "shared")
+        consumer.deliveries(1, 1)
+        consumer.nack(1, (0, 1))
+        stage.advance(2.0)
+    elif order == "named before":
+        other.request("subscription.create", **named)
+        other.request("topic.create", topic="orders/dead")
+    elif order == "named when it is there":
+        other.request("topic.create", topic="orders/dead")
+        other.request("subscription.create", **named)
+    elif order == "named later":
+        other.request("topic.create", topic="orders/dead")
+        other.request("subscription.create", topic="orders/a", subscription="s")
+        stage.advance(1.0)
+        heard(client, 900)
+        other.request("subscription.update", **named)
+        say_watch(client, 901, "orders/*", client.request("topic.watch", pattern="orders/*")["version"])
+    else:
+        other.request("topic.create", topic="orders/dead", dead_letters=1)
+    stage.advance(1.0)
+    assert [each["topic"] for each in client.request("topic.watch", pattern="orders/*")["topics"]] == [
+        "orders/a"
+    ]
+    shown = client.request("topic.show", topic="orders/dead")
+    assert shown["settings"]["dead_letters"] == 1
+    stage.restart(2)
+    told = stage.client().request("topic.watch", pattern="orders/*")["topics"]
+    assert [each["topic"] for each in told] == ["orders/a"]
+
+
+def test_a_topic_that_is_to_take_dead_letters_no_more_is_told_of_again(stage: Stage) -> None:
+    """An operator says so, and it stays so."""
+    client = stage.client()
+    client.request("topic.create", topic="orders/a")
+    client.request("topic.create", topic="orders/dead", dead_letters=1)
+    version = client.request("topic.watch", pattern="orders/*")["version"]
+    say_watch(client, 900, "orders/*", version)
+    stage.client(1).request("topic.update", topic="orders/dead", dead_letters=0)
+    stage.advance(SETTLE_S)
+    assert heard(client, 900) == ["orders/a", "orders/dead"]
+    stage.restart(2)
+    told = stage.client().request("topic.watch", pattern="orders/*")["topics"]
+    assert [each["topic"] for each in told] == ["orders/a", "orders/dead"]
+
+
+def test_dead_letter_topics_of_before_there_were_marks_are_known_by_their_subscriptions(stage: Stage) -> None:
+    """At the next start."""
+    client = stage.client()
+    for topic in ("orders/a", "orders/dead"):
+        client.request("topic.create", topic=topic)
+    client.request("subscription.create", topic="orders/a", subscription="s", dead_letter_topic="orders/dead")
+    stage.catalogue.update_topic("orders/dead", {})
+    stage.restart(2)
+    told = stage.client().request("topic.watch", pattern="orders/*")["topics"]
+    assert [each["topic"] for each in told] == ["orders/a"]

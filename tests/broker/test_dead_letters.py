@@ -14,6 +14,7 @@ import pytest
 
 import ister
 import ister.aio
+from ister import wire
 from ister.deadletters import DeadLetters
 from ister.ownbroker import OwnBroker
 
@@ -287,3 +288,34 @@ def test_a_cancelled_redrive_ends_after_its_present_batch(client: ister.Client, 
     assert went > 0
     assert 3000 <= went + left <= 3500  # a batch that was sent when the client was closed goes twice
     assert letters.redrive() == left
+
+
+def test_the_largest_message_dies_and_goes_back(client: ister.Client) -> None:
+    """What dying and going back add is not counted, as often as it happens."""
+    with_key = {"attributes": {"own": "x" * 1000}, "key": b"k" * 100}
+    client.create_topic("large")
+    client.create_subscription("large", "billing", type="shared", start="earliest", max_deliveries=1)
+    with client.producer("large") as producer:
+        producer.send(bytes(200_000), **with_key).result(10)  # type: ignore[arg-type]
+    letters = client.dead_letters("large", "billing")
+    for _ in range(3):
+        fail(client, "large", 1)
+        eventually(lambda: letters.count() == 1)
+        assert letters.redrive() == 1
+
+
+def test_a_letter_that_cannot_go_back_stops_no_other(client: ister.Client) -> None:
+    """It stays, and the error says which it is; the others are where they were."""
+    letters = kill(client, "mixed", 2)
+    note = {"ister.note": "y" * 4_060}
+    own = {
+        "own": "x" * (400_000 - 190_000 - 4 - 4 - 50 - len(wire.encode_attributes({"own": "x" * 300})) + 300)
+    }
+    assert len(wire.encode_attributes(note)) < wire.MARKED_BYTES_MAX
+    with client.producer("mixed.billing.dlq") as producer:
+        producer.send(b"x" * 190_000, attributes=own | note).result(10)
+        producer.send(b"last").result(10)
+    with pytest.raises(ister.RemoteError, match=r"3 letters .* 1 stay in 'mixed.billing.dlq'") as caught:
+        letters.redrive()
+    assert caught.value.code == "batch-too-large"
+    assert [letter.payload[:5] for letter in letters.list()] == [b"xxxxx"]
