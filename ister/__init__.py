@@ -22,13 +22,14 @@ from ister.errors import (
     TimeoutExpiredError,
     UsageError,
 )
-from ister.message import Batch, BatchReceipt, Event, Message, Published, Receipt
+from ister.message import Batch, BatchReceipt, BrokerEvent, Event, Message, Published, Receipt
 from ister.producer import Producer
 from ister.reader import Reader
 
 __all__ = [
     "Batch",
     "BatchReceipt",
+    "BrokerEvent",
     "Client",
     "ClosedError",
     "ConnectionLostError",

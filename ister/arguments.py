@@ -106,17 +106,6 @@ def attributes(value: Any) -> bytes:
     return wire.encode_attributes(pairs)
 
 
-def endpoints(value: Any) -> list[str]:
-    """Return endpoints as a list, or raise `UsageError`."""
-    listed = [value] if isinstance(value, str) else list(value)
-    if not listed:
-        raise UsageError("at least one endpoint is needed, for example tcp://127.0.0.1:5555")
-    for endpoint in listed:
-        if not isinstance(endpoint, str) or "://" not in endpoint:
-            raise UsageError(f"an endpoint looks like tcp://127.0.0.1:5555, not {endpoint!r}")
-    return listed
-
-
 def in_words(size: int) -> str:
     """Write a number of bytes for people."""
     if size < 10 << 10:

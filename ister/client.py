@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
-from ister import arguments, requests
+from ister import arguments, places, requests
 from ister.administration import Administration, SubscriptionType
 from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
@@ -20,7 +21,7 @@ from ister.consumer import Consumer, Position
 from ister.deadletters import DeadLetters
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, INBOX_PREFIX, Inbox, Outlets, Waiting, answered, asked, nobody
-from ister.message import Event, Message, Receipt
+from ister.message import BrokerEvent, Event, Message, Receipt
 from ister.names import is_pattern
 from ister.network import Network
 from ister.producer import HURRY_S, Producer
@@ -78,19 +79,24 @@ class Client(Administration):
         *,
         timeout: float | None = TIMEOUT_S,
         name: str | None = None,
+        on_event: Callable[[BrokerEvent], Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """See `connect`."""
-        listed = arguments.endpoints(endpoints)
+        listed = self._checked(endpoints)
         self._timeout = arguments.timeout(timeout)
         self._endpoints = listed
         self._random = self._make_random()
         text = CLIENT_TEXT if name is None else f"{name[:100]} {CLIENT_TEXT}"
         self.network = self._make_network(listed, clock or SystemClock(), text)
+        self.network.on_event = on_event
         self.replier: Callable[..., Any] = self._reply  # what `Message.reply` does; `ister.aio` has its own
         self.outlets = Outlets(self.plan_outlet)
         self._inbox: Inbox | None = None
         self._inbox_opening = threading.Lock()
+
+    def _checked(self, endpoints: str | Iterable[str]) -> list[str]:
+        return places.endpoints(endpoints)
 
     def _make_random(self) -> random.Random:
         """Return where jitter and made-up names come from; a simulation has its own."""
@@ -99,6 +105,11 @@ class Client(Administration):
     def _make_network(self, endpoints: list[str], clock: Clock, client_text: str) -> Network:
         """Return what moves the frames; a simulation has its own."""
         return Network(endpoints, clock=clock, jitter=self._random.random, client_text=client_text)
+
+    @property
+    def events(self) -> deque[BrokerEvent]:
+        """When its broker came and went, oldest first (the last 256); take them out as you like."""
+        return self.network.events
 
     def greeted(self) -> bool:
         """Whether there is a session, or never will be (evaluated under the lock)."""
@@ -608,15 +619,24 @@ class Client(Administration):
 
 
 def connect(
-    endpoints: str | Iterable[str], *, timeout: float | None = TIMEOUT_S, name: str | None = None
+    endpoints: str | Iterable[str],
+    *,
+    timeout: float | None = TIMEOUT_S,
+    name: str | None = None,
+    on_event: Callable[[BrokerEvent], Any] | None = None,
 ) -> Client:
     """Connect to a broker at one of some endpoints, like `tcp://127.0.0.1:5555`.
 
     `timeout` in seconds is also the default of every call that asks the broker something; `name` is for people who look
-    at the broker. Raises `ConnectionLostError` when no broker answers in time, `RemoteError` when it speaks no common
-    version. Once connected, a lost connection is made again for ever, and everything goes on where it was.
+    at the broker. Raises `UsageError` for endpoints that cannot be (another scheme, an unknown host),
+    `ConnectionLostError` when no broker answers in time, `RemoteError` when it speaks no common version.
+
+    Once connected, a lost connection is made again for ever, and everything goes on where it was: `client.events` and
+    the logger `ister` tell, and so does `on_event(event)`, called from whatever thread reads the news; keep it short.
     """
-    client = Client(endpoints, timeout=timeout, name=name)
+    listed = places.endpoints(endpoints)
+    places.check_hosts(listed)
+    client = Client(listed, timeout=timeout, name=name, on_event=on_event)
     try:
         client.network.wait(None, client.greeted, client.network.deadline(timeout))
         client.check_greeting(timeout)

@@ -28,6 +28,7 @@ import zmq
 
 from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
+from ister.message import BrokerEvent
 from ister.session import Session, back_off_s
 
 TICK_S: Final = 0.01  # how long the background thread looks away while others move frames
@@ -64,6 +65,9 @@ class Owner(Protocol):
 
     def forget(self, connection: Connection) -> None:
         """A background thread has ended (lock held)."""
+
+    def tell(self, event: BrokerEvent) -> None:
+        """A broker has come, or gone (lock held)."""
 
     def settle(self) -> None:
         """After the lock was let go: make the calls that users asked for."""
@@ -121,6 +125,7 @@ class Connection:
         self.cut_short = False  # by an exception on this side; the broker knows its session still
         self.leaving = False  # its producers and consumers are being taken elsewhere; then it is closed
         self.fds: tuple[int, ...] = ()
+        self._up = False  # the program was told that there is a session
         self._at = 0
         self._failures = 0
         self._due = 0.0
@@ -176,6 +181,9 @@ class Connection:
             self.interrupted(error)
             raise
         if heard:
+            if session.phase == "ready" and not self._up:
+                self._up = True
+                self.network.tell(BrokerEvent("connected", self.endpoint))
             self._spread()
         return heard
 
@@ -276,6 +284,10 @@ class Connection:
 
     def _hang_up(self) -> None:
         """Close the socket and choose when, and where, to try again."""
+        if self._up:
+            self._up = False
+            why = self.session.trouble
+            self.network.tell(BrokerEvent("lost", self.endpoint, "" if why is None else why.text))
         now = self.network.clock.monotonic()
         if self._socket is not None:
             self._socket.disable_monitor()

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
 from operator import length_hint
-from typing import Any, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 from ister import wire
 from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError, UsageError
@@ -335,6 +335,15 @@ class Event:
     text: str = ""
     offset: int | None = None
     topic: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerEvent:
+    """What became of a connection to a broker: `connected` (also: again), or `lost`, and why; it is made again then."""
+
+    code: Literal["connected", "lost"]
+    endpoint: str
+    text: str = ""
 
 
 # ---- going out --------------------------------------------------------------------------------------------------

@@ -24,10 +24,12 @@ import zmq
 from ister.clock import Clock
 from ister.connection import Connection, Wake, poll
 from ister.errors import ClosedError, ConnectionLostError, ForkedError
+from ister.message import BrokerEvent
 from ister.session import Handle
 
 MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off
 MOVES_WITHIN_S: Final = 1.0  # what counts as in a row
+EVENTS_MAX: Final = 256  # kept for a program that never looks at them
 GOODBYE_S: Final = (
     1.0  # how long a connection that was cut short may take to come back when the client is closed
 )
@@ -65,6 +67,8 @@ class Network:
         self._connection_type = connection_type
         self.callbacks: deque[Callable[[], Any]] = deque()
         self.on_progress: Callable[[], Any] | None = None  # told without the lock that something has changed
+        self.events: deque[BrokerEvent] = deque(maxlen=EVENTS_MAX)
+        self.on_event: Callable[[BrokerEvent], Any] | None = None
         self.progressed = False
         self.eager = False  # the background threads do all the waiting (asyncio)
         self.forked = False
@@ -285,6 +289,18 @@ class Network:
             self.progressed = False
             if self.on_progress is not None:
                 self.on_progress()
+
+    def tell(self, event: BrokerEvent) -> None:
+        """A broker has come, or gone: tell the program, and its log (lock held)."""
+        log = logging.getLogger("ister")
+        if event.code == "lost":
+            log.warning("the connection to %s was lost, and is made again: %s", event.endpoint, event.text)
+        elif self.events:
+            log.info("connected to %s", event.endpoint)
+        self.events.append(event)
+        if self.on_event is not None:
+            call = self.on_event
+            self.callbacks.append(lambda: call(event))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Unpack
 
-from ister import arguments, requests
+from ister import arguments, places, requests
 from ister.administration import SubscriptionType
 from ister.aio.closing import Opening
 from ister.aio.conversation import Conversation
@@ -19,7 +21,7 @@ from ister.client import BATCH_BYTES, CREDIT_BYTES, CREDIT_MESSAGES, LINGER_MS, 
 from ister.client import Client as SyncClient
 from ister.consumer import Consumer as SyncConsumer
 from ister.deadletters import DeadLetters as SyncDeadLetters
-from ister.message import Event, Message
+from ister.message import BrokerEvent, Event, Message
 from ister.names import is_pattern
 from ister.requests import SubscriptionOptions
 from ister.wildcard import WildcardConsumer
@@ -158,6 +160,11 @@ class Client(Conversation):
         letters = SyncDeadLetters(self._client, topic, subscription, timeout=seconds, stop=stop)
         return DeadLetters(letters, stop, self._loop)
 
+    @property
+    def events(self) -> Iterable[BrokerEvent]:
+        """When its broker came and went, oldest first (the last 256)."""
+        return self._client.events
+
     def _in_loop(self, on_event: Callable[[Event], Any] | None) -> Callable[[Event], Any] | None:
         if on_event is None:
             return None
@@ -170,12 +177,29 @@ class Client(Conversation):
 
 
 def connect(
-    endpoints: str | Iterable[str], *, timeout: float | None = TIMEOUT_S, name: str | None = None
+    endpoints: str | Iterable[str],
+    *,
+    timeout: float | None = TIMEOUT_S,
+    name: str | None = None,
+    on_event: Callable[[BrokerEvent], Any] | None = None,
 ) -> Opening[Client]:
-    """Connect to a broker (`await` it, or `async with`); see `ister.connect`."""
+    """Connect to a broker (`await` it, or `async with`); see `ister.connect`.
+
+    `on_event(event)` is called in the loop's thread.
+    """
 
     async def opened() -> Client:
-        inner = SyncClient(endpoints, timeout=timeout, name=name)
+        listed = places.endpoints(endpoints)
+        loop = asyncio.get_running_loop()
+        if places.need_a_resolver(listed):
+            await loop.run_in_executor(None, places.check_hosts, listed)
+
+        def tell(event: BrokerEvent) -> None:
+            if on_event is not None:
+                with suppress(RuntimeError):  # the loop is closed: nobody is there to hear
+                    loop.call_soon_threadsafe(on_event, event)
+
+        inner = SyncClient(listed, timeout=timeout, name=name, on_event=tell)
         client = Client(inner, timeout)
         try:
             await client.wait(None, inner.greeted, timeout)

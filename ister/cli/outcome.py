@@ -43,6 +43,7 @@ EXIT_CODES_HELP: Final = (
 # What helps most often, by code; other errors get the sentence of their action.
 _HINTS: Final[dict[str, str]] = {
     "connection-lost": "is a broker running there? start one with `ister serve`, or name another with --endpoint",
+    "unknown-host": "correct --endpoint, or ISTER_ENDPOINT",
     "unknown-topic": "`ister topic list` shows the topics there are, `ister topic create NAME` makes one",
     "topic-exists": "use it, or `ister topic delete` it first",
     "unknown-subscription": "`ister subscription list TOPIC` shows those there are",

@@ -55,13 +55,6 @@ def test_attributes_are_text_to_text() -> None:
             arguments.attributes(wrong)
 
 
-@pytest.mark.parametrize("value", ["127.0.0.1:5555", "", [], [5], ["tcp://a:1", ""]])
-def test_endpoints_look_like_endpoints(value: Any) -> None:
-    """The message shows how."""
-    with pytest.raises(UsageError, match="tcp://"):
-        arguments.endpoints(value)
-
-
 def test_numbers_choices_texts_and_starts_are_checked() -> None:
     """Each with what would be right."""
     assert arguments.number(3, "n", 1) == 3

@@ -160,6 +160,9 @@ class SimClient(Client):
         self._links, self._given = links, random
         super().__init__(endpoints, clock=clock)
 
+    def _checked(self, endpoints: Any) -> list[str]:
+        return list(endpoints)  # names of nothing but this simulation
+
     def _make_random(self) -> Random:
         return self._given
 

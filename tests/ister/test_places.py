@@ -1,0 +1,129 @@
+"""Endpoints that cannot be are errors at once, with what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import ister
+import ister.aio
+from ister import places, testing
+from ister.errors import ConnectionLostError, UsageError
+
+WRONG: list[tuple[Any, str]] = [
+    ("127.0.0.1:5555", "looks like tcp://"),
+    ("", "looks like tcp://"),
+    ([], "at least one"),
+    ([5], "looks like tcp://"),
+    (["tcp://a:1", ""], "looks like tcp://"),
+    ("http://127.0.0.1:5555", "not by http"),
+    ("amqp://broker", "not by amqp"),
+    ("ipc:///tmp/x", "not by ipc"),
+    ("tcp://127.0.0.1", "looks like tcp://"),
+    ("tcp://127.0.0.1:0", "port"),
+    ("tcp://127.0.0.1:65536", "port"),
+    ("tcp://:5555", "looks like tcp://"),
+    ("tcp://*:5555", "where a broker listens"),
+    ("tcp://0.0.0.0:5555", "where a broker listens"),
+    ("tcp://there is no such host:5555", "looks like tcp://"),
+]
+
+
+@pytest.mark.parametrize(("value", "told"), WRONG)
+def test_endpoints_look_like_endpoints(value: Any, told: str) -> None:
+    """The message shows how, in both clients, long before any time-out."""
+    with pytest.raises(UsageError, match=told):
+        ister.connect(value, timeout=600)
+
+    async def connecting() -> None:
+        await ister.aio.connect(value, timeout=600)
+
+    with pytest.raises(UsageError, match=told):
+        asyncio.run(connecting())
+
+
+@pytest.mark.parametrize(
+    "value", ["tcp://127.0.0.1:1", "tcp://[::1]:65535", "tcp://a-b.c_d:5555", ["tcp://x:1"]]
+)
+def test_what_is_an_endpoint_is_taken(value: Any) -> None:
+    """Names, addresses of both kinds, one or several."""
+    assert places.endpoints(value) == ([value] if isinstance(value, str) else value)
+
+
+def test_a_host_that_does_not_exist_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless another of the endpoints may be there, or the resolver cannot tell just now."""
+
+    def resolve(host: str, *_: object, **__: object) -> list[object]:
+        if host == "perhaps":
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(UsageError, match="no host 'nowhere'") as caught:
+        ister.connect("tcp://nowhere:5555", timeout=600)
+    assert caught.value.code == "unknown-host"
+    with pytest.raises(UsageError, match="'nowhere' or 'neither'"):
+        places.check_hosts(["tcp://nowhere:5555", "tcp://neither:5555"])
+    places.check_hosts(["tcp://nowhere:5555", "tcp://perhaps:5555"])
+    places.check_hosts(["tcp://nowhere:5555", "tcp://127.0.0.1:5555"])
+
+    async def connecting() -> None:
+        await ister.aio.connect("tcp://nowhere:5555", timeout=600)
+
+    with pytest.raises(UsageError, match="no host"):
+        asyncio.run(connecting())
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:5555", "tcp://no-such-host.invalid:5555"])
+def test_the_command_line_says_so_too(endpoint: str) -> None:
+    """As wrong usage, without a traceback, and without waiting for the time-out."""
+    command = [sys.executable, "-m", "ister", "status", "--endpoint", endpoint, "--timeout", "600"]
+    done = subprocess.run(command, capture_output=True, timeout=50)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_program_is_told_when_its_broker_goes_and_comes(
+    broker: testing.Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a callback, by `events`, and in its log."""
+    told: list[ister.BrokerEvent] = []
+    with ister.connect(broker.endpoint, timeout=20, on_event=told.append) as client:
+        assert [(event.code, event.endpoint) for event in client.events] == [("connected", broker.endpoint)]
+        broker.disconnect()
+        client.status(timeout=20)
+        client.network.wait(None, lambda: len(client.events) == 3, client.network.deadline(20))
+        assert [event.code for event in client.events] == ["connected", "lost", "connected"]
+        client.status(timeout=20)
+        assert told == list(client.events)
+    assert told[1].text
+    assert f"the connection to {broker.endpoint} was lost" in caplog.text
+    assert len(told) == 3  # a goodbye is no loss
+
+
+def test_a_program_in_a_loop_is_told_there(broker: testing.Broker) -> None:
+    """In the loop's thread."""
+
+    async def scene() -> None:
+        told: asyncio.Queue[ister.BrokerEvent] = asyncio.Queue()
+        async with ister.aio.connect(broker.endpoint, timeout=20, on_event=told.put_nowait) as client:
+            assert (await told.get()).code == "connected"
+            broker.disconnect()
+            assert (await told.get()).code == "lost"
+            assert (await told.get()).code == "connected"
+            assert len(list(client.events)) == 3
+
+    asyncio.run(scene())
+
+
+def test_a_broker_that_never_was_there_is_no_loss() -> None:
+    """It is the error of `connect`."""
+    told: list[ister.BrokerEvent] = []
+    with pytest.raises(ConnectionLostError):
+        ister.connect("tcp://127.0.0.1:1", timeout=0.2, on_event=told.append)
+    assert told == []
