@@ -87,6 +87,7 @@ class Attachment:
         `callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock.
         """
         self.replier: Callable[..., Any] | None = None  # sends the reply to a message that came here
+        self.listener: Callable[[], None] | None = None  # hears when something has come, or it is over
         self._turns: OrderedDict[Attachment, None] | None = None  # where it lines up when there is something
         self.handle = handle
         self.topic = topic
@@ -387,6 +388,8 @@ class Attachment:
     def _line_up(self) -> None:
         if self._turns is not None:
             self._turns[self] = None  # whoever stands there already keeps the place
+        if self.listener is not None:
+            self.listener()
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 

@@ -482,16 +482,15 @@ class Client(Administration):
             shipment, attachment = receipt.shipment, inbox.reader.attachment
 
             def over() -> bool:
-                inbox.sort()
                 return waiting.message is not None or inbox.closed or shipment.error is not None
 
             def refused(_receipt: Receipt) -> None:
                 if shipment.error is not None:  # perhaps on another connection than the one that is waited at
                     with network.lock:
-                        network.connection_of(attachment).wake_all()
+                        network.wake(waiting)
 
             receipt.add_done_callback(refused)
-            network.wait(attachment, over, deadline)
+            network.wait(attachment, over, deadline, waiting)
         finally:
             with network.lock:
                 inbox.forget(waiting)
@@ -500,9 +499,9 @@ class Client(Administration):
             raise TimeoutExpiredError(nobody(topic, seconds, self._consumers_of(topic)))
         return self.reply_of(inbox, waiting, topic)
 
-    def expect_reply(self, inbox: Inbox, call: Callable[[], None] | None = None) -> Waiting:
-        """Begin to wait for a reply; `call()` is called when it is there."""
-        waiting = Waiting(f"{self._random.getrandbits(64):016x}", call)
+    def expect_reply(self, inbox: Inbox) -> Waiting:
+        """Begin to wait for a reply."""
+        waiting = Waiting(f"{self._random.getrandbits(64):016x}")
         with self.network.lock:
             inbox.expect(waiting)
         return waiting
@@ -526,7 +525,7 @@ class Client(Administration):
                 request = self.inbox_request()
                 self._ask(request, timeout)
                 topic = request.arguments["topic"]
-                inbox = self._inbox = Inbox(topic, self.reader(topic, timeout=timeout))
+                inbox = self._inbox = Inbox(topic, self.reader(topic, timeout=timeout), self.network.wake)
             return inbox
 
     def inbox_request(self) -> Request:
@@ -591,7 +590,7 @@ class Client(Administration):
         seconds = self._seconds(timeout)
         self.send_request(request)
         try:
-            self.network.wait(None, lambda: request.done, self.network.deadline(seconds))
+            self.network.wait(None, lambda: request.done, self.network.deadline(seconds), request)
         finally:
             if not request.done:  # or it would be asked again over the next connection, for nobody
                 self.withdraw(request)

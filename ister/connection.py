@@ -9,7 +9,7 @@ May touch: zmq, threads, file descriptors. What frames mean is in `session.py`.
 
 Invariants
 - a socket is used only under the lock, and ZMQ_EVENTS is read after its last use: its descriptor is edge-triggered
-- at most one user thread leads a connection; every other thread that waits is woken when frames have come
+- at most one user thread leads a connection; every other thread that waits is woken when something has come for it
 - an exception (Ctrl-C) in the middle of moving frames costs the connection, never a message: it is made anew
 - user code (callbacks) never runs under the lock
 """
@@ -30,6 +30,7 @@ from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
 from ister.message import BrokerEvent
 from ister.session import Session, back_off_s
+from ister.waking import News, Waiters
 
 TICK_S: Final = 0.01  # how long the background thread looks away while others move frames
 TICK_LAST_S: Final = 0.2  # the same, when one thread leads on and on
@@ -54,7 +55,6 @@ class Owner(Protocol):
     jitter: Callable[[], float]
     client_text: str
     context: zmq.Context[Any]
-    progressed: bool
     eager: bool
 
     def follow_moves(self, connection: Connection) -> None:
@@ -65,6 +65,9 @@ class Owner(Protocol):
 
     def forget(self, connection: Connection) -> None:
         """A background thread has ended (lock held)."""
+
+    def note(self, news: News) -> None:
+        """Something has changed for somebody (lock held)."""
 
     def tell(self, event: BrokerEvent) -> None:
         """A broker has come, or gone (lock held)."""
@@ -116,7 +119,7 @@ class Connection:
         self.first = first  # one of those the user named: it asks again for ever
         self.session = Session(network.client_text, network.jitter)
         self.leader: Wake | None = None
-        self.followers: list[Wake] = []
+        self.followers: Waiters[Wake] = Waiters()
         self.touches = 0
         self.background = Wake()
         self.away = False  # the background thread leaves the socket to others for a moment
@@ -184,27 +187,29 @@ class Connection:
             if session.phase == "ready" and not self._up:
                 self._up = True
                 self.network.tell(BrokerEvent("connected", self.endpoint))
-            self._spread()
+            self.spread()
         return heard
-
-    def wake_all(self) -> None:
-        """Let every thread that waits look whether what it waits for has come."""
-        if self.leader is not None:
-            self.leader.set()
-        for wake in self.followers:
-            wake.set()
 
     def tell_all(self) -> None:
         """Something has changed that no frame told of: let everybody who waits look."""
-        self.wake_all()
-        self.network.progressed = True
+        self.session.news.everything = True
+        self.spread()
 
-    def _spread(self) -> None:
-        """Frames have come: let the other threads that wait look whether one was for them."""
-        self.wake_all()
+    def spread(self) -> None:
+        """Let those whom the session's news concern look whether what they wait for has come."""
+        news = self.session.news.take()
+        self.wake(news)
         if self.session.moves:
             self.network.follow_moves(self)
-        self.network.progressed = True
+        self.network.note(news)
+
+    def wake(self, news: News) -> None:
+        """Wake the threads that wait here and are concerned; whoever leads looks in any case."""
+        if self.leader is not None:
+            self.leader.set()
+        if self.followers:
+            for wake in self.followers.concerned(news):
+                wake.set()
 
     def touch(self) -> None:
         """Move frames on behalf of a thread that does not wait."""
@@ -229,7 +234,7 @@ class Connection:
             session.tick(now)
             if session.idle:
                 self._hang_up()
-                self._spread()
+                self.spread()
             elif session.outbox:
                 self.pump()
         if session.idle and not self.closed and now >= self._due:
@@ -254,7 +259,7 @@ class Connection:
     def _give_up(self, reason: IsterError) -> None:
         self.session.lost(reason)
         self._hang_up()
-        self._spread()
+        self.spread()
 
     # ---- the socket ----------------------------------------------------------------------------------------------
 
@@ -344,7 +349,7 @@ class Connection:
             self._monitor.close(0)
         self._socket = self._monitor = None
         self.fds = ()
-        self._spread()
+        self.spread()
         self.background.set()
 
     def join(self) -> None:
@@ -387,8 +392,8 @@ class Connection:
             network.forget(self)
 
     def follow(self, wake: Wake) -> None:
-        """Wake it when frames have come, which others move."""
-        self.followers.append(wake)
+        """Wake it whenever something has come; others move the frames."""
+        self.followers.add(None, wake)
         if self.away and self.leader is None:
             self.background.set()
 

@@ -5,6 +5,7 @@ in that topic with the same correlation id. The topic is ephemeral: the broker d
 Pure: no socket, clock or thread lives here. Whoever calls holds the client's lock, except for `Outlets`.
 
 Invariants
+- whoever waits for a reply is woken by that one, and by no other
 - a reply reaches the one request it answers, or nobody: what comes late, twice or from strangers is dropped
 - what is kept is bounded: replies that nobody waits for are not kept, and so many producers are
 """
@@ -31,22 +32,23 @@ GONE: Final = frozenset({"unknown-topic", "topic-deleted"})  # whoever asked is 
 class Waiting:
     """One request, and what became of it."""
 
-    __slots__ = ("call", "correlation_id", "message")
+    __slots__ = ("correlation_id", "message")
 
-    def __init__(self, correlation_id: str, call: Callable[[], None] | None = None) -> None:
-        """`call()` is called (lock held) when the reply comes."""
+    def __init__(self, correlation_id: str) -> None:
         self.correlation_id = correlation_id
         self.message: Message | None = None
-        self.call = call
 
 
 class Inbox:
     """A topic of one's own, the reader that is attached to it, and who waits for what."""
 
-    def __init__(self, topic: str, reader: Receiver) -> None:
+    def __init__(self, topic: str, reader: Receiver, tell: Callable[[object], None]) -> None:
+        """`tell(waiting)` is called when a reply has come, or none will."""
         self.topic = topic
         self.reader = reader
+        self._tell = tell
         self._waiting: dict[str, Waiting] = {}
+        reader.attachment.listener = self.sort
 
     @property
     def closed(self) -> bool:
@@ -75,6 +77,9 @@ class Inbox:
         attachment = self.reader.attachment
         while (delivery := attachment.take()) is not None:
             self._give(delivery)
+        if self.closed:
+            for waiting in self._waiting.values():
+                self._tell(waiting)
 
     def _give(self, delivery: Delivery) -> None:
         for index in range(delivery.count):
@@ -85,8 +90,7 @@ class Inbox:
             waiting = self._waiting.pop(correlation_id, None)
             if waiting is not None:
                 waiting.message = Message(delivery, delivery.first + index, delivery.payloads[index])
-                if waiting.call is not None:
-                    waiting.call()
+                self._tell(waiting)
 
 
 class Outlets:

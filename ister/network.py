@@ -26,6 +26,7 @@ from ister.connection import Connection, Wake, poll
 from ister.errors import ClosedError, ConnectionLostError, ForkedError
 from ister.message import BrokerEvent
 from ister.session import Handle
+from ister.waking import News
 
 MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off
 MOVES_WITHIN_S: Final = 1.0  # what counts as in a row
@@ -69,7 +70,8 @@ class Network:
         self.on_progress: Callable[[], Any] | None = None  # told without the lock that something has changed
         self.events: deque[BrokerEvent] = deque(maxlen=EVENTS_MAX)
         self.on_event: Callable[[BrokerEvent], Any] | None = None
-        self.progressed = False
+        self._news = News()  # since whoever is told by `on_progress` took it last
+        self._progressed = False
         self.eager = False  # the background threads do all the waiting (asyncio)
         self.forked = False
         self.closed = False
@@ -181,49 +183,73 @@ class Network:
         for connection in self._connections:
             connection.background.set()
 
-    def wait(self, handle: Handle | None, condition: Callable[[], bool], deadline: float) -> bool:
+    def wait(
+        self,
+        handle: Handle | None,
+        condition: Callable[[], bool],
+        deadline: float,
+        awaited: object = None,
+    ) -> bool:
         """Wait until `condition()` (evaluated under the lock) holds; False when the deadline came first.
 
-        The calling thread moves the frames of the connection the handle is at, wherever that is meanwhile.
+        The calling thread moves the frames of the connection the handle is at, wherever that is meanwhile. It looks
+        when there is news for what is `awaited`: the handle, unless it is something else.
         """
         self.check()
         wake = self._wakes.pop() if self._wakes else Wake()
+        key = handle if awaited is None else awaited
+        at: Connection | None = None  # where it leads, or follows
         try:
             while True:
                 with self.lock:
-                    connection = self.connection_of(handle)
-                    connection.service()
-                    answer = condition()
-                    while connection.session.outbox and connection.pump():
+                    led = self._look_up(at, key, wake)
+                    at = connection = self.connection_of(handle)
+                    try:
+                        connection.service()
                         answer = condition()
-                    if self.connection_of(handle) is not connection:
-                        continue  # it has just moved
-                    now = self.clock.monotonic()
-                    done = answer or now >= deadline
-                    if not done:
-                        lead = connection.leader is None
+                        while connection.session.outbox and connection.pump():
+                            answer = condition()
+                        if self.connection_of(handle) is not connection:
+                            continue  # it has just moved
+                        now = self.clock.monotonic()
+                        done = answer or now >= deadline
+                        lead = not done and connection.leader is None
                         if lead:
                             connection.leader = wake
                             connection.touches += 1
-                        else:
-                            connection.followers.append(wake)
+                        elif not done:
+                            connection.followers.add(key, wake)
                         fds = connection.fds if lead else ()
                         until = min(deadline, connection.deadline()) if lead else deadline
+                    finally:
+                        if led is not None and led.leader is None:
+                            _let_lead(led)
                 self.settle()
                 if done:
                     return answer
-                try:
-                    poll(wake, fds, until - now)
-                finally:
-                    with self.lock:
-                        self._stop_waiting(connection, wake)
+                poll(wake, fds, until - now)
                 self.check()
         finally:
+            with self.lock:
+                led = self._look_up(at, key, wake)
+                if led is not None:
+                    _let_lead(led)
             wake.clear()
             if self.closed:
                 wake.close()
             else:
                 self._wakes.append(wake)
+
+    @staticmethod
+    def _look_up(at: Connection | None, key: object, wake: Wake) -> Connection | None:
+        """Stop waiting for a moment; return the connection that nobody leads now (lock held)."""
+        if at is None:
+            return None
+        at.followers.discard(key, wake)
+        if at.leader is not wake:
+            return None
+        at.leader = None
+        return at
 
     def wait_anywhere(self, condition: Callable[[], bool], deadline: float) -> bool:
         """Do what `wait` does for something that may come over any connection; others move the frames."""
@@ -246,7 +272,7 @@ class Network:
                 finally:
                     with self.lock:
                         for connection in followed:
-                            self._stop_waiting(connection, wake)
+                            connection.followers.discard(None, wake)
                 self.check()
         finally:
             wake.clear()
@@ -266,14 +292,6 @@ class Network:
         """
         return sum(connection.pump() for connection in list(self._connections)) > 0
 
-    def _stop_waiting(self, connection: Connection, wake: Wake) -> None:
-        if connection.leader is wake:
-            connection.leader = None
-            if connection.followers:
-                connection.followers[0].set()  # it may lead now
-        elif wake in connection.followers:
-            connection.followers.remove(wake)
-
     def settle(self) -> None:
         """After the lock was let go: make the calls that users asked for."""
         while self.callbacks:
@@ -285,10 +303,29 @@ class Network:
                 call()
             except Exception:
                 logging.getLogger("ister").exception("a callback failed")
-        if self.progressed:
-            self.progressed = False
+        if self._progressed:
+            self._progressed = False
             if self.on_progress is not None:
                 self.on_progress()
+
+    def note(self, news: News) -> None:
+        """Something has changed for somebody (lock held)."""
+        if self.on_progress is not None and news:
+            self._progressed = True
+            self._news.add(news)
+
+    def take_news(self) -> News:
+        """Return for whom something has changed since the last call, where `on_progress` is told of it."""
+        with self.lock:
+            return self._news.take()
+
+    def wake(self, key: object) -> None:
+        """Let whoever waits for this look, wherever that is (lock held)."""
+        news = News()
+        news.keys.add(key)
+        for connection in self._connections:
+            connection.wake(news)
+        self.note(news)
 
     def tell(self, event: BrokerEvent) -> None:
         """A broker has come, or gone: tell the program, and its log (lock held)."""
@@ -344,6 +381,13 @@ class Network:
         self.lock = threading.Lock()  # the old one may be held by a thread that is not here
         for user in self._users:
             user.after_fork(self.lock)
+
+
+def _let_lead(connection: Connection) -> None:
+    """Nobody leads a connection any more: let one who waits there see that it may (lock held)."""
+    follower = connection.followers.first()
+    if follower is not None:
+        follower.set()
 
 
 _live: weakref.WeakSet[Network] = weakref.WeakSet()

@@ -370,9 +370,8 @@ class Producer:
 
     def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
         """Wait until a shipment is resolved; False when the time (seconds) ran out first."""
-        return self._network.wait(
-            self.publication, lambda: shipment.resolved, self._network.deadline(arguments.timeout(timeout))
-        )
+        deadline = self._network.deadline(arguments.timeout(timeout))
+        return self._network.wait(self.publication, lambda: shipment.resolved, deadline, shipment)
 
     def why_waiting(self) -> str:
         """Say in words what it is waiting for, for the text of an error."""
@@ -465,6 +464,8 @@ class Producer:
             )
             if publication.session is not None:
                 publication.session.detach(publication)
+            self._network.wake(publication)
+            self._network.connection_of(publication).spread()
         self._network.settle()
 
     def after_fork(self, lock: threading.Lock) -> None:

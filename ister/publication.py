@@ -341,6 +341,8 @@ class Publication:
 
     def _resolve(self, shipment: Shipment) -> None:
         shipment.resolved = True
+        if self.session is not None:
+            self.session.news.keys.add(shipment)
         if shipment.error is not None and (self.refused is None or self.refused.observed):
             self.refused = shipment
         if shipment.callbacks:

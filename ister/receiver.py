@@ -228,9 +228,9 @@ class Receiver:
         attachment = self.attachment
         with self._lock:
             attachment.fail(ClosedError(f"{self.what} is closed"))
-            self._network.connection_of(attachment).tell_all()  # other threads may be waiting here
             if attachment.session is not None:
                 attachment.session.detach(attachment)
+            self._network.wake(attachment)  # other threads may be waiting here
         self._network.settle()
 
     def after_fork(self, lock: threading.Lock) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from ister import wire
 from ister.errors import CODES, ConnectionLostError, IsterError, RemoteError, RemoteProtocolError
+from ister.waking import News
 from ister.wire import Key, Limit, Type
 
 Phase = Literal["idle", "greeting", "ready", "ended"]
@@ -137,6 +138,7 @@ class Session:
         self.boot: int | None = None
         self.trouble: IsterError | None = None  # why the connection was last lost or refused
         self.moves: list[tuple[Handle, str]] = []  # handles that live elsewhere; the shell takes them there
+        self.news = News()  # for whom something has changed, since the shell last took it
         self.jitter = jitter
         self._client = client
         self.secret: bytes | None = None  # of the session, as WELCOME said; the next HELLO shows it
@@ -223,6 +225,7 @@ class Session:
         if then is None:
             return False
         self.phase = then
+        self.news.everything = True
         return True
 
     # ---- speaking ------------------------------------------------------------------------------------------------
@@ -232,7 +235,10 @@ class Session:
         self.outbox.append([wire.encode_header(header), *body])
 
     def expect(self, answer: Answer) -> int:
-        """Return a new REF whose answer goes to `answer(frame)`; a lost connection drops it."""
+        """Return a new REF whose answer goes to `answer(frame)`; a lost connection drops it.
+
+        A method of whom it concerns: whoever waits for that looks then.
+        """
         self._ref += 1
         self._answers[self._ref] = answer
         return self._ref
@@ -315,6 +321,7 @@ class Session:
                     self._lost_session(header)
                 else:
                     answer(frame)
+                    self.news.keys.add(getattr(answer, "__self__", None))
                 return
             if kind != Type.ERROR:
                 return
@@ -325,8 +332,10 @@ class Session:
             handle = self.handles.get(header[Key.HANDLE])
             if handle is not None:
                 handle.on_frame(frame)
+                self.news.keys.add(handle)
         elif kind == Type.ERROR:
             self.trouble = remote_error(header)
+            self.news.everything = True
 
     def _on_welcome(self, header: wire.Header, now: float) -> None:
         if header[Key.VERSION] != wire.PROTOCOL_VERSION:
@@ -386,6 +395,7 @@ class Session:
             except RemoteProtocolError as error:
                 request.error = error
         request.done = True
+        self.news.keys.add(request)
 
     # ---- time ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Request and reply in the event loop: the part of `Client` that asks and answers (see `ister.inbox`).
 
 Invariants
-- one inbox a client, and one task that sorts what comes into it, while anybody waits for a reply
+- one inbox a client; whoever moves the frames sorts what comes into it, and the loop wakes the one it is for
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from ister import arguments
 from ister.aio.administration import Administration
 from ister.aio.producer import Producer
-from ister.aio.waiting import fulfil
 from ister.client import DIAGNOSIS_MAX, DIAGNOSIS_S, Plan
 from ister.client import Client as SyncClient
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
@@ -30,8 +29,6 @@ class Conversation(Administration):
         super().__init__(client, timeout)
         self._inbox: Inbox | None = None
         self._inbox_opening: asyncio.Task[Inbox] | None = None
-        self._replies: dict[asyncio.Future[None], Inbox] = {}
-        self._sorting: tuple[Inbox, asyncio.Task[None]] | None = None
         client.replier = self._reply
 
     async def request(
@@ -48,11 +45,7 @@ class Conversation(Administration):
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         deadline = network.deadline(seconds)
         inbox = await self._open_inbox(seconds)
-        future: asyncio.Future[None] = self._loop.create_future()
-        waiting = inner.expect_reply(inbox, lambda: fulfil(future))
-        self._replies[future] = inbox
-        if self._sorting is None or self._sorting[0] is not inbox or self._sorting[1].done():
-            self._sorting = (inbox, self._loop.create_task(self._sort(inbox)))
+        waiting = inner.expect_reply(inbox)
         try:
             producer = Producer(self, inner.outlets.producer(topic))
             receipt = await producer.send(
@@ -62,12 +55,19 @@ class Conversation(Administration):
                 timeout=network.seconds_until(deadline),
             )
             shipment = receipt.shipment
-            BatchReceipt(shipment, receipt.index, 1).add_done_callback(
-                lambda _receipt: None if shipment.error is None else self._from_thread(fulfil, future)
-            )
-            await self._until(future, max(0.0, deadline - network.clock.monotonic()))
+
+            def over() -> bool:
+                return waiting.message is not None or inbox.closed or shipment.error is not None
+
+            def refused(_receipt: BatchReceipt) -> None:
+                if shipment.error is not None:
+                    with network.lock:
+                        network.wake(waiting)
+
+            BatchReceipt(shipment, receipt.index, 1).add_done_callback(refused)
+            left = network.seconds_until(deadline)
+            await self.wait(inbox.reader.attachment, over, left, waiting)
         finally:
-            del self._replies[future]
             with network.lock:
                 inbox.forget(waiting)
         if waiting.message is None and not inbox.closed:
@@ -98,24 +98,8 @@ class Conversation(Administration):
         topic = request.arguments["topic"]
         reader = self._client.plan_reader(topic, start="latest")
         await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), None)
-        self._inbox = Inbox(topic, reader)
+        self._inbox = Inbox(topic, reader, self._client.network.wake)
         return self._inbox
-
-    async def _sort(self, inbox: Inbox) -> None:
-        """Give replies to those who wait for them, while anybody does: one task for all of them."""
-
-        def over() -> bool:
-            inbox.sort()
-            return not len(inbox) or inbox.closed
-
-        try:
-            while len(inbox) and not inbox.closed:
-                await self.wait(inbox.reader.attachment, over, None)
-        except IsterError:
-            pass  # the client is closed: `reply_of` says so
-        for future, waits_at in self._replies.items():
-            if waits_at is inbox and inbox.closed:
-                fulfil(future)
 
     async def _consumers_of(self, topic: str) -> int | None:
         try:

@@ -21,6 +21,7 @@ from ister.client import Client as SyncClient
 from ister.client import Plan
 from ister.message import Shipment
 from ister.session import Handle, Request
+from ister.waking import Waiters
 
 
 class Waiting(Closing):
@@ -31,8 +32,7 @@ class Waiting(Closing):
         self._client = client
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._shipments: dict[Shipment, set[asyncio.Future[None]]] = {}
+        self._waiters: Waiters[asyncio.Future[None]] = Waiters()
         self._waking = False
         network = client.network
         with network.lock:
@@ -55,21 +55,27 @@ class Waiting(Closing):
 
     def _wake(self) -> None:
         self._waking = False
-        waiters, self._waiters = self._waiters, set()
-        for future in waiters:
+        for future in self._waiters.concerned(self._client.network.take_news()):
             fulfil(future)
-        for shipment in [shipment for shipment in self._shipments if shipment.resolved]:
-            for future in self._shipments.pop(shipment):
-                fulfil(future)
 
-    async def wait(self, handle: Handle | None, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first."""
+    async def wait(
+        self,
+        handle: Handle | None,
+        condition: Callable[[], bool],
+        timeout: float | None,
+        awaited: object = None,
+    ) -> bool:
+        """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first.
+
+        It looks when there is news for what is `awaited`: the handle, unless it is something else.
+        """
         network = self._client.network
+        key = handle if awaited is None else awaited
         network.check()
         deadline = network.deadline(arguments.timeout(timeout))
         while True:
             future: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.add(future)
+            self._waiters.add(key, future)
             try:
                 with network.lock:
                     answer = condition()
@@ -83,7 +89,7 @@ class Waiting(Closing):
                     return answer
                 await self._until(future, left)
             finally:
-                self._waiters.discard(future)
+                self._waiters.discard(key, future)
             network.check()
 
     async def _until(self, future: asyncio.Future[None], seconds: float) -> None:
@@ -99,24 +105,24 @@ class Waiting(Closing):
 
     async def wait_for_shipment(self, shipment: Shipment, timeout: float | None) -> None:
         """Wait until a shipment is resolved, or the time (seconds) has run out."""
-        seconds = arguments.timeout(timeout)
-        future: asyncio.Future[None] = self._loop.create_future()
-        waiting = self._shipments.setdefault(shipment, set())
-        waiting.add(future)
-        if shipment.resolved:  # just now, in another thread: its call may have come before the entry
-            self._progressed()
-        try:
-            await self._until(future, float("inf") if seconds is None else seconds)
-        finally:
-            waiting.discard(future)
-            if not waiting and self._shipments.get(shipment) is waiting:
-                del self._shipments[shipment]
+        clock = self._client.network.clock
+        deadline = self._client.network.deadline(arguments.timeout(timeout))
+        while True:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.add(shipment, future)
+            try:
+                left = deadline - clock.monotonic()
+                if shipment.resolved or left <= 0:
+                    return
+                await self._until(future, left)
+            finally:
+                self._waiters.discard(shipment, future)
 
     async def _ask(self, request: Request, timeout: float | None) -> Any:
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         self._client.send_request(request)
         try:
-            await self.wait(None, lambda: request.done, seconds)
+            await self.wait(None, lambda: request.done, seconds, request)
         finally:
             if not request.done:
                 self._client.withdraw(request)

@@ -40,10 +40,11 @@ class Desk:
 
     def __init__(self) -> None:
         self.come: list[Delivery] = []
+        self.told: list[object] = []
         attachment = SimpleNamespace(
             phase="open", error=None, take=lambda: self.come.pop(0) if self.come else None
         )
-        self.inbox = Inbox("_inbox/x", cast(Any, SimpleNamespace(attachment=attachment)))
+        self.inbox = Inbox("_inbox/x", cast(Any, SimpleNamespace(attachment=attachment)), self.told.append)
 
     def waiting(self, correlation_id: str) -> Waiting:
         one = Waiting(correlation_id)
@@ -82,14 +83,16 @@ def test_late_double_and_strange_replies_are_dropped() -> None:
     assert (desk.come, len(desk.inbox)) == ([], 0)
 
 
-def test_who_waits_is_called_once() -> None:
-    """An event loop wakes one future a reply."""
+def test_who_waits_is_told_once_and_nobody_else() -> None:
+    """A reply wakes the one it is for; the end of an inbox wakes all."""
     desk = Desk()
-    calls: list[int] = []
-    desk.inbox.expect(Waiting("1", lambda: calls.append(1)))
-    desk.come = [reply("1"), reply("1")]
+    first, second, third = (desk.waiting(name) for name in "123")
+    desk.come = [reply("1"), reply("1"), reply("4")]
     desk.inbox.sort()
-    assert calls == [1]
+    assert desk.told == [first]
+    cast(Any, desk.inbox.reader).attachment.phase = "closed"
+    desk.inbox.sort()
+    assert desk.told == [first, second, third]
 
 
 def test_a_reply_goes_where_the_request_says() -> None:

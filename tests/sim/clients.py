@@ -125,7 +125,9 @@ class SimNetwork(ClientNetwork):
         self.eager = True
         _live.discard(self)  # nothing of it needs an end
 
-    def wait(self, handle: Any, condition: Callable[[], bool], deadline: float) -> bool:
+    def wait(
+        self, handle: Any, condition: Callable[[], bool], deadline: float, awaited: object = None
+    ) -> bool:
         raise AssertionError("nobody waits in a simulation")
 
     def thaw(self) -> None:

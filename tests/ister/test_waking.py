@@ -1,0 +1,137 @@
+"""Those who wait are woken by what they wait for, and by nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+
+import pytest
+
+import ister
+import ister.aio
+from ister import testing
+from ister.connection import Wake
+from ister.errors import ClosedError, ConnectionLostError
+from ister.receiver import Receiver
+from ister.waking import News, Waiters
+
+
+def about(*keys: object, everything: bool = False) -> News:
+    """Return some news."""
+    news = News()
+    news.keys.update(keys)
+    news.everything = everything
+    return news
+
+
+def test_news_concern_those_who_wait_for_them() -> None:
+    """Whoever waits for nothing in particular is concerned by all, and everybody by what may be anything."""
+    waiters: Waiters[str] = Waiters()
+    for key, name in ((1, "a"), (1, "b"), (2, "c"), (None, "d")):
+        waiters.add(key, name)
+    assert len(waiters) == 4
+    assert set(waiters.concerned(about(1))) == {"a", "b", "d"}
+    assert set(waiters.concerned(about(2, 3, 4, 5, 6))) == {"c", "d"}
+    assert set(waiters.concerned(about(everything=True))) == set("abcd")
+    assert set(waiters.concerned(about(7))) == {"d"}
+    waiters.discard(1, "a")
+    waiters.discard(1, "a")
+    waiters.discard(9, "z")
+    assert waiters.first() == "b"
+    assert set(waiters.concerned(about(1))) == {"b", "d"}
+
+
+def test_news_are_taken_once() -> None:
+    """And added to others."""
+    news = about(1)
+    news.add(about(2, everything=True))
+    taken = news.take()
+    assert (taken.keys, taken.everything) == ({1, 2}, True)
+    assert not news
+    assert taken
+
+
+def test_of_many_tasks_the_one_is_woken_that_is_meant(broker: testing.Broker) -> None:
+    """A message for one of fifty consumers makes one of their tasks look."""
+
+    async def scene() -> None:
+        async with ister.aio.connect(broker.endpoint, timeout=20) as client:
+            consumers = []
+            for number in range(50):
+                await client.create_topic(f"orders/{number}")
+                consumers.append(await client.consumer(f"orders/{number}", "s"))
+            looked: Counter[int] = Counter()
+
+            def watch(number: int, inner: Receiver) -> None:
+                look = inner.has_news
+
+                def has_news() -> bool:
+                    looked[number] += 1
+                    return look()
+
+                inner.has_news = has_news  # type: ignore[method-assign]
+
+            for number, consumer in enumerate(consumers):
+                watch(number, consumer._receiver)
+            tasks = [asyncio.create_task(consumer.receive()) for consumer in consumers]
+            async with client.producer("orders/7") as producer:
+                await asyncio.sleep(0.1)
+                looked.clear()
+                await producer.send(b"x")
+                message = await asyncio.wait_for(tasks[7], 20)
+                assert message is not None
+                await asyncio.sleep(0.1)
+                assert set(looked) == {7}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scene())
+
+
+def test_of_many_threads_the_one_is_woken_that_is_meant(
+    broker: testing.Broker, client: ister.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply for one of thirty requests wakes its thread, and at most one more, which moves the frames."""
+    woken: Counter[int] = Counter()
+    wake = Wake.set
+
+    def counted(self: Wake) -> None:
+        woken[id(self)] += 1
+        wake(self)
+
+    with ister.connect(broker.endpoint, timeout=20) as other:
+        client.create_topic("silence", dispatch="non-reliable")
+        client.create_topic("echo", dispatch="non-reliable")
+
+        def wait() -> None:
+            with suppress(ClosedError, ConnectionLostError):
+                client.request("silence", b"?", timeout=600)
+
+        def serve(consumer: ister.Consumer) -> None:
+            for message in consumer:
+                message.reply(message.payload)
+
+        with other.consumer("echo", "servers", type="shared") as consumer:
+            server = threading.Thread(target=serve, args=(consumer,))
+            server.start()
+            client.request("echo", b"x", timeout=20)
+            waiting = [threading.Thread(target=wait) for _ in range(30)]
+            for thread in waiting:
+                thread.start()
+            while client._inbox is None or len(client._inbox) < 30:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            monkeypatch.setattr(Wake, "set", counted)
+            for _ in range(10):
+                client.request("echo", b"x", timeout=20)
+            assert len(woken) < 20  # of thirty that wait, and some that do not
+            monkeypatch.undo()
+            client.close()
+            for thread in waiting:
+                thread.join(20)
+                assert not thread.is_alive()
+        server.join(20)
