@@ -43,7 +43,7 @@ from actors.messages import (
 from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
 from actors.poison import Poisoned
 from actors.runtime import Timer, receives
-from actors.selection import Member
+from actors.selection import READER, Member
 from actors.timed_subscription import LOOKED_AT_MAX
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
 from ister.wire import Column, encode_result
@@ -199,7 +199,7 @@ class ReliableSubscription(FailingSubscription):
                 self._expire(max(batch.first_offset, source.next), batch_end)
                 source.take_to(batch_end)
                 continue
-            if batch.columns & Column.DELIVER_AT and self.meta.type == "shared":
+            if batch.columns & Column.DELIVER_AT and self.meta.type != READER:
                 if self._looked_at >= LOOKED_AT_MAX:
                     self._wake()
                     return None
@@ -243,6 +243,9 @@ class ReliableSubscription(FailingSubscription):
         return gather(rows, 1, 0)
 
     def _deliver_to(self, member: Member, piece: Piece) -> None:
+        if self._apart:
+            for first, end in piece.parts:
+                self._apart.subtract(first, end)
         self._last_delivered_ms = self.clock.time_ms()
         if not member.outstanding:
             member.holds_since_ms = self._last_delivered_ms
@@ -270,9 +273,9 @@ class ReliableSubscription(FailingSubscription):
         low = self._log.cursor.low
         if self._comes_too_late(command, ((low, command.end),)):
             return
-        if command.end > low:
-            self._log.note(low, command.end)
-            self._settled(low, command.end)
+        for first, end in self._apart.gaps(low, max(low, command.end)):  # nobody has seen what is between
+            self._log.note(first, end)
+            self._settled(first, end)
         self._acknowledged(command)
 
     def _comes_too_late(

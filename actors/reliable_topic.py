@@ -64,7 +64,7 @@ from ister.errors import (
     StorageError,
     StoreError,
 )
-from ister.wire import OFFSET_UNKNOWN, Key, encode_result
+from ister.wire import OFFSET_UNKNOWN, Buffer, Column, Key, encode_result, latest_time
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, ProducerTable
 from storage.ranges import RangeSet
@@ -328,6 +328,8 @@ class ReliableTopic(Topic):
         verdict = wal.producers.check(producer_id, batch.sequence, batch.count)
         if isinstance(verdict, Fresh):
             self._check_behind()
+            if batch.columns & Column.DELIVER_AT:
+                self._check_times(batch.frames[-1])
             self.last_published_ms = self.clock.time_ms()
             offset = wal.append(
                 count=batch.count,
@@ -345,6 +347,19 @@ class ReliableTopic(Topic):
             raise sequence_error(verdict, batch)
         # A duplicate may be of what is not durable yet; one whose offset is forgotten, of anything here.
         return (wal.next_offset if offset == OFFSET_UNKNOWN else offset + batch.count), offset
+
+    def _check_times(self, column: Buffer) -> None:
+        """Raise RemoteError where a message would be older than the topic lets it be before its time comes."""
+        ttl_ms = int(self.meta.settings.get("message_ttl_ms", 0))
+        if not ttl_ms:
+            return
+        wait_ms = latest_time(column) - self.clock.time_ms()
+        if wait_ms > ttl_ms:
+            raise RemoteError(
+                "invalid-argument",
+                f"a message is to be delivered in {wait_ms} ms, and would be too old by then: message_ttl_ms "
+                f"({ttl_ms} ms) of topic {self.meta.name!r} is less; send the batch with a shorter delay",
+            )
 
     def _check_failed(self, error: IsterError) -> None:
         """After a refusal: is it the log that failed, and not only this batch?"""

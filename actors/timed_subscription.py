@@ -37,6 +37,8 @@ class TimedSubscription(LogSubscription):
         self._opening: deque[tuple[int, int]] = deque()  # will be due soon: read again when exactly
         self._delay_timer: Timer | None = None
         self._failed_end = 0  # behind the last message that had failed when the journal was opened
+        # Of an Exclusive or Failover subscription: what was passed over, and is not meant by "everything up to here".
+        self._apart = RangeSet()
         self._aside = RangeSet()  # of these, what waits: queued already, and passed over where the log has it
         self._looked_at = 0  # in this turn
         self.expired = 0
@@ -54,6 +56,7 @@ class TimedSubscription(LogSubscription):
         self._opening.clear()
         self._failed_end = 0
         self._aside = RangeSet()
+        self._apart = RangeSet()
 
     def _delayed(self) -> int:
         return self._delays.messages + sum(end - first for first, end in self._opening)
@@ -130,6 +133,8 @@ class TimedSubscription(LogSubscription):
                     at += 1
                 if when > batch.timestamp_ms:
                     self._delays.add(when, run, at, now_ms)
+                    if self.meta.type != "shared":
+                        self._apart.add(run, at)
                 else:
                     self._add_first(run, at, now_s)
         self._look_at_delays()

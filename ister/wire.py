@@ -443,6 +443,11 @@ def split_times(column: Buffer, count: int) -> array[int]:
     return times
 
 
+def latest_time(column: Buffer) -> int:
+    """Return the latest of the times in a DELIVER_AT column that was checked."""
+    return max(split_times(column, len(column) // 8))
+
+
 def around_bytes_max(batch_bytes_max: int) -> int:
     """Return what a lone message may have beside its payload, however large that is."""
     return max(AROUND_BYTES_MIN, min(AROUND_BYTES_MAX, batch_bytes_max // 16))

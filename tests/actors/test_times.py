@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ister.wire import Key
+from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets
 from tests.stage import Stage
 
@@ -88,12 +88,71 @@ def test_what_is_due_while_nobody_is_there_comes_with_the_next(scene: Scene) -> 
     assert offsets(scene.consumer()) == [0]
 
 
-def test_ordered_subscriptions_do_not_wait(stage: Stage) -> None:
-    """Of an Exclusive subscription order is the promise: it delivers at once."""
-    scene = Scene(stage, type="exclusive")
+@pytest.mark.parametrize("type_", ["exclusive", "failover"])
+def test_ordered_subscriptions_wait_too_and_the_others_do_not_wait_for_it(stage: Stage, type_: str) -> None:
+    """What has no time comes in order; what has one comes when that is there, and not twice."""
+    scene = Scene(stage, type=type_)
     client = scene.consumer()
+    now = scene.now_ms()
+    scene.publish(b"0", b"1", b"2", b"3", deliver_at=[now + 9_000, 0, now + 5_000, 0])
+    assert offsets(client) == [1, 3]
+    stage.advance(4.9)
+    assert offsets(client) == []
+    stage.advance(0.2)
+    assert offsets(client) == [2]
+    client.ack(1, (1, 2), (3, 4))
+    stage.advance(4)
+    assert offsets(client) == [0]
+    client.ack(1, (0, 1), (2, 3))
+    assert scene.shown()["cursor"] == 4
+
+
+@pytest.mark.parametrize("type_", ["exclusive", "failover"])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_everything_up_to_here_is_not_what_nobody_has_seen(stage: Stage, type_: str, restarts: bool) -> None:
+    """A message that waits for its time is acknowledged by nobody who was not given it."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer()
+    scene.publish(b"0", b"1", b"2", deliver_at=[0, scene.now_ms() + 8_000, 0])
+    assert offsets(client) == [0, 2]
+    client.say({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: 1, Key.OFFSET: 2, Key.REF: 900})
+    assert client.expect(Type.DONE, ref=900)
+    assert scene.shown()["pending"] == [[1, 2]]
+    if restarts:
+        stage.restart(2)
+        client = scene.consumer()
+    stage.advance(8.1)
+    assert offsets(client) == [1]
+    client.say({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: 1, Key.OFFSET: 1, Key.REF: 901})
+    assert client.expect(Type.DONE, ref=901)
+    assert scene.shown()["cursor"] == 3
+
+
+def test_a_reader_does_not_wait(stage: Stage) -> None:
+    """It looks at what there is, in order."""
+    scene = Scene(stage)
     scene.publish(b"0", b"1", deliver_at=[scene.now_ms() + 60_000, 0])
+    client = stage.at_subscription("orders", "r")
+    client.open_consumer(1, "orders", "r", "reader", start="earliest")
     assert offsets(client) == [0, 1]
+
+
+@pytest.mark.parametrize("type_", ["exclusive", "shared"])
+def test_what_would_be_too_old_by_then_is_refused(stage: Stage, type_: str) -> None:
+    """A delay beyond the time to live: nobody would ever get it, and the error says both."""
+    scene = Scene(stage, type=type_, message_ttl_ms=60_000)
+    client = scene.consumer()
+    now = scene.now_ms()
+    scene.producer.publish_keyed(1, 0, (b"", b"x"), (b"", b"y"), deliver_at=[0, now + 60_001])
+    refused = scene.producer.expect(Type.ERROR, handle=1)
+    assert (refused.code, refused.header[Key.ACTION]) == ("invalid-argument", "fix")
+    assert "60001 ms" in refused.header[Key.TEXT]
+    assert "message_ttl_ms (60000 ms) of topic 'orders'" in refused.header[Key.TEXT]
+    assert scene.producer.open_producer(1, "orders", 7, 0).kind == Type.OPENED
+    scene.publish(b"z", deliver_at=[now + 50_000])
+    stage.client().request("topic.update", topic="orders", message_ttl_ms=0)
+    scene.publish(b"z", deliver_at=[now + 600_000])
+    assert offsets(client) == []
 
 
 def test_very_many_may_wait(scene: Scene) -> None:
