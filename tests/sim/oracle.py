@@ -89,6 +89,11 @@ class Oracle:
     ) -> SubscriptionModel:
         """There is a subscription, which begins at the earliest message."""
         found = SubscriptionModel(machine, self.topics[topic], name, kind, options)
+        for before in (
+            self.subscriptions.values()
+        ):  # what waited where it was before goes on waiting, if the store knew
+            if (before.topic.name, before.name) == (topic, name):
+                found.delayed |= before.delayed | before.holds.keys()
         self.subscriptions[machine, topic, name] = found
         return found
 
@@ -249,7 +254,7 @@ class Oracle:
         elif kind == Type.ACK_UNTIL:
             end = header[Key.OFFSET] + 1
             if subscription.in_order and (not consumer.moved or end - 1 in consumer.since):
-                ranges = [(subscription.begin or 0, end)]
+                ranges = self._seen_below(subscription, end)
             else:  # what it holds: what it held once, and may hold still, may be acknowledged by it
                 subscription.acknowledged.update(offset for offset in consumer.given if offset < end)
                 ranges = [
@@ -262,6 +267,16 @@ class Oracle:
             self._given_back(consumer, header)
         elif kind == Type.EXTEND:
             self._extended(consumer, header)
+
+    def _seen_below(self, subscription: SubscriptionModel, end: int) -> list[tuple[int, int]]:
+        """Return what "everything up to here" means: not what waits for its time, and nobody was given."""
+        ranges: list[tuple[int, int]] = []
+        at = subscription.begin or 0
+        for offset in range(at, end):
+            if not subscription.ever[offset] and self._may_wait(subscription.topic, offset):
+                ranges.append((at, offset))
+                at = offset + 1
+        return [(first, stop) for first, stop in (*ranges, (at, end)) if first < stop]
 
     def _extended(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
         """Who still works on a message has it for another timeout, if it had it."""
@@ -516,7 +531,7 @@ class Oracle:
                 self.violated(
                     f"{identity!r} comes with time {times[at]}, it was sent with {sent.deliver_at_ms}"
                 )
-            if sent is not None and sent.deliver_at_ms and subscription.kind in ("shared", "key-shared"):
+            if sent is not None and sent.deliver_at_ms and subscription.kind != "reader":
                 self._check_time(subscription, offset, sent.deliver_at_ms)
             self._deliver_one(consumer, offset, key, header.get(Key.ATTEMPT, 1))
         if subscription.kind == "shared":
@@ -598,6 +613,8 @@ class Oracle:
             or reached in subscription.done_otherwise
             or subscription.maybe_poison(reached)
             or self._may_be_expired(subscription.topic, reached)
+            or self._may_wait(subscription.topic, reached)
+            or self._may_have_come_back(subscription, reached)
         ):
             reached += 1
         if reached < offset:
@@ -646,9 +663,15 @@ class Oracle:
         """Whether all of these may have outlived their topic's time to live."""
         return all(self._may_be_expired(topic, offset) for offset in offsets)
 
+    def _may_have_come_back(self, subscription: SubscriptionModel, offset: int) -> bool:
+        """Whether somebody had a message for as long as he may: it waits for its back-off, perhaps."""
+        hold = subscription.holds.get(offset)
+        return hold is not None and self.clock.now_s - hold.at_s >= subscription.ack_timeout_s - 1e-6
+
     def _may_wait(self, topic: TopicModel, offset: int) -> bool:
         """Whether a message had a time of delivery: those behind it do not wait."""
-        sent = self.sent.get(topic.at[offset])
+        identity = topic.at.get(offset)
+        sent = None if identity is None else self.sent.get(identity)
         return sent is None or sent.deliver_at_ms > 0
 
     def _check_fairness(self, consumer: ConsumerModel) -> None:
