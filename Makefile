@@ -9,9 +9,10 @@ SEED   ?=
 SEEDS  ?= 1000
 FIRST  ?= 0
 JOBS   ?= 2
+MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check bench crash sim serve clean python-version
+.PHONY: help demo test quick check bench crash sim soak serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -43,6 +44,9 @@ crash: $(STAMP) ## kill a broker ROUNDS=20 times, and check that nothing is lost
 
 sim: $(STAMP) ## live SEEDS=1000 simulated histories of the whole broker (from seed FIRST=0 on, JOBS=2 processes)
 	@$(BIN)/python -m tests.sim.campaign --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(ARGS)
+
+soak: $(STAMP) ## run a broker under mixed load for MINUTES=20: descriptors, maps, memory and disk stay flat
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
 serve: $(STAMP) ## start a broker with its data in ./data
 	@$(BIN)/ister serve $(ARGS)

@@ -127,6 +127,7 @@ class LogSubscription(Subscription):
     def _attach(self) -> None:
         """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
         self._topic_ref.tell(Attach(self.address, self.topic))
+        self._source.rest()
         if self._attach_timer is not None:
             self._attach_timer.cancel()
         self._attach_timer = self.call_later(ATTACH_AGAIN_S, self._attach)

@@ -201,6 +201,23 @@ def join(batches: Sequence[Batch]) -> Piece:
     )
 
 
+def copied(batch: Batch) -> RelayedBatch:
+    """Return a batch in memory of its own, whatever becomes of the file that it lies in."""
+    keys, attributes, deliver_at = batch.keys, batch.attributes, batch.deliver_at
+    return RelayedBatch(
+        batch.first_offset,
+        batch.count,
+        batch.timestamp_ms,
+        batch.columns,
+        bytes(batch.lengths),
+        bytes(batch.payload),
+        None if keys is None else bytes(keys),
+        None if attributes is None else bytes(attributes),
+        None if deliver_at is None else bytes(deliver_at),
+        batch.producer_id,
+    )
+
+
 def batch_bytes(batch: Batch) -> int:
     """Return the bytes of a batch's body frames."""
     size = len(batch.lengths) + len(batch.payload)

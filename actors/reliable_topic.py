@@ -77,6 +77,7 @@ from transport.session import Handle
 log = logging.getLogger("ister.topic")
 
 SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
+REST_S: Final = 5.0  # after so long without a message a log gives back what it holds for the next ones
 TELL_AGAIN_S: Final = (
     10.0  # what the tier was told, and has not taken for so long, is told again: mail is no promise
 )
@@ -152,6 +153,7 @@ class ReliableTopic(Topic):
         self._care = care
         self._deleted = False
         self._sealed_told = 0  # the uploader was told of segments up to here
+        self._appended = (-1, 0.0)  # where the log ended when it was last looked at, and since when
         self._waiting_at = (0, 0.0)  # the watermark that was seen last, and since when
         self.commits = 0
 
@@ -500,6 +502,19 @@ class ReliableTopic(Topic):
         wal = self._log
         if wal is not None and wal.seal_due(self.clock.time_ms()):
             self._seal()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Have the log give back the room that it holds, when nothing was appended for a while."""
+        wal, now_s = self._log, self.clock.monotonic()
+        if wal is None:
+            return
+        if wal.next_offset != self._appended[0]:
+            self._appended = (wal.next_offset, now_s)
+        elif now_s - self._appended[1] >= REST_S and wal.rest():
+            self._schedule_commit()
+        if wal.failed is not None:
+            self._fail(wal.failed)
 
     def _seal(self) -> None:
         wal = self._log

@@ -6,6 +6,8 @@ is delivered to whom is not decided here.
 Invariants
 - `next` is the first offset that was never looked at; what is read ahead begins there, or in the batch that holds it
 - nothing is skipped by itself: what cannot be read is raised, and what an operator had skipped is told (`on_skipped`)
+- what is kept for long is copied out of the log's maps, within bounds of a subscription and of its process: no segment
+  that was deleted stays on the disk, or in memory, because of it
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, cut, join
+from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, copied, cut, join
 from ister.errors import StorageError
 from ister.wire import DELIVER_RECORDS_MAX
 from storage.tiered import UNKNOWN, TieredReader
 
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
-SHEETS_MESSAGES_MAX: Final = 50_000  # of batches whose single messages are looked at: some 10 MB
+# Of batches whose single messages are looked at, copied: what is known of each message is some 10 MB, and the bytes
+# are those of the lanes of a subscription whose consumers keep up.
+SHEETS_MESSAGES_MAX: Final = 50_000
+SHEETS_BYTES_MAX: Final = 16 << 20
+# Beyond what all subscriptions of the process may have together, each has this much, or one batch.
+SHEETS_BYTES_MIN: Final = 256 << 10
 
 
 class Source:
@@ -44,6 +51,8 @@ class Source:
         self._sheets: dict[int, Sheet] = {}  # by first offset, oldest first
         self._firsts: list[int] = []  # of them, ascending
         self._sheets_messages = 0
+        self._sheets_bytes = 0
+        self._seen_at = (-1, -1)  # where both readers were when they were last looked at
         self.ahead: deque[Batch] = deque()  # read, not looked at; the first may be partly
         self.next = 0
         self.durable_end = 0
@@ -63,12 +72,27 @@ class Source:
     def reopen(self) -> None:
         """Read again what was read ahead: what is there may have changed."""
         self.ahead.clear()
-        self._reader, self._again = self._reader_at(self.next), None
         self._forget_sheets()
+        self._reader, self._again = self._reader_at(self.next), None
 
     def release(self) -> None:
         """Let go of all that was read, and of the files: who ended keeps no deleted log on the disk and in memory."""
         self.ahead.clear()
+        self._forget_sheets()
+        for reader in (self._reader, self._again):
+            if reader is not None:
+                reader.close()
+
+    def rest(self) -> None:
+        """Let go of what was read and of the files if nothing was read since this was last called; it is read again."""
+        again = -1 if self._again is None else self._again.offset
+        at = (self.next, again)
+        if at != self._seen_at:
+            self._seen_at = at
+            return
+        if self.ahead and self._reader is not None:
+            self.ahead.clear()
+            self._reader.seek(self.next)
         self._forget_sheets()
         for reader in (self._reader, self._again):
             if reader is not None:
@@ -221,19 +245,34 @@ class Source:
         """Return the single messages of a batch, kept for a while: they are looked at again soon."""
         sheet = self._sheets.get(batch.first_offset)
         if sheet is None:
-            sheet = self._sheets[batch.first_offset] = Sheet(batch)
+            sheet = self._sheets[batch.first_offset] = Sheet(copied(batch))
             insort(self._firsts, batch.first_offset)
-            self._sheets_messages += batch.count
-            while self._sheets_messages > SHEETS_MESSAGES_MAX and len(self._sheets) > 1:
+            self._note_sheet(batch, 1)
+            while len(self._sheets) > 1 and self._keeps_too_much():
                 oldest = next(iter(self._sheets))
-                self._sheets_messages -= self._sheets.pop(oldest).batch.count
+                self._note_sheet(self._sheets.pop(oldest).batch, -1)
                 del self._firsts[bisect_right(self._firsts, oldest) - 1]
         return sheet
 
+    def _note_sheet(self, batch: Batch, sign: int) -> None:
+        size = sign * batch_bytes(batch)
+        self._sheets_messages += sign * batch.count
+        self._sheets_bytes += size
+        if self._reader is not None:
+            self._reader.maps.copied_bytes += size
+
+    def _keeps_too_much(self) -> bool:
+        size = self._sheets_bytes
+        if self._sheets_messages > SHEETS_MESSAGES_MAX or size > SHEETS_BYTES_MAX:
+            return True
+        return size > SHEETS_BYTES_MIN and self._reader is not None and self._reader.maps.copied_too_much
+
     def _forget_sheets(self) -> None:
+        if self._reader is not None:
+            self._reader.maps.copied_bytes -= self._sheets_bytes
         self._sheets.clear()
         self._firsts.clear()
-        self._sheets_messages = 0
+        self._sheets_messages = self._sheets_bytes = 0
 
     # ---- by time ------------------------------------------------------------------------------------------------
 

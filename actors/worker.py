@@ -51,6 +51,7 @@ log = logging.getLogger("ister.worker")
 
 TOPICS_FOLDER: Final = "topics"
 CURSORS_FOLDER: Final = "cursors"
+KEEP_UP_S: Final = 5.0  # how long a deleted segment may keep its place on the disk because it was read before
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,11 @@ class Worker:
             "commits_together": self.commits.commits_together,
             "syncs_together": self.commits.syncs_together,
         }
+
+    def keep_up(self) -> None:
+        """Give back what is of no use any more, now and again."""
+        self._context.loop.call_later(KEEP_UP_S, self.keep_up)
+        self._maps.drop_deleted()
 
     @cached_property
     def commits(self) -> Commits:
@@ -305,4 +311,5 @@ def run_worker(context: ProcessContext) -> None:
     worker.gateway.bind(given.bind, worker.frontend)
     context.loop.watch(worker.gateway.socket, worker.gateway.receive)
     context.loop.watch(worker.gateway.watch_connections(), worker.gateway.read_connections)
+    worker.keep_up()
     context.ready(given.endpoint)

@@ -90,6 +90,7 @@ class Active:
     records: int = 0
     first_timestamp_ms: int = 0
     last_timestamp_ms: int = 0
+    cut: bool = False  # nothing is behind the last record but the room for an index and a footer
 
 
 @dataclass(slots=True)

@@ -45,11 +45,13 @@ from storage.segment import (
     segment_name,
 )
 
-# One file descriptor each. Readers near the end of the log share a map or two; only replays need more.
+# Readers near the end of the log share a map or two; only replays need more.
 MAPS_MAX: Final = 128
 # Folders whose listing is remembered, and segments that are noted of one that is never listed: of 8 MiB each.
 FOLDERS_MAX: Final = 1024
 NOTED_MAX: Final = 16_384
+# What the users of all readers of a process may keep that they copied out of maps.
+COPIED_BYTES_MAX: Final = 128 << 20
 # How far apart the places are that a map remembers, so that going back into a segment does not walk all of
 # it.
 MARK_BYTES: Final = 64 << 10
@@ -132,7 +134,11 @@ def read_index(disk: Disk, path: str, salt: int) -> SparseIndex | None:
 
 
 class SegmentMaps:
-    """The maps of a process, shared by its readers; the least recently opened ones are dropped."""
+    """The maps of a process, shared by its readers; the least recently opened ones are dropped.
+
+    `copied_bytes` is what is kept that was copied out of them; whoever keeps some counts it, and keeps less when
+    `copied_too_much`.
+    """
 
     def __init__(self, disk: Disk, maps_max: int = MAPS_MAX) -> None:
         self.disk = disk
@@ -141,6 +147,12 @@ class SegmentMaps:
         self._bases: OrderedDict[str, list[int]] = (
             OrderedDict()
         )  # by folder: segments known to have been there
+        self.copied_bytes = 0
+
+    @property
+    def copied_too_much(self) -> bool:
+        """Say whether all that is kept is more than a process should keep."""
+        return self.copied_bytes > COPIED_BYTES_MAX
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -198,6 +210,12 @@ class SegmentMaps:
         self._bases.pop(folder, None)
         for key in [key for key in self._maps if key[0] == folder]:
             del self._maps[key]
+
+    def drop_deleted(self) -> None:
+        """Drop the maps of files that are gone: as long as they are mapped, they take room on the disk."""
+        for key, segment in list(self._maps.items()):
+            if not self.disk.exists(segment.path):
+                del self._maps[key]
 
     def clear(self) -> None:
         """Drop all maps."""

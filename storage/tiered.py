@@ -49,13 +49,13 @@ class TieredReader:
     ) -> None:
         self._log = Reader(maps, folder, incarnation, offset)
         self._cache = Reader(maps, cache_folder, incarnation, offset, listed=False)
-        self._maps = maps
         self._absent: tuple[int, int, DamagedError | None] = (
             0,
             0,
             None,
         )  # [first, end) the log does not have
         self._skipped: list[tuple[int, int]] = []
+        self.maps = maps
         self.start = 0
         self.stored_end = UNKNOWN
         self.from_store = False
@@ -76,7 +76,7 @@ class TieredReader:
 
     def brought(self, base: int) -> None:
         """Note that the segment at `base` is in the cache now."""
-        self._maps.note(self._cache.folder, base)
+        self.maps.note(self._cache.folder, base)
 
     def take_skipped(self) -> list[tuple[int, int]]:
         """Return the ranges that were jumped over since last asked, by an operator's decision."""
@@ -136,7 +136,7 @@ class TieredReader:
             pass
         except DamagedError as error:
             # The cache is only a copy: forget it, and let it be brought back again.
-            self._maps.forget(self._cache.folder)
+            self.maps.forget(self._cache.folder)
             self._cache.close()
             damage = error if damage is None else damage
             until = min(until, error.end or until)
@@ -144,7 +144,7 @@ class TieredReader:
             self.from_store = True
             self._log.seek(records[-1].end_offset)
             return records
-        skips = load_skips(self._maps.disk, self._log.folder, self._log.incarnation)
+        skips = load_skips(self.maps.disk, self._log.folder, self._log.incarnation)
         behind = min(skips.end_of(offset), until)
         if behind <= offset:
             raise NotHereError(offset, until, damage)

@@ -47,6 +47,8 @@ from storage.trim import Trim, droppable
 # one. Each byte is then written twice, so it pays only while commits are small: at 64 KiB it made no difference, at
 # 256 KiB it cost a quarter of the throughput.
 ZERO_AHEAD_BYTES: Final = 256 << 10
+# But no further than what the segment holds already, or this: of thousands of topics most have a few messages.
+ZERO_AHEAD_BYTES_MIN: Final = 8 << 10
 ZERO_AHEAD_COMMIT_BYTES_MAX: Final = 64 << 10
 _ZEROS: Final = bytes(ZERO_AHEAD_BYTES)
 
@@ -215,6 +217,8 @@ class Wal:
         start, end = active.end, active.end + total
         zeros: tuple[Buffer, ...] = ()
         if (behind := end + self._room_behind(active)) > active.zeroed:
+            if active.cut:
+                self._lengthen(active)
             if self._commit_bytes <= ZERO_AHEAD_COMMIT_BYTES_MAX:
                 self._zero_ahead(active, end, behind)
             else:
@@ -278,10 +282,40 @@ class Wal:
     def _zero_ahead(self, active: Active, end: int, behind: int) -> None:
         """Write zeros behind the record that will end at `end`: its footer's room up to `behind`, and some more."""
         start = max(active.zeroed, end)
-        stop = min(max(start + ZERO_AHEAD_BYTES, behind), self.settings.segment_bytes_max)
+        ahead = min(ZERO_AHEAD_BYTES, max(ZERO_AHEAD_BYTES_MIN, end))
+        stop = min(max(start + ahead, behind), self.settings.segment_bytes_max)
         if stop > start:
             self._write(active.file, (_ZEROS[: stop - start],), start)
         active.zeroed = stop
+
+    def rest(self) -> bool:
+        """Give back the room that is held for what nobody appends: the next file, and what is behind the last record.
+
+        Say whether a commit has something to do for it. The next append takes the room again.
+        """
+        active = self._active
+        if self._spare is not None and self._commit is None:
+            self._spare.cancel()
+            self._spare = None
+        if active is None or active.cut or self.failed is not None or self.pending or self.committing:
+            return False
+        behind = active.end + self._room_behind(active)
+        try:
+            active.file.truncate(behind)
+        except OSError as error:
+            self._fail(f"cutting {active.file.path} at byte {behind}", error)
+            return False
+        active.zeroed, active.cut = behind, True
+        self._active_dirty = True
+        return True
+
+    def _lengthen(self, active: Active) -> None:
+        """Give a segment that was cut its full length again, so that a sync has no new length to write each time."""
+        try:
+            active.file.truncate(self.settings.segment_bytes_max)
+        except OSError as error:
+            raise self._fail(f"lengthening {active.file.path}", error) from error
+        active.cut = False
 
     def _roll(self, total: int) -> Active:
         """Seal the active segment, if any, and begin the next for a record of `total` bytes."""
@@ -528,7 +562,9 @@ class Wal:
         it would halve what the disk can take.
         """
         spare, active = self._spare, self._active
-        if active is None or self.failed is not None or active.end < self.settings.segment_bytes_max // 4:
+        if active is None or active.cut or self.failed is not None:
+            return None
+        if active.end < self.settings.segment_bytes_max // 4:
             return None
         if spare is not None and not spare.given_up:
             return None

@@ -64,8 +64,9 @@ def open_log(folder: str, clock: StillClock) -> Callable[..., Wal]:
     def opened(disk: Disk | None = None, **changes: Any) -> Wal:
         settings: dict[str, Any] = {"segment_bytes_max": 16 << 10, "producers_max": 32}
         settings.update({key: changes.pop(key) for key in list(changes) if key in WalSettings.__slots__})
+        place = changes.pop("folder", folder)
         given = {"topic": "orders", "incarnation": INCARNATION, "clock": clock, **changes}
-        return Wal.open(disk or LocalDisk(), folder, settings=WalSettings(**settings), **given)
+        return Wal.open(disk or LocalDisk(), place, settings=WalSettings(**settings), **given)
 
     return opened
 

@@ -187,6 +187,13 @@ class LogMachine(RuleBasedStateMachine):
         if work is not None:
             work()
 
+    @rule(random=st.randoms(use_true_random=False))
+    def rest(self, random: Random) -> None:
+        """Give back what nobody appends to."""
+        self.wal.rest()
+        if self.wal.failed is not None:
+            self.failed(random)
+
     # what happens to it
 
     @rule(clean=st.booleans())
@@ -216,7 +223,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(
         after=st.integers(0, 6),
-        kind=st.sampled_from(["write", "sync", "sync_folder", "create", "rename", "unlink"]),
+        kind=st.sampled_from(["write", "sync", "sync_folder", "create", "rename", "unlink", "truncate"]),
     )
     def fail_soon(self, after: int, kind: str) -> None:
         """Let one operation of a kind fail."""

@@ -454,7 +454,7 @@ def test_sealing_needs_no_room_whatever_was_written_ahead(open_log: Open, put: P
 
 def test_zeros_are_written_ahead_only_while_commits_are_small(open_log: Open, put: Put) -> None:
     """Lone messages find their blocks written; a flood writes each byte once, and asks for no spare segment."""
-    for size, ahead_min, ahead_max, spare in ((100, 100_000, 300_000, True), (100_000, 128, 2000, False)):
+    for size, ahead_min, ahead_max, spare in ((100, 2000, 300_000, True), (100_000, 128, 2000, False)):
         wal = open_log(SimulatedDisk(), segment_bytes_max=8 << 20)
         for _ in range(25):
             put(wal, b"x" * size)

@@ -1,0 +1,123 @@
+"""Tests of what a subscription keeps of the log that it reads: bounded bytes, and no file that was deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from actors.source import SHEETS_BYTES_MAX, SHEETS_BYTES_MIN, Source
+from ister.clock import SystemClock
+from ister.wire import pack_column, pack_lengths
+from storage.disk import LocalDisk
+from storage.reader import COPIED_BYTES_MAX, SegmentMaps
+from storage.tiered import TieredReader
+from storage.wal import Wal, WalSettings
+
+SIZE = 200_000
+MESSAGES = 300
+
+
+class Log:
+    """A log on the disk, of large messages with keys, and sources that read it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.disk = LocalDisk()
+        self.maps = SegmentMaps(self.disk)
+        self.folder, self.incarnation = f"{folder}/log", bytes(16)
+        self.wal = Wal.open(
+            self.disk,
+            self.folder,
+            topic="t",
+            incarnation=self.incarnation,
+            settings=WalSettings(segment_bytes_max=1 << 20),
+            clock=SystemClock(),
+        )
+        payload, key = bytes(SIZE), pack_column([b"k"])
+        for number in range(MESSAGES):
+            frames = [pack_lengths([payload]), payload, key]
+            self.wal.append(
+                count=1, producer_id=1, sequence=number, columns=1, frames=frames, timestamp_ms=1000
+            )
+        self.wal.commit()
+
+    def source(self) -> Source:
+        """Return a source at the beginning."""
+        source = Source("t", self._reader, lambda _: None)
+        source.durable_end = self.wal.durable_end
+        source.begin(0)
+        return source
+
+    def _reader(self, offset: int) -> TieredReader:
+        return TieredReader(self.maps, self.folder, f"{self.folder}-cache", self.incarnation, offset)
+
+    def mapped(self) -> list[str]:
+        """Return the segments that this process has mapped."""
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return [line for line in lines if self.folder in line]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    """Return a log of some sixty segments."""
+    log = Log(tmp_path)
+    yield log
+    log.wal.close()
+
+
+def read(source: Source, messages: int = MESSAGES) -> Iterator[bytes]:
+    """Look at single messages, and yield their keys."""
+    while messages and (batch := source.read_ahead()) is not None:
+        yield source.keep_sheet(batch).keys[0]
+        source.take_to(batch.first_offset + 1)
+        messages -= 1
+
+
+def test_what_is_kept_of_large_messages_is_bounded_in_bytes(log: Log) -> None:
+    """Three hundred messages of 200 KB are 60 MB: a subscription that looks at each keeps a few of them."""
+    source = log.source()
+    assert list(read(source)) == [b"k"] * MESSAGES
+    kept = source._sheets_bytes
+    assert SHEETS_BYTES_MAX // 2 < kept <= SHEETS_BYTES_MAX
+    assert log.maps.copied_bytes == kept
+    again = source.sheet_at(0)  # what was given up is read again
+    assert again is not None
+    assert again.keys == [b"k"]
+    source.release()
+    assert log.maps.copied_bytes == 0
+
+
+def test_no_deleted_segment_is_kept(log: Log) -> None:
+    """Segments that retention took are on the disk and in memory no more, whatever of them was looked at."""
+    source = log.source()
+    list(read(source))
+    log.wal.trim(MESSAGES - 2)
+    source.trim(log.wal.start_offset)
+    log.maps.drop_deleted()
+    assert not [line for line in log.mapped() if line.endswith("(deleted)")]
+
+
+def test_a_subscription_at_rest_holds_no_file(log: Log) -> None:
+    """One that stands still, with messages read ahead, lets go of all, and goes on where it was."""
+    source = log.source()
+    assert list(read(source, 100)) == [b"k"] * 100
+    source.batch_at(7)
+    source.rest()
+    assert source.ahead or source._sheets  # it was just at work
+    source.rest()
+    log.wal.trim(50)
+    log.maps.clear()
+    assert log.mapped() == []
+    assert log.maps.copied_bytes == 0
+    assert list(read(source)) == [b"k"] * (MESSAGES - 100)
+
+
+def test_all_subscriptions_together_are_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a process keeps as much as it may, each of its subscriptions keeps a batch or two."""
+    monkeypatch.setattr("storage.reader.COPIED_BYTES_MAX", COPIED_BYTES_MAX // 8)
+    sources = [log.source() for _ in range(10)]
+    for source in sources:
+        list(islice(read(source), MESSAGES))
+    assert log.maps.copied_bytes <= COPIED_BYTES_MAX // 8 + 10 * (SHEETS_BYTES_MIN + 2 * SIZE)
