@@ -46,6 +46,7 @@ from actors.options import (
     check_position,
     check_subscription_options,
 )
+from actors.patience import NotYetError, Patience
 from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
 from actors.process import NodeDown, NodeUp
 from actors.registry import EPHEMERAL, Owner, Registry
@@ -54,7 +55,7 @@ from actors.selection import READER, SUBSCRIPTION_TYPES
 from actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
-from ister.wire import decode_result, encode_result
+from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
@@ -112,6 +113,12 @@ class Directory(LoopActor):
         self._registry.on_change = self._watches.changed
         self._endpoints = list(endpoints)
         self._describe_broker = describe_broker
+        self._patience: Patience[Ask | Locate | LocateSubscription] = Patience(
+            self._carry_out,
+            lambda question, error: self._refuse(question.reply, question.ticket, error),
+            now_s=self.clock.monotonic,
+            call_later=self.call_later,
+        )
         self._up: dict[str, NodeUp] = {}
         self._waits_for_store = waits_for_store
         self._store_known = False
@@ -157,6 +164,7 @@ class Directory(LoopActor):
         """Note which processes are up."""
         if isinstance(change, NodeUp):
             self._up[change.node] = change
+            self._patience.changed()
         else:
             self._up.pop(change.node, None)
             self._answer_without(change.node)
@@ -192,27 +200,30 @@ class Directory(LoopActor):
     def _node_of_subscription(self, subscription: SubscriptionMeta) -> str:
         return node_of(self._worker_of_subscription(subscription.topic, subscription.name))
 
-    @receives(Locate)
-    def on_locate(self, command: Locate) -> None:
+    @receives(Ask, Locate, LocateSubscription)
+    def on_question(self, question: Ask | Locate | LocateSubscription) -> None:
+        """Answer a worker's or a client's question, at once or as soon as what it is about is there."""
+        self._patience.take(question)
+
+    def _carry_out(self, question: Ask | Locate | LocateSubscription) -> None:
+        if isinstance(question, Ask):
+            self._answer_ask(question)
+        elif isinstance(question, Locate):
+            self._locate(question)
+        else:
+            self._locate_subscription(question)
+
+    def _locate(self, command: Locate) -> None:
         """Say where a topic lives."""
-        try:
-            topic = self._get_topic(command.topic)
-        except IsterError as error:
-            self._refuse(command.reply, command.ticket, error)
-            return
+        topic = self._get_topic(command.topic)
         worker = self._worker_of_topic(topic.name)
         located = Located(command.ticket, topic, node_of(worker), self._endpoints[worker], node_of(worker))
         self.system.at(command.reply).tell(located)
 
-    @receives(LocateSubscription)
-    def on_locate_subscription(self, command: LocateSubscription) -> None:
+    def _locate_subscription(self, command: LocateSubscription) -> None:
         """Say where a subscription lives, and create it when it is new."""
-        try:
-            topic = self._get_topic(command.topic)
-            subscription = self._opened_subscription(topic, command)
-        except IsterError as error:
-            self._refuse(command.reply, command.ticket, error)
-            return
+        topic = self._get_topic(command.topic)
+        subscription = self._opened_subscription(topic, command)
         worker = self._worker_of_subscription(topic.name, subscription.name)
         topic_node = node_of(self._worker_of_topic(topic.name))
         located = Located(
@@ -264,8 +275,7 @@ class Directory(LoopActor):
 
     # ---- administration -----------------------------------------------------------------------------------------
 
-    @receives(Ask)
-    def on_ask(self, ask: Ask) -> None:
+    def _answer_ask(self, ask: Ask) -> None:
         """Carry out a client's request."""
         operation = self._operations.get(ask.operation)
         try:
@@ -277,13 +287,12 @@ class Directory(LoopActor):
             arguments = decode_result(ask.arguments)
             operation(ask, arguments)
         except RemoteProtocolError as error:
-            self._refuse(ask.reply, ask.ticket, UsageError(error.text))
-        except IsterError as error:
-            self._refuse(ask.reply, ask.ticket, error)
+            raise UsageError(error.text) from None
+        except IsterError:
+            raise
         except Exception:  # without the Directory there is no broker: no request may end it
             log.exception("request %.60r failed", ask.operation)
-            text = "the broker failed at this request; its log says how"
-            self._refuse(ask.reply, ask.ticket, RemoteError("internal", text))
+            raise RemoteError("internal", "the broker failed at this request; its log says how") from None
 
     def _refuse(self, reply: Address, ticket: int, error: IsterError) -> None:
         self.system.at(reply).tell(Refused(ticket, error.code, error.text))
@@ -313,9 +322,7 @@ class Directory(LoopActor):
         if topic.name in self._restoring:
             raise RemoteError("topic-exists", f"topic {topic.name!r} is being brought back from the store")
         if dispatch == "reliable" and self._waits_for_store and not self._store_known:
-            raise RemoteError(
-                "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
-            )
+            raise NotYetError(f"topic {name!r} may be in the store, which is being read; try again")
         if ephemeral:
             self._create_ephemeral(ask, replace(topic, settings={EPHEMERAL: 1}))
             return
@@ -363,7 +370,7 @@ class Directory(LoopActor):
             topic, subscriptions = self._registry.delete_topic(name)
             for subscription in subscriptions:
                 if self._node_of_subscription(subscription) in self._up:
-                    self._tell_subscription("delete", topic, subscription, self._ticket())
+                    self._tell_subscription("delete", topic, subscription, self._ticket(), WITH_TOPIC)
             if self._node_of_topic(topic) in self._up:
                 frontend = self._frontend(self._worker_of_topic(name))
                 frontend.tell(TopicTask("delete", topic, self.address, self._ticket()))
@@ -444,6 +451,7 @@ class Directory(LoopActor):
                 log.error(text, topic.name, topic.incarnation.hex())
         self._restoring = {topic.name for topic in unknown}
         self._store_known = True
+        self._patience.changed()
         if unknown:
             self.system.at(command.reply).tell(RestoreTopics(tuple(unknown)))
         else:
@@ -464,6 +472,7 @@ class Directory(LoopActor):
                 self._name_for_letters(subscription)
             self.restored.append(command.text)
         self._restoring.discard(command.topic.name)
+        self._patience.changed()
         if not self._restoring:
             self._on_restored()
 
@@ -471,9 +480,7 @@ class Directory(LoopActor):
         """Return a topic; one that may be about to come back is not unknown yet."""
         found = self._registry.topic(name)
         if found is None and (name in self._restoring or (not self._store_known and self._waits_for_store)):
-            raise RemoteError(
-                "unavailable", f"topic {name!r} may be in the store, which is being read; try again"
-            )
+            raise NotYetError(f"topic {name!r} may be in the store, which is being read; try again")
         return self._registry.get_topic(name)
 
     @receives(WhoSubscribes)
@@ -525,7 +532,7 @@ class Directory(LoopActor):
         body = {"deleted": name, "subscriptions": len(subscriptions)}
         self._gather(ask, nodes, lambda _: body, partial=True)
         for each, subscription in tickets.items():
-            self._tell_subscription("delete", topic, subscription, each)
+            self._tell_subscription("delete", topic, subscription, each, WITH_TOPIC)
         frontend.tell(TopicTask("delete", topic, self.address, ticket))
 
     def _subscription_map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
@@ -688,7 +695,7 @@ class Directory(LoopActor):
     def _frontend(self, worker: int) -> Any:
         node = node_of(worker)
         if node not in self._up:
-            raise RemoteError("unavailable", f"{node} is being restarted; try again")
+            raise NotYetError(f"{node} is being restarted; try again")
         return self.system.ref(node, FRONTEND_PATH)
 
     def _tell_subscription(
@@ -718,13 +725,29 @@ class Directory(LoopActor):
         gathering = self._gatherings.pop(answer.ticket, None)
         if gathering is not None:
             del gathering.waiting[answer.ticket]
-            gathering.answers[answer.ticket] = decode_result(answer.body)
+            try:
+                gathering.answers[answer.ticket] = decode_result(answer.body)
+            except RemoteProtocolError as error:
+                self._forget(gathering)
+                self._refuse(gathering.reply, gathering.ticket, RemoteError("limit-exceeded", error.text))
+                return
             if not gathering.waiting:
                 self._finish(gathering)
 
     def _finish(self, gathering: _Gathering) -> None:
+        """Answer with what the others said; no answer may end the Directory, for without it there is no broker."""
         answers = [gathering.answers[ticket] for ticket in sorted(gathering.answers)]
-        body = encode_result(gathering.finish(answers))
+        try:
+            body = encode_result(gathering.finish(answers))
+        except Exception:
+            log.exception("an answer could not be made")
+            error = RemoteError("internal", "the broker failed at this request; its log says how")
+            self._refuse(gathering.reply, gathering.ticket, error)
+            return
+        if len(body) > RESULT_BYTES_MAX:
+            text = f"the answer has {len(body)} bytes, over the limit of {RESULT_BYTES_MAX}"
+            self._refuse(gathering.reply, gathering.ticket, RemoteError("limit-exceeded", text))
+            return
         self.system.at(gathering.reply).tell(Answer(gathering.ticket, body))
 
     @receives(Refused)
@@ -754,6 +777,7 @@ class Directory(LoopActor):
 
 DIRECTORY_PATH: Final = "directory"
 FRONTEND_PATH: Final = "frontend"
+WITH_TOPIC: Final = "topic"  # the argument of a subscription's deletion: it goes with its topic
 
 
 def node_of(worker: int) -> str:

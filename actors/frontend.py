@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from actors.consumer import Consumer
-from actors.directory import DIRECTORY_PATH
+from actors.directory import DIRECTORY_PATH, WITH_TOPIC
 from actors.ledger import Held
 from actors.messages import (
     Answer,
@@ -68,7 +68,7 @@ from transport.session import Handle, Session
 
 log = logging.getLogger("ister.frontend")
 
-ANSWER_WITHIN_S: Final = 8.0  # longer than the Directory waits for others
+ANSWER_WITHIN_S: Final = 12.0  # longer than the Directory waits to be able to ask others, and then for these
 PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands a second
 REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from everybody else
 KEEP_S: Final = 10.0  # how late an ephemeral topic may go whose end was lost in the mail
@@ -386,13 +386,10 @@ class Frontend(LoopActor):
                 subscription.tell(Seek(task.argument, task.reply, task.ticket))
             case "unblock":
                 subscription.tell(Unblock(task.argument, task.reply, task.ticket))
+            case "delete":
+                subscription.tell(Delete(task.reply, task.ticket, task.argument == WITH_TOPIC))
             case _:
-                kinds = {
-                    "start": StartSubscription,
-                    "describe": Describe,
-                    "delete": Delete,
-                    "explain": Explain,
-                }
+                kinds = {"start": StartSubscription, "describe": Describe, "explain": Explain}
                 subscription.tell(kinds[task.task](task.reply, task.ticket))
 
     @receives(Describe)

@@ -119,7 +119,7 @@ class TopicTask:
 class SubscriptionTask:
     """Something to do to a subscription (Directory -> the Frontend it lives with; answered likewise).
 
-    `argument` says where to seek to, or how to unblock.
+    `argument` says where to seek to, how to unblock, or whether a subscription is deleted with its topic.
     """
 
     task: Literal["start", "describe", "delete", "update", "seek", "unblock", "explain"]
@@ -217,6 +217,7 @@ class Delete:
 
     reply: Address
     ticket: int
+    with_topic: bool = False  # a subscription's: because its topic is
 
 
 @dataclass(frozen=True, slots=True)

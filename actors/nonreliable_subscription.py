@@ -311,7 +311,7 @@ class NonReliableSubscription(Subscription):
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:
         """Send the consumers away."""
-        self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
+        self._evict_deleted(command)
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.stop_now()
 

@@ -487,7 +487,7 @@ class ReliableSubscription(FailingSubscription):
     def on_delete(self, command: Delete) -> None:
         """Send the consumers away, and leave nothing."""
         self._deleted = True
-        self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
+        self._evict_deleted(command)
         self._topic_ref.tell(Detach(self.address))
         self._uploader.tell(ForgetCursor(self.topic, self.meta.name))
         if self._poison.messages:

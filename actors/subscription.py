@@ -23,6 +23,7 @@ from actors.messages import (
     Answer,
     AttachConsumer,
     Block,
+    Delete,
     Deliver,
     Describe,
     Evicted,
@@ -346,6 +347,13 @@ class Subscription(LoopActor):
         what = "was paused" if paused else "goes on"
         self._notify(Notice("paused" if paused else "resumed", 0, f"subscription {self.meta.name!r} {what}"))
         self._wake()
+
+    def _evict_deleted(self, command: Delete) -> None:
+        """Send everybody away for good, and say what was deleted."""
+        if command.with_topic:
+            self._evict_all("topic-deleted", f"topic {self.topic.name!r} was deleted")
+        else:
+            self._evict_all("subscription-deleted", f"subscription {self.meta.name!r} was deleted")
 
     def _evict_all(self, code: str, text: str) -> None:
         """Send everybody away, also who still waits for a place."""

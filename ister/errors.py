@@ -66,7 +66,6 @@ CODES: Final[dict[str, Action]] = {
     "log-damaged": "stop",
     "store-behind": "retry",  # too much waits for a store that is away
     "fenced": "stop",  # another broker has taken the topic over
-    "durability-unavailable": "fix",  # the topic's level cannot be given by this broker
     # consuming
     "ack-unknown": "fix",  # acknowledging what was never delivered
     "offset-out-of-range": "fix",

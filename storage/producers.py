@@ -6,6 +6,8 @@
 - Memory is bounded by producers and by batches remembered of each. Of more than `producers_max`, the one not heard of
   for longest is forgotten first; one not heard of for PRODUCER_AGE_MS is forgotten when the next segment begins. A
   forgotten producer starts anew with the next sequence it sends, so a resend from before is then stored again.
+- A resend of a batch that is remembered must be cut as it was. One from before all that is remembered is taken for a
+  duplicate: it is stored, every message of it, and nobody knows how it was cut.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Part of it is stored, part is not: a resend was cut differently."""
+    """It was sent before, or a part of it, in other batches: a resend was cut differently."""
 
     expected: int
 
@@ -106,8 +108,10 @@ class ProducerTable:
         for at, length, first_offset in reversed(known.recent):
             if at == sequence and length == count:
                 return Duplicate(first_offset)
-            if at < sequence:
+            if at + length <= sequence:  # what came before is older still
                 break
+            if at < sequence + count:
+                return Overlap(expected)
         return _UNKNOWN
 
     def advance(

@@ -221,7 +221,7 @@ class StagedMail:
 class StagedClient(Speaker):
     """A client of one staged worker; time passes while it waits."""
 
-    patience_s = 2.0
+    patience_s = 13.0  # the Directory waits for what is about to be there
     opened: Frame  # what a test may note of it: the answer to its open, its topic, its next sequence
     topic = ""
     sequence = 0

@@ -22,6 +22,7 @@ from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProt
 from ister.wire import (
     HEADER_BYTES_MAX,
     MARKED_BYTES_MAX,
+    RANGES_MAX,
     Buffer,
     Header,
     Key,
@@ -303,6 +304,12 @@ class Gateway:
         self._send_to(routing, welcome)
 
     def _handle_frame(self, session: Session, header: Header) -> None:
+        ranges = len(header.get(Key.RANGES, ())) // 2
+        if ranges > RANGES_MAX:
+            raise RemoteError(
+                "limit-exceeded",
+                f"a frame with {ranges} ranges, over the limit of {RANGES_MAX}: send them in several frames",
+            )
         events = self._events
         assert events is not None, "bind() was not called"
         action, handle = self.sessions.step(session, header)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.placement import topic_key, worker_of
-from ister.wire import Key, Type
+from ister.wire import RANGES_MAX, Key, Type
 from tests.raw_client import Frame, batch
 from tests.stage import Stage, StagedClient
 
@@ -527,3 +527,22 @@ def test_questions_of_a_connection_that_is_lost_are_not_answered_on_the_next_one
     again = consumer.say_open_consumer(1, "orders", "s", "shared")
     assert consumer.expect(Type.OPENED, ref=again)
     assert all(each.kind != Type.ERROR for each in answers(consumer, opened))
+
+
+@pytest.mark.parametrize("kind", [Type.ACK, Type.NACK, Type.EXTEND])
+def test_more_ranges_than_a_frame_may_have_are_refused_as_too_many(consumer: StagedClient, kind: int) -> None:
+    """The answer names how many there were and how many there may be; nothing of it is applied."""
+    consumer.open_consumer(1, "orders", "s", "shared")
+    consumer.deliveries(1, 10)
+    ranges = [number for _ in range(RANGES_MAX + 101) for number in (0, 1)]
+    refused = consumer.expect(Type.ERROR, ref=say(consumer, kind, handle=1, ranges=ranges))
+    assert (refused.code, refused.header[Key.ACTION], refused.header[Key.HANDLE]) == (
+        "limit-exceeded",
+        "fix",
+        1,
+    )
+    assert "501 ranges" in refused.header[Key.TEXT]
+    assert "400" in refused.header[Key.TEXT]
+    shown = consumer.request("subscription.show", topic="orders", subscription="s")
+    assert (shown["unacknowledged"], shown["in_flight"]) == (10, 10)
+    consumer.expect(Type.DONE, ref=say(consumer, kind, handle=1, ranges=ranges[: 2 * RANGES_MAX]))

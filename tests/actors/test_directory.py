@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from actors.directory import ANSWER_WITHIN_S, Directory
+from actors.patience import WAIT_S
 from actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type
 from tests.stage import Stage
@@ -160,7 +161,7 @@ def test_nothing_is_created_while_its_worker_is_away(stage: Stage) -> None:
 
 @pytest.mark.parametrize("operation", ["topic.show", "topic.delete"])
 def test_a_topic_whose_worker_is_away_is_unavailable(stage: Stage, operation: str) -> None:
-    """Such a request is answered at once, once, and changes nothing."""
+    """Such a request waits for the worker, for a while, is answered once, and changes nothing."""
     name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     client = stage.client(0)
     client.request("topic.create", topic=name)
@@ -256,7 +257,7 @@ def test_an_open_the_directory_does_not_answer_is_given_up(make_stage: Callable[
     """Without the Directory an open is refused after some seconds, with a code that says to try again."""
     stage = make_stage(1, protocol__session_timeout_ms=60_000)
     client = stage.client()
-    client.patience_s = 10
+    client.patience_s = 15
     client.request("topic.create", topic="orders")
     stage.hold("worker-0", "broker")
     refused = client.open_producer(1, "orders", 7)
@@ -384,3 +385,72 @@ def test_a_reader_cannot_be_created(stage: Stage) -> None:
     here = stage.at_subscription("quotes", "s")
     assert here.open_consumer(1, "quotes", "s", "reader", drop="newest").kind == Type.OPENED
     assert here.open_consumer(2, "quotes", "s", "reader", ack_timeout_ms=500).code == "invalid-argument"
+
+
+# ---- just after a start ----------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_while_a_worker_starts_is_answered_once_it_is_up(stage: Stage) -> None:
+    """Nobody is told to try again who only was early."""
+    client = stage.client(0)
+    name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
+    client.request("topic.create", topic=name)
+    stage.kill(1)
+    ref = next(client._refs)
+    client.say(
+        {Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: "topic.show", Key.ARGUMENTS: {"topic": name}}
+    )
+    stage.advance(2.0)
+    assert client.silent(0)
+    stage.start(1)
+    assert client.expect(Type.RESULT, Type.ERROR, ref=ref).kind == Type.RESULT
+
+
+def test_what_is_asked_before_the_store_was_read_waits_for_that(make_stage: Callable[..., Stage]) -> None:
+    """`topic.create` and opens straight after a start: each does what it says, as soon as it is known what there is."""
+    stage = make_stage(2, waits_for_store=True)
+    client = stage.at_subscription("orders", "s")
+    refs = [next(client._refs) for _ in range(2)]
+    for ref, topic in zip(refs, ("orders", "more"), strict=True):
+        client.say(
+            {
+                Key.TYPE: Type.REQUEST,
+                Key.REF: ref,
+                Key.OPERATION: "topic.create",
+                Key.ARGUMENTS: {"topic": topic},
+            }
+        )
+    opened = client.say_open_consumer(1, "orders", "s", "shared")
+    stage.advance(2.0)
+    assert client.silent(0)
+    stage.start_tier()
+    assert client.expect(Type.RESULT, Type.ERROR, ref=refs[0]).kind == Type.RESULT
+    assert client.expect(Type.RESULT, Type.ERROR, ref=refs[1]).kind == Type.RESULT
+    assert client.expect(Type.OPENED, Type.ERROR, ref=opened).kind == Type.OPENED
+
+
+def test_what_waits_for_a_store_that_never_answers_is_refused_in_the_end(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """It says what it waited for, for how long, and to try again."""
+    stage = make_stage(1, waits_for_store=True)
+    client = stage.client()
+    ref = client.say_open_producer(1, "orders", 7)
+    refused = client.expect(Type.ERROR, ref=ref)
+    assert (refused.code, refused.header[Key.ACTION]) == ("unavailable", "retry")
+    assert "in the store" in refused.header[Key.TEXT]
+    assert f"{WAIT_S:g} s" in refused.header[Key.TEXT]
+
+
+def test_an_answer_that_is_too_large_is_refused_and_ends_nothing(stage: Stage) -> None:
+    """A topic with more to say than an answer holds: its own question is refused, the Directory lives on."""
+    client = stage.client()
+    client.request("topic.create", topic="orders")
+    topic = stage.actor("topic", "orders") if stage.actors("topic", "orders") else None
+    if topic is None:
+        client.request("topic.show", topic="orders")
+        topic = stage.actor("topic", "orders")
+    topic._description = lambda: {"much": "x" * (2 << 20)}
+    assert client.ask("topic.show", topic="orders").code == "limit-exceeded"
+    del topic._description
+    assert client.request("topic.show", topic="orders")["topic"] == "orders"

@@ -249,7 +249,7 @@ def test_a_topic_created_again_starts_empty_and_works(stage: Stage, dispatch: st
         assert consumer.deliveries(1, 1) == [(0, b"life %d" % life)]
         consumers.append(consumer)
         stage.client().request("topic.delete", topic="orders")
-        for each, code in ((producer, "topic-deleted"), (consumer, "subscription-deleted")):
+        for each, code in ((producer, "topic-deleted"), (consumer, "topic-deleted")):
             gone = each.expect(Type.ERROR, handle=1)
             assert (gone.code, gone.header[Key.ACTION], gone.header[Key.CLOSED]) == (code, "stop", True)
         producer.publish(1, 1, b"too late")

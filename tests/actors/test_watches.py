@@ -171,7 +171,7 @@ def test_an_ephemeral_topic_goes_with_its_session(stage: Stage) -> None:
     client.say({Key.TYPE: Type.BYE})
     stage.settle()
     assert other.ask("topic.show", topic="answers/1").code == "unknown-topic"
-    assert consumer.expect(Type.ERROR, handle=1).code == "subscription-deleted"
+    assert consumer.expect(Type.ERROR, handle=1).code == "topic-deleted"
     assert producer.expect(Type.ERROR, handle=1).code == "topic-deleted"
     assert stage.actors("topic") == []
     assert stage.actors("subscription") == []

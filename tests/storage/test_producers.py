@@ -37,14 +37,6 @@ def test_checking_changes_nothing() -> None:
     assert len(table) == 0
 
 
-def test_a_resend_that_was_cut_differently_inside_is_a_duplicate_without_offset() -> None:
-    """All of it is stored, but nobody can say at which dense offsets."""
-    table = ProducerTable()
-    table.advance(1, 0, 4, 100, 1)
-    assert table.check(1, 0, 2) == Duplicate(None)
-    assert table.check(1, 1, 3) == Duplicate(None)
-
-
 def test_offsets_of_long_gone_batches_are_forgotten_but_they_stay_duplicates() -> None:
     """Memory for a producer is bounded; what is beyond it is still never stored twice."""
     table = ProducerTable()
@@ -61,6 +53,42 @@ def test_producer_zero_is_nobody() -> None:
     table.expect(0, 5)
     assert table.check(0, 0, 1) == Fresh()
     assert len(table) == 0
+
+
+@pytest.mark.parametrize(
+    ("sequence", "count"), [(10, 5), (12, 3), (15, 5), (8, 4), (5, 15), (0, 20), (18, 1), (9, 2)]
+)
+def test_a_resend_that_is_cut_differently_is_told_from_a_duplicate(sequence: int, count: int) -> None:
+    """Not only the last batch: any that is remembered, whatever part of it is sent again."""
+    table = ProducerTable()
+    table.expect(1, 0)
+    table.advance(1, 0, 10, 100, 1)
+    table.advance(1, 10, 10, 110, 1)
+    table.advance(1, 20, 10, 120, 1)
+    assert table.check(1, sequence, count) == Overlap(30)
+    assert table.check(1, 10, 10) == Duplicate(110)
+    assert table.check(1, 0, 10) == Duplicate(100)
+
+
+def test_what_is_older_than_all_that_is_remembered_is_a_duplicate() -> None:
+    """It is stored, and nobody knows any more how it was cut; what reaches into the remembered is cut differently."""
+    table = ProducerTable()
+    for number in range(RECENT_BATCHES_MAX + 2):
+        table.advance(1, 10 * number, 10, 10 * number, 1)
+    assert table.check(1, 0, 10) == Duplicate(None)
+    assert table.check(1, 3, 4) == Duplicate(None)
+    assert table.check(1, 10, 20) == Overlap(10 * (RECENT_BATCHES_MAX + 2))
+    assert table.check(1, 20, 10) == Duplicate(20)
+
+
+def test_what_was_given_up_and_never_stored_overlaps_nothing() -> None:
+    """A producer went on behind batches that were refused for good: those are no batches."""
+    table = ProducerTable()
+    table.advance(1, 0, 10, 0, 1)
+    table.expect(1, 30)
+    table.advance(1, 30, 10, 10, 1)
+    assert table.check(1, 12, 5) == Duplicate(None)
+    assert table.check(1, 0, 10) == Duplicate(0)
 
 
 def test_opening_raises_what_is_expected_and_never_lowers_it() -> None:

@@ -1,0 +1,85 @@
+"""What is asked before it can be answered, and soon can be: it waits for that, for a while, and is refused then.
+
+A broker that has just been started has workers that are not up, and a store that has not said what it has. Who asks
+then waits a moment, instead of being told to ask again. Pure but for the timer it is given.
+
+Invariants
+- what waits is tried again whenever something changed, in the order in which it came
+- nothing waits longer than `WAIT_S`, and no more waits than `WAITING_MAX`
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from ister.errors import IsterError, RemoteError
+
+WAIT_S: Final = 5.0  # a process that was killed is back sooner
+WAITING_MAX: Final = 10_000  # some 500 bytes each
+
+T = TypeVar("T")
+
+
+class NotYetError(RemoteError):
+    """What could answer is not there yet, and about to be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("unavailable", text)
+
+
+class Patience(Generic[T]):
+    """Tries to do what is asked, and again where that was too early.
+
+    `attempt(question)` does it, or raises; `refuse(question, error)` answers what it raised.
+    """
+
+    def __init__(
+        self,
+        attempt: Callable[[T], None],
+        refuse: Callable[[T, IsterError], None],
+        *,
+        now_s: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._attempt = attempt
+        self._refuse = refuse
+        self._now_s = now_s
+        self._call_later = call_later
+        self._waiting: deque[tuple[float, T, NotYetError]] = deque()  # by when it is refused
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self, question: T) -> None:
+        """Do what is asked now, or as soon as that is possible."""
+        if self._try(question, self._now_s() + WAIT_S):
+            self._call_later(WAIT_S, self._give_up)
+
+    def changed(self) -> None:
+        """Something is there that was not: try again what waits."""
+        waiting, self._waiting = self._waiting, deque()
+        for due_s, question, _ in waiting:
+            self._try(question, due_s)
+
+    def _try(self, question: T, due_s: float) -> bool:
+        """Do what is asked, or refuse it; True when it waits."""
+        try:
+            self._attempt(question)
+        except NotYetError as error:
+            if len(self._waiting) >= WAITING_MAX:
+                self._refuse(question, error)
+                return False
+            self._waiting.append((due_s, question, error))
+            return True
+        except IsterError as error:
+            self._refuse(question, error)
+        return False
+
+    def _give_up(self) -> None:
+        now_s = self._now_s()
+        while self._waiting and self._waiting[0][0] <= now_s:
+            _, question, error = self._waiting.popleft()
+            text = f"{error.text} (waited {WAIT_S:g} s)"
+            self._refuse(question, RemoteError(error.code, text))
