@@ -134,6 +134,7 @@ class Consumer(LoopActor):
                 header.get(Key.SPARSE, False),
                 header.get(Key.FORCE, False),
                 self._handle.session.client,
+                self._handle.session,
             )
         )
 
@@ -335,7 +336,7 @@ class Consumer(LoopActor):
                 self._look_at(deadline_s)
             if len(self.in_flight) > IN_FLIGHT_RANGES_MAX and not self._crowded:
                 self._crowded = True
-                self._subscription.tell(Block(self._key, True))
+                self._subscription.tell(Block(self._key, True, "crowded"))
         if piece.end > self._delivered_end:
             self._delivered_end = piece.end
         self._send_in_turn(piece)
@@ -385,14 +386,14 @@ class Consumer(LoopActor):
                 self._gateway.counts.bytes_out += what.bytes
         elif sent is Sent.FULL:
             if not self._backlog:
-                self._subscription.tell(Block(self._key, True))
+                self._subscription.tell(Block(self._key, True, "full"))
             if self._key not in session.waiting:
                 if not session.waiting:
                     self.call_later(FULL_RETRY_S, lambda: self._look_for_room(FULL_RETRY_S))
                 session.waiting[self._key] = self.ref
             self._backlog.append(what)
         else:  # the client may come back and resume: what it holds is delivered again then, and what it missed told
-            self._subscription.tell(Block(self._key, True))
+            self._subscription.tell(Block(self._key, True, "lost"))
             if isinstance(what, Notice):
                 self._backlog.append(what)
             elif not self._acknowledges:

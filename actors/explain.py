@@ -6,6 +6,7 @@ Invariants
 - reasons come in the order in which to look at them: what stops everything first, what only makes wait last
 - each says what is so, since or until when where that is known, and what to do about it
 - where nothing is delivered there is at least one reason
+- nothing is said that these numbers do not show: a consumer without room is not a program that is slow
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, cast
+
+from actors.presence import Presence, Silent
 
 
 class Holder(TypedDict, total=False):
@@ -36,19 +39,18 @@ class Stop(TypedDict, total=False):
     here: str  # of what is asked of the store: what is wrong with it in the local log
 
 
-class State(TypedDict, total=False):
+class State(Presence, total=False):
     """What a subscription says of itself, as the answer to `actors.messages.Explain`."""
 
     type: str  # of the subscription
     starting: bool  # the topic has not answered yet, or where to begin is not fixed
+    started_ms: int  # since when its actor runs
     failure: str | None  # why it serves nobody
+    failure_code: str | None
     paused: bool
-    consumers: int  # attached
-    ready: int  # of those, with message and byte credit, and a connection that takes
-    no_credit: int  # of those, without message or byte credit
-    connection_full: int  # of those, whose connection takes nothing
-    standby: int  # of those of Failover, not active
-    handing_over: int  # consumers that were active, and still give back what they hold
+    standby: int  # consumers of Failover that are not active
+    handing_over: int  # consumers that are to give back what they hold, and have not yet
+    seeking: str | None  # where it is being moved to
     cursor: int  # everything below is acknowledged
     position: int  # the first offset never delivered
     durable_end: int  # as far as the topic is known to be
@@ -73,6 +75,11 @@ class State(TypedDict, total=False):
     bury_trouble: str | None  # why that does not work
     dead_lettered: int  # messages that are there, since the subscription was started
     given_up: Stop | None  # the last message that failed too often
+    ack_timeout_ms: int
+    expired: int  # messages that outlived their time to live, since its actor runs
+    trimmed: int  # that retention took
+    skipped: int  # that an operator skipped as damaged
+    dropped: int  # of a non-reliable topic, that were lost for want of credit
     last_delivered_ms: int | None
     consumer_left_ms: int | None  # when the last consumer left
 
@@ -87,6 +94,7 @@ class TopicState(TypedDict, total=False):
     messages_in: int
     last_published_ms: int | None
     failure: str | None
+    failure_code: str | None
     upload_failure: str | None
 
 
@@ -103,22 +111,34 @@ STOPPING: Final = frozenset(
         "no-consumer",
         "standby-only",
         "handing-over",
+        "consumer-silent",
+        "consumers-leaving",
         "connection-full",
         "no-credit",
+        "too-many-pieces",
         "too-many-unacknowledged",
         "cloud-fetch",
     }
 )
 RECENT_MS: Final = 2_000  # what was delivered or published within this is going on
 SHOWN_MAX: Final = 3  # holders named in a text; the numbers have more
+_BY_ITSELF: Final = (
+    "log-failed",
+    "disk-full",
+    "unavailable",
+    "internal",
+    "store-behind",
+)  # failures that end so
 
 
 def explain(
     name: str, subscription: Mapping[str, Any] | None, topic: Mapping[str, Any] | None, now_ms: int
 ) -> dict[str, Any]:
-    """Return `flowing`, `reasons` and `numbers` of the subscription called `name`.
+    """Return `state`, `flowing`, `reasons` and `numbers` of the subscription called `name`.
 
-    What did not answer is None. `flowing`: messages are delivered, or are just about to be.
+    What did not answer is None. `state`: "flowing" (messages are delivered, or are just about to be), "caught-up"
+    (nothing is left that could be), "waiting" (what is left waits: for its time, its turn, an acknowledgment) or
+    "stopped". `flowing` is true of the first two: nothing is in the way of the next message.
     """
     state, source = cast(State, subscription or {}), cast(TopicState, topic or {})
     reasons = list(
@@ -128,14 +148,29 @@ def explain(
     left = _deliverable(state)
     if not left and subscription is not None:
         reasons += _ends(state, source, now_ms)
-    stopped = any(reason["code"] in STOPPING for reason in reasons)
+    stopped = any(reason["code"] in STOPPING and not _goes_on(reason, state) for reason in reasons)
     last = state.get("last_delivered_ms")
     recent = last is not None and now_ms - last < RECENT_MS
     numbers = {
         "subscription": dict(state),
         "topic": {key: source.get(key) for key in TopicState.__annotations__},
     }
-    return {"flowing": not stopped and (left > 0 or recent), "reasons": reasons, "numbers": numbers}
+    if stopped or subscription is None:
+        stands = "stopped"
+    elif left > 0 or recent:
+        stands = "flowing"
+    else:
+        caught_up = any(reason["code"] == "caught-up" for reason in reasons)
+        stands = "caught-up" if caught_up else "waiting"
+    flowing = stands in ("flowing", "caught-up")
+    return {"state": stands, "flowing": flowing, "reasons": reasons, "numbers": numbers}
+
+
+def _goes_on(reason: Reason, state: State) -> bool:
+    """Whether messages are delivered all the same: those that are durable, of a topic that takes no new ones."""
+    if reason["code"] in ("consumer-silent", "consumers-leaving"):  # the others take what comes
+        return bool(state.get("ready"))
+    return reason["code"] == "topic-failed" and bool(reason.get("serves"))
 
 
 def _deliverable(state: State) -> int:
@@ -153,17 +188,25 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
             "topic-failed", "the topic's process does not answer: it is being restarted; look again"
         )
     elif topic.get("failure"):
-        text = f"the topic takes nothing: {topic['failure']}; what came before that is still delivered"
-        yield _reason("topic-failed", text)
+        yield _failed(topic, state)
     if state is None:
         yield _reason(
             "starting", "the subscription's process does not answer: it is being restarted; look again"
         )
         return
     if state.get("failure"):
-        yield _reason("topic-failed", f"the subscription serves nobody: {state['failure']}")
+        text = f"the subscription serves nobody: {state['failure']}"
+        if state.get("failure_code") in _BY_ITSELF:
+            text += "; consumers that open it again are served once that is over"
+        yield _reason("topic-failed", text)
     elif state.get("starting"):
-        yield _reason("starting", "the topic has not said yet from where to where it reaches; look again")
+        started_ms = state.get("started_ms")
+        since = "" if started_ms is None else f", since {_ago(started_ms, now_ms)}"
+        text = (
+            f"the topic has not said yet from where to where it reaches{since}: it is being started, or waits for "
+            "the store; look again, and at 'ister topic show' if it stays so"
+        )
+        yield _reason("starting", text, started_ms=started_ms)
     if state.get("paused"):
         yield _reason("paused", "the subscription is paused: nothing is delivered until somebody resumes it")
     poison = state.get("poison")
@@ -197,9 +240,9 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
             else "is in the store alone"
         )
         text = (
-            f"offset {fetch.get('first')} {here}, and is being brought back{_since(fetch, now_ms)}"
-            f"{_because(fetch)}; it goes on by itself"
+            f"offset {fetch.get('first')} {here}, and is being brought back{_since(fetch, now_ms)}{_because(fetch)}; "
         )
+        text += "it is tried again until the store gives it" if fetch.get("text") else "it goes on by itself"
         yield _reason("cloud-fetch", text, **_stop_numbers(fetch))
 
 
@@ -211,12 +254,20 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
         since = "" if left_ms is None else f"; the last one left {_ago(left_ms, now_ms)}"
         yield _reason("no-consumer", f"no consumer is connected{since}: start one of subscription {name!r}")
         return
-    if state.get("handing_over"):
+    if state.get("seeking") is not None:
+        text = f"the subscription is being moved to {state['seeking']}"
+        if giving := state.get("handing_over"):
+            text += f"; {giving} of {consumers} consumers still give back what they hold"
+        yield _reason("handing-over", f"{text}; then it goes on by itself", consumers=giving)
+    elif state.get("handing_over"):
         text = (
             "the consumer that was active acknowledges, or gives back what it holds; "
             "then the next one begins, by itself"
         )
         yield _reason("handing-over", text, consumers=state["handing_over"])
+    silent = state.get("silent", [])
+    if silent:
+        yield _silence(silent, state, now_ms)
     if state.get("ready", 0):
         return
     full, dry, standby = _counts(state, "connection_full", "no_credit", "standby")
@@ -230,12 +281,65 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
             "keep up"
         )
         yield _reason("connection-full", text, consumers=full)
-    if dry and not _idle(state):
+    crowded, leaving = _counts(state, "crowded", "leaving")
+    if crowded:
         text = (
-            f"{dry} of {consumers} consumers have no room: their programs have not taken what they were sent; "
-            f"{state.get('in_flight', 0)} messages are with them"
+            f"{crowded} of {consumers} consumers hold as many pieces as a consumer may: they are to acknowledge, or "
+            f"give back, what they have; {state.get('in_flight', 0)} messages are with them"
+        )
+        yield _reason("too-many-pieces", text, consumers=crowded)
+    if leaving:
+        text = f"{leaving} of {consumers} consumers are closing, or opening again; look again"
+        yield _reason("consumers-leaving", text, consumers=leaving)
+    if dry and not _idle(state):
+        heard_ms = state.get("no_credit_heard_ms")
+        heard = (
+            ""
+            if heard_ms is None or silent
+            else f" (each was heard of within {_duration(now_ms - heard_ms)})"
+        )
+        text = (
+            f"{dry} of {consumers} consumers have no room: they were sent as much as they asked for, and have not "
+            f"asked for more{heard}; {state.get('in_flight', 0)} messages are with consumers; have their programs take "
+            "more, or start another consumer"
         )
         yield _reason("no-credit", text, consumers=dry, in_flight=state.get("in_flight"))
+
+
+def _silence(silent: list[Silent], state: State, now_ms: int) -> Reason:
+    """Return what is to be said of consumers that are killed, stopped, or cut off."""
+    who = []
+    for one in silent[:SHOWN_MAX]:
+        client = f" ({one['client']:.60})" if one.get("client") else ""
+        lost = "" if one.get("connected", True) else ", its connection is lost"
+        holds = f", and holds {one['messages']} messages" if one.get("messages") else ""
+        heard = f"was last heard of {_ago(one.get('heard_ms', now_ms), now_ms)}{lost}{holds}"
+        who.append(f"consumer {one.get('consumer')}{client} {heard}")
+    limit_ms = state.get("silence_ms_max")
+    after = "" if limit_ms is None else f" {_duration(limit_ms)} after its last word"
+    text = (
+        f"{'; '.join(who)}: its program was killed or stopped, or the network is cut; unless it comes back it is let go"
+        f"{after}, and what it holds is delivered to others"
+    )
+    return _reason("consumer-silent", text, consumers=len(silent), silent=silent)
+
+
+def _failed(topic: TopicState, state: State | None) -> Reason:
+    """Return what is to be said of a topic that takes nothing."""
+    code, failure = topic.get("failure_code"), topic["failure"]
+    serves = state is not None and not state.get("failure") and not state.get("starting")
+    if code == "fenced":
+        text = (
+            f"another broker has taken the topic over ({failure}): nothing is taken here any more, and what is "
+            "acknowledged here it does not know; let producers and consumers connect to that broker"
+        )
+        return _reason("topic-failed", text)
+    text = f"the topic takes no messages: {failure}"
+    if code in _BY_ITSELF:
+        text += "; it is tried again by itself"
+    if serves:
+        text += "; what was durable before is delivered all the same"
+    return _reason("topic-failed", text, serves=serves or None)
 
 
 def _waits(state: State, now_ms: int) -> Iterator[Reason]:
@@ -285,6 +389,10 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
         held = "; ".join(_holder(holder, now_ms) for holder in holders[:SHOWN_MAX])
         text = f"everything is delivered; {state['in_flight']} messages wait to be acknowledged"
         text += f", with {held}" if held else ""
+        if timeout_ms := state.get("ack_timeout_ms"):
+            text += (
+                f"; what is not acknowledged {_duration(timeout_ms)} after its delivery is delivered again"
+            )
         yield _reason("unacknowledged", text, messages=state["in_flight"], holders=holders)
     if not _idle(state):
         return
@@ -296,7 +404,7 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
         return
     if not state.get("in_flight"):
         done = "delivered and acknowledged" if "durable_end" in state else "delivered"
-        yield _reason("caught-up", f"every message{_up_to(state)} is {done}: nothing is left")
+        yield _reason("caught-up", f"every message{_up_to(state)} is {done}{_except(state)}: nothing is left")
     last_ms, producers = topic.get("last_published_ms"), topic.get("producers")
     if producers is None or (last_ms is not None and now_ms - last_ms < RECENT_MS):
         return
@@ -362,6 +470,19 @@ def _holder(holder: Holder, now_ms: int) -> str:
 
 def _up_to(state: State) -> str:
     return f" below offset {state['durable_end']}" if "durable_end" in state else ""
+
+
+def _except(state: State) -> str:
+    """Say which messages were neither: nobody is to look for them."""
+    words = {
+        "expired": "outlived the topic's time to live",
+        "trimmed": "were taken by retention",
+        "skipped": "were damaged and skipped, as an operator decided",
+        "dropped": "were lost for want of room",
+    }
+    numbers = cast(Mapping[str, int | None], state)
+    found = [f"{numbers[key]} {what}" for key, what in words.items() if numbers.get(key)]
+    return f", but for those that {', '.join(found)}" if found else ""
 
 
 def _ago(then_ms: int, now_ms: int) -> str:

@@ -18,10 +18,11 @@ from actors.ledger import Held
 from actors.mail import Frames, message
 from actors.pieces import Batch, Piece
 from actors.runtime import Address, Ref
+from actors.selection import BlockedBy
 from ister.wire import Buffer, Header
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.segment import SegmentInfo
-from transport.session import Handle
+from transport.session import Handle, Session
 
 # ---- finding things: worker <-> Directory ------------------------------------------------------------------------
 
@@ -700,6 +701,7 @@ class AttachConsumer:
     sparse: bool = False
     force: bool = False
     client: str = ""  # what the client calls itself
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,6 +769,7 @@ class Block:
 
     key: int
     blocked: bool
+    why: BlockedBy = ""
 
 
 @dataclass(frozen=True, slots=True)

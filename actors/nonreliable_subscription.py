@@ -291,21 +291,12 @@ class NonReliableSubscription(Subscription):
     @receives(Explain)
     def on_explain(self, command: Explain) -> None:
         """Say why nothing is delivered."""
-        members = self._roster.members
-        state: State = {
-            "type": self.meta.type,
+        state: State = self._common_state() | {
             "starting": bool(self._waiting) and not self._ready,
-            "failure": None if self._failure is None else self._failure.text,
-            "consumers": len(self._consumers),
-            "ready": sum(member.ready for member in members),
-            "no_credit": sum(member.messages <= 0 or member.bytes <= 0 for member in members),
-            "connection_full": sum(member.blocked for member in members),
-            "handing_over": len(self._yielding),
             "due": self._buffer_messages,
             "position": self._position(),
+            "dropped": self.dropped,
         }
-        if self.meta.type == "failover":
-            state["standby"] = max(0, len(self._consumers) - 1)
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(state)))
 
     @receives(Delete)

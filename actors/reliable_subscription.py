@@ -530,21 +530,18 @@ class ReliableSubscription(FailingSubscription):
 
     def _state(self) -> State:
         members = self._roster.members
+        seeking = self._seeking
         now_ms, now_s = self.clock.time_ms(), self.clock.monotonic()
         source, redelivery = self._source, self._redelivery
         ready_s = redelivery.next_ready_s()
         holding = sorted((m for m in members if m.outstanding), key=lambda m: (m.holds_since_ms, m.age))
-        state: State = {
-            "type": self.meta.type,
-            "starting": not self._ready and self._failure is None,
-            "failure": None if self._failure is None else self._failure.text,
-            "paused": self._paused,
-            "consumers": len(members),
-            "ready": sum(member.ready for member in members),
-            "no_credit": sum(member.messages <= 0 or member.bytes <= 0 for member in members),
-            "connection_full": sum(member.blocked for member in members),
-            "standby": max(0, len(members) - 1) if self.meta.type == "failover" else 0,
+        state: State = self._common_state() | {
             "handing_over": len(self._yielding) or int(self._hands_over),
+            "seeking": None if seeking is None else seeking.to,
+            "ack_timeout_ms": self._ack_timeout_ms,
+            "expired": self.expired,
+            "trimmed": self.trimmed,
+            "skipped": self.skipped,
             "position": source.next,
             "durable_end": source.durable_end,
             "in_flight": self._roster.outstanding,

@@ -769,6 +769,7 @@ class ReliableTopic(Topic):
         body = self._description()
         body["commits"] = self.commits
         body["failure"] = None if self._failure is None else self._failure.text
+        body["failure_code"] = None if self._failure is None else self._failure.code
         if self._log is not None:
             sealed = self._log.sealed()
             body |= {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -20,6 +21,8 @@ from ister.errors import RemoteError
 
 SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover", "key-shared")
+# Why a consumer takes nothing: its connection is full, or gone; it holds too many pieces; it closes, or opens again.
+BlockedBy = Literal["", "full", "lost", "crowded", "leaving"]
 READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
 PASSED_MAX: Final = 32  # who hoards, for one delivery: of ten thousand consumers thousands may
 HOARD_SPARE: Final = 64  # messages; what a consumer may always hold, whatever little the others hold
@@ -35,11 +38,14 @@ class Member:
     messages: int
     bytes: int
     blocked: bool = False
+    blocked_by: BlockedBy = ""  # why
     queued: bool = False  # in the round-robin queue
     sparse: bool = False  # understands deliveries of offsets that do not follow each other
     client: str = ""  # what its client calls itself
     outstanding: int = 0  # messages it was given and has neither acknowledged nor given back
     holds_since_ms: int = 0  # since when that is so (unix ms)
+    heard_s: Callable[[], float] = lambda: 0.0  # when its client last said something, on the monotonic clock
+    connected: Callable[[], bool] = lambda: True  # whether its client's connection is not known to be gone
 
     @property
     def ready(self) -> bool:
@@ -115,14 +121,15 @@ class Roster:
         """Replace a consumer's credit, as a resumed consumer asks."""
         member = self._members.get(key)
         if member is not None:
-            member.messages, member.bytes, member.blocked = messages, bytes, False
+            member.messages, member.bytes = messages, bytes
+            member.blocked, member.blocked_by = False, ""
             self._queue(member)
 
-    def block(self, key: int, blocked: bool) -> None:
-        """Note that a consumer's connection takes nothing at the moment, or takes again."""
+    def block(self, key: int, blocked: bool, why: BlockedBy = "") -> None:
+        """Note that a consumer takes nothing at the moment, and why, or takes again."""
         member = self._members.get(key)
         if member is not None:
-            member.blocked = blocked
+            member.blocked, member.blocked_by = blocked, why
             self._queue(member)
 
     def choose(self) -> Member | None:

@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Final
 
+from actors.explain import State
 from actors.messages import (
     AddCredit,
     Answer,
@@ -40,6 +41,7 @@ from actors.messages import (
     Yielded,
 )
 from actors.pieces import Piece
+from actors.presence import presence
 from actors.runtime import LoopActor, Ref, System, receives
 from actors.selection import Member, Roster
 from ister.errors import IsterError, RemoteError
@@ -85,6 +87,7 @@ class Subscription(LoopActor):
         self._takes_sparse = False  # the consumer whose turn it is: offsets that do not follow each other
         self._ready = False  # the topic answered, and the start is fixed
         self._failure: IsterError | None = None
+        self._started_ms = self.clock.time_ms()
         self._waiting: list[_Waiting] = []
         self._unseen: deque[Notice] = deque(maxlen=NOTICES_KEPT)  # for the next consumer: nobody was there
         self.delivered = 0
@@ -127,6 +130,10 @@ class Subscription(LoopActor):
             command.consumer.tell(Evicted(error.code, error.text))
             return
         member.client = command.client
+        session = command.session
+        if session is not None:
+            member.heard_s = lambda: session.heard_at_s
+            member.connected = lambda: session.routing is not None
         self._consumers[command.key] = command.consumer
         self._attached(member)
         command.consumer.tell(Granted(self._position(), self._ack_timeout_ms))
@@ -231,7 +238,7 @@ class Subscription(LoopActor):
     @receives(Pause)
     def on_pause(self, command: Pause) -> None:
         """Send a consumer nothing more until it comes back, and tell it so, behind whatever is on its way to it."""
-        self._roster.block(command.key, True)
+        self._roster.block(command.key, True, "leaving")
         command.consumer.tell(Paused())
 
     @receives(Yielded)
@@ -243,7 +250,7 @@ class Subscription(LoopActor):
     @receives(Block)
     def on_block(self, command: Block) -> None:
         """A consumer's connection is full, or takes again."""
-        self._roster.block(command.key, command.blocked)
+        self._roster.block(command.key, command.blocked, command.why)
         if not command.blocked:
             self._wake()
 
@@ -324,6 +331,29 @@ class Subscription(LoopActor):
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
         self._admit(command)
+
+    def _common_state(self) -> State:
+        """Return what both kinds say of themselves when they are asked why nothing flows."""
+        limits = self._limits
+        found: State = {
+            "type": self.meta.type,
+            "starting": not self._ready and self._failure is None,
+            "started_ms": self._started_ms,
+            "failure": None if self._failure is None else self._failure.text,
+            "failure_code": None if self._failure is None else self._failure.code,
+            "paused": self._paused,
+            "standby": max(0, len(self._roster) - 1) if self.meta.type == "failover" else 0,
+            "handing_over": len(self._yielding),
+        }
+        consumers = presence(
+            self._roster.members,
+            self._roster.active,
+            self.clock.monotonic(),
+            self.clock.time_ms(),
+            heartbeat_ms=limits.heartbeat_ms,
+            session_timeout_ms=limits.session_timeout_ms,
+        )
+        return {**consumers, **found}
 
     def _greet(self, consumer: Ref) -> None:
         """Tell a consumer that comes what happened while nobody was here, and whether anything will."""

@@ -17,6 +17,12 @@ _COMMANDS: Final = {
     "damage": "ister topic repair {topic} --skip-damaged",
     "no-consumer": "ister consume {topic} --subscription {subscription} --follow",
 }
+_STATES: Final = {
+    "flowing": "is flowing",
+    "caught-up": "is caught up",
+    "waiting": "is waiting",
+    "stopped": "is not flowing",
+}
 _SHOWN: Final = {
     "consumers": "consumers",
     "ready": "of them with room",
@@ -61,8 +67,8 @@ def explain(topic: str, subscription: str, endpoint: str, timeout: float, as_jso
 
 def in_words(topic: str, subscription: str, found: dict[str, Any]) -> list[str]:
     """Return what the broker answered, as lines for people."""
-    flowing = "is flowing" if found["flowing"] else "is not flowing"
-    lines = [f"subscription {subscription} of {topic} {flowing}{':' if found['reasons'] else ''}"]
+    stands = _STATES[found.get("state") or ("flowing" if found["flowing"] else "stopped")]
+    lines = [f"subscription {subscription} of {topic} {stands}{':' if found['reasons'] else ''}"]
     for reason in found["reasons"]:
         lines.append(f"  - {reason['text']} ({reason['code']})")
         command = _COMMANDS.get(reason["code"])

@@ -275,10 +275,10 @@ def test_a_full_connection_is_tried_again_and_keeps_its_order(scene: Scene) -> N
     scene.router.full.add(b"client")
     for number in range(4):
         scene.deliver(number)
-    assert scene.told(Block) == [Block(1, True)]
+    assert scene.told(Block) == [Block(1, True, "full")]
     scene.loop.advance(1.0)
     assert (
-        scene.told(Block) == [Block(1, True)] * 8
+        scene.told(Block) == [Block(1, True, "full")] * 8
     )  # each try says so again, and waits twice as long as the one before
     scene.router.full.clear()
     scene.loop.advance(FULL_RETRY_S_MAX)
@@ -310,7 +310,7 @@ def test_an_event_waits_for_room_by_itself(scene: Scene) -> None:
     scene.router.full.clear()
     scene.loop.advance(2 * FULL_RETRY_S)
     assert [frame.code for frame in scene.heard(Type.EVENT)] == ["trimmed"]
-    assert scene.told(Block) == [Block(1, True), Block(1, False)]
+    assert scene.told(Block) == [Block(1, True, "full"), Block(1, False)]
 
 
 def test_an_event_that_went_nowhere_is_told_to_who_comes_back(scene: Scene) -> None:
@@ -337,7 +337,7 @@ def test_a_lost_connection_holds_what_it_may_have_sent(scene: Scene) -> None:
     scene.deliver(0)
     del scene.router.out[b"client"]
     scene.deliver(1)
-    assert scene.told(Block) == [Block(1, True)]
+    assert scene.told(Block) == [Block(1, True, "lost")]
     assert scene.consumer.in_flight.messages == 2
     token = scene.session.token
     scene.router.out[b"again"] = scene.out

@@ -87,7 +87,7 @@ def test_what_flows_needs_no_reason() -> None:
         ),
         ({"handing_over": 1}, "handing-over", "gives back what it holds"),
         ({"ready": 0, "connection_full": 1}, "connection-full", "1 of 1 consumers take nothing"),
-        ({"ready": 0, "no_credit": 1}, "no-credit", "10 messages are with them"),
+        ({"ready": 0, "no_credit": 1}, "no-credit", "10 messages are with consumers"),
         ({"ready": 0, "standby": 1}, "standby-only", "none is active"),
         (
             {"tracked_full": True, "tracked": 9, "tracked_max": 9},
