@@ -421,7 +421,7 @@ class Directory(LoopActor):
         topic = self._get_topic(_text(arguments, "topic"))
         if topic.dispatch != "reliable":
             raise UsageError(f"topic {topic.name!r} is non-reliable: it has no log")
-        if ask.operation == "topic.repair" and arguments.get("skip_damaged") is not True:
+        if ask.operation == "topic.repair" and arguments.get("skip_damaged") not in (True, 1):
             raise UsageError("say what is to be done: skip_damaged (readers go on behind what is damaged)")
         frontend = self._frontend(self._worker_of_topic(topic.name))
         ticket = self._ticket()

@@ -79,6 +79,7 @@ class State(Presence, total=False):
     expired: int  # messages that outlived their time to live, since its actor runs
     trimmed: int  # that retention took
     skipped: int  # that an operator skipped as damaged
+    missing: int  # that are neither here nor in the store
     dropped: int  # of a non-reliable topic, that were lost for want of credit
     last_delivered_ms: int | None
     consumer_left_ms: int | None  # when the last consumer left
@@ -239,9 +240,8 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
             if fetch.get("here")
             else "is in the store alone"
         )
-        text = (
-            f"offset {fetch.get('first')} {here}, and is being brought back{_since(fetch, now_ms)}{_because(fetch)}; "
-        )
+        text = f"offset {fetch.get('first')} {here}, and is being brought back"
+        text += f"{_since(fetch, now_ms)}{_because(fetch)}; "
         text += "it is tried again until the store gives it" if fetch.get("text") else "it goes on by itself"
         yield _reason("cloud-fetch", text, **_stop_numbers(fetch))
 
@@ -478,6 +478,7 @@ def _except(state: State) -> str:
         "expired": "outlived the topic's time to live",
         "trimmed": "were taken by retention",
         "skipped": "were damaged and skipped, as an operator decided",
+        "missing": "are missing",
         "dropped": "were lost for want of room",
     }
     numbers = cast(Mapping[str, int | None], state)

@@ -60,8 +60,14 @@ TOPIC_OPTIONS: Final[dict[str, Allowed]] = {
 }
 
 
+FLAG: Final[tuple[int, int]] = (0, 1)  # no and yes; a client may say false and true
+
+
 def check_options(options: dict[str, Any], known: Mapping[str, Allowed], what: str) -> None:
-    """Check the own settings of a topic or subscription; raises `UsageError` naming setting, value and limit."""
+    """Check the own settings of a topic or subscription; raises `UsageError` naming setting, value and limit.
+
+    Flags in `options` become 0 or 1.
+    """
     for name, value in options.items():
         allowed = known.get(name)
         if allowed is None:
@@ -76,6 +82,9 @@ def check_options(options: dict[str, Any], known: Mapping[str, Allowed], what: s
             good, words = value in allowed, " or ".join(map(str, allowed))
         else:
             low, high = allowed
+            if allowed == FLAG and type(value) is bool:
+                options[name] = int(value)  # one spelling in the catalogue, and in answers
+                continue
             good, words = type(value) is int and int(low) <= value <= int(high), f"{low} to {high}"
         if not good:
             raise UsageError(f"{name} is {value!r:.40}, which is not {words}")
@@ -171,9 +180,9 @@ def effective_options(
 
 
 def check_flag(value: object, what: str) -> bool:
-    """Return what a flag says, which is 0 or 1; raises `UsageError`."""
-    if type(value) is not int or value not in (0, 1):
-        raise UsageError(f"{what} is {value!r:.40}, which is not 0 or 1")
+    """Return what a flag says, which is 0 or 1, or false or true; raises `UsageError`."""
+    if type(value) not in (int, bool) or value not in FLAG:
+        raise UsageError(f"{what} is {value!r:.40}, which is not 0 or 1, nor false or true")
     return value == 1
 
 

@@ -542,6 +542,7 @@ class ReliableSubscription(FailingSubscription):
             "expired": self.expired,
             "trimmed": self.trimmed,
             "skipped": self.skipped,
+            "missing": self.missing,
             "position": source.next,
             "durable_end": source.durable_end,
             "in_flight": self._roster.outstanding,

@@ -11,6 +11,16 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, Unpack
 
 from ister import arguments, requests
+from ister.answers import (
+    Explanation,
+    Status,
+    SubscriptionDetail,
+    SubscriptionInfo,
+    TopicDetail,
+    TopicInfo,
+    as_flags,
+    with_booleans,
+)
 from ister.consumer import Position
 from ister.errors import RemoteError
 from ister.requests import SubscriptionOptions
@@ -39,7 +49,7 @@ class Administration(ABC):
         exist_ok: bool = False,
         timeout: float | None = None,
         **retention: int,
-    ) -> dict[str, Any]:
+    ) -> TopicInfo:
         """Create a topic and return what the broker knows of it.
 
         `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), once the
@@ -49,7 +59,7 @@ class Administration(ABC):
         """
         request = requests.topic_request(topic, dispatch, durability, retention)
         try:
-            answer: dict[str, Any] = self._ask(request, timeout)
+            answer: TopicInfo = with_booleans(self._ask(request, timeout))
         except RemoteError as error:
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
@@ -58,15 +68,17 @@ class Administration(ABC):
                 raise
         return answer
 
-    def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> dict[str, Any]:
+    def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> TopicInfo:
         """Change what a reliable topic keeps, and return what the broker knows of it.
 
         `retention_ms`: no longer than that; `retention_bytes`: no more than that, in whole segments;
-        `retention_acknowledged`: 1: only what some subscription has not acknowledged; `message_ttl_ms`: what is older
-        is not delivered any more. 0 lifts a limit. What is not in
-        the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
+        `retention_acknowledged`: True: only what some subscription has not acknowledged; `message_ttl_ms`: what is
+        older is not delivered any more. 0 lifts a limit. What is not in the store yet is kept whatever they say.
+        Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
         """
-        answer: dict[str, Any] = self._ask(Request("topic.update", {"topic": topic, **retention}), timeout)
+        answer: TopicInfo = with_booleans(
+            self._ask(Request("topic.update", {"topic": topic, **as_flags(retention)}), timeout)
+        )
         return answer
 
     def verify_topic(
@@ -92,13 +104,13 @@ class Administration(ABC):
         answer: dict[str, Any] = self._ask(request, timeout)
         return answer
 
-    def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+    def topics(self, *, timeout: float | None = None) -> list[TopicInfo]:
         """Return every topic, by name."""
         return self._list(requests.Listing("topic.list", "topics", "topic", {}), timeout)
 
-    def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
+    def topic(self, topic: str, *, timeout: float | None = None) -> TopicDetail:
         """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
-        answer: dict[str, Any] = self._ask(Request("topic.show", {"topic": topic}), timeout)
+        answer: TopicDetail = with_booleans(self._ask(Request("topic.show", {"topic": topic}), timeout))
         return answer
 
     def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
@@ -117,7 +129,7 @@ class Administration(ABC):
         exist_ok: bool = False,
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
-    ) -> dict[str, Any]:
+    ) -> SubscriptionInfo:
         """Create a subscription without attaching to it; `start` is where it begins to read.
 
         Raises `RemoteError` (`subscription-exists`, `unknown-topic`, ...), `UsageError`.
@@ -125,7 +137,7 @@ class Administration(ABC):
         settings = requests.subscription_settings(options)
         request = requests.subscription_request(topic, subscription, type, start, settings)
         try:
-            answer: dict[str, Any] = self._ask(request, timeout)
+            answer: SubscriptionInfo = with_booleans(self._ask(request, timeout))
         except RemoteError as error:
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
@@ -134,14 +146,18 @@ class Administration(ABC):
                 raise
         return answer
 
-    def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
+    def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[SubscriptionInfo]:
         """Return every subscription of a topic, by name."""
         listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
         return self._list(listing, timeout)
 
-    def subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+    def subscription(
+        self, topic: str, subscription: str, *, timeout: float | None = None
+    ) -> SubscriptionDetail:
         """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
-        answer: dict[str, Any] = self._ask(requests.about("subscription.show", topic, subscription), timeout)
+        answer: SubscriptionDetail = with_booleans(
+            self._ask(requests.about("subscription.show", topic, subscription), timeout)
+        )
         return answer
 
     def update_subscription(
@@ -151,24 +167,24 @@ class Administration(ABC):
         *,
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
-    ) -> dict[str, Any]:
+    ) -> SubscriptionInfo:
         """Change options of a subscription, for its present consumers too, and return what the broker knows of it.
 
         Raises `RemoteError` (`unknown-subscription`, `invalid-argument`), `UsageError`.
         """
         settings = requests.subscription_settings(options)
-        answer: dict[str, Any] = self._ask(
-            requests.about("subscription.update", topic, subscription, **settings), timeout
+        answer: SubscriptionInfo = with_booleans(
+            self._ask(requests.about("subscription.update", topic, subscription, **settings), timeout)
         )
         return answer
 
     def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
         """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
-        self.update_subscription(topic, subscription, paused=1, timeout=timeout)
+        self.update_subscription(topic, subscription, paused=True, timeout=timeout)
 
     def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
         """Have a paused subscription deliver again."""
-        self.update_subscription(topic, subscription, paused=0, timeout=timeout)
+        self.update_subscription(topic, subscription, paused=False, timeout=timeout)
 
     def seek(self, topic: str, subscription: str, position: Position, *, timeout: float | None = None) -> int:
         """Move a subscription to "earliest", "latest", an offset or the first message of a time (`datetime`).
@@ -196,24 +212,22 @@ class Administration(ABC):
         messages: int = self._ask(requests.unblock_request(topic, subscription, action), timeout)["messages"]
         return messages
 
-    def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+    def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> Explanation:
         """Return why messages of a subscription flow, or why they do not.
 
         `flowing` says which; `reasons` is a list of maps with a `code`, a `text` for people, and numbers; `numbers` is
         a map of what it was concluded from. Raises `RemoteError` (`unknown-subscription`).
         """
-        answer: dict[str, Any] = self._ask(
-            requests.about("subscription.explain", topic, subscription), timeout
-        )
+        answer: Explanation = self._ask(requests.about("subscription.explain", topic, subscription), timeout)
         return answer
 
     def delete_subscription(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
         """Delete a subscription and its cursor; its consumers are closed."""
         self._delete(requests.about("subscription.delete", topic, subscription), timeout)
 
-    def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+    def status(self, *, timeout: float | None = None) -> Status:
         """Return how the broker and its processes are doing."""
-        answer: dict[str, Any] = self._ask(Request("status", {}), timeout)
+        answer: Status = self._ask(Request("status", {}), timeout)
         return answer
 
     # ---- how it is asked -----------------------------------------------------------------------------------------
@@ -225,7 +239,7 @@ class Administration(ABC):
             if not requests.is_gone_already(error, request):
                 raise
 
-    def _list(self, listing: requests.Listing, timeout: float | None) -> list[dict[str, Any]]:
+    def _list(self, listing: requests.Listing, timeout: float | None) -> list[Any]:
         for request in listing:
             self._ask(request, timeout)
         return listing.found

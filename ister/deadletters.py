@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ister import arguments
+from ister.answers import SubscriptionDetail, TopicDetail
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
 from ister.message import BatchReceipt, Message
 from ister.wire import MARK
@@ -75,11 +76,11 @@ class Client(Protocol):
     """What is used of the client."""
 
     @property
-    def subscription(self) -> Callable[..., dict[str, Any]]:
+    def subscription(self) -> Callable[..., SubscriptionDetail]:
         """`ister.Client.subscription`."""
 
     @property
-    def topic(self) -> Callable[..., dict[str, Any]]:
+    def topic(self) -> Callable[..., TopicDetail]:
         """`ister.Client.topic`."""
 
     @property
@@ -116,11 +117,12 @@ class DeadLetters:
         """Return the name of the topic they lie in: also of a subscription that is gone, if it was the default."""
         try:
             shown = self._client.subscription(self.topic, self.subscription, timeout=self._timeout)
+            named = shown.get("dead_letter_topic")
         except RemoteError as error:
             if error.code not in ("unknown-topic", "unknown-subscription"):
                 raise
-            shown = {}
-        return str(shown.get("dead_letter_topic") or f"{self.topic}.{self.subscription}.dlq")
+            named = None
+        return str(named or f"{self.topic}.{self.subscription}.dlq")
 
     # ---- looking -------------------------------------------------------------------------------------------------
 

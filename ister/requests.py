@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
 from ister import arguments
+from ister.answers import as_flags, with_booleans
 from ister.errors import RemoteError, UsageError
 from ister.message import Batch, Message
 from ister.session import Request
@@ -23,7 +24,7 @@ class SubscriptionOptions(TypedDict, total=False):
     max_deliveries: int | None  # a message that failed so often is poison; 0: no limit
     poison: Literal["dead-letter", "drop", "block"] | None  # what becomes of it
     dead_letter_topic: str | None
-    paused: int | None  # 1: nothing is delivered
+    paused: int | None  # True: nothing is delivered
     drop: Literal["oldest", "newest"] | None  # non-reliable: what is lost when the buffer is full
     buffer_messages_max: int | None  # non-reliable
     buffer_bytes_max: int | None  # non-reliable
@@ -34,7 +35,7 @@ _OPTIONS = frozenset(SubscriptionOptions.__annotations__)
 
 def topic_request(topic: str, dispatch: str, durability: str | None, retention: dict[str, int]) -> Request:
     """Return the request that creates a topic."""
-    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch, **retention}
+    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch, **as_flags(retention)}
     if durability is not None:
         asked["durability"] = durability
     return Request("topic.create", asked)
@@ -66,7 +67,7 @@ def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) ->
     return error.code in ("topic-exists", "subscription-exists") and (exist_ok or request.resent)
 
 
-def differs(answer: dict[str, Any], request: Request) -> bool:
+def differs(answer: Mapping[str, Any], request: Request) -> bool:
     """Whether what is there is not what the request asked for."""
     asked = request.arguments
     if asked.get("dispatch", answer.get("strategy")) != answer.get("strategy"):
@@ -88,7 +89,7 @@ class Listing:
 
     def __init__(self, operation: str, many: str, one: str, asked: dict[str, Any]) -> None:
         """`many` is the list's key in an answer, `one` the name's key in each entry."""
-        self.found: list[dict[str, Any]] = []
+        self.found: list[Any] = []  # entries as `ister.answers` has them
         self._operation = operation
         self._many = many
         self._one = one
@@ -101,7 +102,7 @@ class Listing:
             request = Request(self._operation, asked)
             yield request
             page = request.result[self._many]
-            self.found.extend(page)
+            self.found.extend(map(with_booleans, page))
             if not request.result.get("more") or not page:
                 return
             asked = {**self._asked, "after": page[-1][self._one]}
@@ -137,7 +138,7 @@ class Peek:
     What nobody has acknowledged may lie far apart: each of `places` (first, end) is read by a reader of its own.
     """
 
-    def __init__(self, shown: dict[str, Any], count: int) -> None:
+    def __init__(self, shown: Mapping[str, Any], count: int) -> None:
         """`shown` is what `subscription.show` answered."""
         if "pending" not in shown:
             raise UsageError(

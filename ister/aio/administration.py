@@ -11,6 +11,16 @@ from typing import Any, Literal, Unpack
 from ister import arguments, requests
 from ister.administration import VERIFY_POLL_S, SubscriptionType
 from ister.aio.waiting import Waiting
+from ister.answers import (
+    Explanation,
+    Status,
+    SubscriptionDetail,
+    SubscriptionInfo,
+    TopicDetail,
+    TopicInfo,
+    as_flags,
+    with_booleans,
+)
 from ister.consumer import Position
 from ister.errors import RemoteError
 from ister.requests import SubscriptionOptions
@@ -31,11 +41,11 @@ class Administration(Waiting):
         exist_ok: bool = False,
         timeout: float | None = None,
         **retention: int,
-    ) -> dict[str, Any]:
+    ) -> TopicInfo:
         """Create a topic; see `ister.Client.create_topic`."""
         request = requests.topic_request(topic, dispatch, durability, retention)
         try:
-            answer: dict[str, Any] = await self._ask(request, timeout)
+            answer: TopicInfo = with_booleans(await self._ask(request, timeout))
         except RemoteError as error:
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
@@ -44,12 +54,10 @@ class Administration(Waiting):
                 raise
         return answer
 
-    async def update_topic(
-        self, topic: str, *, timeout: float | None = None, **retention: int
-    ) -> dict[str, Any]:
+    async def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> TopicInfo:
         """Change what a topic keeps; see `ister.Client.update_topic`."""
-        answer: dict[str, Any] = await self._ask(
-            Request("topic.update", {"topic": topic, **retention}), timeout
+        answer: TopicInfo = with_booleans(
+            await self._ask(Request("topic.update", {"topic": topic, **as_flags(retention)}), timeout)
         )
         return answer
 
@@ -74,15 +82,15 @@ class Administration(Waiting):
         answer: dict[str, Any] = await self._ask(request, timeout)
         return answer
 
-    async def topics(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+    async def topics(self, *, timeout: float | None = None) -> list[TopicInfo]:
         """Return every topic, by name."""
         listing = requests.Listing("topic.list", "topics", "topic", {})
         await self._drive(iter(listing), timeout)
         return listing.found
 
-    async def topic(self, topic: str, *, timeout: float | None = None) -> dict[str, Any]:
+    async def topic(self, topic: str, *, timeout: float | None = None) -> TopicDetail:
         """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
-        answer: dict[str, Any] = await self._ask(Request("topic.show", {"topic": topic}), timeout)
+        answer: TopicDetail = with_booleans(await self._ask(Request("topic.show", {"topic": topic}), timeout))
         return answer
 
     async def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
@@ -101,12 +109,12 @@ class Administration(Waiting):
         exist_ok: bool = False,
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
-    ) -> dict[str, Any]:
+    ) -> SubscriptionInfo:
         """Create a subscription without attaching to it; see `ister.Client.create_subscription`."""
         settings = requests.subscription_settings(options)
         request = requests.subscription_request(topic, subscription, type, start, settings)
         try:
-            answer: dict[str, Any] = await self._ask(request, timeout)
+            answer: SubscriptionInfo = with_booleans(await self._ask(request, timeout))
         except RemoteError as error:
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
@@ -115,7 +123,7 @@ class Administration(Waiting):
                 raise
         return answer
 
-    async def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
+    async def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[SubscriptionInfo]:
         """Return every subscription of a topic, by name."""
         listing = requests.Listing("subscription.list", "subscriptions", "subscription", {"topic": topic})
         await self._drive(iter(listing), timeout)
@@ -123,10 +131,10 @@ class Administration(Waiting):
 
     async def subscription(
         self, topic: str, subscription: str, *, timeout: float | None = None
-    ) -> dict[str, Any]:
+    ) -> SubscriptionDetail:
         """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
         request = requests.about("subscription.show", topic, subscription)
-        answer: dict[str, Any] = await self._ask(request, timeout)
+        answer: SubscriptionDetail = with_booleans(await self._ask(request, timeout))
         return answer
 
     async def update_subscription(
@@ -136,20 +144,20 @@ class Administration(Waiting):
         *,
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
-    ) -> dict[str, Any]:
+    ) -> SubscriptionInfo:
         """Change options of a subscription; see `ister.Client.update_subscription`."""
         settings = requests.subscription_settings(options)
         request = requests.about("subscription.update", topic, subscription, **settings)
-        answer: dict[str, Any] = await self._ask(request, timeout)
+        answer: SubscriptionInfo = with_booleans(await self._ask(request, timeout))
         return answer
 
     async def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
         """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
-        await self.update_subscription(topic, subscription, paused=1, timeout=timeout)
+        await self.update_subscription(topic, subscription, paused=True, timeout=timeout)
 
     async def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
         """Have a paused subscription deliver again."""
-        await self.update_subscription(topic, subscription, paused=0, timeout=timeout)
+        await self.update_subscription(topic, subscription, paused=False, timeout=timeout)
 
     async def seek(
         self, topic: str, subscription: str, position: Position, *, timeout: float | None = None
@@ -173,10 +181,10 @@ class Administration(Waiting):
         messages: int = (await self._ask(request, timeout))["messages"]
         return messages
 
-    async def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> dict[str, Any]:
+    async def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> Explanation:
         """Return why messages of a subscription flow, or why they do not; see `ister.Client.explain`."""
         request = requests.about("subscription.explain", topic, subscription)
-        answer: dict[str, Any] = await self._ask(request, timeout)
+        answer: Explanation = await self._ask(request, timeout)
         return answer
 
     async def delete_subscription(
@@ -195,7 +203,7 @@ class Administration(Waiting):
 
     # ---- the broker ----------------------------------------------------------------------------------------------
 
-    async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+    async def status(self, *, timeout: float | None = None) -> Status:
         """Return how the broker and its processes are doing."""
-        answer: dict[str, Any] = await self._ask(Request("status", {}), timeout)
+        answer: Status = await self._ask(Request("status", {}), timeout)
         return answer

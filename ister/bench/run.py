@@ -15,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -175,7 +175,7 @@ class _Party:
             self._producer.tell(GO)
             sent: Sent = self._producer.answer(RUN_S_MAX)
 
-            def states() -> list[dict[str, Any]]:
+            def states() -> list[Mapping[str, Any]]:
                 numbers = range(1, load.subscriptions + 1)
                 return [client.subscription(topic, f"{SUBSCRIPTION}-{number}") for number in numbers]
 
@@ -225,7 +225,7 @@ class _Party:
                 )
 
 
-def _broker_cpu(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+def _broker_cpu(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
     used = {process["pid"]: process["cpu_seconds"] for process in before["processes"]}
     return {
         process["node"]: process["cpu_seconds"] - used.get(process["pid"], 0.0)

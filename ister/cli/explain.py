@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
@@ -65,7 +66,7 @@ def explain(topic: str, subscription: str, endpoint: str, timeout: float, as_jso
         print(line)
 
 
-def in_words(topic: str, subscription: str, found: dict[str, Any]) -> list[str]:
+def in_words(topic: str, subscription: str, found: Mapping[str, Any]) -> list[str]:
     """Return what the broker answered, as lines for people."""
     stands = _STATES[found.get("state") or ("flowing" if found["flowing"] else "stopped")]
     lines = [f"subscription {subscription} of {topic} {stands}{':' if found['reasons'] else ''}"]

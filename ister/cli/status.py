@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -32,7 +33,7 @@ def status(endpoint: str, timeout: float, as_json: bool) -> None:
     )
 
 
-def _row(process: dict[str, Any]) -> list[Any]:
+def _row(process: Mapping[str, Any]) -> list[Any]:
     memory = process.get("rss_bytes", process.get("rss_peak_bytes"))
     return [
         process["node"],

@@ -140,7 +140,7 @@ def create(
     """Create a subscription without consuming from it: it gathers messages from now on."""
     options = _settings(settings)
     if paused:
-        options["paused"] = 1
+        options["paused"] = True
     with connected(endpoint, timeout) as client:
         made = client.create_subscription(topic, subscription, type=type_, start=start, **options)
     if as_json:
@@ -290,9 +290,10 @@ def show(topic: str, subscription: str, endpoint: str, timeout: float, as_json: 
     if as_json:
         print_json(found)
     else:
-        if "pending" in found:
-            found["pending"] = [f"{first} to {end - 1}" for first, end in found["pending"][:PENDING_SHOWN]]
-        print_fields(found)
+        fields: dict[str, Any] = {**found}
+        if "pending" in fields:
+            fields["pending"] = [f"{first} to {end - 1}" for first, end in fields["pending"][:PENDING_SHOWN]]
+        print_fields(fields)
 
 
 @subscription.command(cls=Command)

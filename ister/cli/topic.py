@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import click
@@ -242,5 +243,5 @@ def confirm(question: str, yes: bool) -> None:
         click.confirm(question, abort=True, err=True)
 
 
-def _durability(made: dict[str, Any]) -> str:
+def _durability(made: Mapping[str, Any]) -> str:
     return "memory only" if made["strategy"] == "non-reliable" else f"durability {made['durability']}"

@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -90,7 +90,7 @@ class Outcome:
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     types: dict[tuple[str, str], str] = field(default_factory=dict)
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
-    status: dict[str, Any] = field(default_factory=dict)
+    status: Mapping[str, Any] = field(default_factory=dict)
     consumer_stopped: str = ""
     worker_killed: str = ""
     pid_killed: int = 0
@@ -317,5 +317,5 @@ class _Stage:
             )
 
 
-def _pid_of(status: dict[str, Any], node: str) -> int:
+def _pid_of(status: Mapping[str, Any], node: str) -> int:
     return next((int(process["pid"]) for process in status["processes"] if process["node"] == node), 0)
