@@ -172,6 +172,8 @@ class ReliableTopic(Topic):
         if wal is not None and not wal.committing:
             with suppress(StorageError):
                 wal.commit()
+        if wal is not None and not self._deleted:
+            wal.prove_end()
         self._end_log()
 
     def on_failure(self, *error: object) -> None:

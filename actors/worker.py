@@ -37,7 +37,7 @@ from ister.errors import LogFailedError
 from ister.names import topic_folder
 from ister.settings import Settings
 from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import CursorJournal
+from storage.cursor import CursorJournal, highest_acknowledged
 from storage.damage import skip_damaged
 from storage.disk import LocalDisk
 from storage.reader import SegmentMaps
@@ -193,6 +193,10 @@ class Worker:
                 raise LogFailedError(
                     f"something still runs on the log of topic {meta.name!r}; it is opened after that"
                 )
+            restored_end = int(meta.settings.get("restored_end", 0))
+            if meta.durability != "os" and not restored_end:  # what was acknowledged had been durable
+                cursors = f"{self._given.data}/{CURSORS_FOLDER}/{folder.rpartition('/')[2]}"
+                known_end = max(known_end, highest_acknowledged(self._disk, cursors, meta.incarnation))
             wal = self._logs[folder] = Wal.open(
                 self._disk,
                 folder,
@@ -201,7 +205,7 @@ class Worker:
                 settings=wal_settings,
                 clock=self._context.clock,
                 known_end=known_end,
-                start_offset=int(meta.settings.get("restored_end", 0)),
+                start_offset=restored_end,
             )
             return wal
 

@@ -265,6 +265,23 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
     return cursor, CursorReport(entries=entries, torn_bytes=torn, damaged_bytes=damaged_bytes), end
 
 
+def highest_acknowledged(disk: Disk, folder: str, incarnation: bytes) -> int:
+    """Return the end of what the journals in a topic's folder acknowledge: the log was durable up to there.
+
+    What is no journal of the topic, or is damaged, says nothing. Raises OSError.
+    """
+    highest = 0
+    for name in disk.listdir(folder) if disk.exists(folder) else ():
+        if not name.rpartition(".")[2].isdecimal():  # its name ends with when the subscription was created
+            continue
+        try:
+            cursor, *_ = parse_journal(name, disk.read(f"{folder}/{name}"), incarnation)
+        except (DamagedError, FileNotFoundError):
+            continue
+        highest = max(highest, cursor.low, cursor.ranges.end or 0)
+    return highest
+
+
 class Compaction:
     """A shorter journal on its way: `run` writes it, in any thread."""
 
