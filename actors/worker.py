@@ -34,8 +34,8 @@ from actors.runtime import Ref
 from actors.selection import READER
 from actors.upkeep import LogCare
 from ister.errors import LogFailedError
-from ister.names import topic_folder
 from ister.settings import Settings
+from storage.about import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import CursorJournal, highest_acknowledged
 from storage.damage import skip_damaged
@@ -49,8 +49,6 @@ from transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 
-TOPICS_FOLDER: Final = "topics"
-CURSORS_FOLDER: Final = "cursors"
 KEEP_UP_S: Final = 5.0  # how long a deleted segment may keep its place on the disk because it was read before
 
 
@@ -66,13 +64,12 @@ class WorkerSettings:
 
 def log_folder(data: str, topic: TopicMeta) -> str:
     """Return the folder of a topic's log; a topic created again under the same name has another."""
-    return f"{data}/{TOPICS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+    return f"{data}/{TOPICS_FOLDER}/{folder_of(topic)}"
 
 
 def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> str:
     """Return the file of a subscription's cursor."""
-    folder = f"{data}/{CURSORS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
-    return f"{folder}/{topic_folder(subscription.name)}.{subscription.created_ms}"
+    return f"{data}/{CURSORS_FOLDER}/{folder_of(topic)}/{cursor_name(subscription)}"
 
 
 def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
@@ -317,3 +314,15 @@ def run_worker(context: ProcessContext) -> None:
     context.loop.watch(worker.gateway.watch_connections(), worker.gateway.read_connections)
     worker.keep_up()
     context.ready(given.endpoint)
+
+
+__all__ = [
+    "CURSORS_FOLDER",
+    "TOPICS_FOLDER",
+    "Worker",
+    "WorkerSettings",
+    "cursor_path",
+    "log_folder",
+    "process_description",
+    "run_worker",
+]

@@ -47,7 +47,9 @@ def write_end(disk: Disk, folder: str, incarnation: bytes, end: int) -> None:
     new = not disk.exists(path)
     file = disk.create(path) if new else disk.open(path)
     try:
-        file.pwritev((encode_end(incarnation, end),), 0)  # in place: less than a sector, and all it can lose is itself
+        file.pwritev(
+            (encode_end(incarnation, end),), 0
+        )  # in place: less than a sector, and all it can lose is itself
         file.datasync()
     finally:
         file.close()
