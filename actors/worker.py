@@ -41,6 +41,7 @@ from storage.cursor import CursorJournal, highest_acknowledged
 from storage.damage import skip_damaged
 from storage.disk import LocalDisk
 from storage.reader import SegmentMaps
+from storage.reserve import Reserve
 from storage.tiered import TieredReader
 from storage.verify import verify_log
 from storage.wal import Wal, WalSettings, remove_log
@@ -165,6 +166,13 @@ class Worker:
         self._maps.drop_deleted()
 
     @cached_property
+    def reserve(self) -> Reserve:
+        """What the cursors of this worker are written with on a full disk."""
+        reserve = Reserve(self._disk, f"{self._given.data}/{self._context.node}.reserve", self._context.clock)
+        reserve.keep()
+        return reserve
+
+    @cached_property
     def commits(self) -> Commits:
         """What the topics of this worker commit with."""
         return Commits(self._context.loop, self._disk.file_system(self._given.data))
@@ -270,7 +278,9 @@ class Worker:
             if meta.type == READER:
                 return MemoryJournal(start())
             begin = 0 if self._disk.exists(journal) else start()
-            return CursorJournal.open(self._disk, journal, topic.incarnation, begin)
+            opened = CursorJournal.open(self._disk, journal, topic.incarnation, begin)
+            opened.reserve = self.reserve
+            return opened
 
         def erase() -> None:
             self._maps.forget(

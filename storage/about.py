@@ -101,9 +101,6 @@ class Abouts:
     def _write(self, path: str, fields: dict[str, Any]) -> None:
         disk, new, contents = self._disk, f"{path}.new", encode_about(fields)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                if disk.read(path) == contents:
-                    return
             folder = path.rpartition("/")[0]
             disk.makedirs(folder)
             with contextlib.suppress(FileNotFoundError):
@@ -118,6 +115,17 @@ class Abouts:
             disk.sync_folder(folder)
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error}") from error
+
+    def says(self, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> bool:
+        """Say whether one of them is described as it is."""
+        if subscription is None:
+            path, fields = self._topic_path(topic), _topic_fields(topic)
+        else:
+            path, fields = self._subscription_path(topic, subscription), asdict(subscription)
+        try:
+            return self._disk.read(path) == encode_about(fields)
+        except OSError:
+            return False
 
     def remove_topic(self, topic: TopicMeta) -> None:
         """Take a topic's description away, durably. Raises StorageError."""

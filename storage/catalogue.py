@@ -365,9 +365,9 @@ class Catalogue:
         for each in self.subscriptions():
             subscriptions.setdefault(each.topic, []).append(each)
         for topic in self.topics():
-            self._describe(topic)
-            for subscription in subscriptions.get(topic.name, ()):
-                self._describe(topic, subscription)
+            for one in (None, *subscriptions.get(topic.name, ())):
+                if self._abouts is not None and not self._abouts.says(topic, one):
+                    self._describe(topic, one)
 
     def cursor_names(self, topic: TopicMeta) -> list[str]:
         """Return what the cursors of a topic's subscriptions are called. Raises StorageError."""
