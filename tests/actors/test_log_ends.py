@@ -35,6 +35,7 @@ def reopen(scene: Scene) -> None:
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 def test_a_log_cut_short_after_a_clean_stop_is_damaged(stage: Stage, keep: int, durability: str) -> None:
     """What had a receipt is missed and said to be, and its offsets are never given again."""
+    stage.start_tier()
     scene = Scene(stage, durability=durability)
     scene.consumer()
     for number in range(10):
@@ -49,9 +50,10 @@ def test_a_log_cut_short_after_a_clean_stop_is_damaged(stage: Stage, keep: int, 
     scene.publish(b"10")
     client = scene.consumer()
     assert offsets(client) == list(range(first))
+    stage.advance(5)  # the store is asked first
     assert [event.code for event in events(client)] == ["log-damaged"]
     stage.client().request("topic.repair", topic="orders", skip_damaged=True)
-    stage.settle()
+    stage.advance(5)
     assert offsets(client) == [10]
 
 
