@@ -149,6 +149,7 @@ def _run(
         endpoints=endpoints,
         describe_broker=lambda: process_description(context, "broker") | {"restarts": supervisor.restarts},
         on_restored=lambda: reached("store"),
+        defaults=settings.subscription,
         waits_for_store=not catalogue.topics(),  # the disk may be new, and the store not
     )
     located = context.system.find(DIRECTORY_PATH)

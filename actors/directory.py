@@ -44,7 +44,9 @@ from actors.options import (
     check_flag,
     check_options,
     check_position,
+    check_same_options,
     check_subscription_options,
+    effective_options,
 )
 from actors.patience import NotYetError, Patience
 from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
@@ -55,6 +57,7 @@ from actors.selection import READER, SUBSCRIPTION_TYPES
 from actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
+from ister.settings import SubscriptionSettings
 from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 
@@ -63,6 +66,7 @@ log = logging.getLogger("ister.directory")
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
 STRATEGIES: Final = ("reliable", "non-reliable")
+_DEFAULTS: Final = SubscriptionSettings()
 _TOPIC_ARGUMENTS: Final = ("topic", "dispatch", "durability", EPHEMERAL)
 DURABILITIES: Final = ("fsync", "os", "cloud")
 
@@ -86,7 +90,8 @@ class Directory(LoopActor):
     """The catalogue, placement, and administration; `endpoints` are the workers' addresses as clients are told them.
 
     `waits_for_store`: the store may have topics that the catalogue knows nothing of, so that no topic is unknown before
-    the store has said so. `on_restored` is called whenever nothing is left to be brought back from there.
+    the store has said so. `on_restored` is called whenever nothing is left to be brought back from there. `defaults`:
+    what counts for subscriptions that have no option of their own.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Directory(LoopActor):
         describe_broker: Callable[[], dict[str, Any]],
         on_restored: Callable[[], None] = lambda: None,
         waits_for_store: bool = False,
+        defaults: SubscriptionSettings = _DEFAULTS,
     ) -> None:
         super().__init__(system, path)
         # A later Directory begins higher: no broker creates and deletes a thousand topics a millisecond.
@@ -112,6 +118,7 @@ class Directory(LoopActor):
         )
         self._registry.on_change = self._watches.changed
         self._endpoints = list(endpoints)
+        self._defaults = defaults
         self._describe_broker = describe_broker
         self._patience: Patience[Ask | Locate | LocateSubscription] = Patience(
             self._carry_out,
@@ -258,11 +265,13 @@ class Directory(LoopActor):
             found = self._new_subscription(topic, name, type_, start, options)
             self._registry.create_subscription(found)
             self._name_for_letters(found)
+            return found
         if found.type != type_:
             raise RemoteError(
                 "subscription-type",
                 f"subscription {name!r} of topic {topic.name!r} is {found.type}, not {type_}",
             )
+        check_same_options(options, topic, found, self._defaults)
         return found
 
     def _new_subscription(
@@ -311,6 +320,8 @@ class Directory(LoopActor):
         options = {key: value for key, value in arguments.items() if key not in _TOPIC_ARGUMENTS}
         ephemeral = check_flag(arguments.get(EPHEMERAL, 0), EPHEMERAL)
         check_options(options, TOPIC_OPTIONS, "topic")
+        if dispatch != "reliable" and "durability" in arguments:
+            raise UsageError("durability is for reliable topics: a non-reliable one keeps nothing")
         if options and dispatch != "reliable":
             raise UsageError(
                 f"{next(iter(options))} is for reliable topics: a non-reliable one keeps nothing"
@@ -536,6 +547,7 @@ class Directory(LoopActor):
         frontend.tell(TopicTask("delete", topic, self.address, ticket))
 
     def _subscription_map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
+        topic = self._registry.topic(subscription.topic)
         worker = self._worker_of_subscription(subscription.topic, subscription.name)
         return {
             "topic": subscription.topic,
@@ -543,6 +555,7 @@ class Directory(LoopActor):
             "type": subscription.type,
             "start": subscription.start,
             "settings": dict(subscription.settings),
+            "options": {} if topic is None else effective_options(topic, subscription, self._defaults),
             "created_ms": subscription.created_ms,
             "node": node_of(worker),
             "endpoint": self._endpoints[worker],

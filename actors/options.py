@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from actors.selection import READER
-from ister.errors import IsterError, UsageError
+from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import NAME_CHARACTERS_MAX, check_topic_name
 from ister.settings import SubscriptionSettings
 from storage.catalogue import SubscriptionMeta, TopicMeta
@@ -42,6 +42,7 @@ SUBSCRIPTION_OPTIONS: Final[dict[str, Allowed]] = {
 }
 _BUFFER_OPTIONS: Final = ("buffer_messages_max", "buffer_bytes_max", "drop")
 _RELIABLE_OPTIONS: Final = (
+    "ack_timeout_ms",
     "backoff_ms_min",
     "backoff_ms_max",
     "max_deliveries",
@@ -96,19 +97,7 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
     Raises `UsageError`.
     """
     check_options(options, SUBSCRIPTION_OPTIONS, "subscription")
-    if meta.type == READER:
-        known = _BUFFER_OPTIONS if dispatch == "non-reliable" else ()
-        for name in options:
-            if name not in known:
-                raise UsageError(
-                    f"{name} is for subscriptions: a reader of a {dispatch} topic has no such setting"
-                )
-    elif dispatch != "reliable":
-        for name in options:
-            if name in _RELIABLE_OPTIONS:
-                raise UsageError(
-                    f"{name} is for subscriptions of reliable topics: here nothing is delivered again"
-                )
+    _check_applies(options, meta, dispatch)
     together = meta.settings | options
     low, high = back_off_bounds(together)
     if low > high:
@@ -126,6 +115,53 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
             raise UsageError(
                 f"the dead-letter topic would be called {name[:40]!r}..., which is longer than "
                 f"{NAME_CHARACTERS_MAX} characters: give dead_letter_topic"
+            )
+
+
+def _check_applies(options: dict[str, Any], meta: SubscriptionMeta, dispatch: str) -> None:
+    """Check that a subscription of that type, of a topic of that strategy, does anything with its options."""
+    if meta.type == READER:
+        known = _BUFFER_OPTIONS if dispatch == "non-reliable" else ()
+        for name in options:
+            if name not in known:
+                raise UsageError(
+                    f"{name} is for subscriptions: a reader of a {dispatch} topic has no such setting"
+                )
+    elif dispatch != "reliable":
+        for name in options:
+            if name in _RELIABLE_OPTIONS:
+                raise UsageError(
+                    f"{name} is for subscriptions of reliable topics: here nothing is delivered again"
+                )
+    else:
+        for name in options:
+            if name in _BUFFER_OPTIONS:
+                raise UsageError(
+                    f"{name} is for subscriptions of non-reliable topics: here everything is kept, and nothing dropped"
+                )
+
+
+def check_same_options(
+    options: dict[str, Any],
+    topic: TopicMeta,
+    meta: SubscriptionMeta,
+    defaults: SubscriptionSettings = _DEFAULTS,
+) -> None:
+    """Check that whoever opens a subscription that is there asks for no other options than it has.
+
+    Raises `RemoteError` subscription-options, which says both, `UsageError`.
+    """
+    if not options:
+        return
+    check_options(options, SUBSCRIPTION_OPTIONS, "subscription")
+    _check_applies(options, meta, topic.dispatch)
+    has = effective_options(topic, meta, defaults)
+    for name, value in options.items():
+        if has.get(name) != value:
+            raise RemoteError(
+                "subscription-options",
+                f"subscription {meta.name!r} of topic {meta.topic!r} has {name} {has.get(name)!r}, not {value!r:.100}: "
+                "leave the option out, or change the subscription (subscription.update)",
             )
 
 

@@ -220,6 +220,11 @@ class Attachment:
     def _on_refusal(self, header: wire.Header, now: float) -> None:
         error = remote_error(header)
         fatal = error.action != "retry" and error.code != "unknown-handle"
+        if error.code == "subscription-options" and self.opened and self._arguments:
+            self._arguments, fatal = (
+                {},
+                False,
+            )  # somebody changed them since: it is the same subscription still
         if error.code == "subscription-busy" and not self.opened:
             if not self._patient:
                 self.fail(busy(error))

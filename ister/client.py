@@ -19,7 +19,7 @@ from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
 from ister.deadletters import DeadLetters
-from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
+from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
 from ister.inbox import GONE, INBOX_PREFIX, Inbox, Outlets, Waiting, answered, asked, nobody
 from ister.message import BrokerEvent, Event, Message, Receipt
 from ister.names import is_pattern
@@ -197,7 +197,8 @@ class Client(Administration):
     ) -> Consumer:
         """Open a consumer; a subscription that does not exist is created.
 
-        `start` ("latest" by default, "earliest", an offset or a `datetime`) and the options count only then. With
+        `start` ("latest" by default, "earliest", an offset or a `datetime`) counts only then. The options are for a new
+        one too; other options than a subscription that is there has are refused (`subscription-options`). With
         `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`; without, the answer is
         `subscription-busy`: at once, or when a `timeout` that was given was not enough. `priority` orders the
         consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
@@ -263,7 +264,12 @@ class Client(Administration):
         arguments.choice(type, "a subscription's type", ("exclusive", "shared", "failover", "key-shared"))
         arguments.number(credit_messages, "credit_messages", 1)
         arguments.number(credit_bytes, "credit_bytes", 1)
-        arguments.number(priority, "a priority")
+        if arguments.number(priority, "a priority") and type != "failover":
+            raise UsageError(f"a priority is for consumers of failover subscriptions, this one is {type}")
+        if force and type != "exclusive":
+            raise UsageError(
+                f"force takes an exclusive subscription over; this one is {type}, which has room for more"
+            )
         network = self.network
         network.check()
         attachment = Attachment(

@@ -52,6 +52,8 @@ CODES: Final[dict[str, Action]] = {
     "subscription-exists": "fix",
     "subscription-busy": "retry",  # Exclusive, and somebody has it
     "subscription-type": "fix",  # it exists with another type
+    "subscription-options": "fix",  # it exists with other options
+    "topic-options": "fix",  # it exists with other settings
     "subscription-deleted": "stop",
     "taken-over": "stop",  # another consumer took the Exclusive subscription with force
     # publishing

@@ -30,6 +30,7 @@ class SubscriptionOptions(TypedDict, total=False):
     buffer_bytes_max: int | None  # non-reliable
 
 
+_NO_OPTIONS = frozenset({"topic", "subscription", "dispatch", "durability", "ephemeral", "type", "start"})
 _OPTIONS = frozenset(SubscriptionOptions.__annotations__)
 
 
@@ -68,8 +69,28 @@ def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) ->
 
 
 def differs(answer: Mapping[str, Any], request: Request) -> bool:
-    """Whether what is there is not what the request asked for."""
-    asked = request.arguments
+    """Whether what is there is not what the request asked for; other options are an error of their own, that says both.
+
+    Raises `RemoteError` topic-options, subscription-options.
+    """
+    if _is_another(answer, request.arguments):
+        return True
+    what = "subscription" if "subscription" in request.arguments else "topic"
+    has = answer.get("options") if what == "subscription" else answer.get("settings")
+    if has is None:  # an older broker does not say
+        return False
+    for name, value in request.arguments.items():
+        if name in _NO_OPTIONS or has.get(name, 0) == value:
+            continue
+        raise RemoteError(
+            f"{what}-options",
+            f"{what} {request.arguments[what]!r} is there, and has {name} {has.get(name, 0)!r}, not {value!r:.100}: "
+            f"leave the option out, or change it ({what}.update)",
+        )
+    return False
+
+
+def _is_another(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     if asked.get("dispatch", answer.get("strategy")) != answer.get("strategy"):
         return True
     if answer.get("strategy") == "reliable" and asked.get(

@@ -353,6 +353,7 @@ class Stage:
             endpoints=self.endpoints,
             describe_broker=lambda: {"node": BROKER, "role": "broker"},
             waits_for_store=self.waits_for_store,
+            defaults=self.settings.subscription,
         )
 
     def start(self, number: int) -> None:

@@ -8,9 +8,10 @@
             ...
 
 It speaks protocol version 1 and does what a broker does for producers, consumers, readers and requests, in the
-simplest way. Options of a subscription are kept and shown, and `paused` is obeyed; there is no acknowledgment timeout,
-and nothing becomes poison. It can be made to fail: `refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not
-fast, and promises nothing. What it knows is in `model.py`.
+simplest way. What is refused waits for its back-off, and at last goes to the dead-letter topic, as in a broker;
+`paused` is obeyed; there is no acknowledgment timeout, and other options are only kept and shown. It can be made to
+fail: `refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not fast, and promises nothing. What it knows is in
+`model.py`, what becomes of failures in `failures.py`.
 
 May touch: zmq, one thread, the clock. Invariant: everything but the public methods runs in that thread.
 """
@@ -29,11 +30,13 @@ from ister import wire
 from ister.clock import Clock, SystemClock
 from ister.errors import CODES, RemoteError, RemoteProtocolError
 from ister.names import topic_pattern
+from ister.testing import failures
 from ister.testing.model import Consumer, Producer, Record, Session, Subscription, Topic, runs
 from ister.wire import Column, Key, Limit, Type
 
 TICK_MS: Final = 20
 WATCH_MS: Final = 5000  # how long a watch waits for a change
+_NO_SETTINGS: Final = frozenset({"topic", "dispatch", "durability", "ephemeral"})
 _NO_OPTIONS: Final = frozenset({"topic", "subscription", "type", "start"})
 ANSWER_S: Final = 5.0  # how long a public method waits for the broker's thread
 
@@ -74,6 +77,7 @@ class Broker:
         self._sessions: dict[bytes, Session] = {}  # by secret
         self._peers: dict[bytes, Session] = {}  # by routing id
         self._readers: list[Subscription] = []  # in no topic's list: each ends with its consumer
+        self._named_for_letters: set[str] = set()  # topics, if they are there or not
         self._changes = 0  # counts how often a topic came or went
         self._watches: list[tuple[Session, int, dict[str, Any], float]] = []  # REF, arguments, until when
         self._refusals: list[tuple[int, str]] = []
@@ -335,6 +339,9 @@ class Broker:
             if asked["topic"] in self._topics:
                 raise RemoteError("topic-exists", f"topic {asked['topic']!r} exists")
             topic = Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
+            topic.settings = {key: asked[key] for key in asked if key not in _NO_SETTINGS}
+            if topic.name in self._named_for_letters:
+                topic.settings.setdefault("dead_letters", 1)
             self._topics[topic.name] = topic
             self._changes += 1
             topic.number = self._changes
@@ -349,7 +356,7 @@ class Broker:
             return {}
         if operation == "subscription.list":
             return {
-                "subscriptions": [s.shown() for _, s in sorted(topic.subscriptions.items())],
+                "subscriptions": [self._shown(s) for _, s in sorted(topic.subscriptions.items())],
                 "more": False,
             }
         return self._answer_of_subscription(topic, operation, asked)
@@ -365,7 +372,7 @@ class Broker:
                 found = [
                     topic.shown() | {"created_ms": topic.number}
                     for name, topic in sorted(self._topics.items())
-                    if matches(name)
+                    if matches(name) and not topic.settings.get("dead_letters")
                 ]
                 result = wire.encode_result({"version": self._changes, "topics": found})
                 self._send(session.peer, {Key.TYPE: Type.RESULT, Key.REF: ref}, result)
@@ -377,22 +384,24 @@ class Broker:
                 raise RemoteError("subscription-exists", f"subscription {name!r} exists")
             made = self._subscribe(topic, name, asked["type"], asked.get("start", "latest"))
             made.settings = {key: asked[key] for key in asked if key not in _NO_OPTIONS}
-            return made.shown()
+            self._name_for_letters(made)
+            return self._shown(made)
         if name not in topic.subscriptions:
             raise RemoteError("unknown-subscription", f"there is no subscription {name!r}")
         subscription = topic.subscriptions[name]
         if operation == "subscription.show":
-            return subscription.shown()
+            return self._shown(subscription)
         if operation == "subscription.update":
             before = subscription.settings.get("paused", 0)
             subscription.settings |= {key: asked[key] for key in asked if key not in _NO_OPTIONS}
+            self._name_for_letters(subscription)
             if subscription.settings.get("paused", 0) != before:
                 self._tell(subscription, "resumed" if before else "paused")
-            return subscription.shown()
+            return self._shown(subscription)
         if operation == "subscription.seek":
             return {"position": self._seek(subscription, asked["to"])}
         if operation == "subscription.unblock":
-            return {"messages": 0}  # nothing becomes poison here
+            return {"messages": self._unblock(subscription, asked["action"])}
         if operation == "subscription.explain":
             return subscription.explain()
         if operation == "subscription.delete":
@@ -406,6 +415,22 @@ class Broker:
     def _subscribe(self, topic: Topic, name: str, kind: str, start: Any) -> Subscription:
         subscription = topic.subscriptions[name] = Subscription(topic, name, kind, topic.place(start))
         return subscription
+
+    def _shown(self, subscription: Subscription) -> dict[str, Any]:
+        options = failures.options_of(subscription)
+        return subscription.shown() | {
+            "options": options,
+            "dead_letter_topic": options.get("dead_letter_topic"),
+        }
+
+    def _name_for_letters(self, subscription: Subscription) -> None:
+        """Mark the topic that a subscription names for its dead letters: patterns do not follow it."""
+        name = subscription.settings.get("dead_letter_topic")
+        if name:
+            self._named_for_letters.add(name)
+            if name in self._topics and "dead_letters" not in self._topics[name].settings:
+                self._topics[name].settings["dead_letters"] = 1
+                self._changes += 1
 
     def _seek(self, subscription: Subscription, to: Any) -> int:
         position = subscription.topic.place(to)
@@ -459,9 +484,15 @@ class Broker:
             if found is None:
                 found = self._subscribe(topic, name, kind, header.get(Key.START, "latest"))
                 found.settings = dict(header.get(Key.ARGUMENTS, {}))
+                self._name_for_letters(found)
             subscription = found
         if subscription.kind != kind:
             raise RemoteError("subscription-type", f"subscription {name!r} is {subscription.kind}")
+        for option, value in header.get(Key.ARGUMENTS, {}).items():
+            has = failures.options_of(subscription).get(option)
+            if has != value:
+                text = f"subscription {name!r} has {option} {has!r}, not {value!r}"
+                raise RemoteError("subscription-options", text)
         if kind == "exclusive" and subscription.consumers and header.get(Key.FORCE):
             for older in list(subscription.consumers):
                 self._leave(older.session, older.handle)
@@ -539,13 +570,58 @@ class Broker:
             if kind == Type.ACK:
                 self._acknowledge(consumer, offsets)
             elif kind == Type.NACK:
-                due = self._clock.monotonic() + header.get(Key.DELAY, 0) / 1000
-                for offset in sorted(offsets & consumer.held):
-                    consumer.held.discard(offset)
-                    subscription.attempts[offset] = subscription.attempts.get(offset, 1) + 1
-                    subscription.later.append((due, offset))
+                self._refused(consumer, offsets, header)
         if Key.REF in header:
             self._send(consumer.session.peer, {Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
+
+    def _refused(self, consumer: Consumer, offsets: set[int], header: wire.Header) -> None:
+        """Have messages wait until they come again, or do with poison what the subscription's options say."""
+        subscription, now_s = consumer.subscription, self._clock.monotonic()
+        if subscription.kind == "reader":
+            return
+        for offset in sorted(offsets & consumer.held):
+            consumer.held.discard(offset)
+            wait_s = failures.wait_s(subscription, offset, header.get(Key.DELAY))
+            if wait_s is None:
+                self._give_up(subscription, offset, header.get(Key.REASON, "refused"))
+                continue
+            subscription.attempts[offset] = subscription.attempts.get(offset, 1) + 1
+            subscription.later.append((now_s + wait_s, offset))
+
+    def _give_up(self, subscription: Subscription, offset: int, reason: str) -> None:
+        poison = failures.options_of(subscription)["poison"]
+        if poison == "block":
+            subscription.blocking.append((offset, reason))
+            self._tell(subscription, "blocked", offset)
+            return
+        if poison == "dead-letter":
+            self._bury(subscription, offset, reason)
+        subscription.acked.add(offset)
+
+    def _bury(self, subscription: Subscription, offset: int, reason: str) -> None:
+        name = failures.options_of(subscription)["dead_letter_topic"]
+        made = name not in self._topics
+        topic = failures.dead_letter_topic(self._topics, name)
+        if made:
+            self._changes += 1
+            topic.number = self._changes
+        producer_id = failures.producer_of(subscription.topic, offset)
+        letter = failures.letter_of(subscription, offset, producer_id, reason, self._clock.time_ms())
+        topic.records.append(letter)
+        subscription.dead_lettered += 1
+
+    def _unblock(self, subscription: Subscription, action: str) -> int:
+        blocking, subscription.blocking = subscription.blocking, []
+        for offset, reason in blocking:
+            subscription.failures.pop(offset, None)
+            if action == "retry":
+                subscription.attempts[offset] = subscription.attempts.get(offset, 1) + 1
+                subscription.again = sorted({*subscription.again, offset})
+                continue
+            if action == "dead-letter":
+                self._bury(subscription, offset, reason)
+            subscription.acked.add(offset)
+        return len(blocking)
 
     def _acknowledge(self, consumer: Consumer, offsets: set[int]) -> None:
         subscription = consumer.subscription
@@ -564,7 +640,8 @@ class Broker:
             if due:
                 subscription.later = [pair for pair in subscription.later if pair[0] > now]
                 subscription.again = sorted({*subscription.again, *due} - subscription.acked)
-            while not subscription.settings.get("paused") and self._dispatch(subscription):
+            stopped = subscription.settings.get("paused") or subscription.blocking
+            while not stopped and self._dispatch(subscription):
                 pass
 
     def _dispatch(self, subscription: Subscription) -> bool:

@@ -35,6 +35,7 @@ class Topic:
     owners: dict[int, Producer] = field(default_factory=dict)
     number: int = 0  # tells it from others of that name
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def shown(self) -> dict[str, Any]:
         """Return what a listing says of it."""
@@ -42,7 +43,9 @@ class Topic:
             "topic": self.name,
             "strategy": self.strategy,
             "durability": self.durability,
+            "settings": self.settings,
             "next_offset": len(self.records),
+            "durable_end": len(self.records),
         }
 
     def place(self, start: Any) -> int:
@@ -70,25 +73,36 @@ class Subscription:
     acked: set[int] = field(default_factory=set)
     consumers: list[Consumer] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    failures: dict[int, int] = field(default_factory=dict)  # how often messages were refused
+    blocking: list[tuple[int, str]] = field(default_factory=list)  # poison that stops it, and why it is that
+    dead_lettered: int = 0
 
     def shown(self) -> dict[str, Any]:
         """Return what a listing says of it."""
-        shown = {
+        pending = self.pending()
+        shown: dict[str, Any] = {
             "topic": self.topic.name,
             "subscription": self.name,
             "type": self.kind,
             "settings": self.settings,
             "paused": self.settings.get("paused", 0),
             "in_flight": sum(len(consumer.held) for consumer in self.consumers),
+            "position": self.next,
+            "durable_end": len(self.topic.records),
+            "unacknowledged": sum(end - first for first, end in pending),
+            "waiting_redelivery": len(self.again) + len(self.later),
+            "dead_lettered": self.dead_lettered,
+            "blocked": bool(self.blocking),
         }
         if self.topic.strategy == "reliable":
-            shown["pending"] = [list(pair) for pair in self.pending()[:100]]
+            shown["pending"] = [list(pair) for pair in pending[:100]]
         return shown
 
     def pending(self) -> list[tuple[int, int]]:
         """Return the ranges that nobody has acknowledged."""
         left = {*range(self.next, len(self.topic.records)), *self.again} - self.acked
         left |= {offset for _, offset in self.later} | {o for each in self.consumers for o in each.held}
+        left |= {offset for offset, _ in self.blocking}
         return runs(sorted(left))
 
     def seek(self, position: int) -> None:
@@ -96,6 +110,8 @@ class Subscription:
         self.next = position
         self.again, self.later, self.acked = [], [], set(range(position))
         self.attempts.clear()
+        self.failures.clear()
+        self.blocking.clear()
         for consumer in self.consumers:
             consumer.held.clear()
 
@@ -103,6 +119,9 @@ class Subscription:
         """Return why messages flow, or why they do not."""
         pending = sum(end - first for first, end in self.pending())
         reasons = []
+        if self.blocking:
+            text = f"the message at offset {self.blocking[0][0]} failed too often and blocks the subscription"
+            reasons.append({"code": "poison-block", "text": text})
         if self.settings.get("paused"):
             reasons.append({"code": "paused", "text": "the subscription is paused"})
         if not self.consumers:

@@ -1,0 +1,83 @@
+"""What fails in the broker for tests: back-off, poison, and dead letters, as in a broker. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ister import wire
+from ister.settings import SubscriptionSettings
+from ister.testing.model import Record, Subscription, Topic
+
+REDRIVE: Final = "redrive"
+_SUFFIX: Final = ".dlq"
+_DEFAULTS: Final = SubscriptionSettings()
+
+
+def options_of(subscription: Subscription) -> dict[str, Any]:
+    """Return every option that counts: the subscription's own, and the defaults for the others."""
+    given, topic = subscription.settings, subscription.topic
+    if topic.strategy != "reliable":
+        return {
+            name: getattr(_DEFAULTS, name) for name in ("buffer_messages_max", "buffer_bytes_max", "drop")
+        } | given
+    low, high = given.get("backoff_ms_min"), given.get("backoff_ms_max")
+    if low is None:
+        low = _DEFAULTS.backoff_ms_min if high is None else min(_DEFAULTS.backoff_ms_min, high)
+    letters = topic.settings.get("dead_letters") or topic.name.endswith(_SUFFIX)
+    return {
+        "ack_timeout_ms": _DEFAULTS.ack_timeout_ms,
+        "backoff_ms_min": low,
+        "backoff_ms_max": max(_DEFAULTS.backoff_ms_max, low) if high is None else high,
+        "max_deliveries": 0 if letters else _DEFAULTS.max_deliveries,
+        "poison": "dead-letter",
+        "dead_letter_topic": f"{topic.name}.{subscription.name}{_SUFFIX}",
+        "paused": 0,
+    } | given
+
+
+def wait_s(subscription: Subscription, offset: int, delay_ms: int | None) -> float | None:
+    """Count a failure; return how long the message waits until it comes again, None if it is poison now."""
+    options = options_of(subscription)
+    failures = subscription.failures[offset] = subscription.failures.get(offset, 0) + 1
+    if 0 < options["max_deliveries"] <= failures:
+        return None
+    if delay_ms is None:
+        low, high = options["backoff_ms_min"], options["backoff_ms_max"]
+        delay_ms = min(low << min(failures - 1, 40), high) if low else 0
+    return delay_ms / 1000
+
+
+def letter_of(subscription: Subscription, offset: int, producer_id: int, reason: str, now_ms: int) -> Record:
+    """Return a message as it lies in the dead-letter topic."""
+    record = subscription.topic.records[offset]
+    told = {
+        "topic": subscription.topic.name,
+        "subscription": subscription.name,
+        "offset": str(offset),
+        "producer": f"{producer_id:016x}",
+        "timestamp": str(record.timestamp),
+        "attempts": str(subscription.attempts.get(offset, 1)),
+        "reason": reason,
+        "dead_lettered_at": str(now_ms),
+    }
+    attributes = wire.decode_attributes(record.attributes) | {
+        wire.MARK + name: value for name, value in told.items()
+    }
+    return Record(record.payload, record.key, wire.encode_attributes(attributes), 0, now_ms)
+
+
+def dead_letter_topic(topics: dict[str, Topic], name: str) -> Topic:
+    """Return the topic that letters go to, made as needed."""
+    topic = topics.get(name)
+    if topic is None:
+        topic = topics[name] = Topic(name, "reliable", "fsync")
+    topic.settings["dead_letters"] = 1
+    if REDRIVE not in topic.subscriptions:
+        topic.subscriptions[REDRIVE] = Subscription(topic, REDRIVE, "exclusive", 0)
+    return topic
+
+
+def producer_of(topic: Topic, offset: int) -> int:
+    """Return the producer id of a message, 0 for one that nobody published."""
+    before = [(first, who) for (who, _), first in topic.placed.items() if first <= offset]
+    return max(before, default=(0, 0))[1]
