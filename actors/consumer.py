@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from actors.ledger import DELAY_MS_MAX, Held, InFlight
+from actors.in_hand import InHand
+from actors.ledger import DELAY_MS_MAX, NEVER, Held, InFlight
 from actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
@@ -34,7 +35,6 @@ from actors.messages import (
     Granted,
     Left,
     Lost,
-    NotConfirmed,
     Notice,
     Pause,
     Paused,
@@ -106,6 +106,9 @@ class Consumer(LoopActor):
         self.in_flight = InFlight()
         self._delivered_end = 0
         self._ack_timeout_s = 0.0
+        self._failures_max = 0
+        self._tells = False  # the client tells what its program takes
+        self._in_hand = InHand()
         self._timer: Timer | None = None
         self._backlog: deque[Piece | Notice] = (
             deque()
@@ -172,8 +175,12 @@ class Consumer(LoopActor):
                 self._timer.cancel()
             self._wait_no_more()
             lost = self._is_lost()
-            held = self._release(failed=lost)  # first, for losses are told before
-            self._subscription.tell(Left(self._key, held, lost))
+            held, waiting = self._release()  # first, for losses are told before
+            if lost:
+                held, waiting = self._blame(held, waiting)
+                self._subscription.tell(Left(self._key, held, lost, waiting))
+            else:
+                self._subscription.tell(Left(self._key, sorted(held + waiting)))
 
     def _is_lost(self) -> bool:
         """Say whether the client fell silent, rather than close the consumer or say goodbye."""
@@ -186,21 +193,38 @@ class Consumer(LoopActor):
             min(header[Key.BYTES], limits.credit_bytes_max),
         )
 
-    def _release(self, *, failed: bool = False) -> list[Held]:
-        """Take back everything but what is to be told; what was never sent was no attempt, and cannot fail."""
+    def _blame(self, held: list[Held], waiting: list[Held]) -> tuple[list[Held], list[Held]]:
+        """Return what fails because the client was lost, and what does not.
+
+        What its program had in hand does. Had it nothing, it may have died before its word of the next message was on
+        its way: that message fails then, so that one that kills whoever takes it is found out.
+        """
+        first = None if held else self._in_hand.first()
+        if first is None:
+            return held, waiting
+        blamed = [part._replace(end=first + 1) for part in waiting if part.first == first]
+        rest = [part._replace(first=first + 1) if part.first == first else part for part in waiting]
+        return blamed, [part for part in rest if part.first < part.end]
+
+    def _release(self) -> tuple[list[Held], list[Held]]:
+        """Take back everything but what is to be told: what the program may have, and what it never had.
+
+        What was never sent was no attempt.
+        """
         backlog = [waiting for waiting in self._backlog if isinstance(waiting, Piece)]
         self._backlog = deque(waiting for waiting in self._backlog if isinstance(waiting, Notice))
         if not self._acknowledges:
             if (lost := sum(piece.count for piece in backlog)) and self._type != READER:
                 self._subscription.tell(Lost(lost))
-            return []
+            return [], []
         unsent = [
-            held._replace(attempt=held.attempt - 1, failures=held.failures - failed)
+            held._replace(attempt=held.attempt - 1)
             for piece in backlog
             for first, end in piece.parts
             for held in self.in_flight.settle(first, end)
         ]
-        return self.in_flight.release() + unsent
+        waiting = self.in_flight.release_waiting()
+        return self.in_flight.release(), waiting + unsent
 
     @receives(Granted)
     def on_granted(self, granted: Granted) -> None:
@@ -209,27 +233,31 @@ class Consumer(LoopActor):
         self._open_timer.cancel()
         self._delivered_end = max(self._delivered_end, granted.position)
         self._ack_timeout_s = granted.ack_timeout_ms / 1000
+        self._failures_max = granted.failures_max
         if not self._pausing:
             self._say_opened(granted.position)
 
     def _say_opened(self, position: int) -> None:
         header, handle = self._open_header, self._handle
         if self._gateway.sessions.opened(handle, self._generation, "consumer"):
-            self._gateway.send(
-                handle.session,
-                {
-                    Key.TYPE: Type.OPENED,
-                    Key.REF: header[Key.REF],
-                    Key.HANDLE: handle.number,
-                    Key.OFFSET: position,
-                    Key.STRATEGY: self._strategy,
-                },
-            )
+            self._tells = self._acknowledges and Key.TAKEN in header
+            self._in_hand = InHand()
+            answer: Header = {
+                Key.TYPE: Type.OPENED,
+                Key.REF: header[Key.REF],
+                Key.HANDLE: handle.number,
+                Key.OFFSET: position,
+                Key.STRATEGY: self._strategy,
+            }
+            if self._tells:
+                answer[Key.TAKEN] = 0
+            self._gateway.send(handle.session, answer)
 
     @receives(TimeoutChanged)
     def on_timeout_changed(self, change: TimeoutChanged) -> None:
         """Take another acknowledgment timeout for what is delivered from now on."""
         self._ack_timeout_s = change.ack_timeout_ms / 1000
+        self._failures_max = change.failures_max
 
     @receives(Evicted)
     def on_evicted(self, evicted: Evicted) -> None:
@@ -290,8 +318,10 @@ class Consumer(LoopActor):
                 self._retry()
 
     def _give_all_back(self, why: str) -> None:
-        if held := self._release():
-            self._subscription.tell(Returned(self._key, held, 0.0, why))
+        held, waiting = self._release()
+        self._in_hand.forget()
+        if held or waiting:
+            self._subscription.tell(Returned(self._key, sorted(held + waiting), 0.0, why))
             self._settled()
 
     def _set_credit(self) -> None:
@@ -329,18 +359,27 @@ class Consumer(LoopActor):
         piece = command.piece
         if self._acknowledges:
             deadline_s = self.clock.monotonic() + self._ack_timeout_s
-            for first, end in piece.parts:
+            taken: Sequence[tuple[int, int]] = piece.parts
+            if self._tells:
+                taken, waiting = self._in_hand.deliver(piece.parts, singly=self._is_last_chance(piece))
+                for first, end in waiting:
+                    self.in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
+            for first, end in taken:
                 self.in_flight.deliver(first, end, piece.attempt, deadline_s, piece.failures)
             if self._since is not None:
                 self._note_since(piece)
-            if self._timer is None or self._timer.due > deadline_s:
-                self._look_at(deadline_s)
+            if taken:
+                self._look_by(deadline_s)
             if len(self.in_flight) > IN_FLIGHT_RANGES_MAX and not self._crowded:
                 self._crowded = True
                 self._subscription.tell(Block(self._key, True, "crowded"))
         if piece.end > self._delivered_end:
             self._delivered_end = piece.end
         self._send_in_turn(piece)
+
+    def _is_last_chance(self, piece: Piece) -> bool:
+        """Say whether one more failure is the last: then it must be known who had what in hand."""
+        return 0 < self._failures_max <= piece.failures + 1
 
     def _note_since(self, piece: Piece) -> None:
         """Note what is delivered since the subscription was moved; where that is in too many pieces, begin anew.
@@ -411,6 +450,8 @@ class Consumer(LoopActor):
         }
         if piece.columns:
             header[Key.COLUMNS] = piece.columns
+        if self._tells and self._is_last_chance(piece):
+            header[Key.SINGLY] = True
         if piece.ranges:
             header[Key.RANGES] = [number for pair in piece.ranges for number in pair]
         return header
@@ -474,7 +515,12 @@ class Consumer(LoopActor):
         header = frame.header
         kind = header[Key.TYPE]
         if kind == Type.CREDIT:
-            self._subscription.tell(AddCredit(self._key, header[Key.MESSAGES], header[Key.BYTES]))
+            if self._tells and Key.TAKEN in header:
+                self._take(header[Key.TAKEN], alone=Key.REF in header)
+            if header[Key.MESSAGES] or header[Key.BYTES]:
+                self._subscription.tell(AddCredit(self._key, header[Key.MESSAGES], header[Key.BYTES]))
+            if Key.REF in header:
+                self._done(header[Key.REF])
             return
         if not self._acknowledges:
             if Key.REF in header:
@@ -493,6 +539,15 @@ class Consumer(LoopActor):
         except IsterError as error:
             echo: Header = {key: header[key] for key in (Key.REF, Key.HANDLE) if key in header}
             self._gateway.send_error(self._handle.session, error, echo)
+
+    def _take(self, count: int, *, alone: bool) -> None:
+        """The program takes what waited in the client: from now on it is to be acknowledged in time."""
+        deadline_s = self.clock.monotonic() + self._ack_timeout_s
+        taken = self._in_hand.confirm(count) if alone else self._in_hand.tell(count)
+        for first, end in taken:
+            self.in_flight.extend(first, end, deadline_s)
+        if taken:
+            self._look_by(deadline_s)
 
     def _ranges(self, header: Header) -> tuple[tuple[int, int], ...]:
         flat = header[Key.RANGES]
@@ -550,8 +605,7 @@ class Consumer(LoopActor):
         deadline_s = self.clock.monotonic() + self._ack_timeout_s
         for first, end in self._ranges(header):
             self.in_flight.extend(first, end, deadline_s)
-        if self._timer is not None and self._timer.due > deadline_s:  # the timeout was longer before
-            self._look_at(deadline_s)
+        self._look_by(deadline_s)  # the timeout may have been longer before
         if Key.REF in header:
             self._done(header[Key.REF])
 
@@ -582,12 +636,6 @@ class Consumer(LoopActor):
             echo[Key.REF] = refused.ref
         self._gateway.send_error(self._handle.session, RemoteError(refused.code, refused.text), echo)
 
-    @receives(NotConfirmed)
-    def on_not_confirmed(self, command: NotConfirmed) -> None:
-        """Tell the client that an acknowledgment cannot be written down now."""
-        error = RemoteError(command.code, command.text)
-        self._gateway.send_error(self._handle.session, error, {Key.REF: command.ref})
-
     def _done(self, ref: int) -> None:
         self._gateway.send(self._handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
 
@@ -598,10 +646,23 @@ class Consumer(LoopActor):
         if expired:
             text = f"not acknowledged within {self._ack_timeout_s:g} s"
             self._subscription.tell(Returned(self._key, expired, None, text, failed=True))
+            self._recall()
             self._settled()
         due = self.in_flight.next_deadline_s()
         if due is not None:
             self._look_at(due)
+
+    def _recall(self) -> None:
+        """The program is stuck: what waits for it in its client goes to others, and did not fail."""
+        if waiting := self.in_flight.release_waiting():
+            self._in_hand.forget()
+            self._subscription.tell(Returned(self._key, waiting, 0.0, "its consumer is stuck"))
+            text = f"the program does not acknowledge within {self._ack_timeout_s:g} s"
+            self._send_in_turn(Notice("recalled", _messages(waiting), text))
+
+    def _look_by(self, deadline_s: float) -> None:
+        if self._timer is None or self._timer.due > deadline_s:
+            self._look_at(deadline_s)
 
     def _look_at(self, deadline_s: float) -> None:
         """Look then, and not later, for what was not acknowledged in time."""

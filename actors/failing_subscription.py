@@ -73,6 +73,9 @@ class FailingSubscription(TimedSubscription):
         self.dead_lettered = 0
         self.dropped = 0
 
+    def _failures_max(self) -> int:
+        return self._policy.max_deliveries
+
     def _forget_all(self) -> None:
         super()._forget_all()
         self._poison = Poison()

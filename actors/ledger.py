@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 DELAY_MS_MAX: Final = (
     86_400_000  # a day: what is refused waits no longer; what is to wait longer belongs elsewhere
 )
+NEVER: Final = float("inf")  # the deadline of what waits in a client: its program does not have it yet
 
 
 class Held(NamedTuple):
@@ -119,7 +120,7 @@ class InFlight:
 
     def next_deadline_s(self) -> float | None:
         """Return when `expire` may next find something, or None."""
-        return self._queue[0][0] if self._firsts else None
+        return self._queue[0][0] if self._firsts and self._queue[0][0] != NEVER else None
 
     def oldest_deadline_s(self) -> float | None:
         """Return the deadline of what has been in flight for longest, or None when nothing is."""
@@ -127,9 +128,18 @@ class InFlight:
             deadline_s, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
             if at >= 0 and self._firsts[at] == first and self._parts[at][1] == deadline_s:
-                return deadline_s
+                return None if deadline_s == NEVER else deadline_s
             heapq.heappop(self._queue)
         return None
+
+    def release_waiting(self) -> list[Held]:
+        """Take out and return what has no deadline: it waits in the client."""
+        return [
+            held
+            for waiting, deadline_s in list(self._parts)
+            if deadline_s == NEVER
+            for held in self.settle(waiting.first, waiting.end)
+        ]
 
     def release(self) -> list[Held]:
         """Take out and return everything, lowest offset first."""

@@ -706,17 +706,25 @@ class AttachConsumer:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The consumer is attached; everything below `position` was delivered before, to somebody."""
+    """The consumer is attached; everything below `position` was delivered before, to somebody.
+
+    What failed so often that one more failure is the last, of `failures_max`, is handed out singly (0: never).
+    """
 
     position: int
     ack_timeout_ms: int
+    failures_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TimeoutChanged:
-    """What is delivered from now on is to be acknowledged within this time (Subscription -> Consumer)."""
+    """What is delivered from now on is to be acknowledged within this time (Subscription -> Consumer).
+
+    `failures_max` as in `Granted`.
+    """
 
     ack_timeout_ms: int
+    failures_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -840,15 +848,6 @@ class AcknowledgedUntil:
 
 
 @dataclass(frozen=True, slots=True)
-class NotConfirmed:
-    """What was acknowledged with this ref cannot be written down; it counts as long as the broker lives."""
-
-    ref: int
-    code: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Confirmed:
     """The journal has the acknowledgment that carried this ref (Subscription -> Consumer)."""
 
@@ -880,11 +879,15 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The consumer is gone; what it held is to be delivered again. `failed`: it was lost, it did not say goodbye."""
+    """The consumer is gone; what it held is to be delivered again. `failed`: it was lost, it did not say goodbye.
+
+    `waiting` is what its program never had: that does not fail.
+    """
 
     key: int
     held: Sequence[Held]
     failed: bool = False
+    waiting: Sequence[Held] = ()
 
 
 @dataclass(frozen=True, slots=True)

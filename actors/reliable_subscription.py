@@ -315,6 +315,7 @@ class ReliableSubscription(FailingSubscription):
     def on_left(self, command: Left) -> None:
         """Queue what a consumer held that is gone, for the next one."""
         if self._gave(command.key):
+            self._take_back(command.waiting, 0.0, "its consumer was lost", failed=False)
             self._take_back(command.held, 0.0, "its consumer was lost", failed=command.failed)
         self._remove(command.key)
         if not self._consumers:
@@ -473,12 +474,12 @@ class ReliableSubscription(FailingSubscription):
     def on_update(self, command: UpdateSubscription) -> None:
         """Take new settings: a policy for what fails from now on, a timeout for what is delivered from now on."""
         self.meta = command.meta
+        before = (self._ack_timeout_ms, self._failures_max())
         self._look_at_policy()
-        timeout_ms = int(self.meta.settings.get("ack_timeout_ms", self._ack_timeout_ms))
-        if timeout_ms != self._ack_timeout_ms:
-            self._ack_timeout_ms = timeout_ms
+        self._ack_timeout_ms = int(self.meta.settings.get("ack_timeout_ms", self._ack_timeout_ms))
+        if before != (self._ack_timeout_ms, self._failures_max()):
             for consumer in self._consumers.values():
-                consumer.tell(TimeoutChanged(timeout_ms))
+                consumer.tell(TimeoutChanged(self._ack_timeout_ms, self._failures_max()))
         self._pause(bool(self.meta.settings.get("paused", 0)))
         self._store_cursor()
         self._reply(command, {})

@@ -150,10 +150,6 @@ class ReliableTopic(Topic):
         self._told_end = 0  # what the watchers know to be durable
         self._acknowledged: int | None = None
         self._linger_timer: Timer | None = None  # of durability "cloud"
-        self._filling = (
-            -1,
-            0.0,
-        )  # where the segment that is being written begins, and since when it holds something
         self._care = care
         self._deleted = False
         self._sealed_told = 0  # the uploader was told of segments up to here
@@ -172,8 +168,6 @@ class ReliableTopic(Topic):
         if wal is not None and not wal.committing:
             with suppress(StorageError):
                 wal.commit()
-        if wal is not None and not self._deleted:
-            wal.prove_end()
         self._end_log()
 
     def on_failure(self, *error: object) -> None:
@@ -506,7 +500,7 @@ class ReliableTopic(Topic):
         self._check_retention()
         self._tell_again()
         wal = self._log
-        if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self.clock.time_ms())):
+        if wal is not None and wal.seal_due(self.clock.time_ms()):
             self._seal()
         self._rest()
 
@@ -521,14 +515,6 @@ class ReliableTopic(Topic):
             self._schedule_commit()
         if wal.failed is not None:
             self._fail(wal.failed)
-
-    def _filled_for_long(self, wal: Wal) -> bool:
-        """Say whether the segment that is being written is old enough, whatever the wall clock was set to."""
-        now_s, base = self.clock.monotonic(), wal.sealed_end
-        if wal.next_offset == base or self._filling[0] != base:
-            self._filling = (base if wal.next_offset > base else -1, now_s)
-            return False
-        return (now_s - self._filling[1]) * 1000 >= wal.settings.segment_age_ms_max
 
     def _seal(self) -> None:
         wal = self._log

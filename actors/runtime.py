@@ -28,7 +28,6 @@ from pykka import ActorDeadError, ActorRegistry
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
-from actors.clock_steps import ClockSteps
 from actors.loop import Call, Loop, Scheduler, Timer
 from ister.clock import Clock
 from ister.errors import IsterError, UsageError
@@ -471,7 +470,6 @@ class System:
     ) -> None:
         self.node = node
         self.loop = loop
-        self.clock_steps = ClockSteps(loop)  # for who waits for a time of day
         self.mail = mail
         self.clock = clock
         self.random = random

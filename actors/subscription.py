@@ -136,11 +136,15 @@ class Subscription(LoopActor):
             member.connected = lambda: session.routing is not None
         self._consumers[command.key] = command.consumer
         self._attached(member)
-        command.consumer.tell(Granted(self._position(), self._ack_timeout_ms))
+        command.consumer.tell(Granted(self._position(), self._ack_timeout_ms, self._failures_max()))
         self._greet(command.consumer)
         self._after_change()
         if self.meta.type == "failover" and self._active is not member:
             command.consumer.tell(Notice("standby", 0, "another consumer is active"))
+
+    def _failures_max(self) -> int:
+        """Return how often a message may fail; 0: there is no limit."""
+        return 0
 
     def _attached(self, member: Member) -> None:
         """A consumer has its place."""

@@ -41,6 +41,11 @@ def text(value: Any, what: str) -> str:
     raise UsageError(f"{what} is a text, not {value!r}")
 
 
+def credit(value: Any) -> int | None:
+    """Return how many messages a consumer may hold, `None` for as many as its program's pace asks for."""
+    return None if value is None else number(value, "credit_messages", 1)
+
+
 def choice(value: Any, what: str, choices: tuple[str, ...]) -> str:
     """Return one of some texts, or raise `UsageError`."""
     if isinstance(value, str) and value in choices:

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 from ister import wire
 from ister.errors import IsterError, RemoteError, RemoteProtocolError
 from ister.message import Batch, Delivery, Event, Message
+from ister.pace import START_ALONE, START_SHARED, Pace
 from ister.session import Frame, Session, back_off_s, remote_error
 from ister.wire import Key, Type
 
@@ -58,6 +59,7 @@ EVENTS_MAX: Final = 256  # kept for a program that never looks at them
 # Credit goes back once so much of it is used, and a sixteenth of all, or half of a small credit: often enough that the
 # broker knows who reads, and a frame for many messages.
 CREDIT_BACK_MESSAGES: Final = 256
+CREDIT_MESSAGES_MAX: Final = 65_536  # of a consumer whose credit follows its program's pace
 CREDIT_BACK_BYTES: Final = 256 << 10
 BUSY_S: Final = 0.5  # how often whoever waits for an Exclusive place asks for it, at least
 
@@ -75,7 +77,7 @@ class Attachment:
         start: str | int | None,
         priority: int,
         arguments: dict[str, Any],
-        credit_messages: int,
+        credit_messages: int | None,
         credit_bytes: int,
         callbacks: deque[Callable[[], Any]],
         on_event: Callable[[Event], Any] | None,
@@ -84,6 +86,7 @@ class Attachment:
     ) -> None:
         """`patient`: wait for the place of whoever has an Exclusive subscription.
 
+        Without `credit_messages` the credit follows the program's pace.
         `callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock.
         """
         self.replier: Callable[..., Any] | None = None  # sends the reply to a message that came here
@@ -128,8 +131,21 @@ class Attachment:
         self._patient = patient
         self._priority = priority
         self._arguments = arguments
-        self._credit_messages = credit_messages
+        start = START_SHARED if kind in ("shared", "key-shared") else START_ALONE
+        self._pace = Pace(start, CREDIT_MESSAGES_MAX)
+        self._paced = credit_messages is None
+        self._credit_messages = start if credit_messages is None else credit_messages
         self._credit_bytes = credit_bytes
+        self._now = 0.0  # when the program last asked for something
+        # What the broker is told of what the program takes, in messages since OPENED
+        self._tells = False  # the broker wants to know
+        self._came = 0
+        self._handed = 0  # are the program's, or in the iterator that it takes from
+        self._told = 0  # may be handed out
+        self._singly = 0  # deliveries in the queue that are handed out one by one
+        self._asking: int | None = None  # the REF of the question whether the next one may be
+        self._leave = False  # it may
+        self._recalled = False  # credit waits here until the program asks for something
         self._used_messages = 0
         self._used_bytes = 0
         self._callbacks = callbacks
@@ -170,6 +186,9 @@ class Attachment:
         self.queue.clear()
         self.begun += 1
         self._used_messages = self._used_bytes = 0
+        self._came = self._handed = self._told = self._singly = 0
+        self._tells = self._leave = self._recalled = False
+        self._asking = None
         self._credit_messages = min(self._credit_messages, session.limits.credit_messages_max)
         self._credit_bytes = min(self._credit_bytes, session.limits.credit_bytes_max)
         header: wire.Header = {
@@ -182,6 +201,7 @@ class Attachment:
             Key.MESSAGES: self._credit_messages,
             Key.BYTES: self._credit_bytes,
             Key.SPARSE: True,
+            Key.TAKEN: 0,
         }
         start = self._start if self._next is None else self._next
         if start is not None:
@@ -211,6 +231,7 @@ class Attachment:
                 self.trouble = None
                 self.strategy = header.get(Key.STRATEGY, "")
                 self.position = header.get(Key.OFFSET, 0)
+                self._tells = Key.TAKEN in header
                 if self.kind == "reader" and self.strategy == "reliable" and self._next is None:
                     self._next = self.position
                 self.flush()
@@ -256,7 +277,10 @@ class Attachment:
         kind, header, body, now = frame
         if kind == Type.DELIVER:
             if self.phase == "open":
-                self.queue.append(Delivery(self, self.topic, self.lineage, header, body))
+                delivery = Delivery(self, self.topic, self.lineage, header, body, now)
+                self._came += delivery.count
+                self._singly += delivery.singly
+                self.queue.append(delivery)
                 self._line_up()
         elif kind == Type.EVENT:
             text, offset = header.get(Key.TEXT, ""), header.get(Key.OFFSET)
@@ -287,6 +311,9 @@ class Attachment:
             self._line_up()
         elif event.code == "sought":
             self._on_sought()
+        elif event.code == "recalled":
+            self._drop_waiting()
+            self._recalled = True
         self.events.append(event)
         if self._on_event is not None:
             call = self._on_event
@@ -300,32 +327,74 @@ class Attachment:
         forgotten = self.forgotten
         self._drop_acks()
         self.forgotten = forgotten  # nothing comes again that was not meant to
-        for delivery in self.queue:
-            self._used_messages += delivery.count
-            self._used_bytes += delivery.size
-        self.queue.clear()
-        self.withhold()
+        self._drop_waiting()
         if self._used_messages:
             self._give_credit()
 
+    def _drop_waiting(self) -> None:
+        """Drop what the program was not handed: the broker has taken it back."""
+        for delivery in self.queue:
+            self._used_messages += delivery.count
+            self._used_bytes += delivery.size
+        if self._in_hand is not None:
+            self._used_messages += self._in_hand.count - self._at
+        self.queue.clear()
+        self.withhold()
+        self._singly, self._asking, self._leave = 0, None, False
+        self._handed = self._came  # what follows is behind it
+
     # ---- handing out ---------------------------------------------------------------------------------------------
 
+    def asked(self, now: float) -> None:
+        """The program wants more: what it was handed is done, and says how much credit it should have."""
+        self._now = now
+        pace = self._pace
+        if self._in_hand is None or not self._in_hand.unseen:
+            pace.asked(now)
+            if self._paced and pace.window != self._credit_messages:
+                self._set_credit(pace.window, self._credit_bytes)
+        if self._recalled:
+            self._recalled = False
+            self._give_credit()
+
     def take(self) -> Delivery | None:
-        """Hand the next delivery to the user, whole; give its credit back once that is a good part of all."""
+        """Hand the next delivery to the user, whole."""
+        delivery = self._begin()
+        if delivery is not None:
+            self._at = delivery.count
+            self._hand_over(delivery.count)
+        return delivery
+
+    def _begin(self) -> Delivery | None:
+        """Have the next delivery in hand."""
         if not self.queue:
             return None
         delivery = self._in_hand = self.queue.popleft()
-        self._at = delivery.count
-        self._used_messages += delivery.count
+        self._at = 0
+        self._singly -= delivery.singly
         self._used_bytes += delivery.size
         if self._next is not None:
             self._next = delivery.end
+        return delivery
+
+    def _hand_over(self, count: int) -> None:
+        """So many messages go to the program: say so first, and give credit back once that is a good part of all."""
+        assert self._in_hand is not None
+        self._pace.handed(count, self._in_hand.came, self._now)
+        self._used_messages += count
+        self._handed += count
+        if self._tells and self._handed > self._told:
+            self._told = self._handed
+            if not (self._singly or self._in_hand.singly):
+                self._told = max(self._told, self._handed - count + self._pace.at_once)
+            self.flush()  # what it has done with is in its hands no more
+            self._give_credit(taken=self._told)
+            return
         messages = _part(self._credit_messages, CREDIT_BACK_MESSAGES)
         if self._used_messages >= messages or self._used_bytes >= _part(
             self._credit_bytes, CREDIT_BACK_BYTES
         ):
             self._give_credit()
-        return delivery
 
     @property
     def has_in_hand(self) -> bool:
@@ -334,31 +403,68 @@ class Attachment:
         return delivery is not None and (self._at < delivery.count or delivery.unseen > 0)
 
     @property
+    def asks(self) -> bool:
+        """Whether the broker is still to say that the next message may be handed out."""
+        return self._asking is not None
+
+    @property
     def has_some(self) -> bool:
-        """Whether there is a message to hand out."""
+        """Whether there is a message to hand out, or to ask the broker for its leave."""
+        if self.asks:
+            return self._in_hand is not None and self._in_hand.unseen > 0
         return bool(self.queue) or self.has_in_hand
 
     def hand_out(self) -> Iterator[Message] | None:
-        """Return an iterator over the messages that are next, for all who take from it; None when there are none."""
-        batch = self._cut(None)
+        """Return an iterator over the messages that are next, for all who take from it; None when there are none.
+
+        Where the broker is told of what is taken, those are no more than the program is through with in a moment.
+        """
+        batch = self._cut(self._pace.at_once if self._tells else None)
         return None if batch is None else batch.hand_out()
 
     def grab(self, most: int | None) -> Batch | None:
         """Return the messages that are next, at most so many; what an iterator has not yielded is taken from it."""
-        if self._in_hand is not None:
-            self._at -= self._in_hand.take_back()
+        if self._in_hand is not None and (unseen := self._in_hand.take_back()):
+            self._at -= unseen
+            self._handed -= unseen
+            self._used_messages -= unseen
         return self._cut(most)
 
     def _cut(self, most: int | None) -> Batch | None:
         delivery = self._in_hand
         if delivery is None or self._at >= delivery.count:
-            delivery = self.take()
+            delivery = self._begin()
             if delivery is None:
                 return None
-            self._at = 0
         first = self._at
-        self._at = delivery.count if most is None else min(delivery.count, first + most)
-        return Batch(delivery, first, self._at)
+        stop = delivery.count if most is None else min(delivery.count, first + most)
+        if self._tells and delivery.singly:
+            if not self._may_have_one():
+                return None
+            stop = first + 1
+        self._at = stop
+        self._hand_over(stop - first)
+        return Batch(delivery, first, stop)
+
+    def _may_have_one(self) -> bool:
+        """Say whether the broker knows that the program gets the next message, which may be its last; else ask."""
+        if self._leave:
+            self._leave = False
+            return True
+        session = self.session
+        if self._asking is None and self.phase == "open" and session is not None:
+            self._asking = session.expect(self._on_leave)
+            self.flush()
+            self._give_credit(taken=self._handed + 1, ref=self._asking)
+        return False
+
+    def _on_leave(self, frame: Frame) -> None:
+        if frame.header[Key.REF] == self._asking:
+            self._asking = None
+            if frame.kind == Type.DONE:
+                self._leave = True
+                self._told = max(self._told, self._handed + 1)
+            self._line_up()
 
     def withhold(self) -> None:
         """Hand nothing more out of the delivery in hand."""
@@ -366,15 +472,27 @@ class Attachment:
             self._in_hand.withhold()
             self._in_hand = None
 
-    def _give_credit(self) -> None:
+    def _give_credit(self, *, taken: int | None = None, ref: int | None = None) -> None:
+        """Give back the credit of what is used; say how many messages the program may have `taken`."""
         messages, size = max(0, self._used_messages), max(0, self._used_bytes)
-        if self.phase == "open" and self.session is not None and (messages or size):
+        if self.phase == "open" and self.session is not None and (messages or size or taken is not None):
             header: wire.Header = {Key.TYPE: Type.CREDIT, Key.HANDLE: self.handle}
+            if taken is not None:
+                header[Key.TAKEN] = taken
+            if ref is not None:
+                header[Key.REF] = ref
             self.session.emit(header | {Key.MESSAGES: messages, Key.BYTES: size})
             self._used_messages -= messages
             self._used_bytes -= size
 
     def resize(self, credit_messages: int, credit_bytes: int) -> None:
+        """Have so much credit from now on, or at most so much where it follows the program's pace."""
+        if self._paced:
+            self._pace.limit(credit_messages)
+            credit_messages = self._pace.window
+        self._set_credit(credit_messages, credit_bytes)
+
+    def _set_credit(self, credit_messages: int, credit_bytes: int) -> None:
         """Have so much credit from now on: more is given at once, less as deliveries are handed out."""
         self._used_messages += (
             credit_messages - self._credit_messages

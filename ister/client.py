@@ -34,7 +34,7 @@ from ister.wildcard import WildcardConsumer
 
 BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
 LINGER_MS: Final = 1.0
-CREDIT_MESSAGES: Final = 65_536
+CREDIT_MESSAGES: Final = 65_536  # of what takes messages at once: an inbox, a tool
 CREDIT_BYTES: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
 DIAGNOSIS_S: Final = 1.0  # how much longer a request that nobody answered may take to say why
@@ -189,7 +189,7 @@ class Client(Administration):
         start: Start | None = None,
         force: bool = False,
         priority: int = 0,
-        credit_messages: int = CREDIT_MESSAGES,
+        credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,
         timeout: float | None = None,
@@ -202,7 +202,8 @@ class Client(Administration):
         `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`; without, the answer is
         `subscription-busy`: at once, or when a `timeout` that was given was not enough. `priority` orders the
         consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
-        been looked at. `on_event(event)` is called from whatever thread reads the news; keep it short.
+        been looked at: by default it follows the program's pace, and is about a second of its work; `credit_messages`
+        makes it a fixed number. `on_event(event)` is called from whatever thread reads the news; keep it short.
         Raises `RemoteError` (`unknown-topic`, `subscription-busy`, `subscription-type`, ...), `TimeoutExpiredError`.
 
         `topic` may be a pattern: `*` is one part of a name, `>` at the end one part or more (`orders/*`, `orders/>`).
@@ -252,7 +253,7 @@ class Client(Administration):
         start: Start | None,
         force: bool,
         priority: int,
-        credit_messages: int,
+        credit_messages: int | None,
         credit_bytes: int,
         settings: dict[str, Any],
         on_event: Callable[[Event], Any] | None,
@@ -262,7 +263,7 @@ class Client(Administration):
         arguments.text(topic, "a topic's name")
         arguments.text(subscription, "a subscription's name")
         arguments.choice(type, "a subscription's type", ("exclusive", "shared", "failover", "key-shared"))
-        arguments.number(credit_messages, "credit_messages", 1)
+        arguments.credit(credit_messages)
         arguments.number(credit_bytes, "credit_bytes", 1)
         if arguments.number(priority, "a priority") and type != "failover":
             raise UsageError(f"a priority is for consumers of failover subscriptions, this one is {type}")
@@ -295,18 +296,18 @@ class Client(Administration):
         *,
         subscription: str,
         start: Start | None,
-        credit_messages: int,
+        credit_messages: int | None,
         credit_bytes: int,
         settings: dict[str, Any],
         **same: Any,
     ) -> WildcardConsumer:
         """Make the consumer of a pattern, which has no topics yet; used by `consumer` here and in `ister.aio`."""
         arguments.text(subscription, "a subscription's name")
-        arguments.number(credit_messages, "credit_messages", 1)
+        arguments.credit(credit_messages)
         arguments.number(credit_bytes, "credit_bytes", 1)
         self.network.check()
 
-        def plan(topic: str, *, later: bool, credit_messages: int, credit_bytes: int) -> Consumer:
+        def plan(topic: str, *, later: bool, credit_messages: int | None, credit_bytes: int) -> Consumer:
             return self.plan_consumer(
                 topic,
                 subscription=subscription,
@@ -352,7 +353,7 @@ class Client(Administration):
         topic: str,
         *,
         start: Start = "latest",
-        credit_messages: int = CREDIT_MESSAGES,
+        credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,
         timeout: float | None = None,
@@ -373,7 +374,7 @@ class Client(Administration):
         topic: str,
         *,
         start: Start,
-        credit_messages: int = CREDIT_MESSAGES,
+        credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,
     ) -> Reader:
@@ -389,7 +390,7 @@ class Client(Administration):
             start=arguments.start(start),
             priority=0,
             arguments={},
-            credit_messages=arguments.number(credit_messages, "credit_messages", 1),
+            credit_messages=arguments.credit(credit_messages),
             credit_bytes=arguments.number(credit_bytes, "credit_bytes", 1),
             callbacks=network.callbacks,
             on_event=on_event,
@@ -406,9 +407,7 @@ class Client(Administration):
         """
         arguments.number(count, "count", 1)
         deadline = self.network.deadline(self._seconds(timeout))
-        peek: requests.Peek[Message] = requests.Peek(
-            self.subscription(topic, subscription, timeout=timeout), count
-        )
+        peek = requests.Peek(self.subscription(topic, subscription, timeout=timeout), count)
         for first, end in peek.places:
             with self.reader(topic, start=first, credit_messages=end - first, timeout=timeout) as reader:
                 while reader.position < end:
@@ -533,7 +532,8 @@ class Client(Administration):
                 request = self.inbox_request()
                 self._ask(request, timeout)
                 topic = request.arguments["topic"]
-                inbox = self._inbox = Inbox(topic, self.reader(topic, timeout=timeout), self.network.wake)
+                reader = self.reader(topic, credit_messages=CREDIT_MESSAGES, timeout=timeout)
+                inbox = self._inbox = Inbox(topic, reader, self.network.wake)
             return inbox
 
     def inbox_request(self) -> Request:

@@ -251,7 +251,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             10,
             86_400_000,
             "A message held longer without an acknowledgment is redelivered. A consumer that is gone is noticed by its "
-            "session long before; this is for one that is there and stuck, so it must outlast a full credit's work.",
+            "session long before; this is for one that is there and stuck, so it must outlast the work on a message.",
         ),
     ] = 300_000
     backoff_ms_min: Annotated[

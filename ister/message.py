@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
 from operator import length_hint
-from typing import Any, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Literal, Protocol, overload
 
 from ister import wire
 from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError, UsageError
@@ -38,12 +38,14 @@ class Delivery:
         "_payloads",
         "_times",
         "attempt",
+        "came",
         "columns",
         "count",
         "first",
         "lineage",
         "owner",
         "ranges",
+        "singly",
         "size",
         "timestamps",
         "topic",
@@ -51,10 +53,20 @@ class Delivery:
     )
 
     def __init__(
-        self, owner: object, topic: str, lineage: int, header: wire.Header, frames: Sequence[bytes]
+        self,
+        owner: object,
+        topic: str,
+        lineage: int,
+        header: wire.Header,
+        frames: Sequence[bytes],
+        came: float = 0.0,
     ) -> None:
-        """Check what can be checked without looking at messages; raises `RemoteProtocolError`."""
+        """Check what can be checked without looking at messages; raises `RemoteProtocolError`.
+
+        `came` is when it came, in the clock's seconds.
+        """
         self.owner = owner
+        self.came = came
         self.topic = topic
         self.lineage = lineage
         self.first: int = header[wire.Key.OFFSET]
@@ -62,6 +74,7 @@ class Delivery:
         self.columns: int = header.get(wire.Key.COLUMNS, 0)
         self.timestamps: list[int] = header[wire.Key.TIMESTAMPS]
         self.attempt: int = header.get(wire.Key.ATTEMPT, 1)
+        self.singly: bool = header.get(wire.Key.SINGLY, False)
         if self.columns & ~wire.Column.ALL or len(frames) != 2 + self.columns.bit_count():
             raise RemoteProtocolError(f"a delivery with columns {self.columns} has {len(frames)} body frames")
         if not self.count or len(frames[0]) != 4 * self.count or sum(self.timestamps[::2]) != self.count:
@@ -192,8 +205,8 @@ class Delivery:
         return pairs[-1]
 
 
-class BaseMessage:
-    """What a `Message` is, of whichever client: `payload` and `offset`; everything else is looked up when asked for."""
+class Message:
+    """One message as it was delivered: `payload` and `offset`; everything else is looked up when asked for."""
 
     __slots__ = ("delivery", "offset", "payload")
 
@@ -232,18 +245,9 @@ class BaseMessage:
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
 
-    def __repr__(self) -> str:
-        return f"Message(topic={self.topic!r}, offset={self.offset}, payload={self.payload[:40]!r})"
-
-
-class Message(BaseMessage):
-    """One message as it was delivered."""
-
-    __slots__ = ()
-
     def reply(
         self, payload: bytes, *, key: bytes | None = None, attributes: Mapping[str, str] | None = None
-    ) -> None:
+    ) -> Any:
         """Answer a message that came from `Client.request`; with `ister.aio`, await it.
 
         Whoever asked may be gone, or wait no longer: then nobody hears it. Raises `UsageError` when the message asks
@@ -252,14 +256,13 @@ class Message(BaseMessage):
         replier = getattr(self.delivery.owner, "replier", None)
         if replier is None:
             raise UsageError("this message did not come from a client's consumer or reader")
-        answering: None = replier(self, payload, key, attributes)
-        return answering  # what `ister.aio` has awaited
+        return replier(self, payload, key, attributes)
+
+    def __repr__(self) -> str:
+        return f"Message(topic={self.topic!r}, offset={self.offset}, payload={self.payload[:40]!r})"
 
 
-M_co = TypeVar("M_co", bound=BaseMessage, covariant=True)
-
-
-class BaseBatch(Sequence[M_co]):
+class Batch(Sequence[Message]):
     """Messages that were delivered together, in the order of their offsets; they are made when you look at them.
 
     The offsets are consecutive, except where other consumers share the subscription (Shared, Key-Shared).
@@ -299,24 +302,21 @@ class BaseBatch(Sequence[M_co]):
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
 
-    def hand_out(self) -> Iterator[M_co]:
+    def hand_out(self) -> Iterator[Message]:
         """Iterate over the messages, for several threads if need be; see `Delivery.hand_out`."""
-        return cast("Iterator[M_co]", self.delivery.hand_out(self._start, self._stop))
+        return self.delivery.hand_out(self._start, self._stop)
 
     def __len__(self) -> int:
         return self._stop - self._start
 
-    def __iter__(self) -> Iterator[M_co]:
-        return cast("Iterator[M_co]", self.delivery.messages(self._start, self._stop))
+    def __iter__(self) -> Iterator[Message]:
+        return self.delivery.messages(self._start, self._stop)
 
     @overload
-    def __getitem__(self, index: int) -> M_co: ...
+    def __getitem__(self, index: int) -> Message: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[M_co]: ...
-    def __getitem__(self, index: int | slice) -> M_co | Sequence[M_co]:
-        return cast("M_co | Sequence[M_co]", self._item(index))
-
-    def _item(self, index: int | slice) -> Message | Sequence[Message]:
+    def __getitem__(self, index: slice) -> Sequence[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
         places = range(self._start, self._stop)[index]
         delivery = self.delivery
         if isinstance(places, int):
@@ -327,12 +327,6 @@ class BaseBatch(Sequence[M_co]):
 
     def __repr__(self) -> str:
         return f"Batch(topic={self.topic!r}, ranges={self.ranges!r})"
-
-
-class Batch(BaseBatch[Message]):
-    """Messages that were delivered together."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +340,8 @@ class Event:
     `sought` (somebody moved the subscription: it goes on at `offset`); `blocked` (the message at `offset` failed too
     often, and the subscription waits for an operator); `expired` (`count` messages from `offset` on outlived the
     topic's `message_ttl_ms`);
-    `paused` and `resumed`.
+    `paused` and `resumed`; `recalled` (the program has not acknowledged in time: `count` messages that waited for it
+    were given to others).
     """
 
     code: str

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from ister import arguments
 from ister.attachment import Attachment
 from ister.errors import ClosedError, IsterError, TimeoutExpiredError
-from ister.message import Batch, Delivery, Event, Message
+from ister.message import Batch, Event, Message
 from ister.producer import HURRY_S
 
 if TYPE_CHECKING:
@@ -115,10 +115,6 @@ class Receiver:
         """Return the next messages that came together, or raise what the broker said instead; never waits."""
         return self._try(lambda attachment: attachment.grab(max_messages))
 
-    def try_next(self) -> Delivery | None:
-        """Return the next delivery, whole, if it has come, or raise what the broker said instead; never waits."""
-        return self._try(Attachment.take)
-
     def forget_current(self) -> None:
         """Let nobody see what is left of the delivery in hand."""
         deque(self.current, maxlen=0)  # also a loop that holds this iterator
@@ -151,6 +147,7 @@ class Receiver:
         """Take something that has come (`take` is called under the lock), or raise what the broker said instead."""
         attachment, network = self.attachment, self._network
         with self._lock:
+            attachment.asked(network.clock.monotonic())
             found = take(attachment)
             if found is None:
                 self._check()

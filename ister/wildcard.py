@@ -16,11 +16,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ister.attachment import EVENTS_MAX, Attachment
+from ister.attachment import CREDIT_MESSAGES_MAX, EVENTS_MAX, Attachment
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
 from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredError, UsageError
 from ister.inbox import GONE
-from ister.message import BaseBatch, BaseMessage, Delivery, Event
+from ister.message import Batch, Delivery, Event, Message
 from ister.names import topic_pattern
 from ister.roster import Roster, share
 from ister.session import Handle, Request
@@ -34,8 +34,10 @@ T = TypeVar("T")
 class Plan(Protocol):
     """Begins to open the consumer of one topic, which has come `later` or was there at first."""
 
-    def __call__(self, topic: str, *, later: bool, credit_messages: int, credit_bytes: int) -> Consumer:
-        """Return it; does not wait."""
+    def __call__(
+        self, topic: str, *, later: bool, credit_messages: int | None, credit_bytes: int
+    ) -> Consumer:
+        """Return it; does not wait. Without `credit_messages` its credit follows the program's pace."""
 
 
 class WildcardConsumer(Consumer):
@@ -48,7 +50,7 @@ class WildcardConsumer(Consumer):
         subscription: str,
         plan: Plan,
         *,
-        credit_messages: int,
+        credit_messages: int | None,
         credit_bytes: int,
         left_out: Iterable[str] = (),
     ) -> None:
@@ -57,7 +59,8 @@ class WildcardConsumer(Consumer):
         self._pattern = pattern
         self._subscription = subscription
         self._plan = plan
-        self._credit = (credit_messages, credit_bytes)
+        self._paced = credit_messages is None
+        self._credit = (CREDIT_MESSAGES_MAX if credit_messages is None else credit_messages, credit_bytes)
         self._network = network
         self.current = iter(())
         self._following = (
@@ -159,12 +162,16 @@ class WildcardConsumer(Consumer):
                     member.attachment.resize(messages, size)
                 network.move_frames()
         for topic in come:
-            member = self._plan(topic, later=later, credit_messages=messages, credit_bytes=size)
+            member = self._plan(
+                topic, later=later, credit_messages=None if self._paced else messages, credit_bytes=size
+            )
             self._members[topic] = self._by_attachment[member.attachment] = member
             self._created[topic] = listed[topic]
             with network.lock:
                 member.attachment.events = self._events
                 member.attachment.take_turns(self._turns)
+                if self._paced:
+                    member.attachment.resize(messages, size)
         self._ask(Request("topic.watch", {"pattern": self._pattern, "version": answer["version"]}))
         for topic, error in deleted.items():
             raise _about(topic, error)
@@ -263,8 +270,11 @@ class WildcardConsumer(Consumer):
             self._look()
             with network.lock:
                 attachment, found = self._in_turn, None
-                if attachment is not None and attachment.has_in_hand:
-                    found = self._take(attachment, take)
+                now = network.clock.monotonic()
+                if attachment is not None:
+                    attachment.asked(now)
+                    if attachment.has_in_hand:
+                        found = self._take(attachment, take)
                 if found is None:
                     if not self._turns and not looked:
                         looked = True
@@ -273,6 +283,7 @@ class WildcardConsumer(Consumer):
                     if attachment is not None:
                         self._raise_complaint(attachment)
                         self._in_turn = attachment
+                        attachment.asked(now)
                         found = self._take(attachment, take)
             network.settle()
             if found is not None or (attachment is None and (self._watch is None or not self._watch.done)):
@@ -292,7 +303,7 @@ class WildcardConsumer(Consumer):
     def _take(self, attachment: Attachment, take: Callable[[Attachment], T | None]) -> T | None:
         """Take of a topic, and let it line up again behind the others (lock held)."""
         found = take(attachment)
-        if attachment.queue:
+        if attachment.queue and not attachment.asks:  # who asks lines up when there is an answer
             self._turns.setdefault(attachment)
         if found is not None:
             attachment.tick(self._network.clock.monotonic())
@@ -308,7 +319,7 @@ class WildcardConsumer(Consumer):
 
     def has_news(self) -> bool:
         """Whether there is something to take, to raise or to do (lock held)."""
-        in_hand = self._in_turn is not None and self._in_turn.has_in_hand
+        in_hand = self._in_turn is not None and self._in_turn.has_some
         return bool(self._turns) or in_hand or self._over or (self._watch is not None and self._watch.done)
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
@@ -318,10 +329,10 @@ class WildcardConsumer(Consumer):
         for member, part in self._parts(what):
             member.ack(part)
 
-    def ack_until(self, message: BaseMessage) -> None:
+    def ack_until(self, message: Message) -> None:
         """Acknowledge everything of this message's topic up to and including this message."""
         for member, part in self._parts(message):
-            assert isinstance(part, BaseMessage)
+            assert isinstance(part, Message)
             member.ack_until(part)
 
     def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
@@ -340,14 +351,14 @@ class WildcardConsumer(Consumer):
         self._network.check()
         if self._over:
             raise ClosedError(f"{self.what} is closed")
-        if isinstance(what, BaseMessage | BaseBatch):
+        if isinstance(what, Message | Batch):
             member = self._member_of(what.delivery)
             return [] if member is None else [(member, what)]
         if not isinstance(what, Iterable):
             raise UsageError(f"what is acknowledged is a message or a batch, not {type(what).__name__}")
-        parts: dict[str, tuple[Consumer, list[BaseMessage]]] = {}
+        parts: dict[str, tuple[Consumer, list[Message]]] = {}
         for message in what:
-            if not isinstance(message, BaseMessage):
+            if not isinstance(message, Message):
                 raise UsageError(
                     f"what is acknowledged is a message or a batch, not {type(message).__name__}"
                 )

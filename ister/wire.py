@@ -116,6 +116,10 @@ class Key:
     STRATEGY: Final = 35  # of the topic: "reliable" or "non-reliable"
     SPARSE: Final = 36  # true: this consumer understands a DELIVER with RANGES
     FORCE: Final = 37  # true: take an Exclusive subscription over
+    TAKEN: Final = 38  # how many of the messages delivered since OPENED the program has, or may have by now
+    SINGLY: Final = (
+        39  # true: to be handed out one by one, each once the broker has confirmed that it is TAKEN
+    )
 
 
 class Column:
@@ -162,6 +166,7 @@ _KINDS: Final[dict[int, str]] = {
             Key.PRODUCER,
             Key.PRIORITY,
             Key.HEARTBEAT,
+            Key.TAKEN,
         ),
         "uint",
     ),
@@ -187,6 +192,7 @@ _KINDS: Final[dict[int, str]] = {
     Key.CLOSED: "bool",
     Key.SPARSE: "bool",
     Key.FORCE: "bool",
+    Key.SINGLY: "bool",
     Key.ARGUMENTS: "map",
     Key.LIMITS: "limits",
     Key.START: "start",

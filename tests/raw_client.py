@@ -192,9 +192,10 @@ class Speaker(ABC):
         priority: int | None = None,
         sparse: bool = False,
         force: bool = False,
+        tells: bool = False,
         **options: Any,
     ) -> int:
-        """Ask for a consumer and return the REF."""
+        """Ask for a consumer and return the REF; `tells`: it will say what its program takes."""
         ref = next(self._refs)
         header: dict[int, Any] = {
             Key.TYPE: Type.OPEN_CONSUMER,
@@ -214,6 +215,8 @@ class Speaker(ABC):
             header[Key.SPARSE] = True
         if force:
             header[Key.FORCE] = True
+        if tells:
+            header[Key.TAKEN] = 0
         if options:
             header[Key.ARGUMENTS] = options
         self.say(header)
@@ -310,6 +313,17 @@ class Speaker(ABC):
     def credit(self, handle: int, messages: int, bytes: int = 1 << 20) -> None:
         """Give credit."""
         self.say({Key.TYPE: Type.CREDIT, Key.HANDLE: handle, Key.MESSAGES: messages, Key.BYTES: bytes})
+
+    def taken(self, handle: int, count: int, *, alone: bool = False) -> None:
+        """Say that the program may have the first `count` messages; `alone`: have the broker answer for the last."""
+        header: dict[int, Any] = {Key.TYPE: Type.CREDIT, Key.HANDLE: handle, Key.MESSAGES: 0, Key.BYTES: 0}
+        header[Key.TAKEN] = count
+        if not alone:
+            self.say(header)
+            return
+        ref = next(self._refs)
+        self.say(header | {Key.REF: ref})
+        self.expect(Type.DONE, ref=ref)
 
     def close_handle(self, handle: int) -> Frame:
         """Close a handle and return the answer."""

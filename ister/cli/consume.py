@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from ister.administration import SubscriptionType
     from ister.client import Client, Start
 
+COUNT_SMALL: Final = 100  # with so few wanted, no more is fetched: it would come to others late
 IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
 IDLE_NON_RELIABLE_S: Final = 1.0  # nobody can be asked what is left of a topic that keeps nothing
-CREDIT_MESSAGES: Final = 65_536
 
 _HELP_END = """\b
 Examples:
@@ -107,7 +107,7 @@ def consume(
         raise UsageError("many topics are consumed with a subscription: name one with --subscription")
     if force and type_ not in (None, "exclusive"):
         raise UsageError("--force takes an exclusive subscription over; others have room for one more")
-    credit = CREDIT_MESSAGES if count is None else min(count, CREDIT_MESSAGES)
+    credit = count if count is not None and count <= COUNT_SMALL else None
     with connected(endpoint, timeout) as client:
         receiver: Consumer | Reader
         if subscription is None:

@@ -117,8 +117,8 @@ class Talk:
             answer |= {Key.OFFSET: 0, Key.STRATEGY: "reliable"}
         self.hear(answer | {getattr(Key, name): value for name, value in more.items()})
 
-    def deliver(self, first: int, *payloads: bytes, attempt: int = 1) -> None:
-        """Deliver messages to handle 2."""
+    def deliver(self, first: int, *payloads: bytes, attempt: int = 1, singly: bool = False) -> None:
+        """Deliver messages to handle 2; `singly`: they may fail no more."""
         header = {
             Key.TYPE: Type.DELIVER,
             Key.HANDLE: 2,
@@ -127,6 +127,8 @@ class Talk:
             Key.TIMESTAMPS: [len(payloads), 1000],
             Key.ATTEMPT: attempt,
         }
+        if singly:
+            header[Key.SINGLY] = True
         self.hear(header, wire.pack_lengths(payloads), b"".join(payloads))
 
 

@@ -107,7 +107,9 @@ def test_batches_are_received_whole_and_in_parts(run: Run) -> None:
         async with client.producer("orders") as producer:
             await producer.send_batch([b"%d" % number for number in range(1000)])
         received: list[bytes] = []
-        async with client.consumer("orders", subscription="s", type="shared", start="earliest") as consumer:
+        async with client.consumer(
+            "orders", subscription="s", type="shared", start="earliest", credit_messages=1000
+        ) as consumer:
             while len(received) < 980:
                 batch = await consumer.receive_batch(70, timeout=5)
                 assert batch is not None

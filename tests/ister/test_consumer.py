@@ -166,7 +166,9 @@ def test_ack_until_acknowledges_everything_before(client: ister.Client) -> None:
 def test_nack_brings_a_message_back_later(client: ister.Client) -> None:
     """After its delay, with the next attempt's number."""
     fill(client, 3)
-    with client.consumer("orders", subscription="s", type="shared", start="earliest") as consumer:
+    with client.consumer(
+        "orders", subscription="s", type="shared", start="earliest", credit_messages=100
+    ) as consumer:
         batch = consumer.receive_batch(timeout=5)
         assert batch is not None
         consumer.ack([batch[0], batch[2]])

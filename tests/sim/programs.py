@@ -287,10 +287,10 @@ class Consuming(Program):
         try:
             taken = 0
             while (taken < self.ways.take or self.world.quiet) and (
-                delivery := consumer.try_next()
+                batch := consumer.try_batch()
             ) is not None:
                 taken += 1
-                messages = list(delivery.messages())
+                messages = list(batch)
                 self.world.counts["messages handed out"] += len(messages)
                 for message in messages:
                     self.subscription.handed.add(message.offset)
@@ -378,10 +378,10 @@ class Reading(Program):
         assert reader is not None
         self.working = False
         try:
-            delivery = reader.try_next()
-            if delivery is None:
+            batch = reader.try_batch()
+            if batch is None:
                 return
-            for message in delivery.messages():
+            for message in batch:
                 skipped = range(self.next, message.offset)
                 if message.offset < self.next or not self.world.oracle.all_may_be_expired(
                     self.topic, skipped
@@ -391,7 +391,7 @@ class Reading(Program):
                     )
                 self.world.oracle.is_at(self.topic, message.offset, identity_of(message.payload), "a reader")
                 self.next = message.offset + 1
-            self.world.counts["messages read"] += len(delivery.payloads)
+            self.world.counts["messages read"] += len(batch)
             self.on_progress()
         except IsterError as error:
             self.world.counts[f"reader {error.code}"] += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -110,23 +109,3 @@ def test_what_was_created_survives_power_loss_whole_or_not_at_all() -> None:
                 assert after.get(f"a/{number}") == b"%d" % number * 400
         after.put_if_absent(f"a/{created}", b"%d" % created * 400, metadata={"n": str(created)})
         assert after.get(f"a/{created}") == b"%d" % created * 400
-
-
-def test_an_object_that_is_said_to_be_there_outlasts_the_machine() -> None:
-    """Also where the one who created it could not sync its name, and asks again."""
-    for seed in range(20):
-        disk = SimulatedDisk()
-        disk.makedirs("/store")
-        store = FolderStore("/store", disk)
-        syncs = iter(range(100))
-
-        def fails(operation: str, path: str, syncs: Iterator[int] = syncs) -> None:
-            if operation == "sync_folder" and next(syncs) == 1:
-                raise OSError(5, "Input/output error", path)
-
-        disk.on_operation = fails
-        with pytest.raises(StoreError):
-            store.put_if_absent("a/b", b"contents")
-        assert not store.put_if_absent("a/b", b"contents")
-        after = FolderStore("/store", disk.power_loss(Random(seed)))
-        assert after.get("a/b") == b"contents"

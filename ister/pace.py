@@ -1,0 +1,83 @@
+"""How many messages a consumer has ready for its program: as many as that works off in half a second. Pure.
+
+The program's pace is what it takes in a round, over the time it was busy with that: from when it was handed something
+until it asked for more, and while something of its own had come and waited for its turn. Time spent waiting for
+messages that were not there does not count. A round is a window's worth of messages (a thousand are enough), or half a
+second of work.
+
+What lies in a window and what is in hand is then about a second of work: a slow program takes nothing away from its
+neighbours, and nothing waits so long that it counts as not acknowledged; a fast one has all that it may have, after
+some milliseconds.
+
+Invariants
+- a window is from 1 to `most`, and grows at most `GROWTH` times a round
+- who is handed messages one by one holds no more than its pace says, after the round in which it became slow
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+START_SHARED: Final = 2  # one to work on, and one that is ready: what others are there for is left to them
+START_ALONE: Final = 100  # nobody else waits for it
+HOLD_S: Final = 0.5
+# So much work is handed out at a time where the broker is told of it: a fast program costs a word for thousands of
+# messages, and one that takes longer over a message has that one alone in hand.
+AT_ONCE_S: Final = 0.004
+AT_ONCE_MAX: Final = 4096
+GROWTH: Final = 4  # from 2 to 65,536 in eight rounds
+# Who takes batches may pay for each batch, not for each message: writing a hundred rows costs as much as one. Half the
+# messages are then half the pace, and the window goes back; where the pace does not depend on it, it goes on shrinking.
+BETTER: Final = 1.3
+WORSE: Final = 0.75
+ROUND_MAX: Final = 1024  # messages in a round, however large the window: the pace is known by then
+LEAST_S: Final = 1e-6  # what a clock may not see
+
+
+class Pace:
+    """One program's pace, and the window that follows from it."""
+
+    def __init__(self, start: int, most: int) -> None:
+        """`start` is the first window, `most` what one may come to."""
+        self.most = most
+        self.window = min(start, most)
+        self.at_once = 1  # how many messages are handed out at a time
+        self._began: float | None = None  # since when the program has been busy with what it was handed
+        self._done = float("-inf")  # when it last asked for more
+        self._busy_s = 0.0
+        self._taken = 0
+        self._times = 0  # how often it was handed something in this round
+        self._before = 0.0  # the pace of the round before
+
+    def asked(self, now: float) -> None:
+        """The program wants more: what it was handed is done."""
+        if self._began is not None:
+            self._busy_s += now - self._began
+            self._began = None
+        self._done = now
+        if self._taken and (self._taken >= min(self.window, ROUND_MAX) or self._busy_s >= HOLD_S):
+            self._end_round()
+
+    def handed(self, count: int, came: float, now: float) -> None:
+        """The program was handed so many messages, which came at that time."""
+        waited_since = max(came, self._done) if self._began is None else self._began
+        self._busy_s += max(0.0, now - waited_since)
+        self._taken += count
+        self._times += 1
+        self._began = now
+
+    def limit(self, most: int) -> None:
+        """Have no more than that from now on."""
+        self.most = most
+        self.window = min(self.window, most)
+
+    def _end_round(self) -> None:
+        pace = self._taken / max(self._busy_s, LEAST_S)
+        window = pace * HOLD_S
+        if window < self._taken and self._taken > self._times:
+            better = pace > BETTER * self._before or pace < WORSE * self._before
+            window = 2 * self.window if better else max(window, self.window / 2)
+        self.window = max(1, min(int(min(window, GROWTH * self.window)), self.most))
+        self.at_once = max(1, min(int(min(pace * AT_ONCE_S, GROWTH * self.at_once)), AT_ONCE_MAX))
+        self._before = pace
+        self._busy_s, self._taken, self._times = 0.0, 0, 0

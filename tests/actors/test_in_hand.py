@@ -1,0 +1,244 @@
+"""What of its messages a program has in hand, against a model with one entry a message."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from actors.in_hand import InHand, Range
+from ister.wire import Key, Type
+from tests.actors.scenes import Scene, events, heard, offsets
+from tests.raw_client import Frame
+from tests.stage import Stage, StagedClient
+
+SESSION_S = 16.0  # after which a silent session is over
+
+
+def each(ranges: list[Range]) -> list[int]:
+    """Return every offset."""
+    return [offset for first, end in ranges for offset in range(first, end)]
+
+
+class Told(RuleBasedStateMachine):
+    """A client that tells, and what the broker believes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_hand = InHand()
+        self.delivered: list[tuple[int, bool]] = []  # offset, singly: in the order of delivery
+        self.taken: set[int] = set()  # places
+        self.gone: set[int] = set()  # places that were taken back
+        self.told = 0
+        self.offset = 0
+
+    @rule(
+        gaps=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=4),
+        singly=st.booleans(),
+    )
+    def deliver(self, gaps: list[tuple[int, int]], singly: bool) -> None:
+        """A piece, perhaps of offsets that do not follow each other."""
+        parts = []
+        for gap, count in gaps:
+            first = self.offset + gap
+            parts.append((first, first + count))
+            self.offset = first + count
+        begin = len(self.delivered)
+        self.delivered += [(offset, singly) for offset in each(parts)]
+        at_once = [place for place in range(begin, len(self.delivered)) if not singly and place < self.told]
+        taken, waiting = self.in_hand.deliver(parts, singly=singly)
+        assert each(taken) == [self.delivered[place][0] for place in at_once]
+        assert sorted(each(taken) + each(waiting)) == each(parts)
+        self.taken.update(at_once)
+
+    @rule(ahead=st.integers(-3, 8))
+    def tell(self, ahead: int) -> None:
+        """More may be taken, or a word comes late."""
+        count = max(0, self.told + ahead)
+        self._takes(count, self.in_hand.tell(count), alone=False)
+
+    @rule(ahead=st.integers(0, 4))
+    def confirm(self, ahead: int) -> None:
+        """One message is about to be handed out alone."""
+        count = max(1, self.told + ahead)
+        self._takes(count, self.in_hand.confirm(count), alone=True)
+
+    def _takes(self, count: int, found: list[Range], *, alone: bool) -> None:
+        plain = [
+            place
+            for place in range(min(count, len(self.delivered)))
+            if place not in self.taken | self.gone and not self.delivered[place][1]
+        ]
+        last = count - 1
+        single = alone and last < len(self.delivered) and self.delivered[last][1]
+        if single and last not in self.taken | self.gone:
+            plain.append(last)
+        if alone:  # those before it were handed out, or never will be
+            self.gone.update(
+                place
+                for place in range(min(last, len(self.delivered)))
+                if self.delivered[place][1] and place not in self.taken
+            )
+        assert sorted(each(found)) == sorted(self.delivered[place][0] for place in plain)
+        self.taken.update(plain)
+        self.told = max(self.told, count)
+
+    @rule()
+    def forget(self) -> None:
+        """Everything was taken back."""
+        self.in_hand.forget()
+        self.gone.update(set(range(len(self.delivered))) - self.taken)
+
+    @invariant()
+    def the_first_that_waits_is_known(self) -> None:
+        """It fails when the client is lost and its program had nothing."""
+        waiting = [place for place in range(len(self.delivered)) if place not in self.taken | self.gone]
+        first = self.delivered[waiting[0]] if waiting else None
+        assert self.in_hand.first() == (None if first is None or first[1] else first[0])
+
+
+TestTold = Told.TestCase
+
+
+@given(st.integers(1, 50), st.integers(0, 60))
+def test_a_word_ahead_covers_what_comes_later(count: int, told: int) -> None:
+    """So that a fast program costs no word a message."""
+    in_hand = InHand()
+    assert in_hand.tell(told) == []
+    taken, waiting = in_hand.deliver([(100, 100 + count)], singly=False)
+    assert (len(each(taken)), len(each(waiting))) == (min(told, count), max(0, count - told))
+
+
+# ---- through the broker -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scene(stage: Stage) -> Scene:
+    """Return a shared subscription's scene."""
+    return Scene(stage)
+
+
+def delivered(client: StagedClient) -> list[Frame]:
+    """Return every DELIVER until now."""
+    client.stage.settle()
+    frames = []
+    while (frame := client.hear(0)) is not None:
+        if frame.kind == Type.DELIVER:
+            frames.append(frame)
+    return frames
+
+
+def lose(scene: Scene, client: StagedClient) -> None:
+    """Let a client fall silent until its session is over."""
+    client.die()
+    scene.stage.advance(SESSION_S)
+
+
+def dead(scene: Scene) -> int:
+    """Return how many dead letters there are."""
+    scene.stage.advance(2)
+    return int(scene.shown()["dead_lettered"])
+
+
+def test_only_what_was_in_hand_fails_with_its_consumer(scene: Scene) -> None:
+    """The rest waited in the client: it comes again, counts as an attempt, and never becomes poison by it."""
+    scene.publish(*[b"%d" % number for number in range(20)])
+    for attempt in range(1, 4):
+        client = scene.consumer(tells=True, max_deliveries=3)
+        assert client.opened.header[Key.TAKEN] == 0
+        assert heard(client)[0] == (0, b"0", attempt)
+        client.taken(1, 1, alone=attempt == 3)
+        lose(scene, client)
+    assert dead(scene) == 1
+    client = scene.consumer(tells=True)
+    assert offsets(client) == list(range(1, 20))
+
+
+def test_the_last_chance_comes_singly(scene: Scene) -> None:
+    """Only what is confirmed alone can fail for the last time with its consumer."""
+    scene.publish(b"a", b"b", b"c")
+    client = scene.consumer(tells=True, max_deliveries=2)
+    (frame,) = delivered(client)
+    assert Key.SINGLY not in frame.header
+    client.taken(1, 3)
+    lose(scene, client)
+    client = scene.consumer(tells=True)
+    (frame,) = delivered(client)
+    assert frame.header[Key.SINGLY] is True
+    client.taken(1, 3)  # no word of one of them alone
+    lose(scene, client)
+    assert dead(scene) == 0
+    client = scene.consumer(tells=True)
+    delivered(client)
+    client.taken(1, 1, alone=True)
+    client.ack(1, (0, 1))
+    client.taken(1, 2, alone=True)
+    lose(scene, client)
+    assert dead(scene) == 1
+    assert offsets(scene.consumer(tells=True)) == [2]
+
+
+def test_who_dies_before_it_can_say_what_it_took_is_found_out(scene: Scene) -> None:
+    """The first that waited fails, and no other; but not for the last time."""
+    scene.publish(b"poison", b"good", b"good")
+    for _ in range(5):
+        client = scene.consumer(tells=True, max_deliveries=3)
+        heard(client)
+        lose(scene, client)
+    assert dead(scene) == 0
+    client = scene.consumer(tells=True)
+    found = {tuple(frame.offsets()): frame.header.get(Key.SINGLY, False) for frame in delivered(client)}
+    assert found == {(0,): True, (1, 2): False}
+
+
+def test_of_a_client_that_tells_nothing_everything_is_in_hand(scene: Scene) -> None:
+    """As it always was."""
+    scene.publish(b"a", b"b")
+    client = scene.consumer(max_deliveries=1)
+    assert Key.TAKEN not in client.opened.header
+    heard(client)
+    lose(scene, client)
+    assert dead(scene) == 2
+
+
+def test_what_waits_in_a_client_does_not_time_out(scene: Scene) -> None:
+    """The time of a message begins when the program has it."""
+    scene.publish(b"a", b"b", b"c")
+    client = scene.consumer(tells=True, ack_timeout_ms=1000)
+    assert offsets(client) == [0, 1, 2]
+    scene.stage.advance(5)
+    assert offsets(client) == []
+    client.taken(1, 1)
+    scene.stage.advance(0.5)
+    client.ack(1, (0, 1))
+    scene.stage.advance(5)
+    assert (offsets(client), events(client)) == ([], [])
+    assert scene.shown()["in_flight"] == 2
+
+
+def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: Scene) -> None:
+    """The client hears of it, and hands none of it out."""
+    scene.publish(b"a", b"b", b"c")
+    stuck = scene.consumer(
+        tells=True, ack_timeout_ms=1000, max_deliveries=2, backoff_ms_min=50_000, messages=3
+    )
+    assert offsets(stuck) == [0, 1, 2]
+    stuck.taken(1, 1)
+    scene.stage.advance(0.5)
+    other = scene.consumer(tells=True)
+    scene.stage.advance(1)
+    assert heard(other) == [(1, b"b", 2), (2, b"c", 2)]
+    (event,) = events(stuck)
+    assert (event.code, event.header[Key.COUNT]) == ("recalled", 2)
+    for _ in range(2):  # they never failed
+        lose(scene, other)
+        other = scene.consumer(tells=True)
+    scene.stage.settle()
+    assert scene.shown()["dead_lettered"] == 0
+
+
+def test_a_reader_is_asked_for_nothing(scene: Scene) -> None:
+    """Nothing of it can fail."""
+    client = scene.stage.at_subscription("orders", "r-1")
+    assert Key.TAKEN not in client.open_consumer(1, "orders", "r-1", "reader", tells=True).header

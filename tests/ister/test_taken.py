@@ -1,0 +1,208 @@
+"""What a consumer tells the broker of what its program takes, without a socket; and how much credit it asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ister import wire
+from ister.attachment import CREDIT_MESSAGES_MAX, Attachment
+from ister.errors import ConnectionLostError
+from ister.pace import START_ALONE, START_SHARED
+from ister.wire import Key, Type
+
+if TYPE_CHECKING:
+    from tests.ister.conftest import Talk
+
+
+def telling(talk: Talk, **given: object) -> Attachment:
+    """Return an open consumer whose broker wants to know what is taken."""
+    talk.welcome()
+    attachment = talk.consumer(**given)
+    talk.opened(TAKEN=0)
+    return attachment
+
+
+def offsets(attachment: Attachment, now: float) -> list[int]:
+    """Take what is handed out at once."""
+    attachment.asked(now)
+    return [message.offset for message in attachment.hand_out() or ()]
+
+
+def words(talk: Talk) -> list[int]:
+    """Return what was said of what is taken since the last call."""
+    return [header[Key.TAKEN] for header in talk.said() if Key.TAKEN in header]
+
+
+def recall(talk: Talk, count: int) -> None:
+    """Say that what waited was given to others."""
+    event: wire.Header = {Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "recalled", Key.COUNT: count}
+    talk.hear(event | {Key.TEXT: "stuck"})
+
+
+def test_a_slow_program_has_one_message_in_hand_and_the_broker_knows_before(talk: Talk) -> None:
+    """The word of it leaves before the message is handed out."""
+    attachment = telling(talk)
+    talk.deliver(0, *[b"x"] * 10)
+    for number in range(10):
+        assert offsets(attachment, talk.now) == [number]
+        assert words(talk) == [number + 1]
+        talk.now += 0.1
+
+
+def test_acknowledgments_go_before_the_word_of_what_is_taken(talk: Talk) -> None:
+    """Else a program that dies now has in hand what it was done with."""
+    attachment = telling(talk)
+    talk.deliver(0, b"a", b"b")
+    offsets(attachment, talk.now)
+    assert attachment._in_hand is not None
+    attachment.ack(attachment._in_hand, 0, 1, talk.now)
+    talk.said()
+    offsets(attachment, talk.now + 0.1)
+    acknowledged, word = talk.said()
+    assert (acknowledged[Key.TYPE], acknowledged[Key.RANGES]) == (Type.ACK, [0, 1])
+    assert (word[Key.TYPE], word[Key.TAKEN]) == (Type.CREDIT, 2)
+
+
+def test_a_fast_program_costs_few_words(talk: Talk) -> None:
+    """A word covers what it takes in some milliseconds, also what has not come yet."""
+    attachment = telling(talk, credit_messages=100_000, credit_bytes=1 << 30)
+    taken = told = 0
+    for number in range(400):
+        talk.deliver(number * 100, *[b"x"] * 100)
+        while found := offsets(attachment, talk.now):
+            taken += len(found)
+            talk.now += 1e-6 * len(found)
+        told += len(words(talk))
+    assert taken == 40_000
+    assert told < 500
+
+
+def test_a_batch_is_told_of_as_a_whole(talk: Talk) -> None:
+    """All of it is in the program's hands."""
+    attachment = telling(talk)
+    talk.deliver(0, *[b"x"] * 10)
+    attachment.asked(talk.now)
+    assert attachment.grab(7) is not None
+    assert words(talk) == [7]
+
+
+def test_what_may_fail_no_more_is_handed_out_one_by_one_once_the_broker_has_answered(talk: Talk) -> None:
+    """Whatever it is taken with."""
+    attachment = telling(talk)
+    talk.deliver(0, b"plain")
+    talk.deliver(1, b"a", b"b", singly=True)
+    assert offsets(attachment, talk.now) == [0]
+    talk.said()
+    for number in (1, 2):
+        attachment.asked(talk.now)
+        assert attachment.grab(10) is None
+        [word] = [header for header in talk.said() if Key.TAKEN in header]
+        assert word[Key.TAKEN] == number + 1
+        assert not attachment.has_some
+        assert attachment.grab(10) is None
+        assert talk.said() == []
+        talk.hear({Key.TYPE: Type.DONE, Key.REF: word[Key.REF]})
+        assert attachment.has_some
+        batch = attachment.grab(10)
+        assert batch is not None
+        assert list(batch.offsets) == [number]
+        assert words(talk) == []
+
+
+def test_a_leave_that_comes_after_the_connection_was_lost_lets_nothing_out(talk: Talk) -> None:
+    """The question is asked anew in the next session."""
+    attachment = telling(talk)
+    talk.deliver(0, b"a", singly=True)
+    assert offsets(attachment, talk.now) == []
+    talk.said()
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened(TAKEN=0)
+    talk.deliver(0, b"a", attempt=2, singly=True)
+    assert offsets(attachment, talk.now) == []
+    assert words(talk) == [1]
+
+
+def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_comes_again(
+    talk: Talk,
+) -> None:
+    """A stuck program is given nothing until it asks."""
+    attachment = telling(talk)
+    talk.deliver(0, *[b"x"] * 5)
+    talk.deliver(5, *[b"x"] * 5)
+    assert offsets(attachment, talk.now) == [0]
+    talk.said()
+    recall(talk, 9)
+    assert not attachment.has_some
+    assert talk.said() == []
+    attachment.asked(talk.now)
+    [credit] = talk.said()
+    assert credit[Key.MESSAGES] >= 9
+    talk.deliver(10, b"x")
+    assert offsets(attachment, talk.now) == [10]
+    assert words(talk) == [11]
+
+
+def test_an_older_broker_is_told_nothing(talk: Talk) -> None:
+    """And everything is handed out as it comes."""
+    talk.welcome()
+    attachment = talk.consumer()
+    talk.opened()
+    talk.deliver(0, *[b"x"] * 10)
+    assert offsets(attachment, talk.now) == list(range(10))
+    assert words(talk) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [
+        ("shared", START_SHARED),
+        ("key-shared", START_SHARED),
+        ("exclusive", START_ALONE),
+        ("failover", START_ALONE),
+        ("reader", START_ALONE),
+    ],
+)
+def test_credit_begins_small_and_grows_with_the_program(talk: Talk, kind: str, start: int) -> None:
+    """Least where others are there to take it."""
+    talk.welcome()
+    attachment = talk.consumer(kind=kind, credit_messages=None, credit_bytes=1 << 30)
+    [asked] = talk.said()
+    assert asked[Key.MESSAGES] == start
+    talk.hear(
+        {
+            Key.TYPE: Type.OPENED,
+            Key.REF: asked[Key.REF],
+            Key.HANDLE: 2,
+            Key.OFFSET: 0,
+            Key.STRATEGY: "reliable",
+        }
+    )
+    credit, offset = start, 0
+    for _ in range(3000):
+        if credit:
+            count = min(credit, 500)
+            talk.deliver(offset, *[b"x"] * count)
+            offset, credit = offset + count, credit - count
+        offsets(attachment, talk.now)
+        talk.now += 1e-5
+        credit += sum(header[Key.MESSAGES] for header in talk.said() if header[Key.TYPE] == Type.CREDIT)
+    assert credit == pytest.approx(CREDIT_MESSAGES_MAX, rel=0.1)
+
+
+def test_credit_that_is_given_is_kept_to(talk: Talk) -> None:
+    """The program's pace changes nothing about it."""
+    talk.welcome()
+    attachment = talk.consumer(credit_messages=7)
+    talk.opened()
+    out, offset = 7, 0
+    for _ in range(200):
+        if out:
+            talk.deliver(offset, b"x")
+            offset, out = offset + 1, out - 1
+        offsets(attachment, talk.now)
+        talk.now += 1e-5
+        out += sum(header[Key.MESSAGES] for header in talk.said() if header[Key.TYPE] == Type.CREDIT)
+        assert out <= 7
