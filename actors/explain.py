@@ -97,6 +97,7 @@ class TopicState(TypedDict, total=False):
     failure: str | None
     failure_code: str | None
     upload_failure: str | None
+    uploads_stopped: bool
 
 
 Reason = dict[str, Any]  # code, text, and the numbers it is about
@@ -146,6 +147,12 @@ def explain(
         _stops(name, None if subscription is None else state, None if topic is None else source, now_ms)
     )
     reasons += _waits(state, now_ms)
+    if source.get("uploads_stopped"):
+        text = (
+            f"nothing of the topic goes to the store any more: {source.get('upload_failure')}; what is here is "
+            "delivered, and kept here alone until that is put right"
+        )
+        reasons.append(_reason("uploads-stopped", text))
     left = _deliverable(state)
     if not left and subscription is not None:
         reasons += _ends(state, source, now_ms)
@@ -188,7 +195,9 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
         yield _reason(
             "topic-failed", "the topic's process does not answer: it is being restarted; look again"
         )
-    elif topic.get("failure"):
+    elif topic.get("failure") and not (
+        topic.get("uploads_stopped") and topic["failure_code"] == "store-failed"
+    ):
         yield _failed(topic, state)
     if state is None:
         yield _reason(

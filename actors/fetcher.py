@@ -20,14 +20,15 @@ from typing import Final
 
 from actors.messages import Answer, Describe, Fetch, Fetched, NotFetched
 from actors.runtime import Address, LoopActor, System, receives
-from ister.errors import IsterError, StoreError
+from ister.errors import IsterError
 from ister.names import topic_folder
 from ister.wire import encode_result
 from storage.catalogue import TopicMeta
 from storage.disk import Disk
 from storage.history import History, Piece
-from storage.segment import SEGMENT_BYTES_MAX, base_of, segment_name
-from storage.store import UNCHECKED, ObjectStore
+from storage.listing import read_segment
+from storage.segment import base_of, segment_name
+from storage.store import ObjectStore
 from storage.tier import Layout
 from storage.upload import list_history
 
@@ -305,20 +306,6 @@ class Fetcher(LoopActor):
             "cached_bytes": self._cached_bytes,
         }
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
-
-
-def read_segment(store: ObjectStore, name: str, size: int) -> bytes:
-    """Return a segment's bytes, checked as a whole where that is possible; each record in it has its own checksum.
-
-    So of one that is damaged everything else can be read. Raises StoreError.
-    """
-    try:
-        return store.get(name)
-    except StoreError as error:
-        if error.code not in UNCHECKED:
-            raise
-        log.error("object %s is brought back unchecked: %s", name, error.text)
-        return store.get_range(name, 0, max(size, SEGMENT_BYTES_MAX))
 
 
 def piece_at(history: History, offset: int) -> Piece | None:

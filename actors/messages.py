@@ -504,6 +504,14 @@ class UploadDelayed:
 
 @message
 @dataclass(frozen=True, slots=True)
+class UploadsStopped:
+    """Nothing of this topic is uploaded any more before a person has looked (Uploader -> Topic)."""
+
+    text: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """Another broker has claimed this topic: nothing of ours counts any more (Uploader -> Topic).
 

@@ -50,6 +50,7 @@ from actors.messages import (
     Update,
     UploadDelayed,
     Uploaded,
+    UploadsStopped,
     Verify,
     WhoSubscribes,
 )
@@ -143,6 +144,7 @@ class ReliableTopic(Topic):
         self._store_known = False  # the Uploader has said what the store has
         self._gaps: tuple[tuple[int, int], ...] = ()  # what the store has lost of that
         self._upload_trouble: str | None = None  # why the store is behind, where that is known
+        self._uploads_stopped = False  # until a person has looked
         self._stored_start = (
             0  # the store has the topic from here to the watermark; what is below went by retention
         )
@@ -595,7 +597,7 @@ class ReliableTopic(Topic):
     def on_uploaded(self, command: Uploaded) -> None:
         """Note how far the store has the log; with durability cloud, that is what receipts wait for."""
         before = self._begins(self._log) if self._log is not None and self._store_known else None
-        self._store_known, self._upload_trouble = True, None
+        self._store_known, self._upload_trouble, self._uploads_stopped = True, None, False
         self._stored_start, self._gaps = command.start, command.gaps
         self._watermark = max(self._watermark, command.watermark)
         wal = self._log
@@ -646,16 +648,28 @@ class ReliableTopic(Topic):
             return
         self._fail(StorageError(fenced.text, code="fenced", action="stop"))
 
+    @receives(UploadsStopped)
+    def on_uploads_stopped(self, stopped: UploadsStopped) -> None:
+        """Serve what is here, and what the Fetcher can bring; with durability cloud nothing more can be taken."""
+        self._upload_trouble = stopped.text
+        if self.meta.durability == "cloud":
+            self._fail(StorageError(stopped.text, code="store-failed", action="stop"))
+            return
+        self._uploads_stopped = True
+        if self._log is not None and not self._store_known:
+            for watcher in self._watchers.values():
+                self._tell_attached(watcher, self._log)
+
     def _tell_attached(self, watcher: Ref, wal: Wal) -> None:
         """Say how far may be read; with durability cloud nobody knows before the store has said what it has."""
         if self._store_known or self.meta.durability != "cloud":
-            known = wal.start_offset == 0 or self._store_known
+            known = wal.start_offset == 0 or self._store_known or self._uploads_stopped
             stored = self._watermark if self._store_known else None
             watcher.tell(Attached(self._begins(wal) if known else None, self._reached(wal), stored))
 
     def _begins(self, wal: Wal) -> int:
         """Return where the topic begins: below it everything went by retention. What is missing above it is damage."""
-        if not self._store_known:
+        if not (self._store_known or self._uploads_stopped):
             return wal.start_offset
         return min(max(self._stored_start, wal.retained), wal.start_offset)
 
@@ -768,8 +782,11 @@ class ReliableTopic(Topic):
         """Say what there is."""
         body = self._description()
         body["commits"] = self.commits
-        body["failure"] = None if self._failure is None else self._failure.text
-        body["failure_code"] = None if self._failure is None else self._failure.code
+        failure = self._failure
+        if failure is None and self._uploads_stopped:
+            failure = StorageError(self._upload_trouble or "", code="store-failed", action="stop")
+        body["failure"] = None if failure is None else failure.text
+        body["failure_code"] = None if failure is None else failure.code
         if self._log is not None:
             sealed = self._log.sealed()
             body |= {
@@ -778,6 +795,7 @@ class ReliableTopic(Topic):
                 "stored_start": self._stored_start,
                 "behind_bytes": self._behind_bytes,
                 "upload_failure": self._upload_trouble,
+                "uploads_stopped": self._uploads_stopped,
                 "missing": [list(each) for each in self._upkeep.lost],
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,

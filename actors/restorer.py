@@ -90,7 +90,8 @@ class Restorer(LoopActor):
             history = claimed.history
             subscriptions = []
             again = ""
-            for subscription, journal in read_cursors(self._store, topic):
+            troubles: list[str] = []
+            for subscription, journal in read_cursors(self._store, topic, troubles.append):
                 if journal is not None:
                     self._write(self._cursor_path(topic, subscription), journal)
                     subscriptions.append(subscription)
@@ -101,7 +102,7 @@ class Restorer(LoopActor):
             text = (
                 f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
                 f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"
-                f"{again}"
+                f"{again}{''.join(f'; {each}' for each in troubles)}"
             )
             return Restored(back, tuple(subscriptions), text)
 

@@ -31,6 +31,7 @@ from actors.messages import (
     StoreCursor,
     UploadDelayed,
     Uploaded,
+    UploadsStopped,
 )
 from actors.runtime import LoopActor, Ref, System, receives
 from ister.errors import IsterError
@@ -247,10 +248,12 @@ class Uploader(LoopActor):
         self._failed(f"{segment.path} was not uploaded", error)
 
     def _say_stopped(self) -> None:
-        if self._reply is not None and (
-            isinstance(self._stopped, FencedError) or self._topic.durability == "cloud"
-        ):
+        if self._reply is None or self._stopped is None:
+            return
+        if isinstance(self._stopped, FencedError):
             self._reply.tell(Fenced(str(self._stopped), None))
+        else:
+            self._reply.tell(UploadsStopped(self.failure or str(self._stopped)))
 
     def _settled(self) -> None:
         assert self._plan is not None

@@ -67,6 +67,7 @@ CODES: Final[dict[str, Action]] = {
     "log-failed": "retry",
     "log-damaged": "stop",
     "store-behind": "retry",  # too much waits for a store that is away
+    "store-failed": "stop",  # the store cannot take the topic before a person has looked
     "fenced": "stop",  # another broker has taken the topic over
     # consuming
     "ack-unknown": "fix",  # acknowledging what was never delivered

@@ -15,7 +15,7 @@ What a failure means to the caller is in `StoreError.code` and `.action`:
     store-permission    fix     the text names permission and role
     store-missing       fix     there is no such bucket
     object-too-large    fix     over 8 MiB, what one request creates atomically everywhere
-    object-missing, object-damaged, store-refused       stop
+    object-missing, object-damaged, checksum-missing, store-refused       stop
 
 May touch: the network, the environment, a Disk for files to upload.
 """
@@ -50,7 +50,16 @@ from storage.checksum import Buffer
 from storage.checksum import crc32c as checksum_of
 from storage.disk import Disk, LocalDisk
 from storage.segment import SEGMENT_BYTES_MAX
-from storage.store import NAME_BYTES_MAX, PAGE_OBJECTS_MAX, ObjectInfo, Page, check_name, mismatch, missing
+from storage.store import (
+    NAME_BYTES_MAX,
+    PAGE_OBJECTS_MAX,
+    ObjectInfo,
+    Page,
+    check_name,
+    mismatch,
+    missing,
+    unchecked,
+)
 
 # How long a call goes on trying. The callers that must not give up have waits of their own around it.
 DEADLINE_S: Final = 60.0
@@ -326,8 +335,11 @@ class GcsStore:
                 )
             except api.PreconditionFailed:
                 return self._is_mine(client, name, mine, unsure)
-            if blob.size != len(body) or blob.crc32c != _encode(checksum):
-                raise mismatch(name, _decode(blob.crc32c), checksum)
+            stored = _decode(blob.crc32c)
+            if stored is None:
+                raise unchecked(name)
+            if _size(blob) != len(body) or stored != checksum:
+                raise mismatch(name, stored, checksum)
             return True
 
         with self._transfers.of(len(body), self._deadline_s):
@@ -381,6 +393,8 @@ class GcsStore:
             if blob.crc32c is None:  # not in the answer
                 blob.reload(timeout=self._timeout_s, retry=None)
             found, expected = checksum_of(data), _decode(blob.crc32c)
+            if expected is None:
+                raise unchecked(name)
             if found != expected:
                 raise _DamagedOnItsWayError(found, expected)
             return data
@@ -441,7 +455,7 @@ class GcsStore:
     def _info(self, blob: storage.Blob) -> ObjectInfo:
         known = dict(blob.metadata or {})
         known.pop(PUT_ID, None)
-        return ObjectInfo(blob.name[len(self.prefix) :], int(blob.size), _decode(blob.crc32c), known)
+        return ObjectInfo(blob.name[len(self.prefix) :], _size(blob), _decode(blob.crc32c), known)
 
     def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
         """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""
@@ -489,8 +503,14 @@ def _encode(checksum: int) -> str:
     return base64.b64encode(checksum.to_bytes(4, "big")).decode()
 
 
-def _decode(text: str | None) -> int:
-    return int.from_bytes(base64.b64decode(text or ""), "big")
+def _decode(text: str | None) -> int | None:
+    """Return a CRC32C as Google writes it, None where there is none."""
+    return int.from_bytes(base64.b64decode(text), "big") if text else None
+
+
+def _size(blob: storage.Blob) -> int:
+    """Return an object's bytes; some servers leave the size of an empty one out."""
+    return int(blob.size or 0)
 
 
 def _status(error: BaseException) -> int | None:

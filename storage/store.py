@@ -18,7 +18,7 @@ import os.path
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ister.errors import StoreError
 from storage.checksum import Buffer, crc32c
@@ -45,12 +45,16 @@ _TEMPORARY: Final = ".tmp"
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a store says of one object, without its bytes."""
+    """What a store says of one object, without its bytes.
+
+    `crc32c` is None where the store gives none, `problem` says why nothing else is known of one that is there.
+    """
 
     name: str
     size: int
-    crc32c: int
+    crc32c: int | None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,17 @@ def missing(name: str) -> StoreError:
     return StoreError(f"there is no object {name!r} in the store", code="object-missing", action="stop")
 
 
+def unchecked(name: str, problem: str = "") -> StoreError:
+    """Return the error for bytes that cannot be checked, because nothing says what they should be."""
+    if problem:
+        return StoreError(problem, code="object-damaged", action="stop")
+    return StoreError(
+        f"the store gives no CRC32C for object {name!r}, so that its bytes cannot be checked",
+        code="checksum-missing",
+        action="stop",
+    )
+
+
 def mismatch(name: str, found: int, expected: int) -> StoreError:
     """Return the error for bytes that are not the ones they should be."""
     return StoreError(
@@ -118,6 +133,25 @@ def mismatch(name: str, found: int, expected: int) -> StoreError:
         code="object-damaged",
         action="stop",
     )
+
+
+def _check(about: Mapping[str, Any]) -> int:
+    """Return the checksum of what is known of an object."""
+    return crc32c(json.dumps(about, sort_keys=True).encode())
+
+
+def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
+    """Return what is known of an object. Raises ValueError, KeyError, TypeError."""
+    known = json.loads(contents)
+    about = {key: known[key] for key in ("size", "crc32c", "metadata")}
+    size, checksum, metadata = about["size"], about["crc32c"], about["metadata"]
+    if not (isinstance(size, int) and isinstance(checksum, int) and isinstance(metadata, dict)):
+        raise ValueError("it is not what was written")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not text")
+    if "check" in known and known["check"] != _check(about):  # older ones have none
+        raise ValueError("it is not what was written")
+    return ObjectInfo(name, size, checksum, metadata)
 
 
 class FolderStore:
@@ -174,7 +208,8 @@ class FolderStore:
         checksum = crc32c(data)
         if expected is not None and expected != checksum:
             raise mismatch(name, checksum, expected)
-        known = json.dumps({"size": len(data), "crc32c": checksum, "metadata": dict(metadata or {})})
+        about: dict[str, Any] = {"size": len(data), "crc32c": checksum, "metadata": dict(metadata or {})}
+        known = json.dumps({**about, "check": _check(about)})
         disk = self._disk
         temporary: list[str] = []
         try:
@@ -245,6 +280,8 @@ class FolderStore:
         info = self.head(name)
         if info is None:
             raise missing(name)
+        if info.crc32c is None:
+            raise unchecked(name, info.problem)
         if (found := crc32c(data)) != info.crc32c:
             raise mismatch(name, found, info.crc32c)
         return data
@@ -265,16 +302,17 @@ class FolderStore:
         try:
             if not self._disk.isfile(target):
                 return None
-            known = json.loads(self._disk.read(meta))
-            return ObjectInfo(name, known["size"], known["crc32c"], known["metadata"])
+            return _parse_meta(name, self._disk.read(meta))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if not self._disk.isfile(target):  # deleted just now
+            try:
+                size = self._disk.size(target)
+            except FileNotFoundError:  # deleted just now
                 return None
-            raise StoreError(
-                f"what is known of object {name!r} cannot be read: {error}",
-                code="object-damaged",
-                action="stop",
-            ) from error
+            except OSError as failure:
+                raise self._error(f"asked for {name!r}", failure) from failure
+            return ObjectInfo(
+                name, size, None, problem=f"what is known of object {name!r} cannot be read: {error}"
+            )
 
     def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
         """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""

@@ -25,11 +25,13 @@ from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.checksum import crc32c
 from storage.history import History, StoredSegment, parse_void, plan_history, stored_segment, voided
+from storage.listing import list_topic
 from storage.segment import SegmentInfo
-from storage.store import ObjectStore
+from storage.store import UNCHECKED, ObjectInfo, ObjectStore
 from storage.tier import Layout, segment_metadata
 
 CATALOGUE_FORMAT: Final = 1
+ENTRY_BYTES_MAX: Final = 1 << 20  # far more than a catalogue entry has
 
 
 class FencedError(StoreError):
@@ -156,9 +158,7 @@ class Listed(NamedTuple):
 
 def list_history(store: ObjectStore, layout: Layout) -> Listed:
     """List a topic's objects, segments first: whatever supersedes a segment that was seen is then seen too."""
-    objects = list(store.list(layout.segments))
-    for kind in "eft":
-        objects += store.list(f"{layout.prefix}{kind}/")
+    objects = list_topic(store, layout)
     claims: set[int] = set()
     voids: dict[int, frozenset[int]] = {}
     for info in objects:
@@ -201,6 +201,8 @@ def put_segment(
         found = store.head(name)
         if found is None:
             raise StoreError(f"object {name} was there, and is gone")
+        if found.problem:
+            raise StoreError(found.problem, code="object-damaged", action="stop")
         own = (str(segment.end), identity)
         if found.size != segment.bytes or (found.metadata.get("next"), found.metadata.get("id")) != own:
             raise StoreError(
@@ -237,13 +239,28 @@ def enter_topic(store: ObjectStore, topic: TopicMeta) -> None:
     layout = Layout(topic.name, topic.incarnation)
     if store.put_if_absent(layout.catalogue, encode_topic_entry(topic)):
         return
-    found = decode_topic_entry(store.get(layout.catalogue))
+    try:
+        found = decode_topic_entry(store.get(layout.catalogue))
+    except StoreError as error:
+        if error.code not in UNCHECKED or not _is_ours(store, topic):
+            raise
+        return  # what is damaged of it is not whose it is
     if found.incarnation != topic.incarnation:
         raise StoreError(
             f"the store has another topic {topic.name!r}, of incarnation {found.incarnation.hex()}",
             code="topic-exists",
             action="retry",  # it may just be being deleted
         )
+
+
+def _is_ours(store: ObjectStore, topic: TopicMeta) -> bool:
+    """Say whether a catalogue entry that cannot be checked says in so many words that it is this topic's."""
+    name = Layout(topic.name, topic.incarnation).catalogue
+    try:
+        found = decode_topic_entry(store.get_range(name, 0, ENTRY_BYTES_MAX))
+    except StoreError:
+        return False
+    return (found.name, found.incarnation) == (topic.name, topic.incarnation)
 
 
 def erase(store: ObjectStore, topic: TopicMeta) -> int:
@@ -327,32 +344,59 @@ def drop_cursors(store: ObjectStore, topic: TopicMeta, subscription: str) -> Non
         store.delete(info.name)
 
 
-def read_cursors(store: ObjectStore, topic: TopicMeta) -> list[tuple[SubscriptionMeta, bytes | None]]:
-    """Return each subscription with its newest cursor, as a journal begins, None if that is damaged.
+def read_cursors(
+    store: ObjectStore, topic: TopicMeta, damaged: Callable[[str], None] = lambda _text: None
+) -> list[tuple[SubscriptionMeta, bytes | None]]:
+    """Return each subscription with its newest cursor that is whole, as a journal begins; None if none is.
 
-    Raises StoreError.
+    `damaged` is told of what cannot be read. An older cursor is as good, but for what comes again. Raises StoreError.
     """
     prefix = f"{Layout(topic.name, topic.incarnation).prefix}c/"
-    newest = {info.name.rpartition("/")[0]: info for info in store.list(prefix)}
+    cursors: dict[str, list[ObjectInfo]] = {}
+    for info in store.list(prefix):
+        cursors.setdefault(info.name.rpartition("/")[0], []).append(info)
     found: list[tuple[SubscriptionMeta, bytes | None]] = []
-    for info in newest.values():
-        about = info.metadata
-        start = about["start"]
-        meta = SubscriptionMeta(
-            topic.name,
-            about["subscription"],
-            about["type"],
-            int(start) if start.isdecimal() else start,
-            int(about["created-ms"]),
-            json.loads(about["settings"]),
-        )
-        try:
-            found.append((meta, store.get(info.name)))
-        except StoreError as error:
-            if error.code != "object-damaged":
-                raise
-            found.append((meta, None))
+    for folder, versions in cursors.items():
+        known: SubscriptionMeta | None = None
+        journal: bytes | None = None
+        for info in reversed(versions):
+            try:
+                meta = _subscription_of(topic, info)
+                known = known or meta
+                journal = store.get(info.name)
+            except (KeyError, ValueError, TypeError) as error:
+                damaged(f"what is known of cursor {info.name} cannot be read ({info.problem or repr(error)})")
+            except StoreError as error:
+                if error.code not in UNCHECKED:
+                    raise
+                damaged(error.text)
+            else:
+                break
+        if known is not None:
+            found.append((known, journal))
+        else:
+            damaged(f"subscription {_decode(folder[len(prefix) :])} is not back: no cursor of it can be read")
     return found
+
+
+def _subscription_of(topic: TopicMeta, info: ObjectInfo) -> SubscriptionMeta:
+    """Return what a cursor's metadata say of its subscription. Raises KeyError, ValueError, TypeError."""
+    about = info.metadata
+    start, settings = about["start"], json.loads(about["settings"])
+    if not isinstance(settings, dict):
+        raise TypeError("settings are no map")
+    return SubscriptionMeta(
+        topic.name,
+        about["subscription"],
+        about["type"],
+        int(start) if start.isdecimal() else start,
+        int(about["created-ms"]),
+        settings,
+    )
+
+
+def _decode(subscription: str) -> str:
+    return subscription[1:] if subscription.startswith("~.") else subscription
 
 
 def _encode(subscription: str) -> str:

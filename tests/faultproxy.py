@@ -23,7 +23,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
@@ -71,6 +71,9 @@ class FaultProxy:
         self.probability, self.kinds, self.seed, self.delay_s = probability, tuple(kinds), seed, delay_s
         self.done: Counter[str] = Counter()  # faults by kind
         self.requests: list[tuple[str, str]] = []
+        self.edit: Callable[[bytes], bytes] = lambda answer: (
+            answer
+        )  # what becomes of every answer that is JSON
         self._script: list[Fault] = []
         self._times: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -182,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._behind.request(self.command, self.path, body or None, headers)
         response = self._behind.getresponse()
         answer = response.read()
+        if "json" in (response.getheader("Content-Type") or ""):
+            answer = self.server.proxy.edit(answer)
         if fault is not None and kind == "slow":
             time.sleep(fault.delay_s)
         if kind == "lost":

@@ -971,3 +971,99 @@ def hurt(stage: Stage, place: str, how: str) -> int:
     file.datasync()
     file.close()
     return int(name.partition(".")[0])
+
+
+# ---- what the store knows is damaged ---------------------------------------------------------------------------
+
+
+def flip_meta(stage: Stage, part: str, value: bytes = b"\xff") -> int:
+    """Make what the store knows of objects whose name has `part` unreadable; return of how many."""
+    assert stage.store is not None
+    store = cast(FolderStore, stage.store.store)
+    prefix = part if part.startswith("v1/") else layout(stage).prefix + part[1:]
+    found = [name for name in objects(stage) if name.startswith(prefix)]
+    for name in found:
+        folder, _, last = f"{store.path}/{name}".rpartition("/")
+        file = store._disk.open(f"{folder}/.meta/{last}")
+        file.pwritev((value,), 3)
+        file.datasync()
+        file.close()
+    return len(found)
+
+
+@pytest.mark.parametrize("part", ["/s/", "/e/", "/f/", "/t/", "/c/", "v1/topics/", "v1/"])
+def test_a_flipped_byte_in_what_the_store_knows_stops_nobody(cloud: Stage, part: str) -> None:
+    """After a restart a consumer is answered at once, everything is delivered, and uploads go on."""
+    client = create(cloud, retention_bytes=4_000_000)
+    fill(client, cloud, 0, 600)
+    cloud.advance(10)
+    begin = shown(cloud)["start_offset"]
+    assert begin > 0
+    cloud.client().request("subscription.create", topic="orders", subscription="s", type="exclusive")
+    cloud.advance(2)
+    assert flip_meta(cloud, part)
+    cloud.restart(2)
+    begun = cloud.clock.now_s
+    reader = consumer(cloud, "new", start="earliest")
+    assert cloud.clock.now_s - begun < 2
+    expect_messages(reader, begin, 600)
+    again = producer(cloud, number=8)
+    again.publish(1, 0, payload(600))
+    assert again.receipt(1) == [(0, 600)]
+    cloud.advance(5)
+    assert shown(cloud)["uploaded_end"] == 601
+    assert shown(cloud)["damaged"] == []
+
+
+@pytest.mark.parametrize("part", ["/s/", "/c/", "/f/"])
+def test_what_the_store_knows_of_cursors_and_segments_may_be_damaged_when_a_topic_comes_back(
+    cloud: Stage, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything is there but a subscription of which nothing says what it was; that is said."""
+    fill(create(cloud), cloud, 0, 600)
+    expect_messages(consumer(cloud), 0, 100)
+    cloud.advance(3)
+    end = history(cloud).end
+    assert flip_meta(cloud, part)
+    lose_disk(cloud)
+    cloud.restart(2)
+    shown(cloud)
+    cloud.advance(1)
+    assert (shown(cloud)["start_offset"], shown(cloud)["next_offset"]) == (0, end)
+    if part == "/c/":
+        assert "subscription s is not back" in caplog.text
+        expect_messages(consumer(cloud, "new", start="earliest"), 0, end)
+    else:
+        expect_messages(consumer(cloud), 100, end)
+
+
+def test_a_catalogue_entry_that_says_nothing_any_more_is_said_and_stops_uploads_alone(cloud: Stage) -> None:
+    """Nobody may choose but a person; what is here and in the store is delivered meanwhile."""
+    fill(create(cloud), cloud, 0, 600)
+    store = cast(FolderStore, cloud.store.store)  # type: ignore[union-attr]
+    file = store._disk.open(f"{store.path}/{layout(cloud).catalogue}")
+    file.pwritev((b"\xff",), 0)
+    file.close()
+    cloud.restart(2)
+    reader = consumer(cloud, start="earliest")
+    expect_messages(reader, 0, 600)
+    told = shown(cloud)
+    assert told["uploads_stopped"]
+    assert "catalogue entry" in told["failure"] or "CRC32C" in told["failure"]
+    explained = cloud.client().request("subscription.explain", topic="orders", subscription="s")
+    assert "uploads-stopped" in [reason["code"] for reason in explained["reasons"]]
+    assert "starting" not in [reason["code"] for reason in explained["reasons"]]
+
+
+def test_with_durability_cloud_a_store_that_cannot_be_used_is_a_coded_error(cloud: Stage) -> None:
+    """No receipt can be given: producers hear why, and that trying again does not help."""
+    publish(create(cloud, durability="cloud"), 0, 10)
+    store = cast(FolderStore, cloud.store.store)  # type: ignore[union-attr]
+    file = store._disk.open(f"{store.path}/{layout(cloud).catalogue}")
+    file.pwritev((b"\xff",), 0)
+    file.close()
+    cloud.restart(2)
+    client = cloud.at_topic("orders")
+    cloud.advance(2)
+    answer = client.open_producer(1, "orders", 8, 0)
+    assert (answer.kind, answer.header[Key.CODE]) == (Type.ERROR, "store-failed")

@@ -146,4 +146,4 @@ def test_an_object_that_fails_its_checksum_is_brought_for_the_records_in_it(
     file.pwritev((b"?",), 500)
     file.close()
     assert scene.ask(3) == [Fetched(3, 0)]
-    assert f"{LAYOUT.segment(0, scene.epoch)} is brought back unchecked" in caplog.text
+    assert f"{LAYOUT.segment(0, scene.epoch)} is read unchecked" in caplog.text

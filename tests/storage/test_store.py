@@ -49,9 +49,27 @@ def test_bytes_that_rotted_are_not_returned(tmp_path: Path) -> None:
         store.get("a")
     assert refused.value.code == "object-damaged"
     (tmp_path / ".meta" / "a").write_bytes(b"{")
+    info = store.head("a")
+    assert info is not None
+    assert (info.size, info.crc32c, dict(info.metadata)) == (5, None, {})
+    assert "cannot be read" in info.problem
     with pytest.raises(StoreError) as refused:
-        store.head("a")
+        store.get("a")
     assert refused.value.code == "object-damaged"
+
+
+def test_any_flipped_byte_in_what_is_known_of_an_object_is_found(tmp_path: Path) -> None:
+    """A digit that became another is no other truth; everything else is still listed, and the object with it."""
+    store = FolderStore(str(tmp_path))
+    store.put_if_absent("a", b"hello", metadata={"next": "20", "first-timestamp": "17"})
+    store.put_if_absent("b", b"other", metadata={"next": "30"})
+    path = tmp_path / ".meta" / "a"
+    whole, known = path.read_bytes(), store.head("a")
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :])
+        first, second = store.list("")
+        assert first.problem or first == known
+        assert (second.name, second.metadata) == ("b", {"next": "30"})
 
 
 def test_nothing_temporary_is_left_or_listed(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Listing a topic's objects in the order that makes a listing mean something, and learning what metadata does not tell.
+
+- Segments come first, then claims, starts and trims: whatever supersedes a segment that was seen is then seen too.
+- A segment whose metadata cannot be read says in its own footer where it ends: it counts as any other.
+
+May touch: the ObjectStore it is handed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from ister.errors import StoreError
+from storage.history import stored_segment
+from storage.record import salt_of
+from storage.segment import FOOTER_BYTES, SEGMENT_BYTES_MAX, footer_at_end
+from storage.store import UNCHECKED, ObjectInfo, ObjectStore
+from storage.tier import Layout
+
+log = logging.getLogger("ister.store")
+
+
+def list_topic(store: ObjectStore, layout: Layout) -> list[ObjectInfo]:
+    """Return a topic's objects but for its cursors. Raises StoreError."""
+    objects = [_told(store, layout, info) for info in store.list(layout.segments)]
+    for kind in "eft":
+        objects += store.list(f"{layout.prefix}{kind}/")
+    return objects
+
+
+def _told(store: ObjectStore, layout: Layout, info: ObjectInfo) -> ObjectInfo:
+    """Return what is known of a segment, from its footer where its metadata makes no sense."""
+    place = layout.parse_segment(info.name)
+    if place is None or stored_segment(layout, info) is not None or info.size < FOOTER_BYTES:
+        return info
+    try:
+        tail = store.get_range(info.name, info.size - FOOTER_BYTES, FOOTER_BYTES)
+    except StoreError as error:
+        if error.code == "object-missing":
+            return info
+        raise
+    footer = footer_at_end(tail, info.size, salt_of(layout.incarnation, place[0]))
+    if footer is None:
+        log.error("object %s is left out: neither its metadata nor its footer can be read", info.name)
+        return info
+    return replace(
+        info,
+        metadata={
+            "next": str(footer.next_offset),
+            "first-timestamp": str(footer.first_timestamp_ms),
+            "last-timestamp": str(footer.last_timestamp_ms),
+        },
+    )
+
+
+def read_segment(store: ObjectStore, name: str, size: int) -> bytes:
+    """Return a segment's bytes, checked as a whole where that is possible; each record in it has its own checksum.
+
+    So of one that is damaged everything else can be read. Raises StoreError.
+    """
+    try:
+        return store.get(name)
+    except StoreError as error:
+        if error.code not in UNCHECKED:
+            raise
+        log.error("object %s is read unchecked: %s", name, error.text)
+        return store.get_range(name, 0, max(size, SEGMENT_BYTES_MAX))
+
+
+__all__ = ["list_topic", "read_segment"]
