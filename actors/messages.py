@@ -496,6 +496,22 @@ class Uploaded:
 
 @message
 @dataclass(frozen=True, slots=True)
+class Survey:
+    """List the store, and say with `Uploaded` what it has of the topic now (Topic -> Uploader; then `Surveyed`)."""
+
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """The store was listed, or could not be: `trouble` says why (Uploader -> Topic)."""
+
+    trouble: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class UploadDelayed:
     """The store refuses or does not answer; it is tried again (Uploader -> Topic, for `ister topic show`)."""
 

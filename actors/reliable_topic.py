@@ -44,6 +44,8 @@ from actors.messages import (
     Retain,
     Sealed,
     Subscribers,
+    Survey,
+    Surveyed,
     TopicFailed,
     TopicUpdated,
     Trimmed,
@@ -89,6 +91,7 @@ BACKGROUND_COMMIT_S: Final = (
 # Batches without a receipt: 512 producers with full windows. Beyond it somebody ignores what OPENED told them.
 AWAITING_MAX: Final = 65_536
 DEPOSITS_MAX: Final = 10_000  # one a subscription that sends its dead letters here
+SURVEY_S: Final = 20.0  # a listing of the store takes seconds; one that is away is not waited for
 ERASE_TRIES: Final = 50
 ERASE_RETRY_S: Final = 0.1  # making a spare segment takes less
 REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
@@ -145,6 +148,8 @@ class ReliableTopic(Topic):
         self._gaps: tuple[tuple[int, int], ...] = ()  # what the store has lost of that
         self._upload_trouble: str | None = None  # why the store is behind, where that is known
         self._uploads_stopped = False  # until a person has looked
+        self._surveying: list[Callable[[], None]] = []  # what waits for a listing of the store
+        self._survey_timer: Timer | None = None
         self._stored_start = (
             0  # the store has the topic from here to the watermark; what is below went by retention
         )
@@ -710,8 +715,36 @@ class ReliableTopic(Topic):
 
     @receives(FoundDamage)
     def on_found_damage(self, found: FoundDamage) -> None:
-        """Note it, for whoever asks what there is."""
+        """Note it, for whoever asks what there is; what the store lost must stay here, where it is here."""
         self._upkeep.note_damage(found)
+        if found.asked:
+            self._survey(lambda: None)
+
+    def _survey(self, then: Callable[[], None]) -> None:
+        """Have the store listed, and do what is to be done after that; also if it does not answer."""
+        if not self._store_known or not self._watermark:
+            then()
+            return
+        self._surveying.append(then)
+        if len(self._surveying) == 1:
+            self._uploader.tell(Survey(self.address))
+            self._survey_timer = self.call_later(
+                SURVEY_S, lambda: self.on_surveyed(Surveyed("it does not answer"))
+            )
+
+    @receives(Surveyed)
+    def on_surveyed(self, surveyed: Surveyed) -> None:
+        """Go on with what waited for it."""
+        if self._survey_timer is not None:
+            self._survey_timer.cancel()
+            self._survey_timer = None
+        if surveyed.trouble:
+            log.warning(
+                "topic %s: what the store has is not known anew: %s", self.meta.name, surveyed.trouble
+            )
+        surveying, self._surveying = self._surveying, []
+        for then in surveying:
+            then()
 
     @receives(Subscribers)
     def on_subscribers(self, command: Subscribers) -> None:
@@ -758,12 +791,18 @@ class ReliableTopic(Topic):
             )
             self.system.at(command.reply).tell(answer)
 
-        if self._log is None:
-            reply(self._failure or StorageError(f"the log of topic {self.meta.name!r} is not open"))
-        elif isinstance(command, Verify):
-            self._upkeep.verify(self._log.durable_end, reply)
+        def care() -> None:
+            if self._log is None:
+                reply(self._failure or StorageError(f"the log of topic {self.meta.name!r} is not open"))
+            elif isinstance(command, Verify):
+                self._upkeep.verify(self._log.durable_end, reply)
+            else:
+                self._upkeep.repair(self._log.durable_end, reply)
+
+        if isinstance(command, Verify) and self._upkeep.verifying:
+            care()
         else:
-            self._upkeep.repair(self._log.durable_end, reply)
+            self._survey(care)
 
     # ---- the rest -----------------------------------------------------------------------------------------------
 

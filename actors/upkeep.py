@@ -20,6 +20,7 @@ from actors.runtime import LoopActor
 from ister.errors import IsterError, RemoteError
 from storage.catalogue import TopicMeta
 from storage.ranges import RangeSet
+from storage.recovery import DamagedRange
 from storage.retention import Retention, retention_of, trim_point
 from storage.trim import Trim
 from storage.verify import VerifyProgress, VerifyReport
@@ -107,7 +108,8 @@ class Upkeep:
                 trim_point(sealed, self.retention, now_ms=now_ms, acknowledged=acknowledged, floor=watermark),
             )
         local = Retention(bytes=max(self._care.local_bytes, 1))
-        point = trim_point(sealed, local, now_ms=now_ms, acknowledged=None, floor=watermark)
+        stored = min(watermark, self.elsewhere.end_of(wal.start_offset))  # what it has lost stays here
+        point = trim_point(sealed, local, now_ms=now_ms, acknowledged=None, floor=stored)
         retained = max(self.retained_from, min(stored_start, watermark))
         point = max(point, retained)
         trim = wal.begin_trim(point, retained) if point > wal.start_offset else None
@@ -150,6 +152,9 @@ class Upkeep:
             body |= asdict(running.progress)
         if running.report is not None:
             body["report"] = asdict(running.report)
+            body["report"]["damaged"] += tuple(
+                asdict(DamagedRange(first, end, "", 0, reason)) for first, end, reason in self._nowhere()
+            )
             self._verification = None
         reply(body)
 
@@ -220,6 +225,20 @@ class Upkeep:
 
         elsewhere, lost = self.elsewhere.copy(), [*self.lost, *self._found_in_store()]
         self._host.offload(lambda: self._care.skip_damaged(durable_end, elsewhere, lost), ended)
+
+    def _nowhere(self) -> list[tuple[int, int, str]]:
+        """Return what neither the local log nor the store has, as far as is known."""
+        found = [(first, end, LOST) for first, end in self.lost]
+        lost = RangeSet(self.lost)
+        for first, end in self._found_in_store():
+            if not lost.overlap(first, end):
+                found.append((first, end, self._found[first, end]))
+        return sorted(found)
+
+    @property
+    def verifying(self) -> bool:
+        """Whether a verification runs, or its report waits."""
+        return self._verification is not None
 
     def _found_in_store(self) -> list[tuple[int, int]]:
         """Return what the store was thought to have, and readers found damaged or missing there."""

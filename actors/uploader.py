@@ -29,6 +29,8 @@ from actors.messages import (
     Retain,
     Sealed,
     StoreCursor,
+    Survey,
+    Surveyed,
     UploadDelayed,
     Uploaded,
     UploadsStopped,
@@ -50,6 +52,7 @@ from storage.upload import (
     claim,
     drop_cursors,
     erase,
+    list_history,
     lost_below,
     put_cursor,
     put_segment,
@@ -262,6 +265,27 @@ class Uploader(LoopActor):
             del self._sealed[base]
         if self._reply is not None:
             self._reply.tell(Uploaded(self._start, watermark, self._gaps[:GAPS_TOLD_MAX]))
+
+    @receives(Survey)
+    def on_survey(self, command: Survey) -> None:
+        """Look what the store has now: objects may have been deleted by somebody else."""
+        reply = self.system.at(command.reply)
+        plan = self._plan
+        if plan is None or self._ended:
+            reply.tell(Surveyed(self.failure or "the store has not been listed yet"))
+            return
+        layout, end = Layout(self._topic.name, self._topic.incarnation), plan.watermark
+
+        def listed(history: History) -> None:
+            self._gaps = lost_below(history, end)
+            self._start = max(self._start, history.trimmed)
+            self._settled()
+            reply.tell(Surveyed(""))
+
+        def failed(error: BaseException) -> None:
+            reply.tell(Surveyed(f"the store could not be listed: {error}"))
+
+        self._do(lambda: list_history(self._store, layout).history, listed, failed)
 
     # ---- retention ----------------------------------------------------------------------------------------------
 

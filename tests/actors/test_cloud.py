@@ -839,6 +839,40 @@ def test_the_beginning_that_is_nowhere_is_said_and_what_is_there_delivered(cloud
     expect_messages(old, end, 600)
 
 
+def test_a_verification_finds_what_the_store_has_lost_before_anybody_reads_it(cloud: Stage) -> None:
+    """Its report has the range, and a repair at once covers it: the store is listed for both."""
+    fill(create(cloud), cloud, 0, 600)
+    bases = stored_bases(cloud)
+    gap = (bases[1], bases[2])
+    lose(cloud, bases[1])
+    client = cloud.client()
+    while not (answer := client.request("topic.verify", topic="orders"))["done"]:
+        cloud.advance(0.1)
+    assert [(one["first"], one["end"]) for one in answer["report"]["damaged"]] == [gap]
+    assert [(first, end) for first, end, _ in shown(cloud)["damaged"]] == [gap]
+    assert client.request("topic.repair", topic="orders", skip_damaged=True)["skipped"] == [list(gap)]
+    reader = consumer(cloud)
+    expect_messages(reader, 0, gap[0])
+    expect_messages(reader, gap[1], 600)
+
+
+def test_what_the_store_is_known_to_have_lost_stays_in_the_log(make_stage: MakeStage) -> None:
+    """Room is made by what the store has, not by what it had."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 3_000_000})
+    stage.start_tier()
+    client = create(stage)
+    fill(client, stage, 0, 600)
+    local = shown(stage)["local_start"]
+    assert local > 0
+    lose(stage, local)
+    lose(stage, 0)
+    reader = consumer(stage)  # finds the beginning missing, so that the store is listed
+    reader.expect(Type.EVENT, handle=1, timeout_s=60)
+    fill(client, stage, 600, 300)
+    assert shown(stage)["local_start"] == local
+    expect_messages(reader, stored_bases(stage)[0], 900)
+
+
 def test_what_the_store_lost_and_the_log_has_is_delivered(make_stage: MakeStage) -> None:
     """All objects are gone, also those that say where the history begins: the local log is served all the same."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
