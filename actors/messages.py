@@ -463,11 +463,15 @@ class DepositRefused:
 @message
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """These segments will never change again (Topic -> Uploader; those told before need not be repeated)."""
+    """These segments will never change again (Topic -> Uploader; those told before need not be repeated).
+
+    What is left of `damaged` ones goes to the store as it is, where that has nothing better.
+    """
 
     topic: TopicMeta
     segments: tuple[SegmentInfo, ...]
     reply: Address
+    damaged: tuple[SegmentInfo, ...] = ()
 
 
 @message

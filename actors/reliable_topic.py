@@ -91,7 +91,7 @@ BACKGROUND_COMMIT_S: Final = (
 # Batches without a receipt: 512 producers with full windows. Beyond it somebody ignores what OPENED told them.
 AWAITING_MAX: Final = 65_536
 DEPOSITS_MAX: Final = 10_000  # one a subscription that sends its dead letters here
-SURVEY_S: Final = 20.0  # a listing of the store takes seconds; one that is away is not waited for
+SURVEY_S: Final = 3.0  # less than whoever asked waits; a store that is away is not waited for
 ERASE_TRIES: Final = 50
 ERASE_RETRY_S: Final = 0.1  # making a spare segment takes less
 REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
@@ -559,9 +559,14 @@ class ReliableTopic(Topic):
         sealed = self._log.sealed() if self._log is not None else ()
         self._note_behind(sealed)
         news = tuple(segment for segment in sealed[bisect_left(sealed, self._sealed_told, key=_base) :])
-        if news:
-            self._sealed_told = news[-1].end
-            self._uploader.tell(Sealed(self.meta, news, self.address))
+        damaged = self._damaged_behind(self._sealed_told)
+        if news or damaged:
+            self._sealed_told = max(segment.end for segment in news + damaged)
+            self._uploader.tell(Sealed(self.meta, news, self.address, damaged))
+
+    def _damaged_behind(self, told: int) -> tuple[SegmentInfo, ...]:
+        known = () if self._log is None else self._log.set_aside()
+        return tuple(segment for segment in known if segment.end > told)
 
     def _tell_again(self) -> None:
         """Tell the tier once more what it should have taken long ago: it may not have heard, or not been heard."""
@@ -580,8 +585,9 @@ class ReliableTopic(Topic):
             sealed = self._log.sealed()
             first = bisect_left(sealed, watermark, key=_base)
             news = tuple(sealed[first : first + TOLD_AGAIN_MAX])
-            if news:
-                self._uploader.tell(Sealed(self.meta, news, self.address))
+            damaged = self._damaged_behind(watermark)[:TOLD_AGAIN_MAX]
+            if news or damaged:
+                self._uploader.tell(Sealed(self.meta, news, self.address, damaged))
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:

@@ -56,6 +56,7 @@ from storage.upload import (
     lost_below,
     put_cursor,
     put_segment,
+    put_stored,
     trim,
 )
 
@@ -102,6 +103,9 @@ class Uploader(LoopActor):
         self._start = 0  # what is below was dropped from the store on purpose
         self._gaps: tuple[tuple[int, int], ...] = ()  # missing in the store above that, for good
         self._sealed: dict[int, SegmentInfo] = {}
+        self._damaged: dict[
+            int, SegmentInfo
+        ] = {}  # of the local log: what is left of them is uploaded as well
         self._reply: Ref | None = None
         self._waiting = False
         self._stopped: IsterError | None = None  # why nothing is uploaded any more
@@ -197,6 +201,10 @@ class Uploader(LoopActor):
         if self._stopped is not None:
             self._say_stopped()
             return
+        for segment in command.damaged:
+            if self._plan is None or segment.end > self._plan.watermark:
+                self._damaged[segment.base] = segment
+            self._log_end = max(segment.end, self._log_end or 0)
         for segment in command.segments:
             if self._plan is None or segment.end > self._plan.watermark:
                 self._sealed[segment.base] = segment
@@ -219,14 +227,20 @@ class Uploader(LoopActor):
             return
         assert self._plan is not None
         assert self._claim is not None
-        sealed = [self._sealed[base] for base in sorted(self._sealed)]
+        sealed = sorted((self._damaged | self._sealed).values(), key=lambda segment: segment.base)
         while (segment := self._plan.next(sealed)) is not None:
             self._plan.begin(segment)
             self._upload(segment, self._claim.epoch)
 
     def _upload(self, segment: SegmentInfo, epoch: int) -> None:
+        assert self._claim is not None
+        damaged, history = segment.base in self._damaged, self._claim.history
+
         def work() -> None:
-            put_segment(self._store, self._topic, epoch, segment, self._identity)
+            if not (
+                damaged and put_stored(self._store, self._topic, epoch, segment, self._identity, history)
+            ):
+                put_segment(self._store, self._topic, epoch, segment, self._identity)
 
         self._do(
             work, lambda _: self._uploaded(segment, epoch), lambda error: self._upload_failed(segment, error)
@@ -263,6 +277,7 @@ class Uploader(LoopActor):
         watermark = self._plan.watermark
         for base in [base for base, segment in self._sealed.items() if segment.end <= watermark]:
             del self._sealed[base]
+        self._damaged = {base: each for base, each in self._damaged.items() if each.end > watermark}
         if self._reply is not None:
             self._reply.tell(Uploaded(self._start, watermark, self._gaps[:GAPS_TOLD_MAX]))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from ister.errors import StoreError
@@ -212,6 +212,46 @@ def put_segment(
                 action="stop",
             )
     check_fence(store, topic, epoch)
+
+
+def put_stored(
+    store: ObjectStore,
+    topic: TopicMeta,
+    epoch: int,
+    segment: SegmentInfo,
+    identity: str,
+    history: History,
+) -> bool:
+    """Upload again, in place of a local segment that is damaged, what an earlier epoch has of it; False if none has.
+
+    Raises FencedError, StoreError.
+    """
+    stored = next(
+        (
+            piece.segment
+            for piece in history.pieces
+            if (piece.segment.base, piece.segment.end) == (segment.base, segment.end)
+        ),
+        None,
+    )
+    if stored is None:
+        return False
+    try:
+        data = store.get(stored.name)
+    except StoreError as error:
+        if error.code not in (*UNCHECKED, "object-missing"):
+            raise
+        return False
+    whole = replace(
+        segment,
+        bytes=len(data),
+        first_timestamp_ms=stored.first_timestamp_ms,
+        last_timestamp_ms=stored.last_timestamp_ms,
+    )
+    name = Layout(topic.name, topic.incarnation).segment(segment.base, epoch)
+    store.put_if_absent(name, data, metadata=segment_metadata(whole, identity))
+    check_fence(store, topic, epoch)
+    return True
 
 
 def trim(store: ObjectStore, topic: TopicMeta, epoch: int, point: int) -> int:

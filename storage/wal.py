@@ -492,6 +492,10 @@ class Wal:
         """Return the segments that are sealed and synced, oldest first."""
         return tuple(self._sealed)
 
+    def set_aside(self) -> tuple[SegmentInfo, ...]:
+        """Return the segments that are sealed and were found damaged when the log was opened, oldest first."""
+        return tuple(self._set_aside)
+
     @property
     def sealed_end(self) -> int:
         """Return up to where the log is sealed, damaged or not."""

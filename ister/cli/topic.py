@@ -160,7 +160,8 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
             f"{'damaged' if report['damaged'] else 'every byte is what was written'}"
         )
         for one in report["damaged"]:
-            print(f"  offsets {one['first']} to before {one['end']}: {one['path']}: {one['reason']}")
+            where = f"{one['path']}: " if one["path"] else ""
+            print(f"  offsets {one['first']} to before {one['end']}: {where}{one['reason']}")
     if report["damaged"]:
         raise SystemExit(FAILED)
 

@@ -1001,7 +1001,10 @@ def hurt(stage: Stage, place: str, how: str) -> int:
     at = len(data) // 2
     stage.disk.unlink(f"{folder}/{name}")
     file = stage.disk.create(f"{folder}/{name}")
-    file.pwritev((data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :],), 0)
+    flipped = data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
+    if how == "flipped twice":  # in the footer too, so that opening the log comes upon it
+        flipped = flipped[:-10] + bytes((flipped[-10] ^ 1,)) + flipped[-9:]
+    file.pwritev((flipped,), 0)
     file.datasync()
     file.close()
     return int(name.partition(".")[0])
@@ -1101,3 +1104,35 @@ def test_with_durability_cloud_a_store_that_cannot_be_used_is_a_coded_error(clou
     cloud.advance(2)
     answer = client.open_producer(1, "orders", 8, 0)
     assert (answer.kind, answer.header[Key.CODE]) == (Type.ERROR, "store-failed")
+
+
+def test_a_damaged_segment_that_the_store_does_not_have_stops_no_uploads(make_stage: MakeStage) -> None:
+    """What is whole in it goes to the store as it is; what follows joins, and the watermark passes it."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    assert stage.store is not None
+    client = create(stage)
+    stage.store.away()
+    fill(client, stage, 0, 600)
+    base = hurt(stage, "middle", "flipped twice")
+    stage.restart(2)
+    shown(stage)
+    stage.store.back()
+    stage.advance(60)
+    told = shown(stage)
+    assert told["uploaded_end"] == 600
+    reader = consumer(stage, start="earliest")
+    expect_messages(reader, 0, base)
+    first, count = heard(reader, "log-damaged")
+    assert base < first
+    expect_messages(reader, base, first)
+    stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    expect_messages(reader, first + count, 600)
+    lose_disk(stage)
+    stage.restart(2)
+    reader = consumer(stage, "new", start="earliest")
+    expect_messages(reader, 0, base)
+    assert heard(reader, "log-damaged") == (first, count)
+    expect_messages(reader, base, first)
+    stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    expect_messages(reader, first + count, 600)
