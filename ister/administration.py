@@ -18,17 +18,14 @@ from ister.answers import (
     SubscriptionInfo,
     TopicDetail,
     TopicInfo,
-    as_flags,
     with_booleans,
 )
 from ister.consumer import Position
 from ister.errors import RemoteError
-from ister.requests import SubscriptionOptions
+from ister.requests import SubscriptionOptions, SubscriptionType, TopicOptions
 from ister.session import Request
 
 VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is
-
-SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 
 
 class Administration(ABC):
@@ -48,16 +45,16 @@ class Administration(ABC):
         durability: Literal["fsync", "os", "cloud"] | None = None,
         exist_ok: bool = False,
         timeout: float | None = None,
-        **retention: int,
+        **options: Unpack[TopicOptions],
     ) -> TopicInfo:
         """Create a topic and return what the broker knows of it.
 
         `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), once the
         `os` has the bytes, or once the store has them (`cloud`). With `exist_ok`, a topic of that name and dispatch is
-        as good as a new one. `retention` is what a reliable topic keeps at most: see `update_topic`.
+        as good as a new one. The options are what a reliable topic keeps at most: see `update_topic`.
         Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
         """
-        request = requests.topic_request(topic, dispatch, durability, retention)
+        request = requests.topic_request(topic, dispatch, durability, options)
         try:
             answer: TopicInfo = with_booleans(self._ask(request, timeout))
         except RemoteError as error:
@@ -68,16 +65,18 @@ class Administration(ABC):
                 raise
         return answer
 
-    def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> TopicInfo:
+    def update_topic(
+        self, topic: str, *, timeout: float | None = None, **options: Unpack[TopicOptions]
+    ) -> TopicInfo:
         """Change what a reliable topic keeps, and return what the broker knows of it.
 
-        `retention_ms`: no longer than that; `retention_bytes`: no more than that, in whole segments;
-        `retention_acknowledged`: True: only what some subscription has not acknowledged; `message_ttl_ms`: what is
-        older is not delivered any more. 0 lifts a limit. What is not in the store yet is kept whatever they say.
-        Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
+        `retention`: no longer than that; `retention_bytes`: no more than that, in whole segments;
+        `retention_acknowledged`: only what some subscription has not acknowledged; `message_ttl`: what is older is not
+        delivered any more. Durations are seconds, a `timedelta`, or text like "7d"; 0 lifts a limit. What is not in
+        the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
         """
         answer: TopicInfo = with_booleans(
-            self._ask(Request("topic.update", {"topic": topic, **as_flags(retention)}), timeout)
+            self._ask(Request("topic.update", {"topic": topic, **requests.topic_settings(options)}), timeout)
         )
         return answer
 
@@ -124,7 +123,7 @@ class Administration(ABC):
         topic: str,
         subscription: str,
         *,
-        type: SubscriptionType = "exclusive",
+        type: SubscriptionType = "shared",
         start: Position = "latest",
         exist_ok: bool = False,
         timeout: float | None = None,

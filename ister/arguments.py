@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from ister import wire
+from ister.durations import duration_s
 from ister.errors import IsterError, UsageError
 
 TIME_MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999: what is beyond it is in another unit
@@ -25,6 +26,26 @@ def seconds(value: Any, what: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 32:
         return value
     raise UsageError(f"{what} is a number of seconds from 0 up, not {value!r}")
+
+
+def duration(value: Any, what: str) -> float:
+    """Return a duration in seconds, or raise `UsageError`: a number of seconds, a `timedelta`, or text like "15m"."""
+    if isinstance(value, timedelta):
+        return seconds(value.total_seconds(), what)
+    if isinstance(value, str):
+        found = duration_s(value)
+        if found is None:
+            raise UsageError(
+                f"{what} is a number of seconds or text like '500ms', '15m', '2h' or '7d', not {value!r}"
+            )
+        return seconds(found, what)
+    return seconds(value, what)
+
+
+def milliseconds(value: Any, what: str) -> int:
+    """Return a duration in milliseconds, rounded; what is more than nothing is at least 1. Raises `UsageError`."""
+    found = duration(value, what)
+    return max(1, round(found * 1000)) if found else 0
 
 
 def number(value: Any, what: str, least: int = 0) -> int:
@@ -79,9 +100,10 @@ def due(deliver_at: Any, delay: Any, now_ms: Callable[[], int]) -> int:
         return 0 if deliver_at is None else time_ms(deliver_at, "deliver_at")
     if deliver_at is not None:
         raise UsageError("a message has either deliver_at or delay, not both")
-    if seconds(delay, "a delay") > DELAY_S_MAX:
+    wait_s = duration(delay, "a delay")
+    if wait_s > DELAY_S_MAX:
         raise UsageError(f"a delay of {delay} s is over a hundred years")
-    return now_ms() + round(delay * 1000) if delay else 0
+    return now_ms() + round(wait_s * 1000) if wait_s else 0
 
 
 def data(value: Any, what: str) -> bytes:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from ister import arguments, places, requests
-from ister.administration import Administration, SubscriptionType
+from ister.administration import Administration
 from ister.attachment import Attachment
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
@@ -28,7 +28,7 @@ from ister.producer import HURRY_S, Producer
 from ister.publication import Publication
 from ister.reader import Reader
 from ister.receiver import Receiver
-from ister.requests import SubscriptionOptions
+from ister.requests import SubscriptionOptions, SubscriptionType
 from ister.session import Request
 from ister.wildcard import WildcardConsumer
 
@@ -185,7 +185,7 @@ class Client(Administration):
         topic: str,
         subscription: str,
         *,
-        type: SubscriptionType = "exclusive",
+        type: SubscriptionType | None = None,
         start: Start | None = None,
         force: bool = False,
         priority: int = 0,
@@ -197,6 +197,7 @@ class Client(Administration):
     ) -> Consumer:
         """Open a consumer; a subscription that does not exist is created.
 
+        `type` is "shared" unless given ("exclusive" with `force`).
         `start` ("latest" by default, "earliest", an offset or a `datetime`) counts only then. The options are for a new
         one too; other options than a subscription that is there has are refused (`subscription-options`). With
         `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`; without, the answer is
@@ -216,7 +217,7 @@ class Client(Administration):
                 self.plan_wildcard(
                     topic,
                     subscription=subscription,
-                    type=type,
+                    type=requests.consumer_type(type, force=force),
                     start=start,
                     force=force,
                     priority=priority,
@@ -231,7 +232,7 @@ class Client(Administration):
         consumer = self.plan_consumer(
             topic,
             subscription=subscription,
-            type=type,
+            type=requests.consumer_type(type, force=force),
             start=start,
             force=force,
             priority=priority,
@@ -352,7 +353,7 @@ class Client(Administration):
         self,
         topic: str,
         *,
-        start: Start = "latest",
+        start: Start = "earliest",
         credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,
@@ -360,8 +361,9 @@ class Client(Administration):
     ) -> Reader:
         """Open a reader: the messages of a topic from `start` on, without a subscription and without acknowledgments.
 
-        `start` is "latest", "earliest", an offset or a `datetime`; a reader of a non-reliable topic gets what comes
-        from now on. Raises `RemoteError` (`unknown-topic`, `offset-out-of-range`, ...), `TimeoutExpiredError`.
+        `start` is "earliest" (the default), "latest", an offset or a `datetime`; a reader of a non-reliable topic gets
+        what comes from now on.
+        Raises `RemoteError` (`unknown-topic`, `offset-out-of-range`, ...), `TimeoutExpiredError`.
         """
         reader = self.plan_reader(
             topic, start=start, credit_messages=credit_messages, credit_bytes=credit_bytes, on_event=on_event

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
 from ister import arguments
-from ister.answers import as_flags, with_booleans
+from ister.answers import with_booleans
 from ister.errors import RemoteError, UsageError
 from ister.message import Batch, Message
 from ister.session import Request
@@ -14,13 +15,32 @@ from ister.session import Request
 PEEK_GAP = 1000  # messages between two that are wanted: reading them costs less than another reader
 
 
+SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
+
+# Seconds, or text with a unit ("500ms", "15m", "2h", "7d"): the same as on the command line.
+Duration = float | str | timedelta
+
+
+class TopicOptions(TypedDict, total=False):
+    """What a reliable topic keeps at most; 0 lifts a limit, `None` leaves it as it is."""
+
+    retention: Duration | None  # no longer than that
+    retention_ms: int | None  # the same in milliseconds
+    retention_bytes: int | None  # no more than that, in whole segments
+    retention_acknowledged: bool | int | None  # only what some subscription has not acknowledged
+    message_ttl: Duration | None  # what is older is not delivered any more
+    message_ttl_ms: int | None  # the same in milliseconds
+
+
 class SubscriptionOptions(TypedDict, total=False):
     """How a subscription treats its messages; PROTOCOL.md, section 10, has the values, and what `None` stands for."""
 
-    ack_timeout: float | None  # seconds: what a consumer holds longer is delivered again
+    ack_timeout: Duration | None  # what a consumer holds longer is delivered again
     ack_timeout_ms: int | None  # the same in milliseconds
-    backoff_ms_min: int | None  # how long a message waits after its first failure, doubling with each
-    backoff_ms_max: int | None  # but no longer than this
+    backoff_min: Duration | None  # how long a message waits after its first failure, doubling with each
+    backoff_ms_min: int | None  # the same in milliseconds
+    backoff_max: Duration | None  # but no longer than this
+    backoff_ms_max: int | None  # the same in milliseconds
     max_deliveries: int | None  # a message that failed so often is poison; 0: no limit
     poison: Literal["dead-letter", "drop", "block"] | None  # what becomes of it
     dead_letter_topic: str | None
@@ -32,11 +52,19 @@ class SubscriptionOptions(TypedDict, total=False):
 
 _NO_OPTIONS = frozenset({"topic", "subscription", "dispatch", "durability", "ephemeral", "type", "start"})
 _OPTIONS = frozenset(SubscriptionOptions.__annotations__)
+_TOPIC_OPTIONS = frozenset(TopicOptions.__annotations__)
+_DURATIONS = {
+    "ack_timeout": "ack_timeout_ms",
+    "backoff_min": "backoff_ms_min",
+    "backoff_max": "backoff_ms_max",
+    "retention": "retention_ms",
+    "message_ttl": "message_ttl_ms",
+}
 
 
-def topic_request(topic: str, dispatch: str, durability: str | None, retention: dict[str, int]) -> Request:
-    """Return the request that creates a topic."""
-    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch, **as_flags(retention)}
+def topic_request(topic: str, dispatch: str, durability: str | None, options: Mapping[str, Any]) -> Request:
+    """Return the request that creates a topic. Raises `UsageError`."""
+    asked: dict[str, Any] = {"topic": topic, "dispatch": dispatch, **topic_settings(options)}
     if durability is not None:
         asked["durability"] = durability
     return Request("topic.create", asked)
@@ -50,6 +78,11 @@ def subscription_request(
     return about(
         "subscription.create", topic, subscription, type=kind, start=arguments.start(start), **settings
     )
+
+
+def consumer_type(given: SubscriptionType | None, *, force: bool) -> SubscriptionType:
+    """Return the type of a consumer that names none: Shared, or Exclusive where it takes a subscription over."""
+    return given or ("exclusive" if force else "shared")
 
 
 def unblock_request(topic: str, subscription: str, action: str) -> Request:
@@ -129,17 +162,36 @@ class Listing:
             asked = {**self._asked, "after": page[-1][self._one]}
 
 
+def topic_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a topic is to keep as it travels; raises `UsageError`."""
+    settings: dict[str, Any] = {}
+    for name, value in _given(options, _TOPIC_OPTIONS, "topic"):
+        if name in _DURATIONS:
+            settings[_DURATIONS[name]] = arguments.milliseconds(value, name)
+        else:
+            settings[name] = arguments.number(int(value) if isinstance(value, bool) else value, name)
+    return settings
+
+
+def _given(options: Mapping[str, Any], known: frozenset[str], what: str) -> Iterator[tuple[str, Any]]:
+    """Yield the options that are given; raises `UsageError` for one that is unknown, or given in two units."""
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(f"a {what} has no option {name!r}; it has {', '.join(sorted(known))}")
+        if value is None:
+            continue
+        if options.get(_DURATIONS.get(name, "")) is not None:
+            raise UsageError(f"give either {name} or {_DURATIONS[name]}, not both")
+        yield name, value
+
+
 def subscription_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a subscription as they travel; raises `UsageError`."""
     settings: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            raise UsageError(f"a subscription has no option {name!r}; it has {', '.join(sorted(_OPTIONS))}")
-        if value is None:
-            continue
-        if name == "ack_timeout":
-            timeout = arguments.seconds(value, "ack_timeout")
-            settings["ack_timeout_ms"] = max(1, round(timeout * 1000))
+    for name, value in _given(options, _OPTIONS, "subscription"):
+        if name in _DURATIONS:
+            least = 1 if name == "ack_timeout" else 0
+            settings[_DURATIONS[name]] = max(least, arguments.milliseconds(value, name))
         elif name == "drop":
             settings[name] = arguments.choice(value, name, ("oldest", "newest"))
         elif name == "poison":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
 from ister import arguments, requests
-from ister.administration import VERIFY_POLL_S, SubscriptionType
+from ister.administration import VERIFY_POLL_S
 from ister.aio.waiting import Waiting
 from ister.answers import (
     Explanation,
@@ -18,12 +18,11 @@ from ister.answers import (
     SubscriptionInfo,
     TopicDetail,
     TopicInfo,
-    as_flags,
     with_booleans,
 )
 from ister.consumer import Position
 from ister.errors import RemoteError
-from ister.requests import SubscriptionOptions
+from ister.requests import SubscriptionOptions, SubscriptionType, TopicOptions
 from ister.session import Request
 
 
@@ -40,10 +39,10 @@ class Administration(Waiting):
         durability: Literal["fsync", "os", "cloud"] | None = None,
         exist_ok: bool = False,
         timeout: float | None = None,
-        **retention: int,
+        **options: Unpack[TopicOptions],
     ) -> TopicInfo:
         """Create a topic; see `ister.Client.create_topic`."""
-        request = requests.topic_request(topic, dispatch, durability, retention)
+        request = requests.topic_request(topic, dispatch, durability, options)
         try:
             answer: TopicInfo = with_booleans(await self._ask(request, timeout))
         except RemoteError as error:
@@ -54,10 +53,14 @@ class Administration(Waiting):
                 raise
         return answer
 
-    async def update_topic(self, topic: str, *, timeout: float | None = None, **retention: int) -> TopicInfo:
+    async def update_topic(
+        self, topic: str, *, timeout: float | None = None, **options: Unpack[TopicOptions]
+    ) -> TopicInfo:
         """Change what a topic keeps; see `ister.Client.update_topic`."""
         answer: TopicInfo = with_booleans(
-            await self._ask(Request("topic.update", {"topic": topic, **as_flags(retention)}), timeout)
+            await self._ask(
+                Request("topic.update", {"topic": topic, **requests.topic_settings(options)}), timeout
+            )
         )
         return answer
 
@@ -104,7 +107,7 @@ class Administration(Waiting):
         topic: str,
         subscription: str,
         *,
-        type: SubscriptionType = "exclusive",
+        type: SubscriptionType = "shared",
         start: Position = "latest",
         exist_ok: bool = False,
         timeout: float | None = None,

@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any, Unpack
 
 from ister import arguments, places, requests
-from ister.administration import SubscriptionType
 from ister.aio.closing import Opening
 from ister.aio.conversation import Conversation
 from ister.aio.deadletters import DeadLetters
@@ -23,7 +22,7 @@ from ister.consumer import Consumer as SyncConsumer
 from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.message import BrokerEvent, Event, Message
 from ister.names import is_pattern
-from ister.requests import SubscriptionOptions
+from ister.requests import SubscriptionOptions, SubscriptionType
 from ister.wildcard import WildcardConsumer
 
 
@@ -56,7 +55,7 @@ class Client(Conversation):
         topic: str,
         subscription: str,
         *,
-        type: SubscriptionType = "exclusive",
+        type: SubscriptionType | None = None,
         start: Start | None = None,
         force: bool = False,
         priority: int = 0,
@@ -75,7 +74,7 @@ class Client(Conversation):
             return plan(
                 topic,
                 subscription=subscription,
-                type=type,
+                type=requests.consumer_type(type, force=force),
                 start=start,
                 force=force,
                 priority=priority,
@@ -111,7 +110,7 @@ class Client(Conversation):
         self,
         topic: str,
         *,
-        start: Start = "latest",
+        start: Start = "earliest",
         credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,

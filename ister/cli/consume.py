@@ -34,8 +34,8 @@ from ister.names import is_pattern
 from ister.reader import Reader
 
 if TYPE_CHECKING:
-    from ister.administration import SubscriptionType
     from ister.client import Client, Start
+    from ister.requests import SubscriptionType
 
 COUNT_SMALL: Final = 100  # with so few wanted, no more is fetched: it would come to others late
 IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
@@ -47,7 +47,7 @@ Examples:
   ister consume orders --subscription billing --count 10 --json | jq -r .payload
   ister consume orders                                  everything the topic holds, acknowledging nothing
   ister consume orders --start -15m --follow            since a quarter of an hour ago, and what comes
-  ister consume ticks --subscription screen --follow
+  ister consume ticks --start latest --follow            what comes from now on
   ister consume 'orders/*' --subscription billing -f    every topic that matches, those created later too
 
 \b
@@ -72,8 +72,8 @@ SIGTERM (it leaves in order, as with Ctrl-C); 141 stdout was closed."""
     "--start",
     type=Position(),
     metavar=POSITION_SHOWN,
-    help="Where a subscription that is created here begins (latest), or where reading without one does (earliest; "
-    "latest with --follow); a time is like 2026-03-01T08:00:00Z, or -15m.",
+    help="Where a subscription that is created here begins (latest), or where reading without one does (earliest); "
+    "a time is like 2026-03-01T08:00:00Z, or -15m.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 @click.option("--follow", "-f", is_flag=True, help="Go on waiting for messages, until Ctrl-C.")
@@ -111,14 +111,14 @@ def consume(
     with connected(endpoint, timeout) as client:
         receiver: Consumer | Reader
         if subscription is None:
-            begin: Start = ("latest" if follow else "earliest") if start is None else start
+            begin: Start = "earliest" if start is None else start
             with client.reader(topic, start=begin, credit_messages=credit, on_event=_tell) as receiver:
                 _print(client, receiver, count, follow, as_json)
             return
         with client.consumer(
             topic,
             subscription=subscription,
-            type=type_ or ("exclusive" if force else "shared"),
+            type=type_,
             start="latest" if start is None else start,
             priority=priority,
             force=force,

@@ -20,14 +20,13 @@ from ister.cli.options import (
     type_option,
 )
 from ister.cli.show import print_fields, print_json, print_table
-from ister.cli.times import Duration, Position, milliseconds
+from ister.cli.times import Duration, Position
 from ister.cli.topic import confirm
 from ister.errors import UsageError
 
 if TYPE_CHECKING:
-    from ister.administration import SubscriptionType
     from ister.client import Start
-    from ister.requests import SubscriptionOptions
+    from ister.requests import SubscriptionOptions, SubscriptionType
 
 PENDING_SHOWN: Final = 10  # ranges of what is not acknowledged; --json has those that the broker tells
 
@@ -106,8 +105,8 @@ _SETTINGS: Final = (
 def _settings(given: dict[str, Any]) -> SubscriptionOptions:
     return {
         "ack_timeout": given["ack_timeout"],
-        "backoff_ms_min": milliseconds(given["backoff_min"]),
-        "backoff_ms_max": milliseconds(given["backoff_max"]),
+        "backoff_min": given["backoff_min"],
+        "backoff_max": given["backoff_max"],
         "max_deliveries": given["max_deliveries"],
         "poison": given["poison"],
         "dead_letter_topic": given["dead_letter_topic"],

@@ -12,17 +12,11 @@ from typing import Any, Final
 
 import click
 
-DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
-UNITS_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+from ister.durations import duration_s
+
 UNITS_LAST: Final = ("s", "m", "h", "d")  # `-1` is more likely a wrong offset than a second ago
 OFFSET: Final = re.compile(r"\d{1,19}", re.ASCII)
 DATE_LIKE: Final = re.compile(r"\d{4}-", re.ASCII)  # else `20260301` would be a date, and an offset
-
-
-def duration_s(text: str) -> float | None:
-    """Return seconds for text like `90`, `90s`, `15m`, `2h`, `7d` or `500ms`; None if it is no duration."""
-    match = DURATION.fullmatch(text)
-    return None if match is None else float(match[1]) * UNITS_S[match[2] or "s"]
 
 
 def moment_of(text: str, now: datetime) -> datetime | None:
@@ -89,8 +83,3 @@ class Duration(click.ParamType[Any]):
         if seconds is None:
             self.fail(f"{value!r} is no duration like 90 (seconds), 500ms, 15m, 2h or 7d", param, ctx)
         return seconds
-
-
-def milliseconds(seconds: float | None) -> int | None:
-    """Return seconds as milliseconds."""
-    return None if seconds is None else round(seconds * 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import click
 
@@ -12,7 +12,8 @@ from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.options import Decorated, client_options, connected, json_option, topic_argument
 from ister.cli.outcome import FAILED
 from ister.cli.show import print_fields, print_json, print_table, progress
-from ister.cli.times import Duration, milliseconds
+from ister.cli.times import Duration
+from ister.requests import TopicOptions
 
 _HELP_END = """\b
 Examples:
@@ -47,24 +48,20 @@ def retention_options(command: Decorated) -> Decorated:
         metavar="BYTES",
         help="Keep no more than that; 0: no limit.",
     )(command)
+    command = click.option("--retention-ms", type=click.IntRange(min=0), hidden=True)(command)
     return click.option(
-        "--retention-ms",
-        type=click.IntRange(min=0),
-        metavar="MS",
-        help="Keep it no longer than that; 0: no limit.",
+        "--retention",
+        type=Duration(),
+        metavar="DURATION",
+        help="Keep it no longer than that (90, 15m, 2h, 7d); 0: no limit.",
     )(command)
 
 
-def _retention(
-    ms: int | None, size: int | None, acknowledged: bool | None, ttl_s: float | None
-) -> dict[str, int]:
-    given = {
-        "retention_ms": ms,
-        "retention_bytes": size,
-        "retention_acknowledged": acknowledged,
-        "message_ttl_ms": milliseconds(ttl_s),
-    }
-    return {name: int(value) for name, value in given.items() if value is not None}
+_GIVEN: Final = ("retention", "retention_ms", "retention_bytes", "retention_acknowledged", "message_ttl")
+
+
+def _options(given: dict[str, Any]) -> TopicOptions:
+    return cast("TopicOptions", {name: given[name] for name in _GIVEN})
 
 
 @topic.command(cls=Command)
@@ -89,14 +86,11 @@ def create(
     topic: str,
     dispatch: str,
     durability: str | None,
-    retention_ms: int | None,
-    retention_bytes: int | None,
-    retention_acknowledged: bool | None,
-    message_ttl: float | None,
     exist_ok: bool,
     endpoint: str,
     timeout: float,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Create a topic: 1 to 200 letters, digits, '.', '_', '-', with '/' between parts."""
     with connected(endpoint, timeout) as client:
@@ -105,7 +99,7 @@ def create(
             dispatch=cast("Literal['reliable', 'non-reliable']", dispatch),
             durability=cast("Literal['fsync', 'os', 'cloud'] | None", durability),
             exist_ok=exist_ok,
-            **_retention(retention_ms, retention_bytes, retention_acknowledged, message_ttl),
+            **_options(options),
         )
     if as_json:
         print_json(made)
@@ -118,20 +112,10 @@ def create(
 @retention_options
 @client_options
 @json_option
-def update(
-    topic: str,
-    retention_ms: int | None,
-    retention_bytes: int | None,
-    retention_acknowledged: bool | None,
-    message_ttl: float | None,
-    endpoint: str,
-    timeout: float,
-    as_json: bool,
-) -> None:
+def update(topic: str, endpoint: str, timeout: float, as_json: bool, **options: Any) -> None:
     """Change what a reliable topic keeps; what is not in the store yet is kept in any case."""
     with connected(endpoint, timeout) as client:
-        retention = _retention(retention_ms, retention_bytes, retention_acknowledged, message_ttl)
-        changed = client.update_topic(topic, **retention)
+        changed = client.update_topic(topic, **_options(options))
     if as_json:
         print_json(changed)
     else:

@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from typing import Final, Literal
 
 import ister
-from ister.administration import SubscriptionType
 from ister.demo.source import SourceFile, lines_of
 from ister.demo.spool import Spool
+from ister.requests import SubscriptionType
 
 READY: Final = "ready"
 GO: Final = "go"

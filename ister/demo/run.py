@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ister
-from ister.administration import SubscriptionType
 from ister.clientprocess import ClientProcess, wait_for_any
 from ister.demo.clients import (
     GO,
@@ -38,6 +37,7 @@ from ister.demo.spool import read_spool
 from ister.demo.verify import Verdict, check_non_reliable, check_receipts, check_reliable
 from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
+from ister.requests import SubscriptionType
 
 # Names decide placement: with two workers, the one that is killed also has the Exclusive subscriptions of both topics.
 RELIABLE: Final = "stdlib/reliable"

@@ -204,10 +204,10 @@ def test_paused_is_explained_and_ends(client: ister.Client, topic: str) -> None:
 def test_force_takes_an_exclusive_subscription_over(client: ister.Client, topic: str) -> None:
     """The new one gets first what the old one held, and the old one hears what happened."""
     fill(client, topic, 5)
-    older = client.consumer(topic, "s", start="earliest")
+    older = client.consumer(topic, "s", type="exclusive", start="earliest")
     assert taken(older, 3) == [0, 1, 2]
     with pytest.raises(RemoteError, match="consumer"):
-        client.consumer(topic, "s")
+        client.consumer(topic, "s", type="exclusive")
     with client.consumer(topic, "s", force=True) as newer:
         assert taken(newer, 5) == [0, 1, 2, 3, 4]
         assert taken(older, 2) == [3, 4]  # they came before
@@ -305,7 +305,7 @@ def test_messages_wait_for_their_time(client: ister.Client, topic: str) -> None:
         producer.send(b"5").result(10)
     with client.reader(topic, start="earliest") as reader:
         assert taken(reader, 6) == list(range(6))
-    with client.consumer(topic, "ordered", start="earliest") as consumer:
+    with client.consumer(topic, "ordered", type="exclusive", start="earliest") as consumer:
         assert taken(consumer, 6) == list(range(6))
     assert [message.offset for message in client.peek(topic, "s", 4)] == [0, 1, 3, 4]
 

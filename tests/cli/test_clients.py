@@ -192,7 +192,7 @@ def test_whoever_is_asked_to_end_leaves_its_place_at_once(
                 process.send_signal(number)
                 assert process.wait(20) == 128 + number
                 assert process.stderr.read() == b""
-            client.consumer(topic, "s").close()
+            client.consumer(topic, "s", type="exclusive").close()
             client.seek(topic, "s", "earliest")
 
 
@@ -215,7 +215,7 @@ def test_a_signal_in_the_middle_of_the_work_leaves_the_place_too(ister: Ister, b
                 _, told = process.communicate(timeout=30)
                 assert process.returncode == 143
                 assert told == b""
-            client.consumer("ended/busy", "s").close()
+            client.consumer("ended/busy", "s", type="exclusive").close()
 
 
 def test_nohup_is_obeyed(ister: Ister) -> None:
@@ -254,7 +254,7 @@ def test_a_consumer_that_was_killed_can_come_back_soon(ister: Ister, broker: Own
             assert process.stdout is not None
             assert process.stdout.readline() == b"a\n"
             with pytest.raises(RemoteError, match="force=True"):
-                client.consumer("killed", "s", timeout=0.5)
+                client.consumer("killed", "s", type="exclusive", timeout=0.5)
             process.kill()
-        with client.consumer("killed", "s", timeout=12) as consumer:
+        with client.consumer("killed", "s", type="exclusive", timeout=12) as consumer:
             assert consumer.position <= 1

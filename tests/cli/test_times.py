@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ister.cli.times import duration_s, moment_of
+from ister.cli.times import moment_of
+from ister.durations import duration_s
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -117,3 +117,14 @@ def test_a_time_of_delivery_is_said_in_one_of_three_ways() -> None:
     ):
         with pytest.raises(UsageError):
             arguments.due(at, delay, now_ms)
+
+
+def test_a_duration_is_seconds_or_text_with_a_unit_or_a_timedelta() -> None:
+    """The same in Python as on the command line; what is none says what one looks like."""
+    given: list[Any] = [90, "90", "90s", "1.5m", timedelta(seconds=90)]
+    assert [arguments.duration(each, "a delay") for each in given] == [90.0] * 5
+    assert arguments.milliseconds("7d", "retention") == 7 * 86_400_000
+    assert (arguments.milliseconds(0, "x"), arguments.milliseconds(0.0001, "x")) == (0, 1)
+    for wrong in ("7 days", "", "-1s", -1, True, None, timedelta(seconds=-1)):
+        with pytest.raises(UsageError, match="retention"):
+            arguments.duration(wrong, "retention")

@@ -236,12 +236,12 @@ def test_credit_bounds_what_is_on_its_way(broker: testing.Broker, client: ister.
 def test_a_second_exclusive_consumer_is_refused(broker: testing.Broker, client: ister.Client) -> None:
     """At once, with the code; and it gets the place when the first has left."""
     with ister.connect(broker.endpoint, timeout=5) as other:
-        with client.consumer("orders", subscription="s"):
+        with client.consumer("orders", subscription="s", type="exclusive"):
             for timeout in (None, 0.2):
                 with pytest.raises(RemoteError, match="force=True") as caught:
-                    other.consumer("orders", subscription="s", timeout=timeout)
+                    other.consumer("orders", subscription="s", type="exclusive", timeout=timeout)
                 assert caught.value.code == "subscription-busy"
-        other.consumer("orders", subscription="s").close()
+        other.consumer("orders", subscription="s", type="exclusive").close()
 
 
 def test_a_second_exclusive_consumer_waits_for_the_place(
@@ -249,10 +249,10 @@ def test_a_second_exclusive_consumer_waits_for_the_place(
 ) -> None:
     """As long as `timeout` says."""
     with ister.connect(broker.endpoint, timeout=5) as other:
-        first = client.consumer("orders", subscription="s")
+        first = client.consumer("orders", subscription="s", type="exclusive")
         timer = threading.Timer(0.3, first.close)
         timer.start()
-        with other.consumer("orders", subscription="s", timeout=20) as second:
+        with other.consumer("orders", subscription="s", type="exclusive", timeout=20) as second:
             assert second.position == 0
         timer.join()
 

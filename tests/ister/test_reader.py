@@ -57,7 +57,7 @@ def test_the_latest_is_what_comes_from_now_on(client: ister.Client) -> None:
     """Also from the view of a time that has not come."""
     fill(client, 3)
     soon = datetime.now(UTC) + timedelta(days=1)
-    with client.reader("orders") as latest, client.reader("orders", start=soon) as later:
+    with client.reader("orders", start="latest") as latest, client.reader("orders", start=soon) as later:
         fill(client, 2)
         assert taken(latest, 2) == taken(later, 2) == [3, 4]
 
@@ -211,7 +211,7 @@ def test_a_paused_subscription_delivers_nothing(client: ister.Client) -> None:
 def test_force_takes_an_exclusive_subscription_over(client: ister.Client) -> None:
     """The one that had it is told, and the other one gets what it held; what it had not looked at is not its own."""
     fill(client, 3)
-    with client.consumer("orders", "s", start="earliest") as older:
+    with client.consumer("orders", "s", type="exclusive", start="earliest") as older:
         assert taken(older, 2) == [0, 1]
         with client.consumer("orders", "s", force=True) as newer:
             assert taken(newer, 3) == [0, 1, 2]
