@@ -85,6 +85,7 @@ class TopicDetail(TopicInfo, total=False):
     stored_start: int
     behind_bytes: int  # sealed, and not in the store yet
     upload_failure: str | None
+    uploads_stopped: bool  # until a person has looked at why
     missing: list[list[Any]]  # what is nowhere and should be: first offset, the offset behind
     durable_end: int
     uploaded_end: int
@@ -118,6 +119,7 @@ class SubscriptionInfo(TypedDict):
     type: Literal["exclusive", "shared", "failover", "key-shared"]
     start: str | int  # where it began
     settings: SubscriptionSettings
+    options: SubscriptionSettings  # what counts: its own settings, and the defaults of all others
     created_ms: int
     node: str
     endpoint: str
@@ -242,9 +244,9 @@ def as_flags(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_booleans(answer: dict[str, Any]) -> Any:
     """Return an answer about a topic or subscription with the flags among its settings as booleans."""
-    settings = answer.get("settings")
-    if isinstance(settings, dict):
-        for name in FLAGS:
-            if settings.get(name) in (0, 1):
-                settings[name] = bool(settings[name])
+    for settings in (answer.get("settings"), answer.get("options")):
+        if isinstance(settings, dict):
+            for name in FLAGS:
+                if settings.get(name) in (0, 1):
+                    settings[name] = bool(settings[name])
     return answer

@@ -130,8 +130,8 @@ def test_a_subscription_is_answered_as_declared(scene: Scene, type_: str) -> Non
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     for topic in ("orders", "quotes"):
         asked = {"topic": topic, "subscription": f"other-{type_}"}
-        check(client.request("subscription.create", type=type_, **asked), SubscriptionInfo)
-        check(client.request("subscription.show", **asked), SubscriptionDetail)
+        check(with_booleans(client.request("subscription.create", type=type_, **asked)), SubscriptionInfo)
+        check(with_booleans(client.request("subscription.show", **asked)), SubscriptionDetail)
         check(client.request("subscription.explain", **asked), Explanation)
     check(with_booleans(scene.shown()), SubscriptionDetail)
     for listed in client.request("subscription.list", topic="orders")["subscriptions"]:
