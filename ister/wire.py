@@ -269,6 +269,20 @@ def decode_header(data: bytes) -> Header:
     return header
 
 
+def readable_numbers(data: bytes) -> Header:
+    """Return what can be read of REF, HANDLE and SEQUENCE in a header that is wrong: its answer repeats them."""
+    if len(data) > HEADER_BYTES_MAX:
+        return {}
+    try:
+        header = _decode_strict(data, HEADER_DEPTH_MAX)
+    except RemoteProtocolError:
+        return {}
+    if type(header) is not dict:
+        return {}
+    numbers = {key: header.get(key) for key in (Key.REF, Key.HANDLE, Key.SEQUENCE)}
+    return {key: value for key, value in numbers.items() if type(value) is int and 0 <= value <= _U64_MAX}
+
+
 def _check_kind(key: int, kind: str, value: Any) -> None:
     if kind == "text":
         good = type(value) is str

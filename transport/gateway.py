@@ -32,6 +32,7 @@ from ister.wire import (
     decode_header,
     encode_header,
     pack_lengths,
+    readable_numbers,
 )
 from transport.connections import Connections
 from transport.questions import Question
@@ -246,6 +247,8 @@ class Gateway:
         except IsterError as error:
             if isinstance(error, RemoteProtocolError | LocalProtocolError):
                 self.counts.malformed += 1
+                if not header and len(parts) > 1:
+                    header = readable_numbers(parts[1])
             self._answer_error(routing, header, error)
         except Exception:
             log.exception("a frame of type %s failed", header.get(Key.TYPE))

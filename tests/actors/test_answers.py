@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.placement import topic_key, worker_of
+from actors.frontend import ANSWER_WITHIN_S as REQUEST_WITHIN_S
+from actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import RANGES_MAX, Key, Type
 from tests.raw_client import Frame, batch
 from tests.stage import Stage, StagedClient
@@ -546,3 +547,52 @@ def test_more_ranges_than_a_frame_may_have_are_refused_as_too_many(consumer: Sta
     shown = consumer.request("subscription.show", topic="orders", subscription="s")
     assert (shown["unacknowledged"], shown["in_flight"]) == (10, 10)
     consumer.expect(Type.DONE, ref=say(consumer, kind, handle=1, ranges=ranges[: 2 * RANGES_MAX]))
+
+
+# ---- requests, when processes die ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["before", "asked", "never heard"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_request_is_answered_once_and_in_time_when_a_worker_dies(
+    make_stage: Callable[..., Stage], operation: str, moment: str
+) -> None:
+    """Whatever is asked of a worker that is gone, is going, or hears nothing."""
+    stage = make_stage(2)
+    topic = next(f"t{number}" for number in range(99) if worker_of(topic_key(f"t{number}"), 2) == 1)
+    name = next(
+        f"s{number}" for number in range(99) if worker_of(subscription_key(topic, f"s{number}"), 2) == 1
+    )
+    client = stage.client(0)
+    if operation not in ("topic.create",):
+        client.request("topic.create", topic=topic)
+        if operation != "subscription.create":
+            client.request("subscription.create", topic=topic, subscription=name)
+    arguments: dict[str, Any] = {"topic": topic}
+    if operation.startswith("subscription") and operation != "subscription.list":
+        arguments["subscription"] = name
+    if operation == "subscription.seek":
+        arguments["to"] = "earliest"
+    if operation == "topic.update":
+        arguments["retention_ms"] = 5
+    if operation == "topic.watch":
+        arguments = {"pattern": ">", "wait_ms": 1000}
+    if operation in ("status", "topic.list"):
+        arguments = {}
+    if moment == "before":
+        stage.kill(1)
+    else:
+        stage.hold("broker", "worker-1")
+    ref = next(client._refs)
+    client.say(frame(Type.REQUEST, ref=ref, operation=operation, arguments=arguments))
+    stage.settle()
+    if moment == "asked":
+        stage.kill(1)
+    for _ in range(int(REQUEST_WITHIN_S) + 1):
+        stage.advance(1.0)
+        client.say(frame(Type.PING))
+    stage.settle()
+    (answer,) = answers(client, ref)
+    assert answer.kind in (Type.RESULT, Type.ERROR)
+    if answer.kind == Type.ERROR and operation != "nonsense":
+        assert (answer.code, answer.header[Key.ACTION]) == ("unavailable", "retry")

@@ -697,3 +697,43 @@ class _Loopback:
 
     def send_multipart(self, parts: Sequence[Any], _flags: int = 0) -> None:
         self.answers.append([bytes(part) for part in parts[1:]])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3},  # no ranges
+        {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3, Key.RANGES: [1]},
+        {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3, Key.RANGES: "all"},
+        {Key.TYPE: Type.OPEN_PRODUCER, Key.REF: 7, Key.HANDLE: 3, Key.TOPIC: 5},
+        {Key.TYPE: 31, Key.REF: 7, Key.HANDLE: 3},
+        {Key.REF: 7, Key.HANDLE: 3},
+        {
+            Key.TYPE: Type.DELIVER,
+            Key.REF: 7,
+            Key.HANDLE: 3,
+            Key.OFFSET: 1,
+            Key.COUNT: 1,
+            Key.TIMESTAMPS: [1, 1],
+        },
+    ],
+)
+def test_a_header_that_is_wrong_is_answered_with_its_numbers(served: Served, header: dict[int, Any]) -> None:
+    """Whoever asked hears which question it was, as far as it can be read."""
+    client = served.client()
+    client.say(header)
+    answer = client.error()
+    assert answer.code in ("malformed", "unknown-operation")
+    assert (answer.header[Key.REF], answer.header[Key.HANDLE]) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"\x01", cbor2.dumps({1: -1, 2: 1 << 70}), cbor2.dumps({1: "a"})]
+)
+def test_what_cannot_be_read_is_answered_without_numbers(served: Served, data: bytes) -> None:
+    """No number is made up, and none is repeated that could not be sent."""
+    client = served.client()
+    client.put([data])
+    answer = client.error()
+    assert answer.code == "malformed"
+    assert not {Key.REF, Key.HANDLE} & answer.header.keys()
