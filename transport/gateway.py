@@ -230,7 +230,12 @@ class Gateway:
         self._descriptor = None
         if self.sessions.at(parts[0]) is None and socket.getsockopt(zmq.RCVMORE):
             header = socket.recv(zmq.NOBLOCK, copy=False)
-            self._descriptor = int(header.get(zmq.SRCFD))
+            try:
+                self._descriptor = int(header.get(zmq.SRCFD))
+            except (
+                zmq.ZMQError
+            ):  # a peer of an older protocol than ZMTP 3: nobody knows over which connection
+                pass
             parts.append(header.bytes)
         while socket.getsockopt(zmq.RCVMORE):
             parts.append(socket.recv(zmq.NOBLOCK))

@@ -118,7 +118,7 @@ def test_everything_wrong_with_one_client_is_answered_and_nobody_elses_business(
     assert consumer.expect(Type.ERROR, ref=1 << 40).code == "ack-unknown"
     client.request("topic.delete", topic=topic)
     assert producer.expect(Type.ERROR, handle=1).code == "topic-deleted"
-    assert consumer.expect(Type.ERROR, handle=2).code == "subscription-deleted"
+    assert consumer.expect(Type.ERROR, handle=2).code == "topic-deleted"
     producer.publish(1, 1, b"too late")
     assert producer.expect(Type.ERROR, handle=1).code == "unknown-handle"
 

@@ -737,3 +737,18 @@ def test_what_cannot_be_read_is_answered_without_numbers(served: Served, data: b
     answer = client.error()
     assert answer.code == "malformed"
     assert not {Key.REF, Key.HANDLE} & answer.header.keys()
+
+
+def test_a_peer_of_an_older_zeromq_is_answered_like_any_other(served: Served) -> None:
+    """ZMTP 1.0 tells nothing of the connection a message came over: that ends no worker."""
+    client = served.client()
+    port = int(served.endpoint.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as old:
+        old.sendall(b"\x01\x00" + b"\x02\x00x")  # no identity, then one frame
+        until = time.monotonic() + 10
+        while not served.gateway.counts.malformed and time.monotonic() < until:
+            served.gateway.receive()
+            time.sleep(0.01)
+        assert served.gateway.counts.malformed == 1
+    client.say({Key.TYPE: Type.PING, Key.REF: 1})
+    assert client.expect(Type.PONG, ref=1)
