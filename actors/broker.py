@@ -218,12 +218,13 @@ def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
     lost, and nothing is deleted on its word.
     """
     known = {f"{topic_folder(topic.name)}.{topic.incarnation.hex()}" for topic in catalogue.topics()}
+    deleted = {f"{topic_folder(topic.name)}.{topic.incarnation.hex()}" for topic in catalogue.erasing()}
     for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
         folder = f"{data}/{kind}"
         if not disk.exists(folder):
             continue
         for name in disk.listdir(folder):
-            if not known:
+            if not known and name not in deleted:
                 log.warning(
                     "%s/%s belongs to no topic, for the catalogue has none; it is left alone", kind, name
                 )

@@ -16,23 +16,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from actors.explain import explain
+from actors.fetcher import FETCHER_PATH
 from actors.messages import (
     Answer,
     Ask,
+    Consult,
     Describe,
+    DropCache,
     Erased,
     EraseStored,
+    Governs,
     KeepTopic,
     KeptSessions,
     Locate,
     Located,
     LocateSubscription,
+    NotRestored,
     Refused,
     Restored,
     RestoreTopics,
     StoredTopics,
     Subscribers,
     SubscriptionTask,
+    TakeOver,
     TopicTask,
     WhoSubscribes,
 )
@@ -52,6 +58,7 @@ from actors.patience import NotYetError, Patience
 from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
 from actors.process import NodeDown, NodeUp
 from actors.registry import EPHEMERAL, Owner, Registry
+from actors.restorer import RESTORER_PATH
 from actors.runtime import Address, LoopActor, System, receives
 from actors.selection import READER, SUBSCRIPTION_TYPES
 from actors.watches import WAIT_MS_MAX, Watches
@@ -59,18 +66,21 @@ from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageEr
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
 from ister.settings import SubscriptionSettings
 from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
-from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from storage.catalogue import FORGOTTEN, Catalogue, SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
+STORE_WITHIN_S: Final = 1.5  # what only the store has to say is waited for so long
+ERASE_AGAIN_S: Final = 30.0  # mail is no promise: what is to be deleted from the store is asked for again
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
 STRATEGIES: Final = ("reliable", "non-reliable")
 _DEFAULTS: Final = SubscriptionSettings()
 _TOPIC_ARGUMENTS: Final = ("topic", "dispatch", "durability", EPHEMERAL)
 DURABILITIES: Final = ("fsync", "os", "cloud")
 
-Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
+# What an answer is made of; None where another gathering is to answer. Raises IsterError for a refusal.
+Finish = Callable[[list[dict[str, Any]]], dict[str, Any] | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +93,7 @@ class _Gathering:
     waiting: dict[int, str]  # ticket -> the node that is to answer
     partial: bool  # better what there is than no answer
     takes_no: bool = False  # a refusal is as good as no answer
+    optional: frozenset[int] = frozenset()  # tickets that are waited for only so long
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -131,6 +142,9 @@ class Directory(LoopActor):
         self._store_known = False
         self._restoring: set[str] = set()
         self._deleted: set[bytes] = set()  # incarnations that must not come back, whatever a listing says
+        self._leaving: dict[
+            bytes, Erased | None
+        ] = {}  # being deleted here, and what the store's side of it said
         self._on_restored = on_restored
         self.restored: list[str] = []  # what came back from the store, and what may be missing
         self._tickets = 0
@@ -145,6 +159,8 @@ class Directory(LoopActor):
             "topic.list": self._list_topics,
             "topic.show": self._show_topic,
             "topic.delete": self._delete_topic,
+            "topic.forget": self._forget_topic,
+            "topic.takeover": self._take_over,
             "topic.watch": self._watch_topics,
             "subscription.create": self._create_subscription,
             "subscription.list": self._list_subscriptions,
@@ -158,9 +174,10 @@ class Directory(LoopActor):
         }
 
     def on_start(self) -> None:
-        """Mark the dead-letter topics that were named before there were marks."""
+        """Mark the dead-letter topics that were named before there were marks; see to deletions now and again."""
         for name in sorted(self._named_for_letters):
             self._mark_for_letters(name)
+        self.call_later(ERASE_AGAIN_S, self._erase_again)
 
     def on_stop(self) -> None:
         """Close the catalogue."""
@@ -182,7 +199,7 @@ class Directory(LoopActor):
         for ticket, gathering in list(self._gatherings.items()):
             if gathering.waiting.get(ticket) != node:
                 continue
-            if gathering.partial:
+            if gathering.partial or ticket in gathering.optional:
                 self._do_without(ticket, gathering)
             else:
                 self._give_up(gathering)
@@ -362,6 +379,8 @@ class Directory(LoopActor):
         worker = self._worker_of_topic(name)
         if node_of(worker) in self._up:
             self._frontend(worker).tell(TopicTask("update", changed, self.address, self._ticket()))
+        if TIER in self._up:
+            self._tell_catalogue(changed)
 
     def _create_ephemeral(self, ask: Ask, topic: TopicMeta) -> None:
         if topic.dispatch != "non-reliable":
@@ -423,9 +442,35 @@ class Directory(LoopActor):
             )
         frontend = self._frontend(self._worker_of_topic(topic.name))
         changed = self._registry.update_topic(topic.name, dict(topic.settings) | options)
-        ticket = self._ticket()
-        self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda _: self._topic_map(changed))
+        ticket, stored = self._ticket(), self._ticket()
+        nodes, tier = {ticket: self._node_of_topic(topic)}, TIER in self._up
+        if tier:
+            nodes[stored] = TIER
+
+        def finish(_: list[dict[str, Any]]) -> dict[str, Any]:
+            return self._topic_map(changed) | {"settings_stored": stored in gathering.answers}
+
+        gathering = _Gathering(ask.reply, ask.ticket, finish, nodes, False, optional=frozenset((stored,)))
+        self._await(gathering)
+        self.call_later(STORE_WITHIN_S, lambda: self._give_up_optional(gathering))
         frontend.tell(TopicTask("update", changed, self.address, ticket))
+        if tier:
+            self._tell_catalogue(changed, stored)
+
+    def _tell_catalogue(self, topic: TopicMeta, ticket: int = 0) -> None:
+        """Tell a topic's Uploader what the catalogue has."""
+        names = [each.name for each in self._registry.subscriptions(topic.name)]
+        reply = self.address if ticket else None
+        self.system.ref(TIER, actor_path("uploader", topic)).tell(Governs(topic, names, reply, ticket))
+
+    @receives(Consult)
+    def on_consult(self, question: Consult) -> None:
+        """Say what the catalogue has of a topic."""
+        topic = self._registry.topic(question.topic)
+        if topic is not None and topic.incarnation == question.incarnation:
+            self._tell_catalogue(topic)
+        else:
+            self.system.at(question.reply).tell(Governs(None, []))
 
     def _care_for_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
         """Verify or repair a topic's log."""
@@ -434,20 +479,26 @@ class Directory(LoopActor):
             raise UsageError(f"topic {topic.name!r} is non-reliable: it has no log")
         if ask.operation == "topic.repair" and arguments.get("skip_damaged") not in (True, 1):
             raise UsageError("say what is to be done: skip_damaged (readers go on behind what is damaged)")
+        number = arguments.get("verification")
+        if number is not None and (type(number) is not int or number < 0):
+            raise UsageError(f"verification {number!r:.40} is none that a request was answered with, nor 0")
         frontend = self._frontend(self._worker_of_topic(topic.name))
         ticket = self._ticket()
         self._gather(ask, {ticket: self._node_of_topic(topic)}, lambda answers: answers[0])
         task: Literal["verify", "repair"] = "verify" if ask.operation == "topic.verify" else "repair"
-        frontend.tell(TopicTask(task, topic, self.address, ticket))
+        frontend.tell(TopicTask(task, topic, self.address, ticket, number))
 
     # ---- what the store has ------------------------------------------------------------------------------------
 
     @receives(StoredTopics)
     def on_stored_topics(self, command: StoredTopics) -> None:
         """Have those topics brought back that the catalogue knows nothing of."""
-        for gone in self._registry.erasing():  # a process was not there to do it
-            self.system.ref(TIER, actor_path("uploader", gone)).tell(EraseStored(gone, self.address))
+        there = {topic.incarnation for topic in command.topics}
+        for gone in self._registry.erasing():
             self._deleted.add(gone.incarnation)
+            if FORGOTTEN in gone.settings and gone.incarnation not in there:  # whoever had it has deleted it
+                self._registry.erased(gone.incarnation)
+        self._erase_all()  # a process was not there to do it
         unknown = []
         for topic in command.topics:
             known = self._registry.topic(topic.name)
@@ -468,15 +519,45 @@ class Directory(LoopActor):
         else:
             self._on_restored()
 
+    def _erase_again(self) -> None:
+        self.call_later(ERASE_AGAIN_S, self._erase_again)
+        self._erase_all()
+
+    def _erase_all(self) -> None:
+        """Have deleted from the store what was deleted here, where that is not done and not on its way."""
+        if TIER not in self._up:
+            return
+        for gone in self._registry.erasing():
+            if FORGOTTEN not in gone.settings and gone.incarnation not in self._leaving:
+                self.system.ref(TIER, actor_path("uploader", gone)).tell(EraseStored(gone, self.address))
+
     @receives(Erased)
     def on_erased(self, command: Erased) -> None:
-        """Forget a deleted topic, of which nothing is left."""
-        self._registry.erased(command.topic.incarnation)
+        """Forget a deleted topic, of which nothing is left in the store, or nothing that is ours."""
+        if command.topic.incarnation in self._leaving:
+            self._leaving[command.topic.incarnation] = command
+        else:
+            self._note_erased(command)
+
+    def _note_erased(self, command: Erased) -> None:
+        if command.kept:
+            self._registry.forget(command.topic.incarnation)
+        else:
+            self._registry.erased(command.topic.incarnation)
+
+    @receives(NotRestored)
+    def on_not_restored(self, command: NotRestored) -> None:
+        """A topic that was to come back does not."""
+        self._restoring.discard(command.topic)
+        if not self._restoring:
+            self._on_restored()
 
     @receives(Restored)
     def on_restored(self, command: Restored) -> None:
         """Enter a topic that came back, with its subscriptions."""
         if self._registry.topic(command.topic.name) is None:
+            self._deleted.discard(command.topic.incarnation)
+            self._registry.erased(command.topic.incarnation)
             self._registry.create_topic(command.topic)
             for subscription in command.subscriptions:
                 self._registry.create_subscription(subscription)
@@ -525,8 +606,15 @@ class Directory(LoopActor):
         frontend.tell(task)
 
     def _delete_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
-        name = _text(arguments, "topic")
-        topic = self._registry.get_topic(name)
+        topic = self._registry.get_topic(_text(arguments, "topic"))
+        self._delete_here(ask, topic)
+
+    def _delete_here(self, ask: Ask, topic: TopicMeta, *, whole: bool = False) -> None:
+        """Delete a topic with its subscriptions; what the store has of it goes if it is this broker's there.
+
+        `whole`: it is no success as long as something may be left here.
+        """
+        name = topic.name
         for worker in {
             self._worker_of_subscription(name, each.name) for each in self._registry.subscriptions(name)
         }:
@@ -534,17 +622,92 @@ class Directory(LoopActor):
         frontend = self._frontend(self._worker_of_topic(name))
         if topic.dispatch == "reliable":
             self._deleted.add(topic.incarnation)
+            self._leaving[topic.incarnation] = None
         _, subscriptions = self._registry.delete_topic(name)
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
         ticket = self._ticket()
         tickets = {self._ticket(): subscription for subscription in subscriptions}
         nodes = {each: self._node_of_subscription(subscription) for each, subscription in tickets.items()}
         nodes[ticket] = self._node_of_topic(topic)
-        body = {"deleted": name, "subscriptions": len(subscriptions)}
-        self._gather(ask, nodes, lambda _: body, partial=True)
+
+        def finish(answers: list[dict[str, Any]]) -> dict[str, Any]:
+            # Until all have answered, something may be left here: it goes when the broker is started next.
+            said = self._leaving.pop(topic.incarnation, None)
+            if said is not None and len(answers) == len(nodes):
+                self._note_erased(said)
+            if whole and len(answers) < len(nodes):
+                raise RemoteError(
+                    "unavailable", f"a process that has a part of topic {name!r} did not answer: look again"
+                )
+            return {"deleted": name, "subscriptions": len(subscriptions)}
+
+        gathering = _Gathering(ask.reply, ask.ticket, finish, dict(nodes), partial=True)
+        self._await(gathering)
         for each, subscription in tickets.items():
             self._tell_subscription("delete", topic, subscription, each, WITH_TOPIC)
         frontend.tell(TopicTask("delete", topic, self.address, ticket))
+        if topic.dispatch == "reliable" and TIER in self._up:
+            self.system.ref(TIER, FETCHER_PATH).tell(DropCache(topic))
+
+    # ---- topics that another broker has ---------------------------------------------------------------------------
+
+    def _forget_topic(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Drop what is here of a topic that another broker has taken over."""
+        _only(arguments, "topic")
+        topic = self._get_topic(_text(arguments, "topic"))
+        if topic.dispatch != "reliable":
+            raise UsageError(f"topic {topic.name!r} is non-reliable: no other broker can have it")
+        frontend = self._frontend(self._worker_of_topic(topic.name))
+
+        def answered(answers: list[dict[str, Any]]) -> dict[str, Any] | None:
+            if not answers[0]["fenced"]:
+                raise RemoteError(
+                    "invalid-argument",
+                    f"topic {topic.name!r} is this broker's own in the store, and is not forgotten: delete it, or let "
+                    "another broker take it over first",
+                )
+            known = self._registry.topic(topic.name)
+            if known is None or known.incarnation != topic.incarnation:
+                raise RemoteError("unknown-topic", f"there is no topic {topic.name!r}")
+            self._delete_here(ask, topic, whole=True)
+            return None
+
+        ticket = self._ticket()
+        gathering = _Gathering(
+            ask.reply, ask.ticket, answered, {ticket: self._node_of_topic(topic)}, partial=False
+        )
+        self._await(gathering)
+        frontend.tell(TopicTask("ask-fenced", topic, self.address, ticket))
+
+    def _take_over(self, ask: Ask, arguments: dict[str, Any]) -> None:
+        """Claim a topic that the store has and this broker has not, and go on where its history ends there."""
+        _only(arguments, "topic")
+        name = check_topic_name(_text(arguments, "topic"))
+        if name in self._restoring:
+            raise RemoteError(
+                "unavailable", f"topic {name!r} is being brought back from the store; try again"
+            )
+        if self._registry.topic(name) is not None:
+            raise RemoteError(
+                "topic-exists",
+                f"this broker has a topic {name!r}: if another broker took it over, forget it first",
+            )
+        rows = [gone for gone in self._registry.erasing() if gone.name == name]
+        if any(FORGOTTEN not in gone.settings or gone.incarnation in self._leaving for gone in rows):
+            raise RemoteError("unavailable", f"topic {name!r} is still being deleted; try again")
+        if TIER not in self._up:
+            raise RemoteError("unavailable", "the tier is being restarted; try again")
+        self._restoring.add(name)
+        ticket = self._ticket()
+
+        def finish(_: list[dict[str, Any]]) -> dict[str, Any]:
+            topic = self._registry.topic(name)
+            if topic is None:
+                raise RemoteError("unavailable", f"topic {name!r} did not come back; try again")
+            return self._topic_map(topic)
+
+        self._gather(ask, {ticket: TIER}, finish)
+        self.system.ref(TIER, RESTORER_PATH).tell(TakeOver(name, self.address, ticket))
 
     def _subscription_map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
         topic = self._registry.topic(subscription.topic)
@@ -751,17 +914,22 @@ class Directory(LoopActor):
         """Answer with what the others said; no answer may end the Directory, for without it there is no broker."""
         answers = [gathering.answers[ticket] for ticket in sorted(gathering.answers)]
         try:
-            body = encode_result(gathering.finish(answers))
+            found = gathering.finish(answers)
+            body = b"" if found is None else encode_result(found)
+        except IsterError as error:
+            self._refuse(gathering.reply, gathering.ticket, error)
+            return
         except Exception:
             log.exception("an answer could not be made")
-            error = RemoteError("internal", "the broker failed at this request; its log says how")
-            self._refuse(gathering.reply, gathering.ticket, error)
+            failure = RemoteError("internal", "the broker failed at this request; its log says how")
+            self._refuse(gathering.reply, gathering.ticket, failure)
             return
         if len(body) > RESULT_BYTES_MAX:
             text = f"the answer has {len(body)} bytes, over the limit of {RESULT_BYTES_MAX}"
             self._refuse(gathering.reply, gathering.ticket, RemoteError("limit-exceeded", text))
             return
-        self.system.at(gathering.reply).tell(Answer(gathering.ticket, body))
+        if found is not None:
+            self.system.at(gathering.reply).tell(Answer(gathering.ticket, body))
 
     @receives(Refused)
     def on_refused(self, refused: Refused) -> None:
@@ -781,6 +949,10 @@ class Directory(LoopActor):
             self._forget(gathering)
             text = "a worker did not answer in time; it may be restarting: try again"
             self.system.at(gathering.reply).tell(Refused(gathering.ticket, "unavailable", text))
+
+    def _give_up_optional(self, gathering: _Gathering) -> None:
+        for ticket in gathering.optional & gathering.waiting.keys():
+            self._do_without(ticket, gathering)
 
     def _forget(self, gathering: _Gathering) -> None:
         for ticket in gathering.waiting:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import OrderedDict, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from actors.messages import Answer, Describe, Fetch, Fetched, NotFetched
+from actors.messages import Answer, Describe, DropCache, Fetch, Fetched, NotFetched
 from actors.runtime import Address, LoopActor, System, receives
 from ister.errors import IsterError
 from ister.names import topic_folder
@@ -93,6 +94,7 @@ class Fetcher(LoopActor):
         self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
         self._queue: deque[tuple[_Listing, Piece]] = deque()
         self._under_way = 0
+        self._deleted: set[str] = set()  # cache folders of deleted topics of which something is on its way
         # By reader: the offset it was told of last, its segment, how often, and when.
         self._served: dict[Address, tuple[int, str, int, float]] = {}
         self.fetched_segments = 0
@@ -105,12 +107,14 @@ class Fetcher(LoopActor):
         for folder in self._disk.listdir(root):
             for name in self._disk.listdir(f"{root}/{folder}"):
                 self._disk.unlink(f"{root}/{folder}/{name}")
+            self._disk.rmdir(f"{root}/{folder}")
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
     @receives(Fetch)
     def on_fetch(self, command: Fetch) -> None:
         """Bring back the segment that holds an offset, and those behind it."""
+        self._deleted.discard(cache_folder(self._data, command.topic))
         listing = self._listings.get(command.topic.incarnation)
         if listing is None:
             listing = self._listings[command.topic.incarnation] = _Listing(command.topic)
@@ -275,6 +279,9 @@ class Fetcher(LoopActor):
             self.fetched_bytes += size
             self._cached[path] = size
             self._cached_bytes += size
+            if (folder := path.rpartition("/")[0]) in self._deleted:
+                self._drop(path)
+                self._remove_folder(folder)
             while self._cached_bytes > self._cache_bytes_max and len(self._cached) > 1:
                 self._drop(next(iter(self._cached)))
             for offset, reply in waiting:
@@ -295,6 +302,27 @@ class Fetcher(LoopActor):
             self._disk.unlink(path)
         except OSError as error:
             log.warning("%s is still in the cache: %s", path, error)
+
+    @receives(DropCache)
+    def on_drop_cache(self, command: DropCache) -> None:
+        """Delete what was brought back of a deleted topic, and what is on its way as it comes."""
+        folder = cache_folder(self._data, command.topic)
+        self._listings.pop(command.topic.incarnation, None)
+        self._queue = deque(
+            entry for entry in self._queue if entry[0].topic.incarnation != command.topic.incarnation
+        )
+        for path in [path for path in self._cached if path.rpartition("/")[0] == folder]:
+            self._drop(path)
+        waiting = [path for path in self._waiting if path.rpartition("/")[0] == folder]
+        if waiting and self._under_way:
+            self._deleted.add(folder)
+        for path in waiting:  # nobody there waits any more
+            del self._waiting[path]
+        self._remove_folder(folder)
+
+    def _remove_folder(self, folder: str) -> None:
+        with suppress(OSError):  # something is on its way there, or nothing ever was
+            self._disk.rmdir(folder)
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:

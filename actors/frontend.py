@@ -21,6 +21,7 @@ from actors.ledger import Held
 from actors.messages import (
     Answer,
     Ask,
+    AskFenced,
     Attach,
     AttachConsumer,
     CloseConsumer,
@@ -78,7 +79,8 @@ REASON_LENGTH_MAX: Final = 500
 
 # What somebody waits for an answer to
 _ANSWERED: Final = (
-    Describe
+    AskFenced
+    | Describe
     | Delete
     | StartSubscription
     | Update
@@ -371,8 +373,15 @@ class Frontend(LoopActor):
         topic = self._actors.topic(task.topic)
         if task.task == "update":
             topic.tell(Update(task.topic, task.reply, task.ticket))
+        elif task.task == "verify":
+            topic.tell(Verify(task.reply, task.ticket, task.number))
         else:
-            kinds = {"describe": Describe, "verify": Verify, "repair": Repair, "delete": Delete}
+            kinds = {
+                "describe": Describe,
+                "repair": Repair,
+                "ask-fenced": AskFenced,
+                "delete": Delete,
+            }
             topic.tell(kinds[task.task](task.reply, task.ticket))
 
     @receives(SubscriptionTask)

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from actors.cadence import Cadence
 from actors.cursor_log import CursorLog, OpenJournal
 from actors.messages import (
     Ask,
@@ -50,6 +51,7 @@ log = logging.getLogger("ister.subscription")
 FETCH_AGAIN_S: Final = 30.0  # a segment that was asked for and has not come is asked for again
 ATTACH_AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
+STORE_FIRST_S: Final = 10.0  # a cursor that moves after a while of rest is in the store about so soon
 
 ASKED: Final = 1 << 63  # above every offset
 
@@ -106,7 +108,8 @@ class LogSubscription(Subscription):
         self._attached_as: Attached | None = None
         self._attach_timer: Timer | None = None
         self._deleted = False
-        self._store_s = store_ms / 1000
+        self._cadence = Cadence(STORE_FIRST_S, store_ms / 1000)
+        self._stored: tuple[SubscriptionMeta, bytes] | None = None  # what the store was sent last
         self._store_timer: Timer | None = None
         self._fetching: NotHereError | None = None  # what is being brought back
         self._fetching_since_ms = 0
@@ -135,6 +138,7 @@ class LogSubscription(Subscription):
     def on_stop(self) -> None:
         """Write down what was acknowledged, and let go of the log's files."""
         if not self._deleted:
+            self._store_cursor()
             self._log.close(write=True)
         self._source.release()
 
@@ -150,6 +154,7 @@ class LogSubscription(Subscription):
             self._attach()
         if started.node == self._fetcher.address.node:  # it knows nothing of what was asked of it
             self._fetch_again()
+            self._stored = None
             self._store_cursor()
 
     # ---- the topic ----------------------------------------------------------------------------------------------
@@ -448,16 +453,20 @@ class LogSubscription(Subscription):
     def _synced(self, _low: int) -> None:
         self._tell_consumed()
         if self._store_timer is None:
-            self._store_timer = self.call_later(self._store_s, self._store_cursor)
+            wait_s = self._cadence.wait_s(self.clock.monotonic())
+            self._store_timer = self.call_later(wait_s, self._store_cursor)
 
     def _store_cursor(self) -> None:
-        """Let the store have the cursor: with the disk lost, no more than this interval comes again."""
+        """Let the store have the cursor, if it changed: with the disk lost, what it is behind comes again."""
         if self._store_timer is not None:
             self._store_timer.cancel()
             self._store_timer = None
         if self._log.is_open and not self._deleted:
             journal = encode_journal(self.topic.incarnation, self._log.cursor)
-            self._uploader.tell(StoreCursor(self.topic, self.meta, (journal,)))
+            if self._stored != (self.meta, journal):
+                self._stored = (self.meta, journal)
+                self._cadence.written(self.clock.monotonic())
+                self._uploader.tell(StoreCursor(self.topic, self.meta, (journal,)))
 
     def _tell_consumed(self) -> None:
         if self.topic.settings.get("retention_acknowledged"):

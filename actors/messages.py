@@ -109,10 +109,11 @@ class Answer:
 class TopicTask:
     """Something to do to a topic (Directory -> its Frontend; answered by `Answer` or `Refused`)."""
 
-    task: Literal["describe", "update", "verify", "repair", "delete"]
+    task: Literal["describe", "update", "verify", "repair", "ask-fenced", "delete"]
     topic: TopicMeta
     reply: Address
     ticket: int
+    number: int | None = None  # of a verification, 0 for a new one
 
 
 @message
@@ -198,15 +199,27 @@ class Explain:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Verify every byte of your log, or say how far that is (Frontend -> Topic; answered by `Answer`)."""
+    """Verify every byte of your log, or say how far that is (Frontend -> Topic; answered by `Answer`).
+
+    `number` is of the verification that is asked about, 0 for a new one; None: of whatever there is.
+    """
+
+    reply: Address
+    ticket: int
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Let readers go on behind what is damaged (Frontend -> Topic; answered by `Answer`)."""
 
     reply: Address
     ticket: int
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
-    """Let readers go on behind what is damaged (Frontend -> Topic; answered by `Answer`)."""
+class AskFenced:
+    """Has another broker taken you over? (Frontend -> Topic; answered by `Answer`: `fenced`, None if nobody knows)."""
 
     reply: Address
     ticket: int
@@ -573,18 +586,50 @@ class ForgetCursor:
 @message
 @dataclass(frozen=True, slots=True)
 class EraseStored:
-    """The topic is deleted: delete what the store has of it (Topic, Directory -> Uploader)."""
+    """The topic is deleted: delete what the store has of it, if it is ours there (Topic, Directory -> Uploader)."""
 
     topic: TopicMeta
     reply: Address  # of the Directory
+    fenced: bool = False  # it is known not to be ours
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """Nothing of this topic is in the store any more (Uploader -> Directory)."""
+    """Nothing of this topic is in the store any more; or it is another broker's there, and was kept.
+
+    (Uploader -> Directory)
+    """
 
     topic: TopicMeta
+    kept: bool = False
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Consult:
+    """What does the catalogue say of this topic now? (Uploader -> Directory; answered by `Governs`).
+
+    Asked before the topic is claimed and before its retention deletes anything: what others say may be old.
+    """
+
+    topic: str
+    incarnation: bytes
+    reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Governs:
+    """The catalogue's word on a topic (Directory -> Uploader): its settings and subscriptions; None: it has no such.
+
+    With a ticket, an `Answer` is wanted once the store has these settings.
+    """
+
+    topic: TopicMeta | None
+    subscriptions: list[str]
+    reply: Address | None = None
+    ticket: int = 0
 
 
 @message
@@ -595,6 +640,14 @@ class Fetch:
     topic: TopicMeta
     offset: int
     reply: Address
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class DropCache:
+    """The topic is deleted: nobody reads what was brought back of it (Directory -> Fetcher)."""
+
+    topic: TopicMeta
 
 
 @message
@@ -637,6 +690,27 @@ class RestoreTopics:
     """Of these the local disk knows nothing: bring them back (Directory -> tier; answered by `Restored` for each)."""
 
     topics: tuple[TopicMeta, ...]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class NotRestored:
+    """A topic is in the store no more, or was never (tier -> Directory)."""
+
+    topic: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Bring back the topic that the store has of this name (Directory -> tier; answered by `Restored`, then `Answer`).
+
+    `Refused` where there is none, or the store is away.
+    """
+
+    topic: str
+    reply: Address
+    ticket: int
 
 
 @message

@@ -130,6 +130,10 @@ class Registry:
         """Return deleted topics whose objects may still be in the store. Raises StorageError."""
         return self._catalogue.erasing()
 
+    def forget(self, incarnation: bytes) -> None:
+        """Note of a deleted topic that the store's is another broker's. Raises StorageError."""
+        self._catalogue.forget(incarnation)
+
     def erased(self, incarnation: bytes) -> None:
         """Note that nothing of a deleted topic is in the store any more. Raises StorageError."""
         self._catalogue.erased(incarnation)

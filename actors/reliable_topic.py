@@ -21,6 +21,7 @@ from typing import Any, Final
 from actors.commits import Commits
 from actors.messages import (
     Answer,
+    AskFenced,
     Attach,
     Attached,
     CloseProducer,
@@ -156,9 +157,12 @@ class ReliableTopic(Topic):
         self._behind_bytes = 0  # of sealed segments that the store has not taken yet
         self._told_end = 0  # what the watchers know to be durable
         self._acknowledged: int | None = None
+        self._retain_told: dict[str, Any] = meta.settings  # settings that the Uploader was told of last
         self._linger_timer: Timer | None = None  # of durability "cloud"
         self._care = care
         self._deleted = False
+        self._reopen: Timer | None = None  # of a log that failed, and may be opened again
+        self._fenced_asked: list[AskFenced] = []  # who is told once it is known
         self._sealed_told = 0  # the uploader was told of segments up to here
         self._appended = (-1, 0.0)  # where the log ended when it was last looked at, and since when
         self._waiting_at = (0, 0.0)  # the watermark that was seen last, and since when
@@ -187,8 +191,9 @@ class ReliableTopic(Topic):
         self._end_log()
 
     def _open_or_fail(self) -> None:
+        self._reopen = None
         if self._ended_log is not None:
-            self.call_later(REOPEN_DELAY_S, self._open_or_fail)
+            self._open_later()
             return
         if self._log is not None or self._deleted:
             return
@@ -230,7 +235,15 @@ class ReliableTopic(Topic):
         for watcher in self._watchers.values():
             watcher.tell(TopicFailed(error.code, error.text))
         if error.action == "retry":
-            self.call_later(REOPEN_DELAY_S, self._open_or_fail)
+            self._open_later()
+        elif self._reopen is not None:  # what failed before could be tried again, this cannot
+            self._reopen.cancel()
+            self._reopen = None
+        self._answer_fenced(error.code == "fenced")
+
+    def _open_later(self) -> None:
+        if self._reopen is None:
+            self._reopen = self.call_later(REOPEN_DELAY_S, self._open_or_fail)
 
     def _sequences(self, producers: ProducerTable) -> dict[int, int]:
         """Return by producer what it has to go on with, also if the log is opened again without its last batches."""
@@ -609,6 +622,7 @@ class ReliableTopic(Topic):
         """Note how far the store has the log; with durability cloud, that is what receipts wait for."""
         before = self._begins(self._log) if self._log is not None and self._store_known else None
         self._store_known, self._upload_trouble, self._uploads_stopped = True, None, False
+        self._answer_fenced(fenced=False)
         self._stored_start, self._gaps = command.start, command.gaps
         self._watermark = max(self._watermark, command.watermark)
         wal = self._log
@@ -657,7 +671,15 @@ class ReliableTopic(Topic):
         if fenced.end is not None and (self._log is None or self._log.sealed_end >= fenced.end):
             self._keep_topic()
             return
-        self._fail(StorageError(fenced.text, code="fenced", action="stop"))
+        name = self.meta.name
+        self._fail(
+            StorageError(
+                f"{fenced.text}; to go on with it here: ister topic takeover {name}; to drop what is here and "
+                f"leave the store alone: ister topic forget {name}",
+                code="fenced",
+                action="stop",
+            )
+        )
 
     @receives(UploadsStopped)
     def on_uploads_stopped(self, stopped: UploadsStopped) -> None:
@@ -711,7 +733,8 @@ class ReliableTopic(Topic):
             self._directory.tell(WhoSubscribes(self.meta.name, known, self.address))
         elif self._log is not None:
             self._upkeep.retain(self._log, self._watermark, self._stored_start, None)
-        if self._upkeep.retention:
+        if self._upkeep.retention or self.meta.settings != self._retain_told:
+            self._retain_told = self.meta.settings
             self._uploader.tell(Retain(self.meta, self._acknowledged))
 
     @receives(Consumed)
@@ -801,11 +824,11 @@ class ReliableTopic(Topic):
             if self._log is None:
                 reply(self._failure or StorageError(f"the log of topic {self.meta.name!r} is not open"))
             elif isinstance(command, Verify):
-                self._upkeep.verify(self._log.durable_end, reply)
+                self._upkeep.verify(self._log.durable_end, reply, command.number)
             else:
                 self._upkeep.repair(self._log.durable_end, reply)
 
-        if isinstance(command, Verify) and self._upkeep.verifying:
+        if isinstance(command, Verify) and self._upkeep.verifying(command.number):
             care()
         else:
             self._survey(care)
@@ -863,13 +886,14 @@ class ReliableTopic(Topic):
         self._refuse_deposits(error)
         self._deleted = True
         had_log = self._log is not None or self._ended_log is not None
+        fenced = self._failure is not None and self._failure.code == "fenced"
         self._end_log()
         self._failure = StorageError(
             f"topic {self.meta.name!r} was deleted", code="topic-deleted", action="stop"
         )
+        self._uploader.tell(EraseStored(self.meta, self._directory.address, fenced))
         if not had_log:
             self._erase_log()
-        self._uploader.tell(EraseStored(self.meta, self._directory.address))
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)
 
@@ -882,6 +906,20 @@ class ReliableTopic(Topic):
                 self.loop.call_later(ERASE_RETRY_S, lambda: self._erase_log(tries - 1))
             else:
                 log.warning("the log of deleted topic %s is still there: %s", self.meta.name, error)
+
+    @receives(AskFenced)
+    def on_ask_fenced(self, command: AskFenced) -> None:
+        """Say whether another broker has this topic, once the store has told; it is asked for within a few seconds."""
+        self._fenced_asked.append(command)
+        if self._failure is not None:
+            self._answer_fenced(self._failure.code == "fenced")
+        elif self._store_known:
+            self._answer_fenced(fenced=False)
+
+    def _answer_fenced(self, fenced: bool) -> None:
+        asked, self._fenced_asked = self._fenced_asked, []
+        for command in asked:
+            self.system.at(command.reply).tell(Answer(command.ticket, encode_result({"fenced": fenced})))
 
 
 def _base(segment: SegmentInfo) -> int:

@@ -16,19 +16,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from actors.messages import Restored, RestoreTopics, StoredTopics
+from actors.messages import Answer, NotRestored, Refused, Restored, RestoreTopics, StoredTopics, TakeOver
 from actors.runtime import LoopActor, Ref, System, Timer, receives
-from ister.errors import StoreError
+from ister.errors import IsterError, StoreError
+from ister.wire import encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.disk import Disk
+from storage.erase import sweep_orphans
 from storage.store import ObjectStore
-from storage.tier import Layout
-from storage.upload import claim, list_topics, read_cursors
+from storage.upload import (
+    RESTORED_END,
+    claim,
+    entered,
+    list_topics,
+    own_settings,
+    read_cursors,
+    read_settings,
+)
 
 log = logging.getLogger("ister.restorer")
 
 RESTORER_PATH: Final = "restorer"
-SWEEP_S: Final = 3600.0  # objects of no topic are looked for so often
+SWEEP_S: Final = 6 * 3600.0  # objects of no topic are looked for so often: every object is listed
 
 
 class Restorer(LoopActor):
@@ -42,7 +51,9 @@ class Restorer(LoopActor):
         disk: Disk,
         *,
         directory: Ref,
+        broker: str,
         cursor_path: Callable[[TopicMeta, SubscriptionMeta], str],
+        log_path: Callable[[TopicMeta], str],
         retry_ms: tuple[int, int],
         orphan_grace_ms: int,
     ) -> None:
@@ -50,7 +61,9 @@ class Restorer(LoopActor):
         self._store = store
         self._disk = disk
         self._directory = directory
+        self._broker = broker
         self._cursor_path = cursor_path
+        self._log_path = log_path
         self._retry_s = (retry_ms[0] / 1000, retry_ms[1] / 1000)
         self._wait_s = self._retry_s[0]
         self._grace_ms = orphan_grace_ms
@@ -85,28 +98,11 @@ class Restorer(LoopActor):
     def _restore(self, topic: TopicMeta) -> None:
         identity = self.system.random.randbytes(16).hex()  # of this try alone
 
-        def work() -> Restored:
-            claimed = claim(self._store, topic, identity, None)
-            history = claimed.history
-            subscriptions = []
-            again = ""
-            troubles: list[str] = []
-            for subscription, journal in read_cursors(self._store, topic, troubles.append):
-                if journal is not None:
-                    self._write(self._cursor_path(topic, subscription), journal)
-                    subscriptions.append(subscription)
-                else:
-                    subscriptions.append(replace(subscription, start="earliest"))
-                    again += f"; the cursor of subscription {subscription.name} is damaged: it begins anew"
-            back = replace(topic, settings={**topic.settings, "restored_end": claimed.start})
-            text = (
-                f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
-                f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"
-                f"{again}{''.join(f'; {each}' for each in troubles)}"
-            )
-            return Restored(back, tuple(subscriptions), text)
-
         def ended(restored: Restored | None, error: BaseException | None) -> None:
+            if isinstance(error, IsterError) and error.code == "object-missing" and error.action == "stop":
+                log.info("topic %s does not come back: %s", topic.name, error)
+                self._directory.tell(NotRestored(topic.name))
+                return
             if error is not None or restored is None:
                 log.error(
                     "topic %s is not back yet: %s; trying again in %.1f s", topic.name, error, self._wait_s
@@ -117,7 +113,73 @@ class Restorer(LoopActor):
             log.warning("%s", restored.text)
             self._directory.tell(restored)
 
+        self.offload(lambda: self._bring_back(topic, identity), ended)
+
+    @receives(TakeOver)
+    def on_take_over(self, command: TakeOver) -> None:
+        """Bring back the topic that the store has of a name, whoever has it; once, and say how it went."""
+        identity = self.system.random.randbytes(16).hex()
+        reply = self.system.at(command.reply)
+
+        def work() -> Restored:
+            topic = entered(self._store, command.topic)
+            if topic is None:
+                raise StoreError(
+                    f"the store has no topic {command.topic!r}", code="unknown-topic", action="fix"
+                )
+            if self._disk.exists(path := self._log_path(topic)):
+                raise StoreError(
+                    f"the log that this broker had of it is still in {path}; the broker clears it away when it is "
+                    "started next"
+                )
+            return self._bring_back(topic, identity)
+
+        def ended(restored: Restored | None, error: BaseException | None) -> None:
+            if restored is not None:
+                log.warning("%s", restored.text)
+                self._directory.tell(restored)
+                reply.tell(Answer(command.ticket, encode_result({"text": restored.text})))
+                return
+            log.warning("topic %s was not taken over: %s", command.topic, error)
+            self._directory.tell(NotRestored(command.topic))
+            code = (
+                error.code
+                if isinstance(error, IsterError) and error.code == "unknown-topic"
+                else "unavailable"
+            )
+            reply.tell(Refused(command.ticket, code, f"topic {command.topic!r} was not taken over: {error}"))
+
         self.offload(work, ended)
+
+    def _bring_back(self, topic: TopicMeta, identity: str) -> Restored:
+        """Claim a topic, and write its cursors where subscriptions look for them (in a thread). Raises StoreError."""
+        claimed = claim(self._store, topic, identity, None, broker=self._broker, enter=False)
+        history = claimed.history
+        again = ""
+        try:
+            settings = read_settings(self._store, topic)
+        except StoreError as error:
+            if error.code != "object-damaged":
+                raise
+            settings = {}  # better too much is kept
+            again += f"; its settings are damaged ({error}): it keeps everything until it is told otherwise"
+        subscriptions = []
+        troubles: list[str] = []
+        for subscription, journal in read_cursors(self._store, topic, troubles.append):
+            if journal is not None:
+                self._write(self._cursor_path(topic, subscription), journal)
+                subscriptions.append(subscription)
+            else:
+                subscriptions.append(replace(subscription, start="earliest"))
+                again += f"; the cursor of subscription {subscription.name} is damaged: it begins anew"
+        kept = own_settings(topic) if settings is None else settings
+        back = replace(topic, settings={**kept, RESTORED_END: claimed.start})
+        text = (
+            f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
+            f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"
+            f"{again}{''.join(f'; {each}' for each in troubles)}"
+        )
+        return Restored(back, tuple(subscriptions), text)
 
     def _write(self, path: str, journal: bytes) -> None:
         self._disk.makedirs(path.rpartition("/")[0])
@@ -145,30 +207,3 @@ class Restorer(LoopActor):
             log.warning("objects of deleted topics are still there: %s", error)
         elif deleted:
             log.info("%d objects of deleted topics are gone", deleted)
-
-
-def sweep_orphans(store: ObjectStore, oldest_ms: int) -> int:
-    """Delete the objects of topics without a catalogue entry, last written before `oldest_ms`; return how many.
-
-    While an entry cannot be read nothing is deleted: nobody knows whose objects are whose. Raises StoreError.
-    """
-
-    def damaged(_name: str, error: StoreError) -> None:
-        raise error
-
-    kept = {Layout(topic.name, topic.incarnation).prefix for topic in list_topics(store, damaged)}
-    orphans: dict[str, list[str]] = {}
-    written_ms: dict[str, int] = {}
-    for info in store.list("v1/d/"):
-        prefix = "/".join(info.name.split("/")[:4]) + "/"
-        if prefix in kept:
-            continue
-        orphans.setdefault(prefix, []).append(info.name)
-        last = int(info.metadata.get("last-timestamp", 0))
-        written_ms[prefix] = max(written_ms.get(prefix, 0), last)
-    return sum(
-        store.delete(name)
-        for prefix, names in orphans.items()
-        if 0 < written_ms[prefix] < oldest_ms
-        for name in names
-    )

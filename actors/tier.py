@@ -6,17 +6,28 @@ brings back topics that the local disk knows nothing of.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Final
 
 from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
 from actors.fetcher import FETCHER_PATH, Fetcher
-from actors.messages import Answer, Describe, EraseStored, ForgetCursor, KeepTopic, Sealed, StoreCursor
+from actors.messages import (
+    Answer,
+    Describe,
+    EraseStored,
+    ForgetCursor,
+    Governs,
+    KeepTopic,
+    Sealed,
+    StoreCursor,
+)
 from actors.process import BROKER, ProcessContext
 from actors.restorer import RESTORER_PATH, Restorer
 from actors.runtime import LoopActor, System, receives
-from actors.uploader import Uploader
-from actors.worker import cursor_path, process_description
+from actors.uploader import Farewell, Uploader
+from actors.worker import cursor_path, log_folder, process_description
 from ister.settings import Settings, TierSettings
 from ister.wire import encode_result
 from storage.disk import Disk, LocalDisk
@@ -25,6 +36,8 @@ from storage.stores import open_store
 
 # Uploads and downloads block their threads: as many as may be under way, and some for listings and claims.
 SPARE_THREADS: Final = 4
+BROKER_FILE: Final = "broker-id"
+_BROKER_NAME: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +75,27 @@ def run_tier(context: ProcessContext) -> None:
 
 def spawn_tier(system: System, store: ObjectStore, disk: Disk, data: str, tier: TierSettings) -> None:
     """Start the Fetcher and the Restorer, and an Uploader whenever a topic speaks to its own."""
+    directory = system.ref(BROKER, DIRECTORY_PATH)
+    broker = broker_name(disk, data, system.random)
+    farewell = Farewell()
 
     def unclaimed(path: str, message: object) -> None:
         if path.startswith("uploader/") and isinstance(
-            message, KeepTopic | Sealed | StoreCursor | ForgetCursor | EraseStored
+            message, KeepTopic | Sealed | StoreCursor | ForgetCursor | EraseStored | Governs
         ):
+            topic = message.topic
+            if topic is None:  # it is no more, and nobody here knows of it
+                return
             uploader = system.spawn(
                 Uploader,
                 path,
-                message.topic,
+                topic,
                 store,
+                directory=directory,
+                broker=broker,
+                farewell=farewell,
                 parallel=tier.upload_parallel,
                 retry_ms=(tier.upload_retry_ms_min, tier.upload_retry_ms_max),
-                cursor_ms=tier.cursor_upload_ms,
             )
             uploader.tell(message)
 
@@ -93,8 +114,36 @@ def spawn_tier(system: System, store: ObjectStore, disk: Disk, data: str, tier: 
         RESTORER_PATH,
         store,
         disk,
-        directory=system.ref(BROKER, DIRECTORY_PATH),
+        directory=directory,
+        broker=broker,
         cursor_path=lambda topic, subscription: cursor_path(data, topic, subscription),
+        log_path=lambda topic: log_folder(data, topic),
         retry_ms=(tier.upload_retry_ms_min, tier.upload_retry_ms_max),
         orphan_grace_ms=tier.orphan_grace_ms,
     )
+
+
+def broker_name(disk: Disk, data: str, random: Random) -> str:
+    """Return the name under which topics in a store are this broker's, as long as its data folder lives.
+
+    It is made up once, and kept in the data folder. Raises OSError.
+    """
+    path = f"{data}/{BROKER_FILE}"
+    if disk.exists(path):
+        found = disk.read(path).decode("ascii", "replace").strip()
+        if _BROKER_NAME.fullmatch(found):
+            return found
+        disk.unlink(path)  # cut short when it was made, before anybody was told
+    name = random.randbytes(16).hex()
+    part = f"{path}.part"
+    if disk.exists(part):
+        disk.unlink(part)
+    file = disk.create(part)
+    try:
+        file.pwritev((f"{name}\n".encode(),), 0)
+        file.datasync()
+    finally:
+        file.close()
+    disk.rename(part, path)
+    disk.sync_folder(data)
+    return name

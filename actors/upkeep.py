@@ -5,7 +5,8 @@ Runs in a worker process, as a part of its ReliableTopic; what touches the disk 
 Invariants
 - the log's beginning goes only by the topic's retention, and only what the store has (`storage/retention.py` decides)
 - damage is never skipped but by an operator's request, and then exactly where it is
-- one of each (trim, verification, repair) runs at a time
+- one of each (trim, repair) runs at a time, and a few verifications
+- a report is of a verification that began after whoever gets it had asked
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ log = logging.getLogger("ister.topic")
 Reply = Callable[[dict[str, Any] | IsterError], None]
 
 LOST: Final = "they are in the local log no more, and in the store neither, and no retention took them"
+ASKED_WITHIN_S: Final = 15.0  # who waits for a report asks several times a second; who does not has gone
+VERIFICATIONS_MAX: Final = 4  # of one topic at a time: each is a thread that reads the whole log
+UNNUMBERED: Final = -1  # the verification of clients that know no numbers
 DAMAGES_MAX: Final = 1000  # places found since the start that are shown: more of them tell nobody more
 
 
@@ -54,9 +58,13 @@ class _Verification:
         self.progress: VerifyProgress | None = None
         self.report: VerifyReport | None = None
         self.error: BaseException | None = None
+        self.asked_s = 0.0
+        self.abandoned = False
 
     def run(self, steps: Iterator[VerifyProgress | VerifyReport]) -> None:
         for step in steps:
+            if self.abandoned:
+                return
             if isinstance(step, VerifyReport):
                 self.report = step
             else:
@@ -86,7 +94,8 @@ class Upkeep:
         self.retention = retention_of(meta)
         self.consumed: dict[str, int] = {}  # by subscription: nothing below is needed there
         self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
-        self._verification: _Verification | None = None
+        self._verifications: dict[int, _Verification] = {}  # by number
+        self._verifications_begun = 0
         self._repairing = False
         self._found: dict[tuple[int, int], str] = {}  # what readers could read nowhere
         self._local: dict[tuple[int, int], str] = {}  # and what is damaged in the local log
@@ -133,21 +142,41 @@ class Upkeep:
 
     # ---- verification and repair --------------------------------------------------------------------------------
 
-    def verify(self, durable_end: int, reply: Reply) -> None:
-        """Begin to verify every byte, or say how far that is; the answer that has a report ends it."""
-        running = self._verification
+    def verify(self, durable_end: int, reply: Reply, number: int | None = None) -> None:
+        """Begin to verify every byte, or say how far that is; the answer that has a report ends it.
+
+        `number` is what the answer before said, 0 to begin: nobody is told what was found before it asked. An older
+        client says nothing, and goes on with the one begun that way, unless nobody has asked for that lately.
+        """
+        now_s = self._host.clock.monotonic()
+        for each, old in list(self._verifications.items()):
+            if now_s - old.asked_s > ASKED_WITHIN_S:
+                old.abandoned = True
+                del self._verifications[each]
+        key = UNNUMBERED if number is None else number
+        running = self._verifications.get(key)
         if running is None:
-            running = self._verification = _Verification()
+            if len(self._verifications) >= VERIFICATIONS_MAX:
+                reply(
+                    RemoteError("busy", f"topic {self._topic!r} is being verified {VERIFICATIONS_MAX} times")
+                )
+                return
+            if number is not None:
+                key = self._verifications_begun = self._verifications_begun + 1
+            running = self._verifications[key] = _Verification()
             steps = self._care.verify(durable_end)
             verification = running
             self._host.offload(
                 lambda: verification.run(steps), lambda _, error: self._verified(verification, error)
             )
+        running.asked_s = now_s
         if running.error is not None:
-            self._verification = None
+            del self._verifications[key]
             reply(RemoteError("log-failed", f"the log could not be verified: {running.error}"))
             return
         body: dict[str, Any] = {"topic": self._topic, "done": running.report is not None}
+        if number is not None:
+            body["verification"] = key
         if running.progress is not None:
             body |= asdict(running.progress)
         if running.report is not None:
@@ -155,11 +184,13 @@ class Upkeep:
             body["report"]["damaged"] += tuple(
                 asdict(DamagedRange(first, end, "", 0, reason)) for first, end, reason in self._nowhere()
             )
-            self._verification = None
+            del self._verifications[key]
         reply(body)
 
     def _verified(self, verification: _Verification, error: BaseException | None) -> None:
         verification.error = error
+        if verification.abandoned:
+            return
         if (report := verification.report) is not None:
             self._local = {(one.first, one.end): one.reason for one in report.damaged[:DAMAGES_MAX]}
             damaged = RangeSet(place for place in self._local if place[0] < place[1])
@@ -235,10 +266,9 @@ class Upkeep:
                 found.append((first, end, self._found[first, end]))
         return sorted(found)
 
-    @property
-    def verifying(self) -> bool:
-        """Whether a verification runs, or its report waits."""
-        return self._verification is not None
+    def verifying(self, number: int | None) -> bool:
+        """Whether the verification of a number runs, or its report waits."""
+        return (UNNUMBERED if number is None else number) in self._verifications
 
     def _found_in_store(self) -> list[tuple[int, int]]:
         """Return what the store was thought to have, and readers found damaged or missing there."""

@@ -6,8 +6,11 @@ Runs in the tier process. What is said to the store is in `storage/upload.py`, t
 Invariants
 - the watermark moves only as a contiguous prefix: everything below it is in the store, and counts
 - a writer that is fenced uploads nothing more, and says so to its topic, as often as that asks
-- nothing is claimed before the topic has said what it has, and that fits what the store has
-- a topic's objects are deleted once nothing is on its way to the store any more, so that nothing of it comes back
+- nothing is claimed before the topic has said what it has, and that fits what the store has, and before the Directory
+  has said that there is such a topic
+- retention cuts the store by the settings that the Directory says right then, and not before the store has these
+- a topic's objects are deleted once nothing is on its way to the store any more, so that nothing of it comes back; and
+  only while the topic is this broker's there (`storage/erase.py`)
 - a store that is away delays uploads, and nothing else; what is tried again is tried with growing patience and jitter
 """
 
@@ -16,15 +19,17 @@ from __future__ import annotations
 import logging
 from bisect import insort
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from actors.messages import (
     Answer,
+    Consult,
     Describe,
     Erased,
     EraseStored,
     Fenced,
     ForgetCursor,
+    Governs,
     KeepTopic,
     Retain,
     Sealed,
@@ -35,10 +40,11 @@ from actors.messages import (
     Uploaded,
     UploadsStopped,
 )
-from actors.runtime import LoopActor, Ref, System, receives
+from actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.errors import IsterError
 from ister.wire import encode_result
 from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.erase import NotOwnerError, erase
 from storage.history import History, Piece, StoredSegment
 from storage.retention import Retention, retention_of, trim_point
 from storage.segment import SegmentInfo
@@ -51,12 +57,14 @@ from storage.upload import (
     check_joins,
     claim,
     drop_cursors,
-    erase,
     list_history,
     lost_below,
+    own_settings,
     put_cursor,
     put_segment,
+    put_settings,
     put_stored,
+    stored_subscriptions,
     trim,
 )
 
@@ -69,10 +77,26 @@ JITTER: Final = (
 )
 GAPS_TOLD_MAX: Final = 1000  # ranges; more of them tell nobody more
 TRIM_CHECK_S: Final = 5.0  # how late the store's history may be cut
+TRIM_AGAIN_S: Final = 60.0  # between two cuts: each is an object, and paid for
+CURSORS_GATHER_S: Final = 0.1  # what comes together is stored together
+CONSULT_AGAIN_S: Final = 5.0  # mail is no promise: what the Directory has not answered is asked again
+FAREWELL_S: Final = (
+    3.0  # what all Uploaders together may take to store the last cursors when the broker stops
+)
+
+
+class Farewell:
+    """The time that is left, once the process stops, to store what is not stored yet."""
+
+    def __init__(self, budget_s: float = FAREWELL_S) -> None:
+        self.left_s = budget_s
 
 
 class Uploader(LoopActor):
-    """Brings one topic to the store; `retry_ms` bounds the wait after a failure, which doubles."""
+    """Brings one topic to the store; `retry_ms` bounds the wait after a failure, which doubles.
+
+    `directory` says what the catalogue has; `broker` is the name under which topics are this broker's in the store.
+    """
 
     def __init__(
         self,
@@ -81,17 +105,21 @@ class Uploader(LoopActor):
         topic: TopicMeta,
         store: ObjectStore,
         *,
+        directory: Ref,
+        broker: str,
+        farewell: Farewell,
         parallel: int,
         retry_ms: tuple[int, int],
-        cursor_ms: int,
     ) -> None:
         super().__init__(system, path)
         self._topic = topic
         self._store = store
+        self._directory = directory
+        self._broker = broker
+        self._farewell = farewell
         self._parallel = parallel
         self._retry_s = (retry_ms[0] / 1000, retry_ms[1] / 1000)
         self._wait_s = self._retry_s[0]
-        self._cursor_s = cursor_ms / 1000
         self._identity = system.random.randbytes(16).hex()
         self._claim: Claim | None = None
         self._claiming = False
@@ -111,19 +139,34 @@ class Uploader(LoopActor):
         self._stopped: IsterError | None = None  # why nothing is uploaded any more
         self._erase_for: Ref | None = None  # the topic is deleted: who is told when its objects are, too
         self._erasing = False
+        self._not_ours = False  # whatever the store has of it
+        self._governed = False  # the Directory has said what the catalogue has
+        self._consulting: Timer | None = None
+        self._stored_settings: dict[str, Any] | None = None  # what the store has, where that is known
+        self._settings_number = 0
+        self._storing_settings = False
+        self._settings_asked: list[tuple[Address, int]] = []  # who is told once the store has them
         self._acknowledged: int | None = None
         self._trimming = False
+        self._trimmed_once = False  # since then nobody else has objects there that are to go
+        self._trim_again_s = 0.0
+        self._trim_due = False  # once the Directory has said by which settings
         self._cursors: dict[str, tuple[SubscriptionMeta, bytes]] = {}  # to be stored with the next round
         self._forgotten: set[str] = set()  # and to be deleted before
+        self._stored_cursors: dict[
+            str, str
+        ] = {}  # by subscription: the name of its only one, where that is known
+        self._looked = False  # for cursors of subscriptions that are no more
+        self._strangers: set[str] = set()  # have cursors in the store: does the catalogue have them?
         self._cursor_number = 0
         self._storing_cursors = False
+        self._cursor_timer: Timer | None = None
         self.failure: str | None = None
         self.uploaded_segments = 0
         self.uploaded_bytes = 0
 
     def on_start(self) -> None:
         """Claim the topic's next epoch, and learn how far the store has it."""
-        self.call_later(self._cursor_s, self._cursor_round)
         self.call_later(TRIM_CHECK_S, self._trim_round)
 
     # ---- claiming -----------------------------------------------------------------------------------------------
@@ -132,6 +175,9 @@ class Uploader(LoopActor):
         """Say whether an epoch is ours; if not, begin to claim one."""
         end = self._log_end
         if self._claim is None and end is not None and not (self._claiming or self._waiting or self._ended):
+            if not self._governed:
+                self._consult()
+                return False
             self._claiming = True
             begin = min(self._sealed, default=self._begin)
             log_segments = tuple(self._sealed.values())
@@ -140,7 +186,7 @@ class Uploader(LoopActor):
                 check_joins(self._topic, history, log_segments, end)
 
             self._do(
-                lambda: claim(self._store, self._topic, self._identity, begin, check),
+                lambda: claim(self._store, self._topic, self._identity, begin, check, broker=self._broker),
                 self._claimed,
                 self._claim_failed,
             )
@@ -174,6 +220,9 @@ class Uploader(LoopActor):
             f" without {list(self._gaps)}" if self._gaps else "",
         )
         self._settled()
+        self._store_settings()
+        self._cursors_soon()
+        self._look_for_strangers()
         self._go_on()
 
     def _claim_failed(self, error: BaseException) -> None:
@@ -191,6 +240,88 @@ class Uploader(LoopActor):
             self._say_stopped()
         elif self._claim_first():
             self._settled()
+
+    # ---- the catalogue's word -----------------------------------------------------------------------------------
+
+    def _consult(self) -> None:
+        """Ask the Directory what the catalogue has, until it answers."""
+        if self._consulting is None:
+            self._directory.tell(Consult(self._topic.name, self._topic.incarnation, self.address))
+            self._consulting = self.call_later(CONSULT_AGAIN_S, self._consult_again)
+
+    def _consult_again(self) -> None:
+        self._consulting = None
+        self._consult()
+
+    @receives(Governs)
+    def on_governs(self, command: Governs) -> None:
+        """Go by what the catalogue has, and let the store have it too."""
+        if self._consulting is not None:
+            self._consulting.cancel()
+            self._consulting = None
+        if self._erase_for is not None:
+            return
+        if command.topic is None:  # deleted; whoever erases it starts another Uploader
+            log.info("topic %s is in the catalogue no more: nothing of it is uploaded", self._topic.name)
+            self._claim = None
+            self.stop()
+            return
+        self._topic, self._governed = command.topic, True
+        if command.reply is not None:
+            self._settings_asked.append((command.reply, command.ticket))
+        self._forgotten |= self._strangers - set(command.subscriptions)
+        self._strangers.clear()
+        self._cursors_soon()
+        if self._stopped is None:
+            self._store_settings()
+            if self._trim_due:
+                self._trim()
+            self._go_on()
+
+    def _store_settings(self) -> None:
+        """Let the store have the topic's settings, if it has others; then say so to whoever waits for that."""
+        if (
+            self._claim is None
+            or self._storing_settings
+            or self._waiting
+            or self._ended
+            or not self._governed
+        ):
+            return
+        topic, epoch, number = self._topic, self._claim.epoch, self._settings_number
+        if self._stored_settings == own_settings(topic):
+            asked, self._settings_asked = self._settings_asked, []
+            for reply, ticket in asked:
+                self.system.at(reply).tell(Answer(ticket, encode_result({})))
+            return
+        self._storing_settings = True
+        self._settings_number += 1  # of a try that failed nobody knows whether it is there
+
+        def stored(_: None) -> None:
+            self._storing_settings = False
+            self._stored_settings = own_settings(topic)
+            self._store_settings()
+
+        def failed(error: BaseException) -> None:
+            self._storing_settings = False
+            self._failed("its settings were not stored", error)
+
+        self._do(lambda: put_settings(self._store, topic, epoch, number), stored, failed)
+
+    def _look_for_strangers(self) -> None:
+        """Find cursors of subscriptions that were deleted while nobody could tell us."""
+
+        def found(names: set[str]) -> None:
+            self._looked = True
+            self._strangers = names - self._cursors.keys()
+            if self._strangers:
+                self._consult()
+
+        self._do(
+            lambda: stored_subscriptions(self._store, self._topic),
+            found,
+            lambda error: self._failed("its cursors were not listed", error),
+        )
 
     # ---- segments -----------------------------------------------------------------------------------------------
 
@@ -306,14 +437,24 @@ class Uploader(LoopActor):
 
     @receives(Retain)
     def on_retain(self, command: Retain) -> None:
-        """Note what the topic keeps."""
-        self._topic, self._acknowledged = command.topic, command.acknowledged
+        """Note what all subscriptions are done with; of settings that are news the Directory is asked."""
+        self._acknowledged = command.acknowledged
+        if command.topic.settings != self._topic.settings:
+            self._consult()
 
     def _trim_round(self) -> None:
         self.call_later(TRIM_CHECK_S, self._trim_round)
+        if self.clock.monotonic() >= self._trim_again_s and self._trim_point() > self._start:
+            self._trim_due = True
+            self._consult()
+
+    def _trim_point(self) -> int:
+        """Return the offset below which the store's history may go, by the settings that the store has too."""
         retention: Retention = retention_of(self._topic)
         if self._plan is None or self._claim is None or self._trimming or self._ended or not retention:
-            return
+            return 0
+        if self._stored_settings != own_settings(self._topic):
+            return 0
         stored = [
             SegmentInfo(
                 piece.segment.name,
@@ -328,20 +469,31 @@ class Uploader(LoopActor):
             for piece in self._pieces
             if piece.end <= self._plan.watermark
         ]
-        point = trim_point(
+        return trim_point(
             stored,
             retention,
             now_ms=self.clock.time_ms(),
             acknowledged=self._acknowledged,
             floor=self._plan.watermark,
         )
+
+    def _trim(self) -> None:
+        """Cut the store's history."""
+        self._trim_due = False
+        point = self._trim_point()
         if point <= self._start:
             return
+        assert self._claim is not None
         self._trimming = True
-        epoch = self._claim.epoch
+        self._trim_again_s = self.clock.monotonic() + TRIM_AGAIN_S
+        epoch, known = self._claim.epoch, None
+        if self._trimmed_once:
+            layout = Layout(self._topic.name, self._topic.incarnation)
+            known = [piece.segment.name for piece in self._pieces if piece.segment.end <= point]
+            known.append(layout.trimmed(self._start))
 
         def trimmed(dropped: int) -> None:
-            self._trimming = False
+            self._trimming, self._trimmed_once = False, True
             log.info(
                 "topic %s: the store's history begins at %d now (%d objects)",
                 self._topic.name,
@@ -354,10 +506,10 @@ class Uploader(LoopActor):
             self._settled()
 
         def failed(error: BaseException) -> None:
-            self._trimming = False
+            self._trimming, self._trimmed_once = False, False  # what is left is found by a listing
             self._failed("its history was not cut", error)
 
-        self._do(lambda: trim(self._store, self._topic, epoch, point), trimmed, failed)
+        self._do(lambda: trim(self._store, self._topic, epoch, point, known), trimmed, failed)
 
     # ---- cursors ------------------------------------------------------------------------------------------------
 
@@ -366,37 +518,43 @@ class Uploader(LoopActor):
         """Keep a cursor for the next round."""
         journal = b"".join(bytes(frame) for frame in command.journal)
         self._cursors[command.subscription.name] = (command.subscription, journal)
+        self._cursors_soon()
 
     @receives(ForgetCursor)
     def on_forget_cursor(self, command: ForgetCursor) -> None:
         """Delete what the store has of a subscription."""
         self._cursors.pop(command.subscription, None)
+        self._stored_cursors.pop(command.subscription, None)
         self._forgotten.add(command.subscription)
+        self._cursors_soon()
+
+    def _cursors_soon(self) -> None:
+        if self._cursor_timer is None and (self._cursors or self._forgotten):
+            self._cursor_timer = self.call_later(CURSORS_GATHER_S, self._cursor_round)
 
     def _cursor_round(self) -> None:
-        self.call_later(self._cursor_s, self._cursor_round)
+        self._cursor_timer = None
         if not (self._cursors or self._forgotten) or self._storing_cursors or self._waiting or self._ended:
-            return
+            return  # what ends looks again
         if not self._claim_first():
             return
         assert self._claim is not None
         self._storing_cursors = True
         cursors, self._cursors = self._cursors, {}
         forgotten, self._forgotten = self._forgotten, set()
-        epoch, number = self._claim.epoch, self._cursor_number
-        self._cursor_number += 1
+        work = self._cursor_work(cursors, forgotten)
 
-        def work() -> None:
-            for name in forgotten:  # before a subscription of the same name that is newer
-                drop_cursors(self._store, self._topic, name)
-            for subscription, journal in cursors.values():
-                put_cursor(self._store, self._topic, subscription, epoch, number, journal)
-
-        def stored(_: None) -> None:
+        def stored(names: dict[str, str]) -> None:
             self._storing_cursors = False
+            self._cursors_soon()
+            self._stored_cursors |= {
+                name: stored for name, stored in names.items() if name not in self._forgotten
+            }
 
         def failed(error: BaseException) -> None:
             self._storing_cursors = False
+            for name in cursors:  # whether it is there nobody knows
+                self._stored_cursors.pop(name, None)
             kept = {name: each for name, each in cursors.items() if name not in self._forgotten}
             self._cursors = kept | self._cursors
             self._forgotten |= forgotten
@@ -404,18 +562,60 @@ class Uploader(LoopActor):
 
         self._do(work, stored, failed)
 
+    def _cursor_work(
+        self, cursors: dict[str, tuple[SubscriptionMeta, bytes]], forgotten: set[str]
+    ) -> Callable[[], dict[str, str]]:
+        """Return what stores cursors, in any thread, and returns the names of their objects."""
+        assert self._claim is not None
+        topic, epoch, number = self._topic, self._claim.epoch, self._cursor_number
+        before = dict(self._stored_cursors)
+        self._cursor_number += 1
+
+        def work() -> dict[str, str]:
+            for name in forgotten:  # before a subscription of the same name that is newer
+                drop_cursors(self._store, topic, name, epoch)
+            return {
+                name: put_cursor(self._store, topic, subscription, epoch, number, journal, before.get(name))
+                for name, (subscription, journal) in cursors.items()
+            }
+
+        return work
+
+    def on_stop(self) -> None:
+        """Let the store have the last cursors, if it has answered lately: the broker stops in order."""
+        if (
+            not (self._cursors or self._forgotten)
+            or self._claim is None
+            or self._storing_cursors
+            or self._waiting
+            or self._ended
+            or self.failure is not None
+            or self._farewell.left_s <= 0
+        ):
+            return
+        began_s = self.clock.monotonic()
+        try:
+            self._cursor_work(self._cursors, self._forgotten)()
+        except IsterError as error:
+            log.warning("topic %s: its last cursors were not stored: %s", self._topic.name, error)
+        self._farewell.left_s -= self.clock.monotonic() - began_s
+
     # ---- the end of a topic -------------------------------------------------------------------------------------
 
     @receives(EraseStored)
     def on_erase(self, command: EraseStored) -> None:
-        """Delete everything the store has of the topic, and stop."""
+        """Delete everything the store has of the topic, if it is ours there, and stop."""
         self._erase_for = self.system.at(command.reply)
+        self._not_ours = command.fenced or isinstance(self._stopped, FencedError)
         self._erase()
 
     def _erase(self) -> None:
         if self._erasing or self._waiting or self._under_way:
             return
         self._erasing = True
+        if self._not_ours:
+            self._leave("another broker has it")
+            return
 
         def erased(objects: int) -> None:
             log.info("topic %s: %d objects deleted from the store", self._topic.name, objects)
@@ -424,10 +624,20 @@ class Uploader(LoopActor):
             self.stop()
 
         def failed(error: BaseException) -> None:
+            if isinstance(error, NotOwnerError):
+                self._leave(str(error))
+                return
             self._erasing = False
             self._failed("its objects were not deleted", error)
 
-        self._do(lambda: erase(self._store, self._topic), erased, failed)
+        self._do(lambda: erase(self._store, self._topic, self._broker, self._identity), erased, failed)
+
+    def _leave(self, why: str) -> None:
+        """The topic is deleted here alone."""
+        log.warning("topic %s was deleted here, and left alone in the store: %s", self._topic.name, why)
+        assert self._erase_for is not None
+        self._erase_for.tell(Erased(self._topic, kept=True))
+        self.stop()
 
     # ---- patience -----------------------------------------------------------------------------------------------
 
@@ -474,6 +684,10 @@ class Uploader(LoopActor):
 
         def resume() -> None:
             self._waiting = False
+            self._store_settings()
+            self._cursors_soon()
+            if self._claim is not None and not self._looked:
+                self._look_for_strangers()
             self._go_on()
 
         self.call_later(wait_s, resume)

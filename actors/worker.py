@@ -12,6 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -39,7 +40,7 @@ from ister.settings import Settings
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import CursorJournal
 from storage.damage import skip_damaged
-from storage.disk import LocalDisk
+from storage.disk import Disk, LocalDisk
 from storage.reader import SegmentMaps
 from storage.tiered import TieredReader
 from storage.verify import verify_log
@@ -73,6 +74,25 @@ def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> 
     """Return the file of a subscription's cursor."""
     folder = f"{data}/{CURSORS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
     return f"{folder}/{topic_folder(subscription.name)}.{subscription.created_ms}"
+
+
+def remove_cursor(disk: Disk, journal: str) -> None:
+    """Delete a subscription's cursor, what lies beside it under its name, and the topic's folder if nothing is left.
+
+    Raises OSError.
+    """
+    folder, _, name = journal.rpartition("/")
+    try:
+        names = disk.listdir(folder)
+    except FileNotFoundError:
+        return
+    for each in names:
+        if each == name or each.startswith(f"{name}."):  # damaged ones, and what was to replace it
+            with suppress(FileNotFoundError):
+                disk.unlink(f"{folder}/{each}")
+    if len(names) == 1 or not disk.listdir(folder):
+        with suppress(OSError):  # another worker was just making or deleting one there
+            disk.rmdir(folder)
 
 
 def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
@@ -275,8 +295,7 @@ class Worker:
             self._maps.forget(
                 folder
             )  # if the topic is deleted as well, and lives elsewhere, nobody else does
-            if self._disk.exists(journal):
-                self._disk.unlink(journal)
+            remove_cursor(self._disk, journal)
 
         kinds: dict[str, type[ReliableSubscription]] = {
             "key-shared": KeySharedSubscription,

@@ -88,8 +88,10 @@ class Administration(ABC):
         The report has `messages`, `bytes`, `segments`, and `damaged`: a list of ranges (`first`, `end`, `reason`, ...).
         `progress(bytes, bytes_total)` is called now and then. Raises `RemoteError`.
         """
+        asked = {"topic": topic, "verification": 0}
         while True:
-            answer = self._ask(Request("topic.verify", {"topic": topic}), timeout)
+            answer = self._ask(Request("topic.verify", dict(asked)), timeout)
+            asked["verification"] = answer.get("verification", 0)
             if progress is not None and "bytes_total" in answer:
                 progress(answer["bytes"], answer["bytes_total"])
             if answer["done"]:
@@ -115,6 +117,36 @@ class Administration(ABC):
     def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
         """Delete a topic, its messages and its subscriptions; raises `RemoteError` (`unknown-topic`)."""
         self._delete(Request("topic.delete", {"topic": topic}), timeout)
+
+    def forget_topic(self, topic: str, *, timeout: float | None = None) -> None:
+        """Drop what this broker has of a topic that another broker has taken over; the store is left alone.
+
+        That is the topic's log here, which may have messages that the store has not, and its subscriptions. The topic
+        is not brought back by itself: `takeover_topic` does that, or the name is used anew. Raises `RemoteError`
+        (`unknown-topic`; `invalid-argument` if no other broker has it).
+        """
+        self._delete(Request("topic.forget", {"topic": topic}), timeout)
+
+    def takeover_topic(self, topic: str, *, timeout: float | None = None) -> TopicInfo:
+        """Claim a topic in the store for this broker, and go on where its history ends there.
+
+        What this broker had of it is forgotten first (see `forget_topic`); a broker that has it now is fenced. Returns
+        what this broker knows of it then. Raises `RemoteError` (`unknown-topic` if the store has none either;
+        `invalid-argument` if it is this broker's already).
+        """
+        try:
+            self.forget_topic(topic, timeout=timeout)
+        except RemoteError as error:
+            if error.code != "unknown-topic":
+                raise
+        request = Request("topic.takeover", {"topic": topic})
+        try:
+            answer: TopicInfo = with_booleans(self._ask(request, timeout))
+        except RemoteError as error:
+            if not requests.is_taken_over_already(error, request):
+                raise
+            answer = self.topic(topic, timeout=timeout)
+        return answer
 
     # ---- subscriptions -------------------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ class TopicSettings(TypedDict, total=False):
     ephemeral: bool
 
 
-class TopicInfo(TypedDict):
-    """A topic, as it is listed, created and updated."""
+class _Topic(TypedDict):
+    """A topic, whatever was asked."""
 
     topic: str
     strategy: Strategy
@@ -40,6 +40,12 @@ class TopicInfo(TypedDict):
     created_ms: int
     node: str  # the process that it lives in
     endpoint: str
+
+
+class TopicInfo(_Topic, total=False):
+    """A topic, as it is listed, created and updated."""
+
+    settings_stored: bool  # of an update: whether the store has these settings too
 
 
 class DamagedPlace(TypedDict):

@@ -362,9 +362,10 @@ class TierSettings(_Section, frozen=True, kw_only=True):
             "ms",
             100,
             3_600_000,
-            "How far a subscription's cursor in the store may be behind: with the disk lost, so much comes again.",
+            "How far a subscription's cursor in the store may be behind: with the disk lost, so much comes again. "
+            "One that moves after a rest is uploaded sooner, one that does not move never.",
         ),
-    ] = 10_000
+    ] = 60_000
     cache_bytes_max: Annotated[
         int,
         _number(

@@ -138,6 +138,11 @@ def is_gone_already(error: RemoteError, request: Request) -> bool:
     return error.code in ("unknown-topic", "unknown-subscription") and request.resent
 
 
+def is_taken_over_already(error: RemoteError, request: Request) -> bool:
+    """Whether a takeover failed only because an earlier try of the same request had done it."""
+    return error.code == "topic-exists" and (request.resent or request.failures > 0)
+
+
 class Listing:
     """A listing of any length, asked for a page at a time: iterate over its requests, having each answered."""
 

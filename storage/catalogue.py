@@ -96,6 +96,8 @@ class SubscriptionMeta:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+FORGOTTEN: Final = "forgotten"  # a setting of a deleted topic whose objects are another broker's
+
 _TOPIC = "name, incarnation, dispatch, durability, created_ms, settings"
 _SUBSCRIPTION = "topic, name, type, start, created_ms, settings"
 
@@ -341,6 +343,17 @@ class Catalogue:
         """Return deleted topics whose objects may still be in the store. Raises StorageError."""
         with self._guarded() as database:
             return [_topic(row) for row in database.execute(f"SELECT {_TOPIC} FROM erasing ORDER BY name")]
+
+    def forget(self, incarnation: bytes) -> None:
+        """Note of a deleted topic that the store's is another broker's, and is left alone. Raises StorageError."""
+        query = f"SELECT {_TOPIC} FROM erasing WHERE incarnation = ?"
+        with self._changing() as database:
+            before = database.execute(query, (incarnation,)).fetchall()
+            database.execute(
+                "UPDATE erasing SET settings = ? WHERE incarnation = ?",
+                (json.dumps({FORGOTTEN: 1}), incarnation),
+            )
+            self._note("erasing", database.execute(query, (incarnation,)).fetchall(), before)
 
     def erased(self, incarnation: bytes) -> None:
         """Note that nothing of a deleted topic is in the store any more. Raises StorageError."""

@@ -455,7 +455,11 @@ class GcsStore:
     def _info(self, blob: storage.Blob) -> ObjectInfo:
         known = dict(blob.metadata or {})
         known.pop(PUT_ID, None)
-        return ObjectInfo(blob.name[len(self.prefix) :], _size(blob), _decode(blob.crc32c), known)
+        made = blob.time_created
+        created_ms = None if made is None else int(made.timestamp() * 1000)
+        return ObjectInfo(
+            blob.name[len(self.prefix) :], _size(blob), _decode(blob.crc32c), known, created_ms=created_ms
+        )
 
     def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
         """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""
@@ -473,7 +477,7 @@ class GcsStore:
             prefix=prefix or None,
             page_token=page,
             page_size=page_size,
-            fields="items(name,size,crc32c,metadata),nextPageToken",
+            fields="items(name,size,crc32c,metadata,timeCreated),nextPageToken",
             timeout=self._timeout_s,
             retry=None,
         )

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from ister.clock import Clock, SystemClock
 from ister.errors import StoreError
 from storage.checksum import Buffer, crc32c
 from storage.disk import Disk, LocalDisk
@@ -55,6 +56,9 @@ class ObjectInfo:
     crc32c: int | None
     metadata: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    # When it was created, by the store's clock; None where the store does not say. Not what it is: two are the same
+    # object whatever this says.
+    created_ms: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,8 @@ def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
     """Return what is known of an object. Raises ValueError, KeyError, TypeError."""
     known = json.loads(contents)
     about = {key: known[key] for key in ("size", "crc32c", "metadata")}
+    if "created_ms" in known:
+        about["created_ms"] = known["created_ms"]
     size, checksum, metadata = about["size"], about["crc32c"], about["metadata"]
     if not (isinstance(size, int) and isinstance(checksum, int) and isinstance(metadata, dict)):
         raise ValueError("it is not what was written")
@@ -151,7 +157,10 @@ def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
         raise ValueError("its metadata are not text")
     if "check" in known and known["check"] != _check(about):  # older ones have none
         raise ValueError("it is not what was written")
-    return ObjectInfo(name, size, checksum, metadata)
+    created_ms = about.get("created_ms")
+    if created_ms is not None and type(created_ms) is not int:
+        raise ValueError("its time is no number")
+    return ObjectInfo(name, size, checksum, metadata, created_ms=created_ms)
 
 
 class FolderStore:
@@ -160,9 +169,10 @@ class FolderStore:
     What is known of `a/b/c` lies in `a/b/.meta/c`, which no object can be called.
     """
 
-    def __init__(self, path: str, disk: Disk | None = None) -> None:
+    def __init__(self, path: str, disk: Disk | None = None, clock: Clock | None = None) -> None:
         """Use the folder at `path`, created if missing. Raises StoreError, `fix` where it is no folder to use."""
         self.path = path
+        self._clock: Clock = SystemClock() if clock is None else clock
         self._disk: Disk = LocalDisk() if disk is None else disk
         self._numbers = itertools.count()
         try:
@@ -208,18 +218,25 @@ class FolderStore:
         checksum = crc32c(data)
         if expected is not None and expected != checksum:
             raise mismatch(name, checksum, expected)
-        about: dict[str, Any] = {"size": len(data), "crc32c": checksum, "metadata": dict(metadata or {})}
+        about: dict[str, Any] = {
+            "size": len(data),
+            "crc32c": checksum,
+            "metadata": dict(metadata or {}),
+            "created_ms": self._clock.time_ms(),
+        }
         known = json.dumps({**about, "check": _check(about)})
         disk = self._disk
         temporary: list[str] = []
         try:
             if disk.exists(target):
                 return False
-            disk.makedirs(os.path.dirname(meta))
             temporary.append(self._write(known.encode()))
             with disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
                 if disk.exists(target):
                     return False
+                disk.makedirs(
+                    os.path.dirname(meta)
+                )  # inside the lock: a deletion removes folders that are empty
                 # Metadata first: without its object it means nothing, and a later creator replaces it.
                 disk.rename(temporary[0], meta)
                 temporary.clear()
@@ -369,13 +386,26 @@ class FolderStore:
                 if not self._disk.isfile(target):
                     return False
                 self._disk.unlink(target)
-                self._disk.unlink(meta)
-            self._disk.sync_folder(os.path.dirname(target))
-        except FileNotFoundError:
-            return True  # its metadata was gone before
+                with contextlib.suppress(FileNotFoundError):  # it was gone before
+                    self._disk.unlink(meta)
+                kept = self._remove_empty(os.path.dirname(target))
+            with contextlib.suppress(FileNotFoundError):  # the next deletion may have removed it as well
+                self._disk.sync_folder(kept)
         except OSError as error:
             raise self._error(f"rid of {name!r}", error) from error
         return True
+
+    def _remove_empty(self, folder: str) -> str:
+        """Remove a folder in which nothing is left, and those above it; return the lowest that stays."""
+        while folder != self.path:
+            with contextlib.suppress(OSError):
+                self._disk.rmdir(f"{folder}/{_META}")
+            try:
+                self._disk.rmdir(folder)
+            except OSError:
+                break
+            folder = os.path.dirname(folder)
+        return folder
 
     def close(self) -> None:
         """Let go of what is held; may be called again."""

@@ -38,7 +38,7 @@ def open_store(
         path, used = unquote(parts.path), LocalDisk() if disk is None else disk
         if not create and not used.exists(path):
             raise StoreError(f"there is no folder {path}", code="store-missing", action="fix")
-        return FolderStore(path, used)
+        return FolderStore(path, used, clock)
     if parts.scheme == "gs" and _BUCKET.fullmatch(parts.netloc):
         from storage.gcs import GcsStore
 

@@ -6,6 +6,7 @@
         f/<epoch:08x>-<start:020d>             where that epoch's data begins
         s/<base:020d>.<epoch:08x>              a segment
         t/<log start:020d>                     trim boundary
+        o/<epoch:08x>-<number:010d>            the topic's settings
 
 - The watermark rises only over segments that join: everything below it is in the store.
 - `hh` is two digits of a hash of the topic's name, so that neighbours in the listing are not neighbours in time.
@@ -80,6 +81,15 @@ class Layout:
     def trimmed(self, log_start: int) -> str:
         """Return the name of the note that nothing below `log_start` is kept."""
         return f"{self.prefix}t/{log_start:020d}"
+
+    def settings(self, epoch: int, number: int) -> str:
+        """Return the name of the `number`-th settings that the writer of an epoch stores."""
+        return f"{self.prefix}o/{epoch:08x}-{number:010d}"
+
+    @property
+    def all_settings(self) -> str:
+        """Return what all settings are under."""
+        return f"{self.prefix}o/"
 
     def parse_segment(self, name: str) -> tuple[int, int] | None:
         """Return base and epoch of a segment's name, None for any other name."""

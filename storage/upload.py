@@ -9,6 +9,9 @@ epoch begins where the new writer's list ended.
 
 Invariants
 - an answer that was lost never makes two of one: what is there is compared with what we wanted to be there
+- nobody goes on with a topic that is being deleted (`storage/erase.py`): its claim is withdrawn before it begins
+- nothing is deleted by a writer that did not look for a newer claim just before; a trim's note is looked after
+  as a segment is: who finds a newer claim once the note is there takes it back
 - a segment counts only after a look for a newer claim that found none
 - an epoch that has not begun when a newer one does never begins: the newer one's note says so
 - nobody claims a topic whose store holds other messages than the local log does at the same offsets
@@ -32,6 +35,11 @@ from storage.tier import Layout, segment_metadata
 
 CATALOGUE_FORMAT: Final = 1
 ENTRY_BYTES_MAX: Final = 1 << 20  # far more than a catalogue entry has
+# In the metadata of a claim: whose it is, over restarts; and that it was made to delete the topic.
+BROKER: Final = "broker"
+ERASING: Final = "erasing"
+RESTORED_END: Final = "restored_end"  # a setting of a topic that came back: where its local log begins
+DELETIONS_MAX: Final = 50  # objects, between two looks for a newer claim
 
 
 class FencedError(StoreError):
@@ -64,20 +72,38 @@ def claim(
     identity: str,
     begin: int | None = 0,
     check: Callable[[History], None] = lambda _history: None,
+    *,
+    broker: str = "",
+    enter: bool = True,
 ) -> Claim:
     """Claim the next epoch of a topic, and note where it begins; `identity` is this run's own, never used before.
 
     `begin` is where the local log begins, None where there is none; `check` raises if the history is not one to go on
-    with, before anybody is fenced. Raises FencedError, StoreError.
+    with, before anybody is fenced. `broker` is whose the claim is, over restarts. Without `enter` the topic must be in
+    the store's catalogue, before and after the claim: it is brought back, not made. Raises FencedError, StoreError
+    `object-missing` for a topic that is not there, StoreError.
     """
     layout = Layout(topic.name, topic.incarnation)
-    enter_topic(store, topic)
+    if enter:
+        enter_topic(store, topic)
+    else:
+        check_entered(store, topic)
     before = list_history(store, layout)
+    _check_kept(topic, before)
     check(before.history)
     epoch = before.epoch + 1
-    while not _claimed(store, layout, epoch, identity):
+    while not _claimed(store, layout, epoch, identity, broker):
         epoch += 1
-    history, newest, undecided = list_history(store, layout)
+    listed = list_history(store, layout)
+    history, newest, undecided, _ = listed
+    try:
+        _check_kept(topic, listed)
+        if not enter:
+            check_entered(store, topic)
+    except StoreError as error:
+        if error.action == "stop":  # deleted meanwhile: nothing of ours is to be left there
+            store.delete(layout.epoch(epoch))
+        raise
     if newest > epoch:
         raise FencedError(f"epoch {newest} of topic {topic.name!r} was claimed by another broker")
     check(history)
@@ -148,12 +174,21 @@ def _same(stored: StoredSegment, local: SegmentInfo) -> bool:
     )
 
 
+def _check_kept(topic: TopicMeta, listed: Listed) -> None:
+    if listed.erasing:
+        raise FencedError(f"topic {topic.name!r} is being deleted by the broker that had it last")
+
+
 class Listed(NamedTuple):
-    """What a listing says: the history, the newest epoch claimed (0: none), and those that have not begun."""
+    """What a listing says: the history, the newest epoch claimed (0: none), and those that have not begun.
+
+    `erasing` is the epoch under which the topic is being deleted, 0 if it is not.
+    """
 
     history: History
     epoch: int
     undecided: tuple[int, ...]
+    erasing: int = 0
 
 
 def list_history(store: ObjectStore, layout: Layout) -> Listed:
@@ -161,18 +196,25 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
     objects = list_topic(store, layout)
     claims: set[int] = set()
     voids: dict[int, frozenset[int]] = {}
+    erasing = 0
     for info in objects:
         if (begins := layout.parse_begins(info.name)) is not None:
             voids[begins[0]] = parse_void(info.metadata)
         elif (epoch := layout.parse_epoch(info.name)) is not None:
             claims.add(epoch)
-    undecided = claims - voids.keys() - voided(voids)
+            if ERASING in info.metadata:
+                erasing = max(erasing, epoch)
+    void = voided(voids)
+    undecided = claims - voids.keys() - void
     newest = max((*claims, *voids), default=0)
-    return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)))
+    if erasing < max(voids.keys() - void, default=0):
+        erasing = 0  # somebody has gone on with the topic since
+    return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)), erasing)
 
 
-def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str) -> bool:
-    if store.put_if_absent(layout.epoch(epoch), b"", metadata={"id": identity}):
+def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str, broker: str) -> bool:
+    about = {"id": identity} | ({BROKER: broker} if broker else {})
+    if store.put_if_absent(layout.epoch(epoch), b"", metadata=about):
         return True
     found = store.head(layout.epoch(epoch))
     return (
@@ -254,24 +296,41 @@ def put_stored(
     return True
 
 
-def trim(store: ObjectStore, topic: TopicMeta, epoch: int, point: int) -> int:
+def trim(
+    store: ObjectStore, topic: TopicMeta, epoch: int, point: int, known: Sequence[str] | None = None
+) -> int:
     """Drop what lies wholly below `point`: the boundary first, then the objects, oldest first; return how many.
 
-    That is also what a trim before this one left, and what was superseded. Raises FencedError, StoreError.
+    That is also what a trim before this one left, and what was superseded; or `known`, where these are known to be all:
+    a listing costs as much as an upload. Whoever claims the topic after the look
+    behind the note lists that note: what is deleted then is history for nobody. Raises FencedError, StoreError.
     """
     layout = Layout(topic.name, topic.incarnation)
     check_fence(store, topic, epoch)
-    store.put_if_absent(layout.trimmed(point), b"")
-    dropped = 0
-    for info in list(store.list(layout.segments)):
-        segment = stored_segment(layout, info)
-        if segment is not None and segment.end <= point:
-            dropped += store.delete(info.name)
-    for info in list(store.list(f"{layout.prefix}t/")):
-        older = layout.parse_trimmed(info.name)
-        if older is not None and older < point:
-            store.delete(info.name)
+    noted = store.put_if_absent(layout.trimmed(point), b"")
+    try:
+        check_fence(store, topic, epoch)
+    except FencedError:
+        if noted:  # it is not ours to say what is kept
+            store.delete(layout.trimmed(point))
+        raise
+    if known is not None:
+        return delete_all(store, known, lambda: check_fence(store, topic, epoch))
+    segments = [stored_segment(layout, info) for info in store.list(layout.segments)]
+    older = [info.name for info in store.list(f"{layout.prefix}t/") if info.name < layout.trimmed(point)]
+    names = [segment.name for segment in segments if segment is not None and segment.end <= point]
+    dropped = delete_all(store, names, lambda: check_fence(store, topic, epoch))
+    delete_all(store, older, lambda: check_fence(store, topic, epoch))
     return dropped
+
+
+def delete_all(store: ObjectStore, names: Sequence[str], check: Callable[[], None]) -> int:
+    """Delete objects in this order, and return how many were there; `check` is called before each few of them."""
+    deleted = 0
+    for at in range(0, len(names), DELETIONS_MAX):
+        check()
+        deleted += sum(store.delete(name) for name in names[at : at + DELETIONS_MAX])
+    return deleted
 
 
 def enter_topic(store: ObjectStore, topic: TopicMeta) -> None:
@@ -303,13 +362,33 @@ def _is_ours(store: ObjectStore, topic: TopicMeta) -> bool:
     return (found.name, found.incarnation) == (topic.name, topic.incarnation)
 
 
-def erase(store: ObjectStore, topic: TopicMeta) -> int:
-    """Delete all objects of a topic, its catalogue entry first, so that nobody restores it; return how many."""
-    layout = Layout(topic.name, topic.incarnation)
-    found = store.head(layout.catalogue)
-    if found is not None and decode_topic_entry(store.get(layout.catalogue)).incarnation == topic.incarnation:
-        store.delete(layout.catalogue)
-    return sum(store.delete(info.name) for info in list(store.list(layout.prefix)))
+def entered(store: ObjectStore, name: str) -> TopicMeta | None:
+    """Return the topic that the store's catalogue has of that name. Raises StoreError."""
+    place = Layout(name, b"").catalogue
+    if store.head(place) is None:
+        return None
+    try:
+        return decode_topic_entry(store.get(place))
+    except StoreError as error:
+        if error.code != "object-missing":
+            raise
+        return None
+
+
+def check_entered(store: ObjectStore, topic: TopicMeta) -> None:
+    """Raise StoreError `object-missing` unless the store's catalogue has this very topic."""
+    found = entered(store, topic.name)
+    if found is None or found.incarnation != topic.incarnation:
+        raise StoreError(
+            f"topic {topic.name!r} is in the store no more: it was deleted",
+            code="object-missing",
+            action="stop",
+        )
+
+
+def own_settings(topic: TopicMeta) -> dict[str, Any]:
+    """Return a topic's settings without what is only true of one disk."""
+    return {name: value for name, value in topic.settings.items() if name != RESTORED_END}
 
 
 def encode_topic_entry(topic: TopicMeta) -> bytes:
@@ -320,7 +399,7 @@ def encode_topic_entry(topic: TopicMeta) -> bytes:
         "incarnation": topic.incarnation.hex(),
         "dispatch": topic.dispatch,
         "durability": topic.durability,
-        "settings": topic.settings,
+        "settings": own_settings(topic),
         "created_ms": topic.created_ms,
     }
     return json.dumps(entry, sort_keys=True).encode()
@@ -344,6 +423,44 @@ def decode_topic_entry(data: bytes) -> TopicMeta:
         ) from error
 
 
+# ---- settings --------------------------------------------------------------------------------------------------
+
+
+def put_settings(store: ObjectStore, topic: TopicMeta, epoch: int, number: int) -> None:
+    """Store a topic's settings, make sure that they count, and drop the ones before. Raises FencedError, StoreError."""
+    layout = Layout(topic.name, topic.incarnation)
+    name = layout.settings(epoch, number)
+    body = json.dumps({"format": CATALOGUE_FORMAT, "settings": own_settings(topic)}, sort_keys=True).encode()
+    if not store.put_if_absent(name, body) and store.get(name) != body:
+        raise StoreError(
+            f"object {name} has other settings than those of topic {topic.name!r}",
+            code="object-differs",
+            action="stop",
+        )
+    check_fence(store, topic, epoch)
+    older = [info.name for info in store.list(layout.all_settings) if info.name < name]
+    delete_all(store, older, lambda: check_fence(store, topic, epoch))
+
+
+def read_settings(store: ObjectStore, topic: TopicMeta) -> dict[str, Any] | None:
+    """Return the settings a topic was given last; None if it has those of its catalogue entry.
+
+    Raises StoreError, `object-damaged` where they cannot be read.
+    """
+    names = [info.name for info in store.list(Layout(topic.name, topic.incarnation).all_settings)]
+    if not names:
+        return None
+    try:
+        settings = json.loads(store.get(names[-1]))["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError("its settings are no map")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"object {names[-1]} cannot be read: {error}", code="object-damaged", action="stop"
+        ) from error
+    return settings
+
+
 # ---- cursors ---------------------------------------------------------------------------------------------------
 
 
@@ -361,8 +478,13 @@ def put_cursor(
     epoch: int,
     number: int,
     journal: bytes,
-) -> None:
-    """Store a subscription's cursor, then drop the ones before it. Raises StoreError."""
+    before: str | None = None,
+) -> str:
+    """Store a subscription's cursor, then drop the ones before it, while the topic is ours; return its name.
+
+    `before` is the name of the only one before it, where that is known: a listing costs as much as an upload.
+    Raises FencedError, StoreError.
+    """
     name = cursor_name(topic, subscription.name, epoch, number)
     about = {
         "subscription": subscription.name,
@@ -372,16 +494,25 @@ def put_cursor(
         "settings": json.dumps(subscription.settings),
     }
     store.put_if_absent(name, journal, metadata=about, crc32c=crc32c(journal))
-    for info in list(store.list(f"{name.rpartition('/')[0]}/")):
-        if info.name < name:
-            store.delete(info.name)
+    if before is None:
+        older = [info.name for info in store.list(f"{name.rpartition('/')[0]}/") if info.name < name]
+    else:
+        older = [before]
+    delete_all(store, older, lambda: check_fence(store, topic, epoch))
+    return name
 
 
-def drop_cursors(store: ObjectStore, topic: TopicMeta, subscription: str) -> None:
-    """Delete the cursors of a deleted subscription. Raises StoreError."""
-    folder = cursor_name(topic, subscription, 0, 0).rpartition("/")[0]
-    for info in list(store.list(f"{folder}/")):
-        store.delete(info.name)
+def drop_cursors(store: ObjectStore, topic: TopicMeta, subscription: str, epoch: int) -> None:
+    """Delete the cursors of a deleted subscription, but for those of a newer epoch. Raises FencedError, StoreError."""
+    end = cursor_name(topic, subscription, epoch + 1, 0)
+    older = [info.name for info in store.list(f"{end.rpartition('/')[0]}/") if info.name < end]
+    delete_all(store, older, lambda: check_fence(store, topic, epoch))
+
+
+def stored_subscriptions(store: ObjectStore, topic: TopicMeta) -> set[str]:
+    """Return the names of the subscriptions that have cursors in the store. Raises StoreError."""
+    prefix = f"{Layout(topic.name, topic.incarnation).prefix}c/"
+    return {_decode(info.name[len(prefix) :].partition("/")[0]) for info in store.list(prefix)}
 
 
 def read_cursors(

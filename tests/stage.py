@@ -399,7 +399,7 @@ class Stage:
     def start_tier(self) -> FaultyStore:
         """Start the tier, whose store lies on the same disk, and return the store: it can be made to fail."""
         if self.store is None:
-            self.store = FaultyStore(FolderStore("/store", cast(Disk, self.disk)))
+            self.store = FaultyStore(FolderStore("/store", cast(Disk, self.disk), self.clock))
         self._spawn_tier(self.store)
         self.loop.settle()
         return self.store

@@ -68,8 +68,10 @@ class Administration(Waiting):
         self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
     ) -> dict[str, Any]:
         """Have the broker check every byte of a topic's log; see `ister.Client.verify_topic`."""
+        asked = {"topic": topic, "verification": 0}
         while True:
-            answer = await self._ask(Request("topic.verify", {"topic": topic}), timeout)
+            answer = await self._ask(Request("topic.verify", dict(asked)), timeout)
+            asked["verification"] = answer.get("verification", 0)
             if progress is not None and "bytes_total" in answer:
                 progress(answer["bytes"], answer["bytes_total"])
             if answer["done"]:
@@ -99,6 +101,26 @@ class Administration(Waiting):
     async def delete_topic(self, topic: str, *, timeout: float | None = None) -> None:
         """Delete a topic, its messages and its subscriptions."""
         await self._delete(Request("topic.delete", {"topic": topic}), timeout)
+
+    async def forget_topic(self, topic: str, *, timeout: float | None = None) -> None:
+        """Drop what this broker has of a topic that another one has; see `ister.Client.forget_topic`."""
+        await self._delete(Request("topic.forget", {"topic": topic}), timeout)
+
+    async def takeover_topic(self, topic: str, *, timeout: float | None = None) -> TopicInfo:
+        """Claim a topic in the store for this broker; see `ister.Client.takeover_topic`."""
+        try:
+            await self.forget_topic(topic, timeout=timeout)
+        except RemoteError as error:
+            if error.code != "unknown-topic":
+                raise
+        request = Request("topic.takeover", {"topic": topic})
+        try:
+            answer: TopicInfo = with_booleans(await self._ask(request, timeout))
+        except RemoteError as error:
+            if not requests.is_taken_over_already(error, request):
+                raise
+            answer = await self.topic(topic, timeout=timeout)
+        return answer
 
     # ---- subscriptions -------------------------------------------------------------------------------------------
 

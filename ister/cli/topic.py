@@ -1,4 +1,4 @@
-"""`ister topic`: create, update, list, show, verify, repair and delete topics."""
+"""`ister topic`: create, update, list, show, verify, repair, take over, forget and delete topics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Examples:
 
 @click.group(cls=Group, context_settings=CONTEXT, epilog=_HELP_END)
 def topic() -> None:
-    """Create, update, list, show, verify, repair and delete topics."""
+    """Create, update, list, show, verify, repair, take over, forget and delete topics."""
 
 
 def retention_options(command: Decorated) -> Decorated:
@@ -120,6 +120,11 @@ def update(topic: str, endpoint: str, timeout: float, as_json: bool, **options: 
         print_json(changed)
     else:
         print_fields(changed)
+        if not changed.get("settings_stored", True):
+            print(
+                f"the store does not have these settings yet: look again with `ister topic show {topic}`",
+                file=sys.stderr,
+            )
 
 
 @topic.command(cls=Command)
@@ -220,6 +225,43 @@ def delete(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) 
         print_json({"deleted": topic})
     else:
         print(f"topic {topic} deleted")
+
+
+@topic.command(cls=Command)
+@topic_argument
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@client_options
+@json_option
+def forget(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Drop what is here of a topic that another broker has taken over; the store is left alone."""
+    confirm(f"drop what is here of topic {topic}, also messages that the store has not?", yes)
+    with connected(endpoint, timeout) as client:
+        client.forget_topic(topic)
+    if as_json:
+        print_json({"forgotten": topic})
+    else:
+        print(f"topic {topic} forgotten; `ister topic takeover {topic}` brings it back from the store")
+
+
+@topic.command(cls=Command)
+@topic_argument
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@client_options
+@json_option
+def takeover(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
+    """Claim a topic in the store for this broker, and go on from there; whoever has it now is fenced."""
+    confirm(
+        f"take topic {topic} over, fence the broker that has it, and drop what is here and not in the store?",
+        yes,
+    )
+    with connected(endpoint, timeout) as client:
+        taken = client.takeover_topic(topic)
+    if as_json:
+        print_json(taken)
+    else:
+        print(
+            f"topic {topic} is this broker's now, and goes on from the store's end; lives in {taken['node']}"
+        )
 
 
 def confirm(question: str, yes: bool) -> None:

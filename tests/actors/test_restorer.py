@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import cast
 
 import pytest
 
-from actors.restorer import sweep_orphans
 from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.disk import Disk
+from storage.erase import sweep_orphans
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore
 from storage.tier import Layout
@@ -22,10 +23,27 @@ GONE = TopicMeta("gone", bytes(16), "reliable", "fsync", 1)
 KEPT = TopicMeta("kept", bytes(range(16)), "reliable", "fsync", 1)
 
 
-def put(store: FolderStore, topic: TopicMeta, last_ms: int) -> None:
-    """Upload a segment whose last message came at that time."""
-    about = {"next": "10", "first-timestamp": "1", "last-timestamp": str(last_ms)}
-    assert store.put_if_absent(Layout(topic.name, topic.incarnation).segment(0, 1), b"x", metadata=about)
+class HandClock:
+    """A clock that the store's objects get their times from."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1000
+
+    def monotonic(self) -> float:
+        return self.now_ms / 1000
+
+    def time_ms(self) -> int:
+        return self.now_ms
+
+
+CLOCK = HandClock()
+
+
+def put(store: FolderStore, topic: TopicMeta, created_ms: int, base: int = 0) -> None:
+    """Upload a segment at that time; its messages are of another one."""
+    about = {"next": str(base + 10), "first-timestamp": "1", "last-timestamp": "1"}
+    CLOCK.now_ms = created_ms
+    assert store.put_if_absent(Layout(topic.name, topic.incarnation).segment(base, 1), b"x", metadata=about)
 
 
 def names(store: FolderStore) -> set[str]:
@@ -36,7 +54,7 @@ def names(store: FolderStore) -> set[str]:
 @pytest.fixture
 def store() -> FolderStore:
     """An empty store on a simulated disk."""
-    return FolderStore("/store", cast(Disk, SimulatedDisk()))
+    return FolderStore("/store", cast(Disk, SimulatedDisk()), CLOCK)
 
 
 def test_only_objects_of_no_topic_go_and_only_after_their_grace(store: FolderStore) -> None:
@@ -47,6 +65,42 @@ def test_only_objects_of_no_topic_go_and_only_after_their_grace(store: FolderSto
     assert sweep_orphans(store, 1000) == 0
     assert names(store) == {"gone", "kept"}
     assert sweep_orphans(store, 1001) == 1
+    assert names(store) == {"kept"}
+
+
+def test_old_messages_in_new_objects_are_not_old_objects(store: FolderStore) -> None:
+    """Whatever the times of the messages, the age of an object is the store's own; one new object keeps all."""
+    put(store, GONE, 1000)
+    put(store, GONE, 5000, 10)
+    assert sweep_orphans(store, 5000) == 0
+    assert sweep_orphans(store, 5001) == 2
+
+
+def test_objects_whose_age_the_store_does_not_say_stay(store: FolderStore) -> None:
+    """What may have been created just now is not cleared away."""
+    put(store, GONE, 1000)
+    disk = store._disk
+    (info,) = store.list("v1/d/")
+    place = info.name.replace("/s/", "/s/.meta/")
+    disk.unlink(f"/store/{place}")
+    file = disk.create(f"/store/{place}")
+    file.pwritev((json.dumps({"size": 1, "crc32c": info.crc32c, "metadata": {}}).encode(),), 0)
+    file.close()
+    assert sweep_orphans(store, 1 << 50) == 0
+
+
+def test_a_topic_that_is_being_created_is_not_cleared_away(store: FolderStore) -> None:
+    """Entered after the catalogue was listed, with clocks that differ by anything: what is there stays there."""
+    put(store, KEPT, 1000)
+    faulty = FaultyStore(store)
+
+    def between(operation: str, name: str) -> None:
+        if (operation, name) == ("list", "v1/d/"):
+            enter_topic(store, KEPT)
+
+    faulty.before = between
+    with pytest.raises(StoreError):
+        sweep_orphans(faulty, 1 << 50)
     assert names(store) == {"kept"}
 
 
@@ -63,7 +117,7 @@ def test_a_damaged_cursor_costs_a_repetition_not_the_topic(make_stage: Callable[
     """A subscription whose cursor cannot be read comes back at the beginning, and that is said."""
     stage = make_stage()
     disk = SimulatedDisk()
-    store = FolderStore("/store", cast(Disk, disk))
+    store = FolderStore("/store", cast(Disk, disk), stage.clock)
     claim(store, KEPT, "x")
     put_cursor(store, KEPT, SubscriptionMeta("kept", "s", "shared", "latest", 5), 1, 0, b"journal")
     (name,) = [info.name for info in store.list("v1/d/") if "/c/" in info.name]

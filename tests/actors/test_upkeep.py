@@ -368,3 +368,53 @@ def test_repair_says_what_it_wants_to_hear(stage: Stage) -> None:
     assert stage.client().ask("topic.repair", topic="orders").code == "invalid-argument"
     stage.client().request("topic.create", topic="quick", dispatch="non-reliable")
     assert stage.client().ask("topic.verify", topic="quick").code == "invalid-argument"
+
+
+def verify_until_done(stage: Stage, **first: int) -> dict[str, Any]:
+    """Ask for a verification until its report is there."""
+    answer = stage.client().request("topic.verify", topic="orders", **first)
+    while not answer["done"]:
+        stage.settle()
+        more = {"verification": answer["verification"]} if "verification" in answer else {}
+        answer = stage.client().request("topic.verify", topic="orders", **more)
+    report: dict[str, Any] = answer["report"]
+    return report
+
+
+@pytest.mark.parametrize("wait_s", [0, 1])
+def test_a_report_that_nobody_collected_is_not_the_next_ones(stage: Stage, wait_s: float) -> None:
+    """Who asks gets a report of what is there after it asked, though one from before lies ready."""
+    fill(stage, 60)
+    stage.client().request("topic.verify", topic="orders", verification=0)  # and goes
+    stage.advance(wait_s)
+    damage(stage, 30)
+    assert verify_until_done(stage, verification=0)["damaged"]
+
+
+def test_a_report_that_nobody_collected_is_not_an_older_clients_for_ever(stage: Stage) -> None:
+    """Whoever knows no numbers gets no report that was begun by somebody who has long gone."""
+    fill(stage, 60)
+    stage.client().request("topic.verify", topic="orders")
+    stage.advance(60)
+    damage(stage, 30)
+    assert verify_until_done(stage)["damaged"]
+
+
+def test_verifications_are_bounded_and_each_gets_its_own(stage: Stage) -> None:
+    """A few at a time, each with a number; the rest try again."""
+    fill(stage, 60)
+    stage.loop.holds_work = True
+    numbers = [
+        stage.client().request("topic.verify", topic="orders", verification=0)["verification"]
+        for _ in range(4)
+    ]
+    assert len(set(numbers)) == 4
+    assert stage.client().ask("topic.verify", topic="orders", verification=0).code == "busy"
+    stage.loop.holds_work = False
+    stage.settle()
+    for number in numbers:
+        answer = stage.client().request("topic.verify", topic="orders", verification=number)
+        assert answer["report"]["damaged"] == []
+    assert (
+        stage.client().request("topic.verify", topic="orders", verification=0)["verification"] not in numbers
+    )

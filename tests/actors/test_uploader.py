@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Sealed, UploadDelayed, Uploaded
-from actors.runtime import Address, System
-from actors.uploader import Uploader
+from actors.messages import Consult, Governs, Sealed, UploadDelayed, Uploaded
+from actors.runtime import Address, LoopActor, System, receives
+from actors.uploader import Farewell, Uploader
 from ister.clock import SystemClock
 from ister.errors import StoreError
 from storage.catalogue import TopicMeta
@@ -23,6 +23,20 @@ from tests.raw_client import batch
 from tests.stage import Recorder, StagedClock, StagedLoop
 
 TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "fsync", 1)
+
+
+class Librarian(LoopActor):
+    """A Directory that knows one topic, with these settings and subscriptions."""
+
+    def __init__(self, system: System, path: str) -> None:
+        super().__init__(system, path)
+        self.topic: TopicMeta | None = TOPIC
+        self.subscriptions: list[str] = []
+
+    @receives(Consult)
+    def on_consult(self, question: Consult) -> None:
+        """Say it."""
+        self.system.at(question.reply).tell(Governs(self.topic, self.subscriptions))
 
 
 class Scene:
@@ -49,6 +63,7 @@ class Scene:
         topic = self.system.find("topic")
         assert isinstance(topic, Recorder)
         self.topic = topic
+        self.system.spawn(Librarian, "directory")
         self.start()
 
     def _watch(self, name: str) -> None:
@@ -66,7 +81,15 @@ class Scene:
     def start(self) -> None:
         """Start an uploader that knows nothing."""
         self.uploader = self.system.spawn(
-            Uploader, "uploader", TOPIC, self.store, parallel=2, retry_ms=(100, 1000), cursor_ms=1000
+            Uploader,
+            "uploader",
+            TOPIC,
+            self.store,
+            directory=self.system.ref("tier", "directory"),
+            broker="us",
+            farewell=Farewell(),
+            parallel=2,
+            retry_ms=(100, 1000),
         )
         self.loop.settle()
 

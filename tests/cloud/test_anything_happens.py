@@ -42,7 +42,8 @@ class CloudPlay(Play):
 
     def prepare(self) -> None:
         self.store = FaultyStore(
-            FolderStore("/store", cast(Disk, SimulatedDisk())), cast(Disk, self.stage.disk)
+            FolderStore("/store", cast(Disk, SimulatedDisk()), self.stage.clock),
+            cast(Disk, self.stage.disk),
         )
         self.stage.store = self.store
         self.stage.start_tier()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -229,3 +231,31 @@ def test_bad_names_are_refused(store: ObjectStore, name: str) -> None:
         with pytest.raises(StoreError) as refused:
             call()
         assert (refused.value.code, refused.value.action) == ("invalid-name", "fix")
+
+
+def test_an_object_tells_when_it_was_created(store: ObjectStore, tmp_path: Path) -> None:
+    """By the store's own clock, for one made of an old file too; in listings as well; and it does not change."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"sealed")
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    before_ms = time.time_ns() // 1_000_000 - 2_000  # the store may be another process
+    assert store.put_if_absent("v1/a", b"x", metadata={"last-timestamp": "5"})
+    assert store.put_file_if_absent("v1/b", str(path))
+    assert not store.put_if_absent("v1/a", b"y")
+    after_ms = time.time_ns() // 1_000_000 + 2_000
+    for info in store.list("v1/"):
+        assert info.created_ms is not None
+        assert before_ms <= info.created_ms <= after_ms
+        head = store.head(info.name)
+        assert head is not None
+        assert head.created_ms == info.created_ms
+
+
+def test_whoever_deletes_all_leaves_no_names(store: ObjectStore) -> None:
+    """Nothing of deleted objects is listed under any prefix, and their names are free again."""
+    for name in ("v1/d/ab/t.1/s/1", "v1/d/ab/t.1/e/1", "v1/topics/t"):
+        assert store.put_if_absent(name, b"x")
+        assert store.delete(name)
+    assert names(store) == []
+    assert store.put_if_absent("v1/d/ab/t.1/s/1", b"y")
+    assert names(store) == ["v1/d/ab/t.1/s/1"]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from actors.restorer import sweep_orphans
 from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.erase import erase, sweep_orphans
 from storage.gcs import GcsStore
 from storage.replay import list_history, verify_history
 from storage.segment import SegmentInfo
 from storage.tier import Layout
-from storage.upload import claim, drop_cursors, erase, put_cursor, put_segment, read_cursors, trim
+from storage.upload import claim, drop_cursors, put_cursor, put_segment, put_settings, read_cursors, trim
 from tests.faultproxy import FaultProxy
 from tests.gcs.conftest import MakeStore
 
@@ -35,7 +35,8 @@ def store(proxy: FaultProxy, make_store: MakeStore) -> GcsStore:
 def live(store: GcsStore, path: Path) -> None:
     """Do to a store all that a broker does to it, from a topic's first claim to its last object."""
     path.write_bytes(b"segment" * 1000)
-    first = claim(store, TOPIC, "one")
+    first = claim(store, TOPIC, "one", broker="us")
+    put_settings(store, TOPIC, first.epoch, 0)
     for base in (0, 10, 20):
         put_segment(
             store, TOPIC, first.epoch, SegmentInfo(str(path), base, base + 10, 7000, 1, 2, 10, 1), "one"
@@ -48,12 +49,12 @@ def live(store: GcsStore, path: Path) -> None:
         put_cursor(store, TOPIC, subscription, first.epoch, number, b"journal")
     assert [meta.name for meta, _ in read_cursors(store, TOPIC)] == ["s"]
     trim(store, TOPIC, first.epoch, 10)
-    second = claim(store, TOPIC, "two")
+    second = claim(store, TOPIC, "two", broker="us")
     assert (second.epoch, second.start, second.history.start) == (first.epoch + 1, 30, 10)
     assert store.get_range(LAYOUT.segment(10, first.epoch), 0, 7) == b"segment"
-    drop_cursors(store, TOPIC, "s")
+    drop_cursors(store, TOPIC, "s", second.epoch)
     sweep_orphans(store, 1 << 60)
-    assert erase(store, TOPIC) > 0
+    assert erase(store, TOPIC, "us", "three") > 0
     assert list(store.list("")) == []
 
 

@@ -100,7 +100,7 @@ class World:
         self.network = Network(self.loop, self.random, self.counts)
         self.quiet = False  # nothing fails any more, nothing new is sent, everything is acknowledged
         self.plan = draw_plan(self.random) if plan is None else plan
-        self.store = FolderStore("/store", cast(Disk, SimulatedDisk()))  # on a disk of its own
+        self.store = FolderStore("/store", cast(Disk, SimulatedDisk()), self.clock)  # on a disk of its own
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []

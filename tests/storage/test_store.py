@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -127,3 +128,31 @@ def test_what_was_created_survives_power_loss_whole_or_not_at_all() -> None:
                 assert after.get(f"a/{number}") == b"%d" % number * 400
         after.put_if_absent(f"a/{created}", b"%d" % created * 400, metadata={"n": str(created)})
         assert after.get(f"a/{created}") == b"%d" % created * 400
+
+
+def test_a_folder_in_which_nothing_is_left_goes_with_its_last_object(tmp_path: Path) -> None:
+    """Deleted topics leave no folders behind; what somebody is just putting there is not disturbed."""
+    store = FolderStore(str(tmp_path / "store"))
+    for name in ("v1/d/ab/t.1/s/1", "v1/d/ab/t.1/s/2", "v1/d/ab/t.1/e/1"):
+        store.put_if_absent(name, b"x")
+    store.delete("v1/d/ab/t.1/s/1")
+    assert (tmp_path / "store/v1/d/ab/t.1/s/2").exists()
+    store.delete("v1/d/ab/t.1/s/2")
+    assert not (tmp_path / "store/v1/d/ab/t.1/s").exists()
+    store.delete("v1/d/ab/t.1/e/1")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [".tmp"]
+
+
+def test_puts_and_deletions_in_one_folder_do_not_meet(tmp_path: Path) -> None:
+    """A folder that one thread empties while another puts something there is there for that."""
+    store = FolderStore(str(tmp_path / "store"))
+
+    def live(who: int) -> int:
+        done = 0
+        for number in range(50):
+            done += store.put_if_absent(f"v1/a/b/{who}-{number}", b"x")
+            done += store.delete(f"v1/a/b/{who}-{number}")
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(live, range(4))) == [100] * 4

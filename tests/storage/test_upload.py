@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
+from storage.erase import erase
 from storage.history import History
 from storage.segment import SegmentInfo
 from storage.simulated import SimulatedDisk
@@ -30,7 +31,6 @@ from storage.upload import (
     drop_cursors,
     encode_topic_entry,
     enter_topic,
-    erase,
     list_history,
     list_topics,
     put_cursor,
@@ -418,13 +418,16 @@ def test_the_newest_cursor_of_each_subscription_comes_back() -> None:
     store = FolderStore("/store", SimulatedDisk())
     one = SubscriptionMeta("orders", "one", "shared", "earliest", 5, {"ack_timeout_ms": 9})
     two = SubscriptionMeta("orders", ".two", "exclusive", 17, 6)
-    put_cursor(store, TOPIC, one, 1, 0, b"old")
+    assert [claim(store, TOPIC, "a").epoch, claim(store, TOPIC, "b").epoch] == [1, 2]
     put_cursor(store, TOPIC, one, 2, 0, b"new")
-    put_cursor(store, TOPIC, one, 1, 9, b"stale")
-    put_cursor(store, TOPIC, two, 1, 0, b"two")
+    with pytest.raises(FencedError):
+        put_cursor(store, TOPIC, one, 1, 9, b"stale", "older")
+    put_cursor(store, TOPIC, two, 2, 0, b"two")
     assert sorted(journal or b"" for _, journal in read_cursors(store, TOPIC)) == [b"new", b"two"]
     assert {meta.name: meta for meta, _ in read_cursors(store, TOPIC)} == {"one": one, ".two": two}
-    drop_cursors(store, TOPIC, "one")
+    with pytest.raises(FencedError):
+        drop_cursors(store, TOPIC, "one", 1)
+    drop_cursors(store, TOPIC, "one", 2)
     assert [meta for meta, _ in read_cursors(store, TOPIC)] == [two]
 
 
@@ -432,11 +435,11 @@ def test_erasing_takes_one_incarnation_alone() -> None:
     """A topic's deletion leaves another of the same name as it is, also its place in the catalogue."""
     store = FolderStore("/store", SimulatedDisk())
     other = TopicMeta("orders", bytes(16), "reliable", "fsync", 2)
-    put(store, 0, 10, claim(store, TOPIC, "ours").epoch)
+    put(store, 0, 10, claim(store, TOPIC, "ours", broker="us").epoch)
     with pytest.raises(StoreError) as raised:
         enter_topic(store, other)
     assert (raised.value.code, raised.value.action) == ("topic-exists", "retry")
-    assert erase(store, TOPIC) == 3
+    assert erase(store, TOPIC, "us", "1") == 5
     enter_topic(store, other)
-    erase(store, TOPIC)
+    erase(store, TOPIC, "us", "2")
     assert list_topics(store, lambda name, error: None) == [other]

@@ -1,0 +1,40 @@
+"""How often something that changes is written to a store that is paid by the call. Pure: no clock, no store.
+
+The first change after a quiet time is written soon. While changes go on, the time between two writes doubles, up to a
+bound; so what is written is never further behind than the bound, and what changes all the time costs one write each
+bound.
+
+Invariants
+- a change is written within the bound, whatever came before
+- between two writes there is never less than `first_s`, and while changes go on at least twice the time before, up to
+  the bound
+"""
+
+from __future__ import annotations
+
+
+class Cadence:
+    """When to write next; times are seconds of any clock that does not run backwards."""
+
+    __slots__ = ("_interval_s", "_written_s", "bound_s", "first_s")
+
+    def __init__(self, first_s: float, bound_s: float) -> None:
+        self.bound_s = bound_s
+        self.first_s = min(first_s, bound_s)
+        self._interval_s = self.first_s
+        self._written_s: float | None = None
+
+    def wait_s(self, now_s: float) -> float:
+        """Return how long a change of now may wait to be written."""
+        if self._written_s is None:
+            return self.first_s
+        since_s = now_s - self._written_s
+        if since_s >= self.bound_s:
+            self._interval_s = self.first_s
+        return min(max(self.first_s, self._interval_s - since_s), self.bound_s)
+
+    def written(self, now_s: float) -> None:
+        """Note that what there is was written."""
+        if self._written_s is not None:
+            self._interval_s = min(2 * self._interval_s, self.bound_s)
+        self._written_s = now_s

@@ -1,0 +1,221 @@
+"""Deletion from the store against take-overs, call by call, in every order with two changes of who is on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from ister.errors import StoreError
+from storage.catalogue import TopicMeta
+from storage.disk import Disk
+from storage.erase import NotOwnerError, erase, sweep_orphans
+from storage.simulated import SimulatedDisk
+from storage.store import FolderStore
+from storage.tier import Layout
+from storage.upload import FencedError, claim, list_history, list_topics, put_settings, trim
+from tests.faultystore import FaultyStore
+
+TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "cloud", 1)
+LAYOUT = Layout(TOPIC.name, TOPIC.incarnation)
+
+
+class Runner:
+    """Somebody who uses the store in a thread, one call at a time, as far as it is let."""
+
+    def __init__(self, store: FolderStore, work: Callable[[FaultyStore], Any]) -> None:
+        self.store = FaultyStore(store)
+        self.store.before = self._gate
+        self.verdicts: SimpleQueue[str] = SimpleQueue()
+        self.asked: SimpleQueue[str] = SimpleQueue()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.alive = True
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+        self.asked.get(timeout=20)
+
+    def _gate(self, operation: str, name: str) -> None:
+        self.asked.put(operation)
+        if self.verdicts.get() == "fail":
+            raise StoreError(f"{operation} {name} failed")
+
+    def _run(self, work: Callable[[FaultyStore], Any]) -> None:
+        try:
+            self.result = work(self.store)
+        except BaseException as error:  # noqa: BLE001 - looked at by the test
+            self.error = error
+        self.alive = False
+        self.asked.put("end")
+
+    def step(self, verdict: str = "go") -> None:
+        """Let it do one call."""
+        if self.alive:
+            self.verdicts.put(verdict)
+            self.asked.get(timeout=20)
+
+    def steps(self, count: int) -> bool:
+        """Let it do so many calls; say whether it still has some to do."""
+        for _ in range(count):
+            self.step()
+        return self.alive
+
+    def end(self) -> None:
+        """Let it come to its end."""
+        while self.alive:
+            self.step()
+
+
+def stored(segments: int = 3) -> FolderStore:
+    """Return a store with a topic of broker "a": an epoch, settings, segments and a trim."""
+    store = FolderStore("/store", cast(Disk, SimulatedDisk()))
+    ours = claim(store, TOPIC, "a1", broker="a")
+    for base in range(0, 10 * segments, 10):
+        about = {"next": str(base + 10), "first-timestamp": "1", "last-timestamp": "1", "id": "a1"}
+        assert store.put_if_absent(LAYOUT.segment(base, ours.epoch), b"segment", metadata=about)
+    put_settings(store, TOPIC, ours.epoch, 0)
+    return store
+
+
+def taking(store: FaultyStore) -> Any:
+    """Take the topic over, as a broker that has found it in a listing."""
+    return claim(cast(Any, store), TOPIC, "b1", None, broker="b", enter=False)
+
+
+def erasing(run: str) -> Callable[[FaultyStore], int]:
+    """Delete the topic, as its owner."""
+    return lambda store: erase(cast(Any, store), TOPIC, "a", run)
+
+
+def names(store: FolderStore) -> list[str]:
+    """Return all objects."""
+    return [info.name for info in store.list("v1/")]
+
+
+def check(store: FolderStore, taker: Runner, before: list[str]) -> None:
+    """Either the topic was taken over, and is whole; or it is deleted, and nothing is left of it."""
+    if taker.error is None:
+        history = taker.result.history
+        found = list_history(store, LAYOUT)
+        assert found.history.pieces == history.pieces
+        assert found.erasing == 0
+        assert LAYOUT.catalogue in names(store)
+        assert set(before) <= set(names(store))
+        with pytest.raises(NotOwnerError):
+            erase(store, TOPIC, "a", "a9")
+    else:
+        assert isinstance(taker.error, StoreError)
+        assert names(store) == []
+        assert list_topics(store, lambda _name, _error: None) == []
+
+
+def calls_of(work: Callable[[FaultyStore], Any]) -> int:
+    """Return how many calls something takes alone."""
+    runner = Runner(stored(), work)
+    runner.end()
+    return len(runner.store.calls)
+
+
+ERASE_CALLS = calls_of(erasing("a2"))
+TAKE_CALLS = calls_of(taking)
+
+
+@pytest.mark.parametrize("first", range(ERASE_CALLS + 1))
+def test_a_topic_is_deleted_or_taken_over_never_both(first: int) -> None:
+    """The owner deletes up to any call, another takes over up to any call, the owner ends, then the other."""
+    for second in range(TAKE_CALLS + 1):
+        store = stored()
+        before = [name for name in names(store) if "/s/" in name]
+        eraser = Runner(store, erasing("a2"))
+        eraser.steps(first)
+        taker = Runner(store, taking)
+        taker.steps(second)
+        eraser.end()
+        taker.end()
+        if eraser.error is None or not isinstance(eraser.error, NotOwnerError):
+            again = Runner(store, erasing("a2"))
+            again.end()  # a deletion is tried again until it is done
+        check(store, taker, before)
+
+
+@pytest.mark.parametrize("first", range(TAKE_CALLS + 1))
+def test_a_topic_is_taken_over_or_deleted_never_both(first: int) -> None:
+    """The same, where the other is on its way first."""
+    for second in range(ERASE_CALLS + 1):
+        store = stored()
+        before = [name for name in names(store) if "/s/" in name]
+        taker = Runner(store, taking)
+        taker.steps(first)
+        eraser = Runner(store, erasing("a2"))
+        eraser.steps(second)
+        taker.end()
+        eraser.end()
+        check(store, taker, before)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_fails_a_topic_is_deleted_or_taken_over(seed: int) -> None:
+    """Both in any order, with calls that fail, and a deletion that goes on in later runs of the owner's broker."""
+    random = Random(seed)
+    store = stored(random.randrange(1, 5))
+    before = [name for name in names(store) if "/s/" in name]
+    run = 2
+    eraser, taker = Runner(store, erasing("a2")), Runner(store, taking)
+    while eraser.alive or taker.alive:
+        runner = random.choice((eraser, taker))
+        runner.step("fail" if runner is eraser and random.random() < 0.1 else "go")
+        if not eraser.alive and eraser.error is not None and not isinstance(eraser.error, NotOwnerError):
+            run += 1
+            eraser = Runner(store, erasing(f"a{run}"))
+    if eraser.error is None and taker.error is not None:
+        erase(store, TOPIC, "a", "a99")
+    check(store, taker, before)
+
+
+def test_another_incarnation_and_another_topic_are_left_alone() -> None:
+    """What is deleted is one topic of one name; the next of that name may be there already."""
+    store = stored()
+    other = TopicMeta("orders.old", bytes(16), "reliable", "fsync", 2)
+    claim(store, other, "x", broker="a")
+    kept = [name for name in names(store) if "orders.old" in name]
+    erase(store, TOPIC, "a", "a2")
+    assert names(store) == kept
+
+
+def test_a_deletion_that_nobody_finishes_is_finished_by_the_sweep() -> None:
+    """A broker that died for good in the middle leaves a topic that nobody takes; after its grace the rest goes."""
+    store = stored()
+    eraser = Runner(store, erasing("a2"))
+    eraser.steps(6)
+    assert eraser.alive
+    taker = Runner(store, taking)
+    taker.end()
+    assert isinstance(taker.error, StoreError)
+    assert sweep_orphans(store, 0) == 0
+    assert names(store)
+    assert sweep_orphans(store, 1 << 60) > 0
+    assert names(store) == []
+
+
+def test_a_trim_that_meets_a_takeover_is_taken_back() -> None:
+    """At whatever call another broker takes over, what it found is there afterwards, or it found it trimmed."""
+    total = 0
+    while True:
+        store = stored()
+        trimmer = Runner(store, lambda faulty: trim(cast(Any, faulty), TOPIC, 1, 20))
+        if not trimmer.steps(total):
+            break
+        taken = claim(store, TOPIC, "b1", None, broker="b", enter=False)
+        trimmer.end()
+        found = list_history(store, LAYOUT).history
+        if taken.history.start == 0:
+            assert isinstance(trimmer.error, FencedError), f"after {total} calls"
+            assert (found.start, found.pieces) == (0, taken.history.pieces)
+        else:  # it found the note; one that is taken back leaves more there than it needs
+            assert (found.start in (0, 20), found.end, found.unjoined) == (True, 30, ())
+        total += 1
+    assert total > 4
