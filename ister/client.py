@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -347,6 +348,7 @@ class Client(Administration):
         with network.lock:
             receiver.attachment.handle = network.next_handle()
             network.attach(receiver.attachment, receiver)
+        weakref.finalize(receiver, network.let_go, receiver.attachment).atexit = False
         return receiver
 
     def reader(

@@ -72,6 +72,9 @@ class Owner(Protocol):
     def tell(self, event: BrokerEvent) -> None:
         """A broker has come, or gone (lock held)."""
 
+    def close_dropped(self) -> None:
+        """Close at the broker what the program let go of without a word (lock held)."""
+
     def settle(self) -> None:
         """After the lock was let go: make the calls that users asked for."""
 
@@ -225,6 +228,7 @@ class Connection:
             raise
 
     def _service(self) -> None:
+        self.network.close_dropped()
         self.pump()
         now = self.network.clock.monotonic()
         session = self.session

@@ -75,6 +75,7 @@ class Network:
         self.eager = False  # the background threads do all the waiting (asyncio)
         self.forked = False
         self.closed = False
+        self._dropped: deque[Handle] = deque()  # of receivers that the program holds no more
         self._handles = 0
         self._moves: dict[int, tuple[int, float]] = {}  # handle: answers "moved" in a row, when the last came
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
@@ -106,6 +107,24 @@ class Network:
         self._users.add(user)
         self.home.session.attach(handle)
         self.home.touch()
+
+    def let_go(self, handle: Handle) -> None:
+        """Nobody holds this consumer or reader any more; called by the garbage collection, perhaps under the lock."""
+        if handle.session is None or self.closed or self.forked:
+            return
+        self._dropped.append(handle)
+        for connection in tuple(self._connections):
+            connection.background.set()
+
+    def close_dropped(self) -> None:
+        """Close at the broker what the program let go of without a word (lock held)."""
+        while self._dropped:
+            handle = self._dropped.popleft()
+            session = handle.session
+            handle.close()
+            handle.fail(ClosedError("it was let go of"))
+            if session is not None:
+                session.detach(handle)
 
     def next_handle(self) -> int:
         """Return a number that no other producer or consumer of this client has (lock held)."""

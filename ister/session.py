@@ -98,6 +98,9 @@ class Handle(Protocol):
     def on_frame(self, frame: Frame) -> None:
         """A frame for this handle that answers no REF."""
 
+    def close(self) -> None:
+        """Say CLOSE."""
+
     def fail(self, error: IsterError) -> None:
         """It is over, for this reason."""
 

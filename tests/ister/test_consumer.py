@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import TYPE_CHECKING
 
@@ -352,3 +353,26 @@ def test_acknowledging_in_other_threads_loses_nothing(client: ister.Client) -> N
         consumer.flush(5)
     with client.consumer("orders", subscription="s") as consumer:
         assert consumer.receive(0.1) is None
+
+
+def test_a_consumer_that_nobody_holds_any_more_leaves_its_place(
+    broker: testing.Broker, client: ister.Client
+) -> None:
+    """A program that forgets to close it need not end for others to go on."""
+    fill(client, 3)
+    consumer = client.consumer("orders", "s", type="exclusive", start="earliest")
+    message = consumer.receive(5)
+    assert message is not None
+    with ister.connect(broker.endpoint, timeout=5) as other:
+        with pytest.raises(RemoteError):
+            other.consumer("orders", "s", type="exclusive")
+        del consumer
+        gc.collect()
+        with other.consumer("orders", "s", type="exclusive", timeout=20) as second:
+            again = second.receive(20)
+            assert again is not None
+            assert again.offset == message.offset
+    for message in client.consumer("orders", "t", type="exclusive", start="earliest"):  # the loop holds it
+        gc.collect()
+        if message.offset == 2:
+            break

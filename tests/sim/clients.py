@@ -130,6 +130,9 @@ class SimNetwork(ClientNetwork):
     ) -> bool:
         raise AssertionError("nobody waits in a simulation")
 
+    def let_go(self, handle: Any) -> None:
+        """When garbage is collected, no seed can tell."""
+
     def thaw(self) -> None:
         """Go on after having been stopped."""
         self.frozen = False
