@@ -127,6 +127,7 @@ class Connection:
         self.background = Wake()
         self.away = False  # the background thread leaves the socket to others for a moment
         self.background_until = 0.0  # when the background thread looks again by itself
+        self.due = 0.0  # when `service` is wanted next, as it was when that ended
         self.closed = False
         self.cut_short = False  # by an exception on this side; the broker knows its session still
         self.leaving = False  # its producers and consumers are being taken elsewhere; then it is closed
@@ -234,15 +235,19 @@ class Connection:
         session = self.session
         if self._monitor is not None and self._socket is not None:
             self._read_monitor()
-        if session.phase in ("greeting", "ready") and now >= session.deadline():
+        self.due = session.deadline()
+        if session.phase in ("greeting", "ready") and now >= self.due:
             session.tick(now)
             if session.idle:
                 self._hang_up()
                 self.spread()
             elif session.outbox:
                 self.pump()
-        if session.idle and not self.closed and now >= self._due:
-            self._connect(now)
+            self.due = session.deadline()
+        if session.idle:
+            if not self.closed and now >= self._due:
+                self._connect(now)
+            self.due = self.deadline()
         if session.phase == "ready":
             self._failures = 0
             self.cut_short = False
@@ -258,6 +263,7 @@ class Connection:
             if mend is not None:
                 mend()
         self.cut_short = True
+        self.due = 0.0
         self._give_up(ConnectionLostError(f"interrupted by {type(error).__name__}"))
 
     def _give_up(self, reason: IsterError) -> None:
@@ -387,7 +393,7 @@ class Connection:
                     until, fds = now + look_away, ()
                 else:
                     look_away = TICK_S
-                    until, fds = self.deadline(), self.fds
+                    until, fds = self.due, self.fds
                 self.touches = 0
                 self.background_until = until
             network.settle()

@@ -439,8 +439,12 @@ class Session:
             due = min(self._spoke, self._heard) + self._heartbeat_s
         for request in self._waiting:
             due = min(due, request.due)
-        for handle in self.handles.values():
-            due = min(due, handle.deadline())
+        for (
+            handle
+        ) in self.handles.values():  # a thousand of them, perhaps, at every turn of the background thread
+            wanted = handle.deadline()
+            if wanted < due:
+                due = wanted
         return due
 
 
