@@ -69,8 +69,8 @@ class Owner(Protocol):
     def note(self, news: News) -> None:
         """Something has changed for somebody (lock held)."""
 
-    def tell(self, event: BrokerEvent) -> None:
-        """A broker has come, or gone (lock held)."""
+    def tell(self, event: BrokerEvent, *, own_doing: bool = False) -> None:
+        """A broker has come, or gone, perhaps because an exception here cut the connection short (lock held)."""
 
     def close_dropped(self) -> None:
         """Close at the broker what the program let go of without a word (lock held)."""
@@ -302,7 +302,8 @@ class Connection:
         if self._up:
             self._up = False
             why = self.session.trouble
-            self.network.tell(BrokerEvent("lost", self.endpoint, "" if why is None else why.text))
+            event = BrokerEvent("lost", self.endpoint, "" if why is None else why.text)
+            self.network.tell(event, own_doing=self.cut_short)
         now = self.network.clock.monotonic()
         if self._socket is not None:
             self._socket.disable_monitor()

@@ -346,11 +346,15 @@ class Network:
             connection.wake(news)
         self.note(news)
 
-    def tell(self, event: BrokerEvent) -> None:
-        """A broker has come, or gone: tell the program, and its log (lock held)."""
+    def tell(self, event: BrokerEvent, *, own_doing: bool = False) -> None:
+        """A broker has come, or gone: tell the program, and its log (lock held).
+
+        What this program did itself (Ctrl-C while frames were being moved) is no warning to it.
+        """
         log = logging.getLogger("ister")
         if event.code == "lost":
-            log.warning("the connection to %s was lost, and is made again: %s", event.endpoint, event.text)
+            level = logging.INFO if own_doing else logging.WARNING
+            log.log(level, "the connection to %s was lost, and is made again: %s", event.endpoint, event.text)
         elif self.events:
             log.info("connected to %s", event.endpoint)
         self.events.append(event)

@@ -127,3 +127,15 @@ def test_a_broker_that_never_was_there_is_no_loss() -> None:
     with pytest.raises(ConnectionLostError):
         ister.connect("tcp://127.0.0.1:1", timeout=0.2, on_event=told.append)
     assert told == []
+
+
+def test_ctrl_c_while_frames_are_moved_is_no_warning(
+    broker: testing.Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection is made anew, which is this program's own doing: an event, and nothing on the terminal."""
+    with ister.connect(broker.endpoint, timeout=20) as client:
+        with client.network.lock:
+            client.network.home.interrupted(KeyboardInterrupt())
+        client.status(timeout=20)
+        assert [event.code for event in client.events] == ["connected", "lost", "connected"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
