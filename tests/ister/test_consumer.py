@@ -79,7 +79,7 @@ def test_acknowledging_is_cheap_in_frames(broker: testing.Broker, client: ister.
 def test_acknowledgments_go_out_by_themselves(broker: testing.Broker, client: ister.Client) -> None:
     """A program that is busy for long has acknowledged what it acknowledged."""
     fill(client, 10)
-    with client.consumer("orders", subscription="s", start="earliest") as consumer:
+    with client.consumer("orders", subscription="s", type="exclusive", start="earliest") as consumer:
         batch = consumer.receive_batch(timeout=5)
         assert batch is not None
         consumer.ack(batch)
@@ -138,7 +138,7 @@ def test_the_ways_to_receive_can_be_mixed(client: ister.Client) -> None:
 def test_any_collection_of_messages_is_acknowledged(broker: testing.Broker, client: ister.Client) -> None:
     """A list, a generator, a slice of a batch."""
     fill(client, 30)
-    with client.consumer("orders", subscription="s", start="earliest") as consumer:
+    with client.consumer("orders", subscription="s", type="exclusive", start="earliest") as consumer:
         batch = consumer.receive_batch(timeout=5)
         assert batch is not None
         consumer.ack(batch[0:5])
@@ -201,7 +201,7 @@ def test_a_loop_survives_a_lost_connection(broker: testing.Broker, client: ister
 def test_flush_says_when_a_restart_lost_acknowledgments(broker: testing.Broker, client: ister.Client) -> None:
     """The program thinks they are done: it must hear that they are not, once."""
     fill(client, 10)
-    with client.consumer("orders", subscription="s", start="earliest") as consumer:
+    with client.consumer("orders", subscription="s", type="exclusive", start="earliest") as consumer:
         batch = consumer.receive_batch(timeout=5)
         assert batch is not None
         broker.restart()
