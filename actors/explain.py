@@ -491,8 +491,8 @@ def _except(state: State) -> str:
         "dropped": "were lost for want of room",
     }
     numbers = cast(Mapping[str, int | None], state)
-    found = [f"{numbers[key]} {what}" for key, what in words.items() if numbers.get(key)]
-    return f", but for those that {', '.join(found)}" if found else ""
+    found = [f"{numbers[key]} that {what}" for key, what in words.items() if numbers.get(key)]
+    return f", but for {', '.join(found)}" if found else ""
 
 
 def _ago(then_ms: int, now_ms: int) -> str:

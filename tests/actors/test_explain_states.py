@@ -314,7 +314,7 @@ STATES = {
         expired,
         "caught-up",
         "caught-up",
-        ("but for those that 2 outlived the topic's time to live",),
+        ("but for 2 that outlived the topic's time to live",),
         topic={"message_ttl_ms": 5000},
     ),
 }
