@@ -252,7 +252,7 @@ class Fetcher(LoopActor):
             name, size = piece.segment.name, piece.segment.bytes
 
             def work(name: str = name, path: str = path, size: int = size) -> None:
-                data = read_segment(self._store, name, size)
+                data = read_segment(self._store, name, size, level=logging.ERROR)
                 self._disk.makedirs(path.rpartition("/")[0])
                 part = f"{path}.part"
                 if self._disk.exists(part):

@@ -54,17 +54,17 @@ def _told(store: ObjectStore, layout: Layout, info: ObjectInfo) -> ObjectInfo:
     )
 
 
-def read_segment(store: ObjectStore, name: str, size: int) -> bytes:
+def read_segment(store: ObjectStore, name: str, size: int, *, level: int = logging.DEBUG) -> bytes:
     """Return a segment's bytes, checked as a whole where that is possible; each record in it has its own checksum.
 
-    So of one that is damaged everything else can be read. Raises StoreError.
+    So of one that is damaged everything else can be read; that is logged at `level`. Raises StoreError.
     """
     try:
         return store.get(name)
     except StoreError as error:
         if error.code not in UNCHECKED:
             raise
-        log.error("object %s is read unchecked: %s", name, error.text)
+        log.log(level, "object %s is read unchecked: %s", name, error.text)
         return store.get_range(name, 0, max(size, SEGMENT_BYTES_MAX))
 
 

@@ -113,7 +113,7 @@ def test_damage_and_gaps_end_with_exit_code_1(topic: StoredTopic, run: Run, tmp_
     done = run("cat", "URL", "orders")
     assert done.returncode == 1
     assert done.stdout.count(b"\n") == 36
-    assert b"object-damaged" in done.stderr
+    assert b"log-damaged" in done.stderr
     path.unlink()
     done = run("cat", "URL", "orders")
     assert (done.returncode, done.stdout.count(b"\n")) == (1, 36)
