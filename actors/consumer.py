@@ -656,6 +656,7 @@ class Consumer(LoopActor):
         """The program is stuck: what waits for it in its client goes to others, and did not fail."""
         if waiting := self.in_flight.release_waiting():
             self._in_hand.forget()
+            self._subscription.tell(SetCredit(self._key, 0, 0))  # nothing comes until it asks
             self._subscription.tell(Returned(self._key, waiting, 0.0, "its consumer is stuck"))
             text = f"the program does not acknowledge within {self._ack_timeout_s:g} s"
             self._send_in_turn(Notice("recalled", _messages(waiting), text))

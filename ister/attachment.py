@@ -313,7 +313,9 @@ class Attachment:
             self._on_sought()
         elif event.code == "recalled":
             self._drop_waiting()
-            self._recalled = True
+            self._recalled = True  # and all credit with it
+            self._used_messages, self._used_bytes = self._credit_messages, self._credit_bytes
+            self._line_up()
         self.events.append(event)
         if self._on_event is not None:
             call = self._on_event
@@ -409,7 +411,9 @@ class Attachment:
 
     @property
     def has_some(self) -> bool:
-        """Whether there is a message to hand out, or to ask the broker for its leave."""
+        """Whether there is a message to hand out, or something to ask the broker for."""
+        if self._recalled:
+            return True
         if self.asks:
             return self._in_hand is not None and self._in_hand.unseen > 0
         return bool(self.queue) or self.has_in_hand

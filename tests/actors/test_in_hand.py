@@ -221,7 +221,7 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: S
     """The client hears of it, and hands none of it out."""
     scene.publish(b"a", b"b", b"c")
     stuck = scene.consumer(
-        tells=True, ack_timeout_ms=1000, max_deliveries=2, backoff_ms_min=50_000, messages=3
+        tells=True, ack_timeout_ms=1000, max_deliveries=2, backoff_ms_min=50_000, messages=30
     )
     assert offsets(stuck) == [0, 1, 2]
     stuck.taken(1, 1)
@@ -231,6 +231,10 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: S
     assert heard(other) == [(1, b"b", 2), (2, b"c", 2)]
     (event,) = events(stuck)
     assert (event.code, event.header[Key.COUNT]) == ("recalled", 2)
+    scene.publish(b"d")
+    assert offsets(stuck) == []  # its credit went with what was recalled
+    stuck.credit(1, 10)
+    other.ack(1, (1, 2))
     for _ in range(2):  # they never failed
         lose(scene, other)
         other = scene.consumer(tells=True)

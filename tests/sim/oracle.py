@@ -442,6 +442,9 @@ class Oracle:
             consumer.pending.clear()
             consumer.reached, consumer.moved = header[Key.OFFSET], True
             subscription.release(consumer, self.clock.now_s)
+        elif code == "recalled":
+            consumer.credit = consumer.bytes_credit = 0
+            subscription.release(consumer, self.clock.now_s)
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
 

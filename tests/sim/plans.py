@@ -171,7 +171,7 @@ def draw_consumer(random: Random, kind: str) -> ConsumerWays:
     ways = ConsumerWays(
         think_s=random.choice((0.0, 0.01, 0.1, 0.5)),
         take=random.choice((1, 3, 100)),
-        credit=random.choice((1, 5, 50, 500)),
+        credit=random.choice((1, 5, 50, 500, None)),
         credit_bytes=random.choice((1, 5000, 1 << 20)),
         ack=random.choice(("each", "batch", "scattered", "until")),
         confirm=random.choice((0.0, 0.2, 1.0)),
@@ -185,4 +185,5 @@ def draw_consumer(random: Random, kind: str) -> ConsumerWays:
         ways.nack_delay_s = random.choice(((0.0,), (0.02, 0.5), (2.0,)))
     if random.random() < 0.2:
         ways.forget = random.choice((0.02, 0.2))
+    ways.takers = random.choice((("batch",), ("batch",), ("one",), ("batch", "few", "one")))
     return ways

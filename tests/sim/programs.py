@@ -224,7 +224,7 @@ class ConsumerWays:
 
     think_s: float = 0.01  # for what it takes at once
     take: int = 10  # deliveries at once
-    credit: int = 50
+    credit: int | None = 50  # None: as much as its pace asks for
     credit_bytes: int = 1 << 20
     ack: str = "each"  # each, batch, until, scattered
     nack: float = 0.0  # probability that it gives one back
@@ -235,6 +235,7 @@ class ConsumerWays:
     force: bool = False  # takes an Exclusive subscription over, now and then
     extend: float = 0.0  # probability that it says it still works on what it keeps
     close: float = 0.0  # probability, after each work, that it closes and opens again
+    takers: tuple[str, ...] = ("batch",)  # who takes, in turn: batches, a few messages, one
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -247,6 +248,7 @@ class Consuming(Program):
         self.subscription, self.ways = subscription, ways
         self.consumer: Consumer | None = None
         self.hands: deque[Message] = deque()
+        self.turn = 0
         self.working = self.forgot = False
         super().__init__(world, machine)
 
@@ -287,10 +289,9 @@ class Consuming(Program):
         try:
             taken = 0
             while (taken < self.ways.take or self.world.quiet) and (
-                batch := consumer.try_batch()
+                messages := self._take(consumer)
             ) is not None:
                 taken += 1
-                messages = list(batch)
                 self.world.counts["messages handed out"] += len(messages)
                 for message in messages:
                     self.subscription.handed.add(message.offset)
@@ -308,6 +309,16 @@ class Consuming(Program):
         except IsterError as error:
             self.world.counts[f"consumer {error.code}"] += 1
             self.again(2.0 if error.code in ("subscription-busy", "taken-over") else BACK_S)
+
+    def _take(self, consumer: Consumer) -> list[Message] | None:
+        """Take what is next, as the taker whose turn it is does: several share the consumer."""
+        self.turn += 1
+        how = self.ways.takers[self.turn % len(self.ways.takers)]
+        if how == "one":
+            message = consumer.try_receive()
+            return None if message is None else [message]
+        batch = consumer.try_batch(3 if how == "few" else None)
+        return None if batch is None else list(batch)
 
     def _settle(self, consumer: Consumer) -> None:
         random, ways, hands = self.random, self.ways, self.hands
