@@ -49,6 +49,9 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
 ACK_DELAY_S: Final = (
     0.005  # acknowledgments gather for so long: at a million messages a second that is 5,000 a frame
 )
+ACK_AT_ONCE: Final = (
+    64  # of a program that takes no more at a time, acknowledgments go before the word of what is next
+)
 ACK_RANGES_MAX: Final = 256  # scattered acknowledgments that are sent without waiting longer
 # Ranges sent and not confirmed, kept to be sent again when the connection is lost; a program that acknowledges in order
 # needs one. Consumers that share a subscription have as many as there are gaps between their messages: so many, and the
@@ -389,7 +392,8 @@ class Attachment:
             self._told = self._handed
             if not (self._singly or self._in_hand.singly):
                 self._told = max(self._told, self._handed - count + self._pace.at_once)
-            self.flush()  # what it has done with is in its hands no more
+            if self._pace.at_once <= ACK_AT_ONCE:
+                self.flush()  # what it has done with is in its hands no more
             self._give_credit(taken=self._told)
             return
         messages = _part(self._credit_messages, CREDIT_BACK_MESSAGES)

@@ -46,14 +46,19 @@ class Pace:
         self._done = float("-inf")  # when it last asked for more
         self._busy_s = 0.0
         self._taken = 0
+        self._last = 0  # how many it was handed last
         self._times = 0  # how often it was handed something in this round
         self._before = 0.0  # the pace of the round before
 
     def asked(self, now: float) -> None:
         """The program wants more: what it was handed is done."""
         if self._began is not None:
-            self._busy_s += now - self._began
+            took_s = max(now - self._began, LEAST_S)
+            self._busy_s += took_s
             self._began = None
+            fits = min(self._last * AT_ONCE_S / took_s, GROWTH * self._last, AT_ONCE_MAX)
+            if self._last >= self.at_once or fits < self.at_once:  # not what a word for more has covered
+                self.at_once = max(1, int(fits))
         self._done = now
         if self._taken and (self._taken >= min(self.window, ROUND_MAX) or self._busy_s >= HOLD_S):
             self._end_round()
@@ -64,6 +69,7 @@ class Pace:
         self._busy_s += max(0.0, now - waited_since)
         self._taken += count
         self._times += 1
+        self._last = count
         self._began = now
 
     def limit(self, most: int) -> None:
@@ -78,6 +84,5 @@ class Pace:
             better = pace > BETTER * self._before or pace < WORSE * self._before
             window = 2 * self.window if better else max(window, self.window / 2)
         self.window = max(1, min(int(min(window, GROWTH * self.window)), self.most))
-        self.at_once = max(1, min(int(min(pace * AT_ONCE_S, GROWTH * self.at_once)), AT_ONCE_MAX))
         self._before = pace
         self._busy_s, self._taken, self._times = 0.0, 0, 0

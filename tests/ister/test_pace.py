@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister.pace import GROWTH, HOLD_S, START_ALONE, START_SHARED, Pace
+from ister.pace import AT_ONCE_MAX, GROWTH, HOLD_S, START_ALONE, START_SHARED, Pace
 
 MOST = 65_536
 
@@ -96,6 +96,24 @@ def test_a_slow_program_that_takes_batches_holds_no_more_for_it() -> None:
     program = Program(Pace(START_SHARED, MOST), message_s=0.02, at_once=MOST)
     program.work(seconds=20)
     assert program.pace.window == pytest.approx(25, abs=2)
+
+
+def test_what_is_handed_out_at_a_time_is_a_moment_of_work() -> None:
+    """One message where it takes longer over one, thousands of a fast program, and within a few times."""
+    program = Program(Pace(START_SHARED, MOST), message_s=0.05)
+    program.work(times=50)
+    assert program.pace.at_once == 1
+    program = Program(Pace(START_ALONE, MOST), message_s=1e-7)
+    for _ in range(10):
+        program.pace.asked(program.now)
+        program.pace.handed(program.pace.at_once, program.now, program.now)
+        program.now += program.pace.at_once * 1e-7
+    assert program.pace.at_once == AT_ONCE_MAX
+    program.pace.asked(program.now)
+    program.pace.handed(100, program.now, program.now)
+    program.now += 5.0
+    program.pace.asked(program.now)
+    assert program.pace.at_once == 1
 
 
 def test_a_limit_holds_at_once_and_later() -> None:

@@ -138,6 +138,7 @@ def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_
     assert attachment.grab(None) is None
     assert talk.said() == []
     assert attachment.has_some  # who waits for a message is to ask for credit
+    talk.now += 1.0
     attachment.asked(talk.now)
     assert not attachment.has_some
     [credit] = talk.said()
