@@ -27,13 +27,14 @@ from actors.process import (
 )
 from actors.supervisor import RestartPolicy, Supervisor
 from actors.tier import TierProcessSettings, run_tier
-from actors.worker import CURSORS_FOLDER, TOPICS_FOLDER, WorkerSettings, process_description, run_worker
+from actors.worker import WorkerSettings, process_description, run_worker
 from ister.clock import SystemClock
 from ister.errors import UsageError
-from ister.names import topic_folder
 from ister.settings import Settings, split_listen
+from storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, folder_of
 from storage.catalogue import Catalogue
 from storage.disk import LocalDisk
+from storage.lost_catalogue import open_catalogue
 from storage.wal import remove_log
 
 log = logging.getLogger("ister.broker")
@@ -66,8 +67,12 @@ class BrokerFailedError(UsageError):
         self.exit_code = exit_code
 
 
-def run_broker(settings: Settings, on_ready: Callable[[BrokerReady], None]) -> None:
+def run_broker(
+    settings: Settings, on_ready: Callable[[BrokerReady], None], *, rebuild_catalogue: bool = False
+) -> None:
     """Run a broker in this process until SIGTERM or SIGINT; `on_ready` is called once every process is up.
+
+    `rebuild_catalogue`: a catalogue that is damaged or lost is made anew of what lies beside logs and cursors.
 
     Raises `LockedError` for a data folder that another broker holds, `OSError` for one that cannot be written,
     `UsageError` for addresses that are taken, `BrokerFailedError` when it had to give up.
@@ -81,10 +86,12 @@ def run_broker(settings: Settings, on_ready: Callable[[BrokerReady], None]) -> N
     try:
         binds, endpoints = worker_addresses(settings)
         check_free(binds)
-        with closing(Catalogue(f"{data}/{CATALOGUE_FILE}")) as catalogue:
+        path = f"{data}/{CATALOGUE_FILE}"
+        catalogue, told = open_catalogue(disk, data, path, rebuild=rebuild_catalogue)
+        with closing(catalogue):
             sweep_orphans(disk, data, catalogue)
             with run_folder() as folder:
-                _run(settings, data, folder, catalogue, binds, endpoints, on_ready)
+                _run(settings, data, folder, catalogue, told, binds, endpoints, on_ready)
     finally:
         lock.release()
 
@@ -94,6 +101,7 @@ def _run(
     data: str,
     folder: str,
     catalogue: Catalogue,
+    told: list[str],
     binds: list[str],
     endpoints: list[str],
     on_ready: Callable[[BrokerReady], None],
@@ -125,7 +133,9 @@ def _run(
                 topics = len(catalogue.topics())
                 processes = supervisor.processes
                 on_ready(
-                    BrokerReady(tuple(endpoints), data, store, topics, processes, tuple(directory.restored))
+                    BrokerReady(
+                        tuple(endpoints), data, store, topics, processes, (*told, *directory.restored)
+                    )
                 )
 
     def all_up() -> None:
@@ -215,10 +225,10 @@ def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
     """Delete what a topic's deletion left behind, because a worker was not there to do it.
 
     A catalogue without any topic knows nothing of logs that are there: it may be a new one in the place of one that was
-    lost, and nothing is deleted on its word.
+    lost, and nothing is deleted on its word. Nor is a log with a description: deleting a topic takes that away first.
     """
-    known = {f"{topic_folder(topic.name)}.{topic.incarnation.hex()}" for topic in catalogue.topics()}
-    deleted = {f"{topic_folder(topic.name)}.{topic.incarnation.hex()}" for topic in catalogue.erasing()}
+    known = {folder_of(topic) for topic in catalogue.topics()}
+    deleted = {folder_of(topic) for topic in catalogue.erasing()}
     for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
         folder = f"{data}/{kind}"
         if not disk.exists(folder):
@@ -228,6 +238,8 @@ def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
                 log.warning(
                     "%s/%s belongs to no topic, for the catalogue has none; it is left alone", kind, name
                 )
+            elif name not in known and disk.exists(f"{data}/{TOPICS_FOLDER}/{name}/{TOPIC_ABOUT}"):
+                log.error("%s/%s belongs to no topic of the catalogue, and is left alone", kind, name)
             elif name not in known:
                 log.info("deleting %s/%s, which belongs to no topic", kind, name)
                 remove_log(disk, f"{folder}/{name}")

@@ -159,6 +159,10 @@ class ReliableTopic(Topic):
         self._acknowledged: int | None = None
         self._retain_told: dict[str, Any] = meta.settings  # settings that the Uploader was told of last
         self._linger_timer: Timer | None = None  # of durability "cloud"
+        self._filling = (
+            -1,
+            0.0,
+        )  # where the segment that is being written begins, and since when it holds something
         self._care = care
         self._deleted = False
         self._reopen: Timer | None = None  # of a log that failed, and may be opened again
@@ -179,6 +183,8 @@ class ReliableTopic(Topic):
         if wal is not None and not wal.committing:
             with suppress(StorageError):
                 wal.commit()
+        if wal is not None and not self._deleted:
+            wal.prove_end()
         self._end_log()
 
     def on_failure(self, *error: object) -> None:
@@ -520,7 +526,7 @@ class ReliableTopic(Topic):
         self._check_retention()
         self._tell_again()
         wal = self._log
-        if wal is not None and wal.seal_due(self.clock.time_ms()):
+        if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self.clock.time_ms())):
             self._seal()
         self._rest()
 
@@ -535,6 +541,14 @@ class ReliableTopic(Topic):
             self._schedule_commit()
         if wal.failed is not None:
             self._fail(wal.failed)
+
+    def _filled_for_long(self, wal: Wal) -> bool:
+        """Say whether the segment that is being written is old enough, whatever the wall clock was set to."""
+        now_s, base = self.clock.monotonic(), wal.sealed_end
+        if wal.next_offset == base or self._filling[0] != base:
+            self._filling = (base if wal.next_offset > base else -1, now_s)
+            return False
+        return (now_s - self._filling[1]) * 1000 >= wal.settings.segment_age_ms_max
 
     def _seal(self) -> None:
         wal = self._log

@@ -28,6 +28,7 @@ from pykka import ActorDeadError, ActorRegistry
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
+from actors.clock_steps import ClockSteps
 from actors.loop import Call, Loop, Scheduler, Timer
 from ister.clock import Clock
 from ister.errors import IsterError, UsageError
@@ -470,6 +471,7 @@ class System:
     ) -> None:
         self.node = node
         self.loop = loop
+        self.clock_steps = ClockSteps(loop)  # for who waits for a time of day
         self.mail = mail
         self.clock = clock
         self.random = random

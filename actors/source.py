@@ -277,18 +277,11 @@ class Source:
     # ---- by time ------------------------------------------------------------------------------------------------
 
     def offset_at(self, timestamp_ms: int, start: int) -> int:
-        """Return the first offset from `start` on that was taken in at `timestamp_ms` or later, else the end.
+        """Return the first offset from `start` on whose log time is `timestamp_ms` or later, else the end.
 
-        A search by halves, so that a long history costs a few reads, of the store too. Raises what `batch_at` raises.
+        That is the first that was taken in then or later; a clock that stepped back counts as standing still. Raises
+        what `TieredReader.offset_at` raises.
         """
-        low, high = max(start, self.history_start), self.durable_end
-        while low < high:
-            middle = (low + high) // 2
-            batch = self.batch_at(middle)
-            if batch is None:  # skipped: go on from what is behind it
-                low = middle + 1
-            elif batch.timestamp_ms >= timestamp_ms:
-                high = min(high, max(low, batch.first_offset))
-            else:
-                low = batch.first_offset + batch.count
-        return low
+        if self._again is None:
+            self._again = self._reader_at(start)
+        return self._again.offset_at(timestamp_ms, max(start, self.history_start), self.durable_end)

@@ -67,7 +67,7 @@ class TierFrontend(LoopActor):
 def run_tier(context: ProcessContext) -> None:
     """Compose the tier: the target of its process. Raises `UsageError` and `StoreError` for a store it cannot use."""
     given: TierProcessSettings = context.settings
-    store = open_store(given.store)
+    store = open_store(given.store, keep_reserve=True)
     context.system.spawn(TierFrontend, FRONTEND_PATH, context, given.store)
     spawn_tier(context.system, store, LocalDisk(), given.data, given.settings.tier)
     context.ready()

@@ -43,18 +43,24 @@ class TimedSubscription(LogSubscription):
         self._looked_at = 0  # in this turn
         self.expired = 0
         self._expired_told = 0
+        self._ahead_end = 0  # up to here the cursor's next messages are of a time that is still to come
 
     def on_start(self) -> None:
         """Attach to the topic, and let go of what is too old now and then."""
         super().on_start()
         self.call_later(EXPIRE_S, self._expire_unseen)
 
+    def on_stop(self) -> None:
+        """Wait for no time any more."""
+        super().on_stop()
+        self.system.clock_steps.unwatch(self.path)
+
     def _forget_all(self) -> None:
         """Forget what was known of single messages: none of it counts any more."""
         self._delays = Delays()
         self._due.clear()
         self._opening.clear()
-        self._failed_end = 0
+        self._failed_end = self._ahead_end = 0
         self._aside = RangeSet()
         self._apart = RangeSet()
 
@@ -143,7 +149,10 @@ class TimedSubscription(LogSubscription):
         """Take out what is due, look more closely at what soon will be, and come back when more is."""
         delays = self._delays
         if not (delays or self._due or self._opening):
+            self.system.clock_steps.unwatch(self.path)
             return
+        # The timer below knows a duration alone: who sets the clock would make messages late, or look in vain.
+        self.system.clock_steps.watch(self.path, self._clock_stepped)
         now_ms = self.clock.time_ms()
         self._due.extend(delays.take_due(now_ms))
         self._take_due()
@@ -162,6 +171,9 @@ class TimedSubscription(LogSubscription):
                 if timer is not None:
                     timer.cancel()
                 self._delay_timer = self.call_later(due_s - self.clock.monotonic(), self._wake)
+
+    def _clock_stepped(self) -> None:
+        self.call_soon(self._wake)
 
     def _take_due(self) -> None:
         """Let what is due be delivered."""
@@ -233,19 +245,27 @@ class TimedSubscription(LogSubscription):
         again_s = EXPIRE_S
         idle = not self._roster.outstanding  # what somebody holds may yet be acknowledged
         if self._message_ttl_ms and self._log.is_open and idle and self._failure is None:
+            low = self._log.cursor.low
+            at = max(low, self._ahead_end)
             for _ in range(EXPIRE_BATCHES):
-                low = self._log.cursor.low
-                if low >= self._source.durable_end:
+                if at >= self._source.durable_end:
                     break
                 try:
-                    batch = self._source.batch_at(low)
+                    batch = self._source.batch_at(at)
                 except StorageError:  # it is not here, or damaged: not worth more than waiting for a consumer
                     break
                 if batch is None:
+                    at = max(at + 1, self._log.cursor.low)
                     continue
-                if not self._is_expired(batch):
+                end = batch.first_offset + batch.count
+                if self._is_expired(
+                    batch
+                ):  # and all before it, whatever a clock that was ahead made of their times
+                    self._expire(self._log.cursor.low, end)
+                elif batch.timestamp_ms <= self.clock.time_ms():
                     break
-                self._expire(low, batch.first_offset + batch.count)
-            else:
+                at = end
+            self._ahead_end = at
+            if self._log.cursor.low > low:
                 again_s = 0.0
         self.call_later(again_s, self._expire_unseen)

@@ -35,13 +35,14 @@ from actors.runtime import Ref
 from actors.selection import READER
 from actors.upkeep import LogCare
 from ister.errors import LogFailedError
-from ister.names import topic_folder
 from ister.settings import Settings
+from storage.about import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
 from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import CursorJournal
+from storage.cursor import CursorJournal, highest_acknowledged
 from storage.damage import skip_damaged
 from storage.disk import Disk, LocalDisk
 from storage.reader import SegmentMaps
+from storage.reserve import Reserve
 from storage.tiered import TieredReader
 from storage.verify import verify_log
 from storage.wal import Wal, WalSettings, remove_log
@@ -50,8 +51,6 @@ from transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 
-TOPICS_FOLDER: Final = "topics"
-CURSORS_FOLDER: Final = "cursors"
 KEEP_UP_S: Final = 5.0  # how long a deleted segment may keep its place on the disk because it was read before
 
 
@@ -67,13 +66,12 @@ class WorkerSettings:
 
 def log_folder(data: str, topic: TopicMeta) -> str:
     """Return the folder of a topic's log; a topic created again under the same name has another."""
-    return f"{data}/{TOPICS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+    return f"{data}/{TOPICS_FOLDER}/{folder_of(topic)}"
 
 
 def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> str:
     """Return the file of a subscription's cursor."""
-    folder = f"{data}/{CURSORS_FOLDER}/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
-    return f"{folder}/{topic_folder(subscription.name)}.{subscription.created_ms}"
+    return f"{data}/{CURSORS_FOLDER}/{folder_of(topic)}/{cursor_name(subscription)}"
 
 
 def remove_cursor(disk: Disk, journal: str) -> None:
@@ -188,6 +186,13 @@ class Worker:
         self._maps.drop_deleted()
 
     @cached_property
+    def reserve(self) -> Reserve:
+        """What the cursors of this worker are written with on a full disk."""
+        reserve = Reserve(self._disk, f"{self._given.data}/{self._context.node}.reserve", self._context.clock)
+        reserve.keep()
+        return reserve
+
+    @cached_property
     def commits(self) -> Commits:
         """What the topics of this worker commit with."""
         return Commits(self._context.loop, self._disk.file_system(self._given.data))
@@ -213,6 +218,10 @@ class Worker:
                 raise LogFailedError(
                     f"something still runs on the log of topic {meta.name!r}; it is opened after that"
                 )
+            restored_end = int(meta.settings.get("restored_end", 0))
+            if meta.durability != "os" and not restored_end:  # what was acknowledged had been durable
+                cursors = f"{self._given.data}/{CURSORS_FOLDER}/{folder.rpartition('/')[2]}"
+                known_end = max(known_end, highest_acknowledged(self._disk, cursors, meta.incarnation))
             wal = self._logs[folder] = Wal.open(
                 self._disk,
                 folder,
@@ -221,7 +230,7 @@ class Worker:
                 settings=wal_settings,
                 clock=self._context.clock,
                 known_end=known_end,
-                start_offset=int(meta.settings.get("restored_end", 0)),
+                start_offset=restored_end,
             )
             return wal
 
@@ -289,7 +298,9 @@ class Worker:
             if meta.type == READER:
                 return MemoryJournal(start())
             begin = 0 if self._disk.exists(journal) else start()
-            return CursorJournal.open(self._disk, journal, topic.incarnation, begin)
+            opened = CursorJournal.open(self._disk, journal, topic.incarnation, begin)
+            opened.reserve = self.reserve
+            return opened
 
         def erase() -> None:
             self._maps.forget(
@@ -332,3 +343,15 @@ def run_worker(context: ProcessContext) -> None:
     context.loop.watch(worker.gateway.watch_connections(), worker.gateway.read_connections)
     worker.keep_up()
     context.ready(given.endpoint)
+
+
+__all__ = [
+    "CURSORS_FOLDER",
+    "TOPICS_FOLDER",
+    "Worker",
+    "WorkerSettings",
+    "cursor_path",
+    "log_folder",
+    "process_description",
+    "run_worker",
+]

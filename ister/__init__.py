@@ -22,11 +22,12 @@ from ister.errors import (
     TimeoutExpiredError,
     UsageError,
 )
-from ister.message import Batch, BatchReceipt, BrokerEvent, Event, Message, Published, Receipt
+from ister.message import BaseMessage, Batch, BatchReceipt, BrokerEvent, Event, Message, Published, Receipt
 from ister.producer import Producer
 from ister.reader import Reader
 
 __all__ = [
+    "BaseMessage",
     "Batch",
     "BatchReceipt",
     "BrokerEvent",

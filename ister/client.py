@@ -411,7 +411,9 @@ class Client(Administration):
         """
         arguments.number(count, "count", 1)
         deadline = self.network.deadline(self._seconds(timeout))
-        peek = requests.Peek(self.subscription(topic, subscription, timeout=timeout), count)
+        peek: requests.Peek[Message] = requests.Peek(
+            self.subscription(topic, subscription, timeout=timeout), count
+        )
         for first, end in peek.places:
             with self.reader(topic, start=first, credit_messages=end - first, timeout=timeout) as reader:
                 while reader.position < end:

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from ister import arguments
 from ister.attachment import Attachment, joined
 from ister.errors import ConnectionLostError, TimeoutExpiredError, UsageError
-from ister.message import Batch, Delivery, Message
+from ister.message import BaseBatch, BaseMessage, Delivery, Message
 from ister.receiver import Receiver
 from ister.session import Request
 
@@ -26,7 +26,7 @@ SEEK_S: Final = 10.0  # how long `seek` waits by default
 
 Position = Literal["earliest", "latest"] | int | datetime  # where a subscription or a reader begins
 
-Acknowledged = Message | Batch | Iterable[Message]
+Acknowledged = BaseMessage | Iterable[BaseMessage]  # a message, a batch, or several messages
 
 
 class Consumer(Receiver):
@@ -76,7 +76,7 @@ class Consumer(Receiver):
                 attachment.ack(delivery, first, end, now)
             self._soon()
 
-    def ack_until(self, message: Message) -> None:
+    def ack_until(self, message: BaseMessage) -> None:
         """Acknowledge everything up to and including this message.
 
         Exclusive and Failover: everything of the subscription; Shared: everything that this consumer was given.
@@ -123,14 +123,14 @@ class Consumer(Receiver):
         self._network.settle()
 
     def _ranges_of(self, what: Acknowledged) -> list[tuple[Delivery, int, int]]:
-        if isinstance(what, Message):
+        if isinstance(what, BaseMessage):
             ranges = [(what.delivery, what.offset, what.offset + 1)]
-        elif isinstance(what, Batch):
+        elif isinstance(what, BaseBatch):
             ranges = [(what.delivery, first, end) for first, end in what.ranges]
         elif isinstance(what, Iterable):
             ranges = []
             for message in what:
-                if not isinstance(message, Message):
+                if not isinstance(message, BaseMessage):
                     raise UsageError(
                         f"what is acknowledged is a message or a batch, not {type(message).__name__}"
                     )

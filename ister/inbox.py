@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ister.errors import IsterError, RemoteProtocolError, UsageError
-from ister.message import Delivery, Message
+from ister.message import BaseMessage, Delivery, Message
 from ister.producer import Producer
 from ister.receiver import Receiver
 
@@ -143,7 +143,7 @@ def asked(attributes: Mapping[str, str] | None, inbox: str, correlation_id: str)
     return {**(attributes or {}), REPLY_TO: inbox, CORRELATION_ID: correlation_id}
 
 
-def answered(message: Message, attributes: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
+def answered(message: BaseMessage, attributes: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
     """Return where the reply to a message goes, and its attributes; raises `UsageError`."""
     told = message.attributes
     topic = told.get(REPLY_TO)

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
 from operator import length_hint
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, TypeVar, cast, overload
 
 from ister import wire
 from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError, UsageError
@@ -205,8 +205,8 @@ class Delivery:
         return pairs[-1]
 
 
-class Message:
-    """One message as it was delivered: `payload` and `offset`; everything else is looked up when asked for."""
+class BaseMessage:
+    """What a `Message` is, of whichever client: `payload` and `offset`; everything else is looked up when asked for."""
 
     __slots__ = ("delivery", "offset", "payload")
 
@@ -245,9 +245,18 @@ class Message:
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
 
+    def __repr__(self) -> str:
+        return f"Message(topic={self.topic!r}, offset={self.offset}, payload={self.payload[:40]!r})"
+
+
+class Message(BaseMessage):
+    """One message as it was delivered."""
+
+    __slots__ = ()
+
     def reply(
         self, payload: bytes, *, key: bytes | None = None, attributes: Mapping[str, str] | None = None
-    ) -> Any:
+    ) -> None:
         """Answer a message that came from `Client.request`; with `ister.aio`, await it.
 
         Whoever asked may be gone, or wait no longer: then nobody hears it. Raises `UsageError` when the message asks
@@ -256,13 +265,14 @@ class Message:
         replier = getattr(self.delivery.owner, "replier", None)
         if replier is None:
             raise UsageError("this message did not come from a client's consumer or reader")
-        return replier(self, payload, key, attributes)
-
-    def __repr__(self) -> str:
-        return f"Message(topic={self.topic!r}, offset={self.offset}, payload={self.payload[:40]!r})"
+        answering: None = replier(self, payload, key, attributes)
+        return answering  # what `ister.aio` has awaited
 
 
-class Batch(Sequence[Message]):
+M_co = TypeVar("M_co", bound=BaseMessage, covariant=True)
+
+
+class BaseBatch(Sequence[M_co]):
     """Messages that were delivered together, in the order of their offsets; they are made when you look at them.
 
     The offsets are consecutive, except where other consumers share the subscription (Shared, Key-Shared).
@@ -302,21 +312,24 @@ class Batch(Sequence[Message]):
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
 
-    def hand_out(self) -> Iterator[Message]:
+    def hand_out(self) -> Iterator[M_co]:
         """Iterate over the messages, for several threads if need be; see `Delivery.hand_out`."""
-        return self.delivery.hand_out(self._start, self._stop)
+        return cast("Iterator[M_co]", self.delivery.hand_out(self._start, self._stop))
 
     def __len__(self) -> int:
         return self._stop - self._start
 
-    def __iter__(self) -> Iterator[Message]:
-        return self.delivery.messages(self._start, self._stop)
+    def __iter__(self) -> Iterator[M_co]:
+        return cast("Iterator[M_co]", self.delivery.messages(self._start, self._stop))
 
     @overload
-    def __getitem__(self, index: int) -> Message: ...
+    def __getitem__(self, index: int) -> M_co: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Message]: ...
-    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
+    def __getitem__(self, index: slice) -> Sequence[M_co]: ...
+    def __getitem__(self, index: int | slice) -> M_co | Sequence[M_co]:
+        return cast("M_co | Sequence[M_co]", self._item(index))
+
+    def _item(self, index: int | slice) -> Message | Sequence[Message]:
         places = range(self._start, self._stop)[index]
         delivery = self.delivery
         if isinstance(places, int):
@@ -327,6 +340,12 @@ class Batch(Sequence[Message]):
 
     def __repr__(self) -> str:
         return f"Batch(topic={self.topic!r}, ranges={self.ranges!r})"
+
+
+class Batch(BaseBatch[Message]):
+    """Messages that were delivered together."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

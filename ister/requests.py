@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from ister import arguments
 from ister.answers import with_booleans
 from ister.errors import RemoteError, UsageError
-from ister.message import Batch, Message
+from ister.message import BaseBatch, BaseMessage
 from ister.session import Request
 
 PEEK_GAP = 1000  # messages between two that are wanted: reading them costs less than another reader
@@ -210,7 +210,10 @@ def subscription_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-class Peek:
+P = TypeVar("P", bound=BaseMessage)
+
+
+class Peek(Generic[P]):
     """Which messages a look at a subscription wants, found by reading its topic, without touching the subscription.
 
     What nobody has acknowledged may lie far apart: each of `places` (first, end) is read by a reader of its own.
@@ -222,7 +225,7 @@ class Peek:
             raise UsageError(
                 f"subscription {shown.get('subscription')!r} keeps no messages: there is nothing to peek at"
             )
-        self.found: list[Message] = []
+        self.found: list[P] = []
         self.places: list[tuple[int, int]] = []
         self._count = count
         self._wanted: list[tuple[int, int]] = []
@@ -238,7 +241,7 @@ class Peek:
             else:
                 self.places.append((first, until))
 
-    def take(self, batch: Batch, end: int) -> bool:
+    def take(self, batch: BaseBatch[P], end: int) -> bool:
         """Keep what is wanted of a batch; False once nothing before `end` can come any more."""
         for first, until in self._wanted:
             self.found += [message for message in batch if first <= message.offset < until]

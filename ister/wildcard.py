@@ -20,7 +20,7 @@ from ister.attachment import CREDIT_MESSAGES_MAX, EVENTS_MAX, Attachment
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
 from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredError, UsageError
 from ister.inbox import GONE
-from ister.message import Batch, Delivery, Event, Message
+from ister.message import BaseBatch, BaseMessage, Delivery, Event
 from ister.names import topic_pattern
 from ister.roster import Roster, share
 from ister.session import Handle, Request
@@ -329,10 +329,10 @@ class WildcardConsumer(Consumer):
         for member, part in self._parts(what):
             member.ack(part)
 
-    def ack_until(self, message: Message) -> None:
+    def ack_until(self, message: BaseMessage) -> None:
         """Acknowledge everything of this message's topic up to and including this message."""
         for member, part in self._parts(message):
-            assert isinstance(part, Message)
+            assert isinstance(part, BaseMessage)
             member.ack_until(part)
 
     def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
@@ -351,14 +351,14 @@ class WildcardConsumer(Consumer):
         self._network.check()
         if self._over:
             raise ClosedError(f"{self.what} is closed")
-        if isinstance(what, Message | Batch):
+        if isinstance(what, BaseMessage | BaseBatch):
             member = self._member_of(what.delivery)
             return [] if member is None else [(member, what)]
         if not isinstance(what, Iterable):
             raise UsageError(f"what is acknowledged is a message or a batch, not {type(what).__name__}")
-        parts: dict[str, tuple[Consumer, list[Message]]] = {}
+        parts: dict[str, tuple[Consumer, list[BaseMessage]]] = {}
         for message in what:
-            if not isinstance(message, Message):
+            if not isinstance(message, BaseMessage):
                 raise UsageError(
                     f"what is acknowledged is a message or a batch, not {type(message).__name__}"
                 )

@@ -14,6 +14,7 @@ import contextlib
 import struct
 from typing import Final
 
+from ister.errors import DiskFullError
 from storage.checksum import extend
 from storage.disk import Disk
 
@@ -58,18 +59,41 @@ def save_begin(disk: Disk, folder: str, incarnation: bytes, retained: int) -> No
 
 
 def replace_file(disk: Disk, folder: str, name: str, contents: bytes) -> None:
-    """Have a small file of these contents, durably, also in place of another. Raises OSError, DiskFullError."""
+    """Have a small file of these contents, durably, also in place of another.
+
+    Raises OSError, DiskFullError: then it is what it was, unless the disk takes that no more either.
+    """
     path = f"{folder}/{name}"
+    before = disk.read(path) if disk.exists(path) else None
+    _write_new(disk, path, contents)
+    disk.sync_folder(folder)  # a folder that cannot be synced is found out while nothing has changed
+    disk.rename(f"{path}.new", path)
+    try:
+        disk.sync_folder(folder)
+    except OSError:
+        # The name may be there, or may not last: who is told that it failed must not find it in force.
+        with contextlib.suppress(OSError, DiskFullError):
+            if before is None:
+                disk.unlink(path)
+            else:
+                _write_new(disk, path, before)
+                disk.rename(f"{path}.new", path)
+        raise
+
+
+def _write_new(disk: Disk, path: str, contents: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         disk.unlink(f"{path}.new")
     file = disk.create(f"{path}.new")
     try:
         file.pwritev((contents,), 0)
         file.datasync()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            disk.unlink(f"{path}.new")
+        raise
     finally:
         file.close()
-    disk.rename(f"{path}.new", path)
-    disk.sync_folder(folder)
 
 
 __all__ = ["BEGIN_NAME", "decode_begin", "encode_begin", "load_begin", "replace_file", "save_begin"]

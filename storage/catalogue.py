@@ -6,22 +6,28 @@
 - A topic's incarnation is never used again: a new topic of an old name is another one.
 - SQLite does not notice a changed byte in a row. A digest of all rows changes with each of them, in the same
   transaction; opening reads every row, and refuses a file whose digest is another one.
-- A full disk refuses what is new, never what makes room: a small reserve beside the file is given up for deletions.
+- A full disk refuses what is new, never what makes room: a small reserve beside the file is given up for deletions and
+  for changed settings, such as a retention that is shorter.
+- What is here is described beside logs and cursors too (`about.py`), for the day on which this file is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os.path
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ister.errors import DamagedError, DiskFullError, IsterError, StorageError
+from storage.about import Abouts, cursor_name
 from storage.checksum import crc32c
 from storage.disk import LocalDisk
+
+log = logging.getLogger("ister.catalogue")
 
 SCHEMA_VERSION: Final = 2
 # No database is shorter; SQLite takes a shorter file for an empty one, and would begin anew.
@@ -120,9 +126,13 @@ def _digest(table: str, row: Sequence[object]) -> int:
 class Catalogue:
     """The topics and subscriptions of a broker."""
 
-    def __init__(self, path: str) -> None:
-        """Open the file at `path`, or create it; its folder must exist. Raises DamagedError, StorageError."""
+    def __init__(self, path: str, abouts: Abouts | None = None) -> None:
+        """Open the file at `path`, or create it; its folder must exist. Raises DamagedError, StorageError.
+
+        What is created, changed and deleted is described in `abouts` as well.
+        """
         self.path = path
+        self._abouts = abouts
         self._disk = LocalDisk()
         self._reserve = f"{path}.reserve"
         try:
@@ -177,7 +187,6 @@ class Catalogue:
         self, statement: str, values: tuple[str, ...], gone: dict[str, list[tuple[Any, ...]]]
     ) -> None:
         """Carry out a deletion of the rows in `gone`, also on a full disk."""
-        self._keep_reserve()
 
         def delete() -> None:
             with self._changing() as database:
@@ -189,12 +198,17 @@ class Catalogue:
                     database.execute(f"INSERT INTO erasing ({_TOPIC}) VALUES (?, ?, ?, ?, ?, ?)", row)
                 self._note("erasing", stored, ())
 
+        self._with_reserve(delete)
+
+    def _with_reserve(self, change: Callable[[], None]) -> None:
+        """Make a change that is to succeed on a full disk too."""
+        self._keep_reserve()
         try:
-            delete()
+            change()
         except DiskFullError:
             if not self._give_up_reserve():
                 raise
-            delete()
+            change()
 
     def _prepare(self) -> None:
         execute = self._database.execute
@@ -285,6 +299,8 @@ class Catalogue:
             topic.created_ms,
             json.dumps(topic.settings),
         )
+        if self.topic(topic.name) is None and self._abouts is not None:
+            self._abouts.write_topic(topic)
         try:
             with self._changing() as database:
                 database.execute(f"INSERT INTO topics ({_TOPIC}) VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -319,11 +335,45 @@ class Catalogue:
 
         Raises IsterError `unknown-topic`, StorageError.
         """
-        with self._changing() as database:
-            before = self._rows("topics", _TOPIC, "name", name)
-            database.execute("UPDATE topics SET settings = ? WHERE name = ?", (json.dumps(settings), name))
-            self._note("topics", self._rows("topics", _TOPIC, "name", name), before)
-        return self.get_topic(name)
+
+        def change() -> None:
+            with self._changing() as database:
+                before = self._rows("topics", _TOPIC, "name", name)
+                database.execute(
+                    "UPDATE topics SET settings = ? WHERE name = ?", (json.dumps(settings), name)
+                )
+                self._note("topics", self._rows("topics", _TOPIC, "name", name), before)
+
+        self._with_reserve(change)
+        changed = self.get_topic(name)
+        self._describe(changed)
+        return changed
+
+    def _describe(self, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> None:
+        """Describe what has changed; what cannot be written now is at the next start."""
+        if self._abouts is None:
+            return
+        try:
+            if subscription is None:
+                self._abouts.write_topic(topic)
+            else:
+                self._abouts.write_subscription(topic, subscription)
+        except StorageError as error:
+            log.warning("what topic %s is now is in the catalogue alone: %s", topic.name, error)
+
+    def describe_all(self) -> None:
+        """Describe everything that is not described as it is; a full disk has to wait."""
+        subscriptions: dict[str, list[SubscriptionMeta]] = {}
+        for each in self.subscriptions():
+            subscriptions.setdefault(each.topic, []).append(each)
+        for topic in self.topics():
+            for one in (None, *subscriptions.get(topic.name, ())):
+                if self._abouts is not None and not self._abouts.says(topic, one):
+                    self._describe(topic, one)
+
+    def cursor_names(self, topic: TopicMeta) -> list[str]:
+        """Return what the cursors of a topic's subscriptions are called. Raises StorageError."""
+        return [cursor_name(each) for each in self.subscriptions(topic.name)]
 
     def delete_topic(self, name: str) -> tuple[TopicMeta, list[SubscriptionMeta]]:
         """Remove a topic and its subscriptions; return what was there.
@@ -336,7 +386,11 @@ class Catalogue:
                 "topics": self._rows("topics", _TOPIC, "name", name),
                 "subscriptions": self._rows("subscriptions", _SUBSCRIPTION, "topic", name),
             }
+        if self._abouts is not None:
+            self._abouts.remove_topic(topic)
         self._delete("DELETE FROM topics WHERE name = ?", (name,), gone)
+        if self._abouts is not None:
+            self._abouts.forget(topic, subscriptions)
         return topic, subscriptions
 
     def erasing(self) -> list[TopicMeta]:
@@ -366,6 +420,9 @@ class Catalogue:
         """Add a subscription. Raises IsterError `subscription-exists` or `unknown-topic`, StorageError."""
         one = subscription
         row = (one.topic, one.name, one.type, json.dumps(one.start), one.created_ms, json.dumps(one.settings))
+        topic = self.topic(one.topic)
+        if self._abouts is not None and topic is not None and self.subscription(one.topic, one.name) is None:
+            self._abouts.write_subscription(topic, one)
         try:
             with self._changing() as database:
                 database.execute(
@@ -414,14 +471,20 @@ class Catalogue:
         Raises IsterError `unknown-topic` or `unknown-subscription`, StorageError.
         """
         query = f"SELECT {_SUBSCRIPTION} FROM subscriptions WHERE topic = ? AND name = ?"
-        with self._changing() as database:
-            before = database.execute(query, (topic, name)).fetchall()
-            database.execute(
-                "UPDATE subscriptions SET settings = ? WHERE topic = ? AND name = ?",
-                (json.dumps(settings), topic, name),
-            )
-            self._note("subscriptions", database.execute(query, (topic, name)).fetchall(), before)
-        return self.get_subscription(topic, name)
+
+        def change() -> None:
+            with self._changing() as database:
+                before = database.execute(query, (topic, name)).fetchall()
+                database.execute(
+                    "UPDATE subscriptions SET settings = ? WHERE topic = ? AND name = ?",
+                    (json.dumps(settings), topic, name),
+                )
+                self._note("subscriptions", database.execute(query, (topic, name)).fetchall(), before)
+
+        self._with_reserve(change)
+        changed = self.get_subscription(topic, name)
+        self._describe(self.get_topic(topic), changed)
+        return changed
 
     def delete_subscription(self, topic: str, name: str) -> SubscriptionMeta:
         """Remove a subscription and return what it was.
@@ -432,6 +495,8 @@ class Catalogue:
         with self._guarded():
             of_topic = self._rows("subscriptions", _SUBSCRIPTION, "topic", topic)
         gone = {"subscriptions": [row for row in of_topic if row[1] == name]}
+        if self._abouts is not None:
+            self._abouts.remove_subscription(self.get_topic(topic), found)
         self._delete("DELETE FROM subscriptions WHERE topic = ? AND name = ?", (topic, name), gone)
         return found
 

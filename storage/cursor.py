@@ -20,13 +20,17 @@ from __future__ import annotations
 import contextlib
 import os.path
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from ister.errors import DamagedError, DiskFullError, LogFailedError, StorageError
 from storage.checksum import extend
 from storage.disk import Disk, File
 from storage.ranges import RangeSet
+from storage.reserve import Reserve
+
+T = TypeVar("T")
 
 VERSION: Final = 2
 VERSIONS: Final = (1, 2)  # 1 had no failures; a journal of it is written anew when it is opened
@@ -41,6 +45,8 @@ FAILURES_MAX: Final = (
 )
 # A journal is rewritten when it is longer than this and than twice what it would become.
 COMPACT_BYTES_MIN: Final = 1 << 20
+# On a full disk as soon as that gives a block back.
+FULL_BYTES_MIN: Final = 4096
 
 _MAGIC = b"ISTERCUR"
 _HEADER = struct.Struct("<8sHH16s")
@@ -265,6 +271,23 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
     return cursor, CursorReport(entries=entries, torn_bytes=torn, damaged_bytes=damaged_bytes), end
 
 
+def highest_acknowledged(disk: Disk, folder: str, incarnation: bytes) -> int:
+    """Return the end of what the journals in a topic's folder acknowledge: the log was durable up to there.
+
+    What is no journal of the topic, or is damaged, says nothing. Raises OSError.
+    """
+    highest = 0
+    for name in disk.listdir(folder) if disk.exists(folder) else ():
+        if not name.rpartition(".")[2].isdecimal():  # its name ends with when the subscription was created
+            continue
+        try:
+            cursor, *_ = parse_journal(name, disk.read(f"{folder}/{name}"), incarnation)
+        except (DamagedError, FileNotFoundError):
+            continue
+        highest = max(highest, cursor.low, cursor.ranges.end or 0)
+    return highest
+
+
 class Compaction:
     """A shorter journal on its way: `run` writes it, in any thread."""
 
@@ -363,6 +386,7 @@ class CursorJournal:
     """The file behind one cursor."""
 
     in_memory = False  # there is a file, which has to be synced
+    reserve: Reserve | None = None  # what is given up where the disk is full: acknowledgments go on
 
     def __init__(
         self,
@@ -447,11 +471,13 @@ class CursorJournal:
             raise ValueError("a sync or a compaction is running")
         cursor, report = self.cursor, CursorReport()
         try:
-            placed = _fresh_file(self._disk, self.path, self.incarnation, cursor)
+            placed = self._with_reserve(lambda: _fresh_file(self._disk, self.path, self.incarnation, cursor))
         except OSError as error:
             raise LogFailedError(f"the cursor {self.path} cannot be written anew: {error}") from error
         self.close()
-        return CursorJournal(self._disk, self.path, self.incarnation, cursor, report, *placed)
+        anew = CursorJournal(self._disk, self.path, self.incarnation, cursor, report, *placed)
+        anew.reserve = self.reserve
+        return anew
 
     def note(self, first: int, end: int) -> int:
         """Acknowledge [first, end), in the next `flush`.
@@ -502,14 +528,61 @@ class CursorJournal:
         if self._waits:
             entry += _entry(self._salt, WAITING, b"".join(self._waits))
         try:
-            self._file.pwritev((entry,), self._end)
+            appended = self._append(entry)
         except OSError as error:
             raise self._fail("written", error) from error
+        if not appended:  # the file was written anew, with all of it
+            return len(entry)
         self._end += len(entry)
         self._noted, self._failures, self._waits = RangeSet(), [], []
         if self._since is not None:
             self._since.append(entry)
         return len(entry)
+
+    def _with_reserve(self, place: Callable[[], T]) -> T:
+        while True:
+            try:
+                return place()
+            except DiskFullError:
+                if self.reserve is None or not self.reserve.give():
+                    raise
+
+    def _append(self, entry: bytes) -> bool:
+        """Write an entry, on a full disk with what is in reserve; False where the file was written anew instead."""
+        reserve = self.reserve
+        try:
+            self._file.pwritev((entry,), self._end)
+            if reserve is not None:
+                reserve.keep()
+            return True
+        except DiskFullError:
+            if reserve is None:
+                raise
+        while True:
+            # Writing it anew needs a block before those of the old file are free, and makes it short.
+            appends = self.busy or self._end <= max(FULL_BYTES_MIN, 2 * self._needed())
+            try:
+                if appends:
+                    self._file.pwritev((entry,), self._end)
+                else:
+                    self._put_anew()
+            except DiskFullError:
+                if not reserve.give():
+                    raise
+            else:
+                return appends
+
+    def _put_anew(self) -> None:
+        file, self._end = _fresh_file(self._disk, self.path, self.incarnation, self.cursor)
+        self._file.close()
+        self._file = file
+        self._noted, self._failures, self._waits = RangeSet(), [], []
+        self._unproven, self._folder_dirty = b"", False
+
+    def _needed(self) -> int:
+        """Return about how long the file would be if it were written anew."""
+        ranges, failed = len(self.cursor.ranges), len(self.cursor.failed) + len(self.cursor.waits)
+        return JOURNAL_HEADER_BYTES + 3 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
 
     def _fail(self, done: str, error: BaseException) -> LogFailedError:
         failed = LogFailedError(
@@ -564,9 +637,7 @@ class CursorJournal:
         """
         if self.busy or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
             return None
-        ranges, failed = len(self.cursor.ranges), len(self.cursor.failed) + len(self.cursor.waits)
-        needed = JOURNAL_HEADER_BYTES + 3 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
-        if self._end <= 2 * needed:
+        if self._end <= 2 * self._needed():
             return None
         self._since = []
         self._compaction = Compaction(
@@ -623,7 +694,7 @@ class CursorJournal:
         moved = Cursor(offset)
         fresh = Compaction(self._disk, f"{self.path}.new", encode_journal(self.incarnation, moved))
         try:
-            fresh.run()
+            self._with_reserve(fresh.run)
             # A folder that cannot be synced is found out while nothing has changed.
             self._disk.sync_folder(os.path.dirname(self.path))
         except OSError as error:

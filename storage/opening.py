@@ -18,6 +18,7 @@ from typing import Final
 from ister.errors import GapError, LogFailedError
 from storage.begin import load_begin
 from storage.disk import Disk, File
+from storage.ending import load_end
 from storage.index import SparseIndex, index_bytes
 from storage.producers import ENTRY_BYTES, PRODUCERS_MAX, ProducerTable
 from storage.record import BATCH, HEADER_BYTES, PRODUCERS, Header, encode_header, salt_of
@@ -137,6 +138,7 @@ def open_log(
     if len(incarnation) != 16:
         raise ValueError(f"an incarnation has 16 bytes, not {len(incarnation)}")
     try:
+        known_end = max(known_end, load_end(disk, folder, incarnation))
         return _Opening(disk, folder, topic, incarnation, settings, start_offset, known_end).run()
     except OSError as error:
         raise LogFailedError(f"the log of topic {topic!r} cannot be opened: {error}") from error

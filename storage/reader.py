@@ -251,6 +251,18 @@ def _record(segment: SegmentMap, position: int, header: Header, at: int) -> Reco
     return Record(header, segment.view[start:end])
 
 
+class FoundTime(NamedTuple):
+    """Where log time reaches some time: the first whole batch there, and the offset to begin at to miss nothing.
+
+    They differ where damage lies before it, which may have been that late. `certain`: something before it in the same
+    log was earlier; else what comes before the log may be that late already.
+    """
+
+    whole: int
+    offset: int
+    certain: bool
+
+
 class Reader:
     """A place in one log, from which whole records are read in order.
 
@@ -493,18 +505,35 @@ class Reader:
     def offset_at(self, timestamp_ms: int, durable_end: int) -> int:
         """Return the first offset whose log time is `timestamp_ms` or later, `durable_end` if there is none.
 
-        Log time is the highest batch time up to there: a clock that stepped back counts as standing still. Raises
-        GapError, DamagedError.
+        Log time is the highest batch time up to there: a clock that stepped back counts as standing still. Of what is
+        damaged nothing is known; it is passed over. Raises GapError, DamagedError.
+        """
+        return self.find_time(timestamp_ms, durable_end).whole
+
+    def find_time(self, timestamp_ms: int, durable_end: int) -> FoundTime:
+        """Return where log time reaches `timestamp_ms`, as `offset_at` finds it, and how sure that is.
+
+        Some thirty small reads and the headers of one segment, however long the log is.
         """
         bases = [base for base in self._bases() if base < durable_end]
-        at = bisect_left(
+        first = bisect_left(
             range(len(bases)), True, key=lambda number: self._ends_by(bases[number], timestamp_ms)
         )
-        for base in bases[at:]:
-            found = self._offset_in(base, timestamp_ms, durable_end)
+        at, doubt = (bases[first] if first < len(bases) else durable_end), None
+        for base in bases[first:]:
+            if base > at and doubt is None:
+                doubt = at  # a segment is missing
+            found, at, doubt = self._offset_in(base, timestamp_ms, durable_end, doubt)
+            if (
+                found is None
+                and base == bases[0]
+                and doubt is None
+                and self._is_sealed_by(base, timestamp_ms)
+            ):
+                found = base  # none of its batches says so: it was that late before the log begins
             if found is not None:
-                return found
-        return durable_end
+                return FoundTime(found, found if doubt is None else doubt, first > 0)
+        return FoundTime(durable_end, durable_end if doubt is None else doubt, first > 0)
 
     def seek_time(self, timestamp_ms: int, durable_end: int) -> int:
         """Go to the first offset whose log time is `timestamp_ms` or later, as `offset_at` says; return it."""
@@ -512,44 +541,83 @@ class Reader:
         self.seek(found)
         return found
 
+    def begins_at(self) -> int | None:
+        """Return the first offset of the log, None if it has no segment."""
+        try:
+            return next(iter(self._bases()), None)
+        except FileNotFoundError:
+            return None
+
+    def segment_at(self, offset: int) -> tuple[int, Footer] | None:
+        """Return base and footer of the sealed segment that holds an offset, None if it is not here, or not whole."""
+        try:
+            bases = self._bases()
+            number = bisect_right(bases, offset) - 1
+            footer = self._footer(bases[number]) if number >= 0 else None
+        except FileNotFoundError:
+            return None
+        return (bases[number], footer) if footer is not None and offset < footer.next_offset else None
+
+    def time_in(self, base: int, timestamp_ms: int, end: int) -> int:
+        """Return the first offset of a segment with a batch time of `timestamp_ms` or later, its base if none has."""
+        found, _, doubt = self._offset_in(base, timestamp_ms, end, None)
+        return base if found is None else found if doubt is None else doubt
+
+    def _footer(self, base: int) -> Footer | None:
+        path = f"{self.folder}/{segment_name(base)}"
+        return read_footer(self._maps.disk, path, salt_of(self.incarnation, base))
+
     def _ends_by(self, base: int, timestamp_ms: int) -> bool:
         """Say whether a segment may hold what is sought or what follows it: one without a footer always may."""
-        path = f"{self.folder}/{segment_name(base)}"
         try:
-            footer = read_footer(self._maps.disk, path, salt_of(self.incarnation, base))
+            footer = self._footer(base)
         except FileNotFoundError:  # trimmed meanwhile
             return False
         return footer is None or footer.max_timestamp_ms >= timestamp_ms
 
-    def _offset_in(self, base: int, timestamp_ms: int, durable_end: int) -> int | None:
-        """Return the first offset of a segment with a batch time of `timestamp_ms` or later."""
+    def _is_sealed_by(self, base: int, timestamp_ms: int) -> bool:
+        """Say whether a segment's footer says that log time had reached `timestamp_ms` at its end."""
+        try:
+            footer = self._footer(base)
+        except FileNotFoundError:
+            return False
+        return footer is not None and footer.max_timestamp_ms >= timestamp_ms
+
+    def _offset_in(
+        self, base: int, timestamp_ms: int, durable_end: int, doubt: int | None
+    ) -> tuple[int | None, int, int | None]:
+        """Return the first offset of a segment with a batch time of `timestamp_ms` or later, and where it ends.
+
+        The last is where something is damaged, if nothing behind it is earlier: what is sought may have been there.
+        """
         segment = self._map_if_there(base)
         if segment is None:
-            return None
+            return None, base, doubt
         at, position = base, SEGMENT_HEADER_BYTES
         index = read_index(self._maps.disk, segment.path, segment.salt)
         entry = None if index is None else index.before_time(timestamp_ms)
         if index is not None and entry is not None:
             header = segment.header(index.positions[entry])
             if header is not None and header[1] == BATCH and header[7] == index.offsets[entry]:
-                at, position = index.offsets[entry], index.positions[entry]
+                at, position, doubt = index.offsets[entry], index.positions[entry], None
         while at < durable_end:
             header = segment.header(position)
             if header is None or header[3] < HEADER_BYTES or header[7] != at:
                 broken = _BrokenError(segment, position, at, "no valid record")
+                doubt = at if doubt is None else doubt
                 behind, at = self._behind(broken, durable_end)
                 if behind is None:
-                    return None
+                    return None, at, doubt
                 position = behind
                 continue
             if header[1] == FOOTER:
-                return None
+                return None, at, doubt
             if header[1] == BATCH:
                 if header[8] >= timestamp_ms:
-                    return at
-                at += header[5]
+                    return at, at, doubt
+                at, doubt = at + header[5], None
             position += header[3]
-        return None
+        return None, at, doubt
 
 
 __all__ = ["DamagedError", "GapError", "Reader", "SegmentMap", "SegmentMaps", "TrimmedError"]

@@ -3,6 +3,9 @@
 A topic keeps everything, unless it says otherwise: at most so old, at most so many bytes, or only what some
 subscription has not acknowledged yet. Each of these takes whole sealed segments from the oldest on; any one suffices.
 
+A segment's age goes by log time: a clock that stepped back counts as standing still. What a clock that was ahead wrote
+has a time that is still to come; it is as old as what was written after it, and holds up nothing behind it.
+
 Invariants
 - nothing at or above `floor` goes: what is not in the store yet, if it is to be there
 - a segment goes only after every one before it
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 class Retention:
     """What a topic keeps at most; 0 and False: no such limit."""
 
-    ms: int = 0  # older than this goes; a segment is as old as its last batch
+    ms: int = 0  # older than this goes; a segment is as old as its youngest batch
     bytes: int = 0  # of sealed segments; the active one comes on top
     acknowledged: bool = False  # what every subscription has acknowledged goes
 
@@ -41,6 +44,23 @@ def retention_of(topic: TopicMeta) -> Retention:
     )
 
 
+def times_of(sealed: Sequence[SegmentInfo], now_ms: int) -> list[int]:
+    """Return when each segment was ended, as far as that is known: rising, and none of them after now."""
+    times: list[int] = []
+    latest = 0
+    for segment in sealed:
+        own = (one for one in (segment.max_timestamp_ms, segment.last_timestamp_ms) if 0 < one <= now_ms)
+        latest = max(latest, next(own, 0))
+        times.append(latest)
+    following = now_ms
+    for at in range(len(sealed) - 1, -1, -1):
+        segment = sealed[at]
+        if min(segment.max_timestamp_ms or segment.last_timestamp_ms, segment.last_timestamp_ms) > now_ms:
+            times[at] = following  # not later than what was written after it
+        following = times[at]
+    return times
+
+
 def trim_point(
     sealed: Sequence[SegmentInfo],
     retention: Retention,
@@ -56,10 +76,11 @@ def trim_point(
     """
     total = sum(segment.bytes for segment in sealed)
     point = 0
-    for segment in sealed:
+    times = times_of(sealed, now_ms) if retention.ms else [now_ms] * len(sealed)
+    for segment, time_ms in zip(sealed, times, strict=True):
         if segment.end > floor:
             break
-        old = retention.ms > 0 and now_ms - segment.last_timestamp_ms > retention.ms
+        old = retention.ms > 0 and now_ms - time_ms > retention.ms
         over = retention.bytes > 0 and total > retention.bytes
         done = retention.acknowledged and acknowledged is not None and segment.end <= acknowledged
         if not (old or over or done):

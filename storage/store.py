@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from ister.clock import Clock, SystemClock
-from ister.errors import StoreError
+from ister.errors import DiskFullError, StoreError
 from storage.checksum import Buffer, crc32c
 from storage.disk import Disk, LocalDisk
+from storage.reserve import PIECE_BYTES, Reserve
 
 # What one page of a listing holds at most, because Google Cloud Storage returns no more.
 PAGE_OBJECTS_MAX: Final = 1000
@@ -169,9 +170,21 @@ class FolderStore:
     What is known of `a/b/c` lies in `a/b/.meta/c`, which no object can be called.
     """
 
-    def __init__(self, path: str, disk: Disk | None = None, clock: Clock | None = None) -> None:
-        """Use the folder at `path`, created if missing. Raises StoreError, `fix` where it is no folder to use."""
+    def __init__(
+        self,
+        path: str,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+        *,
+        reserve: Reserve | None = None,
+    ) -> None:
+        """Use the folder at `path`, created if missing. Raises StoreError, `fix` where it is no folder to use.
+
+        What `reserve` holds is given up for small objects on a full disk: what is trimmed, and whose a segment is that
+        is here already, has to be noted before anything can be deleted.
+        """
         self.path = path
+        self._reserve = reserve
         self._clock: Clock = SystemClock() if clock is None else clock
         self._disk: Disk = LocalDisk() if disk is None else disk
         self._numbers = itertools.count()
@@ -182,6 +195,8 @@ class FolderStore:
             if error.errno in _NOT_OURS:
                 failure.action = "fix"
             raise failure from error
+        if reserve is not None:
+            reserve.keep()
 
     def _error(self, done: str, error: OSError) -> StoreError:
         return StoreError(f"the store in {self.path} cannot be {done}: {error}")
@@ -214,6 +229,27 @@ class FolderStore:
         metadata: Mapping[str, str] | None,
         expected: int | None,
     ) -> bool:
+        reserve = self._reserve
+        while True:
+            try:
+                done = self._put_once(name, data, path, metadata, expected)
+            except DiskFullError:
+                small = path is not None or len(data) <= PIECE_BYTES
+                if reserve is None or not small or not reserve.give():
+                    raise
+            else:
+                if reserve is not None:
+                    reserve.keep()
+                return done
+
+    def _put_once(
+        self,
+        name: str,
+        data: Buffer,
+        path: str | None,
+        metadata: Mapping[str, str] | None,
+        expected: int | None,
+    ) -> bool:
         target, meta = self._places(name)
         checksum = crc32c(data)
         if expected is not None and expected != checksum:
@@ -229,11 +265,11 @@ class FolderStore:
         temporary: list[str] = []
         try:
             if disk.exists(target):
-                return False
+                return self._taken(target, meta)
             temporary.append(self._write(known.encode()))
             with disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
                 if disk.exists(target):
-                    return False
+                    return self._taken(target, meta)
                 disk.makedirs(
                     os.path.dirname(meta)
                 )  # inside the lock: a deletion removes folders that are empty
@@ -248,7 +284,7 @@ class FolderStore:
                     else:
                         disk.link(path, target)
                 except FileExistsError:
-                    return False
+                    return self._taken(target, meta)
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
@@ -265,6 +301,13 @@ class FolderStore:
                 with contextlib.suppress(OSError):
                     disk.unlink(left)
         return True
+
+    def _taken(self, target: str, meta: str) -> bool:
+        """Say that there is such an object, for good: whoever created it may not have come to sync its name."""
+        for path in (meta, target):
+            with contextlib.suppress(FileNotFoundError):  # it was deleted just now
+                self._disk.sync_folder(os.path.dirname(path))
+        return False
 
     def _write(self, data: Buffer) -> str:
         """Return the path of a new synced file that nobody else uses."""

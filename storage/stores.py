@@ -11,9 +11,10 @@ from random import Random
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from ister.clock import Clock
+from ister.clock import Clock, SystemClock
 from ister.errors import StoreError, UsageError
 from storage.disk import Disk, LocalDisk
+from storage.reserve import Reserve
 from storage.store import FolderStore, ObjectStore
 
 # Three to 222 letters, digits, '-', '_' and '.': https://cloud.google.com/storage/docs/buckets#naming
@@ -27,8 +28,11 @@ def open_store(
     disk: Disk | None = None,
     clock: Clock | None = None,
     random: Random | None = None,
+    keep_reserve: bool = False,
 ) -> ObjectStore:
     """Return the store at a `file:///folder` or `gs://bucket/prefix` address.
+
+    `keep_reserve`: a folder keeps some room for small objects, which must be written before large ones can be deleted.
 
     A folder is made if it is missing, unless `create` is False. Raises UsageError for any other address, StoreError
     for a folder that cannot be used (`store-missing` if it is not there).
@@ -38,7 +42,10 @@ def open_store(
         path, used = unquote(parts.path), LocalDisk() if disk is None else disk
         if not create and not used.exists(path):
             raise StoreError(f"there is no folder {path}", code="store-missing", action="fix")
-        return FolderStore(path, used, clock)
+        reserve = None
+        if keep_reserve:
+            reserve = Reserve(used, f"{path}/.tmp/reserve", SystemClock() if clock is None else clock)
+        return FolderStore(path, used, clock, reserve=reserve)
     if parts.scheme == "gs" and _BUCKET.fullmatch(parts.netloc):
         from storage.gcs import GcsStore
 

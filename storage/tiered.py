@@ -11,6 +11,8 @@ Invariants
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
+from operator import itemgetter
 from typing import Final
 
 from ister.errors import DamagedError, GapError, TrimmedError
@@ -56,6 +58,7 @@ class TieredReader:
         )  # [first, end) the log does not have
         self._skipped: list[tuple[int, int]] = []
         self.maps = maps
+        self._known: list[tuple[int, int, int]] = []  # (base, end, log time) of segments asked for by time
         self.start = 0
         self.stored_end = UNKNOWN
         self.from_store = False
@@ -124,6 +127,50 @@ class TieredReader:
             return None
         self.from_store = False
         return records
+
+    def offset_at(self, timestamp_ms: int, start: int, durable_end: int) -> int:
+        """Return the first offset from `start` on whose log time is `timestamp_ms` or later, `durable_end` without one.
+
+        Log time is the highest batch time up to there: a clock that stepped back counts as standing still. Segments are
+        searched by halves, by the log time in their footers; of what only the store has, each is asked for once
+        (NotHereError), and known from then on. Where damage may be that late it is found, not what is behind it. Raises
+        DamagedError.
+        """
+        local = self._log.begins_at()
+        found = durable_end
+        if local is not None:
+            sought = self._log.find_time(timestamp_ms, durable_end)
+            if sought.certain or local <= start:
+                return max(start, sought.offset)
+            found = sought.offset
+        low, high = start, durable_end if local is None else min(local, durable_end)
+        begins, middle = None, high - 1  # the newest first: most seeks go to what is not long ago
+        while low < high:
+            base, end, log_time_ms = self._segment_at(middle)
+            if log_time_ms >= timestamp_ms:
+                begins, high = (base, end), max(low, base)
+            else:
+                low = end
+            middle = (low + high) // 2
+        if begins is None:
+            return max(start, found)
+        base, end = begins
+        if self._cache.segment_at(base) is None:
+            raise NotHereError(max(base, start), end)
+        return max(start, self._cache.time_in(base, timestamp_ms, end))
+
+    def _segment_at(self, offset: int) -> tuple[int, int, int]:
+        """Return base, end and log time at the end of the stored segment that holds an offset. Raises NotHereError."""
+        at = bisect_right(self._known, offset, key=itemgetter(0)) - 1
+        if at >= 0 and offset < self._known[at][1]:
+            return self._known[at]
+        there = self._cache.segment_at(offset)
+        if there is None:
+            raise NotHereError(offset, offset + 1)
+        base, footer = there
+        known = (base, footer.next_offset, footer.max_timestamp_ms)
+        insort(self._known, known)
+        return known
 
     def _read_cache(self, durable_end: int, bytes_max: int, records_max: int) -> list[Record]:
         """Return what the cache has; nothing where an operator had the offset skipped."""

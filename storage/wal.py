@@ -17,12 +17,14 @@ the second only names of sealed segments; the third only its `Spare`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from ister.clock import Clock
 from ister.errors import DiskFullError, LogFailedError, StorageError
 from storage.checksum import Buffer
 from storage.disk import Disk, File
+from storage.ending import write_end
 from storage.index import SparseIndex, index_bytes
 from storage.opening import Active, OpenedLog, WalSettings, open_log
 from storage.record import BATCH, HEADER_BYTES, PRODUCERS, encode_header, salt_of
@@ -135,6 +137,7 @@ class Wal:
         self.durable_end = opened.report.next_offset
         self.failed: StorageError | None = None
         self.closed = False
+        self._proven_end = 0
         self._sealed = opened.sealed
         self._set_aside = opened.set_aside
         self._active = opened.active
@@ -576,6 +579,17 @@ class Wal:
             return None
         self._spare = Spare(self._disk, f"{self.folder}/{SPARE_NAME}", self.settings.segment_bytes_max)
         return self._spare
+
+    def prove_end(self) -> None:
+        """Leave beside the log up to where it is durable: what is found missing below that later is damage.
+
+        Worth it before a clean close: nothing follows that would say so. A disk that does not take it leaves the log as
+        sure of its end as after a crash.
+        """
+        if self.failed is None and self.durable_end > self._proven_end:
+            with suppress(OSError, DiskFullError):
+                write_end(self._disk, self.folder, self.incarnation, self.durable_end)
+                self._proven_end = self.durable_end
 
     def close(self) -> None:
         """Close the files.

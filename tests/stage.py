@@ -48,12 +48,13 @@ class StagedClock:
 
     def __init__(self) -> None:
         self.now_s = 1000.0
+        self.stepped_ms = 0  # the wall clock was set by so much
 
     def monotonic(self) -> float:
         return self.now_s
 
     def time_ms(self) -> int:
-        return 1_700_000_000_000 + int(self.now_s * 1000)
+        return 1_700_000_000_000 + int(self.now_s * 1000) + self.stepped_ms
 
 
 class StagedLoop(Scheduler):

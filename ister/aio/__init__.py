@@ -22,14 +22,17 @@ Invariants
 from ister.aio.client import Client, connect
 from ister.aio.closing import Closing, Opening
 from ister.aio.deadletters import DeadLetters
+from ister.aio.message import Batch, Message
 from ister.aio.producer import Producer, Receipt
 from ister.aio.receiver import Consumer, Reader, Receiver
 
 __all__ = [
+    "Batch",
     "Client",
     "Closing",
     "Consumer",
     "DeadLetters",
+    "Message",
     "Opening",
     "Producer",
     "Reader",

@@ -14,13 +14,14 @@ from ister import arguments, places, requests
 from ister.aio.closing import Opening
 from ister.aio.conversation import Conversation
 from ister.aio.deadletters import DeadLetters
+from ister.aio.message import Message
 from ister.aio.producer import Producer
 from ister.aio.receiver import Consumer, Reader
 from ister.client import BATCH_BYTES, CREDIT_BYTES, LINGER_MS, TIMEOUT_S, Plan, Start
 from ister.client import Client as SyncClient
 from ister.consumer import Consumer as SyncConsumer
 from ister.deadletters import DeadLetters as SyncDeadLetters
-from ister.message import BrokerEvent, Event, Message
+from ister.message import BrokerEvent, Event
 from ister.names import is_pattern
 from ister.requests import SubscriptionOptions, SubscriptionType
 from ister.wildcard import WildcardConsumer
@@ -139,7 +140,9 @@ class Client(Conversation):
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         network = self._client.network
         deadline = network.deadline(seconds)
-        peek = requests.Peek(await self.subscription(topic, subscription, timeout=timeout), count)
+        peek: requests.Peek[Message] = requests.Peek(
+            await self.subscription(topic, subscription, timeout=timeout), count
+        )
         for first, end in peek.places:
             async with self.reader(
                 topic, start=first, credit_messages=end - first, timeout=timeout

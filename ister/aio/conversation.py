@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import cast
 
 from ister import arguments
 from ister.aio.administration import Administration
+from ister.aio.message import Message
 from ister.aio.producer import Producer
 from ister.client import CREDIT_MESSAGES, DIAGNOSIS_MAX, DIAGNOSIS_S, Plan
 from ister.client import Client as SyncClient
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, Inbox, answered, asked, nobody
-from ister.message import BatchReceipt, Message
+from ister.message import BaseMessage, BatchReceipt
 
 
 class Conversation(Administration):
@@ -73,7 +75,7 @@ class Conversation(Administration):
         if waiting.message is None and not inbox.closed:
             shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
             raise TimeoutExpiredError(nobody(topic, seconds, await self._consumers_of(topic)))
-        return inner.reply_of(inbox, waiting, topic)
+        return cast("Message", inner.reply_of(inbox, waiting, topic))
 
     async def _open_inbox(self, seconds: float | None) -> Inbox:
         """Return the inbox; it is made by a task of its own, for whoever asked first may be cancelled meanwhile."""
@@ -112,7 +114,7 @@ class Conversation(Administration):
             return None
 
     async def _reply(
-        self, message: Message, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
+        self, message: BaseMessage, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
     ) -> None:
         topic, told = answered(message, attributes)
         outlets = self._client.outlets

@@ -9,16 +9,17 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Protocol, TypeVar, cast
 
 from ister import arguments
 from ister.aio.closing import Closing
+from ister.aio.message import Batch, Message
 from ister.aio.waiting import Waiting
 from ister.consumer import SEEK_S, Acknowledged, Position
 from ister.consumer import Consumer as SyncConsumer
 from ister.errors import ClosedError
-from ister.message import Batch, Event, Message
+from ister.message import Event
 from ister.producer import HURRY_S
 from ister.reader import Reader as SyncReader
 from ister.receiver import CLOSE_S
@@ -27,12 +28,25 @@ from ister.receiver import Receiver as SyncReceiver
 T = TypeVar("T")
 
 
+class Source(Protocol):
+    """The synchronous receiver, as it is seen here: what it gives is answered by `await message.reply(...)`."""
+
+    current: Iterator[Message]
+
+    def try_receive(self) -> Message | None:
+        """Return the next message if it has come; never waits."""
+
+    def try_batch(self, max_messages: int | None = None) -> Batch | None:
+        """Return the next messages that came together; never waits."""
+
+
 class Receiver(Closing):
     """Receives messages from one topic."""
 
     def __init__(self, client: Waiting, receiver: SyncReceiver) -> None:
         self._client = client
         self._receiver = receiver
+        self._source = cast(Source, receiver)
 
     @property
     def topic(self) -> str:
@@ -63,10 +77,10 @@ class Receiver(Closing):
 
     async def __anext__(self) -> Message:
         """Return the next message; raises `StopAsyncIteration` once the consumer is closed by `close`."""
-        message = next(self._receiver.current, None)
+        message = next(self._source.current, None)
         if message is None:
             try:
-                message = await self._wait_for(self._receiver.try_receive, None)
+                message = await self._wait_for(self._source.try_receive, None)
             except ClosedError:
                 raise StopAsyncIteration from None
             assert message is not None
@@ -74,8 +88,8 @@ class Receiver(Closing):
 
     async def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
-        message = next(self._receiver.current, None)
-        return await self._wait_for(self._receiver.try_receive, timeout) if message is None else message
+        message = next(self._source.current, None)
+        return await self._wait_for(self._source.try_receive, timeout) if message is None else message
 
     async def receive_batch(
         self, max_messages: int | None = None, timeout: float | None = None
@@ -83,7 +97,7 @@ class Receiver(Closing):
         """Return messages that came together, or `None` after `timeout` seconds; see `ister.Consumer.receive_batch`."""
         if max_messages is not None:
             arguments.number(max_messages, "max_messages", 1)
-        return await self._wait_for(lambda: self._receiver.try_batch(max_messages), timeout)
+        return await self._wait_for(lambda: self._source.try_batch(max_messages), timeout)
 
     async def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
         receiver = self._receiver

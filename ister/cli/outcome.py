@@ -55,6 +55,7 @@ _HINTS: Final[dict[str, str]] = {
     "subscription-type": "give the type it has, or another subscription name",
     "data-locked": "stop that broker, or give another folder with --data",
     "address-in-use": "stop what listens there, or give another address with --listen",
+    "catalogue-lost": "put a copy of catalogue.sqlite back, or begin without what it knew: --rebuild-catalogue",
     "data-unwritable": "give a folder that this user may write, with --data",
     "invalid-setting": "correct it where it was given; conf/ister.toml lists every setting",
 }

@@ -54,6 +54,11 @@ Exit codes:
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="Any other setting; may be repeated."
 )
+@click.option(
+    "--rebuild-catalogue",
+    is_flag=True,
+    help="Make a damaged or lost catalogue anew of what lies beside logs; set aside what nothing describes.",
+)
 @click.option("--die-with-parent", is_flag=True, hidden=True)
 @json_option
 def serve(
@@ -63,6 +68,7 @@ def serve(
     workers: str | None,
     store: str | None,
     sets: tuple[str, ...],
+    rebuild_catalogue: bool,
     die_with_parent: bool,
     as_json: bool,
 ) -> None:
@@ -85,7 +91,7 @@ def serve(
         print(json.dumps(describe_ready(ready)) if as_json else _greeting(ready), flush=True)
 
     try:
-        run_broker(settings, on_ready)
+        run_broker(settings, on_ready, rebuild_catalogue=rebuild_catalogue)
     except OSError as error:
         if isinstance(error, IsterError):
             raise

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from actors.log_subscription import LogSubscription
+from ister.wire import Key, Type
 from storage.cursor import COMPACT_BYTES_MIN
 from tests.actors.scenes import Scene, offsets
 from tests.stage import Stage
@@ -113,3 +114,33 @@ def test_no_compaction_begins_while_a_sync_runs(scene: Scene) -> None:
     log.flush()
     scene.stage.settle()
     assert journal.size < COMPACT_BYTES_MIN
+
+
+def test_acknowledgments_are_answered_on_a_full_disk(scene: Scene) -> None:
+    """Each is in the journal: after a restart none of them comes again."""
+    client = scene.consumer()
+    scene.publish(*(b"" for _ in range(600)))
+    scene.stage.disk.room = 0
+    for offset in range(500):
+        client.ack(1, (offset, offset + 1))
+    client.close_handle(1)
+    scene.stage.restart(2)
+    scene.stage.disk.room = None
+    assert offsets(scene.consumer())[0] == 500
+
+
+def test_who_asks_whether_a_cursor_is_written_hears_that_it_cannot_be(scene: Scene) -> None:
+    """After a while, and what was acknowledged counts all the same."""
+    client = scene.consumer()
+    scene.publish(*(b"" for _ in range(10)))
+    for worker in scene.stage.workers.values():
+        worker.reserve.held = 0
+    scene.stage.disk.room = 0
+    ref = next(client._refs)
+    client.say({Key.TYPE: Type.ACK, Key.HANDLE: 1, Key.RANGES: [0, 5], Key.REF: ref})
+    answer = client.expect(Type.DONE, Type.ERROR, ref=ref, timeout_s=8)
+    assert answer.code == "disk-full"
+    assert scene.shown()["cursor"] == 5
+    scene.stage.disk.room = None
+    scene.stage.advance(2)
+    client.ack(1, (5, 6))

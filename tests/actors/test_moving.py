@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from actors.fetcher import FETCHER_PATH, Fetcher
+from actors.placement import TIER
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets, reader
 from tests.stage import Stage
@@ -270,3 +272,50 @@ def test_a_move_that_fails_changes_nothing(scene: Scene) -> None:
     scene.stage.advance(2)
     client.ack(1, (0, 3))
     assert scene.shown()["cursor"] == 3
+
+
+def test_a_time_is_found_though_the_clock_stepped_back(scene: Scene) -> None:
+    """A clock that stepped back counts as standing still: nothing that was taken in later is left out."""
+    stage, times = scene.stage, []
+    for number, step_s in enumerate((0, 3600, 0, -3600, -7200, 3600, 0, 7200)):
+        stage.clock.stepped_ms += step_s * 1000
+        stage.advance(1)
+        times.append(scene.now_ms())
+        scene.publish(b"%d" % number, key=b"k")
+    scene.consumer()
+    for wanted in [*times, *(time + 500 for time in times), min(times) - 1, max(times) + 1]:
+        highest = [max(times[: number + 1]) for number in range(len(times))]
+        expected = next((at for at, time in enumerate(highest) if time >= wanted), len(times))
+        assert scene.request("seek", to=f"time:{wanted}") == {"position": expected}, wanted
+
+
+def test_a_search_by_time_goes_on_in_the_store_whatever_the_clock_did(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """Also where the clock stepped back, and where the cache holds few of them."""
+    stage = make_stage(
+        2,
+        log__segment_bytes_max=(1 << 20) + 400_000,
+        log__segment_age_ms_max=1000,
+        log__local_bytes=1,
+        protocol__session_timeout_ms=3_600_000,
+        protocol__message_bytes_max=100_000,
+        protocol__batch_bytes_max=400_000,
+    )
+    stage.start_tier()
+    fetcher = stage.systems[TIER].find(FETCHER_PATH)
+    assert isinstance(fetcher, Fetcher)
+    fetcher._cache_bytes_max = 1500  # four segments of a message
+    scene = Scene(stage)
+    times: list[int] = []
+    for number in range(24):
+        stage.clock.stepped_ms += {6: 3_600_000, 8: -3_600_000, 15: -600_000}.get(number, 0)
+        times.append(scene.now_ms())
+        scene.publish(b"%d" % number)
+        stage.advance(4)
+    stage.advance(60)
+    assert stage.client().request("topic.show", topic="orders")["local_start"] > 20
+    scene.consumer()
+    for at in (0, 3, 6, 7, 9, 17, 23):
+        expected = next(n for n in range(24) if max(times[: n + 1]) >= times[at])
+        assert scene.request("seek", to=f"time:{times[at]}") == {"position": expected}, at

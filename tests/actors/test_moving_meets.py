@@ -70,15 +70,15 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
     scene.publish(b"0", b"1", b"2")
     actor = subscription(scene)
     found: list[int] = []
-    real = actor._source.batch_at
+    real = actor._source.offset_at
 
-    def batch_at(offset: int) -> Any:
+    def offset_at(timestamp_ms: int, start: int) -> int:
         if not found:
-            found.append(offset)
-            raise NotHereError(offset, offset + 1)
-        return real(offset)
+            found.append(1)
+            raise NotHereError(1, 2)
+        return int(real(timestamp_ms, start))
 
-    actor._source.batch_at = batch_at
+    actor._source.offset_at = offset_at
     asked = stage.client()
     ref = say_seek(asked, "time:0")
     stage.settle()
@@ -239,16 +239,16 @@ def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(s
         self._fetching = missing
         self.ref.tell(NotFetched(missing.offset, "gone", False, 2))
 
-    real = Source.batch_at
+    real = Source.offset_at
 
-    def batch_at(self: Source, offset: int) -> Any:
-        if offset < 2:
-            raise NotHereError(offset, offset + 1)
-        return real(self, offset)
+    def offset_at(self: Source, timestamp_ms: int, start: int) -> int:
+        if max(start, self.history_start) < 2:
+            raise NotHereError(start, start + 1)
+        return real(self, timestamp_ms, start)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LogSubscription, "_fetch", fetch)
-        patch.setattr(Source, "batch_at", batch_at)
+        patch.setattr(Source, "offset_at", offset_at)
         client = scene.consumer(start="time:0")
     assert len(fetches) == 1
     assert client.opened.header[Key.OFFSET] == 2

@@ -243,3 +243,43 @@ def test_what_came_back_too_old_is_let_go(stage: Stage) -> None:
     stage.advance(7)
     assert offsets(client) == []
     assert scene.shown()["cursor"] == 1
+
+
+@pytest.mark.parametrize("wait_s", [30, 7200])
+def test_a_message_is_not_late_where_the_clock_is_set_forward(scene: Scene, wait_s: int) -> None:
+    """Its time is one of the wall clock, and a timer knows durations alone."""
+    client = scene.consumer()
+    scene.publish(b"0", b"1", key=b"k", deliver_at=[scene.now_ms() + wait_s * 1000, 0])
+    assert offsets(client) == [1]
+    scene.stage.advance(1)
+    scene.stage.clock.stepped_ms += wait_s * 1000
+    scene.stage.advance(0.6)
+    assert offsets(client) == [0]
+
+
+def test_what_a_clock_that_was_ahead_wrote_lets_expire_what_is_behind_it(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """It is older than what was written after it, whatever its time says."""
+    stage = make_stage(protocol__session_timeout_ms=3_600_000)
+    scene = Scene(stage, message_ttl_ms=60_000)
+    scene.consumer().close_handle(1)
+    stage.clock.stepped_ms += 365 * 86_400_000
+    for _ in range(100):
+        scene.publish(b"ahead")
+    stage.clock.stepped_ms -= 365 * 86_400_000
+    scene.publish(b"behind")
+    stage.advance(50)
+    scene.publish(b"young")
+    stage.advance(25)
+    assert (scene.shown()["expired"], scene.shown()["cursor"]) == (101, 101)
+
+
+def test_a_segment_is_sealed_in_time_though_the_clock_stepped_back(make_stage: Callable[..., Stage]) -> None:
+    """How long it has been filling is a duration."""
+    stage = make_stage(log__segment_age_ms_max=10_000)
+    scene = Scene(stage)
+    scene.publish(b"0")
+    stage.clock.stepped_ms -= 3_600_000
+    stage.advance(13)
+    assert stage.client().request("topic.show", topic="orders")["segments"] == 2

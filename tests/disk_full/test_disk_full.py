@@ -262,3 +262,36 @@ def test_a_broker_starts_on_a_full_disk_and_serves_what_is_there(scene: Scene) -
         waiting.result(20)
         producer.close()
         assert scene.read_back(client) >= 31
+
+
+def test_acknowledgments_go_on_and_retention_makes_room_on_a_full_disk(scene: Scene) -> None:
+    """Every one that asks is answered, and is there after a kill; then a shorter retention lets publishing go on."""
+    with ister.connect(scene.endpoint, timeout=20) as client:
+        client.create_topic("orders")
+        client.create_topic("small")
+        client.create_subscription("small", "billing", type="shared", start="earliest")
+        with client.producer("small") as small:
+            for _ in range(600):
+                small.send(b"x")
+        producer = client.producer("orders")
+        scene.fill(leave=12 << 20)
+        waiting, error = scene.publish_until_full(producer)
+        assert "disk-full" in str(error)
+        scene.fill()
+        with client.consumer("small", subscription="billing", type="shared") as consumer:
+            for _ in range(500):
+                message = consumer.receive(5)
+                assert message is not None
+                consumer.ack(message)
+                consumer.flush(10)
+        scene.fill()
+        client.update_topic("orders", retention_bytes=3_000_000)
+        assert waiting.result(30).offset is not None
+        producer.close()
+    scene.victim.kill_all()
+    assert scene.victim.gone() == {}
+    scene.victim.start(1)
+    with ister.connect(scene.endpoint, timeout=20) as client:
+        with client.consumer("small", subscription="billing", type="shared") as consumer:
+            left = [message.offset for _ in range(100) if (message := consumer.receive(5)) is not None]
+        assert left == list(range(500, 600))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,7 +23,7 @@ def fill(client: ister.Client, count: int) -> None:
         producer.send_batch([b"%d" % number for number in range(count)]).result(5)
 
 
-def offsets_of(messages: list[ister.Message]) -> list[int]:
+def offsets_of(messages: Sequence[ister.BaseMessage]) -> list[int]:
     """Return the offsets."""
     return [message.offset for message in messages]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ister import wire
 from ister.errors import UsageError
-from ister.message import Batch, Delivery
+from ister.message import Batch, Delivery, Message
 from ister.requests import PEEK_GAP, Peek, subscription_request, subscription_settings
 from ister.wire import Key
 
@@ -69,7 +69,7 @@ def test_a_look_finds_the_first_messages_that_nobody_acknowledged(
 ) -> None:
     """However they lie, each once, in order; and it reads little else."""
     shown = {"subscription": "s", "pending": [list(pair) for pair in pending]}
-    peek = Peek(shown, count)
+    peek: Peek[Message] = Peek(shown, count)
     read = 0
     for first, end in peek.places:
         at = first

@@ -119,7 +119,7 @@ def test_tasks_share_a_consumer(broker: testing.Broker, batches: bool) -> None:
             await client.create_topic("orders")
             consumer = await client.consumer("orders", "s", type="shared", start="earliest")
 
-            def see(message: ister.Message) -> None:
+            def see(message: ister.BaseMessage) -> None:
                 consumer.ack(message)
                 seen[message.offset] += 1
                 if len(seen) == COUNT:

@@ -309,3 +309,21 @@ def test_a_log_that_is_damaged_again_and_again_goes_on(open_log: Open, put: Put)
                     file.pwritev((bytes([file.pread(1, at)[0] ^ 1 << random.randrange(8)]),), at)
                     file.datasync()
                     file.close()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_decision_that_failed_is_not_in_force(wal: Wal, simulated: SimulatedDisk, number: int) -> None:
+    """Who was told that nothing changed finds readers stopped at damage, as before."""
+    flip(simulated, wal, 10, 60)
+    decided = skip_damaged(simulated, wal.folder, wal.incarnation, durable_end=200, first=0, end=40)
+    count = iter(range(100))
+
+    def fails(operation: str, path: str) -> None:
+        if operation == "sync_folder" and next(count) == number:
+            raise OSError(5, "Input/output error", path)
+
+    simulated.on_operation = fails
+    with pytest.raises(OSError, match="Input"):
+        skip_damaged(simulated, wal.folder, wal.incarnation, durable_end=200)
+    simulated.on_operation = None
+    assert load_skips(simulated, wal.folder, wal.incarnation) == decided

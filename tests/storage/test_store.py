@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -156,3 +157,23 @@ def test_puts_and_deletions_in_one_folder_do_not_meet(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(live, range(4))) == [100] * 4
+
+
+def test_an_object_that_is_said_to_be_there_outlasts_the_machine() -> None:
+    """Also where the one who created it could not sync its name, and asks again."""
+    for seed in range(20):
+        disk = SimulatedDisk()
+        disk.makedirs("/store")
+        store = FolderStore("/store", disk)
+        syncs = iter(range(100))
+
+        def fails(operation: str, path: str, syncs: Iterator[int] = syncs) -> None:
+            if operation == "sync_folder" and next(syncs) == 1:
+                raise OSError(5, "Input/output error", path)
+
+        disk.on_operation = fails
+        with pytest.raises(StoreError):
+            store.put_if_absent("a/b", b"contents")
+        assert not store.put_if_absent("a/b", b"contents")
+        after = FolderStore("/store", disk.power_loss(Random(seed)))
+        assert after.get("a/b") == b"contents"

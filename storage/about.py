@@ -1,0 +1,190 @@
+"""What topics and subscriptions are, written down beside their logs and cursors, for a catalogue that is lost.
+
+- What the catalogue has counts; a description is its copy, durable before the catalogue has what is new, and taken away
+  before the catalogue lets go of what is deleted. So one that the catalogue does not know is of something that was lost
+  from it, or was just being created.
+- One that is not what was written says nothing, and is said to be so.
+
+May touch: the Disk it is handed; files called `about` and `*.about` below `topics` and `cursors` of the data folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ister.errors import StorageError
+from ister.names import topic_folder
+from storage.checksum import crc32c
+from storage.disk import Disk
+
+if TYPE_CHECKING:
+    from storage.catalogue import SubscriptionMeta, TopicMeta
+
+log = logging.getLogger("ister.catalogue")
+
+TOPICS_FOLDER: Final = "topics"
+CURSORS_FOLDER: Final = "cursors"
+TOPIC_ABOUT: Final = "about"
+ABOUT_SUFFIX: Final = ".about"
+
+
+def folder_of(topic: TopicMeta) -> str:
+    """Return the name of the folders that a topic's log and its cursors have; made again it has others."""
+    return f"{topic_folder(topic.name)}.{topic.incarnation.hex()}"
+
+
+def cursor_name(subscription: SubscriptionMeta) -> str:
+    """Return the name of a subscription's cursor in its topic's folder."""
+    return f"{topic_folder(subscription.name)}.{subscription.created_ms}"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What was found beside logs and cursors; `unreadable` are the paths of descriptions that say nothing any more."""
+
+    topics: tuple[dict[str, Any], ...]
+    subscriptions: tuple[tuple[str, dict[str, Any]], ...]  # the folder each was found in, and what it is
+    unreadable: tuple[str, ...]
+
+
+def encode_about(fields: dict[str, Any]) -> bytes:
+    """Return the contents of a description: JSON, with the CRC32C of what it says in its shortest form."""
+    return json.dumps({"about": fields, "crc32c": crc32c(_shortest(fields))}, indent=1).encode() + b"\n"
+
+
+def decode_about(contents: bytes) -> dict[str, Any] | None:
+    """Return what a description says, None if it is not what was written."""
+    try:
+        told = json.loads(contents)
+        fields = told["about"]
+        return fields if isinstance(fields, dict) and told["crc32c"] == crc32c(_shortest(fields)) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _shortest(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _topic_fields(topic: TopicMeta) -> dict[str, Any]:
+    return asdict(topic) | {"incarnation": topic.incarnation.hex()}
+
+
+class Abouts:
+    """The descriptions in one data folder."""
+
+    def __init__(self, disk: Disk, data: str) -> None:
+        self._disk = disk
+        self._data = data
+
+    def _topic_path(self, topic: TopicMeta) -> str:
+        return f"{self._data}/{TOPICS_FOLDER}/{folder_of(topic)}/{TOPIC_ABOUT}"
+
+    def _subscription_path(self, topic: TopicMeta, subscription: SubscriptionMeta) -> str:
+        return f"{self._data}/{CURSORS_FOLDER}/{folder_of(topic)}/{cursor_name(subscription)}{ABOUT_SUFFIX}"
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+
+    def write_topic(self, topic: TopicMeta) -> None:
+        """Write down what a topic is, durably. Raises DiskFullError, StorageError."""
+        self._write(self._topic_path(topic), _topic_fields(topic))
+
+    def write_subscription(self, topic: TopicMeta, subscription: SubscriptionMeta) -> None:
+        """Write down what a subscription is, durably. Raises DiskFullError, StorageError."""
+        self._write(self._subscription_path(topic, subscription), asdict(subscription))
+
+    def _write(self, path: str, fields: dict[str, Any]) -> None:
+        disk, new, contents = self._disk, f"{path}.new", encode_about(fields)
+        try:
+            folder = path.rpartition("/")[0]
+            disk.makedirs(folder)
+            with contextlib.suppress(FileNotFoundError):
+                disk.unlink(new)
+            file = disk.create(new)
+            try:
+                file.pwritev((contents,), 0)
+                file.datasync()
+            finally:
+                file.close()
+            disk.rename(new, path)
+            disk.sync_folder(folder)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error}") from error
+
+    def says(self, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> bool:
+        """Say whether one of them is described as it is."""
+        if subscription is None:
+            path, fields = self._topic_path(topic), _topic_fields(topic)
+        else:
+            path, fields = self._subscription_path(topic, subscription), asdict(subscription)
+        try:
+            return self._disk.read(path) == encode_about(fields)
+        except OSError:
+            return False
+
+    def remove_topic(self, topic: TopicMeta) -> None:
+        """Take a topic's description away, durably. Raises StorageError."""
+        self._remove(self._topic_path(topic))
+
+    def remove_subscription(self, topic: TopicMeta, subscription: SubscriptionMeta) -> None:
+        """Take a subscription's description away, durably. Raises StorageError."""
+        self._remove(self._subscription_path(topic, subscription))
+
+    def _remove(self, path: str) -> None:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._disk.unlink(path)
+                self._disk.sync_folder(path.rpartition("/")[0])
+        except OSError as error:
+            raise StorageError(f"{path} cannot be removed: {error}") from error
+
+    def forget(self, topic: TopicMeta, subscriptions: Sequence[SubscriptionMeta]) -> None:
+        """Leave nothing of a deleted topic here; what cannot be removed now goes at the next start."""
+        with contextlib.suppress(OSError, StorageError):
+            for subscription in subscriptions:
+                self._disk.unlink(self._subscription_path(topic, subscription))
+        for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
+            with contextlib.suppress(OSError):  # a log or a cursor is there still, and goes with its owner
+                self._disk.rmdir(f"{self._data}/{kind}/{folder_of(topic)}")
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def read(self) -> Described:
+        """Return all that is described. Raises OSError."""
+        topics: list[dict[str, Any]] = []
+        subscriptions: list[tuple[str, dict[str, Any]]] = []
+        unreadable: list[str] = []
+        for kind, folder, name in self._files():
+            if name != TOPIC_ABOUT if kind == TOPICS_FOLDER else not name.endswith(ABOUT_SUFFIX):
+                continue
+            path = f"{self._data}/{kind}/{folder}/{name}"
+            fields = decode_about(self._disk.read(path))
+            if fields is None:
+                unreadable.append(path)
+            elif kind == TOPICS_FOLDER:
+                topics.append(fields)
+            else:
+                subscriptions.append((folder, fields))
+        return Described(tuple(topics), tuple(subscriptions), tuple(unreadable))
+
+    def logs_and_cursors(self) -> list[str]:
+        """Return the paths of segments and cursors' journals, below the data folder. Raises OSError."""
+        return [
+            f"{kind}/{folder}/{name}"
+            for kind, folder, name in self._files()
+            if (name.endswith(".seg") if kind == TOPICS_FOLDER else name.rpartition(".")[2].isdecimal())
+        ]
+
+    def _files(self) -> list[tuple[str, str, str]]:
+        found: list[tuple[str, str, str]] = []
+        for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
+            root = f"{self._data}/{kind}"
+            for folder in self._disk.listdir(root) if self._disk.exists(root) else ():
+                if not self._disk.isfile(f"{root}/{folder}"):
+                    found += [(kind, folder, name) for name in self._disk.listdir(f"{root}/{folder}")]
+        return found

@@ -1,0 +1,57 @@
+"""Where a log ended: the proof that a clean stop leaves beside it. FORMAT.md has the byte table.
+
+- It says up to where the log was durable once, and that stays true: a log never becomes shorter. What is missing below
+  it is damage, however much the newest file looks like one that was cut short before anybody was promised anything.
+- A file that is not what was written proves nothing.
+
+May touch: the Disk it is handed; one file in the log's folder.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from storage.checksum import extend
+from storage.disk import Disk
+
+END_NAME: Final = "end"
+_MAGIC: Final = b"ISTEREND"
+_VERSION: Final = 1
+_END: Final = struct.Struct("<8sHH16sQ")
+_CRC: Final = struct.Struct("<I")
+END_BYTES: Final = _END.size + _CRC.size
+
+
+def encode_end(incarnation: bytes, end: int) -> bytes:
+    """Return the contents of the file for a log that is durable up to `end`."""
+    front = _END.pack(_MAGIC, _VERSION, END_BYTES, incarnation, end)
+    return front + _CRC.pack(extend(0, front))
+
+
+def load_end(disk: Disk, folder: str, incarnation: bytes) -> int:
+    """Return up to where a log is known to have been durable, 0 where nothing says so. Raises OSError."""
+    try:
+        contents = disk.read(f"{folder}/{END_NAME}")
+    except FileNotFoundError:
+        return 0
+    if len(contents) != END_BYTES:
+        return 0
+    *_, end = _END.unpack_from(contents)
+    return int(end) if contents == encode_end(incarnation, end) else 0
+
+
+def write_end(disk: Disk, folder: str, incarnation: bytes, end: int) -> None:
+    """Leave the proof that a log is durable up to `end`. Raises OSError, DiskFullError: the log is none the worse."""
+    path = f"{folder}/{END_NAME}"
+    new = not disk.exists(path)
+    file = disk.create(path) if new else disk.open(path)
+    try:
+        file.pwritev(
+            (encode_end(incarnation, end),), 0
+        )  # in place: less than a sector, and all it can lose is itself
+        file.datasync()
+    finally:
+        file.close()
+    if new:
+        disk.sync_folder(folder)

@@ -1,0 +1,166 @@
+"""A catalogue that is missing, empty, old or damaged: what it lacks is brought back from beside logs and cursors.
+
+- Nothing is taken for new that has a log or cursors: what nothing describes stops the start, until somebody says so.
+- What is brought back is in the catalogue as it was created and changed last; what the catalogue has stays as it is.
+
+May touch: the Disk it is handed; the catalogue's files, and folders of logs and cursors, which it only renames.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from ister.errors import DamagedError, StorageError
+from storage.about import CURSORS_FOLDER, TOPICS_FOLDER, Abouts, folder_of
+from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from storage.disk import Disk
+
+log = logging.getLogger("ister.catalogue")
+
+REBUILD_FLAG: Final = "--rebuild-catalogue"
+SHOWN_MAX: Final = 5
+
+
+def open_catalogue(disk: Disk, data: str, path: str, *, rebuild: bool = False) -> tuple[Catalogue, list[str]]:
+    """Open the catalogue at `path`, and bring back what it lacks; return it, and what was done, a line each.
+
+    Raises DamagedError for one that is damaged, StorageError `catalogue-lost` where logs or cursors are there and
+    neither the catalogue nor anything beside them says whose. With `rebuild` these are set aside, and it is made anew.
+    """
+    abouts = Abouts(disk, data)
+    told: list[str] = []
+    try:
+        catalogue = Catalogue(path, abouts)
+    except DamagedError as error:
+        if not rebuild:
+            raise DamagedError(
+                f"{error.text}. Put a copy of it back; or have it made anew of what lies beside logs and cursors: "
+                f"ister serve {REBUILD_FLAG}"
+            ) from error
+        told.append(f"the catalogue was damaged, and is kept as {_set_aside_catalogue(disk, path)}")
+        catalogue = Catalogue(path, abouts)
+    try:
+        was_empty = not catalogue.topics()
+        told += bring_back(catalogue, abouts)
+        if was_empty:
+            told += _undescribed(disk, data, catalogue, abouts, rebuild=rebuild)
+    except BaseException:
+        catalogue.close()
+        raise
+    for line in told:
+        log.warning("%s", line)
+    return catalogue, told
+
+
+def _set_aside_catalogue(disk: Disk, path: str) -> str:
+    number = 0
+    while disk.exists(kept := f"{path}.damaged-{number}"):
+        number += 1
+    for ending in (
+        "-wal",
+        "-shm",
+        "",
+    ):  # the file itself last: without it there is no catalogue to be damaged
+        if disk.exists(f"{path}{ending}"):
+            disk.rename(f"{path}{ending}", f"{kept}{ending}")
+    disk.sync_folder(path.rpartition("/")[0])
+    return kept
+
+
+def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
+    """Enter what is described and not in the catalogue, and describe what is not described; say what came back."""
+    described = abouts.read()
+    for path in described.unreadable:
+        log.error("%s is not what was written: it describes nothing", path)
+    deleted = {topic.incarnation for topic in catalogue.erasing()}
+    came: dict[str, int] = {}
+    by_folder: dict[str, TopicMeta] = {}
+    for fields in described.topics:
+        topic = _topic(fields)
+        if topic is None or topic.incarnation in deleted:
+            continue
+        known = catalogue.topic(topic.name)
+        if known is None:
+            catalogue.create_topic(topic)
+            came[topic.name] = 0
+        elif known.incarnation != topic.incarnation:
+            log.error(
+                "the catalogue has another topic %s than %s: the log in there is left alone",
+                topic.name,
+                folder_of(topic),
+            )
+            continue
+        by_folder[folder_of(topic)] = topic
+    for folder, fields in described.subscriptions:
+        subscription, of = _subscription(fields), by_folder.get(folder)
+        if subscription is None or of is None or subscription.topic != of.name:
+            continue
+        if catalogue.subscription(of.name, subscription.name) is None:
+            catalogue.create_subscription(subscription)
+            came[of.name] = came.get(of.name, 0) + 1
+    catalogue.describe_all()
+    return [
+        f"topic {name}: the catalogue lacked it, or subscriptions of it; back from beside its log with {count} of these"
+        for name, count in sorted(came.items())
+    ]
+
+
+def _topic(fields: dict[str, object]) -> TopicMeta | None:
+    try:
+        incarnation = bytes.fromhex(str(fields["incarnation"]))
+        return TopicMeta(**(fields | {"incarnation": incarnation}))  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _subscription(fields: dict[str, object]) -> SubscriptionMeta | None:
+    try:
+        return SubscriptionMeta(**fields)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _undescribed(disk: Disk, data: str, catalogue: Catalogue, abouts: Abouts, *, rebuild: bool) -> list[str]:
+    """Refuse to begin anew beside logs and cursors that nothing describes, or set those aside as told."""
+    subscriptions = {
+        f"{CURSORS_FOLDER}/{folder_of(topic)}/{name}"
+        for topic in catalogue.topics()
+        for name in catalogue.cursor_names(topic)
+    }
+    known = {f"{TOPICS_FOLDER}/{folder_of(topic)}" for topic in catalogue.topics()}
+    deleted = {folder_of(topic) for topic in catalogue.erasing()}  # nobody was there to do it
+    stray = [
+        path
+        for path in abouts.logs_and_cursors()
+        if path not in subscriptions
+        and path.rpartition("/")[0] not in known
+        and path.split("/")[1] not in deleted
+    ]
+    if not stray:
+        return []
+    if not rebuild:
+        shown = ", ".join(sorted({path.rpartition("/")[0] for path in stray})[:SHOWN_MAX])
+        raise StorageError(
+            f"the catalogue {catalogue.path} has no topics, but the data folder has logs or cursors that it knows "
+            f"nothing of and that nothing describes ({shown}). Put a copy of the catalogue back; or, to begin without "
+            f"them, start once with ister serve {REBUILD_FLAG}: they are set aside, not deleted",
+            code="catalogue-lost",
+            action="fix",
+        )
+    number = 0
+    while disk.exists(aside := f"{data}/set-aside-{number}"):
+        number += 1
+    told = []
+    for path in stray:
+        target = f"{aside}/{path}"
+        disk.makedirs(target.rpartition("/")[0])
+        disk.rename(f"{data}/{path}", target)
+        told.append(f"{path} is of nothing that is known, and lies in {aside} now")
+    for folder in {path.rpartition("/")[0] for path in stray}:
+        disk.sync_folder(f"{aside}/{folder}")
+        disk.sync_folder(f"{data}/{folder}")
+    return told
+
+
+__all__ = ["REBUILD_FLAG", "bring_back", "open_catalogue"]

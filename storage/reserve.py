@@ -1,0 +1,89 @@
+"""Room on the disk that is kept for what must go on when it is full: a file that is given back in pieces.
+
+- What takes room slowly (acknowledgments, what a store notes down before it deletes) asks for a piece when the disk has
+  none, and writes at once: whoever else writes may be as quick.
+- It is filled up again when the disk has room.
+
+May touch: the Disk it is handed; one file. Any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Final
+
+from ister.clock import Clock
+from ister.errors import DiskFullError
+from storage.disk import Disk
+
+# An acknowledgment that is flushed by itself takes 32 bytes, and a cursor is rewritten as it grows: this lasts long,
+# also where others take most of what is given back.
+RESERVE_BYTES: Final = 2 << 20
+PIECE_BYTES: Final = 64 << 10
+REFILL_S: Final = 10.0  # how often it is tried to have it whole again
+_PIECE: Final = b"\xff" * PIECE_BYTES  # not zeros, which a file system may store as nothing
+
+
+class Reserve:
+    """A file at `path` of up to `size` bytes."""
+
+    def __init__(self, disk: Disk, path: str, clock: Clock, size: int = RESERVE_BYTES) -> None:
+        self._disk, self.path, self._clock = disk, path, clock
+        self._size = size - size % PIECE_BYTES
+        self._next_try_s = 0.0
+        self._lock = threading.Lock()
+        self.held = 0  # bytes that can be given
+        with contextlib.suppress(OSError):
+            held = disk.size(path)
+            self.held = held - held % PIECE_BYTES
+
+    def keep(self) -> None:
+        """Make it whole as far as there is room, a try now and then; cheap where it is whole."""
+        if self.held == self._size or self._clock.monotonic() < self._next_try_s:
+            return
+        with self._lock:
+            self._fill()
+
+    def _fill(self) -> None:
+        self._next_try_s = self._clock.monotonic() + REFILL_S
+        try:
+            file = (
+                self._disk.open(self.path) if self._disk.exists(self.path) else self._disk.create(self.path)
+            )
+        except (OSError, DiskFullError):
+            return
+        try:
+            while self.held < self._size:
+                file.pwritev((_PIECE,), self.held)
+                self.held += PIECE_BYTES
+            file.datasync()
+        except (OSError, DiskFullError):
+            with contextlib.suppress(OSError):
+                file.truncate(self.held)
+        finally:
+            file.close()
+
+    def give(self) -> bool:
+        """Give a piece back to the disk; False when there is none left."""
+        with self._lock:
+            return self._cut()
+
+    def _cut(self) -> bool:
+        if not self.held:
+            return False
+        try:
+            file = self._disk.open(self.path)
+        except OSError:  # somebody removed it, and has made the room already
+            self.held = 0
+            return False
+        try:
+            file.truncate(self.held - PIECE_BYTES)
+            self.held -= PIECE_BYTES
+            file.datasync()  # what was cut off is free once the file system's journal has it
+        except OSError:
+            return False
+        finally:
+            file.close()
+        self._next_try_s = self._clock.monotonic() + REFILL_S
+        return True

@@ -1,0 +1,83 @@
+"""Where a log ended is proven: what is cut off behind it is damage, and no offset is given twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.worker import log_folder
+from ister.wire import Type
+from storage.segment import base_of
+from tests.actors.scenes import Scene, events, offsets
+from tests.stage import Stage
+
+
+def newest_segment(stage: Stage) -> str:
+    """Return the path of the file that the topic's log ends in."""
+    folder = log_folder("/data", stage.catalogue.get_topic("orders"))
+    return f"{folder}/{max(name for name in stage.disk.listdir(folder) if base_of(name) is not None)}"
+
+
+def cut_short(stage: Stage, keep: int) -> None:
+    """Cut the newest segment, as a copy that broke off or a disk that was full would."""
+    file = stage.disk.open(newest_segment(stage))
+    file.truncate(keep)
+    file.close()
+
+
+def reopen(scene: Scene) -> None:
+    """Open the topic for publishing again."""
+    scene.producer = scene.stage.at_topic("orders")
+    assert scene.producer.open_producer(1, "orders", scene.stage.boots).kind == Type.OPENED
+    scene.sent = 0
+
+
+@pytest.mark.parametrize("keep", [0, 64, 400, 700])
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+def test_a_log_cut_short_after_a_clean_stop_is_damaged(stage: Stage, keep: int, durability: str) -> None:
+    """What had a receipt is missed and said to be, and its offsets are never given again."""
+    stage.start_tier()
+    scene = Scene(stage, durability=durability)
+    scene.consumer()
+    for number in range(10):
+        scene.publish(b"%d" % number)
+    stage.restart(2, in_order=True)
+    cut_short(stage, keep)
+    reopen(scene)
+    body = stage.client().request("topic.show", topic="orders")
+    assert body["next_offset"] == 10
+    [(first, end, _)] = [one for one in body["damaged"] if one[1] > one[0]]
+    assert end == 10
+    scene.publish(b"10")
+    client = scene.consumer()
+    assert offsets(client) == list(range(first))
+    stage.advance(5)  # the store is asked first
+    assert [event.code for event in events(client)] == ["log-damaged"]
+    stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    stage.advance(5)
+    assert offsets(client) == [10]
+
+
+def test_a_log_that_is_whole_after_a_clean_stop_is_as_it_was(stage: Stage) -> None:
+    """However often it is stopped."""
+    scene = Scene(stage)
+    for number in range(3):
+        scene.publish(b"%d" % number)
+        stage.restart(2, in_order=True)
+        reopen(scene)
+        body = stage.client().request("topic.show", topic="orders")
+        assert (body["next_offset"], body["damaged"]) == (number + 1, [])
+
+
+def test_a_cursor_proves_where_a_log_ended_that_was_not_stopped(stage: Stage) -> None:
+    """What was acknowledged had been durable, whatever the log looks like now."""
+    scene = Scene(stage)
+    client = scene.consumer()
+    scene.publish(*(b"%d" % number for number in range(5)))
+    client.ack(1, (2, 4))
+    stage.advance(5)
+    stage.restart(2)
+    cut_short(stage, 64)
+    reopen(scene)
+    body = stage.client().request("topic.show", topic="orders")
+    assert body["next_offset"] >= 4
+    assert body["damaged"][0][0] == 0

@@ -1,0 +1,205 @@
+"""A catalogue that is lost, old or damaged: what it lacks is brought back, or the start is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ister.errors import DamagedError, DiskFullError, StorageError
+from storage.about import ABOUT_SUFFIX, Abouts, cursor_name, decode_about, encode_about, folder_of
+from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from storage.disk import LocalDisk
+from storage.lost_catalogue import open_catalogue
+from storage.simulated import SimulatedDisk
+
+ORDERS = TopicMeta("orders/eu", bytes(range(16)), "reliable", "fsync", 17, {"retention_ms": 5000})
+NEWS = TopicMeta("news", bytes(16), "non-reliable", "fsync", 18)
+BILLING = SubscriptionMeta("orders/eu", "billing", "key-shared", "latest", 20, {"max_deliveries": 7})
+AUDIT = SubscriptionMeta("orders/eu", "audit", "exclusive", 3, 21)
+
+
+def opened(data: Path, *, rebuild: bool = False) -> tuple[Catalogue, list[str]]:
+    """Open the catalogue of a data folder."""
+    return open_catalogue(LocalDisk(), str(data), str(data / "catalogue.sqlite"), rebuild=rebuild)
+
+
+def fill(data: Path) -> None:
+    """Make a catalogue with two topics, and a log and cursors beside it."""
+    catalogue, told = opened(data)
+    assert told == []
+    for topic in (ORDERS, NEWS):
+        catalogue.create_topic(topic)
+    for subscription in (BILLING, AUDIT):
+        catalogue.create_subscription(subscription)
+        (data / "cursors" / folder_of(ORDERS) / cursor_name(subscription)).write_bytes(b"a cursor")
+    (data / "topics" / folder_of(ORDERS) / f"{0:020d}.seg").write_bytes(b"a segment")
+    catalogue.update_topic("orders/eu", {"retention_ms": 6000})
+    catalogue.update_subscription("orders/eu", "audit", {"paused": 1})
+    catalogue.close()
+
+
+def contents(catalogue: Catalogue) -> dict[str, Any]:
+    """Return all that a catalogue has."""
+    found = {"topics": catalogue.topics(), "subscriptions": catalogue.subscriptions()}
+    catalogue.close()
+    return found
+
+
+def remove(data: Path) -> None:
+    """Take the catalogue away."""
+    for path in data.glob("catalogue.sqlite*"):
+        path.unlink()
+
+
+def empty(data: Path) -> None:
+    """Leave nothing in the catalogue's file."""
+    for path in data.glob("catalogue.sqlite*"):
+        path.write_bytes(b"")
+
+
+def renew(data: Path) -> None:
+    """Put a catalogue in its place that knows of nothing."""
+    remove(data)
+    Catalogue(str(data / "catalogue.sqlite")).close()
+
+
+def set_back(data: Path) -> None:
+    """Put an old copy of it back, from before most of what there is."""
+    remove(data)
+    catalogue = Catalogue(str(data / "catalogue.sqlite"))
+    catalogue.create_topic(NEWS)
+    catalogue.close()
+
+
+@pytest.mark.parametrize("lose", [remove, empty, renew, set_back])
+def test_what_a_catalogue_lacks_is_back_as_it_was_changed_last(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    """Topics, subscriptions, their types, starts and settings; and it is said."""
+    fill(tmp_path)
+    catalogue, told = opened(tmp_path)
+    assert told == []
+    before = contents(catalogue)
+    lose(tmp_path)
+    catalogue, told = opened(tmp_path)
+    assert contents(catalogue) == before
+    assert any("orders/eu" in line and "2" in line for line in told)
+    catalogue, told = opened(tmp_path)
+    assert told == []
+    catalogue.close()
+
+
+def test_a_damaged_catalogue_is_refused_and_made_anew_when_told(tmp_path: Path) -> None:
+    """The error says how; what was there is kept."""
+    fill(tmp_path)
+    before = contents(opened(tmp_path)[0])
+    (tmp_path / "catalogue.sqlite").write_bytes(b"\1" * 5000)
+    with pytest.raises(DamagedError, match="--rebuild-catalogue"):
+        opened(tmp_path)
+    catalogue, told = opened(tmp_path, rebuild=True)
+    assert contents(catalogue) == before
+    assert "catalogue.sqlite.damaged-0" in told[0]
+    assert (tmp_path / "catalogue.sqlite.damaged-0").read_bytes() == b"\1" * 5000
+
+
+def test_what_was_deleted_does_not_come_back(tmp_path: Path) -> None:
+    """Also where a worker was not there to delete the log, and the catalogue was lost after that."""
+    fill(tmp_path)
+    catalogue, _ = opened(tmp_path)
+    catalogue.delete_subscription("orders/eu", "audit")
+    catalogue.delete_topic("news")
+    catalogue.close()
+    (tmp_path / "cursors" / folder_of(ORDERS) / cursor_name(AUDIT)).unlink()
+    assert not (tmp_path / "topics" / folder_of(NEWS)).exists()
+    remove(tmp_path)
+    catalogue, _ = opened(tmp_path)
+    assert [one.name for one in catalogue.topics()] == ["orders/eu"]
+    assert [one.name for one in catalogue.subscriptions()] == ["billing"]
+    catalogue.delete_topic("orders/eu")
+    catalogue.close()
+    opened(tmp_path)[0].close()  # though its log is there still: the catalogue knows that it was deleted
+    assert Abouts(LocalDisk(), str(tmp_path)).read().topics == ()
+
+
+@pytest.mark.parametrize("what", ["no descriptions", "a damaged one", "no topics' descriptions"])
+def test_what_nothing_describes_stops_the_start_until_somebody_says_so(tmp_path: Path, what: str) -> None:
+    """Written by a broker from before there were descriptions, or damaged: nothing begins anew over it in silence."""
+    fill(tmp_path)
+    for path in [*tmp_path.glob("*/*/about"), *tmp_path.glob("*/*/*.about")]:
+        if what == "a damaged one":
+            path.write_bytes(path.read_bytes()[:-20])
+        elif what == "no descriptions" or path.name == "about":
+            path.unlink()
+    remove(tmp_path)
+    with pytest.raises(StorageError, match="--rebuild-catalogue") as refused:
+        opened(tmp_path)
+    assert refused.value.code == "catalogue-lost"
+    catalogue, told = opened(tmp_path, rebuild=True)
+    assert catalogue.topics() == []
+    catalogue.close()
+    assert len(told) == 3
+    kept = {path.read_bytes() for path in (tmp_path / "set-aside-0").glob("*/*/*")}
+    assert kept == {b"a segment", b"a cursor"}
+
+
+def test_an_older_brokers_data_is_described_at_the_first_start(tmp_path: Path) -> None:
+    """From then on its catalogue may be lost."""
+    catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"))
+    catalogue.create_topic(ORDERS)
+    catalogue.create_subscription(BILLING)
+    catalogue.close()
+    opened(tmp_path)[0].close()
+    remove(tmp_path)
+    assert contents(opened(tmp_path)[0]) == {"topics": [ORDERS], "subscriptions": [BILLING]}
+
+
+def test_a_topic_made_again_is_not_mistaken_for_the_one_before(tmp_path: Path) -> None:
+    """What the catalogue has counts; what lies beside another incarnation's log stays where it is."""
+    fill(tmp_path)
+    remove(tmp_path)
+    again = TopicMeta("orders/eu", b"\7" * 16, "reliable", "fsync", 99)
+    catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"))
+    catalogue.create_topic(again)
+    catalogue.close()
+    catalogue, _ = opened(tmp_path)
+    assert catalogue.get_topic("orders/eu") == again
+    assert catalogue.subscriptions("orders/eu") == []
+    catalogue.close()
+    assert (tmp_path / "topics" / folder_of(ORDERS) / "about").exists()
+
+
+def test_a_description_says_nothing_once_a_byte_of_it_is_another() -> None:
+    """And says all of it before."""
+    fields = {"topic": "orders", "name": "s", "start": 3, "settings": {"a": 1}}
+    whole = encode_about(fields)
+    assert decode_about(whole) == fields
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1
+        assert decode_about(bytes(flipped)) in (None, fields)  # spaces between are nobody's
+    for length in range(len(whole) - 2):
+        assert decode_about(whole[:length]) is None
+
+
+def test_a_description_that_cannot_be_written_refuses_what_is_new(tmp_path: Path) -> None:
+    """On a full disk nothing is created that a lost catalogue would not know of; what changed is described later."""
+    disk = SimulatedDisk()
+    disk.makedirs("/data")
+    catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"), Abouts(disk, "/data"))
+    catalogue.create_topic(ORDERS)
+    disk.room = 0
+    with pytest.raises(DiskFullError):
+        catalogue.create_subscription(BILLING)
+    assert catalogue.subscriptions() == []
+    catalogue.update_topic("orders/eu", {"retention_ms": 1})
+    disk.room = None
+    catalogue.create_subscription(BILLING)
+    catalogue.describe_all()
+    catalogue.close()
+    told = Abouts(disk, "/data").read()
+    assert told.topics[0]["settings"] == {"retention_ms": 1}
+    assert [fields["name"] for _, fields in told.subscriptions] == ["billing"]
+    assert ABOUT_SUFFIX in "".join(disk.listdir(f"/data/cursors/{folder_of(ORDERS)}"))

@@ -1,0 +1,51 @@
+"""How old segments are, whatever the clock did when they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from storage.retention import Retention, times_of, trim_point
+from storage.segment import SegmentInfo
+
+DAY = 86_400_000
+NOW = 1_700_000_000_000
+
+
+def segments(*times: int | tuple[int, int]) -> list[SegmentInfo]:
+    """Return segments ended at these times, or with batches up to the first, and the last at the second of two."""
+    found: list[SegmentInfo] = []
+    log_time = 0
+    for number, each in enumerate(times):
+        highest, last = each if isinstance(each, tuple) else (each, each)
+        log_time = max(log_time, highest)
+        found.append(SegmentInfo(f"{number}", number, number + 1, 100, last, last, 1, 1, log_time))
+    return found
+
+
+def kept_from(found: Sequence[SegmentInfo], ms: int) -> int:
+    """Return where a log begins that keeps what is at most so old."""
+    return trim_point(found, Retention(ms=ms), now_ms=NOW, acknowledged=None, floor=1 << 60)
+
+
+def test_a_segment_of_a_clock_that_was_ahead_holds_nothing_up() -> None:
+    """It is as old as what was written after it."""
+    found = segments(NOW - 9 * DAY, NOW + 365 * DAY, NOW - 8 * DAY, NOW - 2 * DAY, NOW)
+    assert times_of(found, NOW) == [NOW - 9 * DAY, NOW - 8 * DAY, NOW - 8 * DAY, NOW - 2 * DAY, NOW]
+    assert kept_from(found, 7 * DAY) == 3
+
+
+def test_the_newest_segment_of_a_clock_that_was_ahead_is_new() -> None:
+    """Nothing after it says how old it is."""
+    found = segments(NOW - 9 * DAY, NOW + 365 * DAY)
+    assert times_of(found, NOW) == [NOW - 9 * DAY, NOW]
+    assert kept_from(found, DAY) == 1
+
+
+@pytest.mark.parametrize("back", [0, NOW - 30 * DAY])
+def test_a_clock_that_stepped_back_makes_nothing_older(back: int) -> None:
+    """It counts as standing still, between segments and in one."""
+    found = segments(NOW - 2 * DAY, back, (NOW - DAY, back))
+    assert times_of(found, NOW) == [NOW - 2 * DAY, NOW - 2 * DAY, NOW - DAY]
+    assert kept_from(found, 7 * DAY) == 0
