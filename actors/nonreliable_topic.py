@@ -24,6 +24,7 @@ from actors.messages import (
 )
 from actors.runtime import System, receives
 from actors.topic import Publisher, Topic, expected_sequence, sequence_error
+from ister.errors import RemoteError
 from ister.wire import OFFSET_UNKNOWN, encode_result
 from storage.catalogue import TopicMeta
 from storage.producers import Duplicate, Fresh, Gap, ProducerTable
@@ -41,6 +42,7 @@ class NonReliableTopic(Topic):
         super().__init__(system, path, meta, gateway)
         self._next_offset = 0
         self._producers = ProducerTable()
+        self._producers.connected = self._publishers
         self._receipts: dict[Handle, list[int]] = {}
         self._heads: list[int] = []
         self._frames: list[Any] = []
@@ -49,7 +51,15 @@ class NonReliableTopic(Topic):
     @receives(OpenProducer)
     def on_open_producer(self, command: OpenProducer) -> None:
         """Let a handle publish."""
-        self._open(command, expected_sequence(self._producers, command))
+        try:
+            expected = expected_sequence(self._producers, command, self.clock.time_ms())
+        except RemoteError as error:
+            self._refuse_open(command, error)
+            return
+        self._open(command, expected)
+
+    def _producer_closed(self, producer_id: int) -> None:
+        self._producers.close(producer_id)
 
     @receives(Publish)
     def on_publish(self, publish: Publish) -> None:

@@ -209,6 +209,7 @@ class ReliableTopic(Topic):
             self._fail(error)
             return
         self._failure = None
+        self._log.producers.connected = self._publishers
         for producer_id, sequence in self._unresolved.items():
             if producer_id in self._publishers:
                 self._log.producers.expect(producer_id, sequence)
@@ -291,22 +292,32 @@ class ReliableTopic(Topic):
         """Let a handle publish, and say which sequence number is expected of it."""
         try:
             producers = self._ready_log().producers
-        except StorageError as error:
+            expected = expected_sequence(producers, command, self.clock.time_ms())
+        except (StorageError, RemoteError) as error:
             self._refuse_open(command, error)
             return
-        if expected_sequence(producers, command) > command.sequence and self._log is not None:
+        if expected > command.sequence and self._log is not None:
             end = self._log.next_offset
             if self._reached(self._log) < end:  # where a producer stands is promised like a receipt
                 self._fence(command)
                 self._opening.append((end, command))
                 self._schedule_commit()
                 return
-        self._open(command, expected_sequence(producers, command))
+        self._open(command, expected)
+
+    def _producer_closed(self, producer_id: int) -> None:
+        if self._log is not None:
+            self._log.producers.close(producer_id)
 
     def _answer_opens(self, end: int) -> None:
         while self._opening and self._opening[0][0] <= end and self._log is not None:
             _, command = self._opening.popleft()
-            self._open(command, expected_sequence(self._log.producers, command))
+            try:
+                expected = expected_sequence(self._log.producers, command, self.clock.time_ms())
+            except RemoteError as error:
+                self._refuse_open(command, error)
+            else:
+                self._open(command, expected)
 
     def _refuse_opens(self, error: IsterError) -> None:
         while self._opening:

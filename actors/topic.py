@@ -26,7 +26,7 @@ from actors.runtime import Address, LoopActor, Ref, System, receives
 from ister.errors import IsterError, RemoteError
 from ister.wire import RECEIPTS_MAX, Key, Type
 from storage.catalogue import TopicMeta
-from storage.producers import Gap, ProducerTable
+from storage.producers import HELD_MS, Gap, ProducerTable
 from transport.gateway import Gateway
 from transport.session import Handle
 
@@ -104,9 +104,14 @@ class Topic(LoopActor):
         if handle.generation == command.generation:
             if self._publishers.get(producer_of(handle)) is handle:
                 del self._publishers[producer_of(handle)]
+                if command.ref is not None:  # it has its receipts; one whose session ended may come back
+                    self._producer_closed(producer_of(handle))
             self._gateway.forget(handle)
         if command.ref is not None:
             self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: command.ref})
+
+    def _producer_closed(self, producer_id: int) -> None:
+        """A producer has all its receipts, and closed."""
 
     def _send_receipts(self, receipts: dict[Handle, list[int]]) -> None:
         for handle, pairs in receipts.items():
@@ -167,8 +172,18 @@ def producer_of(handle: Handle) -> int:
     return handle.target.producer_id if isinstance(handle.target, Publisher) else 0
 
 
-def expected_sequence(producers: ProducerTable, command: OpenProducer) -> int:
-    """Return the sequence number a producer that opens has to go on with."""
+def expected_sequence(producers: ProducerTable, command: OpenProducer, now_ms: int) -> int:
+    """Return the sequence number a producer that opens has to go on with.
+
+    Raises RemoteError `busy` where one more cannot be remembered without forgetting another that may resend.
+    """
+    if not producers.has_room(command.producer_id, now_ms):
+        minutes = HELD_MS // 60_000
+        raise RemoteError(
+            "busy",
+            f"the topic remembers {len(producers)} producers, which is all it can, and each of them is connected, or "
+            f"published within {minutes} minutes and did not close; close producers, or try again later",
+        )
     producers.expect(command.producer_id, command.sequence)
     known = producers.next_sequence(command.producer_id)
     return command.sequence if known is None else known

@@ -3,9 +3,12 @@
 - Sequences count messages: a batch at `sequence` of `count` messages is followed by one at `sequence +
   count`.
 - Producer id 0 means: no deduplication.
-- Memory is bounded by producers and by batches remembered of each. Of more than `producers_max`, the one not heard of
-  for longest is forgotten first; one not heard of for PRODUCER_AGE_MS is forgotten when the next segment begins. A
-  forgotten producer starts anew with the next sequence it sends, so a resend from before is then stored again.
+- Memory is bounded by producers and by batches remembered of each. Of more than `producers_max`, those go first that
+  closed in order, then the one not heard of for longest. One that is connected is never forgotten, nor one that stored
+  something within HELD_MS and did not close: it may be about to come back and resend. Where all are of these there is
+  no room, and whoever is new is refused. One not heard of for PRODUCER_AGE_MS, and not connected, is forgotten when the
+  next segment begins. A forgotten producer starts anew with the next sequence it sends, so a resend from before is then
+  stored again.
 - A resend of a batch that is remembered must be cut as it was. One from before all that is remembered is taken for a
   duplicate: it is stored, every message of it, and nobody knows how it was cut.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +28,9 @@ RECENT_BATCHES_MAX: Final = 256
 PRODUCERS_MAX: Final = 4096
 # Nobody resends after a week; a client that comes back then opens its producer anew.
 PRODUCER_AGE_MS: Final = 7 * 86_400_000
+# A client that lost its broker comes back within seconds, or when its machine was started again. Were it longer, a few
+# thousand programs a day that are killed before they close would keep others out.
+HELD_MS: Final = 3_600_000
 
 _COUNT = struct.Struct("<I")
 _ENTRY = struct.Struct("<QQQQI")
@@ -62,23 +69,29 @@ _UNKNOWN = Duplicate(None)
 
 
 class _Producer:
-    __slots__ = ("next_sequence", "recent", "timestamp_ms")
+    __slots__ = ("held", "next_sequence", "recent", "timestamp_ms")
 
     def __init__(self, next_sequence: int) -> None:
         self.next_sequence = next_sequence
         self.timestamp_ms = 0
+        self.held = False  # it stored something since the log was opened, and did not close
         self.recent: deque[tuple[int, int, int]] = deque(maxlen=RECENT_BATCHES_MAX)
 
 
 class ProducerTable:
-    """The producers of one topic: what comes next from each, and where its last batches went."""
+    """The producers of one topic: what comes next from each, and where its last batches went.
 
-    __slots__ = ("_producers", "_producers_max", "_time_ms")
+    `connected` is who is there now, kept by the topic once it takes batches.
+    """
+
+    __slots__ = ("_closed", "_producers", "_producers_max", "_time_ms", "connected")
 
     def __init__(self, producers_max: int = PRODUCERS_MAX) -> None:
         self._producers_max = producers_max
         self._time_ms = 0  # of the last batch of any producer
         self._producers: OrderedDict[int, _Producer] = OrderedDict()
+        self._closed: OrderedDict[int, None] = OrderedDict()  # of them, who closed first first
+        self.connected: Collection[int] | None = None
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -125,6 +138,9 @@ class ProducerTable:
             known = self._learn(producer_id, sequence)
         else:
             self._producers.move_to_end(producer_id)
+            self._closed.pop(producer_id, None)
+        if self.connected is not None:
+            known.held = True
         if not self._time_ms:  # the first batch of all: those that opened before it are as young as it is
             for opened in self._producers.values():
                 opened.timestamp_ms = timestamp_ms
@@ -137,10 +153,35 @@ class ProducerTable:
         if producer_id == 0:
             return
         known = self._producers.get(producer_id)
+        self._closed.pop(producer_id, None)
         if known is None:
             self._learn(producer_id, sequence)
         elif sequence > known.next_sequence:
             known.next_sequence = sequence
+
+    def close(self, producer_id: int) -> None:
+        """Note that a producer closed, with receipts for all it sent: it resends nothing, and is forgotten first."""
+        known = self._producers.get(producer_id)
+        if known is not None:
+            known.held = False
+            self._closed[producer_id] = None
+            self._closed.move_to_end(producer_id)
+
+    def has_room(self, producer_id: int, now_ms: int) -> bool:
+        """Say whether a producer that opens can be remembered without forgetting one that may resend."""
+        if producer_id == 0 or producer_id in self._producers or len(self._producers) < self._producers_max:
+            return True
+        return self._forgettable(now_ms) is not None
+
+    def _forgettable(self, now_ms: int) -> int | None:
+        connected = self.connected or ()
+        for producer_id in self._closed:
+            if producer_id not in connected:
+                return producer_id
+        for producer_id, known in self._producers.items():
+            if producer_id not in connected and not (known.held and now_ms - known.timestamp_ms <= HELD_MS):
+                return producer_id
+        return None
 
     def hold(self, producer_id: int, sequence: int) -> None:
         """Note that a batch was refused: nothing behind it may be stored before it, whoever sent it.
@@ -154,12 +195,17 @@ class ProducerTable:
     def forget(self, producer_id: int) -> None:
         """Drop what is known of one producer."""
         self._producers.pop(producer_id, None)
+        self._closed.pop(producer_id, None)
 
     def _learn(self, producer_id: int, sequence: int) -> _Producer:
+        if len(self._producers) >= self._producers_max:
+            found = self._forgettable(self._time_ms)
+            if found is None:  # nobody was asked whether there is room
+                strangers = (one for one in self._producers if one not in (self.connected or ()))
+                found = next(strangers, next(iter(self._producers)))
+            self.forget(found)
         known = self._producers[producer_id] = _Producer(sequence)
         known.timestamp_ms = self._time_ms
-        if len(self._producers) > self._producers_max:
-            self._producers.popitem(last=False)
         return known
 
     def joined(self, later: ProducerTable) -> ProducerTable:
@@ -173,14 +219,16 @@ class ProducerTable:
         return later
 
     def encode(self) -> bytes:
-        """Return the snapshot at the head of a segment: of each producer the last batch, oldest first."""
-        while self._producers:
-            oldest, known = next(iter(self._producers.items()))
-            if self._time_ms - known.timestamp_ms <= PRODUCER_AGE_MS:
-                break
-            del self._producers[oldest]
+        """Return the snapshot at the head of a segment: the last batch of each, first of who is forgotten first."""
+        oldest_ms, connected = self._time_ms - PRODUCER_AGE_MS, self.connected or ()
+        for producer_id in [one for one, known in self._producers.items() if known.timestamp_ms < oldest_ms]:
+            if producer_id not in connected:
+                self.forget(producer_id)
         parts = [_COUNT.pack(len(self._producers))]
-        for producer_id, known in self._producers.items():
+        held = [one for one, known in self._producers.items() if known.held]
+        others = [one for one, known in self._producers.items() if not known.held and one not in self._closed]
+        for producer_id in (*self._closed, *others, *held):
+            known = self._producers[producer_id]
             sequence, count, first_offset = known.recent[-1] if known.recent else (known.next_sequence, 0, 0)
             if sequence + count != known.next_sequence:  # raised by `expect` since
                 sequence, count, first_offset = known.next_sequence, 0, 0

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.producers import (
+    HELD_MS,
     PRODUCER_AGE_MS,
     RECENT_BATCHES_MAX,
     Duplicate,
@@ -182,3 +183,66 @@ def test_behind_a_refused_batch_nothing_is_fresh() -> None:
     assert table.check(7, 5, 1) == Fresh()
     table.hold(7, 9)
     assert table.check(7, 6, 1) == Gap(5)
+
+
+def live(producers_max: int, *connected: int) -> ProducerTable:
+    """Return a table of a topic that takes batches, with these producers connected."""
+    table = ProducerTable(producers_max)
+    table.connected = set(connected)
+    return table
+
+
+def test_who_is_connected_is_never_forgotten() -> None:
+    """However many others come, and however long it said nothing: its resend is a duplicate still."""
+    table = live(10, 1)
+    table.advance(1, 0, 1, 0, 1000)
+    for producer in range(2, 5000):
+        table.advance(producer, 0, 1, producer, 1000 + PRODUCER_AGE_MS)
+        if producer % 1000 == 0:
+            table.encode()
+    assert len(table) == 10
+    assert table.check(1, 0, 1) == Duplicate(0)
+
+
+def test_who_stored_something_not_long_ago_and_did_not_close_is_not_forgotten() -> None:
+    """It may be about to come back: others are refused meanwhile, and are not later."""
+    table = live(3)
+    table.advance(1, 0, 1, 0, 1000)
+    table.advance(2, 0, 1, 1, 1000)
+    table.advance(3, 0, 1, 2, 2000)
+    assert table.has_room(3, 1000 + HELD_MS)
+    assert not table.has_room(4, 1000 + HELD_MS)
+    table.close(3)
+    assert table.has_room(4, 1000 + HELD_MS)
+    table.advance(4, 0, 1, 3, 2000)
+    assert [table.next_sequence(producer) for producer in (1, 2, 3)] == [1, 1, None]
+    assert not table.has_room(5, 1000 + HELD_MS)
+    assert table.has_room(5, 1001 + HELD_MS)
+
+
+def test_who_closed_is_forgotten_first_and_one_that_stored_nothing_is_no_hindrance() -> None:
+    """Programs that come for a message and go push nobody out, and may be as many as they like."""
+    table = live(5)
+    table.advance(1, 0, 1, 0, 1000)
+    for producer in range(10, 3000):
+        assert table.has_room(producer, 1000)
+        table.expect(producer, 0)
+        if producer % 2:
+            table.advance(producer, 0, 1, producer, 1000)
+            table.close(producer)
+    assert table.check(1, 0, 1) == Duplicate(0)
+    again = ProducerTable.decode(table.encode(), 5)
+    for producer in range(4):  # in the snapshot too, who closed goes first
+        again.advance(5000 + producer, 0, 1, 0, 1000)
+    assert again.check(1, 0, 1) == Duplicate(0)
+
+
+def test_a_producer_that_comes_back_is_not_taken_for_closed() -> None:
+    """A named one that opens again after it had closed counts as anybody."""
+    table = live(2)
+    table.advance(1, 0, 1, 0, 1000)
+    table.close(1)
+    table.expect(1, 1)
+    table.advance(1, 1, 1, 1, 1000)
+    table.advance(2, 0, 1, 2, 1000)
+    assert not table.has_room(3, 1000)
