@@ -23,7 +23,7 @@ from storage.cursor import Compaction, Cursor, CursorJournal, Sync
 log = logging.getLogger("ister.subscription")
 
 FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
-CONFIRM_WITHIN_S: Final = 5.0  # who asked whether a cursor is written hears that it cannot be, after so long
+CONFIRM_WITHIN_S: Final = 10.0  # who asked whether a cursor is written hears that it cannot be, after so long
 MOVE_RETRY_S: Final = 0.01  # a sync or a compaction is on its way
 
 OpenJournal = Callable[[Callable[[], int]], CursorJournal]

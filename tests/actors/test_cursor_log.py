@@ -138,7 +138,7 @@ def test_who_asks_whether_a_cursor_is_written_hears_that_it_cannot_be(scene: Sce
     scene.stage.disk.room = 0
     ref = next(client._refs)
     client.say({Key.TYPE: Type.ACK, Key.HANDLE: 1, Key.RANGES: [0, 5], Key.REF: ref})
-    answer = client.expect(Type.DONE, Type.ERROR, ref=ref, timeout_s=8)
+    answer = client.expect(Type.DONE, Type.ERROR, ref=ref, timeout_s=12)
     assert answer.code == "disk-full"
     assert scene.shown()["cursor"] == 5
     scene.stage.disk.room = None
