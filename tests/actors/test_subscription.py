@@ -910,10 +910,10 @@ def test_damage_is_never_delivered(producer: StagedClient) -> None:
 
 
 def lose_the_log(stage: Stage, keep: int) -> None:
-    """Stop everything, cut the log back to so many records, and start again."""
+    """Kill everything, cut the log back to so many records, and start again."""
     for worker in range(2):
-        stage.stop(worker)
-    (path,) = [name for name in stage.disk._names if "/topics/" in name]
+        stage.kill(worker)
+    (path,) = [name for name in stage.disk._names if "/topics/" in name and name.endswith(".seg")]
     live = stage.disk._names[path].live
     at = live.index(b"message %d" % keep)
     live[at - HEADER_BYTES - 4 :] = bytes(len(live) - at + HEADER_BYTES + 4)
