@@ -35,7 +35,6 @@ from actors.messages import (
     Granted,
     Left,
     Lost,
-    NotConfirmed,
     Notice,
     Pause,
     Paused,
@@ -636,12 +635,6 @@ class Consumer(LoopActor):
         if refused.ref is not None:
             echo[Key.REF] = refused.ref
         self._gateway.send_error(self._handle.session, RemoteError(refused.code, refused.text), echo)
-
-    @receives(NotConfirmed)
-    def on_not_confirmed(self, command: NotConfirmed) -> None:
-        """Tell the client that an acknowledgment cannot be written down now."""
-        error = RemoteError(command.code, command.text)
-        self._gateway.send_error(self._handle.session, error, {Key.REF: command.ref})
 
     def _done(self, ref: int) -> None:
         self._gateway.send(self._handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})

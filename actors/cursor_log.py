@@ -23,7 +23,6 @@ from storage.cursor import Compaction, Cursor, CursorJournal, Sync
 log = logging.getLogger("ister.subscription")
 
 FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
-CONFIRM_WITHIN_S: Final = 10.0  # who asked whether a cursor is written hears that it cannot be, after so long
 MOVE_RETRY_S: Final = 0.01  # a sync or a compaction is on its way
 
 OpenJournal = Callable[[Callable[[], int]], CursorJournal]
@@ -33,8 +32,7 @@ class CursorLog:
     """The journal of one subscription, kept by its actor.
 
     `open_journal(start)` opens the file, which begins at `start()` when it is new. `confirmed(key, ref)` is called once
-    the journal has what a consumer acknowledged with a ref, `unconfirmed(key, ref, error)` when that cannot be written
-    for a while, `synced(low)` once the cursor is on the disk.
+    the journal has what a consumer acknowledged with a ref, `synced(low)` once the cursor is on the disk.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class CursorLog:
         flush_ms: int,
         sync_ms: int,
         confirmed: Callable[[int, int], None],
-        unconfirmed: Callable[[int, int, StorageError], None],
         synced: Callable[[int], None],
     ) -> None:
         self._actor = actor
@@ -55,10 +52,9 @@ class CursorLog:
         self._flush_s = flush_ms / 1000
         self._sync_s = sync_ms / 1000
         self._confirmed = confirmed
-        self._unconfirmed = unconfirmed
         self._synced = synced
         self._journal: CursorJournal | None = None
-        self._confirming: list[tuple[int, int, float]] = []  # (consumer, ref, since)
+        self._confirming: list[tuple[int, int]] = []  # (consumer, ref)
         self._flush_timer: Timer | None = None
         self._sync_timer: Timer | None = None
         self._flushed_low = 0  # the cursor as the journal has it
@@ -104,7 +100,7 @@ class CursorLog:
 
     def confirm(self, key: int, ref: int) -> None:
         """Write everything down now, and tell when that is so."""
-        self._confirming.append((key, ref, self._actor.clock.monotonic()))
+        self._confirming.append((key, ref))
         self.flush()
 
     def flush_soon(self) -> None:
@@ -129,26 +125,16 @@ class CursorLog:
         except StorageError as error:  # what was acknowledged is in memory still
             log.warning("cursor of %s not written: %s", self._name, error)
             self._flush_timer = self._actor.call_later(FLUSH_RETRY_S, self.flush)
-            self._give_up_confirming(error)
             return
         self._flushed_low = journal.cursor.low
         confirming, self._confirming = self._confirming, []
-        for key, ref, _ in confirming:
+        for key, ref in confirming:
             self._confirmed(key, ref)
         compaction = journal.begin_compaction()
         if compaction is not None:
             self._run_aside(compaction.run, lambda error: self._compacted(journal, compaction, error))
         if self._sync_timer is None:
             self._sync_soon()
-
-    def _give_up_confirming(self, error: StorageError) -> None:
-        """Answer those that have waited for long: what they acknowledged is kept, and written when that is possible."""
-        until = self._actor.clock.monotonic() - CONFIRM_WITHIN_S
-        waited = [each for each in self._confirming if each[2] <= until]
-        if waited:
-            self._confirming = self._confirming[len(waited) :]
-            for key, ref, _ in waited:
-                self._unconfirmed(key, ref, error)
 
     def _run_aside(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Run `work` in a thread, then `done`, also if the actor has ended meanwhile: files wait for it."""

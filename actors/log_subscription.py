@@ -28,7 +28,6 @@ from actors.messages import (
     Fetched,
     FoundDamage,
     NodeStarted,
-    NotConfirmed,
     NotFetched,
     Notice,
     Repaired,
@@ -103,7 +102,6 @@ class LogSubscription(Subscription):
             flush_ms=flush_ms,
             sync_ms=sync_ms,
             confirmed=self._confirmed,
-            unconfirmed=self._unconfirmed,
             synced=self._synced,
         )
         self._source = Source(topic.name, open_reader, self._skip)
@@ -451,11 +449,6 @@ class LogSubscription(Subscription):
     def _confirmed(self, key: int, ref: int) -> None:
         if (consumer := self._consumers.get(key)) is not None:
             consumer.tell(Confirmed(ref))
-
-    def _unconfirmed(self, key: int, ref: int, error: StorageError) -> None:
-        if (consumer := self._consumers.get(key)) is not None:
-            text = f"{error.text}; what was acknowledged counts, and is written as soon as that is possible"
-            consumer.tell(NotConfirmed(ref, error.code, text))
 
     def _synced(self, _low: int) -> None:
         self._tell_consumed()

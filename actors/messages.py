@@ -950,15 +950,6 @@ class AcknowledgedUntil:
 
 
 @dataclass(frozen=True, slots=True)
-class NotConfirmed:
-    """What was acknowledged with this ref cannot be written down; it counts as long as the broker lives."""
-
-    ref: int
-    code: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Confirmed:
     """The journal has the acknowledgment that carried this ref (Subscription -> Consumer)."""
 

@@ -9,8 +9,6 @@ from random import Random
 import pytest
 
 from actors.log_subscription import LogSubscription
-from ister.errors import DiskFullError
-from ister.wire import Key, Type
 from storage.cursor import COMPACT_BYTES_MIN
 from tests.actors.scenes import Scene, offsets
 from tests.stage import Stage
@@ -128,25 +126,3 @@ def test_acknowledgments_are_answered_on_a_full_disk(scene: Scene) -> None:
     scene.stage.restart(2)
     scene.stage.disk.room = None
     assert offsets(scene.consumer())[0] == 500
-
-
-def test_who_asks_whether_a_cursor_is_written_hears_that_it_cannot_be(scene: Scene) -> None:
-    """After a while, and what was acknowledged counts all the same."""
-    client = scene.consumer()
-    scene.publish(*(b"" for _ in range(10)))
-    for worker in scene.stage.workers.values():
-        worker.reserve.held = 0
-
-    def full(operation: str, path: str) -> None:
-        if operation == "write" and "/cursors" in path:
-            raise DiskFullError(f"no space left for {path}")
-
-    scene.stage.disk.on_operation = full
-    ref = next(client._refs)
-    client.say({Key.TYPE: Type.ACK, Key.HANDLE: 1, Key.RANGES: [0, 5], Key.REF: ref})
-    answer = client.expect(Type.DONE, Type.ERROR, ref=ref, timeout_s=12)
-    assert answer.code == "disk-full"
-    assert scene.shown()["cursor"] == 5
-    scene.stage.disk.on_operation = None
-    scene.stage.advance(2)
-    client.ack(1, (5, 6))
