@@ -108,7 +108,7 @@ def test_a_closed_reader_says_so(client: ister.Client) -> None:
 def test_a_look_takes_nothing(client: ister.Client) -> None:
     """What is acknowledged is passed over, what is in somebody's hands is shown; the subscription is as it was."""
     fill(client, 20)
-    with client.consumer("orders", "s", start="earliest") as consumer:
+    with client.consumer("orders", "s", start="earliest", type="exclusive") as consumer:
         batch = consumer.receive_batch(5, timeout=5)
         assert batch is not None
         consumer.ack([batch[0], batch[3]])
@@ -116,7 +116,7 @@ def test_a_look_takes_nothing(client: ister.Client) -> None:
     assert offsets_of(client.peek("orders", "s", 6)) == [1, 2, 4, 5, 6, 7]
     assert offsets_of(client.peek("orders", "s", 6)) == [1, 2, 4, 5, 6, 7]
     assert len(client.peek("orders", "s", 100)) == 18
-    with client.consumer("orders", "s") as consumer:
+    with client.consumer("orders", "s", type="exclusive") as consumer:
         assert taken(consumer, 3) == [1, 2, 4]
 
 

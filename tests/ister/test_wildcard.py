@@ -52,7 +52,7 @@ def test_topics_take_turns(client: ister.Client) -> None:
     """A topic with many deliveries waiting gives one at a time."""
     client.create_topic("t/a")
     client.create_topic("t/b")
-    with client.consumer("t/*", "s", start="earliest") as consumer:
+    with client.consumer("t/*", "s", start="earliest", type="exclusive") as consumer:
         assert isinstance(consumer, WildcardConsumer)
         queues = [member.attachment.queue for member in consumer._members.values()]
         for topic in ("t/a", "t/b"):
