@@ -731,6 +731,11 @@ class ReliableTopic(Topic):
             return wal.start_offset
         return min(max(self._stored_start, wal.retained), wal.start_offset)
 
+    def _missing_below(self, wal: Wal) -> int:
+        """Return the offset below which the beginning is missing, which no retention took; 0: none of it is."""
+        first, end = next(iter(self._upkeep.lost), (0, 0))[:2]
+        return end if first <= self._begins(wal) else 0
+
     def _check_behind(self) -> None:
         """Refuse more while too much waits for a store that is away."""
         if self._behind_bytes > self._care.behind_bytes_max:
@@ -890,6 +895,7 @@ class ReliableTopic(Topic):
                 "upload_failure": self._upload_trouble,
                 "uploads_stopped": self._uploads_stopped,
                 "missing": [list(each) for each in self._upkeep.lost],
+                "missing_below": self._missing_below(self._log),
                 "next_offset": self._log.next_offset,
                 "durable_end": self._log.durable_end,
                 "uploaded_end": self._watermark,

@@ -93,6 +93,7 @@ class TopicDetail(TopicInfo, total=False):
     upload_failure: str | None
     uploads_stopped: bool  # until a person has looked at why
     missing: list[list[Any]]  # what is nowhere and should be: first offset, the offset behind
+    missing_below: int  # where that is the beginning, up to where; 0: it is not
     durable_end: int
     uploaded_end: int
     segments: int
