@@ -223,11 +223,16 @@ def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str, brok
 
 
 def check_fence(store: ObjectStore, topic: TopicMeta, epoch: int) -> None:
-    """Raise FencedError if a newer epoch than ours is claimed."""
+    """Raise FencedError if a newer epoch than ours is claimed, or was, by who has deleted the topic since."""
     layout = Layout(topic.name, topic.incarnation)
     if store.head(layout.epoch(epoch + 1)) is not None:
         raise FencedError(
             f"epoch {epoch + 1} of topic {topic.name!r} was claimed: another broker has taken the topic over"
+        )
+    if store.head(layout.epoch(epoch)) is None:  # claims go in order: ours before any newer one
+        raise FencedError(
+            f"epoch {epoch} of topic {topic.name!r} is in the store no more: another broker has taken the topic over, "
+            "and deleted it there"
         )
 
 

@@ -17,7 +17,7 @@ from storage.erase import NotOwnerError, erase, sweep_orphans
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore
 from storage.tier import Layout
-from storage.upload import FencedError, claim, list_history, list_topics, put_settings, trim
+from storage.upload import FencedError, check_fence, claim, list_history, list_topics, put_settings, trim
 from tests.faultystore import FaultyStore
 
 TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "cloud", 1)
@@ -219,3 +219,17 @@ def test_a_trim_that_meets_a_takeover_is_taken_back() -> None:
             assert (found.start in (0, 20), found.end, found.unjoined) == (True, 30, ())
         total += 1
     assert total > 4
+
+
+@pytest.mark.parametrize("first", range(ERASE_CALLS + 1))
+def test_who_was_fenced_by_a_broker_that_deletes_the_topic_stays_fenced(first: int) -> None:
+    """At no step of a deletion, nor after it, does an older writer take its upload for one that counts."""
+    store = stored()
+    claim(store, TOPIC, "b1", None, broker="b", enter=False)
+    eraser = Runner(store, lambda faulty: erase(cast(Any, faulty), TOPIC, "b", "b2"))
+    eraser.steps(first)
+    with pytest.raises(FencedError):
+        check_fence(store, TOPIC, 1)
+    eraser.end()
+    with pytest.raises(FencedError):
+        check_fence(store, TOPIC, 1)
