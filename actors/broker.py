@@ -35,6 +35,7 @@ from storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, folder_of
 from storage.catalogue import Catalogue
 from storage.disk import LocalDisk
 from storage.lost_catalogue import open_catalogue
+from storage.openfiles import raise_descriptor_limit
 from storage.wal import remove_log
 
 log = logging.getLogger("ister.broker")
@@ -80,6 +81,7 @@ def run_broker(
     name_process(BROKER)
     log_to_stderr(BROKER, getattr(logging, settings.server.log_level.upper()))
     data = os.path.abspath(settings.server.data)
+    log.info("descriptors: %d a process may have", raise_descriptor_limit())  # its children inherit the limit
     disk = LocalDisk()
     disk.makedirs(data)
     lock = disk.lock(data)

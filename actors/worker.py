@@ -41,6 +41,7 @@ from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.cursor import CursorJournal, highest_acknowledged
 from storage.damage import skip_damaged
 from storage.disk import Disk, LocalDisk
+from storage.openfiles import OpenFiles, descriptor_limit, descriptors_used
 from storage.reader import SegmentMaps
 from storage.reserve import Reserve
 from storage.tiered import TieredReader
@@ -51,7 +52,13 @@ from transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 
+PROCESS_DESCRIPTORS: Final = 64  # mail, the loop, threads, connections that are no session's yet, the reserve
 KEEP_UP_S: Final = 5.0  # how long a deleted segment may keep its place on the disk because it was read before
+
+
+def sessions_by_descriptors(files: OpenFiles) -> int:
+    """Return how many sessions there are descriptors for: each has a connection, and logs and the process need some."""
+    return descriptor_limit() - files.files_max - PROCESS_DESCRIPTORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,8 @@ def process_description(context: ProcessContext, role: str, endpoint: str = "") 
         "boot": context.boot,
         "endpoint": endpoint,
         "cpu_seconds": round(time.process_time(), 3),
+        "descriptors": descriptors_used(),
+        "descriptors_max": descriptor_limit(),
         "rss_peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "actors": kinds,
         "turns": loop.turns,
@@ -129,6 +138,7 @@ class Worker:
         settings = given.settings
         self._disk = LocalDisk()
         self._maps = SegmentMaps(self._disk)
+        self._was_short = False
         self._logs: dict[str, Wal] = {}  # by folder, the last one opened
         self._limits = SessionLimits(
             message_bytes_max=settings.protocol.message_bytes_max,
@@ -140,7 +150,9 @@ class Worker:
             credit_messages_max=settings.protocol.consumer_credit_messages_max,
             credit_bytes_max=settings.protocol.consumer_credit_bytes_max,
             heartbeat_ms=settings.protocol.heartbeat_ms,
-            sessions_max=settings.protocol.sessions_max,
+            sessions_max=max(
+                1, min(settings.protocol.sessions_max, sessions_by_descriptors(self._disk.files))
+            ),
             resume_within_ms=settings.protocol.resume_within_ms,
         )
         sessions = Sessions(context.boot, self._limits, lambda: secrets.token_bytes(16))
@@ -159,6 +171,20 @@ class Worker:
         if path == FRONTEND_PATH:
             log.critical("the Frontend failed: %s", error)
             self._context.stop(EXIT_FAILED)
+
+    def look_after_connections(self) -> None:
+        """End the connections that must go, now and from now on."""
+        self._context.loop.call_later(self.gateway.look_after_connections(), self.look_after_connections)
+
+    def is_short(self) -> bool:
+        """Say whether descriptors are nearly used up."""
+        short = self._disk.files.is_short()
+        if short and not self._was_short:
+            log.warning(
+                "descriptors are short (%d may be open): new connections are ended", descriptor_limit()
+            )
+        self._was_short = short
+        return short
 
     def describe(self) -> dict[str, Any]:
         """Return what `status` says of this worker."""
@@ -340,7 +366,8 @@ def run_worker(context: ProcessContext) -> None:
     worker = Worker(context, given)
     worker.gateway.bind(given.bind, worker.frontend)
     context.loop.watch(worker.gateway.socket, worker.gateway.receive)
-    context.loop.watch(worker.gateway.watch_connections(), worker.gateway.read_connections)
+    context.loop.watch(worker.gateway.watch_connections(worker.is_short), worker.gateway.read_connections)
+    worker.look_after_connections()
     worker.keep_up()
     context.ready(given.endpoint)
 

@@ -39,6 +39,8 @@ FILES_MAX: Final = 1024
 FILES_MIN: Final = 16
 # Nobody else may have these: a commit, a look into a folder and a map want one each, for a moment.
 RESERVE: Final = 8
+# Short is who has no more than so many left besides.
+MARGIN: Final = 8
 # The limit is raised to the hard one, but not above what any broker needs: some programs make tables of that size.
 LIMIT_MAX: Final = 262_144
 
@@ -91,6 +93,21 @@ class OpenFiles:
             except OSError:
                 return False
             return True
+
+    def is_short(self) -> bool:
+        """Say whether this process has hardly a descriptor left beyond its reserve."""
+        if not self.keep_reserve():
+            return True
+        taken: list[int] = []
+        try:
+            while len(taken) < MARGIN:
+                taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            return True
+        finally:
+            for fd in taken:
+                os.close(fd)
+        return False
 
     def opening(self, call: Callable[[], T]) -> T:
         """Return what `call` returns, which opens something; make room where there is no descriptor left."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import zmq
 
@@ -167,11 +167,19 @@ class _NodeLoop:
         self._loop.work.append((self._node, work, done))
 
 
+class StagedFrame(NamedTuple):
+    """A frame that was taken off a router."""
+
+    bytes: bytes
+    more: bool
+
+
 class StagedRouter:
     """The ROUTER of one worker: what clients said, and what they are told."""
 
     def __init__(self) -> None:
         self.incoming: deque[list[bytes]] = deque()
+        self._parts: deque[bytes] = deque()  # of the message that is being taken
         self.out: dict[bytes, deque[list[bytes]]] = {}  # by routing id of those connected
         self.full: set[bytes] = set()
         self.on_send: Callable[[bytes, list[bytes]], None] = lambda _routing, _parts: None
@@ -183,10 +191,14 @@ class StagedRouter:
     def bind(self, _endpoint: str) -> None:
         """Listen."""
 
-    def recv_multipart(self, _flags: int = 0, **_more: Any) -> list[bytes]:
-        if not self.incoming:
-            raise NOTHING_THERE.with_traceback(None)
-        return self.incoming.popleft()
+    def recv(self, _flags: int = 0, copy: bool = True) -> Any:
+        """Return the next frame, as bytes or as one that says whether more follow."""
+        if not self._parts:
+            if not self.incoming:
+                raise NOTHING_THERE.with_traceback(None)
+            self._parts = deque(self.incoming.popleft())
+        part = self._parts.popleft()
+        return part if copy else StagedFrame(part, bool(self._parts))
 
     def send_multipart(self, parts: Sequence[Any], _flags: int = 0, **_more: Any) -> None:
         routing = bytes(parts[0])

@@ -35,6 +35,8 @@ from ister.wire import (
     readable_numbers,
 )
 from transport.connections import Connections
+from transport.frames import FrameReader, TooManyFramesError
+from transport.guard import Guard
 from transport.questions import Question
 from transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 
@@ -126,8 +128,7 @@ class Gateway:
         self._context = context
         self._connections: Connections[Session] = Connections()
         self._monitor: zmq.Socket[bytes] | None = None
-        self._read: Callable[[], list[bytes]] = self._read_message
-        self._descriptor: int | None = None  # over which connection the message came that is being taken
+        self.guard: Guard | None = None  # where there is a monitor
         router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.ROUTER_HANDOVER, 0)
@@ -142,6 +143,7 @@ class Gateway:
         around = around_bytes_max(sessions.limits.batch_bytes_max) + MARKED_BYTES_MAX
         router.setsockopt(zmq.MAXMSGSIZE, 2 * max(sessions.limits.batch_bytes_max + around, HEADER_BYTES_MAX))
         self.socket = router
+        self._frames = FrameReader(router)
 
     def bind(self, endpoint: str, events: GatewayEvents) -> None:
         """Listen on an endpoint; raises `UsageError` where that is taken or not this machine's."""
@@ -166,8 +168,12 @@ class Gateway:
 
     # ---- connections that are closed ----------------------------------------------------------------------------
 
-    def watch_connections(self) -> zmq.Socket[bytes]:
-        """Be told of connections that are closed; return the socket that `read_connections` reads when it can."""
+    def watch_connections(self, is_short: Callable[[], bool] = lambda: False) -> zmq.Socket[bytes]:
+        """Be told of connections that are closed; return the socket that `read_connections` reads when it can.
+
+        `is_short()` says whether descriptors are nearly used up.
+        """
+        self.guard = Guard(self._clock, is_short)
         address = f"inproc://gateway-{id(self)}"
         self.socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
@@ -176,7 +182,6 @@ class Gateway:
         monitor.setsockopt(zmq.LINGER, 0)
         monitor.connect(address)
         self._monitor = monitor
-        self._read = self._read_with_descriptor
         return monitor
 
     def read_connections(self) -> None:
@@ -191,7 +196,11 @@ class Gateway:
             descriptor = int.from_bytes(told[2:6], sys.byteorder)
             if event == zmq.EVENT_ACCEPTED:
                 self._connections.accepted(descriptor)
+                if self.guard is not None:
+                    self.guard.accepted(descriptor)
             elif event == zmq.EVENT_DISCONNECTED:
+                if self.guard is not None:
+                    self.guard.closed(descriptor)
                 gone = self._connections.closed(descriptor)
                 if gone is not None:
                     self._connection_closed(*gone)
@@ -210,36 +219,33 @@ class Gateway:
 
     def receive(self) -> None:
         """Take what has come in, at most `RECEIVE_MAX` messages."""
-        receive = self._read
+        take = self._frames.take
         now_s = self._clock.monotonic()
         for _ in range(RECEIVE_MAX):
             try:
-                parts = receive()
-            except zmq.Again:
+                parts = take()
+            except TooManyFramesError as error:
+                self._refuse_frames(error)
+                return
+            if parts is None:
                 return
             self.counts.frames_in += 1
             self._take(parts, now_s)
 
-    def _read_message(self) -> list[bytes]:
-        return self.socket.recv_multipart(zmq.NOBLOCK)
+    def _refuse_frames(self, error: TooManyFramesError) -> None:
+        """End the connection that such a message came over: no client sends one, and each costs all others time."""
+        self.counts.frames_in += 1
+        self.counts.malformed += 1
+        self._answer_error(error.routing, {}, RemoteProtocolError(str(error)))
+        if self.guard is not None:
+            self.read_connections()
+            self.guard.end_of(error.fd, str(error))
 
-    def _read_with_descriptor(self) -> list[bytes]:
-        """Read a message; of one that begins a conversation, note over which connection it came."""
-        socket = self.socket
-        parts = [socket.recv(zmq.NOBLOCK)]
-        self._descriptor = None
-        if self.sessions.at(parts[0]) is None and socket.getsockopt(zmq.RCVMORE):
-            header = socket.recv(zmq.NOBLOCK, copy=False)
-            try:
-                self._descriptor = int(header.get(zmq.SRCFD))
-            except (
-                zmq.ZMQError
-            ):  # a peer of an older protocol than ZMTP 3: nobody knows over which connection
-                pass
-            parts.append(header.bytes)
-        while socket.getsockopt(zmq.RCVMORE):
-            parts.append(socket.recv(zmq.NOBLOCK))
-        return parts
+    def look_after_connections(self) -> float:
+        """End the connections that must go; return how soon to call this again, in seconds."""
+        self.read_connections()
+        assert self.guard is not None, "watch_connections() was not called"
+        return self.guard.look()
 
     def _take(self, parts: list[bytes], now_s: float) -> None:
         routing, body = parts[0], parts[2:]
@@ -305,9 +311,13 @@ class Gateway:
         before, welcome = self.sessions.hello(routing, header, now_s)
         if before is not None:  # or a client that says nothing but hello would use up all sessions
             self._end(before)
-        if self._descriptor is not None:
-            session = self.sessions.of_routing(routing)
-            for gone in self._connections.greeted(self._descriptor, session, routing):
+        if self.guard is not None:
+            session, descriptor = self.sessions.of_routing(routing), self._frames.source
+            earlier, session.connection = session.connection, self.guard.introduced(descriptor)
+            if earlier is not session.connection:
+                self.guard.left(earlier)
+            # Of a peer of an older protocol than ZMTP 3 nobody knows over which connection it speaks.
+            for gone in self._connections.greeted(descriptor, session, routing) if descriptor >= 0 else ():
                 self._connection_closed(*gone)
         self._send_to(routing, welcome)
 
@@ -401,6 +411,8 @@ class Gateway:
         session.questions.forget()
         self._events.session_ended(session)
         self.sessions.end(session)
+        if self.guard is not None:
+            self.guard.left(session.connection)
 
     # ---- out ----------------------------------------------------------------------------------------------------
 
@@ -418,7 +430,16 @@ class Gateway:
             return Sent.OK  # it had its answer
         if session.routing is None:
             return Sent.GONE
-        return self._send_to(session.routing, header, frames, may_wait=may_wait)
+        connection = session.connection
+        if connection is None or self.guard is None or not frames:
+            return self._send_to(session.routing, header, frames, may_wait=may_wait)
+        outgoing = self.guard.outgoing
+        if may_wait and not outgoing.may_send(connection):
+            return Sent.FULL
+        sent = self._send_to(session.routing, header, frames, may_wait=may_wait)
+        if sent is Sent.OK:
+            outgoing.sent(connection, sum(map(len, frames)))
+        return sent
 
     def _send_to(
         self, routing: bytes, header: Header, frames: Sequence[Buffer] = (), *, may_wait: bool = False

@@ -112,6 +112,7 @@ class Session:
     handles: dict[int, Handle] = field(default_factory=dict)
     waiting: dict[int, Any] = field(default_factory=dict)  # the composition's own: who waits for room to send
     questions: Questions = field(default_factory=Questions)  # about handles
+    connection: Any = None  # the gateway's own: the one it speaks over, where connections are known
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,0 +1,202 @@
+"""Tests of connections: strangers have little time and few bytes, and a message of many frames hurts nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ister.clock import SystemClock
+from transport.frames import FRAMES_MAX, SKIP_FRAMES, FrameReader, TooManyFramesError
+from transport.guard import STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
+
+PATIENCE_S = 20.0
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+
+
+class MovedClock(SystemClock):
+    """The machine's clock, and what a test adds to it."""
+
+    ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+
+class House:
+    """A ROUTER with its connections."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.linger = 0
+        self.clock = MovedClock()
+        self.short = False
+        self.monitor = self.router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.guard = Guard(self.clock, lambda: self.short)
+        self.port = self.router.bind_to_random_port("tcp://127.0.0.1")
+        self.frames = FrameReader(self.router)
+        self.raw: list[socket.socket] = []
+
+    def stranger(self) -> socket.socket:
+        """Connect as far as a handshake, and say nothing."""
+        known = len(self.guard)
+        raw = socket.create_connection(("127.0.0.1", self.port))
+        raw.settimeout(PATIENCE_S)
+        self.raw.append(raw)
+        raw.sendall(GREETING)
+        assert raw.recv(64, socket.MSG_WAITALL)
+        raw.sendall(b"\x04" + bytes([len(READY)]) + READY)
+        raw.recv(64)
+        self.until(lambda: len(self.guard) > known)
+        return raw
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Look after the connections until something holds."""
+        until = time.monotonic() + PATIENCE_S
+        while not done():
+            assert time.monotonic() < until, "it never happens"
+            self.look()
+            time.sleep(0.001)
+
+    def look(self) -> None:
+        """Hear what the monitor says, and look after the connections."""
+        while self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor)
+            tell = self.guard.accepted if event["event"] == zmq.EVENT_ACCEPTED else self.guard.closed
+            tell(int(event["value"]))
+        self.guard.look()
+
+    def next_message(self) -> list[bytes]:
+        """Return the next message."""
+        until = time.monotonic() + PATIENCE_S
+        while (parts := self.frames.take()) is None:
+            assert time.monotonic() < until, "nothing comes"
+            self.router.poll(100)
+        return parts
+
+    def close(self) -> None:
+        for raw in self.raw:
+            raw.close()
+        self.router.disable_monitor()  # closes the monitor's other end first: the other way round it may wait for ever
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """Return a house."""
+    house = House()
+    yield house
+    house.close()
+
+
+def is_ended(raw: socket.socket) -> bool:
+    """Say whether the other side ended a connection."""
+    raw.settimeout(0.05)
+    try:
+        while raw.recv(4096):  # what was said before
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def empty_frames(number: int) -> bytes:
+    """Return a message of so many frames without a byte in them."""
+    return b"\x01\x00" * (number - 1) + b"\x00\x00"
+
+
+def test_a_message_of_too_many_frames_is_refused_and_the_next_is_whole(house: House) -> None:
+    """It is said once, with whose it is; what is left of it goes in steps, and what follows comes as it was sent."""
+    raw = house.stranger()
+    raw.sendall(empty_frames(SKIP_FRAMES * 3 + 100) + b"\x01\x01a\x00\x01b")
+    with pytest.raises(TooManyFramesError) as refused:
+        house.next_message()
+    assert refused.value.fd > 0
+    waits = 0
+    while (parts := house.frames.take()) is None:
+        waits += 1
+    assert waits == 3
+    assert parts == [refused.value.routing, b"a", b"b"]
+    assert house.frames.source == refused.value.fd
+
+
+@pytest.mark.parametrize("number", [1, 2, FRAMES_MAX - 1])
+def test_a_message_of_as_many_frames_as_are_allowed_comes_whole(house: House, number: int) -> None:
+    """What is not over the bound is taken as it is, with the routing id before it."""
+    raw = house.stranger()
+    raw.sendall(empty_frames(number))
+    assert house.next_message()[1:] == [b""] * number
+
+
+def test_a_stranger_that_sends_more_than_a_hello_takes_is_ended(house: House) -> None:
+    """A message of millions of frames never becomes whole: its connection is ended while it comes, others are not."""
+    raw, other = house.stranger(), house.stranger()
+    raw.settimeout(PATIENCE_S)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < 200 * STRANGER_BYTES_MAX:
+            sent += raw.send(b"\x01\x00" * 4096)
+            house.look()
+    house.until(lambda: house.guard.ended == 1)
+    assert is_ended(raw)
+    assert not is_ended(other)
+    assert house.frames.take() is None
+
+
+def test_a_connection_without_a_session_has_a_while(house: House) -> None:
+    """Who does not say HELLO for long, or whose session ended long ago, is ended; who has a session stays."""
+    silent, speaks = house.stranger(), house.stranger()
+    speaks.sendall(empty_frames(1))
+    house.next_message()
+    known = house.guard.introduced(house.frames.source)
+    house.clock.ahead_s = STRANGER_S_MAX + 1
+    house.until(lambda: house.guard.ended == 1)
+    assert is_ended(silent)
+    assert not is_ended(speaks)
+    house.guard.left(known)
+    house.look()
+    assert not is_ended(speaks)
+    house.clock.ahead_s *= 2
+    house.until(lambda: house.guard.ended == 2)
+    assert is_ended(speaks)
+    house.until(lambda: len(house.guard) == 0)
+
+
+def test_a_connection_that_is_gone_is_no_other(house: House) -> None:
+    """A descriptor is used again: what is said of the connection that had it before changes nothing."""
+    first = house.stranger()
+    first.sendall(empty_frames(1))
+    house.next_message()
+    known = house.guard.introduced(house.frames.source)
+    first.close()
+    house.until(lambda: len(house.guard) == 0)
+    second = house.stranger()
+    second.sendall(empty_frames(1))
+    house.next_message()
+    assert house.guard.introduced(house.frames.source) not in (None, known)
+    house.guard.left(known)
+    house.clock.ahead_s = STRANGER_S_MAX + 1
+    house.look()
+    assert not is_ended(second)
+
+
+def test_where_descriptors_are_short_strangers_go(house: House) -> None:
+    """Connections without a session make room, those with one stay, whoever came first."""
+    speaks = house.stranger()
+    speaks.sendall(empty_frames(1))
+    house.next_message()
+    assert house.guard.introduced(house.frames.source)
+    strangers = [house.stranger() for _ in range(5)]
+    house.short = True
+    house.until(lambda: house.guard.ended == 5)
+    assert all(is_ended(each) for each in strangers)
+    assert not is_ended(speaks)

@@ -1,0 +1,175 @@
+"""Guards the TCP connections under a worker's socket: who never introduced itself, and how a connection is ended.
+
+ZeroMQ gathers all frames of a message before anybody above it sees one, accepts whoever comes, and has no call that
+ends a connection. It tells, though, which descriptors its connections have; this is where those are looked at.
+
+Invariants
+- a connection without a session has sent no more than a HELLO takes, and has a while for that, or it is ended
+- near the limit of descriptors those without a session are ended first, the oldest before the others
+- nothing of a connection that was ended reaches anybody: what its kernel holds is thrown away
+
+May touch: the descriptors that it is told of. One thread, the loop's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+from ister.clock import Clock
+from transport.outgoing import Outgoing
+
+log = logging.getLogger("ister.gateway")
+
+# A greeting, a handshake and a HELLO are less than 9 KB; a message of empty frames is 2 bytes each, and each costs a
+# worker a microsecond.
+STRANGER_BYTES_MAX: Final = 64 << 10
+STRANGER_S_MAX: Final = 10.0  # a client says HELLO at once, and after an error again
+LOOK_S: Final = (
+    0.01  # as long as somebody is not introduced: what may come in meanwhile costs others some 100 ms
+)
+LOOKS_MAX: Final = 500  # connections looked at each time, some microseconds each
+IDLE_LOOK_S: Final = 0.25
+# Of struct tcp_info (Linux 4.1 and later): what the other side has, and what this one has.
+_BYTES_ACKED_AT: Final = 120
+_BYTES_RECEIVED_AT: Final = 128
+
+
+class Connection:
+    """One connection; `sent` and `acked` are of bytes since it was introduced."""
+
+    __slots__ = ("acked", "base", "fd", "moved_s", "sent", "since_s")
+
+    def __init__(self, fd: int, since_s: float) -> None:
+        self.fd = fd  # -1: it is gone
+        self.since_s = since_s  # without a session
+        self.base = 0  # acknowledged before it was introduced
+        self.sent = self.acked = 0
+        self.moved_s = 0.0  # when `acked` grew last
+
+
+class Guard:
+    """The connections of one ROUTER; `is_short()` says whether descriptors are nearly used up."""
+
+    def __init__(self, clock: Clock, is_short: Callable[[], bool] = lambda: False) -> None:
+        self._clock = clock
+        self._is_short = is_short
+        self._all: dict[int, Connection] = {}  # by descriptor
+        self._strangers: dict[Connection, None] = {}  # without a session, the oldest first
+        self.outgoing = Outgoing(clock, acknowledged, self.end)
+        self.ended = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def accepted(self, fd: int) -> None:
+        """Note that there is a connection."""
+        self.closed(fd)
+        new = self._all[fd] = Connection(fd, self._clock.monotonic())
+        self._strangers[new] = None
+
+    def closed(self, fd: int) -> None:
+        """Note that a connection is gone."""
+        before = self._all.get(fd)
+        if before is not None:
+            self._forget(before)
+
+    def _forget(self, connection: Connection) -> None:
+        self._all.pop(connection.fd, None)
+        self._strangers.pop(connection, None)
+        self.outgoing.forget(connection)
+        connection.fd = -1
+
+    def introduced(self, fd: int) -> Connection | None:
+        """Note that a connection has a session; return it, None if it is gone."""
+        found = self._all.get(fd)
+        if found is not None and found in self._strangers:
+            del self._strangers[found]
+            found.base, found.sent, found.acked = acknowledged(found) or 0, 0, 0
+        return found
+
+    def left(self, connection: Connection | None) -> None:
+        """Note that a connection has no session any more."""
+        if connection is not None and connection.fd >= 0:
+            connection.since_s = self._clock.monotonic()
+            self._strangers[connection] = None
+
+    def look(self) -> float:
+        """End those that must go, and return how soon to look again, in seconds."""
+        if not self._strangers:
+            return IDLE_LOOK_S
+        now = self._clock.monotonic()
+        short = self._is_short()
+        for stranger in list(islice(self._strangers, LOOKS_MAX)):
+            if now - stranger.since_s > STRANGER_S_MAX:
+                self.end(stranger, f"it had no session for {STRANGER_S_MAX:.0f} s")
+            elif short:
+                self.end(stranger, "it had no session, and descriptors are short")
+                short = self._is_short()
+            elif received(stranger) > STRANGER_BYTES_MAX and stranger.base == 0:
+                self.end(stranger, f"it had no session and sent more than {STRANGER_BYTES_MAX} bytes")
+        return LOOK_S if self._strangers else IDLE_LOOK_S
+
+    def end_of(self, fd: int, why: str) -> None:
+        """End the connection that has this descriptor."""
+        if (found := self._all.get(fd)) is not None:
+            self.end(found, why)
+
+    def end(self, connection: Connection, why: str) -> None:
+        """End a connection, with all that is on its way in both directions."""
+        fd = connection.fd
+        self._forget(connection)
+        try:
+            tcp = socket.socket(fileno=fd)
+        except OSError:  # it is gone
+            return
+        self.ended += 1
+        try:
+            with contextlib.suppress(OSError):
+                log.warning("ending the connection of %s: %s", tcp.getpeername(), why)
+            _reset(tcp)
+        finally:
+            tcp.detach()  # ZeroMQ closes it
+
+
+def _reset(tcp: socket.socket) -> None:
+    """End a connection at once, with all that its kernel holds of it in both directions."""
+    if sys.platform == "linux":  # where connecting to nothing is that
+        ctypes.CDLL(None).connect(tcp.fileno(), bytes(16), 16)
+    with contextlib.suppress(OSError):
+        tcp.shutdown(socket.SHUT_RDWR)
+
+
+def received(connection: Connection) -> int:
+    """Return how many bytes came over a connection so far; 0 where that is not to be had."""
+    return _counted(connection.fd, _BYTES_RECEIVED_AT) or 0
+
+
+def acknowledged(connection: Connection) -> int | None:
+    """Return how many bytes the other side has acknowledged since it was introduced; None where nobody knows."""
+    found = _counted(connection.fd, _BYTES_ACKED_AT)
+    return None if found is None else found - connection.base
+
+
+def _counted(fd: int, at: int) -> int | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        tcp = socket.socket(fileno=fd)
+    except OSError:
+        return None
+    try:
+        return int(
+            struct.unpack_from("<Q", tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + 8), at)[0]
+        )
+    except (OSError, struct.error):  # a kernel that tells less
+        return None
+    finally:
+        tcp.detach()

@@ -1,0 +1,115 @@
+"""What waits in a worker's memory for clients that do not read, bounded for all of them together.
+
+ZeroMQ's queue to a client is bounded by a number of messages, and a consumer's credit by what its client may hold. A
+hundred clients that stop reading, each with all the credit there is, would be gigabytes. Here is counted what was given
+to ZeroMQ for each connection, and from time to time looked at what the other side's kernel has of it.
+
+Invariants
+- beyond `QUEUED_BYTES_MAX` who has something waiting gets no more; who reads has nothing waiting, and goes on
+- beyond `QUEUED_BYTES_END` the connections end that owe most and have not moved for a while; their sessions resume
+
+Pure but for the clock and what it is handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar
+
+from ister.clock import Clock
+
+QUEUED_BYTES_MAX: Final = 48 << 20
+QUEUED_BYTES_END: Final = 72 << 20
+OWES_MIN: Final = 16 << 10  # who owes less has as good as nothing waiting
+OWES_MOVING: Final = 512 << 10  # who reads at full speed has so much on its way
+MOVED_S: Final = 0.1
+STUCK_S: Final = 2.0
+LOOK_S: Final = 0.01
+LOOK_EACH_S: Final = 0.00005  # so that looking costs some twentieth of the time, however many there are
+
+
+class Counted(Protocol):
+    """A connection as it is counted here."""
+
+    sent: int
+    acked: int
+    moved_s: float
+
+
+C = TypeVar("C", bound=Counted)
+
+
+class Outgoing:
+    """The bytes on their way to all connections.
+
+    `acknowledged(c)` returns how many bytes the other side has, `end(c, why)` ends a connection.
+    """
+
+    def __init__(
+        self, clock: Clock, acknowledged: Callable[[C], int | None], end: Callable[[C, str], None]
+    ) -> None:
+        self._clock = clock
+        self._acknowledged: Callable[..., int | None] = acknowledged
+        self._end: Callable[..., None] = end
+        self._owing: dict[Counted, None] = {}
+        self._look_at_s = 0.0
+        self.queued = 0  # at most so much
+
+    def may_send(self, connection: Counted) -> bool:
+        """Say whether there is room for something that may wait."""
+        if self.queued <= QUEUED_BYTES_MAX:
+            return True
+        if self._clock.monotonic() >= self._look_at_s:
+            self._look()
+            if self.queued <= QUEUED_BYTES_MAX:
+                return True
+        now = self._clock.monotonic()
+        if _owes(connection) > OWES_MIN:
+            self._settle(connection, now)
+        owes = _owes(connection)
+        return owes <= OWES_MIN or (owes <= OWES_MOVING and now - connection.moved_s < MOVED_S)
+
+    def sent(self, connection: Counted, size: int) -> None:
+        """Note what was given to ZeroMQ."""
+        if connection.sent == connection.acked:
+            connection.moved_s = self._clock.monotonic()
+        connection.sent += size
+        self.queued += size
+        self._owing[connection] = None
+
+    def forget(self, connection: Counted) -> None:
+        """Note that a connection is gone, and its queue with it."""
+        if connection in self._owing:
+            del self._owing[connection]
+            self.queued -= connection.sent - connection.acked
+
+    def _settle(self, connection: Counted, now: float) -> None:
+        """Note what the other side has by now."""
+        found = self._acknowledged(connection)
+        if found is None or found >= connection.sent:
+            found = connection.sent
+        if found > connection.acked:
+            self.queued -= found - connection.acked
+            connection.acked, connection.moved_s = found, now
+        if connection.acked == connection.sent:
+            self._owing.pop(connection, None)
+
+    def _look(self) -> None:
+        now = self._clock.monotonic()
+        for connection in list(self._owing):
+            self._settle(connection, now)
+        if self.queued > QUEUED_BYTES_END:
+            stuck = [each for each in self._owing if now - each.moved_s >= STUCK_S]
+            for each in sorted(stuck, key=_owes, reverse=True):
+                if self.queued <= QUEUED_BYTES_MAX:
+                    break
+                self.forget(each)
+                self._end(
+                    each,
+                    f"{_owes(each)} bytes wait for a client that does not read, and too much waits in all",
+                )
+        self._look_at_s = now + max(LOOK_S, LOOK_EACH_S * len(self._owing))
+
+
+def _owes(connection: Counted) -> int:
+    return connection.sent - connection.acked
