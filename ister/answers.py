@@ -215,6 +215,8 @@ class Process(TypedDict, total=False):
     endpoint: str
     cpu_seconds: float
     rss_peak_bytes: int
+    descriptors: int  # open now
+    descriptors_max: int  # how many may be
     actors: dict[str, int]  # how many there are, by kind
     turns: int
     messages_handled: int

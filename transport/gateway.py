@@ -36,7 +36,7 @@ from ister.wire import (
 )
 from transport.connections import Connections
 from transport.frames import FrameReader, TooManyFramesError
-from transport.guard import Guard
+from transport.guard import IDLE_LOOK_S, Guard
 from transport.questions import Question
 from transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 
@@ -243,9 +243,13 @@ class Gateway:
 
     def look_after_connections(self) -> float:
         """End the connections that must go; return how soon to call this again, in seconds."""
-        self.read_connections()
         assert self.guard is not None, "watch_connections() was not called"
-        return self.guard.look()
+        if self.guard.is_quiet():
+            return IDLE_LOOK_S
+        self.read_connections()
+        counts = self.counts
+        passed = counts.frames_in + counts.frames_out, counts.bytes_in + counts.bytes_out
+        return self.guard.look(*passed, drained=not self.socket.poll(0))
 
     def _take(self, parts: list[bytes], now_s: float) -> None:
         routing, body = parts[0], parts[2:]
@@ -313,7 +317,7 @@ class Gateway:
             self._end(before)
         if self.guard is not None:
             session, descriptor = self.sessions.of_routing(routing), self._frames.source
-            earlier, session.connection = session.connection, self.guard.introduced(descriptor)
+            earlier, session.connection = session.connection, self.guard.introduced(descriptor, session)
             if earlier is not session.connection:
                 self.guard.left(earlier)
             # Of a peer of an older protocol than ZMTP 3 nobody knows over which connection it speaks.
@@ -438,7 +442,9 @@ class Gateway:
             return Sent.FULL
         sent = self._send_to(session.routing, header, frames, may_wait=may_wait)
         if sent is Sent.OK:
-            outgoing.sent(connection, sum(map(len, frames)))
+            size = sum(map(len, frames))
+            self.counts.bytes_out += size
+            outgoing.sent(connection, size)
         return sent
 
     def _send_to(

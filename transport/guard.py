@@ -5,6 +5,7 @@ ends a connection. It tells, though, which descriptors its connections have; thi
 
 Invariants
 - a connection without a session has sent no more than a HELLO takes, and has a while for that, or it is ended
+- one whose message costs ZeroMQ's thread much, and never comes to its end, is ended: it is of millions of frames
 - near the limit of descriptors those without a session are ended first, the oldest before the others
 - nothing of a connection that was ended reaches anybody: what its kernel holds is thrown away
 
@@ -15,15 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import socket
 import struct
 import sys
+import termios
 from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from ister.clock import Clock
+from transport.hidden import HiddenWork, IoThread
 from transport.outgoing import Outgoing
 
 log = logging.getLogger("ister.gateway")
@@ -36,21 +40,29 @@ LOOK_S: Final = (
     0.01  # as long as somebody is not introduced: what may come in meanwhile costs others some 100 ms
 )
 LOOKS_MAX: Final = 500  # connections looked at each time, some microseconds each
-IDLE_LOOK_S: Final = 0.25
+IDLE_LOOK_S: Final = 0.05  # a clock is read
+UNREAD_MIN: Final = 4096  # who sends so that ZeroMQ cannot follow has more than that waiting
 # Of struct tcp_info (Linux 4.1 and later): what the other side has, and what this one has.
 _BYTES_ACKED_AT: Final = 120
 _BYTES_RECEIVED_AT: Final = 128
 
 
+class Speaker(Protocol):
+    """Who speaks over a connection."""
+
+    heard_at_s: float
+
+
 class Connection:
     """One connection; `sent` and `acked` are of bytes since it was introduced."""
 
-    __slots__ = ("acked", "base", "fd", "moved_s", "sent", "since_s")
+    __slots__ = ("acked", "base", "fd", "moved_s", "sent", "since_s", "who")
 
     def __init__(self, fd: int, since_s: float) -> None:
         self.fd = fd  # -1: it is gone
         self.since_s = since_s  # without a session
         self.base = 0  # acknowledged before it was introduced
+        self.who: Speaker | None = None
         self.sent = self.acked = 0
         self.moved_s = 0.0  # when `acked` grew last
 
@@ -64,6 +76,10 @@ class Guard:
         self._all: dict[int, Connection] = {}  # by descriptor
         self._strangers: dict[Connection, None] = {}  # without a session, the oldest first
         self.outgoing = Outgoing(clock, acknowledged, self.end)
+        self._hidden = HiddenWork()
+        self._io = IoThread()
+        self._suspects: set[Connection] = set()
+        self._suspected_s = 0.0
         self.ended = 0
 
     def __len__(self) -> int:
@@ -87,24 +103,54 @@ class Guard:
         self.outgoing.forget(connection)
         connection.fd = -1
 
-    def introduced(self, fd: int) -> Connection | None:
+    def introduced(self, fd: int, who: Speaker) -> Connection | None:
         """Note that a connection has a session; return it, None if it is gone."""
         found = self._all.get(fd)
         if found is not None and found in self._strangers:
             del self._strangers[found]
             found.base, found.sent, found.acked = acknowledged(found) or 0, 0, 0
+        if found is not None:
+            found.who = who
         return found
 
     def left(self, connection: Connection | None) -> None:
         """Note that a connection has no session any more."""
         if connection is not None and connection.fd >= 0:
             connection.since_s = self._clock.monotonic()
+            connection.who = None
             self._strangers[connection] = None
 
-    def look(self) -> float:
-        """End those that must go, and return how soon to look again, in seconds."""
+    def is_quiet(self) -> bool:
+        """Say whether nothing happened since the last look that is worth one."""
+        return not self._strangers and not self._suspects and self._io.rests()
+
+    def look(self, messages: int = 0, bytes_: int = 0, *, drained: bool = False) -> float:
+        """End those that must go, and return how soon to look again, in seconds.
+
+        `messages` and `bytes_` passed through the socket so far; `drained` says that nothing waits to be read there.
+        """
+        hidden = self._hidden.is_much(self._io.cpu_s(), messages, bytes_)
+        if hidden and drained:
+            self._suspect()
+        elif not hidden:
+            self._suspects.clear()
         if not self._strangers:
-            return IDLE_LOOK_S
+            return LOOK_S if hidden else IDLE_LOOK_S
+        self._look_at_strangers()
+        return LOOK_S
+
+    def _suspect(self) -> None:
+        """End who has said nothing since the last look, at which, as now, there was something of it to be read."""
+        now = self._clock.monotonic()
+        found = {
+            each for each in self._all.values() if each.who is not None and unread(each.fd) >= UNREAD_MIN
+        }
+        for each in found & self._suspects:
+            if each.who is not None and each.who.heard_at_s < self._suspected_s:
+                self.end(each, "it sends a message of too many frames")
+        self._suspects, self._suspected_s = found, now
+
+    def _look_at_strangers(self) -> None:
         now = self._clock.monotonic()
         short = self._is_short()
         for stranger in list(islice(self._strangers, LOOKS_MAX)):
@@ -115,7 +161,6 @@ class Guard:
                 short = self._is_short()
             elif received(stranger) > STRANGER_BYTES_MAX and stranger.base == 0:
                 self.end(stranger, f"it had no session and sent more than {STRANGER_BYTES_MAX} bytes")
-        return LOOK_S if self._strangers else IDLE_LOOK_S
 
     def end_of(self, fd: int, why: str) -> None:
         """End the connection that has this descriptor."""
@@ -145,6 +190,16 @@ def _reset(tcp: socket.socket) -> None:
         ctypes.CDLL(None).connect(tcp.fileno(), bytes(16), 16)
     with contextlib.suppress(OSError):
         tcp.shutdown(socket.SHUT_RDWR)
+
+
+def unread(fd: int) -> int:
+    """Return how many bytes of a connection its kernel has that nobody has read yet."""
+    room = bytearray(4)
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, room)
+    except OSError:
+        return 0
+    return int.from_bytes(room, sys.byteorder)
 
 
 def received(connection: Connection) -> int:

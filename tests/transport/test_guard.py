@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 from ister.clock import SystemClock
 from transport.frames import FRAMES_MAX, SKIP_FRAMES, FrameReader, TooManyFramesError
 from transport.guard import STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
+from transport.hidden import MUCH_S, HiddenWork
 
 PATIENCE_S = 20.0
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
@@ -38,6 +40,7 @@ class House:
         self.router.linger = 0
         self.clock = MovedClock()
         self.short = False
+        self.heard_at_s = 0.0
         self.monitor = self.router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.guard = Guard(self.clock, lambda: self.short)
         self.port = self.router.bind_to_random_port("tcp://127.0.0.1")
@@ -63,7 +66,7 @@ class House:
         while not done():
             assert time.monotonic() < until, "it never happens"
             self.look()
-            time.sleep(0.001)
+            time.sleep(0.01)
 
     def look(self) -> None:
         """Hear what the monitor says, and look after the connections."""
@@ -71,7 +74,7 @@ class House:
             event = recv_monitor_message(self.monitor)
             tell = self.guard.accepted if event["event"] == zmq.EVENT_ACCEPTED else self.guard.closed
             tell(int(event["value"]))
-        self.guard.look()
+        self.guard.look(drained=not self.router.poll(0))
 
     def next_message(self) -> list[bytes]:
         """Return the next message."""
@@ -157,7 +160,7 @@ def test_a_connection_without_a_session_has_a_while(house: House) -> None:
     silent, speaks = house.stranger(), house.stranger()
     speaks.sendall(empty_frames(1))
     house.next_message()
-    known = house.guard.introduced(house.frames.source)
+    known = house.guard.introduced(house.frames.source, house)
     house.clock.ahead_s = STRANGER_S_MAX + 1
     house.until(lambda: house.guard.ended == 1)
     assert is_ended(silent)
@@ -176,13 +179,13 @@ def test_a_connection_that_is_gone_is_no_other(house: House) -> None:
     first = house.stranger()
     first.sendall(empty_frames(1))
     house.next_message()
-    known = house.guard.introduced(house.frames.source)
+    known = house.guard.introduced(house.frames.source, house)
     first.close()
     house.until(lambda: len(house.guard) == 0)
     second = house.stranger()
     second.sendall(empty_frames(1))
     house.next_message()
-    assert house.guard.introduced(house.frames.source) not in (None, known)
+    assert house.guard.introduced(house.frames.source, house) not in (None, known)
     house.guard.left(known)
     house.clock.ahead_s = STRANGER_S_MAX + 1
     house.look()
@@ -194,9 +197,44 @@ def test_where_descriptors_are_short_strangers_go(house: House) -> None:
     speaks = house.stranger()
     speaks.sendall(empty_frames(1))
     house.next_message()
-    assert house.guard.introduced(house.frames.source)
+    assert house.guard.introduced(house.frames.source, house)
     strangers = [house.stranger() for _ in range(5)]
     house.short = True
     house.until(lambda: house.guard.ended == 5)
     assert all(is_ended(each) for each in strangers)
     assert not is_ended(speaks)
+
+
+def test_a_message_that_is_gathered_for_long_ends_its_connection(house: House) -> None:
+    """Also of who has a session: what costs much and never comes is a message of millions of frames; others stay."""
+    raw, other = house.stranger(), house.stranger()
+    for each in (raw, other):
+        each.sendall(empty_frames(1))
+        house.next_message()
+        assert house.guard.introduced(house.frames.source, house)
+    sender = threading.Thread(target=flood, args=(raw,), daemon=True)
+    sender.start()
+    house.until(lambda: house.guard.ended == 1)
+    sender.join(PATIENCE_S)
+    assert not sender.is_alive()
+    assert not is_ended(other)
+    assert house.frames.take() is None
+
+
+def flood(raw: socket.socket) -> None:
+    """Send twenty million frames."""
+    raw.settimeout(PATIENCE_S)
+    with contextlib.suppress(OSError):
+        raw.sendall(b"\x01\x00" * 20_000_000)
+
+
+def test_work_is_hidden_if_nothing_that_passed_explains_it() -> None:
+    """Messages and bytes explain the thread's time, little is forgotten, and without a clock there is none."""
+    hidden = HiddenWork()
+    assert not hidden.is_much(5.0, 0, 0)
+    assert not hidden.is_much(5.1, 20_000, 0)
+    assert not hidden.is_much(5.3, 20_000, 200 << 20)
+    little = [hidden.is_much(5.3 + look * MUCH_S / 12, 20_000, 200 << 20) for look in range(100)]
+    assert not any(little)
+    assert hidden.is_much(5.3 + 100 * MUCH_S / 12 + MUCH_S, 20_000, 200 << 20)
+    assert not hidden.is_much(None, 0, 0)

@@ -1,0 +1,87 @@
+"""How much ZeroMQ's own thread does that nobody sees: gathering a message of millions of frames.
+
+A message is seen when it is whole. Each frame of it costs ZeroMQ's thread a tenth of a microsecond to gather, and the
+worker ten times that to throw away; so who sends such a message is to be noticed while it is gathered. What passes
+through the socket explains most of what that thread does; what is left over is hidden.
+
+`HiddenWork` is pure; `IoThread` reads the thread's clock (Linux).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+MUCH_S: Final = 0.015
+MESSAGE_S: Final = 10e-6  # more than a message costs the thread, with its frames and system calls
+BYTE_S: Final = 2e-9
+REST_S: Final = 0.002  # a tenth of what is much
+NAMED_LOOKS: Final = 100  # a thread has its name a moment after it began
+KEPT: Final = 0.9  # from look to look: what is little each time never becomes much
+
+
+class HiddenWork:
+    """Adds up what cannot be explained."""
+
+    def __init__(self) -> None:
+        self._cpu_s: float | None = None
+        self._messages = self._bytes = 0
+        self.hidden_s = 0.0
+
+    def is_much(self, cpu_s: float | None, messages: int, bytes_: int) -> bool:
+        """Say whether much of what the thread did so far is hidden; `cpu_s` is its clock, None if it has none."""
+        before, self._cpu_s = self._cpu_s, cpu_s
+        explained = (messages - self._messages) * MESSAGE_S + (bytes_ - self._bytes) * BYTE_S
+        self._messages, self._bytes = messages, bytes_
+        if before is None or cpu_s is None:
+            return False
+        self.hidden_s = max(0.0, self.hidden_s * KEPT + cpu_s - before - explained)
+        return self.hidden_s >= MUCH_S
+
+
+class IoThread:
+    """The processor's time that ZeroMQ's I/O threads of this process took; a worker has one."""
+
+    def __init__(self) -> None:
+        self._clocks: list[int] = []
+        self._looks = 0
+        self._seen_s = 0.0  # the first one's
+
+    def _find(self) -> list[int]:
+        found = []
+        try:
+            for task in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
+                    if (task / "comm").read_text().startswith("ZMQbg/IO"):
+                        found.append((~int(task.name) << 3) | 6)  # clock_getcpuclockid(3), of a thread
+        except OSError:  # no descriptor is left to look with
+            return self._clocks
+        return found
+
+    def rests(self) -> bool:
+        """Say whether it did next to nothing since `cpu_s` was asked last."""
+        if self._looks < NAMED_LOOKS:
+            return False
+        try:
+            return not self._clocks or time.clock_gettime(self._clocks[0]) - self._seen_s < REST_S
+        except OSError:
+            return False
+
+    def cpu_s(self) -> float | None:
+        """Return it in seconds, None where it is not to be had, or others are counted than before."""
+        if sys.platform != "linux":
+            return None
+        self._looks += 1
+        if (self._looks < NAMED_LOOKS or self._looks % 1000 == 0) and (found := self._find()) != self._clocks:
+            self._clocks = found
+            return None
+        try:
+            times = [time.clock_gettime(each) for each in self._clocks]
+        except OSError:
+            self._looks = 0
+            return None
+        self._seen_s = times[0] if times else 0.0
+        return sum(times) if times else None
