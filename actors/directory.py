@@ -123,6 +123,7 @@ class Directory(LoopActor):
         self._watches = Watches(
             topics=self._registry.topics,
             version=lambda: self._registry.version,
+            subscribed=self._registry.subscribed,
             call_later=self.call_later,
             answer=self._answer,
             refuse=lambda ask, error: self._refuse(ask.reply, ask.ticket, error),
@@ -294,7 +295,7 @@ class Directory(LoopActor):
     def _new_subscription(
         self, topic: TopicMeta, name: str, type_: str, start: str, options: dict[str, Any]
     ) -> SubscriptionMeta:
-        created_ms = self.clock.time_ms()
+        created_ms = self._registry.stamp(self.clock.time_ms())
         new = SubscriptionMeta(topic.name, name, type_, check_position(start, "start"), created_ms, options)
         check_subscription_options(options, replace(new, settings={}), topic.dispatch)
         return new
@@ -346,7 +347,9 @@ class Directory(LoopActor):
         if name in self._named_for_letters and dispatch == "reliable":
             options.setdefault(DEAD_LETTERS, 1)
         incarnation = self.system.random.randbytes(16)
-        topic = TopicMeta(name, incarnation, dispatch, durability, self.clock.time_ms(), options)
+        topic = TopicMeta(
+            name, incarnation, dispatch, durability, self._registry.stamp(self.clock.time_ms()), options
+        )
         if topic.name in self._restoring:
             raise RemoteError("topic-exists", f"topic {topic.name!r} is being brought back from the store")
         if dispatch == "reliable" and self._waits_for_store and not self._store_known:
@@ -407,14 +410,17 @@ class Directory(LoopActor):
 
     def _watch_topics(self, ask: Ask, arguments: dict[str, Any]) -> None:
         """Say which topics match a pattern, once that is news to the client."""
-        _only(arguments, "pattern", "version", "wait_ms")
+        _only(arguments, "pattern", "version", "wait_ms", "subscription")
+        subscription = arguments.get("subscription", "")
+        if subscription:
+            check_subscription_name(subscription)
         pattern = topic_pattern(arguments.get("pattern"))
         version, wait_ms = arguments.get("version"), arguments.get("wait_ms", WAIT_MS_MAX)
         if version is not None and type(version) is not int:
             raise UsageError(f"version {version!r:.40} is none that a watch was answered with")
         if type(wait_ms) is not int or not 0 <= wait_ms <= WAIT_MS_MAX:
             raise UsageError(f"wait_ms {wait_ms!r:.40} is not 0 to {WAIT_MS_MAX}")
-        self._watches.watch(ask, pattern, version, wait_ms)
+        self._watches.watch(ask, pattern, version, wait_ms, subscription)
 
     def _topic_map(self, topic: TopicMeta) -> dict[str, Any]:
         worker = self._worker_of_topic(topic.name)

@@ -41,6 +41,8 @@ class Registry:
         self._owned: dict[Owner, set[str]] = {}
         self._owners: dict[str, Owner] = {}
         self.version = version
+        topics = max((each.created_ms for each in catalogue.topics()), default=0)
+        self._newest_ms = max([topics, *(each.created_ms for each in catalogue.subscriptions())])
 
     def close(self) -> None:
         """Close the catalogue."""
@@ -101,6 +103,15 @@ class Registry:
         if changed.settings.get(DEAD_LETTERS, 0) != before:
             self._changed(name)  # for those who watch it came, or went
         return changed
+
+    def stamp(self, now_ms: int) -> int:
+        """Return when what is created now was: later than all before it, whatever the clock says."""
+        self._newest_ms = max(now_ms, self._newest_ms + 1)
+        return self._newest_ms
+
+    def subscribed(self, name: str) -> dict[str, int]:
+        """Return by topic when a subscription of that name was created in the catalogue. Raises StorageError."""
+        return {each.topic: each.created_ms for each in self._catalogue.subscriptions() if each.name == name}
 
     def named_for_letters(self) -> set[str]:
         """Return the topics that subscriptions name for their dead letters. Raises StorageError."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,23 +33,29 @@ REMEMBERED_MAX: Final = 64  # patterns whose topics are kept until something cha
 class _Watcher:
     ask: Ask
     pattern: re.Pattern[str]
+    subscription: str = ""
     timer: Timer | None = None
     changed: bool = False
 
 
 class Watches:
-    """Who waits for what; `topics()` are all there are, `answer` and `refuse` reach the client."""
+    """Who waits for what; `topics()` are all there are, `answer` and `refuse` reach the client.
+
+    `subscribed(name)` says by topic when a subscription of that name was created.
+    """
 
     def __init__(
         self,
         *,
         topics: Callable[[], list[TopicMeta]],
         version: Callable[[], int],
+        subscribed: Callable[[str], dict[str, int]],
         call_later: Callable[[float, Callable[[], None]], Timer],
         answer: Callable[[Ask, dict[str, Any]], None],
         refuse: Callable[[Ask, RemoteError], None],
     ) -> None:
         self._topics, self._version = topics, version
+        self._subscribed = subscribed
         self._call_later = call_later
         self._answer, self._refuse = answer, refuse
         self._watchers: set[_Watcher] = set()
@@ -59,9 +65,14 @@ class Watches:
     def __len__(self) -> int:
         return len(self._watchers)
 
-    def watch(self, ask: Ask, pattern: re.Pattern[str], version: int | None, wait_ms: int) -> None:
-        """Answer at once what is new to the client, else once something is; raises RemoteError `busy`."""
-        watcher = _Watcher(ask, pattern)
+    def watch(
+        self, ask: Ask, pattern: re.Pattern[str], version: int | None, wait_ms: int, subscription: str = ""
+    ) -> None:
+        """Answer at once what is new to the client, else once something is; raises RemoteError `busy`.
+
+        With a subscription, the answer says of each topic if it came after that was there.
+        """
+        watcher = _Watcher(ask, pattern, subscription)
         if version is None or not wait_ms:
             self._tell(watcher)
             return
@@ -113,4 +124,24 @@ class Watches:
             text = f"{len(known[1])} topics match, and a watch tells of at most {MATCHES_MAX}: take a narrower pattern"
             self._refuse(watcher.ask, RemoteError("limit-exceeded", text))
         else:
-            self._answer(watcher.ask, {"version": version, "topics": known[1]})
+            found = known[1]
+            if watcher.subscription:
+                there = self._subscribed(watcher.subscription)
+                found = [
+                    each | {"later": later}
+                    for each, later in zip(found, came_later(found, there), strict=True)
+                ]
+            self._answer(watcher.ask, {"version": version, "topics": found})
+
+
+def came_later(topics: Sequence[Mapping[str, Any]], subscribed: Mapping[str, int]) -> list[bool]:
+    """Say of each topic whether it came after its pattern was first consumed, and has not been consumed yet; pure.
+
+    `subscribed` says by topic when the consumer's subscription was created there: the first of these, among the topics
+    that the pattern stands for, is when it was first there. Times of creation are never the same.
+    """
+    first = min((subscribed[each["topic"]] for each in topics if each["topic"] in subscribed), default=None)
+    return [
+        first is not None and each["topic"] not in subscribed and each["created_ms"] > first
+        for each in topics
+    ]

@@ -210,7 +210,9 @@ class Client(Administration):
 
         `topic` may be a pattern: `*` is one part of a name, `>` at the end one part or more (`orders/*`, `orders/>`).
         Then this is a consumer of every topic that matches, each with a subscription of that name. Topics created
-        later are followed while messages are received, from their beginning; names that end in `.dlq` are left out.
+        later are followed, from their beginning; so are those that came while no such consumer was there, which the
+        broker knows by when the subscription was first made on a topic that matches. Dead-letter topics, and names that
+        end in `.dlq`, are left out.
         The topics take turns and share the credit; `message.topic` and `event.topic` say which one it is.
         """
         if is_pattern(arguments.text(topic, "a topic's name")):
@@ -334,7 +336,13 @@ class Client(Administration):
         seconds = self._seconds(timeout)
         deadline = self.network.deadline(seconds)
         try:
-            consumer.follow(self._ask(consumer.first_look(), seconds), later=False)
+            try:
+                answer = self._ask(consumer.first_look(), seconds)
+            except RemoteError as error:
+                if not consumer.asked_too_much(error):
+                    raise
+                answer = self._ask(consumer.first_look(), seconds)
+            consumer.follow(answer, later=False)
             self.network.wait_anywhere(consumer.is_open, deadline)
             consumer.check_open(seconds)
         except BaseException:

@@ -78,6 +78,7 @@ class WildcardConsumer(Consumer):
         self._suspected: dict[
             str, tuple[int, IsterError]
         ] = {}  # topics, or only their subscriptions, that were deleted
+        self._plain = False  # the broker does not say which topics came meanwhile
         self._over = False
 
     def __repr__(self) -> str:
@@ -135,8 +136,16 @@ class WildcardConsumer(Consumer):
     # ---- topics that come and go ---------------------------------------------------------------------------------
 
     def first_look(self) -> Request:
-        """Return the request that asks which topics there are."""
-        return Request("topic.watch", {"pattern": self._pattern})
+        """Return the request that asks which topics there are, and which of them came while nobody was here."""
+        asked = {"pattern": self._pattern}
+        return Request("topic.watch", asked if self._plain else {**asked, "subscription": self._subscription})
+
+    def asked_too_much(self, error: BaseException) -> bool:
+        """Whether the broker is too old to say which topics came meanwhile: it is asked without that from now on."""
+        if self._plain or not isinstance(error, RemoteError) or error.code != "invalid-argument":
+            return False
+        self._plain = True
+        return True
 
     def follow(self, answer: dict[str, Any], *, later: bool = True) -> None:
         """Have the topics that there are now, and ask to be told when they are others."""
@@ -145,6 +154,7 @@ class WildcardConsumer(Consumer):
 
     def _follow(self, answer: dict[str, Any], *, later: bool) -> None:
         listed = {each["topic"]: each["created_ms"] for each in answer["topics"]}
+        meanwhile = {each["topic"] for each in answer["topics"] if each.get("later")}
         suspected, self._suspected = self._suspected, {}
         deleted = {
             topic: error for topic, (created, error) in suspected.items() if listed.get(topic) == created
@@ -163,7 +173,10 @@ class WildcardConsumer(Consumer):
                 network.move_frames()
         for topic in come:
             member = self._plan(
-                topic, later=later, credit_messages=None if self._paced else messages, credit_bytes=size
+                topic,
+                later=later or topic in meanwhile,
+                credit_messages=None if self._paced else messages,
+                credit_bytes=size,
             )
             self._members[topic] = self._by_attachment[member.attachment] = member
             self._created[topic] = listed[topic]
@@ -197,7 +210,10 @@ class WildcardConsumer(Consumer):
             if watch.error is not None:
                 self._watch = None
                 self._network.check()
+                known = self.asked_too_much(watch.error)
                 self._ask(self.first_look())
+                if known:
+                    return
                 raise watch.error
             self.follow(watch.result)
 

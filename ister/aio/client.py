@@ -99,7 +99,13 @@ class Client(Conversation):
     async def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         try:
-            consumer.follow(await self._ask(consumer.first_look(), timeout), later=False)
+            try:
+                answer = await self._ask(consumer.first_look(), timeout)
+            except Exception as error:
+                if not consumer.asked_too_much(error):
+                    raise
+                answer = await self._ask(consumer.first_look(), timeout)
+            consumer.follow(answer, later=False)
             await self.wait(None, consumer.is_open, seconds)
             consumer.check_open(seconds)
         except BaseException:

@@ -369,10 +369,17 @@ class Broker:
                 self._watches.append(watch)
             elif session.secret in self._sessions:
                 matches = topic_pattern(asked["pattern"]).fullmatch
-                found = [
-                    topic.shown() | {"created_ms": topic.number}
+                there = [
+                    topic
                     for name, topic in sorted(self._topics.items())
                     if matches(name) and not topic.settings.get("dead_letters")
+                ]
+                known = [each.subscriptions.get(asked.get("subscription", "")) for each in there]
+                first = min((each.number for each in known if each is not None), default=self._changes)
+                found = [
+                    topic.shown()
+                    | {"created_ms": topic.number, "later": one is None and topic.number > first}
+                    for topic, one in zip(there, known, strict=True)
                 ]
                 result = wire.encode_result({"version": self._changes, "topics": found})
                 self._send(session.peer, {Key.TYPE: Type.RESULT, Key.REF: ref}, result)
@@ -414,6 +421,7 @@ class Broker:
 
     def _subscribe(self, topic: Topic, name: str, kind: str, start: Any) -> Subscription:
         subscription = topic.subscriptions[name] = Subscription(topic, name, kind, topic.place(start))
+        subscription.number = self._changes
         return subscription
 
     def _shown(self, subscription: Subscription) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Subscription:
     failures: dict[int, int] = field(default_factory=dict)  # how often messages were refused
     blocking: list[tuple[int, str]] = field(default_factory=list)  # poison that stops it, and why it is that
     dead_lettered: int = 0
+    number: int = 0  # of the last topic that was made before it
 
     def shown(self) -> dict[str, Any]:
         """Return what a listing says of it."""

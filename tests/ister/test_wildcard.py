@@ -11,7 +11,7 @@ import ister
 from ister import testing
 from ister.errors import ForkedError
 from ister.wildcard import WildcardConsumer
-from ister.wire import Type
+from ister.wire import Key, Type
 
 
 def sent(client: ister.Client, topic: str, *payloads: bytes) -> None:
@@ -126,3 +126,40 @@ def test_it_is_of_no_use_after_a_fork(client: ister.Client) -> None:
                 raised += 1
             os._exit(2 - raised)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_topics_made_while_the_program_was_away_are_received_from_their_beginning() -> None:
+    """As those made while it is there; those that were there before its first day begin at the end."""
+    with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
+        for topic in ("orders/a", "orders/b"):
+            client.create_topic(topic)
+            with client.producer(topic) as producer:
+                producer.send(b"old").result(5)
+        client.consumer("orders/*", "s", type="shared").close()
+        client.create_topic("orders/c")
+        with client.producer("orders/c") as producer:
+            producer.send(b"meanwhile").result(5)
+        with client.consumer("orders/*", "s", type="shared") as consumer:
+            message = consumer.receive(10)
+            assert message is not None
+            assert (message.topic, message.payload) == ("orders/c", b"meanwhile")
+            assert consumer.receive(0.3) is None
+
+
+def test_a_broker_that_does_not_know_the_question_is_asked_without_it() -> None:
+    """It is older: everything else is as it was."""
+    with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
+        client.create_topic("orders/a")
+        broker.refuse(Type.REQUEST, "invalid-argument")
+        with (
+            client.consumer("orders/*", "s", type="shared") as consumer,
+            client.producer("orders/a") as producer,
+        ):
+            producer.send(b"x").result(5)
+            message = consumer.receive(10)
+            assert message is not None
+            assert message.payload == b"x"
+        asked = [
+            header[Key.ARGUMENTS] for _, header in broker.heard if header.get(Key.OPERATION) == "topic.watch"
+        ]
+        assert ["subscription" in each for each in asked][:2] == [True, False]
