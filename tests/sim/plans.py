@@ -152,7 +152,9 @@ def draw_subscription(
     """Draw a subscription and its consumers."""
     plan = SubscriptionPlan(name, kind)
     if random.random() < 0.5:
-        plan.options["ack_timeout_ms"] = random.choice((300, 1000, 3000))
+        timeout_ms = random.choice((300, 1000, 3000))
+        if reliable:  # elsewhere nothing is acknowledged
+            plan.options["ack_timeout_ms"] = timeout_ms
     if reliable and random.random() < 0.2:
         plan.options["backoff_ms_min"] = random.choice((50, 500))
         plan.options["backoff_ms_max"] = 2000
