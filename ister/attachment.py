@@ -388,18 +388,18 @@ class Attachment:
         self._pace.handed(count, self._in_hand.came, self._now)
         self._used_messages += count
         self._handed += count
+        messages = _part(self._credit_messages, CREDIT_BACK_MESSAGES)
+        due = self._used_messages >= messages or self._used_bytes >= _part(
+            self._credit_bytes, CREDIT_BACK_BYTES
+        )
         if self._tells and self._handed > self._told:
             self._told = self._handed
             if not (self._singly or self._in_hand.singly):
                 self._told = max(self._told, self._handed - count + self._pace.at_once)
             if self._pace.at_once <= ACK_AT_ONCE:
                 self.flush()  # what it has done with is in its hands no more
-            self._give_credit(taken=self._told)
-            return
-        messages = _part(self._credit_messages, CREDIT_BACK_MESSAGES)
-        if self._used_messages >= messages or self._used_bytes >= _part(
-            self._credit_bytes, CREDIT_BACK_BYTES
-        ):
+            self._give_credit(taken=self._told, back=due)
+        elif due:
             self._give_credit()
 
     @property
@@ -480,9 +480,9 @@ class Attachment:
             self._in_hand.withhold()
             self._in_hand = None
 
-    def _give_credit(self, *, taken: int | None = None, ref: int | None = None) -> None:
-        """Give back the credit of what is used; say how many messages the program may have `taken`."""
-        messages, size = max(0, self._used_messages), max(0, self._used_bytes)
+    def _give_credit(self, *, taken: int | None = None, ref: int | None = None, back: bool = True) -> None:
+        """Give `back` the credit of what is used, and say how many messages the program may have `taken`."""
+        messages, size = (max(0, self._used_messages), max(0, self._used_bytes)) if back else (0, 0)
         if self.phase == "open" and self.session is not None and (messages or size or taken is not None):
             header: wire.Header = {Key.TYPE: Type.CREDIT, Key.HANDLE: self.handle}
             if taken is not None:

@@ -47,6 +47,7 @@ class Pace:
         self._busy_s = 0.0
         self._taken = 0
         self._last = 0  # how many it was handed last
+        self._fits = 0.0  # so many messages would have been a moment's work, by what it was handed last
         self._times = 0  # how often it was handed something in this round
         self._before = 0.0  # the pace of the round before
 
@@ -56,12 +57,18 @@ class Pace:
             took_s = max(now - self._began, LEAST_S)
             self._busy_s += took_s
             self._began = None
-            fits = min(self._last * AT_ONCE_S / took_s, GROWTH * self._last, AT_ONCE_MAX)
-            if self._last >= self.at_once or fits < self.at_once:  # not what a word for more has covered
-                self.at_once = max(1, int(fits))
+            self._look_at_moment(took_s)
         self._done = now
         if self._taken and (self._taken >= min(self.window, ROUND_MAX) or self._busy_s >= HOLD_S):
             self._end_round()
+
+    def _look_at_moment(self, took_s: float) -> None:
+        """Say how many messages are a moment's work; that the machine did something else once is no sign."""
+        before, self._fits = self._fits, self._last * AT_ONCE_S / took_s
+        if self._fits >= self.at_once:
+            self.at_once = int(min(self._fits, GROWTH * self.at_once, AT_ONCE_MAX))
+        elif before < self.at_once:
+            self.at_once = max(1, int(self._fits))
 
     def handed(self, count: int, came: float, now: float) -> None:
         """The program was handed so many messages, which came at that time."""

@@ -109,11 +109,12 @@ def test_what_is_handed_out_at_a_time_is_a_moment_of_work() -> None:
         program.pace.handed(program.pace.at_once, program.now, program.now)
         program.now += program.pace.at_once * 1e-7
     assert program.pace.at_once == AT_ONCE_MAX
-    program.pace.asked(program.now)
-    program.pace.handed(100, program.now, program.now)
-    program.now += 5.0
-    program.pace.asked(program.now)
-    assert program.pace.at_once == 1
+    for at_once in (AT_ONCE_MAX, 1):  # once may be the machine
+        program.pace.asked(program.now)
+        program.pace.handed(100, program.now, program.now)
+        program.now += 5.0
+        program.pace.asked(program.now)
+        assert program.pace.at_once == at_once
 
 
 def test_a_limit_holds_at_once_and_later() -> None:
