@@ -128,6 +128,7 @@ class SubscriptionModel:
         self.disturbed_s = -1e9  # what was handed out before may be handed out again
         self.handed: set[int] = set()  # to programs
         self.active_since: dict[ConsumerModel, float] = {}
+        self.before: SubscriptionModel | None = None  # at the broker that had it, and may have it still
 
     def __str__(self) -> str:
         return f"{self.machine}:{self.topic.name}/{self.name}({self.kind})"
@@ -159,6 +160,11 @@ class SubscriptionModel:
         self.not_before.clear()
         self.sends.clear()
         self.active_since.clear()
+
+    def waits_since_before(self, offset: int) -> bool:
+        """Whether a message that came back where it was before may go on waiting here, if the store knew."""
+        before = self.before
+        return before is not None and (offset in before.delayed or offset in before.holds)
 
     def maybe_poison(self, offset: int) -> bool:
         """Whether a message may have failed as often as it may."""

@@ -89,11 +89,9 @@ class Oracle:
     ) -> SubscriptionModel:
         """There is a subscription, which begins at the earliest message."""
         found = SubscriptionModel(machine, self.topics[topic], name, kind, options)
-        for before in (
-            self.subscriptions.values()
-        ):  # what waited where it was before goes on waiting, if the store knew
+        for before in self.subscriptions.values():
             if (before.topic.name, before.name) == (topic, name):
-                found.delayed |= before.delayed | before.holds.keys()
+                found.before = before
         self.subscriptions[machine, topic, name] = found
         return found
 
@@ -444,7 +442,8 @@ class Oracle:
             subscription.release(consumer, self.clock.now_s)
         elif code == "recalled":
             consumer.credit = consumer.bytes_credit = 0
-            subscription.release(consumer, self.clock.now_s)
+            # what waited comes back; what the program has in hand stays there, and may yet wait for its back-off
+            subscription.delayed.update(subscription.release(consumer, self.clock.now_s))
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
 
@@ -613,6 +612,7 @@ class Oracle:
             reached in given
             or reached in subscription.acknowledged
             or reached in subscription.delayed
+            or subscription.waits_since_before(reached)
             or reached in subscription.done_otherwise
             or subscription.maybe_poison(reached)
             or self._may_be_expired(subscription.topic, reached)
@@ -636,7 +636,7 @@ class Oracle:
                 if hold.consumer is not consumer and self._definite(subscription, hold):
                     self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
                 continue
-            if other > offset or other in subscription.unsure:
+            if other > offset or other in subscription.unsure or subscription.waits_since_before(other):
                 continue
             if self._may_wait(topic, other) or subscription.back_at.get(other, 0.0) >= now - 1e-6:
                 continue

@@ -403,7 +403,7 @@ class World:
         found: list[Frame] = []
         reader = machine.at_subscription(topic, "everything")
         reader.patience_s = 30
-        opened: Frame = reader.open_consumer(1, topic, "everything")
+        opened: Frame = reader.open_consumer(1, topic, "everything", "reader")  # who waits for no time
         assert opened.kind == Type.OPENED, opened.header
         count = int(opened.header[Key.OFFSET])
         while count < end:
