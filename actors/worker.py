@@ -53,6 +53,7 @@ from transport.session import SessionLimits, Sessions
 log = logging.getLogger("ister.worker")
 
 PROCESS_DESCRIPTORS: Final = 64  # mail, the loop, threads, connections that are no session's yet, the reserve
+IDLE_FILES_EACH: Final = 4  # times: a log that was not used for 20 to 40 s has no descriptor
 KEEP_UP_S: Final = 5.0  # how long a deleted segment may keep its place on the disk because it was read before
 
 
@@ -139,6 +140,7 @@ class Worker:
         self._disk = LocalDisk()
         self._maps = SegmentMaps(self._disk)
         self._was_short = False
+        self._kept_up = 0
         self._logs: dict[str, Wal] = {}  # by folder, the last one opened
         self._limits = SessionLimits(
             message_bytes_max=settings.protocol.message_bytes_max,
@@ -210,6 +212,9 @@ class Worker:
         """Give back what is of no use any more, now and again."""
         self._context.loop.call_later(KEEP_UP_S, self.keep_up)
         self._maps.drop_deleted()
+        self._kept_up += 1
+        if self._kept_up % IDLE_FILES_EACH == 0:
+            self._disk.files.rest_idle()
 
     @cached_property
     def reserve(self) -> Reserve:

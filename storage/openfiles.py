@@ -79,6 +79,7 @@ class OpenFiles:
         self.files_max = most if files_max is None else files_max
         self.lock = threading.Lock()
         self._open: OrderedDict[LocalFile, None] = OrderedDict()  # the one used longest ago first
+        self._used: set[LocalFile] = set()  # since idle files were closed last
         self._reserve: list[int] = []
 
     def __len__(self) -> int:
@@ -138,6 +139,14 @@ class OpenFiles:
                 return True
         return False
 
+    def rest_idle(self) -> None:
+        """Close the descriptors of files that were not used since this was called last, where they may be."""
+        with self.lock:
+            idle, self._used = [file for file in self._open if file not in self._used], set()
+            for file in idle:
+                if file.may_rest:
+                    self.rest(file)
+
     def rest(self, file: LocalFile) -> None:
         """Close a file's descriptor until it is used again; the lock is held."""
         del self._open[file]
@@ -150,10 +159,12 @@ class OpenFiles:
         while len(self._open) >= self.files_max and self._close_one():
             pass
         self._open[file] = None
+        self._used.add(file)
 
     def used(self, file: LocalFile) -> None:
         """Note that a file is used; the lock is held."""
         self._open.move_to_end(file)
+        self._used.add(file)
 
     def open_again(self, file: LocalFile) -> None:
         """Open a file that was closed in the meantime; the lock is held. Raises OSError."""
@@ -170,6 +181,7 @@ class OpenFiles:
     def forget(self, file: LocalFile) -> int:
         """Return a file's descriptor, which is the caller's to close; the lock is held."""
         self._open.pop(file, None)
+        self._used.discard(file)
         fd, file.fd = file.fd, -1
         return fd
 

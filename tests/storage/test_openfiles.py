@@ -58,6 +58,25 @@ def test_what_is_not_synced_keeps_its_descriptor(tmp_path: Path) -> None:
     assert descriptors_used() < before
 
 
+def test_files_that_nobody_uses_have_no_descriptor(tmp_path: Path) -> None:
+    """What was not used since the last look is closed, but for what is not synced; what is used again opens again."""
+    files = OpenFiles()
+    disk = LocalDisk(files)
+    opened = [disk.create(f"{tmp_path}/{number}") for number in range(10)]
+    opened[0].pwritev((b"not synced",), 0)
+    files.rest_idle()
+    assert len(files) == 10
+    opened[1].pwritev((b"used",), 0)
+    opened[1].datasync()
+    files.rest_idle()
+    assert [file.fd >= 0 for file in opened] == [True, True] + [False] * 8
+    opened[5].pwritev((b"again",), 0)
+    assert opened[5].pread(10, 0) == b"again"
+    for file in opened:
+        file.close()
+    assert len(files) == 0
+
+
 def test_another_file_of_the_same_name_is_not_written_to(tmp_path: Path) -> None:
     """A file that rests and was replaced meanwhile is an error, not a write into what somebody put there."""
     disk = LocalDisk(OpenFiles(1))
