@@ -45,13 +45,18 @@ def test_a_log_cut_short_after_a_clean_stop_is_damaged(stage: Stage, keep: int, 
     reopen(scene)
     body = stage.client().request("topic.show", topic="orders")
     assert body["next_offset"] == 10
-    [(first, end, _)] = [one for one in body["damaged"] if one[1] > one[0]]
+    [(first, end)] = [
+        (one["first"], one["end"]) for one in body["recovery"]["damaged"] if one["end"] > one["first"]
+    ]
     assert end == 10
     scene.publish(b"10")
     client = scene.consumer()
     assert offsets(client) == list(range(first))
     stage.advance(5)  # the store is asked first
     assert [event.code for event in events(client)] == ["log-damaged"]
+    assert [one[:2] for one in stage.client().request("topic.show", topic="orders")["damaged"]] == [
+        [first, 10]
+    ]
     stage.client().request("topic.repair", topic="orders", skip_damaged=True)
     stage.advance(5)
     assert offsets(client) == [10]
