@@ -1,0 +1,96 @@
+"""What a program has in hand, and what only waits for it: with a real broker, and programs that are killed or stuck."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import ister
+from ister.ownbroker import OwnBroker
+
+PATIENCE_S = 30.0
+PROGRAM = """
+import os, signal, sys, ister
+with ister.connect(sys.argv[1]) as client, client.consumer(sys.argv[2], "workers", type="shared") as consumer:
+    for message in consumer:
+        if message.payload == b"poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        consumer.ack(message)
+        if message.payload == b"last":
+            consumer.flush(10)
+            break
+"""
+
+
+@pytest.fixture
+def client(broker: OwnBroker) -> Iterator[ister.Client]:
+    """A client of the module's broker."""
+    with ister.connect(broker.endpoint) as connected:
+        yield connected
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_only_the_message_that_kills_its_consumer_becomes_a_dead_letter(
+    broker: OwnBroker, client: ister.Client
+) -> None:
+    """Killed at the moment it is handed out; the thousand around it were fetched, or done with, and live."""
+    client.create_topic("deadly")
+    client.create_subscription(
+        "deadly", "workers", type="shared", start="earliest", max_deliveries=2, backoff_ms_min=0
+    )
+    with client.producer("deadly") as producer:
+        producer.send_batch([b"good"] * 500 + [b"poison"] + [b"good"] * 500 + [b"last"]).result(10)
+    for _ in range(15):
+        command = [sys.executable, "-c", PROGRAM, broker.endpoint, "deadly"]
+        if subprocess.run(command, timeout=60, check=False).returncode == 0:
+            break
+        wait_until(lambda: not client.subscription("deadly", "workers")["consumers"])
+    else:
+        pytest.fail("the message that kills was never given up")
+    wait_until(lambda: not client.subscription("deadly", "workers")["burying"])
+    shown = client.subscription("deadly", "workers")
+    assert (shown["dead_lettered"], shown["pending"]) == (1, [])
+
+
+def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(client: ister.Client) -> None:
+    """A full buffer does not time out while the program takes from it; one that is stuck keeps nobody from it."""
+    client.create_topic("stuck")
+    client.create_subscription(
+        "stuck", "workers", type="shared", start="earliest", ack_timeout_ms=500, max_deliveries=1
+    )
+    with client.producer("stuck") as producer:
+        producer.send_batch([b"%d" % number for number in range(200)]).result(10)
+    stuck = client.consumer("stuck", "workers", type="shared", credit_messages=100)
+    first = stuck.receive(10)
+    assert first is not None
+    seen: set[int] = set()
+    with (
+        ister.connect(client._endpoints) as another,
+        another.consumer("stuck", "workers", type="shared") as other,
+    ):
+        while len(seen) < 199:  # all but the one that the stuck program has in hand, and fails by that
+            message = other.receive(PATIENCE_S)
+            assert message is not None, len(seen)
+            seen.add(message.offset)
+            other.ack(message)
+        other.flush(10)
+    assert first.offset not in seen
+    wait_until(lambda: client.subscription("stuck", "workers")["dead_lettered"] == 1)
+    assert stuck.receive(0.2) is None  # what it had not looked at is not its own any more
+    with client.producer("stuck") as producer:
+        producer.send(b"more").result(10)
+    again = stuck.receive(PATIENCE_S)
+    assert again is not None
+    assert (again.payload, again.attempt) == (b"more", 1)
+    stuck.close()
