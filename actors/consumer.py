@@ -360,10 +360,13 @@ class Consumer(LoopActor):
         if self._acknowledges:
             deadline_s = self.clock.monotonic() + self._ack_timeout_s
             taken: Sequence[tuple[int, int]] = piece.parts
-            if self._tells:
+            waiting: Sequence[tuple[int, int]] = ()
+            if self._handle.session.routing is None:  # it reaches nobody, and cannot fail
+                taken, waiting = (), piece.parts
+            elif self._tells:
                 taken, waiting = self._in_hand.deliver(piece.parts, singly=self._is_last_chance(piece))
-                for first, end in waiting:
-                    self.in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
+            for first, end in waiting:
+                self.in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
             for first, end in taken:
                 self.in_flight.deliver(first, end, piece.attempt, deadline_s, piece.failures)
             if self._since is not None:

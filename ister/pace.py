@@ -24,7 +24,7 @@ HOLD_S: Final = 0.5
 # So much work is handed out at a time where the broker is told of it: a fast program costs a word for thousands of
 # messages, and one that takes longer over a message has that one alone in hand.
 AT_ONCE_S: Final = 0.004
-AT_ONCE_MAX: Final = 4096
+AT_ONCE_MAX: Final = 16_384
 GROWTH: Final = 4  # from 2 to 65,536 in eight rounds
 # Who takes batches may pay for each batch, not for each message: writing a hundred rows costs as much as one. Half the
 # messages are then half the pace, and the window goes back; where the pace does not depend on it, it goes on shrinking.

@@ -246,3 +246,17 @@ def test_a_reader_is_asked_for_nothing(scene: Scene) -> None:
     """Nothing of it can fail."""
     client = scene.stage.at_subscription("orders", "r-1")
     assert Key.TAKEN not in client.open_consumer(1, "orders", "r-1", "reader", tells=True).header
+
+
+def test_what_reaches_nobody_does_not_fail(scene: Scene) -> None:
+    """Of a client whose connection is gone, whatever it said it would take."""
+    client = scene.consumer(tells=True, ack_timeout_ms=500, max_deliveries=1)
+    client.taken(1, 100)
+    client.die()
+    scene.publish(b"a", b"b")
+    scene.stage.advance(2)
+    assert dead(scene) == 0
+    client.connect()
+    client.hello(session=client.session)
+    client.open_consumer(1, "orders", "s", "shared", sparse=True, tells=True)
+    assert offsets(client) == [0, 1]

@@ -234,7 +234,12 @@ class Oracle:
         if kind == Type.CLOSE:
             subscription.release(consumer, self.clock.now_s)
         elif not consumer.opened or consumer.opening is not None:
-            return
+            if kind == Type.ACK:  # before it opens again: heard, if the open before was finished
+                flat = header[Key.RANGES]
+                for first, end in zip(flat[::2], flat[1::2], strict=True):
+                    subscription.acknowledged.update(range(first, end))
+            elif kind == Type.ACK_UNTIL:
+                subscription.acknowledged.update(range(header[Key.OFFSET] + 1))
         elif kind == Type.CREDIT:
             consumer.credit += header[Key.MESSAGES]
             consumer.bytes_credit += header[Key.BYTES]
