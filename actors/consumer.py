@@ -71,6 +71,8 @@ IN_FLIGHT_RANGES_MAX: Final = 20_000
 OPEN_WITHIN_S: Final = 20.0
 NOTICES_MAX: Final = 64  # events that wait for a connection, and of each kind the last; 200 bytes each
 
+RECALLED: Final = "recalled"  # the event of what a stuck program was not given, and of its credit
+
 SINCE_RANGES_MAX: Final = 500  # of what was delivered since the subscription was moved: 8 KB
 
 
@@ -310,6 +312,9 @@ class Consumer(LoopActor):
             self.stop_now()
         else:
             self._give_all_back("reconnected")
+            self._backlog = deque(
+                each for each in self._backlog if isinstance(each, Notice) and each.code != RECALLED
+            )  # its credit is new
             if self._type == READER and Key.START in self._open_header:
                 self._subscription.tell(ReadFrom(str(self._open_header[Key.START])))
             self._set_credit()
@@ -358,27 +363,27 @@ class Consumer(LoopActor):
         """Send a piece, and remember it until it is acknowledged."""
         piece = command.piece
         if self._acknowledges:
-            deadline_s = self.clock.monotonic() + self._ack_timeout_s
-            taken: Sequence[tuple[int, int]] = piece.parts
-            waiting: Sequence[tuple[int, int]] = ()
-            if self._handle.session.routing is None:  # it reaches nobody, and cannot fail
-                taken, waiting = (), piece.parts
-            elif self._tells:
-                taken, waiting = self._in_hand.deliver(piece.parts, singly=self._is_last_chance(piece))
-            for first, end in waiting:
+            for first, end in piece.parts:
                 self.in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
-            for first, end in taken:
-                self.in_flight.deliver(first, end, piece.attempt, deadline_s, piece.failures)
             if self._since is not None:
                 self._note_since(piece)
-            if taken:
-                self._look_by(deadline_s)
             if len(self.in_flight) > IN_FLIGHT_RANGES_MAX and not self._crowded:
                 self._crowded = True
                 self._subscription.tell(Block(self._key, True, "crowded"))
         if piece.end > self._delivered_end:
             self._delivered_end = piece.end
         self._send_in_turn(piece)
+
+    def _sent(self, piece: Piece) -> None:
+        """The client has it: what its program may have is to be acknowledged in time from now on."""
+        taken: Sequence[tuple[int, int]] = piece.parts
+        if self._tells:
+            taken, _waiting = self._in_hand.deliver(piece.parts, singly=self._is_last_chance(piece))
+        if taken:
+            deadline_s = self.clock.monotonic() + self._ack_timeout_s
+            for first, end in taken:
+                self.in_flight.extend(first, end, deadline_s)
+            self._look_by(deadline_s)
 
     def _is_last_chance(self, piece: Piece) -> bool:
         """Say whether one more failure is the last: then it must be known who had what in hand."""
@@ -427,6 +432,8 @@ class Consumer(LoopActor):
         if sent is Sent.OK:
             if isinstance(what, Piece):
                 self._gateway.counts.bytes_out += what.bytes
+                if self._acknowledges:
+                    self._sent(what)
         elif sent is Sent.FULL:
             if not self._backlog:
                 self._subscription.tell(Block(self._key, True, "full"))
@@ -656,13 +663,14 @@ class Consumer(LoopActor):
             self._look_at(due)
 
     def _recall(self) -> None:
-        """The program is stuck: what waits for it in its client goes to others, and did not fail."""
+        """The program is stuck: what waits for it, in its client or here, goes to others, and did not fail."""
+        self._backlog = deque(waiting for waiting in self._backlog if isinstance(waiting, Notice))
         if waiting := self.in_flight.release_waiting():
             self._in_hand.forget()
             self._subscription.tell(SetCredit(self._key, 0, 0))  # nothing comes until it asks
             self._subscription.tell(Returned(self._key, waiting, 0.0, "its consumer is stuck"))
             text = f"the program does not acknowledge within {self._ack_timeout_s:g} s"
-            self._send_in_turn(Notice("recalled", _messages(waiting), text))
+            self._send_in_turn(Notice(RECALLED, _messages(waiting), text))
 
     def _look_by(self, deadline_s: float) -> None:
         if self._timer is None or self._timer.due > deadline_s:

@@ -248,15 +248,30 @@ def test_a_reader_is_asked_for_nothing(scene: Scene) -> None:
     assert Key.TAKEN not in client.open_consumer(1, "orders", "r-1", "reader", tells=True).header
 
 
-def test_what_reaches_nobody_does_not_fail(scene: Scene) -> None:
-    """Of a client whose connection is gone, whatever it said it would take."""
-    client = scene.consumer(tells=True, ack_timeout_ms=500, max_deliveries=1)
+def test_what_has_not_left_the_broker_does_not_time_out(scene: Scene) -> None:
+    """A client whose connection is full has not seen it, whatever it said it would take."""
+    client = scene.consumer(tells=True, ack_timeout_ms=500, backoff_ms_min=0)
     client.taken(1, 100)
-    client.die()
+    scene.stage.settle()
+    client.router.full.add(client.routing)
     scene.publish(b"a", b"b")
     scene.stage.advance(2)
-    assert dead(scene) == 0
-    client.connect()
-    client.hello(session=client.session)
-    client.open_consumer(1, "orders", "s", "shared", sparse=True, tells=True)
+    client.router.full.clear()
+    scene.stage.advance(0.4)
+    assert heard(client) == [(0, b"a", 1), (1, b"b", 1)]
+    scene.stage.advance(0.6)  # now it has it
+    assert heard(client) == [(0, b"a", 2), (1, b"b", 2)]
+
+
+def test_who_opens_again_hears_nothing_of_what_was_recalled_before(scene: Scene) -> None:
+    """Its credit is that of the new beginning."""
+    client = scene.consumer(tells=True, ack_timeout_ms=500, backoff_ms_min=60_000, messages=2)
+    scene.publish(b"a", b"b")
     assert offsets(client) == [0, 1]
+    client.taken(1, 1)
+    scene.stage.settle()
+    client.router.full.add(client.routing)
+    scene.stage.advance(1)
+    client.router.full.clear()
+    client.open_consumer(1, "orders", "s", "shared", sparse=True, tells=True)
+    assert (offsets(client), events(client)) == ([1], [])
