@@ -196,9 +196,11 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
     objects = list_topic(store, layout)
     claims: set[int] = set()
     voids: dict[int, frozenset[int]] = {}
-    erasing = 0
+    erasing = newest = 0
     for info in objects:
-        if (begins := layout.parse_begins(info.name)) is not None:
+        if (place := layout.parse_segment(info.name)) is not None:
+            newest = max(newest, place[1])  # its claim may have been deleted, by a person
+        elif (begins := layout.parse_begins(info.name)) is not None:
             voids[begins[0]] = parse_void(info.metadata)
         elif (epoch := layout.parse_epoch(info.name)) is not None:
             claims.add(epoch)
@@ -206,7 +208,7 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
                 erasing = max(erasing, epoch)
     void = voided(voids)
     undecided = claims - voids.keys() - void
-    newest = max((*claims, *voids), default=0)
+    newest = max((newest, *claims, *voids))
     if erasing < max(voids.keys() - void, default=0):
         erasing = 0  # somebody has gone on with the topic since
     return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)), erasing)
@@ -223,13 +225,17 @@ def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str, brok
 
 
 def check_fence(store: ObjectStore, topic: TopicMeta, epoch: int) -> None:
-    """Raise FencedError if a newer epoch than ours is claimed, or was, by who has deleted the topic since."""
+    """Raise FencedError if a newer epoch than ours is claimed, or was, by who has deleted the topic since.
+
+    Whoever deletes a topic deletes its catalogue entry first. So a claim of ours that is gone while the entry is there
+    was deleted by somebody who is no broker (a person, a lifecycle rule), and fences nobody.
+    """
     layout = Layout(topic.name, topic.incarnation)
     if store.head(layout.epoch(epoch + 1)) is not None:
         raise FencedError(
             f"epoch {epoch + 1} of topic {topic.name!r} was claimed: another broker has taken the topic over"
         )
-    if store.head(layout.epoch(epoch)) is None:  # claims go in order: ours before any newer one
+    if store.head(layout.epoch(epoch)) is None and not _is_entered(store, topic):
         raise FencedError(
             f"epoch {epoch} of topic {topic.name!r} is in the store no more: another broker has taken the topic over, "
             "and deleted it there"
@@ -380,10 +386,15 @@ def entered(store: ObjectStore, name: str) -> TopicMeta | None:
         return None
 
 
+def _is_entered(store: ObjectStore, topic: TopicMeta) -> bool:
+    """Say whether the store's catalogue has this very topic. Raises StoreError."""
+    found = entered(store, topic.name)
+    return found is not None and found.incarnation == topic.incarnation
+
+
 def check_entered(store: ObjectStore, topic: TopicMeta) -> None:
     """Raise StoreError `object-missing` unless the store's catalogue has this very topic."""
-    found = entered(store, topic.name)
-    if found is None or found.incarnation != topic.incarnation:
+    if not _is_entered(store, topic):
         raise StoreError(
             f"topic {topic.name!r} is in the store no more: it was deleted",
             code="object-missing",

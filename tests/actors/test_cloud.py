@@ -727,6 +727,24 @@ def test_a_damaged_object_stops_its_readers_and_says_so(cloud: Stage, damage: st
     assert len([call for call in cloud.store.calls if call[0] == "get"]) < 10
 
 
+def test_claims_that_a_person_deleted_fence_nobody(cloud: Stage) -> None:
+    """The topic goes on uploading, and the next writer's epoch is above all that uploaded before it."""
+    assert cloud.store is not None
+    client = create(cloud)
+    fill(client, cloud, 0, 120)
+    for name in [*objects(cloud, "/e/"), *objects(cloud, "/f/")]:
+        cloud.store.store.delete(name)
+    fill(client, cloud, 120, 120)
+    assert (shown(cloud)["failure"], shown(cloud)["uploaded_end"]) == (None, 240)
+    cloud.restart(2)
+    client = producer(cloud, sequence=240)
+    fill(client, cloud, 240, 120)
+    assert shown(cloud)["uploaded_end"] == 360
+    epochs = [int(name.rpartition(".")[2], 16) for name in sorted(objects(cloud, "/s/"))]
+    assert epochs == sorted(epochs)
+    assert epochs[0] < epochs[-1]
+
+
 def test_old_mail_to_a_new_tier_fences_nobody(cloud: Stage) -> None:
     """A tier that was told of less than the store has asks once more; only a log that is really shorter stops."""
     client = create(cloud, durability="cloud")
