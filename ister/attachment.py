@@ -367,7 +367,7 @@ class Attachment:
         delivery = self._begin()
         if delivery is not None:
             self._at = delivery.count
-            self._hand_over(delivery.count)
+            self._hand_over(delivery.count, together=True)
         return delivery
 
     def _begin(self) -> Delivery | None:
@@ -382,10 +382,10 @@ class Attachment:
             self._next = delivery.end
         return delivery
 
-    def _hand_over(self, count: int) -> None:
+    def _hand_over(self, count: int, *, together: bool) -> None:
         """So many messages go to the program: say so first, and give credit back once that is a good part of all."""
         assert self._in_hand is not None
-        self._pace.handed(count, self._in_hand.came, self._now)
+        self._pace.handed(count, self._in_hand.came, self._now, together=together)
         self._used_messages += count
         self._handed += count
         messages = _part(self._credit_messages, CREDIT_BACK_MESSAGES)
@@ -427,7 +427,7 @@ class Attachment:
 
         Where the broker is told of what is taken, those are no more than the program is through with in a moment.
         """
-        batch = self._cut(self._pace.at_once if self._tells else None)
+        batch = self._cut(self._pace.at_once if self._tells else None, together=False)
         return None if batch is None else batch.hand_out()
 
     def grab(self, most: int | None) -> Batch | None:
@@ -436,9 +436,9 @@ class Attachment:
             self._at -= unseen
             self._handed -= unseen
             self._used_messages -= unseen
-        return self._cut(most)
+        return self._cut(most, together=True)
 
-    def _cut(self, most: int | None) -> Batch | None:
+    def _cut(self, most: int | None, *, together: bool) -> Batch | None:
         delivery = self._in_hand
         if delivery is None or self._at >= delivery.count:
             delivery = self._begin()
@@ -451,7 +451,7 @@ class Attachment:
                 return None
             stop = first + 1
         self._at = stop
-        self._hand_over(stop - first)
+        self._hand_over(stop - first, together=together)
         return Batch(delivery, first, stop)
 
     def _may_have_one(self) -> bool:

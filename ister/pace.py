@@ -26,10 +26,14 @@ HOLD_S: Final = 0.5
 AT_ONCE_S: Final = 0.004
 AT_ONCE_MAX: Final = 16_384
 GROWTH: Final = 4  # from 2 to 65,536 in eight rounds
-# Who takes batches may pay for each batch, not for each message: writing a hundred rows costs as much as one. Half the
-# messages are then half the pace, and the window goes back; where the pace does not depend on it, it goes on shrinking.
+# Who takes batches may pay for each batch, not for each message: writing a hundred rows costs as much as one. Larger
+# batches are then a better pace, and the window grows; smaller ones are a worse one, and it goes back. Where the pace
+# does not depend on it, it goes on shrinking. A pace that changed while the batches did not says nothing about them:
+# some messages are more work than others.
 BETTER: Final = 1.3
 WORSE: Final = 0.75
+LARGER: Final = 1.5
+SMALLER: Final = 0.67
 ROUND_MAX: Final = 1024  # messages in a round, however large the window: the pace is known by then
 LEAST_S: Final = 1e-6  # what a clock may not see
 
@@ -48,8 +52,11 @@ class Pace:
         self._taken = 0
         self._last = 0  # how many it was handed last
         self._fits = 0.0  # so many messages would have been a moment's work, by what it was handed last
-        self._times = 0  # how often it was handed something in this round
+        self._batches = (
+            0  # how many pieces of work that was, as the program sees it: a batch, or a single message
+        )
         self._before = 0.0  # the pace of the round before
+        self._size_before = 0.0  # and how many messages were in a batch
 
     def asked(self, now: float) -> None:
         """The program wants more: what it was handed is done."""
@@ -70,12 +77,12 @@ class Pace:
         elif before < self.at_once:
             self.at_once = max(1, int(self._fits))
 
-    def handed(self, count: int, came: float, now: float) -> None:
-        """The program was handed so many messages, which came at that time."""
+    def handed(self, count: int, came: float, now: float, *, together: bool = False) -> None:
+        """The program was handed so many messages, which came at that time; `together`: as one batch."""
         waited_since = max(came, self._done) if self._began is None else self._began
         self._busy_s += max(0.0, now - waited_since)
         self._taken += count
-        self._times += 1
+        self._batches += 1 if together else count
         self._last = count
         self._began = now
 
@@ -87,9 +94,11 @@ class Pace:
     def _end_round(self) -> None:
         pace = self._taken / max(self._busy_s, LEAST_S)
         window = pace * HOLD_S
-        if window < self._taken and self._taken > self._times:
-            better = pace > BETTER * self._before or pace < WORSE * self._before
-            window = 2 * self.window if better else max(window, self.window / 2)
+        size = self._taken / self._batches
+        if window < self._taken and self._taken > self._batches:
+            paid = size > LARGER * self._size_before and pace > BETTER * self._before
+            missed = size < SMALLER * self._size_before and pace < WORSE * self._before
+            window = 2 * self.window if paid or missed else max(window, self.window / 2)
         self.window = max(1, min(int(min(window, GROWTH * self.window)), self.most))
-        self._before = pace
-        self._busy_s, self._taken, self._times = 0.0, 0, 0
+        self._before, self._size_before = pace, size
+        self._busy_s, self._taken, self._batches = 0.0, 0, 0

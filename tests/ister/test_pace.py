@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ class Program:
             times -= 1
             self.pace.asked(self.now)
             count = min(self.at_once, self.pace.window)
-            self.pace.handed(count, self.now - 1.0, self.now)
+            self.pace.handed(count, self.now - 1.0, self.now, together=self.at_once > 1)
             self.handed += count
             self.now += self.batch_s + count * self.message_s
         self.pace.asked(self.now)
@@ -96,6 +98,24 @@ def test_a_slow_program_that_takes_batches_holds_no_more_for_it() -> None:
     program = Program(Pace(START_SHARED, MOST), message_s=0.02, at_once=MOST)
     program.work(seconds=20)
     assert program.pace.window == pytest.approx(25, abs=2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("at_once", [None, 1, 5, 20, MOST])
+def test_messages_that_are_not_equally_much_work_are_held_as_their_average_says(
+    seed: int, at_once: int | None
+) -> None:
+    """A pace that goes up and down by itself is no sign that larger batches pay; None: by an iterator."""
+    random, now = Random(seed), 1000.0
+    pace, windows = Pace(START_SHARED, MOST), []
+    while now < 1200.0:
+        pace.asked(now)
+        windows.append(pace.window)
+        count = min(pace.window, pace.at_once if at_once is None else at_once)
+        pace.handed(count, now - 1.0, now, together=at_once is not None)
+        now += sum(random.choice([0.001, 0.005, 0.02, 0.1]) for _ in range(count))
+    assert sum(windows) / len(windows) < 3 * HOLD_S / 0.0315
+    assert max(windows) < 10 * HOLD_S / 0.0315
 
 
 def test_what_is_handed_out_at_a_time_is_a_moment_of_work() -> None:
