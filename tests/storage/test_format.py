@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 from array import array
@@ -12,6 +13,7 @@ from typing import Any
 import google_crc32c
 import pytest
 
+from storage import begin, cursor, damage, ending, segment
 from storage.cursor import CursorJournal
 from storage.damage import decode_skips, encode_skips
 from storage.disk import LocalDisk
@@ -270,3 +272,21 @@ def test_the_golden_cursor_of_before_is_read_and_written_anew(disk: LocalDisk, t
         assert (journal.cursor.start, journal.cursor.low, list(journal.cursor.ranges)) == (7, 9, [(10, 11)])
         journal.close()
         assert struct.unpack_from("<H", path.read_bytes(), 8) == (2,)
+
+
+VERSIONS = {
+    "segment header": segment.VERSION,
+    "end": ending._VERSION,
+    "skips": damage._VERSION,
+    "begin": begin._VERSION,
+    "journal header": cursor.VERSION,
+}
+
+
+def test_the_document_has_the_versions_that_are_written() -> None:
+    """Each table of FORMAT.md that begins a file says which version this code writes."""
+    text = (Path(segment.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"\| at \| bytes \| ([a-z ]+) \|\n(?:\|[^\n]*\n)*?\| 8 \| 2 \| format version, (\d+)", text
+    )
+    assert {name: int(version) for name, version in found} == VERSIONS
