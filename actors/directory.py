@@ -73,6 +73,7 @@ log = logging.getLogger("ister.directory")
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
 STORE_WITHIN_S: Final = 1.5  # what only the store has to say is waited for so long
 ERASE_AGAIN_S: Final = 30.0  # mail is no promise: what is to be deleted from the store is asked for again
+ENTER_AGAIN_S: Final = 5.0  # what came back from the store is entered on a disk that has room again
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
 STRATEGIES: Final = ("reliable", "non-reliable")
 _DEFAULTS: Final = SubscriptionSettings()
@@ -503,7 +504,7 @@ class Directory(LoopActor):
         for gone in self._registry.erasing():
             self._deleted.add(gone.incarnation)
             if FORGOTTEN in gone.settings and gone.incarnation not in there:  # whoever had it has deleted it
-                self._registry.erased(gone.incarnation)
+                self._note_erased(Erased(gone))
         self._erase_all()  # a process was not there to do it
         unknown = []
         for topic in command.topics:
@@ -546,10 +547,13 @@ class Directory(LoopActor):
             self._note_erased(command)
 
     def _note_erased(self, command: Erased) -> None:
-        if command.kept:
-            self._registry.forget(command.topic.incarnation)
-        else:
-            self._registry.erased(command.topic.incarnation)
+        note = self._registry.forget if command.kept else self._registry.erased
+        try:
+            note(command.topic.incarnation)
+        except StorageError as error:  # it is asked for again, and answered so again
+            log.warning(
+                "that topic %s is deleted in the store is not noted yet: %s", command.topic.name, error
+            )
 
     @receives(NotRestored)
     def on_not_restored(self, command: NotRestored) -> None:
@@ -562,11 +566,20 @@ class Directory(LoopActor):
     def on_restored(self, command: Restored) -> None:
         """Enter a topic that came back, with its subscriptions."""
         if self._registry.topic(command.topic.name) is None:
+            try:
+                self._registry.erased(command.topic.incarnation)
+                self._registry.create_topic(command.topic, command.subscriptions)
+            except StorageError as error:
+                log.error(
+                    "topic %s is not back yet: %s; trying again in %g s",
+                    command.topic.name,
+                    error,
+                    ENTER_AGAIN_S,
+                )
+                self.call_later(ENTER_AGAIN_S, lambda: self.on_restored(command))
+                return
             self._deleted.discard(command.topic.incarnation)
-            self._registry.erased(command.topic.incarnation)
-            self._registry.create_topic(command.topic)
             for subscription in command.subscriptions:
-                self._registry.create_subscription(subscription)
                 self._name_for_letters(subscription)
             self.restored.append(command.text)
         self._restoring.discard(command.topic.name)
@@ -626,10 +639,10 @@ class Directory(LoopActor):
         }:
             self._frontend(worker)  # all must be there to delete their part, or nothing is deleted
         frontend = self._frontend(self._worker_of_topic(name))
+        _, subscriptions = self._registry.delete_topic(name)
         if topic.dispatch == "reliable":
             self._deleted.add(topic.incarnation)
             self._leaving[topic.incarnation] = None
-        _, subscriptions = self._registry.delete_topic(name)
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
         ticket = self._ticket()
         tickets = {self._ticket(): subscription for subscription in subscriptions}

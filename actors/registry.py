@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from actors.options import DEAD_LETTERS
@@ -67,10 +67,10 @@ class Registry:
         found = self._catalogue.topics()
         return sorted([*found, *self._topics.values()], key=lambda topic: topic.name) if ephemeral else found
 
-    def create_topic(self, topic: TopicMeta) -> None:
-        """Add a topic to the catalogue. Raises IsterError `topic-exists`, StorageError."""
+    def create_topic(self, topic: TopicMeta, subscriptions: Sequence[SubscriptionMeta] = ()) -> None:
+        """Add a topic to the catalogue, with its subscriptions. Raises IsterError `topic-exists`, StorageError."""
         self._check_free(topic.name)
-        self._catalogue.create_topic(topic)
+        self._catalogue.create_topic(topic, subscriptions)
         self._changed(topic.name)
 
     def create_ephemeral(self, topic: TopicMeta, owner: Owner) -> None:

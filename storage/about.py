@@ -3,6 +3,8 @@
 - What the catalogue has counts; a description is its copy, durable before the catalogue has what is new, and taken away
   before the catalogue lets go of what is deleted. So one that the catalogue does not know is of something that was lost
   from it, or was just being created.
+- Each has the number of the change that it tells of: with a higher one than the catalogue's last it is newer than that,
+  which then is an old copy.
 - One that is not what was written says nothing, and is said to be so.
 
 May touch: the Disk it is handed; files called `about` and `*.about` below `topics` and `cursors` of the data folder.
@@ -50,11 +52,16 @@ class Described:
     topics: tuple[dict[str, Any], ...]
     subscriptions: tuple[tuple[str, dict[str, Any]], ...]  # the folder each was found in, and what it is
     unreadable: tuple[str, ...]
+    topic_changes: tuple[int, ...] = ()  # by topic and by subscription: the change that each tells of
+    subscription_changes: tuple[int, ...] = ()
 
 
-def encode_about(fields: dict[str, Any]) -> bytes:
+def encode_about(fields: dict[str, Any], change: int = 0) -> bytes:
     """Return the contents of a description: JSON, with the CRC32C of what it says in its shortest form."""
-    return json.dumps({"about": fields, "crc32c": crc32c(_shortest(fields))}, indent=1).encode() + b"\n"
+    told = {"about": fields, "crc32c": crc32c(_shortest(fields))}
+    if change:
+        told |= {"change": change, "change_crc32c": _change_checksum(fields, change)}
+    return json.dumps(told, indent=1).encode() + b"\n"
 
 
 def decode_about(contents: bytes) -> dict[str, Any] | None:
@@ -65,6 +72,21 @@ def decode_about(contents: bytes) -> dict[str, Any] | None:
         return fields if isinstance(fields, dict) and told["crc32c"] == crc32c(_shortest(fields)) else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def change_of(contents: bytes) -> int:
+    """Return the number of the change that a description tells of; 0 where it has none, or a damaged one."""
+    try:
+        told = json.loads(contents)
+        change = told["change"]
+        whole = type(change) is int and told["change_crc32c"] == _change_checksum(told["about"], change)
+        return change if whole else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _change_checksum(fields: dict[str, Any], change: int) -> int:
+    return crc32c(_shortest({"about": fields, "change": change}))
 
 
 def _shortest(fields: dict[str, Any]) -> bytes:
@@ -90,16 +112,16 @@ class Abouts:
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
-    def write_topic(self, topic: TopicMeta) -> None:
-        """Write down what a topic is, durably. Raises DiskFullError, StorageError."""
-        self._write(self._topic_path(topic), _topic_fields(topic))
+    def write_topic(self, topic: TopicMeta, change: int) -> None:
+        """Write down what a topic is since a change, durably. Raises DiskFullError, StorageError."""
+        self._write(self._topic_path(topic), encode_about(_topic_fields(topic), change))
 
-    def write_subscription(self, topic: TopicMeta, subscription: SubscriptionMeta) -> None:
-        """Write down what a subscription is, durably. Raises DiskFullError, StorageError."""
-        self._write(self._subscription_path(topic, subscription), asdict(subscription))
+    def write_subscription(self, topic: TopicMeta, subscription: SubscriptionMeta, change: int) -> None:
+        """Write down what a subscription is since a change, durably. Raises DiskFullError, StorageError."""
+        self._write(self._subscription_path(topic, subscription), encode_about(asdict(subscription), change))
 
-    def _write(self, path: str, fields: dict[str, Any]) -> None:
-        disk, new, contents = self._disk, f"{path}.new", encode_about(fields)
+    def _write(self, path: str, contents: bytes) -> None:
+        disk, new = self._disk, f"{path}.new"
         try:
             folder = path.rpartition("/")[0]
             disk.makedirs(folder)
@@ -123,7 +145,7 @@ class Abouts:
         else:
             path, fields = self._subscription_path(topic, subscription), asdict(subscription)
         try:
-            return self._disk.read(path) == encode_about(fields)
+            return decode_about(self._disk.read(path)) == fields
         except OSError:
             return False
 
@@ -159,18 +181,29 @@ class Abouts:
         topics: list[dict[str, Any]] = []
         subscriptions: list[tuple[str, dict[str, Any]]] = []
         unreadable: list[str] = []
+        topic_changes: list[int] = []
+        subscription_changes: list[int] = []
         for kind, folder, name in self._files():
             if name != TOPIC_ABOUT if kind == TOPICS_FOLDER else not name.endswith(ABOUT_SUFFIX):
                 continue
             path = f"{self._data}/{kind}/{folder}/{name}"
-            fields = decode_about(self._disk.read(path))
+            contents = self._disk.read(path)
+            fields = decode_about(contents)
             if fields is None:
                 unreadable.append(path)
             elif kind == TOPICS_FOLDER:
                 topics.append(fields)
+                topic_changes.append(change_of(contents))
             else:
                 subscriptions.append((folder, fields))
-        return Described(tuple(topics), tuple(subscriptions), tuple(unreadable))
+                subscription_changes.append(change_of(contents))
+        return Described(
+            tuple(topics),
+            tuple(subscriptions),
+            tuple(unreadable),
+            tuple(topic_changes),
+            tuple(subscription_changes),
+        )
 
     def logs_and_cursors(self) -> list[str]:
         """Return the paths of segments and cursors' journals, below the data folder. Raises OSError."""

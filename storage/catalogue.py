@@ -77,6 +77,9 @@ CREATE TABLE IF NOT EXISTS erasing (
 ) STRICT, WITHOUT ROWID
 """
 
+# How many changes there were: a description beside a log that tells of a later one is newer than this file.
+_CHANGES: Final = "CREATE TABLE IF NOT EXISTS changes (number INTEGER NOT NULL) STRICT"
+
 
 @dataclass(frozen=True, slots=True)
 class TopicMeta:
@@ -106,6 +109,7 @@ FORGOTTEN: Final = "forgotten"  # a setting of a deleted topic whose objects are
 
 _TOPIC = "name, incarnation, dispatch, durability, created_ms, settings"
 _SUBSCRIPTION = "topic, name, type, start, created_ms, settings"
+_NEW_SUBSCRIPTION: Final = f"INSERT INTO subscriptions ({_SUBSCRIPTION}) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 def _topic(row: tuple[Any, ...]) -> TopicMeta:
@@ -116,6 +120,10 @@ def _topic(row: tuple[Any, ...]) -> TopicMeta:
 def _subscription(row: tuple[Any, ...]) -> SubscriptionMeta:
     topic, name, kind, start, created_ms, settings = row
     return SubscriptionMeta(topic, name, kind, json.loads(start), created_ms, json.loads(settings))
+
+
+def _subscription_row(one: SubscriptionMeta) -> tuple[Any, ...]:
+    return (one.topic, one.name, one.type, json.dumps(one.start), one.created_ms, json.dumps(one.settings))
 
 
 def _digest(table: str, row: Sequence[object]) -> int:
@@ -227,6 +235,8 @@ class Catalogue:
                 action="stop",
             )
         execute(_ERASING)  # an older broker's file has none
+        execute(_CHANGES)
+        execute("INSERT INTO changes SELECT 0 WHERE NOT EXISTS (SELECT * FROM changes)")
         self._verify()
 
     def _verify(self) -> None:
@@ -251,11 +261,23 @@ class Catalogue:
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
+                database.execute("UPDATE changes SET number = number + 1")
                 database.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # a failed commit may have rolled back already
                     database.execute("ROLLBACK")
                 raise
+
+    def change(self) -> int:
+        """Return the number of the last change. Raises StorageError."""
+        with self._guarded() as database:
+            (number,) = database.execute("SELECT max(number) FROM changes").fetchone()
+        return int(number)
+
+    def go_on_from(self, change: int) -> None:
+        """Give the changes to come higher numbers than that one. Raises StorageError."""
+        with self._guarded() as database:
+            database.execute("UPDATE changes SET number = ? WHERE number < ?", (change, change))
 
     def _note(
         self, table: str, added: Iterable[Sequence[object]], removed: Iterable[Sequence[object]]
@@ -289,8 +311,8 @@ class Catalogue:
         except sqlite3.DatabaseError as error:
             raise self._error(error) from error
 
-    def create_topic(self, topic: TopicMeta) -> None:
-        """Add a topic. Raises IsterError `topic-exists`, StorageError."""
+    def create_topic(self, topic: TopicMeta, subscriptions: Sequence[SubscriptionMeta] = ()) -> None:
+        """Add a topic with its subscriptions, or nothing. Raises IsterError `topic-exists`, StorageError."""
         row = (
             topic.name,
             topic.incarnation,
@@ -300,11 +322,17 @@ class Catalogue:
             json.dumps(topic.settings),
         )
         if self.topic(topic.name) is None and self._abouts is not None:
-            self._abouts.write_topic(topic)
+            number = self.change() + 1
+            self._abouts.write_topic(topic, number)
+            for subscription in subscriptions:
+                self._abouts.write_subscription(topic, subscription, number)
+        below = [_subscription_row(subscription) for subscription in subscriptions]
         try:
             with self._changing() as database:
                 database.execute(f"INSERT INTO topics ({_TOPIC}) VALUES (?, ?, ?, ?, ?, ?)", row)
                 self._note("topics", [row], ())
+                database.executemany(_NEW_SUBSCRIPTION, below)
+                self._note("subscriptions", below, ())
         except sqlite3.IntegrityError as error:
             if self.topic(topic.name) is not None:
                 raise IsterError(
@@ -355,9 +383,9 @@ class Catalogue:
             return
         try:
             if subscription is None:
-                self._abouts.write_topic(topic)
+                self._abouts.write_topic(topic, self.change())
             else:
-                self._abouts.write_subscription(topic, subscription)
+                self._abouts.write_subscription(topic, subscription, self.change())
         except StorageError as error:
             log.warning("what topic %s is now is in the catalogue alone: %s", topic.name, error)
 
@@ -418,16 +446,13 @@ class Catalogue:
 
     def create_subscription(self, subscription: SubscriptionMeta) -> None:
         """Add a subscription. Raises IsterError `subscription-exists` or `unknown-topic`, StorageError."""
-        one = subscription
-        row = (one.topic, one.name, one.type, json.dumps(one.start), one.created_ms, json.dumps(one.settings))
+        one, row = subscription, _subscription_row(subscription)
         topic = self.topic(one.topic)
         if self._abouts is not None and topic is not None and self.subscription(one.topic, one.name) is None:
-            self._abouts.write_subscription(topic, one)
+            self._abouts.write_subscription(topic, one, self.change() + 1)
         try:
             with self._changing() as database:
-                database.execute(
-                    f"INSERT INTO subscriptions ({_SUBSCRIPTION}) VALUES (?, ?, ?, ?, ?, ?)", row
-                )
+                database.execute(_NEW_SUBSCRIPTION, row)
                 self._note("subscriptions", [row], ())
         except sqlite3.IntegrityError:
             self.get_topic(one.topic)

@@ -1,7 +1,8 @@
 """A catalogue that is missing, empty, old or damaged: what it lacks is brought back from beside logs and cursors.
 
 - Nothing is taken for new that has a log or cursors: what nothing describes stops the start, until somebody says so.
-- What is brought back is in the catalogue as it was created and changed last; what the catalogue has stays as it is.
+- What is brought back is in the catalogue as it was created and changed last; what the catalogue has stays as it is,
+  but for what is described by a later change than the catalogue's last: that is an old copy.
 
 May touch: the Disk it is handed; the catalogue's files, and folders of logs and cursors, which it only renames.
 """
@@ -74,35 +75,54 @@ def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
     for path in described.unreadable:
         log.error("%s is not what was written: it describes nothing", path)
     deleted = {topic.incarnation for topic in catalogue.erasing()}
+    last = catalogue.change()
     came: dict[str, int] = {}
+    set_again: set[str] = set()
     by_folder: dict[str, TopicMeta] = {}
-    for fields in described.topics:
+    for fields, change in zip(described.topics, described.topic_changes, strict=True):
         topic = _topic(fields)
         if topic is None or topic.incarnation in deleted:
             continue
         known = catalogue.topic(topic.name)
+        if known is not None and known.incarnation != topic.incarnation:
+            if change <= last or topic.created_ms <= known.created_ms:
+                log.error(
+                    "the catalogue has another topic %s than %s: the log in there is left alone",
+                    topic.name,
+                    folder_of(topic),
+                )
+                continue
+            catalogue.delete_topic(topic.name)  # before this one was made, which the copy knows nothing of
+            known = None
         if known is None:
             catalogue.create_topic(topic)
             came[topic.name] = 0
-        elif known.incarnation != topic.incarnation:
-            log.error(
-                "the catalogue has another topic %s than %s: the log in there is left alone",
-                topic.name,
-                folder_of(topic),
-            )
-            continue
+        elif change > last and known.settings != topic.settings:
+            catalogue.update_topic(topic.name, topic.settings)
+            set_again.add(topic.name)
         by_folder[folder_of(topic)] = topic
-    for folder, fields in described.subscriptions:
+    for (folder, fields), change in zip(described.subscriptions, described.subscription_changes, strict=True):
         subscription, of = _subscription(fields), by_folder.get(folder)
         if subscription is None or of is None or subscription.topic != of.name:
             continue
-        if catalogue.subscription(of.name, subscription.name) is None:
+        there = catalogue.subscription(of.name, subscription.name)
+        if there is not None and change > last and there.created_ms < subscription.created_ms:
+            catalogue.delete_subscription(of.name, subscription.name)
+            there = None
+        if there is None:
             catalogue.create_subscription(subscription)
             came[of.name] = came.get(of.name, 0) + 1
+        elif change > last and there.settings != subscription.settings:
+            catalogue.update_subscription(of.name, subscription.name, subscription.settings)
+            set_again.add(of.name)
+    catalogue.go_on_from(max((last, *described.topic_changes, *described.subscription_changes)))
     catalogue.describe_all()
     return [
         f"topic {name}: the catalogue lacked it, or subscriptions of it; back from beside its log with {count} of these"
         for name, count in sorted(came.items())
+    ] + [
+        f"topic {name}: the catalogue is an older copy than what lies beside its log, of which the settings are back"
+        for name in sorted(set_again)
     ]
 
 

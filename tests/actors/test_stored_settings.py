@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from actors.broker import sweep_orphans
+from ister.errors import DiskFullError
 from ister.wire import Key, Type
+from storage.catalogue import Catalogue
 from storage.store import FolderStore
 from storage.upload import list_history, read_settings
 from tests.actors.test_cloud import (
@@ -273,3 +276,61 @@ def sweep(stage: Stage) -> None:
     """Do what a broker does when it is started next."""
     stage.restart(2)
     sweep_orphans(stage.disk, "/data", stage.catalogue)  # type: ignore[arg-type]
+
+
+def subscriptions(stage: Stage) -> list[str]:
+    """Return the names of the topic's subscriptions."""
+    listed = stage.client().request("subscription.list", topic="orders")
+    return [each["subscription"] for each in listed["subscriptions"]]
+
+
+def test_a_disk_that_is_full_while_a_topic_comes_back_ends_nothing(
+    cloud: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The topic waits until it can be entered with all its subscriptions: never without some of them."""
+    fill(create(cloud), cloud, 0, 100)
+    for name in ("a", "b", "c"):
+        consumer(cloud, name)
+    cloud.advance(3)
+    lose_disk(cloud)
+    room = [2]
+    changing = Catalogue._changing
+
+    def full(catalogue: Catalogue) -> Any:
+        if not room[0]:
+            raise DiskFullError("no space left for the catalogue")
+        room[0] -= 1
+        return changing(catalogue)
+
+    monkeypatch.setattr(Catalogue, "_changing", full)
+    cloud.restart(2)
+    cloud.advance(20)
+    assert cloud.actors("directory")
+    assert cloud.catalogue.topic("orders") is None or len(cloud.catalogue.subscriptions("orders")) == 3
+    room[0] = 1_000
+    cloud.advance(60)
+    assert subscriptions(cloud) == ["a", "b", "c"]
+    expect_messages(consumer(cloud, "a"), 0, 100)
+
+
+def test_a_disk_that_is_full_while_a_deletion_ends_ends_nothing_else(
+    cloud: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the store has nothing of the topic any more is noted later; until then it is looked at again."""
+    fill(create(cloud), cloud, 0, 100)
+    assert cloud.store is not None
+    cloud.store.away()
+    cloud.client().request("topic.delete", topic="orders")
+
+    def full(_: Catalogue) -> Any:
+        raise DiskFullError("no space left for the catalogue")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Catalogue, "_changing", full)
+        cloud.store.back()
+        cloud.advance(90)
+        assert cloud.actors("directory")
+        assert objects(cloud) == []
+        assert [gone.name for gone in cloud.catalogue.erasing()] == ["orders"]
+    cloud.advance(90)
+    assert cloud.catalogue.erasing() == []

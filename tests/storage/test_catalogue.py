@@ -38,6 +38,21 @@ def test_what_is_created_is_there_after_opening_again(catalogue: Catalogue) -> N
     again.close()
 
 
+def test_a_topic_that_comes_back_is_entered_with_its_subscriptions_or_not_at_all(
+    catalogue: Catalogue,
+) -> None:
+    """Killed in between, or on a full disk, a topic without them would be taken for one that has none."""
+    twice = (BILLING, BILLING)
+    with pytest.raises(IsterError):
+        catalogue.create_topic(ORDERS, twice)
+    assert (catalogue.topics(), catalogue.subscriptions()) == ([], [])
+    catalogue.create_topic(ORDERS, (BILLING,))
+    catalogue.close()
+    again = Catalogue(catalogue.path)
+    assert (again.topics(), again.subscriptions()) == ([ORDERS], [BILLING])
+    again.close()
+
+
 @pytest.mark.parametrize("start", ["earliest", "latest", 0, 2**62])
 def test_a_start_keeps_its_kind(catalogue: Catalogue, start: str | int) -> None:
     """A name stays a name and an offset a number."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ister.errors import DamagedError, DiskFullError, StorageError
-from storage.about import ABOUT_SUFFIX, Abouts, cursor_name, decode_about, encode_about, folder_of
+from storage.about import ABOUT_SUFFIX, Abouts, change_of, cursor_name, decode_about, encode_about, folder_of
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 from storage.disk import LocalDisk
 from storage.lost_catalogue import open_catalogue
@@ -171,15 +171,61 @@ def test_a_topic_made_again_is_not_mistaken_for_the_one_before(tmp_path: Path) -
     assert (tmp_path / "topics" / folder_of(ORDERS) / "about").exists()
 
 
+def test_an_old_copy_of_the_catalogue_brings_no_old_settings_and_hides_no_log(tmp_path: Path) -> None:
+    """What was changed, or made again, after the copy is as it was last: a lifted retention deletes nothing."""
+    fill(tmp_path)
+    copy = (tmp_path / "catalogue.sqlite").read_bytes()
+    catalogue, _ = opened(tmp_path)
+    catalogue.update_topic("orders/eu", {"retention_ms": 0})
+    catalogue.update_subscription("orders/eu", "audit", {"paused": 0})
+    catalogue.delete_subscription("orders/eu", "billing")
+    later = SubscriptionMeta("orders/eu", "billing", "shared", "earliest", 30, {"max_deliveries": 2})
+    catalogue.create_subscription(later)
+    catalogue.delete_topic("news")
+    again = TopicMeta("news", b"\7" * 16, "reliable", "fsync", 40)
+    catalogue.create_topic(again)
+    before = contents(catalogue)
+    for _ in range(2):
+        remove(tmp_path)
+        (tmp_path / "catalogue.sqlite").write_bytes(copy)
+        catalogue, told = opened(tmp_path)
+        assert contents(catalogue) == before
+        assert any("orders/eu" in line and "settings" in line for line in told)
+    catalogue, told = opened(tmp_path)
+    assert told == []
+    catalogue.update_topic("orders/eu", {"retention_ms": 9})
+    catalogue.close()
+    catalogue, _ = opened(tmp_path)
+    assert catalogue.get_topic("orders/eu").settings == {"retention_ms": 9}
+    catalogue.close()
+
+
+def test_a_change_that_could_not_be_described_is_not_taken_back(tmp_path: Path) -> None:
+    """An older description counts less than the catalogue, which is no copy."""
+    disk = SimulatedDisk()
+    disk.makedirs("/data")
+    path = str(tmp_path / "catalogue.sqlite")
+    catalogue, _ = open_catalogue(disk, "/data", path)
+    catalogue.create_topic(ORDERS)
+    disk.room = 0
+    catalogue.update_topic("orders/eu", {"retention_ms": 1})
+    catalogue.close()
+    disk.room = None
+    catalogue, told = open_catalogue(disk, "/data", path)
+    assert (catalogue.get_topic("orders/eu").settings, told) == ({"retention_ms": 1}, [])
+    catalogue.close()
+
+
 def test_a_description_says_nothing_once_a_byte_of_it_is_another() -> None:
     """And says all of it before."""
     fields = {"topic": "orders", "name": "s", "start": 3, "settings": {"a": 1}}
-    whole = encode_about(fields)
-    assert decode_about(whole) == fields
+    whole = encode_about(fields, 77)
+    assert (decode_about(whole), change_of(whole)) == (fields, 77)
     for at in range(len(whole)):
         flipped = bytearray(whole)
         flipped[at] ^= 1
         assert decode_about(bytes(flipped)) in (None, fields)  # spaces between are nobody's
+        assert change_of(bytes(flipped)) in (0, 77)
     for length in range(len(whole) - 2):
         assert decode_about(whole[:length]) is None
 
