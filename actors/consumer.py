@@ -33,12 +33,14 @@ from actors.messages import (
     Deliver,
     Evicted,
     Granted,
+    Idle,
     Left,
     Lost,
     Notice,
     Pause,
     Paused,
     ReadFrom,
+    Recall,
     Reopen,
     Returned,
     Room,
@@ -110,6 +112,7 @@ class Consumer(LoopActor):
         self._ack_timeout_s = 0.0
         self._failures_max = 0
         self._tells = False  # the client tells what its program takes
+        self._heard_s = 0.0  # when its program last had something to say, or was first given something
         self._in_hand = InHand()
         self._timer: Timer | None = None
         self._backlog: deque[Piece | Notice] = (
@@ -378,7 +381,10 @@ class Consumer(LoopActor):
         """The client has it: what its program may have is to be acknowledged in time from now on."""
         taken: Sequence[tuple[int, int]] = piece.parts
         if self._tells:
-            taken, _waiting = self._in_hand.deliver(piece.parts, singly=self._is_last_chance(piece))
+            taken, waiting = self._in_hand.deliver(piece.parts, singly=self._is_last_chance(piece))
+            if waiting and self._timer is None:
+                self._heard_s = self.clock.monotonic()
+                self._look_by(self._heard_s + self._ack_timeout_s)
         if taken:
             deadline_s = self.clock.monotonic() + self._ack_timeout_s
             for first, end in taken:
@@ -524,6 +530,7 @@ class Consumer(LoopActor):
         """Take a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND."""
         header = frame.header
         kind = header[Key.TYPE]
+        self._heard_s = self.clock.monotonic()
         if kind == Type.CREDIT:
             if self._tells and Key.TAKEN in header:
                 self._take(header[Key.TAKEN], alone=Key.REF in header)
@@ -626,6 +633,8 @@ class Consumer(LoopActor):
         held: list[Held] = []
         for first, end in self._ranges(header):
             held += self.in_flight.settle(first, end)
+        if Key.TAKEN in header:  # the program failed, and does not know at what
+            held += self.in_flight.release_taken()
         if held:
             why = header.get(Key.REASON, "refused")[:REASON_LENGTH_MAX]
             delay_s = None if delay_ms is None else delay_ms / 1000
@@ -656,20 +665,34 @@ class Consumer(LoopActor):
         if expired:
             text = f"not acknowledged within {self._ack_timeout_s:g} s"
             self._subscription.tell(Returned(self._key, expired, None, text, failed=True))
-            self._recall()
+            self._recall("acknowledge")
             self._settled()
         due = self.in_flight.next_deadline_s()
+        if due is None and self._in_hand.waits:  # it has nothing in hand, and perhaps forgot about this
+            due = self._heard_s + self._ack_timeout_s
+            if due <= now_s:
+                self._subscription.tell(Idle(self._key))
+                due = now_s + self._ack_timeout_s
         if due is not None:
             self._look_at(due)
 
-    def _recall(self) -> None:
-        """The program is stuck: what waits for it, in its client or here, goes to others, and did not fail."""
+    @receives(Recall)
+    def on_recall(self, _recall: Recall) -> None:
+        """Let others have what waits for a program that asks for nothing, unless it has come back just now."""
+        if self.in_flight.next_deadline_s() is None and self._is_silent():
+            self._recall("ask for anything")
+
+    def _is_silent(self) -> bool:
+        return self._heard_s + self._ack_timeout_s <= self.clock.monotonic()
+
+    def _recall(self, what: str) -> None:
+        """The program is stuck, or takes nothing: what waits for it goes to others, and did not fail."""
         self._backlog = deque(waiting for waiting in self._backlog if isinstance(waiting, Notice))
         if waiting := self.in_flight.release_waiting():
             self._in_hand.forget()
             self._subscription.tell(SetCredit(self._key, 0, 0))  # nothing comes until it asks
             self._subscription.tell(Returned(self._key, waiting, 0.0, "its consumer is stuck"))
-            text = f"the program does not acknowledge within {self._ack_timeout_s:g} s"
+            text = f"the program does not {what} within {self._ack_timeout_s:g} s"
             self._send_in_turn(Notice(RECALLED, _messages(waiting), text))
 
     def _look_by(self, deadline_s: float) -> None:

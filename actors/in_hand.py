@@ -57,6 +57,11 @@ class InHand:
         _take(self._singly, count - 1)  # handed out before, or never
         return taken + _take(self._singly, count)
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything that waits."""
+        return bool(self._waiting or self._singly)
+
     def first(self) -> int | None:
         """Return the offset of the message that waits at the front, unless it is to be confirmed; None: none does."""
         waits = self._waiting and not (self._singly and self._singly[0][0] < self._waiting[0][0])

@@ -141,6 +141,15 @@ class InFlight:
             for held in self.settle(waiting.first, waiting.end)
         ]
 
+    def release_taken(self) -> list[Held]:
+        """Take out and return what has a deadline: the program has it in hand."""
+        return [
+            held
+            for taken, deadline_s in list(self._parts)
+            if deadline_s != NEVER
+            for held in self.settle(taken.first, taken.end)
+        ]
+
     def release(self) -> list[Held]:
         """Take out and return everything, lowest offset first."""
         released = [held for held, _ in self._parts]

@@ -993,6 +993,18 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Idle:
+    """What was delivered waits for a program that asks for nothing (Consumer -> Subscription, answered by `Recall`)."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Others are there for what waits for your program (Subscription -> Consumer)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sought:
     """The subscription goes on at `offset` now: nothing that was delivered before counts (Subscription -> Consumer)."""
 

@@ -29,7 +29,9 @@ from actors.messages import (
     Detach,
     Explain,
     ForgetCursor,
+    Idle,
     Left,
+    Recall,
     Refused,
     Returned,
     Seek,
@@ -310,6 +312,14 @@ class ReliableSubscription(FailingSubscription):
         self._settle(command.key, sum(held.end - held.first for held in command.held))
         if self._gave(command.key):
             self._take_back(command.held, command.delay_s, command.why, failed=command.failed)
+
+    @receives(Idle)
+    def on_idle(self, command: Idle) -> None:
+        """Have others get what waits for a program that asks for nothing; alone, it may come for it when it likes."""
+        consumer = self._consumers.get(command.key)
+        others = self._hands_over if self.meta.type == "failover" else len(self._consumers) > 1
+        if consumer is not None and others:
+            consumer.tell(Recall())
 
     @receives(Left)
     def on_left(self, command: Left) -> None:

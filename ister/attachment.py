@@ -673,6 +673,20 @@ class Attachment:
 
     # ---- the end, and time ---------------------------------------------------------------------------------------
 
+    def blame(self, reason: str) -> None:
+        """The program failed, for this reason: so did all that it has in hand, which only the broker knows."""
+        if self.phase == "open" and self.session is not None and self._tells:
+            self.flush()
+            self.session.emit(
+                {
+                    Key.TYPE: Type.NACK,
+                    Key.HANDLE: self.handle,
+                    Key.RANGES: [],
+                    Key.TAKEN: self._handed,
+                    Key.REASON: reason,
+                }
+            )
+
     def close(self) -> None:
         """Send what is acknowledged and say CLOSE; the phase becomes closed when the broker has answered."""
         self.flush()

@@ -636,6 +636,7 @@ class Client(Administration):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.network.blame(error)
         self.close()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -41,6 +42,12 @@ class User(Protocol):
 
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: use this lock, and take no fast path any more."""
+
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work."""
+
+    def part(self) -> None:
+        """Say what is still to be said: the client is about to say BYE (lock held)."""
 
 
 class Network:
@@ -364,6 +371,12 @@ class Network:
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: where it is to blame, what it has in hand has failed."""
+        if not self.closed and not self.forked:
+            for user in list(self._users):
+                user.blame(error)
+
     def close(self) -> None:
         """Close every connection and wait for their threads."""
         if not self.closed and not self.forked:
@@ -371,6 +384,8 @@ class Network:
         with self.lock:
             if self.closed or self.forked:
                 return
+            for user in list(self._users):
+                user.part()
             self.closed = True
             connections = list(self._connections)
             for connection in connections:
@@ -422,7 +437,11 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
+    ended_by = (
+        None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    )  # at a prompt it was long ago
     for network in list(_live):
+        network.blame(ended_by)
         network.close()
 
 

@@ -435,6 +435,12 @@ class Producer:
         """Whether there is nothing to close any more."""
         return self._network.forked or self._network.closed or self.publication.phase == "closed"
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: a producer has no messages in hand."""
+
+    def part(self) -> None:
+        """The client is about to say BYE: what has no receipt is lost, as `Client.close` says."""
+
     def begin_close(self) -> None:
         """Say CLOSE."""
         with self._lock:

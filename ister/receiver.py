@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from ister import arguments
 from ister.attachment import Attachment
+from ister.blame import reason_of
 from ister.errors import ClosedError, IsterError, TimeoutExpiredError
 from ister.message import Batch, Event, Message
 from ister.producer import HURRY_S
@@ -205,6 +206,16 @@ class Receiver:
         """Whether there is nothing to close any more."""
         return self._network.forked or self._network.closed or self.attachment.phase == "closed"
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: where it is to blame, what the program has in hand has failed."""
+        if (reason := reason_of(error)) and not self._network.forked:
+            with self._lock:
+                self.attachment.blame(reason)
+
+    def part(self) -> None:
+        """Send the acknowledgments made so far: the client is about to say BYE (lock held)."""
+        self.attachment.flush()
+
     def begin_close(self) -> None:
         """Send what is acknowledged and say CLOSE."""
         with self._lock:
@@ -246,6 +257,7 @@ class Receiver:
         if error is None:
             self.close()
             return
+        self.blame(error)
         try:
             self.close(HURRY_S)
         except IsterError:

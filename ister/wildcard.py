@@ -420,6 +420,11 @@ class WildcardConsumer(Consumer):
         """Whether there is nothing to close any more."""
         return self._network.forked or self._network.closed or self._over
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: what it has in hand of any topic has failed."""
+        for member in list(self._members.values()):
+            member.blame(error)
+
     def begin_close(self) -> None:
         """Send what is acknowledged and say CLOSE, for every topic."""
         self._over = True

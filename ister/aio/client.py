@@ -178,6 +178,10 @@ class Client(Conversation):
             return None
         return lambda event: self._loop.call_soon_threadsafe(on_event, event)
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: where it is to blame, what it has in hand has failed."""
+        self._client.network.blame(error)
+
     async def close(self) -> None:
         """End the session; producers that were not closed lose what has no receipt."""
         await self._loop.run_in_executor(None, self._client.close)

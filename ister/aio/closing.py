@@ -21,6 +21,9 @@ class Closing:
     async def close(self) -> None:
         """Give it back."""
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: say so of what it has in hand."""
+
     async def hurry(self) -> None:
         """Give it back while an exception is on its way out."""
         await self.close()
@@ -34,6 +37,7 @@ class Closing:
         if error is None:
             await self.close()
             return
+        self.blame(error)
         try:
             await self.hurry()
         except IsterError:

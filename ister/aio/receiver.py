@@ -122,6 +122,10 @@ class Receiver(Closing):
         finally:
             receiver.end()
 
+    def blame(self, error: BaseException | None) -> None:
+        """An exception ends the program's work: where it is to blame, what the program has in hand has failed."""
+        self._receiver.blame(error)
+
     async def hurry(self) -> None:
         """Close while an exception is on its way out."""
         await self.close(HURRY_S)

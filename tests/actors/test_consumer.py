@@ -25,11 +25,13 @@ from actors.messages import (
     Deliver,
     Evicted,
     Granted,
+    Idle,
     Left,
     Lost,
     Notice,
     Pause,
     Paused,
+    Recall,
     Reopen,
     Returned,
     SetCredit,
@@ -229,6 +231,49 @@ def test_a_nack_gives_back_what_is_held_and_nothing_else(scene: Scene) -> None:
     assert [frame.header[Key.REF] for frame in scene.heard(Type.DONE)] == [8]
     scene.frame(Type.NACK, ranges=[0, 4])
     assert scene.told(Returned) == []
+
+
+def tells(scene: Scene) -> None:
+    """Have the client open again, and say from now on what its program takes."""
+    handle, header = scene.open_frame()
+    header[Key.TAKEN] = 0
+    scene.tell(Reopen(handle, handle.generation, header), Paused())
+    scene.subscription.heard.clear()
+
+
+def test_a_program_that_failed_gives_back_what_it_has_in_hand(scene: Scene) -> None:
+    """Without knowing what that is: what it has acknowledged is done, and what waits in its client did not fail."""
+    tells(scene)
+    scene.deliver(0, 10)
+    scene.frame(Type.CREDIT, messages=0, bytes=0, taken=4)
+    scene.frame(Type.ACK, ranges=[0, 3])
+    scene.frame(Type.NACK, ranges=[], taken=4, reason="ValueError: no")
+    assert scene.told(Returned) == [Returned(1, [Held(3, 4, 1)], None, "ValueError: no", failed=True)]
+    scene.frame(Type.NACK, ranges=[])
+    assert scene.told(Returned) == []
+
+
+def test_what_waits_for_a_program_that_asks_for_nothing_goes_to_others(scene: Scene) -> None:
+    """Where there are others: it acknowledged all it had, and did not come again within the acknowledgment timeout."""
+    tells(scene)
+    scene.deliver(0, 10)
+    scene.loop.advance(ACK_TIMEOUT_S - 1)
+    scene.frame(Type.CREDIT, messages=0, bytes=0, taken=4)
+    scene.loop.advance(ACK_TIMEOUT_S - 1)
+    scene.frame(Type.ACK, ranges=[0, 4])
+    scene.loop.advance(ACK_TIMEOUT_S - 1)
+    assert scene.told(Idle) == []
+    scene.tell(Recall())  # a late word, about a time before
+    assert scene.told(Returned) == []
+    scene.loop.advance(2)
+    assert scene.told(Idle) == [Idle(1)]
+    scene.tell(Recall())
+    (returned,) = scene.told(Returned)
+    assert (returned.held, returned.failed) == ([Held(4, 10, 1)], False)
+    assert [frame.header[Key.CODE] for frame in scene.heard(Type.EVENT)] == ["recalled"]
+    scene.loop.advance(10 * ACK_TIMEOUT_S)
+    assert scene.told(Returned) == []
+    assert scene.loop.next_due() is None
 
 
 @pytest.mark.parametrize("kind", [Type.ACK, Type.NACK])

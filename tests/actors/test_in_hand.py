@@ -217,6 +217,24 @@ def test_what_waits_in_a_client_does_not_time_out(scene: Scene) -> None:
     assert scene.shown()["in_flight"] == 2
 
 
+@pytest.mark.parametrize("type", ["shared", "key-shared", "failover"])
+def test_what_waits_for_a_program_that_forgot_it_goes_to_others(scene: Scene, type: str) -> None:
+    """It has done with all it had in hand, and asks for nothing; when it does again, it is given more."""
+    scene.type = type
+    scene.publish(b"a", b"b", b"c")
+    idle = scene.consumer(tells=True, ack_timeout_ms=1000, max_deliveries=1, priority=2)
+    assert offsets(idle) == [0, 1, 2]
+    idle.taken(1, 1)
+    idle.ack(1, (0, 1))
+    scene.stage.advance(5)  # alone, it may
+    assert (offsets(idle), scene.shown()["in_flight"]) == ([], 2)
+    other = scene.consumer(tells=True)
+    scene.stage.advance(3)
+    assert heard(other) == [(1, b"b", 2), (2, b"c", 2)]
+    assert scene.shown()["dead_lettered"] == 0
+    assert "recalled" in [event.code for event in events(idle)]
+
+
 def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: Scene) -> None:
     """The client hears of it, and hands none of it out."""
     scene.publish(b"a", b"b", b"c")

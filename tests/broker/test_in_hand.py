@@ -63,6 +63,97 @@ def test_only_the_message_that_kills_its_consumer_becomes_a_dead_letter(
     assert (shown["dead_lettered"], shown["pending"]) == (1, [])
 
 
+FAILING = {
+    "in the consumer's block": """
+import sys, ister
+with ister.connect(sys.argv[1]) as client, client.consumer(sys.argv[2], "workers") as consumer:
+    for message in consumer:
+        if message.payload == b"poison":
+            raise ValueError("cannot read this")
+        consumer.ack(message)
+        if message.payload == b"last":
+            break
+""",
+    "in the client's block": """
+import sys, ister
+with ister.connect(sys.argv[1]) as client:
+    consumer = client.consumer(sys.argv[2], "workers")
+    while message := consumer.receive():
+        if message.payload == b"poison":
+            raise ValueError("cannot read this")
+        consumer.ack(message)
+        if message.payload == b"last":
+            break
+""",
+    "in no block": """
+import sys, ister
+consumer = ister.connect(sys.argv[1]).consumer(sys.argv[2], "workers")
+for message in consumer:
+    if message.payload == b"poison":
+        raise ValueError("cannot read this")
+    consumer.ack(message)
+    if message.payload == b"last":
+        consumer.close()
+        break
+""",
+    "under asyncio": """
+import asyncio, sys, ister.aio
+async def main():
+    async with (
+        await ister.aio.connect(sys.argv[1]) as client,
+        await client.consumer(sys.argv[2].replace("jobs", "*"), "workers") as consumer,
+    ):
+        async for message in consumer:
+            if message.payload == b"poison":
+                raise ValueError("cannot read this")
+            consumer.ack(message)
+            if message.payload == b"last":
+                break
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("where", FAILING)
+def test_a_program_that_ends_by_an_exception_fails_what_it_has_in_hand(
+    broker: OwnBroker, client: ister.Client, where: str
+) -> None:
+    """As one that was killed: a message that breaks whoever takes it is given up, and those around it are not."""
+    topic = f"broken-{where.replace(' ', '-').replace(chr(39), '')}/jobs"
+    client.create_topic(topic)
+    client.create_subscription(topic, "workers", start="earliest", max_deliveries=2, backoff_min=0)
+    with client.producer(topic) as producer:
+        producer.send_batch([b"good"] * 300 + [b"poison"] + [b"good"] * 300 + [b"last"]).result(10)
+    for _ in range(8):
+        command = [sys.executable, "-c", FAILING[where], broker.endpoint, topic]
+        if subprocess.run(command, timeout=60, check=False, stderr=subprocess.DEVNULL).returncode == 0:
+            break
+    else:
+        pytest.fail("the message that breaks its consumer was never given up")
+    wait_until(lambda: client.subscription(topic, "workers")["dead_lettered"] == 1)
+    assert client.subscription(topic, "workers")["pending"] == []
+    [letter] = client.dead_letters(topic, "workers").list()
+    assert (letter.payload, letter.reason) == (b"poison", "ValueError: cannot read this")
+
+
+def test_what_was_acknowledged_is_said_when_a_client_is_closed(
+    broker: OwnBroker, client: ister.Client
+) -> None:
+    """Also where its consumer was not closed before: acknowledgments gather for some milliseconds."""
+    client.create_topic("parting")
+    client.create_subscription("parting", "workers", start="earliest")
+    with client.producer("parting") as producer:
+        producer.send_batch([b"x"] * 200).result(10)
+    with ister.connect(broker.endpoint) as other:
+        consumer = other.consumer("parting", "workers")
+        for _ in range(200):
+            message = consumer.receive(PATIENCE_S)
+            assert message is not None
+            consumer.ack(message)
+    wait_until(lambda: client.subscription("parting", "workers")["consumers"] == 0)
+    assert client.subscription("parting", "workers")["pending"] == []
+
+
 def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(client: ister.Client) -> None:
     """A full buffer does not time out while the program takes from it; one that is stuck keeps nobody from it."""
     client.create_topic("stuck")
