@@ -34,8 +34,8 @@ class Tap(Protocol):
     def from_broker(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         """A worker has sent this."""
 
-    def refused(self, router: SimRouter, routing: bytes) -> None:
-        """A worker could not send: the connection is full, or gone."""
+    def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
+        """A worker could not send this: the connection is full, or gone."""
 
 
 class SimRouter(StagedRouter):
@@ -60,10 +60,10 @@ class SimRouter(StagedRouter):
             if bytes(parts[0]) in self.out:
                 super().send_multipart(parts)
                 return
-            self.tap.refused(self, bytes(parts[0]))
+            self.tap.refused(self, bytes(parts[0]), [bytes(part) for part in parts[1:]])
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         if link.is_full():
-            self.tap.refused(self, link.routing)
+            self.tap.refused(self, link.routing, [bytes(part) for part in parts[1:]])
             raise NOTHING_THERE.with_traceback(None)
         copied = [bytes(part) for part in parts[1:]]
         self.tap.from_broker(self, link.routing, copied)

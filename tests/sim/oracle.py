@@ -53,6 +53,14 @@ def identity_of(payload: bytes) -> bytes:
     return payload.partition(b" ")[0]
 
 
+def _offsets(header: dict[int, Any]) -> list[int]:
+    """Return the offsets of a DELIVER."""
+    if Key.RANGES in header:
+        flat = header[Key.RANGES]
+        return [o for low, high in zip(flat[::2], flat[1::2], strict=True) for o in range(low, high)]
+    return list(range(header[Key.OFFSET], header[Key.OFFSET] + header[Key.COUNT]))
+
+
 class Oracle:
     """The `Tap` of every worker's socket; keeps `violations`."""
 
@@ -381,6 +389,8 @@ class Oracle:
             if header.get(Key.CLOSED):
                 self._gone(consumer)
                 consumer.opening = None
+            elif header[Key.CODE] == "internal" and Key.REF in header and not consumer.opened:
+                pass  # what it asked is answered, after it was told that the broker failed for it
             elif header[Key.CODE] in ("ack-unknown", "internal", "malformed"):
                 self.violated(
                     f"{consumer} of {consumer.subscription} is told {header[Key.CODE]}: {header[Key.TEXT]}"
@@ -389,13 +399,19 @@ class Oracle:
             self._gone(consumer)
             del session.consumers[consumer.handle]
 
-    def refused(self, router: SimRouter, routing: bytes) -> None:
+    def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         session = self._sessions.get((router.machine, routing))
         if session is not None:
             session.uncertain = True
             for consumer in session.consumers.values():
                 consumer.subscription.unseen += 1
                 consumer.full_at_s = self.clock.now_s
+            header = decode_header(parts[0])
+            consumer = session.consumers.get(header.get(Key.HANDLE, -1))
+            if header[Key.TYPE] == Type.DELIVER and consumer is not None:
+                # the broker has handed it out; if the consumer is lost with it, it may have failed, and waits
+                consumer.subscription.delayed.update(_offsets(header))
+
 
     def _welcome(self, router: SimRouter, routing: bytes, header: dict[int, Any]) -> None:
         machine, token = router.machine, header[Key.SESSION]
@@ -517,11 +533,7 @@ class Oracle:
             )
         columns, payloads = header.get(Key.COLUMNS, 0), split_payloads(body[0], body[1])
         keys = split_column(body[2], count) if columns & Column.KEYS else [b""] * count
-        if Key.RANGES in header:
-            flat = header[Key.RANGES]
-            offsets = [o for low, high in zip(flat[::2], flat[1::2], strict=True) for o in range(low, high)]
-        else:
-            offsets = list(range(first, first + count))
+        offsets = _offsets(header)
         if topic.strategy != "reliable":
             self._deliver_unreliably(consumer, offsets, payloads)
             return
