@@ -310,7 +310,7 @@ class Stage:
         """`loop` and its clock may be shared with other stages; `random` makes incarnations and secrets."""
         self.settings = settings_of(**flags)
         self.loop = StagedLoop(StagedClock()) if loop is None else loop
-        self.clock = self.loop.time
+        self.clock = self._clock_of(self.loop)
         self.disk = SimulatedDisk()
         self.disk.makedirs("/data")
         self.folder = folder
@@ -337,6 +337,10 @@ class Stage:
         self.loop.settle()
 
     # ---- processes ----------------------------------------------------------------------------------------------
+
+    def _clock_of(self, loop: StagedLoop) -> StagedClock:
+        """Return the machine's clock."""
+        return loop.time
 
     def _open_catalogue(self) -> Catalogue:
         return Catalogue(str(self.folder / "catalogue.sqlite"))

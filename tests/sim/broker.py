@@ -21,13 +21,32 @@ from actors.process import BROKER, NodeDown, NodeUp
 from storage.disk import Disk
 from storage.store import ObjectStore
 from tests.faultystore import FaultyStore
+from tests.sim.limits import WallClock
 from tests.sim.links import Network, SimRouter, Tap
 from tests.sim.trace import Trace
-from tests.stage import Stage, StagedLoop, StagedMail, StagedRouter, _NodeLoop
+from tests.stage import Stage, StagedClock, StagedLoop, StagedMail, StagedRouter, _NodeLoop
 
 
 class Killed(BaseException):
     """The process that does this work is killed, here: whatever it is in the middle of."""
+
+
+class MachineClock:
+    """A machine's clocks: one goes on with everybody's, the other may be set."""
+
+    def __init__(self, true: StagedClock, wall: WallClock) -> None:
+        self._true, self._wall = true, wall
+
+    @property
+    def now_s(self) -> float:
+        """Everybody's time."""
+        return self._true.now_s
+
+    def monotonic(self) -> float:
+        return self._true.now_s
+
+    def time_ms(self) -> int:
+        return self._true.time_ms() + self._wall.off_ms
 
 
 class _SlowLoop(_NodeLoop):
@@ -80,6 +99,7 @@ class Machine(Stage):
     ) -> None:
         self.name = name
         self.network, self.tap, self.trace = network, tap, trace
+        self.wall = WallClock()
         self.slow_disk_s = 0.0
         self.had_tier = False
         self.dies: tuple[str, int] | None = None  # a node that is killed at work, after so many operations
@@ -98,6 +118,9 @@ class Machine(Stage):
             **flags,
         )
         self.expects_failures = True
+
+    def _clock_of(self, loop: StagedLoop) -> StagedClock:
+        return cast(StagedClock, MachineClock(loop.time, self.wall))
 
     @contextmanager
     def perhaps_dying(self, node: str) -> Iterator[None]:

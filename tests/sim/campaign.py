@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tests.sim.plans import Plan
 from tests.sim.planted import PLANTED
 from tests.sim.world import HistoryError, World
 
@@ -31,6 +32,7 @@ SHOWN = (
     "messages handed out",
     "messages read",
     "messages trimmed",
+    "operator topic.update",
     "operator subscription.seek",
     "operator subscription.update",
     "operator subscription.unblock",
@@ -50,10 +52,10 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def live(seed: int, plant: str = "") -> Outcome:
-    """Live one history, perhaps with a bug planted in the broker."""
+def live(seed: int, plant: str = "", plan: Plan | None = None) -> Outcome:
+    """Live one history, perhaps with a bug planted in the broker, perhaps of a plan that is not drawn."""
     with PLANTED[plant]() if plant else nullcontext():
-        world = World(seed)
+        world = World(seed, plan)
         violations, text = [], ""
         try:
             world.run()

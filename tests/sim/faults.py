@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+YEAR_MS = 365 * 86_400_000
+CLOCKS_MS = (0, 0, -700, 700, -3_600_000, 3_600_000, -YEAR_MS, YEAR_MS)  # how far a clock is off
+
+
 class Faults:
     """Everything that may go wrong."""
 
@@ -36,6 +40,8 @@ class Faults:
             "power": self.power,
             "hold mail": self.hold_mail,
             "disk error": self.disk_error,
+            "folder error": self.folder_error,
+            "clock": self.set_clock,
             "full disk": self.full_disk,
             "slow disk": self.slow_disk,
             "mistake": self.mistake,
@@ -273,6 +279,35 @@ class Faults:
         disk.on_operation = happens
         return True
 
+    def folder_error(self) -> bool:
+        """Let the next syncs of a folder fail: what was renamed or made may have its name or not."""
+        machine = self._machine()
+        if machine is None:
+            return False
+        left = [self.random.choice((1, 1, 3))]
+        where = self.random.choice(("/topics/", "/cursors/", "/cursors/"))
+        oracle, disk = self.world.oracle, machine.disk
+
+        def happens(operation: str, path: str) -> None:
+            if operation == "sync_folder" and where in f"{path}/" and left[0]:
+                left[0] -= 1
+                oracle.disturbed(machine.name)
+                self.world.after(1.5, lambda: oracle.disturbed(machine.name))
+                self.world.trace.note("folder error", path)
+                raise OSError(5, "Input/output error")
+
+        disk.on_operation = happens
+        return True
+
+    def set_clock(self) -> bool:
+        """Set a machine's clock, by up to a year; its monotonic clock goes on."""
+        machine = self._machine()
+        if machine is None:
+            return False
+        off_ms = self.world.more.choice(CLOCKS_MS)
+        machine.wall.step(self.world.clock.now_s, off_ms)
+        return True
+
     def full_disk(self) -> bool:
         """Let the disk be full for a while."""
         machine = self._machine()
@@ -328,6 +363,8 @@ class Faults:
             machine.disk.on_operation = None
             machine.disk.room = None
             machine.slow_disk_s = 0.0
+            if machine.wall.off_ms:
+                machine.wall.step(world.clock.now_s, 0)
             world.oracle.disturbed(machine.name)
         for link in world.network.links():
             link.stalled_until = 0.0

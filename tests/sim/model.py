@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tests.sim.limits import Limits
+
 PASSED_OVER_MAX = (
     40  # deliveries to other consumers of a Shared subscription while one with credit gets nothing
 )
@@ -22,7 +24,8 @@ class Sent(NamedTuple):
     identity: bytes
     key: bytes
     deliver_at_ms: int
-    sent_ms: int
+    sent_s: float
+    size: int
 
 
 @dataclass(slots=True, eq=False)
@@ -32,15 +35,17 @@ class TopicModel:
     name: str
     strategy: str
     durability: str
-    ttl_ms: int = 0
-    expires: bool = False  # what is too old may have gone
-    trims: bool = False  # what every subscription has acknowledged may go
+    limits: Limits = field(default_factory=Limits)  # of what it keeps, and delivers
     at: dict[int, bytes] = field(default_factory=dict)  # offset: identity
     place: dict[bytes, int] = field(default_factory=dict)  # identity: offset
     key_of: dict[int, bytes] = field(default_factory=dict)
     by_key: dict[bytes, list[int]] = field(default_factory=dict)  # ascending offsets
     receipted: dict[bytes, int | None] = field(default_factory=dict)
     end: int = 0
+    times: dict[int, int] = field(default_factory=dict)  # offset: when the broker took it, by its clock
+    sought: list[tuple[str, int, int]] = field(
+        default_factory=list
+    )  # who was moved to a time, and where that was
 
 
 @dataclass(slots=True, eq=False)

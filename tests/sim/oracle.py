@@ -29,6 +29,7 @@ from ister.wire import (
     split_payloads,
     split_times,
 )
+from tests.sim.limits import OVERHEAD_BYTES, WallClock
 from tests.sim.links import SimRouter
 from tests.sim.model import (
     PASSED_OVER_MAX,
@@ -70,12 +71,15 @@ class Oracle:
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         self.topics: dict[str, TopicModel] = {}
+        self.clocks: dict[str, WallClock] = {}  # by machine
         self.subscriptions: dict[tuple[str, str, str], SubscriptionModel] = {}
         self.sent: dict[bytes, Sent] = {}  # by identity
+        self.has_store = False
         self._owners: dict[tuple[str, int], SessionModel] = {}  # who opened a producer last
         # topic, producer, sequence: what was sent so, and in which session
         self._batches: dict[tuple[str, int, int], tuple[list[bytes], SessionModel]] = {}
         self._asked: dict[tuple[bytes, int], tuple[SubscriptionModel, str, dict[str, Any]]] = {}
+        self._limiting: dict[tuple[bytes, int], tuple[TopicModel, dict[str, Any]]] = {}
         self._sessions: dict[tuple[str, bytes], SessionModel] = {}  # machine, routing
         self._tokens: dict[tuple[str, bytes], SessionModel] = {}
 
@@ -200,6 +204,13 @@ class Oracle:
 
     def _request(self, session: SessionModel, header: dict[int, Any]) -> None:
         arguments = header.get(Key.ARGUMENTS, {})
+        if header[Key.OPERATION] == "topic.update":
+            asked = session.token, header[Key.REF]
+            topic = self.topics[arguments["topic"]]
+            if asked not in self._limiting:
+                self._limiting[asked] = topic, arguments
+                topic.limits.ask(arguments, self.clock.now_s)
+            return
         place = (session.machine, arguments.get("topic", ""), arguments.get("subscription", ""))
         subscription = self.subscriptions.get(place)
         if subscription is None:
@@ -214,11 +225,22 @@ class Oracle:
             subscription.paused_s = None
 
     def _answered(self, session: SessionModel, header: dict[int, Any], result: dict[str, Any] | None) -> None:
-        asked = self._asked.pop((session.token, header.get(Key.REF, -1)), None)
+        question = session.token, header.get(Key.REF, -1)
+        limited, asked = self._limiting.pop(question, None), self._asked.pop(question, None)
+        if limited is not None:
+            topic, arguments = limited
+            everywhere = result is not None and (
+                (len(self.clocks) == 1 and not self.has_store) or result["settings_stored"]
+            )
+            topic.limits.answer(arguments, self.clock.now_s, done=result is not None, everywhere=everywhere)
         if asked is None:
             return
         subscription, operation, arguments = asked
         if operation == "subscription.seek":
+            to = str(arguments["to"])
+            if to.startswith("time:") and result is not None:
+                time_ms = int(to.removeprefix("time:"))
+                subscription.topic.sought.append((str(subscription), time_ms, result["position"]))
             subscription.moved(None if result is None else result["position"], self.clock.now_s)
         elif operation == "subscription.update" and result is not None and arguments.get("paused") == 1:
             subscription.paused_s = self.clock.now_s
@@ -407,11 +429,10 @@ class Oracle:
                 consumer.subscription.unseen += 1
                 consumer.full_at_s = self.clock.now_s
             header = decode_header(parts[0])
-            consumer = session.consumers.get(header.get(Key.HANDLE, -1))
-            if header[Key.TYPE] == Type.DELIVER and consumer is not None:
+            lost = session.consumers.get(header.get(Key.HANDLE, -1))
+            if header[Key.TYPE] == Type.DELIVER and lost is not None:
                 # the broker has handed it out; if the consumer is lost with it, it may have failed, and waits
-                consumer.subscription.delayed.update(_offsets(header))
-
+                lost.subscription.delayed.update(_offsets(header))
 
     def _welcome(self, router: SimRouter, routing: bytes, header: dict[int, Any]) -> None:
         machine, token = router.machine, header[Key.SESSION]
@@ -465,6 +486,8 @@ class Oracle:
             consumer.credit = consumer.bytes_credit = 0
             # what waited comes back; what the program has in hand stays there, and may yet wait for its back-off
             subscription.delayed.update(subscription.release(consumer, self.clock.now_s))
+        elif code == "trimmed" and self._may_be_gone(subscription.topic, header[Key.OFFSET]):
+            pass
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
 
@@ -537,7 +560,8 @@ class Oracle:
         if topic.strategy != "reliable":
             self._deliver_unreliably(consumer, offsets, payloads)
             return
-        if topic.ttl_ms:
+        self._note_times(topic, offsets, header[Key.TIMESTAMPS])
+        if topic.limits.has("message_ttl_ms"):
             self._check_ttl(consumer, header)
         times = split_times(body[-1], count) if columns & Column.DELIVER_AT else None
         for at, (offset, payload, key) in enumerate(zip(offsets, payloads, keys, strict=True)):
@@ -551,7 +575,7 @@ class Oracle:
                     f"{identity!r} comes with time {times[at]}, it was sent with {sent.deliver_at_ms}"
                 )
             if sent is not None and sent.deliver_at_ms and subscription.kind != "reader":
-                self._check_time(subscription, offset, sent.deliver_at_ms)
+                self._check_time(subscription, offset, sent)
             self._deliver_one(consumer, offset, key, header.get(Key.ATTEMPT, 1))
         if subscription.kind == "shared":
             self._check_fairness(consumer)
@@ -569,18 +593,33 @@ class Oracle:
             consumer.given.add(offset)
             consumer.reached = offset
 
+    def _note_times(self, topic: TopicModel, offsets: list[int], times: list[int]) -> None:
+        at = 0
+        for count, time_ms in zip(times[::2], times[1::2], strict=True):
+            for offset in offsets[at : at + count]:
+                if topic.times.setdefault(offset, time_ms) != time_ms:
+                    self.violated(
+                        f"{offset} of {topic.name} was taken at {time_ms}, and at {topic.times[offset]}"
+                    )
+            at += count
+
     def _check_ttl(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
-        oldest = min(header[Key.TIMESTAMPS][1::2])
-        late_ms = self.clock.time_ms() - oldest - consumer.subscription.topic.ttl_ms
+        subscription = consumer.subscription
+        ttl_ms = subscription.topic.limits.certain("message_ttl_ms", self.clock.now_s)
+        clock = self.clocks[subscription.machine]
+        if not ttl_ms or self.clock.now_s - clock.steps[-1][0] < WAITS_S or "b" in self.clocks:
+            return
+        late_ms = clock.highest_ms(self.clock.now_s, self.clock.now_s) - ttl_ms
+        late_ms -= min(header[Key.TIMESTAMPS][1::2])
         if late_ms > 0 and self.clock.now_s - consumer.full_at_s > WAITS_S:
-            who = f"{consumer} of {consumer.subscription}"
+            who = f"{consumer} of {subscription}"
             self.violated(f"{who} gets {header[Key.OFFSET]}, which outlived its time by {late_ms} ms")
 
-    def _check_time(self, subscription: SubscriptionModel, offset: int, time_ms: int) -> None:
-        if time_ms > self.clock.time_ms():
-            self.violated(
-                f"{subscription} delivers {offset} {time_ms - self.clock.time_ms()} ms before its time"
-            )
+    def _check_time(self, subscription: SubscriptionModel, offset: int, sent: Sent) -> None:
+        clock = self.clocks[subscription.machine]
+        early_ms = sent.deliver_at_ms - clock.highest_ms(sent.sent_s, self.clock.now_s)
+        if early_ms > 0:
+            self.violated(f"{subscription} delivers {offset} {early_ms} ms before its time")
 
     def _deliver_one(self, consumer: ConsumerModel, offset: int, key: bytes, attempt: int) -> None:
         subscription, now = consumer.subscription, self.clock.now_s
@@ -632,7 +671,7 @@ class Oracle:
             or subscription.waits_since_before(reached)
             or reached in subscription.done_otherwise
             or subscription.maybe_poison(reached)
-            or self._may_be_expired(subscription.topic, reached)
+            or self._may_be_gone(subscription.topic, reached)
             or self._may_wait(subscription.topic, reached)
             or self._may_have_come_back(subscription, reached)
         ):
@@ -658,7 +697,7 @@ class Oracle:
             if self._may_wait(topic, other) or subscription.back_at.get(other, 0.0) >= now - 1e-6:
                 continue
             if (
-                self._may_be_expired(topic, other)
+                self._may_be_gone(topic, other)
                 or subscription.maybe_poison(other)
                 or now - consumer.full_at_s < WAITS_S
             ):
@@ -669,19 +708,33 @@ class Oracle:
             self.violated(f"{who} of key {key!r} for the first time behind {highest}")
         subscription.highest[key] = max(highest, offset)
 
-    def _may_be_expired(self, topic: TopicModel, offset: int) -> bool:
-        """Whether a message may have outlived its topic's time to live."""
-        if not topic.ttl_ms:
+    def _may_be_gone(self, topic: TopicModel, offset: int) -> bool:
+        """Whether a message may have outlived its topic's time to live, or gone by its retention."""
+        limits = topic.limits
+        if not limits:
             return False
         identity = topic.at.get(offset)
         sent = None if identity is None else self.sent.get(identity)
         if sent is None:  # nobody was told of it yet
             return True
-        return sent.sent_ms + topic.ttl_ms <= self.clock.time_ms()
+        now_s, clocks = self.clock.now_s, list(self.clocks.values())
+        return (
+            limits.too_old("message_ttl_ms", sent.sent_s, now_s, clocks)
+            or limits.too_old("retention_ms", sent.sent_s, now_s, clocks)
+            or (
+                limits.has("retention_bytes")
+                and limits.too_many(sent.sent_s, self._bytes_from(topic, offset))
+            )
+        )
 
-    def all_may_be_expired(self, topic: TopicModel, offsets: range) -> bool:
-        """Whether all of these may have outlived their topic's time to live."""
-        return all(self._may_be_expired(topic, offset) for offset in offsets)
+    def _bytes_from(self, topic: TopicModel, offset: int) -> int:
+        """Return how many bytes a message and those behind it may take in the log."""
+        known = [self.sent[identity].size for at, identity in topic.at.items() if at >= offset]
+        return sum(known) + (topic.end - offset) * OVERHEAD_BYTES
+
+    def all_may_be_gone(self, topic: TopicModel, offsets: range) -> bool:
+        """Whether all of these may be too old, or gone by their topic's retention."""
+        return all(self._may_be_gone(topic, offset) for offset in offsets)
 
     def _may_have_come_back(self, subscription: SubscriptionModel, offset: int) -> bool:
         """Whether somebody had a message for as long as he may: it waits for its back-off, perhaps."""
@@ -730,7 +783,7 @@ class Oracle:
             for offset in range(subscription.begin or 0, topic.end)
             if offset not in done
             and not subscription.maybe_poison(offset)
-            and not self._may_be_expired(topic, offset)
+            and not self._may_be_gone(topic, offset)
         ]
 
     def dead_letters(
@@ -764,21 +817,47 @@ class Oracle:
             self.violated(f"{subscription} has two dead letters of {twice}")
         for offset in range(topic.end):
             settled = offset in subscription.acknowledged or found[offset] or subscription.was_moved
-            if not settled and not self._may_be_expired(topic, offset):
+            if not settled and not self._may_be_gone(topic, offset):
                 self.violated(f"{subscription}: {offset} is neither acknowledged nor a dead letter")
+
+    def _may_have_gone(self, topic: TopicModel, offset: int) -> bool:
+        """Whether retention may have taken a message from the log."""
+        identity = topic.at.get(offset)
+        sent = None if identity is None else self.sent.get(identity)
+        limits, now_s = topic.limits, self.clock.now_s
+        if sent is None:
+            return limits.has("retention_ms", "retention_bytes", "retention_acknowledged")
+        return (
+            limits.done_with(sent.sent_s)
+            or limits.too_old("retention_ms", sent.sent_s, now_s, list(self.clocks.values()))
+            or limits.too_many(sent.sent_s, self._bytes_from(topic, offset))
+        )
+
+    def _check_sought(self, topic: TopicModel, start: int) -> None:
+        """Where it was moved to by time nothing is passed over that was taken then, or later, in the log's order."""
+        known = sorted((offset, time_ms) for offset, time_ms in topic.times.items() if offset >= start)
+        for who, time_ms, position in topic.sought:
+            due = next((offset for offset, taken_ms in known if taken_ms >= time_ms), position)
+            if position > due:
+                self.violated(
+                    f"{who} was moved to {time_ms}, which is {position}: {due} was taken at {topic.times[due]}"
+                )
 
     def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
         """A reader from the first to the last offset was given this."""
-        start = found[0][0] if found else topic.end * topic.trims
-        if start and not topic.trims:
-            self.violated(f"{topic.name} begins at {start}, and nobody allowed that")
+        limits = topic.limits
+        start = found[0][0] if found else topic.end * bool(limits)
         for subscription in self.subscriptions.values():
-            if topic.expires or subscription.topic is not topic:
-                continue
-            if needed := [offset for offset in self.missing(subscription) if offset < start]:
-                self.violated(
-                    f"{topic.name} begins at {start}, and {subscription} has not acknowledged {needed[:5]}"
-                )
+            if subscription.topic is topic and limits.has("retention_acknowledged"):
+                needed = [offset for offset in self.missing(subscription) if offset < start]
+                if needed:
+                    self.violated(
+                        f"{topic.name} begins at {start}, and {subscription} has not acknowledged {needed[:5]}"
+                    )
+        kept = [offset for offset in range(start) if not self._may_have_gone(topic, offset)]
+        if kept:
+            self.violated(f"{topic.name} begins at {start}, and nothing allowed that {kept[:5]} went")
+        self._check_sought(topic, start)
         self.counts["messages trimmed"] += start
         for expected, (offset, payload) in enumerate(found, start):
             if offset != expected:

@@ -17,6 +17,12 @@ CLOUD_FLAGS: Final = {
 }
 
 
+RETENTIONS: Final = (
+    ("retention_ms", (300, 4000, 8000)),
+    ("retention_bytes", (3000, 20_000)),
+)
+
+
 @dataclass(slots=True)
 class SubscriptionPlan:
     """A subscription, and who consumes it."""
@@ -53,6 +59,7 @@ class Plan:
     flags: dict[str, Any] = field(default_factory=dict)
     cloud: bool = False  # with a tier and a store
     takeover_after_s: float = 0.0  # when another broker takes over from the store; 0: never
+    steps_clocks: bool = False  # the brokers' clocks are set, by up to a year
 
 
 def draw_plan(random: Random) -> Plan:
@@ -68,6 +75,34 @@ def draw_plan(random: Random) -> Plan:
     for number in range(random.choice((1, 1, 2))):
         plan.topics.append(draw_topic(random, number, plan))
     return plan
+
+
+def draw_more(random: Random, plan: Plan) -> None:
+    """Draw what came later, from random numbers of its own: limits that change, and clocks that are set."""
+    if random.random() < 0.2:
+        plan.steps_clocks = True
+        plan.faults["clock"] = 4
+        plan.fault_every = max(plan.fault_every, 0.05)
+    if "disk error" in plan.faults or random.random() < 0.15:
+        plan.faults["folder error"] = 2
+    for topic in plan.topics:
+        if topic.strategy != "reliable":
+            continue
+        if random.random() < (0.5 if plan.cloud else 0.2):
+            name, values = random.choice(RETENTIONS)
+            topic.settings[name] = random.choice(values)
+            topic.operator = [*topic.operator, random.choice(("lift", "limit"))]
+        elif random.random() < 0.1:
+            topic.operator = [*topic.operator, "limit", "lift"]
+        moves = plan.steps_clocks and not plan.takeover_after_s and random.random() < 0.5
+        if moves and "retention_acknowledged" not in topic.settings:
+            topic.operator = [*topic.operator, "seek"]
+    if any("seek" in topic.operator for topic in plan.topics) and random.random() < 0.5:
+        plan.faults["folder error"] = 8
+        plan.fault_every = max(plan.fault_every, 0.1)
+        for topic in plan.topics:  # who is slow has something that a move may pass over
+            for ways in [each for subscription in topic.subscriptions for each in subscription.consumers]:
+                ways.think_s, ways.take, ways.credit = 0.5, 1, 5
 
 
 def draw_faults(random: Random, plan: Plan) -> dict[str, int]:

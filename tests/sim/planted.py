@@ -5,17 +5,23 @@ Each is a context manager that breaks the broker in one place, as a programmer m
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
+from actors import uploader
 from actors.consumer import Consumer
 from actors.lanes import Lane, Lanes
+from ister.attachment import Attachment
 from storage import upload
-from storage.cursor import Cursor
+from storage.catalogue import TopicMeta
+from storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
 from storage.opening import _Opening
 from storage.producers import ProducerTable
+from storage.reader import FoundTime, Reader
+from storage.retention import Retention, retention_of
 from storage.simulated import SimulatedFile
 
 
@@ -93,6 +99,94 @@ def dedup_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def failed_seek_in_force() -> Iterator[None]:
+    """A journal that failed is opened again from what its file shows: a move that failed may be there."""
+
+    def seek(self: CursorJournal, offset: int) -> None:
+        fresh = Compaction(self._disk, f"{self.path}.new", encode_journal(self.incarnation, Cursor(offset)))
+        try:
+            fresh.run()
+            file = fresh.put(self.path)
+        except OSError as error:
+            raise self._fail("moved", error) from error
+        self._file.close()
+        self._file, self._end, self.cursor = file, fresh.size, Cursor(offset)
+
+    def written_anew(self: CursorJournal) -> CursorJournal:
+        anew = CursorJournal.open(self._disk, self.path, self.incarnation, self.cursor.start)
+        anew.note(anew.cursor.low, self.cursor.low)
+        for first, end in self.cursor.ranges:
+            anew.note(first, end)
+        self.close()
+        return anew
+
+    with (
+        patch.object(CursorJournal, "seek", seek),
+        patch.object(CursorJournal, "written_anew", written_anew),
+    ):
+        yield
+
+
+@contextmanager
+def settings_of_creation() -> Iterator[None]:
+    """What a topic's settings became never reaches the store: whoever takes it over has those of its creation."""
+    with patch.object(uploader, "put_settings", lambda *_given: None):
+        yield
+
+
+@contextmanager
+def lifted_retention_unheard() -> Iterator[None]:
+    """The Uploader cuts the store's history by the retention that it heard of first."""
+    first: dict[bytes, Retention] = {}
+
+    def retention(topic: TopicMeta) -> Retention:
+        return first.setdefault(topic.incarnation, retention_of(topic))
+
+    def on_start(self: uploader.Uploader) -> None:
+        retention(self._topic)
+        original(self)
+
+    original = uploader.Uploader.on_start
+    with (
+        patch.object(uploader, "retention_of", retention),
+        patch.object(uploader.Uploader, "on_start", on_start),
+    ):
+        yield
+
+
+@contextmanager
+def raw_times() -> Iterator[None]:
+    """A time is sought by halves over the times of batches, as if no clock were ever set back."""
+
+    def find_time(self: Reader, timestamp_ms: int, durable_end: int) -> FoundTime:
+        offset = self.offset
+        self.seek(self.begins_at() or 0)
+        places: list[tuple[int, int]] = []
+        while records := self.read(durable_end, 1 << 20):
+            places += [(record.first_offset, record.timestamp_ms) for record in records]
+        self.seek(offset)
+        at = bisect_left(places, timestamp_ms, key=lambda place: place[1])
+        found = places[at][0] if at < len(places) else durable_end
+        return FoundTime(found, found, True)
+
+    with patch.object(Reader, "find_time", find_time):
+        yield
+
+
+@contextmanager
+def takers_lose() -> Iterator[None]:
+    """Who takes one message drops what another has begun and not seen to its end."""
+
+    def grab(self: Attachment, most: int | None) -> Any:
+        self._in_hand = None
+        return original(self, most)
+
+    original = Attachment.grab
+    with patch.object(Attachment, "grab", grab):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -100,4 +194,9 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "key-too-early": key_too_early,
     "fenced-writer-counted": fenced_writer_counted,
     "dedup-forgotten": dedup_forgotten,
+    "failed-seek-in-force": failed_seek_in_force,
+    "settings-of-creation": settings_of_creation,
+    "lifted-retention-unheard": lifted_retention_unheard,
+    "raw-times": raw_times,
+    "takers-lose": takers_lose,
 }

@@ -19,6 +19,7 @@ from ister.reader import Reader
 from ister.requests import about
 from ister.session import Request
 from tests.sim.clients import SimClient
+from tests.sim.limits import wall_ms
 from tests.sim.model import Sent, SubscriptionModel, TopicModel
 from tests.sim.oracle import identity_of
 
@@ -167,8 +168,11 @@ class Producing(Program):
         attributes = {"n": str(self.number)} if ways.attributes and random.random() < 0.5 else None
         now_ms = self.world.clock.time_ms()
         due = now_ms + random.choice(ways.delays_ms) if ways.delays_ms and random.random() < 0.4 else 0
-        self.world.oracle.sent[identity] = Sent(self.topic.name, identity, key, due, now_ms)
-        return identity + b" " + bytes(random.choice(ways.sizes)), key, attributes, due
+        payload = identity + b" " + bytes(random.choice(ways.sizes))
+        self.world.oracle.sent[identity] = Sent(
+            self.topic.name, identity, key, due, self.world.clock.now_s, len(payload)
+        )
+        return payload, key, attributes, due
 
     def _send_one(self, producer: Producer) -> None:
         number = self.number
@@ -370,12 +374,13 @@ class Reading(Program):
         self.next = 0
         self.reader: Reader | None = None
         self.working = False
+        self.behind = False  # what it was to read next is gone
         super().__init__(world, machine)
 
     def open(self) -> None:
         assert self.client is not None
         self.working = False
-        start = self.next or "earliest"
+        start = "earliest" if self.behind else self.next or "earliest"
         self.reader = self.client.plan_reader(self.topic.name, start=start, credit_messages=self.credit)  # type: ignore[arg-type]
 
     def on_progress(self) -> None:
@@ -394,9 +399,7 @@ class Reading(Program):
                 return
             for message in batch:
                 skipped = range(self.next, message.offset)
-                if message.offset < self.next or not self.world.oracle.all_may_be_expired(
-                    self.topic, skipped
-                ):
+                if message.offset < self.next or not self.world.oracle.all_may_be_gone(self.topic, skipped):
                     self.world.oracle.violated(
                         f"{self.name}: a reader of {self.topic.name} gets {message.offset} where {self.next} is due"
                     )
@@ -406,12 +409,13 @@ class Reading(Program):
             self.on_progress()
         except IsterError as error:
             self.world.counts[f"reader {error.code}"] += 1
+            self.behind = error.code == "offset-out-of-range"
             self.again()
 
     @property
     def done(self) -> bool:
         """Whether it has read everything that is not too old."""
-        return self.world.oracle.all_may_be_expired(self.topic, range(self.next, self.topic.end))
+        return self.world.oracle.all_may_be_gone(self.topic, range(self.next, self.topic.end))
 
 
 class Operating(Program):
@@ -435,6 +439,8 @@ class Operating(Program):
             return
         if self.asked is not None and self.asked.error is not None:
             self.world.counts[f"operator {self.asked.error.code}"] += 1
+            if self.asked.operation == "subscription.seek":  # who is told that it failed looks first
+                self.does = [each for each in self.does if each != "seek"] or ["nothing"]
         if self.paused is not None:
             self._ask("subscription.update", self.paused, paused=0)
             self.paused = None
@@ -446,12 +452,38 @@ class Operating(Program):
         if self.world.quiet:
             return
         subscription, what = self.random.choice(self.subscriptions), self.random.choice(self.does)
+        if what in ("limit", "lift"):
+            self._limit(subscription.topic, lift=what == "lift")
+            return
         if what == "seek":
             to: str | int = self.random.choice(("earliest", self.random.randint(0, subscription.topic.end)))
+            if self.world.more.random() < 0.4:
+                to = subscription.topic.end  # over what is not acknowledged yet
+            if self.world.plan.steps_clocks and self.world.more.random() < 0.7:
+                to = f"time:{self._moment()}"
             self._ask("subscription.seek", subscription, to=to)
         elif what == "pause":
             self.paused = subscription
             self._ask("subscription.update", subscription, paused=1)
+
+    def _moment(self) -> int:
+        """Return a time that the broker's clock has shown."""
+        clock, now_s = self.world.oracle.clocks[self.machine], self.world.clock.now_s
+        off_ms = self.world.more.choice(clock.steps)[1]
+        return wall_ms(now_s - self.world.more.choice((0.0, 0.5, 2.0, 5.0)), off_ms)
+
+    def _limit(self, topic: TopicModel, *, lift: bool) -> None:
+        """Give the topic another limit, or lift them all."""
+        random = self.world.more
+        if lift:
+            limits = dict.fromkeys(topic.limits.of, 0)
+        else:
+            name = random.choice(("retention_ms", "retention_bytes", "message_ttl_ms"))
+            limits = {name: random.choice((3000, 20_000) if name == "retention_bytes" else (300, 1500))}
+        if limits and self.client is not None:
+            self.asked = Request("topic.update", {"topic": topic.name, **limits})
+            self.world.counts["operator topic.update"] += 1
+            self.client.send_request(self.asked)
 
     def _ask(self, operation: str, subscription: SubscriptionModel, **more: Any) -> None:
         client = self.client

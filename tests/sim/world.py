@@ -26,15 +26,17 @@ from tests.raw_client import Frame
 from tests.sim.broker import Machine
 from tests.sim.clients import SimClient
 from tests.sim.faults import Faults
+from tests.sim.limits import LIMITS
 from tests.sim.links import Network
 from tests.sim.model import SubscriptionModel, TopicModel
 from tests.sim.oracle import Oracle
-from tests.sim.plans import Plan, draw_plan
+from tests.sim.plans import Plan, draw_more, draw_plan
 from tests.sim.programs import Consuming, Operating, Producing, Program, Reading
 from tests.sim.trace import Trace
 from tests.stage import StagedClient, StagedClock, StagedLoop
 
 DRAIN_S = 90.0  # of virtual time, within which everything must have come to rest once nothing fails any more
+TRIMMED_S = 65.0  # the store's history is cut once a minute at most
 SESSION_TIMEOUT_MS = 4000
 HEARTBEAT_MS = 1500
 SLOTS = 64  # of Key-Shared: sixteen thousand take a while to share out, and there are ten keys
@@ -100,6 +102,11 @@ class World:
         self.network = Network(self.loop, self.random, self.counts)
         self.quiet = False  # nothing fails any more, nothing new is sent, everything is acknowledged
         self.plan = draw_plan(self.random) if plan is None else plan
+        self.more = Random(
+            f"more of {seed}"
+        )  # so that what is drawn besides changes nothing of what was drawn before
+        if plan is None:
+            draw_more(self.more, self.plan)
         self.store = FolderStore("/store", cast(Disk, SimulatedDisk()), self.clock)  # on a disk of its own
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
@@ -179,6 +186,8 @@ class World:
             trace=self.trace,
             **self._flags(),
         )
+        self.oracle.clocks["a"] = machine.wall
+        self.oracle.has_store = plan.cloud
         if plan.cloud:
             machine.use_store(self.store)
         self.loop.settle()
@@ -190,11 +199,8 @@ class World:
                     topic.name,
                     topic.strategy,
                     topic.durability,
-                    ttl_ms=topic.settings.get("message_ttl_ms", 0),
-                    expires="message_ttl_ms" in topic.settings,
-                    trims=bool(topic.settings.get("retention_acknowledged")),
                 )
-            )
+            ).limits.begin(topic.settings)
             for each in topic.subscriptions:
                 client.request(
                     "subscription.create",
@@ -237,6 +243,7 @@ class World:
             waits_for_store=True,
             **self._flags(),
         )
+        self.oracle.clocks["b"] = machine.wall
         machine.use_store(self.store)
         self.faults_done["takeover"] += 1
         for topic in self.plan.topics:
@@ -344,7 +351,8 @@ class World:
 
     def _read_everything(self) -> None:
         """Read every reliable topic from its beginning, and ask where the cursors are."""
-        self.loop.advance(2.0)
+        lifted = any(topic.limits.answered_s > 0 for topic in self.oracle.topics.values())
+        self.loop.advance(TRIMMED_S if lifted and self.plan.cloud else 2.0)
         for topic in self.oracle.topics.values():
             if topic.strategy != "reliable":
                 continue
@@ -355,9 +363,9 @@ class World:
                 self._check_cursor(each, end)
                 if each.options.get("max_deliveries") and each.options.get("poison") == "dead-letter":
                     self._check_dead_letters(self.admin(name), each)
-            if topic.ttl_ms:  # what is too old is there all the same
-                topic.ttl_ms = 0
-                self.admin(name).request("topic.update", topic=topic.name, message_ttl_ms=0)
+            if topic.limits:  # what is too old is there all the same
+                self.admin(name).request("topic.update", topic=topic.name, **dict.fromkeys(LIMITS, 0))
+                self.loop.advance(0.1)
             self.oracle.read_back(topic, self._read(self.machines[name], topic.name, end))
 
     def _end_of(self, machine: str, topic: str) -> int:
