@@ -10,9 +10,11 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final, Literal
@@ -79,6 +81,19 @@ class Seat:
     spool: str
 
 
+@contextmanager
+def lost_connections_expected() -> Iterator[None]:
+    """Keep the client's warnings off the screen: the demonstration kills the worker, and says so itself."""
+    log = logging.getLogger("ister")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@lost_connections_expected()
 def producer_main(
     control: Connection,
     endpoint: str,
@@ -145,6 +160,7 @@ def _batches(
         yield payloads, keys
 
 
+@lost_connections_expected()
 def consumer_main(control: Connection, endpoint: str, seat: Seat) -> None:
     """Receive, write down and acknowledge until told to stop or to leave."""
     spool = Spool(seat.spool)

@@ -29,6 +29,7 @@ from ister.demo.clients import (
     Progress,
     Seat,
     consumer_main,
+    lost_connections_expected,
     producer_main,
 )
 from ister.demo.replay import SUBSCRIPTION, Replay, replay
@@ -104,6 +105,7 @@ def play(*, lines_max: int | None = None, workers: int = 2, watcher: Watcher | N
     watcher = watcher or Watcher()
     began = time.monotonic()
     with ExitStack() as stack:
+        stack.enter_context(lost_connections_expected())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ister-demo-"))
         watcher.say("reading the standard library")
         source = read_source(lines_max)
@@ -124,6 +126,11 @@ def play(*, lines_max: int | None = None, workers: int = 2, watcher: Watcher | N
         stage.compare()
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def seat_of(topic: str, subscription: str, type_: SubscriptionType, number: int, spool: str) -> Seat:
+    """Return where consumer `number` of a row of the cast sits; only those of a Failover subscription have an order."""
+    return Seat(topic, subscription, type_, number if type_ == "failover" else 0, spool)
 
 
 class _Stage:
@@ -157,7 +164,7 @@ class _Stage:
             self._outcome.types[row] = type_
             for number in range(count):
                 spool = f"{self._folder}/{len(self._progress)}.spool"
-                seat = Seat(topic, subscription, type_, number, spool)
+                seat = seat_of(topic, subscription, type_, number, spool)
                 name = f"demo consumer {topic} {subscription} {number + 1}"
                 process = self._start(name, consumer_main, seat)
                 self._consumers.setdefault(row, []).append(process)
