@@ -682,8 +682,8 @@ class Directory(LoopActor):
             if not answers[0]["fenced"]:
                 raise RemoteError(
                     "invalid-argument",
-                    f"topic {topic.name!r} is this broker's own in the store, and is not forgotten: delete it, or let "
-                    "another broker take it over first",
+                    f"topic {topic.name!r} is this broker's own in the store: there is nothing to take over or to "
+                    "forget. What is not wanted any more is deleted",
                 )
             known = self._registry.topic(topic.name)
             if known is None or known.incarnation != topic.incarnation:

@@ -80,7 +80,12 @@ class Topic(LoopActor):
             return
         if older.session.handles.get(older.number) is older:
             self._close_handle(
-                older, RemoteError("producer-fenced", "a newer producer took this producer id")
+                older,
+                RemoteError(
+                    "producer-fenced",
+                    f"a newer producer of the same name, or id, publishes to topic {self.meta.name!r} now: "
+                    "one at a time may, so give each program a name of its own, or have one wait for the other",
+                ),
             )
         del self._publishers[command.producer_id]
 

@@ -61,8 +61,7 @@ class Administration(ABC):
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.topic(topic, timeout=timeout)
-            if requests.differs(answer, request):
-                raise
+            requests.check_same(answer, request)
         return answer
 
     def update_topic(
@@ -173,8 +172,7 @@ class Administration(ABC):
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = self.subscription(topic, subscription, timeout=timeout)
-            if requests.differs(answer, request):
-                raise
+            requests.check_same(answer, request)
         return answer
 
     def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[SubscriptionInfo]:

@@ -19,6 +19,7 @@ from ister.blame import REASON_MAX
 from ister.errors import ConnectionLostError, TimeoutExpiredError, UsageError
 from ister.message import BaseBatch, BaseMessage, Delivery, Message
 from ister.receiver import Receiver
+from ister.requests import Duration
 from ister.session import Request
 
 NACK_DELAY_S_MAX: Final = 86_400  # the broker refuses more
@@ -87,16 +88,17 @@ class Consumer(Receiver):
             self.attachment.ack_until(delivery, end - 1, self._network.clock.monotonic())
             self._soon()
 
-    def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` seconds; the reason is for people.
+    def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay` (30, "15m", a `timedelta`); the reason is for people.
 
         Without a delay they wait for the subscription's back-off: 1 s after the first failure, twice as long each time,
         up to a minute, unless it has other options. 0 means at once, except for a consumer that was opened with a
-        back-off of its own (`backoff_ms_min`), which holds for every refusal without a time. At most a day.
+        back-off of its own (`backoff_min`), which holds for every refusal without a time. At most a day.
         """
-        if delay is not None and arguments.seconds(delay, "a delay") > NACK_DELAY_S_MAX:
+        wait_ms = None if delay is None else arguments.milliseconds(delay, "a delay")
+        if wait_ms is not None and wait_ms > NACK_DELAY_S_MAX * 1000:
             raise UsageError(
-                f"a delay of {delay:g} s is over {NACK_DELAY_S_MAX} s, a day: send the message anew"
+                f"a delay of {wait_ms / 1000:g} s is over {NACK_DELAY_S_MAX} s, a day: send the message anew"
             )
         if len(arguments.text(reason, "a reason")) > REASON_MAX:
             raise UsageError(f"a reason has at most {REASON_MAX} characters")
@@ -105,7 +107,7 @@ class Consumer(Receiver):
             self._check()
             self.attachment.flush()
             for delivery, pairs in _by_lineage(ranges):
-                self.attachment.nack(delivery, pairs, None if delay is None else round(delay * 1000), reason)
+                self.attachment.nack(delivery, pairs, wait_ms, reason)
             self._network.connection_of(self.attachment).touch()
         self._network.settle()
 

@@ -20,6 +20,7 @@ from ister import arguments, wire
 from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageError
 from ister.message import BatchReceipt, Receipt, Shipment
 from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES, Publication
+from ister.requests import Duration
 
 if TYPE_CHECKING:
     from ister.network import Network
@@ -73,14 +74,15 @@ class Producer:
         key: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
         deliver_at: When | None = None,
-        delay: float | None = None,
+        delay: Duration | None = None,
         sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put one message on its way and return the promise of an answer.
 
-        Shared and Key-Shared subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or `delay`
-        seconds from now; others, whose messages come in order, at once. A non-reliable topic cannot delay.
+        Subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or after `delay` (30, "15m", a
+        `timedelta`), and hold nothing else up for it. A `datetime` without a time zone is local time. Readers do not
+        wait, and a non-reliable topic cannot delay.
         `sequence` is its number, for a producer with a name: one that was stored before, by this run of the program or
         an earlier one, is not stored again, and its receipt says `duplicate`; numbers may be left out, at the price of
         a round trip each time. Without it, numbers follow each other.
@@ -139,7 +141,7 @@ class Producer:
                 deadline = self._network.deadline(arguments.timeout(timeout))
             self._wait_for_room(self.publication.gathered_bytes, deadline, timeout)
 
-    def due(self, deliver_at: When | None, delay: float | None) -> int:
+    def due(self, deliver_at: When | None, delay: Duration | None) -> int:
         """Return when a message is to be delivered, in unix milliseconds; 0 for at once."""
         due = arguments.due(deliver_at, delay, self._network.clock.time_ms)
         if due and self.publication.strategy == "non-reliable":
@@ -214,7 +216,7 @@ class Producer:
         keys: Sequence[bytes | None] | None = None,
         attributes: Sequence[Mapping[str, str] | None] | None = None,
         deliver_at: When | Sequence[When | None] | None = None,
-        delay: float | None = None,
+        delay: Duration | None = None,
         timeout: float | None = None,
     ) -> BatchReceipt:
         """Put many messages on their way at once: one receipt, consecutive offsets.
@@ -239,7 +241,7 @@ class Producer:
         keys: Sequence[bytes | None] | None,
         attributes: Sequence[Mapping[str, str] | None] | None,
         deliver_at: When | Sequence[When | None] | None = None,
-        delay: float | None = None,
+        delay: Duration | None = None,
     ) -> Packed:
         """Make the frames of a batch; raises `UsageError`."""
         self._network.check()
@@ -268,7 +270,7 @@ class Producer:
         return packed
 
     def _times(
-        self, count: int, deliver_at: When | Sequence[When | None] | None, delay: float | None
+        self, count: int, deliver_at: When | Sequence[When | None] | None, delay: Duration | None
     ) -> Sequence[int] | None:
         if deliver_at is None or isinstance(deliver_at, int | datetime):
             due = self.due(deliver_at, delay)

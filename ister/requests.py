@@ -101,36 +101,33 @@ def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) ->
     return error.code in ("topic-exists", "subscription-exists") and (exist_ok or request.resent)
 
 
-def differs(answer: Mapping[str, Any], request: Request) -> bool:
-    """Whether what is there is not what the request asked for; other options are an error of their own, that says both.
+def check_same(answer: Mapping[str, Any], request: Request) -> None:
+    """Raise what differs between what is there and what the request asked for; options that it leaves out may differ.
 
-    Raises `RemoteError` topic-options, subscription-options.
+    Raises `RemoteError` topic-exists, subscription-exists, topic-options, subscription-options.
     """
-    if _is_another(answer, request.arguments):
-        return True
     what = "subscription" if "subscription" in request.arguments else "topic"
+    place = f"{what} {request.arguments[what]!r}"
+    for name, shown in (("dispatch", "strategy"), ("durability", "durability"), ("type", "type")):
+        asked, has_it = request.arguments.get(name), answer.get(shown)
+        if asked in (None, has_it) or (name == "durability" and answer.get("strategy") != "reliable"):
+            continue
+        raise RemoteError(
+            f"{what}-exists",
+            f"{place} is there, and its {name} is {has_it}, not {asked}: that cannot be changed, so leave it out or "
+            "take another name",
+        ) from None
     has = answer.get("options") if what == "subscription" else answer.get("settings")
     if has is None:  # an older broker does not say
-        return False
+        return
     for name, value in request.arguments.items():
         if name in _NO_OPTIONS or has.get(name, 0) == value:
             continue
         raise RemoteError(
             f"{what}-options",
-            f"{what} {request.arguments[what]!r} is there, and has {name} {has.get(name, 0)!r}, not {value!r:.100}: "
-            f"leave the option out, or change it ({what}.update)",
-        )
-    return False
-
-
-def _is_another(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    if asked.get("dispatch", answer.get("strategy")) != answer.get("strategy"):
-        return True
-    if answer.get("strategy") == "reliable" and asked.get(
-        "durability", answer.get("durability")
-    ) != answer.get("durability"):
-        return True
-    return bool(asked.get("type", answer.get("type")) != answer.get("type"))
+            f"{place} is there, and has {name} {has.get(name, 0)!r}, not {value!r:.100}: "
+            f"leave the option out, or change it (`update_{what}`, `ister {what} update`)",
+        ) from None
 
 
 def is_gone_already(error: RemoteError, request: Request) -> bool:

@@ -22,6 +22,7 @@ from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredErr
 from ister.inbox import GONE
 from ister.message import BaseBatch, BaseMessage, Delivery, Event
 from ister.names import topic_pattern
+from ister.requests import Duration
 from ister.roster import Roster, share
 from ister.session import Handle, Request
 
@@ -351,8 +352,8 @@ class WildcardConsumer(Consumer):
             assert isinstance(part, BaseMessage)
             member.ack_until(part)
 
-    def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` seconds; see `Consumer.nack`."""
+    def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay`; see `Consumer.nack`."""
         for member, part in self._parts(what):
             member.nack(part, delay, reason)
 

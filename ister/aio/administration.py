@@ -49,8 +49,7 @@ class Administration(Waiting):
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = await self.topic(topic, timeout=timeout)
-            if requests.differs(answer, request):
-                raise
+            requests.check_same(answer, request)
         return answer
 
     async def update_topic(
@@ -144,8 +143,7 @@ class Administration(Waiting):
             if not requests.is_there_already(error, request, exist_ok=exist_ok):
                 raise
             answer = await self.subscription(topic, subscription, timeout=timeout)
-            if requests.differs(answer, request):
-                raise
+            requests.check_same(answer, request)
         return answer
 
     async def subscriptions(self, topic: str, *, timeout: float | None = None) -> list[SubscriptionInfo]:

@@ -16,6 +16,7 @@ from ister.aio.waiting import Waiting
 from ister.message import Published, Shipment
 from ister.producer import CLOSE_S, HURRY_S, When
 from ister.producer import Producer as SyncProducer
+from ister.requests import Duration
 
 
 class Receipt:
@@ -70,7 +71,7 @@ class Producer(Closing):
         key: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
         deliver_at: When | None = None,
-        delay: float | None = None,
+        delay: Duration | None = None,
         sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
@@ -95,7 +96,7 @@ class Producer(Closing):
         keys: Sequence[bytes | None] | None = None,
         attributes: Sequence[Mapping[str, str] | None] | None = None,
         deliver_at: When | Sequence[When | None] | None = None,
-        delay: float | None = None,
+        delay: Duration | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Put many messages on their way at once; see `ister.Producer.send_batch`."""

@@ -24,6 +24,7 @@ from ister.producer import HURRY_S
 from ister.reader import Reader as SyncReader
 from ister.receiver import CLOSE_S
 from ister.receiver import Receiver as SyncReceiver
+from ister.requests import Duration
 
 T = TypeVar("T")
 
@@ -168,8 +169,8 @@ class Consumer(Receiver):
         """Acknowledge everything up to and including this message."""
         self._consumer.ack_until(message)
 
-    def nack(self, what: Acknowledged, delay: float | None = None, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` seconds; see `ister.Consumer.nack`."""
+    def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
+        """Give messages back, to be delivered again after `delay`; see `ister.Consumer.nack`."""
         self._consumer.nack(what, delay, reason)
 
     def extend(self, *what: Acknowledged) -> None:

@@ -14,15 +14,16 @@ from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.consume import text_or_base64
 from ister.cli.options import (
     client_options,
+    confirm,
     connected,
     json_option,
     subscription_argument,
     topic_argument,
     topic_option,
+    yes_option,
 )
 from ister.cli.outcome import FAILED
 from ister.cli.show import moment, print_fields, print_json, print_table, shares
-from ister.errors import UsageError
 
 if TYPE_CHECKING:
     from ister.deadletters import DeadLetter
@@ -163,17 +164,14 @@ def redrive(
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="At most so many letters, oldest first."
 )
-@click.option("--yes", is_flag=True, help="Do not ask; needed where no person can be asked.")
+@yes_option
 @client_options
 @json_option
 def purge(
     topic: str, subscription: str, limit: int | None, yes: bool, endpoint: str, timeout: float, as_json: bool
 ) -> None:
-    """Throw dead letters away; there is no way back."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("what is purged is gone: say --yes")
-        click.confirm(f"throw the dead letters of {subscription} of {topic} away?", abort=True, err=True)
+    """Throw dead letters away; there is no way back, so it asks first."""
+    confirm(f"throw the dead letters of {subscription} of {topic} away?", yes)
     with connected(endpoint, timeout) as client, shares(f"purging {subscription}") as on_progress:
         done = client.dead_letters(topic, subscription).purge(limit, on_progress=on_progress)
     if as_json:

@@ -5,6 +5,7 @@ May touch: the client library, imported when a command runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -92,6 +93,19 @@ type_option: Final = click.option(
     show_default=True,
     help="How the subscription's consumers share its messages.",
 )
+
+yes_option: Final = click.option(
+    "--yes", is_flag=True, help="Do not ask; needed where no person can be asked."
+)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Have a person agree to what is not easily undone; a script says `--yes`."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} nobody is there to be asked: say --yes")
+    click.confirm(question, abort=True, err=True)
 
 
 def client_options(command: Decorated) -> Decorated:

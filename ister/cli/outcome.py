@@ -89,6 +89,8 @@ def exit_code_of(error: IsterError) -> int:
 
 def hint_of(error: IsterError) -> str:
     """Return what to do about an error, as half a sentence."""
+    if error.code == "unknown-topic" and isinstance(error, UsageError):  # no broker said it
+        return "`ister store ls URL` shows the topics that the store has"
     return _HINTS.get(error.code) or _ACTIONS[error.action]
 
 

@@ -20,6 +20,7 @@ from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.options import Decorated, json_option, topic_argument
 from ister.cli.outcome import FAILED
 from ister.cli.show import print_json, print_table, progress, size_in_words
+from ister.cli.times import moment_of, now
 from ister.errors import StorageError, UsageError
 from ister.names import check_topic_name
 
@@ -60,13 +61,12 @@ def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     """Read a time as unix milliseconds."""
     if value is None or (value.isascii() and value.isdecimal()):
         return None if value is None else int(value)
-    try:
-        given = datetime.fromisoformat(value)
-    except ValueError:
+    moment = moment_of(value, now())
+    if moment is None:
         raise click.BadParameter(
-            f"{value!r} is neither a time like 2026-03-01T08:00:00Z nor unix milliseconds"
-        ) from None
-    return round((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp() * 1000)
+            f"{value!r} is neither a time like 2026-03-01T08:00:00Z or -15m nor unix milliseconds"
+        )
+    return round(moment.timestamp() * 1000)
 
 
 url_argument = click.argument("url", callback=_url)
@@ -221,7 +221,7 @@ def _show_history(topic: str, history: History, *, as_json: bool) -> None:
     "--from-time",
     callback=_time,
     metavar="TIME",
-    help="Begin at the first message of that time: ISO 8601 or unix ms.",
+    help="Begin at the first message of that time: 2026-03-01T08:00:00Z, -15m, or unix milliseconds.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 @incarnation_option

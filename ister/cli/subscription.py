@@ -11,6 +11,7 @@ from ister.cli.options import (
     POSITION_SHOWN,
     Decorated,
     client_options,
+    confirm,
     connected,
     json_option,
     start_option,
@@ -18,10 +19,10 @@ from ister.cli.options import (
     topic_argument,
     topic_option,
     type_option,
+    yes_option,
 )
 from ister.cli.show import print_fields, print_json, print_table
 from ister.cli.times import Duration, Position
-from ister.cli.topic import confirm
 from ister.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,25 +57,25 @@ _SETTINGS: Final = (
         "--ack-timeout",
         type=Duration(),
         metavar="DURATION",
-        help="Messages held longer (90, 15m) without an acknowledgment are delivered again.",
+        help="Messages held longer (90, 15m) without an acknowledgment are delivered again; 5m by default.",
     ),
     click.option(
         "--backoff-min",
         type=Duration(),
         metavar="DURATION",
-        help="How long a message waits after its first failure; doubles with each.",
+        help="How long a message waits after its first failure, and doubles with each; 1s by default.",
     ),
     click.option(
         "--backoff-max",
         type=Duration(),
         metavar="DURATION",
-        help="How long it waits at most after a failure.",
+        help="How long it waits at most after a failure; 1m by default.",
     ),
     click.option(
         "--max-deliveries",
         type=click.IntRange(min=0),
         metavar="N",
-        help="A message that failed so often is poison; 0: no limit.",
+        help="A message that failed so often is poison; 20 by default; 0: no limit.",
     ),
     click.option(
         "--poison",
@@ -85,19 +86,19 @@ _SETTINGS: Final = (
     click.option(
         "--drop",
         type=click.Choice(["oldest", "newest"]),
-        help="Non-reliable: what goes when its buffer is full.",
+        help="Non-reliable: what goes when its buffer is full; the oldest by default.",
     ),
     click.option(
         "--buffer-messages",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Non-reliable: messages kept for consumers that are slow.",
+        help="Non-reliable: messages kept for consumers that are slow; 100,000 by default.",
     ),
     click.option(
         "--buffer-bytes",
         type=click.IntRange(min=1),
         metavar="BYTES",
-        help="Non-reliable: bytes kept for consumers that are slow.",
+        help="Non-reliable: bytes kept for consumers that are slow; 16 MiB by default.",
     ),
 )
 
@@ -123,6 +124,9 @@ def _settings(given: dict[str, Any]) -> SubscriptionOptions:
 @start_option
 @setting_options
 @click.option("--paused", is_flag=True, help="Deliver nothing until `ister subscription resume`.")
+@click.option(
+    "--exist-ok", is_flag=True, help="A subscription of that name, type and options is as good as a new one."
+)
 @client_options
 @json_option
 def create(
@@ -131,6 +135,7 @@ def create(
     type_: SubscriptionType,
     start: Start,
     paused: bool,
+    exist_ok: bool,
     endpoint: str,
     timeout: float,
     as_json: bool,
@@ -141,7 +146,9 @@ def create(
     if paused:
         options["paused"] = True
     with connected(endpoint, timeout) as client:
-        made = client.create_subscription(topic, subscription, type=type_, start=start, **options)
+        made = client.create_subscription(
+            topic, subscription, type=type_, start=start, exist_ok=exist_ok, **options
+        )
     if as_json:
         print_json(made)
     else:
@@ -179,7 +186,7 @@ def update(
     metavar=POSITION_SHOWN,
     help="The next message; a time is like 2026-03-01T08:00:00Z, or -15m.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def seek(
@@ -187,7 +194,7 @@ def seek(
 ) -> None:
     """Move a subscription: everything before counts as acknowledged, nothing from there on does.
 
-    Its consumers stay attached, and go on there.
+    Its consumers stay attached, and go on there. Asks first.
     """
     confirm(f"move subscription {subscription} of {topic} to {to}?", yes)
     with connected(endpoint, timeout) as client:
@@ -233,7 +240,7 @@ def resume(topic: str, subscription: str, endpoint: str, timeout: float, as_json
 @topic_argument
 @subscription_argument
 @click.argument("action", type=click.Choice(["retry", "drop", "dead-letter"]))
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def unblock(
@@ -245,7 +252,7 @@ def unblock(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Decide what becomes of poison that blocks a subscription: try again, drop it, or bury it."""
+    """Decide what becomes of poison that blocks a subscription: try again, drop it (asks first), or bury it."""
     if action == "drop":
         confirm(f"drop what blocks subscription {subscription} of {topic}?", yes)
     with connected(endpoint, timeout) as client:
@@ -298,11 +305,11 @@ def show(topic: str, subscription: str, endpoint: str, timeout: float, as_json: 
 @subscription.command(cls=Command)
 @topic_argument
 @subscription_argument
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def delete(topic: str, subscription: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Delete a subscription and what it has acknowledged; on a terminal, asks first."""
+    """Delete a subscription and what it has acknowledged; asks first."""
     confirm(f"delete subscription {subscription} of {topic}?", yes)
     with connected(endpoint, timeout) as client:
         client.delete_subscription(topic, subscription)

@@ -33,7 +33,8 @@ def moment_of(text: str, now: datetime) -> datetime | None:
     return None
 
 
-def _now() -> datetime:
+def now() -> datetime:
+    """Return the time it is."""
     return datetime.fromtimestamp(time.time(), UTC)
 
 
@@ -48,7 +49,7 @@ class Position(click.ParamType[Any]):
             return value
         if OFFSET.fullmatch(value):
             return int(value)
-        moment = moment_of(value, _now())
+        moment = moment_of(value, now())
         if moment is None:
             self.fail(
                 f"{value!r} is neither 'earliest' nor 'latest' nor an offset (0, 1, ...) nor a time "
@@ -66,7 +67,7 @@ class Moment(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return a datetime."""
-        moment = moment_of(value, _now()) if isinstance(value, str) else value
+        moment = moment_of(value, now()) if isinstance(value, str) else value
         if moment is None:
             self.fail(f"{value!r} is no time like 2026-03-01T08:00:00Z or +15m", param, ctx)
         return moment

@@ -9,7 +9,15 @@ from typing import Any, Final, Literal, cast
 import click
 
 from ister.cli.command import CONTEXT, Command, Group
-from ister.cli.options import Decorated, client_options, connected, json_option, topic_argument
+from ister.cli.options import (
+    Decorated,
+    client_options,
+    confirm,
+    connected,
+    json_option,
+    topic_argument,
+    yes_option,
+)
 from ister.cli.outcome import FAILED
 from ister.cli.show import print_fields, print_json, print_table, progress
 from ister.cli.times import Duration
@@ -144,7 +152,7 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
         print_json(report)
     else:
         print(
-            f"topic {topic}: offsets {report['start_offset']} to {report['end_offset']}, "
+            f"topic {topic}: offsets {report['start_offset']} to before {report['end_offset']}, "
             f"{report['messages']:,} messages in {report['segments']:,} segments, {report['bytes']:,} bytes: "
             f"{'damaged' if report['damaged'] else 'every byte is what was written'}"
         )
@@ -163,11 +171,11 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
     required=True,
     help="Let every subscription go on behind what is damaged; each one's consumers are told which messages.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def repair(topic: str, skip_damaged: bool, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Decide about damage that `ister topic verify` found; the damaged files are kept."""
+    """Decide about damage that `ister topic verify` found; the damaged files are kept. Asks first."""
     confirm(f"let subscriptions of {topic} skip what is damaged?", yes)
     with connected(endpoint, timeout) as client:
         repaired = client.repair_topic(topic, skip_damaged=skip_damaged)
@@ -213,11 +221,11 @@ def show(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
 
 @topic.command(cls=Command)
 @topic_argument
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def delete(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Delete a topic with its messages and its subscriptions; on a terminal, asks first."""
+    """Delete a topic with its messages and its subscriptions; asks first."""
     confirm(f"delete topic {topic} with all its messages?", yes)
     with connected(endpoint, timeout) as client:
         client.delete_topic(topic)
@@ -229,11 +237,11 @@ def delete(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) 
 
 @topic.command(cls=Command)
 @topic_argument
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def forget(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Drop what is here of a topic that another broker has taken over; the store is left alone."""
+    """Drop what is here of a topic that another broker has taken over; the store is left alone. Asks first."""
     confirm(f"drop what is here of topic {topic}, also messages that the store has not?", yes)
     with connected(endpoint, timeout) as client:
         client.forget_topic(topic)
@@ -245,11 +253,11 @@ def forget(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) 
 
 @topic.command(cls=Command)
 @topic_argument
-@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @client_options
 @json_option
 def takeover(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Claim a topic in the store for this broker, and go on from there; whoever has it now is fenced."""
+    """Claim a topic in the store for this broker, and go on from there; whoever has it now is fenced. Asks first."""
     confirm(
         f"take topic {topic} over, fence the broker that has it, and drop what is here and not in the store?",
         yes,
@@ -262,12 +270,6 @@ def takeover(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool
         print(
             f"topic {topic} is this broker's now, and goes on from the store's end; lives in {taken['node']}"
         )
-
-
-def confirm(question: str, yes: bool) -> None:
-    """Ask whether to go on where a person sits at the keyboard; a script means what it says."""
-    if not yes and sys.stdin.isatty():
-        click.confirm(question, abort=True, err=True)
 
 
 def _durability(made: Mapping[str, Any]) -> str:

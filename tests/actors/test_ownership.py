@@ -180,6 +180,7 @@ def test_an_owner_forgets_nothing(make_stage: MakeStage) -> None:
     first.advance(2)
     refused = first.client().ask("topic.forget", topic="orders").header
     assert refused[Key.CODE] == "invalid-argument"
+    assert "nothing to take over or to forget" in refused[Key.TEXT]
     assert first.client().ask("topic.takeover", topic="orders").header[Key.CODE] == "topic-exists"
     assert first.client().ask("topic.takeover", topic="nowhere").header[Key.CODE] == "unknown-topic"
     assert first.client().ask("topic.forget", topic="nowhere").header[Key.CODE] == "unknown-topic"

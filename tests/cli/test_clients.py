@@ -74,7 +74,7 @@ def test_the_life_of_a_topic(ister: Ister) -> None:
     assert "life/one" in [topic["topic"] for topic in listed]
     shown = ister("topic", "show", "life/one")
     assert b"non-reliable" in shown.stdout
-    assert ister("topic", "delete", "life/one").returncode == 0
+    assert ister("topic", "delete", "life/one", "--yes").returncode == 0
     gone = ister("topic", "show", "life/one", "--json")
     assert (gone.returncode, json.loads(gone.stderr)["error"]["code"]) == (1, "unknown-topic")
 
@@ -89,7 +89,7 @@ def test_the_life_of_a_subscription(ister: Ister) -> None:
     wrong = ister("consume", "subs", "-s", "s", "--type", "shared")
     assert (wrong.returncode, b"(subscription-type)" in wrong.stderr) == (1, True)
     assert ister("consume", "subs", "-s", "s", "--type", "failover").stdout == b"a\nb\n"
-    assert ister("subscription", "delete", "subs", "s").returncode == 0
+    assert ister("subscription", "delete", "subs", "s", "--yes").returncode == 0
     assert ister("subscription", "show", "subs", "s").returncode == 1
 
 

@@ -62,6 +62,25 @@ def test_an_offset_that_is_not_there_is_a_failure(broker: OwnBroker, ister: Iste
     assert b"no letter" in ister("dlq", "show", "dlq/missing", "billing", "7").stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "topic delete consent",
+        "topic repair consent --skip-damaged",
+        "topic forget consent",
+        "topic takeover consent",
+        "subscription delete consent s",
+        "subscription seek consent s --to latest",
+        "subscription unblock consent s drop",
+        "dlq purge consent s",
+    ],
+)
+def test_what_is_not_easily_undone_wants_consent(command: str, ister: Ister) -> None:
+    """Every such command alike: where nobody can be asked, --yes must be said, and nothing is sent."""
+    refused = ister(*command.split())
+    assert (refused.returncode, b"consent" in refused.stderr, b"--yes" in refused.stderr) == (2, True, True)
+
+
 def test_a_purge_wants_consent(broker: OwnBroker, ister: Ister) -> None:
     """Where nobody can be asked, --yes must be said."""
     dead(broker, "dlq/purged", 2)

@@ -45,12 +45,13 @@ def test_cat_prints_every_payload(topic: StoredTopic, run: Run) -> None:
 
 
 def test_cat_begins_and_ends_where_it_is_told(topic: StoredTopic, run: Run) -> None:
-    """By offset, by time in two spellings, and by count, also in the middle of a batch."""
+    """By offset, by time in three spellings, and by count, also in the middle of a batch."""
     one = payload(21) + b"\n" + payload(22) + b"\n"
     assert run("cat", "URL", "orders", "--from-offset", "21", "--count", "2").stdout == one
     assert run("cat", "URL", "orders", "--from-time", str(FIRST_MS + 2000), "--count", "2").stdout == one
     assert run("cat", "URL", "orders", "--from-time", "2026-02-25T06:13:22Z", "--count", "2").stdout == one
     assert run("cat", "URL", "orders", "--from-offset", "61").stdout == b""
+    assert run("cat", "URL", "orders", "--from-time", "-1m").stdout == b""
 
 
 def test_cat_json_is_a_message_a_line(topic: StoredTopic, run: Run) -> None:
@@ -130,6 +131,8 @@ def test_damage_and_gaps_end_with_exit_code_1(topic: StoredTopic, run: Run, tmp_
         (("ls", "/no/such/folder"), 1, "store-missing"),
         (("ls", "s3://bucket"), 2, "give file:///folder or gs://bucket/prefix"),
         (("cat", "URL", "a b"), 2, "topic"),
+        (("cat", "URL", "nothing"), 2, "ister store ls"),
+        (("cat", "URL", "orders", "--from-time", "yesterday"), 2, "-15m"),
     ],
 )
 def test_what_cannot_be_read_is_said(

@@ -26,13 +26,13 @@ def test_a_subscription_is_moved_while_it_lives(ister: Ister) -> None:
     assert ister("consume", "moved", "-s", "s", "--start", "earliest").stdout.split() == [
         *b"0 1 2 3 4".split()
     ]
-    moved = ister("subscription", "seek", "moved", "s", "--to", "3", "--json")
+    moved = ister("subscription", "seek", "moved", "s", "--yes", "--to", "3", "--json")
     assert json.loads(moved.stdout)["position"] == 3
     assert ister("consume", "moved", "-s", "s").stdout.split() == [b"3", b"4"]
-    assert b"offset 0" in ister("subscription", "seek", "moved", "s", "--to", "-1h").stdout
+    assert b"offset 0" in ister("subscription", "seek", "moved", "s", "--yes", "--to", "-1h").stdout
     assert ister("consume", "moved", "-s", "s", "--count", "1").stdout == b"0\n"
-    assert b"offset 5" in ister("subscription", "seek", "moved", "s", "--to", "latest").stdout
-    wrong = ister("subscription", "seek", "moved", "s", "--to", "yesterday")
+    assert b"offset 5" in ister("subscription", "seek", "moved", "s", "--yes", "--to", "latest").stdout
+    wrong = ister("subscription", "seek", "moved", "s", "--yes", "--to", "yesterday")
     assert (wrong.returncode, b"yesterday" in wrong.stderr) == (2, True)
 
 
@@ -98,7 +98,10 @@ def test_a_blocked_subscription_is_unblocked(broker: OwnBroker, ister: Ister) ->
     assert (blocked.returncode, b"(blocked)" in blocked.stderr) == (75, True)
     assert b"no flour" in ister("explain", "stuck", "s").stdout
     assert (
-        json.loads(ister("subscription", "unblock", "stuck", "s", "drop", "--json").stdout)["messages"] == 1
+        json.loads(ister("subscription", "unblock", "stuck", "s", "drop", "--yes", "--json").stdout)[
+            "messages"
+        ]
+        == 1
     )
     assert ister("consume", "stuck", "-s", "s", "--type", "exclusive").stdout == b"1\n"
     assert b"was not blocked" in ister("subscription", "unblock", "stuck", "s", "retry").stdout

@@ -55,23 +55,25 @@ def test_long_listings_are_asked_for_in_pages(client: ister.Client) -> None:
 
 
 def test_an_existing_topic_is_fine_when_that_is_said(client: ister.Client) -> None:
-    """But only if it is the same kind of topic."""
+    """But only if it is the same kind of topic, else the error says what differs."""
     with pytest.raises(RemoteError) as caught:
         client.create_topic("orders")
     assert caught.value.code == "topic-exists"
     client.create_topic("orders", exist_ok=True)
-    with pytest.raises(RemoteError):
+    with pytest.raises(RemoteError, match="dispatch is reliable, not non-reliable"):
         client.create_topic("orders", dispatch="non-reliable", exist_ok=True)
-    with pytest.raises(RemoteError):
+    with pytest.raises(RemoteError, match="durability is fsync, not os") as other:
         client.create_topic("orders", durability="os", exist_ok=True)
+    assert other.value.code == "topic-exists"
 
 
 def test_subscriptions_are_created_listed_shown_and_deleted(client: ister.Client) -> None:
     """The whole life of a subscription."""
     client.create_subscription("orders", "billing", type="shared", start="earliest")
     client.create_subscription("orders", "billing", type="shared", exist_ok=True)
-    with pytest.raises(RemoteError):
+    with pytest.raises(RemoteError, match="type is shared, not failover") as other:
         client.create_subscription("orders", "billing", type="failover", exist_ok=True)
+    assert other.value.code == "subscription-exists"
     assert [each["subscription"] for each in client.subscriptions("orders")] == ["billing"]
     assert client.subscription("orders", "billing")["type"] == "shared"
     client.delete_subscription("orders", "billing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -165,7 +166,7 @@ def test_ack_until_acknowledges_everything_before(client: ister.Client) -> None:
 
 
 def test_nack_brings_a_message_back_later(client: ister.Client) -> None:
-    """After its delay, with the next attempt's number."""
+    """After its delay, however that is written, with the next attempt's number."""
     fill(client, 3)
     with client.consumer(
         "orders", subscription="s", type="shared", start="earliest", credit_messages=100
@@ -173,10 +174,13 @@ def test_nack_brings_a_message_back_later(client: ister.Client) -> None:
         batch = consumer.receive_batch(timeout=5)
         assert batch is not None
         consumer.ack([batch[0], batch[2]])
-        consumer.nack(batch[1], delay=0.05, reason="not yet")
-        again = consumer.receive(5)
-        assert again is not None
-        assert (again.offset, again.attempt) == (1, 2)
+        again, attempt = batch[1], 1
+        for delay in (0.05, "50ms", timedelta(milliseconds=50)):
+            consumer.nack(again, delay=delay, reason="not yet")
+            found = consumer.receive(5)
+            assert found is not None
+            again, attempt = found, attempt + 1
+            assert (again.offset, again.attempt) == (1, attempt)
 
 
 @pytest.mark.parametrize("how", ["disconnect", "restart", "expire"])
@@ -331,6 +335,8 @@ def test_wrong_arguments_are_refused(client: ister.Client) -> None:
             consumer.receive(-1)
         with pytest.raises(UsageError, match="delay"):
             consumer.nack([], delay=-1)
+        with pytest.raises(UsageError, match="a day"):
+            consumer.nack([], delay="25h")
         with pytest.raises(UsageError, match="reason"):
             consumer.nack([], reason="x" * 1000)
 
