@@ -226,9 +226,11 @@ def check_free(binds: list[str]) -> None:
 def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
     """Delete what a topic's deletion left behind, because a worker was not there to do it.
 
-    A catalogue without any topic knows nothing of logs that are there: it may be a new one in the place of one that was
-    lost, and nothing is deleted on its word. Nor is a log with a description: deleting a topic takes that away first.
+    A catalogue that never had a topic knows nothing of logs that are there: it may be a new one in the place of one
+    that was lost, and nothing is deleted on its word. Nor is a log with a description: deleting a topic takes that away
+    first.
     """
+    was_used = catalogue.change() > 0
     known = {folder_of(topic) for topic in catalogue.topics()}
     deleted = {folder_of(topic) for topic in catalogue.erasing()}
     for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
@@ -236,7 +238,7 @@ def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
         if not disk.exists(folder):
             continue
         for name in disk.listdir(folder):
-            if not known and name not in deleted:
+            if not known and not was_used and name not in deleted:
                 log.warning(
                     "%s/%s belongs to no topic, for the catalogue has none; it is left alone", kind, name
                 )

@@ -147,6 +147,9 @@ class Directory(LoopActor):
         self._leaving: dict[
             bytes, Erased | None
         ] = {}  # being deleted here, and what the store's side of it said
+        # Deleted topics of which a worker that was not there may have something left: the subscriptions there, and
+        # whether it is the log as well.
+        self._left: dict[bytes, tuple[TopicMeta, list[SubscriptionMeta], bool]] = {}
         self._on_restored = on_restored
         self.restored: list[str] = []  # what came back from the store, and what may be missing
         self._tickets = 0
@@ -191,6 +194,7 @@ class Directory(LoopActor):
         if isinstance(change, NodeUp):
             self._up[change.node] = change
             self._patience.changed()
+            self._delete_left()
         else:
             self._up.pop(change.node, None)
             self._answer_without(change.node)
@@ -528,6 +532,7 @@ class Directory(LoopActor):
 
     def _erase_again(self) -> None:
         self.call_later(ERASE_AGAIN_S, self._erase_again)
+        self._delete_left()
         self._erase_all()
 
     def _erase_all(self) -> None:
@@ -547,6 +552,8 @@ class Directory(LoopActor):
             self._note_erased(command)
 
     def _note_erased(self, command: Erased) -> None:
+        if command.topic.incarnation in self._left:
+            return  # until nothing is left here either; then it is asked for again
         note = self._registry.forget if command.kept else self._registry.erased
         try:
             note(command.topic.incarnation)
@@ -650,9 +657,10 @@ class Directory(LoopActor):
         nodes[ticket] = self._node_of_topic(topic)
 
         def finish(answers: list[dict[str, Any]]) -> dict[str, Any]:
-            # Until all have answered, something may be left here: it goes when the broker is started next.
             said = self._leaving.pop(topic.incarnation, None)
-            if said is not None and len(answers) == len(nodes):
+            if len(answers) < len(nodes) and topic.dispatch == "reliable":
+                self._note_left(topic, tickets, ticket, gathering.answers)
+            if said is not None:
                 self._note_erased(said)
             if whole and len(answers) < len(nodes):
                 raise RemoteError(
@@ -667,6 +675,54 @@ class Directory(LoopActor):
         frontend.tell(TopicTask("delete", topic, self.address, ticket))
         if topic.dispatch == "reliable" and TIER in self._up:
             self.system.ref(TIER, FETCHER_PATH).tell(DropCache(topic))
+
+    def _note_left(
+        self,
+        topic: TopicMeta,
+        tickets: dict[int, SubscriptionMeta],
+        of_log: int,
+        answers: dict[int, dict[str, Any]],
+    ) -> None:
+        """Remember what nobody has said to be deleted."""
+        left = [subscription for each, subscription in tickets.items() if each not in answers]
+        self._left[topic.incarnation] = (topic, left, of_log not in answers)
+
+    def _delete_left(self) -> None:
+        """Have deleted what was left here of deleted topics, by those who are there now."""
+        for topic, subscriptions, with_log in list(self._left.values()):
+            if topic.incarnation in self._leaving:
+                continue  # they are at it
+            nodes = {self._node_of_subscription(each) for each in subscriptions}
+            if with_log:
+                nodes.add(self._node_of_topic(topic))
+            if nodes <= self._up.keys():
+                self._delete_rest(topic, subscriptions, with_log)
+
+    def _delete_rest(self, topic: TopicMeta, subscriptions: list[SubscriptionMeta], with_log: bool) -> None:
+        self._leaving[topic.incarnation] = None
+        tickets = {self._ticket(): subscription for subscription in subscriptions}
+        of_log = self._ticket()
+        nodes = {each: self._node_of_subscription(subscription) for each, subscription in tickets.items()}
+        if with_log:
+            nodes[of_log] = self._node_of_topic(topic)
+
+        def finish(answers: list[dict[str, Any]]) -> None:
+            self._leaving.pop(topic.incarnation, None)
+            if len(answers) < len(nodes):
+                told = gathering.answers if with_log else gathering.answers | {of_log: {}}
+                self._note_left(topic, tickets, of_log, told)
+                return
+            log.info("what was left here of deleted topic %s is deleted too", topic.name)
+            del self._left[topic.incarnation]
+            self._erase_all()
+
+        gathering = _Gathering(self.address, 0, finish, dict(nodes), partial=True, takes_no=True)
+        self._await(gathering)
+        for each, subscription in tickets.items():
+            self._tell_subscription("delete", topic, subscription, each, WITH_TOPIC)
+        if with_log:
+            frontend = self._frontend(self._worker_of_topic(topic.name))
+            frontend.tell(TopicTask("delete", topic, self.address, of_log))
 
     # ---- topics that another broker has ---------------------------------------------------------------------------
 
@@ -712,7 +768,10 @@ class Directory(LoopActor):
                 f"this broker has a topic {name!r}: if another broker took it over, forget it first",
             )
         rows = [gone for gone in self._registry.erasing() if gone.name == name]
-        if any(FORGOTTEN not in gone.settings or gone.incarnation in self._leaving for gone in rows):
+        if any(
+            FORGOTTEN not in gone.settings or gone.incarnation in self._leaving.keys() | self._left.keys()
+            for gone in rows
+        ):
             raise RemoteError("unavailable", f"topic {name!r} is still being deleted; try again")
         if TIER not in self._up:
             raise RemoteError("unavailable", "the tier is being restarted; try again")

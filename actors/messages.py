@@ -503,12 +503,14 @@ class KeepTopic:
 class Uploaded:
     """The store has the topic's offsets `start` to before `watermark`, but for `gaps` (Uploader -> Topic).
 
-    What is below `start` was dropped on purpose; the first GAPS_TOLD_MAX of the gaps are told.
+    What is below `start` was dropped on purpose; the first GAPS_TOLD_MAX of the gaps are told. Of what is `damaged`
+    the store has only what was left of damaged files.
     """
 
     start: int
     watermark: int
     gaps: tuple[tuple[int, int], ...] = ()
+    damaged: tuple[tuple[int, int], ...] = ()
 
 
 @message

@@ -147,6 +147,9 @@ class ReliableTopic(Topic):
         self._watermark = 0
         self._store_known = False  # the Uploader has said what the store has
         self._gaps: tuple[tuple[int, int], ...] = ()  # what the store has lost of that
+        self._partly: tuple[
+            tuple[int, int], ...
+        ] = ()  # what the store has of damaged segments, as far as they are whole
         self._upload_trouble: str | None = None  # why the store is behind, where that is known
         self._uploads_stopped = False  # until a person has looked
         self._surveying: list[Callable[[], None]] = []  # what waits for a listing of the store
@@ -648,7 +651,7 @@ class ReliableTopic(Topic):
         before = self._begins(self._log) if self._log is not None and self._store_known else None
         self._store_known, self._upload_trouble, self._uploads_stopped = True, None, False
         self._answer_fenced(fenced=False)
-        self._stored_start, self._gaps = command.start, command.gaps
+        self._stored_start, self._gaps, self._partly = command.start, command.gaps, command.damaged
         self._watermark = max(self._watermark, command.watermark)
         wal = self._log
         if wal is None:
@@ -677,6 +680,10 @@ class ReliableTopic(Topic):
         )
         for gap in self._gaps:
             stored.subtract(*gap)
+        for first, end in self._partly:  # of that it has what the log has, and no more
+            for one in wal.damaged:
+                if first < one.end and one.first < end:
+                    stored.subtract(max(first, one.first), min(end, one.end))
         lost = (
             stored.gaps(self._begins(wal), wal.start_offset) if self._begins(wal) < wal.start_offset else []
         )

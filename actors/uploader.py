@@ -367,17 +367,20 @@ class Uploader(LoopActor):
         assert self._claim is not None
         damaged, history = segment.base in self._damaged, self._claim.history
 
-        def work() -> None:
-            if not (
-                damaged and put_stored(self._store, self._topic, epoch, segment, self._identity, history)
-            ):
-                put_segment(self._store, self._topic, epoch, segment, self._identity)
+        def work() -> bool:
+            """Return whether the store has no more than what is left here."""
+            if damaged and put_stored(self._store, self._topic, epoch, segment, self._identity, history):
+                return False
+            put_segment(self._store, self._topic, epoch, segment, self._identity, damaged=damaged)
+            return damaged
 
         self._do(
-            work, lambda _: self._uploaded(segment, epoch), lambda error: self._upload_failed(segment, error)
+            work,
+            lambda partly: self._uploaded(segment, epoch, partly),
+            lambda error: self._upload_failed(segment, error),
         )
 
-    def _uploaded(self, segment: SegmentInfo, epoch: int) -> None:
+    def _uploaded(self, segment: SegmentInfo, epoch: int, partly: bool) -> None:
         assert self._plan is not None
         self._wait_s, self.failure = self._retry_s[0], None
         self.uploaded_segments += 1
@@ -385,7 +388,8 @@ class Uploader(LoopActor):
         assert self._claim is not None
         first = max(segment.base, self._claim.start)
         name = Layout(self._topic.name, self._topic.incarnation).segment(segment.base, epoch)
-        insort(self._pieces, piece_of(segment, name, first, epoch), key=lambda piece: piece.start)
+        piece = piece_of(segment, name, first, epoch, damaged=partly)
+        insort(self._pieces, piece, key=lambda each: each.start)
         self._plan.done(segment.base, segment.end)
         self._settled()
         self._go_on()
@@ -410,7 +414,10 @@ class Uploader(LoopActor):
             del self._sealed[base]
         self._damaged = {base: each for base, each in self._damaged.items() if each.end > watermark}
         if self._reply is not None:
-            self._reply.tell(Uploaded(self._start, watermark, self._gaps[:GAPS_TOLD_MAX]))
+            partly = tuple((piece.start, piece.end) for piece in self._pieces if piece.segment.damaged)
+            self._reply.tell(
+                Uploaded(self._start, watermark, self._gaps[:GAPS_TOLD_MAX], partly[:GAPS_TOLD_MAX])
+            )
 
     @receives(Survey)
     def on_survey(self, command: Survey) -> None:
@@ -717,7 +724,7 @@ def pieces_below(history: History, start: int) -> list[Piece]:
     ]
 
 
-def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Piece:
+def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int, *, damaged: bool = False) -> Piece:
     """Return what a segment that was just uploaded adds to the history."""
     stored = StoredSegment(
         name,
@@ -727,5 +734,6 @@ def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int) -> Piece:
         segment.bytes,
         segment.first_timestamp_ms,
         segment.last_timestamp_ms,
+        damaged,
     )
     return Piece(stored, first, segment.end)

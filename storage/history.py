@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from storage.tier import Layout
+from storage.tier import DAMAGED, Layout
 
 
 class Listed(Protocol):
@@ -59,6 +59,7 @@ class StoredSegment:
     bytes: int
     first_timestamp_ms: int
     last_timestamp_ms: int
+    damaged: bool = False  # it is what was left of a damaged file when it was uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,8 @@ def stored_segment(layout: Layout, listed: Listed) -> StoredSegment | None:
         return None
     if end <= base:
         return None
-    return StoredSegment(listed.name, base, end, epoch, listed.size, first, last)
+    damaged = DAMAGED in listed.metadata
+    return StoredSegment(listed.name, base, end, epoch, listed.size, first, last, damaged)
 
 
 def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:

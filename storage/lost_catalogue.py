@@ -13,7 +13,7 @@ import logging
 from typing import Final
 
 from ister.errors import DamagedError, StorageError
-from storage.about import CURSORS_FOLDER, TOPICS_FOLDER, Abouts, folder_of
+from storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, Abouts, folder_of
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 from storage.disk import Disk
 
@@ -42,10 +42,10 @@ def open_catalogue(disk: Disk, data: str, path: str, *, rebuild: bool = False) -
         told.append(f"the catalogue was damaged, and is kept as {_set_aside_catalogue(disk, path)}")
         catalogue = Catalogue(path, abouts)
     try:
-        was_empty = not catalogue.topics()
+        was_empty, was_used = not catalogue.topics(), catalogue.change() > 0
         told += bring_back(catalogue, abouts)
         if was_empty:
-            told += _undescribed(disk, data, catalogue, abouts, rebuild=rebuild)
+            told += _undescribed(disk, data, catalogue, abouts, was_used=was_used, rebuild=rebuild)
     except BaseException:
         catalogue.close()
         raise
@@ -115,7 +115,8 @@ def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
         elif change > last and there.settings != subscription.settings:
             catalogue.update_subscription(of.name, subscription.name, subscription.settings)
             set_again.add(of.name)
-    catalogue.go_on_from(max((last, *described.topic_changes, *described.subscription_changes)))
+    if catalogue.topics():  # one that stays empty is as good as new, and its word is not taken for anything
+        catalogue.go_on_from(max((last, *described.topic_changes, *described.subscription_changes)))
     catalogue.describe_all()
     return [
         f"topic {name}: the catalogue lacked it, or subscriptions of it; back from beside its log with {count} of these"
@@ -141,8 +142,13 @@ def _subscription(fields: dict[str, object]) -> SubscriptionMeta | None:
         return None
 
 
-def _undescribed(disk: Disk, data: str, catalogue: Catalogue, abouts: Abouts, *, rebuild: bool) -> list[str]:
-    """Refuse to begin anew beside logs and cursors that nothing describes, or set those aside as told."""
+def _undescribed(
+    disk: Disk, data: str, catalogue: Catalogue, abouts: Abouts, *, was_used: bool, rebuild: bool
+) -> list[str]:
+    """Refuse to begin anew beside logs and cursors that nothing describes, or set those aside as told.
+
+    `was_used`: the catalogue is empty because all was deleted; then what has no description is what is left of that.
+    """
     subscriptions = {
         f"{CURSORS_FOLDER}/{folder_of(topic)}/{name}"
         for topic in catalogue.topics()
@@ -156,6 +162,7 @@ def _undescribed(disk: Disk, data: str, catalogue: Catalogue, abouts: Abouts, *,
         if path not in subscriptions
         and path.rpartition("/")[0] not in known
         and path.split("/")[1] not in deleted
+        and not (was_used and not disk.exists(f"{data}/{TOPICS_FOLDER}/{path.split('/')[1]}/{TOPIC_ABOUT}"))
     ]
     if not stray:
         return []

@@ -3,7 +3,7 @@
 - Nothing is changed before it is known that the log may be opened; whoever gets an error finds every byte as
   it was.
 - A damaged file is left as it is, whatever is found in it. If it is the newest, the log goes on behind what is known
-  to have been promised, in a new segment.
+  to have been promised, in a new segment; so it does where no file is left at all.
 - What counts afterwards has been synced here, whatever happened before.
 
 May touch: the Disk it is handed. Runs where the log's owner runs.
@@ -174,8 +174,10 @@ class _Opening:
         tails, older = self._scan_tail(bases)
         self._tails = tails
         self._oldest = bases[0] if bases else 0
-        if not tails and self.known_end > self.start_offset:
-            raise damaged(self.folder, 0, f"it is empty, and the log was durable up to {self.known_end}")
+        if (
+            not tails
+        ):  # all of it is gone, or nothing was there: what is known to have been is the store's to serve
+            self.start_offset = max(self.start_offset, self.known_end)
         sealed: list[SegmentInfo] = []
         for base, following in zip(older, [*older, tails[0].base][1:] if tails else (), strict=True):
             info = self._read_ends(base, following)

@@ -117,9 +117,16 @@ class Layout:
         return pattern.fullmatch(name[len(self.prefix) :])
 
 
-def segment_metadata(info: SegmentInfo, writer: str) -> dict[str, str]:
-    """Return what is written beside a segment in the store; `writer` identifies this upload's run."""
-    return {
+DAMAGED: Final = "damaged"  # in a segment's metadata
+
+
+def segment_metadata(info: SegmentInfo, writer: str, *, damaged: bool = False) -> dict[str, str]:
+    """Return what is written beside a segment in the store; `writer` identifies this upload's run.
+
+    `damaged`: it is what is left of a damaged file.
+    """
+    marked = {DAMAGED: "1"} if damaged else {}
+    return marked | {
         "base": str(info.base),
         "next": str(info.end),
         "count": str(info.messages),

@@ -243,14 +243,21 @@ def check_fence(store: ObjectStore, topic: TopicMeta, epoch: int) -> None:
 
 
 def put_segment(
-    store: ObjectStore, topic: TopicMeta, epoch: int, segment: SegmentInfo, identity: str
+    store: ObjectStore,
+    topic: TopicMeta,
+    epoch: int,
+    segment: SegmentInfo,
+    identity: str,
+    *,
+    damaged: bool = False,
 ) -> None:
-    """Upload a sealed segment, and make sure that it counts.
+    """Upload a sealed segment, or what is left of a damaged one, and make sure that it counts.
 
     Raises FencedError; StoreError `object-differs` if there is another segment of that name; StoreError otherwise.
     """
     name = Layout(topic.name, topic.incarnation).segment(segment.base, epoch)
-    if not store.put_file_if_absent(name, segment.path, metadata=segment_metadata(segment, identity)):
+    about = segment_metadata(segment, identity, damaged=damaged)
+    if not store.put_file_if_absent(name, segment.path, metadata=about):
         found = store.head(name)
         if found is None:
             raise StoreError(f"object {name} was there, and is gone")
@@ -284,6 +291,7 @@ def put_stored(
             piece.segment
             for piece in history.pieces
             if (piece.segment.base, piece.segment.end) == (segment.base, segment.end)
+            and not piece.segment.damaged
         ),
         None,
     )

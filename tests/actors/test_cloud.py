@@ -525,6 +525,40 @@ def test_a_topic_deleted_while_no_tier_is_there_does_not_come_back(cloud: Stage)
     assert cloud.catalogue.erasing() == []
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_topic_deleted_while_a_worker_dies_leaves_nothing_either(cloud: Stage, number: int) -> None:
+    """What the worker had not deleted goes once it is there again; until then the deletion is not forgotten."""
+    fill(create(cloud), cloud, 0, 300)
+    for name in "abcd":
+        expect_messages(consumer(cloud, name), 0, 100)
+    cloud.advance(2)
+    node = f"worker-{number}"
+    cloud.hold("broker", node)
+    admin = cloud.client(1 - number)
+    asked = {Key.TYPE: Type.REQUEST, Key.REF: 999, Key.OPERATION: "topic.delete"}
+    admin.say(asked | {Key.ARGUMENTS: {"topic": "orders"}})
+    cloud.advance(0.1)
+    cloud.kill(number)
+    cloud.let_go("broker", node)
+    cloud.advance(60)
+    if local_files(cloud):  # the worker had some of it
+        assert [gone.name for gone in cloud.catalogue.erasing()] == ["orders"]
+    cloud.start(number)
+    cloud.advance(40)
+    assert local_files(cloud) == []
+    assert (objects(cloud), cloud.catalogue.erasing()) == ([], [])
+    fill(create(cloud), cloud, 0, 10)
+    expect_messages(consumer(cloud, "a"), 0, 10)
+
+
+def local_files(stage: Stage) -> list[str]:
+    """Return what there is in the data folder of topics and cursors."""
+    folders = ("/data/topics", "/data/cursors")
+    return [
+        f"{each}/{name}" for each in folders if stage.disk.exists(each) for name in stage.disk.listdir(each)
+    ]
+
+
 def test_a_topic_deleted_while_it_is_claimed_leaves_nothing(cloud: Stage) -> None:
     """What is on its way to the store when a topic is deleted is not there afterwards."""
     cloud.loop.holds_work = True

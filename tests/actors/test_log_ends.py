@@ -86,3 +86,75 @@ def test_a_cursor_proves_where_a_log_ended_that_was_not_stopped(stage: Stage) ->
     body = stage.client().request("topic.show", topic="orders")
     assert body["next_offset"] >= 4
     assert body["damaged"][0][0] == 0
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_what_was_cut_off_is_skipped_by_a_repair_whoever_came_upon_it(stage: Stage, verified: bool) -> None:
+    """Also once what is left of the segment is in the store, and a verification has been over it."""
+    stage.start_tier()
+    scene = Scene(stage)
+    for number in range(10):
+        scene.publish(b"%d" % number)
+    stage.restart(2, in_order=True)
+    cut_short(stage, 700)
+    reopen(scene)
+    scene.publish(b"10")
+    stage.advance(100)  # what is left is uploaded
+    if verified:
+        admin = stage.client()
+        number = 0
+        while not (told := admin.request("topic.verify", topic="orders", verification=number))["done"]:
+            number = told["verification"]
+            stage.advance(0.2)
+    [damaged] = stage.client().request("topic.show", topic="orders")["damaged"]
+    stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    client = scene.consumer()
+    stage.advance(10)
+    assert offsets(client) == [*range(damaged[0]), 10]
+
+
+def test_a_log_whose_files_are_all_gone_is_served_from_the_store(stage: Stage) -> None:
+    """It goes on where a clean stop says that it ended: what the store has is delivered, and no offset given twice."""
+    stage.start_tier()
+    scene = Scene(stage)
+    for number in range(10):
+        scene.publish(b"%d" % number)
+    stage.advance(100)  # all of it is in the store
+    stage.restart(2, in_order=True)
+    remove_segments(stage)
+    reopen(scene)
+    scene.publish(b"10")
+    body = stage.client().request("topic.show", topic="orders")
+    assert (body["next_offset"], body["damaged"]) == (11, [])
+    client = scene.consumer()
+    stage.advance(10)
+    assert offsets(client) == list(range(11))
+
+
+def test_a_log_whose_files_are_all_gone_everywhere_is_damage_that_an_operator_decides_on(
+    stage: Stage,
+) -> None:
+    """The range is told; what comes behind it is taken, and delivered."""
+    scene = Scene(stage)
+    for number in range(10):
+        scene.publish(b"%d" % number)
+    stage.restart(2, in_order=True)
+    remove_segments(stage)
+    stage.start_tier()
+    reopen(scene)
+    scene.publish(b"10")
+    stage.advance(10)
+    body = stage.client().request("topic.show", topic="orders")
+    assert [one[:2] for one in body["damaged"]] == [[0, 10]]
+    client = scene.consumer()
+    stage.advance(10)
+    assert offsets(client) == [10]
+    assert "missing" in [event.code for event in events(client)]
+
+
+def remove_segments(stage: Stage) -> None:
+    """Remove every file that the topic's messages are in."""
+    folder = log_folder("/data", stage.catalogue.get_topic("orders"))
+    for name in stage.disk.listdir(folder):
+        if base_of(name) is not None:
+            stage.disk.unlink(f"{folder}/{name}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from actors.broker import sweep_orphans
 from ister.errors import DamagedError, DiskFullError, StorageError
 from storage.about import ABOUT_SUFFIX, Abouts, change_of, cursor_name, decode_about, encode_about, folder_of
 from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
@@ -143,6 +144,23 @@ def test_what_nothing_describes_stops_the_start_until_somebody_says_so(tmp_path:
     assert len(told) == 3
     kept = {path.read_bytes() for path in (tmp_path / "set-aside-0").glob("*/*/*")}
     assert kept == {b"a segment", b"a cursor"}
+
+
+def test_what_a_deletion_left_of_the_last_topic_stops_no_start(tmp_path: Path) -> None:
+    """The catalogue is empty and knows that it was not always so, and nothing says that what is left is a topic's."""
+    fill(tmp_path)
+    catalogue, _ = opened(tmp_path)
+    for topic in (ORDERS, NEWS):
+        catalogue.delete_topic(topic.name)
+        catalogue.erased(topic.incarnation)
+    catalogue.close()
+    left = tmp_path / "topics" / folder_of(ORDERS)
+    assert left.exists()
+    catalogue, told = opened(tmp_path)
+    assert (catalogue.topics(), told) == ([], [])
+    sweep_orphans(LocalDisk(), str(tmp_path), catalogue)
+    assert not left.exists()
+    catalogue.close()
 
 
 def test_an_older_brokers_data_is_described_at_the_first_start(tmp_path: Path) -> None:

@@ -226,11 +226,17 @@ def test_what_lay_behind_a_torn_batch_never_comes_back(open_log: Open, put: Put,
     wal.close()
 
 
-def test_an_empty_folder_where_a_log_should_be_is_damage(open_log: Open) -> None:
-    """A log that somebody saw durable does not begin anew because its files are gone."""
-    with pytest.raises(DamagedError, match="empty"):
-        open_log(known_end=1)
-    open_log(known_end=7, start_offset=7).close()
+def test_a_log_whose_files_are_gone_goes_on_behind_what_was_durable(open_log: Open, put: Put) -> None:
+    """A log that somebody saw durable does not begin anew: no offset is given twice."""
+    for start_offset in (0, 7):
+        wal = open_log(known_end=7, start_offset=start_offset)
+        assert (wal.start_offset, wal.next_offset) == (7, 7)
+        wal.close()
+    wal = open_log(known_end=7)
+    put(wal, b"a")
+    wal.commit()
+    assert (wal.start_offset, wal.durable_end) == (7, 8)
+    wal.close()
 
 
 def test_a_torn_segment_that_is_in_the_store_is_damage(open_log: Open, put: Put, disk: LocalDisk) -> None:
