@@ -268,6 +268,19 @@ def test_nack_says_when_and_why(talk: Talk) -> None:
     assert (nack[Key.DELAY], nack[Key.REASON]) == (1500, "later")
 
 
+@pytest.mark.parametrize("options", [{}, {"backoff_ms_min": 5000}])
+def test_a_nack_without_a_delay_waits_for_the_back_off_and_zero_does_not(
+    talk: Talk, options: dict[str, int]
+) -> None:
+    """Whoever says 0 means at once, also where the consumer asked for a back-off of its own."""
+    attachment = opened(talk, arguments=options)
+    talk.deliver(0, b"a", b"b")
+    delivery = taken(attachment)
+    attachment.nack(delivery, [(0, 1)], None, "")
+    attachment.nack(delivery, [(1, 2)], 0, "")
+    assert [said.get(Key.DELAY) for said in talk.said()] == [None, 0]
+
+
 def test_events_are_kept_and_told(talk: Talk, happened: list[Event]) -> None:
     """The newest state is a property; the news are called by the shell."""
     attachment = opened(talk, kind="failover", on_event=happened.append)
