@@ -220,13 +220,13 @@ def test_a_topic_whose_subscription_somebody_has_is_named(client: ister.Client) 
     """At the beginning it is an error with the topic in it, and nothing stays open."""
     fill(client, "taken/a")
     fill(client, "taken/b")
-    with client.consumer("taken/b", "s"):
+    with client.consumer("taken/b", "s", type="exclusive"):
         with pytest.raises(ister.RemoteError, match="topic 'taken/b'") as caught:
-            client.consumer("taken/*", "s")
+            client.consumer("taken/*", "s", type="exclusive")
         assert caught.value.code == "subscription-busy"
-        with client.consumer("taken/a", "s"):
+        with client.consumer("taken/a", "s", type="exclusive"):
             pass
-    with client.consumer("taken/*", "s") as consumer:
+    with client.consumer("taken/*", "s", type="exclusive") as consumer:
         client.delete_subscription("taken/a", "s")
         with pytest.raises(ister.RemoteError, match="topic 'taken/a'"):
             consumer.receive(10)
