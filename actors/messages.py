@@ -478,13 +478,15 @@ class DepositRefused:
 class Sealed:
     """These segments will never change again (Topic -> Uploader; those told before need not be repeated).
 
-    What is left of `damaged` ones goes to the store as it is, where that has nothing better.
+    What is left of `damaged` ones goes to the store as it is, where that has nothing better. What is `missing` is in no
+    segment, and none will come.
     """
 
     topic: TopicMeta
     segments: tuple[SegmentInfo, ...]
     reply: Address
     damaged: tuple[SegmentInfo, ...] = ()
+    missing: tuple[tuple[int, int], ...] = ()
 
 
 @message

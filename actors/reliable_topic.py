@@ -603,7 +603,18 @@ class ReliableTopic(Topic):
         damaged = self._damaged_behind(self._sealed_told)
         if news or damaged:
             self._sealed_told = max(segment.end for segment in news + damaged)
-            self._uploader.tell(Sealed(self.meta, news, self.address, damaged))
+            self._uploader.tell(Sealed(self.meta, news, self.address, damaged, self._log_gaps()))
+
+    def _log_gaps(self) -> tuple[tuple[int, int], ...]:
+        """Return what is in no segment of the log, which goes on behind it."""
+        if self._log is None or not self._log.damaged:
+            return ()
+        held = RangeSet((one.base, one.end) for one in (*self._log.sealed(), *self._log.set_aside()))
+        gaps = RangeSet()
+        for one in self._log.damaged:
+            for gap in held.gaps(one.first, one.end) if one.first < one.end else ():
+                gaps.add(*gap)
+        return tuple(gaps)[:TOLD_AGAIN_MAX]
 
     def _damaged_behind(self, told: int) -> tuple[SegmentInfo, ...]:
         known = () if self._log is None else self._log.set_aside()
@@ -628,7 +639,7 @@ class ReliableTopic(Topic):
             news = tuple(sealed[first : first + TOLD_AGAIN_MAX])
             damaged = self._damaged_behind(watermark)[:TOLD_AGAIN_MAX]
             if news or damaged:
-                self._uploader.tell(Sealed(self.meta, news, self.address, damaged))
+                self._uploader.tell(Sealed(self.meta, news, self.address, damaged, self._log_gaps()))
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:

@@ -213,7 +213,13 @@ class Upkeep:
         What is damaged here, and whole in the store, is served.
         """
         found = dict.fromkeys(self.lost, LOST)
-        found |= {place: reason for place, reason in self._here(wal).items() if not self._served(place)}
+        there = self.elsewhere.copy()
+        for first, end in self._found:
+            if first < end:
+                there.subtract(first, end)
+        for (first, end), reason in self._here(wal).items():
+            for part in there.gaps(first, end) if first < end else [(first, end)]:
+                found.setdefault(part, reason)
         for (first, end), reason in self._found.items():
             if end > max(wal.retained, self.retained_from):
                 found.setdefault((first, end), reason)

@@ -134,6 +134,7 @@ class Uploader(LoopActor):
         self._damaged: dict[
             int, SegmentInfo
         ] = {}  # of the local log: what is left of them is uploaded as well
+        self._missing: tuple[tuple[int, int], ...] = ()  # in no segment of the local log, for good
         self._reply: Ref | None = None
         self._waiting = False
         self._stopped: IsterError | None = None  # why nothing is uploaded any more
@@ -211,6 +212,7 @@ class Uploader(LoopActor):
         self._start = history.trimmed
         self._gaps = lost_below(history, claimed.start)
         self._plan = UploadPlan(claimed.start, self._parallel)
+        self._pass_gaps()
         log.info(
             "topic %s: epoch %d is ours; the store has offsets %d to %d%s",
             self._topic.name,
@@ -346,8 +348,10 @@ class Uploader(LoopActor):
             except FencedError as error:
                 self._failed("the local log does not fit the store", error)
                 return
+        self._missing = command.missing
         self._go_on()
         if self._plan is not None:
+            self._pass_gaps()
             self._settled()
 
     def _go_on(self) -> None:
@@ -391,8 +395,18 @@ class Uploader(LoopActor):
         piece = piece_of(segment, name, first, epoch, damaged=partly)
         insort(self._pieces, piece, key=lambda each: each.start)
         self._plan.done(segment.base, segment.end)
+        self._pass_gaps()
         self._settled()
         self._go_on()
+
+    def _pass_gaps(self) -> None:
+        """Go on behind what the log has lost: nothing will ever be uploaded of it."""
+        assert self._plan is not None
+        for first, end in self._missing:
+            if first <= (watermark := self._plan.watermark) < end:
+                log.error("topic %s: offsets %d to before %d are lost", self._topic.name, watermark, end)
+                self._gaps = (*self._gaps, (watermark, end))
+                self._plan.go_on_behind(end)
 
     def _upload_failed(self, segment: SegmentInfo, error: BaseException) -> None:
         assert self._plan is not None

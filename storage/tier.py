@@ -176,6 +176,14 @@ class UploadPlan:
         if end is None:
             raise ValueError(f"no upload of a segment at {base} is under way")
         self._arrived[base] = end
+        return self._join()
+
+    def go_on_behind(self, gap_end: int) -> int:
+        """Note that nothing will come between the watermark and an offset; return the watermark."""
+        self.watermark = max(self.watermark, gap_end)
+        return self._join()
+
+    def _join(self) -> int:
         for first in sorted(self._arrived):
             if first > self.watermark:
                 break

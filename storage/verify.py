@@ -63,7 +63,7 @@ def verify_log(
     found: list[DamagedRange] = []
     records = messages = 0
     start: int | None = None
-    end = 0
+    end, newest = 0, -1
     for number, base in enumerate(bases):
         path = f"{folder}/{segment_name(base)}"
         following = bases[number + 1] if number + 1 < len(bases) else None
@@ -75,8 +75,12 @@ def verify_log(
         one = _Segment(path, data, base, salt_of(incarnation, base), following, durable_end, incarnation)
         found += one.check()
         records, messages, end = records + one.records, messages + one.messages, one.end
+        newest = base
         done += sizes[base]
         yield VerifyProgress(number + 1, len(bases), done, total)
+    if durable_end is not None and bases and newest == bases[-1] and end < durable_end:
+        gone = f"no segment holds them; the newest one ends at offset {end}"
+        found.append(DamagedRange(end, durable_end, f"{folder}/{segment_name(newest)}", 0, gone))
     yield VerifyReport(start or 0, end, len(bases), records, messages, done, tuple(found))
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from actors.messages import Fenced, KeepTopic
+from actors.worker import log_folder
 from ister.errors import StoreError
 from ister.wire import Key, Type
 from storage.disk import Disk
@@ -982,6 +983,40 @@ def test_behind_a_gap_that_nobody_can_fill_uploads_go_on(cloud: Stage) -> None:
     assert (told.start, told.end, told.gaps) == (0, 601, ((bases[1], bases[2]),))
     assert shown(cloud)["uploaded_end"] == 601
     assert shown(cloud)["missing"] == [[bases[1], bases[2]]]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_what_the_end_of_the_log_and_of_the_store_lost_is_skipped_and_uploads_go_on(
+    make_stage: MakeStage, restarts: int
+) -> None:
+    """Exactly what is nowhere is damage, a verification and a repair know it too, and what comes behind is uploaded."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    client = create(stage)
+    for first in range(0, 60, 10):
+        fill(client, stage, first, 10)
+    stage.restart(2, in_order=True)
+    folder = log_folder("/data", stage.catalogue.get_topic("orders"))
+    for name in sorted(name for name in stage.disk.listdir(folder) if name.endswith(".seg"))[-2:]:
+        stage.disk.unlink(f"{folder}/{name}")
+    lose(stage, stored_bases(stage)[-1])
+    for _ in range(restarts):
+        shown(stage)
+        stage.restart(2)
+    shown(stage)
+    stage.advance(5)
+    assert [one[:2] for one in shown(stage)["damaged"]] == [[50, 60]]
+    reader = consumer(stage, start="earliest")
+    expect_messages(reader, 0, 50)
+    assert heard(reader, "log-damaged") == (50, 10)
+    assert stage.client().request("topic.repair", topic="orders", skip_damaged=True)["skipped"] == [[50, 60]]
+    again = producer(stage, number=8)
+    again.publish(1, 0, *map(payload, range(60, 65)))
+    assert again.receipt(1) == [(0, 60)]
+    stage.advance(5)
+    expect_messages(reader, 60, 65)
+    assert shown(stage)["uploaded_end"] == 65
+    assert [one[:2] for one in shown(stage)["damaged"]] == [[50, 60]]
 
 
 def test_a_topic_that_comes_back_from_a_store_with_a_gap_keeps_what_is_there(cloud: Stage) -> None:
