@@ -137,6 +137,8 @@ class Attachment:
         start = START_SHARED if kind in ("shared", "key-shared") else START_ALONE
         self._pace = Pace(start, CREDIT_MESSAGES_MAX)
         self._paced = credit_messages is None
+        self._most = CREDIT_MESSAGES_MAX
+        self.sharing = 1  # how many attachments the program takes from in turn, when it is this one's turn
         self._credit_messages = start if credit_messages is None else credit_messages
         self._credit_bytes = credit_bytes
         self._now = 0.0  # when the program last asked for something
@@ -356,8 +358,8 @@ class Attachment:
         pace = self._pace
         if self._in_hand is None or not self._in_hand.unseen:
             pace.asked(now)
-            if self._paced and pace.window != self._credit_messages:
-                self._set_credit(pace.window, self._credit_bytes)
+            if self._paced and (window := self._window()) != self._credit_messages:
+                self._set_credit(window, self._credit_bytes)
         if self._recalled:
             self._recalled = False
             self._give_credit()
@@ -496,9 +498,13 @@ class Attachment:
     def resize(self, credit_messages: int, credit_bytes: int) -> None:
         """Have so much credit from now on, or at most so much where it follows the program's pace."""
         if self._paced:
-            self._pace.limit(credit_messages)
-            credit_messages = self._pace.window
+            self._most = credit_messages
+            credit_messages = self._window()
         self._set_credit(credit_messages, credit_bytes)
+
+    def _window(self) -> int:
+        """Return how many messages the program is to have ready here, by its pace and what it works on beside them."""
+        return max(1, min(self._pace.window // self.sharing, self._most))
 
     def _set_credit(self, credit_messages: int, credit_bytes: int) -> None:
         """Have so much credit from now on: more is given at once, less as deliveries are handed out."""

@@ -86,11 +86,6 @@ class Pace:
         self._last = count
         self._began = now
 
-    def limit(self, most: int) -> None:
-        """Have no more than that from now on."""
-        self.most = most
-        self.window = min(self.window, most)
-
     def _end_round(self) -> None:
         pace = self._taken / max(self._busy_s, LEAST_S)
         window = pace * HOLD_S

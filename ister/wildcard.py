@@ -289,6 +289,7 @@ class WildcardConsumer(Consumer):
                 attachment, found = self._in_turn, None
                 now = network.clock.monotonic()
                 if attachment is not None:
+                    attachment.sharing = len(self._turns) + (attachment not in self._turns)
                     attachment.asked(now)
                     if attachment.has_in_hand:
                         found = self._take(attachment, take)
@@ -300,6 +301,7 @@ class WildcardConsumer(Consumer):
                     if attachment is not None:
                         self._raise_complaint(attachment)
                         self._in_turn = attachment
+                        attachment.sharing = len(self._turns) + 1
                         attachment.asked(now)
                         found = self._take(attachment, take)
             network.settle()

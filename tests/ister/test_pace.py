@@ -137,16 +137,6 @@ def test_what_is_handed_out_at_a_time_is_a_moment_of_work() -> None:
         assert program.pace.at_once == at_once
 
 
-def test_a_limit_holds_at_once_and_later() -> None:
-    """A consumer of many topics gives each its share."""
-    program = Program(Pace(START_SHARED, MOST), message_s=1e-6)
-    program.work(times=200_000)
-    program.pace.limit(1000)
-    assert program.pace.window == 1000
-    program.work(times=10_000)
-    assert program.pace.window == 1000
-
-
 steps = st.lists(
     st.tuples(
         st.sampled_from(["asked", "handed"]),

@@ -195,6 +195,35 @@ def test_credit_begins_small_and_grows_with_the_program(talk: Talk, kind: str, s
     assert credit == pytest.approx(CREDIT_MESSAGES_MAX, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("sharing", "most", "work_s", "expected"),
+    [
+        (1, 65_536, 0.02, 25),
+        (5, 13_107, 0.02, 5),
+        (60, 1000, 0.02, 1),
+        (5, 3, 0.02, 3),
+        (5, 1000, 1e-6, 1000),
+    ],
+)
+def test_topics_that_a_program_works_on_in_turn_share_its_pace(
+    talk: Talk, sharing: int, most: int, work_s: float, expected: int
+) -> None:
+    """Each has its part of half a second of work ready, at least a message, and never more than its share of credit."""
+    attachment = telling(talk, kind="shared", credit_messages=None, credit_bytes=1 << 30)
+    attachment.sharing = sharing
+    attachment.resize(most, 1 << 30)
+    out, offset, most_out = START_SHARED, 0, 0
+    for number in range(4000):
+        out += sum(header[Key.MESSAGES] for header in talk.said() if header[Key.TYPE] == Type.CREDIT)
+        if out > 0:
+            talk.deliver(offset, *[b"x"] * out)
+            offset, out = offset + out, 0
+        waiting = sum(delivery.count for delivery in attachment.queue)
+        most_out = max(most_out, waiting if number > 2000 else 0)
+        talk.now += work_s * len(offsets(attachment, talk.now))
+    assert most_out == pytest.approx(expected, rel=0.2, abs=1)
+
+
 def test_credit_that_is_given_is_kept_to(talk: Talk) -> None:
     """The program's pace changes nothing about it."""
     talk.welcome()
