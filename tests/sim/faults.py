@@ -47,6 +47,7 @@ class Faults:
             "mistake": self.mistake,
             "kill tier": self.kill_tier,
             "store away": self.store_away,
+            "lose object": self.lose_object,
             "store flaky": self.store_flaky,
         }
         self._kinds = list(world.plan.faults)
@@ -239,6 +240,19 @@ class Faults:
     def store_flaky(self) -> bool:
         """Let some calls fail for a while, or succeed and lose their answers."""
         return self._hurt_store(self.random.choice((0.1, 0.5)), before=self.random.random() < 0.5)
+
+    def lose_object(self) -> bool:
+        """Delete a segment from the store, as somebody does who may not."""
+        store, random = self.world.store, self.world.more
+        names = sorted(info.name for info in store.list("v1/d/") if "/s/" in info.name)
+        if not names:
+            return False
+        name = random.choice(names)
+        for topic in self.world.oracle.topics.values():
+            if f"/{topic.name}." in name:
+                topic.lost = True
+        self.world.trace.note("lost", name.rpartition("/")[2])
+        return store.delete(name)
 
     def _hurt_store(self, often: float, *, before: bool) -> bool:
         machine = self._machine()

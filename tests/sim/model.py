@@ -42,6 +42,8 @@ class TopicModel:
     by_key: dict[bytes, list[int]] = field(default_factory=dict)  # ascending offsets
     receipted: dict[bytes, int | None] = field(default_factory=dict)
     end: int = 0
+    lost: bool = False  # objects of it were deleted from the store by nobody who may
+    told: set[int] = field(default_factory=set)  # somebody was told that these are damaged
     times: dict[int, int] = field(default_factory=dict)  # offset: when the broker took it, by its clock
     sought: list[tuple[str, int, int]] = field(
         default_factory=list
@@ -133,6 +135,7 @@ class SubscriptionModel:
         self.disturbed_s = -1e9  # what was handed out before may be handed out again
         self.handed: set[int] = set()  # to programs
         self.active_since: dict[ConsumerModel, float] = {}
+        self.told: set[int] = set()  # its consumers were told that these are damaged, or lost
         self.before: SubscriptionModel | None = None  # at the broker that had it, and may have it still
 
     def __str__(self) -> str:

@@ -486,10 +486,20 @@ class Oracle:
             consumer.credit = consumer.bytes_credit = 0
             # what waited comes back; what the program has in hand stays there, and may yet wait for its back-off
             subscription.delayed.update(subscription.release(consumer, self.clock.now_s))
+        elif subscription.topic.lost and code in ("log-damaged", "skipped", "missing"):
+            self._told(subscription, header[Key.OFFSET], header[Key.COUNT])
         elif code == "trimmed" and self._may_be_gone(subscription.topic, header[Key.OFFSET]):
             pass
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
+
+    def _told(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
+        """So many messages that are not acknowledged, from there on, cannot be served."""
+        while count > 0 and offset < subscription.topic.end:
+            count -= offset not in subscription.acknowledged
+            subscription.told.add(offset)
+            subscription.topic.told.add(offset)
+            offset += 1
 
     def _done(self, session: SessionModel, ref: int) -> None:
         for consumer in list(session.consumers.values()):
@@ -670,6 +680,7 @@ class Oracle:
             or reached in subscription.delayed
             or subscription.waits_since_before(reached)
             or reached in subscription.done_otherwise
+            or reached in subscription.told
             or subscription.maybe_poison(reached)
             or self._may_be_gone(subscription.topic, reached)
             or self._may_wait(subscription.topic, reached)
@@ -691,6 +702,8 @@ class Oracle:
             if hold is not None:
                 if hold.consumer is not consumer and self._definite(subscription, hold):
                     self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
+                continue
+            if other in subscription.told:
                 continue
             if other > offset or other in subscription.unsure or subscription.waits_since_before(other):
                 continue
@@ -734,7 +747,7 @@ class Oracle:
 
     def all_may_be_gone(self, topic: TopicModel, offsets: range) -> bool:
         """Whether all of these may be too old, or gone by their topic's retention."""
-        return all(self._may_be_gone(topic, offset) for offset in offsets)
+        return all(offset in topic.told or self._may_be_gone(topic, offset) for offset in offsets)
 
     def _may_have_come_back(self, subscription: SubscriptionModel, offset: int) -> bool:
         """Whether somebody had a message for as long as he may: it waits for its back-off, perhaps."""
@@ -782,6 +795,7 @@ class Oracle:
             offset
             for offset in range(subscription.begin or 0, topic.end)
             if offset not in done
+            and offset not in subscription.told
             and not subscription.maybe_poison(offset)
             and not self._may_be_gone(topic, offset)
         ]
@@ -846,7 +860,7 @@ class Oracle:
     def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
         """A reader from the first to the last offset was given this."""
         limits = topic.limits
-        start = found[0][0] if found else topic.end * bool(limits)
+        start = found[0][0] if found else topic.end * (bool(limits) or topic.lost)
         for subscription in self.subscriptions.values():
             if subscription.topic is topic and limits.has("retention_acknowledged"):
                 needed = [offset for offset in self.missing(subscription) if offset < start]
@@ -854,17 +868,25 @@ class Oracle:
                     self.violated(
                         f"{topic.name} begins at {start}, and {subscription} has not acknowledged {needed[:5]}"
                     )
-        kept = [offset for offset in range(start) if not self._may_have_gone(topic, offset)]
+        told = topic.told
+        kept = [
+            offset for offset in range(start) if offset not in told and not self._may_have_gone(topic, offset)
+        ]
         if kept:
             self.violated(f"{topic.name} begins at {start}, and nothing allowed that {kept[:5]} went")
         self._check_sought(topic, start)
         self.counts["messages trimmed"] += start
-        for expected, (offset, payload) in enumerate(found, start):
+        expected = start
+        for offset, payload in found:
+            while expected < offset and expected in told:
+                expected += 1
             if offset != expected:
                 self.violated(f"{topic.name} is not dense: {offset} comes where {expected} is due")
                 return
+            expected += 1
             self.is_at(topic, offset, identity_of(payload), "the reader of everything")
         there = {identity_of(payload) for _, payload in found}
-        for identity, told in topic.receipted.items():
-            if identity not in there and topic.place.get(identity, start) >= start:
-                self.violated(f"{identity!r} of {topic.name} is lost: its receipt said {told}")
+        for identity, said in topic.receipted.items():
+            place = topic.place.get(identity, start)
+            if identity not in there and place >= start and place not in told:
+                self.violated(f"{identity!r} of {topic.name} is lost: its receipt said {said}")

@@ -83,6 +83,10 @@ def draw_more(random: Random, plan: Plan) -> None:
         plan.steps_clocks = True
         plan.faults["clock"] = 4
         plan.fault_every = max(plan.fault_every, 0.05)
+    if plan.cloud and not plan.takeover_after_s and random.random() < 0.4:
+        plan.faults["lose object"] = 20
+        plan.fault_every = max(plan.fault_every, 0.1)
+        _slow_down(plan)
     if "disk error" in plan.faults or random.random() < 0.15:
         plan.faults["folder error"] = 2
     for topic in plan.topics:
@@ -100,9 +104,14 @@ def draw_more(random: Random, plan: Plan) -> None:
     if any("seek" in topic.operator for topic in plan.topics) and random.random() < 0.5:
         plan.faults["folder error"] = 8
         plan.fault_every = max(plan.fault_every, 0.1)
-        for topic in plan.topics:  # who is slow has something that a move may pass over
-            for ways in [each for subscription in topic.subscriptions for each in subscription.consumers]:
-                ways.think_s, ways.take, ways.credit = 0.5, 1, 5
+        _slow_down(plan)
+
+
+def _slow_down(plan: Plan) -> None:
+    """Let consumers be slow: then there is something that may be passed over."""
+    for topic in plan.topics:
+        for ways in [each for subscription in topic.subscriptions for each in subscription.consumers]:
+            ways.think_s, ways.take, ways.credit = 0.5, 1, 5
 
 
 def draw_faults(random: Random, plan: Plan) -> dict[str, int]:

@@ -14,7 +14,10 @@ from unittest.mock import patch
 from actors import uploader
 from actors.consumer import Consumer
 from actors.lanes import Lane, Lanes
+from actors.log_subscription import LogSubscription
+from actors.messages import Trimmed
 from ister.attachment import Attachment
+from ister.errors import DamagedError
 from storage import upload
 from storage.catalogue import TopicMeta
 from storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
@@ -187,6 +190,21 @@ def takers_lose() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def gaps_called_retention() -> Iterator[None]:
+    """What neither the log nor the store has is skipped, and called retention."""
+
+    def stall(self: LogSubscription, error: DamagedError) -> None:
+        self._source.history_start = max(self._source.history_start, error.end or 0)
+        self.on_trimmed(Trimmed(error.end or 0))
+
+    with (
+        patch.object(LogSubscription, "_stall", stall),
+        patch.object(LogSubscription, "_begins_at", lambda _self, _offset: False),
+    ):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -199,4 +217,5 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "lifted-retention-unheard": lifted_retention_unheard,
     "raw-times": raw_times,
     "takers-lose": takers_lose,
+    "gaps-called-retention": gaps_called_retention,
 }

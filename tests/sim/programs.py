@@ -395,6 +395,9 @@ class Reading(Program):
         self.working = False
         try:
             batch = reader.try_batch()
+            for event in list(reader.events) if self.topic.lost else ():
+                if event.code in ("skipped", "missing") and event.offset is not None:
+                    self.topic.told.update(range(event.offset, event.offset + event.count))
             if batch is None:
                 return
             for message in batch:

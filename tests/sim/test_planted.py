@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.sim.campaign import live
-from tests.sim.plans import Plan, SubscriptionPlan, TopicPlan
+from tests.sim.plans import CLOUD_FLAGS, Plan, SubscriptionPlan, TopicPlan
 from tests.sim.planted import PLANTED
 from tests.sim.programs import ConsumerWays, ProducerWays
 
@@ -40,8 +40,20 @@ def failed_moves() -> Plan:
     return plan
 
 
+def lost_objects() -> Plan:
+    """Return a world in which objects are deleted from the store before a slow consumer has got what is in them."""
+    plan = Plan(1, faults={"lose object": 1, "kill worker": 1}, fault_every=0.1, lasts_s=8.0)
+    plan.flags, plan.cloud = CLOUD_FLAGS, True
+    ways = ConsumerWays(think_s=0.5, take=1, credit=1)
+    topic = TopicPlan("topic0", durability="cloud", settings={"durability": "cloud"})
+    topic.producers.append((ProducerWays(every_s=0.1, burst=3, keys=0), 100))
+    topic.subscriptions.append(SubscriptionPlan("s0", "exclusive", {"max_deliveries": 0}, [ways]))
+    plan.topics.append(topic)
+    return plan
+
+
 # What is drawn too rarely, from which seed on.
-WRITTEN = {"failed-seek-in-force": (failed_moves, 3)}
+WRITTEN = {"failed-seek-in-force": (failed_moves, 3), "gaps-called-retention": (lost_objects, 0)}
 
 
 @pytest.fixture(autouse=True)

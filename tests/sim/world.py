@@ -308,6 +308,7 @@ class World:
             self._check()
             if self._at_rest():
                 return
+            self._repair()
         for program in self.programs:
             if isinstance(program, Producing) and not program.done and self._counts(program):
                 self.oracle.violated(f"{program.name}: {program.waiting} messages have no receipt")
@@ -330,6 +331,12 @@ class World:
                 )
         self._check()
         raise HistoryError(self.seed, ["nothing is missing, and it does not come to rest"], self.trace)
+
+    def _repair(self) -> None:
+        """Where objects are lost an operator lets everybody go on behind what was in them."""
+        for topic in self.oracle.topics.values():
+            if topic.lost and self.clock.now_s % 5 < 1:
+                self.admin("a").ask("topic.repair", topic=topic.name, skip_damaged=1)
 
     def _counts(self, program: Producing | Reading) -> bool:
         """Whether a program is at the broker that has its topic."""
@@ -386,6 +393,7 @@ class World:
             if shown["cursor"] == end:
                 return
             self.loop.advance(1.0)
+            self._repair()
         self.oracle.violated(
             f"{model}: everything is acknowledged, and its cursor is {shown['cursor']} of {end}"
         )
@@ -419,6 +427,14 @@ class World:
             if frame is None:
                 self.oracle.violated(f"{topic} ends at {count}, and should have {end}")
                 break
+            lost = self.oracle.topics.get(topic)
+            if frame.kind == Type.EVENT and lost is not None and lost.lost:
+                first, many = int(frame.header[Key.OFFSET]), int(frame.header[Key.COUNT])
+                lost.told.update(range(first, first + many))
+                if frame.header[Key.CODE] == "log-damaged":
+                    self.admin(machine.name).ask("topic.repair", topic=topic, skip_damaged=1)
+                else:
+                    count += many
             if frame.kind == Type.DELIVER:
                 found.append(frame)
                 count += int(frame.header[Key.COUNT])
