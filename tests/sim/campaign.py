@@ -33,6 +33,7 @@ SHOWN = (
     "messages read",
     "messages trimmed",
     "operator topic.update",
+    "operator topic.delete",
     "operator subscription.seek",
     "operator subscription.update",
     "operator subscription.unblock",

@@ -59,6 +59,7 @@ class Plan:
     flags: dict[str, Any] = field(default_factory=dict)
     cloud: bool = False  # with a tier and a store
     takeover_after_s: float = 0.0  # when another broker takes over from the store; 0: never
+    deletes_behind: bool = False  # the first broker's operator then deletes there what is the other's
     steps_clocks: bool = False  # the brokers' clocks are set, by up to a year
 
 
@@ -83,6 +84,10 @@ def draw_more(random: Random, plan: Plan) -> None:
         plan.steps_clocks = True
         plan.faults["clock"] = 4
         plan.fault_every = max(plan.fault_every, 0.05)
+    again = {"kill broker", "power"} & plan.faults.keys()  # without topics a broker takes the store's again
+    if plan.takeover_after_s and not again and random.random() < 0.5:
+        plan.deletes_behind = True
+        _slow_down(plan)
     if plan.cloud and not plan.takeover_after_s and random.random() < 0.4:
         plan.faults["lose object"] = 20
         plan.fault_every = max(plan.fault_every, 0.1)

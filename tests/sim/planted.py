@@ -26,6 +26,8 @@ from storage.producers import ProducerTable
 from storage.reader import FoundTime, Reader
 from storage.retention import Retention, retention_of
 from storage.simulated import SimulatedFile
+from storage.store import ObjectStore
+from storage.tier import Layout
 
 
 @contextmanager
@@ -205,6 +207,23 @@ def gaps_called_retention() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def anybody_deletes() -> Iterator[None]:
+    """A broker whose topic is another's deletes it from the store all the same."""
+
+    def erase(store: ObjectStore, topic: TopicMeta, _broker: str, _identity: str) -> int:
+        names = [info.name for info in store.list(Layout(topic.name, topic.incarnation).prefix)]
+        return sum(store.delete(name) for name in names)
+
+    def begin(self: uploader.Uploader) -> None:
+        self._not_ours = False
+        original(self)
+
+    original = uploader.Uploader._erase
+    with patch.object(uploader, "erase", erase), patch.object(uploader.Uploader, "_erase", begin):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -217,5 +236,6 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "lifted-retention-unheard": lifted_retention_unheard,
     "raw-times": raw_times,
     "takers-lose": takers_lose,
+    "anybody-deletes": anybody_deletes,
     "gaps-called-retention": gaps_called_retention,
 }

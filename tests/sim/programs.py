@@ -421,6 +421,36 @@ class Reading(Program):
         return self.world.oracle.all_may_be_gone(self.topic, range(self.next, self.topic.end))
 
 
+class Deleting(Program):
+    """An operator who finds a topic fenced, and deletes it here."""
+
+    def __init__(self, world: World, machine: str, topic: TopicModel) -> None:
+        self.topic = topic
+        self.asked: Request | None = None
+        super().__init__(world, machine)
+
+    def open(self) -> None:
+        self.later(0.5, self.look)
+
+    def look(self) -> None:
+        """Delete it once it is another broker's."""
+        if self.asked is not None and self.asked.done and self.asked.error is None:
+            return
+        self.later(0.5, self.look)
+        actors = self.world.machines[self.machine].actors("topic", self.topic.name)
+        failures = [getattr(actor, "_failure", None) for actor in actors]
+        fenced = any(failure is not None and failure.code == "fenced" for failure in failures)
+        if self.client is not None and fenced and (self.asked is None or self.asked.done):
+            self.asked = Request("topic.delete", {"topic": self.topic.name})
+            self.world.counts["operator topic.delete"] += 1
+            self.client.send_request(self.asked)
+
+    @property
+    def done(self) -> bool:
+        """Nobody waits for it."""
+        return True
+
+
 class Operating(Program):
     """An operator: moves, pauses and unblocks subscriptions, one after another."""
 

@@ -24,6 +24,7 @@ FIRST = {
     "lifted-retention-unheard": 93,
     "raw-times": 70,
     "takers-lose": 5,
+    "anybody-deletes": 59,
 }
 
 SEEDS = 150  # how far to look

@@ -31,7 +31,7 @@ from tests.sim.links import Network
 from tests.sim.model import SubscriptionModel, TopicModel
 from tests.sim.oracle import Oracle
 from tests.sim.plans import Plan, draw_more, draw_plan
-from tests.sim.programs import Consuming, Operating, Producing, Program, Reading
+from tests.sim.programs import Consuming, Deleting, Operating, Producing, Program, Reading
 from tests.sim.trace import Trace
 from tests.stage import StagedClient, StagedClock, StagedLoop
 
@@ -111,7 +111,7 @@ class World:
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []
-        self.operators: list[Operating] = []  # who are not subject to faults of their own
+        self.operators: list[Operating | Deleting] = []  # who are not subject to faults of their own
         self._names = 0
         if self.random.random() < 0.5:
             self.loop.chaos = Random(self.random.getrandbits(32))
@@ -248,6 +248,8 @@ class World:
         self.faults_done["takeover"] += 1
         for topic in self.plan.topics:
             model = self.oracle.topics[topic.name]
+            if self.plan.deletes_behind:
+                self.operators.append(Deleting(self, "a", model))
             for ways, messages in topic.producers:
                 self.programs.append(Producing(self, "b", model, ways, messages))
             for each in topic.subscriptions:
