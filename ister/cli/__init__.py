@@ -16,7 +16,10 @@ from ister.cli.outcome import EXIT_CODES_HELP
 
 _COMMANDS: Final = {
     "serve": ("ister.cli.serve:serve", "Run a broker on this machine."),
-    "topic": ("ister.cli.topic:topic", "Create, update, list, show, verify, repair and delete topics."),
+    "topic": (
+        "ister.cli.topic:topic",
+        "Create, update, list, show, verify, repair, take over, forget and delete topics.",
+    ),
     "subscription": (
         "ister.cli.subscription:subscription",
         "Create, update, move, pause, ... subscriptions.",

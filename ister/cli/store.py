@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ister.message import Batch
     from storage.history import History
 
+NO_TOPICS = "no topics in this store (a broker's own is the folder `store` in its data folder)"
 _HELP_END = """\b
 Examples:
   ister store ls file:///var/lib/ister/store
@@ -114,7 +115,7 @@ def ls(url: str, topic: str | None, incarnation: str | None, as_json: bool) -> N
     if as_json:
         print_json(rows)
     elif not rows:
-        print("no topics in this store")
+        print(NO_TOPICS)
     else:
         shown = [
             [
@@ -329,6 +330,6 @@ def verify(url: str, topic: str | None, incarnation: str | None, as_json: bool) 
     if as_json:
         print_json(reports)
     elif not chosen:
-        print("no topics in this store")
+        print(NO_TOPICS)
     if not sound:
         raise SystemExit(FAILED)

@@ -21,6 +21,7 @@ from ister.cli.options import (
 from ister.cli.outcome import FAILED
 from ister.cli.show import print_fields, print_json, print_table, progress
 from ister.cli.times import Duration
+from ister.errors import UsageError
 from ister.requests import TopicOptions
 
 _HELP_END = """\b
@@ -122,6 +123,8 @@ def create(
 @json_option
 def update(topic: str, endpoint: str, timeout: float, as_json: bool, **options: Any) -> None:
     """Change what a reliable topic keeps; what is not in the store yet is kept in any case."""
+    if all(options[name] is None for name in _GIVEN if name in options):
+        raise UsageError("give at least one option to change, as --retention 7d")
     with connected(endpoint, timeout) as client:
         changed = client.update_topic(topic, **_options(options))
     if as_json:

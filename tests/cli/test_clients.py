@@ -74,6 +74,8 @@ def test_the_life_of_a_topic(ister: Ister) -> None:
     assert "life/one" in [topic["topic"] for topic in listed]
     shown = ister("topic", "show", "life/one")
     assert b"non-reliable" in shown.stdout
+    nothing = ister("topic", "update", "life/one")
+    assert (nothing.returncode, b"--retention 7d" in nothing.stderr) == (2, True)
     assert ister("topic", "delete", "life/one", "--yes").returncode == 0
     gone = ister("topic", "show", "life/one", "--json")
     assert (gone.returncode, json.loads(gone.stderr)["error"]["code"]) == (1, "unknown-topic")

@@ -89,6 +89,8 @@ def test_ls_shows_topics_and_their_objects(topic: StoredTopic, run: Run, tmp_pat
         (50, 61, 1),
     ]
     assert topic.layout.segment(36, 1) in run("ls", "URL", "orders").stdout.decode()
+    (tmp_path / "data").mkdir()
+    assert b"the folder `store` in its data folder" in run("ls", f"{tmp_path}/data").stdout
 
 
 def test_verify_says_that_all_is_well(topic: StoredTopic, run: Run) -> None:
