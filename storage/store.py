@@ -440,15 +440,36 @@ class FolderStore:
 
     def _remove_empty(self, folder: str) -> str:
         """Remove a folder in which nothing is left, and those above it; return the lowest that stays."""
-        while folder != self.path:
-            with contextlib.suppress(OSError):
-                self._disk.rmdir(f"{folder}/{_META}")
-            try:
-                self._disk.rmdir(folder)
-            except OSError:
-                break
-            folder = os.path.dirname(folder)
+        with contextlib.suppress(OSError):
+            self._disk.rmdir(f"{folder}/{_META}")
+        try:
+            self._disk.rmdir(folder)  # there may be thousands of objects: they are not listed for this
+        except OSError:
+            return folder
+        folder = os.path.dirname(folder)
+        with contextlib.suppress(OSError):
+            while folder != self.path and not self._holds_object(folder):
+                self._remove_hollow(folder)
+                folder = os.path.dirname(folder)
         return folder
+
+    def _holds_object(self, folder: str) -> bool:
+        """Whether there is any object below a folder; the search ends with the first."""
+        for name in self._disk.listdir(folder):
+            path = f"{folder}/{name}"
+            if name != _META and (self._disk.isfile(path) or self._holds_object(path)):
+                return True
+        return False
+
+    def _remove_hollow(self, folder: str) -> None:
+        """Remove a folder below which no object is: with what a creation or deletion that was cut short left there."""
+        for name in self._disk.listdir(folder):
+            path = f"{folder}/{name}"
+            if self._disk.isfile(path):
+                self._disk.unlink(path)
+            else:
+                self._remove_hollow(path)
+        self._disk.rmdir(folder)
 
     def close(self) -> None:
         """Let go of what is held; may be called again."""

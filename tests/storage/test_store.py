@@ -144,6 +144,19 @@ def test_a_folder_in_which_nothing_is_left_goes_with_its_last_object(tmp_path: P
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [".tmp"]
 
 
+def test_what_deletions_that_were_cut_short_left_goes_with_the_last_object(tmp_path: Path) -> None:
+    """Folders without an object, and what is known of one that is gone, are of nobody; what is beside them stays."""
+    store = FolderStore(str(tmp_path))
+    for name in ("v1/d/t/e/1", "v1/d/t/c/b/2", "v1/d/t/s/3", "v1/d/other/e/1"):
+        store.put_if_absent(name, b"x")
+    (tmp_path / "v1/d/t/c/b/2").unlink()  # killed before the rest of a deletion
+    (tmp_path / "v1/d/t/s/3").unlink()
+    (tmp_path / "v1/d/t/s/.meta/3").unlink()
+    assert store.delete("v1/d/t/e/1")
+    assert [path.name for path in (tmp_path / "v1/d").iterdir()] == ["other"]
+    assert store.get("v1/d/other/e/1") == b"x"
+
+
 def test_puts_and_deletions_in_one_folder_do_not_meet(tmp_path: Path) -> None:
     """A folder that one thread empties while another puts something there is there for that."""
     store = FolderStore(str(tmp_path / "store"))
