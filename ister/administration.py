@@ -162,6 +162,8 @@ class Administration(ABC):
     ) -> SubscriptionInfo:
         """Create a subscription without attaching to it; `start` is where it begins to read.
 
+        With `exist_ok`, one of that name, type and options is as good as a new one. `update_subscription` lists the
+        options.
         Raises `RemoteError` (`subscription-exists`, `unknown-topic`, ...), `UsageError`.
         """
         settings = requests.subscription_settings(options)
@@ -199,6 +201,13 @@ class Administration(ABC):
     ) -> SubscriptionInfo:
         """Change options of a subscription, for its present consumers too, and return what the broker knows of it.
 
+        In brackets what a broker gives a new one unless its settings say otherwise. `ack_timeout` (5 minutes): what a
+        consumer holds longer is delivered again. `backoff_min` and `backoff_max` (1 s, 1 minute): how long a failed
+        message waits, doubling with each failure. `max_deliveries` (20; 0: no limit): one that failed so often is
+        poison, and `poison` says what becomes of it: "dead-letter" (the default; to `dead_letter_topic`, by default
+        `<topic>.<subscription>.dlq`), "drop" or "block". `paused`: nothing is delivered. Of non-reliable topics:
+        `buffer_messages_max` (100,000) and `buffer_bytes_max` (16 MiB) are kept for slow consumers, `drop` ("oldest"
+        or "newest") says what goes then. Durations are seconds, a `timedelta`, or text like "15m".
         Raises `RemoteError` (`unknown-subscription`, `invalid-argument`), `UsageError`.
         """
         settings = requests.subscription_settings(options)

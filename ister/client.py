@@ -200,7 +200,8 @@ class Client(Administration):
 
         `type` is "shared" unless given ("exclusive" with `force`).
         `start` ("latest" by default, "earliest", an offset or a `datetime`) counts only then. The options are for a new
-        one too; other options than a subscription that is there has are refused (`subscription-options`). With
+        one too (`update_subscription` lists them);
+        other options than a subscription that is there has are refused (`subscription-options`). With
         `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`; without, the answer is
         `subscription-busy`: at once, or when a `timeout` that was given was not enough. `priority` orders the
         consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
