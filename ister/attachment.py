@@ -558,9 +558,13 @@ class Attachment:
     def nack(
         self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int | None, reason: str
     ) -> None:
-        """Give messages back, to be delivered again after the delay, or the back-off where there is none."""
+        """Give messages back, to be delivered again after the delay, or the back-off where there is none.
+
+        0 goes before the broker's default back-off, not before one that this consumer asked for itself: 0 used to be
+        the default here, and whoever asks for a back-off means it for what is refused without a time.
+        """
         more: wire.Header = {}
-        if delay_ms is not None:
+        if delay_ms or (delay_ms == 0 and not self._arguments.get("backoff_ms_min")):
             more[Key.DELAY] = delay_ms
         if reason:
             more[Key.REASON] = reason

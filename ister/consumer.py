@@ -92,7 +92,8 @@ class Consumer(Receiver):
         """Give messages back, to be delivered again after `delay` (30, "15m", a `timedelta`); the reason is for people.
 
         Without a delay they wait for the subscription's back-off: 1 s after the first failure, twice as long each time,
-        up to a minute, unless it has other options. 0 means at once. At most a day.
+        up to a minute, unless it has other options. 0 means at once, except for a consumer that was opened with a
+        back-off of its own (`backoff_min`), which holds for every refusal without a time. At most a day.
         """
         wait_ms = None if delay is None else arguments.milliseconds(delay, "a delay")
         if wait_ms is not None and wait_ms > NACK_DELAY_S_MAX * 1000:

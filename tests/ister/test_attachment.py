@@ -268,17 +268,19 @@ def test_nack_says_when_and_why(talk: Talk) -> None:
     assert (nack[Key.DELAY], nack[Key.REASON]) == (1500, "later")
 
 
-@pytest.mark.parametrize("options", [{}, {"backoff_ms_min": 5000}])
-def test_a_nack_without_a_delay_waits_for_the_back_off_and_zero_does_not(
-    talk: Talk, options: dict[str, int]
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, 0), ({"backoff_ms_min": 0}, 0), ({"backoff_ms_min": 5000}, None)]
+)
+def test_zero_goes_before_the_brokers_back_off_and_not_before_one_that_was_asked_for(
+    talk: Talk, options: dict[str, int], expected: int | None
 ) -> None:
-    """Whoever says 0 means at once, also where the consumer asked for a back-off of its own."""
+    """Whoever opens a consumer with a back-off means it for what is refused without a time, which 0 used to be."""
     attachment = opened(talk, arguments=options)
     talk.deliver(0, b"a", b"b")
     delivery = taken(attachment)
     attachment.nack(delivery, [(0, 1)], None, "")
     attachment.nack(delivery, [(1, 2)], 0, "")
-    assert [said.get(Key.DELAY) for said in talk.said()] == [None, 0]
+    assert [said.get(Key.DELAY) for said in talk.said()] == [None, expected]
 
 
 def test_events_are_kept_and_told(talk: Talk, happened: list[Event]) -> None:
