@@ -142,11 +142,12 @@ def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], 
 
     AheadError if it only is longer: perhaps the log has grown. `log` are sealed segments of it, any of them.
     """
-    if history.end > end and history.end > history.start:
+    stored_end = max(history.end, history.trimmed)  # what retention took was there
+    if stored_end > end:
         raise AheadError(
-            f"the store has topic {topic.name!r} up to offset {history.end}, the local log up to {end}: "
+            f"the store has had topic {topic.name!r} up to offset {stored_end}, the local log up to {end}: "
             "another broker has gone on with it, or the local log has lost its end",
-            history.end,
+            stored_end,
         )
     stored = {piece.segment.base: piece for piece in history.pieces}
     for segment in log:

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from ister.errors import StoreError
 from storage.catalogue import SubscriptionMeta, TopicMeta
 from storage.erase import erase
-from storage.history import History
+from storage.history import History, plan_history
 from storage.segment import SegmentInfo
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore, ObjectInfo, ObjectStore
 from storage.tier import Layout
 from storage.upload import (
+    AheadError,
     Claim,
     FencedError,
     check_joins,
@@ -443,3 +444,12 @@ def test_erasing_takes_one_incarnation_alone() -> None:
     enter_topic(store, other)
     erase(store, TOPIC, "us", "2")
     assert list_topics(store, lambda name, error: None) == [other]
+
+
+def test_a_log_that_ends_below_what_the_store_has_trimmed_is_not_gone_on_with() -> None:
+    """Nothing but the note of a trim may be left of what another broker has written since."""
+    history = plan_history(LAYOUT, [ObjectInfo(LAYOUT.trimmed(90), 0, 0)])
+    with pytest.raises(AheadError) as refused:
+        check_joins(TOPIC, history, (), 45)
+    assert refused.value.end == 90
+    check_joins(TOPIC, history, (), 90)
