@@ -335,8 +335,7 @@ class Attachment:
         self._drop_acks()
         self.forgotten = forgotten  # nothing comes again that was not meant to
         self._drop_waiting()
-        if self._used_messages:
-            self._give_credit()
+        self._give_credit()
 
     def _drop_waiting(self) -> None:
         """Drop what the program was not handed: the broker has taken it back."""

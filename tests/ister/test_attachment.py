@@ -526,6 +526,18 @@ def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
     assert (taken(attachment).first, [event.code for event in attachment.events]) == (1, ["sought"])
 
 
+def test_a_moved_subscription_gives_bytes_back_where_more_messages_are_out_than_should_be(talk: Talk) -> None:
+    """After a smaller window has used up what messages give back, the bytes would be missed for ever."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a", b"b")
+    attachment.resize(attachment._credit_messages - 2, attachment._credit_bytes)
+    talk.said()
+    sought(talk, 0)
+    [credit] = talk.said()
+    assert (credit[Key.TYPE], credit[Key.MESSAGES]) == (Type.CREDIT, 0)
+    assert credit[Key.BYTES] > 0
+
+
 def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_subscription_moves(talk: Talk) -> None:
     """From whoever iterates over it; batches that a program was given stay as they are."""
     attachment = opened(talk)
