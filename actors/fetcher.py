@@ -68,6 +68,20 @@ class _Listing:
     )  # and those that came after it had begun
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a reader was told: a segment for an offset, in which download of it, how often in a row, and when last."""
+
+    offset: int
+    path: str
+    copy: int
+    times: int
+    told_s: float
+
+    def is_about(self, offset: int, path: str) -> bool:
+        return (self.offset, self.path) == (offset, path)
+
+
 class Fetcher(LoopActor):
     """Answers `Fetch`; keeps the cache in `data`."""
 
@@ -90,13 +104,13 @@ class Fetcher(LoopActor):
         self._cache_bytes_max = cache_bytes_max
         self._listings: OrderedDict[bytes, _Listing] = OrderedDict()
         self._cached: OrderedDict[str, int] = OrderedDict()  # path -> bytes, the one used longest ago first
+        self._copies: dict[str, int] = {}  # path -> which download lies there
         self._cached_bytes = 0
         self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
         self._queue: deque[tuple[_Listing, Piece]] = deque()
         self._under_way = 0
         self._deleted: set[str] = set()  # cache folders of deleted topics of which something is on its way
-        # By reader: the offset it was told of last, its segment, how often, and when.
-        self._served: dict[Address, tuple[int, str, int, float]] = {}
+        self._served: dict[Address, _Served] = {}  # what each reader was told last
         self.fetched_segments = 0
         self.fetched_bytes = 0
 
@@ -189,17 +203,19 @@ class Fetcher(LoopActor):
         piece = piece_at(listing.history, offset)
         assert piece is not None
         path = self._path(listing.topic, piece)
-        at, served, times, told_s = self._served.get(reply, (-1, "", 0, 0.0))
+        told = self._served.get(reply)
         # Who was told and asks again soon has looked. One that asks again after long may not have heard.
-        again = (at, served) == (offset, path) and self.clock.monotonic() - told_s < LOOKED_WITHIN_S
-        if path in self._cached and again:
-            self._drop(path)  # asked for the same again: what is there was of no use
-            if times >= TRIES_MAX:
+        if told is not None and told.is_about(offset, path) and self._is_soon(told):
+            if path in self._cached and told.copy == self._copies[path]:
+                self._drop(path)  # asked for the same again: what is there was of no use
+                if told.times >= TRIES_MAX:
+                    del self._served[reply]
+                    text = f"what object {piece.segment.name} has there is damaged"
+                    answer = NotFetched(offset, text, False, listing.history.trimmed, piece.end)
+                    self._answer_later(answer, reply)
+                    return
+            else:  # it made room for others before the reader had looked at it
                 del self._served[reply]
-                text = f"what object {piece.segment.name} has there is damaged"
-                answer = NotFetched(offset, text, False, listing.history.trimmed, piece.end)
-                self._answer_later(answer, reply)
-                return
         if path in self._cached:
             self._cached.move_to_end(path)
             self._tell_fetched(offset, reply, path)
@@ -218,22 +234,26 @@ class Fetcher(LoopActor):
 
     def _tell_fetched(self, offset: int, reply: Address, path: str) -> None:
         """Tell a reader that its segment is there, and remember how often it was told."""
-        at, served, times, told_s = self._served.pop(reply, (-1, "", 0, 0.0))
-        now_s = self.clock.monotonic()
-        if (at, served) != (offset, path) or now_s - told_s >= LOOKED_WITHIN_S:
-            times = 0
-        self._served[reply] = (offset, path, times + 1, now_s)
+        told, now_s = self._served.pop(reply, None), self.clock.monotonic()
+        again = told is not None and told.is_about(offset, path) and self._is_soon(told)
+        times = told.times + 1 if told is not None and again else 1
+        self._served[reply] = _Served(offset, path, self._copies[path], times, now_s)
         while len(self._served) > READERS_MAX:
             del self._served[next(iter(self._served))]
         base = base_of(path.rpartition("/")[2])
         assert base is not None
         self.system.at(reply).tell(Fetched(offset, base))
 
+    def _is_soon(self, told: _Served) -> bool:
+        return self.clock.monotonic() - told.told_s < LOOKED_WITHIN_S
+
     def _prefetch(self, listing: _Listing, piece: Piece) -> None:
+        """Have what follows ready as well, as far as the cache can hold it beside what was asked for."""
         assert listing.history is not None
+        size = piece.segment.bytes
         for _ in range(PREFETCH_SEGMENTS):
             following = piece_at(listing.history, piece.end)
-            if following is None:
+            if following is None or (size := size + following.segment.bytes) > self._cache_bytes_max:
                 return
             path = self._path(listing.topic, following)
             if path not in self._cached and path not in self._waiting:
@@ -278,6 +298,7 @@ class Fetcher(LoopActor):
             self.fetched_segments += 1
             self.fetched_bytes += size
             self._cached[path] = size
+            self._copies[path] = self.fetched_segments
             self._cached_bytes += size
             if (folder := path.rpartition("/")[0]) in self._deleted:
                 self._drop(path)
@@ -298,6 +319,7 @@ class Fetcher(LoopActor):
 
     def _drop(self, path: str) -> None:
         self._cached_bytes -= self._cached.pop(path)
+        del self._copies[path]
         try:
             self._disk.unlink(path)
         except OSError as error:

@@ -111,6 +111,19 @@ def test_who_asks_for_the_same_again_and_again_is_told_that_it_is_damaged(scene:
     assert len([call for call in scene.store.calls if call[0] == "get" and "/s/" in call[1]]) <= 5
 
 
+def test_a_segment_that_made_room_before_it_was_looked_at_is_not_taken_for_damaged(scene: Scene) -> None:
+    """However often that happens, and whoever else has it brought back meanwhile."""
+    scene.ask(3)
+    system = next(iter(scene.stage.systems.values()))
+    system.spawn(Recorder, "other")
+    other = cast(Recorder, system.find("other")).address
+    for _ in range(5):
+        for offset in (13, 23, 3):
+            scene.fetcher.tell(Fetch(TOPIC, offset, other))
+            scene.stage.advance(0.1)
+        assert scene.ask(3, 1.0) == [Fetched(3, 0)]
+
+
 def test_what_the_store_has_lost_is_said_with_its_range(scene: Scene) -> None:
     """A gap is no reason to wait: nobody uploads it any more. What lies before and behind it is brought."""
     scene.store.store.delete(LAYOUT.segment(10, scene.epoch))
