@@ -20,7 +20,7 @@ FIRST = {
     "key-too-early": 35,
     "fenced-writer-counted": 13,
     "dedup-forgotten": 13,
-    "settings-of-creation": 93,
+    "settings-of-creation": 13,
     "lifted-retention-unheard": 93,
     "raw-times": 70,
     "takers-lose": 5,
