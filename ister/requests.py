@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from ister import arguments
-from ister.answers import with_booleans
+from ister.answers import as_flags, with_booleans
 from ister.errors import RemoteError, UsageError
 from ister.message import BaseBatch, BaseMessage
 from ister.session import Request
@@ -167,11 +167,11 @@ class Listing:
 def topic_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a topic is to keep as it travels; raises `UsageError`."""
     settings: dict[str, Any] = {}
-    for name, value in _given(options, _TOPIC_OPTIONS, "topic"):
+    for name, value in _given(as_flags(options), _TOPIC_OPTIONS, "topic"):
         if name in _DURATIONS:
             settings[_DURATIONS[name]] = arguments.milliseconds(value, name)
         else:
-            settings[name] = arguments.number(int(value) if isinstance(value, bool) else value, name)
+            settings[name] = arguments.number(value, name)
     return settings
 
 

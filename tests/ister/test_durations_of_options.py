@@ -41,6 +41,7 @@ def test_how_long_a_subscription_waits_is_given_in_any_unit() -> None:
         ({"retention": 5, "retention_ms": 5000}, "either retention or retention_ms"),
         ({"retention_s": 5}, "no option 'retention_s'; it has message_ttl"),
         ({"retention": "a week"}, "'a week'"),
+        ({"retention_ms": True}, "retention_ms is a whole number"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused_before_anything_is_sent(
