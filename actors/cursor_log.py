@@ -92,10 +92,12 @@ class CursorLog:
             self.flush_soon()
         return new
 
-    def note_failed(self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0) -> None:
-        """Note how often messages were delivered and failed, and until when they wait, soon in the journal."""
+    def note_failed(
+        self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0, wait_ms: int = 0
+    ) -> None:
+        """Note how often messages were delivered and failed, until when they wait and how long, soon in the journal."""
         assert self._journal is not None
-        if self._journal.note_failed(first, end, deliveries, failures, until_ms):
+        if self._journal.note_failed(first, end, deliveries, failures, until_ms, wait_ms):
             self.flush_soon()
 
     def confirm(self, key: int, ref: int) -> None:

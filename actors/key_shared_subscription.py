@@ -256,8 +256,8 @@ class KeySharedSubscription(ReliableSubscription):
     def _counts(self, offset: int) -> tuple[int, int, float]:
         """Return attempt, failures, and when it may go, of a message that this actor has delivered to nobody yet."""
         deliveries, failures = self._alike(offset, offset + 1)[1:]
-        until_ms = self._log.cursor.waits.get(offset, 0)
-        return deliveries + 1, failures, self._ready_s(until_ms, self.clock.monotonic())
+        wait = self._log.cursor.waits.get(offset, (0, 0))
+        return deliveries + 1, failures, self._ready_s(wait, self.clock.monotonic())
 
     def _take_due(self) -> None:
         while self._due and not self._lanes.full:

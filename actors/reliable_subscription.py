@@ -357,8 +357,9 @@ class ReliableSubscription(FailingSubscription):
             if wait_s is None:
                 wait_s = back_off_ms(failures, policy.backoff_ms_min, policy.backoff_ms_max) / 1000
             if failed:
-                until_ms = self.clock.time_ms() + round(wait_s * 1000) if wait_s else 0
-                self._log.note_failed(part.first, part.end, part.attempt, failures, until_ms)
+                wait_ms = round(wait_s * 1000)
+                until_ms = self.clock.time_ms() + wait_ms if wait_ms else 0
+                self._log.note_failed(part.first, part.end, part.attempt, failures, until_ms, wait_ms)
             if poison:
                 self._give_up(part._replace(failures=failures), why)
                 continue

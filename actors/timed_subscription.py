@@ -103,12 +103,14 @@ class TimedSubscription(LogSubscription):
             self._log.note_failed(offset, offset + 1, 0, 0)
         self._failed_end = max(cursor.failed, default=-1) + 1
 
-    def _ready_s(self, until_ms: int, now_s: float) -> float:
-        """Return when a message may be delivered that waits until `until_ms`; 0 where that is over.
+    def _ready_s(self, wait: tuple[int, int], now_s: float) -> float:
+        """Return when a message may be delivered that waits until a time and was to wait so long; 0 where that is over.
 
-        The clock may have been set back since: no message can have been asked to wait longer than `DELAY_MS_MAX`.
+        The clock may have been set back since, or another machine's wrote it: nothing waits longer than it was to.
+        Where nobody noted how long that is, no message can have been asked to wait longer than `DELAY_MS_MAX`.
         """
-        wait_ms = min(until_ms - self.clock.time_ms(), DELAY_MS_MAX)
+        until_ms, asked_ms = wait
+        wait_ms = min(until_ms - self.clock.time_ms(), asked_ms or DELAY_MS_MAX)
         return now_s + wait_ms / 1000 if until_ms and wait_ms > 0 else 0.0
 
     def _fresh(self, first: int, end: int) -> list[tuple[int, int]]:

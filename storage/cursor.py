@@ -54,7 +54,7 @@ _ENTRY = struct.Struct("<IB7x")  # body bytes, kind; the entry's CRC stands befo
 _CRC = struct.Struct("<I")
 _PAIR = struct.Struct("<qq")
 _FAILED = struct.Struct("<qqqq")  # first, end, deliveries, failures
-_WAITING = struct.Struct("<qqqq")  # first, end, until when (unix ms; 0: no more), zero
+_WAITING = struct.Struct("<qqqq")  # first, end, until when (unix ms; 0: no more), how long (ms; 0: not known)
 
 
 class Cursor:
@@ -69,7 +69,9 @@ class Cursor:
         self.failed: dict[
             int, tuple[int, int]
         ] = {}  # offset: (deliveries, failures), of what is unacknowledged
-        self.waits: dict[int, int] = {}  # offset: not before (unix ms), of some of what failed
+        # offset: not before (unix ms), and how long that was when it was asked for (ms; 0: not known), of some of
+        # what failed
+        self.waits: dict[int, tuple[int, int]] = {}
 
     def acknowledge(self, first: int, end: int) -> int:
         """Acknowledge [first, end); return how many of them were not before."""
@@ -100,12 +102,15 @@ class Cursor:
                 self.failed[offset] = (deliveries, failures)
         return True
 
-    def wait(self, first: int, end: int, until_ms: int) -> None:
-        """Note until when messages wait that failed (0: no more); of others nothing is kept, so that it is bounded."""
+    def wait(self, first: int, end: int, until_ms: int, wait_ms: int = 0) -> None:
+        """Note until when messages wait that failed (0: no more), and how long that is.
+
+        Of others nothing is kept, so that it is bounded.
+        """
         failed, waits = self.failed, self.waits
         for offset in range(first, end) if end - first <= len(failed) else sorted(failed):
             if until_ms and first <= offset < end and offset in failed:
-                waits[offset] = until_ms
+                waits[offset] = until_ms, wait_ms
             elif first <= offset < end:
                 waits.pop(offset, None)
 
@@ -117,7 +122,7 @@ class Cursor:
                     self.waits.pop(offset, None)
         else:
             self.failed = {offset: known for offset, known in failed.items() if not first <= offset < end}
-            self.waits = {offset: until for offset, until in self.waits.items() if not first <= offset < end}
+            self.waits = {offset: wait for offset, wait in self.waits.items() if not first <= offset < end}
 
     def is_acknowledged(self, offset: int) -> bool:
         """Say whether one offset is acknowledged."""
@@ -203,14 +208,14 @@ def _failures_of(cursor: Cursor) -> bytes:
 
 def _waits_of(cursor: Cursor) -> bytes:
     """Return the body of an entry with all that is known of until when messages wait, in runs."""
-    runs: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int, int]] = []
     for offset in sorted(cursor.waits):
-        until = cursor.waits[offset]
-        if runs and runs[-1][1:] == (offset, until):
-            runs[-1] = (runs[-1][0], offset + 1, until)
+        wait = cursor.waits[offset]
+        if runs and runs[-1][1:] == (offset, *wait):
+            runs[-1] = (runs[-1][0], offset + 1, *wait)
         else:
-            runs.append((offset, offset + 1, until))
-    return b"".join([_WAITING.pack(*run, 0) for run in runs])
+            runs.append((offset, offset + 1, *wait))
+    return b"".join([_WAITING.pack(*run) for run in runs])
 
 
 def _parse_entry(journal: bytes, position: int, salt: int) -> tuple[int, bytes] | None:
@@ -259,8 +264,8 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
             for first, stop, deliveries, failures in _FAILED.iter_unpack(body):
                 cursor.fail(first, stop, deliveries, failures)
         elif cursor is not None and kind == WAITING and len(body) % _WAITING.size == 0:
-            for first, stop, until_ms, _ in _WAITING.iter_unpack(body):
-                cursor.wait(first, stop, until_ms)
+            for first, stop, until_ms, wait_ms in _WAITING.iter_unpack(body):
+                cursor.wait(first, stop, until_ms, wait_ms)
         damaged_bytes += position - end
         entries += 1
         position += ENTRY_HEADER_BYTES + len(body)
@@ -489,16 +494,19 @@ class CursorJournal:
             self._noted.add(first, end)
         return new
 
-    def note_failed(self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0) -> bool:
-        """Note how often messages were delivered and failed, and until when they wait (unix ms), in the next `flush`.
+    def note_failed(
+        self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0, wait_ms: int = 0
+    ) -> bool:
+        """Note how often messages were delivered and failed, in the next `flush`.
 
+        And until when they wait (unix ms), and how long that is: a clock may be set before anybody reads it.
         Return False where so many have failed that no more are kept.
         """
         if not self.cursor.fail(first, end, deliveries, failures):
             return False
         if until_ms or self.cursor.waits:
-            self.cursor.wait(first, end, until_ms)
-            self._waits.append(_WAITING.pack(first, end, until_ms, 0))
+            self.cursor.wait(first, end, until_ms, wait_ms)
+            self._waits.append(_WAITING.pack(first, end, until_ms, wait_ms))
             if len(self._waits) > 2 * FAILURES_MAX:
                 self._waits = [_waits_of(self.cursor)]
         self._failures.append(_FAILED.pack(first, end, deliveries, failures))

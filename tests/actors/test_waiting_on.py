@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ister.wire import Key, Type
+from storage.cursor import CursorJournal
 from tests.actors.scenes import Scene, heard, offsets, subscription
 from tests.stage import Stage, StagedClient
 
@@ -135,8 +136,38 @@ def test_a_second_refusal_at_once_ends_the_first(stage: Stage) -> None:
     assert offsets(opened_again(scene)) == [0]
 
 
-def test_a_clock_that_was_set_back_makes_nothing_wait_for_ever(stage: Stage) -> None:
-    """Nobody can have asked for more than a day."""
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("delay_ms", [None, 30_000])
+def test_nothing_waits_longer_than_it_was_to_though_the_clock_was_set_back(
+    stage: Stage, type_: str, delay_ms: int | None
+) -> None:
+    """By a year, or by another machine that goes on where this one was: a minute is a minute, and so is a back-off."""
+    scene = Scene(stage, type=type_)
+    client = scene.consumer(backoff_ms_min=30_000, backoff_ms_max=60_000)
+    scene.publish(b"0", key=b"k")
+    assert offsets(client) == [0]
+    client.nack(1, (0, 1), delay_ms=delay_ms)
+    stage.advance(0.1)
+    wall = stage.clock.time_ms
+    stage.restart(2)
+    stage.clock.time_ms = lambda: wall() - 365 * 86_400_000  # type: ignore[method-assign]
+    client = opened_again(scene)
+    stage.advance(29)
+    assert heard(client) == []
+    stage.advance(2)
+    assert heard(client) == [(0, b"0", 2)]
+
+
+def test_what_an_older_journal_says_makes_nothing_wait_for_ever(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it does not say for how long: nobody can have asked for more than a day."""
+    note = CursorJournal.note_failed
+
+    def note_as_before(self: CursorJournal, *failed: int) -> bool:
+        return note(self, *failed[:5])
+
+    monkeypatch.setattr(CursorJournal, "note_failed", note_as_before)
     scene = Scene(stage)
     client = scene.consumer()
     scene.publish(b"0")

@@ -504,12 +504,12 @@ def test_until_when_messages_wait_outlasts_everything_but_the_acknowledgment(
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     assert journal.note_failed(3, 6, 1, 1, 1_000)
     journal.flush()
-    assert journal.note_failed(4, 5, 2, 2, 7_000)
+    assert journal.note_failed(4, 5, 2, 2, 7_000, 500)
     assert journal.note_failed(5, 6, 2, 2)
     journal.note(3, 4)
     journal.close()
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
-    assert journal.cursor.waits == {4: 7_000}
+    assert journal.cursor.waits == {4: (7_000, 500)}
     assert journal.cursor.failed == {4: (2, 2), 5: (2, 2)}
     assert parse_journal("", encode_journal(INCARNATION, journal.cursor), INCARNATION)[0] == journal.cursor
     journal.cursor.wait(4, 5, 0)
@@ -518,6 +518,19 @@ def test_until_when_messages_wait_outlasts_everything_but_the_acknowledgment(
     journal.seek(2)
     journal.close()
     assert CursorJournal.open(disk, path, INCARNATION, 0).cursor == Cursor(2)
+
+
+def test_an_older_journal_does_not_say_for_how_long_messages_wait(disk: LocalDisk, path: str) -> None:
+    """Its waiting entries have a zero there, and are read as before."""
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.note_failed(3, 5, 1, 1, 1_000)
+    journal.close()
+    with open(path, "rb") as file:
+        assert struct.pack("<qqqq", 3, 5, 1_000, 0) in file.read()
+    journal = CursorJournal.open(disk, path, INCARNATION, 0)
+    assert journal.cursor.waits == {3: (1_000, 0), 4: (1_000, 0)}
+    assert parse_journal("", encode_journal(INCARNATION, journal.cursor), INCARNATION)[0] == journal.cursor
+    journal.close()
 
 
 def test_an_entry_of_a_kind_to_come_is_passed_over(disk: LocalDisk, path: str) -> None:
