@@ -48,7 +48,9 @@ def test_what_failed_too_often_is_a_dead_letter(client: ister.Client) -> None:
         assert (letter.attempts, letter.reason) == (2, "it is bad")
         assert letters.redrive() == 1
         again = consumer.receive(10)
-        while again is not None and again.offset < 3:  # the other messages: who of them comes first is left open
+        while (
+            again is not None and again.offset < 3
+        ):  # the other messages: who of them comes first is left open
             consumer.ack(again)
             again = consumer.receive(10)
         assert again is not None
