@@ -436,10 +436,8 @@ class Consumer(LoopActor):
         else:
             sent = self._gateway.send(session, self._event(what), may_wait=True)
         if sent is Sent.OK:
-            if isinstance(what, Piece):
-                self._gateway.counts.bytes_out += what.bytes
-                if self._acknowledges:
-                    self._sent(what)
+            if isinstance(what, Piece) and self._acknowledges:
+                self._sent(what)
         elif sent is Sent.FULL:
             if not self._backlog:
                 self._subscription.tell(Block(self._key, True, "full"))

@@ -30,6 +30,11 @@ class InHand:
 
     def deliver(self, parts: Sequence[Range], *, singly: bool) -> tuple[list[Range], list[Range]]:
         """Note a delivery; return what of it the program may have at once, and what waits."""
+        if len(parts) == 1 and not singly:
+            first, end = parts[0]
+            if self._place + end - first <= self._told:  # as for a program that keeps up
+                self._place += end - first
+                return [(first, end)], []
         taken: list[Range] = []
         waiting: list[Range] = []
         for first, end in parts:

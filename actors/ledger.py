@@ -41,7 +41,9 @@ class InFlight:
     def __init__(self) -> None:
         self._firsts: list[int] = []  # ascending; the other list runs beside it
         self._parts: list[tuple[Held, float]] = []  # each with its deadline
-        self._queue: list[tuple[float, int]] = []  # heap of (deadline, first); may hold ones that are settled
+        self._queue: list[
+            tuple[float, int]
+        ] = []  # heap of (deadline, first) but for NEVER; may hold ones that are settled
         self.messages = 0
 
     def __len__(self) -> int:
@@ -61,13 +63,17 @@ class InFlight:
             at = bisect_right(firsts, first)
             firsts.insert(at, first)
             self._parts.insert(at, (held, deadline_s))
-        heapq.heappush(self._queue, (deadline_s, first))
+        if deadline_s != NEVER:
+            heapq.heappush(self._queue, (deadline_s, first))
         self.messages += held.end - first
 
     def _bound_queue(self) -> None:
         """Drop what is settled from the queue of deadlines, once that is most of it."""
         if len(self._queue) > 2 * len(self._firsts) + 64:
-            self._queue = sorted((deadline_s, held.first) for held, deadline_s in self._parts)
+            parts = self._parts
+            self._queue = sorted(
+                (deadline_s, held.first) for held, deadline_s in parts if deadline_s != NEVER
+            )
 
     def settle(self, first: int, end: int) -> list[Held]:
         """Take a range out, as acknowledged or refused; return the parts of it that were in flight here."""
@@ -98,6 +104,13 @@ class InFlight:
 
     def extend(self, first: int, end: int, deadline_s: float) -> int:
         """Give what is in flight of a range another deadline; return how many messages that are."""
+        firsts, parts = self._firsts, self._parts
+        at = bisect_right(firsts, first) - 1
+        if at >= 0 and firsts[at] == first and parts[at][0].end == end:  # all of one delivery, as most often
+            parts[at] = (parts[at][0], deadline_s)
+            heapq.heappush(self._queue, (deadline_s, first))
+            self._bound_queue()
+            return end - first
         extended = self.settle(first, end)
         for held in extended:
             self._put(held, deadline_s)
@@ -120,7 +133,7 @@ class InFlight:
 
     def next_deadline_s(self) -> float | None:
         """Return when `expire` may next find something, or None."""
-        return self._queue[0][0] if self._firsts and self._queue[0][0] != NEVER else None
+        return self._queue[0][0] if self._firsts and self._queue else None
 
     def oldest_deadline_s(self) -> float | None:
         """Return the deadline of what has been in flight for longest, or None when nothing is."""
@@ -128,7 +141,7 @@ class InFlight:
             deadline_s, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
             if at >= 0 and self._firsts[at] == first and self._parts[at][1] == deadline_s:
-                return None if deadline_s == NEVER else deadline_s
+                return deadline_s
             heapq.heappop(self._queue)
         return None
 

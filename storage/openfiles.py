@@ -79,7 +79,6 @@ class OpenFiles:
         self.files_max = most if files_max is None else files_max
         self.lock = threading.Lock()
         self._open: OrderedDict[LocalFile, None] = OrderedDict()  # the one used longest ago first
-        self._used: set[LocalFile] = set()  # since idle files were closed last
         self._reserve: list[int] = []
 
     def __len__(self) -> int:
@@ -142,10 +141,10 @@ class OpenFiles:
     def rest_idle(self) -> None:
         """Close the descriptors of files that were not used since this was called last, where they may be."""
         with self.lock:
-            idle, self._used = [file for file in self._open if file not in self._used], set()
-            for file in idle:
-                if file.may_rest:
+            for file in list(self._open):
+                if not file.used and file.may_rest:
                     self.rest(file)
+                file.used = False
 
     def rest(self, file: LocalFile) -> None:
         """Close a file's descriptor until it is used again; the lock is held."""
@@ -159,12 +158,12 @@ class OpenFiles:
         while len(self._open) >= self.files_max and self._close_one():
             pass
         self._open[file] = None
-        self._used.add(file)
+        file.used = True
 
-    def used(self, file: LocalFile) -> None:
+    def note_use(self, file: LocalFile) -> None:
         """Note that a file is used; the lock is held."""
         self._open.move_to_end(file)
-        self._used.add(file)
+        file.used = True
 
     def open_again(self, file: LocalFile) -> None:
         """Open a file that was closed in the meantime; the lock is held. Raises OSError."""
@@ -181,7 +180,6 @@ class OpenFiles:
     def forget(self, file: LocalFile) -> int:
         """Return a file's descriptor, which is the caller's to close; the lock is held."""
         self._open.pop(file, None)
-        self._used.discard(file)
         fd, file.fd = file.fd, -1
         return fd
 
@@ -189,8 +187,9 @@ class OpenFiles:
 class LocalFile:
     """A file of the machine, open for reading and writing."""
 
-    __slots__ = ("_closed", "_files", "_synced", "_users", "fd", "identity", "path", "written")
+    __slots__ = ("_closed", "_files", "_synced", "_users", "fd", "identity", "path", "used", "written")
     fd: int
+    used: bool  # since idle files were closed last
 
     def __init__(self, path: str, fd: int, files: OpenFiles) -> None:
         self.path = path
@@ -212,12 +211,12 @@ class LocalFile:
     def _begin(self) -> int:
         files = self._files
         with files.lock:
-            if self._closed:
+            if self.fd >= 0:
+                files.note_use(self)
+            elif self._closed:
                 raise OSError(errno.EBADF, "it was closed", self.path)
-            if self.fd < 0:
-                files.open_again(self)
             else:
-                files.used(self)
+                files.open_again(self)
             self._users += 1
             return self.fd
 

@@ -434,17 +434,22 @@ class Gateway:
             return Sent.OK  # it had its answer
         if session.routing is None:
             return Sent.GONE
-        connection = session.connection
-        if connection is None or self.guard is None or not frames:
-            return self._send_to(session.routing, header, frames, may_wait=may_wait)
-        outgoing = self.guard.outgoing
-        if may_wait and not outgoing.may_send(connection):
+        if not frames:
+            return self._send_to(session.routing, header, may_wait=may_wait)
+        guard, connection = self.guard, session.connection
+        if (
+            may_wait
+            and guard is not None
+            and connection is not None
+            and not guard.outgoing.may_send(connection)
+        ):
             return Sent.FULL
         sent = self._send_to(session.routing, header, frames, may_wait=may_wait)
         if sent is Sent.OK:
             size = sum(map(len, frames))
             self.counts.bytes_out += size
-            outgoing.sent(connection, size)
+            if guard is not None and connection is not None:
+                guard.outgoing.sent(connection, size)
         return sent
 
     def _send_to(

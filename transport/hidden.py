@@ -61,9 +61,13 @@ class IoThread:
             return self._clocks
         return found
 
+    @property
+    def _seeks(self) -> bool:
+        return not self._clocks and self._looks < NAMED_LOOKS
+
     def rests(self) -> bool:
         """Say whether it did next to nothing since `cpu_s` was asked last."""
-        if self._looks < NAMED_LOOKS:
+        if self._seeks:
             return False
         try:
             return not self._clocks or time.clock_gettime(self._clocks[0]) - self._seen_s < REST_S
@@ -75,7 +79,7 @@ class IoThread:
         if sys.platform != "linux":
             return None
         self._looks += 1
-        if (self._looks < NAMED_LOOKS or self._looks % 1000 == 0) and (found := self._find()) != self._clocks:
+        if (self._seeks or self._looks % 1000 == 0) and (found := self._find()) != self._clocks:
             self._clocks = found
             return None
         try:
