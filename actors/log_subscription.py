@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from actors.asking import Asking
 from actors.cadence import Cadence
 from actors.cursor_log import CursorLog, OpenJournal
 from actors.messages import (
@@ -49,7 +50,6 @@ from transport.session import SessionLimits
 log = logging.getLogger("ister.subscription")
 
 FETCH_AGAIN_S: Final = 30.0  # a segment that was asked for and has not come is asked for again
-ATTACH_AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
 STORE_FIRST_S: Final = 10.0  # a cursor that moves after a while of rest is in the store about so soon
 
@@ -106,6 +106,7 @@ class LogSubscription(Subscription):
         )
         self._source = Source(topic.name, open_reader, self._skip)
         self._attached_as: Attached | None = None
+        self._asking = Asking()  # the topic
         self._attach_timer: Timer | None = None
         self._deleted = False
         self._cadence = Cadence(STORE_FIRST_S, store_ms / 1000)
@@ -131,9 +132,12 @@ class LogSubscription(Subscription):
         """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
         self._topic_ref.tell(Attach(self.address, self.topic))
         self._source.rest()
+        self._attach_in(self._asking.asked())
+
+    def _attach_in(self, seconds: float) -> None:
         if self._attach_timer is not None:
             self._attach_timer.cancel()
-        self._attach_timer = self.call_later(ATTACH_AGAIN_S, self._attach)
+        self._attach_timer = self.call_later(seconds, self._attach)
 
     def on_stop(self) -> None:
         """Write down what was acknowledged, and let go of the log's files."""
@@ -163,6 +167,7 @@ class LogSubscription(Subscription):
     def on_attached(self, attached: Attached) -> None:
         """Fix the start when the subscription is new, and read on from the cursor."""
         self._attached_as = attached
+        self._attach_in(self._asking.answered())
         self._source.stored(UNKNOWN if attached.stored_end is None else attached.stored_end)
         if self._stalled is not None and self._stalled_at < self._source.stored_end:
             self._read_again()  # the store was not asked for it
@@ -262,9 +267,9 @@ class LogSubscription(Subscription):
         error = RemoteError(failed.code, failed.text)
         if not self._ready:
             self._become_failed(error)
-        if error.action == "retry" and self._attach_timer is not None:
-            self._attach_timer.cancel()
-            self._attach_timer = self.call_later(ATTACH_RETRY_S, self._attach)
+        if error.action == "retry":
+            self._asking.answered()
+            self._attach_in(ATTACH_RETRY_S)
 
     @receives(Trimmed)
     def on_trimmed(self, trimmed: Trimmed) -> None:

@@ -108,7 +108,8 @@ class NonReliableTopic(Topic):
 
     @receives(Attach)
     def on_attach(self, command: Attach) -> None:
-        """Send a relay everything from now on."""
+        """Send a relay everything from now on; one that asks again was sent what came before."""
+        self._flush()
         self._watchers[command.watcher] = self.system.at(command.watcher)
         self._watchers[command.watcher].tell(Attached(self._next_offset, self._next_offset))
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from actors.asking import Asking
 from actors.messages import Attach, Attached, Batches, Detach, NodeStarted, Relayed, TopicFailed
 from actors.pieces import Batch, RelayedBatch
-from actors.runtime import Address, LoopActor, Ref, System, receives
+from actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.errors import CODES
 from storage.catalogue import TopicMeta
 
@@ -29,6 +30,8 @@ class Relay(LoopActor):
         self._topic = topic
         self._subscriptions: dict[Address, Ref] = {}
         self._next: int | None = None  # the offset that comes next; None while the topic has not answered
+        self._asking = Asking()  # the topic
+        self._attach_timer: Timer | None = None
 
     @receives(Attach)
     def on_attach(self, command: Attach) -> None:
@@ -37,12 +40,22 @@ class Relay(LoopActor):
         if self._next is not None:
             subscription.tell(Attached(self._next, self._next))
         elif len(self._subscriptions) == 1:
-            self._attach()
+            self._attach_anew()
 
     def _attach(self) -> None:
-        self._next = None
+        """Attach to the topic, now and again: mail is no promise, and who never hears of a batch misses nothing."""
         if self._subscriptions:
             self._topic.tell(Attach(self.address, self._meta))
+            self._attach_in(self._asking.asked())
+
+    def _attach_in(self, seconds: float) -> None:
+        if self._attach_timer is not None:
+            self._attach_timer.cancel()
+        self._attach_timer = self.call_later(seconds, self._attach)
+
+    def _attach_anew(self) -> None:
+        self._next = None
+        self._attach()
 
     @receives(Detach)
     def on_detach(self, command: Detach) -> None:
@@ -58,7 +71,7 @@ class Relay(LoopActor):
     def on_node_started(self, started: NodeStarted) -> None:
         """Attach again where it was the topic's process: it knows of no watcher."""
         if started.node == self._topic.address.node:
-            self._attach()
+            self._attach_anew()
 
     @receives(TopicFailed)
     def on_topic_failed(self, failed: TopicFailed) -> None:
@@ -68,20 +81,28 @@ class Relay(LoopActor):
                 subscription.tell(failed)
         elif CODES.get(failed.code) == "retry":
             self._next = None
-            self.call_later(ATTACH_RETRY_S, self._attach)
+            self._asking.answered()
+            self._attach_in(ATTACH_RETRY_S)
 
     @receives(Attached)
     def on_attached(self, attached: Attached) -> None:
-        """The topic sends to us from here on, perhaps anew."""
-        self._next = attached.durable_end
+        """The topic sends to us from here on, perhaps anew; what was lost before shows in the next batch."""
+        self._attach_in(self._asking.answered())
+        if self._next is None or attached.durable_end < self._next:
+            self._begin(attached.durable_end)
+
+    def _begin(self, offset: int) -> None:
+        self._next = offset
         for subscription in self._subscriptions.values():
-            subscription.tell(attached)
+            subscription.tell(Attached(offset, offset))
 
     @receives(Relayed)
     def on_relayed(self, relayed: Relayed) -> None:
         """Pass batches on."""
         batches: list[Batch] = []
         heads, frames, at = relayed.heads, relayed.frames, 0
+        if self._next is None:  # the answer was lost
+            self._begin(heads[0])
         for first, count, timestamp_ms, columns in zip(*(iter(heads),) * 4, strict=True):
             width = 2 + columns.bit_count()
             batches.append(

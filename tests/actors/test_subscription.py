@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from actors.directory import node_of
-from actors.log_subscription import ATTACH_AGAIN_S
+from actors.asking import AGAIN_S, Asking
 from actors.messages import Deliver, Uploaded
 from actors.placement import subscription_key, topic_key, worker_of
 from actors.reliable_subscription import ReliableSubscription
@@ -846,22 +846,34 @@ def test_a_word_of_the_topic_that_gets_lost_is_made_up_for(producer: StagedClien
     put(producer, b"lost")
     stage.holding.clear()
     stage.let_go("worker-0", "worker-1")
-    stage.advance(ATTACH_AGAIN_S + 1)
+    stage.advance(AGAIN_S + 1)
     assert offsets(consumer, 1) == [0]
 
 
-def test_a_question_to_the_topic_that_gets_lost_is_asked_again(make_stage: Callable[..., Stage]) -> None:
-    """So is the answer to the first question, or an open would wait for ever."""
-    stage = make_stage(2, protocol__session_timeout_ms=60_000)
-    producer = topic_on(stage, 0)
+@pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
+@pytest.mark.parametrize("lost", [("worker-1", "worker-0"), ("worker-0", "worker-1")])
+def test_a_question_to_the_topic_that_gets_lost_is_asked_again_soon(
+    stage: Stage, dispatch: str, lost: tuple[str, str]
+) -> None:
+    """And so is one whose answer got lost: an open, or a question about the subscription, is answered in a moment."""
+    producer = topic_on(stage, 0, dispatch=dispatch)
     name = name_on(stage, producer.topic, 1)
-    stage.hold("worker-1", "worker-0")
+    stage.hold(*lost)
     consumer = stage.client(1)
     ref = consumer.say_open_consumer(1, producer.topic, name)
     stage.settle()
     stage.holding.clear()
-    stage.let_go("worker-1", "worker-0")
-    assert consumer.expect(Type.OPENED, ref=ref, timeout_s=ATTACH_AGAIN_S + 1)
+    stage.let_go(*lost)
+    assert consumer.expect(Type.OPENED, ref=ref, timeout_s=2)
+    put(producer, b"0")
+    assert offsets(consumer, 1) == [0]
+
+
+def test_a_topic_that_never_answers_is_asked_more_and_more_rarely() -> None:
+    """Ten thousand subscriptions may wait for a store that is away; who was answered begins anew."""
+    asking = Asking()
+    assert [asking.asked() for _ in range(7)] == [1, 2, 4, 8, 10, 10, 10]
+    assert (asking.answered(), asking.asked(), asking.asked()) == (10, 1, 2)
 
 
 def test_a_topic_that_cannot_be_opened_is_an_error_until_it_can(producer: StagedClient) -> None:
@@ -984,6 +996,40 @@ def test_everybody_gets_a_message_once(fleeting: StagedClient) -> None:
         assert consumer.ack_until(1, 1).kind == Type.DONE
         assert consumer.silent(0.1)
     assert len(stage.actors("relay")) == 2
+
+
+def test_a_relay_that_its_topic_forgot_is_sent_to_again(fleeting: StagedClient) -> None:
+    """Its consumers hear nothing meanwhile, and what they missed is counted."""
+    stage = fleeting.stage
+    consumer = consumer_of(fleeting, "", "shared")
+    put(fleeting, b"0")
+    assert consumer.deliveries(1, 1) == [(0, b"0")]
+    stage.actor("topic", fleeting.topic)._watchers.clear()
+    put(fleeting, b"nobody's")
+    stage.advance(AGAIN_S + 1)
+    put(fleeting, b"2")
+    assert consumer.deliveries(1, 1) == [(2, b"2")]
+    assert shown(fleeting)["dropped"] == 1
+
+
+def test_a_relay_whose_topic_heard_it_and_was_not_heard_passes_on_what_comes(fleeting: StagedClient) -> None:
+    """A batch says as much as the answer that got lost."""
+    stage = fleeting.stage
+    put(fleeting, b"before")
+    name = name_on(stage, fleeting.topic, 1)
+    stage.hold("worker-0", "worker-1")
+    consumer = stage.client(1)
+    ref = consumer.say_open_consumer(1, fleeting.topic, name, "shared")
+    stage.settle()
+    stage.holding.clear()
+    stage.let_go("worker-0", "worker-1")
+    put(fleeting, b"1")
+    assert consumer.expect(Type.OPENED, ref=ref, timeout_s=0.1).header[Key.OFFSET] == 1
+    assert consumer.deliveries(1, 1) == [(1, b"1")]
+    stage.advance(2)
+    put(fleeting, b"2")
+    assert consumer.deliveries(1, 1) == [(2, b"2")]
+    assert shown(fleeting)["dropped"] == 0
 
 
 def test_without_a_consumer_nothing_is_kept(fleeting: StagedClient) -> None:
