@@ -85,7 +85,7 @@ class KeySharedSubscription(ReliableSubscription):
         return False  # poison holds its key up, and no other
 
     def _backlog(self) -> int:
-        return self._source.durable_end - self._source.next + self._lanes.waiting
+        return self._source.left + self._lanes.waiting
 
     def _hand_out(self) -> None:
         if not self._yielding and not self._paused:

@@ -175,7 +175,8 @@ class LogSubscription(Subscription):
             self._source.durable_end = max(self._source.durable_end, attached.durable_end)
             try:
                 self._log.open(
-                    lambda: self._start(attached), lambda journal: self._fit(journal, attached.durable_end)
+                    lambda: self._start(attached),
+                    lambda journal: self._fit(journal, max(attached.durable_end, attached.log_end)),
                 )
             except _StartUnknownError:
                 return  # the topic tells it once the store has told the topic
@@ -235,7 +236,9 @@ class LogSubscription(Subscription):
         Their offsets are given out again, and who gets them must not be taken for acknowledged. Raises DamagedError
         where the topic promised that nothing of the kind can happen.
         """
-        cursor = journal.cursor
+        cursor = (
+            journal.cursor
+        )  # with durability cloud ahead of what may be delivered, if the store lost objects
         reached = max(cursor.low, cursor.ranges.end or 0)
         if reached <= end:
             return

@@ -274,12 +274,14 @@ class Attached:
     """The topic has offsets `start_offset` to before `durable_end`.
 
     Where it begins is None while the store, which may have what came before the log, has not said so; this is told
-    again once it has. The store has it up to `stored_end`, None while nobody knows.
+    again once it has. The store has it up to `stored_end`, None while nobody knows. On the local disk it is durable up
+    to `log_end`: with durability cloud that proves what was acknowledged though the store has lost it.
     """
 
     start_offset: int | None
     durable_end: int
     stored_end: int | None = None
+    log_end: int = 0
 
 
 @message

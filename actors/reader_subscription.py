@@ -48,6 +48,16 @@ class ReaderSubscription(ReliableSubscription):
             self._notify(Notice("trimmed", missed, text, int(start)))
         self._wake()
 
+    def _position_of(self, place: str) -> int:
+        """Return the offset that a place means now.
+
+        One that the log has, and the store lost, was delivered once: there it waits until the store has it again.
+        """
+        known = self._attached_as
+        if place.isdecimal() and known is not None and self._source.durable_end < int(place) <= known.log_end:
+            return int(place)
+        return super()._position_of(place)
+
     @receives(TopicFailed)
     def on_topic_failed(self, failed: TopicFailed) -> None:
         """End where the topic was deleted: no catalogue says so to a reader."""

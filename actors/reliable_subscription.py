@@ -82,8 +82,7 @@ class ReliableSubscription(FailingSubscription):
         return self._source.next
 
     def _backlog(self) -> int:
-        source = self._source
-        return source.durable_end - source.next + self._redelivery.due_messages
+        return self._source.left + self._redelivery.due_messages
 
     def _is_held_up(self) -> bool:
         """Whether nothing may be delivered at the moment, whoever is there."""

@@ -741,7 +741,8 @@ class ReliableTopic(Topic):
         if self._store_known or self.meta.durability != "cloud":
             known = wal.start_offset == 0 or self._store_known or self._uploads_stopped
             stored = self._watermark if self._store_known else None
-            watcher.tell(Attached(self._begins(wal) if known else None, self._reached(wal), stored))
+            begin = self._begins(wal) if known else None
+            watcher.tell(Attached(begin, self._reached(wal), stored, wal.durable_end))
 
     def _begins(self, wal: Wal) -> int:
         """Return where the topic begins: below it everything went by retention. What is missing above it is damage."""

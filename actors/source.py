@@ -116,6 +116,11 @@ class Source:
             if reader is not None:
                 reader.brought(base)
 
+    @property
+    def left(self) -> int:
+        """How many messages were never looked at; a cursor may be ahead of what may be delivered."""
+        return max(0, self.durable_end - self.next)
+
     def advance(self, durable_end: int) -> bool:
         """Note that more may be read; say whether that is so."""
         if durable_end <= self.durable_end:

@@ -833,6 +833,44 @@ def lose(stage: Stage, *bases: int, topic: str = "orders") -> None:
             stage.store.store.delete(info.name)
 
 
+@pytest.mark.parametrize("type_", ["shared", "exclusive", "key-shared"])
+def test_what_the_store_lost_and_the_log_has_is_no_damage_of_a_cursor(
+    make_stage: MakeStage, type_: str
+) -> None:
+    """A cursor, or a reader, is ahead of what is durable in the store again until the log was uploaded once more."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    store = stage.start_tier()
+    client = create(stage, durability="cloud")
+    taker = consumer(stage, type=type_)
+    publish(client, 0, 10)
+    expect_messages(taker, 0, 10)
+    stage.advance(2)
+    stage.restart(2)
+    stage.kill_tier()
+    lose(stage, *stored_bases(stage))
+    assert stored_bases(stage) == []
+    store.before = lambda operation, name: fail_put(operation, name)
+    stage.start_tier()
+    reader = stage.at_subscription("orders", "r-1")
+    opened = reader.open_consumer(1, "orders", "r-1", "reader", start=10)
+    assert (opened.kind, opened.header[Key.OFFSET]) == (Type.OPENED, 10)
+    taker = consumer(stage, type=type_)
+    assert shown(stage)["uploaded_end"] == 0
+    store.back()
+    client = producer(stage, sequence=10)
+    publish(client, 10, 10)
+    expect_messages(taker, 10, 20)
+    expect_messages(reader, 10, 20)
+    asked = stage.client().request("subscription.show", topic="orders", subscription="s")
+    assert (asked["cursor"], shown(stage)["uploaded_end"]) == (20, 20)
+
+
+def fail_put(operation: str, name: str) -> None:
+    """Let no segment into the store."""
+    if operation.startswith("put") and "/s/" in name:
+        raise StoreError(f"{operation} {name} failed")
+
+
 def stored_bases(stage: Stage) -> list[int]:
     """Return where the segments in the store begin."""
     return [piece.start for piece in history(stage).pieces]

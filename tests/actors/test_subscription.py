@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.directory import node_of
 from actors.asking import AGAIN_S, Asking
+from actors.directory import node_of
 from actors.messages import Deliver, Uploaded
 from actors.placement import subscription_key, topic_key, worker_of
 from actors.reliable_subscription import ReliableSubscription
