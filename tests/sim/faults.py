@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from actors.directory import node_of
 from actors.placement import TIER
 from ister.errors import StoreError
+from storage.tier import encode_topic
 from tests.sim.broker import Machine
 from tests.sim.programs import Program
 
@@ -249,7 +250,7 @@ class Faults:
             return False
         name = random.choice(names)
         for topic in self.world.oracle.topics.values():
-            if f"/{topic.name}." in name:
+            if f"/{encode_topic(topic.name)}." in name:
                 topic.lost = True
         self.world.trace.note("lost", name.rpartition("/")[2])
         return store.delete(name)

@@ -37,6 +37,9 @@ class Tap(Protocol):
     def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         """A worker could not send this: the connection is full, or gone."""
 
+    def closed(self, router: SimRouter, routing: bytes) -> None:
+        """A worker is told that a connection is closed."""
+
 
 class SimRouter(StagedRouter):
     """The ROUTER of one start of a worker, with links to clients' sockets."""
@@ -151,6 +154,7 @@ class Link:
 
     def _tell_router(self) -> None:
         if self.router.alive:
+            self.router.tap.closed(self.router, self.routing)
             self.router.on_closed(self.routing)
 
 

@@ -15,6 +15,7 @@ from tests.sim.limits import Limits
 PASSED_OVER_MAX = (
     40  # deliveries to other consumers of a Shared subscription while one with credit gets nothing
 )
+CLOCK_S = 0.002  # what is kept until when is in milliseconds
 
 
 class Sent(NamedTuple):
@@ -48,6 +49,21 @@ class TopicModel:
     sought: list[tuple[str, int, int]] = field(
         default_factory=list
     )  # who was moved to a time, and where that was
+    created_s: float = 0.0  # when somebody asked for it
+
+
+@dataclass(slots=True, eq=False)
+class PatternModel:
+    """The subscription of a pattern, on every topic that matches."""
+
+    pattern: str
+    subscription: str
+    kind: str
+    start: str
+    options: dict[str, Any]
+    first_s: float = float("inf")  # when it was first known to be there on a topic
+    alone: bool = False  # one program is all that consumes it
+    looked_s: float = float("inf")  # when that one saw which topics there were
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +79,7 @@ class SessionModel:
         False  # the worker may have found the connection gone, and hear nothing until the next hello
     )
     ended: bool = False
+    closed_s: float = float("inf")  # when the worker was told that its connection is gone
     consumers: dict[int, ConsumerModel] = field(default_factory=dict)
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # handle: topic, producer id
 
@@ -82,7 +99,9 @@ class ConsumerModel:
     given: set[int] = field(default_factory=set)  # since it opened
     since: set[int] = field(default_factory=set)  # since the subscription was moved
     reached: int = 0
-    pending: list[tuple[int | None, list[tuple[int, int]]]] = field(default_factory=list)
+    # what it acknowledged, and gave back before that with a delay: until when; by the REF that asked for DONE
+    pending: list[tuple[int | None, list[tuple[int, int]], dict[int, float]]] = field(default_factory=list)
+    gave_back: dict[int, float] = field(default_factory=dict)
     passed_over: int = 0
     passed_at_s: float = 0.0
     moved: bool = False  # what was given before the subscription was moved cannot be acknowledged any more
@@ -111,7 +130,9 @@ class SubscriptionModel:
     ) -> None:
         self.machine, self.topic, self.name, self.kind, self.options = machine, topic, name, kind, options
         self.ack_timeout_s = options.get("ack_timeout_ms", 300_000) / 1000
-        self.begin: int | None = 0
+        self.begin: int | None = 0  # None: at latest, wherever that will be
+        self.follows: PatternModel | None = None
+        self.began_s = float("inf")  # when somebody was told that it is there
         self.consumers: list[ConsumerModel] = []
         self.holds: dict[int, Hold] = {}
         self.acknowledged: set[int] = (
@@ -121,6 +142,7 @@ class SubscriptionModel:
         self.confirmed: set[int] = set()  # it said that it has written it
         self.delayed: set[int] = set()  # given back, or timed out: comes again when it may
         self.not_before: dict[int, float] = {}
+        self.written_waits: dict[int, float] = {}  # of these, what a restart finds: it was answered
         self.sends: Counter[int] = Counter()
         self.done_otherwise: set[int] = set()  # trimmed, expired, dropped as poison
         self.ever: Counter[int] = Counter()  # deliveries in all, whatever happened in between
@@ -133,7 +155,6 @@ class SubscriptionModel:
         self.moving = 0  # seeks that were asked for and not answered: each may have happened
         self.acknowledged_since: set[int] = set()  # they were asked for
         self.disturbed_s = -1e9  # what was handed out before may be handed out again
-        self.handed: set[int] = set()  # to programs
         self.active_since: dict[ConsumerModel, float] = {}
         self.told: set[int] = set()  # its consumers were told that these are damaged, or lost
         self.before: SubscriptionModel | None = None  # at the broker that had it, and may have it still
@@ -165,7 +186,7 @@ class SubscriptionModel:
         self.holds.clear()
         self.highest.clear()
         self.settled = set(self.confirmed)
-        self.not_before.clear()
+        self.not_before = {offset: due - CLOCK_S for offset, due in self.written_waits.items()}
         self.sends.clear()
         self.active_since.clear()
 
@@ -186,6 +207,7 @@ class SubscriptionModel:
         if self.moving == 1:
             self.acknowledged_since = set()
         self.confirmed.clear()
+        self.written_waits.clear()
         self.disturb(now_s)
 
     def moved(self, position: int | None, now_s: float) -> None:
@@ -204,3 +226,5 @@ class SubscriptionModel:
         """The power failed: what was written and not synced may be gone."""
         self.confirmed.clear()
         self.settled.clear()
+        self.written_waits.clear()
+        self.not_before.clear()

@@ -35,6 +35,7 @@ from tests.sim.model import (
     PASSED_OVER_MAX,
     ConsumerModel,
     Hold,
+    PatternModel,
     Sent,
     SessionModel,
     SubscriptionModel,
@@ -47,6 +48,8 @@ VIOLATIONS_MAX = 20
 WAITS_S = (
     1.0  # what waits for a full connection is sent so much later at most, whatever was acknowledged meanwhile
 )
+
+RESUME_WITHIN_MS = 3000  # what a lost connection's session holds is others' after that
 
 
 def identity_of(payload: bytes) -> bytes:
@@ -106,6 +109,21 @@ class Oracle:
                 found.before = before
         self.subscriptions[machine, topic, name] = found
         return found
+
+    def add_pattern(
+        self, pattern: str, subscription: str, kind: str, start: str, options: dict[str, Any]
+    ) -> PatternModel:
+        """There is a pattern, whose consumers begin at `start` where nobody can know that a topic came later."""
+        return PatternModel(pattern, subscription, kind, start, options)
+
+    def follow(self, machine: str, pattern: PatternModel, topic: TopicModel) -> None:
+        """A topic is about to be created that a pattern matches."""
+        found = self.add_subscription(
+            machine, topic.name, pattern.subscription, pattern.kind, pattern.options
+        )
+        found.follows = pattern
+        if pattern.start == "latest" and pattern.first_s >= topic.created_s:
+            found.begin = None
 
     def of_machine(self, machine: str) -> list[SubscriptionModel]:
         """Return the subscriptions of a broker."""
@@ -221,6 +239,7 @@ class Oracle:
             subscription.may_move(self.clock.now_s)
         elif operation == "subscription.unblock":
             subscription.not_before.clear()  # what blocks is tried again at once
+            subscription.written_waits.clear()
         elif operation == "subscription.update" and arguments.get("paused") == 0:
             subscription.paused_s = None
 
@@ -334,7 +353,10 @@ class Oracle:
                     if certain and self._definite(subscription, hold):
                         subscription.settled.add(offset)
                     del subscription.holds[offset]
-        consumer.pending.append((ref, ranges))
+        waits: dict[int, float] = {}
+        if ref is not None:
+            waits, consumer.gave_back = consumer.gave_back, waits
+        consumer.pending.append((ref, ranges, waits))
 
     def _given_back(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
         subscription, flat = consumer.subscription, header[Key.RANGES]
@@ -353,11 +375,13 @@ class Oracle:
                         and self._definite(subscription, hold)
                         and offset not in subscription.acknowledged
                     ):
-                        subscription.not_before[offset] = due
+                        subscription.not_before[offset] = consumer.gave_back[offset] = due
                     del subscription.holds[offset]
 
     def _alive(self, session: SessionModel) -> bool:
-        return not session.ended and self.clock.now_s - session.heard_s < self.session_timeout_s
+        now = self.clock.now_s
+        waits = now - session.closed_s < RESUME_WITHIN_MS / 1000
+        return not session.ended and waits and now - session.heard_s < self.session_timeout_s
 
     def _definite(self, subscription: SubscriptionModel, hold: Hold) -> bool:
         """Whether the broker must know this message to be in that consumer's hands."""
@@ -434,6 +458,11 @@ class Oracle:
                 # the broker has handed it out; if the consumer is lost with it, it may have failed, and waits
                 lost.subscription.delayed.update(_offsets(header))
 
+    def closed(self, router: SimRouter, routing: bytes) -> None:
+        session = self._sessions.get((router.machine, routing))
+        if session is not None:
+            session.closed_s = self.clock.now_s
+
     def _welcome(self, router: SimRouter, routing: bytes, header: dict[int, Any]) -> None:
         machine, token = router.machine, header[Key.SESSION]
         session = self._tokens.get((machine, token))
@@ -446,6 +475,7 @@ class Oracle:
             self.violated("two sessions have one secret")
         self._sessions.pop((machine, session.routing), None)
         session.routing, session.heard_s, session.uncertain = routing, self.clock.now_s, False
+        session.closed_s = float("inf")
         self._sessions[machine, routing] = session
 
     def _opened(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
@@ -458,15 +488,27 @@ class Oracle:
             for other in list(subscription.consumers):
                 if other is not consumer:
                     self._gone(other)
+        if subscription.follows is not None and subscription.began_s == float("inf"):
+            self._begins(subscription, subscription.follows, header[Key.OFFSET])
         consumer.opening, consumer.opened = None, True
         consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
         consumer.given.clear()
         consumer.reached = subscription.begin or 0
         consumer.pending.clear()
+        consumer.gave_back.clear()
         consumer.passed_over = 0
         consumer.ready_since_s = self.clock.now_s
         if consumer not in subscription.consumers:
             subscription.consumers.append(consumer)
+
+    def _begins(self, subscription: SubscriptionModel, pattern: PatternModel, offset: int) -> None:
+        """A pattern's subscription is there: at the beginning of a topic that came later, for sure."""
+        if pattern.alone and pattern.looked_s < subscription.topic.created_s:
+            subscription.begin = 0
+        if subscription.begin == 0 and offset:
+            self.violated(f"{subscription} begins at {offset}: its topic came later, and is due from 0 on")
+        subscription.begin, subscription.began_s = offset, self.clock.now_s
+        pattern.first_s = min(pattern.first_s, self.clock.now_s)
 
     def _event(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
         subscription, code = consumer.subscription, header[Key.CODE]
@@ -503,14 +545,23 @@ class Oracle:
 
     def _done(self, session: SessionModel, ref: int) -> None:
         for consumer in list(session.consumers.values()):
-            for at, (asked, _ranges) in enumerate(consumer.pending):
+            for at, (asked, _ranges, _waits) in enumerate(consumer.pending):
                 if asked == ref:
-                    for _ref, ranges in consumer.pending[: at + 1]:
+                    for _ref, ranges, waits in consumer.pending[: at + 1]:
+                        self._waits_written(consumer.subscription, waits)
                         for first, end in ranges:
                             consumer.subscription.confirmed.update(range(first, end))
                             consumer.subscription.settled.update(range(first, end))
                     del consumer.pending[: at + 1]
                     return
+
+    def _waits_written(self, subscription: SubscriptionModel, given: dict[int, float]) -> None:
+        """What was given back with a delay waits as long also after a restart, by the clock that there is then."""
+        if len(self.clocks[subscription.machine].steps) > 1:
+            return
+        for offset, due in given.items():
+            if subscription.not_before.get(offset) == due and due > self.clock.now_s:
+                subscription.written_waits[offset] = due
 
     def _receipt(self, session: SessionModel, header: dict[int, Any]) -> None:
         producer = session.producers.get(header[Key.HANDLE])
@@ -637,6 +688,7 @@ class Oracle:
         if not subscription.moving:
             self._check_one(consumer, offset, key, who)
         subscription.not_before.pop(offset, None)
+        subscription.written_waits.pop(offset, None)
         subscription.sends[offset] += 1
         subscription.ever[offset] += 1
         subscription.unsure.discard(offset)
@@ -704,6 +756,8 @@ class Oracle:
                     self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
                 continue
             if other in subscription.told:
+                continue
+            if other < (subscription.begin or 0):
                 continue
             if other > offset or other in subscription.unsure or subscription.waits_since_before(other):
                 continue
@@ -793,7 +847,7 @@ class Oracle:
         done, topic = subscription.acknowledged | subscription.done_otherwise, subscription.topic
         return [
             offset
-            for offset in range(subscription.begin or 0, topic.end)
+            for offset in range(topic.end if subscription.begin is None else subscription.begin, topic.end)
             if offset not in done
             and offset not in subscription.told
             and not subscription.maybe_poison(offset)
@@ -829,7 +883,7 @@ class Oracle:
             and (twice := [offset for offset, count in found.items() if count > 1])
         ):
             self.violated(f"{subscription} has two dead letters of {twice}")
-        for offset in range(topic.end):
+        for offset in range(subscription.begin or 0, topic.end):
             settled = offset in subscription.acknowledged or found[offset] or subscription.was_moved
             if not settled and not self._may_be_gone(topic, offset):
                 self.violated(f"{subscription}: {offset} is neither acknowledged nor a dead letter")
@@ -857,6 +911,16 @@ class Oracle:
                     f"{who} was moved to {time_ms}, which is {position}: {due} was taken at {topic.times[due]}"
                 )
 
+    def _check_begin(self, subscription: SubscriptionModel) -> None:
+        """Who began at latest passed over nothing that was sent when it was known to be there."""
+        topic = subscription.topic
+        for offset in range(subscription.begin or 0):
+            sent = self.sent.get(topic.at.get(offset, b""))
+            if sent is not None and sent.sent_s > subscription.began_s:
+                self.violated(
+                    f"{subscription} begins at {subscription.begin}: {offset} was sent after it was there"
+                )
+
     def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
         """A reader from the first to the last offset was given this."""
         limits = topic.limits
@@ -868,6 +932,9 @@ class Oracle:
                     self.violated(
                         f"{topic.name} begins at {start}, and {subscription} has not acknowledged {needed[:5]}"
                     )
+        for subscription in self.subscriptions.values():
+            if subscription.topic is topic:
+                self._check_begin(subscription)
         told = topic.told
         kept = [
             offset for offset in range(start) if offset not in told and not self._may_have_gone(topic, offset)

@@ -17,6 +17,7 @@ CLOUD_FLAGS: Final = {
 }
 
 
+FOLDER: Final = "orders"  # of the topics that a pattern stands for
 RETENTIONS: Final = (
     ("retention_ms", (300, 4000, 8000)),
     ("retention_bytes", (3000, 20_000)),
@@ -48,6 +49,35 @@ class TopicPlan:
 
 
 @dataclass(slots=True)
+class MadeLater:
+    """A topic that is made during the history."""
+
+    name: str
+    at_s: float
+    durability: str
+    producers: list[tuple[ProducerWays, int]] = field(default_factory=list)
+    early: bool = False  # its producers are there before it is
+
+
+@dataclass(slots=True)
+class PatternPlan:
+    """A pattern, its subscription, who consumes it, and the topics that match."""
+
+    kind: str
+    start: str
+    consumers: list[ConsumerWays]
+    topics: list[MadeLater]
+    options: dict[str, Any] = field(default_factory=dict)
+    comes_s: float = 0.0  # when the consumers come
+    away_s: float = 0.0  # for how long they are gone when the last topic is made
+
+    @property
+    def alone(self) -> bool:
+        """Whether one program is all that consumes it."""
+        return len(self.consumers) == 1
+
+
+@dataclass(slots=True)
 class Plan:
     """A world: its broker, its topics, what may go wrong, and for how long."""
 
@@ -61,6 +91,7 @@ class Plan:
     takeover_after_s: float = 0.0  # when another broker takes over from the store; 0: never
     deletes_behind: bool = False  # the first broker's operator then deletes there what is the other's
     steps_clocks: bool = False  # the brokers' clocks are set, by up to a year
+    pattern: PatternPlan | None = None
 
 
 def draw_plan(random: Random) -> Plan:
@@ -110,6 +141,12 @@ def draw_more(random: Random, plan: Plan) -> None:
         plan.faults["folder error"] = 8
         plan.fault_every = max(plan.fault_every, 0.1)
         _slow_down(plan)
+
+
+def draw_besides(random: Random, plan: Plan) -> None:
+    """Draw what came later still: topics that are made during the history, and consumers of their pattern."""
+    if not plan.takeover_after_s and random.random() < 0.15:
+        plan.pattern = draw_pattern(random, cloud=plan.cloud, lasts_s=plan.lasts_s)
 
 
 def _slow_down(plan: Plan) -> None:
@@ -238,3 +275,33 @@ def draw_consumer(random: Random, kind: str) -> ConsumerWays:
         ways.forget = random.choice((0.02, 0.2))
     ways.takers = random.choice((("batch",), ("batch",), ("one",), ("batch", "few", "one")))
     return ways
+
+
+def draw_pattern(random: Random, *, cloud: bool, lasts_s: float) -> PatternPlan:
+    """Draw a pattern."""
+    kind = random.choice(("exclusive", "shared", "failover", "key-shared"))
+    ways = [
+        draw_consumer(random, kind) for _ in range(1 if kind == "exclusive" else random.choice((1, 1, 2)))
+    ]
+    for each in ways:
+        each.force, each.credit_bytes = False, 1 << 20
+        each.ack = random.choice(("each", "batch", "scattered"))
+    plan = PatternPlan(kind, random.choice(("earliest", "latest", "latest")), ways, [])
+    plan.options["max_deliveries"] = 0
+    if random.random() < 0.4:
+        plan.options["ack_timeout_ms"] = random.choice((300, 1000, 3000))
+    if random.random() < 0.3:
+        plan.comes_s = lasts_s * random.choice((0.1, 0.3))
+    keys, at_s = random.choice((0, 3)), 0.0
+    for number in range(random.choice((1, 2, 3))):
+        if number or random.random() < 0.5:
+            at_s += lasts_s * random.choice((0.05, 0.15, 0.3))
+        durability = "cloud" if cloud and random.random() < 0.5 else "fsync"
+        topic = MadeLater(f"{FOLDER}/{number}", at_s, durability, early=random.random() < 0.5)
+        for _ in range(random.choice((1, 1, 2))):
+            topic.producers.append((draw_producer(random, keys, ()), random.choice((5, 15, 40))))
+        plan.topics.append(topic)
+    if len(plan.topics) > 1 and random.random() < 0.5:
+        plan.away_s = lasts_s * random.choice((0.1, 0.3))
+        plan.topics[-1].at_s += lasts_s * 0.2  # so that they were there before
+    return plan

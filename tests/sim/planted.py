@@ -16,8 +16,10 @@ from actors.consumer import Consumer
 from actors.lanes import Lane, Lanes
 from actors.log_subscription import LogSubscription
 from actors.messages import Trimmed
+from actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
 from ister.errors import DamagedError
+from ister.wildcard import WildcardConsumer
 from storage import upload
 from storage.catalogue import TopicMeta
 from storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
@@ -224,6 +226,51 @@ def anybody_deletes() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def pattern_at_latest() -> Iterator[None]:
+    """A pattern's consumer begins a topic that was made after it looked where `start` says."""
+
+    def follow(self: WildcardConsumer, answer: dict[str, Any], *, later: bool) -> None:
+        plan = self._plan
+        self._plan = lambda topic, *, later, **given: plan(topic, later=False, **given)
+        try:
+            original(self, answer, later=later)
+        finally:
+            self._plan = plan
+
+    original = WildcardConsumer._follow
+    with patch.object(WildcardConsumer, "_follow", follow):
+        yield
+
+
+@contextmanager
+def made_meanwhile_unheard() -> Iterator[None]:
+    """A pattern's consumer that comes back does not hear which topics came while it was away."""
+
+    def tell(self: Watches, watcher: _Watcher) -> None:
+        watcher.subscription = ""
+        original(self, watcher)
+
+    original = Watches._tell
+    with patch.object(Watches, "_tell", tell):
+        yield
+
+
+@contextmanager
+def waits_forgotten() -> Iterator[None]:
+    """Until when a message waits that was given back is in memory alone."""
+
+    def note_failed(
+        self: CursorJournal, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0
+    ) -> bool:
+        del until_ms
+        return original(self, first, end, deliveries, failures)
+
+    original = CursorJournal.note_failed
+    with patch.object(CursorJournal, "note_failed", note_failed):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -238,4 +285,7 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "takers-lose": takers_lose,
     "anybody-deletes": anybody_deletes,
     "gaps-called-retention": gaps_called_retention,
+    "pattern-at-latest": pattern_at_latest,
+    "waits-forgotten": waits_forgotten,
+    "made-meanwhile-unheard": made_meanwhile_unheard,
 }

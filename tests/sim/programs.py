@@ -297,13 +297,10 @@ class Consuming(Program):
             ) is not None:
                 taken += 1
                 self.world.counts["messages handed out"] += len(messages)
-                for message in messages:
-                    self.subscription.handed.add(message.offset)
                 self.hands.extend(messages)
             self._settle(consumer)
             if self.random.random() < self.ways.confirm:
-                consumer.written()
-                consumer._soon()
+                self._confirm(consumer)
             if taken and self.random.random() < self.ways.close and not self.world.quiet:
                 self.world.counts["consumers closed"] += 1
                 self.again()
@@ -313,6 +310,11 @@ class Consuming(Program):
         except IsterError as error:
             self.world.counts[f"consumer {error.code}"] += 1
             self.again(2.0 if error.code in ("subscription-busy", "taken-over") else BACK_S)
+
+    def _confirm(self, consumer: Consumer) -> None:
+        """Have the broker say when the acknowledgments are written."""
+        consumer.written()
+        consumer._soon()
 
     def _take(self, consumer: Consumer) -> list[Message] | None:
         """Take what is next, as the taker whose turn it is does: several share the consumer."""

@@ -25,6 +25,9 @@ FIRST = {
     "raw-times": 70,
     "takers-lose": 5,
     "anybody-deletes": 59,
+    "pattern-at-latest": 2,
+    "made-meanwhile-unheard": 2,
+    "waits-forgotten": 35,
 }
 
 SEEDS = 150  # how far to look

@@ -23,14 +23,15 @@ from storage.disk import Disk
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore
 from tests.raw_client import Frame
+from tests.sim import patterns
 from tests.sim.broker import Machine
 from tests.sim.clients import SimClient
 from tests.sim.faults import Faults
 from tests.sim.limits import LIMITS
 from tests.sim.links import Network
 from tests.sim.model import SubscriptionModel, TopicModel
-from tests.sim.oracle import Oracle
-from tests.sim.plans import Plan, draw_more, draw_plan
+from tests.sim.oracle import RESUME_WITHIN_MS, Oracle
+from tests.sim.plans import Plan, draw_besides, draw_more, draw_plan
 from tests.sim.programs import Consuming, Deleting, Operating, Producing, Program, Reading
 from tests.sim.trace import Trace
 from tests.stage import StagedClient, StagedClock, StagedLoop
@@ -107,11 +108,14 @@ class World:
         )  # so that what is drawn besides changes nothing of what was drawn before
         if plan is None:
             draw_more(self.more, self.plan)
+            draw_besides(Random(f"besides {seed}"), self.plan)
         self.store = FolderStore("/store", cast(Disk, SimulatedDisk()), self.clock)  # on a disk of its own
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []
-        self.operators: list[Operating | Deleting] = []  # who are not subject to faults of their own
+        self.operators: list[
+            Operating | Deleting | patterns.Making
+        ] = []  # who are not subject to faults of their own
         self._names = 0
         if self.random.random() < 0.5:
             self.loop.chaos = Random(self.random.getrandbits(32))
@@ -225,6 +229,8 @@ class World:
             blocks = any(each.options.get("poison") == "block" for each in mine)
             if topic.operator or blocks:
                 self.operators.append(Operating(self, "a", topic.operator or ["unblock"], mine))
+        if plan.pattern is not None:
+            patterns.set_up(self, plan.pattern)
         if plan.takeover_after_s:
             self.after(plan.takeover_after_s, self._take_over)
 
@@ -274,6 +280,7 @@ class World:
         return {
             "protocol__session_timeout_ms": SESSION_TIMEOUT_MS,
             "protocol__heartbeat_ms": HEARTBEAT_MS,
+            "protocol__resume_within_ms": RESUME_WITHIN_MS,
             "protocol__message_bytes_max": 20_000,
             "protocol__batch_bytes_max": 20_000,
             "log__segment_bytes_max": (1 << 20) + 60_000,
@@ -356,6 +363,8 @@ class World:
             if isinstance(each, Producing | Reading) and not each.done and self._counts(each):
                 return False
         reliable = [each for each in self._subscriptions() if each.topic.strategy == "reliable"]
+        if any(each.follows is not None and each.began_s == float("inf") for each in reliable):
+            return False
         return not any(self.oracle.missing(each) for each in reliable)
 
     def _read_everything(self) -> None:
