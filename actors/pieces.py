@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
-from ister.wire import Buffer, Column, lengths_of, pack_column, split_column, split_times
+from ister.wire import Buffer, Column, lengths_of, pack_column, split_column, split_times, sum_of_lengths
 
 PIECE_BYTES: Final = 64 << 10  # joining stops here: the size of a producer's full batch
 
@@ -234,8 +234,8 @@ def _frames(batch: Batch) -> tuple[Buffer, ...]:
 
 
 def _cut_items(table: memoryview, items: Buffer, low: int, high: int) -> memoryview:
-    start = sum(lengths_of(table[: 4 * low]))
-    return memoryview(items)[start : start + sum(lengths_of(table[4 * low : 4 * high]))]
+    start = sum_of_lengths(table[: 4 * low])
+    return memoryview(items)[start : start + sum_of_lengths(table[4 * low : 4 * high])]
 
 
 def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer | None]) -> bytes:

@@ -256,7 +256,7 @@ class Producer:
             wrong = next((p for p in payloads if not isinstance(p, bytes | bytearray | memoryview)), None)
             arguments.data(wrong, "payload")
             raise
-        if sum(wire.lengths_of(table)) != len(joined):
+        if wire.sum_of_lengths(table) != len(joined):
             raise UsageError("payloads are bytes; a memoryview of larger items is not")
         times: Sequence[int] | None = None
         if deliver_at is not None or delay is not None:

@@ -99,7 +99,8 @@ class Receiver:
         """
         if max_messages is not None:
             arguments.number(max_messages, "max_messages", 1)
-        return self._wait_for(lambda: self.try_batch(max_messages), timeout)
+        batch = self.try_batch(max_messages)
+        return self._wait_for(lambda: self.try_batch(max_messages), timeout) if batch is None else batch
 
     def try_receive(self) -> Message | None:
         """Return the next message if it has come, or raise what the broker said instead; never waits."""

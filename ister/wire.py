@@ -14,9 +14,12 @@ Invariants
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any, Final
 
 import cbor2
@@ -39,6 +42,7 @@ AROUND_BYTES_MAX: Final = 65_536
 AROUND_BYTES_MIN: Final = 64
 MARK: Final = "ister."  # what the names of attributes begin with that the broker or a redrive adds
 MARKED_BYTES_MAX: Final = 4_096  # of such, not counted: a dead letter has some 2 KB of them
+CUT_AT_ONCE: Final = 64  # messages of one length that are cut out of a payload frame together
 DELIVER_RECORDS_MAX: Final = 256  # records in one DELIVER, each a (count, timestamp) pair in its header
 OFFSET_UNKNOWN: Final = (1 << 64) - 1  # a receipt for a duplicate so old that its offset is forgotten
 
@@ -410,9 +414,29 @@ def lengths_of(table: Buffer) -> array[int]:
     return lengths
 
 
+def same_length(table: bytes) -> int | None:
+    """Return the one length that all messages of a table have, None where they differ, or the table is empty or cut.
+
+    Most topics hold messages of one kind, and then nothing needs to look at each of them.
+    """
+    if len(table) % 4 or not table or table[4:] != table[:-4]:
+        return None
+    return int.from_bytes(table[:4], "little")
+
+
+def sum_of_lengths(table: Buffer) -> int:
+    """Return what the lengths of a table add up to; raises `RemoteProtocolError` when it is cut short."""
+    table = bytes(table)
+    length = same_length(table)
+    return sum(lengths_of(table)) if length is None else length * (len(table) // 4)
+
+
 def pack_lengths(items: Iterable[Buffer]) -> bytes:
     """Return the length table of some buffers: their lengths as little-endian u32."""
-    lengths = array("I", map(len, items))
+    found = list(map(len, items))
+    if found and found.count(found[0]) == len(found):
+        return found[0].to_bytes(4, "little") * len(found)
+    lengths = array("I", found)
     if sys.byteorder == "big":
         lengths.byteswap()
     return lengths.tobytes()
@@ -429,11 +453,24 @@ def split_payloads(lengths: Buffer, payload: Buffer) -> list[bytes]:
     The buffers may be memoryviews; what comes back are bytes. Raises `RemoteProtocolError` when the lengths
     do not add up.
     """
-    payload = bytes(payload)
-    table = lengths_of(lengths)
-    if sum(table) != len(payload):
+    payload, lengths = bytes(payload), bytes(lengths)
+    length = same_length(lengths)
+    table = lengths_of(lengths) if length is None else repeat(length, len(lengths) // 4)
+    total = sum(table) if length is None else length * (len(lengths) // 4)
+    if total != len(payload):
         raise RemoteProtocolError("the lengths of a batch do not add up", code="lengths-mismatch")
+    if length and len(payload) >= CUT_AT_ONCE * length:
+        whole = len(payload) - len(payload) % (CUT_AT_ONCE * length)
+        found = list(chain.from_iterable(_cutter(length)(memoryview(payload)[:whole])))
+        found += map(io.BytesIO(payload[whole:]).read, repeat(length, (len(payload) - whole) // length))
+        return found
     return list(map(io.BytesIO(payload).read, table))  # reads in C: 2.5 times faster than slices
+
+
+@lru_cache(maxsize=64)
+def _cutter(length: int) -> Callable[[Buffer], Iterator[tuple[bytes, ...]]]:
+    """Return what cuts a buffer into items of one length, many at a time: as fast again as reading them."""
+    return struct.Struct(f"{length}s" * CUT_AT_ONCE).iter_unpack
 
 
 def split_column(column: Buffer, count: int) -> list[bytes]:
@@ -507,17 +544,21 @@ def check_batch(
         raise RemoteProtocolError(
             f"a batch with columns {columns} takes {expected} body frames, not {len(frames)}"
         )
-    table = lengths_of(frames[0])
-    count = len(table)
+    table = bytes(frames[0])
+    count = len(table) // 4
+    largest = same_length(table)
+    if largest is None:
+        lengths = lengths_of(table)
+        total, largest = sum(lengths), max(lengths, default=0)
+    else:
+        total = count * largest
     if not count:
         raise RemoteProtocolError("a batch holds at least one message")
-    total = sum(table)
     if total != len(frames[1]):
         raise RemoteProtocolError(
             f"the lengths of {count} messages add up to {total} bytes, but the payload frame has {len(frames[1])}",
             code="lengths-mismatch",
         )
-    largest = max(table)
     if largest > message_bytes_max:
         raise RemoteProtocolError(
             f"message of {largest} bytes is over message_bytes_max ({message_bytes_max})",
@@ -540,7 +581,7 @@ def check_batch(
         )
     for column in frames[2 : 2 + (columns & _TABLED).bit_count()]:
         view = memoryview(column)
-        if len(view) < 4 * count or sum(lengths_of(view[: 4 * count])) != len(view) - 4 * count:
+        if len(view) < 4 * count or sum_of_lengths(view[: 4 * count]) != len(view) - 4 * count:
             raise RemoteProtocolError("the lengths of a column do not add up", code="lengths-mismatch")
     return count
 

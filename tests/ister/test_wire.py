@@ -98,6 +98,29 @@ def test_a_batch_comes_apart_as_it_was_put_together(payloads: list[bytes]) -> No
     assert wire.check_batch([lengths, joined], 0, **LIMITS) == len(payloads)
 
 
+@given(length=st.integers(0, 5), count=st.integers(1, 300), odd=st.booleans())
+def test_a_batch_of_one_length_comes_apart_too(length: int, count: int, *, odd: bool) -> None:
+    """Such a batch is cut many messages at a time; one message that differs changes nothing but that."""
+    payloads = [bytes([number % 256]) * length for number in range(count)]
+    if odd:
+        payloads[count // 2] += b"x"
+    lengths, joined = wire.pack_lengths(payloads), b"".join(payloads)
+    assert lengths == struct.pack(f"<{count}I", *map(len, payloads))
+    assert wire.split_payloads(lengths, joined) == payloads
+    assert wire.check_batch([lengths, joined], 0, **LIMITS) == count
+    assert wire.sum_of_lengths(memoryview(lengths)) == len(joined)
+    for wrong in (joined + b"x", joined[:-1] if joined else b"y"):
+        with pytest.raises(RemoteProtocolError):
+            wire.split_payloads(lengths, wrong)
+        with pytest.raises(RemoteProtocolError):
+            wire.check_batch([lengths, wrong], 0, **LIMITS)
+    for cut in (lengths[:-1], lengths[1:], lengths + b"x"):
+        with pytest.raises(RemoteProtocolError):
+            wire.split_payloads(cut, joined)
+        with pytest.raises(RemoteProtocolError):
+            wire.check_batch([cut, joined], 0, **LIMITS)
+
+
 def test_the_length_table_is_little_endian_u32() -> None:
     """The byte layout is the one of PROTOCOL.md, on every machine."""
     assert wire.pack_lengths([b"abc", b""]) == bytes.fromhex("03000000 00000000")
