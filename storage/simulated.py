@@ -144,6 +144,7 @@ class SimulatedDisk:
 
     def __init__(self) -> None:
         self.on_operation: Callable[[str, str], None] | None = None
+        self.on_name: Callable[[str, bool], None] | None = None  # told of a name that a file got, or lost
         self.room: int | None = None  # bytes that can still be given to files, None for any number
         self.operations = 0
         self.open_files = 0
@@ -188,6 +189,8 @@ class SimulatedDisk:
             if inode is not None:
                 inode.links += 1
                 self._names[path] = inode
+            if self.on_name is not None:
+                self.on_name(path, inode is not None)
         self._unsynced.setdefault(os.path.dirname(change[0][0]), []).append(change)
 
     def open(self, path: str) -> SimulatedFile:
@@ -219,6 +222,10 @@ class SimulatedDisk:
     def size(self, path: str) -> int:
         """Return a file's length."""
         return len(self._inode(path).live)
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return list(self._names)
 
     def exists(self, path: str) -> bool:
         """Say whether the path names anything."""
@@ -330,7 +337,7 @@ class SimulatedDisk:
     def power_loss(self, random: Random) -> SimulatedDisk:
         """Return the disk as it may be when power comes back."""
         after = SimulatedDisk()
-        after.folders = set(self.folders)
+        after.folders, after.on_name = set(self.folders), self.on_name
         for changes in self._unsynced.values():  # a folder's changes become durable in order
             self._set_durable(changes[: random.randint(0, len(changes))])
         twins: dict[int, _Inode] = {}

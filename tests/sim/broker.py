@@ -118,6 +118,7 @@ class Machine(Stage):
             **flags,
         )
         self.expects_failures = True
+        self.disk.on_name = lambda path, given: (tap.named if given else tap.unnamed)(name, path)
 
     def _clock_of(self, loop: StagedLoop) -> StagedClock:
         return cast(StagedClock, MachineClock(loop.time, self.wall))
@@ -214,6 +215,7 @@ class Machine(Stage):
     def lose_power(self, random: Random) -> None:
         """The power is gone (after `kill_all`): so may be what was not synced."""
         self.disk = self.disk.power_loss(random)
+        self.tap.lost(self.name, self.disk.names())
         if self.store is not None:
             self.store.disk = cast(Disk, self.disk)
 

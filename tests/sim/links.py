@@ -40,6 +40,15 @@ class Tap(Protocol):
     def closed(self, router: SimRouter, routing: bytes) -> None:
         """A worker is told that a connection is closed."""
 
+    def named(self, machine: str, path: str) -> None:
+        """A file on a machine's disk has this name now."""
+
+    def unnamed(self, machine: str, path: str) -> None:
+        """And now it has not."""
+
+    def lost(self, machine: str, names: list[str]) -> None:
+        """The power failed; these names are left."""
+
 
 class SimRouter(StagedRouter):
     """The ROUTER of one start of a worker, with links to clients' sockets."""

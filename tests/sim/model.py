@@ -102,12 +102,28 @@ class ConsumerModel:
     # what it acknowledged, and gave back before that with a delay: until when; by the REF that asked for DONE
     pending: list[tuple[int | None, list[tuple[int, int]], dict[int, float]]] = field(default_factory=list)
     gave_back: dict[int, float] = field(default_factory=dict)
+    places: list[tuple[int, bool]] = field(
+        default_factory=list
+    )  # offsets as delivered since OPENED, and SINGLY?
+    taken: int = 0  # so many of them, as its client tells
+    alone: set[int] = field(
+        default_factory=set
+    )  # places of which it asked, as is to be done where they come SINGLY
     passed_over: int = 0
     passed_at_s: float = 0.0
     moved: bool = False  # what was given before the subscription was moved cannot be acknowledged any more
     anew_s: float = -1e9  # the last restart after which the numbers of a non-reliable topic began again
     full_at_s: float = -1e9
     ready_since_s: float = 0.0
+
+    def in_hand(self) -> set[int]:
+        """Return what its program has, or may have: what waits in its client is not among it."""
+        last = {offset: (place, singly) for place, (offset, singly) in enumerate(self.places)}
+        return {
+            offset
+            for offset, (place, singly) in last.items()
+            if (place in self.alone if singly else place < self.taken)
+        }
 
     def __str__(self) -> str:
         session = self.session
@@ -167,10 +183,12 @@ class SubscriptionModel:
         """Whether a consumer must never see a gap."""
         return self.kind in ("exclusive", "failover")
 
-    def release(self, consumer: ConsumerModel, now_s: float) -> list[int]:
-        """Let go of what a consumer holds; return what that was."""
+    def release(
+        self, consumer: ConsumerModel, now_s: float, but: frozenset[int] | set[int] = frozenset()
+    ) -> list[int]:
+        """Let go of what a consumer holds, `but` for some; return what that was."""
         holds = self.holds
-        mine = [offset for offset, hold in holds.items() if hold.consumer is consumer]
+        mine = [offset for offset, hold in holds.items() if hold.consumer is consumer and offset not in but]
         for offset in mine:
             if now_s - holds[offset].at_s >= self.ack_timeout_s - 1e-6:
                 self.delayed.add(offset)  # its time was over: it waits for the back-off, perhaps

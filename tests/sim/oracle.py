@@ -41,6 +41,7 @@ from tests.sim.model import (
     SubscriptionModel,
     TopicModel,
 )
+from tests.sim.segments import SegmentNames
 from tests.sim.trace import Trace
 from tests.stage import StagedClock
 
@@ -78,6 +79,7 @@ class Oracle:
         self.subscriptions: dict[tuple[str, str, str], SubscriptionModel] = {}
         self.sent: dict[bytes, Sent] = {}  # by identity
         self.has_store = False
+        self.segments = SegmentNames()
         self._owners: dict[tuple[str, int], SessionModel] = {}  # who opened a producer last
         # topic, producer, sequence: what was sent so, and in which session
         self._batches: dict[tuple[str, int, int], tuple[list[bytes], SessionModel]] = {}
@@ -150,6 +152,15 @@ class Oracle:
         for subscription in self.of_machine(machine):
             subscription.disturb(self.clock.now_s)
             subscription.forget_confirmed()
+
+    def named(self, machine: str, path: str) -> None:
+        self.segments.named(machine, path)
+
+    def unnamed(self, machine: str, path: str) -> None:
+        self.segments.unnamed(machine, path)
+
+    def lost(self, machine: str, names: list[str]) -> None:
+        self.segments.lost(machine, names)
 
     # ---- to the broker ------------------------------------------------------------------------------------------
 
@@ -290,6 +301,9 @@ class Oracle:
             elif kind == Type.ACK_UNTIL:
                 subscription.acknowledged.update(range(header[Key.OFFSET] + 1))
         elif kind == Type.CREDIT:
+            consumer.taken = max(consumer.taken, header.get(Key.TAKEN, 0))
+            if Key.TAKEN in header and Key.REF in header:
+                consumer.alone.add(header[Key.TAKEN] - 1)
             consumer.credit += header[Key.MESSAGES]
             consumer.bytes_credit += header[Key.BYTES]
             consumer.ready_since_s = self.clock.now_s
@@ -493,6 +507,9 @@ class Oracle:
         consumer.opening, consumer.opened = None, True
         consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
         consumer.given.clear()
+        consumer.places.clear()
+        consumer.alone.clear()
+        consumer.taken = 0
         consumer.reached = subscription.begin or 0
         consumer.pending.clear()
         consumer.gave_back.clear()
@@ -526,8 +543,9 @@ class Oracle:
             subscription.release(consumer, self.clock.now_s)
         elif code == "recalled":
             consumer.credit = consumer.bytes_credit = 0
-            # what waited comes back; what the program has in hand stays there, and may yet wait for its back-off
-            subscription.delayed.update(subscription.release(consumer, self.clock.now_s))
+            # what waited comes back; what the program has in hand stays there
+            waited = subscription.release(consumer, self.clock.now_s, consumer.in_hand())
+            subscription.delayed.update(waited)
         elif subscription.topic.lost and code in ("log-damaged", "skipped", "missing"):
             self._told(subscription, header[Key.OFFSET], header[Key.COUNT])
         elif code == "trimmed" and self._may_be_gone(subscription.topic, header[Key.OFFSET]):
@@ -625,6 +643,7 @@ class Oracle:
         if topic.limits.has("message_ttl_ms"):
             self._check_ttl(consumer, header)
         times = split_times(body[-1], count) if columns & Column.DELIVER_AT else None
+        consumer.places += [(offset, bool(header.get(Key.SINGLY))) for offset in offsets]
         for at, (offset, payload, key) in enumerate(zip(offsets, payloads, keys, strict=True)):
             identity = identity_of(payload)
             self.is_at(topic, offset, identity, f"a delivery to {consumer} of {subscription}")
@@ -677,6 +696,8 @@ class Oracle:
             self.violated(f"{who} gets {header[Key.OFFSET]}, which outlived its time by {late_ms} ms")
 
     def _check_time(self, subscription: SubscriptionModel, offset: int, sent: Sent) -> None:
+        if subscription.topic.times[offset] >= sent.deliver_at_ms:
+            return  # it was due when a broker took it, by the clock of that one
         clock = self.clocks[subscription.machine]
         early_ms = sent.deliver_at_ms - clock.highest_ms(sent.sent_s, self.clock.now_s)
         if early_ms > 0:
@@ -795,9 +816,16 @@ class Oracle:
         )
 
     def _bytes_from(self, topic: TopicModel, offset: int) -> int:
-        """Return how many bytes a message and those behind it may take in the log."""
-        known = [self.sent[identity].size for at, identity in topic.at.items() if at >= offset]
-        return sum(known) + (topic.end - offset) * OVERHEAD_BYTES
+        """Return how many bytes the segment with this message and those behind it may take in the log."""
+        begin = self.segments.begin_of(topic.name, offset)
+        sizes = [self.sent[identity].size for at, identity in topic.at.items() if at >= begin]
+        # what nobody was told of yet may be in the log all the same
+        sizes += [
+            each.size
+            for each in self.sent.values()
+            if each.topic == topic.name and each.identity not in topic.place
+        ]
+        return sum(sizes) + len(sizes) * OVERHEAD_BYTES
 
     def all_may_be_gone(self, topic: TopicModel, offsets: range) -> bool:
         """Whether all of these may be too old, or gone by their topic's retention."""
@@ -885,6 +913,7 @@ class Oracle:
             self.violated(f"{subscription} has two dead letters of {twice}")
         for offset in range(subscription.begin or 0, topic.end):
             settled = offset in subscription.acknowledged or found[offset] or subscription.was_moved
+            settled = settled or offset in subscription.told  # lost, and said to be
             if not settled and not self._may_be_gone(topic, offset):
                 self.violated(f"{subscription}: {offset} is neither acknowledged nor a dead letter")
 
