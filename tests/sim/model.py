@@ -50,6 +50,7 @@ class TopicModel:
         default_factory=list
     )  # who was moved to a time, and where that was
     created_s: float = 0.0  # when somebody asked for it
+    generation: int = 0  # how many there were of this name before
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +83,9 @@ class SessionModel:
     closed_s: float = float("inf")  # when the worker was told that its connection is gone
     consumers: dict[int, ConsumerModel] = field(default_factory=dict)
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # handle: topic, producer id
+    asked_in: dict[int, int] = field(default_factory=dict)  # handle: the oldest generation it may be of
+    of: dict[int, TopicModel | None] = field(default_factory=dict)  # a producer's handle; None: nobody knows
+    unclear: dict[int, list[SubscriptionModel]] = field(default_factory=dict)  # a consumer's handle
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +97,8 @@ class ConsumerModel:
     subscription: SubscriptionModel
     opening: dict[int, Any] | None = None
     opened: bool = False
+    closing: bool = False  # it has said CLOSE
+    asked_in: int = 0  # the oldest generation of its topic that it may be of
     priority: int = 0
     credit: int = 0
     bytes_credit: int = 0
@@ -148,6 +154,7 @@ class SubscriptionModel:
         self.ack_timeout_s = options.get("ack_timeout_ms", 300_000) / 1000
         self.begin: int | None = 0  # None: at latest, wherever that will be
         self.follows: PatternModel | None = None
+        self.by_consumers = False  # it is made by whoever opens it first
         self.began_s = float("inf")  # when somebody was told that it is there
         self.consumers: list[ConsumerModel] = []
         self.holds: dict[int, Hold] = {}

@@ -80,6 +80,8 @@ class Oracle:
         self.sent: dict[bytes, Sent] = {}  # by identity
         self.has_store = False
         self.segments = SegmentNames()
+        self._lowest: dict[str, int] = {}  # of topics that are made anew: the oldest that may be there
+        self._published: dict[bytes, set[int | None]] = {}  # to which of them; None: to any
         self._owners: dict[tuple[str, int], SessionModel] = {}  # who opened a producer last
         # topic, producer, sequence: what was sent so, and in which session
         self._batches: dict[tuple[str, int, int], tuple[list[bytes], SessionModel]] = {}
@@ -100,6 +102,17 @@ class Oracle:
         """There is a topic."""
         self.topics[topic.name] = topic
         return topic
+
+    def make_anew(self, topic: TopicModel) -> None:
+        """Somebody is about to make a topic of a name that there is not, and may have been."""
+        self._lowest.setdefault(topic.name, 0)
+        self.topics[topic.name] = topic
+        for place in [each for each in self.subscriptions if each[1] == topic.name]:
+            del self.subscriptions[place]
+
+    def deleted(self, topic: str) -> None:
+        """Somebody was told that a topic is deleted."""
+        self._lowest[topic] = self.topics[topic].generation + 1
 
     def add_subscription(
         self, machine: str, topic: str, name: str, kind: str, options: dict[str, Any]
@@ -186,11 +199,17 @@ class Oracle:
             self._publish(session, header, parts[1:])
         elif kind == Type.OPEN_PRODUCER:
             producer = session.producers[header[Key.HANDLE]] = (header[Key.TOPIC], header[Key.PRODUCER])
+            session.asked_in[header[Key.HANDLE]] = self._lowest.get(header[Key.TOPIC], 0)
+            session.of.pop(header[Key.HANDLE], None)
             self._owners[producer] = session
         elif kind == Type.OPEN_CONSUMER:
             self._open_consumer(session, header)
         elif kind == Type.REQUEST:
             self._request(session, header)
+        elif kind == Type.CLOSE and header[Key.HANDLE] in session.producers:
+            session.of.pop(header[Key.HANDLE], None)
+        elif header.get(Key.HANDLE) in session.unclear:
+            self._unclear_frame(session.unclear[header[Key.HANDLE]], kind, header)
         elif Key.HANDLE in header and (consumer := session.consumers.get(header[Key.HANDLE])) is not None:
             self._consumer_frame(consumer, kind, header)
 
@@ -223,6 +242,10 @@ class Oracle:
         identities = [identity_of(payload) for payload in payloads]
         if self._owners.get(producer) is not session:
             return  # fenced: another program goes on under this name
+        if producer[0] in self._lowest:
+            of = session.of.get(header[Key.HANDLE])
+            for identity in identities:
+                self._published.setdefault(identity, set()).add(None if of is None else of.generation)
         place = (*producer, header[Key.SEQUENCE])
         known, owner = self._batches.get(place, (identities, session))
         if known != identities and owner is session:
@@ -281,17 +304,40 @@ class Oracle:
         if subscription is None:
             return
         consumer = session.consumers.get(header[Key.HANDLE])
+        session.unclear.pop(header[Key.HANDLE], None)
         if consumer is None:
             consumer = session.consumers[header[Key.HANDLE]] = ConsumerModel(
                 session, header[Key.HANDLE], subscription
             )
-        consumer.opening = header
+        consumer.opening, consumer.closing = header, False
+        consumer.asked_in = self._lowest.get(header[Key.TOPIC], 0)
         consumer.priority = header.get(Key.PRIORITY, 0)
         subscription.release(consumer, self.clock.now_s)
+
+    def _unclear_frame(
+        self, subscriptions: list[SubscriptionModel], kind: int, header: dict[int, Any]
+    ) -> None:
+        """Somebody acknowledges or gives back what is of one topic or of its successor."""
+        flat = header.get(Key.RANGES, [])
+        if kind == Type.ACK_UNTIL:
+            flat = [0, header[Key.OFFSET] + 1]
+        for subscription in subscriptions if kind in (Type.ACK, Type.ACK_UNTIL, Type.NACK) else ():
+            for first, end in zip(flat[::2], flat[1::2], strict=True):
+                subscription.delayed.update(range(first, end))
+                if kind != Type.NACK:
+                    subscription.acknowledged.update(range(first, end))
+
+    def _unclear_delivery(self, subscriptions: list[SubscriptionModel], header: dict[int, Any]) -> None:
+        for subscription in subscriptions:
+            offsets = _offsets(header)
+            subscription.unsure.update(offsets)
+            subscription.delayed.update(offsets)
+            subscription.ever.update(offsets)
 
     def _consumer_frame(self, consumer: ConsumerModel, kind: int, header: dict[int, Any]) -> None:
         subscription = consumer.subscription
         if kind == Type.CLOSE:
+            consumer.closing = True
             subscription.release(consumer, self.clock.now_s)
         elif not consumer.opened or consumer.opening is not None:
             if kind == Type.ACK:  # before it opens again: heard, if the open before was finished
@@ -436,28 +482,63 @@ class Oracle:
             self._answered(session, header, decode_result(parts[1]) if kind == Type.RESULT else None)
         elif kind == Type.DONE:
             self._done(session, header[Key.REF])
-        elif consumer is None:
-            return
-        elif kind == Type.DELIVER:
-            self._deliver(consumer, header, parts[1:])
+        elif header.get(Key.HANDLE) in session.producers:
+            self._to_producer(session, kind, header)
+        elif consumer is not None:
+            self._to_consumer(consumer, kind, header, parts[1:])
+        elif kind == Type.DELIVER and header[Key.HANDLE] in session.unclear:
+            self._unclear_delivery(session.unclear[header[Key.HANDLE]], header)
+
+    def _to_producer(self, session: SessionModel, kind: int, header: dict[int, Any]) -> None:
+        handle = header[Key.HANDLE]
+        if kind == Type.OPENED:
+            topic = self.topics[session.producers[handle][0]]
+            session.of[handle] = topic if session.asked_in[handle] >= topic.generation else None
+        elif kind == Type.MOVED or (kind == Type.ERROR and header.get(Key.CLOSED)):
+            session.of.pop(handle, None)
+
+    def _to_consumer(
+        self, consumer: ConsumerModel, kind: int, header: dict[int, Any], body: list[bytes]
+    ) -> None:
+        if kind == Type.DELIVER:
+            self._deliver(consumer, header, body)
         elif kind == Type.OPENED:
             self._opened(consumer, header)
         elif kind == Type.EVENT:
             self._event(consumer, header)
         elif kind == Type.ERROR:
-            self.counts[f"error {header[Key.CODE]}"] += 1
-            if header.get(Key.CLOSED):
-                self._gone(consumer)
-                consumer.opening = None
-            elif header[Key.CODE] == "internal" and Key.REF in header and not consumer.opened:
-                pass  # what it asked is answered, after it was told that the broker failed for it
-            elif header[Key.CODE] in ("ack-unknown", "internal", "malformed"):
-                self.violated(
-                    f"{consumer} of {consumer.subscription} is told {header[Key.CODE]}: {header[Key.TEXT]}"
-                )
+            self._error(consumer, header)
         elif kind == Type.MOVED:
             self._gone(consumer)
-            del session.consumers[consumer.handle]
+            del consumer.session.consumers[consumer.handle]
+
+    def _error(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
+        code, who = header[Key.CODE], f"{consumer} of {consumer.subscription}"
+        self.counts[f"error {code}"] += 1
+        if header.get(Key.CLOSED):
+            self._gone(consumer)
+            consumer.opening = None
+            if code == "subscription-deleted":
+                self.violated(f"{who} is told {code}: nobody deleted it by itself")
+        elif code == "internal" and Key.REF in header and not consumer.opened:
+            pass  # what it asked is answered, after it was told that the broker failed for it
+        elif code in ("ack-unknown", "internal", "malformed"):
+            self.violated(f"{who} is told {code}: {header[Key.TEXT]}")
+
+    def check_told(self) -> None:
+        """At rest, everybody who had to do with a topic that was deleted knows it."""
+        for session in self._tokens.values():
+            if not self._alive(session) or session.uncertain:
+                continue
+            for topic in session.of.values():
+                if topic is not None and topic is not self.topics[topic.name]:
+                    self.violated(
+                        f"a producer of session {session.routing!r} was never told that {topic.name} is gone"
+                    )
+            for consumer in session.consumers.values():
+                topic = consumer.subscription.topic
+                if consumer.opened and not consumer.closing and topic is not self.topics[topic.name]:
+                    self.violated(f"{consumer} was never told that {topic.name} is gone")
 
     def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         session = self._sessions.get((router.machine, routing))
@@ -496,12 +577,16 @@ class Oracle:
         opening = consumer.opening
         if opening is None or opening[Key.REF] != header[Key.REF]:
             return
+        if opening[Key.TOPIC] in self._lowest and not self._is_clear(consumer, opening):
+            return
         subscription = consumer.subscription
         subscription.release(consumer, self.clock.now_s)
         if opening.get(Key.FORCE):
             for other in list(subscription.consumers):
                 if other is not consumer:
                     self._gone(other)
+        if subscription.by_consumers:
+            subscription.began_s = min(subscription.began_s, self.clock.now_s)
         if subscription.follows is not None and subscription.began_s == float("inf"):
             self._begins(subscription, subscription.follows, header[Key.OFFSET])
         consumer.opening, consumer.opened = None, True
@@ -518,6 +603,20 @@ class Oracle:
         if consumer not in subscription.consumers:
             subscription.consumers.append(consumer)
 
+    def _is_clear(self, consumer: ConsumerModel, opening: dict[int, Any]) -> bool:
+        """Say of which topic of a name a consumer is from now on; False: of one, or of its successor."""
+        session, before = consumer.session, consumer.subscription
+        newest = self.subscriptions[session.machine, opening[Key.TOPIC], opening[Key.SUBSCRIPTION]]
+        if before is not newest:
+            self._gone(consumer)
+            consumer.subscription = newest
+        if consumer.asked_in >= newest.topic.generation:
+            return True
+        self._gone(consumer)
+        del session.consumers[consumer.handle]
+        session.unclear[consumer.handle] = [before, newest]
+        return False
+
     def _begins(self, subscription: SubscriptionModel, pattern: PatternModel, offset: int) -> None:
         """A pattern's subscription is there: at the beginning of a topic that came later, for sure."""
         if pattern.alone and pattern.looked_s < subscription.topic.created_s:
@@ -525,7 +624,8 @@ class Oracle:
         if subscription.begin == 0 and offset:
             self.violated(f"{subscription} begins at {offset}: its topic came later, and is due from 0 on")
         subscription.begin, subscription.began_s = offset, self.clock.now_s
-        pattern.first_s = min(pattern.first_s, self.clock.now_s)
+        if subscription.topic.name not in self._lowest:  # which may be gone again
+            pattern.first_s = min(pattern.first_s, self.clock.now_s)
 
     def _event(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
         subscription, code = consumer.subscription, header[Key.CODE]
@@ -585,7 +685,9 @@ class Oracle:
         producer = session.producers.get(header[Key.HANDLE])
         if producer is None:
             return
-        topic, flat = self.topics[producer[0]], header[Key.RECEIPTS]
+        topic, flat = session.of.get(header[Key.HANDLE]), header[Key.RECEIPTS]
+        if topic is None:  # of a topic or of its successor
+            return
         for sequence, first in zip(flat[::2], flat[1::2], strict=True):
             identities, _owner = self._batches.get((*producer, sequence), ([], session))
             if not identities:
@@ -603,6 +705,13 @@ class Oracle:
 
     def is_at(self, topic: TopicModel, offset: int, identity: bytes, who: str) -> None:
         """Somebody was told that a message is there."""
+        if topic.name in self._lowest:
+            generations = self._published.get(identity, set())
+            if topic.generation not in generations and None not in generations:
+                self.violated(
+                    f"{identity!r} is at {offset} of the {topic.generation + 1}. topic {topic.name} says {who}: it was "
+                    f"sent to the one of generation {generations}"
+                )
         known = topic.at.setdefault(offset, identity)
         if known != identity:
             self.violated(f"offset {offset} of {topic.name} is {identity!r} says {who}, and was {known!r}")

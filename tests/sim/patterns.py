@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
-def set_up(world: World, plan: PatternPlan) -> None:
+def set_up(world: World, plan: PatternPlan) -> PatternModel:
     """Have the topics made in time, and their consumers come."""
     pattern = world.oracle.add_pattern(f"{FOLDER}/*", "p", plan.kind, plan.start, plan.options)
     pattern.alone = plan.alone
@@ -31,6 +31,7 @@ def set_up(world: World, plan: PatternPlan) -> None:
             _come(world, pattern, ways)
     if plan.away_s:
         world.after(plan.topics[-1].at_s - 0.02, lambda: _go(world, plan))
+    return pattern
 
 
 def _go(world: World, plan: PatternPlan) -> None:

@@ -78,6 +78,19 @@ class PatternPlan:
 
 
 @dataclass(slots=True)
+class RemadePlan:
+    """A topic that is deleted and made anew while its programs go on."""
+
+    name: str
+    kind: str
+    durability: str
+    options: dict[str, Any]
+    producers: list[tuple[ProducerWays, int]]
+    consumers: list[ConsumerWays]
+    times: list[tuple[float, float]]  # how long it is there, and then is not
+
+
+@dataclass(slots=True)
 class Plan:
     """A world: its broker, its topics, what may go wrong, and for how long."""
 
@@ -92,6 +105,7 @@ class Plan:
     deletes_behind: bool = False  # the first broker's operator then deletes there what is the other's
     steps_clocks: bool = False  # the brokers' clocks are set, by up to a year
     pattern: PatternPlan | None = None
+    remade: RemadePlan | None = None
 
 
 def draw_plan(random: Random) -> Plan:
@@ -144,9 +158,13 @@ def draw_more(random: Random, plan: Plan) -> None:
 
 
 def draw_besides(random: Random, plan: Plan) -> None:
-    """Draw what came later still: topics that are made during the history, and consumers of their pattern."""
+    """Draw what came later still: topics that are made during the history, and such as are made anew."""
     if not plan.takeover_after_s and random.random() < 0.15:
         plan.pattern = draw_pattern(random, cloud=plan.cloud, lasts_s=plan.lasts_s)
+    if not plan.takeover_after_s and random.random() < (0.4 if plan.cloud else 0.12):
+        plan.remade = draw_remade(random, cloud=plan.cloud, lasts_s=plan.lasts_s)
+        if plan.pattern is not None and random.random() < 0.5:
+            plan.remade.name = f"{FOLDER}/again"  # it matches
 
 
 def _slow_down(plan: Plan) -> None:
@@ -304,4 +322,22 @@ def draw_pattern(random: Random, *, cloud: bool, lasts_s: float) -> PatternPlan:
     if len(plan.topics) > 1 and random.random() < 0.5:
         plan.away_s = lasts_s * random.choice((0.1, 0.3))
         plan.topics[-1].at_s += lasts_s * 0.2  # so that they were there before
+    return plan
+
+
+def draw_remade(random: Random, *, cloud: bool, lasts_s: float) -> RemadePlan:
+    """Draw a topic that is deleted and made anew."""
+    kind = random.choice(("exclusive", "shared", "failover", "key-shared"))
+    durability = "cloud" if cloud and random.random() < 0.5 else "fsync"
+    plan = RemadePlan("again", kind, durability, {"max_deliveries": 0}, [], [], [])
+    if random.random() < 0.4:
+        plan.options["ack_timeout_ms"] = random.choice((300, 1000, 3000))
+    keys = random.choice((0, 3))
+    for _ in range(random.choice((1, 2))):
+        plan.producers.append((draw_producer(random, keys, ()), random.choice((15, 40, 100))))
+    for _ in range(random.choice((1, 2))):
+        plan.consumers.append(draw_consumer(random, kind))
+    for _ in range(random.choice((1, 1, 2, 3))):
+        gone_s = random.choice((0.0, 0.0, 0.05, 1.0))
+        plan.times.append((lasts_s * random.choice((0.1, 0.2, 0.4)), gone_s))
     return plan

@@ -16,9 +16,10 @@ from actors.consumer import Consumer
 from actors.lanes import Lane, Lanes
 from actors.log_subscription import LogSubscription
 from actors.messages import Trimmed
+from actors.reliable_topic import ReliableTopic
 from actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
-from ister.errors import DamagedError
+from ister.errors import DamagedError, IsterError
 from ister.wildcard import WildcardConsumer
 from storage import upload
 from storage.catalogue import TopicMeta
@@ -271,6 +272,26 @@ def waits_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deletion_untold() -> Iterator[None]:
+    """Producers are not told that their topic is deleted."""
+
+    def leave(self: ReliableTopic, error: IsterError) -> None:
+        if error.code != "topic-deleted":
+            original(self, error)
+
+    original = ReliableTopic._leave
+    with patch.object(ReliableTopic, "_leave", leave):
+        yield
+
+
+@contextmanager
+def deleted_stays_stored() -> Iterator[None]:
+    """What the store has of a deleted topic stays there."""
+    with patch.object(uploader, "erase", lambda *_given: 0):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -286,6 +307,8 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "anybody-deletes": anybody_deletes,
     "gaps-called-retention": gaps_called_retention,
     "pattern-at-latest": pattern_at_latest,
+    "deletion-untold": deletion_untold,
+    "deleted-stays-stored": deleted_stays_stored,
     "waits-forgotten": waits_forgotten,
     "made-meanwhile-unheard": made_meanwhile_unheard,
 }

@@ -247,9 +247,15 @@ class Consuming(Program):
     """A program that consumes one subscription."""
 
     def __init__(
-        self, world: World, machine: str, subscription: SubscriptionModel, ways: ConsumerWays
+        self,
+        world: World,
+        machine: str,
+        subscription: SubscriptionModel,
+        ways: ConsumerWays,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.subscription, self.ways = subscription, ways
+        self.settings = settings or {}  # with which it makes the subscription
         self.consumer: Consumer | None = None
         self.hands: deque[Message] = deque()
         self.turn = 0
@@ -270,7 +276,7 @@ class Consuming(Program):
             force=ways.force and self.random.random() < 0.5 and not self.world.quiet,
             credit_messages=ways.credit,
             credit_bytes=ways.credit_bytes,
-            settings={},
+            settings=self.settings,
             on_event=None,
         )
 

@@ -28,6 +28,8 @@ FIRST = {
     "pattern-at-latest": 2,
     "made-meanwhile-unheard": 2,
     "waits-forgotten": 35,
+    "deletion-untold": 5,
+    "deleted-stays-stored": 1,
 }
 
 SEEDS = 150  # how far to look

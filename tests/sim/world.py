@@ -23,7 +23,7 @@ from storage.disk import Disk
 from storage.simulated import SimulatedDisk
 from storage.store import FolderStore
 from tests.raw_client import Frame
-from tests.sim import patterns
+from tests.sim import patterns, remade
 from tests.sim.broker import Machine
 from tests.sim.clients import SimClient
 from tests.sim.faults import Faults
@@ -113,9 +113,8 @@ class World:
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []
-        self.operators: list[
-            Operating | Deleting | patterns.Making
-        ] = []  # who are not subject to faults of their own
+        # who are not subject to faults of their own
+        self.operators: list[Operating | Deleting | patterns.Making | remade.Remaking] = []
         self._names = 0
         if self.random.random() < 0.5:
             self.loop.chaos = Random(self.random.getrandbits(32))
@@ -229,8 +228,9 @@ class World:
             blocks = any(each.options.get("poison") == "block" for each in mine)
             if topic.operator or blocks:
                 self.operators.append(Operating(self, "a", topic.operator or ["unblock"], mine))
-        if plan.pattern is not None:
-            patterns.set_up(self, plan.pattern)
+        pattern = None if plan.pattern is None else patterns.set_up(self, plan.pattern)
+        if plan.remade is not None:
+            remade.set_up(self, plan.remade, pattern)
         if plan.takeover_after_s:
             self.after(plan.takeover_after_s, self._take_over)
 
@@ -363,7 +363,8 @@ class World:
             if isinstance(each, Producing | Reading) and not each.done and self._counts(each):
                 return False
         reliable = [each for each in self._subscriptions() if each.topic.strategy == "reliable"]
-        if any(each.follows is not None and each.began_s == float("inf") for each in reliable):
+        made = [each for each in reliable if each.follows is not None or each.by_consumers]
+        if any(each.began_s == float("inf") for each in made):
             return False
         return not any(self.oracle.missing(each) for each in reliable)
 
@@ -371,6 +372,7 @@ class World:
         """Read every reliable topic from its beginning, and ask where the cursors are."""
         lifted = any(topic.limits.answered_s > 0 for topic in self.oracle.topics.values())
         self.loop.advance(TRIMMED_S if lifted and self.plan.cloud else 2.0)
+        self.oracle.check_told()
         for topic in self.oracle.topics.values():
             if topic.strategy != "reliable":
                 continue
@@ -384,6 +386,8 @@ class World:
             if topic.limits:  # what is too old is there all the same
                 self.admin(name).request("topic.update", topic=topic.name, **dict.fromkeys(LIMITS, 0))
                 self.loop.advance(0.1)
+            if topic.generation:
+                remade.check_nothing_left(self, self.machines[name], topic.name)
             self.oracle.read_back(topic, self._read(self.machines[name], topic.name, end))
 
     def _end_of(self, machine: str, topic: str) -> int:
