@@ -13,9 +13,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.directory import DIRECTORY_PATH, Directory, node_of
-from actors.placement import TIER
-from actors.process import (
+from ister.actors.directory import DIRECTORY_PATH, Directory, node_of
+from ister.actors.placement import TIER
+from ister.actors.process import (
     BROKER,
     EXIT_FAILED,
     SUPERVISOR_PATH,
@@ -25,18 +25,18 @@ from actors.process import (
     name_process,
     run_folder,
 )
-from actors.supervisor import RestartPolicy, Supervisor
-from actors.tier import TierProcessSettings, run_tier
-from actors.worker import WorkerSettings, process_description, run_worker
+from ister.actors.supervisor import RestartPolicy, Supervisor
+from ister.actors.tier import TierProcessSettings, run_tier
+from ister.actors.worker import WorkerSettings, process_description, run_worker
 from ister.clock import SystemClock
 from ister.errors import UsageError
 from ister.settings import Settings, split_listen
-from storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, folder_of
-from storage.catalogue import Catalogue
-from storage.disk import LocalDisk
-from storage.lost_catalogue import open_catalogue
-from storage.openfiles import raise_descriptor_limit
-from storage.wal import remove_log
+from ister.storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, folder_of
+from ister.storage.catalogue import Catalogue
+from ister.storage.disk import LocalDisk
+from ister.storage.lost_catalogue import open_catalogue
+from ister.storage.openfiles import raise_descriptor_limit
+from ister.storage.wal import remove_log
 
 log = logging.getLogger("ister.broker")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from actors.loop import Scheduler, Timer
+from ister.actors.loop import Scheduler, Timer
 
 LOOK_S: Final = 0.5
 # Less is a clock that is being slewed, or a turn that took long between the two readings.

@@ -23,8 +23,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from actors.loop import Scheduler, Timer
-from storage.disk import FileSystem
+from ister.actors.loop import Scheduler, Timer
+from ister.storage.disk import FileSystem
 
 # With a sync of the file system these are the loop's four threads; the lanes are rarely full then, and cursors fit in.
 LANES: Final = 3

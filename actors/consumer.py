@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from actors.in_hand import InHand
-from actors.ledger import DELAY_MS_MAX, NEVER, Held, InFlight
-from actors.messages import (
+from ister.actors.in_hand import InHand
+from ister.actors.ledger import DELAY_MS_MAX, NEVER, Held, InFlight
+from ister.actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
     AckRefused,
@@ -51,14 +51,14 @@ from actors.messages import (
     Yield,
     Yielded,
 )
-from actors.pieces import Piece
-from actors.runtime import LoopActor, Ref, System, Timer, receives
-from actors.selection import READER
+from ister.actors.pieces import Piece
+from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.actors.selection import READER
 from ister.errors import IsterError, RemoteError
+from ister.storage.ranges import RangeSet
+from ister.transport.gateway import Gateway, Sent
+from ister.transport.session import Handle
 from ister.wire import Header, Key, Type
-from storage.ranges import RangeSet
-from transport.gateway import Gateway, Sent
-from transport.session import Handle
 
 REASON_LENGTH_MAX: Final = 200  # characters, as the protocol says
 # A full connection is tried again after so long: half a megabyte of loopback traffic; twice as long each time, up to

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
-from actors.runtime import LoopActor, Timer
+from ister.actors.runtime import LoopActor, Timer
 from ister.errors import StorageError
-from storage.cursor import Compaction, Cursor, CursorJournal, Sync
+from ister.storage.cursor import Compaction, Cursor, CursorJournal, Sync
 
 log = logging.getLogger("ister.subscription")
 

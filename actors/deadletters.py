@@ -17,8 +17,8 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, Final
 
-from actors.directory import DIRECTORY_PATH
-from actors.messages import (
+from ister.actors.directory import DIRECTORY_PATH
+from ister.actors.messages import (
     Answer,
     Ask,
     Buried,
@@ -35,12 +35,12 @@ from actors.messages import (
     StopBurying,
     Unburied,
 )
-from actors.options import DEAD_LETTERS, dead_letter_topic
-from actors.placement import actor_path
-from actors.process import BROKER
-from actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.actors.options import DEAD_LETTERS, dead_letter_topic
+from ister.actors.placement import actor_path
+from ister.actors.process import BROKER
+from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.wire import Column, encode_attributes, encode_result, pack_column, pack_lengths
-from storage.catalogue import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.deadletters")
 

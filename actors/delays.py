@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from typing import Final
 
-from storage.ranges import RangeSet
+from ister.storage.ranges import RangeSet
 
 NEAR_MS: Final = 10_000  # what is due so soon is kept exactly
 NEAR_MAX: Final = 50_000  # entries of some 150 bytes; beyond it a message may come up to a second late

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from actors.explain import explain
-from actors.fetcher import FETCHER_PATH
-from actors.messages import (
+from ister.actors.explain import explain
+from ister.actors.fetcher import FETCHER_PATH
+from ister.actors.messages import (
     Answer,
     Ask,
     Consult,
@@ -42,7 +42,7 @@ from actors.messages import (
     TopicTask,
     WhoSubscribes,
 )
-from actors.options import (
+from ister.actors.options import (
     DEAD_LETTERS,
     SUBSCRIPTION_OPTIONS,
     TOPIC_OPTIONS,
@@ -54,19 +54,19 @@ from actors.options import (
     check_subscription_options,
     effective_options,
 )
-from actors.patience import NotYetError, Patience
-from actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
-from actors.process import NodeDown, NodeUp
-from actors.registry import EPHEMERAL, Owner, Registry
-from actors.restorer import RESTORER_PATH
-from actors.runtime import Address, LoopActor, System, receives
-from actors.selection import READER, SUBSCRIPTION_TYPES
-from actors.watches import WAIT_MS_MAX, Watches
+from ister.actors.patience import NotYetError, Patience
+from ister.actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
+from ister.actors.process import NodeDown, NodeUp
+from ister.actors.registry import EPHEMERAL, Owner, Registry
+from ister.actors.restorer import RESTORER_PATH
+from ister.actors.runtime import Address, LoopActor, System, receives
+from ister.actors.selection import READER, SUBSCRIPTION_TYPES
+from ister.actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
 from ister.settings import SubscriptionSettings
+from ister.storage.catalogue import FORGOTTEN, Catalogue, SubscriptionMeta, TopicMeta
 from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
-from storage.catalogue import FORGOTTEN, Catalogue, SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 

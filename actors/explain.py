@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, cast
 
-from actors.presence import Presence, Silent
+from ister.actors.presence import Presence, Silent
 
 
 class Holder(TypedDict, total=False):
@@ -40,7 +40,7 @@ class Stop(TypedDict, total=False):
 
 
 class State(Presence, total=False):
-    """What a subscription says of itself, as the answer to `actors.messages.Explain`."""
+    """What a subscription says of itself, as the answer to `ister.actors.messages.Explain`."""
 
     type: str  # of the subscription
     starting: bool  # the topic has not answered yet, or where to begin is not fixed

@@ -14,8 +14,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from actors.ledger import Held
-from actors.messages import (
+from ister.actors.ledger import Held
+from ister.actors.messages import (
     Answer,
     Buried,
     Bury,
@@ -29,9 +29,9 @@ from actors.messages import (
     Unburied,
     UpdateSubscription,
 )
-from actors.poison import Poison, Poisoned, Policy
-from actors.runtime import Ref, Timer, receives
-from actors.timed_subscription import TimedSubscription
+from ister.actors.poison import Poison, Poisoned, Policy
+from ister.actors.runtime import Ref, Timer, receives
+from ister.actors.timed_subscription import TimedSubscription
 from ister.errors import RemoteProtocolError
 from ister.settings import SubscriptionSettings
 from ister.wire import decode_attributes, encode_result

@@ -19,19 +19,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from actors.messages import Answer, Describe, DropCache, Fetch, Fetched, NotFetched
-from actors.runtime import Address, LoopActor, System, receives
+from ister.actors.messages import Answer, Describe, DropCache, Fetch, Fetched, NotFetched
+from ister.actors.runtime import Address, LoopActor, System, receives
 from ister.errors import IsterError
 from ister.names import topic_folder
+from ister.storage.catalogue import TopicMeta
+from ister.storage.disk import Disk
+from ister.storage.history import History, Piece
+from ister.storage.listing import read_segment
+from ister.storage.segment import base_of, segment_name
+from ister.storage.store import ObjectStore
+from ister.storage.tier import Layout
+from ister.storage.upload import list_history
 from ister.wire import encode_result
-from storage.catalogue import TopicMeta
-from storage.disk import Disk
-from storage.history import History, Piece
-from storage.listing import read_segment
-from storage.segment import base_of, segment_name
-from storage.store import ObjectStore
-from storage.tier import Layout
-from storage.upload import list_history
 
 log = logging.getLogger("ister.fetcher")
 

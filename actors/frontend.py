@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from actors.consumer import Consumer
-from actors.directory import DIRECTORY_PATH, WITH_TOPIC
-from actors.ledger import Held
-from actors.messages import (
+from ister.actors.consumer import Consumer
+from ister.actors.directory import DIRECTORY_PATH, WITH_TOPIC
+from ister.actors.ledger import Held
+from ister.actors.messages import (
     Answer,
     Ask,
     AskFenced,
@@ -57,15 +57,15 @@ from actors.messages import (
     UpdateSubscription,
     Verify,
 )
-from actors.process import BROKER, NodeDown, NodeUp
-from actors.runtime import LoopActor, Ref, System, receives
-from actors.topic import Publisher
+from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.actors.runtime import LoopActor, Ref, System, receives
+from ister.actors.topic import Publisher
 from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import check_subscription_name, check_topic_name
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.transport.gateway import Gateway
+from ister.transport.session import Handle, Session
 from ister.wire import Buffer, Header, Key, Type, encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from transport.gateway import Gateway
-from transport.session import Handle, Session
 
 log = logging.getLogger("ister.frontend")
 
@@ -127,7 +127,7 @@ _Pending = _Opening | _Asking | _Attaching
 
 
 class Frontend(LoopActor):
-    """Opens handles and carries requests, as `transport.gateway.GatewayEvents` and as an actor."""
+    """Opens handles and carries requests, as `ister.transport.gateway.GatewayEvents` and as an actor."""
 
     def __init__(
         self,

@@ -14,22 +14,22 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from actors.explain import Holder, State
-from actors.lanes import Lanes
-from actors.ledger import Held
-from actors.messages import AddCredit, Block, SetCredit
-from actors.pieces import PIECE_BYTES, Sheet, gather
-from actors.reliable_subscription import (
+from ister.actors.explain import Holder, State
+from ister.actors.lanes import Lanes
+from ister.actors.ledger import Held
+from ister.actors.messages import AddCredit, Block, SetCredit
+from ister.actors.pieces import PIECE_BYTES, Sheet, gather
+from ister.actors.reliable_subscription import (
     HOLDERS_MAX,
     HOLE_BYTES,
     KEPT_BYTES,
     SCATTERED_MAX,
     ReliableSubscription,
 )
-from actors.runtime import receives
-from actors.selection import Member
-from actors.subscription import DISPATCH_BYTES_MAX
-from actors.timed_subscription import LOOKED_AT_MAX
+from ister.actors.runtime import receives
+from ister.actors.selection import Member
+from ister.actors.subscription import DISPATCH_BYTES_MAX
+from ister.actors.timed_subscription import LOOKED_AT_MAX
 from ister.errors import IsterError
 
 # So far the log is read ahead of what is handed out, for keys that have nothing in the way; so often in one turn.

@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from actors.ledger import Held
-from actors.selection import Member
+from ister.actors.ledger import Held
+from ister.actors.selection import Member
 
 SLOTS: Final = 1 << 14  # more consumers than this would get nothing; 128 KB
 WAITING_MAX: Final = (

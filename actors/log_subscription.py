@@ -15,10 +15,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from actors.asking import Asking
-from actors.cadence import Cadence
-from actors.cursor_log import CursorLog, OpenJournal
-from actors.messages import (
+from ister.actors.asking import Asking
+from ister.actors.cadence import Cadence
+from ister.actors.cursor_log import CursorLog, OpenJournal
+from ister.actors.messages import (
     Ask,
     Attach,
     Attached,
@@ -37,15 +37,15 @@ from actors.messages import (
     TopicUpdated,
     Trimmed,
 )
-from actors.runtime import Address, Ref, System, Timer, receives
-from actors.source import Source
-from actors.subscription import Subscription
+from ister.actors.runtime import Address, Ref, System, Timer, receives
+from ister.actors.source import Source
+from ister.actors.subscription import Subscription
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError, TrimmedError
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.cursor import CursorJournal, encode_journal
+from ister.storage.tiered import UNKNOWN, NotHereError, TieredReader
+from ister.transport.session import SessionLimits
 from ister.wire import encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import CursorJournal, encode_journal
-from storage.tiered import UNKNOWN, NotHereError, TieredReader
-from transport.session import SessionLimits
 
 log = logging.getLogger("ister.subscription")
 

@@ -23,8 +23,8 @@ from typing import Final
 
 import zmq
 
-from actors.envelope import Frames, MalformedMailError, check_messages, message, open_mail, seal_mail
-from actors.runtime import Address, Scheduler
+from ister.actors.envelope import Frames, MalformedMailError, check_messages, message, open_mail, seal_mail
+from ister.actors.runtime import Address, Scheduler
 from ister.errors import UsageError
 
 __all__ = ["Address", "Frames", "Mail", "MalformedMailError", "message"]

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from actors.ledger import Held
-from actors.mail import Frames, message
-from actors.pieces import Batch, Piece
-from actors.runtime import Address, Ref
-from actors.selection import BlockedBy
+from ister.actors.ledger import Held
+from ister.actors.mail import Frames, message
+from ister.actors.pieces import Batch, Piece
+from ister.actors.runtime import Address, Ref
+from ister.actors.selection import BlockedBy
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.segment import SegmentInfo
+from ister.transport.session import Handle, Session
 from ister.wire import Buffer, Header
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.segment import SegmentInfo
-from transport.session import Handle, Session
 
 # ---- finding things: worker <-> Directory ------------------------------------------------------------------------
 
@@ -184,14 +184,14 @@ class Seek:
 class Unblock:
     """Go on behind the message that blocks you (Frontend -> Subscription; answered by a map with `messages`)."""
 
-    action: str  # of `actors.options.UNBLOCK_ACTIONS`
+    action: str  # of `ister.actors.options.UNBLOCK_ACTIONS`
     reply: Address
     ticket: int
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """Say why you deliver nothing (Frontend -> Subscription; answered by the map `actors.explain.State`)."""
+    """Say why you deliver nothing (Frontend -> Subscription; answered by the map `ister.actors.explain.State`)."""
 
     reply: Address
     ticket: int

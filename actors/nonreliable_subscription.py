@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from actors.explain import State
-from actors.messages import (
+from ister.actors.explain import State
+from ister.actors.messages import (
     AddCredit,
     Answer,
     Attach,
@@ -38,13 +38,13 @@ from actors.messages import (
     Unblock,
     UpdateSubscription,
 )
-from actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
-from actors.runtime import Ref, System, Timer, receives
-from actors.selection import READER
-from actors.subscription import Subscription
+from ister.actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
+from ister.actors.runtime import Ref, System, Timer, receives
+from ister.actors.selection import READER
+from ister.actors.subscription import Subscription
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.transport.session import SessionLimits
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from transport.session import SessionLimits
 
 DROP_NOTICE_S: Final = 0.1  # a consumer is told of losses at most so often,
 DROP_NOTICES: Final = 200  # and so many of them at a time: some 3 ms

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.messages import (
+from ister.actors.messages import (
     Answer,
     Attach,
     Attached,
@@ -22,14 +22,14 @@ from actors.messages import (
     Publish,
     Relayed,
 )
-from actors.runtime import System, receives
-from actors.topic import Publisher, Topic, expected_sequence, sequence_error
+from ister.actors.runtime import System, receives
+from ister.actors.topic import Publisher, Topic, expected_sequence, sequence_error
 from ister.errors import RemoteError
+from ister.storage.catalogue import TopicMeta
+from ister.storage.producers import Duplicate, Fresh, Gap, ProducerTable
+from ister.transport.gateway import Gateway
+from ister.transport.session import Handle
 from ister.wire import OFFSET_UNKNOWN, encode_result
-from storage.catalogue import TopicMeta
-from storage.producers import Duplicate, Fresh, Gap, ProducerTable
-from transport.gateway import Gateway
-from transport.session import Handle
 
 
 class NonReliableTopic(Topic):

@@ -26,7 +26,7 @@ PIECE_BYTES: Final = 64 << 10  # joining stops here: the size of a producer's fu
 
 
 class Batch(Protocol):
-    """A batch as stored or as relayed; `storage.record.Record` and `RelayedBatch` are ones."""
+    """A batch as stored or as relayed; `ister.storage.record.Record` and `RelayedBatch` are ones."""
 
     @property
     def first_offset(self) -> int:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from storage.catalogue import SubscriptionMeta, TopicMeta
+    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 TIER: Final = "tier"  # the node of uploads and downloads
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from actors.ledger import Held
-from actors.options import effective_options
+from ister.actors.ledger import Held
+from ister.actors.options import effective_options
 from ister.settings import SubscriptionSettings
-from storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 IN_HAND_MAX: Final = 500  # messages on their way to the dead-letter topic at a time
 REASON_UNKNOWN: Final = "not acknowledged"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, TypedDict
 
-from actors.selection import Member
+from ister.actors.selection import Member
 
 SHOWN_MAX: Final = 16  # consumers that are named; the numbers count all
 
@@ -21,7 +21,7 @@ class Silent(TypedDict, total=False):
 
 
 class Presence(TypedDict, total=False):
-    """The consumers' part of `actors.explain.State`."""
+    """The consumers' part of `ister.actors.explain.State`."""
 
     consumers: int  # attached
     ready: int  # of those that are heard of (of Failover the active one): with credit, and a connection that takes

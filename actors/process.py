@@ -33,9 +33,9 @@ from typing import Any, Final
 import setproctitle
 import zmq
 
-from actors.envelope import message
-from actors.mail import Mail
-from actors.runtime import Loop, LoopActor, Ref, Scheduler, System, receives
+from ister.actors.envelope import message
+from ister.actors.mail import Mail
+from ister.actors.runtime import Loop, LoopActor, Ref, Scheduler, System, receives
 from ister.clock import SystemClock
 from ister.errors import IsterError
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.messages import Detach, Left, Lost, Notice, ReadFrom, Returned, TopicFailed
-from actors.pieces import Piece
-from actors.reliable_subscription import ReliableSubscription
-from actors.runtime import receives
-from actors.selection import Member
+from ister.actors.messages import Detach, Left, Lost, Notice, ReadFrom, Returned, TopicFailed
+from ister.actors.pieces import Piece
+from ister.actors.reliable_subscription import ReliableSubscription
+from ister.actors.runtime import receives
+from ister.actors.selection import Member
 from ister.errors import IsterError
-from storage.cursor import Cursor, CursorJournal
+from ister.storage.cursor import Cursor, CursorJournal
 
 
 class ReaderSubscription(ReliableSubscription):

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from actors.options import DEAD_LETTERS
+from ister.actors.options import DEAD_LETTERS
 from ister.errors import IsterError, RemoteError
-from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 
 EPHEMERAL: Final = "ephemeral"  # the setting that such a topic has
 EPHEMERALS_OF_SESSION_MAX: Final = 1_000  # some 500 bytes each

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from actors.asking import Asking
-from actors.messages import Attach, Attached, Batches, Detach, NodeStarted, Relayed, TopicFailed
-from actors.pieces import Batch, RelayedBatch
-from actors.runtime import Address, LoopActor, Ref, System, Timer, receives
+from ister.actors.asking import Asking
+from ister.actors.messages import Attach, Attached, Batches, Detach, NodeStarted, Relayed, TopicFailed
+from ister.actors.pieces import Batch, RelayedBatch
+from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.errors import CODES
-from storage.catalogue import TopicMeta
+from ister.storage.catalogue import TopicMeta
 
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
 

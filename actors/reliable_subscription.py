@@ -16,10 +16,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from actors.explain import Holder, State, Stop
-from actors.failing_subscription import FailingSubscription
-from actors.ledger import Held, Redelivery, back_off_ms
-from actors.messages import (
+from ister.actors.explain import Holder, State, Stop
+from ister.actors.failing_subscription import FailingSubscription
+from ister.actors.ledger import Held, Redelivery, back_off_ms
+from ister.actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
     AckRefused,
@@ -42,14 +42,14 @@ from actors.messages import (
     UpdateSubscription,
     Yield,
 )
-from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
-from actors.poison import Poisoned
-from actors.runtime import Timer, receives
-from actors.selection import READER, Member
-from actors.timed_subscription import LOOKED_AT_MAX
+from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
+from ister.actors.poison import Poisoned
+from ister.actors.runtime import Timer, receives
+from ister.actors.selection import READER, Member
+from ister.actors.timed_subscription import LOOKED_AT_MAX
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
+from ister.storage.tiered import NotHereError
 from ister.wire import Column, encode_result
-from storage.tiered import NotHereError
 
 log = logging.getLogger("ister.subscription")
 

@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
 
-from actors.commits import Commits
-from actors.messages import (
+from ister.actors.commits import Commits
+from ister.actors.messages import (
     Answer,
     AskFenced,
     Attach,
@@ -57,9 +57,9 @@ from actors.messages import (
     Verify,
     WhoSubscribes,
 )
-from actors.runtime import Ref, System, Timer, receives
-from actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
-from actors.upkeep import LOST, LogCare, Upkeep
+from ister.actors.runtime import Ref, System, Timer, receives
+from ister.actors.topic import Publisher, Topic, expected_sequence, producer_of, sequence_error
+from ister.actors.upkeep import LOST, LogCare, Upkeep
 from ister.errors import (
     DamagedError,
     DiskFullError,
@@ -68,15 +68,15 @@ from ister.errors import (
     StorageError,
     StoreError,
 )
+from ister.storage.catalogue import TopicMeta
+from ister.storage.producers import Duplicate, Fresh, ProducerTable
+from ister.storage.ranges import RangeSet
+from ister.storage.retention import retention_of
+from ister.storage.segment import SegmentInfo
+from ister.storage.wal import Commit, Wal
+from ister.transport.gateway import Gateway
+from ister.transport.session import Handle
 from ister.wire import OFFSET_UNKNOWN, Buffer, Column, Key, encode_result, latest_time
-from storage.catalogue import TopicMeta
-from storage.producers import Duplicate, Fresh, ProducerTable
-from storage.ranges import RangeSet
-from storage.retention import retention_of
-from storage.segment import SegmentInfo
-from storage.wal import Commit, Wal
-from transport.gateway import Gateway
-from transport.session import Handle
 
 log = logging.getLogger("ister.topic")
 

@@ -16,15 +16,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from actors.messages import Answer, NotRestored, Refused, Restored, RestoreTopics, StoredTopics, TakeOver
-from actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.actors.messages import (
+    Answer,
+    NotRestored,
+    Refused,
+    Restored,
+    RestoreTopics,
+    StoredTopics,
+    TakeOver,
+)
+from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
 from ister.errors import IsterError, StoreError
-from ister.wire import encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.disk import Disk
-from storage.erase import sweep_orphans
-from storage.store import ObjectStore
-from storage.upload import (
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.disk import Disk
+from ister.storage.erase import sweep_orphans
+from ister.storage.store import ObjectStore
+from ister.storage.upload import (
     RESTORED_END,
     claim,
     entered,
@@ -33,6 +40,7 @@ from storage.upload import (
     read_cursors,
     read_settings,
 )
+from ister.wire import encode_result
 
 log = logging.getLogger("ister.restorer")
 

@@ -28,8 +28,8 @@ from pykka import ActorDeadError, ActorRegistry
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
-from actors.clock_steps import ClockSteps
-from actors.loop import Call, Loop, Scheduler, Timer
+from ister.actors.clock_steps import ClockSteps
+from ister.actors.loop import Call, Loop, Scheduler, Timer
 from ister.clock import Clock
 from ister.errors import IsterError, UsageError
 
@@ -92,7 +92,7 @@ class Ref(ABC):
 
 
 class Carrier(Protocol):
-    """What takes messages to other processes: `actors.mail.Mail`, or a simulated network."""
+    """What takes messages to other processes: `ister.actors.mail.Mail`, or a simulated network."""
 
     def send(self, address: Address, message: object) -> None:
         """Send `message` on its way to another node."""

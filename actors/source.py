@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, copied, cut, join
+from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, copied, cut, join
 from ister.errors import StorageError
+from ister.storage.tiered import UNKNOWN, TieredReader
 from ister.wire import DELIVER_RECORDS_MAX
-from storage.tiered import UNKNOWN, TieredReader
 
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
 # Of batches whose single messages are looked at, copied: what is known of each message is some 10 MB, and the bytes

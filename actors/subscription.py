@@ -18,8 +18,8 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Final
 
-from actors.explain import State
-from actors.messages import (
+from ister.actors.explain import State
+from ister.actors.messages import (
     AddCredit,
     Answer,
     AttachConsumer,
@@ -40,14 +40,14 @@ from actors.messages import (
     Yield,
     Yielded,
 )
-from actors.pieces import Piece
-from actors.presence import presence
-from actors.runtime import LoopActor, Ref, System, receives
-from actors.selection import Member, Roster
+from ister.actors.pieces import Piece
+from ister.actors.presence import presence
+from ister.actors.runtime import LoopActor, Ref, System, receives
+from ister.actors.selection import Member, Roster
 from ister.errors import IsterError, RemoteError
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.transport.session import SessionLimits
 from ister.wire import encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from transport.session import SessionLimits
 
 log = logging.getLogger("ister.subscription")
 

@@ -24,7 +24,7 @@ from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Final, Protocol
 
-from actors.process import (
+from ister.actors.process import (
     EXIT_FAILED,
     EXIT_REFUSED,
     PROCESS_PATH,
@@ -39,7 +39,7 @@ from actors.process import (
     child_main,
     has_terminal,
 )
-from actors.runtime import LoopActor, System, Timer, receives
+from ister.actors.runtime import LoopActor, System, Timer, receives
 
 logger = logging.getLogger("ister.supervisor")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
-from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
-from actors.fetcher import FETCHER_PATH, Fetcher
-from actors.messages import (
+from ister.actors.directory import DIRECTORY_PATH, FRONTEND_PATH
+from ister.actors.fetcher import FETCHER_PATH, Fetcher
+from ister.actors.messages import (
     Answer,
     Describe,
     EraseStored,
@@ -23,16 +23,16 @@ from actors.messages import (
     Sealed,
     StoreCursor,
 )
-from actors.process import BROKER, ProcessContext
-from actors.restorer import RESTORER_PATH, Restorer
-from actors.runtime import LoopActor, System, receives
-from actors.uploader import Farewell, Uploader
-from actors.worker import cursor_path, log_folder, process_description
+from ister.actors.process import BROKER, ProcessContext
+from ister.actors.restorer import RESTORER_PATH, Restorer
+from ister.actors.runtime import LoopActor, System, receives
+from ister.actors.uploader import Farewell, Uploader
+from ister.actors.worker import cursor_path, log_folder, process_description
 from ister.settings import Settings, TierSettings
+from ister.storage.disk import Disk, LocalDisk
+from ister.storage.store import ObjectStore
+from ister.storage.stores import open_store
 from ister.wire import encode_result
-from storage.disk import Disk, LocalDisk
-from storage.store import ObjectStore
-from storage.stores import open_store
 
 # Uploads and downloads block their threads: as many as may be under way, and some for listings and claims.
 SPARE_THREADS: Final = 4

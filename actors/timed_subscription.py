@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from actors.delays import DELAYED_RANGES_MAX, Delays
-from actors.ledger import DELAY_MS_MAX
-from actors.log_subscription import LogSubscription
-from actors.messages import Notice
-from actors.pieces import Batch
-from actors.runtime import Timer
+from ister.actors.delays import DELAYED_RANGES_MAX, Delays
+from ister.actors.ledger import DELAY_MS_MAX
+from ister.actors.log_subscription import LogSubscription
+from ister.actors.messages import Notice
+from ister.actors.pieces import Batch
+from ister.actors.runtime import Timer
 from ister.errors import StorageError
-from storage.ranges import RangeSet
+from ister.storage.ranges import RangeSet
 
 LOOKED_AT_MAX: Final = 20_000  # messages set aside in one turn: some 10 ms
 EXPIRE_S: Final = 10.0  # where nothing is delivered, what is too old is let go so often

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from actors.messages import (
+from ister.actors.messages import (
     CloseProducer,
     Deposit,
     Detach,
@@ -22,13 +22,13 @@ from actors.messages import (
     Publish,
     TopicFailed,
 )
-from actors.runtime import Address, LoopActor, Ref, System, receives
+from ister.actors.runtime import Address, LoopActor, Ref, System, receives
 from ister.errors import IsterError, RemoteError
+from ister.storage.catalogue import TopicMeta
+from ister.storage.producers import HELD_MS, Gap, ProducerTable
+from ister.transport.gateway import Gateway
+from ister.transport.session import Handle
 from ister.wire import RECEIPTS_MAX, Key, Type
-from storage.catalogue import TopicMeta
-from storage.producers import HELD_MS, Gap, ProducerTable
-from transport.gateway import Gateway
-from transport.session import Handle
 
 
 class Publisher(NamedTuple):

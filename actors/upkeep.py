@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from actors.messages import FoundDamage
-from actors.runtime import LoopActor
+from ister.actors.messages import FoundDamage
+from ister.actors.runtime import LoopActor
 from ister.errors import IsterError, RemoteError
-from storage.catalogue import TopicMeta
-from storage.ranges import RangeSet
-from storage.recovery import DamagedRange
-from storage.retention import Retention, retention_of, trim_point
-from storage.trim import Trim
-from storage.verify import VerifyProgress, VerifyReport
-from storage.wal import Wal
+from ister.storage.catalogue import TopicMeta
+from ister.storage.ranges import RangeSet
+from ister.storage.recovery import DamagedRange
+from ister.storage.retention import Retention, retention_of, trim_point
+from ister.storage.trim import Trim
+from ister.storage.verify import VerifyProgress, VerifyReport
+from ister.storage.wal import Wal
 
 log = logging.getLogger("ister.topic")
 

@@ -1,7 +1,7 @@
 """Uploaders: one a reliable topic, each brings sealed segments and cursors to the store, and keeps a watermark.
 
 Runs in the tier process. What is said to the store is in `storage/upload.py`, the order of uploads in
-`storage.tier.UploadPlan`; this file adds threads, time and patience.
+`ister.storage.tier.UploadPlan`; this file adds threads, time and patience.
 
 Invariants
 - the watermark moves only as a contiguous prefix: everything below it is in the store, and counts
@@ -21,7 +21,7 @@ from bisect import insort
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from actors.messages import (
+from ister.actors.messages import (
     Answer,
     Consult,
     Describe,
@@ -40,17 +40,16 @@ from actors.messages import (
     Uploaded,
     UploadsStopped,
 )
-from actors.runtime import Address, LoopActor, Ref, System, Timer, receives
+from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.errors import IsterError
-from ister.wire import encode_result
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.erase import NotOwnerError, erase
-from storage.history import History, Piece, StoredSegment
-from storage.retention import Retention, retention_of, trim_point
-from storage.segment import SegmentInfo
-from storage.store import ObjectStore
-from storage.tier import Layout, UploadPlan
-from storage.upload import (
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.erase import NotOwnerError, erase
+from ister.storage.history import History, Piece, StoredSegment
+from ister.storage.retention import Retention, retention_of, trim_point
+from ister.storage.segment import SegmentInfo
+from ister.storage.store import ObjectStore
+from ister.storage.tier import Layout, UploadPlan
+from ister.storage.upload import (
     AheadError,
     Claim,
     FencedError,
@@ -67,6 +66,7 @@ from storage.upload import (
     stored_subscriptions,
     trim,
 )
+from ister.wire import encode_result
 
 log = logging.getLogger("ister.uploader")
 

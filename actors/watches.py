@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.messages import Ask
-from actors.options import DEAD_LETTERS
-from actors.runtime import Timer
+from ister.actors.messages import Ask
+from ister.actors.options import DEAD_LETTERS
+from ister.actors.runtime import Timer
 from ister.errors import RemoteError
-from storage.catalogue import TopicMeta
+from ister.storage.catalogue import TopicMeta
 
 WAIT_MS_MAX: Final = 5_000  # a lost answer costs the client no more
 WATCHERS_MAX: Final = 1_000

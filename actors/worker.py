@@ -17,38 +17,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from actors.commits import Commits
-from actors.deadletters import dead_letters
-from actors.directory import DIRECTORY_PATH, FRONTEND_PATH
-from actors.fetcher import FETCHER_PATH, cache_folder
-from actors.frontend import Frontend
-from actors.key_shared_subscription import KeySharedSubscription
-from actors.nonreliable_subscription import NonReliableSubscription
-from actors.nonreliable_topic import NonReliableTopic
-from actors.placement import TIER, actor_path
-from actors.process import BROKER, EXIT_FAILED, ProcessContext
-from actors.reader_subscription import MemoryJournal, ReaderSubscription
-from actors.relay import Relay
-from actors.reliable_subscription import ReliableSubscription
-from actors.reliable_topic import ReliableTopic
-from actors.runtime import Ref
-from actors.selection import READER
-from actors.upkeep import LogCare
+from ister.actors.commits import Commits
+from ister.actors.deadletters import dead_letters
+from ister.actors.directory import DIRECTORY_PATH, FRONTEND_PATH
+from ister.actors.fetcher import FETCHER_PATH, cache_folder
+from ister.actors.frontend import Frontend
+from ister.actors.key_shared_subscription import KeySharedSubscription
+from ister.actors.nonreliable_subscription import NonReliableSubscription
+from ister.actors.nonreliable_topic import NonReliableTopic
+from ister.actors.placement import TIER, actor_path
+from ister.actors.process import BROKER, EXIT_FAILED, ProcessContext
+from ister.actors.reader_subscription import MemoryJournal, ReaderSubscription
+from ister.actors.relay import Relay
+from ister.actors.reliable_subscription import ReliableSubscription
+from ister.actors.reliable_topic import ReliableTopic
+from ister.actors.runtime import Ref
+from ister.actors.selection import READER
+from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
-from storage.about import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.cursor import CursorJournal, highest_acknowledged
-from storage.damage import skip_damaged
-from storage.disk import Disk, LocalDisk
-from storage.openfiles import OpenFiles, descriptor_limit, descriptors_used
-from storage.reader import SegmentMaps
-from storage.reserve import Reserve
-from storage.tiered import TieredReader
-from storage.verify import verify_log
-from storage.wal import Wal, WalSettings, remove_log
-from transport.gateway import Gateway
-from transport.session import SessionLimits, Sessions
+from ister.storage.about import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.cursor import CursorJournal, highest_acknowledged
+from ister.storage.damage import skip_damaged
+from ister.storage.disk import Disk, LocalDisk
+from ister.storage.openfiles import OpenFiles, descriptor_limit, descriptors_used
+from ister.storage.reader import SegmentMaps
+from ister.storage.reserve import Reserve
+from ister.storage.tiered import TieredReader
+from ister.storage.verify import verify_log
+from ister.storage.wal import Wal, WalSettings, remove_log
+from ister.transport.gateway import Gateway
+from ister.transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 

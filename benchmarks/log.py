@@ -25,11 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ister.clock import SystemClock
-from storage.cursor import CursorJournal
-from storage.disk import LocalDisk
-from storage.reader import Reader, SegmentMaps
-from storage.verify import verify_log
-from storage.wal import Wal, WalSettings, remove_log
+from ister.storage.cursor import CursorJournal
+from ister.storage.disk import LocalDisk
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.verify import verify_log
+from ister.storage.wal import Wal, WalSettings, remove_log
 
 MESSAGE_BYTES = 1024
 

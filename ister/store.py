@@ -29,9 +29,9 @@ from ister.errors import UsageError
 from ister.message import Batch, Delivery, Message
 
 if TYPE_CHECKING:
-    from storage.history import History
-    from storage.replay import Part, Replay, StoredTopic, StoreReport
-    from storage.store import ObjectStore
+    from ister.storage.history import History
+    from ister.storage.replay import Part, Replay, StoredTopic, StoreReport
+    from ister.storage.store import ObjectStore
 
 PREFETCH: Final = 2
 
@@ -41,7 +41,7 @@ def topics(url: str) -> list[StoredTopic]:
 
     Raises UsageError for an address that means no store, StoreError.
     """
-    from storage.replay import list_topics
+    from ister.storage.replay import list_topics
 
     with _opened(url) as store:
         return list_topics(store)
@@ -52,7 +52,7 @@ def history(url: str, topic: str, *, incarnation: str | None = None) -> History:
 
     `incarnation` (hexadecimal) chooses among topics of the same name. Raises UsageError, StoreError.
     """
-    from storage.replay import list_history
+    from ister.storage.replay import list_history
 
     with _opened(url) as store:
         return list_history(store, _find(store, topic, incarnation).layout)
@@ -65,8 +65,8 @@ class Reader:
         self, url: str, topic: str, *, incarnation: str | None = None, prefetch: int = PREFETCH
     ) -> None:
         """List what there is. Raises UsageError `unknown-topic`, StoreError."""
-        from storage.replay import Replay
-        from storage.stores import open_store
+        from ister.storage.replay import Replay
+        from ister.storage.stores import open_store
 
         self.topic = topic
         self._store = open_store(url, create=False)
@@ -171,7 +171,7 @@ def verify(
 
     `progress` is called with the bytes checked so far. Raises UsageError, StoreError if the store fails.
     """
-    from storage.replay import verify_history
+    from ister.storage.replay import verify_history
 
     with _opened(url) as store:
         return verify_history(store, _find(store, topic, incarnation).layout, progress=progress)
@@ -179,7 +179,7 @@ def verify(
 
 @contextmanager
 def _opened(url: str) -> Iterator[ObjectStore]:
-    from storage.stores import open_store
+    from ister.storage.stores import open_store
 
     store = open_store(url, create=False)
     try:
@@ -189,7 +189,7 @@ def _opened(url: str) -> Iterator[ObjectStore]:
 
 
 def _find(store: ObjectStore, topic: str, incarnation: str | None) -> StoredTopic:
-    from storage.replay import find_topic
+    from ister.storage.replay import find_topic
 
     try:
         chosen = None if incarnation is None else bytes.fromhex(incarnation)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ister.errors import StorageError
 from ister.names import topic_folder
-from storage.checksum import crc32c
-from storage.disk import Disk
+from ister.storage.checksum import crc32c
+from ister.storage.disk import Disk
 
 if TYPE_CHECKING:
-    from storage.catalogue import SubscriptionMeta, TopicMeta
+    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.catalogue")
 

@@ -15,8 +15,8 @@ import struct
 from typing import Final
 
 from ister.errors import DiskFullError
-from storage.checksum import extend
-from storage.disk import Disk
+from ister.storage.checksum import extend
+from ister.storage.disk import Disk
 
 BEGIN_NAME: Final = "begin"
 _FRONT = struct.Struct("<8sHH16sQ")

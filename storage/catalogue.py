@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ister.errors import DamagedError, DiskFullError, IsterError, StorageError
-from storage.about import Abouts, cursor_name
-from storage.checksum import crc32c
-from storage.disk import LocalDisk
+from ister.storage.about import Abouts, cursor_name
+from ister.storage.checksum import crc32c
+from ister.storage.disk import LocalDisk
 
 log = logging.getLogger("ister.catalogue")
 

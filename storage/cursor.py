@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ister.errors import DamagedError, DiskFullError, LogFailedError, StorageError
-from storage.checksum import extend
-from storage.disk import Disk, File
-from storage.ranges import RangeSet
-from storage.reserve import Reserve
+from ister.storage.checksum import extend
+from ister.storage.disk import Disk, File
+from ister.storage.ranges import RangeSet
+from ister.storage.reserve import Reserve
 
 T = TypeVar("T")
 

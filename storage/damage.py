@@ -12,12 +12,12 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from storage.begin import replace_file
-from storage.checksum import extend
-from storage.disk import Disk
-from storage.ranges import RangeSet
-from storage.recovery import DamagedRange
-from storage.verify import VerifyReport, verify_log
+from ister.storage.begin import replace_file
+from ister.storage.checksum import extend
+from ister.storage.disk import Disk
+from ister.storage.ranges import RangeSet
+from ister.storage.recovery import DamagedRange
+from ister.storage.verify import VerifyReport, verify_log
 
 SKIPS_NAME: Final = "skips"
 SKIPS_HEADER_BYTES: Final = 32

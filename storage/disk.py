@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ister.errors import DiskFullError, LockedError
-from storage.checksum import Buffer, Checked
-from storage.filemap import map_file
-from storage.openfiles import FULL, LocalFile, OpenFiles, read_at
+from ister.storage.checksum import Buffer, Checked
+from ister.storage.filemap import map_file
+from ister.storage.openfiles import FULL, LocalFile, OpenFiles, read_at
 
 if sys.platform != "win32":
     import fcntl

@@ -12,8 +12,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from storage.checksum import extend
-from storage.disk import Disk
+from ister.storage.checksum import extend
+from ister.storage.disk import Disk
 
 END_NAME: Final = "end"
 _MAGIC: Final = b"ISTEREND"

@@ -4,7 +4,7 @@
 
 Only the broker whose claim is the newest may delete, and it claims first: the very next epoch, create-only, with
 `erasing` in its metadata. Either that fails, because somebody else has claimed it and so owns the topic; or whoever
-claims later finds it in the listing that follows each claim, and withdraws (`storage.upload.claim`). Claims are in one
+claims later finds it in the listing that follows each claim, and withdraws (`claim` in `upload.py`). Claims are in one
 order for everybody, so there is no moment in which a topic is taken over that is being deleted. The claim goes last:
 who finds neither it nor the entry knows that the topic is gone.
 
@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from ister.errors import StoreError
-from storage.catalogue import TopicMeta
-from storage.store import ObjectInfo, ObjectStore
-from storage.tier import Layout, decode_topic
-from storage.upload import BROKER, ERASING, FencedError, delete_all, entered, list_topics
+from ister.storage.catalogue import TopicMeta
+from ister.storage.store import ObjectInfo, ObjectStore
+from ister.storage.tier import Layout, decode_topic
+from ister.storage.upload import BROKER, ERASING, FencedError, delete_all, entered, list_topics
 
 _INCARNATION_DIGITS: Final = 32
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from storage.checksum import address_of
+from ister.storage.checksum import address_of
 
 _MAP_FIXED = 0x10  # on Linux and on macOS
 _FAILED = ctypes.c_void_p(-1).value

@@ -46,11 +46,11 @@ from google.cloud.storage.exceptions import InvalidResponse
 
 from ister.clock import Clock, SystemClock
 from ister.errors import Action, StoreError
-from storage.checksum import Buffer
-from storage.checksum import crc32c as checksum_of
-from storage.disk import Disk, LocalDisk
-from storage.segment import SEGMENT_BYTES_MAX
-from storage.store import (
+from ister.storage.checksum import Buffer
+from ister.storage.checksum import crc32c as checksum_of
+from ister.storage.disk import Disk, LocalDisk
+from ister.storage.segment import SEGMENT_BYTES_MAX
+from ister.storage.store import (
     NAME_BYTES_MAX,
     PAGE_OBJECTS_MAX,
     ObjectInfo,

@@ -15,8 +15,8 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import Final
 
-from storage.checksum import extend
-from storage.record import HEADER_BYTES, INDEX, Header, encode_header
+from ister.storage.checksum import extend
+from ister.storage.record import HEADER_BYTES, INDEX, Header, encode_header
 
 # A lookup walks the headers of this much at most; entries cost 0.04 % of a segment of 8 MiB.
 INDEX_STEP_BYTES: Final = 64 << 10

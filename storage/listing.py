@@ -12,11 +12,11 @@ import logging
 from dataclasses import replace
 
 from ister.errors import StoreError
-from storage.history import stored_segment
-from storage.record import salt_of
-from storage.segment import FOOTER_BYTES, SEGMENT_BYTES_MAX, footer_at_end
-from storage.store import UNCHECKED, ObjectInfo, ObjectStore
-from storage.tier import Layout
+from ister.storage.history import stored_segment
+from ister.storage.record import salt_of
+from ister.storage.segment import FOOTER_BYTES, SEGMENT_BYTES_MAX, footer_at_end
+from ister.storage.store import UNCHECKED, ObjectInfo, ObjectStore
+from ister.storage.tier import Layout
 
 log = logging.getLogger("ister.store")
 

@@ -13,9 +13,9 @@ import logging
 from typing import Final
 
 from ister.errors import DamagedError, StorageError
-from storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, Abouts, folder_of
-from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
-from storage.disk import Disk
+from ister.storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, Abouts, folder_of
+from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.disk import Disk
 
 log = logging.getLogger("ister.catalogue")
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from ister.errors import DiskFullError
-from storage.checksum import Buffer
+from ister.storage.checksum import Buffer
 
 if sys.platform != "win32":
     import fcntl

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from ister.errors import GapError, LogFailedError
-from storage.begin import load_begin
-from storage.disk import Disk, File
-from storage.ending import load_end
-from storage.index import SparseIndex, index_bytes
-from storage.producers import ENTRY_BYTES, PRODUCERS_MAX, ProducerTable
-from storage.record import BATCH, HEADER_BYTES, PRODUCERS, Header, encode_header, salt_of
-from storage.recovery import (
+from ister.storage.begin import load_begin
+from ister.storage.disk import Disk, File
+from ister.storage.ending import load_end
+from ister.storage.index import SparseIndex, index_bytes
+from ister.storage.producers import ENTRY_BYTES, PRODUCERS_MAX, ProducerTable
+from ister.storage.record import BATCH, HEADER_BYTES, PRODUCERS, Header, encode_header, salt_of
+from ister.storage.recovery import (
     DamagedRange,
     RecoveryReport,
     Scan,
@@ -34,7 +34,7 @@ from storage.recovery import (
     walk_headers,
     written_end,
 )
-from storage.segment import (
+from ister.storage.segment import (
     FOOTER_BYTES,
     SEGMENT_BYTES_MAX,
     SEGMENT_HEADER_BYTES,
@@ -50,7 +50,7 @@ from storage.segment import (
     segment_name,
     topic_crc,
 )
-from storage.spare import SPARE_NAME
+from ister.storage.spare import SPARE_NAME
 
 # Resends reach back some 64 batches of 64 KiB from each producer; this much of the log is read for their
 # offsets.

@@ -20,10 +20,10 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 
 from ister.errors import DamagedError, GapError, TrimmedError
-from storage.damage import load_skips
-from storage.disk import Disk
-from storage.index import SparseIndex
-from storage.record import (
+from ister.storage.damage import load_skips
+from ister.storage.disk import Disk
+from ister.storage.index import SparseIndex
+from ister.storage.record import (
     BATCH,
     FOOTER,
     HEADER_BYTES,
@@ -33,8 +33,8 @@ from storage.record import (
     salt_of,
     well_formed,
 )
-from storage.recovery import damaged, next_record
-from storage.segment import (
+from ister.storage.recovery import damaged, next_record
+from ister.storage.segment import (
     FOOTER_BYTES,
     SEGMENT_HEADER_BYTES,
     Footer,

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from storage.checksum import Buffer, crc32c, extend
+from ister.storage.checksum import Buffer, crc32c, extend
 
 MAGIC: Final = 0x5249  # "IR"
 MAGIC_BYTES: Final = b"IR"

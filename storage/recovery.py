@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ister.errors import DamagedError
-from storage.checksum import extend
-from storage.index import SparseIndex
-from storage.record import (
+from ister.storage.checksum import extend
+from ister.storage.index import SparseIndex
+from ister.storage.record import (
     BATCH,
     FOOTER,
     HEADER_BYTES,
@@ -31,7 +31,7 @@ from storage.record import (
     parse_header,
     well_formed,
 )
-from storage.segment import SEGMENT_HEADER_BYTES, Footer, parse_footer, parse_segment_header
+from ister.storage.segment import SEGMENT_HEADER_BYTES, Footer, parse_footer, parse_segment_header
 
 _ZEROS = bytes(64 << 10)
 

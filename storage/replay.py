@@ -20,19 +20,28 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from ister.errors import DamagedError, GapError, StoreError, TrimmedError, UsageError
-from storage.checksum import crc32c
-from storage.history import History, Piece, StoredSegment, plan_history
-from storage.listing import list_topic, read_segment
-from storage.record import BATCH, FOOTER, HEADER_BYTES, Header, Record, parse_header, salt_of, well_formed
-from storage.recovery import broken_ranges
-from storage.segment import (
+from ister.storage.checksum import crc32c
+from ister.storage.history import History, Piece, StoredSegment, plan_history
+from ister.storage.listing import list_topic, read_segment
+from ister.storage.record import (
+    BATCH,
+    FOOTER,
+    HEADER_BYTES,
+    Header,
+    Record,
+    parse_header,
+    salt_of,
+    well_formed,
+)
+from ister.storage.recovery import broken_ranges
+from ister.storage.segment import (
     FOOTER_BYTES,
     SEGMENT_HEADER_BYTES,
     footer_at_end,
     parse_segment_header,
 )
-from storage.store import UNCHECKED, ObjectStore
-from storage.tier import Layout, decode_topic, encode_topic
+from ister.storage.store import UNCHECKED, ObjectStore
+from ister.storage.tier import Layout, decode_topic, encode_topic
 
 # One is being read while the next comes: that hides a store's latency, which is far below a segment's time to be read.
 PREFETCH: Final = 2

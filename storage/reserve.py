@@ -15,7 +15,7 @@ from typing import Final
 
 from ister.clock import Clock
 from ister.errors import DiskFullError
-from storage.disk import Disk
+from ister.storage.disk import Disk
 
 # An acknowledgment that is flushed by itself takes 32 bytes, and a cursor is rewritten as it grows: this lasts long,
 # also where others take most of what is given back.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from storage.catalogue import TopicMeta
-    from storage.segment import SegmentInfo
+    from ister.storage.catalogue import TopicMeta
+    from ister.storage.segment import SegmentInfo
 
 
 @dataclass(frozen=True, slots=True)

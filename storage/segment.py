@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from storage.checksum import Buffer, crc32c, extend
-from storage.record import FOOTER, HEADER_BYTES, Header, encode_header, parse_header
+from ister.storage.checksum import Buffer, crc32c, extend
+from ister.storage.record import FOOTER, HEADER_BYTES, Header, encode_header, parse_header
 
 VERSION: Final = 1
 # An object in the store is at most this long, because longer ones cannot be created atomically everywhere.

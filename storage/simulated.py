@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from ister.errors import DiskFullError, LockedError
-from storage.checksum import Buffer, Checked
-from storage.ranges import RangeSet
+from ister.storage.checksum import Buffer, Checked
+from ister.storage.ranges import RangeSet
 
 # Disks write sectors of this size whole or not at all.
 SECTOR_BYTES = 512

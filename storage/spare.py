@@ -12,7 +12,7 @@ import threading
 from typing import Final
 
 from ister.errors import StorageError
-from storage.disk import Disk, File
+from ister.storage.disk import Disk, File
 
 SPARE_NAME: Final = "spare.tmp"
 # A spare is filled in steps, each synced, so that a commit never waits behind more than one of them. Measured at

@@ -22,9 +22,9 @@ from typing import Any, Final, Protocol
 
 from ister.clock import Clock, SystemClock
 from ister.errors import DiskFullError, StoreError
-from storage.checksum import Buffer, crc32c
-from storage.disk import Disk, LocalDisk
-from storage.reserve import PIECE_BYTES, Reserve
+from ister.storage.checksum import Buffer, crc32c
+from ister.storage.disk import Disk, LocalDisk
+from ister.storage.reserve import PIECE_BYTES, Reserve
 
 # What one page of a listing holds at most, because Google Cloud Storage returns no more.
 PAGE_OBJECTS_MAX: Final = 1000

@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from ister.clock import Clock, SystemClock
 from ister.errors import StoreError, UsageError
-from storage.disk import Disk, LocalDisk
-from storage.reserve import Reserve
-from storage.store import FolderStore, ObjectStore
+from ister.storage.disk import Disk, LocalDisk
+from ister.storage.reserve import Reserve
+from ister.storage.store import FolderStore, ObjectStore
 
 # Three to 222 letters, digits, '-', '_' and '.': https://cloud.google.com/storage/docs/buckets#naming
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -47,7 +47,7 @@ def open_store(
             reserve = Reserve(used, f"{path}/.tmp/reserve", SystemClock() if clock is None else clock)
         return FolderStore(path, used, clock, reserve=reserve)
     if parts.scheme == "gs" and _BUCKET.fullmatch(parts.netloc):
-        from storage.gcs import GcsStore
+        from ister.storage.gcs import GcsStore
 
         return GcsStore(parts.netloc, unquote(parts.path), disk=disk, clock=clock, random=random)
     raise UsageError(f"there is no store at {url!r}: give file:///folder or gs://bucket/prefix")

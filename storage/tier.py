@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from storage.checksum import crc32c
-from storage.segment import SegmentInfo
+from ister.storage.checksum import crc32c
+from ister.storage.segment import SegmentInfo
 
 # Four uploads of 8 MiB took 162 MB of memory with Google's client; one topic need not have more than two.
 IN_FLIGHT_MAX: Final = 2

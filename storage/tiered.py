@@ -16,9 +16,9 @@ from operator import itemgetter
 from typing import Final
 
 from ister.errors import DamagedError, GapError, TrimmedError
-from storage.damage import load_skips
-from storage.reader import Reader, SegmentMaps
-from storage.record import Record
+from ister.storage.damage import load_skips
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.record import Record
 
 UNKNOWN: Final = 1 << 63  # up to where the store has a topic, while nobody knows: above every offset
 
@@ -39,7 +39,7 @@ class NotHereError(GapError):
 
 
 class TieredReader:
-    """A place in a topic's history; reads as `storage.reader.Reader` does.
+    """A place in a topic's history; reads as `ister.storage.reader.Reader` does.
 
     `start` is where the history begins, as the owner of the topic says; below it everything is trimmed. `stored_end` is
     up to where the store has it: what is damaged in the log at or behind that is damaged for good. `from_store` says

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ister.errors import DiskFullError
-from storage.begin import save_begin
-from storage.disk import Disk
-from storage.segment import SegmentInfo
+from ister.storage.begin import save_begin
+from ister.storage.disk import Disk
+from ister.storage.segment import SegmentInfo
 
 DAMAGED_SUFFIX: Final = ".damaged"
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from ister.errors import StoreError
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.checksum import crc32c
-from storage.history import History, StoredSegment, parse_void, plan_history, stored_segment, voided
-from storage.listing import list_topic
-from storage.segment import SegmentInfo
-from storage.store import UNCHECKED, ObjectInfo, ObjectStore
-from storage.tier import Layout, segment_metadata
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.checksum import crc32c
+from ister.storage.history import History, StoredSegment, parse_void, plan_history, stored_segment, voided
+from ister.storage.listing import list_topic
+from ister.storage.segment import SegmentInfo
+from ister.storage.store import UNCHECKED, ObjectInfo, ObjectStore
+from ister.storage.tier import Layout, segment_metadata
 
 CATALOGUE_FORMAT: Final = 1
 ENTRY_BYTES_MAX: Final = 1 << 20  # far more than a catalogue entry has

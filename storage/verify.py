@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from storage.disk import Disk
-from storage.index import SparseIndex
-from storage.record import BATCH, FOOTER, INDEX, Header, parse_header, salt_of
-from storage.recovery import DamagedRange, broken_ranges
-from storage.segment import (
+from ister.storage.disk import Disk
+from ister.storage.index import SparseIndex
+from ister.storage.record import BATCH, FOOTER, INDEX, Header, parse_header, salt_of
+from ister.storage.recovery import DamagedRange, broken_ranges
+from ister.storage.segment import (
     FOOTER_BYTES,
     Footer,
     base_of,

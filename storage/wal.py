@@ -22,14 +22,14 @@ from typing import Final
 
 from ister.clock import Clock
 from ister.errors import DiskFullError, LogFailedError, StorageError
-from storage.checksum import Buffer
-from storage.disk import Disk, File
-from storage.ending import write_end
-from storage.index import SparseIndex, index_bytes
-from storage.opening import Active, OpenedLog, WalSettings, open_log
-from storage.record import BATCH, HEADER_BYTES, PRODUCERS, encode_header, salt_of
-from storage.recovery import DamagedRange
-from storage.segment import (
+from ister.storage.checksum import Buffer
+from ister.storage.disk import Disk, File
+from ister.storage.ending import write_end
+from ister.storage.index import SparseIndex, index_bytes
+from ister.storage.opening import Active, OpenedLog, WalSettings, open_log
+from ister.storage.record import BATCH, HEADER_BYTES, PRODUCERS, encode_header, salt_of
+from ister.storage.recovery import DamagedRange
+from ister.storage.segment import (
     FOOTER_BYTES,
     SEGMENT_HEADER_BYTES,
     Footer,
@@ -41,8 +41,8 @@ from storage.segment import (
     segment_name,
     topic_crc,
 )
-from storage.spare import SPARE_NAME, Spare
-from storage.trim import Trim, droppable
+from ister.storage.spare import SPARE_NAME, Spare
+from ister.storage.trim import Trim, droppable
 
 # Overwriting blocks that were written before makes fdatasync faster (ext4, p50: 150 against 272 us for 256 bytes, 258
 # against 330 us for 16 KiB), so zeros are written ahead: this far in a segment that fills slowly, all of it in a spare

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ister.errors import StoreError
-from storage.disk import Disk
-from storage.store import ObjectStore
+from ister.storage.disk import Disk
+from ister.storage.store import ObjectStore
 
 Hook = Callable[[str, str], None]
 

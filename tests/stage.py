@@ -2,7 +2,7 @@
 
 Everything above sockets, processes and threads is the real thing: Directory, Frontends, gateways, topics, logs,
 subscriptions, consumers. What is staged: ZeroMQ's ROUTER (`StagedRouter`), mail (every message is sealed and opened,
-as between processes), the disk (`storage.simulated`) and time. The same calls give the same run.
+as between processes), the disk (`ister.storage.simulated`) and time. The same calls give the same run.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import zmq
 
-from actors import loop
-from actors.directory import DIRECTORY_PATH, FRONTEND_PATH, Directory, node_of
-from actors.envelope import open_mail, seal_mail
-from actors.loop import Call, Scheduler
-from actors.placement import TIER
-from actors.process import BROKER, NodeDown, NodeUp
-from actors.runtime import Address, LoopActor, Ref, System
-from actors.tier import spawn_tier
-from actors.worker import Worker, WorkerSettings
+from ister.actors import loop
+from ister.actors.directory import DIRECTORY_PATH, FRONTEND_PATH, Directory, node_of
+from ister.actors.envelope import open_mail, seal_mail
+from ister.actors.loop import Call, Scheduler
+from ister.actors.placement import TIER
+from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.actors.runtime import Address, LoopActor, Ref, System
+from ister.actors.tier import spawn_tier
+from ister.actors.worker import Worker, WorkerSettings
 from ister.settings import Settings, load_settings
-from storage.catalogue import Catalogue
-from storage.disk import Disk
-from storage.reader import SegmentMaps
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore, ObjectStore
+from ister.storage.catalogue import Catalogue
+from ister.storage.disk import Disk
+from ister.storage.reader import SegmentMaps
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore, ObjectStore
+from ister.transport.gateway import Gateway, GatewayCounts
+from ister.transport.session import SessionLimits, Sessions
 from tests.faultystore import FaultyStore
 from tests.raw_client import Frame, Speaker
-from transport.gateway import Gateway, GatewayCounts
-from transport.session import SessionLimits, Sessions
 
 T = TypeVar("T")
 
@@ -539,7 +539,7 @@ class Stage:
 
     def at_subscription(self, topic: str, subscription: str) -> StagedClient:
         """Return a client of the worker on which a subscription lives, or would."""
-        from actors.placement import subscription_key, worker_of
+        from ister.actors.placement import subscription_key, worker_of
 
         return self.client(worker_of(subscription_key(topic, subscription), len(self.endpoints)))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ister.clock import SystemClock
+from ister.storage.disk import LocalDisk
+from ister.storage.segment import SegmentInfo
+from ister.storage.store import ObjectStore
+from ister.storage.tier import Layout, segment_metadata
+from ister.storage.wal import Wal, WalSettings
 from ister.wire import encode_attributes
-from storage.disk import LocalDisk
-from storage.segment import SegmentInfo
-from storage.store import ObjectStore
-from storage.tier import Layout, segment_metadata
-from storage.wal import Wal, WalSettings
 
 INCARNATION = bytes(range(16))
 FIRST_MS = 1_772_000_000_000

@@ -19,6 +19,11 @@ import zmq
 
 from ister.clock import Clock
 from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError, UsageError
+from ister.transport.connections import Connections
+from ister.transport.frames import FrameReader, TooManyFramesError
+from ister.transport.guard import IDLE_LOOK_S, Guard
+from ister.transport.questions import Question
+from ister.transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 from ister.wire import (
     HEADER_BYTES_MAX,
     MARKED_BYTES_MAX,
@@ -34,11 +39,6 @@ from ister.wire import (
     pack_lengths,
     readable_numbers,
 )
-from transport.connections import Connections
-from transport.frames import FrameReader, TooManyFramesError
-from transport.guard import IDLE_LOOK_S, Guard
-from transport.questions import Question
-from transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 
 log = logging.getLogger("ister.gateway")
 

@@ -27,8 +27,8 @@ from itertools import islice
 from typing import Final, Protocol
 
 from ister.clock import Clock
-from transport.hidden import HiddenWork, IoThread
-from transport.outgoing import Outgoing
+from ister.transport.hidden import HiddenWork, IoThread
+from ister.transport.outgoing import Outgoing
 
 log = logging.getLogger("ister.gateway")
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ister.errors import RemoteError
+from ister.transport.questions import Questions
 from ister.wire import PROTOCOL_VERSION, Header, Key, Limit, Type
-from transport.questions import Questions
 
 State = Literal["absent", "opening", "producer", "consumer"]
 Action = Literal["open", "publish", "close", "credit", "ack", "ignore", "unknown", "in-use"]

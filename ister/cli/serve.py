@@ -17,7 +17,7 @@ from ister.cli.options import ENDPOINT_DEFAULT, json_option
 from ister.errors import IsterError, SettingsError, StorageError
 
 if TYPE_CHECKING:
-    from actors.broker import BrokerReady
+    from ister.actors.broker import BrokerReady
 
 _PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
 
@@ -73,7 +73,7 @@ def serve(
     as_json: bool,
 ) -> None:
     """Run a broker in the foreground, until Ctrl-C or SIGTERM."""
-    from actors.broker import describe_ready, run_broker
+    from ister.actors.broker import describe_ready, run_broker
     from ister.settings import load_settings
 
     if die_with_parent:

@@ -26,7 +26,7 @@ from ister.names import check_topic_name
 
 if TYPE_CHECKING:
     from ister.message import Batch
-    from storage.history import History
+    from ister.storage.history import History
 
 NO_TOPICS = "no topics in this store (a broker's own is the folder `store` in its data folder)"
 _HELP_END = """\b

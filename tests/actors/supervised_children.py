@@ -13,9 +13,9 @@ import os
 import sys
 from typing import Any
 
-from actors.process import NodeDown, NodeUp, ProcessContext, ProcessSpec, log_to_stderr, run_folder
-from actors.runtime import LoopActor, System, receives
-from actors.supervisor import RestartPolicy, Supervisor
+from ister.actors.process import NodeDown, NodeUp, ProcessContext, ProcessSpec, log_to_stderr, run_folder
+from ister.actors.runtime import LoopActor, System, receives
+from ister.actors.supervisor import RestartPolicy, Supervisor
 from ister.clock import SystemClock
 from ister.errors import SettingsError
 

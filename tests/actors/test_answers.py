@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.frontend import ANSWER_WITHIN_S as REQUEST_WITHIN_S
-from actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.frontend import ANSWER_WITHIN_S as REQUEST_WITHIN_S
+from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import RANGES_MAX, Key, Type
 from tests.raw_client import Frame, batch
 from tests.stage import Stage, StagedClient
@@ -252,7 +252,7 @@ class Play:
         self.askers[who].lose()
 
     def do_fence(self) -> None:
-        from actors.messages import Fenced
+        from ister.actors.messages import Fenced
 
         for topic in self.stage.actors("topic", "orders"):
             topic.ref.tell(Fenced("another broker has it", None))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.lanes import Lanes
-from actors.selection import Member, Roster
+from ister.actors.lanes import Lanes
+from ister.actors.selection import Member, Roster
 from tests.actors.scenes import Scene, consumer_of, events, offsets, subscription
 from tests.stage import Stage
 
@@ -84,7 +84,7 @@ def test_a_cursor_full_of_holes_takes_nothing_new_until_they_are_filled(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
 ) -> None:
     """And then goes on by itself."""
-    monkeypatch.setattr("actors.reliable_subscription.PIECES_BYTES_MAX", 160)
+    monkeypatch.setattr("ister.actors.reliable_subscription.PIECES_BYTES_MAX", 160)
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     for number in range(40):
@@ -140,7 +140,7 @@ def test_what_is_in_flight_of_single_messages_is_bounded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing new is handed out beyond it, and it goes on with acknowledgments."""
-    monkeypatch.setattr("actors.key_shared_subscription.IN_FLIGHT_MAX", 10)
+    monkeypatch.setattr("ister.actors.key_shared_subscription.IN_FLIGHT_MAX", 10)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(messages=0)
     for number in range(40):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.cadence import Cadence
+from ister.actors.cadence import Cadence
 
 
 def writes(changes: list[float], first_s: float, bound_s: float) -> list[float]:

@@ -8,16 +8,16 @@ from typing import Any, cast
 
 import pytest
 
-from actors.messages import Fenced, KeepTopic
-from actors.worker import log_folder
+from ister.actors.messages import Fenced, KeepTopic
+from ister.actors.worker import log_folder
 from ister.errors import StoreError
+from ister.storage.disk import Disk
+from ister.storage.history import History
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
+from ister.storage.tier import Layout
+from ister.storage.upload import claim, list_history, read_cursors
 from ister.wire import Key, Type
-from storage.disk import Disk
-from storage.history import History
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
-from storage.tier import Layout
-from storage.upload import claim, list_history, read_cursors
 from tests.faultystore import FaultyStore
 from tests.stage import Stage, StagedClient
 

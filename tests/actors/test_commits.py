@@ -8,12 +8,20 @@ from random import Random
 
 import pytest
 
-from actors.commits import BAN_FACTOR, ENDS_PER_TURN, LANE_COMMITS_MAX, SLOW_S_MIN, Choice, Commits, Group
-from actors.loop import Loop
+from ister.actors.commits import (
+    BAN_FACTOR,
+    ENDS_PER_TURN,
+    LANE_COMMITS_MAX,
+    SLOW_S_MIN,
+    Choice,
+    Commits,
+    Group,
+)
+from ister.actors.loop import Loop
 from ister.clock import SystemClock
-from storage.disk import LocalDisk
-from storage.simulated import SimulatedDisk
-from storage.wal import Wal, WalSettings
+from ister.storage.disk import LocalDisk
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.wal import Wal, WalSettings
 from tests.stage import StagedClock, StagedLoop
 
 FILE_S = 0.001

@@ -11,9 +11,9 @@ from typing import Any
 import cbor2
 import pytest
 
-from actors.consumer import FULL_RETRY_S, FULL_RETRY_S_MAX, Consumer
-from actors.ledger import Held
-from actors.messages import (
+from ister.actors.consumer import FULL_RETRY_S, FULL_RETRY_S_MAX, Consumer
+from ister.actors.ledger import Held
+from ister.actors.messages import (
     Acknowledged,
     AcknowledgedUntil,
     AddCredit,
@@ -38,12 +38,12 @@ from actors.messages import (
     Yield,
     Yielded,
 )
-from actors.pieces import Piece
-from actors.runtime import System
+from ister.actors.pieces import Piece
+from ister.actors.runtime import System
+from ister.transport.session import Handle, SessionLimits
 from ister.wire import Key, Type
 from tests.raw_client import Frame, batch
 from tests.stage import Recorder, StagedClock, StagedGateway, StagedLoop
-from transport.session import Handle, SessionLimits
 
 ACK_TIMEOUT_S = 30.0
 

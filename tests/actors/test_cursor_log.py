@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from actors.log_subscription import LogSubscription
-from storage.cursor import COMPACT_BYTES_MIN
+from ister.actors.log_subscription import LogSubscription
+from ister.storage.cursor import COMPACT_BYTES_MIN
 from tests.actors.scenes import Scene, offsets
 from tests.stage import Stage
 

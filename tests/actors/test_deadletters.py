@@ -7,14 +7,14 @@ from random import Random
 
 import pytest
 
-from actors.deadletters import IDLE_S, LETTERS_MAX, REMEMBERED_S, DeadLetters, dead_letters
-from actors.directory import node_of
-from actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, StopBurying, Unburied
-from actors.options import dead_letter_topic
-from actors.placement import topic_key, worker_of
-from actors.runtime import Ref
+from ister.actors.deadletters import IDLE_S, LETTERS_MAX, REMEMBERED_S, DeadLetters, dead_letters
+from ister.actors.directory import node_of
+from ister.actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, StopBurying, Unburied
+from ister.actors.options import dead_letter_topic
+from ister.actors.placement import topic_key, worker_of
+from ister.actors.runtime import Ref
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.wire import Type, decode_attributes, split_column
-from storage.catalogue import SubscriptionMeta, TopicMeta
 from tests.stage import Recorder, Stage
 
 ORDERS = TopicMeta("orders", b"1" * 16, "reliable", "fsync", 17)
@@ -241,7 +241,7 @@ def test_what_is_in_hand_is_bounded(scene: Scene) -> None:
 
 def test_a_letter_over_the_bound_goes_alone(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is on what waits together: no message is too large to be buried."""
-    monkeypatch.setattr("actors.deadletters.LETTERS_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("ister.actors.deadletters.LETTERS_BYTES_MAX", 1 << 20)
     scene.ref.tell(Bury([letter(1, b"x" * (5 << 20)), letter(2)]))
     assert scene.buried() == [1]
     scene.ref.tell(Bury([letter(2)]))

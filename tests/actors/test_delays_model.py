@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors import delays as module
-from actors.delays import NEAR_MAX, NEAR_MS, Delays
+from ister.actors import delays as module
+from ister.actors.delays import NEAR_MAX, NEAR_MS, Delays
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 START_MS = 1_700_000_000_000

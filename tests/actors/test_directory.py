@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from actors.directory import ANSWER_WITHIN_S, Directory
-from actors.patience import WAIT_S
-from actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.directory import ANSWER_WITHIN_S, Directory
+from ister.actors.patience import WAIT_S
+from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type
 from tests.stage import Stage
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.envelope import Frames, MalformedMailError, check_messages, message, open_mail, seal_mail
-from actors.runtime import Address
+from ister.actors.envelope import Frames, MalformedMailError, check_messages, message, open_mail, seal_mail
+from ister.actors.runtime import Address
 
 
 class Colour(StrEnum):
@@ -201,6 +201,6 @@ def test_two_messages_of_one_name_are_refused() -> None:
 
 def test_every_message_of_the_broker_can_be_posted() -> None:
     """No definition waits for its first use to turn out wrong."""
-    import actors.messages  # noqa: F401 - registers them
+    import ister.actors.messages  # noqa: F401 - registers them
 
     check_messages()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.explain import STOPPING, State, TopicState, explain
-from actors.messages import Refused
-from actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.explain import STOPPING, State, TopicState, explain
+from ister.actors.messages import Refused
+from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type, encode_result
 from tests.stage import Stage
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from actors.messages import Block, Fenced
+from ister.actors.messages import Block, Fenced
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, consumer_of, say_seek, subscription
 from tests.stage import Stage, StagedClient

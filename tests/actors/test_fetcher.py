@@ -6,14 +6,14 @@ from typing import cast
 
 import pytest
 
-from actors.fetcher import FETCHER_PATH, LISTING_S, RETRY_S, Fetcher, cache_folder
-from actors.messages import Fetch, Fetched, NotFetched
-from storage.catalogue import TopicMeta
-from storage.disk import Disk
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore, ObjectStore
-from storage.tier import Layout
-from storage.upload import claim, trim
+from ister.actors.fetcher import FETCHER_PATH, LISTING_S, RETRY_S, Fetcher, cache_folder
+from ister.actors.messages import Fetch, Fetched, NotFetched
+from ister.storage.catalogue import TopicMeta
+from ister.storage.disk import Disk
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore, ObjectStore
+from ister.storage.tier import Layout
+from ister.storage.upload import claim, trim
 from tests.faultystore import FaultyStore
 from tests.stage import Recorder, Stage
 

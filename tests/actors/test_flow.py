@@ -11,12 +11,12 @@ from weakref import ref
 
 import pytest
 
-from actors.consumer import FULL_RETRY_S_MAX
-from actors.lanes import SLOTS, Lanes
-from actors.ledger import Held
-from actors.loop import CANCELLED_TIMERS_KEPT
-from actors.nonreliable_subscription import DROP_NOTICE_S, DROP_NOTICES
-from actors.selection import HOARD_SPARE, Member
+from ister.actors.consumer import FULL_RETRY_S_MAX
+from ister.actors.lanes import SLOTS, Lanes
+from ister.actors.ledger import Held
+from ister.actors.loop import CANCELLED_TIMERS_KEPT
+from ister.actors.nonreliable_subscription import DROP_NOTICE_S, DROP_NOTICES
+from ister.actors.selection import HOARD_SPARE, Member
 from ister.wire import Key, Type
 from tests.raw_client import Frame
 from tests.stage import Stage, StagedClient
@@ -172,8 +172,8 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
     stage: Stage, type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody acknowledges: what they hold is their credit; when they have left, nothing of them is left."""
-    monkeypatch.setattr("actors.lanes.WAITING_MAX", 2_000)
-    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 4_000)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 2_000)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 4_000)
     crowd = Crowd(stage, 0, type)
     crowd.open([crowd.connect() for _ in range(CONNECTIONS)], range(1, MANY + 1), messages=3)
     for _ in range(8):

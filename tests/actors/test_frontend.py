@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.frontend import PENDING_MAX, REQUESTS_MAX
-from actors.messages import Evicted, OpenProducer
-from actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.frontend import PENDING_MAX, REQUESTS_MAX
+from ister.actors.messages import Evicted, OpenProducer
+from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type
 from tests.stage import Stage, StagedClient, held_up, inbox_holds
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actors.in_hand import InHand, Range
+from ister.actors.in_hand import InHand, Range
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets
 from tests.raw_client import Frame

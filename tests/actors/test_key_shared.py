@@ -133,9 +133,9 @@ def test_what_a_lost_consumer_held_is_given_to_others_in_order(scene: Scene) -> 
 
 def test_a_slow_consumer_does_not_stop_the_others(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for it is bounded, the rest is left in the log, and it gets all of it when it takes more."""
-    monkeypatch.setattr("actors.lanes.WAITING_MAX", 20)
-    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 40)
-    monkeypatch.setattr("actors.lanes.LANE_MAX", 8)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 20)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 40)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
     slow, fast = scene.consumer(messages=1), scene.consumer(messages=100_000)
     for turn in range(30):
         scene.publish(*((key, b"%d" % turn) for key in KEYS))

@@ -7,10 +7,10 @@ from zlib import crc32
 
 import pytest
 
-from actors import lanes as module
-from actors.lanes import SLOTS, Entry, Lanes
-from actors.ledger import Held
-from actors.selection import Member
+from ister.actors import lanes as module
+from ister.actors.lanes import SLOTS, Entry, Lanes
+from ister.actors.ledger import Held
+from ister.actors.selection import Member
 
 
 def member(number: int, messages: int = 1000) -> Member:
@@ -242,10 +242,10 @@ def test_a_key_that_is_held_goes_on_when_what_held_it_is_done() -> None:
 
 def test_keys_that_hand_out_nothing_do_not_fill_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many hot keys back off, there is room for the others."""
-    monkeypatch.setattr("actors.lanes.WAITING_MAX", 400)
-    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 800)
-    monkeypatch.setattr("actors.lanes.LANE_MAX", 100)
-    monkeypatch.setattr("actors.lanes.LANE_MIN", 5)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 400)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 800)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 100)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MIN", 5)
     lanes, mine = Lanes(), member(1)
     lanes.attach(mine)
     offset = 0

@@ -14,10 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from actors import lanes as module
-from actors.lanes import Lanes
-from actors.ledger import Held
-from actors.selection import Member
+from ister.actors import lanes as module
+from ister.actors.lanes import Lanes
+from ister.actors.ledger import Held
+from ister.actors.selection import Member
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 SLOTS = 8

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.ledger import Held, InFlight, Redelivery
+from ister.actors.ledger import Held, InFlight, Redelivery
 
 
 def flat(held: list[Held]) -> dict[int, int]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from actors.ledger import Held, InFlight, Redelivery, back_off_ms
+from ister.actors.ledger import Held, InFlight, Redelivery, back_off_ms
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from actors.worker import log_folder
+from ister.actors.worker import log_folder
+from ister.storage.segment import base_of
 from ister.wire import Type
-from storage.segment import base_of
 from tests.actors.scenes import Scene, events, offsets
 from tests.stage import Stage
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from actors.loop import MESSAGES_PER_INBOX_PER_TURN, MESSAGES_PER_TURN, Loop
+from ister.actors.loop import MESSAGES_PER_INBOX_PER_TURN, MESSAGES_PER_TURN, Loop
 from ister.clock import SystemClock
 
 

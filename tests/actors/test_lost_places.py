@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.messages import Deliver, Trimmed
+from ister.actors.messages import Deliver, Trimmed
 from ister.errors import DamagedError
+from ister.storage.tiered import NotHereError
 from ister.wire import Key, Type
-from storage.tiered import NotHereError
 from tests.actors.scenes import Scene, consumer_of, events, heard, offsets, reader, subscription
 from tests.stage import Stage, held_up, inbox_holds
 

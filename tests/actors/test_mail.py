@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import zmq
 
-from actors import mail as mail_module
-from actors.mail import Address, Frames, Mail, message
-from actors.process import run_folder
-from actors.runtime import Loop
+from ister.actors import mail as mail_module
+from ister.actors.mail import Address, Frames, Mail, message
+from ister.actors.process import run_folder
+from ister.actors.runtime import Loop
 from ister.clock import SystemClock
 from ister.errors import UsageError
 

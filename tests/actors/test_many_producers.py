@@ -6,16 +6,16 @@ from functools import partial
 
 import pytest
 
+from ister.storage.producers import HELD_MS
+from ister.storage.wal import WalSettings
 from ister.wire import Key, Type
-from storage.producers import HELD_MS
-from storage.wal import WalSettings
 from tests.stage import Stage, StagedClient
 
 
 @pytest.fixture
 def topic(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> StagedClient:
     """Return a client of a topic that remembers eight producers."""
-    monkeypatch.setattr("actors.worker.WalSettings", partial(WalSettings, producers_max=8))
+    monkeypatch.setattr("ister.actors.worker.WalSettings", partial(WalSettings, producers_max=8))
     stage.client().request("topic.create", topic="orders")
     return stage.at_topic("orders")
 

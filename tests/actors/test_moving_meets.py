@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from actors.log_subscription import LogSubscription
-from actors.messages import ConsumerFrame, NotFetched, Seek, Sought, Trimmed, Yield, Yielded
-from actors.source import Source
+from ister.actors.log_subscription import LogSubscription
+from ister.actors.messages import ConsumerFrame, NotFetched, Seek, Sought, Trimmed, Yield, Yielded
+from ister.actors.source import Source
+from ister.storage.tiered import NotHereError
 from ister.wire import Key, Type
-from storage.tiered import NotHereError
 from tests.actors.scenes import Scene, consumer_of, offsets, say_seek, subscription
 from tests.stage import Stage, held_up, inbox_holds
 
@@ -26,7 +26,7 @@ def test_a_consumer_that_held_too_much_gets_messages_again_after_a_move(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it gave back counts no more, so that nothing keeps it from being given more."""
-    monkeypatch.setattr("actors.consumer.IN_FLIGHT_RANGES_MAX", 3)
+    monkeypatch.setattr("ister.actors.consumer.IN_FLIGHT_RANGES_MAX", 3)
     scene = Scene(stage)
     client = scene.consumer()
     for _ in range(10):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from actors.options import SUBSCRIPTION_OPTIONS, check_options, check_position, dead_letter_topic
+from ister.actors.options import SUBSCRIPTION_OPTIONS, check_options, check_position, dead_letter_topic
 from ister.errors import UsageError
-from storage.catalogue import SubscriptionMeta
+from ister.storage.catalogue import SubscriptionMeta
 
 
 def test_options_have_limits_that_their_errors_name() -> None:

@@ -8,9 +8,9 @@ from typing import cast
 
 import pytest
 
+from ister.storage.disk import Disk
+from ister.storage.upload import claim, list_history
 from ister.wire import Key, Type
-from storage.disk import Disk
-from storage.upload import claim, list_history
 from tests.actors.test_cloud import (
     SMALL,
     consumer,
@@ -193,7 +193,7 @@ def test_a_fenced_topic_is_not_opened_again_by_a_timer(make_stage: MakeStage) ->
     stage.start_tier()
     publish(create(stage), 0, 10)
     topic = stage.actor("topic", "orders")
-    from actors.messages import Fenced
+    from ister.actors.messages import Fenced
     from ister.errors import StorageError
 
     topic._fail(StorageError("an fsync failed"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from actors import patience
-from actors.patience import WAIT_S, NotYetError, Patience
+from ister.actors import patience
+from ister.actors.patience import WAIT_S, NotYetError, Patience
 from ister.errors import IsterError, RemoteError
 
 

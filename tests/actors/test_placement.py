@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.placement import subscription_key, topic_key, worker_of
 
 KEYS = [topic_key(f"topic-{number}") for number in range(3000)]
 

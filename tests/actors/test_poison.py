@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.messages import Buried, Bury, Unburied
+from ister.actors.messages import Buried, Bury, Unburied
 from ister.wire import Key, Type, decode_attributes
 from tests.actors.scenes import Scene, events, heard, offsets, subscription
 from tests.stage import Stage, StagedClient

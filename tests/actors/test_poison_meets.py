@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Trimmed
+from ister.actors.messages import Trimmed
 from tests.actors.scenes import Scene, heard, offsets, subscription
 from tests.stage import Stage
 
@@ -86,10 +86,10 @@ def test_a_key_that_is_blocked_goes_on_when_what_blocks_it_is_done(stage: Stage,
 
 def test_blocked_keys_leave_room_for_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much waits behind poisoned messages, other keys go on."""
-    monkeypatch.setattr("actors.lanes.WAITING_MAX", 20)
-    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 40)
-    monkeypatch.setattr("actors.lanes.LANE_MAX", 8)
-    monkeypatch.setattr("actors.lanes.LANE_MIN", 2)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 20)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 40)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MIN", 2)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(max_deliveries=1, poison="block")
     for key in range(10):

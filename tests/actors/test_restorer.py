@@ -9,13 +9,13 @@ from typing import cast
 import pytest
 
 from ister.errors import StoreError
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.disk import Disk
-from storage.erase import sweep_orphans
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
-from storage.tier import Layout
-from storage.upload import claim, enter_topic, put_cursor
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.disk import Disk
+from ister.storage.erase import sweep_orphans
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
+from ister.storage.tier import Layout
+from ister.storage.upload import claim, enter_topic, put_cursor
 from tests.faultystore import FaultyStore
 from tests.stage import Stage
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pykka
 import pytest
 
-from actors.runtime import Address, Loop, LoopActor, MailboxFullError, Ref, Scheduler, System, receives
+from ister.actors.runtime import Address, Loop, LoopActor, MailboxFullError, Ref, Scheduler, System, receives
 from ister.clock import SystemClock
 from ister.errors import UsageError
 

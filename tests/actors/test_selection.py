@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.selection import HOARD_SPARE, Roster
+from ister.actors.selection import HOARD_SPARE, Roster
 from ister.errors import RemoteError
 
 

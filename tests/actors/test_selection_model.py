@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from actors import selection as module
-from actors.selection import READER, Member, Roster
+from ister.actors import selection as module
+from ister.actors.selection import READER, Member, Roster
 from ister.errors import RemoteError
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"

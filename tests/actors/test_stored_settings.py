@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.broker import sweep_orphans
+from ister.actors.broker import sweep_orphans
 from ister.errors import DiskFullError
+from ister.storage.catalogue import Catalogue
+from ister.storage.store import FolderStore
+from ister.storage.upload import list_history, read_settings
 from ister.wire import Key, Type
-from storage.catalogue import Catalogue
-from storage.store import FolderStore
-from storage.upload import list_history, read_settings
 from tests.actors.test_cloud import (
     SMALL,
     consumer,

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.asking import AGAIN_S, Asking
-from actors.directory import node_of
-from actors.messages import Deliver, Uploaded
-from actors.placement import subscription_key, topic_key, worker_of
-from actors.reliable_subscription import ReliableSubscription
+from ister.actors.asking import AGAIN_S, Asking
+from ister.actors.directory import node_of
+from ister.actors.messages import Deliver, Uploaded
+from ister.actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.reliable_subscription import ReliableSubscription
+from ister.storage.record import HEADER_BYTES
 from ister.wire import Column, Key, Type
-from storage.record import HEADER_BYTES
 from tests.raw_client import Frame, batch
 from tests.stage import Stage, StagedClient, held_up, inbox_holds
 
@@ -481,7 +481,7 @@ def test_a_long_acknowledged_stretch_is_no_obstacle(
     producer: StagedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a restart the first hole is delivered, and what follows it however many reads behind."""
-    monkeypatch.setattr("actors.source.READ_BYTES", 100)
+    monkeypatch.setattr("ister.actors.source.READ_BYTES", 100)
     stage = producer.stage
     consumer = consumer_of(producer, "", "shared", messages=1_000_000, bytes=64 << 20)
     for _ in range(12):

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from actors.process import Birth, CannotWork, NodeDown, NodeUp, ProcessContext, ProcessSpec, Ready
-from actors.runtime import Address, Loop, Scheduler, System
-from actors.supervisor import READY_WITHIN_S, RestartHistory, RestartPolicy, StopProcesses, Supervisor
+from ister.actors.process import Birth, CannotWork, NodeDown, NodeUp, ProcessContext, ProcessSpec, Ready
+from ister.actors.runtime import Address, Loop, Scheduler, System
+from ister.actors.supervisor import READY_WITHIN_S, RestartHistory, RestartPolicy, StopProcesses, Supervisor
 
 
 class ManualClock:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Trimmed
-from storage.tiered import NotHereError
+from ister.actors.messages import Trimmed
+from ister.storage.tiered import NotHereError
 from tests.actors.scenes import Scene, heard, offsets, subscription
 from tests.stage import Stage
 
@@ -138,8 +138,8 @@ def test_messages_due_that_nobody_takes_do_not_keep_the_worker_busy(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for a consumer, not for the next turn."""
-    monkeypatch.setattr("actors.lanes.WAITING_MAX", 20)
-    monkeypatch.setattr("actors.lanes.WAITING_HARD_MAX", 40)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 20)
+    monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 40)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(messages=1)
     now = scene.now_ms()
@@ -199,8 +199,8 @@ def test_what_waits_for_its_time_is_not_taken_out_of_what_was_left_in_the_log(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow consumer's messages are read again later; those that wait for their time come then, and once."""
-    monkeypatch.setattr("actors.lanes.LANE_MAX", 8)
-    monkeypatch.setattr("actors.lanes.LANE_MIN", 8)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
+    monkeypatch.setattr("ister.actors.lanes.LANE_MIN", 8)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(messages=1)
     when = scene.now_ms() + 60_000

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.messages import Attach, Attached, Durable, Relayed, TopicFailed
-from actors.reliable_topic import BACKGROUND_COMMIT_S, REOPEN_DELAY_S, ReliableTopic
-from actors.runtime import Address
+from ister.actors.messages import Attach, Attached, Durable, Relayed, TopicFailed
+from ister.actors.reliable_topic import BACKGROUND_COMMIT_S, REOPEN_DELAY_S, ReliableTopic
+from ister.actors.runtime import Address
+from ister.storage.producers import RECENT_BATCHES_MAX
 from ister.wire import OFFSET_UNKNOWN, RECEIPTS_MAX, Key, Type
-from storage.producers import RECENT_BATCHES_MAX
 from tests.raw_client import batch
 from tests.stage import Recorder, Stage, StagedClient
 

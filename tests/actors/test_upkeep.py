@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Uploaded
+from ister.actors.messages import Uploaded
 from ister.wire import Key, Type
 from tests.stage import Stage, StagedClient
 

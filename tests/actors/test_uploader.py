@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Consult, Governs, Sealed, UploadDelayed, Uploaded
-from actors.runtime import Address, LoopActor, System, receives
-from actors.uploader import Farewell, Uploader
+from ister.actors.messages import Consult, Governs, Sealed, UploadDelayed, Uploaded
+from ister.actors.runtime import Address, LoopActor, System, receives
+from ister.actors.uploader import Farewell, Uploader
 from ister.clock import SystemClock
 from ister.errors import StoreError
-from storage.catalogue import TopicMeta
-from storage.disk import LocalDisk
-from storage.segment import SegmentInfo
-from storage.store import FolderStore
-from storage.wal import Wal, WalSettings
+from ister.storage.catalogue import TopicMeta
+from ister.storage.disk import LocalDisk
+from ister.storage.segment import SegmentInfo
+from ister.storage.store import FolderStore
+from ister.storage.wal import Wal, WalSettings
 from tests.raw_client import batch
 from tests.stage import Recorder, StagedClock, StagedLoop
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ister.storage.cursor import CursorJournal
 from ister.wire import Key, Type
-from storage.cursor import CursorJournal
 from tests.actors.scenes import Scene, heard, offsets, subscription
 from tests.stage import Stage, StagedClient
 
@@ -187,7 +187,7 @@ def test_what_an_older_journal_says_makes_nothing_wait_for_ever(
 
 def test_so_many_are_kept_and_not_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over the bound comes again sooner than it was to, and is not lost."""
-    monkeypatch.setattr("storage.cursor.FAILURES_MAX", 10)
+    monkeypatch.setattr("ister.storage.cursor.FAILURES_MAX", 10)
     scene = Scene(stage)
     client = scene.consumer()
     scene.publish(*[b"x"] * 15)

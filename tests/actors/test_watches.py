@@ -8,10 +8,10 @@ from typing import Any
 import cbor2
 import pytest
 
-from actors import watches
-from actors.frontend import KEEP_S
-from actors.registry import EPHEMERALS_OF_SESSION_MAX
-from actors.watches import SETTLE_S, WAIT_MS_MAX
+from ister.actors import watches
+from ister.actors.frontend import KEEP_S
+from ister.actors.registry import EPHEMERALS_OF_SESSION_MAX
+from ister.actors.watches import SETTLE_S, WAIT_MS_MAX
 from ister.wire import Key, Type
 from tests.raw_client import Frame
 from tests.stage import Stage, StagedClient

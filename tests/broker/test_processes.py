@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors.placement import subscription_key, topic_key, worker_of
+from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.ownbroker import OwnBroker
 from ister.wire import OFFSET_UNKNOWN, Key, Type
 from tests.broker.conftest import MakeBroker

@@ -99,7 +99,7 @@ def test_an_unknown_setting_is_exit_code_78_and_the_nearest_is_named(tmp_path: P
 
 def test_the_greeting_says_how_to_connect_stop_and_begin() -> None:
     """Whoever starts a broker for the first time can go on from what it prints."""
-    from actors.broker import BrokerReady
+    from ister.actors.broker import BrokerReady
 
     endpoints = ("tcp://127.0.0.1:6000", "tcp://127.0.0.1:6001")
     text = _greeting(BrokerReady(endpoints, "/data", "file:///store", 1, {"worker-0": 7, "tier": 8}))

@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from actors.placement import TIER
+from ister.actors.placement import TIER
 from ister.errors import StoreError
+from ister.storage.disk import Disk
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
+from ister.storage.tier import Layout
+from ister.storage.upload import list_history
 from ister.wire import Type
-from storage.disk import Disk
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
-from storage.tier import Layout
-from storage.upload import list_history
 from tests.broker.test_anything_happens import STEPS, Play
 from tests.faultystore import FaultyStore
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ister.errors import StoreError
-from storage.checksum import crc32c
-from storage.segment import SEGMENT_BYTES_MAX
-from storage.store import ObjectInfo, ObjectStore
+from ister.storage.checksum import crc32c
+from ister.storage.segment import SEGMENT_BYTES_MAX
+from ister.storage.store import ObjectInfo, ObjectStore
 
 
 def names(store: ObjectStore, prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.gcs import GcsStore
+from ister.storage.gcs import GcsStore
 from tests.faultproxy import FaultProxy
 from tests.gcs.emulator import Emulator, find_program, running
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ister.store
-from storage.replay import Replay, find_topic, verify_history
+from ister.storage.replay import Replay, find_topic, verify_history
 from tests.faultproxy import Fault, FaultProxy
 from tests.gcs.conftest import BUCKET, MakeStore
 from tests.gcs.emulator import Emulator

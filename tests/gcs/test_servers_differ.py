@@ -10,13 +10,21 @@ from typing import Any
 import pytest
 
 from ister.errors import StoreError
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.erase import erase, sweep_orphans
-from storage.gcs import GcsStore
-from storage.replay import list_history, verify_history
-from storage.segment import SegmentInfo
-from storage.tier import Layout
-from storage.upload import claim, drop_cursors, put_cursor, put_segment, put_settings, read_cursors, trim
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.erase import erase, sweep_orphans
+from ister.storage.gcs import GcsStore
+from ister.storage.replay import list_history, verify_history
+from ister.storage.segment import SegmentInfo
+from ister.storage.tier import Layout
+from ister.storage.upload import (
+    claim,
+    drop_cursors,
+    put_cursor,
+    put_segment,
+    put_settings,
+    read_cursors,
+    trim,
+)
 from tests.faultproxy import FaultProxy
 from tests.gcs.conftest import MakeStore
 

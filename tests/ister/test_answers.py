@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 import pytest
 
-from actors.process import BROKER
+from ister.actors.process import BROKER
 from ister.answers import (
     FLAGS,
     Explanation,
@@ -149,7 +149,7 @@ def test_the_status_is_answered_as_declared(scene: Scene) -> None:
 
 def test_every_setting_is_declared() -> None:
     """What can be given to a topic or subscription is what their settings may show."""
-    from actors.options import SUBSCRIPTION_OPTIONS, TOPIC_OPTIONS
+    from ister.actors.options import SUBSCRIPTION_OPTIONS, TOPIC_OPTIONS
 
     assert TopicSettings.__annotations__.keys() == {*TOPIC_OPTIONS, "ephemeral"}
     assert SubscriptionSettings.__annotations__.keys() == SUBSCRIPTION_OPTIONS.keys()

@@ -11,7 +11,7 @@ from ister import wire
 from ister.errors import CODES
 from ister.wire import Column, Key, Limit, Type
 
-DOCUMENT = Path(__file__).parents[2] / "transport" / "PROTOCOL.md"
+DOCUMENT = Path(__file__).parents[2] / "ister" / "transport" / "PROTOCOL.md"
 BEGIN = "<!-- example: begin (checked by tests/ister/test_protocol_document.py) -->\n"
 END = "<!-- example: end -->\n"
 

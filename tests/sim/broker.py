@@ -14,12 +14,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-from actors.directory import node_of
-from actors.envelope import open_mail
-from actors.placement import TIER
-from actors.process import BROKER, NodeDown, NodeUp
-from storage.disk import Disk
-from storage.store import ObjectStore
+from ister.actors.directory import node_of
+from ister.actors.envelope import open_mail
+from ister.actors.placement import TIER
+from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.storage.disk import Disk
+from ister.storage.store import ObjectStore
 from tests.faultystore import FaultyStore
 from tests.sim.limits import WallClock
 from tests.sim.links import Network, SimRouter, Tap

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from actors.directory import node_of
-from actors.placement import TIER
+from ister.actors.directory import node_of
+from ister.actors.placement import TIER
 from ister.errors import StoreError
-from storage.tier import encode_topic
+from ister.storage.tier import encode_topic
 from tests.sim.broker import Machine
 from tests.sim.programs import Program
 

@@ -11,26 +11,26 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-from actors import uploader
-from actors.consumer import Consumer
-from actors.lanes import Lane, Lanes
-from actors.log_subscription import LogSubscription
-from actors.messages import Trimmed
-from actors.reliable_topic import ReliableTopic
-from actors.watches import Watches, _Watcher
+from ister.actors import uploader
+from ister.actors.consumer import Consumer
+from ister.actors.lanes import Lane, Lanes
+from ister.actors.log_subscription import LogSubscription
+from ister.actors.messages import Trimmed
+from ister.actors.reliable_topic import ReliableTopic
+from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
+from ister.storage import upload
+from ister.storage.catalogue import TopicMeta
+from ister.storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
+from ister.storage.opening import _Opening
+from ister.storage.producers import ProducerTable
+from ister.storage.reader import FoundTime, Reader
+from ister.storage.retention import Retention, retention_of
+from ister.storage.simulated import SimulatedFile
+from ister.storage.store import ObjectStore
+from ister.storage.tier import Layout
 from ister.wildcard import WildcardConsumer
-from storage import upload
-from storage.catalogue import TopicMeta
-from storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
-from storage.opening import _Opening
-from storage.producers import ProducerTable
-from storage.reader import FoundTime, Reader
-from storage.retention import Retention, retention_of
-from storage.simulated import SimulatedFile
-from storage.store import ObjectStore
-from storage.tier import Layout
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ister.session import Request
-from storage.tier import encode_topic
+from ister.storage.tier import encode_topic
 from tests.sim.broker import Machine
 from tests.sim.model import PatternModel, TopicModel
 from tests.sim.plans import FOLDER, RemadePlan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 
-from storage.segment import base_of
+from ister.storage.segment import base_of
 
 
 class SegmentNames:

@@ -15,13 +15,13 @@ from random import Random
 from typing import Any, cast
 from unittest.mock import patch
 
-from actors import lanes
-from actors.placement import subscription_key, worker_of
-from actors.runtime import LoopActor
+from ister.actors import lanes
+from ister.actors.placement import subscription_key, worker_of
+from ister.actors.runtime import LoopActor
+from ister.storage.disk import Disk
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
 from ister.wire import Column, Key, Type, decode_attributes
-from storage.disk import Disk
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
 from tests.raw_client import Frame
 from tests.sim import patterns, remade
 from tests.sim.broker import Machine
@@ -41,15 +41,15 @@ TRIMMED_S = 65.0  # the store's history is cut once a minute at most
 SESSION_TIMEOUT_MS = 4000
 HEARTBEAT_MS = 1500
 SLOTS = 64  # of Key-Shared: sixteen thousand take a while to share out, and there are ten keys
-PARTS = {  # of what an actor keeps, what is its own (`actors.source` has a bounded cache)
-    "actors.ledger",
-    "actors.selection",
-    "actors.lanes",
-    "actors.delays",
-    "actors.poison",
-    "actors.cursor_log",
-    "storage.cursor",
-    "storage.ranges",
+PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has a bounded cache)
+    "ister.actors.ledger",
+    "ister.actors.selection",
+    "ister.actors.lanes",
+    "ister.actors.delays",
+    "ister.actors.poison",
+    "ister.actors.cursor_log",
+    "ister.storage.cursor",
+    "ister.storage.ranges",
 }
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the catalogue is a real file
 

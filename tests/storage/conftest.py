@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from storage.disk import Disk, LocalDisk
-from storage.wal import Wal, WalSettings
+from ister.storage.disk import Disk, LocalDisk
+from ister.storage.wal import Wal, WalSettings
 
 INCARNATION = bytes(range(16))
 

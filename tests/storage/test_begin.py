@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ister.errors import DiskFullError
-from storage.begin import BEGIN_NAME, decode_begin, encode_begin, load_begin, save_begin
-from storage.simulated import SimulatedDisk
-from storage.wal import Wal, WalSettings
+from ister.storage.begin import BEGIN_NAME, decode_begin, encode_begin, load_begin, save_begin
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.wal import Wal, WalSettings
 from tests.stage import StagedClock
 
 INCARNATION = bytes(range(16))

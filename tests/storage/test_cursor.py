@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister.errors import DamagedError, DiskFullError, LogFailedError
-from storage.checksum import extend
-from storage.cursor import (
+from ister.storage.checksum import extend
+from ister.storage.cursor import (
     COMPACT_BYTES_MIN,
     ENTRY_HEADER_BYTES,
     JOURNAL_HEADER_BYTES,
@@ -23,9 +23,9 @@ from storage.cursor import (
     encode_journal,
     parse_journal,
 )
-from storage.disk import LocalDisk
-from storage.ranges import RangeSet
-from storage.simulated import SimulatedDisk
+from ister.storage.disk import LocalDisk
+from ister.storage.ranges import RangeSet
+from ister.storage.simulated import SimulatedDisk
 
 INCARNATION = b"i" * 16
 
@@ -337,7 +337,7 @@ def test_no_more_failures_are_kept_than_there_is_room_for(
     disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is beyond that is tried more often, never less."""
-    monkeypatch.setattr("storage.cursor.FAILURES_MAX", 10)
+    monkeypatch.setattr("ister.storage.cursor.FAILURES_MAX", 10)
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     assert journal.note_failed(0, 8, 1, 1)
     assert not journal.note_failed(8, 12, 1, 1)
@@ -351,7 +351,7 @@ def test_failures_that_cannot_be_written_for_long_do_not_pile_up(
     disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a full disk the last word of each message is kept, and is written once there is room."""
-    monkeypatch.setattr("storage.cursor.FAILURES_MAX", 10)
+    monkeypatch.setattr("ister.storage.cursor.FAILURES_MAX", 10)
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     for failures in range(1, 500):
         assert journal.note_failed(failures % 10, failures % 10 + 1, failures + 1, failures)

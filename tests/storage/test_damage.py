@@ -9,13 +9,13 @@ from random import Random
 import pytest
 
 from ister.errors import DamagedError, StorageError
-from storage.damage import SKIPS_NAME, damage, load_skips, skip_damaged
-from storage.producers import Duplicate
-from storage.ranges import RangeSet
-from storage.reader import Reader, SegmentMaps
-from storage.simulated import SimulatedDisk
-from storage.verify import VerifyProgress, VerifyReport, verify_log
-from storage.wal import Wal
+from ister.storage.damage import SKIPS_NAME, damage, load_skips, skip_damaged
+from ister.storage.producers import Duplicate
+from ister.storage.ranges import RangeSet
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.verify import VerifyProgress, VerifyReport, verify_log
+from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]

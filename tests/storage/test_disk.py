@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ister.errors import DiskFullError, LockedError
-from storage.disk import LocalDisk
+from ister.storage.disk import LocalDisk
 
 
 def test_a_folder_is_held_by_one_process_and_the_error_names_it(disk: LocalDisk, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_folder_is_held_by_one_process_and_the_error_names_it(disk: LocalDisk,
 def test_a_lock_ends_with_its_process(disk: LocalDisk, tmp_path: Path) -> None:
     """A killed holder leaves nothing to clean up."""
     code = (
-        "import sys; from storage.disk import LocalDisk; lock = LocalDisk().lock(sys.argv[1]); "
+        "import sys; from ister.storage.disk import LocalDisk; lock = LocalDisk().lock(sys.argv[1]); "
         "print(1, flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -11,13 +11,21 @@ from typing import Any, cast
 import pytest
 
 from ister.errors import StoreError
-from storage.catalogue import TopicMeta
-from storage.disk import Disk
-from storage.erase import NotOwnerError, erase, sweep_orphans
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
-from storage.tier import Layout
-from storage.upload import FencedError, check_fence, claim, list_history, list_topics, put_settings, trim
+from ister.storage.catalogue import TopicMeta
+from ister.storage.disk import Disk
+from ister.storage.erase import NotOwnerError, erase, sweep_orphans
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
+from ister.storage.tier import Layout
+from ister.storage.upload import (
+    FencedError,
+    check_fence,
+    claim,
+    list_history,
+    list_topics,
+    put_settings,
+    trim,
+)
 from tests.faultystore import FaultyStore
 
 TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "cloud", 1)

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from storage import disk as disk_module
-from storage.disk import LocalDisk, LocalFileSystem
+from ister.storage import disk as disk_module
+from ister.storage.disk import LocalDisk, LocalFileSystem
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="syncfs(2) is Linux's")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from ister.errors import DamagedError, StorageError
-from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
-from storage.reader import Reader, SegmentMaps
-from storage.simulated import SimulatedDisk
-from storage.verify import VerifyReport, verify_log
-from storage.wal import Wal, WalSettings
+from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.verify import VerifyReport, verify_log
+from ister.storage.wal import Wal, WalSettings
 
 INCARNATION = bytes(range(16))
 FOLDER = "/data/log"

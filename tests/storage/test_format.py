@@ -13,16 +13,16 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from storage import begin, cursor, damage, ending, segment
-from storage.cursor import CursorJournal
-from storage.damage import decode_skips, encode_skips
-from storage.disk import LocalDisk
-from storage.index import SparseIndex
-from storage.producers import Duplicate
-from storage.ranges import RangeSet
-from storage.reader import Reader, SegmentMaps
-from storage.record import parse_header, salt_of
-from storage.wal import Wal
+from ister.storage import begin, cursor, damage, ending, segment
+from ister.storage.cursor import CursorJournal
+from ister.storage.damage import decode_skips, encode_skips
+from ister.storage.disk import LocalDisk
+from ister.storage.index import SparseIndex
+from ister.storage.producers import Duplicate
+from ister.storage.ranges import RangeSet
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.record import parse_header, salt_of
+from ister.storage.wal import Wal
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEALED = GOLDEN / "segment-1-sealed.seg"

@@ -8,9 +8,9 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.history import History, plan_history
-from storage.store import ObjectInfo
-from storage.tier import Layout
+from ister.storage.history import History, plan_history
+from ister.storage.store import ObjectInfo
+from ister.storage.tier import Layout
 
 LAYOUT = Layout("orders", bytes(range(16)))
 

@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from storage.index import INDEX_STEP_BYTES, SparseIndex, index_bytes
-from storage.reader import Reader, SegmentMaps, read_index
-from storage.record import parse_header, salt_of
-from storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
-from storage.simulated import SimulatedDisk
-from storage.wal import Wal
+from ister.storage.index import INDEX_STEP_BYTES, SparseIndex, index_bytes
+from ister.storage.reader import Reader, SegmentMaps, read_index
+from ister.storage.record import parse_header, salt_of
+from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]

@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
-from actors.broker import sweep_orphans
+from ister.actors.broker import sweep_orphans
 from ister.errors import DamagedError, DiskFullError, StorageError
-from storage.about import ABOUT_SUFFIX, Abouts, change_of, cursor_name, decode_about, encode_about, folder_of
-from storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
-from storage.disk import LocalDisk
-from storage.lost_catalogue import open_catalogue
-from storage.simulated import SimulatedDisk
+from ister.storage.about import (
+    ABOUT_SUFFIX,
+    Abouts,
+    change_of,
+    cursor_name,
+    decode_about,
+    encode_about,
+    folder_of,
+)
+from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.disk import LocalDisk
+from ister.storage.lost_catalogue import open_catalogue
+from ister.storage.simulated import SimulatedDisk
 
 ORDERS = TopicMeta("orders/eu", bytes(range(16)), "reliable", "fsync", 17, {"retention_ms": 5000})
 NEWS = TopicMeta("news", bytes(16), "non-reliable", "fsync", 18)

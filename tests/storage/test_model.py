@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ister.errors import DiskFullError, LogFailedError, StorageError
-from storage.producers import Duplicate, Fresh
-from storage.reader import Reader, SegmentMaps
-from storage.simulated import SimulatedDisk
-from storage.verify import VerifyReport, verify_log
-from storage.wal import Commit, Trim, Wal, WalSettings
+from ister.storage.producers import Duplicate, Fresh
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.verify import VerifyReport, verify_log
+from ister.storage.wal import Commit, Trim, Wal, WalSettings
 
 INCARNATION = bytes(range(16))
 FOLDER = "/data/log"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.disk import LocalDisk
-from storage.openfiles import OpenFiles, descriptors_used
+from ister.storage.disk import LocalDisk
+from ister.storage.openfiles import OpenFiles, descriptors_used
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.producers import (
+from ister.storage.producers import (
     HELD_MS,
     PRODUCER_AGE_MS,
     RECENT_BATCHES_MAX,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.ranges import RangeSet
+from ister.storage.ranges import RangeSet
 
 TOP = 40
 ranges = st.tuples(st.integers(0, TOP), st.integers(0, TOP))

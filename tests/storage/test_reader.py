@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ister.errors import DamagedError, GapError, TrimmedError
-from storage.disk import LocalDisk
-from storage.reader import Reader, SegmentMaps
-from storage.wal import Wal
+from ister.storage.disk import LocalDisk
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]

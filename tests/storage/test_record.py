@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.checksum import Checked, crc32c
-from storage.record import (
+from ister.storage.checksum import Checked, crc32c
+from ister.storage.record import (
     ATTRIBUTES,
     BATCH,
     DELIVER_AT,

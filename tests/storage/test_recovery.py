@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from ister.errors import DamagedError, LogFailedError, StorageError
-from storage.disk import LocalDisk
-from storage.producers import Duplicate, Fresh
-from storage.reader import Reader, SegmentMaps
-from storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
-from storage.simulated import SimulatedDisk
-from storage.wal import Wal
+from ister.storage.disk import LocalDisk
+from ister.storage.producers import Duplicate, Fresh
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]
@@ -439,8 +439,8 @@ WRITER = """
 import sys
 from array import array
 from ister.clock import SystemClock
-from storage.disk import LocalDisk
-from storage.wal import Wal, WalSettings
+from ister.storage.disk import LocalDisk
+from ister.storage.wal import Wal, WalSettings
 wal = Wal.open(LocalDisk(), sys.argv[1], topic="orders", incarnation=bytes(range(16)), clock=SystemClock(),
                settings=WalSettings(segment_bytes_max=64 << 10))
 while True:

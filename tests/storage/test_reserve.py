@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ister.errors import DiskFullError
-from storage.cursor import CursorJournal
-from storage.reserve import PIECE_BYTES, REFILL_S, Reserve
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
+from ister.storage.cursor import CursorJournal
+from ister.storage.reserve import PIECE_BYTES, REFILL_S, Reserve
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
 
 INCARNATION = b"i" * 16
 

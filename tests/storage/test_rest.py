@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from storage.disk import LocalDisk
-from storage.openfiles import OpenFiles, descriptors_used
-from storage.reader import Reader, SegmentMaps
-from storage.spare import SPARE_NAME
-from storage.wal import Wal
+from ister.storage.disk import LocalDisk
+from ister.storage.openfiles import OpenFiles, descriptors_used
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.spare import SPARE_NAME
+from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]

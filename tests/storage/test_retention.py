@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from storage.retention import Retention, times_of, trim_point
-from storage.segment import SegmentInfo
+from ister.storage.retention import Retention, times_of, trim_point
+from ister.storage.segment import SegmentInfo
 
 DAY = 86_400_000
 NOW = 1_700_000_000_000

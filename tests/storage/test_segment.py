@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from storage.record import parse_header, salt_of
-from storage.segment import (
+from ister.storage.record import parse_header, salt_of
+from ister.storage.segment import (
     FOOTER_BYTES,
     SEGMENT_HEADER_BYTES,
     Footer,

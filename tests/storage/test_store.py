@@ -12,9 +12,9 @@ from random import Random
 import pytest
 
 from ister.errors import StoreError
-from storage.disk import LocalDisk
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore
+from ister.storage.disk import LocalDisk
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore
 
 
 def test_a_sealed_segment_is_linked_not_copied(tmp_path: Path) -> None:

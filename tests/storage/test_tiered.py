@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ister.errors import DamagedError
-from storage.damage import skip_damaged
-from storage.reader import SegmentMaps
-from storage.segment import base_of
-from storage.simulated import SimulatedDisk
-from storage.tiered import NotHereError, TieredReader
-from storage.wal import Wal, WalSettings
+from ister.storage.damage import skip_damaged
+from ister.storage.reader import SegmentMaps
+from ister.storage.segment import base_of
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.tiered import NotHereError, TieredReader
+from ister.storage.wal import Wal, WalSettings
 from tests.stage import StagedClock
 
 INCARNATION = bytes(range(16))

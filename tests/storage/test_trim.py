@@ -9,11 +9,11 @@ from random import Random
 import pytest
 
 from ister.errors import TrimmedError
-from storage.disk import LocalDisk
-from storage.producers import Duplicate, Fresh
-from storage.reader import Reader, SegmentMaps
-from storage.simulated import SimulatedDisk
-from storage.wal import Wal
+from ister.storage.disk import LocalDisk
+from ister.storage.producers import Duplicate, Fresh
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ister.errors import StoreError
-from storage.catalogue import SubscriptionMeta, TopicMeta
-from storage.erase import erase
-from storage.history import History, plan_history
-from storage.segment import SegmentInfo
-from storage.simulated import SimulatedDisk
-from storage.store import FolderStore, ObjectInfo, ObjectStore
-from storage.tier import Layout
-from storage.upload import (
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.erase import erase
+from ister.storage.history import History, plan_history
+from ister.storage.segment import SegmentInfo
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.store import FolderStore, ObjectInfo, ObjectStore
+from ister.storage.tier import Layout
+from ister.storage.upload import (
     AheadError,
     Claim,
     FencedError,

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from ister.errors import DiskFullError, LogFailedError, StorageError
-from storage.disk import LocalDisk
-from storage.producers import Duplicate, Fresh
-from storage.reader import Reader, SegmentMaps
-from storage.segment import FOOTER_BYTES
-from storage.simulated import SimulatedDisk
-from storage.wal import Wal, WalSettings, remove_log
+from ister.storage.disk import LocalDisk
+from ister.storage.producers import Duplicate, Fresh
+from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.segment import FOOTER_BYTES
+from ister.storage.simulated import SimulatedDisk
+from ister.storage.wal import Wal, WalSettings, remove_log
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport.connections import Connections
+from ister.transport.connections import Connections
 
 
 def test_a_closed_connection_tells_who_said_hello_over_it() -> None:

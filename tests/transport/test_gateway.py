@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from ister.clock import SystemClock
 from ister.errors import CODES, RemoteError, UsageError
+from ister.transport.gateway import Gateway, Sent
+from ister.transport.session import Handle, Session, SessionLimits, Sessions
 from ister.wire import HEADER_BYTES_MAX, Buffer, Header, Key, Type
 from tests.raw_client import Frame, RawClient, batch
-from transport.gateway import Gateway, Sent
-from transport.session import Handle, Session, SessionLimits, Sessions
 
 MESSAGE_BYTES_MAX = 1000
 BATCH_BYTES_MAX = 4000
@@ -554,7 +554,7 @@ def flooded(served: Served, client: ServedClient) -> Session:
 @pytest.fixture
 def small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a client's queue hold few messages."""
-    monkeypatch.setattr("transport.gateway.SEND_HWM", 50)
+    monkeypatch.setattr("ister.transport.gateway.SEND_HWM", 50)
 
 
 def test_what_a_full_queue_has_no_room_for_is_not_lost_unnoticed(small_queues: None, served: Served) -> None:

@@ -13,9 +13,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from ister.clock import SystemClock
-from transport.frames import FRAMES_MAX, SKIP_FRAMES, FrameReader, TooManyFramesError
-from transport.guard import STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
-from transport.hidden import MUCH_S, HiddenWork
+from ister.transport.frames import FRAMES_MAX, SKIP_FRAMES, FrameReader, TooManyFramesError
+from ister.transport.guard import STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
+from ister.transport.hidden import MUCH_S, HiddenWork
 
 PATIENCE_S = 20.0
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transport.outgoing import OWES_MIN, QUEUED_BYTES_END, QUEUED_BYTES_MAX, STUCK_S, Outgoing
+from ister.transport.outgoing import OWES_MIN, QUEUED_BYTES_END, QUEUED_BYTES_MAX, STUCK_S, Outgoing
 
 PIECE = 64 << 10
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ister.errors import RemoteError
+from ister.transport.questions import GIVEN_UP_MAX, OPEN_MAX, Questions
 from ister.wire import Type
-from transport.questions import GIVEN_UP_MAX, OPEN_MAX, Questions
 
 HANDLE, OTHER = object(), object()
 

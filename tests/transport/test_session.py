@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister.errors import CODES, RemoteError
-from ister.wire import REQUIRED, Header, Key, Limit, Type
-from transport.session import (
+from ister.transport.session import (
     HANDLE_FRAMES,
     HANDLE_TABLE,
     SESSION_FRAMES,
@@ -21,6 +20,7 @@ from transport.session import (
     Sessions,
     State,
 )
+from ister.wire import REQUIRED, Header, Key, Limit, Type
 
 
 def sessions_of(**changes: int) -> Sessions:
