@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 from typing import Any, cast
+from unittest.mock import patch
 
 from ister.client import Client
 from ister.clock import Clock
@@ -130,9 +131,6 @@ class SimNetwork(ClientNetwork):
     ) -> bool:
         raise AssertionError("nobody waits in a simulation")
 
-    def let_go(self, handle: Any) -> None:
-        """When garbage is collected, no seed can tell."""
-
     def thaw(self) -> None:
         """Go on after having been stopped."""
         self.frozen = False
@@ -164,6 +162,11 @@ class SimClient(Client):
     def __init__(self, endpoints: list[str], links: Network, random: Random, clock: StagedClock) -> None:
         self._links, self._given = links, random
         super().__init__(endpoints, clock=clock)
+
+    def _attached(self, receiver: Any) -> Any:
+        """Attach, and have nothing done when garbage is collected: no seed can tell, and no world would be."""
+        with patch("weakref.finalize"):
+            return super()._attached(receiver)
 
     def _checked(self, endpoints: Any) -> list[str]:
         return list(endpoints)  # names of nothing but this simulation
