@@ -6,13 +6,15 @@ are set go by the widest that they showed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 EPOCH_MS: Final = 1_700_000_000_000  # when the simulation's clock was at nought
 SLACK_S: Final = 3.0  # what was under way when a limit was lifted
 LIMITS: Final = ("message_ttl_ms", "retention_ms", "retention_bytes", "retention_acknowledged")
-OVERHEAD_BYTES: Final = 1500  # a record's and a segment's, for a message, at most
+MESSAGE_BYTES: Final = 200  # of a record, and of columns, for a message, at most
+SEGMENT_BYTES: Final = 1000  # of a segment without its batches, at most
 
 
 class WallClock:
@@ -97,7 +99,7 @@ class Limits:
             self.now[name] = value
             for limit in self.of.get(name, []) if everywhere and not self.asked else []:
                 if limit.value != value and limit.until_s > now_s:
-                    limit.until_s = now_s + SLACK_S
+                    limit.until_s = min(limit.until_s, now_s + SLACK_S)
 
     def certain(self, name: str, now_s: float) -> int:
         """Return a limit that is in force for sure, for a while; else 0."""
@@ -121,10 +123,10 @@ class Limits:
                 return True
         return False
 
-    def too_many(self, sent_s: float, bytes_behind: int) -> bool:
-        """Whether so many bytes may have been more than a limit, while it was in force."""
+    def too_many(self, sent_s: float, bytes_behind: Callable[[float], int]) -> bool:
+        """Whether more bytes than a limit may have been there, while it was in force; `bytes_behind(until_s)` were."""
         return any(
-            sent_s <= limit.until_s and bytes_behind > limit.value
+            sent_s <= limit.until_s and bytes_behind(limit.until_s) > limit.value
             for limit in self.of.get("retention_bytes", [])
         )
 

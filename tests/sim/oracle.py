@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ister.errors import IsterError
@@ -29,7 +30,7 @@ from ister.wire import (
     split_payloads,
     split_times,
 )
-from tests.sim.limits import OVERHEAD_BYTES, WallClock
+from tests.sim.limits import MESSAGE_BYTES, SEGMENT_BYTES, WallClock
 from tests.sim.links import SimRouter
 from tests.sim.model import (
     PASSED_OVER_MAX,
@@ -924,17 +925,21 @@ class Oracle:
             )
         )
 
-    def _bytes_from(self, topic: TopicModel, offset: int) -> int:
-        """Return how many bytes the segment with this message and those behind it may take in the log."""
-        begin = self.segments.begin_of(topic.name, offset)
-        sizes = [self.sent[identity].size for at, identity in topic.at.items() if at >= begin]
+    def _bytes_from(self, topic: TopicModel, offset: int) -> Callable[[float], int]:
+        """Return how many bytes the segment with this message and those behind it may have taken until some time."""
+        begin, segments = self.segments.of(topic.name, offset)
         # what nobody was told of yet may be in the log all the same
-        sizes += [
-            each.size
+        behind = [
+            each
             for each in self.sent.values()
-            if each.topic == topic.name and each.identity not in topic.place
+            if each.topic == topic.name and topic.place.get(each.identity, begin) >= begin
         ]
-        return sum(sizes) + len(sizes) * OVERHEAD_BYTES
+
+        def until(time_s: float) -> int:
+            sizes = [each.size + MESSAGE_BYTES for each in behind if each.sent_s <= time_s]
+            return sum(sizes) + segments * SEGMENT_BYTES
+
+        return until
 
     def all_may_be_gone(self, topic: TopicModel, offsets: range) -> bool:
         """Whether all of these may be too old, or gone by their topic's retention."""

@@ -54,13 +54,17 @@ class SegmentNames:
             self._bases[place] = sorted({*bases, *now} - gone)
             self._live[place] = now
 
-    def begin_of(self, topic: str, offset: int) -> int:
-        """Return where the segment with this offset begins; the lowest answer where the disks do not agree."""
-        found = []
+    def of(self, topic: str, offset: int) -> tuple[int, int]:
+        """Return where the segment with this offset begins, and how many there are from that on.
+
+        Where the disks do not agree, that is the lowest place, and the highest number.
+        """
+        begins, numbers = [0], [1]
         for (_, folder), bases in self._bases.items():
             if folder.rpartition(".")[0] == topic and (at := bisect_right(bases, offset)):
-                found.append(bases[at - 1])
-        return min(found, default=0)
+                begins.append(bases[at - 1])
+                numbers.append(len(bases) - at + 1)
+        return min(begins[1:], default=0), max(numbers)
 
 
 def _parsed(path: str) -> tuple[str, int] | None:

@@ -20,7 +20,7 @@ def names_of(*bases: int) -> SegmentNames:
 
 def begins(names: SegmentNames, *offsets: int) -> list[int]:
     """Return where the segments of these offsets begin."""
-    return [names.begin_of("topic0", offset) for offset in offsets]
+    return [names.of("topic0", offset)[0] for offset in offsets]
 
 
 def test_an_offset_is_in_the_segment_that_begins_last_before_it() -> None:
@@ -30,7 +30,8 @@ def test_an_offset_is_in_the_segment_that_begins_last_before_it() -> None:
     names.named("a", "/data/topics/topic0.1/begin")
     names.named("a", f"/data/cache/topic0.1/{70:020}.seg")
     assert begins(names, 0, 53, 54, 99, 100, 1000) == [0, 0, 54, 54, 100, 100]
-    assert names.begin_of("topic2", 7) == 0
+    assert names.of("topic2", 7) == (0, 1)
+    assert [names.of("topic0", offset)[1] for offset in (53, 54, 1000)] == [3, 2, 1]
 
 
 def test_what_retention_took_from_the_beginning_was_there() -> None:
