@@ -53,9 +53,9 @@ from ister.actors.messages import (
 )
 from ister.actors.pieces import Piece
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
-from ister.actors.selection import READER
 from ister.errors import IsterError, RemoteError
 from ister.storage.ranges import RangeSet
+from ister.subscriptions import READER, TRAITS
 from ister.transport.gateway import Gateway, Sent
 from ister.transport.session import Handle
 from ister.wire import Header, Key, Type
@@ -605,7 +605,7 @@ class Consumer(LoopActor):
         settled = self.in_flight.settle(0, end)
         count, ref = _messages(settled), header.get(Key.REF)
         moved = self._since is not None and end - 1 not in self._since
-        if moved or self._type in ("shared", "key-shared"):
+        if moved or TRAITS[self._type].shares:
             ranges = tuple((held.first, held.end) for held in settled)
             self._subscription.tell(Acknowledged(self._key, ranges, ref, count, self._holds_since_s()))
         else:

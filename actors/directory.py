@@ -60,12 +60,12 @@ from ister.actors.process import NodeDown, NodeUp
 from ister.actors.registry import EPHEMERAL, Owner, Registry
 from ister.actors.restorer import RESTORER_PATH
 from ister.actors.runtime import Address, LoopActor, System, receives
-from ister.actors.selection import READER, SUBSCRIPTION_TYPES
 from ister.actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
 from ister.settings import SubscriptionSettings
 from ister.storage.catalogue import FORGOTTEN, Catalogue, SubscriptionMeta, TopicMeta
+from ister.subscriptions import READER, SUBSCRIPTION_TYPES
 from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
 
 log = logging.getLogger("ister.directory")

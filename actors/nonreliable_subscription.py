@@ -40,9 +40,9 @@ from ister.actors.messages import (
 )
 from ister.actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
 from ister.actors.runtime import Ref, System, Timer, receives
-from ister.actors.selection import READER
 from ister.actors.subscription import Subscription
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.subscriptions import READER
 from ister.transport.session import SessionLimits
 from ister.wire import DELIVER_RECORDS_MAX, encode_result
 

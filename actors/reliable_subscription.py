@@ -45,10 +45,11 @@ from ister.actors.messages import (
 from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
 from ister.actors.poison import Poisoned
 from ister.actors.runtime import Timer, receives
-from ister.actors.selection import READER, Member
+from ister.actors.selection import Member
 from ister.actors.timed_subscription import LOOKED_AT_MAX
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
 from ister.storage.tiered import NotHereError
+from ister.subscriptions import READER
 from ister.wire import Column, encode_result
 
 log = logging.getLogger("ister.subscription")

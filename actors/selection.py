@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ister.errors import RemoteError
+from ister.subscriptions import TRAITS
 
-SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
-SUBSCRIPTION_TYPES: tuple[str, ...] = ("exclusive", "shared", "failover", "key-shared")
 # Why a consumer takes nothing: its connection is full, or gone; it holds too many pieces; it closes, or opens again.
 BlockedBy = Literal["", "full", "lost", "crowded", "leaving"]
-READER: Final = "reader"  # the type of a subscription that is in no catalogue, and ends with its one consumer
 PASSED_MAX: Final = 32  # who hoards, for one delivery: of ten thousand consumers thousands may
 HOARD_SPARE: Final = 64  # messages; what a consumer may always hold, whatever little the others hold
 
@@ -57,8 +55,9 @@ class Roster:
     """The consumers of one subscription, and whose turn it is."""
 
     def __init__(self, subscription_type: str, name: str) -> None:
-        self._type = subscription_type
-        self._ordered = subscription_type in ("exclusive", "failover", READER)
+        traits = TRAITS[subscription_type]
+        self._ordered = not traits.shares
+        self._alone = not (traits.shares or traits.stands_by)
         self._name = name
         self._members: dict[int, Member] = {}
         self._turns: deque[Member] = deque()
@@ -84,7 +83,7 @@ class Roster:
 
     def attach(self, key: int, *, priority: int, messages: int, bytes: int, sparse: bool = False) -> Member:
         """Add a consumer; raises `RemoteError` subscription-busy when an Exclusive subscription has one."""
-        if self._type in ("exclusive", READER) and self._members:
+        if self._alone and self._members:
             raise RemoteError(
                 "subscription-busy",
                 f"subscription {self._name!r} is exclusive and has a consumer; try again when it has left",

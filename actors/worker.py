@@ -32,7 +32,6 @@ from ister.actors.relay import Relay
 from ister.actors.reliable_subscription import ReliableSubscription
 from ister.actors.reliable_topic import ReliableTopic
 from ister.actors.runtime import Ref
-from ister.actors.selection import READER
 from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
@@ -47,6 +46,7 @@ from ister.storage.reserve import Reserve
 from ister.storage.tiered import TieredReader
 from ister.storage.verify import verify_log
 from ister.storage.wal import Wal, WalSettings, remove_log
+from ister.subscriptions import READER
 from ister.transport.gateway import Gateway
 from ister.transport.session import SessionLimits, Sessions
 

@@ -22,8 +22,9 @@ from ister.answers import (
 )
 from ister.consumer import Position
 from ister.errors import RemoteError
-from ister.requests import SubscriptionOptions, SubscriptionType, TopicOptions
+from ister.requests import SubscriptionOptions, TopicOptions
 from ister.session import Request
+from ister.subscriptions import SubscriptionType
 
 VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is
 

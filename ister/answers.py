@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
+from ister.subscriptions import SubscriptionType
+
 Strategy = Literal["reliable", "non-reliable"]
 
 # Settings that are yes or no. They travel as 1 and 0, and programs see booleans.
@@ -123,7 +125,7 @@ class SubscriptionInfo(TypedDict):
 
     topic: str
     subscription: str
-    type: Literal["exclusive", "shared", "failover", "key-shared"]
+    type: SubscriptionType
     start: str | int  # where it began
     settings: SubscriptionSettings
     options: SubscriptionSettings  # what counts: its own settings, and the defaults of all others

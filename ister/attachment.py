@@ -21,6 +21,7 @@ from ister.errors import IsterError, RemoteError, RemoteProtocolError
 from ister.message import Batch, Delivery, Event, Message
 from ister.pace import START_ALONE, START_SHARED, Pace
 from ister.session import Frame, Session, back_off_s, remote_error
+from ister.subscriptions import TRAITS
 from ister.wire import Key, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
@@ -134,7 +135,7 @@ class Attachment:
         self._patient = patient
         self._priority = priority
         self._arguments = arguments
-        start = START_SHARED if kind in ("shared", "key-shared") else START_ALONE
+        start = START_SHARED if TRAITS[kind].shares else START_ALONE
         self._pace = Pace(start, CREDIT_MESSAGES_MAX)
         self._paced = credit_messages is None
         self._most = CREDIT_MESSAGES_MAX

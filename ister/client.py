@@ -29,8 +29,9 @@ from ister.producer import HURRY_S, Producer
 from ister.publication import Publication
 from ister.reader import Reader
 from ister.receiver import Receiver
-from ister.requests import SubscriptionOptions, SubscriptionType
+from ister.requests import SubscriptionOptions
 from ister.session import Request
+from ister.subscriptions import SUBSCRIPTION_TYPES, SubscriptionType
 from ister.wildcard import WildcardConsumer
 
 BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
@@ -267,7 +268,7 @@ class Client(Administration):
         """Begin to open a consumer; used by `consumer` here and in `ister.aio`."""
         arguments.text(topic, "a topic's name")
         arguments.text(subscription, "a subscription's name")
-        arguments.choice(type, "a subscription's type", ("exclusive", "shared", "failover", "key-shared"))
+        arguments.choice(type, "a subscription's type", SUBSCRIPTION_TYPES)
         arguments.credit(credit_messages)
         arguments.number(credit_bytes, "credit_bytes", 1)
         if arguments.number(priority, "a priority") and type != "failover":

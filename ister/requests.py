@@ -11,11 +11,10 @@ from ister.answers import as_flags, with_booleans
 from ister.errors import RemoteError, UsageError
 from ister.message import BaseBatch, BaseMessage
 from ister.session import Request
+from ister.subscriptions import SUBSCRIPTION_TYPES, SubscriptionType
 
 PEEK_GAP = 1000  # messages between two that are wanted: reading them costs less than another reader
 
-
-SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 
 # Seconds, or text with a unit ("500ms", "15m", "2h", "7d"): the same as on the command line.
 Duration = float | str | timedelta
@@ -74,7 +73,7 @@ def subscription_request(
     topic: str, subscription: str, kind: str, start: Any, settings: dict[str, Any]
 ) -> Request:
     """Return the request that creates a subscription."""
-    arguments.choice(kind, "a subscription's type", ("exclusive", "shared", "failover", "key-shared"))
+    arguments.choice(kind, "a subscription's type", SUBSCRIPTION_TYPES)
     return about(
         "subscription.create", topic, subscription, type=kind, start=arguments.start(start), **settings
     )

@@ -37,7 +37,6 @@ RESERVE_BYTES: Final = 256 << 10
 
 Dispatch = Literal["reliable", "non-reliable"]
 Durability = Literal["fsync", "os", "cloud"]
-SubscriptionType = Literal["exclusive", "shared", "failover", "key-shared"]
 
 _SCHEMA = """
 CREATE TABLE topics (

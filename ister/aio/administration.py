@@ -22,8 +22,9 @@ from ister.answers import (
 )
 from ister.consumer import Position
 from ister.errors import RemoteError
-from ister.requests import SubscriptionOptions, SubscriptionType, TopicOptions
+from ister.requests import SubscriptionOptions, TopicOptions
 from ister.session import Request
+from ister.subscriptions import SubscriptionType
 
 
 class Administration(Waiting):

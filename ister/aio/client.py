@@ -23,7 +23,8 @@ from ister.consumer import Consumer as SyncConsumer
 from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.message import BrokerEvent, Event
 from ister.names import is_pattern
-from ister.requests import SubscriptionOptions, SubscriptionType
+from ister.requests import SubscriptionOptions
+from ister.subscriptions import SubscriptionType
 from ister.wildcard import WildcardConsumer
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ister.errors import UsageError
+from ister.subscriptions import SubscriptionType
 
 STAMP_BYTES: Final = 8  # the time of sending, at the front of a payload
 MESSAGES_LOW: Final = 20_000
@@ -27,7 +28,7 @@ class Load:
     batch_bytes: int = 64 * 1024
     linger_ms: float = 1.0
     subscriptions: int = 1
-    type: Literal["exclusive", "shared", "failover"] = "exclusive"
+    type: SubscriptionType = "exclusive"  # by no keys: what is sent has none
     api: Literal["message", "batch"] = "message"
     rate: float | None = None
 

@@ -9,6 +9,7 @@ import click
 from ister.cli.command import Command
 from ister.cli.options import json_option
 from ister.cli.show import print_json, stage
+from ister.subscriptions import SUBSCRIPTION_TYPES, TRAITS
 
 _HELP_END = """\b
 Examples:
@@ -74,7 +75,7 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
 @click.option(
     "--type",
     "type_",
-    type=click.Choice(["exclusive", "shared", "failover"]),
+    type=click.Choice([name for name in SUBSCRIPTION_TYPES if not TRAITS[name].by_key]),
     default="exclusive",
     show_default=True,
     help="The type of the subscriptions.",

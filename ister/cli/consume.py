@@ -32,10 +32,11 @@ from ister.errors import IsterError, UsageError
 from ister.message import Batch, Event, Message
 from ister.names import is_pattern
 from ister.reader import Reader
+from ister.subscriptions import SUBSCRIPTION_TYPES
 
 if TYPE_CHECKING:
     from ister.client import Client, Start
-    from ister.requests import SubscriptionType
+    from ister.subscriptions import SubscriptionType
 
 COUNT_SMALL: Final = 100  # with so few wanted, no more is fetched: it would come to others late
 IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
@@ -65,7 +66,7 @@ SIGTERM (it leaves in order, as with Ctrl-C); 141 stdout was closed."""
 @click.option(
     "--type",
     "type_",
-    type=click.Choice(["exclusive", "shared", "failover", "key-shared"]),
+    type=click.Choice(SUBSCRIPTION_TYPES),
     help="How the subscription's consumers share its messages; shared unless given.",
 )
 @click.option(

@@ -16,6 +16,7 @@ from ister.cli.ending import ending_in_order
 from ister.cli.times import Position
 from ister.errors import UsageError
 from ister.names import check_subscription_name, check_topic_name, is_pattern, topic_pattern
+from ister.subscriptions import SUBSCRIPTION_TYPES
 
 if TYPE_CHECKING:
     from ister.client import Client
@@ -88,7 +89,7 @@ json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print
 type_option: Final = click.option(
     "--type",
     "type_",
-    type=click.Choice(["exclusive", "shared", "failover", "key-shared"]),
+    type=click.Choice(SUBSCRIPTION_TYPES),
     default="shared",
     show_default=True,
     help="How the subscription's consumers share its messages.",

@@ -27,7 +27,8 @@ from ister.errors import UsageError
 
 if TYPE_CHECKING:
     from ister.client import Start
-    from ister.requests import SubscriptionOptions, SubscriptionType
+    from ister.requests import SubscriptionOptions
+    from ister.subscriptions import SubscriptionType
 
 PENDING_SHOWN: Final = 10  # ranges of what is not acknowledged; --json has those that the broker tells
 

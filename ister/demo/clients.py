@@ -22,7 +22,7 @@ from typing import Final, Literal
 import ister
 from ister.demo.source import SourceFile, lines_of
 from ister.demo.spool import Spool
-from ister.requests import SubscriptionType
+from ister.subscriptions import SubscriptionType
 
 READY: Final = "ready"
 GO: Final = "go"

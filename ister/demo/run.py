@@ -38,7 +38,7 @@ from ister.demo.spool import read_spool
 from ister.demo.verify import Verdict, check_non_reliable, check_receipts, check_reliable
 from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
-from ister.requests import SubscriptionType
+from ister.subscriptions import SubscriptionType
 
 # Names decide placement: with two workers, the one that is killed also has the Exclusive subscriptions of both topics.
 RELIABLE: Final = "stdlib/reliable"

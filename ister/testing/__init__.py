@@ -30,6 +30,7 @@ from ister import wire
 from ister.clock import Clock, SystemClock
 from ister.errors import CODES, RemoteError, RemoteProtocolError
 from ister.names import topic_pattern
+from ister.subscriptions import SUBSCRIPTION_TYPES, TRAITS
 from ister.testing import failures
 from ister.testing.model import Consumer, Producer, Record, Session, Subscription, Topic, runs
 from ister.wire import Column, Key, Limit, Type
@@ -420,6 +421,9 @@ class Broker:
         raise RemoteError("unknown-operation", f"there is no operation {operation!r}")
 
     def _subscribe(self, topic: Topic, name: str, kind: str, start: Any) -> Subscription:
+        if kind not in SUBSCRIPTION_TYPES:
+            text = f"subscription type {kind!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}"
+            raise RemoteError("invalid-argument", text)
         subscription = topic.subscriptions[name] = Subscription(topic, name, kind, topic.place(start))
         subscription.number = self._changes
         return subscription
@@ -565,7 +569,7 @@ class Broker:
             consumer.messages += header[Key.MESSAGES]
             consumer.bytes += header[Key.BYTES]
         elif kind == Type.ACK_UNTIL:
-            everybody = subscription.kind in ("exclusive", "failover")
+            everybody = not TRAITS[subscription.kind].shares
             below = range(header[Key.OFFSET] + 1)
             self._acknowledge(consumer, set(below) if everybody else consumer.held & set(below))
         else:
@@ -654,7 +658,7 @@ class Broker:
 
     def _dispatch(self, subscription: Subscription) -> bool:
         consumers = subscription.consumers
-        if subscription.kind == "failover":
+        if TRAITS[subscription.kind].stands_by:
             for consumer in consumers:
                 active = consumer is consumers[0]
                 if consumer.told != active:
@@ -665,7 +669,7 @@ class Broker:
             consumers = consumers[:1]
         for consumer in consumers:
             if consumer.messages > 0 and consumer.bytes > 0 and self._deliver(subscription, consumer):
-                if subscription.kind in ("shared", "key-shared"):
+                if TRAITS[subscription.kind].shares:
                     consumers.append(consumers.pop(0))
                 return True
         return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ister import wire
+from ister.subscriptions import TRAITS
 
 DELIVER_MESSAGES_MAX: Final = 1000
 
@@ -137,7 +138,7 @@ class Subscription:
     def take(self, consumer: Consumer, now_s: float, now_ms: int) -> list[int]:
         """Take what a consumer is to get next: ascending, of one attempt, and without gaps if it is not sparse."""
         most = min(DELIVER_MESSAGES_MAX, consumer.messages)
-        self._look_ahead(len(self.topic.records) if self.kind == "key-shared" else most, now_s, now_ms)
+        self._look_ahead(len(self.topic.records) if TRAITS[self.kind].by_key else most, now_s, now_ms)
         taken: list[int] = []
         gaps = 0
         for offset in sorted(self.again):
@@ -158,7 +159,7 @@ class Subscription:
     def _look_ahead(self, count: int, now_s: float, now_ms: int) -> None:
         while self.next < len(self.topic.records) and len(self.again) < count:
             wait_s = (self.topic.records[self.next].deliver_at - now_ms) / 1000
-            if wait_s > 0 and self.kind in ("shared", "key-shared"):
+            if wait_s > 0 and TRAITS[self.kind].shares:
                 self.later.append((now_s + wait_s, self.next))
             else:
                 self.again.append(self.next)
@@ -166,7 +167,7 @@ class Subscription:
 
     def _is_for(self, consumer: Consumer, key: bytes) -> bool:
         """Say whether a Key-Shared consumer may have a key: who holds messages of it keeps it, else its hash says."""
-        if self.kind != "key-shared" or not key:
+        if not TRAITS[self.kind].by_key or not key:
             return True
         for each in self.consumers:
             if any(self.topic.records[offset].key == key for offset in each.held):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ister.actors import selection as module
-from ister.actors.selection import READER, Member, Roster
+from ister.actors.selection import Member, Roster
 from ister.errors import RemoteError
+from ister.subscriptions import READER
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 HOARD_SPARE = 2

@@ -33,7 +33,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import ister
 from ister.errors import IsterError, RemoteError
 from ister.ownbroker import free_ports
-from ister.requests import SubscriptionType
+from ister.subscriptions import SubscriptionType
 from tests.crash.consumers import LEAVE_ONE_IN, LEAVE_SOON_ONE_IN, ConsumerThread, ReaderThread, Taker
 from tests.crash.model import ReadBack, Subscription
 from tests.crash.producers import (

@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
-from ister.requests import SubscriptionType
+from ister.subscriptions import SubscriptionType
 from tests.crash.keys import Holders
 from tests.crash.message import Identity
 

@@ -1,0 +1,42 @@
+"""The types of subscriptions stand in one place."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from ister.subscriptions import READER, SUBSCRIPTION_TYPES, TRAITS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_type_has_its_line() -> None:
+    """And nothing else has one but a reader's."""
+    assert set(TRAITS) == {*SUBSCRIPTION_TYPES, READER}
+
+
+def test_the_protocol_has_the_same_types() -> None:
+    """PROTOCOL.md names them where it describes the header key, in the same order."""
+    text = (ROOT / "transport" / "PROTOCOL.md").read_text()
+    line = next(line for line in text.splitlines() if "| SUBSCRIPTION_TYPE |" in line)
+    assert tuple(re.findall(r"`([a-z-]+)`", line)) == (*SUBSCRIPTION_TYPES, READER)
+
+
+def test_no_other_file_lists_the_types() -> None:
+    """Whoever wants them goes by the table, so that a new type is one line."""
+    lists: list[str] = []
+    for folder in ("ister", "actors", "transport", "storage"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path == ROOT / "ister" / "subscriptions.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Tuple | ast.List | ast.Set):
+                    named = {each.value for each in node.elts if isinstance(each, ast.Constant)}
+                elif isinstance(node, ast.Dict):
+                    named = {each.value for each in node.keys if isinstance(each, ast.Constant)}
+                else:
+                    continue
+                if len(named & {*SUBSCRIPTION_TYPES}) > 1:
+                    lists.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert lists == []
