@@ -24,9 +24,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ister.actors.loop import Scheduler, Timer
+from ister.actors.threads import Purpose
 from ister.storage.disk import FileSystem
 
-# With a sync of the file system these are the loop's four threads; the lanes are rarely full then, and cursors fit in.
+# With a sync of the file system these are the four threads for commits.
 LANES: Final = 3
 # A lane takes several commits at once where the disk is fast, since each hand-over to a thread and back costs about as
 # much as a sync. So long may the first of them wait for its receipt because of the others.
@@ -167,7 +168,7 @@ class Commits:
             self._begin_aside()
             done(None, error)
 
-        self._loop.offload(work, ended)
+        self._loop.offload(work, ended, Purpose.SPARES)
 
     def _covered(self, commit: Syncable) -> bool:
         if self._file_system is None:
@@ -219,7 +220,7 @@ class Commits:
                 self._choice.lane_ended(len(members), outcome[1])
             self._end(members, None if outcome is None else outcome[0], error)
 
-        self._loop.offload(work, done)
+        self._loop.offload(work, done, Purpose.COMMITS)
 
     def _begin_together(self, members: Sequence[tuple[Syncable, Done]], now: float) -> None:
         self._together_since = now
@@ -244,7 +245,7 @@ class Commits:
                 self._choice.together_ended(len(members), outcome[1], clock.monotonic())
             self._end(members, None if outcome is None else outcome[0], error)
 
-        self._loop.offload(work, done)
+        self._loop.offload(work, done, Purpose.COMMITS)
 
     def _end(
         self,

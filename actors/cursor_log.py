@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from ister.actors.runtime import LoopActor, Timer
+from ister.actors.threads import Purpose
 from ister.errors import StorageError
 from ister.storage.cursor import Compaction, Cursor, CursorJournal, Sync
 
@@ -140,7 +141,7 @@ class CursorLog:
 
     def _run_aside(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Run `work` in a thread, then `done`, also if the actor has ended meanwhile: files wait for it."""
-        self._actor.loop.offload(work, lambda _, error: done(error))
+        self._actor.loop.offload(work, lambda _, error: done(error), Purpose.CURSORS)
 
     def _sync_soon(self) -> None:
         assert self._journal is not None

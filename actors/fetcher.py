@@ -21,6 +21,7 @@ from typing import Final
 
 from ister.actors.messages import Answer, Describe, DropCache, Fetch, Fetched, NotFetched
 from ister.actors.runtime import Address, LoopActor, System, receives
+from ister.actors.threads import Purpose
 from ister.errors import IsterError
 from ister.names import topic_folder
 from ister.storage.catalogue import TopicMeta
@@ -154,6 +155,7 @@ class Fetcher(LoopActor):
             self.offload(
                 lambda: list_history(self._store, layout).history,
                 lambda history, error: self._listed(listing, history, error),
+                Purpose.STORE,
             )
 
     def _listed(self, listing: _Listing, history: History | None, error: BaseException | None) -> None:
@@ -289,6 +291,7 @@ class Fetcher(LoopActor):
                 lambda _, error, listing=listing, path=path, size=size: self._brought(  # type: ignore[misc]
                     listing, path, size, error
                 ),
+                Purpose.FETCHES,
             )
 
     def _brought(self, listing: _Listing, path: str, size: int, error: BaseException | None) -> None:

@@ -20,14 +20,14 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from math import ceil
-from queue import SimpleQueue
 from typing import Final, Protocol, TypeVar
 
 import zmq
 
+from ister.actors.threads import Done, Purpose, Threads
 from ister.clock import Clock
 
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class Scheduler(ABC):
         """Forget `source`; unknown sources are ignored."""
 
     @abstractmethod
-    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        """Run `work` off the loop, then `done(result, None)` or `done(None, error)` on it."""
+    def offload(self, work: Callable[[], T], done: Done[T], purpose: Purpose = Purpose.OTHER) -> None:
+        """Run `work` in a thread for that purpose, then `done(result, None)` or `done(None, error)` on the loop."""
 
     @abstractmethod
     def call_threadsafe(self, call: Call) -> None:
@@ -189,22 +189,20 @@ class Scheduler(ABC):
 
 
 class Loop(Scheduler):
-    """The loop of a process: a zmq poll, a few threads for blocking calls, and a wake-up for other threads.
+    """The loop of a process: a zmq poll, threads for blocking calls, and a wake-up for other threads.
 
-    `offload_threads` is how many blocking calls run at once; more wait in order.
+    `threads` says how many blocking calls of a purpose run at once, where that is not as in `threads.SIZES`; more wait
+    in order.
     """
 
-    def __init__(self, clock: Clock, *, offload_threads: int = 4) -> None:
+    def __init__(self, clock: Clock, *, threads: Mapping[Purpose, int] | None = None) -> None:
         super().__init__(clock)
         self.poll_s = 0.0  # seconds spent in the poll: 1 - poll_s / lifetime is how busy the process is
         self._thread = threading.get_ident()
         self._watched: dict[zmq.Socket[bytes] | int, Call] = {}
         self._sources: list[tuple[zmq.Socket[bytes] | int, int]] = []
         self._stopped = False
-        self._offload_threads_max = offload_threads
-        self._offload_threads = 0
-        self._offloaded = 0  # handed in and not done
-        self._work: SimpleQueue[Call | None] = SimpleQueue()
+        self.threads = Threads(self.call_threadsafe, threads)
         self._from_threads: deque[Call] = deque()
         self._wake_pending = False
         self._wake_read, self._wake_write = _wake_pair()
@@ -220,35 +218,9 @@ class Loop(Scheduler):
         self._watched.pop(source, None)
         self._sources = [(each, zmq.POLLIN) for each in self._watched]
 
-    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        """Run `work` in a thread of the pool, then `done(result, None)` or `done(None, error)` on the loop."""
-
-        def run() -> None:
-            result: T | None = None
-            error: BaseException | None = None
-            try:
-                result = work()
-            except BaseException as raised:  # noqa: BLE001 - the loop's side decides what an error means, whatever it is
-                error = raised
-            self.call_threadsafe(lambda: self._offload_done(lambda: done(result, error)))
-
-        all_busy = self._offloaded >= self._offload_threads
-        if all_busy and self._offload_threads < self._offload_threads_max:
-            self._offload_threads += 1
-            threading.Thread(
-                target=self._offload_forever, name=f"offload-{self._offload_threads}", daemon=True
-            ).start()
-        self._offloaded += 1
-        self._work.put(run)
-
-    def _offload_done(self, done: Call) -> None:
-        self._offloaded -= 1
-        done()
-
-    def _offload_forever(self) -> None:
-        while (run := self._work.get()) is not None:
-            run()
-            del run  # no reference to a finished call's buffers while waiting for the next
+    def offload(self, work: Callable[[], T], done: Done[T], purpose: Purpose = Purpose.OTHER) -> None:
+        """Run `work` in a thread for that purpose, then `done(result, None)` or `done(None, error)` on the loop."""
+        self.threads.run(work, done, purpose)
 
     @property
     def on_loop_thread(self) -> bool:
@@ -307,8 +279,9 @@ class Loop(Scheduler):
         Waits for offloaded work. Raises RuntimeError after `turns_max` turns.
         """
         for _ in range(turns_max):
-            self.run_once(1.0 if self._offloaded else 0.0)
-            if self.idle and not self._offloaded and not self._from_threads:
+            busy = self.threads.busy
+            self.run_once(1.0 if busy else 0.0)
+            if self.idle and not self.threads.busy and not self._from_threads:
                 return
         raise RuntimeError(f"not idle after {turns_max} turns")
 
@@ -318,9 +291,7 @@ class Loop(Scheduler):
 
     def close(self) -> None:
         """Give back the threads and the wake-up; the loop can't run again."""
-        for _ in range(self._offload_threads):
-            self._work.put(None)
-        self._offload_threads = 0
+        self.threads.end()
         self._watched.clear()
         self._sources = []
         fds = {self._wake_read, self._wake_write}

@@ -26,6 +26,7 @@ from ister.actors.messages import (
     TakeOver,
 )
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.actors.threads import Purpose
 from ister.errors import IsterError, StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.disk import Disk
@@ -86,7 +87,7 @@ class Restorer(LoopActor):
         def damaged(name: str, error: StoreError) -> None:
             log.error("%s is passed over: %s", name, error)
 
-        self.offload(lambda: list_topics(self._store, damaged), self._listed)
+        self.offload(lambda: list_topics(self._store, damaged), self._listed, Purpose.STORE)
 
     def _listed(self, topics: list[TopicMeta] | None, error: BaseException | None) -> None:
         if error is not None or topics is None:
@@ -121,7 +122,7 @@ class Restorer(LoopActor):
             log.warning("%s", restored.text)
             self._directory.tell(restored)
 
-        self.offload(lambda: self._bring_back(topic, identity), ended)
+        self.offload(lambda: self._bring_back(topic, identity), ended, Purpose.STORE)
 
     @receives(TakeOver)
     def on_take_over(self, command: TakeOver) -> None:
@@ -157,7 +158,7 @@ class Restorer(LoopActor):
             )
             reply.tell(Refused(command.ticket, code, f"topic {command.topic!r} was not taken over: {error}"))
 
-        self.offload(work, ended)
+        self.offload(work, ended, Purpose.STORE)
 
     def _bring_back(self, topic: TopicMeta, identity: str) -> Restored:
         """Claim a topic, and write its cursors where subscriptions look for them (in a thread). Raises StoreError."""
@@ -208,7 +209,7 @@ class Restorer(LoopActor):
     def _sweep(self) -> None:
         self._sweep_timer = self.call_later(SWEEP_S, self._sweep)
         oldest_ms = self.clock.time_ms() - self._grace_ms
-        self.offload(lambda: sweep_orphans(self._store, oldest_ms), self._swept)
+        self.offload(lambda: sweep_orphans(self._store, oldest_ms), self._swept, Purpose.STORE)
 
     def _swept(self, deleted: int | None, error: BaseException | None) -> None:
         if error is not None:

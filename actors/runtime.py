@@ -30,6 +30,7 @@ from pykka.messages import _ActorStop
 
 from ister.actors.clock_steps import ClockSteps
 from ister.actors.loop import Call, Loop, Scheduler, Timer
+from ister.actors.threads import Done, Purpose
 from ister.clock import Clock
 from ister.errors import IsterError, UsageError
 
@@ -342,12 +343,12 @@ class LoopActor(pykka.Actor):
         """Make `call` once all inboxes of this turn are drained, guarded like `call_later`."""
         self.loop.at_turn_end(lambda: self._guarded(call))
 
-    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        """Run `work` in a thread, then `done(result, error)` here, guarded like `call_later`.
+    def offload(self, work: Callable[[], T], done: Done[T], purpose: Purpose = Purpose.OTHER) -> None:
+        """Run `work` in a thread for that purpose, then `done(result, error)` here, guarded like `call_later`.
 
         `work` must not touch this actor; what it needs, it is given.
         """
-        self.loop.offload(work, lambda result, error: self._guarded(lambda: done(result, error)))
+        self.loop.offload(work, lambda result, error: self._guarded(lambda: done(result, error)), purpose)
 
     def _guarded(self, call: Call) -> None:
         if self.inbox.closed:

@@ -26,6 +26,7 @@ from ister.actors.messages import (
 from ister.actors.process import BROKER, ProcessContext
 from ister.actors.restorer import RESTORER_PATH, Restorer
 from ister.actors.runtime import LoopActor, System, receives
+from ister.actors.threads import Purpose
 from ister.actors.uploader import Farewell, Uploader
 from ister.actors.worker import cursor_path, log_folder, process_description
 from ister.settings import Settings, TierSettings
@@ -68,6 +69,8 @@ def run_tier(context: ProcessContext) -> None:
     """Compose the tier: the target of its process. Raises `UsageError` and `StoreError` for a store it cannot use."""
     given: TierProcessSettings = context.settings
     store = open_store(given.store, keep_reserve=True)
+    for purpose in (Purpose.UPLOADS, Purpose.FETCHES):
+        context.loop.threads.resize(purpose, given.settings.tier.upload_parallel)
     context.system.spawn(TierFrontend, FRONTEND_PATH, context, given.store)
     spawn_tier(context.system, store, LocalDisk(), given.data, given.settings.tier)
     context.ready()

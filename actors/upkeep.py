@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from ister.actors.messages import FoundDamage
 from ister.actors.runtime import LoopActor
+from ister.actors.threads import Purpose
 from ister.errors import IsterError, RemoteError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.ranges import RangeSet
@@ -124,7 +125,7 @@ class Upkeep:
         trim = wal.begin_trim(point, retained) if point > wal.start_offset else None
         if trim is not None:
             self.trimming = wal
-            self._host.loop.offload(trim.run, lambda _, error: self._trimmed(wal, trim, error))
+            self._host.loop.offload(trim.run, lambda _, error: self._trimmed(wal, trim, error), Purpose.TRIMS)
 
     def _trimmed(self, wal: Wal, trim: Trim, error: BaseException | None) -> None:
         self.trimming = None
@@ -167,7 +168,9 @@ class Upkeep:
             steps = self._care.verify(durable_end)
             verification = running
             self._host.offload(
-                lambda: verification.run(steps), lambda _, error: self._verified(verification, error)
+                lambda: verification.run(steps),
+                lambda _, error: self._verified(verification, error),
+                Purpose.CHECKS,
             )
         running.asked_s = now_s
         if running.error is not None:
@@ -261,7 +264,9 @@ class Upkeep:
             )
 
         elsewhere, lost = self.elsewhere.copy(), [*self.lost, *self._found_in_store()]
-        self._host.offload(lambda: self._care.skip_damaged(durable_end, elsewhere, lost), ended)
+        self._host.offload(
+            lambda: self._care.skip_damaged(durable_end, elsewhere, lost), ended, Purpose.CHECKS
+        )
 
     def _nowhere(self) -> list[tuple[int, int, str]]:
         """Return what neither the local log nor the store has, as far as is known."""

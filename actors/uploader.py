@@ -41,6 +41,7 @@ from ister.actors.messages import (
     UploadsStopped,
 )
 from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
+from ister.actors.threads import Purpose
 from ister.errors import IsterError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.erase import NotOwnerError, erase
@@ -382,6 +383,7 @@ class Uploader(LoopActor):
             work,
             lambda partly: self._uploaded(segment, epoch, partly),
             lambda error: self._upload_failed(segment, error),
+            Purpose.UPLOADS,
         )
 
     def _uploaded(self, segment: SegmentInfo, epoch: int, partly: bool) -> None:
@@ -663,7 +665,11 @@ class Uploader(LoopActor):
     # ---- patience -----------------------------------------------------------------------------------------------
 
     def _do(
-        self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[BaseException], None]
+        self,
+        work: Callable[[], T],
+        done: Callable[[T], None],
+        failed: Callable[[BaseException], None],
+        purpose: Purpose = Purpose.STORE,
     ) -> None:
         def ended(result: T | None, error: BaseException | None) -> None:
             self._under_way -= 1
@@ -675,7 +681,7 @@ class Uploader(LoopActor):
                 self._erase()
 
         self._under_way += 1
-        self.offload(work, ended)
+        self.offload(work, ended, purpose)
 
     def _failed(self, what: str, error: BaseException) -> None:
         self.failure = f"{what}: {error}"

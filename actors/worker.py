@@ -36,6 +36,7 @@ from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
 from ister.storage.about import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
+from ister.storage.apart import verify_aside
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.cursor import CursorJournal, highest_acknowledged
 from ister.storage.damage import skip_damaged
@@ -44,7 +45,6 @@ from ister.storage.openfiles import OpenFiles, descriptor_limit, descriptors_use
 from ister.storage.reader import SegmentMaps
 from ister.storage.reserve import Reserve
 from ister.storage.tiered import TieredReader
-from ister.storage.verify import verify_log
 from ister.storage.wal import Wal, WalSettings, remove_log
 from ister.subscriptions import READER
 from ister.transport.gateway import Gateway
@@ -282,7 +282,7 @@ class Worker:
             uploader=uploader,
             directory=system.ref(BROKER, DIRECTORY_PATH),
             care=LogCare(
-                verify=lambda end: verify_log(self._disk, folder, meta.incarnation, durable_end=end),
+                verify=lambda end: verify_aside(self._disk, folder, meta.incarnation, durable_end=end),
                 skip_damaged=lambda end, elsewhere, lost: skip_damaged(
                     self._disk, folder, meta.incarnation, durable_end=end, elsewhere=elsewhere, lost=lost
                 ),

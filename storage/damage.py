@@ -12,12 +12,13 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+from ister.storage.apart import verify_aside
 from ister.storage.begin import replace_file
 from ister.storage.checksum import extend
 from ister.storage.disk import Disk
 from ister.storage.ranges import RangeSet
 from ister.storage.recovery import DamagedRange
-from ister.storage.verify import VerifyReport, verify_log
+from ister.storage.verify import VerifyReport
 
 SKIPS_NAME: Final = "skips"
 SKIPS_HEADER_BYTES: Final = 32
@@ -31,7 +32,7 @@ def damage(
     disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
 ) -> tuple[DamagedRange, ...]:
     """Return all damage of a log up to `durable_end`, by reading every byte of it. Raises OSError."""
-    for last in verify_log(disk, folder, incarnation, durable_end=durable_end):
+    for last in verify_aside(disk, folder, incarnation, durable_end=durable_end):
         if isinstance(last, VerifyReport):
             return last.damaged
     return ()

@@ -24,6 +24,7 @@ from ister.actors.loop import Call, Scheduler
 from ister.actors.placement import TIER
 from ister.actors.process import BROKER, NodeDown, NodeUp
 from ister.actors.runtime import Address, LoopActor, Ref, System
+from ister.actors.threads import Done, Purpose
 from ister.actors.tier import spawn_tier
 from ister.actors.worker import Worker, WorkerSettings
 from ister.settings import Settings, load_settings
@@ -88,7 +89,7 @@ class StagedLoop(Scheduler):
     def unwatch(self, source: Any) -> None:
         self._watched.pop(source, None)
 
-    def offload(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+    def offload(self, work: Callable[[], T], done: Done[T], purpose: Purpose = Purpose.OTHER) -> None:
         self.work.append(("", work, done))
 
     def call_threadsafe(self, call: Call) -> None:
@@ -163,7 +164,7 @@ class _NodeLoop:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    def offload(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    def offload(self, work: Callable[[], Any], done: Done[Any], purpose: Purpose = Purpose.OTHER) -> None:
         self._loop.work.append((self._node, work, done))
 
 

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from ister.actors.loop import MESSAGES_PER_INBOX_PER_TURN, MESSAGES_PER_TURN, Loop
+from ister.actors.threads import Purpose
 from ister.clock import SystemClock
 
 
@@ -202,7 +203,7 @@ def test_an_error_of_offloaded_work_comes_back_as_an_error(loop: Loop) -> None:
 
 def test_the_pool_runs_no_more_than_its_threads_at_once() -> None:
     """A thousand blocking calls wait in line for two threads."""
-    loop = Loop(SystemClock(), offload_threads=2)
+    loop = Loop(SystemClock(), threads={Purpose.OTHER: 2})
     now, most, lock = [0], [0], threading.Lock()
 
     def work() -> None:

@@ -18,6 +18,7 @@ from ister.actors.directory import node_of
 from ister.actors.envelope import open_mail
 from ister.actors.placement import TIER
 from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.actors.threads import Done, Purpose
 from ister.storage.disk import Disk
 from ister.storage.store import ObjectStore
 from tests.faultystore import FaultyStore
@@ -57,7 +58,7 @@ class _SlowLoop(_NodeLoop):
         self._machine = machine
         self._mail = machine.mail[node]
 
-    def offload(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    def offload(self, work: Callable[[], Any], done: Done[Any], purpose: Purpose = Purpose.OTHER) -> None:
         loop, machine = self._loop, self._machine
 
         def run() -> None:

@@ -1,0 +1,139 @@
+"""Threads by purpose: what blocks runs in a pool of its own kind, so that long work never holds up short work.
+
+A pool has a number of threads at most, made when they are first needed. Beyond that, calls wait in their order. Pools
+whose work takes long give way to everything else of the machine (Linux: nice), the loop above all.
+
+Invariants
+- a call of one purpose waits for calls of that purpose alone
+- `done` is called on the loop, once for each call, whatever became of it
+
+May touch: threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from enum import Enum
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+Call = Callable[[], Any]
+Done = Callable[[T | None, BaseException | None], None]
+
+
+class Purpose(Enum):
+    """What a thread is for."""
+
+    COMMITS = "commits"  # a worker's syncs: producers wait for them
+    CURSORS = "cursors"  # what was acknowledged, written down
+    SPARES = "spares"  # the next segment's file, made ahead
+    TRIMS = "trims"  # files that retention lets go
+    CHECKS = "checks"  # every byte of a log read: verification and repair
+    UPLOADS = "uploads"  # segments on their way to the store
+    FETCHES = "fetches"  # segments on their way back
+    STORE = "store"  # everything else that is asked of the store: short, but a store may take its time
+    OTHER = "other"
+
+
+# A worker's commits are three lanes and one sync of the file system (`commits.py`); the tier's uploads and fetches are
+# as many as its settings say (`Threads.resize`).
+SIZES: Final[Mapping[Purpose, int]] = {
+    Purpose.COMMITS: 4,
+    Purpose.CURSORS: 2,
+    Purpose.SPARES: 1,
+    Purpose.TRIMS: 1,
+    Purpose.CHECKS: 1,
+    Purpose.UPLOADS: 2,
+    Purpose.FETCHES: 2,
+    Purpose.STORE: 4,
+    Purpose.OTHER: 2,
+}
+PATIENT: Final = frozenset((Purpose.CHECKS, Purpose.TRIMS))
+PATIENT_NICE: Final = 10
+
+
+class _Pool:
+    """Some threads, and what waits for one of them."""
+
+    def __init__(self, name: str, size: int, *, patient: bool) -> None:
+        self.size = size
+        self.handed_in = 0  # and not done
+        self._name = name
+        self._patient = patient
+        self._threads = 0
+        self._work: SimpleQueue[Call | None] = SimpleQueue()
+
+    def run(self, call: Call) -> None:
+        if self.handed_in >= self._threads and self._threads < self.size:
+            self._threads += 1
+            name = f"{self._name}-{self._threads}"
+            threading.Thread(target=self._forever, name=name, daemon=True).start()
+        self.handed_in += 1
+        self._work.put(call)
+
+    def end(self) -> None:
+        for _ in range(self._threads):
+            self._work.put(None)
+        self._threads = 0
+
+    def _forever(self) -> None:
+        if self._patient and sys.platform == "linux":  # where a thread has a priority of its own
+            thread = threading.get_native_id()
+            with contextlib.suppress(OSError):
+                nice = max(os.getpriority(os.PRIO_PROCESS, thread), PATIENT_NICE)
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
+        while (call := self._work.get()) is not None:
+            call()
+            del call  # no reference to a finished call's buffers while waiting for the next
+
+
+class Threads:
+    """The pools of one loop; `call_threadsafe` has a call made on it."""
+
+    def __init__(
+        self, call_threadsafe: Callable[[Call], None], sizes: Mapping[Purpose, int] | None = None
+    ) -> None:
+        self._call_threadsafe = call_threadsafe
+        given = {**SIZES, **(sizes or {})}
+        self._pools = {
+            purpose: _Pool(purpose.value, given[purpose], patient=purpose in PATIENT) for purpose in Purpose
+        }
+
+    @property
+    def busy(self) -> int:
+        """How many calls were handed in and are not done."""
+        return sum(pool.handed_in for pool in self._pools.values())
+
+    def resize(self, purpose: Purpose, size: int) -> None:
+        """Have at most so many threads for a purpose; those that there are stay."""
+        self._pools[purpose].size = size
+
+    def run(self, work: Callable[[], T], done: Done[T], purpose: Purpose) -> None:
+        """Run `work` in a thread, then `done(result, None)` or `done(None, error)` on the loop."""
+        pool = self._pools[purpose]
+
+        def run() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as raised:  # noqa: BLE001 - the loop's side decides what an error means, whatever it is
+                error = raised
+
+            def ended() -> None:
+                pool.handed_in -= 1
+                done(result, error)
+
+            self._call_threadsafe(ended)
+
+        pool.run(run)
+
+    def end(self) -> None:
+        """Let every thread end with what was handed in so far."""
+        for pool in self._pools.values():
+            pool.end()

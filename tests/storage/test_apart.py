@@ -1,0 +1,126 @@
+"""Tests of checking a log in a process of its own: it says the same, and it never stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ister.storage import apart
+from ister.storage.apart import verify_aside
+from ister.storage.disk import LocalDisk
+from ister.storage.verify import VerifyProgress, VerifyReport, verify_log
+from ister.storage.wal import Wal
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def wal(
+    open_log: Callable[..., Wal], put: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Wal]:
+    """Return a log of several segments that counts as large, one bit of it flipped."""
+    monkeypatch.setattr("ister.storage.apart.APART_BYTES_MIN", 0)
+    wal = open_log(LocalDisk())
+    for number in range(100):
+        put(wal, b"%04d" % number + b"x" * 900, b"y")
+        wal.commit()
+    assert len(wal.sealed()) > 4
+    damaged = Path(wal.folder, sorted(os.listdir(wal.folder))[1])
+    contents = bytearray(damaged.read_bytes())
+    contents[contents.index(b"xxx")] ^= 1
+    damaged.write_bytes(contents)
+    yield wal
+    wal.close()
+
+
+def children() -> set[int]:
+    """Return the processes that this one has."""
+    listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid="], capture_output=True, text=True)
+    return {int(word) for word in listed.stdout.split()}
+
+
+def test_it_says_what_a_check_in_a_thread_says(wal: Wal) -> None:
+    """Progress, counts, and the range that is damaged; and there is a process for it meanwhile."""
+    expected = list(verify_log(LocalDisk(), wal.folder, wal.incarnation, durable_end=wal.durable_end))
+    before, found, most = children(), [], set()
+    for step in verify_aside(LocalDisk(), wal.folder, wal.incarnation, durable_end=wal.durable_end):
+        most |= children() - before
+        found.append(step)
+    assert found == expected
+    assert isinstance(found[-1], VerifyReport)
+    assert len(found[-1].damaged) == 1
+    assert sys.platform != "linux" or len(most) >= 1
+
+
+def test_a_small_log_needs_no_process(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is checked before one would have started."""
+    monkeypatch.setattr("ister.storage.apart.APART_BYTES_MIN", 1 << 40)
+    monkeypatch.setattr(apart, "_verify_apart", None)
+    *_, report = verify_aside(LocalDisk(), wal.folder, wal.incarnation)
+    assert isinstance(report, VerifyReport)
+
+
+def test_who_wants_to_know_no_more_leaves_no_process_behind(wal: Wal) -> None:
+    """The check ends with the generator."""
+    before = children()
+    steps = verify_aside(LocalDisk(), wal.folder, wal.incarnation)
+    assert isinstance(next(steps), VerifyProgress)
+    steps.close()  # type: ignore[attr-defined]
+    assert {pid for pid in children() - before if is_check(pid)} == set()
+
+
+def test_a_check_that_is_killed_is_an_error(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no report of a log without damage."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Killed(subprocess.Popen[str]):
+        def __init__(self, *arguments: object, **more: object) -> None:
+            super().__init__(*arguments, **more)  # type: ignore[call-overload]
+            started.append(self)
+            self.send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr("ister.storage.apart.subprocess.Popen", Killed)
+    with pytest.raises(OSError, match="without a report"):
+        list(verify_aside(LocalDisk(), wal.folder, wal.incarnation))
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+
+
+def test_a_folder_that_is_gone_is_an_error(wal: Wal, tmp_path: Path) -> None:
+    """Whoever looks first says so: here, or in the child."""
+    with pytest.raises(OSError, match="no-such-folder"):
+        list(verify_aside(LocalDisk(), str(tmp_path / "no-such-folder"), wal.incarnation))
+    with pytest.raises(OSError, match="no-such-folder"):
+        list(apart._verify_apart(str(tmp_path / "no-such-folder"), wal.incarnation, None))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_it_ends_with_the_process_that_began_it(wal: Wal) -> None:
+    """A worker that is killed leaves no check behind: nobody reads what it says."""
+    program = (
+        "import os, signal, sys; from ister.storage import apart; from ister.storage.disk import LocalDisk; "
+        "steps = apart._verify_apart(sys.argv[1], bytes.fromhex(sys.argv[2]), None); next(steps); "
+        "print(steps.gi_frame.f_locals['child'].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    arguments = [sys.executable, "-c", program, wal.folder, wal.incarnation.hex()]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+    deadline = time.monotonic() + 20
+    while is_check(int(done.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_check(pid: int) -> bool:
+    """Say whether this process is a check, and runs."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+    return state != "Z" and (b"ister.storage.apart" in line or b"ister: verify" in line)
