@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import ister
 import ister.aio
-from ister.cli.show import print_table
 from ister.clientprocess import ClientProcess
 from ister.ownbroker import OwnBroker
+from ister.show import print_table
 
 TOPIC: Final = "requests"
 THREADS: Final = 8

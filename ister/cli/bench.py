@@ -8,7 +8,7 @@ import click
 
 from ister.cli.command import Command
 from ister.cli.options import json_option
-from ister.cli.show import print_json, stage
+from ister.show import print_json, stage
 from ister.subscriptions import SUBSCRIPTION_TYPES, TRAITS
 
 _HELP_END = """\b

@@ -25,13 +25,13 @@ from ister.cli.options import (
     subscription_option,
     topic_or_pattern_argument,
 )
-from ister.cli.show import progress
 from ister.cli.times import Position
 from ister.consumer import Consumer
 from ister.errors import IsterError, UsageError
 from ister.message import Batch, Event, Message
 from ister.names import is_pattern
 from ister.reader import Reader
+from ister.show import progress
 from ister.subscriptions import SUBSCRIPTION_TYPES
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import click
 from ister.cli.command import Command
 from ister.cli.options import json_option
 from ister.cli.outcome import FAILED
-from ister.cli.show import print_json
+from ister.show import print_json
 
 _HELP_END = """\b
 Examples:

@@ -23,7 +23,7 @@ from ister.cli.options import (
     yes_option,
 )
 from ister.cli.outcome import FAILED
-from ister.cli.show import moment, print_fields, print_json, print_table, shares
+from ister.show import moment, print_fields, print_json, print_table, shares
 
 if TYPE_CHECKING:
     from ister.deadletters import DeadLetter

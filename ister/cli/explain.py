@@ -9,7 +9,7 @@ import click
 
 from ister.cli.command import Command
 from ister.cli.options import client_options, connected, json_option, subscription_argument, topic_argument
-from ister.cli.show import moment, print_json, shown
+from ister.show import moment, print_json, shown
 
 # What helps where a reason alone does not say how it is done from here.
 _COMMANDS: Final = {

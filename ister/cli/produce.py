@@ -19,9 +19,9 @@ import click
 
 from ister.cli.command import Command
 from ister.cli.options import client_options, connected, json_option, topic_argument
-from ister.cli.show import print_json, progress
 from ister.cli.times import Duration, Moment
 from ister.errors import RemoteError, UsageError
+from ister.show import print_json, progress
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -9,7 +9,7 @@ import click
 
 from ister.cli.command import Command
 from ister.cli.options import client_options, connected, json_option
-from ister.cli.show import print_json, print_table, shown, size_in_words
+from ister.show import print_json, print_table, shown, size_in_words
 
 _HELP_END = """\b
 Examples:

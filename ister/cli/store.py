@@ -19,10 +19,10 @@ import click
 from ister.cli.command import CONTEXT, Command, Group
 from ister.cli.options import Decorated, json_option, topic_argument
 from ister.cli.outcome import FAILED
-from ister.cli.show import print_json, print_table, progress, size_in_words
 from ister.cli.times import moment_of, now
 from ister.errors import StorageError, UsageError
 from ister.names import check_topic_name
+from ister.show import print_json, print_table, progress, size_in_words
 
 if TYPE_CHECKING:
     from ister.message import Batch

@@ -21,9 +21,9 @@ from ister.cli.options import (
     type_option,
     yes_option,
 )
-from ister.cli.show import print_fields, print_json, print_table
 from ister.cli.times import Duration, Position
 from ister.errors import UsageError
+from ister.show import print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from ister.client import Start

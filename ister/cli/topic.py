@@ -19,10 +19,10 @@ from ister.cli.options import (
     yes_option,
 )
 from ister.cli.outcome import FAILED
-from ister.cli.show import print_fields, print_json, print_table, progress
 from ister.cli.times import Duration
 from ister.errors import UsageError
 from ister.requests import TopicOptions
+from ister.show import print_fields, print_json, print_table, progress
 
 _HELP_END = """\b
 Examples:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ister.cli.show import print_table, size_in_words
 from ister.demo.run import NON_RELIABLE, RELIABLE, Outcome
+from ister.show import print_table, size_in_words
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:

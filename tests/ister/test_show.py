@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ister.cli import show
+from ister import show
 
 
 def test_a_table_in_a_pipe_has_no_colours_and_no_cut_cells(capsys: pytest.CaptureFixture[str]) -> None:
