@@ -13,27 +13,27 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ister.actors.directory import DIRECTORY_PATH, Directory, node_of
-from ister.actors.placement import TIER
+from ister.actors.addresses import BROKER, DIRECTORY_PATH, SUPERVISOR_PATH, TIER, node_of
+from ister.actors.directory import Directory
 from ister.actors.process import (
-    BROKER,
     EXIT_FAILED,
-    SUPERVISOR_PATH,
     ProcessContext,
     ProcessSpec,
     log_to_stderr,
     name_process,
+    process_description,
     run_folder,
 )
 from ister.actors.supervisor import RestartPolicy, Supervisor
 from ister.actors.tier import TierProcessSettings, run_tier
-from ister.actors.worker import WorkerSettings, process_description, run_worker
+from ister.actors.worker import WorkerSettings, run_worker
 from ister.clock import SystemClock
 from ister.errors import UsageError
 from ister.settings import Settings, split_listen
-from ister.storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, folder_of
+from ister.storage.about import TOPIC_ABOUT
 from ister.storage.catalogue import Catalogue
 from ister.storage.disk import LocalDisk
+from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER, folder_of
 from ister.storage.lost_catalogue import open_catalogue
 from ister.storage.openfiles import raise_descriptor_limit
 from ister.storage.wal import remove_log

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, Final
 
-from ister.actors.directory import DIRECTORY_PATH
+from ister.actors.addresses import BROKER, DIRECTORY_PATH, actor_path
 from ister.actors.messages import (
     Answer,
     Ask,
@@ -36,8 +36,6 @@ from ister.actors.messages import (
     Unburied,
 )
 from ister.actors.options import DEAD_LETTERS, dead_letter_topic
-from ister.actors.placement import actor_path
-from ister.actors.process import BROKER
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.wire import Column, encode_attributes, encode_result, pack_column, pack_lengths

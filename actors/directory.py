@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from ister.actors.addresses import FETCHER_PATH, FRONTEND_PATH, RESTORER_PATH, TIER, actor_path, node_of
 from ister.actors.explain import explain
-from ister.actors.fetcher import FETCHER_PATH
 from ister.actors.messages import (
+    WITH_TOPIC,
     Answer,
     Ask,
     Consult,
@@ -55,10 +56,9 @@ from ister.actors.options import (
     effective_options,
 )
 from ister.actors.patience import NotYetError, Patience
-from ister.actors.placement import TIER, actor_path, subscription_key, topic_key, worker_of
+from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.actors.process import NodeDown, NodeUp
 from ister.actors.registry import EPHEMERAL, Owner, Registry
-from ister.actors.restorer import RESTORER_PATH
 from ister.actors.runtime import Address, LoopActor, System, receives
 from ister.actors.watches import WAIT_MS_MAX, Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, StorageError, UsageError
@@ -1036,16 +1036,6 @@ class Directory(LoopActor):
         for ticket in gathering.waiting:
             self._gatherings.pop(ticket, None)
         gathering.waiting.clear()
-
-
-DIRECTORY_PATH: Final = "directory"
-FRONTEND_PATH: Final = "frontend"
-WITH_TOPIC: Final = "topic"  # the argument of a subscription's deletion: it goes with its topic
-
-
-def node_of(worker: int) -> str:
-    """Return the name of a worker's process."""
-    return f"worker-{worker}"
 
 
 def _text(arguments: dict[str, Any], name: str, default: str | None = None) -> str:

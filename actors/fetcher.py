@@ -23,9 +23,9 @@ from ister.actors.messages import Answer, Describe, DropCache, Fetch, Fetched, N
 from ister.actors.runtime import Address, LoopActor, System, receives
 from ister.actors.threads import Purpose
 from ister.errors import IsterError
-from ister.names import topic_folder
 from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import Disk
+from ister.storage.folders import CACHE_FOLDER, cache_folder
 from ister.storage.history import History, Piece
 from ister.storage.listing import read_segment
 from ister.storage.segment import base_of, segment_name
@@ -47,14 +47,6 @@ RETRY_S: Final = 1.0
 TRIES_MAX: Final = 2  # so often a segment is given to a reader that asks for the same offset again
 LOOKED_WITHIN_S: Final = 5.0  # a reader that was told looks at once; one that asks again later has not heard
 READERS_MAX: Final = 10_000
-
-
-FETCHER_PATH: Final = "fetcher"
-
-
-def cache_folder(data: str, topic: TopicMeta) -> str:
-    """Return the folder of a topic's segments that were brought back."""
-    return f"{data}/cache/{topic_folder(topic.name)}.{topic.incarnation.hex()}"
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +109,7 @@ class Fetcher(LoopActor):
 
     def on_start(self) -> None:
         """Begin with an empty cache: what lies there from before was counted by nobody."""
-        root = f"{self._data}/cache"
+        root = f"{self._data}/{CACHE_FOLDER}"
         self._disk.makedirs(root)
         for folder in self._disk.listdir(root):
             for name in self._disk.listdir(f"{root}/{folder}"):

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from ister.actors.addresses import BROKER, DIRECTORY_PATH
 from ister.actors.consumer import Consumer
-from ister.actors.directory import DIRECTORY_PATH, WITH_TOPIC
 from ister.actors.ledger import Held
 from ister.actors.messages import (
+    WITH_TOPIC,
     Answer,
     Ask,
     AskFenced,
@@ -57,7 +58,7 @@ from ister.actors.messages import (
     UpdateSubscription,
     Verify,
 )
-from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.actors.process import NodeDown, NodeUp
 from ister.actors.runtime import LoopActor, Ref, System, receives
 from ister.actors.topic import Publisher
 from ister.errors import IsterError, RemoteError, UsageError

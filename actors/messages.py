@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ister.actors.ledger import Held
 from ister.actors.mail import Frames, message
@@ -114,6 +114,9 @@ class TopicTask:
     reply: Address
     ticket: int
     number: int | None = None  # of a verification, 0 for a new one
+
+
+WITH_TOPIC: Final = "topic"  # the argument of a subscription's deletion: it goes with its topic
 
 
 @message

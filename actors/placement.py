@@ -1,4 +1,4 @@
-"""Placement: which worker a topic or a subscription lives on, by rendezvous hashing, and under which path; pure.
+"""Placement: which worker a topic or a subscription lives on, by rendezvous hashing; pure.
 
 Every name ranks all workers by a hash of (name, worker) and lives on the first. With one worker more or less, only the
 names whose first it is move (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998).
@@ -7,12 +7,6 @@ names whose first it is move (Thaler and Ravishankar, "Using name-based mappings
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
-
-TIER: Final = "tier"  # the node of uploads and downloads
 
 
 def worker_of(key: str, workers: int) -> int:
@@ -29,12 +23,3 @@ def topic_key(topic: str) -> str:
 def subscription_key(topic: str, subscription: str) -> str:
     """Return the placement key of a subscription; `:` cannot be in either name."""
     return f"subscription/{topic}:{subscription}"
-
-
-def actor_path(kind: str, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> str:
-    """Return the path of an actor of a topic or subscription.
-
-    One created again under the same name has another, and never meets what was meant for the one before it.
-    """
-    path = f"{kind}/{topic.name}:{topic.incarnation.hex()}"
-    return path if subscription is None else f"{path}:{subscription.name}.{subscription.created_ms}"

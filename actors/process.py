@@ -20,10 +20,12 @@ import glob
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,17 +35,15 @@ from typing import Any, Final
 import setproctitle
 import zmq
 
+from ister.actors.addresses import BROKER, PROCESS_PATH, SUPERVISOR_PATH
 from ister.actors.envelope import message
 from ister.actors.mail import Mail
 from ister.actors.runtime import Loop, LoopActor, Ref, Scheduler, System, receives
 from ister.clock import SystemClock
 from ister.errors import IsterError
+from ister.storage.openfiles import descriptor_limit, descriptors_used
 
 logger = logging.getLogger("ister.process")
-
-BROKER: Final = "broker"
-SUPERVISOR_PATH: Final = "supervisor"
-PROCESS_PATH: Final = "process"
 
 EXIT_FAILED: Final = 1
 EXIT_REFUSED: Final = 78  # EX_CONFIG of sysexits.h: starting again would end the same way
@@ -300,6 +300,35 @@ def log_to_stderr(node: str, level: int) -> None:
 def name_process(node: str) -> None:
     """Show the process as `ister: <node>` in ps and top."""
     setproctitle.setproctitle(f"ister: {node}")
+
+
+def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
+    """Return what `status` says of this process: who it is, and what it has used so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    kinds: dict[str, int] = {}
+    for path in context.system.paths():
+        kind = path.partition("/")[0]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    loop = context.loop
+    return {
+        "node": context.node,
+        "role": role,
+        "pid": os.getpid(),
+        "boot": context.boot,
+        "endpoint": endpoint,
+        "cpu_seconds": round(time.process_time(), 3),
+        "descriptors": descriptors_used(),
+        "descriptors_max": descriptor_limit(),
+        "rss_peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "actors": kinds,
+        "turns": loop.turns,
+        "messages_handled": loop.messages_handled,
+        "mail": {
+            "sent": context.mail.sent,
+            "received": context.mail.received,
+            "dropped": context.mail.dropped,
+        },
+    }
 
 
 def child_main(birth: Birth) -> None:

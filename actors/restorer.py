@@ -45,7 +45,6 @@ from ister.wire import encode_result
 
 log = logging.getLogger("ister.restorer")
 
-RESTORER_PATH: Final = "restorer"
 SWEEP_S: Final = 6 * 3600.0  # objects of no topic are looked for so often: every object is listed
 
 

@@ -24,10 +24,10 @@ from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Final, Protocol
 
+from ister.actors.addresses import PROCESS_PATH
 from ister.actors.process import (
     EXIT_FAILED,
     EXIT_REFUSED,
-    PROCESS_PATH,
     Birth,
     CannotWork,
     NodeDown,

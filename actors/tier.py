@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
-from ister.actors.directory import DIRECTORY_PATH, FRONTEND_PATH
-from ister.actors.fetcher import FETCHER_PATH, Fetcher
+from ister.actors.addresses import BROKER, DIRECTORY_PATH, FETCHER_PATH, FRONTEND_PATH, RESTORER_PATH
+from ister.actors.fetcher import Fetcher
 from ister.actors.messages import (
     Answer,
     Describe,
@@ -23,14 +23,14 @@ from ister.actors.messages import (
     Sealed,
     StoreCursor,
 )
-from ister.actors.process import BROKER, ProcessContext
-from ister.actors.restorer import RESTORER_PATH, Restorer
+from ister.actors.process import ProcessContext, process_description
+from ister.actors.restorer import Restorer
 from ister.actors.runtime import LoopActor, System, receives
 from ister.actors.threads import Purpose
 from ister.actors.uploader import Farewell, Uploader
-from ister.actors.worker import cursor_path, log_folder, process_description
 from ister.settings import Settings, TierSettings
 from ister.storage.disk import Disk, LocalDisk
+from ister.storage.folders import cursor_path, log_folder
 from ister.storage.store import ObjectStore
 from ister.storage.stores import open_store
 from ister.wire import encode_result

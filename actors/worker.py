@@ -6,27 +6,21 @@ Makes the disk, the maps, the gateway and the Frontend; starts Topics, Subscript
 from __future__ import annotations
 
 import logging
-import os
-import resource
 import secrets
-import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from ister.actors.addresses import BROKER, DIRECTORY_PATH, FETCHER_PATH, FRONTEND_PATH, TIER, actor_path
 from ister.actors.commits import Commits
 from ister.actors.deadletters import dead_letters
-from ister.actors.directory import DIRECTORY_PATH, FRONTEND_PATH
-from ister.actors.fetcher import FETCHER_PATH, cache_folder
 from ister.actors.frontend import Frontend
 from ister.actors.key_shared_subscription import KeySharedSubscription
 from ister.actors.nonreliable_subscription import NonReliableSubscription
 from ister.actors.nonreliable_topic import NonReliableTopic
-from ister.actors.placement import TIER, actor_path
-from ister.actors.process import BROKER, EXIT_FAILED, ProcessContext
+from ister.actors.process import EXIT_FAILED, ProcessContext, process_description
 from ister.actors.reader_subscription import MemoryJournal, ReaderSubscription
 from ister.actors.relay import Relay
 from ister.actors.reliable_subscription import ReliableSubscription
@@ -35,13 +29,13 @@ from ister.actors.runtime import Ref
 from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
-from ister.storage.about import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
 from ister.storage.apart import verify_aside
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.cursor import CursorJournal, highest_acknowledged
 from ister.storage.damage import skip_damaged
 from ister.storage.disk import Disk, LocalDisk
-from ister.storage.openfiles import OpenFiles, descriptor_limit, descriptors_used
+from ister.storage.folders import cache_folder, cursor_path, cursors_folder, log_folder
+from ister.storage.openfiles import OpenFiles, descriptor_limit
 from ister.storage.reader import SegmentMaps
 from ister.storage.reserve import Reserve
 from ister.storage.tiered import TieredReader
@@ -72,16 +66,6 @@ class WorkerSettings:
     endpoint: str
 
 
-def log_folder(data: str, topic: TopicMeta) -> str:
-    """Return the folder of a topic's log; a topic created again under the same name has another."""
-    return f"{data}/{TOPICS_FOLDER}/{folder_of(topic)}"
-
-
-def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> str:
-    """Return the file of a subscription's cursor."""
-    return f"{data}/{CURSORS_FOLDER}/{folder_of(topic)}/{cursor_name(subscription)}"
-
-
 def remove_cursor(disk: Disk, journal: str) -> None:
     """Delete a subscription's cursor, what lies beside it under its name, and the topic's folder if nothing is left.
 
@@ -99,35 +83,6 @@ def remove_cursor(disk: Disk, journal: str) -> None:
     if len(names) == 1 or not disk.listdir(folder):
         with suppress(OSError):  # another worker was just making or deleting one there
             disk.rmdir(folder)
-
-
-def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
-    """Return what `status` says of this process: who it is, and what it has used so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    kinds: dict[str, int] = {}
-    for path in context.system.paths():
-        kind = path.partition("/")[0]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    loop = context.loop
-    return {
-        "node": context.node,
-        "role": role,
-        "pid": os.getpid(),
-        "boot": context.boot,
-        "endpoint": endpoint,
-        "cpu_seconds": round(time.process_time(), 3),
-        "descriptors": descriptors_used(),
-        "descriptors_max": descriptor_limit(),
-        "rss_peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "actors": kinds,
-        "turns": loop.turns,
-        "messages_handled": loop.messages_handled,
-        "mail": {
-            "sent": context.mail.sent,
-            "received": context.mail.received,
-            "dropped": context.mail.dropped,
-        },
-    }
 
 
 class Worker:
@@ -251,7 +206,7 @@ class Worker:
                 )
             restored_end = int(meta.settings.get("restored_end", 0))
             if meta.durability != "os" and not restored_end:  # what was acknowledged had been durable
-                cursors = f"{self._given.data}/{CURSORS_FOLDER}/{folder.rpartition('/')[2]}"
+                cursors = cursors_folder(self._given.data, meta)
                 known_end = max(known_end, highest_acknowledged(self._disk, cursors, meta.incarnation))
             wal = self._logs[folder] = Wal.open(
                 self._disk,
@@ -375,15 +330,3 @@ def run_worker(context: ProcessContext) -> None:
     worker.look_after_connections()
     worker.keep_up()
     context.ready(given.endpoint)
-
-
-__all__ = [
-    "CURSORS_FOLDER",
-    "TOPICS_FOLDER",
-    "Worker",
-    "WorkerSettings",
-    "cursor_path",
-    "log_folder",
-    "process_description",
-    "run_worker",
-]

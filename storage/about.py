@@ -20,29 +20,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ister.errors import StorageError
-from ister.names import topic_folder
 from ister.storage.checksum import crc32c
 from ister.storage.disk import Disk
+from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
 
 if TYPE_CHECKING:
     from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.catalogue")
 
-TOPICS_FOLDER: Final = "topics"
-CURSORS_FOLDER: Final = "cursors"
 TOPIC_ABOUT: Final = "about"
 ABOUT_SUFFIX: Final = ".about"
-
-
-def folder_of(topic: TopicMeta) -> str:
-    """Return the name of the folders that a topic's log and its cursors have; made again it has others."""
-    return f"{topic_folder(topic.name)}.{topic.incarnation.hex()}"
-
-
-def cursor_name(subscription: SubscriptionMeta) -> str:
-    """Return the name of a subscription's cursor in its topic's folder."""
-    return f"{topic_folder(subscription.name)}.{subscription.created_ms}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ister.errors import DamagedError, DiskFullError, IsterError, StorageError
-from ister.storage.about import Abouts, cursor_name
+from ister.storage.about import Abouts
 from ister.storage.checksum import crc32c
 from ister.storage.disk import LocalDisk
+from ister.storage.folders import cursor_name
 
 log = logging.getLogger("ister.catalogue")
 

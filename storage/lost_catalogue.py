@@ -13,9 +13,10 @@ import logging
 from typing import Final
 
 from ister.errors import DamagedError, StorageError
-from ister.storage.about import CURSORS_FOLDER, TOPIC_ABOUT, TOPICS_FOLDER, Abouts, folder_of
+from ister.storage.about import TOPIC_ABOUT, Abouts
 from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 from ister.storage.disk import Disk
+from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER, folder_of
 
 log = logging.getLogger("ister.catalogue")
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import zmq
 
 from ister.actors import loop
-from ister.actors.directory import DIRECTORY_PATH, FRONTEND_PATH, Directory, node_of
+from ister.actors.addresses import BROKER, DIRECTORY_PATH, FRONTEND_PATH, TIER, node_of
+from ister.actors.directory import Directory
 from ister.actors.envelope import open_mail, seal_mail
 from ister.actors.loop import Call, Scheduler
-from ister.actors.placement import TIER
-from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.actors.process import NodeDown, NodeUp
 from ister.actors.runtime import Address, LoopActor, Ref, System
 from ister.actors.threads import Done, Purpose
 from ister.actors.tier import spawn_tier

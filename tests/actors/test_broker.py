@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ister.actors.broker import check_free, cores, sweep_orphans, worker_addresses
-from ister.actors.worker import CURSORS_FOLDER, TOPICS_FOLDER
 from ister.errors import UsageError
 from ister.names import topic_folder
 from ister.storage.catalogue import Catalogue, TopicMeta
 from ister.storage.disk import LocalDisk
+from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER
 from tests.stage import settings_of
 
 

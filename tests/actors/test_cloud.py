@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from ister.actors.messages import Fenced, KeepTopic
-from ister.actors.worker import log_folder
 from ister.errors import StoreError
 from ister.storage.disk import Disk
+from ister.storage.folders import log_folder
 from ister.storage.history import History
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.store import FolderStore

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
+from ister.actors.addresses import node_of
 from ister.actors.deadletters import IDLE_S, LETTERS_MAX, REMEMBERED_S, DeadLetters, dead_letters
-from ister.actors.directory import node_of
 from ister.actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, StopBurying, Unburied
 from ister.actors.options import dead_letter_topic
 from ister.actors.placement import topic_key, worker_of

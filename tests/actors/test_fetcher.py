@@ -6,10 +6,12 @@ from typing import cast
 
 import pytest
 
-from ister.actors.fetcher import FETCHER_PATH, LISTING_S, RETRY_S, Fetcher, cache_folder
+from ister.actors.addresses import FETCHER_PATH
+from ister.actors.fetcher import LISTING_S, RETRY_S, Fetcher
 from ister.actors.messages import Fetch, Fetched, NotFetched
 from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import Disk
+from ister.storage.folders import cache_folder
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.store import FolderStore, ObjectStore
 from ister.storage.tier import Layout

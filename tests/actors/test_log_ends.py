@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ister.actors.worker import log_folder
+from ister.storage.folders import log_folder
 from ister.storage.segment import base_of
 from ister.wire import Type
 from tests.actors.scenes import Scene, events, offsets

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ister.actors.fetcher import FETCHER_PATH, Fetcher
-from ister.actors.placement import TIER
+from ister.actors.addresses import FETCHER_PATH, TIER
+from ister.actors.fetcher import Fetcher
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets, reader
 from tests.stage import Stage

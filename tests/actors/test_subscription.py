@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from ister.actors.addresses import node_of
 from ister.actors.asking import AGAIN_S, Asking
-from ister.actors.directory import node_of
 from ister.actors.messages import Deliver, Uploaded
 from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.actors.reliable_subscription import ReliableSubscription

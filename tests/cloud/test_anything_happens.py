@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from ister.actors.placement import TIER
+from ister.actors.addresses import TIER
 from ister.errors import StoreError
 from ister.storage.disk import Disk
 from ister.storage.simulated import SimulatedDisk

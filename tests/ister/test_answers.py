@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 import pytest
 
-from ister.actors.process import BROKER
+from ister.actors.addresses import BROKER
 from ister.answers import (
     FLAGS,
     Explanation,

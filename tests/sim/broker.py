@@ -14,10 +14,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-from ister.actors.directory import node_of
+from ister.actors.addresses import BROKER, TIER, node_of
 from ister.actors.envelope import open_mail
-from ister.actors.placement import TIER
-from ister.actors.process import BROKER, NodeDown, NodeUp
+from ister.actors.process import NodeDown, NodeUp
 from ister.actors.threads import Done, Purpose
 from ister.storage.disk import Disk
 from ister.storage.store import ObjectStore

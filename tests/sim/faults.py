@@ -6,8 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ister.actors.directory import node_of
-from ister.actors.placement import TIER
+from ister.actors.addresses import TIER, node_of
 from ister.errors import StoreError
 from ister.storage.tier import encode_topic
 from tests.sim.broker import Machine

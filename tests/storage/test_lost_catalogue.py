@@ -10,17 +10,10 @@ import pytest
 
 from ister.actors.broker import sweep_orphans
 from ister.errors import DamagedError, DiskFullError, StorageError
-from ister.storage.about import (
-    ABOUT_SUFFIX,
-    Abouts,
-    change_of,
-    cursor_name,
-    decode_about,
-    encode_about,
-    folder_of,
-)
+from ister.storage.about import ABOUT_SUFFIX, Abouts, change_of, decode_about, encode_about
 from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
 from ister.storage.disk import LocalDisk
+from ister.storage.folders import cursor_name, folder_of
 from ister.storage.lost_catalogue import open_catalogue
 from ister.storage.simulated import SimulatedDisk
 

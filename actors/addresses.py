@@ -1,0 +1,48 @@
+"""Where actors are: the names of the broker's processes, and the paths of actors in them; pure.
+
+An actor's address is a node, which is a process, and a path in it (`actors/runtime.py` has `Address`). Whatever is told
+to an actor that was not met before is told to one of these. Which worker something lives on is `actors/placement.py`.
+
+Invariants
+- two actors of one node never have one path, and a topic or subscription created again never has that of the one before
+- it imports none of the actors, so that whoever needs an address needs nobody's code
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+
+# ---- processes ---------------------------------------------------------------------------------------------------
+
+BROKER: Final = "broker"  # the Supervisor and the Directory
+TIER: Final = "tier"  # uploads and downloads
+
+
+def node_of(worker: int) -> str:
+    """Return the name of a worker's process."""
+    return f"worker-{worker}"
+
+
+# ---- actors of which there is one a process ----------------------------------------------------------------------
+
+PROCESS_PATH: Final = "process"  # in every process
+FRONTEND_PATH: Final = "frontend"  # in every worker, and in the tier
+DIRECTORY_PATH: Final = "directory"  # in the broker
+SUPERVISOR_PATH: Final = "supervisor"
+FETCHER_PATH: Final = "fetcher"  # in the tier
+RESTORER_PATH: Final = "restorer"
+
+
+# ---- actors of topics and subscriptions --------------------------------------------------------------------------
+
+
+def actor_path(kind: str, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> str:
+    """Return the path of an actor of a topic or subscription.
+
+    One created again under the same name has another, and never meets what was meant for the one before it.
+    """
+    path = f"{kind}/{topic.name}:{topic.incarnation.hex()}"
+    return path if subscription is None else f"{path}:{subscription.name}.{subscription.created_ms}"
