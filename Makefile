@@ -10,9 +10,10 @@ SEEDS  ?= 1000
 FIRST  ?= 0
 JOBS   ?= 2
 MINUTES ?= 20
+CONF   ?= conf/ister.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick quick-actors quick-others check bench crash sim soak serve clean python-version
+.PHONY: help demo test quick quick-actors quick-others check docs conf bench crash sim soak serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -39,11 +40,19 @@ quick-actors: $(STAMP)
 quick-others: $(STAMP)
 	@$(QUICK) tests/ister tests/transport tests/storage --ignore-glob='*_model.py' $(ARGS)
 
-check: $(STAMP) ## formatting, lint, types, import rules
+check: $(STAMP) ## formatting, lint, types, import rules, links and lines of Markdown
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.markdown
+
+docs: $(STAMP) $(VENV)/.docs ## build docs/ and the pages beside it as a site in build/docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "build/docs/docs/index.html"
+
+conf: $(STAMP) ## write conf/ister.toml from ister/defaults.py
+	@$(BIN)/python -c 'import ister.settings, pathlib; pathlib.Path("$(CONF)").write_text(ister.settings.settings_toml())'
 
 bench: $(STAMP) ## measure throughput and latency
 	@$(BIN)/ister bench $(ARGS)
@@ -74,4 +83,9 @@ $(STAMP): requirements.lock pyproject.toml | python-version
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.docs: docs/requirements.lock requirements.lock $(STAMP)
+	@echo "adding docs/requirements.lock to $(VENV)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r docs/requirements.lock
 	@touch $@

@@ -1,4 +1,4 @@
-"""Every example of README.md is run as it stands, twice: what is printed there works, and works again the next day.
+"""Every example of README.md and its like is run as it stands, twice: it works, and works again the next day.
 
 A comment before each block says how: `run: ...`, or `not run: ...` with the reason.
 """
@@ -24,6 +24,7 @@ from ister.ownbroker import OwnBroker, free_ports
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 BLOCK = re.compile(r"(?:<!-- (?P<how>[^\n]*) -->\n)?```(?P<language>sh|python)\n(?P<code>.*?)```", re.DOTALL)
 ENDPOINT = "tcp://127.0.0.1:5555"
 STORE = "gs://my-ister/production"
@@ -32,26 +33,27 @@ CLIENT = f'import ister\nclient = ister.connect("{ENDPOINT}")\n'
 
 @dataclass(frozen=True)
 class Example:
-    """A block of README.md."""
+    """A block of a document."""
 
+    document: str
     line: int
     how: str
     language: str
     code: str
 
     def __str__(self) -> str:
-        return f"line {self.line}"
+        return f"{self.document} line {self.line}"
 
 
 def examples() -> list[Example]:
-    """Return the blocks of README.md, in order."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return [
-        Example(
-            text.count("\n", 0, found.start("code")), found["how"] or "", found["language"], found["code"]
-        )
-        for found in BLOCK.finditer(text)
-    ]
+    """Return the blocks of all documents, in order."""
+    found: list[Example] = []
+    for path in [each for pattern in DOCUMENTS for each in sorted(ROOT.glob(pattern))]:
+        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
+        for block in BLOCK.finditer(text):
+            line = text.count("\n", 0, block.start("code"))
+            found.append(Example(name, line, block["how"] or "", block["language"], block["code"]))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,24 @@ def test_the_commands_work_twice(example: Example, broker: OwnBroker, tmp_path: 
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "example", [each for each in examples() if each.how.startswith("run: checkout")], ids=str
+)
+def test_the_commands_for_a_checkout_work(example: Example, broker: OwnBroker) -> None:
+    """Line by line, where they are meant to be typed."""
+    for line in example.code.splitlines():
+        done = subprocess.run(
+            ["bash", "-c", line],
+            env=environment(broker),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
 def running(code: str, broker: OwnBroker) -> subprocess.Popen[str]:
     """Start a program of README.md, which may presume a client."""
     preamble = "" if re.search(r"^import ister$|^import signal", code, re.MULTILINE) else CLIENT
@@ -142,7 +162,14 @@ def test_the_programs_work_twice(example: Example, broker: OwnBroker) -> None:
     """Each as it stands, with a client where it presumes one; who asks finds the server that README has next."""
     beside = None
     if "with the next one" in example.how:
-        beside = running(next(each.code for each in PROGRAMS if each.line > example.line), broker)
+        beside = running(
+            next(
+                each.code
+                for each in PROGRAMS
+                if each.document == example.document and each.line > example.line
+            ),
+            broker,
+        )
         with ister.connect(broker.endpoint) as client:
             client.create_topic("prices", dispatch="non-reliable", exist_ok=True)
             deadline = time.monotonic() + 30

@@ -1,0 +1,99 @@
+"""Tests of tests/markdown.py, the lint of documents, and of what else keeps documents true."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ister.settings import settings_toml
+from tests import markdown
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """Return a folder with a module and a page in it."""
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / "wal.py").write_text(
+        "LIMIT = 1\n\n\nclass Wal:\n    size: int = 0\n\n    def append(self): ...\n"
+    )
+    (tmp_path / "page.md").write_text("# A page\n\n## What `wal.py` does, and why\n\n## Twice\n\n## Twice\n")
+    return tmp_path
+
+
+def complaints(house: Path, text: str) -> list[str]:
+    """Return what is wrong with a page that holds `text`."""
+    page = house / "docs.md"
+    page.write_text(text, encoding="utf-8")
+    return list(markdown.problems(page, house))
+
+
+def test_the_documents_have_no_broken_links_and_no_long_lines() -> None:
+    """`make check` asks the same."""
+    assert [each for path in markdown.files(ROOT) for each in markdown.problems(path, ROOT)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 120,
+        "| " + "x" * 200 + " |",
+        "```\n" + "x" * 200 + "\n```",
+        "[a](page.md) [b](page.md#what-walpy-does-and-why) [c](page.md#twice-1) [d](storage/)",
+        "# Here\n[here](#here) [out](https://example.com/none) [mail](mailto:a@example.com)",
+        "`storage/wal.py` `storage/wal.py::Wal.append` `storage/wal.py::Wal.size` `storage/wal.py::LIMIT`",
+        "```\n[in code](nowhere.md)\n```",
+        "`no/path` `nothing.py` `orders/*`",
+    ],
+)
+def test_what_is_right_is_let_be(house: Path, text: str) -> None:
+    """Long tables and code, links that lead somewhere, and words that only look like paths."""
+    assert complaints(house, text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x" * 121, "docs.md:1: 121 columns are over 120"),
+        ("\n[a](nowhere.md)", "docs.md:2: the link to nowhere.md leads to no file"),
+        ("[a](page.md#nothing)", "leads to no heading of page.md"),
+        ("[a](#nothing)", "leads to no heading of docs.md"),
+        ("`storage/gone.py`", "there is no file storage/gone.py"),
+        ("`storage/wal.py::Gone`", "storage/wal.py defines no Gone"),
+        ("`storage/wal.py::Wal.gone`", "storage/wal.py defines no Wal.gone"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(house: Path, text: str, problem: str) -> None:
+    """One complaint each, that says which line and what about it."""
+    (found,) = complaints(house, text)
+    assert problem in found
+
+
+def test_the_lint_says_by_its_exit_code_whether_all_is_well(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 without a complaint, else 1, with the complaints printed."""
+    assert (markdown.main(house), capsys.readouterr().out) == (0, "")
+    (house / "docs.md").write_text("[a](nowhere.md)")
+    assert (markdown.main(house), "nowhere.md" in capsys.readouterr().out) == (1, True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_conf_writes_the_settings(tmp_path: Path) -> None:
+    """The file that `make conf` writes is the defaults, word for word."""
+    binaries, file = Path(sys.executable).parent, tmp_path / "ister.toml"
+    installed = tmp_path / "installed"
+    installed.touch()
+    subprocess.run(
+        ["make", "-s", "conf", f"BIN={binaries}", f"STAMP={installed}", "-o", str(installed), f"CONF={file}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=50,
+    )
+    assert file.read_text(encoding="utf-8") == settings_toml()
