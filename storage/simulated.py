@@ -63,15 +63,28 @@ class SimulatedFile:
         self._disk = disk
         self._inode = inode
         self._open = True
-        self.written = 0
+        self.written = 0  # how often
+        self._synced = 0  # so many of those are on the disk
         disk.open_files += 1
+
+    def _begin(self) -> None:
+        """Where files rest, find the file again by its name, as whoever gave its descriptor up. Raises OSError."""
+        if not self._disk.rests:
+            return
+        if not self._open:
+            raise OSError(errno.EBADF, "it was closed", self.path)
+        if self._synced == self.written and self._disk.named(self.path) is not self._inode:
+            raise OSError(errno.ESTALE, "it is another file than the one that was written", self.path)
 
     def pread(self, length: int, position: int) -> bytes:
         """Return up to `length` bytes from `position`."""
+        self._begin()
         return bytes(self._inode.live[position : position + length])
 
     def pwritev(self, buffers: Sequence[Buffer], position: int) -> int:
         """Write all buffers end to end; on a full disk as much as fits, and DiskFullError."""
+        self._begin()
+        self.written += 1
         self._disk.happens("write", self.path)
         joined = b"".join(buffers)
         inode = self._inode
@@ -90,18 +103,23 @@ class SimulatedFile:
 
     def datasync(self) -> None:
         """Make the contents durable; if that fails, they look as if they were."""
+        self._begin()
         try:
             self._disk.happens("sync", self.path)
         except OSError:
             self._inode.unsynced.clear()
             raise
         self._inode.sync()
+        self.settled(self.written)
 
     def settled(self, written: int) -> None:
-        """Nothing: it never rests."""
+        """Note that the first `written` writes are on the disk."""
+        self._synced = max(self._synced, written)
 
     def truncate(self, size: int) -> None:
         """Set the length."""
+        self._begin()
+        self.written += 1
         self._disk.happens("truncate", self.path)
         given_back = self._inode.blocks.subtract(size, 1 << 62)
         if self._disk.room is not None:
@@ -111,6 +129,7 @@ class SimulatedFile:
 
     def size(self) -> int:
         """Return the length in bytes."""
+        self._begin()
         return len(self._inode.live)
 
     def close(self) -> None:
@@ -148,6 +167,9 @@ class SimulatedDisk:
         self.room: int | None = None  # bytes that can still be given to files, None for any number
         self.operations = 0
         self.open_files = 0
+        self.rests = (
+            False  # a file that has all its writes on the disk is found again by its name at each use
+        )
         self.locked: set[str] = set()
         self.folders: set[str] = set()
         self._names: dict[str, _Inode] = {}
@@ -174,6 +196,10 @@ class SimulatedDisk:
         self.room = 0
         blocks.add(first, end)
         return end - first
+
+    def named(self, path: str) -> _Inode | None:
+        """Return what has this name."""
+        return self._names.get(path)
 
     def _inode(self, path: str) -> _Inode:
         found = self._names.get(path)
@@ -338,6 +364,7 @@ class SimulatedDisk:
         """Return the disk as it may be when power comes back."""
         after = SimulatedDisk()
         after.folders, after.on_name = set(self.folders), self.on_name
+        after.rests = self.rests
         for changes in self._unsynced.values():  # a folder's changes become durable in order
             self._set_durable(changes[: random.randint(0, len(changes))])
         twins: dict[int, _Inode] = {}

@@ -527,7 +527,7 @@ class Oracle:
             self.violated(f"{who} is told {code}: {header[Key.TEXT]}")
 
     def check_told(self) -> None:
-        """At rest, everybody who had to do with a topic that was deleted knows it."""
+        """At rest, who had to do with a topic that was deleted knows it, and acknowledgments are written."""
         for session in self._tokens.values():
             if not self._alive(session) or session.uncertain:
                 continue
@@ -538,8 +538,12 @@ class Oracle:
                     )
             for consumer in session.consumers.values():
                 topic = consumer.subscription.topic
-                if consumer.opened and not consumer.closing and topic is not self.topics[topic.name]:
+                if not consumer.opened or consumer.closing or consumer.opening is not None:
+                    continue
+                if topic is not self.topics[topic.name]:
                     self.violated(f"{consumer} was never told that {topic.name} is gone")
+                if asked := [ref for ref, _ranges, _waits in consumer.pending if ref is not None]:
+                    self.violated(f"{consumer} of {consumer.subscription} asked for DONE in vain: {asked}")
 
     def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         session = self._sessions.get((router.machine, routing))

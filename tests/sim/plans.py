@@ -106,6 +106,9 @@ class Plan:
     steps_clocks: bool = False  # the brokers' clocks are set, by up to a year
     pattern: PatternPlan | None = None
     remade: RemadePlan | None = None
+    rests_files: bool = False  # descriptors of files are given up as soon as they may be
+    rest_at_s: float = 0.0  # when nobody sends anything, and nobody wants anything
+    rest_s: float = 0.0  # for so long
 
 
 def draw_plan(random: Random) -> Plan:
@@ -165,6 +168,15 @@ def draw_besides(random: Random, plan: Plan) -> None:
         plan.remade = draw_remade(random, cloud=plan.cloud, lasts_s=plan.lasts_s)
         if plan.pattern is not None and random.random() < 0.5:
             plan.remade.name = f"{FOLDER}/again"  # it matches
+    if "lose object" in plan.faults and random.random() < 0.5:  # before anybody has got what is in it
+        plan.lasts_s, plan.faults["kill worker"] = 8.0, 10
+        for topic in plan.topics:
+            for ways in [each for subscription in topic.subscriptions for each in subscription.consumers]:
+                ways.credit = 1
+    plan.rests_files = random.random() < 0.3
+    if random.random() < 0.1:
+        plan.rest_at_s = plan.lasts_s * random.choice((0.3, 0.6))
+        plan.rest_s = random.choice((12.0, 25.0))
 
 
 def _slow_down(plan: Plan) -> None:

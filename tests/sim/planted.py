@@ -23,6 +23,7 @@ from ister.errors import DamagedError, IsterError
 from ister.storage import upload
 from ister.storage.catalogue import TopicMeta
 from ister.storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
+from ister.storage.disk import File
 from ister.storage.opening import _Opening
 from ister.storage.producers import ProducerTable
 from ister.storage.reader import FoundTime, Reader
@@ -292,6 +293,20 @@ def deleted_stays_stored() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def name_before_rename() -> Iterator[None]:
+    """A file that was renamed and rests is looked for under the name that it had before."""
+
+    def put(self: Compaction, path: str) -> File:
+        file = original(self, path)
+        file.path = self.path
+        return file
+
+    original = Compaction.put
+    with patch.object(Compaction, "put", put):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -307,6 +322,7 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "anybody-deletes": anybody_deletes,
     "gaps-called-retention": gaps_called_retention,
     "pattern-at-latest": pattern_at_latest,
+    "name-before-rename": name_before_rename,
     "deletion-untold": deletion_untold,
     "deleted-stays-stored": deleted_stays_stored,
     "waits-forgotten": waits_forgotten,

@@ -144,6 +144,8 @@ class Producing(Program):
         if self.left <= 0 or self.world.quiet:
             return
         self.later(self.ways.every_s * (0.5 + self.random.random()), self.send)
+        if self.world.resting:
+            return
         if not producer.publication.opened and self.random.random() < 0.5:
             return  # most programs wait until they are let in
         try:
@@ -476,7 +478,7 @@ class Operating(Program):
     def decide(self) -> None:
         """Do one thing, once the one before is answered."""
         self.later(0.2 + self.random.random(), self.decide)
-        if self.asked is not None and not self.asked.done:
+        if self.world.resting or (self.asked is not None and not self.asked.done):
             return
         if self.asked is not None and self.asked.error is not None:
             self.world.counts[f"operator {self.asked.error.code}"] += 1

@@ -102,6 +102,7 @@ class World:
         self.oracle = Oracle(self.clock, self.trace, SESSION_TIMEOUT_MS / 1000)
         self.network = Network(self.loop, self.random, self.counts)
         self.quiet = False  # nothing fails any more, nothing new is sent, everything is acknowledged
+        self.resting = False  # nobody sends, nobody asks
         self.plan = draw_plan(self.random) if plan is None else plan
         self.more = Random(
             f"more of {seed}"
@@ -160,7 +161,11 @@ class World:
         try:
             self._set_up()
             end = self.clock.now_s + self.plan.lasts_s
+            rest_at_s = self.clock.now_s + self.plan.rest_at_s if self.plan.rest_s else end
             while self.clock.now_s < end:
+                if self.clock.now_s >= rest_at_s:
+                    self._rest()
+                    end, rest_at_s = end + self.plan.rest_s, float("inf")
                 self.loop.advance(self.random.choice((0.01, 0.05, 0.3)))
                 self._check()
                 self.faults.step()
@@ -174,6 +179,18 @@ class World:
             raise HistoryError(self.seed, [*self.oracle.violations, str(error)], self.trace) from error
         finally:
             self._close()
+
+    def _rest(self) -> None:
+        """Let everybody rest, for longer than anything is kept open for; things go wrong more seldom meanwhile."""
+        self.resting, end = True, self.clock.now_s + self.plan.rest_s
+        self.trace.note("rest")
+        while self.clock.now_s < end:
+            for _ in range(4):
+                self.loop.advance(1.0)
+                self._check()
+            self.faults.step()
+        self.resting = False
+        self.trace.note("awake")
 
     def _set_up(self) -> None:
         plan = self.plan
@@ -189,6 +206,7 @@ class World:
             trace=self.trace,
             **self._flags(),
         )
+        machine.disk.rests = plan.rests_files
         self.oracle.clocks["a"] = machine.wall
         self.oracle.has_store = plan.cloud
         if plan.cloud:
@@ -249,6 +267,7 @@ class World:
             waits_for_store=True,
             **self._flags(),
         )
+        machine.disk.rests = self.plan.rests_files
         self.oracle.clocks["b"] = machine.wall
         machine.use_store(self.store)
         self.faults_done["takeover"] += 1
