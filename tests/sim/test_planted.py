@@ -20,6 +20,8 @@ FIRST = {
     "key-too-early": 35,
     "fenced-writer-counted": 13,
     "dedup-forgotten": 13,
+    "settings-of-creation": 264,
+    "lifted-retention-unheard": 79,
     "raw-times": 70,
     "takers-lose": 5,
     "anybody-deletes": 59,
