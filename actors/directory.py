@@ -73,6 +73,7 @@ log = logging.getLogger("ister.directory")
 ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
 STORE_WITHIN_S: Final = 1.5  # what only the store has to say is waited for so long
 ERASE_AGAIN_S: Final = 30.0  # mail is no promise: what is to be deleted from the store is asked for again
+DELETE_AGAIN_S: Final = 1.0  # what nobody said to be deleted, once it was waited for
 ENTER_AGAIN_S: Final = 5.0  # what came back from the store is entered on a disk that has room again
 PAGE_MAX: Final = 500  # entries of one listing: some 200 bytes each, far below RESULT_BYTES_MAX
 STRATEGIES: Final = ("reliable", "non-reliable")
@@ -658,7 +659,7 @@ class Directory(LoopActor):
 
         def finish(answers: list[dict[str, Any]]) -> dict[str, Any]:
             said = self._leaving.pop(topic.incarnation, None)
-            if len(answers) < len(nodes) and topic.dispatch == "reliable":
+            if len(answers) < len(nodes):
                 self._note_left(topic, tickets, ticket, gathering.answers)
             if said is not None:
                 self._note_erased(said)
@@ -686,6 +687,7 @@ class Directory(LoopActor):
         """Remember what nobody has said to be deleted."""
         left = [subscription for each, subscription in tickets.items() if each not in answers]
         self._left[topic.incarnation] = (topic, left, of_log not in answers)
+        self.call_later(DELETE_AGAIN_S, self._delete_left)  # mail is no promise; its clients must hear of it
 
     def _delete_left(self) -> None:
         """Have deleted what was left here of deleted topics, by those who are there now."""

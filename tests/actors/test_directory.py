@@ -191,6 +191,42 @@ def test_a_worker_that_does_not_answer_is_given_up(make_stage: Callable[..., Sta
     assert [each["node"] for each in status["processes"]] == ["broker", "worker-0", "worker-1"]
 
 
+@pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
+def test_a_deletion_that_a_worker_never_heard_of_is_told_again(
+    make_stage: Callable[..., Stage], dispatch: str
+) -> None:
+    """Whoever sends to the topic, or consumes it, hears in some seconds that it is gone, and nothing of it is left."""
+    stage = make_stage(2, protocol__session_timeout_ms=60_000)
+    name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
+    client = stage.client(0)
+    client.patience_s = 10
+    client.request("topic.create", topic=name, dispatch=dispatch)
+    producer = stage.at_topic(name)
+    assert producer.open_producer(1, name, 7).kind == Type.OPENED
+    consumer = stage.at_subscription(name, "s")
+    assert consumer.open_consumer(1, name, "s", "shared").kind == Type.OPENED
+    stage.hold("broker", "worker-1")
+    stage.hold("broker", "worker-0")
+    client.say(
+        {
+            Key.TYPE: Type.REQUEST,
+            Key.REF: 99,
+            Key.OPERATION: "topic.delete",
+            Key.ARGUMENTS: {"topic": name},
+        }
+    )
+    stage.settle()
+    stage.holding.clear()
+    stage.let_go("broker", "worker-1")
+    stage.let_go("broker", "worker-0")
+    assert client.expect(Type.RESULT, ref=99, timeout_s=6).result["deleted"] == name
+    assert producer.expect(Type.ERROR, handle=1, timeout_s=3).code == "topic-deleted"
+    assert consumer.expect(Type.ERROR, handle=1, timeout_s=3).code == "topic-deleted"
+    stage.advance(7)
+    assert stage.actors("topic") == []
+    assert stage.actors("subscription") == []
+
+
 def test_who_dies_is_not_waited_for(make_stage: Callable[..., Stage]) -> None:
     """A request that waits for a process which is gone is answered when that is known, with what there is."""
     stage = make_stage(2)
