@@ -101,6 +101,7 @@ class Machine(Stage):
         self.network, self.tap, self.trace = network, tap, trace
         self.wall = WallClock()
         self.slow_disk_s = 0.0
+        self.lost_mail = False
         self.had_tier = False
         self.dies: tuple[str, int] | None = None  # a node that is killed at work, after so many operations
         self.on_death: Callable[[str], None] = lambda _node: None
@@ -276,6 +277,7 @@ class Machine(Stage):
             if self.overflow is None or len(self.holding) < self.overflow:
                 self.holding.append(entry)
             else:
+                self.lost_mail = True
                 self.trace.note("mail dropped", sender.node, node)
             return
         self._in_lane(

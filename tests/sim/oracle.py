@@ -526,24 +526,26 @@ class Oracle:
         elif code in ("ack-unknown", "internal", "malformed"):
             self.violated(f"{who} is told {code}: {header[Key.TEXT]}")
 
-    def check_told(self) -> None:
-        """At rest, who had to do with a topic that was deleted knows it, and acknowledgments are written."""
+    def untold(self) -> list[str]:
+        """Return who had to do with a topic that was deleted and was not told, or asked for DONE in vain."""
+        found = []
         for session in self._tokens.values():
             if not self._alive(session) or session.uncertain:
                 continue
-            for topic in session.of.values():
-                if topic is not None and topic is not self.topics[topic.name]:
-                    self.violated(
-                        f"a producer of session {session.routing!r} was never told that {topic.name} is gone"
-                    )
+            found += [
+                f"a producer of {session.routing!r} was never told that {topic.name} is gone"
+                for topic in session.of.values()
+                if topic is not None and topic is not self.topics[topic.name]
+            ]
             for consumer in session.consumers.values():
                 topic = consumer.subscription.topic
                 if not consumer.opened or consumer.closing or consumer.opening is not None:
                     continue
                 if topic is not self.topics[topic.name]:
-                    self.violated(f"{consumer} was never told that {topic.name} is gone")
+                    found.append(f"{consumer} was never told that {topic.name} is gone")
                 if asked := [ref for ref, _ranges, _waits in consumer.pending if ref is not None]:
-                    self.violated(f"{consumer} of {consumer.subscription} asked for DONE in vain: {asked}")
+                    found.append(f"{consumer} of {consumer.subscription} asked for DONE in vain: {asked}")
+        return found
 
     def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         session = self._sessions.get((router.machine, routing))

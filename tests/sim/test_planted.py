@@ -28,7 +28,7 @@ FIRST = {
     "pattern-at-latest": 2,
     "made-meanwhile-unheard": 2,
     "waits-forgotten": 35,
-    "deletion-untold": 5,
+    "deletion-untold": 14,
     "failed-seek-in-force": 24,
     "gaps-called-retention": 348,
     "name-before-rename": 29,

@@ -38,6 +38,7 @@ from tests.stage import StagedClient, StagedClock, StagedLoop
 
 DRAIN_S = 90.0  # of virtual time, within which everything must have come to rest once nothing fails any more
 TRIMMED_S = 65.0  # the store's history is cut once a minute at most
+TOLD_S = 45.0  # where mail of a deletion was lost, who was to get it is asked again every half minute
 SESSION_TIMEOUT_MS = 4000
 HEARTBEAT_MS = 1500
 SLOTS = 64  # of Key-Shared: sixteen thousand take a while to share out, and there are ten keys
@@ -391,7 +392,12 @@ class World:
         """Read every reliable topic from its beginning, and ask where the cursors are."""
         lifted = any(topic.limits.answered_s > 0 for topic in self.oracle.topics.values())
         self.loop.advance(TRIMMED_S if lifted and self.plan.cloud else 2.0)
-        self.oracle.check_told()
+        lost = any(machine.lost_mail for machine in self.machines.values())
+        end_s = self.clock.now_s + (TOLD_S if lost else 0.0)
+        while (untold := self.oracle.untold()) and self.clock.now_s < end_s:
+            self.loop.advance(2.0)
+        for what in untold:
+            self.oracle.violated(what)
         for topic in self.oracle.topics.values():
             if topic.strategy != "reliable":
                 continue
