@@ -17,6 +17,7 @@ from ister.errors import (
     ForkedError,
     IsterError,
     LocalProtocolError,
+    NotInstalledError,
     RemoteError,
     RemoteProtocolError,
     TimeoutExpiredError,
@@ -25,6 +26,7 @@ from ister.errors import (
 from ister.message import BaseMessage, Batch, BatchReceipt, BrokerEvent, Event, Message, Published, Receipt
 from ister.producer import Producer
 from ister.reader import Reader
+from ister.version import __version__
 
 __all__ = [
     "BaseMessage",
@@ -42,6 +44,7 @@ __all__ = [
     "IsterError",
     "LocalProtocolError",
     "Message",
+    "NotInstalledError",
     "Producer",
     "Published",
     "Reader",
@@ -50,5 +53,6 @@ __all__ = [
     "RemoteProtocolError",
     "TimeoutExpiredError",
     "UsageError",
+    "__version__",
     "connect",
 ]

@@ -32,6 +32,7 @@ from ister.receiver import Receiver
 from ister.requests import SubscriptionOptions
 from ister.session import Request
 from ister.subscriptions import SUBSCRIPTION_TYPES, SubscriptionType
+from ister.version import __version__
 from ister.wildcard import WildcardConsumer
 
 BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
@@ -41,7 +42,7 @@ CREDIT_BYTES: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
 DIAGNOSIS_S: Final = 1.0  # how much longer a request that nobody answered may take to say why
 DIAGNOSIS_MAX: Final = 20  # subscriptions looked at for that
-CLIENT_TEXT: Final = "ister-python/0.1.0"
+CLIENT_TEXT: Final = f"ister-python/{__version__}"
 
 Start = Position
 R = TypeVar("R", bound=Receiver)

@@ -18,8 +18,6 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Final, Self
 
-import setproctitle
-
 from ister.clock import SystemClock
 from ister.errors import IsterError, TimeoutExpiredError
 
@@ -127,7 +125,12 @@ def _child(
     control: Connection, name: str, target: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    setproctitle.setproctitle(f"ister: {name}")
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        pass  # comes with the extra `broker`; a client does without
+    else:
+        setproctitle(f"ister: {name}")
     try:
         target(control, *arguments)
     except (EOFError, ConnectionResetError, BrokenPipeError):

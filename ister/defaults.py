@@ -10,6 +10,8 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from ister import subscription_defaults as standard
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -253,7 +255,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "A message held longer without an acknowledgment is redelivered. A consumer that is gone is noticed by its "
             "session long before; this is for one that is there and stuck, so it must outlast the work on a message.",
         ),
-    ] = 300_000
+    ] = standard.ACK_TIMEOUT_MS
     backoff_ms_min: Annotated[
         int,
         _number(
@@ -263,7 +265,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "How long a message waits that failed once, twice as long each time after. 0: it comes again at once, "
             "thousands of times a second where a program refuses whatever comes.",
         ),
-    ] = 1_000
+    ] = standard.BACKOFF_MS_MIN
     backoff_ms_max: Annotated[
         int,
         _number(
@@ -272,7 +274,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             86_400_000,
             "The longest of these waits: a dependency that is back is noticed within it.",
         ),
-    ] = 60_000
+    ] = standard.BACKOFF_MS_MAX
     max_deliveries: Annotated[
         int,
         _number(
@@ -283,7 +285,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "for ever. With the back-off 20 take a quarter of an hour, so that a dependency that is down for ten "
             "minutes makes no dead letters.",
         ),
-    ] = 20
+    ] = standard.MAX_DELIVERIES
     buffer_messages_max: Annotated[
         int,
         _number(
@@ -292,7 +294,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             100_000_000,
             "Non-reliable: messages kept for a consumer without credit before any drop.",
         ),
-    ] = 100_000
+    ] = standard.BUFFER_MESSAGES_MAX
     buffer_bytes_max: Annotated[
         int,
         _number(
@@ -301,14 +303,14 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             4 * GIB,
             "Non-reliable: bytes kept for a consumer without credit; consumers times this is memory.",
         ),
-    ] = 16 * MIB
+    ] = standard.BUFFER_BYTES_MAX
     drop: Annotated[
         Literal["oldest", "newest"],
         _text(
             "end",
             "Non-reliable: which end of a full buffer is dropped; oldest keeps a slow consumer near the present.",
         ),
-    ] = "oldest"
+    ] = standard.DROP
 
 
 class SupervisionSettings(_Section, frozen=True, kw_only=True):

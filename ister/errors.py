@@ -10,6 +10,7 @@
     ├── LocalProtocolError        this side was about to break the protocol                   fix
     ├── RemoteProtocolError       the other side broke the protocol                           stop
     ├── SettingsError             a setting is unknown or out of its range                    fix
+    ├── NotInstalledError         a library is missing that an extra of the package installs  fix
     ├── StorageError              the local log or catalogue cannot do what was asked
     │   ├── DiskFullError         no space left; nothing was written                          retry
     │   ├── LogFailedError        a write or an fsync failed; the log must be opened again    retry
@@ -154,6 +155,13 @@ class SettingsError(IsterError):
     """A setting is unknown, or out of its range."""
 
     code = "invalid-setting"
+    action: Action = "fix"
+
+
+class NotInstalledError(IsterError, ImportError):
+    """A library is missing that only an extra of the package installs; the text has the command."""
+
+    code = "not-installed"
     action: Action = "fix"
 
 

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ister.errors import IsterError
+from ister.extras import need
 
 READY_WITHIN_S: Final = 30.0
 STOP_WITHIN_S: Final = 15.0
@@ -65,7 +66,8 @@ class OwnBroker:
         return self._log
 
     def start(self) -> None:
-        """Start it and wait until clients can connect; raises `BrokerNotUpError`."""
+        """Start it and wait until clients can connect; raises `BrokerNotUpError`, `NotInstalledError`."""
+        need("broker", "a broker on this machine")
         for attempt in range(1, TRIES + 1):
             self._process = self._spawn(free_ports(self._workers))
             line = self._first_line(self._process)

@@ -11,7 +11,8 @@ A store is `file:///folder` or `gs://bucket/prefix`, as `ister serve --store` ta
 get objects is needed; nothing is written. What the store has is what was uploaded: a broker seals and uploads a segment
 when it is full or old enough, so the newest messages may still be in the broker's own log alone.
 
-The broker's storage package is imported when a function here is called, never by `import ister`.
+The broker's storage package is imported when a function here is called, never by `import ister`. What it needs
+comes with an extra: `ister[gcs]` for a bucket, `ister[broker]` for a folder.
 
 Invariants
 - messages come in order of offsets, none missing and none twice: what is not there is an error, never a skip
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ister import wire
 from ister.errors import UsageError
+from ister.extras import need_for_store
 from ister.message import Batch, Delivery, Message
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def topics(url: str) -> list[StoredTopic]:
 
     Raises UsageError for an address that means no store, StoreError.
     """
+    need_for_store(url, "reading")
     from ister.storage.replay import list_topics
 
     with _opened(url) as store:
@@ -52,6 +55,7 @@ def history(url: str, topic: str, *, incarnation: str | None = None) -> History:
 
     `incarnation` (hexadecimal) chooses among topics of the same name. Raises UsageError, StoreError.
     """
+    need_for_store(url, "reading")
     from ister.storage.replay import list_history
 
     with _opened(url) as store:
@@ -65,6 +69,7 @@ class Reader:
         self, url: str, topic: str, *, incarnation: str | None = None, prefetch: int = PREFETCH
     ) -> None:
         """List what there is. Raises UsageError `unknown-topic`, StoreError."""
+        need_for_store(url, "reading")
         from ister.storage.replay import Replay
         from ister.storage.stores import open_store
 
@@ -171,6 +176,7 @@ def verify(
 
     `progress` is called with the bytes checked so far. Raises UsageError, StoreError if the store fails.
     """
+    need_for_store(url, "reading")
     from ister.storage.replay import verify_history
 
     with _opened(url) as store:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ister
 from ister.ownbroker import free_ports
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -68,6 +71,18 @@ def test_a_wheel_has_one_package(built: Path) -> None:
         missing = {path.name for path in (ROOT / folder).glob("*.py")} - inside
         assert missing == ({"simulated.py"} if folder == "storage" else set())
     assert {"ister/py.typed", "ister/transport/PROTOCOL.md", "ister/storage/FORMAT.md"} <= set(names)
+
+
+def test_a_wheel_asks_for_what_a_client_needs_and_has_the_rest_in_extras(built: Path) -> None:
+    """Installing it brings no broker's library and nothing of Google's; its version is that of the code."""
+    (wheel,) = built.glob("*.whl")
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = Parser().parsestr(archive.read(name).decode())
+    needed = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
+    assert {re.split("[^a-z0-9]", each)[0] for each in needed} == {"cbor2", "click", "pyzmq", "rich"}
+    assert {"all", "broker", "gcs"} <= set(metadata.get_all("Provides-Extra", []))
+    assert metadata["Version"] == ister.__version__
 
 
 def test_an_sdist_has_what_a_wheel_and_its_tests_are_made_of(built: Path) -> None:

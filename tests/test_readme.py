@@ -218,12 +218,16 @@ def test_it_is_installed_as_it_says(tmp_path: Path) -> None:
     (example,) = [each for each in examples() if each.how == "run: install"]
     lines = [line.partition("#")[0].strip() for line in example.code.splitlines()]
     *install, serve = lines
-    assert install == ["python3 -m venv ister-env", ". ister-env/bin/activate", "pip install ."]
+    assert install == [
+        "python3 -m venv ister-env",
+        ". ister-env/bin/activate",
+        "pip install '.[broker]'",
+    ]
     endpoint = f"tcp://127.0.0.1:{free_ports(1)}"
     script = [
         f"{shlex.quote(sys.executable)} -m venv ister-env",
         install[1],
-        f"pip install --quiet --disable-pip-version-check {shlex.quote(str(ROOT))}",
+        f"pip install --quiet --disable-pip-version-check {shlex.quote(f'{ROOT}[broker]')}",
         "ister --version",
         f"{serve} --listen {endpoint} --workers 1 --json & sleep 1",
         f"for try in $(seq 60); do ister status -e {endpoint} --timeout 1 >/dev/null 2>&1 && break; done",

@@ -6,13 +6,13 @@ up to the broker's packages.
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Final
 
 import click
 
 from ister.cli.command import CONTEXT, Group, run
 from ister.cli.outcome import EXIT_CODES_HELP
+from ister.version import __version__
 
 _COMMANDS: Final = {
     "serve": ("ister.cli.serve:serve", "Run a broker on this machine."),
@@ -43,16 +43,9 @@ Examples:
   ister consume orders --subscription billing --start earliest"""
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("ister")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        click.echo(f"ister {_version()}")
+        click.echo(f"ister {__version__}")
         ctx.exit()
 
 

@@ -17,6 +17,7 @@ from ister.errors import (
     ConnectionLostError,
     IsterError,
     LockedError,
+    NotInstalledError,
     SettingsError,
     StorageError,
     TimeoutExpiredError,
@@ -57,6 +58,7 @@ _HINTS: Final[dict[str, str]] = {
     "address-in-use": "stop what listens there, or give another address with --listen",
     "catalogue-lost": "put a copy of catalogue.sqlite back, or begin without what it knew: --rebuild-catalogue",
     "data-unwritable": "give a folder that this user may write, with --data",
+    "not-installed": "run that in the environment of this `ister`",
     "invalid-setting": "correct it where it was given; conf/ister.toml lists every setting",
 }
 _ACTIONS: Final[dict[str, str]] = {
@@ -82,7 +84,7 @@ def exit_code_of(error: IsterError) -> int:
             return TRY_AGAIN
         case StorageError():
             return CANNOT_WRITE
-        case UsageError():
+        case UsageError() | NotInstalledError():
             return USAGE
     return TRY_AGAIN if error.action == "retry" else FAILED
 

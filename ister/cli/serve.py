@@ -15,6 +15,7 @@ import click
 from ister.cli.command import Command
 from ister.cli.options import ENDPOINT_DEFAULT, json_option
 from ister.errors import IsterError, SettingsError, StorageError
+from ister.extras import need, need_for_store
 
 if TYPE_CHECKING:
     from ister.actors.broker import BrokerReady
@@ -73,6 +74,7 @@ def serve(
     as_json: bool,
 ) -> None:
     """Run a broker in the foreground, until Ctrl-C or SIGTERM."""
+    need("broker", "`ister serve`")
     from ister.actors.broker import describe_ready, run_broker
     from ister.settings import load_settings
 
@@ -86,6 +88,8 @@ def serve(
         **dict(map(_split_set, sets)),
     }
     settings = load_settings(config, os.environ, overrides)
+    if settings.server.store:
+        need_for_store(settings.server.store, "`ister serve`")
 
     def on_ready(ready: BrokerReady) -> None:
         print(json.dumps(describe_ready(ready)) if as_json else _greeting(ready), flush=True)

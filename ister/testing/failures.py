@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from ister import subscription_defaults as standard
 from ister import wire
-from ister.settings import SubscriptionSettings
 from ister.testing.model import Record, Subscription, Topic
 
 REDRIVE: Final = "redrive"
 _SUFFIX: Final = ".dlq"
-_DEFAULTS: Final = SubscriptionSettings()
 
 
 def options_of(subscription: Subscription) -> dict[str, Any]:
@@ -18,17 +17,19 @@ def options_of(subscription: Subscription) -> dict[str, Any]:
     given, topic = subscription.settings, subscription.topic
     if topic.strategy != "reliable":
         return {
-            name: getattr(_DEFAULTS, name) for name in ("buffer_messages_max", "buffer_bytes_max", "drop")
+            "buffer_messages_max": standard.BUFFER_MESSAGES_MAX,
+            "buffer_bytes_max": standard.BUFFER_BYTES_MAX,
+            "drop": standard.DROP,
         } | given
     low, high = given.get("backoff_ms_min"), given.get("backoff_ms_max")
     if low is None:
-        low = _DEFAULTS.backoff_ms_min if high is None else min(_DEFAULTS.backoff_ms_min, high)
+        low = standard.BACKOFF_MS_MIN if high is None else min(standard.BACKOFF_MS_MIN, high)
     letters = topic.settings.get("dead_letters") or topic.name.endswith(_SUFFIX)
     return {
-        "ack_timeout_ms": _DEFAULTS.ack_timeout_ms,
+        "ack_timeout_ms": standard.ACK_TIMEOUT_MS,
         "backoff_ms_min": low,
-        "backoff_ms_max": max(_DEFAULTS.backoff_ms_max, low) if high is None else high,
-        "max_deliveries": 0 if letters else _DEFAULTS.max_deliveries,
+        "backoff_ms_max": max(standard.BACKOFF_MS_MAX, low) if high is None else high,
+        "max_deliveries": 0 if letters else standard.MAX_DELIVERIES,
         "poison": "dead-letter",
         "dead_letter_topic": f"{topic.name}.{subscription.name}{_SUFFIX}",
         "paused": 0,
