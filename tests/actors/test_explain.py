@@ -322,7 +322,7 @@ def test_an_actor_that_refuses_is_done_without(stage: Stage) -> None:
     client.say(header | {Key.ARGUMENTS: arguments})
     stage.settle()
     directory = stage.actor("directory")
-    (ticket,) = directory._gatherings
+    (ticket,) = directory._gatherings.tickets()
     directory.ref.tell(Refused(ticket, "unavailable", "it ends"))
     codes = [reason["code"] for reason in client.expect(Type.RESULT, ref=10**6).result["reasons"]]
     assert codes[:2] == ["topic-failed", "no-consumer"]

@@ -1,0 +1,174 @@
+"""Restoring: topics that the store has and the catalogue has not. Part of the Directory, in the broker process.
+
+Owns what is known of the store's topics, and which of them are on their way back. May touch the catalogue and the
+mail; the Restorer in the tier process brings them (`actors/restorer.py`).
+
+Invariants
+- no topic is unknown before the store has said what it has, where it may have topics that the catalogue lacks
+- a topic that is on its way back is neither created nor taken over meanwhile
+- what was deleted here does not come back, unless somebody asks for it by name
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from ister.actors.addresses import RESTORER_PATH, TIER
+from ister.actors.directory.erasing import Erasing
+from ister.actors.directory.gathering import Answers, Gatherings
+from ister.actors.directory.homes import Homes
+from ister.actors.messages import NotRestored, Restored, RestoreTopics, StoredTopics, TakeOver
+from ister.actors.patience import NotYetError
+from ister.actors.registry import Registry
+from ister.actors.runtime import Address
+from ister.errors import RemoteError, StorageError
+from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+
+log = logging.getLogger("ister.directory")
+
+ENTER_AGAIN_S: Final = 5.0  # what came back from the store is entered on a disk that has room again
+
+
+class Restoring:
+    """What comes back from the store.
+
+    `waits_for_store`: it may have topics that the catalogue knows nothing of. `on_entered(subscription)` is called for
+    each subscription that came back, `on_news()` when something is known or there that was not, `on_done()` whenever
+    nothing is left to be brought back.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        homes: Homes,
+        gatherings: Gatherings,
+        erasing: Erasing,
+        address: Address,
+        *,
+        waits_for_store: bool,
+        call_later: Callable[[float, Callable[[], None]], object],
+        on_entered: Callable[[SubscriptionMeta], None],
+        on_news: Callable[[], None],
+        on_done: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._homes = homes
+        self._gatherings = gatherings
+        self._erasing = erasing
+        self._address = address
+        self._waits_for_store = waits_for_store
+        self._call_later = call_later
+        self._on_entered = on_entered
+        self._on_news = on_news
+        self._on_done = on_done
+        self._store_known = False
+        self._names: set[str] = set()  # of the topics that are on their way back
+        self.restored: list[str] = []  # what came back from the store, and what may be missing
+
+    def topic(self, name: str) -> TopicMeta:
+        """Return a topic; one that may be about to come back is not unknown yet.
+
+        Raises NotYetError, IsterError `unknown-topic`, StorageError.
+        """
+        found = self._registry.topic(name)
+        if found is None and (name in self._names or self._may_be_stored()):
+            raise NotYetError(f"topic {name!r} may be in the store, which is being read; try again")
+        return self._registry.get_topic(name)
+
+    def check_new(self, topic: TopicMeta) -> None:
+        """Raise RemoteError `topic-exists` or NotYetError where a topic may be in the store that has this name."""
+        if topic.name in self._names:
+            raise RemoteError("topic-exists", f"topic {topic.name!r} is being brought back from the store")
+        if topic.dispatch == "reliable" and self._may_be_stored():
+            raise NotYetError(f"topic {topic.name!r} may be in the store, which is being read; try again")
+
+    def _may_be_stored(self) -> bool:
+        return self._waits_for_store and not self._store_known
+
+    def stored(self, command: StoredTopics) -> None:
+        """Have those topics brought back that the catalogue knows nothing of."""
+        self._erasing.store_has({topic.incarnation for topic in command.topics})
+        unknown = []
+        for topic in command.topics:
+            known = self._registry.topic(topic.name)
+            if self._erasing.was_deleted(topic):
+                continue
+            if known is None:
+                unknown.append(topic)
+            elif known.incarnation != topic.incarnation:
+                text = (
+                    "the store has another topic %s, of incarnation %s: nothing of this broker's is uploaded"
+                )
+                log.error(text, topic.name, topic.incarnation.hex())
+        self._names = {topic.name for topic in unknown}
+        self._store_known = True
+        self._on_news()
+        if unknown:
+            self._homes.at(command.reply).tell(RestoreTopics(tuple(unknown)))
+        else:
+            self._on_done()
+
+    def came(self, command: Restored) -> None:
+        """Enter a topic that came back, with its subscriptions."""
+        topic = command.topic
+        if self._registry.topic(topic.name) is None:
+            try:
+                self._registry.erased(topic.incarnation)
+                self._registry.create_topic(topic, command.subscriptions)
+            except StorageError as error:
+                text = "topic %s is not back yet: %s; trying again in %g s"
+                log.error(text, topic.name, error, ENTER_AGAIN_S)
+                self._call_later(ENTER_AGAIN_S, lambda: self.came(command))
+                return
+            self._erasing.came_back(topic)
+            for subscription in command.subscriptions:
+                self._on_entered(subscription)
+            self.restored.append(command.text)
+        self._names.discard(topic.name)
+        self._on_news()
+        self._look_if_done()
+
+    def does_not_come(self, command: NotRestored) -> None:
+        """A topic that was to come back does not."""
+        self._names.discard(command.topic)
+        self._look_if_done()
+
+    def _look_if_done(self) -> None:
+        if not self._names:
+            self._on_done()
+
+    def take_over(
+        self, reply: Address, asked: int, name: str, describe: Callable[[TopicMeta], dict[str, Any]]
+    ) -> None:
+        """Claim a topic that the store has and this broker has not, and go on where its history ends there.
+
+        `asked` is the ticket of who waits at `reply`, and is answered with `describe(topic)`. Raises RemoteError
+        `unavailable`, `topic-exists`, StorageError.
+        """
+        if name in self._names:
+            raise RemoteError(
+                "unavailable", f"topic {name!r} is being brought back from the store; try again"
+            )
+        if self._registry.topic(name) is not None:
+            raise RemoteError(
+                "topic-exists",
+                f"this broker has a topic {name!r}: if another broker took it over, forget it first",
+            )
+        if self._erasing.is_at(name):
+            raise RemoteError("unavailable", f"topic {name!r} is still being deleted; try again")
+        restorer = self._homes.at_tier(RESTORER_PATH)
+        if restorer is None:
+            raise RemoteError("unavailable", "the tier is being restarted; try again")
+        self._names.add(name)
+        ticket = self._gatherings.ticket()
+
+        def finish(_: Answers) -> dict[str, Any]:
+            topic = self._registry.topic(name)
+            if topic is None:
+                raise RemoteError("unavailable", f"topic {name!r} did not come back; try again")
+            return describe(topic)
+
+        self._gatherings.gather(reply, asked, {ticket: TIER}, finish)
+        restorer.tell(TakeOver(name, self._address, ticket))
