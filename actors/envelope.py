@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
 import cbor2
 
 from ister.errors import RemoteProtocolError
+from ister.words import counted
 
 Class = TypeVar("Class", bound=type)
 Convert = Callable[[Any], Any]
@@ -78,7 +79,7 @@ class _Kind:
         except (TypeError, ValueError) as error:
             raise MalformedMailError(str(error)) from error
         if len(frames) != (read[self.frames_at] if self.frames_at >= 0 else 0):
-            raise MalformedMailError(f"{self.name} came with {len(frames)} frames")
+            raise MalformedMailError(f"{self.name} came with {counted(len(frames), 'frame')}")
         if self.frames_at >= 0:
             read[self.frames_at] = tuple(frames)
         return self.make(*read)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, cast
 
 from ister.actors.presence import Presence, Silent
+from ister.words import counted
 
 
 class Holder(TypedDict, total=False):
@@ -266,7 +267,7 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
     if state.get("seeking") is not None:
         text = f"the subscription is being moved to {state['seeking']}"
         if giving := state.get("handing_over"):
-            text += f"; {giving} of {consumers} consumers still give back what they hold"
+            text += f"; {giving} of {counted(consumers, 'consumer')} must still give back what they hold"
         yield _reason("handing-over", f"{text}; then it goes on by itself", consumers=giving)
     elif state.get("handing_over"):
         text = (
@@ -286,19 +287,20 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
         )
     if full:
         text = (
-            f"the connections of {full} of {consumers} consumers take nothing: their programs, or the network, do not "
-            "keep up"
+            f"the connections of {full} of {counted(consumers, 'consumer')} accept nothing: their programs, or the "
+            "network, do not keep up"
         )
         yield _reason("connection-full", text, consumers=full)
     crowded, leaving = _counts(state, "crowded", "leaving")
     if crowded:
         text = (
-            f"{crowded} of {consumers} consumers hold as many pieces as a consumer may: they are to acknowledge, or "
-            f"give back, what they have; {state.get('in_flight', 0)} messages are with them"
+            f"{crowded} of {counted(consumers, 'consumer')} reached the limit of pieces a consumer may hold: have them "
+            "acknowledge, or give back, what they have; "
+            f"{counted(state.get('in_flight', 0), 'message is', 'messages are')} with them"
         )
         yield _reason("too-many-pieces", text, consumers=crowded)
     if leaving:
-        text = f"{leaving} of {consumers} consumers are closing, or opening again; look again"
+        text = f"{leaving} of {counted(consumers, 'consumer')} must finish closing or opening; look again"
         yield _reason("consumers-leaving", text, consumers=leaving)
     if dry and not _idle(state):
         heard_ms = state.get("no_credit_heard_ms")
@@ -308,8 +310,10 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
             else f" (each was heard of within {_duration(now_ms - heard_ms)})"
         )
         text = (
-            f"{dry} of {consumers} consumers have no room: they were sent as much as they asked for, and have not "
-            f"asked for more{heard}; {state.get('in_flight', 0)} messages are with consumers; have their programs take "
+            f"no credit is left at {dry} of {counted(consumers, 'consumer')}: they were sent as much "
+            "as they asked for, "
+            f"and did not ask for more{heard}; {counted(state.get('in_flight', 0), 'message is', 'messages are')} with "
+            "consumers; have their programs take "
             "more, or start another consumer"
         )
         yield _reason("no-credit", text, consumers=dry, in_flight=state.get("in_flight"))
@@ -321,7 +325,7 @@ def _silence(silent: list[Silent], state: State, now_ms: int) -> Reason:
     for one in silent[:SHOWN_MAX]:
         client = f" ({one['client']:.60})" if one.get("client") else ""
         lost = "" if one.get("connected", True) else ", its connection is lost"
-        holds = f", and holds {one['messages']} messages" if one.get("messages") else ""
+        holds = f", and holds {counted(one['messages'], 'message')}" if one.get("messages") else ""
         heard = f"was last heard of {_ago(one.get('heard_ms', now_ms), now_ms)}{lost}{holds}"
         who.append(f"consumer {one.get('consumer')}{client} {heard}")
     limit_ms = state.get("silence_ms_max")
@@ -358,23 +362,33 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
             f"{holder.get('key', '')!r:.60} with {_holder(holder, now_ms)}"
             for holder in state.get("keys", [])[:SHOWN_MAX]
         ]
-        text = f"{state['keyed']} messages wait for an earlier one of their key to be acknowledged"
+        text = counted(
+            state["keyed"],
+            "message waits for an earlier one of its",
+            "messages wait for an earlier one of their",
+        )
+        text += " key to be acknowledged"
         text += f": {'; '.join(keys)}" if keys else ""
         yield _reason("waiting-for-key", text, messages=state["keyed"], keys=state.get("keys", []))
     if state.get("backoff"):
         until_ms = state.get("backoff_until_ms")
-        text = f"{state['backoff']} messages failed, and wait for another try{_until(until_ms, now_ms)}"
+        text = (
+            f"{counted(state['backoff'], 'message failed, and waits', 'messages failed, and wait')} for "
+            f"another try{_until(until_ms, now_ms)}"
+        )
         yield _reason("waiting-for-backoff", text, messages=state["backoff"], until_ms=until_ms)
     if state.get("delayed"):
         until_ms = state.get("delayed_until_ms")
         text = (
-            f"{state['delayed']} messages are not to be delivered before their time{_until(until_ms, now_ms)}"
+            f"{counted(state['delayed'], 'message waits for its', 'messages wait for their')} time of "
+            f"delivery{_until(until_ms, now_ms)}"
         )
         yield _reason("waiting-for-delay", text, messages=state["delayed"], until_ms=until_ms)
     if state.get("burying") and state.get("bury_trouble"):
         target = state.get("dead_letter_topic", "")
         text = (
-            f"{state['burying']} messages are to go to dead-letter topic {target!r}: {state['bury_trouble']}"
+            f"{counted(state['burying'], 'message is', 'messages are')} to go to dead-letter topic "
+            f"{target!r}: {state['bury_trouble']}"
         )
         yield _reason("dead-letter-delayed", text, messages=state["burying"], dead_letter_topic=target)
     if state.get("dead_lettered"):
@@ -382,10 +396,11 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
         last = state.get("given_up")
         which = ""
         if last is not None:
-            which = f"; the last one, offset {last.get('first')}, after {last.get('attempts')} attempts"
+            which = f"; the last one, offset {last.get('first')}, after {counted(last.get('attempts', 0), 'attempt')}"
             which += _because(last) + _since(last, now_ms)
         text = (
-            f"{state['dead_lettered']} messages failed too often and are dead letters in topic {target!r}{which}: "
+            f"{counted(state['dead_lettered'], 'message', 'messages')} failed too often and went to "
+            f"dead-letter topic {target!r}{which}: "
             "look at them, send them back or throw them away with ister dlq list, redrive and purge"
         )
         yield _reason("dead-letters", text, messages=state["dead_lettered"], dead_letter_topic=target)
@@ -396,7 +411,10 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
     if state.get("in_flight"):
         holders = state.get("holders", [])
         held = "; ".join(_holder(holder, now_ms) for holder in holders[:SHOWN_MAX])
-        text = f"everything is delivered; {state['in_flight']} messages wait to be acknowledged"
+        text = (
+            f"everything is delivered; {counted(state['in_flight'], 'message waits', 'messages wait')} to "
+            "be acknowledged"
+        )
         text += f", with {held}" if held else ""
         if timeout_ms := state.get("ack_timeout_ms"):
             text += (
@@ -408,7 +426,7 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
     behind = topic.get("next_offset", 0) - state.get("durable_end", 1 << 63)
     if behind > 0:
         trouble = topic.get("upload_failure")
-        text = f"{behind} messages have come and are not durable yet, so that they may not be delivered"
+        text = f"{counted(behind, 'message', 'messages')} arrived and cannot be delivered before they are durable"
         yield _reason("waiting-for-durability", text + (f": {trouble}" if trouble else ""), messages=behind)
         return
     if not state.get("in_flight"):
@@ -422,11 +440,7 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
         if last_ms is None
         else f"the last message came {_ago(last_ms, now_ms)}"
     )
-    some = (
-        "1 producer is connected, and sends"
-        if producers == 1
-        else f"{producers} producers are connected, and send"
-    )
+    some = counted(producers, "producer is connected, and sends", "producers are connected, and send")
     who = f"{some} nothing" if producers else "no producer is connected"
     yield _reason("producer-not-publishing", f"{who}; {last}", producers=producers, last_published_ms=last_ms)
 
@@ -455,7 +469,8 @@ def _stop_numbers(stop: Stop) -> dict[str, Any]:
 
 def _poison_text(poison: Stop, now_ms: int) -> str:
     return (
-        f"the message at offset {poison.get('first')} failed {poison.get('attempts', 0)} times and blocks the "
+        f"the message at offset {poison.get('first')} failed "
+        f"{counted(poison.get('attempts', 0), 'time')} and blocks the "
         f"subscription{_since(poison, now_ms)}{_because(poison)}; unblock it: retry, drop or dead-letter"
     )
 
@@ -473,7 +488,7 @@ def _holder(holder: Holder, now_ms: int) -> str:
     client = f" ({holder['client']:.60})" if holder.get("client") else ""
     since_ms = holder.get("since_ms")
     since = "" if since_ms is None else f" since {_ago(since_ms, now_ms)}"
-    messages = f", {holder['messages']} messages," if holder.get("messages") else ""
+    messages = f", {counted(holder['messages'], 'message')}," if holder.get("messages") else ""
     return f"consumer {holder.get('consumer')}{client}{messages}{since}"
 
 

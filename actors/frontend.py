@@ -219,7 +219,8 @@ class Frontend(LoopActor):
         """Hand a request to the Directory."""
         if self._asking.get(session, 0) >= REQUESTS_MAX:
             raise RemoteError(
-                "busy", f"{REQUESTS_MAX} requests of this session wait for an answer; try again"
+                "busy",
+                f"{REQUESTS_MAX} requests of this session wait for an answer; try again",
             )
         ticket = self._expect(_Asking(session, ref))
         self._asking[session] = self._asking.get(session, 0) + 1

@@ -42,6 +42,7 @@ from ister.storage.upload import (
     read_settings,
 )
 from ister.wire import encode_result
+from ister.words import counted
 
 log = logging.getLogger("ister.restorer")
 
@@ -183,7 +184,8 @@ class Restorer(LoopActor):
         kept = own_settings(topic) if settings is None else settings
         back = replace(topic, settings={**kept, RESTORED_END: claimed.start})
         text = (
-            f"topic {topic.name}: offsets {history.start} to {history.end} and {len(subscriptions)} subscriptions "
+            f"topic {topic.name}: offsets {history.start} to {history.end} and "
+            f"{counted(len(subscriptions), 'subscription')} "
             f"are back from the store; what was acknowledged to producers above that and not uploaded is lost"
             f"{again}{''.join(f'; {each}' for each in troubles)}"
         )
@@ -214,4 +216,4 @@ class Restorer(LoopActor):
         if error is not None:
             log.warning("objects of deleted topics are still there: %s", error)
         elif deleted:
-            log.info("%d objects of deleted topics are gone", deleted)
+            log.info("%s of deleted topics removed from the store", counted(deleted, "object"))

@@ -33,6 +33,7 @@ from ister.actors.loop import Call, Loop, Scheduler, Timer
 from ister.actors.threads import Done, Purpose
 from ister.clock import Clock
 from ister.errors import IsterError, UsageError
+from ister.words import counted
 
 __all__ = [
     "Address",
@@ -153,7 +154,7 @@ class Inbox:
         elif len(self._queue) >= self._limit:
             if self.closed:
                 return False
-            raise MailboxFullError(f"inbox of {self._actor} is full ({self._limit} messages)")
+            raise MailboxFullError(f"inbox of {self._actor} is full ({counted(self._limit, 'message')})")
         self._queue.append(message)
         return True
 
@@ -204,7 +205,7 @@ class Inbox:
         if actor.system.loop.on_loop_thread:
             self._put_here(envelope)
         elif len(self._queue) >= self._limit >= 0:
-            raise MailboxFullError(f"inbox of {actor} is full ({self._limit} messages)")
+            raise MailboxFullError(f"inbox of {actor} is full ({counted(self._limit, 'message')})")
         else:
             actor.system.loop.call_threadsafe(lambda: self._put_here(envelope))
 

@@ -29,6 +29,7 @@ from ister.storage.producers import HELD_MS, Gap, ProducerTable
 from ister.transport.gateway import Gateway
 from ister.transport.session import Handle
 from ister.wire import RECEIPTS_MAX, Key, Type
+from ister.words import counted
 
 
 class Publisher(NamedTuple):
@@ -186,7 +187,8 @@ def expected_sequence(producers: ProducerTable, command: OpenProducer, now_ms: i
         minutes = HELD_MS // 60_000
         raise RemoteError(
             "busy",
-            f"the topic remembers {len(producers)} producers, which is all it can, and each of them is connected, or "
+            f"the topic remembers {counted(len(producers), 'producer')}, which is all it can, and "
+            "each of them is connected, or "
             f"published within {minutes} minutes and did not close; close producers, or try again later",
         )
     producers.expect(command.producer_id, command.sequence)
@@ -200,6 +202,6 @@ def sequence_error(verdict: object, publish: Publish | Deposit) -> RemoteError:
     if isinstance(verdict, Gap):
         text = f"sequence {publish.sequence} is not the next one ({expected}): resend from there"
         return RemoteError("sequence-gap", text)
-    batch = f"sequence {publish.sequence} with {publish.count} messages"
+    batch = f"sequence {publish.sequence} with {counted(publish.count, 'message')}"
     text = f"{batch} is cut differently than before (expected {expected})"
     return RemoteError("sequence-overlap", text)

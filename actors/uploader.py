@@ -68,6 +68,7 @@ from ister.storage.upload import (
     trim,
 )
 from ister.wire import encode_result
+from ister.words import counted
 
 log = logging.getLogger("ister.uploader")
 
@@ -518,10 +519,10 @@ class Uploader(LoopActor):
         def trimmed(dropped: int) -> None:
             self._trimming, self._trimmed_once = False, True
             log.info(
-                "topic %s: the store's history begins at %d now (%d objects)",
+                "topic %s: the store's history begins at %d now (%s)",
                 self._topic.name,
                 point,
-                dropped,
+                counted(dropped, "object"),
             )
             self._start = point
             self._gaps = tuple((max(first, point), end) for first, end in self._gaps if end > point)
@@ -641,7 +642,7 @@ class Uploader(LoopActor):
             return
 
         def erased(objects: int) -> None:
-            log.info("topic %s: %d objects deleted from the store", self._topic.name, objects)
+            log.info("topic %s: %s deleted from the store", self._topic.name, counted(objects, "object"))
             assert self._erase_for is not None
             self._erase_for.tell(Erased(self._topic))
             self.stop()

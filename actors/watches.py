@@ -20,6 +20,7 @@ from ister.actors.options import DEAD_LETTERS
 from ister.actors.runtime import Timer
 from ister.errors import RemoteError
 from ister.storage.catalogue import TopicMeta
+from ister.words import counted
 
 WAIT_MS_MAX: Final = 5_000  # a lost answer costs the client no more
 WATCHERS_MAX: Final = 1_000
@@ -121,7 +122,10 @@ class Watches:
             if len(self._matching) > REMEMBERED_MAX:
                 self._matching.popitem(last=False)
         if len(known[1]) > MATCHES_MAX:
-            text = f"{len(known[1])} topics match, and a watch tells of at most {MATCHES_MAX}: take a narrower pattern"
+            text = (
+                f"{counted(len(known[1]), 'topic matches', 'topics match')}, and a watch tells of at most "
+                f"{MATCHES_MAX}: take a narrower pattern"
+            )
             self._refuse(watcher.ask, RemoteError("limit-exceeded", text))
         else:
             found = known[1]

@@ -22,6 +22,7 @@ from ister.answers import SubscriptionDetail, TopicDetail
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
 from ister.message import BatchReceipt, Message
 from ister.wire import MARK
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.consumer import Consumer
@@ -300,7 +301,8 @@ class DeadLetters:
         if work.refused:
             offset, error = next(iter(work.refused.items()))
             text = (
-                f"{work.done} letters were settled, and {len(work.refused)} stay in {topic!r}: the first, at offset "
+                f"{counted(work.done, 'letter was settled', 'letters were settled')}, and "
+                f"{counted(len(work.refused), 'stays', 'stay')} in {topic!r}: the first, at offset "
                 f"{offset}, is not taken: {error.text}"
             )
             raise RemoteError(error.code, text, "fix")

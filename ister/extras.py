@@ -33,15 +33,15 @@ def need(extra: str, what: str, modules: Iterable[str] | None = None) -> None:
     known = EXTRAS[extra]
     missing = [known[module] for module in modules or known if not _is_there(module)]
     if missing:
-        raise NotInstalledError(
-            f"{what} needs {' and '.join(missing)}, not installed here: pip install 'ister[{extra}]'"
-        )
+        *others, last = missing
+        named = f"{', '.join(others)} and {last}" if others else last
+        raise NotInstalledError(f"{what} needs {named}, not installed here: pip install 'ister[{extra}]'")
 
 
 def need_for_store(url: str, what: str) -> None:
     """Raise NotInstalledError unless a store at this address can be opened."""
     if url.startswith("gs:"):
-        need("gcs", f"{what} of a gs:// store")
+        need("gcs", f"{what} with a gs:// store")
     else:
         need("broker", what, ["google_crc32c"])
 

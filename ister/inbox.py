@@ -21,6 +21,7 @@ from ister.errors import IsterError, RemoteProtocolError, UsageError
 from ister.message import BaseMessage, Delivery, Message
 from ister.producer import Producer
 from ister.receiver import Receiver
+from ister.words import counted
 
 REPLY_TO: Final = "ister.reply_to"
 CORRELATION_ID: Final = "ister.correlation_id"
@@ -159,6 +160,4 @@ def nobody(topic: str, seconds: float | None, consumers: int | None) -> str:
         return text
     if not consumers:
         return f"{text}: no consumer of any subscription is connected there"
-    return (
-        f"{text}, though {consumers} {'consumer is' if consumers == 1 else 'consumers are'} connected there"
-    )
+    return f"{text}, though {counted(consumers, 'consumer is', 'consumers are')} connected there"

@@ -21,6 +21,7 @@ from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageErro
 from ister.message import BatchReceipt, Receipt, Shipment
 from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES, Publication
 from ister.requests import Duration
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.network import Network
@@ -276,7 +277,10 @@ class Producer:
             due = self.due(deliver_at, delay)
             return [due] * count if due else None
         if len(deliver_at) != count:
-            raise UsageError(f"{len(deliver_at)} times of delivery were given for {count} payloads")
+            raise UsageError(
+                f"{counted(len(deliver_at), 'time of delivery was', 'times of delivery were')} given "
+                f"for {counted(count, 'payload')}"
+            )
         return [self.due(each, delay) for each in deliver_at]
 
     def try_batch(self, batch: Packed) -> BatchReceipt | None:
@@ -404,7 +408,8 @@ class Producer:
         publication = self.publication
         if not answered:
             raise TimeoutExpiredError(
-                f"{len(publication.batches)} batches for topic {self.topic!r} have no receipt after {timeout} s"
+                f"{counted(len(publication.batches), 'batch', 'batches')} for topic {self.topic!r} "
+                f"without a receipt after {timeout} s"
                 f"{self.why_waiting()}"
             )
         refused, publication.refused = publication.refused, None
@@ -518,12 +523,16 @@ def _columns_of(
     body: list[bytes] = []
     if keys is not None:
         if len(keys) != count:
-            raise UsageError(f"{len(keys)} keys were given for {count} payloads")
+            raise UsageError(
+                f"{counted(len(keys), 'key was', 'keys were')} given for {counted(count, 'payload')}"
+            )
         columns |= wire.Column.KEYS
         body.append(wire.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
     if attributes is not None:
         if len(attributes) != count:
-            raise UsageError(f"attributes were given {len(attributes)} times for {count} payloads")
+            raise UsageError(
+                f"attributes were given {counted(len(attributes), 'time')} for {counted(count, 'payload')}"
+            )
         columns |= wire.Column.ATTRIBUTES
         body.append(wire.pack_column([arguments.attributes(each) for each in attributes]))
     if times is not None and any(times):

@@ -43,7 +43,7 @@ def topics(url: str) -> list[StoredTopic]:
 
     Raises UsageError for an address that means no store, StoreError.
     """
-    need_for_store(url, "reading")
+    need_for_store(url, "`ister.store`")
     from ister.storage.replay import list_topics
 
     with _opened(url) as store:
@@ -55,7 +55,7 @@ def history(url: str, topic: str, *, incarnation: str | None = None) -> History:
 
     `incarnation` (hexadecimal) chooses among topics of the same name. Raises UsageError, StoreError.
     """
-    need_for_store(url, "reading")
+    need_for_store(url, "`ister.store`")
     from ister.storage.replay import list_history
 
     with _opened(url) as store:
@@ -69,7 +69,7 @@ class Reader:
         self, url: str, topic: str, *, incarnation: str | None = None, prefetch: int = PREFETCH
     ) -> None:
         """List what there is. Raises UsageError `unknown-topic`, StoreError."""
-        need_for_store(url, "reading")
+        need_for_store(url, "`ister.store`")
         from ister.storage.replay import Replay
         from ister.storage.stores import open_store
 
@@ -176,7 +176,7 @@ def verify(
 
     `progress` is called with the bytes checked so far. Raises UsageError, StoreError if the store fails.
     """
-    need_for_store(url, "reading")
+    need_for_store(url, "`ister.store`")
     from ister.storage.replay import verify_history
 
     with _opened(url) as store:

@@ -25,6 +25,7 @@ from ister.names import topic_pattern
 from ister.requests import Duration
 from ister.roster import Roster, share
 from ister.session import Handle, Request
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.network import Network
@@ -267,7 +268,9 @@ class WildcardConsumer(Consumer):
                 waiting += 1
         if waiting:
             raise TimeoutExpiredError(
-                f"{waiting} of {len(self._members)} topics that match {self._pattern!r} were not opened within "
+                f"{waiting} of "
+                f"{counted(len(self._members), 'topic that matches', 'topics that match')} "
+                f"{self._pattern!r} were not opened within "
                 f"{seconds} s"
             )
 

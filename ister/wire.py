@@ -25,6 +25,7 @@ from typing import Any, Final
 import cbor2
 
 from ister.errors import RemoteProtocolError
+from ister.words import counted
 
 PROTOCOL_VERSION: Final = 1
 HEADER_BYTES_MAX: Final = (
@@ -405,7 +406,7 @@ def lengths_of(table: Buffer) -> array[int]:
     """Return a length table (little-endian u32) as an array; raises `RemoteProtocolError` when it is cut short."""
     if len(table) % 4:
         raise RemoteProtocolError(
-            f"length table of {len(table)} bytes is not a multiple of 4", code="lengths-mismatch"
+            f"length table of {counted(len(table), 'byte')} is not a multiple of 4", code="lengths-mismatch"
         )
     lengths = array("I")
     lengths.frombytes(table)
@@ -491,7 +492,9 @@ def split_times(column: Buffer, count: int) -> array[int]:
     """Return a DELIVER_AT column of `count` messages; raises `RemoteProtocolError` when it is not 8 bytes each."""
     if len(column) != 8 * count:
         raise RemoteProtocolError(
-            f"{count} times of delivery take {8 * count} bytes, not {len(column)}", code="lengths-mismatch"
+            f"{counted(count, 'time of delivery takes', 'times of delivery take')} {8 * count} bytes, "
+            f"not {len(column)}",
+            code="lengths-mismatch",
         )
     times = array("Q")
     times.frombytes(column)
@@ -556,7 +559,8 @@ def check_batch(
         raise RemoteProtocolError("a batch holds at least one message")
     if total != len(frames[1]):
         raise RemoteProtocolError(
-            f"the lengths of {count} messages add up to {total} bytes, but the payload frame has {len(frames[1])}",
+            f"the lengths of {counted(count, 'message')} add up to {counted(total, 'byte')}, but the "
+            f"payload frame has {len(frames[1])}",
             code="lengths-mismatch",
         )
     if largest > message_bytes_max:
@@ -576,7 +580,8 @@ def check_batch(
             )
     if columns & Column.DELIVER_AT and len(frames[-1]) != 8 * count:
         raise RemoteProtocolError(
-            f"{count} times of delivery take {8 * count} bytes, not {len(frames[-1])}",
+            f"{counted(count, 'time of delivery takes', 'times of delivery take')} {8 * count} bytes, "
+            f"not {len(frames[-1])}",
             code="lengths-mismatch",
         )
     for column in frames[2 : 2 + (columns & _TABLED).bit_count()]:

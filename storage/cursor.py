@@ -29,6 +29,7 @@ from ister.storage.checksum import extend
 from ister.storage.disk import Disk, File
 from ister.storage.ranges import RangeSet
 from ister.storage.reserve import Reserve
+from ister.words import counted
 
 T = TypeVar("T")
 
@@ -151,7 +152,7 @@ class Cursor:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Cursor(low {self.low}, {len(self.ranges)} ranges above)"
+        return f"Cursor(low {self.low}, {counted(len(self.ranges), 'range')} above)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from ister.wire import (
     pack_lengths,
     readable_numbers,
 )
+from ister.words import counted
 
 log = logging.getLogger("ister.gateway")
 
@@ -330,7 +331,7 @@ class Gateway:
         if ranges > RANGES_MAX:
             raise RemoteError(
                 "limit-exceeded",
-                f"a frame with {ranges} ranges, over the limit of {RANGES_MAX}: send them in several frames",
+                f"a frame with {counted(ranges, 'range')}, over the limit of {RANGES_MAX}: send them in several frames",
             )
         events = self._events
         assert events is not None, "bind() was not called"

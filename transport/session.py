@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 from ister.errors import RemoteError
 from ister.transport.questions import Questions
 from ister.wire import PROTOCOL_VERSION, Header, Key, Limit, Type
+from ister.words import counted
 
 State = Literal["absent", "opening", "producer", "consumer"]
 Action = Literal["open", "publish", "close", "credit", "ack", "ignore", "unknown", "in-use"]
@@ -181,7 +182,7 @@ class Sessions:
             if len(self._by_token) - (before is not None) >= self.limits.sessions_max:
                 raise RemoteError(
                     "limit-exceeded",
-                    f"this worker has all the {self.limits.sessions_max} sessions it takes",
+                    f"this worker already has {counted(self.limits.sessions_max, 'session')}, the most it takes",
                     "retry",
                 )
             session = Session(self._new_token(), None, header.get(Key.CLIENT, "")[:200], now_s)

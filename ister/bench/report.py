@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ister.bench.run import MEMORY_FILE_SYSTEMS, Measured
+from ister.words import counted
 
 MEGABYTE: Final = 1e6
 PERCENTILES: Final = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -66,7 +67,7 @@ def describe(measured: Measured) -> dict[str, Any]:
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Return what people want to know of a measurement, first things first."""
     size = report["message_bytes"]
-    what = f"{report['messages']:,} messages of {size:,} bytes, {report['strategy']}"
+    what = f"{counted(report['messages'], 'message')} of {counted(size, 'byte')}, {report['strategy']}"
     if report["strategy"] == "reliable":
         what += f", durability {report['durability']}"
     what += f", {report['subscriptions']} {report['type']} subscription{'s' if report['subscriptions'] > 1 else ''}"

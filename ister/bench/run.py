@@ -35,6 +35,7 @@ from ister.bench.load import Load
 from ister.clientprocess import ClientProcess, wait_for_any
 from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
+from ister.words import counted
 
 ANSWER_S: Final = 30.0  # for what takes no time: opening, closing
 STRAGGLER_S: Final = (
@@ -221,7 +222,8 @@ class _Party:
         for number, each in enumerate(received, 1):
             if each.messages < load.messages or each.bytes < load.messages * load.message_bytes:
                 raise BenchFailedError(
-                    f"subscription {number} received {each.messages} of {load.messages} messages of a reliable topic"
+                    f"subscription {number} received {each.messages} of "
+                    f"{counted(load.messages, 'message')} of a reliable topic"
                 )
 
 

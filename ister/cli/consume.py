@@ -33,6 +33,7 @@ from ister.names import is_pattern
 from ister.reader import Reader
 from ister.show import progress
 from ister.subscriptions import SUBSCRIPTION_TYPES
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.client import Client, Start
@@ -160,7 +161,7 @@ def _tell(event: Event) -> None:
     """Tell a person what the broker told besides messages."""
     if event.code not in ("active", "standby", "dropped"):
         about = "" if event.offset is None else f" at offset {event.offset}"
-        told = event.text or f"{event.count:,} messages of {event.topic}{about}"
+        told = event.text or f"{counted(event.count, 'message')} of {event.topic}{about}"
         print(f"ister: {told} ({event.code})", file=sys.stderr)
 
 
@@ -223,6 +224,9 @@ def _wait_if_topic_is_drained(client: Client, topic: str, subscription: str) -> 
                 f"{text}: `ister explain {topic} {subscription}` says more", code=what, action="retry"
             )
     if state.get("delayed"):
-        print(f"ister: {state['delayed']:,} messages wait for their time of delivery", file=sys.stderr)
+        print(
+            f"ister: {counted(state['delayed'], 'message waits for its', 'messages wait for their')} time of delivery",
+            file=sys.stderr,
+        )
     drained = not state.get("waiting_redelivery") and state["position"] >= shown["durable_end"]
     return IDLE_S if drained else None

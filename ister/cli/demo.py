@@ -11,6 +11,7 @@ import click
 from ister.cli.command import Command
 from ister.cli.options import json_option
 from ister.cli.outcome import FAILED
+from ister.extras import need
 from ister.show import print_json
 
 _HELP_END = """\b
@@ -33,6 +34,7 @@ def demo(ctx: click.Context, lines_max: int | None, workers: int, as_json: bool)
     Exclusive, a Shared and a Failover subscription, and into a non-reliable topic. Half way the active consumer of the
     Failover subscription is stopped, and the worker process that has the reliable topic is killed with SIGKILL.
     """
+    need("broker", "`ister demo`")
     from ister.demo.report import describe, print_outcome
     from ister.demo.run import Watcher, play
 

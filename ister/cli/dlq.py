@@ -24,6 +24,7 @@ from ister.cli.options import (
 )
 from ister.cli.outcome import FAILED
 from ister.show import moment, print_fields, print_json, print_table, shares
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.deadletters import DeadLetter
@@ -151,7 +152,7 @@ def redrive(
     if as_json:
         print_json({"redriven": done, "to": to or topic})
     else:
-        print(f"{done:,} dead letters of {subscription} went to topic {to or topic}")
+        print(f"{counted(done, 'dead letter')} of {subscription} went to topic {to or topic}")
     if offsets and done < len(set(offsets)):
         missing = f"{len(set(offsets)) - done} of the offsets given are not among the letters that wait"
         print(f"ister: {missing}", file=sys.stderr)
@@ -177,7 +178,7 @@ def purge(
     if as_json:
         print_json({"purged": done})
     else:
-        print(f"{done:,} dead letters of {subscription} of {topic} are gone")
+        print(f"{counted(done, 'dead letter')} of {subscription} of {topic} deleted")
 
 
 def describe(letter: DeadLetter) -> dict[str, Any]:

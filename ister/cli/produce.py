@@ -22,6 +22,7 @@ from ister.cli.options import client_options, connected, json_option, topic_argu
 from ister.cli.times import Duration, Moment
 from ister.errors import RemoteError, UsageError
 from ister.show import print_json, progress
+from ister.words import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -115,7 +116,7 @@ def produce(
             if sending.first_offset is None
             else f", offsets {sending.first_offset} to {sending.last_offset}"
         )
-        print(f"{sending.messages:,} messages to {topic}{where}", file=sys.stderr)
+        print(f"{counted(sending.messages, 'message')} to {topic}{where}", file=sys.stderr)
 
 
 def _attribute(text: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from ister.cli.command import Command
 from ister.cli.options import ENDPOINT_DEFAULT, json_option
 from ister.errors import IsterError, SettingsError, StorageError
 from ister.extras import need, need_for_store
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.actors.broker import BrokerReady
@@ -120,7 +121,7 @@ def _greeting(ready: BrokerReady) -> str:
     processes = {"broker": os.getpid(), **ready.processes}
     rows: list[tuple[str, Any]] = [
         ("connect to", first + (f"   (and {', '.join(others)}: any of them will do)" if others else "")),
-        ("data", f"{ready.data}   ({ready.topics} topic{'' if ready.topics == 1 else 's'})"),
+        ("data", f"{ready.data}   ({counted(ready.topics, 'topic')})"),
         ("store", ready.store),
         ("processes", "   ".join(f"{name} {pid}" for name, pid in processes.items())),
         ("stop", f"Ctrl-C, or: kill {os.getpid()}"),

@@ -23,6 +23,7 @@ from ister.cli.times import moment_of, now
 from ister.errors import StorageError, UsageError
 from ister.names import check_topic_name
 from ister.show import print_json, print_table, progress, size_in_words
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.message import Batch
@@ -157,7 +158,7 @@ def _summary(history: History) -> dict[str, Any]:
 
 def _complaints(row: dict[str, Any]) -> str:
     told = [
-        f"{_count(row['gaps'])} offsets missing" if row["gaps"] else "",
+        f"{counted(_count(row['gaps']), 'offset')} missing" if row["gaps"] else "",
         f"{len(row['unused'])} not used" if row["unused"] else "",
         f"epoch {row['undecided_epoch']} has not begun" if row["undecided_epoch"] is not None else "",
     ]
@@ -316,8 +317,8 @@ def verify(url: str, topic: str | None, incarnation: str | None, as_json: bool) 
             reports.append(told | {"damaged": damaged})
             continue
         print(
-            f"topic {name}: offsets {history.start} to before {history.end} in {report.objects:,} segments, "
-            f"{report.bytes:,} bytes: {'every byte is what was written' if report.sound else 'not sound'}"
+            f"topic {name}: offsets {history.start} to before {history.end} in {counted(report.objects, 'segment')}, "
+            f"{counted(report.bytes, 'byte')}: {'every byte is what was written' if report.sound else 'not sound'}"
         )
         for each in report.damaged:
             print(f"  offsets {each.first} to before {each.end}: {each.name}: {each.reason}")
@@ -325,7 +326,8 @@ def verify(url: str, topic: str | None, incarnation: str | None, as_json: bool) 
             print(f"  offsets {first} to before {end} are missing: no object holds them")
         if history.unused:
             print(
-                f"  {len(history.unused)} objects are not of the history: superseded, trimmed, or covered by others"
+                f"  {counted(len(history.unused), 'object is', 'objects are')} not of the history: "
+                "superseded, trimmed, or covered by others"
             )
     if as_json:
         print_json(reports)

@@ -24,6 +24,7 @@ from ister.cli.options import (
 from ister.cli.times import Duration, Position
 from ister.errors import UsageError
 from ister.show import print_fields, print_json, print_table
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.client import Start
@@ -261,7 +262,7 @@ def unblock(
     if as_json:
         print_json({"topic": topic, "subscription": subscription, "action": action, "messages": messages})
     elif messages:
-        print(f"subscription {subscription} of {topic}: {action} for {messages:,} messages")
+        print(f"subscription {subscription} of {topic}: {action} for {counted(messages, 'message')}")
     else:
         print(f"subscription {subscription} of {topic} was not blocked")
 

@@ -23,6 +23,7 @@ from ister.cli.times import Duration
 from ister.errors import UsageError
 from ister.requests import TopicOptions
 from ister.show import print_fields, print_json, print_table, progress
+from ister.words import counted
 
 _HELP_END = """\b
 Examples:
@@ -156,7 +157,8 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
     else:
         print(
             f"topic {topic}: offsets {report['start_offset']} to before {report['end_offset']}, "
-            f"{report['messages']:,} messages in {report['segments']:,} segments, {report['bytes']:,} bytes: "
+            f"{counted(report['messages'], 'message')} in {counted(report['segments'], 'segment')}, "
+            f"{counted(report['bytes'], 'byte')}: "
             f"{'damaged' if report['damaged'] else 'every byte is what was written'}"
         )
         for one in report["damaged"]:

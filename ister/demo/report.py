@@ -7,6 +7,7 @@ from typing import Any
 
 from ister.demo.run import NON_RELIABLE, RELIABLE, Outcome
 from ister.show import print_table, size_in_words
+from ister.words import counted
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:
@@ -115,7 +116,8 @@ def print_outcome(outcome: Outcome) -> None:
     replay = _replay(outcome)
     if replay:
         print(
-            f"read back later:  {replay['messages']:,} messages, {replay['from_store']:,} of them from the store, "
+            f"read back later:  {counted(replay['messages'], 'message')}, {replay['from_store']:,} of "
+            "them from the store, "
             f"{replay['from_log']:,} from the log, {replay['from_live']:,} live"
         )
     lost = sum(row["lost"] for row in rows if row["topic"] == NON_RELIABLE)
@@ -125,7 +127,7 @@ def print_outcome(outcome: Outcome) -> None:
         )
     if not outcome.problems:
         print(
-            f"\n{outcome.source.lines:,} lines of {len(outcome.source.files):,} files "
+            f"\n{counted(outcome.source.lines, 'line')} of {counted(len(outcome.source.files), 'file')} "
             f"({size_in_words(outcome.source.bytes)}) arrived byte for byte, at every reliable subscription, "
             f"in {outcome.seconds:.1f} s"
         )
@@ -137,4 +139,4 @@ def _verified(row: dict[str, Any]) -> str:
     if row["files_verified"] is None:
         return "each line that arrived is the one that was sent"
     order = ", in order" if row["type"] != "shared" else ""
-    return f"{row['files_verified']:,} files{order}, each with the SHA-256 it has on disk"
+    return f"{counted(row['files_verified'], 'file')}{order}, each with the SHA-256 it has on disk"

@@ -39,6 +39,7 @@ from ister.demo.verify import Verdict, check_non_reliable, check_receipts, check
 from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
 from ister.subscriptions import SubscriptionType
+from ister.words import counted
 
 # Names decide placement: with two workers, the one that is killed also has the Exclusive subscriptions of both topics.
 RELIABLE: Final = "stdlib/reliable"
@@ -110,7 +111,8 @@ def play(*, lines_max: int | None = None, workers: int = 2, watcher: Watcher | N
         watcher.say("reading the standard library")
         source = read_source(lines_max)
         watcher.say(
-            f"{source.lines:,} lines of {len(source.files):,} files; starting a broker with {workers} workers"
+            f"{counted(source.lines, 'line')} of {counted(len(source.files), 'file')}; starting a "
+            f"broker with {counted(workers, 'worker')}"
         )
         settings = SEAM_SETTINGS if lines_max is None else SEAM_SETTINGS | SMALL_SETTINGS
         broker = stack.enter_context(
@@ -186,7 +188,7 @@ class _Stage:
 
     def perform(self) -> None:
         """Let it run until everything has its receipt and is acknowledged; half way, break things."""
-        self._watcher.say(f"streaming to {len(self._progress) - 2} consumers")
+        self._watcher.say(f"streaming to {counted(len(self._progress) - 2, 'consumer')}")
         for producer in self._producers.values():
             producer.tell(GO)
         deadline, before = time.monotonic() + STALLED_S, -1
@@ -320,7 +322,8 @@ class _Stage:
         lost = self._source.lines - verdict.received
         if lost > self._outcome.dropped[row] and self._outcome.worker_killed not in self._nodes[row]:
             verdict.complain(
-                f"{lost} messages are lost, of which only {self._outcome.dropped[row]} were dropped"
+                f"{counted(lost, 'message is', 'messages are')} lost, of which the broker dropped "
+                f"only {self._outcome.dropped[row]}"
             )
 
 

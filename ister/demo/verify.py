@@ -17,6 +17,7 @@ from typing import Final
 
 from ister.demo.source import Source
 from ister.demo.spool import Piece
+from ister.words import counted
 
 PROBLEMS_MAX: Final = 10  # named of each subscription; a broken one has thousands
 
@@ -70,12 +71,18 @@ def check_reliable(source: Source, pieces: Iterable[Piece], *, ordered: bool) ->
     keys: list[bytes] = []
     for first, some_lines, some_keys in runs:
         if first != len(lines):
-            verdict.complain(f"{first - len(lines)} messages from offset {len(lines)} on are missing")
+            verdict.complain(
+                f"{counted(first - len(lines), 'message is missing', 'messages are missing')} from "
+                f"offset {len(lines)} on"
+            )
             return verdict
         lines += some_lines
         keys += some_keys
     if len(lines) != source.lines:
-        verdict.complain(f"{source.lines - len(lines)} messages from offset {len(lines)} on are missing")
+        verdict.complain(
+            f"{counted(source.lines - len(lines), 'message is missing', 'messages are missing')} from "
+            f"offset {len(lines)} on"
+        )
         return verdict
     for file in source.files:
         part = slice(file.first, file.first + file.count)
@@ -97,7 +104,9 @@ def _first_occurrences(lines: int, pieces: Sequence[Piece], verdict: Verdict, *,
         verdict.ended_ns = piece.at_ns
         count = len(piece.payloads)
         if piece.end > lines:
-            verdict.complain(f"offset {piece.end - 1} was received, but {lines} messages were sent")
+            verdict.complain(
+                f"offset {piece.end - 1} was received, but {counted(lines, 'message was', 'messages were')} sent"
+            )
             continue
         fresh = seen.count(0, piece.first, piece.end)
         verdict.received += fresh

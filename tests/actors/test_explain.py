@@ -86,7 +86,7 @@ def test_what_flows_needs_no_reason() -> None:
             "the last one left 5.0 s ago",
         ),
         ({"handing_over": 1}, "handing-over", "gives back what it holds"),
-        ({"ready": 0, "connection_full": 1}, "connection-full", "1 of 1 consumers take nothing"),
+        ({"ready": 0, "connection_full": 1}, "connection-full", "1 of 1 consumer accept nothing"),
         ({"ready": 0, "no_credit": 1}, "no-credit", "10 messages are with consumers"),
         ({"ready": 0, "standby": 1}, "standby-only", "none is active"),
         (
@@ -193,7 +193,9 @@ def test_what_is_not_durable_is_not_nothing() -> None:
     """With durability cloud and a store that is away, messages come and none may go."""
     topic: TopicState = {**TOPIC, "next_offset": 130, "upload_failure": "no network"}
     assert codes(DONE, topic) == ["waiting-for-durability"]
-    assert "30 messages have come and are not durable yet" in text(DONE, "waiting-for-durability", topic)
+    assert "30 messages arrived and cannot be delivered before they are durable" in text(
+        DONE, "waiting-for-durability", topic
+    )
     assert "no network" in text(DONE, "waiting-for-durability", topic)
 
 

@@ -247,25 +247,28 @@ STATES = {
         slow,
         "stopped",
         "no-credit",
-        ("1 of 1 consumers have no room", "3 messages are with consumers", "heard of within"),
+        ("no credit is left at 1 of 1 consumer", "3 messages are with consumers", "heard of within"),
         ("killed",),
     ),
-    "deaf": Told(deaf, "stopped", "connection-full", ("the connections of 1 of 1 consumers take nothing",)),
+    "deaf": Told(deaf, "stopped", "connection-full", ("the connections of 1 of 1 consumer accept nothing",)),
     "paused": Told(paused, "stopped", "paused", ("until somebody resumes it",)),
     "blocked": Told(
         blocked,
         "stopped",
         "poison-block",
-        ("offset 4 failed 1 times", "no such customer", "retry, drop or dead-letter"),
+        ("offset 4 failed 1 time and", "no such customer", "retry, drop or dead-letter"),
     ),
     "backing off": Told(
-        backing_off, "waiting", "waiting-for-backoff", ("1 messages failed", "the first is due in 57 s")
+        backing_off,
+        "waiting",
+        "waiting-for-backoff",
+        ("1 message failed, and waits", "the first is due in 57 s"),
     ),
     "delayed": Told(
         delayed,
         "waiting",
         "waiting-for-delay",
-        ("1 messages are not to be delivered before their time", "57 s"),
+        ("1 message waits for its time of delivery", "57 s"),
     ),
     "no consumer": Told(
         left, "stopped", "no-consumer", ("the last one left 4.0 s ago", "start one of subscription 's'")
@@ -274,7 +277,7 @@ STATES = {
         stands_by,
         "stopped",
         "no-credit",
-        ("1 of 2 consumers have no room",),
+        ("no credit is left at 1 of 2 consumers",),
         type="failover",
     ),
     "a key is held": Told(
@@ -285,13 +288,13 @@ STATES = {
         type="key-shared",
     ),
     "full of pieces": Told(
-        full_of_pieces, "stopped", "too-many-pieces", ("as many pieces as a consumer may",)
+        full_of_pieces, "stopped", "too-many-pieces", ("the limit of pieces a consumer may hold",)
     ),
     "being moved": Told(
         being_moved,
         "stopped",
         "handing-over",
-        ("moved to earliest", "1 of 1 consumers still give back", "by itself"),
+        ("moved to earliest", "1 of 1 consumer must still give back", "by itself"),
         ("was active",),
     ),
     "fenced": Told(

@@ -157,7 +157,7 @@ def test_messages_are_produced_for_later(ister: Ister) -> None:
     ister("produce", "later", "--delay", "10s", stdin=b"second\n")
     ister("produce", "later", stdin=b"first\n")
     early = ister("consume", "later", "-s", "s")
-    assert (early.stdout, b"1 messages wait" in early.stderr) == (b"first\n", True)
+    assert (early.stdout, b"1 message waits" in early.stderr) == (b"first\n", True)
     assert b"(waiting-for-delay)" in ister("explain", "later", "s").stdout
     assert ister("consume", "later", "-s", "s", "--follow", "--count", "1").stdout == b"second\n"
     ister("produce", "later", "--deliver-at", "+1h", stdin=b"third\n")

@@ -303,7 +303,7 @@ def test_a_non_reliable_topic_cannot_delay(client: ister.Client) -> None:
 def test_times_that_do_not_fit_their_batch_are_refused(client: ister.Client) -> None:
     """One for each message, or one for all."""
     with client.producer("orders") as producer:
-        with pytest.raises(UsageError, match="2 times of delivery were given for 1 payloads"):
+        with pytest.raises(UsageError, match="2 times of delivery were given for 1 payload"):
             producer.send_batch([b"x"], deliver_at=[1, 2])
         with pytest.raises(UsageError, match="not both"):
             producer.send(b"x", deliver_at=5, delay=1)
