@@ -59,7 +59,7 @@ class Watches:
         self._subscribed = subscribed
         self._call_later = call_later
         self._answer, self._refuse = answer, refuse
-        self._watchers: set[_Watcher] = set()
+        self._watchers: dict[_Watcher, None] = {}  # in the order in which they came
         self._flush_timer: Timer | None = None
         self._matching: OrderedDict[str, tuple[int, list[dict[str, Any]]]] = OrderedDict()
 
@@ -79,7 +79,7 @@ class Watches:
             return
         if len(self._watchers) >= WATCHERS_MAX:
             raise RemoteError("busy", f"{WATCHERS_MAX} clients watch for topics already; try again")
-        self._watchers.add(watcher)
+        self._watchers[watcher] = None
         if version != self._version():
             self._change(watcher)
         else:
@@ -102,7 +102,7 @@ class Watches:
             self._over(watcher)
 
     def _over(self, watcher: _Watcher) -> None:
-        self._watchers.discard(watcher)
+        self._watchers.pop(watcher, None)
         if watcher.timer is not None:
             watcher.timer.cancel()
         self._tell(watcher)

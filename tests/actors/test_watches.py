@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from ister.actors import watches
 from ister.actors.frontend import KEEP_S
+from ister.actors.messages import Ask
 from ister.actors.registry import EPHEMERALS_OF_SESSION_MAX
-from ister.actors.watches import SETTLE_S, WAIT_MS_MAX
+from ister.actors.runtime import Address
+from ister.actors.watches import SETTLE_S, WAIT_MS_MAX, Watches
 from ister.wire import Key, Type
 from tests.raw_client import Frame
 from tests.stage import Stage, StagedClient
@@ -346,3 +349,23 @@ def test_what_is_created_later_says_so_also_when_the_clock_steps_back(stage: Sta
     client.request("topic.create", topic="orders/b")
     told = client.request("topic.watch", pattern="orders/*", subscription="s")["topics"]
     assert [each["topic"] for each in told if each["later"]] == ["orders/b"]
+
+
+def test_who_waits_is_answered_in_the_order_of_asking() -> None:
+    """Else the same history would be another one in another process."""
+    calls: list[Callable[[], None]] = []
+    answered: list[int] = []
+    waiting = Watches(
+        topics=list,
+        version=lambda: 1,
+        subscribed=lambda _: {},
+        call_later=lambda _, call: calls.append(call),  # type: ignore[arg-type, return-value]
+        answer=lambda ask, _: answered.append(ask.ticket),
+        refuse=lambda ask, error: answered.append(-ask.ticket),
+    )
+    for ticket in range(200):
+        waiting.watch(Ask("topic.watch", b"", Address("w", "f"), ticket), re.compile(".*"), 0, 1000)
+    waiting.changed("orders")
+    for call in calls:
+        call()
+    assert answered == list(range(200))
