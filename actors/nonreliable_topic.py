@@ -73,13 +73,13 @@ class NonReliableTopic(Topic):
             offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
         elif isinstance(verdict, Fresh | Gap):  # a batch that was lost on the way is lost: go on
             offset = self._next_offset
-            now_ms = self.last_published_ms = self.clock.time_ms()
+            now_ms = self.intake.last_ms = self.clock.time_ms()
             self._producers.advance(publisher.producer_id, sequence, count, offset, now_ms)
             self._next_offset += count
             self._heads += (offset, count, now_ms, publish.columns)
             self._frames += publish.frames
-            self.messages_in += count
-            self.bytes_in += len(publish.frames[1])
+            self.intake.messages += count
+            self.intake.bytes += len(publish.frames[1])
         else:
             self._refuse(publish, sequence_error(verdict, publish))
             return

@@ -21,6 +21,7 @@ from ister.actors.messages import (
     OpenProducer,
     Publish,
     TopicFailed,
+    TopicUpdated,
 )
 from ister.actors.runtime import Address, LoopActor, Ref, System, receives
 from ister.errors import IsterError, RemoteError
@@ -39,6 +40,17 @@ class Publisher(NamedTuple):
     producer_id: int
 
 
+class Intake:
+    """What came in since a topic's actor started."""
+
+    __slots__ = ("bytes", "last_ms", "messages")
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.bytes = 0
+        self.last_ms: int | None = None  # None: nothing came
+
+
 class Topic(LoopActor):
     """What both kinds share: the producers that are open, and who watches."""
 
@@ -48,9 +60,7 @@ class Topic(LoopActor):
         self._gateway = gateway
         self._publishers: dict[int, Handle] = {}  # by producer id: one handle each, the newest
         self._watchers: dict[Address, Ref] = {}
-        self.messages_in = 0
-        self.bytes_in = 0
-        self.last_published_ms: int | None = None  # None: nothing came since this actor started
+        self.intake = Intake()
 
     def _open(self, command: OpenProducer, expected: int) -> None:
         handle = command.handle
@@ -150,6 +160,12 @@ class Topic(LoopActor):
     def on_node_started(self, started: NodeStarted) -> None:
         """Nothing to tell a process that was started again."""
 
+    def _take_settings(self, meta: TopicMeta) -> None:
+        """Go by other settings, and let those who watch go by them too."""
+        self.meta = meta
+        for watcher in self._watchers.values():
+            watcher.tell(TopicUpdated(meta))
+
     def _tell_deleted(self) -> RemoteError:
         """Say to whoever watches, and is in no catalogue, that there is nothing more to come; return the error."""
         error = RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted")
@@ -167,9 +183,9 @@ class Topic(LoopActor):
             "topic": self.meta.name,
             "strategy": self.meta.dispatch,
             "producers": len(self._publishers),
-            "messages_in": self.messages_in,
-            "bytes_in": self.bytes_in,
-            "last_published_ms": self.last_published_ms,
+            "messages_in": self.intake.messages,
+            "bytes_in": self.intake.bytes,
+            "last_published_ms": self.intake.last_ms,
         }
 
 

@@ -136,6 +136,19 @@ class Upkeep:
             log.info("topic %s begins at offset %d now", self._topic, wal.start_offset)
         self._on_trimmed(wal)
 
+    def go_by(self, meta: TopicMeta) -> None:
+        """Go by other settings."""
+        self.retention = retention_of(meta)
+
+    def store_has(self, stored: RangeSet, lost: list[tuple[int, int]]) -> None:
+        """Note what the store has, and what neither that nor the local log has."""
+        self.elsewhere, self.lost = stored, lost
+
+    def missing_below(self, begins: int) -> int:
+        """Return below which offset the topic's beginning is missing, which no retention took; 0: none of it is."""
+        first, end = next(iter(self.lost), (0, 0))
+        return end if first <= begins else 0
+
     def done_by_all(self, names: set[str]) -> int | None:
         """Return the offset below which every one of these subscriptions is done, None while one is not known."""
         self.consumed = {name: low for name, low in self.consumed.items() if name in names}

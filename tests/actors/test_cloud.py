@@ -1115,7 +1115,7 @@ def test_what_is_damaged_here_and_lost_there_is_damage(make_stage: MakeStage, ho
 
 def hurt(stage: Stage, place: str, how: str) -> int:
     """Remove a local segment, or flip a byte in it; return where it begins."""
-    folder = stage.actor("topic", "orders")._log.folder
+    folder = stage.actor("topic", "orders").wal.folder
     names = sorted(name for name in stage.disk.listdir(folder) if name.endswith(".seg"))
     name = names[0] if place == "first" else names[len(names) // 2]
     if how == "removed":

@@ -196,10 +196,10 @@ def test_a_fenced_topic_is_not_opened_again_by_a_timer(make_stage: MakeStage) ->
     from ister.actors.messages import Fenced
     from ister.errors import StorageError
 
-    topic._fail(StorageError("an fsync failed"))
+    topic._log.fail(StorageError("an fsync failed"))
     topic.ref.tell(Fenced("another broker has it", None))
     stage.advance(10)
-    assert topic._log is None
+    assert topic.wal is None
     assert shown(stage)["failure"].startswith("another broker has it")
 
 

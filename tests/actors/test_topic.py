@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from ister.actors.messages import Attach, Attached, Durable, Relayed, TopicFailed
-from ister.actors.reliable_topic import BACKGROUND_COMMIT_S, REOPEN_DELAY_S, ReliableTopic
+from ister.actors.reliable_topic import ReliableTopic
 from ister.actors.runtime import Address
+from ister.actors.topic_log import BACKGROUND_COMMIT_S, REOPEN_DELAY_S
 from ister.storage.producers import RECENT_BATCHES_MAX
 from ister.wire import OFFSET_UNKNOWN, RECEIPTS_MAX, Key, Type
 from tests.raw_client import batch
@@ -64,7 +65,7 @@ def test_where_a_producer_stands_is_told_once_it_is_durable(stage: Stage) -> Non
     stage.loop.holds_work = False
     answer = newer.expect(Type.OPENED)
     assert answer.header[Key.SEQUENCE] == 2
-    assert topic.messages_in == 2
+    assert topic.intake.messages == 2
     newer.publish(1, 2, b"c")
     assert newer.receipt(1) == [(2, 2)]
 
@@ -123,7 +124,7 @@ def test_one_commit_covers_what_came_before_it_and_one_receipt_tells_it(stage: S
     told = producer.receipt(1)
     assert [sequence for sequence, _ in told] == [1, 2, 3, 4, 5]
     assert sorted(offset for _, offset in told + other.receipt(5)) == list(range(1, 11))
-    assert topic.commits == 2
+    assert topic._log.commits == 2
     stage.loop.holds_work = False
 
 
@@ -137,7 +138,7 @@ def test_what_comes_after_a_commit_began_is_not_covered_by_it(stage: Stage) -> N
     stage.settle()
     stage.loop.do_work()
     assert producer.receipt(1) == [(0, 0)]
-    assert (topic._log.durable_end, topic._log.next_offset) == (1, 2)  # type: ignore[union-attr]
+    assert (topic.wal.durable_end, topic.wal.next_offset) == (1, 2)  # type: ignore[union-attr]
     assert producer.silent(0)
     stage.loop.do_work()
     assert producer.receipt(1) == [(1, 1)]
@@ -168,7 +169,7 @@ def test_topics_in_the_page_cache_answer_at_once_and_sync_soon(stage: Stage) -> 
     stage.advance(BACKGROUND_COMMIT_S)
     assert len(stage.loop.work) == 1
     stage.loop.do_work()
-    assert topic._log.durable_end == 1  # type: ignore[union-attr]
+    assert topic.wal.durable_end == 1  # type: ignore[union-attr]
     stage.loop.holds_work = False
 
 
@@ -195,7 +196,7 @@ def test_a_resent_batch_is_stored_once_and_answered_with_its_offset(stage: Stage
     for _ in range(3):
         producer.publish(1, 0, b"a", b"b")
         assert producer.receipt(1) == [(0, 0)]
-    assert topic.messages_in == 3
+    assert topic.intake.messages == 3
 
 
 def test_a_duplicate_of_what_is_not_durable_yet_waits_for_it(stage: Stage) -> None:
@@ -229,7 +230,7 @@ def test_a_duplicate_whose_offset_is_forgotten_waits_for_everything(stage: Stage
     assert (0, OFFSET_UNKNOWN) not in early
     stage.loop.holds_work = False
     assert producer.receipts(1, batches + 1 - len(early))[0] == OFFSET_UNKNOWN
-    assert topic.messages_in == batches
+    assert topic.intake.messages == batches
 
 
 def test_a_gap_is_refused_and_says_what_is_expected(stage: Stage) -> None:
@@ -243,7 +244,7 @@ def test_a_gap_is_refused_and_says_what_is_expected(stage: Stage) -> None:
         "retry",
     )
     assert "(0)" in refused.header[Key.TEXT]
-    assert topic.messages_in == 0
+    assert topic.intake.messages == 0
     producer.publish(1, 0, b"a", b"b", b"c")
     producer.publish(1, 3, b"now")
     assert producer.receipts(1, 2) == {0: 0, 3: 3}
@@ -257,7 +258,7 @@ def test_a_resend_that_was_cut_differently_is_refused(stage: Stage) -> None:
     producer.publish(1, 1, b"b", b"c")
     refused = producer.expect(Type.ERROR, handle=1)
     assert (refused.code, refused.header[Key.ACTION]) == ("sequence-overlap", "stop")
-    assert topic.messages_in == 2
+    assert topic.intake.messages == 2
 
 
 def test_numbers_at_the_edge_of_64_bits_hurt_nobody(stage: Stage) -> None:
@@ -414,7 +415,7 @@ def test_a_write_that_fails_fails_what_was_not_durable_too(stage: Stage) -> None
     assert sequences == {0, 1}
     stage.disk.on_operation = None
     stage.advance(3 * REOPEN_DELAY_S)  # the commit that still runs keeps the log from being opened again
-    assert topic._log is None
+    assert topic.wal is None
     stage.loop.holds_work = False
     stage.advance(2 * REOPEN_DELAY_S)
     producer.publish(1, 0, b"a")
@@ -496,7 +497,7 @@ def test_a_full_disk_refuses_publishes_and_nothing_else(stage: Stage) -> None:
     stage.disk.room = None
     producer.publish(1, sequence, b"now")
     assert producer.receipt(1) == [(sequence, sequence)]
-    assert topic._log is not None
+    assert topic.wal is not None
 
 
 def test_a_batch_over_what_a_segment_holds_is_refused_alone(make_stage: Callable[..., Stage]) -> None:
@@ -510,7 +511,7 @@ def test_a_batch_over_what_a_segment_holds_is_refused_alone(make_stage: Callable
     assert producer.open_producer(1, "orders", 7, 2).kind == Type.OPENED
     producer.publish(1, 2, b"next")
     assert producer.receipt(1) == [(2, 0)]
-    assert topic._log is not None
+    assert topic.wal is not None
 
 
 # ---- ends ------------------------------------------------------------------------------------------------------
@@ -640,6 +641,6 @@ def test_a_non_reliable_topic_knows_its_duplicates_too(stage: Stage) -> None:
     producer.publish(1, 0, b"a")
     producer.publish(1, 5, b"f")
     assert producer.receipts(1, 2) == {0: 0, 5: 1}
-    assert topic.messages_in == 2
+    assert topic.intake.messages == 2
     producer.publish(1, 5, b"f", b"g")
     assert producer.expect(Type.ERROR, handle=1).code == "sequence-overlap"

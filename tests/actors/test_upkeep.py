@@ -46,7 +46,7 @@ def publish(producer: StagedClient, first: int, messages: int) -> None:
 def upload(stage: Stage) -> None:
     """Let the topic hear that everything is in the store."""
     topic = stage.actor("topic", "orders")
-    topic.ref.tell(Uploaded(0, topic._log.durable_end))
+    topic.ref.tell(Uploaded(0, topic.wal.durable_end))
     stage.advance(3)
 
 
@@ -240,7 +240,7 @@ def damage(stage: Stage, message: int) -> None:
     """Flip a byte in the payload of one message, in the segment file it lies in."""
     needle = b"%d/" % message + PAYLOAD[:100]
     topic = stage.actor("topic", "orders")
-    folder = topic._log.folder
+    folder = topic.wal.folder
     for name in stage.disk.listdir(folder):
         path = f"{folder}/{name}"
         at = stage.disk.read(path).find(needle) if name.endswith(".seg") else -1

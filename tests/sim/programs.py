@@ -448,7 +448,7 @@ class Deleting(Program):
             return
         self.later(0.5, self.look)
         actors = self.world.machines[self.machine].actors("topic", self.topic.name)
-        failures = [getattr(actor, "_failure", None) for actor in actors]
+        failures = [getattr(actor, "failure", None) for actor in actors]
         fenced = any(failure is not None and failure.code == "fenced" for failure in failures)
         if self.client is not None and fenced and (self.asked is None or self.asked.done):
             self.asked = Request("topic.delete", {"topic": self.topic.name})

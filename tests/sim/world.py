@@ -49,6 +49,15 @@ PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has 
     "ister.actors.delays",
     "ister.actors.poison",
     "ister.actors.cursor_log",
+    "ister.actors.receipts",
+    "ister.actors.store_view",
+    "ister.actors.surveys",
+    "ister.actors.topic_log",
+    "ister.actors.directory.erasing",
+    "ister.actors.directory.gathering",
+    "ister.actors.directory.homes",
+    "ister.actors.directory.restoring",
+    "ister.actors.directory.topics",
     "ister.storage.cursor",
     "ister.storage.ranges",
 }
@@ -292,7 +301,7 @@ class World:
         if "b" not in self.machines:
             return "a"
         failures = [
-            getattr(actor, "_failure", None) for actor in self.machines["b"].actors("topic", topic.name)
+            getattr(actor, "failure", None) for actor in self.machines["b"].actors("topic", topic.name)
         ]
         return "a" if any(failure is not None and failure.code == "fenced" for failure in failures) else "b"
 

@@ -1,0 +1,306 @@
+"""Who owns a topic's log: opens it, commits and seals it, lets go of it when it fails, and deletes it.
+
+Part of a ReliableTopic, in a worker process. Owns the write-ahead log and the state it is in (`actors/log_state.py`).
+May touch the log, the worker's commits, and timers.
+
+Invariants
+- a log that failed takes nothing more; it is opened again from what is really on disk, or not at all
+- a log is closed once nothing runs on it any more, and the next one is not opened before that
+- one commit runs at a time, and covers everything appended before it began
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+from ister.actors.commits import Commits
+from ister.actors.log_state import TRANSITIONS, LogEvent, LogState, event_of
+from ister.actors.runtime import LoopActor, Timer
+from ister.errors import DiskFullError, StorageError
+from ister.storage.catalogue import TopicMeta
+from ister.storage.wal import Commit, Wal
+
+log = logging.getLogger("ister.topic")
+
+REST_S: Final = 5.0  # after so long without a message a log gives back what it holds for the next ones
+BACKGROUND_COMMIT_S: Final = (
+    1.0  # what durability "os" may lose with the machine, and how late files are sealed
+)
+ERASE_TRIES: Final = 50
+ERASE_RETRY_S: Final = 0.1  # making a spare segment takes less
+REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
+
+
+class LogEvents(Protocol):
+    """What a topic hears of its log."""
+
+    def log_opened(self, wal: Wal) -> None:
+        """It takes batches."""
+
+    def log_failing(self, error: StorageError, wal: Wal | None) -> None:
+        """It takes nothing more, and is about to be let go of: refuse what waits for it."""
+
+    def log_failed(self, error: StorageError) -> None:
+        """It was let go of."""
+
+    def log_reached(self, wal: Wal) -> None:
+        """More of it may be durable."""
+
+    def log_committed(self, wal: Wal) -> None:
+        """A commit has ended: segments may be sealed for good."""
+
+
+class TopicLog:
+    """The log of `host`'s topic, which is told what becomes of it.
+
+    `open_log(known_end)` opens it, and it must reach `known_end`; `erase` deletes its folder; `is_held(wal)` says
+    whether something else runs on one, which says `released(wal)` when it ends.
+    """
+
+    def __init__(
+        self,
+        host: LoopActor,
+        events: LogEvents,
+        meta: TopicMeta,
+        *,
+        open_log: Callable[[int], Wal],
+        erase: Callable[[], None],
+        commits: Commits,
+        is_held: Callable[[Wal], bool],
+    ) -> None:
+        self._host = host
+        self._events = events
+        self._topic = meta.name
+        self._waits_for_sync = meta.durability != "os"
+        self._open_log = open_log
+        self._erase = erase
+        self._commits = commits
+        self._is_held = is_held
+        self.wal: Wal | None = None  # while it is open
+        self.state = LogState.CLOSED
+        self.failure: StorageError | None = None  # why it is not open
+        self.commits = 0
+        self._ended: Wal | None = None  # failed, and to be closed when what runs on it has ended
+        self._known_end = 0  # a log of this topic was durable up to here
+        self._reopen: Timer | None = None
+        self._commit_scheduled = False
+        self._background_commit: Timer | None = None  # of durability "os"
+        # Where the segment that is being written begins, and since when it holds something
+        self._filling = (-1, 0.0)
+        self._appended = (-1, 0.0)  # where it ended when it was last looked at, and since when
+
+    # ---- its states ---------------------------------------------------------------------------------------------
+
+    def _become(self, event: LogEvent) -> None:
+        self.state, reopens = TRANSITIONS[self.state, event]
+        if self._reopen is not None:
+            self._reopen.cancel()
+        self._reopen = self._host.call_later(REOPEN_DELAY_S, self.open) if reopens else None
+
+    def open(self) -> None:
+        """Open it, unless it is open or deleted; where that fails now, and may not later, it is tried again."""
+        if self._ended is not None:
+            self._become(LogEvent.FAILED)
+            return
+        if self.state not in (LogState.CLOSED, LogState.FAILED):
+            return
+        try:
+            wal = self._open_log(self._known_end)
+        except StorageError as error:
+            self.fail(error)
+            return
+        self._become(LogEvent.OPENED)
+        self.wal, self.failure = wal, None
+        self._events.log_opened(wal)
+
+    def ready(self) -> Wal:
+        """Return it, open. Raises StorageError: why it is not."""
+        if self.wal is None:
+            raise self.failure or StorageError(f"the log of topic {self._topic!r} is not open")
+        return self.wal
+
+    def check(self, error: StorageError | None = None) -> None:
+        """Let go of it where it has failed, and not only refused one batch with `error`."""
+        if self.wal is not None and self.wal.failed is not None:
+            self.fail(error or self.wal.failed)
+
+    def fail(self, error: StorageError) -> None:
+        """Take nothing more."""
+        if self.state is LogState.DELETED:
+            return
+        log.error("topic %s: %s", self._topic, error)
+        self.failure = error
+        self._commit_scheduled = False
+        self._events.log_failing(error, self.wal)
+        self._become(event_of(error))
+        self._let_go()
+        self._events.log_failed(error)
+
+    def delete(self, error: StorageError) -> None:
+        """Take nothing more, and delete its folder once nothing runs on it any more."""
+        had_log = self.wal is not None or self._ended is not None
+        self._become(LogEvent.DELETED)
+        self.failure = error
+        self._let_go()
+        if not had_log:
+            self._erase_folder()
+
+    def end(self) -> None:
+        """Let go of it: its actor failed."""
+        self._become(LogEvent.ENDED)
+        self._let_go()
+
+    def stop(self) -> None:
+        """Write down what came in, and close it, so that the next start has nothing to recover."""
+        wal = self.wal
+        if wal is not None and not wal.committing:
+            with suppress(StorageError):
+                wal.commit()
+        if wal is not None:
+            wal.prove_end()
+        self.end()
+
+    def _let_go(self) -> None:
+        wal, self.wal = self.wal, None
+        if wal is not None and self._waits_for_sync:
+            self._known_end = max(self._known_end, wal.durable_end)
+        if wal is not None:
+            self._ended = wal
+            self._close_ended()
+
+    def released(self, wal: Wal) -> bool:
+        """Something that ran on a log has ended; return whether it is the one that is open."""
+        if wal is self.wal:
+            return True
+        self._close_ended()
+        return False
+
+    def _close_ended(self) -> None:
+        """Close the log that ended, unless something still runs on it, which ends here again."""
+        wal = self._ended
+        if wal is not None and not wal.committing and not self._is_held(wal):
+            self._ended = None
+            wal.close()
+            if self.state is LogState.DELETED:
+                self._erase_folder()
+
+    def _erase_folder(self, tries: int = ERASE_TRIES) -> None:
+        """Delete the log's folder; what cannot be deleted goes when the broker is started next."""
+        try:
+            self._erase()
+        except OSError as error:  # a spare segment was just being made there
+            if tries > 1:
+                self._host.loop.call_later(ERASE_RETRY_S, lambda: self._erase_folder(tries - 1))
+            else:
+                log.warning("the log of deleted topic %s is still there: %s", self._topic, error)
+
+    # ---- group commit -------------------------------------------------------------------------------------------
+
+    def schedule_commit(self) -> None:
+        """Commit once, at the end of this turn, for everything that the turn brought."""
+        if not self._commit_scheduled:
+            self._commit_scheduled = True
+            self._host.at_turn_end(self._commit)
+
+    def _commit(self) -> None:
+        self._commit_scheduled = False
+        wal = self.wal
+        if wal is None:
+            return
+        if self._waits_for_sync:
+            self._begin_commit()
+        elif self._background_commit is None:
+            self._background_commit = self._host.call_later(BACKGROUND_COMMIT_S, self._commit_in_background)
+        self._events.log_reached(wal)
+
+    def _commit_in_background(self) -> None:
+        self._background_commit = None
+        self._begin_commit()
+
+    def _begin_commit(self) -> None:
+        wal = self.wal
+        commit = wal.begin_commit() if wal is not None else None
+        if wal is not None and commit is not None:
+            self.commits += 1
+
+            def ended(_: None, error: BaseException | None) -> None:
+                try:
+                    self._committed(wal, commit, error)
+                except Exception as failure:  # noqa: BLE001 - as `offload`, which does not call an actor that is gone
+                    self._host.fail(failure)
+
+            self._commits.run(commit, ended)
+
+    def _committed(self, wal: Wal, commit: Commit, error: BaseException | None) -> None:
+        wal.end_commit(commit, error)
+        if wal is not self.wal:  # the log failed, or the topic was deleted or failed, meanwhile
+            self._close_ended()
+            return
+        if error is not None:
+            self.fail(wal.failed or StorageError(f"a commit of topic {self._topic!r} failed: {error}"))
+            return
+        self._events.log_reached(wal)
+        if wal.pending and self._waits_for_sync:
+            self._begin_commit()
+        self.prepare_spare()
+        self._events.log_committed(wal)
+
+    def prepare_spare(self) -> None:
+        """Have the next segment's file made, in a thread, where that is due."""
+        work = self.wal.prepare_spare() if self.wal is not None else None
+        if work is not None:
+            self._commits.aside(work, lambda _, error: self._spare_prepared(error))
+
+    def _spare_prepared(self, error: BaseException | None) -> None:
+        if error is not None and self.state not in (LogState.CLOSED, LogState.DELETED):
+            # the next roll will meet the same trouble, and say so to producers
+            log.warning("topic %s: no spare segment: %s", self._topic, error)
+
+    # ---- sealing and resting ------------------------------------------------------------------------------------
+
+    def look_after(self) -> bool:
+        """Seal what is old enough, and rest where nothing came; return False where the disk is too full to seal."""
+        wal = self.wal
+        sealed = True
+        if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self._host.clock.time_ms())):
+            sealed = self.seal()
+        self._rest()
+        return sealed
+
+    def _filled_for_long(self, wal: Wal) -> bool:
+        """Say whether the segment that is being written is old enough, whatever the wall clock was set to."""
+        now_s, base = self._host.clock.monotonic(), wal.sealed_end
+        if wal.next_offset == base or self._filling[0] != base:
+            self._filling = (base if wal.next_offset > base else -1, now_s)
+            return False
+        return (now_s - self._filling[1]) * 1000 >= wal.settings.segment_age_ms_max
+
+    def seal(self) -> bool:
+        """Seal what was written so far; return False where the disk is too full for that."""
+        wal = self.wal
+        if wal is None:
+            return True
+        try:
+            wal.seal()
+        except DiskFullError as error:
+            log.warning("topic %s: cannot seal: %s", self._topic, error)
+            return False
+        except StorageError as error:
+            self.fail(error)
+            return True
+        self.schedule_commit()
+        return True
+
+    def _rest(self) -> None:
+        """Give back the room that the log holds, when nothing was appended for a while."""
+        wal, now_s = self.wal, self._host.clock.monotonic()
+        if wal is None:
+            return
+        if wal.next_offset != self._appended[0]:
+            self._appended = (wal.next_offset, now_s)
+        elif now_s - self._appended[1] >= REST_S and wal.rest():
+            self.schedule_commit()
+        self.check()
