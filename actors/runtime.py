@@ -19,7 +19,8 @@ import logging
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from random import Random
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
@@ -41,6 +42,7 @@ __all__ = [
     "Loop",
     "LoopActor",
     "MailboxFullError",
+    "Part",
     "Ref",
     "Scheduler",
     "System",
@@ -127,6 +129,57 @@ class _Table(dict[type, Handler]):
 def _unexpected(actor: LoopActor, message: object) -> None:
     actor.system.unexpected += 1
     logger.error("%s has no handler for %s: %.200r", actor, type(message).__qualname__, message)
+
+
+def _handlers_of(cls: type) -> dict[type, Handler]:
+    """Return the methods of a class that are marked with `@receives`, by message type."""
+    names: dict[type, str] = {}
+    for base in reversed(cls.__mro__):
+        own: dict[type, str] = {}
+        for name, method in vars(base).items():
+            for message_type in getattr(method, "_receives", ()):
+                if message_type in own:
+                    both = f"{base.__qualname__}.{own[message_type]} and .{name}"
+                    raise TypeError(f"{both} both receive {message_type.__qualname__}")
+                own[message_type] = name
+        names.update(own)
+    # By name: a subclass that overrides a handler need not mark it again.
+    return {message_type: getattr(cls, name) for message_type, name in names.items()}
+
+
+class Part:
+    """What an actor may be made of: it handles messages of types of its own, which are told to the actor.
+
+    Handlers are methods marked with `@receives(MessageType)`, as an actor's are; see `LoopActor.compose`.
+    """
+
+    handlers: ClassVar[Mapping[type, Handler]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.handlers = _handlers_of(cls)
+
+
+@cache
+def _composed(actor_class: type[LoopActor], part_classes: tuple[type[Part], ...]) -> _Table:
+    """Return the handlers of an actor made of parts, one table for all that are made of the same."""
+    table = _Table(actor_class.handlers)
+    receiver = dict.fromkeys(table, actor_class.__qualname__)
+    for place, part_class in enumerate(part_classes):
+        for message_type, handler in part_class.handlers.items():
+            if message_type in table:
+                both = f"{receiver[message_type]} and {part_class.__qualname__}"
+                raise TypeError(f"{both} both receive {message_type.__qualname__}")
+            table[message_type] = _to_part(place, handler)
+            receiver[message_type] = part_class.__qualname__
+    return table
+
+
+def _to_part(place: int, handler: Handler) -> Handler:
+    def handle(actor: LoopActor, message: object) -> Any:
+        return handler(actor.parts[place], message)
+
+    return handle
 
 
 class Inbox:
@@ -268,7 +321,8 @@ class LoopActor(pykka.Actor):
     # runaway, and failing loudly is right.
     inbox_messages_max: ClassVar[int] = 65_536
 
-    handlers: ClassVar[_Table] = _Table()
+    handlers: _Table = _Table()  # of the class, or of all actors that are made of the same parts
+    parts: Sequence[Part] = ()
 
     def __init__(self, system: System, path: str) -> None:
         super().__init__()
@@ -279,22 +333,18 @@ class LoopActor(pykka.Actor):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        names: dict[type, str] = {}
-        for base in reversed(cls.__mro__):
-            own: dict[type, str] = {}
-            for name, method in vars(base).items():
-                for message_type in getattr(method, "_receives", ()):
-                    if message_type in own:
-                        both = f"{base.__qualname__}.{own[message_type]} and .{name}"
-                        raise TypeError(f"{both} both receive {message_type.__qualname__}")
-                    own[message_type] = name
-            names.update(own)
-        # By name: a subclass that overrides a handler need not mark it again.
-        table = _Table({message_type: getattr(cls, name) for message_type, name in names.items()})
-        cls.handlers = table
+        cls.handlers = _Table(_handlers_of(cls))
 
     def __str__(self) -> str:
         return f"{type(self).__name__} {self.path}"
+
+    def compose(self, parts: Sequence[Part]) -> None:
+        """Be made of parts: what none of this class's own handlers receives goes to the one that does.
+
+        Raises TypeError where two receive the same.
+        """
+        self.parts = tuple(parts)
+        self.handlers = _composed(type(self), tuple(map(type, parts)))
 
     # The three hooks of Pykka.
 

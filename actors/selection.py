@@ -56,6 +56,7 @@ class Roster:
 
     def __init__(self, subscription_type: str, name: str) -> None:
         traits = TRAITS[subscription_type]
+        self.shares = traits.shares
         self._ordered = not traits.shares
         self._alone = not (traits.shares or traits.stands_by)
         self._name = name

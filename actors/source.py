@@ -130,6 +130,14 @@ class Source:
         self.durable_end = durable_end
         return True
 
+    def reaches(self, durable_end: int) -> None:
+        """Note how far the log is durable, before `begin`."""
+        self.durable_end = max(self.durable_end, durable_end)
+
+    def begins(self, start: int) -> None:
+        """Note that there is nothing before an offset."""
+        self.history_start = max(self.history_start, start)
+
     def trim(self, start: int) -> None:
         """Note where the history begins now."""
         self.history_start = start

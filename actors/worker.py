@@ -17,15 +17,17 @@ from ister.actors.addresses import BROKER, DIRECTORY_PATH, FETCHER_PATH, FRONTEN
 from ister.actors.commits import Commits
 from ister.actors.deadletters import dead_letters
 from ister.actors.frontend import Frontend
-from ister.actors.key_shared_subscription import KeySharedSubscription
-from ister.actors.nonreliable_subscription import NonReliableSubscription
 from ister.actors.nonreliable_topic import NonReliableTopic
 from ister.actors.process import EXIT_FAILED, ProcessContext, process_description
-from ister.actors.reader_subscription import MemoryJournal, ReaderSubscription
 from ister.actors.relay import Relay
-from ister.actors.reliable_subscription import ReliableSubscription
 from ister.actors.reliable_topic import ReliableTopic
 from ister.actors.runtime import Ref
+from ister.actors.subscription import Subscription
+from ister.actors.subscription.deliveries import from_log, from_memory
+from ister.actors.subscription.from_memory import MemoryGiven
+from ister.actors.subscription.log_parts import LogGiven
+from ister.actors.subscription.parts import Delivery, Host
+from ister.actors.subscription.reading import MemoryJournal
 from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
@@ -256,6 +258,18 @@ class Worker:
             return system.ref(system.node, path)
         settings = self._given.settings
         topic_ref = system.ref(topic_node, actor_path("topic", topic))
+
+        def spawn(deliver_by: Callable[[Host], Delivery]) -> Ref:
+            return system.spawn(
+                Subscription,
+                path,
+                topic,
+                meta,
+                limits=self._limits,
+                ack_timeout_ms=settings.subscription.ack_timeout_ms,
+                deliver_by=deliver_by,
+            )
+
         if topic.dispatch == "non-reliable":
 
             def relay() -> Ref:
@@ -264,18 +278,13 @@ class Worker:
                     system.spawn(Relay, relay_path, topic, topic_ref)
                 return system.ref(system.node, relay_path)
 
-            return system.spawn(
-                NonReliableSubscription,
-                path,
-                topic,
-                meta,
-                limits=self._limits,
-                ack_timeout_ms=settings.subscription.ack_timeout_ms,
+            memory = MemoryGiven(
                 relay=relay,
                 buffer_messages_max=settings.subscription.buffer_messages_max,
                 buffer_bytes_max=settings.subscription.buffer_bytes_max,
                 drop=settings.subscription.drop,
             )
+            return spawn(from_memory(memory))
         folder = log_folder(self._given.data, topic)
         journal = cursor_path(self._given.data, topic, meta)
         cached = cache_folder(self._given.data, topic)
@@ -294,17 +303,7 @@ class Worker:
             )  # if the topic is deleted as well, and lives elsewhere, nobody else does
             remove_cursor(self._disk, journal)
 
-        kinds: dict[str, type[ReliableSubscription]] = {
-            "key-shared": KeySharedSubscription,
-            READER: ReaderSubscription,
-        }
-        return system.spawn(
-            kinds.get(meta.type, ReliableSubscription),
-            path,
-            topic,
-            meta,
-            limits=self._limits,
-            ack_timeout_ms=settings.subscription.ack_timeout_ms,
+        given = LogGiven(
             topic_ref=topic_ref,
             directory=system.ref(BROKER, DIRECTORY_PATH),
             fetcher=system.ref(TIER, FETCHER_PATH),
@@ -318,6 +317,7 @@ class Worker:
             undertaker=lambda: dead_letters(system, topic, meta, system.ref(system.node, path)),
             defaults=settings.subscription,
         )
+        return spawn(from_log(meta.type, given))
 
 
 def run_worker(context: ProcessContext) -> None:

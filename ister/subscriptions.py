@@ -1,7 +1,7 @@
 """The types of subscriptions, in one place: client, command line and broker go by this table. Pure.
 
-A new type is a name and a line here, and in the broker a line in `ister/actors/deliveries.py`, which says what delivers
-its messages.
+A new type is a name and a line here, and a line in the broker's `ister/actors/subscription/deliveries.py`, which says
+what delivers its messages.
 
 Invariants
 - a test holds that every name has its line, and that PROTOCOL.md has the same names

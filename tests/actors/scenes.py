@@ -100,6 +100,11 @@ def subscription(scene: Scene) -> Any:
     return scene.stage.actor("subscription", "orders", "s")
 
 
+def part(scene: Scene, kind: type) -> Any:
+    """Return the part of a kind that the scene's subscription has."""
+    return next(each for each in subscription(scene).parts if isinstance(each, kind))
+
+
 def consumer_of(scene: Scene, number: int = 0) -> Any:
     """Return the actor of one of the consumers, the oldest first."""
     return scene.stage.actors("consumer")[number]

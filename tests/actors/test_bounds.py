@@ -9,7 +9,9 @@ import pytest
 
 from ister.actors.lanes import Lanes
 from ister.actors.selection import Member, Roster
-from tests.actors.scenes import Scene, consumer_of, events, offsets, subscription
+from ister.actors.subscription.by_key import ByKey
+from ister.actors.subscription.schedule import Schedule
+from tests.actors.scenes import Scene, consumer_of, events, offsets, part, subscription
 from tests.stage import Stage
 
 
@@ -84,7 +86,7 @@ def test_a_cursor_full_of_holes_takes_nothing_new_until_they_are_filled(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
 ) -> None:
     """And then goes on by itself."""
-    monkeypatch.setattr("ister.actors.reliable_subscription.PIECES_BYTES_MAX", 160)
+    monkeypatch.setattr("ister.actors.subscription.log_parts.PIECES_BYTES_MAX", 160)
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     for number in range(40):
@@ -140,7 +142,7 @@ def test_what_is_in_flight_of_single_messages_is_bounded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing new is handed out beyond it, and it goes on with acknowledgments."""
-    monkeypatch.setattr("ister.actors.key_shared_subscription.IN_FLIGHT_MAX", 10)
+    monkeypatch.setattr("ister.actors.subscription.by_key.IN_FLIGHT_MAX", 10)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(messages=0)
     for number in range(40):
@@ -160,19 +162,18 @@ def test_one_turn_looks_at_so_many_messages_and_no_more(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
 ) -> None:
     """Where single messages are looked at, others have their turn in between."""
-    for module in ("reliable", "key_shared", "timed"):
-        monkeypatch.setattr(f"actors.{module}_subscription.LOOKED_AT_MAX", 10)
+    monkeypatch.setattr("ister.actors.subscription.schedule.LOOKED_AT_MAX", 10)
     scene = Scene(stage, type=type_)
     client = scene.consumer(messages=0)
     actor = subscription(scene)
     looked: list[int] = []
-    hand_out = actor._hand_out
+    hand_out = actor.delivery.hand_out
 
     def counted() -> None:
         hand_out()
-        looked.append(actor._looked_at)
+        looked.append(part(scene, Schedule)._looked_at)
 
-    actor._hand_out = counted
+    actor.delivery.hand_out = counted
     when = scene.now_ms() + 60_000
     for number in range(30):
         scene.publish(*[b"x"] * 5, key=b"%d" % number, deliver_at=[when] * 5)
@@ -191,7 +192,7 @@ def test_acknowledging_the_same_again_and_again_is_no_work(stage: Stage) -> None
     client = scene.consumer()
     scene.publish(*[b"x"] * 50, key=b"k")
     assert len(offsets(client)) == 50
-    lanes, settled = subscription(scene)._lanes, []
+    lanes, settled = part(scene, ByKey)._lanes, []
     settle = lanes.settle
 
     def counted(first: int, end: int) -> None:

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from ister.actors.log_subscription import LogSubscription
+from ister.actors.subscription.cursor_log import CursorLog
 from ister.storage.cursor import COMPACT_BYTES_MIN
-from tests.actors.scenes import Scene, offsets
+from tests.actors.scenes import Scene, offsets, part
 from tests.stage import Stage
 
 
@@ -70,17 +70,16 @@ def test_what_is_told_as_synced_is_on_the_disk(scene: Scene) -> None:
     """After a sync that failed all of it is written once more: a power failure then takes nothing of it."""
     client = scene.consumer()
     scene.publish(*(b"%d" % n for n in range(10)))
-    subscription = scene.stage.actor("subscription", "orders", "s")
-    assert isinstance(subscription, LogSubscription)
+    journal = part(scene, CursorLog)
     failed = failing(scene.stage, "sync", lambda each: each == 0)
     client.ack(1, (0, 5))
     while not failed:
         scene.stage.advance(0.1)
     for _ in range(1000):
-        if subscription._log.synced_low == 5:
+        if journal.synced_low == 5:
             break
         scene.stage.advance(0.1)
-    assert subscription._log.synced_low == 5
+    assert journal.synced_low == 5
     scene.stage.disk = scene.stage.disk.power_loss(Random(1))
     scene.stage.disk.locked.clear()
     scene.stage.kill(0)
@@ -93,8 +92,7 @@ def test_no_compaction_begins_while_a_sync_runs(scene: Scene) -> None:
     """It would close the file that is being synced."""
     client = scene.consumer()
     scene.publish(*(b"" for _ in range(10)))
-    subscription = scene.stage.actor("subscription", "orders", "s")
-    log = subscription._log
+    log = part(scene, CursorLog)
     scene.stage.loop.holds_work = True
     client.ack(1, (0, 1))
     while not scene.stage.loop.work:

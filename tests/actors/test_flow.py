@@ -15,8 +15,8 @@ from ister.actors.consumer import FULL_RETRY_S_MAX
 from ister.actors.lanes import SLOTS, Lanes
 from ister.actors.ledger import Held
 from ister.actors.loop import CANCELLED_TIMERS_KEPT
-from ister.actors.nonreliable_subscription import DROP_NOTICE_S, DROP_NOTICES
 from ister.actors.selection import HOARD_SPARE, Member
+from ister.actors.subscription.from_memory import DROP_NOTICE_S, DROP_NOTICES
 from ister.wire import Key, Type
 from tests.raw_client import Frame
 from tests.stage import Stage, StagedClient
@@ -162,7 +162,7 @@ def test_thousands_that_share_keys_get_their_keys(stage: Stage) -> None:
         assert len(offsets) <= 3 * 40  # of 4,000 keys, two a consumer
         for offset in offsets:
             assert owner.setdefault(offset % 4_000, number) == number
-    lanes = crowd.subscription._lanes
+    lanes = crowd.subscription.delivery._lanes
     assert (lanes.waiting, lanes.in_flight, len(lanes._lanes), len(lanes._astray)) == (0, 0, 0, 0)
     crowd.waits_nowhere()
 
@@ -181,10 +181,10 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
     came = crowd.read()
     assert max(map(len, came.values())) <= 3
     subscription = crowd.subscription
-    held = subscription._roster.outstanding
+    held = subscription.roster.outstanding
     assert held == sum(map(len, came.values())) <= 3 * MANY
     if type == "key-shared":
-        lanes = subscription._lanes
+        lanes = subscription.delivery._lanes
         assert lanes.waiting <= 4_000 + 2_000  # and a batch
         assert lanes.overflowed
         assert lanes.in_flight == held
@@ -196,13 +196,13 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
         client.say({Key.TYPE: Type.BYE})
     stage.settle()
     assert stage.actors("consumer") == []
-    assert (subscription._roster.outstanding, len(subscription._roster)) == (0, 0)
-    assert not subscription._roster._turns
+    assert (subscription.roster.outstanding, len(subscription.roster)) == (0, 0)
+    assert not subscription.roster._turns
     stage.advance(1.0)
     assert len(stage.loop._timers) <= 2 * CANCELLED_TIMERS_KEPT
     if type == "shared":
-        assert subscription._redelivery.messages == held
-        assert subscription._redelivery.ranges <= held
+        assert subscription.delivery._redelivery.messages == held
+        assert subscription.delivery._redelivery.ranges <= held
     last = crowd.connect()
     crowd.given.clear()
     crowd.open([last], range(MANY + 1, MANY + 2), messages=100_000, bytes=64 << 20)
@@ -228,9 +228,9 @@ def test_who_stops_reading_gets_little_and_the_others_the_rest(stage: Stage, dis
         came = crowd.read(stopped)
         assert sum(map(len, came.values())) >= 30 or len(stopped.router.out[stopped.routing]) <= 20
         crowd.acknowledge(came)
-    theirs = crowd.subscription._roster.get(9)
+    theirs = crowd.subscription.roster.get(9)
     if theirs is None:  # by its key
-        theirs = max(crowd.subscription._roster.members, key=lambda member: member.age)
+        theirs = max(crowd.subscription.roster.members, key=lambda member: member.age)
     assert theirs.outstanding <= HOARD_SPARE + 2 * 40 + 40
     assert sum(map(len, crowd.given.values())) == crowd.sent - theirs.outstanding
 
@@ -322,8 +322,8 @@ def test_thousands_are_told_of_losses_a_few_at_a_time(stage: Stage) -> None:
     stage.advance(20 * DROP_NOTICE_S)
     crowd.read()
     assert set(crowd.dropped) == set(range(1, 1_001))
-    assert set(crowd.dropped.values()) == {crowd.subscription.dropped}
-    assert crowd.subscription.dropped > 1_000
+    assert set(crowd.dropped.values()) == {crowd.subscription.delivery._dropped}
+    assert crowd.subscription.delivery._dropped > 1_000
     stage.advance(5.0)
     assert not any(crowd.frames(client) for client in crowd.clients)  # what was told is not told again
 
@@ -347,7 +347,7 @@ def test_the_last_of_thousands_comes_and_goes_as_cheaply_as_the_first(stage: Sta
             stage.settle()
         costs.append(count[0] / (2_100 / CONNECTIONS))
     assert max(costs) < 1.5 * min(costs), costs
-    assert 1_045 < len(crowd.subscription._roster) < 1_055
+    assert 1_045 < len(crowd.subscription.roster) < 1_055
 
 
 def test_keys_are_shared_out_among_thousands_evenly() -> None:
@@ -411,7 +411,7 @@ def test_a_deleted_topic_stays_mapped_nowhere(stage: Stage, type: str) -> None:
     """Its files would keep their place on the disk, and their pages in memory."""
     crowd = Crowd(stage, 10, type)
     crowd.publish(100, keys=10)
-    source = crowd.subscription._source
+    source = crowd.subscription.delivery._source
     assert source._reader._log._segment is not None
     assert any(len(worker._maps) for worker in stage.workers.values())
     stage.client().request("topic.delete", topic="orders")

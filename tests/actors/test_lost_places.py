@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from ister.actors.messages import Deliver, Trimmed
+from ister.actors.subscription.log_access import LogAccess
 from ister.errors import DamagedError
 from ister.storage.tiered import NotHereError
 from ister.wire import Key, Type
-from tests.actors.scenes import Scene, consumer_of, events, heard, offsets, reader, subscription
+from tests.actors.scenes import Scene, consumer_of, events, heard, offsets, part, reader, subscription
 from tests.stage import Stage, held_up, inbox_holds
 
 
@@ -110,7 +111,7 @@ def test_who_comes_to_a_damaged_log_is_told(stage: Stage) -> None:
     client = scene.consumer()
     error = DamagedError("broken")
     error.first, error.end = 0, 1
-    subscription(scene)._stall(error)
+    part(scene, LogAccess)._stall(error)
     assert [event.code for event in events(client)] == ["log-damaged"]
     assert [event.code for event in events(scene.consumer())] == ["log-damaged"]
 
@@ -119,10 +120,10 @@ def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
     """Mail is no promise."""
     scene = Scene(stage)
     scene.consumer()
-    actor = subscription(scene)
+    access = part(scene, LogAccess)
     asked: list[object] = []
-    actor._fetcher = SimpleNamespace(tell=asked.append, address=actor._fetcher.address)
-    actor._fetch(NotHereError(0, 1))
+    access._fetcher = SimpleNamespace(tell=asked.append, address=access._fetcher.address)
+    access.fetch(NotHereError(0, 1))
     stage.advance(31)
     assert len(asked) == 2
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ister.actors.log_subscription import LogSubscription
 from ister.actors.messages import ConsumerFrame, NotFetched, Seek, Sought, Trimmed, Yield, Yielded
 from ister.actors.source import Source
+from ister.actors.subscription.log_access import LogAccess
 from ister.storage.tiered import NotHereError
 from ister.wire import Key, Type
-from tests.actors.scenes import Scene, consumer_of, offsets, say_seek, subscription
+from tests.actors.scenes import Scene, consumer_of, offsets, part, say_seek, subscription
 from tests.stage import Stage, held_up, inbox_holds
 
 
@@ -69,8 +69,9 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
     scene.consumer().close_handle(1)
     scene.publish(b"0", b"1", b"2")
     actor = subscription(scene)
+    source = part(scene, LogAccess).source
     found: list[int] = []
-    real = actor._source.offset_at
+    real = source.offset_at
 
     def offset_at(timestamp_ms: int, start: int) -> int:
         if not found:
@@ -78,12 +79,12 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
             raise NotHereError(1, 2)
         return int(real(timestamp_ms, start))
 
-    actor._source.offset_at = offset_at
+    source.offset_at = offset_at
     asked = stage.client()
     ref = say_seek(asked, "time:0")
     stage.settle()
-    assert actor._fetching.offset == 1
-    actor._source.history_start = 2
+    assert scene.shown()["fetching"] == 1
+    source.history_start = 2
     actor.ref.tell(Trimmed(2))
     answer = asked.expect(Type.RESULT, Type.ERROR, ref=ref, timeout_s=1)
     assert answer.kind == Type.RESULT
@@ -237,7 +238,7 @@ def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(s
     def fetch(self: Any, missing: NotHereError) -> None:
         fetches.append(missing.offset)
         self._fetching = missing
-        self.ref.tell(NotFetched(missing.offset, "gone", False, 2))
+        self._subscription.ref.tell(NotFetched(missing.offset, "gone", False, 2))
 
     real = Source.offset_at
 
@@ -247,7 +248,7 @@ def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(s
         return real(self, timestamp_ms, start)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LogSubscription, "_fetch", fetch)
+        patch.setattr(LogAccess, "fetch", fetch)
         patch.setattr(Source, "offset_at", offset_at)
         client = scene.consumer(start="time:0")
     assert len(fetches) == 1

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ister.actors.messages import Buried, Bury, Unburied
+from ister.actors.subscription.failures import Failures
 from ister.wire import Key, Type, decode_attributes
-from tests.actors.scenes import Scene, events, heard, offsets, subscription
+from tests.actors.scenes import Scene, events, heard, offsets, part, subscription
 from tests.stage import Stage, StagedClient
 
 
@@ -378,7 +379,8 @@ def test_a_letter_that_is_refused_waits_apart_and_is_tried_again(scene: Scene) -
     assert offsets(client) == [0, 1, 2]
     actor = subscription(scene)
     actor.ref.tell(Unburied(0, "too large"))  # about nothing that is on its way
-    take = actor._undertaker
+    failures = part(scene, Failures)
+    take = failures._undertaker
     told: list[list[int]] = []
 
     class Refuses:
@@ -389,7 +391,7 @@ def test_a_letter_that_is_refused_waits_apart_and_is_tried_again(scene: Scene) -
                     Unburied(letter.offset, "too large") if letter.offset == 1 else Buried([letter.offset])
                 )
 
-    actor._undertaker = Refuses
+    failures._undertaker = Refuses
     fail(client, 0)
     fail(client, 1)
     fail(client, 2)
@@ -400,7 +402,7 @@ def test_a_letter_that_is_refused_waits_apart_and_is_tried_again(scene: Scene) -
     assert "too large" in reasons["dead-letter-delayed"]
     assert "2 messages failed too often" in reasons["dead-letters"]
     assert "ister dlq list" in reasons["dead-letters"]
-    actor._undertaker = take
+    failures._undertaker = take
     scene.stage.advance(80)
     assert (scene.shown()["burying"], scene.shown()["dead_lettered"]) == (0, 3)
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from ister.actors.messages import Trimmed
-from tests.actors.scenes import Scene, heard, offsets, subscription
+from ister.actors.subscription.failures import Failures
+from ister.actors.subscription.log_access import LogAccess
+from tests.actors.scenes import Scene, heard, offsets, part, subscription
 from tests.stage import Stage
 
 
@@ -26,21 +28,22 @@ def test_poison_that_was_trimmed_on_its_way_stops_nobody(stage: Stage) -> None:
     scene.publish(b"good")
     assert offsets(client) == [0, 1]
     actor = subscription(scene)
-    actor._undertaker = lambda: stage.systems[next(iter(stage.systems))].ref("broker", "nobody")
+    source, failures = part(scene, LogAccess).source, part(scene, Failures)
+    failures._undertaker = lambda: stage.systems[next(iter(stage.systems))].ref("broker", "nobody")
     client.nack(1, (0, 1))
     stage.settle()
     assert scene.shown()["burying"] == 1
     actor.ref.tell(Trimmed(1))
     stage.settle()
-    actor._source._forget_sheets()
-    at = actor._source.batch_at
+    source._forget_sheets()
+    at = source.batch_at
     reads: list[int] = []
 
     def batch_at(offset: int) -> Any:
         reads.append(offset)
         return at(offset)
 
-    actor._source.batch_at = batch_at
+    source.batch_at = batch_at
     stage.advance(25)
     assert reads == []
     assert scene.shown()["burying"] == 0
@@ -111,11 +114,12 @@ def test_letters_that_were_lost_on_their_way_are_sent_again(stage: Stage) -> Non
     scene.publish(b"bad")
     assert offsets(client) == [0]
     actor = subscription(scene)
-    undertaker = actor._undertaker
-    actor._undertaker = lambda: actor.system.ref(actor.system.node, "nobody")
+    failures = part(scene, Failures)
+    undertaker = failures._undertaker
+    failures._undertaker = lambda: actor.system.ref(actor.system.node, "nobody")
     client.nack(1, (0, 1))
     stage.settle()
-    actor._undertaker = undertaker
+    failures._undertaker = undertaker
     stage.advance(15)
     shown = scene.shown()
     assert (shown["cursor"], shown["dead_lettered"], shown["burying"]) == (1, 1, 0)

@@ -12,7 +12,17 @@ from typing import Any, ClassVar
 import pykka
 import pytest
 
-from ister.actors.runtime import Address, Loop, LoopActor, MailboxFullError, Ref, Scheduler, System, receives
+from ister.actors.runtime import (
+    Address,
+    Loop,
+    LoopActor,
+    MailboxFullError,
+    Part,
+    Ref,
+    Scheduler,
+    System,
+    receives,
+)
 from ister.clock import SystemClock
 from ister.errors import UsageError
 
@@ -148,6 +158,65 @@ def test_dispatch_is_by_exact_type_and_inherited(loop: Loop, system: System) -> 
     system.spawn(Twice, "twice", log).tell(Add(21))
     loop.run_until_idle()
     assert log == ["start", 42]
+
+
+class Counter(Part):
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    @receives(Unheard)
+    def hear(self, message: object) -> str:
+        self.heard.append(message)
+        return "heard"
+
+
+class Composed(Sum):
+    def __init__(self, system: System, path: str, *parts: Part) -> None:
+        super().__init__(system, path)
+        self.compose(parts)
+
+
+def test_a_part_handles_what_is_told_to_the_actor(loop: Loop, system: System) -> None:
+    """Each message goes to the one that receives its type, the actor itself or one of its parts."""
+    counter = Counter()
+    ref = system.spawn(Composed, "composed", counter)
+    ref.tell(Unheard())
+    ref.tell(Add(2))
+    loop.run_until_idle()
+    composed = system.find("composed")
+    assert isinstance(composed, Composed)
+    assert (counter.heard, composed.log) == ([Unheard()], ["start", 2])
+
+
+def test_actors_of_the_same_parts_share_their_table(loop: Loop, system: System) -> None:
+    """Ten thousand actors have one, and each message reaches the parts of the actor that it was told to."""
+    counters = [Counter(), Counter()]
+    refs = [system.spawn(Composed, f"composed-{number}", each) for number, each in enumerate(counters)]
+    refs[1].tell(Unheard())
+    loop.run_until_idle()
+    assert [len(each.heard) for each in counters] == [0, 1]
+    first, second = map(system.find, ("composed-0", "composed-1"))
+    assert first is not None
+    assert second is not None
+    assert first.handlers is second.handlers
+
+
+def test_two_parts_that_receive_the_same_are_refused(system: System) -> None:
+    """Whose message it is would depend on their order."""
+
+    class Other(Counter):
+        pass
+
+    with pytest.raises(TypeError, match=r"Counter and \S*Other both receive Unheard"):
+        system.spawn(Composed, "composed", Counter(), Other())
+
+    class Adds(Part):
+        @receives(Add)
+        def add(self, message: Add) -> None:
+            pass
+
+    with pytest.raises(TypeError, match=r"Composed and \S*Adds both receive Add"):
+        system.spawn(Composed, "composed", Adds())
 
 
 def test_two_handlers_of_one_type_are_refused_when_the_class_is_made() -> None:

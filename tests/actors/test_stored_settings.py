@@ -193,7 +193,7 @@ def test_an_uploader_that_an_old_subscription_started_does_not_go_by_its_word(cl
     cloud.kill_tier()
     subscription.topic = old
     cloud.start_tier()
-    subscription._store_cursor()
+    subscription.delivery._journal.store()
     cloud.advance(3 * 3600)
     assert stored(cloud) == (0, 500)
 

@@ -10,7 +10,7 @@ from ister.actors.addresses import node_of
 from ister.actors.asking import AGAIN_S, Asking
 from ister.actors.messages import Deliver, Uploaded
 from ister.actors.placement import subscription_key, topic_key, worker_of
-from ister.actors.reliable_subscription import ReliableSubscription
+from ister.actors.subscription.in_order import InOrder
 from ister.storage.record import HEADER_BYTES
 from ister.wire import Column, Key, Type
 from tests.raw_client import Frame, batch
@@ -1205,7 +1205,7 @@ def test_what_is_lost_between_workers_is_counted(fleeting: StagedClient) -> None
 def test_a_reliable_subscription_is_one(producer: StagedClient) -> None:
     """The strategy of the topic decides what stands behind its subscriptions."""
     consumer_of(producer)
-    assert isinstance(producer.stage.actor("subscription", producer.topic), ReliableSubscription)
+    assert isinstance(producer.stage.actor("subscription", producer.topic).delivery, InOrder)
 
 
 def test_credit_given_again_before_a_place_was_found_replaces_what_was_given_first(stage: Stage) -> None:

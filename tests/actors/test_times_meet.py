@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from ister.actors.messages import Trimmed
+from ister.actors.messages import Fetched, Trimmed
+from ister.actors.subscription.in_order import InOrder
+from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.schedule import Schedule
 from ister.storage.tiered import NotHereError
-from tests.actors.scenes import Scene, heard, offsets, subscription
+from tests.actors.scenes import Scene, heard, offsets, part, subscription
 from tests.stage import Stage
 
 
@@ -57,7 +60,7 @@ def test_what_waited_for_its_time_and_was_trimmed_is_in_nobodys_way(stage: Stage
     scene.publish(b"2", key=b"k")
     assert offsets(client) == [2]
     actor = subscription(scene)
-    source = actor._source
+    source = part(scene, LogAccess).source
     actor.ref.tell(Trimmed(2))
     stage.settle()
     reads: list[int] = []
@@ -81,7 +84,7 @@ def test_a_batch_is_sorted_by_its_times_once(stage: Stage) -> None:
     client = scene.consumer()
     scene.publish(b"0", key=b"a", deliver_at=[scene.now_ms() + 1000])
     assert offsets(client) == []
-    source = subscription(scene)._source
+    source = part(scene, LogAccess).source
     keep, sheet = source.keep_sheet, source.sheet_at
     failed: list[int] = []
 
@@ -99,9 +102,7 @@ def test_a_batch_is_sorted_by_its_times_once(stage: Stage) -> None:
     scene.publish(b"1", b"2", key=b"b", deliver_at=[0, scene.now_ms() + 60_000])
     stage.settle()
     assert failed == [0]
-    actor = subscription(scene)
-    actor._fetching = None
-    actor._go_on()
+    part(scene, LogAccess).on_fetched(Fetched(0, 0))
     assert sorted(offsets(client)) == [0, 1]
     stage.advance(61)
     assert offsets(client) == [2]
@@ -119,8 +120,8 @@ def test_of_a_wait_only_what_was_skipped_is_forgotten(stage: Stage, type_: str) 
     for number in range(3):
         scene.publish(b"%d" % number, key=b"k", deliver_at=[when])
     assert offsets(client) == []
-    actor = subscription(scene)
-    source, real = actor._source, actor._source.batch_at
+    source = part(scene, LogAccess).source
+    real = source.batch_at
 
     def batch_at(offset: int) -> Any:
         if offset == 0:
@@ -155,10 +156,9 @@ def test_very_many_messages_that_come_due_together_take_no_time(stage: Stage) ->
     """Each waits for a time of its own, and nobody was there when it came."""
     scene = Scene(stage)
     client = scene.consumer(messages=1)
-    actor = subscription(scene)
-    actor._due.extend((offset, offset + 1) for offset in range(10, 200_010, 2))
+    part(scene, Schedule).due.extend((offset, offset + 1) for offset in range(10, 200_010, 2))
     begin = time.perf_counter()
-    actor._take_due()
+    part(scene, InOrder).take_due()
     assert time.perf_counter() - begin < 1.0
     assert offsets(client) == []
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from ister.actors.subscription.cursor_log import CursorLog
 from ister.storage.cursor import CursorJournal
 from ister.wire import Key, Type
-from tests.actors.scenes import Scene, heard, offsets, subscription
+from tests.actors.scenes import Scene, heard, offsets, part
 from tests.stage import Stage, StagedClient
 
 TYPES = ["exclusive", "failover", "shared", "key-shared"]
@@ -194,7 +195,7 @@ def test_so_many_are_kept_and_not_more(stage: Stage, monkeypatch: pytest.MonkeyP
     assert len(offsets(client)) == 15
     client.nack(1, *((offset, offset + 1) for offset in range(15)), delay_ms=60_000)
     stage.advance(0.1)
-    cursor = subscription(scene)._log.cursor
+    cursor = part(scene, CursorLog).cursor
     assert (len(cursor.failed), len(cursor.waits)) == (10, 10)
     stage.restart(2)
     client = opened_again(scene)

@@ -14,9 +14,9 @@ from unittest.mock import patch
 from ister.actors import uploader
 from ister.actors.consumer import Consumer
 from ister.actors.lanes import Lane, Lanes
-from ister.actors.log_subscription import LogSubscription
 from ister.actors.messages import Trimmed
 from ister.actors.reliable_topic import ReliableTopic
+from ister.actors.subscription.log_access import LogAccess
 from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
@@ -200,13 +200,13 @@ def takers_lose() -> Iterator[None]:
 def gaps_called_retention() -> Iterator[None]:
     """What neither the log nor the store has is skipped, and called retention."""
 
-    def stall(self: LogSubscription, error: DamagedError) -> None:
-        self._source.history_start = max(self._source.history_start, error.end or 0)
+    def stall(self: LogAccess, error: DamagedError) -> None:
+        self.source.begins(error.end or 0)
         self.on_trimmed(Trimmed(error.end or 0))
 
     with (
-        patch.object(LogSubscription, "_stall", stall),
-        patch.object(LogSubscription, "_begins_at", lambda _self, _offset: False),
+        patch.object(LogAccess, "_stall", stall),
+        patch.object(LogAccess, "_begins_at", lambda _self, _offset: False),
     ):
         yield
 

@@ -1,6 +1,7 @@
 """A subscription's cursor and when it is written down: flushed, synced, compacted, confirmed, sent to the store.
 
-Runs in the subscription's worker, on its loop; only syncs and compactions are offloaded, one at a time.
+Runs in the subscription's worker, on its loop; only syncs and compactions are offloaded, one at a time. A part of the
+Subscription: it owns the journal, and what the topic and the store are told of it.
 
 Invariants
 - what was confirmed is in the journal's file; what is told as synced is on the disk
@@ -12,48 +13,62 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from ister.actors.runtime import LoopActor, Timer
+from ister.actors.cadence import Cadence
+from ister.actors.messages import Confirmed, Consumed, ForgetCursor, NodeStarted, StoreCursor
+from ister.actors.runtime import Ref, Timer
+from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
 from ister.actors.threads import Purpose
 from ister.errors import StorageError
-from ister.storage.cursor import Compaction, Cursor, CursorJournal, Sync
+from ister.storage.catalogue import SubscriptionMeta
+from ister.storage.cursor import Compaction, Cursor, CursorJournal, Sync, encode_journal
 
 log = logging.getLogger("ister.subscription")
 
 FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
 MOVE_RETRY_S: Final = 0.01  # a sync or a compaction is on its way
+STORE_FIRST_S: Final = 10.0  # a cursor that moves after a while of rest is in the store about so soon
 
 OpenJournal = Callable[[Callable[[], int]], CursorJournal]
 
 
-class CursorLog:
-    """The journal of one subscription, kept by its actor.
+class CursorLog(SubscriptionPart):
+    """The journal of one subscription.
 
-    `open_journal(start)` opens the file, which begins at `start()` when it is new. `confirmed(key, ref)` is called once
-    the journal has what a consumer acknowledged with a ref, `synced(low)` once the cursor is on the disk.
+    `open_journal(start)` opens the file, which begins at `start()` when it is new; `erase` deletes it. `queue` is told
+    what need not be delivered any more. With `told` false neither the topic nor the store hears of it.
     """
 
     def __init__(
         self,
-        actor: LoopActor,
-        name: str,
-        open_journal: OpenJournal,
+        subscription: Host,
+        queue: Queue,
         *,
+        open_journal: OpenJournal,
+        erase: Callable[[], None],
+        topic_ref: Ref,
+        uploader: Ref,
         flush_ms: int,
         sync_ms: int,
-        confirmed: Callable[[int, int], None],
-        synced: Callable[[int], None],
+        store_ms: int,
+        told: bool = True,
     ) -> None:
-        self._actor = actor
-        self._name = name
+        self._subscription = subscription
+        self._queue = queue
+        self._name = f"{subscription.topic.name}/{subscription.meta.name}"
         self._open = open_journal
+        self._erase = erase
+        self._topic_ref = topic_ref
+        self._uploader = uploader
         self._flush_s = flush_ms / 1000
         self._sync_s = sync_ms / 1000
-        self._confirmed = confirmed
-        self._synced = synced
+        self._told = told
+        self._cadence = Cadence(STORE_FIRST_S, store_ms / 1000)
+        self._stored: tuple[SubscriptionMeta, bytes] | None = None  # what the store was sent last
+        self._store_timer: Timer | None = None
         self._journal: CursorJournal | None = None
         self._confirming: list[tuple[int, int]] = []  # (consumer, ref)
         self._flush_timer: Timer | None = None
@@ -93,6 +108,12 @@ class CursorLog:
             self.flush_soon()
         return new
 
+    def finish(self, first: int, end: int) -> int:
+        """Take messages as done that need not be delivered any more; return how many of them were not before."""
+        new = self.note(first, end)
+        self._queue.settled(first, end)
+        return new
+
     def note_failed(
         self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0, wait_ms: int = 0
     ) -> None:
@@ -109,7 +130,7 @@ class CursorLog:
     def flush_soon(self) -> None:
         """Write down within the flush interval what was noted."""
         if self._flush_timer is None:
-            self._flush_timer = self._actor.call_later(self._flush_s, self.flush)
+            self._flush_timer = self._subscription.call_later(self._flush_s, self.flush)
 
     def flush(self) -> None:
         """Write down what was noted; where that fails it is tried again, and nobody is told that it was."""
@@ -121,18 +142,19 @@ class CursorLog:
         try:
             if journal.failed is not None:
                 if journal.busy:
-                    self._flush_timer = self._actor.call_later(MOVE_RETRY_S, self.flush)
+                    self._flush_timer = self._subscription.call_later(MOVE_RETRY_S, self.flush)
                     return
                 journal = self._journal = journal.written_anew()
             journal.flush()
         except StorageError as error:  # what was acknowledged is in memory still
             log.warning("cursor of %s not written: %s", self._name, error)
-            self._flush_timer = self._actor.call_later(FLUSH_RETRY_S, self.flush)
+            self._flush_timer = self._subscription.call_later(FLUSH_RETRY_S, self.flush)
             return
         self._flushed_low = journal.cursor.low
         confirming, self._confirming = self._confirming, []
         for key, ref in confirming:
-            self._confirmed(key, ref)
+            if (consumer := self._subscription.consumers.get(key)) is not None:
+                consumer.tell(Confirmed(ref))
         compaction = journal.begin_compaction()
         if compaction is not None:
             self._run_aside(compaction.run, lambda error: self._compacted(journal, compaction, error))
@@ -141,12 +163,12 @@ class CursorLog:
 
     def _run_aside(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Run `work` in a thread, then `done`, also if the actor has ended meanwhile: files wait for it."""
-        self._actor.loop.offload(work, lambda _, error: done(error), Purpose.CURSORS)
+        self._subscription.loop.offload(work, lambda _, error: done(error), Purpose.CURSORS)
 
     def _sync_soon(self) -> None:
         assert self._journal is not None
         if not self._journal.in_memory:
-            self._sync_timer = self._actor.call_later(self._sync_s, self._sync)
+            self._sync_timer = self._subscription.call_later(self._sync_s, self._sync)
 
     def _compacted(self, journal: CursorJournal, compaction: Compaction, error: BaseException | None) -> None:
         if error is not None:
@@ -174,7 +196,7 @@ class CursorLog:
             self.flush_soon()  # which writes it anew
             return
         self.synced_low = low
-        self._actor.call_soon(lambda: self._synced(low))
+        self._subscription.call_soon(self._synced)
 
     def move(self, offset: int, done: Callable[[StorageError | None], None]) -> None:
         """Forget all acknowledgments and begin anew at an offset, durably; `done` is told, perhaps at once.
@@ -183,7 +205,7 @@ class CursorLog:
         """
         assert self._journal is not None
         if self._journal.busy:
-            self._actor.call_later(MOVE_RETRY_S, lambda: self.move(offset, done))
+            self._subscription.call_later(MOVE_RETRY_S, lambda: self.move(offset, done))
             return
         try:
             if self._journal.failed is not None:
@@ -202,7 +224,7 @@ class CursorLog:
         """Return how many ranges are acknowledged above the first that is not: what a cursor costs memory for."""
         return 0 if self._journal is None else len(self._journal.cursor.ranges)
 
-    def pending(self, end: int, ranges_max: int) -> Iterable[tuple[int, int]]:
+    def pending(self, end: int, ranges_max: int) -> list[tuple[int, int]]:
         """Return the first ranges below `end` that are not acknowledged."""
         cursor = self.cursor
         found: list[tuple[int, int]] = []
@@ -216,7 +238,7 @@ class CursorLog:
             found.append((at, end))
         return found
 
-    def close(self, *, write: bool) -> None:
+    def _close(self, *, write: bool) -> None:
         """Close the file, with all that was acknowledged in it unless it is to be deleted."""
         self._closed = True
         if self._journal is None:
@@ -229,3 +251,65 @@ class CursorLog:
                 if not self._journal.busy:
                     self._journal.sync()
         self._journal.close()
+
+    # ---- the topic and the store --------------------------------------------------------------------------------
+
+    def tell_consumed(self) -> None:
+        """Let the topic know what is acknowledged, if it keeps what is not."""
+        if self._told and self._subscription.topic.settings.get("retention_acknowledged"):
+            self._topic_ref.tell(Consumed(self._subscription.meta.name, self.synced_low))
+
+    def _synced(self) -> None:
+        self.tell_consumed()
+        if self._store_timer is None:
+            wait_s = self._cadence.wait_s(self._subscription.clock.monotonic())
+            self._store_timer = self._subscription.call_later(wait_s, self.store)
+
+    def store(self) -> None:
+        """Let the store have the cursor, if it changed: with the disk lost, what it is behind comes again."""
+        if self._store_timer is not None:
+            self._store_timer.cancel()
+            self._store_timer = None
+        if self._told and self.is_open and not self._closed:
+            topic, meta = self._subscription.topic, self._subscription.meta
+            journal = encode_journal(topic.incarnation, self.cursor)
+            if self._stored != (meta, journal):
+                self._stored = (meta, journal)
+                self._cadence.written(self._subscription.clock.monotonic())
+                self._uploader.tell(StoreCursor(topic, meta, (journal,)))
+
+    # ---- as a part of the subscription --------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Write down what was acknowledged."""
+        if not self._closed:
+            self.store()
+            self._close(write=True)
+
+    def erase(self) -> None:
+        """Leave no file, here and in the store."""
+        topic, meta = self._subscription.topic, self._subscription.meta
+        self._uploader.tell(ForgetCursor(topic, meta.name))
+        self._close(write=False)
+        try:
+            self._erase()
+        except OSError as error:
+            log.warning("cursor of %s is still there: %s", self._name, error)
+
+    def opened(self) -> None:
+        """Let the store know of it at once."""
+        self._store_timer = self._subscription.call_later(0.0, self.store)
+
+    def topic_updated(self) -> None:
+        """The topic may be the first time to ask what is acknowledged."""
+        self.tell_consumed()
+
+    def settings_updated(self) -> None:
+        """The store has the subscription's settings beside the cursor."""
+        self.store()
+
+    def node_started(self, started: NodeStarted) -> None:
+        """Tell the tier once more what it was told."""
+        if started.node == self._uploader.address.node:
+            self._stored = None
+            self.store()

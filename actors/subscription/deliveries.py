@@ -1,0 +1,37 @@
+"""What delivers the messages of which type of subscription: one table.
+
+A type that is new is a line here and its name in `ister/subscriptions.py`; where none of these deliveries is right for
+it, it has a file of its own, with a class as `actors/subscription/parts.py` describes (`Delivery`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ister.actors.subscription.by_key import ByKey
+from ister.actors.subscription.from_memory import FromMemory, MemoryGiven
+from ister.actors.subscription.in_order import InOrder
+from ister.actors.subscription.log_parts import LogGiven
+from ister.actors.subscription.parts import Delivery, Host
+from ister.actors.subscription.reading import Reading
+from ister.subscriptions import READER
+
+# Of reliable topics; those of non-reliable ones are all delivered from memory.
+DELIVERIES: Final[dict[str, Callable[[Host, LogGiven], Delivery]]] = {
+    "exclusive": InOrder,
+    "failover": InOrder,
+    "shared": InOrder,
+    "key-shared": ByKey,
+    READER: Reading,
+}
+
+
+def from_log(type_: str, given: LogGiven) -> Callable[[Host], Delivery]:
+    """Return what makes the delivery of a subscription to a reliable topic."""
+    return lambda subscription: DELIVERIES[type_](subscription, given)
+
+
+def from_memory(given: MemoryGiven) -> Callable[[Host], Delivery]:
+    """Return what makes the delivery of a subscription to a non-reliable topic."""
+    return lambda subscription: FromMemory(subscription, given)

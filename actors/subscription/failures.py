@@ -1,0 +1,295 @@
+"""What fails: how often a message is tried, how long it waits, and what becomes of it then.
+
+Runs in a worker process, as a part of a Subscription. It owns the policy, and what failed too often, kept by
+`actors/poison.py` until the dead-letter topic has it, or an operator has decided.
+
+Invariants
+- what is poison is acknowledged once it is durable in the dead-letter topic, or dropped by policy, and not before
+- letters are read from the log when they are sent, and again when they must be sent again: none is kept in memory
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from ister.actors.explain import State, Stop
+from ister.actors.ledger import Held, back_off_ms
+from ister.actors.messages import Buried, Bury, BuryDelayed, Letter, Notice, StopBurying, Unblock, Unburied
+from ister.actors.poison import Poison, Poisoned, Policy
+from ister.actors.runtime import Ref, Timer, receives
+from ister.actors.subscription.cursor_log import CursorLog
+from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
+from ister.errors import RemoteProtocolError
+from ister.settings import SubscriptionSettings
+from ister.wire import decode_attributes
+
+log = logging.getLogger("ister.subscription")
+
+BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
+TAKE_UP_S: Final = 60.0  # a letter that was refused is tried again: somebody may have changed a setting
+BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
+
+
+class Failures(SubscriptionPart):
+    """The messages of one subscription that failed.
+
+    `undertaker()` returns the actor that puts dead letters into their topic, started if need be; `defaults` are what
+    counts where the subscription has no option of its own.
+    """
+
+    def __init__(
+        self,
+        subscription: Host,
+        queue: Queue,
+        journal: CursorLog,
+        access: LogAccess,
+        *,
+        undertaker: Callable[[], Ref],
+        defaults: SubscriptionSettings,
+    ) -> None:
+        self._subscription = subscription
+        self._topic, self._name = subscription.topic.name, subscription.meta.name
+        self._queue = queue
+        self._journal = journal
+        self._access = access
+        self._undertaker = undertaker
+        self._defaults = defaults
+        self.policy = Policy.of(subscription.topic, subscription.meta, defaults)
+        self.poison = Poison()
+        self._bury_timer: Timer | None = None
+        self._take_up_s = 0.0  # when what was put off is tried once more
+        self._burying_bytes = 0
+        self._bury_trouble: str | None = None
+        self._given_up: Poisoned | None = None  # the last one
+        self._dead_lettered = 0
+        self._dropped = 0
+
+    def forget(self) -> None:
+        """Nothing is poison any more."""
+        self.poison = Poison()
+        self._burying_bytes, self._bury_trouble = 0, None
+
+    def topic_updated(self) -> None:
+        """Go by the topic's new settings: it may take dead letters from now on."""
+        self._look_at_policy()
+
+    def settings_updated(self) -> None:
+        """Go by the subscription's new settings."""
+        self._look_at_policy()
+
+    def _look_at_policy(self) -> None:
+        self.policy = Policy.of(self._subscription.topic, self._subscription.meta, self._defaults)
+
+    # ---- what comes back ----------------------------------------------------------------------------------------
+
+    def take_back(self, held: Sequence[Held], delay_s: float | None, why: str, *, failed: bool) -> None:
+        """Have what came back delivered again, or give it up; without a delay, what failed waits for its back-off."""
+        clock, policy = self._subscription.clock, self.policy
+        now_s = clock.monotonic()
+        for part in held:
+            failures = part.failures + failed
+            poison = failed and policy.is_poison(failures)
+            wait_s = 0.0 if poison else delay_s
+            if wait_s is None:
+                wait_s = back_off_ms(failures, policy.backoff_ms_min, policy.backoff_ms_max) / 1000
+            if failed:
+                wait_ms = round(wait_s * 1000)
+                until_ms = clock.time_ms() + wait_ms if wait_ms else 0
+                self._journal.note_failed(part.first, part.end, part.attempt, failures, until_ms, wait_ms)
+            if poison:
+                self._give_up(part._replace(failures=failures), why)
+                continue
+            again = part._replace(attempt=part.attempt + 1, failures=failures)
+            self._queue.again(again, now_s + wait_s if wait_s else now_s, now_s)
+        self._subscription.wake()
+
+    def is_blocked(self) -> bool:
+        """Say whether an operator is to decide about something, forgetting what is done meanwhile."""
+        blocking = self.poison.blocking
+        while blocking and not self._journal.cursor.pending(blocking[0].held.first, blocking[0].held.end):
+            del blocking[0]  # acknowledged late, or trimmed: nobody need decide any more
+        return bool(blocking)
+
+    # ---- what fails too often -----------------------------------------------------------------------------------
+
+    def _give_up(self, part: Held, why: str) -> None:
+        """Do with messages that failed too often what the subscription's policy says."""
+        self._queue.hold(part.first, part.end)
+        for first, end in self._journal.cursor.pending(part.first, part.end):
+            poisoned = self._given_up = Poisoned(
+                part._replace(first=first, end=end), self._subscription.clock.time_ms(), why
+            )
+            if self.policy.poison == "drop":
+                self._drop(poisoned)
+            elif self.policy.poison == "block":
+                self.poison.blocking.append(poisoned)
+                text = (
+                    f"offset {first} failed {part.failures} times, the last time: {why}; nothing is delivered until: "
+                    f"ister subscription unblock {self._topic} {self._name}"
+                )
+                log.warning("subscription %s of %s is blocked: %s", self._name, self._topic, text)
+                self._subscription.notify(Notice("blocked", end - first, text, first))
+            else:
+                self.poison.bury(poisoned)
+        self._bury()
+
+    def _drop(self, poisoned: Poisoned) -> None:
+        held = poisoned.held
+        self._dropped += self._journal.finish(held.first, held.end)
+        log.warning(
+            "subscription %s of %s drops offsets %d to before %d after %d failures: %s",
+            self._name,
+            self._topic,
+            held.first,
+            held.end,
+            held.failures,
+            poisoned.reason,
+        )
+
+    def _bury(self) -> None:
+        """Put poison on its way to the dead-letter topic, as much as may be on its way at a time."""
+        letters: list[Letter] = []
+        while self._burying_bytes < BURY_BYTES_MAX and (taken := self.poison.take()) is not None:
+            offset, poisoned = taken
+            letter = None if self._is_done(offset) else self._read_letter(offset, poisoned)
+            if letter is not None:
+                self._burying_bytes += len(letter.payload)
+                letters.append(letter)
+            elif self._is_done(offset):
+                self.poison.done([offset])
+            else:  # it cannot be read now
+                self.poison.put_back(offset)
+                break
+        if letters:
+            self._undertaker().tell(Bury(letters, self.policy.dead_letter_topic))
+        if self.poison.messages and (self._bury_timer is None or not self._bury_timer.pending):
+            self._bury_timer = self._subscription.call_later(BURY_AGAIN_S, self._bury_again)
+
+    def may_read(self) -> None:
+        """Read the letters that could not be read."""
+        self._bury()
+
+    def _is_done(self, offset: int) -> bool:
+        return self._journal.cursor.is_acknowledged(offset)
+
+    def _bury_again(self) -> None:
+        """Send again what is on its way: whoever has it in hand already ignores it."""
+        self.poison.done([offset for offset, _ in self.poison.in_hand() if self._is_done(offset)])
+        if self._subscription.clock.monotonic() >= self._take_up_s:
+            self.poison.take_up()
+        letters = [
+            letter
+            for offset, poisoned in self.poison.in_hand()
+            if (letter := self._read_letter(offset, poisoned)) is not None
+        ]
+        if letters:
+            self._undertaker().tell(Bury(letters, self.policy.dead_letter_topic))
+        self._bury()
+
+    def _read_letter(self, offset: int, poisoned: Poisoned) -> Letter | None:
+        sheet = self._access.read(lambda: self._access.source.sheet_at(offset))
+        if sheet is None:
+            return None
+        at, held = offset - sheet.first, poisoned.held
+        try:
+            attributes = decode_attributes(sheet.attributes[at])
+        except RemoteProtocolError:  # its producer's own; nobody could read them
+            attributes = {}
+        attributes |= {
+            "ister.topic": self._topic,
+            "ister.subscription": self._name,
+            "ister.offset": str(offset),
+            "ister.producer": f"{sheet.batch.producer_id:016x}",
+            "ister.timestamp": str(sheet.batch.timestamp_ms),
+            "ister.attempts": str(held.attempt),
+            "ister.reason": poisoned.reason,
+            "ister.dead_lettered_at": str(poisoned.since_ms),
+        }
+        return Letter(offset, bytes(sheet.payload(at, at + 1)), sheet.keys[at], attributes)
+
+    @receives(Buried)
+    def on_buried(self, command: Buried) -> None:
+        """Take what is durable in the dead-letter topic as done."""
+        done = self.poison.done(command.offsets)
+        for offset in done:
+            self._dead_lettered += self._journal.finish(offset, offset + 1)
+        if not self.poison.has_put_off:
+            self._bury_trouble = None
+        self._burying_bytes = 0  # counted anew with what is sent next; at most twice as much is on its way
+        self._bury()
+        if done:
+            self._subscription.wake()
+
+    @receives(Unburied)
+    def on_unburied(self, command: Unburied) -> None:
+        """Go on with the letters behind one that the dead-letter topic does not take; that one is tried again later."""
+        self.poison.put_off(command.offset)
+        self._take_up_s = self._subscription.clock.monotonic() + TAKE_UP_S
+        self._bury_trouble = command.text
+        self._burying_bytes = 0
+        self._bury()
+
+    @receives(BuryDelayed)
+    def on_bury_delayed(self, delayed: BuryDelayed) -> None:
+        """Note why dead letters wait."""
+        self._bury_trouble = delayed.text
+
+    @receives(Unblock)
+    def on_unblock(self, command: Unblock) -> None:
+        """Go on behind what blocks, as an operator decided: try it again, drop it, or bury it."""
+        blocking = self.poison.unblock()
+        now_s = self._subscription.clock.monotonic()
+        for poisoned in blocking:
+            if command.action == "drop":
+                self._drop(poisoned)
+            elif command.action == "dead-letter":
+                self.poison.bury(poisoned)
+            else:
+                held = poisoned.held
+                self._queue.again(held._replace(attempt=held.attempt + 1, failures=0), now_s, now_s)
+        self._bury()
+        self._subscription.wake()
+        messages = sum(poisoned.held.end - poisoned.held.first for poisoned in blocking)
+        self._subscription.answer(command, {"messages": messages})
+
+    def erase(self) -> None:
+        """Send no letters any more."""
+        if self.poison.messages:
+            self._undertaker().tell(StopBurying())
+
+    # ---- what is said of it -------------------------------------------------------------------------------------
+
+    def description(self) -> Mapping[str, Any]:
+        """Say what became of the messages that failed too often."""
+        return {
+            "dead_lettered": self._dead_lettered,
+            "dead_letter_topic": self.policy.dead_letter_topic,
+            "burying": self.poison.messages,
+            "dropped_poison": self._dropped,
+            "blocked": bool(self.poison.blocking),
+        }
+
+    def state(self) -> State:
+        """Say the same, and why letters wait."""
+        blocking = self.poison.blocking
+        return {
+            "poison": _stop(blocking[0]) if blocking else None,
+            "burying": self.poison.messages,
+            "dead_letter_topic": self.policy.dead_letter_topic,
+            "bury_trouble": self._bury_trouble,
+            "dead_lettered": self._dead_lettered,
+            "given_up": None if self._given_up is None else _stop(self._given_up),
+        }
+
+
+def _stop(poisoned: Poisoned) -> Stop:
+    return {
+        "first": poisoned.held.first,
+        "end": poisoned.held.end,
+        "attempts": poisoned.held.attempt,
+        "since_ms": poisoned.since_ms,
+        "text": poisoned.reason,
+    }

@@ -1,0 +1,258 @@
+"""Delivery in the order of the log: Exclusive, Failover and Shared.
+
+Runs in a worker process, as the delivery of a Subscription. It owns what waits to be delivered again.
+
+Invariants
+- an offset is in one place: not looked at yet, set aside for its time, waiting to be delivered again, with one
+  consumer, poison, or acknowledged
+- the cursor moves only past what was acknowledged, buried, dropped by policy, expired, or trimmed
+- what came back is delivered before anything new, lowest offset first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ister.actors.explain import State
+from ister.actors.ledger import Held, Redelivery
+from ister.actors.messages import Left
+from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
+from ister.actors.selection import Member
+from ister.actors.subscription.log_parts import SCATTERED_MAX, LogGiven, LogParts
+from ister.actors.subscription.parts import Delivery, Host
+from ister.errors import StorageError
+from ister.wire import Column
+
+
+class InOrder(Delivery):
+    """Delivers the messages of a log in their order, each at least once."""
+
+    in_catalogue: ClassVar[bool] = True  # others know of the subscription; else it is a reader's
+    waits: ClassVar[bool] = True  # for the times of messages
+
+    def __init__(self, subscription: Host, given: LogGiven) -> None:
+        self._subscription = subscription
+        self._log = log = LogParts(subscription, self, given, in_catalogue=self.in_catalogue)
+        self._journal, self._source, self._schedule = log.journal, log.source, log.schedule
+        self._remembered, self._failures = log.remembered, log.failures
+        self._acknowledgments = log.acknowledgments
+        self._redelivery = Redelivery()
+        self._full = False
+        self.parts = (*log.parts, self)
+
+    # ---- what to deliver ----------------------------------------------------------------------------------------
+
+    def hand_out(self) -> None:
+        """Deliver what can be delivered now, unless an operator is to decide something first."""
+        if self._log.begin_turn() and not self._failures.is_blocked():
+            self._subscription.take_turns()
+
+    def position(self) -> int:
+        """Return the first offset that was not looked at."""
+        return self._source.next
+
+    def backlog(self) -> int:
+        """Return how many messages were not looked at, or came back."""
+        return self._source.left + self._redelivery.due_messages
+
+    def next_piece(self, member: Member, messages_max: int) -> Piece | None:
+        """Take what came back, else what is new; None also where it cannot be read now."""
+        return self._log.access.read(lambda: self._find_piece(member, messages_max))
+
+    def _find_piece(self, member: Member, messages_max: int) -> Piece | None:
+        self._schedule.look()
+        if self._redelivery and (piece := self._piece_again(member, messages_max)) is not None:
+            return piece
+        self._full = self._log.is_full(self._redelivery.ranges)
+        if self._full:
+            return None
+        return self._piece_new(member, messages_max)
+
+    def _piece_again(self, member: Member, messages_max: int) -> Piece | None:
+        """Return the lowest of what came back; scattered messages together, for a consumer that understands that."""
+        found = self._next_again(messages_max)
+        if found is None:
+            due = self._redelivery.next_ready_s()
+            if due is not None:
+                self._subscription.wake_at(due)
+            return None
+        sheet, held = found
+        limit = min(messages_max, SCATTERED_MAX)
+        if not member.sparse or held.end - held.first >= limit:
+            return cut(sheet.batch, *held)
+        rows = [(sheet, offset - sheet.first) for offset in range(held.first, held.end)]
+        size = sum(sheet.size(index) for _, index in rows)
+        while len(rows) < limit and size < PIECE_BYTES:
+            try:
+                more = self._next_again(limit - len(rows))
+            except StorageError:
+                break  # what there is goes first
+            if more is None:
+                break
+            other, part = more
+            if part[2:] != held[2:] or other.batch.columns != sheet.batch.columns or part.first < held.end:
+                now_s = self._subscription.clock.monotonic()
+                self._redelivery.add(part, now_s, now_s)
+                break
+            rows += [(other, offset - other.first) for offset in range(part.first, part.end)]
+            size += sum(other.size(offset - other.first) for offset in range(part.first, part.end))
+            held = held._replace(end=part.end)
+        return gather(rows, held.attempt, held.failures)
+
+    def _next_again(self, messages_max: int) -> tuple[Sheet, Held] | None:
+        """Take the lowest messages out that came back and are still to be delivered, of one batch, and that batch."""
+        now_s = self._subscription.clock.monotonic()
+        cursor = self._journal.cursor
+        while (held := self._redelivery.take(now_s, messages_max)) is not None:
+            pending = cursor.pending(held.first, held.end)
+            if not pending:
+                continue  # acknowledged meanwhile, by who held it before
+            first, end = pending[0]
+            try:
+                sheet = self._source.sheet_at(first)
+            except StorageError:
+                self._redelivery.add(held, now_s, now_s)
+                raise
+            if sheet is None:  # skipped, and noted as done
+                self._redelivery.add(held, now_s, now_s)
+                continue
+            stop = min(end, sheet.end)
+            if stop < held.end:
+                self._redelivery.add(held._replace(first=stop), now_s, now_s)
+            if self._schedule.is_expired(sheet.batch):
+                self._schedule.expire(first, stop)
+                continue
+            return sheet, held._replace(first=first, end=stop)
+        return None
+
+    def _piece_new(self, member: Member, messages_max: int) -> Piece | None:
+        source, cursor = self._source, self._journal.cursor
+        schedule, remembered = self._schedule, self._remembered
+        while (batch := source.read_ahead()) is not None:
+            batch_end = batch.first_offset + batch.count
+            if schedule.is_expired(batch):
+                schedule.expire(max(batch.first_offset, source.next), batch_end)
+                source.take_to(batch_end)
+                continue
+            if batch.columns & Column.DELIVER_AT and self.waits:
+                if schedule.is_spent():
+                    return None
+                first = max(batch.first_offset, source.next)
+                source.take_to(batch_end)  # before anything else is read, which may fail
+                schedule.set_aside(batch, first)
+                if self._redelivery and (piece := self._piece_again(member, messages_max)) is not None:
+                    return piece
+                continue
+            above = cursor.ranges.end
+            clear = cursor.low <= source.next and (above is None or above <= source.next)
+            if clear and not remembered.knows(source.next):
+                return source.take_piece(messages_max)
+            # some of what follows is acknowledged already, or failed before: deliver what is between
+            pending = remembered.fresh(max(batch.first_offset, source.next), batch_end)
+            if pending:
+                if len(pending) > 1 and member.sparse and not remembered.knows(source.next):
+                    return self._piece_scattered(batch, pending, min(messages_max, SCATTERED_MAX))
+                first, end = pending[0][0], min(pending[0][1], pending[0][0] + messages_max)
+                end, deliveries, failures = remembered.alike(first, end)
+                source.take_to(end)
+                return cut(batch, first, end, deliveries + 1, failures)
+            source.take_to(batch_end)
+            if (behind := min(cursor.ranges.end_of(source.next), source.durable_end)) > source.next:
+                source.jump_to(behind)
+        return None
+
+    def _piece_scattered(self, batch: Batch, pending: list[tuple[int, int]], limit: int) -> Piece:
+        """Return the first messages of a batch read ahead that are not acknowledged, though others between them are."""
+        sheet = self._source.keep_sheet(batch)
+        rows: list[tuple[Sheet, int]] = []
+        size, end = 0, sheet.first
+        for first, stop in pending:
+            for offset in range(first, stop):
+                if len(rows) >= limit or size >= PIECE_BYTES:
+                    break
+                rows.append((sheet, offset - sheet.first))
+                size += sheet.size(offset - sheet.first)
+                end = offset + 1
+        self._source.take_to(end)
+        return gather(rows, 1, 0)
+
+    def delivered(self, member: Member, piece: Piece) -> None:
+        """Note who has it."""
+        self._acknowledgments.delivered(member, piece)
+
+    # ---- what comes back ----------------------------------------------------------------------------------------
+
+    @property
+    def failures_max(self) -> int:
+        """How often a message may fail."""
+        return self._failures.policy.max_deliveries
+
+    def given_back(self, command: Left) -> None:
+        """Queue what a consumer held that is gone."""
+        self._acknowledgments.given_back(command)
+
+    def settled(self, first: int, end: int) -> None:  # noqa: ARG002
+        """Go on, if this was in the way."""
+        if self._failures.poison.blocking:
+            self._subscription.wake()
+
+    def acknowledged(self) -> None:
+        """Look at new messages again, if there was no room for them."""
+        if self._full:
+            self._subscription.wake()
+
+    def opened(self) -> None:
+        """Let messages go on waiting that an actor before this one was given back."""
+        clock = self._subscription.clock
+        now_s = clock.monotonic()
+        for offset, ready_s in self._remembered.waiting(now_s, clock.time_ms()):
+            self._first_time(offset, offset + 1, now_s, ready_s)
+
+    def take_due(self) -> None:
+        """Queue what is due."""
+        now_s = self._subscription.clock.monotonic()
+        for first, end in self._schedule.take_due():
+            self._first_time(first, end, now_s, now_s)
+
+    def first_time(self, first: int, end: int, now_s: float) -> None:
+        """Queue messages that may go now."""
+        self._first_time(first, end, now_s, now_s)
+
+    def _first_time(self, first: int, end: int, now_s: float, ready_s: float) -> None:
+        """Queue messages that this actor has delivered to nobody yet."""
+        while first < end:
+            stop, deliveries, failures = self._remembered.alike(first, end)
+            self._redelivery.add(Held(first, stop, deliveries + 1, failures), ready_s, now_s)
+            first = stop
+
+    def again(self, held: Held, ready_at_s: float, now_s: float) -> None:
+        """Queue messages that were delivered before."""
+        self._redelivery.add(held, ready_at_s, now_s)
+        if ready_at_s > now_s:
+            self._subscription.wake_at(ready_at_s)
+
+    def hold(self, first: int, end: int) -> None:
+        """Nothing has a key here: what is in the way is in the way of everything."""
+
+    def forget(self) -> None:
+        """Nothing waits to be delivered again."""
+        self._redelivery = Redelivery()
+
+    # ---- what is said of it -------------------------------------------------------------------------------------
+
+    def description(self) -> Mapping[str, Any]:
+        """Say how many messages wait to be delivered again."""
+        return {"waiting_redelivery": self._redelivery.messages}
+
+    def state(self) -> State:
+        """Say the same, since and until when, and what is kept in memory."""
+        clock, redelivery = self._subscription.clock, self._redelivery
+        ready_s = redelivery.next_ready_s()
+        wait_s = 0.0 if ready_s is None else ready_s - clock.monotonic()
+        full = self._journal.is_open and self._log.is_full(self._redelivery.ranges)
+        return self._log.state(redelivery.ranges, 0, full=full) | {
+            "due": redelivery.due_messages,
+            "backoff": redelivery.messages - redelivery.due_messages,
+            "backoff_until_ms": None if ready_s is None else clock.time_ms() + max(0, round(wait_s * 1000)),
+        }

@@ -1,0 +1,121 @@
+"""Moving a subscription: find the place, have every consumer give back what it holds, replace the journal, go on.
+
+Runs in a worker process, as a part of a Subscription. It owns the move (`move.py`), and carries out its steps.
+
+Invariants
+- from the place being found until the journal has it nothing is delivered
+- what was delivered before a move is settled by nobody after it
+- a move that fails leaves everything as it was
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from ister.actors.explain import State
+from ister.actors.messages import Seek, Sought, Stayed, Yield
+from ister.actors.runtime import receives
+from ister.actors.subscription.cursor_log import CursorLog
+from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.move import Move
+from ister.actors.subscription.parts import Host, SubscriptionPart
+from ister.errors import DamagedError, IsterError, RemoteError, StorageError
+from ister.storage.tiered import NotHereError
+
+log = logging.getLogger("ister.subscription")
+
+JOURNAL: Final = 0  # no consumer: nothing is delivered until the journal has the new place
+
+
+class Moving(SubscriptionPart):
+    """The moves of one subscription."""
+
+    def __init__(self, subscription: Host, journal: CursorLog, access: LogAccess) -> None:
+        self._subscription = subscription
+        self._journal = journal
+        self._access = access
+        self.move = Move()
+        access.refuses = self._refuses
+
+    @receives(Seek)
+    def on_seek(self, command: Seek) -> None:
+        """Go on at another place, once every consumer has given back what it holds."""
+        subscription = self._subscription
+        if not self._journal.is_open or subscription.failure is not None:
+            unknown = RemoteError("unavailable", "the topic has not answered yet")
+            subscription.refuse(command, subscription.failure or unknown)
+        elif self.move.state != "idle":
+            subscription.refuse(command, RemoteError("busy", "the subscription is being moved already"))
+        else:
+            self.move.ask(command)
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Do whatever is next, if it can be done."""
+        move, subscription = self.move, self._subscription
+        if move.command is None or subscription.yields:
+            return
+        if move.state == "finding":
+            try:
+                move.found(self._access.position_of(move.command.to))
+            except NotHereError as error:
+                if not self._access.fetches:
+                    self._access.fetch(error)
+                return
+            except IsterError as error:
+                self._stay(error)
+                return
+            for key, consumer in subscription.consumers.items():
+                subscription.hold(key)
+                consumer.tell(Yield(moving=True))
+            if subscription.consumers:
+                return
+        move.yielded()
+        assert move.target is not None
+        offset = move.target
+        subscription.hold(JOURNAL)
+        self._journal.move(offset, lambda error: self._moved(offset, error))
+
+    def _moved(self, offset: int, error: StorageError | None) -> None:
+        subscription = self._subscription
+        subscription.release(JOURNAL)
+        if error is not None:
+            subscription.tell_all(Stayed())
+            self._stay(error)
+            return
+        subscription.forget()
+        self._access.source.begin(offset)
+        log.info(
+            "subscription %s of %s goes on at offset %d",
+            subscription.meta.name,
+            subscription.topic.name,
+            offset,
+        )
+        subscription.tell_all(Sought(offset))
+        self._journal.store()
+        subscription.answer(self.move.end(moved=True), {"position": offset})
+        subscription.wake()
+
+    def _stay(self, error: IsterError) -> None:
+        self._subscription.refuse(self.move.end(moved=False), error)
+        self._subscription.wake()
+
+    def _refuses(self, error: DamagedError) -> bool:
+        """Where somebody wants to move and the way there cannot be read, it is told so, and nothing else changes."""
+        if self.move.state != "finding":
+            return False
+        self._stay(error)
+        return True
+
+    def consumer_left(self) -> None:
+        """It may have been the one that was waited for."""
+        self.go_on()
+
+    def may_read(self) -> None:
+        """The place can perhaps be found."""
+        self.go_on()
+
+    def state(self) -> State:
+        """Say where the subscription is being moved to."""
+        return {"seeking": None if self.move.command is None else self.move.command.to}
