@@ -25,6 +25,7 @@ from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
 from ister.errors import RemoteProtocolError
 from ister.settings import SubscriptionSettings
 from ister.wire import decode_attributes
+from ister.words import counted
 
 log = logging.getLogger("ister.subscription")
 
@@ -126,8 +127,9 @@ class Failures(SubscriptionPart):
                 self._drop(poisoned)
             elif self.policy.poison == "block":
                 self.poison.blocking.append(poisoned)
+                times = counted(part.failures, "time")
                 text = (
-                    f"offset {first} failed {part.failures} times, the last time: {why}; nothing is delivered until: "
+                    f"offset {first} failed {times}, the last time: {why}; nothing is delivered until: "
                     f"ister subscription unblock {self._topic} {self._name}"
                 )
                 log.warning("subscription %s of %s is blocked: %s", self._name, self._topic, text)

@@ -42,6 +42,7 @@ from ister.errors import DamagedError, IsterError, RemoteError, StorageError, Tr
 from ister.storage.cursor import CursorJournal
 from ister.storage.tiered import UNKNOWN, NotHereError, TieredReader
 from ister.wire import encode_result
+from ister.words import counted
 
 log = logging.getLogger("ister.subscription")
 
@@ -256,7 +257,8 @@ class LogAccess(SubscriptionPart):
         self._journal.finish(low, start)
         if lost:
             text = (
-                f"retention took {lost} messages that were not acknowledged, between offset {low} and {start}"
+                f"retention took {counted(lost, 'message that was', 'messages that were')} not acknowledged, "
+                f"between offset {low} and {start}"
             )
             log.warning("subscription %s of %s: %s", self._name, self._topic, text)
             self.count_trimmed(lost, text, low)
@@ -352,7 +354,10 @@ class LogAccess(SubscriptionPart):
         self._missing += lost
         if self.source.next < end:
             self.source.jump_to(end)
-        text = f"{lost} messages from offset {first} on are lost, and the subscription begins behind them: {error.text}"
+        text = (
+            f"{counted(lost, 'message is', 'messages are')} lost from offset {first} on, "
+            f"and the subscription begins at offset {end}: {error.text}"
+        )
         log.error("subscription %s of %s: %s", self._name, self._topic, text)
         self._subscription.notify(Notice("missing", lost, text, first))
 
@@ -406,7 +411,9 @@ class LogAccess(SubscriptionPart):
             lost = self._journal.finish(first, end)
             if lost:
                 self._skipped += lost
-                text = f"{lost} damaged messages from offset {first} on were skipped, as an operator decided"
+                text = (
+                    f"an operator decided to skip {counted(lost, 'damaged message')} from offset {first} on"
+                )
                 log.warning("subscription %s of %s: %s", self._name, self._topic, text)
                 self._subscription.notify(Notice("skipped", lost, text, first))
 

@@ -18,6 +18,7 @@ from ister.actors.selection import Member
 from ister.actors.subscription.in_order import InOrder
 from ister.errors import IsterError
 from ister.storage.cursor import Cursor, CursorJournal
+from ister.words import counted
 
 
 class Reading(InOrder):
@@ -47,7 +48,7 @@ class Reading(InOrder):
         self._subscription.forget()
         self._source.begin(offset)
         if missed > 0:
-            text = f"retention took {missed} messages, between offset {start} and {begins}"
+            text = f"retention took {counted(missed, 'message')}, between offset {start} and {begins}"
             self._log.access.count_trimmed(missed, text, int(start))
         self._subscription.wake()
 

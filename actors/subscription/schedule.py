@@ -25,6 +25,7 @@ from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
 from ister.actors.subscription.remembered import Remembered
 from ister.errors import StorageError
 from ister.storage.ranges import RangeSet
+from ister.words import counted
 
 LOOKED_AT_MAX: Final = 20_000  # single messages looked at in one turn: some 10 ms
 EXPIRE_S: Final = 10.0  # where nothing is delivered, what is too old is let go so often
@@ -239,9 +240,7 @@ class Schedule(SubscriptionPart):
 
             def tell() -> None:
                 count, self._expired_told = self._expired - self._expired_told, self._expired
-                text = (
-                    f"{count} messages were older than message_ttl_ms ({self._ttl_ms}) when their turn came"
-                )
+                text = f"{counted(count, 'message')} outlived message_ttl_ms ({self._ttl_ms}) before delivery"
                 self._subscription.notify(Notice("expired", count, text, first))
 
             # With thousands of consumers not so often, or they would be told of nothing else.
