@@ -199,8 +199,12 @@ class Source:
             assert self._reader is not None
             self._reader.seek(offset)
 
-    def take_piece(self, messages_max: int) -> Piece:
-        """Return the first batch read ahead, cut to the credit, or joined with those of its columns that follow."""
+    def take_piece(self, messages_max: int, too_old_ms: int = 0) -> Piece:
+        """Return the first batch read ahead, cut to the credit, or joined with those of its columns that follow.
+
+        What was taken in at `too_old_ms` or before is not joined: behind a batch may be an older one, by a clock that
+        was set back.
+        """
         ahead, first = self.ahead, self.next
         batch = ahead[0]
         batch_end = batch.first_offset + batch.count
@@ -216,6 +220,8 @@ class Source:
             size += batch_bytes(batch)
             count += batch.count
             if size > PIECE_BYTES or count > messages_max or batch.columns != together[0].columns:
+                break
+            if batch.timestamp_ms <= too_old_ms:
                 break
             together.append(batch)
             self.take_to(self.next + batch.count)

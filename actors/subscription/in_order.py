@@ -147,7 +147,7 @@ class InOrder(Delivery):
             above = cursor.ranges.end
             clear = cursor.low <= source.next and (above is None or above <= source.next)
             if clear and not remembered.knows(source.next):
-                return source.take_piece(messages_max)
+                return source.take_piece(messages_max, schedule.too_old_ms())
             # some of what follows is acknowledged already, or failed before: deliver what is between
             pending = remembered.fresh(max(batch.first_offset, source.next), batch_end)
             if pending:

@@ -224,10 +224,13 @@ class Schedule(SubscriptionPart):
 
     # ---- messages that are too old ------------------------------------------------------------------------------
 
+    def too_old_ms(self) -> int:
+        """Return when what is too old by now was taken in, at the latest; 0 where nothing is ever too old."""
+        return self._subscription.clock.time_ms() - self._ttl_ms if self._ttl_ms else 0
+
     def is_expired(self, batch: Batch) -> bool:
-        """Say whether the messages of a batch outlived their time to live."""
-        ttl_ms = self._ttl_ms
-        return bool(ttl_ms) and batch.timestamp_ms + ttl_ms <= self._subscription.clock.time_ms()
+        """Say whether a batch outlived the topic's time to live."""
+        return bool(self._ttl_ms) and batch.timestamp_ms <= self.too_old_ms()
 
     def expire(self, first: int, end: int) -> None:
         """Let messages go that outlived the topic's time to live; they are counted, and said to the consumers."""

@@ -275,6 +275,21 @@ def test_what_a_clock_that_was_ahead_wrote_lets_expire_what_is_behind_it(
     assert (scene.shown()["expired"], scene.shown()["cursor"]) == (101, 101)
 
 
+def test_what_is_too_old_does_not_come_with_what_a_clock_that_was_ahead_wrote(stage: Stage) -> None:
+    """Small batches are joined for a consumer; one among them may be older than the one before it."""
+    scene = Scene(stage, message_ttl_ms=5000)
+    scene.consumer().close_handle(1)
+    stage.clock.stepped_ms += 3_600_000
+    scene.publish(b"0")
+    stage.clock.stepped_ms -= 3_600_000
+    scene.publish(b"1")
+    stage.advance(7)
+    scene.publish(b"2")
+    client = scene.consumer()
+    assert offsets(client) == [0, 2]
+    assert scene.shown()["expired"] == 1
+
+
 def test_a_segment_is_sealed_in_time_though_the_clock_stepped_back(make_stage: Callable[..., Stage]) -> None:
     """How long it has been filling is a duration."""
     stage = make_stage(log__segment_age_ms_max=10_000)
