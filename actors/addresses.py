@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ister.subscriptions import READER
+
 if TYPE_CHECKING:
     from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
@@ -37,6 +39,15 @@ RESTORER_PATH: Final = "restorer"
 
 
 # ---- actors of topics and subscriptions --------------------------------------------------------------------------
+
+
+def instance_of(topic: TopicMeta, subscription: SubscriptionMeta) -> str:
+    """Return what tells a subscription from those that had its name before, or whose topic had its topic's name.
+
+    A reader's is the topic's own: it has another subscription whenever it opens.
+    """
+    topic_is = topic.incarnation.hex()
+    return topic_is if subscription.type == READER else f"{topic_is}.{subscription.created_ms}"
 
 
 def actor_path(kind: str, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> str:

@@ -96,6 +96,7 @@ class Consumer(LoopActor):
         subscription: Ref,
         subscription_type: str,
         strategy: str,
+        instance: str = "",
     ) -> None:
         super().__init__(system, path)
         self._key = key
@@ -106,6 +107,7 @@ class Consumer(LoopActor):
         self._subscription = subscription
         self._type = subscription_type
         self._strategy = strategy
+        self._instance = instance
         self._acknowledges = strategy == "reliable" and subscription_type != READER
         self.in_flight = InFlight()
         self._delivered_end = 0
@@ -256,6 +258,8 @@ class Consumer(LoopActor):
             }
             if self._tells:
                 answer[Key.TAKEN] = 0
+            if Key.INSTANCE in header:
+                answer[Key.INSTANCE] = self._instance
             self._gateway.send(handle.session, answer)
 
     @receives(TimeoutChanged)

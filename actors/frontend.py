@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from ister.actors.addresses import BROKER, DIRECTORY_PATH
+from ister.actors.addresses import BROKER, DIRECTORY_PATH, instance_of
 from ister.actors.consumer import Consumer
 from ister.actors.ledger import Held
 from ister.actors.messages import (
@@ -365,6 +365,7 @@ class Frontend(LoopActor):
             subscription=subscription,
             subscription_type=located.subscription.type,
             strategy=located.topic.dispatch,
+            instance=instance_of(located.topic, located.subscription),
         )
 
     # ---- tasks of the Directory ---------------------------------------------------------------------------------

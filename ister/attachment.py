@@ -7,6 +7,7 @@ Invariants
 - credit goes back only for messages that were handed to the user
 - an acknowledgment from before the broker forgot the session is never sent: it would spoil the frame it travels in
 - nor is one from before somebody moved the subscription: it is about what is to be delivered again
+- nor one of a topic or subscription that was deleted, to the one that has its name now: its offsets are other messages
 - a reader goes on at the first message that was not handed out, wherever it opens again
 """
 
@@ -21,7 +22,7 @@ from ister.errors import IsterError, RemoteError, RemoteProtocolError
 from ister.message import Batch, Delivery, Event, Message
 from ister.pace import START_ALONE, START_SHARED, Pace
 from ister.session import Frame, Session, back_off_s, remote_error
-from ister.subscriptions import TRAITS
+from ister.subscriptions import READER, TRAITS
 from ister.wire import Key, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
@@ -159,6 +160,7 @@ class Attachment:
         self._failures = 0
         self._due = 0.0
         self._delivered_in: bytes | None = None  # the session that knows what was delivered
+        self._instance = ""  # which of all that had this name it was, as the broker said last
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
@@ -208,6 +210,7 @@ class Attachment:
             Key.BYTES: self._credit_bytes,
             Key.SPARSE: True,
             Key.TAKEN: 0,
+            Key.INSTANCE: self._instance,
         }
         start = self._start if self._next is None else self._next
         if start is not None:
@@ -230,6 +233,8 @@ class Attachment:
         elif kind == Type.ERROR:
             self._on_refusal(header, now)
         elif kind == Type.OPENED:
+            if not self._is_the_same(header.get(Key.INSTANCE, "")):
+                return
             if self._step("opened"):
                 self.opened = True
                 self._delivered_in = None if self.session is None else self.session.secret
@@ -238,11 +243,26 @@ class Attachment:
                 self.strategy = header.get(Key.STRATEGY, "")
                 self.position = header.get(Key.OFFSET, 0)
                 self._tells = Key.TAKEN in header
-                if self.kind == "reader" and self.strategy == "reliable" and self._next is None:
+                if self.kind == READER and self.strategy == "reliable" and self._next is None:
                     self._next = self.position
                 self.flush()
         else:
             raise RemoteProtocolError(f"a frame of type {kind} answered OPEN_CONSUMER")
+
+    def _is_the_same(self, instance: str) -> bool:
+        """Note what is open; a reader of another topic than before is told so, as one is that was connected."""
+        before, self._instance = self._instance, instance or self._instance
+        if not (before and instance and before != instance):
+            return True
+        if self.kind == READER and self._next is not None:  # which is a place in the other one
+            if self.session is not None:
+                ref = self.session.expect(self._on_closed)
+                self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
+            self.fail(RemoteError("topic-deleted", f"topic {self.topic!r} was deleted, and made anew since"))
+            return False
+        self.lineage += 1
+        self._drop_acks()
+        return True
 
     def _on_refusal(self, header: wire.Header, now: float) -> None:
         error = remote_error(header)
@@ -587,7 +607,7 @@ class Attachment:
 
     @property
     def _acknowledges(self) -> bool:
-        return self.strategy != "non-reliable" and self.kind != "reader"  # there the broker never asks
+        return self.strategy != "non-reliable" and self.kind != READER  # there the broker never asks
 
     def _is_void(self, delivery: Delivery) -> bool:
         if delivery.lineage == self.lineage:

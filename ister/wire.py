@@ -125,6 +125,7 @@ class Key:
     SINGLY: Final = (
         39  # true: to be handed out one by one, each once the broker has confirmed that it is TAKEN
     )
+    INSTANCE: Final = 40  # which of all the subscriptions that ever had this name it is
 
 
 class Column:
@@ -189,6 +190,7 @@ _KINDS: Final[dict[int, str]] = {
             Key.OPERATION,
             Key.CLIENT,
             Key.STRATEGY,
+            Key.INSTANCE,
         ),
         "text",
     ),

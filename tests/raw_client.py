@@ -147,10 +147,15 @@ class Speaker(ABC):
             self.limits = answer.header[Key.LIMITS]
         return answer
 
-    def ask(self, operation: str, **arguments: Any) -> Frame:
-        """Send a request and return its RESULT or ERROR."""
+    def say_request(self, operation: str, **arguments: Any) -> int:
+        """Send a request and return its REF."""
         ref = next(self._refs)
         self.say({Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: operation, Key.ARGUMENTS: arguments})
+        return ref
+
+    def ask(self, operation: str, **arguments: Any) -> Frame:
+        """Send a request and return its RESULT or ERROR."""
+        ref = self.say_request(operation, **arguments)
         return self.expect(Type.RESULT, Type.ERROR, ref=ref)
 
     def request(self, operation: str, **arguments: Any) -> Any:
@@ -193,9 +198,13 @@ class Speaker(ABC):
         sparse: bool = False,
         force: bool = False,
         tells: bool = False,
+        instance: str | None = None,
         **options: Any,
     ) -> int:
-        """Ask for a consumer and return the REF; `tells`: it will say what its program takes."""
+        """Ask for a consumer and return the REF.
+
+        `tells`: it will say what its program takes; `instance`: it wants to know which of that name it gets.
+        """
         ref = next(self._refs)
         header: dict[int, Any] = {
             Key.TYPE: Type.OPEN_CONSUMER,
@@ -217,6 +226,8 @@ class Speaker(ABC):
             header[Key.FORCE] = True
         if tells:
             header[Key.TAKEN] = 0
+        if instance is not None:
+            header[Key.INSTANCE] = instance
         if options:
             header[Key.ARGUMENTS] = options
         self.say(header)

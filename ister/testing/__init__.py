@@ -80,6 +80,7 @@ class Broker:
         self._readers: list[Subscription] = []  # in no topic's list: each ends with its consumer
         self._named_for_letters: set[str] = set()  # topics, if they are there or not
         self._changes = 0  # counts how often a topic came or went
+        self._subscribed = 0
         self._watches: list[tuple[Session, int, dict[str, Any], float]] = []  # REF, arguments, until when
         self._refusals: list[tuple[int, str]] = []
         self._jobs: deque[tuple[Callable[[], None], threading.Event]] = deque()
@@ -426,6 +427,8 @@ class Broker:
             raise RemoteError("invalid-argument", text)
         subscription = topic.subscriptions[name] = Subscription(topic, name, kind, topic.place(start))
         subscription.number = self._changes
+        self._subscribed += 1
+        subscription.made = self._subscribed
         return subscription
 
     def _shown(self, subscription: Subscription) -> dict[str, Any]:
@@ -483,6 +486,10 @@ class Broker:
             }
         else:
             answer[Key.OFFSET] = self._attach(session, topic, header)
+            if Key.INSTANCE in header:
+                mine = topic.subscriptions.get(header[Key.SUBSCRIPTION])
+                of_topic = str(topic.number)
+                answer[Key.INSTANCE] = of_topic if mine is None else f"{of_topic}.{mine.made}"
         self._send(session.peer, answer)
 
     def _attach(self, session: Session, topic: Topic, header: wire.Header) -> int:

@@ -78,6 +78,7 @@ class Subscription:
     blocking: list[tuple[int, str]] = field(default_factory=list)  # poison that stops it, and why it is that
     dead_lettered: int = 0
     number: int = 0  # of the last topic that was made before it
+    made: int = 0  # tells it from others of that name
 
     def shown(self) -> dict[str, Any]:
         """Return what a listing says of it."""

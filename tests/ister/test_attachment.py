@@ -211,6 +211,59 @@ def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
     assert acked(talk) == [[2, 3]]
 
 
+def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) -> None:
+    """It was deleted while nobody could be told, and another has its name: its offsets are other messages."""
+    talk.welcome()
+    attachment = talk.consumer()
+    talk.opened(INSTANCE="a.1")
+    talk.deliver(0, b"a", b"b", b"c")
+    delivery = taken(attachment)
+    attachment.ack(delivery, 0, 2, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    [early, opening] = [
+        header for header in talk.said() if header[Key.TYPE] in (Type.ACK, Type.OPEN_CONSUMER)
+    ]
+    assert (early[Key.RANGES], opening[Key.INSTANCE]) == ([0, 2], "a.1")
+    ref = opening[Key.REF]
+    talk.hear({Key.TYPE: Type.OPENED, Key.REF: ref, Key.HANDLE: 2, Key.OFFSET: 0, Key.INSTANCE: "b.2"})
+    attachment.ack(delivery, 2, 3, talk.now)
+    attachment.flush()
+    assert acked(talk) == []
+    assert attachment.forgotten
+    talk.deliver(0, b"A")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.flush()
+    assert acked(talk) == [[0, 1]]
+
+
+def test_a_reader_hears_that_its_topic_was_made_anew(talk: Talk) -> None:
+    """Its place is one in the other topic: to go on there would skip messages."""
+    talk.welcome()
+    attachment = talk.consumer(kind="reader")
+    talk.opened(INSTANCE="a")
+    talk.deliver(0, b"a", b"b", b"c")
+    taken(attachment)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=False)
+    talk.opened(INSTANCE="b")
+    assert attachment.phase == "closed"
+    assert isinstance(attachment.error, RemoteError)
+    assert attachment.error.code == "topic-deleted"
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.CLOSE]
+
+
+def test_a_broker_that_says_nothing_of_instances_is_taken_at_its_word(talk: Talk) -> None:
+    """An older one: it goes on as it always did."""
+    attachment = opened(talk)
+    talk.deliver(0, b"a")
+    attachment.ack(taken(attachment), 0, 1, talk.now)
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened()
+    assert acked(talk) == [[0, 1]]
+
+
 def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None:
     """They would spoil the frame of later ones; and `flush` has something to say."""
     attachment = opened(talk)
