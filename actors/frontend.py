@@ -225,7 +225,8 @@ class Frontend(LoopActor):
         ticket = self._expect(_Asking(session, ref))
         self._asking[session] = self._asking.get(session, 0) + 1
         owner = self._owner(session) if operation == "topic.create" and "ephemeral" in arguments else 0
-        self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket, owner))
+        asked_s = self.clock.monotonic()
+        self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket, owner, asked_s))
 
     def session_ended(self, session: Session) -> None:
         """Close all handles of a session that is gone, and have its ephemeral topics deleted."""

@@ -84,6 +84,7 @@ class Ask:
     reply: Address
     ticket: int
     session: int = 0  # of the client, as its worker numbers those that make ephemeral topics
+    asked_s: float | None = None  # when, by the monotonic clock, which all processes of a machine share
 
 
 @message

@@ -12,6 +12,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any, Final, NamedTuple
 
 from ister.actors.options import DEAD_LETTERS
@@ -33,8 +34,12 @@ class Owner(NamedTuple):
 class Registry:
     """The topics and subscriptions of a broker; `on_change(topic)` is called when a catalogued one comes or goes."""
 
-    def __init__(self, catalogue: Catalogue, version: int) -> None:
+    def __init__(
+        self, catalogue: Catalogue, version: int, *, now_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._catalogue = catalogue
+        self._now_s = now_s
+        self._made_s: dict[str, dict[str, float]] = {}  # by topic, and by subscription; "": the topic itself
         self.on_change: Callable[[str], None] = lambda _topic: None
         self._topics: dict[str, TopicMeta] = {}  # the ephemeral ones
         self._subscriptions: dict[str, dict[str, SubscriptionMeta]] = {}  # of those
@@ -51,6 +56,11 @@ class Registry:
     def _changed(self, topic: str) -> None:
         self.version += 1
         self.on_change(topic)
+
+    def made_s(self, topic: str, subscription: str = "") -> float:
+        """Return when, by the monotonic clock, what has this name was made; before all time if before this Registry."""
+        made = self._made_s.get(topic, {})
+        return max(made.get("", -inf), made.get(subscription, -inf))
 
     # ---- topics -------------------------------------------------------------------------------------------------
 
@@ -71,6 +81,7 @@ class Registry:
         """Add a topic to the catalogue, with its subscriptions. Raises IsterError `topic-exists`, StorageError."""
         self._check_free(topic.name)
         self._catalogue.create_topic(topic, subscriptions)
+        self._made_s[topic.name] = {"": self._now_s()}
         self._changed(topic.name)
 
     def create_ephemeral(self, topic: TopicMeta, owner: Owner) -> None:
@@ -88,6 +99,7 @@ class Registry:
                     "limit-exceeded", f"{whose} has {there} ephemeral topics, which is as many as may be"
                 )
         self._topics[topic.name] = topic
+        self._made_s[topic.name] = {"": self._now_s()}
         self._subscriptions[topic.name] = {}
         self._owned.setdefault(owner, owned).add(topic.name)
         self._owners[topic.name] = owner
@@ -123,8 +135,10 @@ class Registry:
         topic = self._topics.pop(name, None)
         if topic is None:
             deleted = self._catalogue.delete_topic(name)
+            self._made_s.pop(name, None)
             self._changed(name)
             return deleted
+        self._made_s.pop(name, None)
         owner = self._owners.pop(name)
         self._owned[owner].discard(name)
         if not self._owned[owner]:
@@ -183,6 +197,7 @@ class Registry:
             raise IsterError(text, code="subscription-exists", action="fix")
         else:
             known[subscription.name] = subscription
+        self._made_s.setdefault(subscription.topic, {})[subscription.name] = self._now_s()
 
     def update_subscription(self, meta: SubscriptionMeta) -> None:
         """Replace a subscription's settings by those of `meta`. Raises IsterError, StorageError."""
@@ -198,6 +213,7 @@ class Registry:
             del self._subscriptions[topic][name]
         else:
             self._catalogue.delete_subscription(topic, name)
+        self._made_s.get(topic, {}).pop(name, None)
 
 
 def _exists(name: str) -> IsterError:

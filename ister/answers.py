@@ -129,6 +129,7 @@ class SubscriptionInfo(TypedDict):
     start: str | int  # where it began
     settings: SubscriptionSettings
     options: SubscriptionSettings  # what counts: its own settings, and the defaults of all others
+    instance: str  # one of that name made anew has another
     created_ms: int
     node: str
     endpoint: str

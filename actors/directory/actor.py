@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from ister.actors.directory.aim import take_aim
 from ister.actors.directory.arguments import Arguments
 from ister.actors.directory.erasing import Erasing
 from ister.actors.directory.gathering import Gatherings
@@ -78,7 +79,9 @@ class Directory(LoopActor):
     ) -> None:
         super().__init__(system, path)
         # A later Directory begins higher: no broker creates and deletes a thousand topics a millisecond.
-        registry = self._registry = Registry(catalogue, self.clock.time_ms() << 10)
+        registry = self._registry = Registry(
+            catalogue, self.clock.time_ms() << 10, now_s=self.clock.monotonic
+        )
         watches = self._watches = Watches(
             topics=registry.topics,
             version=lambda: registry.version,
@@ -265,6 +268,7 @@ class Directory(LoopActor):
                     "unknown-operation", f"unknown operation {ask.operation!r:.60}; known are {known}"
                 )
             arguments = decode_result(ask.arguments)
+            arguments = take_aim(self._registry, ask.operation, arguments, ask.asked_s)
             operation(ask, arguments)
         except RemoteProtocolError as error:
             raise UsageError(error.text) from None

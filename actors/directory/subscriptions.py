@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+from ister.actors.addresses import instance_of
 from ister.actors.directory.arguments import Arguments, all_but, only, page, text
 from ister.actors.directory.gathering import Answers, Finish, Gatherings, the_answer
 from ister.actors.directory.homes import Homes
@@ -156,6 +157,7 @@ class Subscriptions:
             "start": subscription.start,
             "settings": dict(subscription.settings),
             "options": {} if topic is None else effective_options(topic, subscription, self._defaults),
+            "instance": "" if topic is None else instance_of(topic, subscription),
             "created_ms": subscription.created_ms,
             "node": home.node,
             "endpoint": home.endpoint,

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
+from ister.actors.addresses import instance_of
 from ister.actors.asking import Asking
 from ister.actors.explain import State, Stop
 from ister.actors.messages import (
@@ -227,7 +228,9 @@ class LogAccess(SubscriptionPart):
 
     def _undo_creation(self) -> None:
         """A subscription that cannot begin where it was to was never there: its name is free for another start."""
-        arguments = encode_result({"topic": self._topic, "subscription": self._name})
+        # by then another may have the name
+        instance = instance_of(self._subscription.topic, self._subscription.meta)
+        arguments = encode_result({"topic": self._topic, "subscription": self._name, "instance": instance})
         nobody = Address(self._subscription.system.node, "nobody")
         self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
 

@@ -229,7 +229,7 @@ class Schedule(SubscriptionPart):
         return self._subscription.clock.time_ms() - self._ttl_ms if self._ttl_ms else 0
 
     def is_expired(self, batch: Batch) -> bool:
-        """Say whether a batch outlived the topic's time to live."""
+        """Say whether the messages of a batch outlived their time to live."""
         return bool(self._ttl_ms) and batch.timestamp_ms <= self.too_old_ms()
 
     def expire(self, first: int, end: int) -> None:

@@ -1,0 +1,72 @@
+"""What a request is about: the topic or subscription of a name that there was when it was asked. Pure.
+
+Part of the Directory. A name is used again by whoever makes another topic or subscription of it. Mail takes as long as
+it takes, and who has no answer asks again: what was to be deleted or changed may be gone by then, and another have its
+name. A request may say which one it means; in any case it means none that was made after it was asked.
+
+Invariants
+- nothing is changed that was made after the change was asked for
+- what names an incarnation, or an instance, is done to that one or to none
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ister.actors.addresses import instance_of
+from ister.actors.directory.arguments import Arguments, text
+from ister.actors.registry import Registry
+from ister.errors import RemoteError
+
+INCARNATION: Final = "incarnation"  # of a topic
+INSTANCE: Final = "instance"  # of a subscription
+
+# The operations that change what there is, and the argument that may say which one of that name is meant.
+CHANGES: Final = {
+    "topic.update": "",
+    "topic.repair": "",
+    "topic.delete": INCARNATION,
+    "topic.forget": INCARNATION,
+    "subscription.update": "",
+    "subscription.seek": "",
+    "subscription.unblock": "",
+    "subscription.delete": INSTANCE,
+}
+
+
+def take_aim(registry: Registry, operation: str, arguments: Arguments, asked_s: float | None) -> Arguments:
+    """Return the arguments without the one that says which topic or subscription is meant, if that one is there.
+
+    `asked_s` is when it was asked, by the machine's monotonic clock; None: now. Raises RemoteError `unknown-topic` or
+    `unknown-subscription` where it was another one, UsageError, StorageError.
+    """
+    which = CHANGES.get(operation)
+    if which is None:
+        return arguments
+    name = arguments.get("topic")
+    subscription = arguments.get("subscription", "") if operation.startswith("subscription.") else ""
+    if not isinstance(name, str) or not isinstance(subscription, str):
+        return arguments  # whoever carries it out says so
+    if asked_s is not None and registry.made_s(name, subscription) > asked_s:
+        raise _gone(
+            name, subscription, "it was deleted, and another was made under its name since this was asked"
+        )
+    if which and which in arguments:
+        meant, there = text(arguments, which), _there(registry, name, subscription)
+        if there is not None and there != meant:
+            raise _gone(name, subscription, f"{which} {meant!r:.60} is gone; the one of that name is {there}")
+    return {key: value for key, value in arguments.items() if key != which}
+
+
+def _there(registry: Registry, name: str, subscription: str) -> str | None:
+    topic = registry.topic(name)
+    if topic is None or not subscription:
+        return None if topic is None else topic.incarnation.hex()
+    found = registry.subscription(name, subscription)
+    return None if found is None else instance_of(topic, found)
+
+
+def _gone(name: str, subscription: str, why: str) -> RemoteError:
+    if subscription:
+        return RemoteError("unknown-subscription", f"subscription {subscription!r} of topic {name!r}: {why}")
+    return RemoteError("unknown-topic", f"topic {name!r}: {why}")
