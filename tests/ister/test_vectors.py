@@ -1,0 +1,140 @@
+"""The test vectors: frozen, and what the broker and the Python client do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+
+from ister import wire
+from ister.client import producer_id
+from ister.errors import RemoteProtocolError
+from ister.session import Session
+from ister.wire import Key, Type
+from tests.vectors import notation
+from tests.vectors.generate import generate
+from tests.vectors.recording import Difference, hold_again
+
+FOLDER = Path(__file__).parents[1] / "vectors"
+TRANSCRIPTS = sorted(FOLDER.glob("transcript-*.json"))
+
+
+def read(name: str) -> Any:
+    """Return a file of vectors."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def each_of(*names: str) -> Any:
+    """Parametrize a test with the vectors of some files."""
+    cases = [pytest.param(case, id=f"{name}-{case['name']}") for name in names for case in read(name)]
+    return pytest.mark.parametrize("vector", cases)
+
+
+def messages_in_transcripts() -> list[tuple[str, dict[str, Any]]]:
+    """Return every message of every transcript, with the name of where it is."""
+    return [
+        (f"{path.stem}, step {number}", step)
+        for path in TRANSCRIPTS
+        for number, step in enumerate(json.loads(path.read_text(encoding="utf-8"))["steps"])
+        if "from" in step
+    ]
+
+
+def test_generating_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    """They are frozen: the broker still says what it said, and the script still writes what is there."""
+    generate(tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    kept = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
+    assert written.keys() == kept.keys()
+    assert [name for name in kept if kept[name] != written[name]] == []
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_a_broker_holds_a_transcript_again(path: Path, tmp_path: Path) -> None:
+    """What the clients of a transcript said is answered with the same frames, byte for byte."""
+    hold_again(tmp_path / "stage", json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_another_answer_than_the_transcripts_is_noticed(tmp_path: Path) -> None:
+    """A transcript that the broker does not keep to fails, or holding it would prove nothing."""
+    transcript = read("transcript-credit")
+    last = [step for step in transcript["steps"] if step.get("from") == "broker"][-1]
+    last["frames"][-1] = b"message 7".hex()
+    with pytest.raises(Difference, match="6d6573736167652037"):
+        hold_again(tmp_path / "stage", transcript)
+
+
+@each_of("headers-to-broker", "headers-to-client")
+def test_the_codec_reads_a_header_as_its_vector_says(vector: dict[str, Any]) -> None:
+    """The decoder gives the value or the error of the vector; the value encodes to something that reads the same."""
+    data = bytes.fromhex(vector["frames"][0])
+    if "header" not in vector:
+        if vector["name"] == "clients-type":  # right in itself, and said by the wrong side
+            assert wire.decode_header(data)[Key.TYPE] < Type.WELCOME
+            return
+        with pytest.raises(RemoteProtocolError) as raised:
+            wire.decode_header(data)
+        assert raised.value.code == vector["error"]
+        return
+    header = wire.decode_header(data)
+    assert notation.header_to_json(header) == vector["header"]
+    read_back = notation.from_json(vector["header"], numbered=True)
+    assert wire.decode_header(wire.encode_header(read_back)) == read_back
+
+
+@each_of("headers-to-client")
+def test_the_client_takes_a_frame_or_gives_the_connection_up(vector: dict[str, Any]) -> None:
+    """Whatever a broker sends, the client's session reads it, or counts the connection as lost; nothing else."""
+    session = Session("test", lambda: 0.0)
+    session.connect(0.0)
+    welcome = next(case for case in read("headers-to-client") if case["name"] == "welcome")
+    session.receive([bytes.fromhex(part) for part in welcome["frames"]], 0.0)
+    assert str(session.phase) == "ready"
+    if vector["name"] != "welcome":
+        session.receive([bytes.fromhex(part) for part in vector["frames"]], 0.0)
+    assert (str(session.phase) == "idle") is ("error" in vector)
+
+
+@each_of("batches")
+def test_a_batch_is_cut_as_its_vector_says(vector: dict[str, Any]) -> None:
+    """The check gives the count or the error of the vector, and cutting gives its messages."""
+    frames = [bytes.fromhex(frame) for frame in vector["frames"]]
+    whole = frames if len(frames) != 1 else [wire.pack_lengths(frames), *frames]
+
+    def check() -> int:
+        return wire.check_batch(whole, vector["columns"], message_bytes_max=1 << 20, batch_bytes_max=1 << 20)
+
+    if "error" in vector:
+        with pytest.raises(RemoteProtocolError) as raised:
+            check()
+        assert raised.value.code == vector["error"]
+        return
+    assert check() == len(vector["messages"])
+    assert notation.messages_of(frames, vector["columns"]) == vector["messages"]
+
+
+@each_of("producer-ids")
+def test_a_named_producer_has_the_id_of_its_vector(vector: dict[str, Any]) -> None:
+    """Clients of all languages make a name into the same id."""
+    assert producer_id(vector["topic"], vector["producer"]) == int(vector["id"])
+
+
+def test_every_message_of_a_transcript_holds_what_is_written_beside_it() -> None:
+    """The decoded header encodes to the very frame; batches and results are what their frames hold."""
+    for where, step in messages_in_transcripts():
+        parts = [bytes.fromhex(part) for part in step["frames"]]
+        described = notation.described(parts)
+        assert {**step, **described} == step, where
+        if step["frame"] is not None:
+            header = notation.from_json(step["header"], numbered=True)
+            assert cbor2.dumps(header) == parts[0], where
+
+
+def test_the_transcripts_have_every_frame_type() -> None:
+    """Nothing that this version of the protocol has is left out."""
+    assert {step["frame"] for _, step in messages_in_transcripts()} - {None} == set(
+        notation.FRAME_NAMES.values()
+    )
