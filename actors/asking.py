@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ister.backoff import BackOff
+
 AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
 UNANSWERED_S: Final = 1.0  # the first time; doubled each time
 
@@ -19,17 +21,16 @@ UNANSWERED_S: Final = 1.0  # the first time; doubled each time
 class Asking:
     """When to ask again: `asked` and `answered` return after how many seconds."""
 
-    __slots__ = ("_next_s",)
+    __slots__ = ("_unanswered",)
 
     def __init__(self) -> None:
-        self._next_s = UNANSWERED_S
+        self._unanswered = BackOff(UNANSWERED_S, AGAIN_S)
 
     def asked(self) -> float:
         """Note a question."""
-        wait_s, self._next_s = self._next_s, min(2 * self._next_s, AGAIN_S)
-        return wait_s
+        return self._unanswered.failed()
 
     def answered(self) -> float:
         """Note an answer."""
-        self._next_s = UNANSWERED_S
+        self._unanswered.succeeded()
         return AGAIN_S

@@ -37,6 +37,7 @@ from ister.actors.messages import (
 )
 from ister.actors.options import DEAD_LETTERS, dead_letter_topic
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.backoff import BackOff
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.wire import Column, encode_attributes, encode_result, pack_column, pack_lengths
 
@@ -103,7 +104,7 @@ class DeadLetters(LoopActor):
         self._step = ""  # what the Directory was asked for: "topic.create", "locate" or "subscription.create"
         self._ticket = 0
         self._timer: Timer | None = None
-        self._wait_s = RETRY_S_MIN
+        self._wait = BackOff(RETRY_S_MIN, RETRY_S_MAX)
 
     def _new_producer(self) -> int:
         return self.system.random.getrandbits(63) | 1
@@ -166,7 +167,7 @@ class DeadLetters(LoopActor):
                 self._batch = self._next_batch()
             assert self._found is not None
             self._target.tell(replace(self._batch.deposit, topic=self._found))
-        self._timer = self.call_later(self._wait_s, self._unanswered)
+        self._timer = self.call_later(self._wait.next, self._unanswered)
 
     def _ask(self, step: str) -> None:
         self._step = step
@@ -255,7 +256,7 @@ class DeadLetters(LoopActor):
             return
         self._batch = None
         self._sequence += len(batch.offsets)
-        self._wait_s = RETRY_S_MIN
+        self._wait.succeeded()
         now_s = self.clock.monotonic()
         self._forget_buried()
         for offset in batch.offsets:
@@ -308,8 +309,8 @@ class DeadLetters(LoopActor):
 
     def _unanswered(self) -> None:
         """Mail is no promise: the same again."""
-        self._more_patience()
-        if self._wait_s >= 4 * RETRY_S_MIN:
+        self._wait.failed()
+        if self._wait.next >= 4 * RETRY_S_MIN:
             what = (
                 "does not answer"
                 if self._target is not None
@@ -324,16 +325,13 @@ class DeadLetters(LoopActor):
         log.warning("%s: %s", self, text)
         self._subscription.tell(BuryDelayed(text))
         self._cancel()
-        self._timer = self.call_later(self._wait_s, self._go_on)
-        self._more_patience()
+        self._timer = self.call_later(self._wait.next, self._go_on)
+        self._wait.failed()
 
     def _end_idle(self) -> None:
         """End until there is something to do again: most subscriptions have no poison for days."""
         if not len(self.inbox):
             self.stop_now()
-
-    def _more_patience(self) -> None:
-        self._wait_s = min(2 * self._wait_s, RETRY_S_MAX)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -345,7 +343,7 @@ class DeadLetters(LoopActor):
         """The next self of the topic's process, or of the Directory's, knows nothing of what was said."""
         waits_for = BROKER if self._target is None else self._target.address.node
         if started.node == waits_for and self._letters:
-            self._wait_s = RETRY_S_MIN
+            self._wait.succeeded()
             self._go_on()
 
 

@@ -15,6 +15,8 @@ import heapq
 from bisect import bisect_right
 from typing import Final, NamedTuple
 
+from ister.backoff import doubled
+
 DELAY_MS_MAX: Final = (
     86_400_000  # a day: what is refused waits no longer; what is to wait longer belongs elsewhere
 )
@@ -32,7 +34,7 @@ class Held(NamedTuple):
 
 def back_off_ms(failures: int, ms_min: int, ms_max: int) -> int:
     """Return how long a message waits that failed so often: twice as long each time, within bounds; 0 for no wait."""
-    return min(ms_min << min(failures - 1, 40), ms_max) if failures and ms_min else 0
+    return doubled(ms_min, ms_max, failures - 1) if failures and ms_min else 0
 
 
 class InFlight:

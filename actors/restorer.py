@@ -27,6 +27,7 @@ from ister.actors.messages import (
 )
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
 from ister.actors.threads import Purpose
+from ister.backoff import BackOff
 from ister.errors import IsterError, StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.disk import Disk
@@ -73,8 +74,7 @@ class Restorer(LoopActor):
         self._broker = broker
         self._cursor_path = cursor_path
         self._log_path = log_path
-        self._retry_s = (retry_ms[0] / 1000, retry_ms[1] / 1000)
-        self._wait_s = self._retry_s[0]
+        self._wait = BackOff(retry_ms[0] / 1000, retry_ms[1] / 1000)
         self._grace_ms = orphan_grace_ms
         self._sweep_timer: Timer | None = None
 
@@ -91,11 +91,11 @@ class Restorer(LoopActor):
 
     def _listed(self, topics: list[TopicMeta] | None, error: BaseException | None) -> None:
         if error is not None or topics is None:
-            log.warning("the store could not be listed: %s; trying again in %.1f s", error, self._wait_s)
-            self.call_later(self._wait_s, self._list)
-            self._wait_s = min(self._wait_s * 2, self._retry_s[1])
+            wait_s = self._wait.failed()
+            log.warning("the store could not be listed: %s; trying again in %.1f s", error, wait_s)
+            self.call_later(wait_s, self._list)
             return
-        self._wait_s = self._retry_s[0]
+        self._wait.succeeded()
         self._directory.tell(StoredTopics(tuple(topics), self.address))
 
     @receives(RestoreTopics)
@@ -113,11 +113,9 @@ class Restorer(LoopActor):
                 self._directory.tell(NotRestored(topic.name))
                 return
             if error is not None or restored is None:
-                log.error(
-                    "topic %s is not back yet: %s; trying again in %.1f s", topic.name, error, self._wait_s
-                )
-                self.call_later(self._wait_s, lambda: self._restore(topic))
-                self._wait_s = min(self._wait_s * 2, self._retry_s[1])
+                wait_s = self._wait.failed()
+                log.error("topic %s is not back yet: %s; trying again in %.1f s", topic.name, error, wait_s)
+                self.call_later(wait_s, lambda: self._restore(topic))
                 return
             log.warning("%s", restored.text)
             self._directory.tell(restored)

@@ -40,6 +40,7 @@ from ister.actors.process import (
     has_terminal,
 )
 from ister.actors.runtime import LoopActor, System, Timer, receives
+from ister.backoff import BackOff
 
 logger = logging.getLogger("ister.supervisor")
 
@@ -65,19 +66,17 @@ class RestartHistory:
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._deaths: deque[float] = deque(maxlen=policy.restarts_max + 1)  # one more than may be
-        self._delay_s = policy.delay_first_s
+        self._delay = BackOff(policy.delay_first_s, policy.delay_max_s)
 
     def died(self, now: float, lived_s: float) -> float | None:
         """Return how long to wait before the next start, or None to give up."""
         policy = self._policy
         if lived_s >= policy.steady_s:
-            self._delay_s = policy.delay_first_s
+            self._delay.succeeded()
         self._deaths.append(now)
         if len(self._deaths) > policy.restarts_max and now - self._deaths[0] <= policy.restarts_window_s:
             return None
-        delay_s = self._delay_s
-        self._delay_s = min(delay_s * 2, policy.delay_max_s)
-        return delay_s
+        return self._delay.failed()
 
 
 class Child(Protocol):

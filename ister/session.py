@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from ister import wire
+from ister.backoff import doubled, jittered
 from ister.errors import CODES, ConnectionLostError, IsterError, RemoteError, RemoteProtocolError
 from ister.waking import News
 from ister.wire import Key, Limit, Type
@@ -43,8 +44,7 @@ BACK_OFF_LAST_S: Final = 2.0
 
 def back_off_s(failures: int, jitter: float) -> float:
     """Return how long to wait after the n-th failure in a row; `jitter` is a random number from 0 to 1."""
-    whole = min(BACK_OFF_LAST_S, BACK_OFF_FIRST_S * 2.0 ** min(failures, 10))
-    return whole * (0.5 + jitter / 2)
+    return jittered(doubled(BACK_OFF_FIRST_S, BACK_OFF_LAST_S, failures), jitter)
 
 
 @dataclass(frozen=True, slots=True)

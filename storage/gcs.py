@@ -44,6 +44,7 @@ from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.cloud.storage.exceptions import InvalidResponse
 
+from ister.backoff import BackOff, jittered
 from ister.clock import Clock, SystemClock
 from ister.errors import Action, StoreError
 from ister.storage.checksum import Buffer
@@ -218,7 +219,7 @@ class GcsStore:
         Raises StoreError.
         """
         give_up = self._clock.monotonic() + self._deadline_s
-        wait_s, unsure, damaged = self._retry_s[0], False, 0
+        wait, unsure, damaged = BackOff(*self._retry_s), False, 0
         while True:
             if self._closed.is_set():
                 raise StoreError(f"the store {self!r} is closed", code="store-closed", action="stop")
@@ -236,8 +237,7 @@ class GcsStore:
                 if failure.action != "retry":
                     raise failure from error
                 unsure = True
-            pause_s = wait_s * (0.5 + self._random.random() / 2)
-            wait_s = min(2 * wait_s, self._retry_s[1])
+            pause_s = jittered(wait.failed(), self._random.random())
             if self._clock.monotonic() + pause_s > give_up:
                 raise failure
             self._closed.wait(pause_s)

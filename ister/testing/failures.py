@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ister import subscription_defaults as standard
 from ister import wire
+from ister.backoff import doubled
 from ister.testing.model import Record, Subscription, Topic
 
 REDRIVE: Final = "redrive"
@@ -44,7 +45,7 @@ def wait_s(subscription: Subscription, offset: int, delay_ms: int | None) -> flo
         return None
     if delay_ms is None:
         low, high = options["backoff_ms_min"], options["backoff_ms_max"]
-        delay_ms = min(low << min(failures - 1, 40), high) if low else 0
+        delay_ms = doubled(low, high, failures - 1) if low else 0
     return delay_ms / 1000
 
 
