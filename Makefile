@@ -11,14 +11,16 @@ FIRST  ?= 0
 JOBS   ?= 2
 MINUTES ?= 20
 CONF   ?= conf/ister.toml
+CLIENT ?=
+CLIENTS_LONG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick quick-actors quick-others check docs conf bench crash sim soak serve clean python-version
+.PHONY: help demo test quick quick-actors quick-others check docs conf bench crash sim soak build-clients test-clients serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## start a broker, stream real files through it, kill a worker, verify every byte
 	@$(BIN)/ister demo $(ARGS)
@@ -57,14 +59,21 @@ conf: $(STAMP) ## write conf/ister.toml from ister/defaults.py
 bench: $(STAMP) ## measure throughput and latency
 	@$(BIN)/ister bench $(ARGS)
 
-crash: $(STAMP) ## kill a broker ROUNDS=20 times, and check that nothing is lost (SEED=n for the same kills)
-	@$(BIN)/python -m tests.crash.campaign --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+crash: $(STAMP) ## kill a broker ROUNDS=20 times, and check that nothing is lost (SEED=n for the same kills, CLIENT=go for its clients)
+	@$(BIN)/python -m tests.crash.campaign --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(CLIENT),--client $(CLIENT)) $(ARGS)
 
 sim: $(STAMP) ## live SEEDS=1000 simulated histories of the whole broker (from seed FIRST=0 on, JOBS=2 processes)
 	@$(BIN)/python -m tests.sim.campaign --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(ARGS)
 
 soak: $(STAMP) ## run a broker under mixed load for MINUTES=20: descriptors, maps, memory and disk stay flat
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
+
+build-clients: $(STAMP) ## build the drivers of the clients in other languages, where the machine has what they need
+	@$(BIN)/python -m tests.conformance_clients.build $(CLIENT)
+
+# CLIENT=go: only that language. CLIENTS_LONG=1: what takes minutes too.
+test-clients: build-clients ## hold every client of clients/ to the same scenarios, and print who understands whom
+	@CLIENT="$(CLIENT)" $(if $(CLIENTS_LONG),CLIENTS_LONG=1) $(BIN)/python -m pytest -p no:cacheprovider tests/conformance_clients $(ARGS)
 
 serve: $(STAMP) ## start a broker with its data in ./data
 	@$(BIN)/ister serve $(ARGS)

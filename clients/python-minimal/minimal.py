@@ -1,5 +1,4 @@
 """The smallest client of Ister, from transport/PROTOCOL.md: python minimal.py tcp://HOST:PORT TOPIC MESSAGE..."""
-# ruff: noqa: D101, D102, D103
 
 import random
 import struct
@@ -41,20 +40,21 @@ def opened(connection, header):
     return opened(Connection(answer[19]), header) if answer[0] == MOVED else (connection, answer)
 
 
-endpoint, topic, *messages = sys.argv[1:]
-client = Connection(endpoint)
-client.ask({0: REQUEST, 1: 1, 30: "topic.create", 24: {"topic": topic, "dispatch": "reliable"}}, RESULT)
-there, answer = opened(client, {0: OPEN_PRODUCER, 1: 2, 2: 1, 3: topic, 25: random.getrandbits(63) | 1})
-for sequence, message in enumerate(messages, answer[5]):
-    receipt = there.ask({0: PUBLISH, 2: 1, 5: sequence}, RECEIPT, body=[message.encode()])
-    print("published at offset", receipt[27][1])
-subscription = {3: topic, 4: "minimal", 28: "shared", 26: "earliest", 11: 1000, 12: 1 << 20}
-there, _ = opened(client, {0: OPEN_CONSUMER, 1: 3, 2: 2, **subscription})
-while messages:
-    header, (lengths, payloads, *_) = there.receive(DELIVER)
-    there.send({0: CREDIT, 2: 2, 11: header[7], 12: len(lengths) + len(payloads)})
-    for offset, (length,) in enumerate(struct.iter_unpack("<I", lengths), header[6]):
-        print("received", offset, payloads[:length].decode())
-        payloads, messages = payloads[length:], messages[1:]
-    there.send({0: ACK, 2: 2, 13: [header[6], header[6] + header[7]]})
-there.send({0: BYE})
+if __name__ == "__main__":
+    endpoint, topic, *messages = sys.argv[1:]
+    client = Connection(endpoint)
+    client.ask({0: REQUEST, 1: 1, 30: "topic.create", 24: {"topic": topic, "dispatch": "reliable"}}, RESULT)
+    there, answer = opened(client, {0: OPEN_PRODUCER, 1: 2, 2: 1, 3: topic, 25: random.getrandbits(63) | 1})
+    for sequence, message in enumerate(messages, answer[5]):
+        receipt = there.ask({0: PUBLISH, 2: 1, 5: sequence}, RECEIPT, body=[message.encode()])
+        print("published at offset", receipt[27][1])
+    subscription = {3: topic, 4: "minimal", 28: "shared", 26: "earliest", 11: 1000, 12: 1 << 20}
+    there, _ = opened(client, {0: OPEN_CONSUMER, 1: 3, 2: 2, **subscription})
+    while messages:
+        header, (lengths, payloads, *_) = there.receive(DELIVER)
+        there.send({0: CREDIT, 2: 2, 11: header[7], 12: len(lengths) + len(payloads)})
+        for offset, (length,) in enumerate(struct.iter_unpack("<I", lengths), header[6]):
+            print("received", offset, payloads[:length].decode())
+            payloads, messages = payloads[length:], messages[1:]
+        there.send({0: ACK, 2: 2, 13: [header[6], header[6] + header[7]]})
+    there.send({0: BYE})

@@ -1,0 +1,93 @@
+"""Every driver of the tree, one after the other, and brokers of real processes for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ister.ownbroker import OwnBroker, free_ports
+from tests.conformance_clients import drivers
+from tests.conformance_clients.drivers import Kind
+from tests.conformance_clients.player import Player
+from tests.crash.victim import Victim
+
+ONLY: Final = os.environ.get("CLIENT", "")
+LONG: Final = "CLIENTS_LONG" in os.environ
+
+long = pytest.mark.skipif(
+    not LONG, reason="takes long: set CLIENTS_LONG=1, or make test-clients CLIENTS_LONG=1"
+)
+
+SETTINGS: Final = {
+    "protocol.heartbeat_ms": 500,
+    "protocol.session_timeout_ms": 2_000,
+    "log.segment_age_ms_max": 1_000,
+    "supervision.restarts_max": 1_000,
+    "supervision.restart_delay_ms_min": 10,
+}
+
+Play = Callable[[], Player]
+
+
+def _kinds() -> list[Kind]:
+    return [drivers.named(ONLY)] if ONLY else drivers.find()
+
+
+def _parameter(kind: Kind) -> object:
+    why = kind.why_not()
+    return pytest.param(kind, id=kind.name, marks=[] if why is None else pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(params=[_parameter(kind) for kind in _kinds()])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Return each language's driver in turn."""
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture
+def _players() -> Iterator[list[Player]]:
+    started: list[Player] = []
+    yield started
+    for player in started:
+        player.driver.kill()
+
+
+@pytest.fixture
+def play(kind: Kind, _players: list[Player]) -> Play:
+    """Return what starts a driver of the language; a scenario may have several."""
+    return lambda: Player(kind, _players)
+
+
+@pytest.fixture
+def player(play: Play) -> Player:
+    """Return one driver, not connected yet."""
+    return play()
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
+    """Return a broker with two workers that scenarios leave whole, each with topics of its own."""
+    folder = tmp_path_factory.mktemp("broker")
+    with OwnBroker(f"{folder}/data", f"{folder}/log", workers=2, settings=SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Victim]:
+    """Return a broker with one worker that may be killed and started again."""
+    killed = Victim(tmp_path / "data", tmp_path / "log", free_ports(2), SETTINGS)
+    killed.start(1)
+    yield killed
+    killed.end()
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    """Return a name for a topic that no other scenario has."""
+    letters = [letter if letter.isalnum() else "-" for letter in request.node.name]
+    return "".join(letters)[:150]
