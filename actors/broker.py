@@ -81,7 +81,7 @@ def run_broker(
     name_process(BROKER)
     log_to_stderr(BROKER, getattr(logging, settings.server.log_level.upper()))
     data = os.path.abspath(settings.server.data)
-    log.info("descriptors: %d a process may have", raise_descriptor_limit())  # its children inherit the limit
+    log.info("descriptors: at most %d per process", raise_descriptor_limit())  # children inherit the limit
     disk = LocalDisk()
     disk.makedirs(data)
     lock = disk.lock(data)
@@ -179,7 +179,7 @@ def _run(
     context.system.on_actor_failure = lambda path, error: _actor_failed(context, path, error)
     code = context.run()
     if code:
-        raise BrokerFailedError(ended[0] if ended else "the broker failed; its log says how", code)
+        raise BrokerFailedError(ended[0] if ended else "the broker failed; see its log", code)
 
 
 def _actor_failed(context: ProcessContext, path: str, error: Exception) -> None:
@@ -240,10 +240,10 @@ def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
         for name in disk.listdir(folder):
             if not known and not was_used and name not in deleted:
                 log.warning(
-                    "%s/%s belongs to no topic, for the catalogue has none; it is left alone", kind, name
+                    "%s/%s belongs to no topic, because the catalogue has none; it is kept", kind, name
                 )
             elif name not in known and disk.exists(f"{data}/{TOPICS_FOLDER}/{name}/{TOPIC_ABOUT}"):
-                log.error("%s/%s belongs to no topic of the catalogue, and is left alone", kind, name)
+                log.error("%s/%s belongs to no topic of the catalogue, and is kept", kind, name)
             elif name not in known:
                 log.info("deleting %s/%s, which belongs to no topic", kind, name)
                 remove_log(disk, f"{folder}/{name}")

@@ -172,7 +172,7 @@ class Consumer(LoopActor):
     ) -> None:
         """Give back what is held, and tell the client that the handle is closed."""
         self._leave()
-        self._evict(RemoteError("internal", "the broker failed for this consumer; its log says how"))
+        self._evict(RemoteError("internal", "the broker failed for this consumer; see its log"))
 
     def _leave(self) -> None:
         if not self._gone:

@@ -150,7 +150,7 @@ def explain(
     reasons += _waits(state, now_ms)
     if source.get("uploads_stopped"):
         text = (
-            f"nothing of the topic goes to the store any more: {source.get('upload_failure')}; what is here is "
+            f"uploads of the topic stopped: {source.get('upload_failure')}; messages are "
             "delivered, and kept here alone until that is put right"
         )
         reasons.append(_reason("uploads-stopped", text))
@@ -193,20 +193,18 @@ def _deliverable(state: State) -> int:
 def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int) -> Iterator[Reason]:
     """Yield what keeps everything from being delivered."""
     if topic is None:
-        yield _reason(
-            "topic-failed", "the topic's process does not answer: it is being restarted; look again"
-        )
+        yield _reason("topic-failed", "the topic's process does not answer: it is being restarted; ask again")
     elif topic.get("failure") and not (
         topic.get("uploads_stopped") and topic["failure_code"] == "store-failed"
     ):
         yield _failed(topic, state)
     if state is None:
         yield _reason(
-            "starting", "the subscription's process does not answer: it is being restarted; look again"
+            "starting", "the subscription's process does not answer: it is being restarted; ask again"
         )
         return
     if state.get("failure"):
-        text = f"the subscription serves nobody: {state['failure']}"
+        text = f"the subscription delivers nothing: {state['failure']}"
         if state.get("failure_code") in _BY_ITSELF:
             text += "; consumers that open it again are served once that is over"
         yield _reason("topic-failed", text)
@@ -214,8 +212,8 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
         started_ms = state.get("started_ms")
         since = "" if started_ms is None else f", since {_ago(started_ms, now_ms)}"
         text = (
-            f"the topic has not said yet from where to where it reaches{since}: it is being started, or waits for "
-            "the store; look again, and at 'ister topic show' if it stays so"
+            f"the topic has not reported its offsets yet{since}: it is being started, or waits for "
+            "the store; ask again, and at 'ister topic show' if it stays so"
         )
         yield _reason("starting", text, started_ms=started_ms)
     if state.get("paused"):
@@ -227,13 +225,13 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
     if damage:
         text = (
             f"offsets {damage.get('first')} to before {damage.get('end')} are damaged{_because(damage)}; nothing is "
-            "skipped by itself: repair the topic (skip damaged) to go on behind them"
+            "skipped automatically: repair the topic (skip damaged) to go on behind them"
         )
         yield _reason("damage", text, **_stop_numbers(damage))
     yield from _consumers(name, state, now_ms)
     if state.get("tracked_full"):
         text = (
-            f"so many messages are delivered and not acknowledged, with gaps between them, that it takes "
+            f"too many messages are delivered and not acknowledged, with gaps between them: it takes "
             f"{state.get('tracked', 0)} bytes of at most {state.get('tracked_max', 0)} to keep track of them: "
             f"acknowledge the oldest, from offset {state.get('cursor', 0)} on"
         )
@@ -252,7 +250,9 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
         )
         text = f"offset {fetch.get('first')} {here}, and is being brought back"
         text += f"{_since(fetch, now_ms)}{_because(fetch)}; "
-        text += "it is tried again until the store gives it" if fetch.get("text") else "it goes on by itself"
+        text += (
+            "it is tried again until the store returns it" if fetch.get("text") else "it continues by itself"
+        )
         yield _reason("cloud-fetch", text, **_stop_numbers(fetch))
 
 
@@ -268,11 +268,11 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
         text = f"the subscription is being moved to {state['seeking']}"
         if giving := state.get("handing_over"):
             text += f"; {giving} of {counted(consumers, 'consumer')} must still give back what they hold"
-        yield _reason("handing-over", f"{text}; then it goes on by itself", consumers=giving)
+        yield _reason("handing-over", f"{text}; then it continues by itself", consumers=giving)
     elif state.get("handing_over"):
         text = (
-            "the consumer that was active acknowledges, or gives back what it holds; "
-            "then the next one begins, by itself"
+            "the previously active consumer must acknowledge, or give back, what it holds; "
+            "then the next one starts by itself"
         )
         yield _reason("handing-over", text, consumers=state["handing_over"])
     silent = state.get("silent", [])
@@ -283,7 +283,7 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
     full, dry, standby = _counts(state, "connection_full", "no_credit", "standby")
     if standby >= consumers:
         yield _reason(
-            "standby-only", "all consumers are on standby, none is active; look again", standby=standby
+            "standby-only", "all consumers are on standby, none is active; ask again", standby=standby
         )
     if full:
         text = (
@@ -300,7 +300,7 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
         )
         yield _reason("too-many-pieces", text, consumers=crowded)
     if leaving:
-        text = f"{leaving} of {counted(consumers, 'consumer')} must finish closing or opening; look again"
+        text = f"{leaving} of {counted(consumers, 'consumer')} must finish closing or opening; ask again"
         yield _reason("consumers-leaving", text, consumers=leaving)
     if dry and not _idle(state):
         heard_ms = state.get("no_credit_heard_ms")
@@ -331,7 +331,8 @@ def _silence(silent: list[Silent], state: State, now_ms: int) -> Reason:
     limit_ms = state.get("silence_ms_max")
     after = "" if limit_ms is None else f" {_duration(limit_ms)} after its last word"
     text = (
-        f"{'; '.join(who)}: its program was killed or stopped, or the network is cut; unless it comes back it is let go"
+        f"{'; '.join(who)}: its program was killed or stopped, or the network is cut; unless it comes "
+        "back it is removed"
         f"{after}, and what it holds is delivered to others"
     )
     return _reason("consumer-silent", text, consumers=len(silent), silent=silent)
@@ -343,15 +344,16 @@ def _failed(topic: TopicState, state: State | None) -> Reason:
     serves = state is not None and not state.get("failure") and not state.get("starting")
     if code == "fenced":
         text = (
-            f"another broker has taken the topic over ({failure}): nothing is taken here any more, and what is "
+            f"another broker has taken the topic over ({failure}): nothing is accepted here any more, "
+            "and that broker does not know what is "
             "acknowledged here it does not know; let producers and consumers connect to that broker"
         )
         return _reason("topic-failed", text)
-    text = f"the topic takes no messages: {failure}"
+    text = f"the topic accepts no messages: {failure}"
     if code in _BY_ITSELF:
         text += "; it is tried again by itself"
     if serves:
-        text += "; what was durable before is delivered all the same"
+        text += "; what was durable before is still delivered"
     return _reason("topic-failed", text, serves=serves or None)
 
 

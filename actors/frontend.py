@@ -172,7 +172,7 @@ class Frontend(LoopActor):
         """Find the topic."""
         topic = check_topic_name(header[Key.TOPIC])
         if not header[Key.PRODUCER]:
-            raise UsageError("producer id 0 is no producer's: choose another number")
+            raise UsageError("producer id 0 is reserved: choose another number")
         ticket = self._expect(_Opening(handle, handle.generation, header))
         self._directory.tell(Locate(topic, self.address, ticket))
 

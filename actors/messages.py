@@ -705,7 +705,7 @@ class RestoreTopics:
 @message
 @dataclass(frozen=True, slots=True)
 class NotRestored:
-    """A topic is in the store no more, or was never (tier -> Directory)."""
+    """A topic is no longer in the store, or was never (tier -> Directory)."""
 
     topic: str
 

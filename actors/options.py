@@ -104,7 +104,7 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
         raise UsageError(f"backoff_ms_min ({low}) is over backoff_ms_max ({high})")
     target = together.get("dead_letter_topic")
     if target == meta.topic:
-        raise UsageError(f"dead_letter_topic is {target!r}, the topic whose dead letters it would take")
+        raise UsageError(f"dead_letter_topic is {target!r}, the topic itself")
     if (
         target is None
         and together.get("max_deliveries")

@@ -96,7 +96,7 @@ class Registry:
         ):
             if there >= most:
                 raise RemoteError(
-                    "limit-exceeded", f"{whose} has {there} ephemeral topics, which is as many as may be"
+                    "limit-exceeded", f"{whose} has {there} ephemeral topics, which is the limit"
                 )
         self._topics[topic.name] = topic
         self._made_s[topic.name] = {"": self._now_s()}

@@ -109,12 +109,12 @@ class Restorer(LoopActor):
 
         def ended(restored: Restored | None, error: BaseException | None) -> None:
             if isinstance(error, IsterError) and error.code == "object-missing" and error.action == "stop":
-                log.info("topic %s does not come back: %s", topic.name, error)
+                log.info("topic %s is not restored: %s", topic.name, error)
                 self._directory.tell(NotRestored(topic.name))
                 return
             if error is not None or restored is None:
                 wait_s = self._wait.failed()
-                log.error("topic %s is not back yet: %s; trying again in %.1f s", topic.name, error, wait_s)
+                log.error("topic %s is not restored yet: %s; trying again in %.1f s", topic.name, error, wait_s)
                 self.call_later(wait_s, lambda: self._restore(topic))
                 return
             log.warning("%s", restored.text)
@@ -212,6 +212,6 @@ class Restorer(LoopActor):
 
     def _swept(self, deleted: int | None, error: BaseException | None) -> None:
         if error is not None:
-            log.warning("objects of deleted topics are still there: %s", error)
+            log.warning("objects of deleted topics could not be removed yet: %s", error)
         elif deleted:
             log.info("%s of deleted topics removed from the store", counted(deleted, "object"))

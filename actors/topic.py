@@ -203,7 +203,7 @@ def expected_sequence(producers: ProducerTable, command: OpenProducer, now_ms: i
         minutes = HELD_MS // 60_000
         raise RemoteError(
             "busy",
-            f"the topic remembers {counted(len(producers), 'producer')}, which is all it can, and "
+            f"the topic remembers {counted(len(producers), 'producer')}, its limit, and "
             "each of them is connected, or "
             f"published within {minutes} minutes and did not close; close producers, or try again later",
         )

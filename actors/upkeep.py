@@ -133,7 +133,7 @@ class Upkeep:
             log.warning("topic %s: its beginning was not dropped: %s", self._topic, error)
         dropped = wal.end_trim(trim, error)
         if dropped:
-            log.info("topic %s begins at offset %d now", self._topic, wal.start_offset)
+            log.info("topic %s now begins at offset %d", self._topic, wal.start_offset)
         self._on_trimmed(wal)
 
     def go_by(self, meta: TopicMeta) -> None:

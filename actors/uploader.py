@@ -266,7 +266,7 @@ class Uploader(LoopActor):
         if self._erase_for is not None:
             return
         if command.topic is None:  # deleted; whoever erases it starts another Uploader
-            log.info("topic %s is in the catalogue no more: nothing of it is uploaded", self._topic.name)
+            log.info("topic %s is no longer in the catalogue: it is not uploaded", self._topic.name)
             self._claim = None
             self.stop()
             return
@@ -519,7 +519,7 @@ class Uploader(LoopActor):
         def trimmed(dropped: int) -> None:
             self._trimming, self._trimmed_once = False, True
             log.info(
-                "topic %s: the store's history begins at %d now (%s)",
+                "topic %s: the store's history now begins at %d (%s)",
                 self._topic.name,
                 point,
                 counted(dropped, "object"),
@@ -658,7 +658,7 @@ class Uploader(LoopActor):
 
     def _leave(self, why: str) -> None:
         """The topic is deleted here alone."""
-        log.warning("topic %s was deleted here, and left alone in the store: %s", self._topic.name, why)
+        log.warning("topic %s was deleted here, and kept in the store: %s", self._topic.name, why)
         assert self._erase_for is not None
         self._erase_for.tell(Erased(self._topic, kept=True))
         self.stop()

@@ -139,9 +139,7 @@ class Worker:
         """Say whether descriptors are nearly used up."""
         short = self._disk.files.is_short()
         if short and not self._was_short:
-            log.warning(
-                "descriptors are short (%d may be open): new connections are ended", descriptor_limit()
-            )
+            log.warning("descriptors are short (limit %d): new connections are closed", descriptor_limit())
         self._was_short = short
         return short
 
@@ -204,7 +202,7 @@ class Worker:
                 before is not None and not before.closed
             ):  # of a topic that failed: a commit that seals may cut its file
                 raise LogFailedError(
-                    f"something still runs on the log of topic {meta.name!r}; it is opened after that"
+                    f"a task still uses the log of topic {meta.name!r}; it is opened when that has ended"
                 )
             restored_end = int(meta.settings.get("restored_end", 0))
             if meta.durability != "os" and not restored_end:  # what was acknowledged had been durable

@@ -81,7 +81,7 @@ class ClientProcess:
                 return self._read()
             if not self._process.is_alive():
                 raise ClientFailedError(
-                    f"{self.name} ended without a word (exit code {self._process.exitcode})"
+                    f"{self.name} ended unexpectedly (exit code {self._process.exitcode})"
                 )
             left = deadline - self._clock.monotonic()
         raise TimeoutExpiredError(f"{self.name} did not answer within {within_s:.0f} s")
@@ -92,7 +92,7 @@ class ClientProcess:
         except (EOFError, ConnectionResetError):
             self._process.join(END_WITHIN_S)
             raise ClientFailedError(
-                f"{self.name} ended without a word (exit code {self._process.exitcode})"
+                f"{self.name} ended unexpectedly (exit code {self._process.exitcode})"
             ) from None
         if isinstance(answer, _Failure):
             raise ClientFailedError(f"{self.name}: {answer.text} ({answer.code})")

@@ -134,14 +134,14 @@ class Consumer(Receiver):
             for message in what:
                 if not isinstance(message, BaseMessage):
                     raise UsageError(
-                        f"what is acknowledged is a message or a batch, not {type(message).__name__}"
+                        f"only a message or a batch can be acknowledged, not {type(message).__name__}"
                     )
                 if ranges and ranges[-1][0] is message.delivery and ranges[-1][2] == message.offset:
                     ranges[-1] = (message.delivery, ranges[-1][1], message.offset + 1)
                 else:
                     ranges.append((message.delivery, message.offset, message.offset + 1))
         else:
-            raise UsageError(f"what is acknowledged is a message or a batch, not {type(what).__name__}")
+            raise UsageError(f"only a message or a batch can be acknowledged, not {type(what).__name__}")
         for delivery, _first, _end in ranges:
             if delivery.owner is not self.attachment:
                 raise UsageError("this message came from another consumer: acknowledge it there")

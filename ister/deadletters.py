@@ -197,11 +197,11 @@ class DeadLetters:
         goes_to = self.topic if to is None else arguments.text(to, "a topic's name")
         comes_from = self.dead_letter_topic()
         if goes_to == comes_from:
-            raise UsageError(f"{goes_to!r} is the dead-letter topic: letters would go round for ever")
+            raise UsageError(f"{goes_to!r} is the dead-letter topic: letters would loop forever")
         with self._client.producer(goes_to, timeout=self._timeout) as producer:
             if producer.strategy == "non-reliable":
                 raise UsageError(
-                    f"topic {goes_to!r} is non-reliable: it keeps nothing, and letters would be lost"
+                    f"topic {goes_to!r} is non-reliable: it stores nothing, so letters would be lost"
                 )
 
             def begin(part: list[Message]) -> BatchReceipt | IsterError:

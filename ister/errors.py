@@ -40,7 +40,7 @@ CODES: Final[dict[str, Action]] = {
     "handle-in-use": "fix",  # that number is open already, for something else
     "closed": "stop",  # the handle was closed, or opened again, before this was answered
     "limit-exceeded": "fix",  # over a limit that welcome announced
-    "internal": "retry",  # the broker failed; its log says how
+    "internal": "retry",  # the broker failed; see its log
     "unavailable": "retry",  # the part that could answer is being restarted
     "busy": "retry",  # a bounded queue is full
     # names and settings

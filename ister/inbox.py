@@ -149,7 +149,9 @@ def answered(message: BaseMessage, attributes: Mapping[str, str] | None) -> tupl
     told = message.attributes
     topic = told.get(REPLY_TO)
     if not topic:
-        raise UsageError(f"the message at offset {message.offset} of {message.topic!r} asks for no reply")
+        raise UsageError(
+            f"the message at offset {message.offset} of {message.topic!r} does not ask for a reply"
+        )
     return topic, {**(attributes or {}), CORRELATION_ID: told.get(CORRELATION_ID, "")}
 
 

@@ -80,7 +80,7 @@ class Delivery:
             raise RemoteProtocolError(f"a delivery with columns {self.columns} has {len(frames)} body frames")
         if not self.count or len(frames[0]) != 4 * self.count or sum(self.timestamps[::2]) != self.count:
             raise RemoteProtocolError(
-                f"a delivery does not hold the {counted(self.count, 'message')} it says"
+                f"a delivery does not hold the {counted(self.count, 'message')} it announces"
             )
         self.size = sum(map(len, frames))
         flat = header.get(wire.Key.RANGES)
@@ -98,7 +98,7 @@ class Delivery:
         rising = all(map(int.__lt__, flat, flat[1:]))  # ascending, not empty, and not touching
         if not flat or not rising or flat[0] != self.first or sum(flat[1::2]) - sum(flat[::2]) != self.count:
             raise RemoteProtocolError(
-                f"the ranges of a delivery do not hold the {counted(self.count, 'message')} it says"
+                f"the ranges of a delivery do not hold the {counted(self.count, 'message')} it announces"
             )
         return list(zip(flat[::2], flat[1::2], strict=True)) if len(flat) > 2 else None
 

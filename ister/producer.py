@@ -146,7 +146,9 @@ class Producer:
         """Return when a message is to be delivered, in unix milliseconds; 0 for at once."""
         due = arguments.due(deliver_at, delay, self._network.clock.time_ms)
         if due and self.publication.strategy == "non-reliable":
-            raise UsageError(f"topic {self.topic!r} is non-reliable: it keeps no message, and can delay none")
+            raise UsageError(
+                f"topic {self.topic!r} is non-reliable: it stores no messages, so it cannot delay them"
+            )
         return due
 
     def try_send(

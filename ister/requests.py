@@ -113,8 +113,8 @@ def check_same(answer: Mapping[str, Any], request: Request) -> None:
             continue
         raise RemoteError(
             f"{what}-exists",
-            f"{place} is there, and its {name} is {has_it}, not {asked}: that cannot be changed, so leave it out or "
-            "take another name",
+            f"{place} already exists, and its {name} is {has_it}, not {asked}; it cannot be changed: leave it out, or "
+            "use another name",
         ) from None
     has = answer.get("options") if what == "subscription" else answer.get("settings")
     if has is None:  # an older broker does not say
@@ -124,7 +124,7 @@ def check_same(answer: Mapping[str, Any], request: Request) -> None:
             continue
         raise RemoteError(
             f"{what}-options",
-            f"{place} is there, and has {name} {has.get(name, 0)!r}, not {value!r:.100}: "
+            f"{place} already exists with {name} {has.get(name, 0)!r}, not {value!r:.100}: "
             f"leave the option out, or change it (`update_{what}`, `ister {what} update`)",
         ) from None
 

@@ -342,7 +342,7 @@ class Session:
 
     def _on_welcome(self, header: wire.Header, now: float) -> None:
         if header[Key.VERSION] != wire.PROTOCOL_VERSION:
-            raise RemoteProtocolError("the broker welcomes in a version that was not offered")
+            raise RemoteProtocolError("the broker chose a protocol version that was not offered")
         resumed = bool(header.get(Key.RESUMED, False))
         if not self._step("welcome"):
             return

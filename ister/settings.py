@@ -267,7 +267,7 @@ def split_listen(address: str) -> tuple[str, int]:
     """Return host and port of a `tcp://HOST:PORT` address; raises `SettingsError` for any other text."""
     match = _LISTEN.fullmatch(address)
     if match is None:
-        raise SettingsError(f"{address!r} is no tcp://HOST:PORT")
+        raise SettingsError(f"{address!r} is not tcp://HOST:PORT")
     return match["host"], int(match["port"])
 
 

@@ -123,7 +123,7 @@ class WildcardConsumer(Consumer):
     @property
     def position(self) -> int:
         """A pattern has no position: raises `UsageError`."""
-        raise UsageError("a consumer of many topics stands at no one offset: messages have theirs")
+        raise UsageError("a consumer of many topics has no single offset: each message has its own")
 
     @property
     def dropped(self) -> int:
@@ -377,12 +377,12 @@ class WildcardConsumer(Consumer):
             member = self._member_of(what.delivery)
             return [] if member is None else [(member, what)]
         if not isinstance(what, Iterable):
-            raise UsageError(f"what is acknowledged is a message or a batch, not {type(what).__name__}")
+            raise UsageError(f"only a message or a batch can be acknowledged, not {type(what).__name__}")
         parts: dict[str, tuple[Consumer, list[BaseMessage]]] = {}
         for message in what:
             if not isinstance(message, BaseMessage):
                 raise UsageError(
-                    f"what is acknowledged is a message or a batch, not {type(message).__name__}"
+                    f"only a message or a batch can be acknowledged, not {type(message).__name__}"
                 )
             member = self._member_of(message.delivery)
             if member is not None:

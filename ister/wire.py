@@ -262,7 +262,7 @@ def decode_header(data: bytes) -> Header:
         elif kind is not None:
             _check_kind(key, kind, value)
         elif not _is_plain(value):
-            raise RemoteProtocolError(f"header key {key} is unknown, and holds what no header may")
+            raise RemoteProtocolError(f"header key {key} is unknown, and has a value that no header may have")
     if Key.TYPE not in header:
         raise RemoteProtocolError("header has no frame type (key 0)")
     required = REQUIRED.get(header[Key.TYPE])
@@ -313,7 +313,7 @@ def _check_kind(key: int, kind: str, value: Any) -> None:
         versions = value if type(value) is list else [value]
         good = bool(versions) and all(type(version) is int and version >= 0 for version in versions)
     if not good:
-        raise RemoteProtocolError(f"header key {key} does not hold what it must ({kind})")
+        raise RemoteProtocolError(f"header key {key} has a value of the wrong kind, not {kind})")
 
 
 def is_start(value: str | int) -> bool:

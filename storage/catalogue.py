@@ -252,7 +252,7 @@ class Catalogue:
         except (UnicodeDecodeError, OverflowError) as error:
             raise DamagedError(f"the catalogue {self.path} is damaged: {error}") from None
         if self._database.execute("SELECT rows, total FROM digest").fetchall() != [(rows, total)]:
-            raise DamagedError(f"the catalogue {self.path} is damaged: its rows are not what was written")
+            raise DamagedError(f"the catalogue {self.path} is damaged: its rows do not match their checksum")
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
@@ -387,7 +387,7 @@ class Catalogue:
             else:
                 self._abouts.write_subscription(topic, subscription, self.change())
         except StorageError as error:
-            log.warning("what topic %s is now is in the catalogue alone: %s", topic.name, error)
+            log.warning("the settings of topic %s are in the catalogue only: %s", topic.name, error)
 
     def describe_all(self) -> None:
         """Describe everything that is not described as it is; a full disk has to wait."""

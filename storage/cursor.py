@@ -250,7 +250,7 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
         if found is None or (cursor is None) != (found[0] == SNAPSHOT):
             if cursor is None:
                 raise DamagedError(
-                    f"{path} is damaged at byte {position}: the cursor's snapshot is not what was written"
+                    f"{path} is damaged at byte {position}: the cursor's snapshot does not match its checksum"
                 )
             position += 16  # all lengths are multiples of 16, so the next entry can only begin at one
             continue
@@ -479,7 +479,7 @@ class CursorJournal:
         try:
             placed = self._with_reserve(lambda: _fresh_file(self._disk, self.path, self.incarnation, cursor))
         except OSError as error:
-            raise LogFailedError(f"the cursor {self.path} cannot be written anew: {error}") from error
+            raise LogFailedError(f"the cursor {self.path} cannot be rewritten: {error}") from error
         self.close()
         anew = CursorJournal(self._disk, self.path, self.incarnation, cursor, report, *placed)
         anew.reserve = self.reserve

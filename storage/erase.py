@@ -57,7 +57,7 @@ def _claim_to_erase(store: ObjectStore, topic: TopicMeta, broker: str, identity:
             return None
     elif claims[newest].metadata.get(BROKER) != broker:
         raise NotOwnerError(
-            f"topic {topic.name!r} is another broker's in the store, by epoch {newest}: nothing was deleted there"
+            f"topic {topic.name!r} belongs to another broker in the store, by epoch {newest}: nothing was deleted there"
         )
     elif ERASING in claims[newest].metadata:
         return newest
@@ -131,11 +131,9 @@ def _sweep(store: ObjectStore, topic: TopicMeta, names: Sequence[str]) -> int:
         try:
             found = entered(store, topic.name)
         except StoreError as error:
-            raise StoreError(f"orphans are left alone: {error}") from error
+            raise StoreError(f"orphans are kept: {error}") from error
         if found is not None and found.incarnation == topic.incarnation:
-            raise StoreError(
-                f"topic {topic.name!r} is in the catalogue after all: its objects are left alone"
-            )
+            raise StoreError(f"topic {topic.name!r} is in the catalogue after all: its objects are kept")
 
     return delete_all(store, names, check)
 

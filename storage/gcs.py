@@ -351,7 +351,7 @@ class GcsStore:
         try:
             blob.reload(timeout=self._timeout_s, retry=None)
         except api.NotFound as error:
-            text = f"object {name!r} was there, and is gone"
+            text = f"object {name!r} existed, and is missing now"
             if unsure:  # it may have been ours: making it again would bring back what somebody deleted
                 raise StoreError(text, code="store-unavailable") from error
             raise ConnectionError(text) from error

@@ -42,7 +42,7 @@ def _told(store: ObjectStore, layout: Layout, info: ObjectInfo) -> ObjectInfo:
         raise
     footer = footer_at_end(tail, info.size, salt_of(layout.incarnation, place[0]))
     if footer is None:
-        log.error("object %s is left out: neither its metadata nor its footer can be read", info.name)
+        log.error("object %s is ignored: neither its metadata nor its footer can be read", info.name)
         return info
     return replace(
         info,

@@ -74,7 +74,7 @@ def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
     """Enter what is described and not in the catalogue, and describe what is not described; say what came back."""
     described = abouts.read()
     for path in described.unreadable:
-        log.error("%s is not what was written: it describes nothing", path)
+        log.error("%s does not match its checksum, and is ignored", path)
     deleted = {topic.incarnation for topic in catalogue.erasing()}
     last = catalogue.change()
     came: dict[str, int] = {}
@@ -88,7 +88,7 @@ def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
         if known is not None and known.incarnation != topic.incarnation:
             if change <= last or topic.created_ms <= known.created_ms:
                 log.error(
-                    "the catalogue has another topic %s than %s: the log in there is left alone",
+                    "the catalogue has another topic %s than %s: the log there is kept",
                     topic.name,
                     folder_of(topic),
                 )

@@ -371,7 +371,7 @@ class _Opening:
                 continue
             if scan.snapshot is None:  # not even its head is there
                 if self.start_offset < tail.base == self._oldest and scan.torn_bytes:
-                    raise damaged(tail.path, scan.end, "nothing says any more how far the log went")
+                    raise damaged(tail.path, scan.end, "nothing says how far the log went")
                 return tails[:number], tails[number:]
             return tails[: number + 1], later
         return tails, []
@@ -386,7 +386,7 @@ class _Opening:
                     f"{tail.path} holds offset {scan.next_offset - 1}, and {later[0].path} follows it"
                 )
         elif promised <= scan.next_offset and in_store:
-            raise damaged(tail.path, scan.end, "it is in the store too, so it was whole once")
+            raise damaged(tail.path, scan.end, "it is in the store too, so it was intact once")
         else:
             end = max(promised, claimed_end(tail.data, scan.end, tail.salt))
             self.go_on_at = end

@@ -245,7 +245,7 @@ def _record(segment: SegmentMap, position: int, header: Header, at: int) -> Reco
     if header[7] != at:
         raise _BrokenError(segment, position, at, f"offset {header[7]} is there, where {at} should be")
     if end > segment.size or segment.checked.crc32c(start, end, segment.salt) != header[4]:
-        raise _BrokenError(segment, position, at, f"the record at offset {at} is not what was written")
+        raise _BrokenError(segment, position, at, f"the record at offset {at} does not match its checksum")
     if not well_formed(header):
         raise _BrokenError(segment, position, at, f"the parts of the record at offset {at} do not add up")
     return Record(header, segment.view[start:end])
@@ -445,7 +445,7 @@ class Reader:
         """Return the segment that a footer leads to, and the byte of its first record."""
         footer = parse_footer(segment.view, position, header, segment.salt)
         if footer is None:
-            raise _BrokenError(segment, position, at, "its footer is not what was written")
+            raise _BrokenError(segment, position, at, "its footer does not match its checksum")
         if footer.next_offset != at:
             reason = f"it ends at offset {at}, and its footer says {footer.next_offset}"
             raise _BrokenError(segment, position, at, reason)

@@ -185,7 +185,7 @@ def walk_headers(data: bytes, base: int, salt: int, on_batch: Callable[[Header],
         if header[1] == PRODUCERS:
             snapshot = data[position + HEADER_BYTES : position + header[3]]
             if extend(salt, snapshot) != header[4]:
-                raise ValueError(f"the producers snapshot at byte {position} is not what was written")
+                raise ValueError(f"the producers snapshot at byte {position} does not match its checksum")
         elif header[1] == BATCH:
             on_batch(header)
             offset += header[5]

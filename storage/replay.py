@@ -210,7 +210,7 @@ def parts_of(data: bytes, layout: Layout, piece: Piece) -> Iterator[Part]:
 def _checked(piece: Piece, view: memoryview, position: int, header: Header, salt: int) -> Record:
     body = view[position + HEADER_BYTES : position + header[3]]
     if len(body) != header[3] - HEADER_BYTES or crc32c(body, salt) != header[4]:
-        raise _damaged(piece, header[7], "the record there is not what was written")
+        raise _damaged(piece, header[7], "the record there does not match its checksum")
     if not well_formed(header):
         raise _damaged(piece, header[7], "the parts of the record there do not add up")
     return Record(header, body)

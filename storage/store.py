@@ -125,7 +125,7 @@ def unchecked(name: str, problem: str = "") -> StoreError:
     if problem:
         return StoreError(problem, code="object-damaged", action="stop")
     return StoreError(
-        f"the store gives no CRC32C for object {name!r}, so that its bytes cannot be checked",
+        f"the store has no CRC32C of object {name!r}, so its bytes cannot be checked",
         code="checksum-missing",
         action="stop",
     )
@@ -160,7 +160,7 @@ def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
         raise ValueError("it is not what was written")
     created_ms = about.get("created_ms")
     if created_ms is not None and type(created_ms) is not int:
-        raise ValueError("its time is no number")
+        raise ValueError("its time is not a number")
     return ObjectInfo(name, size, checksum, metadata, created_ms=created_ms)
 
 

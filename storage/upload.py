@@ -146,7 +146,7 @@ def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], 
     if stored_end > end:
         raise AheadError(
             f"the store has had topic {topic.name!r} up to offset {stored_end}, the local log up to {end}: "
-            "another broker has gone on with it, or the local log has lost its end",
+            "another broker continued it, or the local log lost its end",
             stored_end,
         )
     stored = {piece.segment.base: piece for piece in history.pieces}
@@ -162,7 +162,7 @@ def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], 
         if piece is None or piece.end != segment.end or not _same(piece.segment, segment):
             raise FencedError(
                 f"offsets {segment.base} to {segment.end} of topic {topic.name!r} are other messages in the store than "
-                "in the local log: another broker has gone on with the topic"
+                "in the local log: another broker continued the topic"
             )
 
 
@@ -238,8 +238,8 @@ def check_fence(store: ObjectStore, topic: TopicMeta, epoch: int) -> None:
         )
     if store.head(layout.epoch(epoch)) is None and not _is_entered(store, topic):
         raise FencedError(
-            f"epoch {epoch} of topic {topic.name!r} is in the store no more: another broker has taken the topic over, "
-            "and deleted it there"
+            f"epoch {epoch} of topic {topic.name!r} is no longer in the store: another broker has taken the topic "
+            "over, and deleted it there"
         )
 
 
@@ -261,7 +261,7 @@ def put_segment(
     if not store.put_file_if_absent(name, segment.path, metadata=about):
         found = store.head(name)
         if found is None:
-            raise StoreError(f"object {name} was there, and is gone")
+            raise StoreError(f"object {name} existed, and is missing now")
         if found.problem:
             raise StoreError(found.problem, code="object-damaged", action="stop")
         own = (str(segment.end), identity)
@@ -405,7 +405,7 @@ def check_entered(store: ObjectStore, topic: TopicMeta) -> None:
     """Raise StoreError `object-missing` unless the store's catalogue has this very topic."""
     if not _is_entered(store, topic):
         raise StoreError(
-            f"topic {topic.name!r} is in the store no more: it was deleted",
+            f"topic {topic.name!r} is no longer in the store: it was deleted",
             code="object-missing",
             action="stop",
         )
@@ -478,7 +478,7 @@ def read_settings(store: ObjectStore, topic: TopicMeta) -> dict[str, Any] | None
     try:
         settings = json.loads(store.get(names[-1]))["settings"]
         if not isinstance(settings, dict):
-            raise TypeError("its settings are no map")
+            raise TypeError("its settings are not a map")
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"object {names[-1]} cannot be read: {error}", code="object-damaged", action="stop"
@@ -580,7 +580,7 @@ def _subscription_of(topic: TopicMeta, info: ObjectInfo) -> SubscriptionMeta:
     about = info.metadata
     start, settings = about["start"], json.loads(about["settings"])
     if not isinstance(settings, dict):
-        raise TypeError("settings are no map")
+        raise TypeError("settings are not a map")
     return SubscriptionMeta(
         topic.name,
         about["subscription"],

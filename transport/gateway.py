@@ -65,7 +65,7 @@ _NOT_LEFT: Final = (Type.CLOSE,)
 _SUPERSEDED: Final = RemoteError("closed", "the handle was opened again before this was answered")
 _CLOSED: Final = RemoteError("closed", "the handle was closed before this was answered")
 _OVERDUE: Final = RemoteError(
-    "unavailable", f"it was not done within {ANSWER_WITHIN_S:g} s, and may be still; try again"
+    "unavailable", f"it was not done within {ANSWER_WITHIN_S:g} s, and may be done later; try again"
 )
 
 
@@ -268,16 +268,14 @@ class Gateway:
             self._answer_error(routing, header, error)
         except Exception:
             log.exception("a frame of type %s failed", header.get(Key.TYPE))
-            self._answer_error(
-                routing, header, RemoteError("internal", "the broker failed; its log says how")
-            )
+            self._answer_error(routing, header, RemoteError("internal", "the broker failed; see its log"))
 
     def _handle(self, routing: bytes, header: Header, body: list[bytes], now_s: float) -> None:
         events = self._events
         assert events is not None, "bind() was not called"
         kind = header[Key.TYPE]
         if kind not in SESSION_FRAMES:
-            raise RemoteProtocolError(f"frame type {kind} is the broker's, not a client's")
+            raise RemoteProtocolError(f"frames of type {kind} are sent by brokers, not by clients")
         if kind == Type.HELLO:
             self._hello(routing, header, now_s)
             return
@@ -358,7 +356,7 @@ class Gateway:
         except Exception as error:
             if not isinstance(error, IsterError):
                 log.exception("a frame of type %s failed", header[Key.TYPE])
-                error = RemoteError("internal", "the broker failed; its log says how")
+                error = RemoteError("internal", "the broker failed; see its log")
             self.send_error(handle.session, error, header)
             if handle.target is None:
                 self.forget(handle)
@@ -398,10 +396,10 @@ class Gateway:
             self.counts.sessions_expired += 1
             who = session.client or "a client"
             if session.orphaned_at_s is None:
-                log.info("session of %s was silent for %d ms: it is over", who, limits.session_timeout_ms)
+                log.info("session of %s ended: it was silent for %d ms", who, limits.session_timeout_ms)
             else:
                 log.info(
-                    "session of %s is over: its connection was closed, and it was not resumed within %d ms",
+                    "session of %s ended: its connection was closed, and it was not resumed within %d ms",
                     who,
                     limits.resume_within_ms,
                 )

@@ -178,7 +178,7 @@ class Guard:
         self.ended += 1
         try:
             with contextlib.suppress(OSError):
-                log.warning("ending the connection of %s: %s", tcp.getpeername(), why)
+                log.warning("closing the connection of %s: %s", tcp.getpeername(), why)
             _reset(tcp)
         finally:
             tcp.detach()  # ZeroMQ closes it

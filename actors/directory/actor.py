@@ -276,7 +276,7 @@ class Directory(LoopActor):
             raise
         except Exception:  # without the Directory there is no broker: no request may end it
             log.exception("request %.60r failed", ask.operation)
-            raise RemoteError("internal", "the broker failed at this request; its log says how") from None
+            raise RemoteError("internal", "the broker failed to serve this request; see its log") from None
 
     def _refuse(self, reply: Address, ticket: int, error: IsterError) -> None:
         self.system.at(reply).tell(Refused(ticket, error.code, error.text))

@@ -19,7 +19,7 @@ def text(arguments: Arguments, name: str, default: str | None = None) -> str:
     """Return an argument that is text. Raises UsageError."""
     value = arguments.get(name, default)
     if not isinstance(value, str):
-        raise UsageError(f"the argument {name!r} is missing, or is no text")
+        raise UsageError(f"the argument {name!r} is missing, or is not text")
     return value
 
 

@@ -104,7 +104,7 @@ class Erasing:
                 self._note_erased(said)
             if whole and len(answers) < len(nodes):
                 raise RemoteError(
-                    "unavailable", f"a process that has a part of topic {name!r} did not answer: look again"
+                    "unavailable", f"a process that has a part of topic {name!r} did not answer: ask again"
                 )
             return {"deleted": name, "subscriptions": len(subscriptions)}
 
@@ -137,7 +137,7 @@ class Erasing:
             if len(answers) < len(nodes):
                 self._note_left(topic, tickets, with_log and of_log not in answers, answers)
                 return
-            log.info("what was left here of deleted topic %s is deleted too", topic.name)
+            log.info("the remains of deleted topic %s were deleted here, too", topic.name)
             del self._left[topic.incarnation]
             self.erase_all()
 
@@ -201,5 +201,5 @@ class Erasing:
             note(command.topic.incarnation)
         except StorageError as error:  # it is asked for again, and answered so again
             log.warning(
-                "that topic %s is deleted in the store is not noted yet: %s", command.topic.name, error
+                "the deletion of topic %s in the store is not recorded yet: %s", command.topic.name, error
             )

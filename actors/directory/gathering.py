@@ -174,8 +174,8 @@ class Gatherings:
             self._refuse(gathering, error)
             return
         except Exception:
-            log.exception("an answer could not be made")
-            text = "the broker failed at this request; its log says how"
+            log.exception("an answer could not be encoded")
+            text = "the broker failed to serve this request; see its log"
             self._refuse(gathering, RemoteError("internal", text))
             return
         if len(body) > RESULT_BYTES_MAX:

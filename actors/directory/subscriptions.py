@@ -216,7 +216,7 @@ class Subscriptions:
         topic, subscription = self._named(arguments)
         only(arguments, *_NAMES, "to")
         if topic.dispatch != "reliable":
-            raise UsageError(f"topic {topic.name!r} is non-reliable: it keeps nothing to go back to")
+            raise UsageError(f"topic {topic.name!r} is non-reliable: it stores nothing to go back to")
         position = str(check_position(arguments.get("to"), "to"))
         self._have_done(ask, "seek", topic, subscription, position)
 
@@ -225,10 +225,10 @@ class Subscriptions:
         topic, subscription = self._named(arguments)
         only(arguments, *_NAMES, "action")
         if topic.dispatch != "reliable":
-            raise UsageError(f"topic {topic.name!r} is non-reliable: no message of it blocks")
+            raise UsageError(f"topic {topic.name!r} is non-reliable: it has no blocking messages")
         action = text(arguments, "action")
         if action not in UNBLOCK_ACTIONS:
-            raise UsageError(f"action {action!r:.40} is none of {', '.join(UNBLOCK_ACTIONS)}")
+            raise UsageError(f"action {action!r:.40} is not one of {', '.join(UNBLOCK_ACTIONS)}")
         self._have_done(ask, "unblock", topic, subscription, action)
 
     # ---- going --------------------------------------------------------------------------------------------------
@@ -269,4 +269,4 @@ class Subscriptions:
 
 def _check_type(type_: str) -> None:
     if type_ not in SUBSCRIPTION_TYPES:
-        raise UsageError(f"subscription type {type_!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}")
+        raise UsageError(f"subscription type {type_!r:.40} is not one of {', '.join(SUBSCRIPTION_TYPES)}")

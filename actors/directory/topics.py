@@ -124,14 +124,14 @@ class Topics:
         dispatch = text(arguments, "dispatch", "reliable")
         durability = text(arguments, "durability", "fsync")
         if dispatch not in STRATEGIES:
-            raise UsageError(f"dispatch {dispatch!r:.40} is none of {', '.join(STRATEGIES)}")
+            raise UsageError(f"dispatch {dispatch!r:.40} is not one of {', '.join(STRATEGIES)}")
         if durability not in DURABILITIES:
-            raise UsageError(f"durability {durability!r:.40} is none of {', '.join(DURABILITIES)}")
+            raise UsageError(f"durability {durability!r:.40} is not one of {', '.join(DURABILITIES)}")
         options = all_but(arguments, *_TOPIC_ARGUMENTS)
         ephemeral = check_flag(arguments.get(EPHEMERAL, 0), EPHEMERAL)
         check_options(options, TOPIC_OPTIONS, "topic")
         if dispatch != "reliable" and "durability" in arguments:
-            raise UsageError("durability is for reliable topics: a non-reliable one keeps nothing")
+            raise UsageError("durability is for reliable topics: a non-reliable one stores nothing")
         _check_keeps(dispatch, options)
         if name in self._named_for_letters and dispatch == "reliable":
             options.setdefault(DEAD_LETTERS, 1)
@@ -141,9 +141,9 @@ class Topics:
 
     def _create_ephemeral(self, ask: Ask, topic: TopicMeta) -> None:
         if topic.dispatch != "non-reliable":
-            raise UsageError("ephemeral is for non-reliable topics: a reliable one keeps its messages")
+            raise UsageError("ephemeral is for non-reliable topics: a reliable one stores its messages")
         if not ask.session:
-            raise UsageError("an ephemeral topic belongs to a session, and this request comes from none")
+            raise UsageError("an ephemeral topic belongs to a session, and this request has no session")
         self._registry.create_ephemeral(topic, Owner(ask.reply.node, ask.session))
         self._answer(ask, self._map(topic))
 
@@ -180,7 +180,7 @@ class Topics:
         if topic.dispatch != "reliable":
             raise UsageError(f"topic {topic.name!r} is non-reliable: it has no log")
         if ask.operation == "topic.repair" and arguments.get("skip_damaged") not in (True, 1):
-            raise UsageError("say what is to be done: skip_damaged (readers go on behind what is damaged)")
+            raise UsageError("say what is to be done: skip_damaged (readers continue behind the damage)")
         verification = number(
             arguments, "verification", "verification {} is none that a request was answered with, nor 0"
         )
@@ -200,7 +200,7 @@ class Topics:
         pattern = topic_pattern(arguments.get("pattern"))
         version, wait_ms = arguments.get("version"), arguments.get("wait_ms", WAIT_MS_MAX)
         if version is not None and type(version) is not int:
-            raise UsageError(f"version {version!r:.40} is none that a watch was answered with")
+            raise UsageError(f"version {version!r:.40} is not a version that a watch returned")
         if type(wait_ms) is not int or not 0 <= wait_ms <= WAIT_MS_MAX:
             raise UsageError(f"wait_ms {wait_ms!r:.40} is not 0 to {WAIT_MS_MAX}")
         self._watches.watch(ask, pattern, version, wait_ms, subscription)
@@ -284,7 +284,7 @@ class Topics:
         only(arguments, "topic")
         topic = self._restoring.topic(text(arguments, "topic"))
         if topic.dispatch != "reliable":
-            raise UsageError(f"topic {topic.name!r} is non-reliable: no other broker can have it")
+            raise UsageError(f"topic {topic.name!r} is non-reliable: no other broker can own it")
         node = self._homes.of_topic(topic.name).node
         self._homes.need(node)
 
@@ -319,4 +319,4 @@ class Topics:
 def _check_keeps(dispatch: str, options: Arguments) -> None:
     """Raise UsageError for options of a topic that keeps nothing."""
     if options and dispatch != "reliable":
-        raise UsageError(f"{next(iter(options))} is for reliable topics: a non-reliable one keeps nothing")
+        raise UsageError(f"{next(iter(options))} is for reliable topics: a non-reliable one stores nothing")

@@ -105,7 +105,7 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} nobody is there to be asked: say --yes")
+        raise UsageError(f"{question} this is not a terminal: confirm with --yes")
     click.confirm(question, abort=True, err=True)
 
 

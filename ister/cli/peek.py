@@ -56,7 +56,7 @@ def peek(
 ) -> None:
     """Print messages of a reliable topic, or the next ones of a subscription; nobody is kept from receiving them."""
     if subscription is not None and start is not None:
-        raise UsageError("a subscription begins where it stands: give --start without one")
+        raise UsageError("a subscription starts at its position: use --start without one")
     with connected(endpoint, timeout) as client:
         if subscription is not None:
             messages = client.peek(topic, subscription, number, timeout=timeout)
@@ -70,7 +70,7 @@ def _newest(client: Client, topic: str, number: int, start: Start | None, timeou
     shown = client.topic(topic)
     if shown["strategy"] != "reliable":
         raise UsageError(
-            f"topic {topic!r} is non-reliable: it keeps nothing; `ister consume` shows what comes"
+            f"topic {topic!r} is non-reliable: it stores nothing; `ister consume` shows new messages"
         )
     end = shown["durable_end"]
     if start is None:

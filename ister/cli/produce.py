@@ -122,7 +122,7 @@ def produce(
 def _attribute(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"--attribute {text!r} is no NAME=VALUE")
+        raise UsageError(f"--attribute {text!r} is not NAME=VALUE")
     return name, value
 
 
@@ -219,7 +219,7 @@ def _lines(source: io.BufferedReader) -> Iterator[list[bytes]]:
         pending += len(tail)
         if pending > LINE_BYTES_MAX:
             raise UsageError(
-                f"line {number} is over {LINE_BYTES_MAX} bytes, more than any broker takes",
+                f"line {number} is over {LINE_BYTES_MAX} bytes, more than any broker accepts",
                 code="message-too-large",
             )
     rest = b"".join(parts)

@@ -111,7 +111,7 @@ def serve(
 def _split_set(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise SettingsError(f"--set {text!r} is no SECTION.NAME=VALUE")
+        raise SettingsError(f"--set {text!r} is not SECTION.NAME=VALUE")
     return name.strip(), value.strip()
 
 

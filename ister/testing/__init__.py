@@ -423,7 +423,7 @@ class Broker:
 
     def _subscribe(self, topic: Topic, name: str, kind: str, start: Any) -> Subscription:
         if kind not in SUBSCRIPTION_TYPES:
-            text = f"subscription type {kind!r:.40} is none of {', '.join(SUBSCRIPTION_TYPES)}"
+            text = f"subscription type {kind!r:.40} is not one of {', '.join(SUBSCRIPTION_TYPES)}"
             raise RemoteError("invalid-argument", text)
         subscription = topic.subscriptions[name] = Subscription(topic, name, kind, topic.place(start))
         subscription.number = self._changes

@@ -59,7 +59,7 @@ def test_what_flows_needs_no_reason() -> None:
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"starting": True}, "starting", "look again"),
+        ({"starting": True}, "starting", "ask again"),
         ({"failure": "offset 5 is not there"}, "topic-failed", "offset 5 is not there"),
         ({"paused": True}, "paused", "until somebody resumes it"),
         (

@@ -309,7 +309,7 @@ STATES = {
         log_fails,
         "flowing",
         "topic-failed",
-        ("takes no messages", "what was durable before is delivered all the same", "tried again by itself"),
+        ("takes no messages", "what was durable before is still delivered", "tried again by itself"),
     ),
     "starting": Told(
         topic_is_silent, "stopped", "starting", ("has not said yet", "ister topic show"), ("flowing",)

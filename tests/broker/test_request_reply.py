@@ -144,7 +144,7 @@ def test_a_message_that_asks_for_nothing_cannot_be_answered(client: ister.Client
     with client.reader("plain", start="earliest") as reader:
         message = reader.receive(5)
     assert message is not None
-    with pytest.raises(ister.UsageError, match="offset 0 of 'plain' asks for no reply"):
+    with pytest.raises(ister.UsageError, match="offset 0 of 'plain' does not ask for a reply"):
         message.reply(b"")
 
 

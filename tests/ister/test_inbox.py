@@ -104,7 +104,7 @@ def test_a_reply_goes_where_the_request_says() -> None:
         "_inbox/x",
         {"c": "d", CORRELATION_ID: "17"},
     )
-    with pytest.raises(UsageError, match="asks for no reply"):
+    with pytest.raises(UsageError, match="does not ask for a reply"):
         under_test.answered(next(delivery(b"", b"").messages()), None)
 
 
