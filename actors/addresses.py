@@ -1,11 +1,12 @@
 """Where actors are: the names of the broker's processes, and the paths of actors in them; pure.
 
-An actor's address is a node, which is a process, and a path in it (`actors/runtime.py` has `Address`). Whatever is told
-to an actor that was not met before is told to one of these. Which worker something lives on is `actors/placement.py`.
+An actor's address is a node, which is a process, and a path in it (`actors/runtime.py` has `Address`). A message to
+an actor that was not met before goes to one of these addresses. `actors/placement.py` decides which worker runs what.
 
 Invariants
-- two actors of one node never have one path, and a topic or subscription created again never has that of the one before
-- it imports none of the actors, so that whoever needs an address needs nobody's code
+- two actors of one node never share a path, and a topic or subscription that is created again has another path than
+  before
+- this module imports none of the actors, so an address can be had without the actor's code
 """
 
 from __future__ import annotations

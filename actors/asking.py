@@ -1,11 +1,11 @@
 """How often a topic is asked for what it tells its watchers. Pure: no clock, no mail.
 
-Mail is no promise, neither a question nor the last answer. Who was not answered asks again soon, then more and more
-rarely; who was answered asks again now and then, for the topic may have forgotten him.
+Mail can be lost, both the question and the answer. A watcher without an answer asks again soon, then at growing
+intervals. A watcher with an answer still asks now and then, because the topic may have forgotten it.
 
 Invariants
-- an answer that was lost, or a question, is asked for again before who waits for it gives up (`actors/patience.py`)
-- who asks in vain for long asks no more often than who was answered
+- a lost question or answer is repeated before the one waiting for it gives up (`actors/patience.py`)
+- after many attempts in vain, a watcher asks no more often than one that was answered
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def run_broker(
 ) -> None:
     """Run a broker in this process until SIGTERM or SIGINT; `on_ready` is called once every process is up.
 
-    `rebuild_catalogue`: a catalogue that is damaged or lost is made anew of what lies beside logs and cursors.
+    `rebuild_catalogue`: a catalogue that is damaged or lost is rebuilt from the files beside logs and cursors.
 
     Raises `LockedError` for a data folder that another broker holds, `OSError` for one that cannot be written,
     `UsageError` for addresses that are taken, `BrokerFailedError` when it had to give up.

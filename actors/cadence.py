@@ -1,13 +1,13 @@
-"""How often something that changes is written to a store that is paid by the call. Pure: no clock, no store.
+"""How often something that changes is written to a store that charges per call. Pure: no clock, no store.
 
-The first change after a quiet time is written soon. While changes go on, the time between two writes doubles, up to a
-bound; so what is written is never further behind than the bound, and what changes all the time costs one write each
+The first change after a quiet period is written soon. While changes continue, the time between two writes doubles, up
+to a bound. So what is written is never further behind than the bound, and continuous changes cost one write per
 bound.
 
 Invariants
 - a change is written within the bound, whatever came before
-- between two writes there is never less than `first_s`, and while changes go on at least twice the time before, up to
-  the bound
+- the time between two writes is never less than `first_s`, and while changes continue at least twice the time before,
+  up to the bound
 """
 
 from __future__ import annotations

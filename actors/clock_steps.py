@@ -1,10 +1,10 @@
-"""Who waits for a time of day hears when the wall clock was set: a timer of the loop knows durations alone.
+"""Notifies actors that wait for a time of day when the wall clock was set: timers of the loop only know durations.
 
 Runs on a loop, one for all that wait there. May touch: the loop's clock and timers.
 
 Invariants
-- a step of the wall clock is noticed within `LOOK_S`, while anybody waits
-- who does not wait costs nothing: the last one that leaves ends the timer
+- a step of the wall clock is noticed within `LOOK_S`, while anything waits
+- without waiters it costs nothing: the last one that leaves ends the timer
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ClockSteps:
             self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def unwatch(self, key: Hashable) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         self._watching.pop(key, None)
 
     def _offset_ms(self) -> float:

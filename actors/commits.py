@@ -1,20 +1,22 @@
 """The commits of all topics of a worker: which run together, and how.
 
-`Choice` decides, and is pure: it knows numbers and times, no thread and no disk. `Commits` does what it says, in the
-threads of the loop.
+`Choice` decides, and is pure: it knows numbers and times, no thread and no disk. `Commits` carries the decisions out
+in the threads of the loop.
 
-Two ways to make n commits last: file by file in a few lanes (threads), or one sync of the whole file system, which
-costs the disk one flush for all (`benchmarks/fsync.py`) but waits for what anybody else wrote there.
+There are two ways to make n commits durable: file by file in a few lanes (threads), or one sync of the whole file
+system, which costs the disk one flush for all (`benchmarks/fsync.py`) but also waits for other programs' writes.
 
 Invariants
-- nobody is told that a commit has ended before it is durable, or has failed
-- a commit is synced once; what failed is never tried again here
-- one that fails alone is the only one told; when the sync of the file system fails, all that it covered are
-- a commit that finds everything idle begins at once, alone; what comes while something runs is looked at a turn later
-- commits begin in the order in which they came; one sync of the file system and `lanes` lanes run at most
-- work aside (spare segments, milliseconds each) has one thread at most, however many topics want it
-- a sync of the file system that takes longer than the files would have one by one is not tried again for a while, and
-  those that came after it do not wait for it
+- the end of a commit is reported only after it is durable, or has failed
+- a commit is synced once; a failed sync is never repeated here
+- when a file's sync fails, only its commit fails; when the sync of the file system fails, all commits that it covered
+  fail
+- a commit that finds everything idle starts at once, alone; commits that arrive while something runs are decided on a
+  turn later
+- commits start in the order of arrival; at most one sync of the file system and `lanes` lanes run
+- other work (spare segments, milliseconds each) has at most one thread, however many topics need it
+- when a sync of the file system takes longer than the files would have taken one by one, it is not used for a while,
+  and later commits do not wait for it
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Syncable(Protocol):
         """Sync its files. Raises OSError."""
 
     def prepare(self) -> None:
-        """Do all of `run` that is no sync. Raises OSError."""
+        """Do all of `run` that is not a sync. Raises OSError."""
 
 
 Done = Callable[[None, BaseException | None], None]

@@ -1,13 +1,14 @@
-"""Dead letters: brings what cannot be processed to a topic of its own, and says so once it is durable there.
+"""Dead letters: publishes given-up messages to their dead-letter topic, and reports when they are durable there.
 
-Runs in a worker process, one actor a subscription that has dead letters, beside it.
+Runs in a worker process, one actor per subscription with dead letters, beside it.
 
 Invariants
-- a letter is `Buried` once the dead-letter topic has it, durable at that topic's level, and never before
-- one batch is on its way at a time, under a sequence number that it keeps: a lost answer stores no letter twice
-- what is in hand is bounded; what is over is ignored, for the subscription has it on disk and asks again
-- nothing is given up: whatever goes wrong is said (`BuryDelayed`), and tried again with growing patience
-- a letter that the topic does not take stops no other: it is let go, and its subscription is told (`Unburied`)
+- a letter is reported `Buried` once the dead-letter topic has it, durable at that topic's level, and never before
+- one batch is in transit at a time, under a sequence number that it keeps: a lost answer stores no letter twice
+- what is held here is bounded; letters beyond the bound are ignored, because the subscription has them on disk and
+  asks again
+- no letter is dropped: every failure is reported (`BuryDelayed`), and tried again at growing intervals
+- a letter that the topic refuses stops no other: it is put aside, and its subscription is told (`Unburied`)
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ class DeadLetters(LoopActor):
 
     @receives(Deposited)
     def on_deposited(self, command: Deposited) -> None:
-        """The batch is durable: say so, and go on with the next."""
+        """The batch is durable: say so, and continue with the next."""
         batch = self._batch_of(command)
         if batch is None:
             return
@@ -285,7 +286,7 @@ class DeadLetters(LoopActor):
         self._delay(f"the dead-letter topic {self._topic!r} takes nothing: {refused.text}")
 
     def _set_apart(self, batch: _Batch, refused: DepositRefused) -> None:
-        """Find out which letter is refused, and go on without it."""
+        """Find out which letter is refused, and continue without it."""
         self._batch = None
         if len(batch.offsets) > 1:
             self._alone.update(batch.offsets)
@@ -308,7 +309,7 @@ class DeadLetters(LoopActor):
     # ---- patience -----------------------------------------------------------------------------------------------
 
     def _unanswered(self) -> None:
-        """Mail is no promise: the same again."""
+        """Mail can be lost: send the same again."""
         self._wait.failed()
         if self._wait.next >= 4 * RETRY_S_MIN:
             what = (

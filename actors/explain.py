@@ -1,12 +1,12 @@
-"""Why nothing flows: from what a subscription and its topic say of themselves to reasons in plain words; pure.
+"""Why nothing flows: turns the state of a subscription and its topic into reasons in plain words; pure.
 
-Times are unix ms. A key that is missing, or None, means: not known, or not so.
+Times are unix ms. A key that is missing, or None, means unknown, or not so.
 
 Invariants
-- reasons come in the order in which to look at them: what stops everything first, what only makes wait last
-- each says what is so, since or until when where that is known, and what to do about it
+- reasons come in the order in which to look at them: first what stops everything, last what only makes messages wait
+- each reason says what is so, since or until when if that is known, and what to do about it
 - where nothing is delivered there is at least one reason
-- nothing is said that these numbers do not show: a consumer without room is not a program that is slow
+- a reason claims only what these numbers show: a consumer without credit is not necessarily a slow program
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
         since = "" if started_ms is None else f", since {_ago(started_ms, now_ms)}"
         text = (
             f"the topic has not reported its offsets yet{since}: it is being started, or waits for "
-            "the store; ask again, and at 'ister topic show' if it stays so"
+            "the store; ask again, and see 'ister topic show' if it stays so"
         )
         yield _reason("starting", text, started_ms=started_ms)
     if state.get("paused"):

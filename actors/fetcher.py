@@ -1,13 +1,15 @@
-"""The Fetcher: brings old segments back from the store, into a bounded cache on disk that all readers share.
+"""The Fetcher: downloads old segments from the store into a bounded cache on disk that all readers share.
 
 Runs in the tier process, one actor. A cached segment is the object byte for byte, under the name its log gave it.
 
 Invariants
-- what readers find in the cache was checked whole against the store's checksum before it got its name; of an object
-  that fails that, the records that are whole can be read by their own checksums
-- the cache holds no more than `cache_bytes_max`, but for one segment; what goes first was asked for longest ago
-- what a reader asks for again, though it lies in the cache, is brought anew once; then it is damaged in the store
-- so many segments are on their way at once as `parallel` says, those asked for before those that may be asked for next
+- a file in the cache was checked against the store's checksum before it got its name; of an object that fails this
+  check, intact records can be read by their own checksums
+- the cache holds no more than `cache_bytes_max`, plus one segment; the segment not requested for longest is removed
+  first
+- a segment that a reader requests again although it is in the cache is downloaded once more; after that it counts as
+  damaged in the store
+- at most `parallel` segments are in transit, those requested before those that may be requested next
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ log = logging.getLogger("ister.fetcher")
 PREFETCH_SEGMENTS: Final = (
     2  # behind the one that was asked for: a reader is seldom faster than two downloads
 )
-# A listing is made anew when it does not have what is asked for, at most so often: readers ask for what the log has
+# A listing is created again when it does not have what is asked for, at most so often: readers ask for what the log has
 # just dropped because the store has it.
 LISTING_S: Final = 0.5
 HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning

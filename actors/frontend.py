@@ -1,11 +1,12 @@
-"""The Frontend: what stands between a worker's gateway and its actors, and starts the actors that clients ask for.
+"""The Frontend: connects a worker's gateway with its actors, and starts the actors that clients ask for.
 
-Runs in every worker process, one a process. It finds things through the Directory, answers `moved` for what lives
-elsewhere, and then steps aside: batches, credit and acknowledgments go from the gateway straight to Topic and Consumer.
+Runs in every worker process, one per process. It asks the Directory where things are, answers `moved` for what runs
+elsewhere, and is not involved after that: batches, credit and acknowledgments go from the gateway straight to Topic
+and Consumer.
 
 Invariants
 - every open and every request of a client is answered once, within `ANSWER_WITHIN_S` of the Directory's silence
-- an actor of a topic or subscription runs only where placement says it lives
+- an actor of a topic or subscription runs only where placement puts it
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ log = logging.getLogger("ister.frontend")
 
 ANSWER_WITHIN_S: Final = 12.0  # longer than the Directory waits to be able to ask others, and then for these
 PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands a second
-REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from everybody else
+REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from others
 KEEP_S: Final = 10.0  # how late an ephemeral topic may go whose end was lost in the mail
 SWEEP_S: Final = 0.5  # how late a silent session may be ended
 REASON_LENGTH_MAX: Final = 500
@@ -245,7 +246,7 @@ class Frontend(LoopActor):
         return self._owners[session]
 
     def _keep_sessions(self) -> None:
-        """Say it again: mail is no promise."""
+        """Say it again: mail can be lost."""
         self.call_later(KEEP_S, self._keep_sessions)
         self._tell_sessions()
 
@@ -424,7 +425,7 @@ class Frontend(LoopActor):
                 self.system.ref(self.system.node, path).tell(news)
 
     def unclaimed(self, path: str, message: object) -> None:
-        """Answer what waits for an answer of an actor that is gone, or not there yet; let go of the rest."""
+        """Answer what waits for an answer of an actor that is gone, or not there yet; release the rest."""
         gone = RemoteError("unavailable", "it failed, or was deleted, and is started again: open it again")
         if isinstance(message, Attach | Deposit) and path.startswith("topic/"):
             try:
@@ -461,7 +462,7 @@ class Frontend(LoopActor):
         self._gateway.forget(handle, error)
 
     def _open_anew(self, reopen: Reopen) -> None:
-        """The consumer that the client wants to go on with has ended meanwhile: it gets another."""
+        """The consumer that the client wants to continue with has ended meanwhile: it gets another."""
         handle = reopen.handle
         if handle.generation != reopen.generation or handle.state != "opening":
             return

@@ -174,7 +174,7 @@ class UpdateSubscription:
 
 @dataclass(frozen=True, slots=True)
 class Seek:
-    """Go on at another place (Frontend -> Subscription; answered by `Answer`: a map with `position`, or `Refused`).
+    """Continue at another place (Frontend -> Subscription; answered by `Answer`: a map with `position`, or `Refused`).
 
     `to` is "earliest", "latest", an offset in digits, or "time:<unix ms>".
     """
@@ -186,7 +186,7 @@ class Seek:
 
 @dataclass(frozen=True, slots=True)
 class Unblock:
-    """Go on behind the message that blocks you (Frontend -> Subscription; answered by a map with `messages`)."""
+    """Continue behind the message that blocks you (Frontend -> Subscription; answered by a map with `messages`)."""
 
     action: str  # of `ister.actors.options.UNBLOCK_ACTIONS`
     reply: Address
@@ -215,7 +215,7 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Let readers go on behind what is damaged (Frontend -> Topic; answered by `Answer`)."""
+    """Let readers continue behind what is damaged (Frontend -> Topic; answered by `Answer`)."""
 
     reply: Address
     ticket: int
@@ -307,7 +307,7 @@ class Trimmed:
 @message
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """An operator decided that readers go on behind what is damaged: read again."""
+    """An operator decided that readers continue behind what is damaged: read again."""
 
 
 @message
@@ -428,7 +428,7 @@ class BuryDelayed:
 
 @dataclass(frozen=True, slots=True)
 class Unburied:
-    """The dead-letter topic does not take this letter, and why; others go on (DeadLetters -> Subscription)."""
+    """The dead-letter topic does not take this letter, and why; others continue (DeadLetters -> Subscription)."""
 
     offset: int
     text: str
@@ -899,7 +899,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Send this consumer nothing more: it goes, or begins anew (Consumer -> Subscription; answered by `Paused`)."""
+    """Send this consumer nothing more: it goes, or starts again (Consumer -> Subscription; answered by `Paused`)."""
 
     consumer: Ref
     key: int
@@ -1016,7 +1016,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """The subscription goes on at `offset` now: nothing that was delivered before counts (Subscription -> Consumer)."""
+    """The subscription continues at `offset`; what was delivered before does not count (Subscription -> Consumer)."""
 
     offset: int
 

@@ -1,10 +1,10 @@
-"""Non-reliable topics: what comes in goes out in the same turn, and is forgotten.
+"""Non-reliable topics: a batch is sent on in the turn in which it arrives, and forgotten.
 
-Runs in a worker process, one actor a topic.
+Runs in a worker process, one actor per topic.
 
 Invariants
-- nothing is written, nothing is kept beyond the turn it came in
-- a batch goes to each worker that has a subscription once, whatever happens there
+- nothing is written, and nothing is kept beyond the turn in which it arrived
+- a batch goes once to each worker that has a subscription, whatever happens there
 """
 
 from __future__ import annotations

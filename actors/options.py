@@ -1,8 +1,8 @@
-"""What topics and subscriptions can be given of their own, and whether what a client gave can be it; pure.
+"""The options of topics and subscriptions, and the check of what clients give; pure.
 
 Invariants
-- a setting that is in the catalogue was checked here; who reads it there need not check again
-- every refusal names the setting, its value, and what may be there
+- a setting in the catalogue was checked here; readers of the catalogue need not check it again
+- every refusal names the setting, its value, and what is allowed
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What is asked before it can be answered, and soon can be: it waits for that, for a while, and is refused then.
+"""Requests that cannot be answered yet, but soon: they wait for a while, and are refused after that.
 
-A broker that has just been started has workers that are not up, and a store that has not said what it has. Who asks
-then waits a moment, instead of being told to ask again. Pure but for the timer it is given.
+A broker that has just started has workers that are not up yet, and a store that has not been listed yet. Requests
+then wait a moment, instead of being refused. Pure but for the timer it is given.
 
 Invariants
-- what waits is tried again whenever something changed, in the order in which it came
-- nothing waits longer than `WAIT_S`, and no more waits than `WAITING_MAX`
+- a waiting request is tried again whenever something changed, in the order of arrival
+- no request waits longer than `WAIT_S`, and no more than `WAITING_MAX` wait
 """
 
 from __future__ import annotations

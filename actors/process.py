@@ -238,7 +238,7 @@ class SignalWatch:
                 self._call(number)
 
     def close(self) -> None:
-        """Take no more signals."""
+        """Ignore further signals."""
         self._loop.unwatch(self._read)
         signal.set_wakeup_fd(self._fd_before)
         for each, handler in self._before.items():
@@ -276,7 +276,7 @@ def run_folder() -> Iterator[str]:
 
 
 def _sweep_run_folder(folder: str) -> None:
-    """Remove the folder of a broker that was killed: ours, named after a process that is no more."""
+    """Remove the folder of a broker that was killed: ours, named after a process that no longer exists."""
     pid = folder.removeprefix(f"/tmp/{RUN_FOLDER_PREFIX}").partition("-")[0]
     try:
         if not pid.isdecimal() or os.stat(folder).st_uid != os.getuid():

@@ -1,12 +1,12 @@
-"""What topics and subscriptions there are: the catalogue's on disk, and ephemeral ones, which are in memory alone.
+"""All topics and subscriptions: those of the catalogue on disk, and ephemeral ones, which exist only in memory.
 
 Part of the Directory, in the broker process.
 
 Invariants
 - a name belongs to one topic, ephemeral or not
-- an ephemeral topic and its subscriptions are in no file, and go with the session that made it
-- `version` is another after each creation and deletion of a topic that is in the catalogue, also across restarts, and
-  when one becomes a dead-letter topic
+- an ephemeral topic and its subscriptions are in no file, and are removed with the session that created it
+- `version` changes with each creation and deletion of a topic in the catalogue, also across restarts, and when a
+  topic becomes a dead-letter topic
 """
 
 from __future__ import annotations

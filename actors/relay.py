@@ -1,10 +1,10 @@
-"""Relays: one a worker and non-reliable topic, so that a batch crosses to each worker once.
+"""Relays: one per worker and non-reliable topic, so that a batch is sent to each worker once.
 
 Runs in every worker with such a subscription, the topic's own included.
 
 Invariants
 - a batch reaches every subscription attached here once; nothing is kept
-- a subscription is told `Attached` once the topic sends to this relay: from that offset on it gets everything
+- a subscription is told `Attached` once the topic sends to this relay: it gets everything from that offset on
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Relay(LoopActor):
             self._attach_anew()
 
     def _attach(self) -> None:
-        """Attach to the topic, now and again: mail is no promise, and who never hears of a batch misses nothing."""
+        """Attach to the topic, now and again: mail can be lost, and who never hears of a batch misses nothing."""
         if self._subscriptions:
             self._topic.tell(Attach(self.address, self._meta))
             self._attach_in(self._asking.asked())

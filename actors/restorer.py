@@ -1,12 +1,13 @@
-"""The Restorer: brings back, from the store alone, what the local disk knows nothing of; clears away what is nobody's.
+"""The Restorer: restores topics that only the store knows, and deletes objects that belong to no topic.
 
-Runs in the tier process, one actor. At the start of the broker it tells the Directory which topics the store has; those
-that the Directory does not know come back: their next epoch is claimed first, so that a broker that still believes it
-owns them is fenced, then their history is listed, and their cursors are written where subscriptions look for them.
+Runs in the tier process, one actor. At the start of the broker it tells the Directory which topics the store has.
+Those that the Directory does not know are restored: their next epoch is claimed first, which fences a broker that
+still believes it owns them. Then their history is listed, and their cursors are written where subscriptions look for
+them.
 
 Invariants
-- a topic's offsets go on where the store's history ends, never below
-- what may be missing is said, per topic
+- a topic's offsets continue where the store's history ends, never below
+- what may be missing is reported, per topic
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ class Restorer(LoopActor):
                 return
             if error is not None or restored is None:
                 wait_s = self._wait.failed()
-                log.error("topic %s is not restored yet: %s; trying again in %.1f s", topic.name, error, wait_s)
+                log.error(
+                    "topic %s is not restored yet: %s; trying again in %.1f s", topic.name, error, wait_s
+                )
                 self.call_later(wait_s, lambda: self._restore(topic))
                 return
             log.warning("%s", restored.text)

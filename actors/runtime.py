@@ -444,7 +444,7 @@ class LoopActor(pykka.Actor):
         self.system.leave_unclaimed(self.path, left)
 
     def _untie(self) -> None:
-        """Undo the circles, so that this is freed now: the garbage of ten thousand stops everybody for a while."""
+        """Break reference cycles: a collection over 10,000 objects pauses the loop."""
         self.inbox.let_go()
         self.__dict__.pop("actor_ref", None)
 

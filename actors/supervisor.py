@@ -53,7 +53,7 @@ class RestartPolicy:
     """When a process that died is started again; all times in seconds."""
 
     delay_first_s: float = 0.1  # a crash by chance costs clients little
-    delay_max_s: float = 5.0  # one that goes on crashing costs this machine little
+    delay_max_s: float = 5.0  # one that continues crashing costs this machine little
     steady_s: float = 30.0  # after such a life the next death is a new story
     restarts_max: int = 5  # so many restarts ...
     restarts_window_s: float = 60.0  # ... within this time are chance; the next death gives up

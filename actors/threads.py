@@ -1,11 +1,11 @@
-"""Threads by purpose: what blocks runs in a pool of its own kind, so that long work never holds up short work.
+"""Threads by purpose: blocking calls of each kind have their own pool, so that long work never delays short work.
 
-A pool has a number of threads at most, made when they are first needed. Beyond that, calls wait in their order. Pools
-whose work takes long give way to everything else of the machine (Linux: nice), the loop above all.
+A pool has a maximum number of threads, started when they are first needed. Further calls wait in order. Pools for
+long work have a lower priority than the rest of the machine (Linux: nice), above all than the loop.
 
 Invariants
-- a call of one purpose waits for calls of that purpose alone
-- `done` is called on the loop, once for each call, whatever became of it
+- a call waits only for calls of the same purpose
+- `done` is called on the loop, once for each call, whatever its outcome
 
 May touch: threads.
 """

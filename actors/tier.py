@@ -1,7 +1,7 @@
 """The tier process: its composition root. Runs in: tier.
 
-Makes the store, an Uploader for every topic that has something to bring there, the Fetcher, and the Restorer, which
-brings back topics that the local disk knows nothing of.
+Makes the store, an Uploader for every topic with something to upload, the Fetcher, and the Restorer, which restores
+topics that the local disk knows nothing of.
 """
 
 from __future__ import annotations

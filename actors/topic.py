@@ -195,7 +195,7 @@ def producer_of(handle: Handle) -> int:
 
 
 def expected_sequence(producers: ProducerTable, command: OpenProducer, now_ms: int) -> int:
-    """Return the sequence number a producer that opens has to go on with.
+    """Return the sequence number a producer that opens has to continue with.
 
     Raises RemoteError `busy` where one more cannot be remembered without forgetting another that may resend.
     """

@@ -1,12 +1,13 @@
 """Upkeep: what a topic's log needs beside appends: retention, verification, repair.
 
-Runs in a worker process, as a part of its ReliableTopic; what touches the disk for long runs in a thread.
+Runs in a worker process, as a part of its ReliableTopic; long disk work runs in threads.
 
 Invariants
-- the log's beginning goes only by the topic's retention, and only what the store has (`storage/retention.py` decides)
-- damage is never skipped but by an operator's request, and then exactly where it is
-- one of each (trim, repair) runs at a time, and a few verifications
-- a report is of a verification that began after whoever gets it had asked
+- the beginning of the log is dropped only by the topic's retention, and only what the store has
+  (`storage/retention.py` decides)
+- damage is skipped only at an operator's request, and then exactly where it is
+- at most one trim and one repair run at a time, and a few verifications
+- a report is of a verification that began after it was requested
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Upkeep:
         """Begin to verify every byte, or say how far that is; the answer that has a report ends it.
 
         `number` is what the answer before said, 0 to begin: nobody is told what was found before it asked. An older
-        client says nothing, and goes on with the one begun that way, unless nobody has asked for that lately.
+        client says nothing, and continues with the one begun that way, unless nobody has asked for that lately.
         """
         now_s = self._host.clock.monotonic()
         for each, old in list(self._verifications.items()):

@@ -1,17 +1,17 @@
-"""Uploaders: one a reliable topic, each brings sealed segments and cursors to the store, and keeps a watermark.
+"""Uploaders: one per reliable topic. Each uploads sealed segments and cursors to the store, and keeps a watermark.
 
-Runs in the tier process. What is said to the store is in `storage/upload.py`, the order of uploads in
-`ister.storage.tier.UploadPlan`; this file adds threads, time and patience.
+Runs in the tier process. `storage/upload.py` has the protocol with the store, `ister.storage.tier.UploadPlan` the
+order of uploads; this file adds threads, times and retries.
 
 Invariants
-- the watermark moves only as a contiguous prefix: everything below it is in the store, and counts
-- a writer that is fenced uploads nothing more, and says so to its topic, as often as that asks
-- nothing is claimed before the topic has said what it has, and that fits what the store has, and before the Directory
-  has said that there is such a topic
-- retention cuts the store by the settings that the Directory says right then, and not before the store has these
-- a topic's objects are deleted once nothing is on its way to the store any more, so that nothing of it comes back; and
-  only while the topic is this broker's there (`storage/erase.py`)
-- a store that is away delays uploads, and nothing else; what is tried again is tried with growing patience and jitter
+- the watermark only grows over a contiguous prefix: everything below it is in the store, and counts
+- a writer that is fenced uploads nothing more, and tells its topic whenever that asks
+- nothing is claimed before the topic has said what it has, this fits what the store has, and the Directory has said
+  that the topic exists
+- retention trims the store by the settings the Directory has at that moment, and not before they are in the store
+- a topic's objects are deleted once nothing is in transit to the store any more, so that nothing reappears, and only
+  while the topic belongs to this broker there (`storage/erase.py`)
+- an unavailable store delays uploads, and nothing else; retries have growing waits with jitter
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ GAPS_TOLD_MAX: Final = 1000  # ranges; more of them tell nobody more
 TRIM_CHECK_S: Final = 5.0  # how late the store's history may be cut
 TRIM_AGAIN_S: Final = 60.0  # between two cuts: each is an object, and paid for
 CURSORS_GATHER_S: Final = 0.1  # what comes together is stored together
-CONSULT_AGAIN_S: Final = 5.0  # mail is no promise: what the Directory has not answered is asked again
+CONSULT_AGAIN_S: Final = 5.0  # mail can be lost: what the Directory has not answered is asked again
 FAREWELL_S: Final = (
     3.0  # what all Uploaders together may take to store the last cursors when the broker stops
 )
@@ -159,7 +159,7 @@ class Uploader(LoopActor):
         self._stored_cursors: dict[
             str, str
         ] = {}  # by subscription: the name of its only one, where that is known
-        self._looked = False  # for cursors of subscriptions that are no more
+        self._looked = False  # for cursors of subscriptions that no longer exist
         self._strangers: set[str] = set()  # have cursors in the store: does the catalogue have them?
         self._cursor_number = 0
         self._storing_cursors = False
@@ -403,7 +403,7 @@ class Uploader(LoopActor):
         self._go_on()
 
     def _pass_gaps(self) -> None:
-        """Go on behind what the log has lost: nothing will ever be uploaded of it."""
+        """Continue behind what the log has lost: nothing will ever be uploaded of it."""
         assert self._plan is not None
         for first, end in self._missing:
             if first <= (watermark := self._plan.watermark) < end:
@@ -737,7 +737,7 @@ class Uploader(LoopActor):
 
 
 def pieces_below(history: History, start: int) -> list[Piece]:
-    """Return what of a history counts for a writer that goes on at `start`."""
+    """Return what of a history counts for a writer that continues at `start`."""
     return [
         Piece(piece.segment, piece.start, min(piece.end, start))
         for piece in history.pieces

@@ -1,10 +1,11 @@
-"""Watches: clients that wait to hear of topics that come and go. Part of the Directory; pure but for its timers.
+"""Watches: clients that wait for topics to be created or deleted. Part of the Directory; pure but for its timers.
 
 Invariants
-- a client waits at most as long as it said, and never over `WAIT_MS_MAX`
-- who waits is answered once; so many wait at most
-- many changes at once are one answer: they are told `SETTLE_S` after the first
-- dead-letter topics are not told of: what a consumer refuses would come to it again as the next topic's message
+- a client waits at most as long as it asked, and never longer than `WAIT_MS_MAX`
+- each waiting client is answered once; the number of waiting clients is bounded
+- many changes at once are one answer, `SETTLE_S` after the first
+- dead-letter topics are not reported: a message that a consumer refuses would come to it again as the next topic's
+  message
 """
 
 from __future__ import annotations

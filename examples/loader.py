@@ -3,7 +3,7 @@
     python examples/loader.py tcp://127.0.0.1:5555 rows lines.txt
 
 The line with number n (from 0 on) is the message with number n of the producer called `loader`. The broker remembers,
-by that name, the number of the last message that it has stored; whoever comes again goes on behind it.
+by that name, the number of the last message that it has stored; whoever comes again continues behind it.
 """
 
 from __future__ import annotations

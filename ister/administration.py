@@ -1,4 +1,4 @@
-"""What is asked of a broker once: topics, subscriptions, status. The part of `Client` that opens nothing.
+"""Single requests to a broker: topics, subscriptions, status. The part of `Client` that opens nothing.
 
 Pure but for `_ask`, with which `Client` waits for an answer.
 """
@@ -128,7 +128,7 @@ class Administration(ABC):
         self._delete(Request("topic.forget", {"topic": topic}), timeout)
 
     def takeover_topic(self, topic: str, *, timeout: float | None = None) -> TopicInfo:
-        """Claim a topic in the store for this broker, and go on where its history ends there.
+        """Claim a topic in the store for this broker, and continue where its history ends there.
 
         What this broker had of it is forgotten first (see `forget_topic`); a broker that has it now is fenced. Returns
         what this broker knows of it then. Raises `RemoteError` (`unknown-topic` if the store has none either;

@@ -38,7 +38,7 @@ class _Topic(TypedDict):
     strategy: Strategy
     durability: Literal["fsync", "os", "cloud", "none"]
     settings: TopicSettings
-    incarnation: str  # in hexadecimal: a topic of that name made anew has another
+    incarnation: str  # in hexadecimal: a topic of that name created again has another
     created_ms: int
     node: str  # the process that it lives in
     endpoint: str

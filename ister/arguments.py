@@ -15,7 +15,7 @@ DELAY_S_MAX: Final = 100 * 365 * 86_400  # a hundred years
 
 
 def timeout(value: Any) -> float | None:
-    """Return a timeout in seconds (`None`: for ever), or raise `UsageError`."""
+    """Return a timeout in seconds (`None`: forever), or raise `UsageError`."""
     if value is None:
         return None
     return seconds(value, "a timeout")

@@ -1,14 +1,14 @@
 """What a consumer says to a worker: open, take deliveries in, give credit, acknowledge.
 
-Pure: no socket, clock or thread lives here. Whoever calls holds the client's lock.
+Pure: no socket, clock or thread lives here. The caller holds the client's lock.
 
 Invariants
-- what lies in `queue` never exceeds the credit given (bytes: by one delivery), so memory is bounded
-- credit goes back only for messages that were handed to the user
-- an acknowledgment from before the broker forgot the session is never sent: it would spoil the frame it travels in
-- nor is one from before somebody moved the subscription: it is about what is to be delivered again
-- nor one of a topic or subscription that was deleted, to the one that has its name now: its offsets are other messages
-- a reader goes on at the first message that was not handed out, wherever it opens again
+- what is in `queue` never exceeds the credit given (bytes: by one delivery), so memory is bounded
+- credit is returned only for messages that were handed to the program
+- an acknowledgment from before the broker forgot the session is never sent: it would make its whole frame fail
+- nor is one from before the subscription was moved: its message is to be delivered again
+- nor is one for a topic or subscription that was deleted sent to its successor: the offsets are other messages there
+- a reader continues at the first message that was not handed out, wherever it opens again
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Attachment:
         self._in_hand: Delivery | None = None  # the last one that was taken
         self._at = 0  # its messages up to here were handed out, or are in the iterator that was
         self.lineage = 0  # counts how often the broker forgot what it had delivered here, or was told to
-        self._sought = 0  # the lineage since somebody last moved the subscription
-        self.begun = 0  # counts how often delivering began anew: opened, or moved by somebody
+        self._sought = 0  # the lineage since the subscription was last moved
+        self.begun = 0  # counts how often delivering started again: opened, or moved
         # acknowledgments: one run that grows, closed runs, and what was sent and may yet be lost
         self.ack_delivery: Delivery | None = None
         self.ack_first = 0
@@ -174,7 +174,7 @@ class Attachment:
             self._open()
 
     def _acknowledge_again(self) -> None:
-        """Say once more, before it is opened again, what the session that goes on knows: that does not come again.
+        """Say once more, before it is opened again, what the session that continues knows: that does not come again.
 
         All of it is kept, and sent when the handle is open: only then is it certain that the broker takes it.
         """
@@ -217,7 +217,7 @@ class Attachment:
             header[Key.START] = start
         if (
             self._force and not self.opened
-        ):  # afterwards two that both want it would throw each other out for ever
+        ):  # afterwards two that both want it would throw each other out forever
             header[Key.FORCE] = True
         if self._priority:
             header[Key.PRIORITY] = self._priority
@@ -271,7 +271,7 @@ class Attachment:
             self._arguments, fatal = (
                 {},
                 False,
-            )  # somebody changed them since: it is the same subscription still
+            )  # they were changed since: it is the same subscription still
         if error.code == "subscription-busy" and not self.opened:
             if not self._patient:
                 self.fail(busy(error))
@@ -591,7 +591,7 @@ class Attachment:
         self._say_of(Type.NACK, delivery, ranges, more)
 
     def extend(self, delivery: Delivery, ranges: list[tuple[int, int]]) -> None:
-        """Say that these messages are still being worked on: their acknowledgment timeout begins anew."""
+        """Say that these messages are still being worked on: their acknowledgment timeout starts again."""
         self._say_of(Type.EXTEND, delivery, ranges, {})
 
     def _say_of(

@@ -1,10 +1,10 @@
-"""Which exceptions say that a program failed at its messages; pure.
+"""Which exceptions mean that a program failed at its messages; pure.
 
-A program that leaves a consumer's block by one of them, or ends by it, has failed at what it had in hand, as one that
-was killed: else a message that breaks whoever takes it would come again for ever.
+A program that leaves a consumer's block by such an exception, or ends by one, has failed at what it had in hand, like
+a program that was killed. Otherwise a message that crashes its program would be delivered again forever.
 
 Invariants
-- a program that is told to end (Ctrl-C, `sys.exit`, a cancellation) has not failed, nor has one whose broker did
+- a program that is told to end (Ctrl-C, `sys.exit`, a cancellation) has not failed, nor has one whose broker failed
 """
 
 from __future__ import annotations

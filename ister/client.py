@@ -464,7 +464,7 @@ class Client(Administration):
             )
 
     def abandon(self, plan: Plan) -> None:
-        """Let go of a producer or consumer that nobody will have."""
+        """Release a producer or consumer that nobody will have."""
         with self.network.lock:
             handle = plan.handle
             connection = self.network.connection_of(handle)
@@ -656,7 +656,7 @@ def connect(
     at the broker. Raises `UsageError` for endpoints that cannot be (another scheme, an unknown host),
     `ConnectionLostError` when no broker answers in time, `RemoteError` when it speaks no common version.
 
-    Once connected, a lost connection is made again for ever, and everything goes on where it was: `client.events` and
+    Once connected, a lost connection is made again forever, and everything continues where it was: `client.events` and
     the logger `ister` tell, and so does `on_event(event)`, called from whatever thread reads the news; keep it short.
     """
     listed = places.endpoints(endpoints)

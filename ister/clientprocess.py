@@ -1,11 +1,11 @@
-"""Client programs as processes of their own, told what to do over a pipe, for `ister bench` and `ister demo`.
+"""Client programs as separate processes, controlled over a pipe, for `ister bench` and `ister demo`.
 
-A parent makes a `ClientProcess`, says words to it and waits for answers; the child's function gets the other end of the
+A parent makes a `ClientProcess`, sends it words and waits for answers; the child's function gets the other end of the
 pipe as a `Connection`.
 
 Invariants
 - a child never outlives its parent, and Ctrl-C reaches the parent only
-- a child that fails is an error in the parent, with the child's name and reason, never a wait for ever
+- a child that fails is an error in the parent, with the child's name and reason; the parent never waits forever
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""Moving frames: one socket, its back-off, and the thread that waits for it when nobody else will.
+"""Moving frames: one socket, its back-off, and the thread that waits for it when no other thread does.
 
-The road of a frame has no thread hop. Whoever has something to send sends it, under the client's one lock, and takes in
-what has come before letting go of it; whoever must wait polls the socket's file descriptor itself (it *leads* the
-connection). A background thread per connection stays out of the way of both, because waking it costs the busy thread
-its GIL; it takes over when nobody leads: receipts, heartbeats, lingering batches, reconnecting.
+Frames are moved without a thread hop. A thread with something to send sends it, under the client's one lock, and
+takes in what has arrived before it releases the lock. A thread that must wait polls the socket's file descriptor
+itself (it *leads* the connection). A background thread per connection stays out of the way of both, because waking it
+costs the busy thread the interpreter lock. It takes over when no thread leads: receipts, heartbeats, lingering
+batches, reconnecting.
 
 May touch: zmq, threads, file descriptors. What frames mean is in `session.py`.
 
 Invariants
 - a socket is used only under the lock, and ZMQ_EVENTS is read after its last use: its descriptor is edge-triggered
-- at most one user thread leads a connection; every other thread that waits is woken when something has come for it
-- an exception (Ctrl-C) in the middle of moving frames costs the connection, never a message: it is made anew
+- at most one user thread leads a connection; every other waiting thread is woken when something has arrived for it
+- an exception (Ctrl-C) while frames are moved costs the connection, never a message: the client reconnects
 - user code (callbacks) never runs under the lock
 """
 
@@ -73,7 +74,7 @@ class Owner(Protocol):
         """A broker has come, or gone, perhaps because an exception here cut the connection short (lock held)."""
 
     def close_dropped(self) -> None:
-        """Close at the broker what the program let go of without a word (lock held)."""
+        """Close at the broker what the program release without a word (lock held)."""
 
     def settle(self) -> None:
         """After the lock was let go: make the calls that users asked for."""
@@ -119,7 +120,7 @@ class Connection:
     def __init__(self, network: Owner, endpoints: list[str], *, first: bool) -> None:
         self.network = network
         self.endpoints = endpoints
-        self.first = first  # one of those the user named: it asks again for ever
+        self.first = first  # one of those the user named: it asks again forever
         self.session = Session(network.client_text, network.jitter)
         self.leader: Wake | None = None
         self.followers: Waiters[Wake] = Waiters()

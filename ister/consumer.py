@@ -112,7 +112,7 @@ class Consumer(Receiver):
         self._network.settle()
 
     def extend(self, *what: Acknowledged) -> None:
-        """Say that messages are still being worked on: their acknowledgment timeout begins anew.
+        """Say that messages are still being worked on: their acknowledgment timeout starts again.
 
         What the broker has given to somebody else meanwhile stays there. Raises `UsageError`, `ClosedError`.
         """
@@ -264,7 +264,7 @@ class Seeking:
         attachment = self._attachment
         untold = (
             attachment.phase != "open" or attachment.active is False
-        )  # nothing comes, or is about to begin anew
+        )  # nothing comes, or is about to start again
         return self.request.error is not None or untold or attachment.begun != self._begun
 
 

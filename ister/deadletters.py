@@ -1,11 +1,11 @@
-"""Dead letters: looking at what a subscription gave up, sending it back, and throwing it away.
+"""Dead letters: listing what a subscription gave up, sending it back, and deleting it.
 
-They lie in the subscription's dead-letter topic, and are taken from there through its Exclusive subscription `redrive`.
-May touch: the synchronous client, of which it is a user like any other.
+They are in the subscription's dead-letter topic, and are taken from there through its Exclusive subscription
+`redrive`. May touch: the synchronous client, like any other user.
 
 Invariants
-- a letter is acknowledged once the topic it went to has it, and never before: whatever interrupts, nothing is lost
-- what dies again while letters are redriven waits for the next time: nothing goes round for ever
+- a letter is acknowledged once the topic it went to has it, and never before: an interruption loses nothing
+- what fails again while letters are redriven waits for the next call: no letter loops forever
 - a dead-letter topic may serve several subscriptions: only this one's letters are touched
 - memory is bounded by one batch
 """
@@ -51,7 +51,7 @@ _ADDED: Final = frozenset(
 
 Progress = Callable[[int, int], Any]  # how many are done, and of how many
 Settle = Callable[[list[Message]], dict[int, IsterError]]  # returns which cannot be, and why, by offset
-# What is wrong with one letter, and not with its topic: those behind it go on.
+# What is wrong with one letter, and not with its topic: those behind it continue.
 OF_A_LETTER: Final = frozenset({"message-too-large", "batch-too-large", "invalid-argument"})
 
 

@@ -204,7 +204,7 @@ class GapError(StorageError):
 
 
 class TrimmedError(GapError):
-    """Offsets [first, end) were deleted as the topic's policy says; reading can go on at `end`."""
+    """Offsets [first, end) were deleted as the topic's policy says; reading can continue at `end`."""
 
     code = "offset-out-of-range"
     action: Action = "fix"

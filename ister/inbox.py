@@ -1,13 +1,13 @@
-"""Request and reply: an inbox of one's own, who waits for which reply, and producers for whoever is answered.
+"""Request and reply: the client's own inbox, which request waits for which reply, and the producers for replies.
 
 A request is a message with the attributes `ister.reply_to` (a topic) and `ister.correlation_id`; a reply is a message
-in that topic with the same correlation id. The topic is ephemeral: the broker deletes it with its session.
-Pure: no socket, clock or thread lives here. Whoever calls holds the client's lock, except for `Outlets`.
+in that topic with the same correlation id. The topic is ephemeral: the broker deletes it with its session. Pure: no
+socket, clock or thread lives here. The caller holds the client's lock, except for `Outlets`.
 
 Invariants
-- whoever waits for a reply is woken by that one, and by no other
-- a reply reaches the one request it answers, or nobody: what comes late, twice or from strangers is dropped
-- what is kept is bounded: replies that nobody waits for are not kept, and so many producers are
+- a thread or task that waits for a reply is woken by that reply, and by no other
+- a reply reaches the one request it answers, or none: late, repeated and unknown replies are dropped
+- memory is bounded: replies without a waiting request are not kept, and the number of producers is limited
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Outlets:
         return producer
 
     def discard(self, topic: str) -> None:
-        """Let go of a producer whose topic is gone."""
+        """Release a producer whose topic is gone."""
         with self._lock:
             producer = self._producers.pop(topic, None)
         if producer is not None:

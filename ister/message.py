@@ -359,7 +359,7 @@ class Event:
     messages that were not acknowledged, from `offset` on); `log-damaged` (`count` messages from `offset` on cannot be
     served, and an operator must decide); `skipped` (the operator decided so); `missing` (`count` messages from
     `offset` on, with which a new subscription from the earliest on was to begin, are lost: it begins behind them);
-    `sought` (somebody moved the subscription: it goes on at `offset`); `blocked` (the message at `offset` failed too
+    `sought` (somebody moved the subscription: it continues at `offset`); `blocked` (the message at `offset` failed too
     often, and the subscription waits for an operator); `expired` (`count` messages from `offset` on outlived the
     topic's `message_ttl_ms`);
     `paused` and `resumed`; `recalled` (the program has not acknowledged in time: `count` messages that waited for it
@@ -461,7 +461,7 @@ class BatchReceipt:
         return self.shipment.resolved
 
     def result(self, timeout: float | None = None) -> Published:
-        """Wait up to `timeout` seconds (`None`: for ever) and return where the messages are.
+        """Wait up to `timeout` seconds (`None`: forever) and return where the messages are.
 
         Raises `TimeoutExpiredError`, or the error that the broker refused them with.
         """
@@ -486,7 +486,7 @@ class Receipt:
         return self.shipment.resolved
 
     def result(self, timeout: float | None = None) -> Published:
-        """Wait up to `timeout` seconds (`None`: for ever) and return where the message is.
+        """Wait up to `timeout` seconds (`None`: forever) and return where the message is.
 
         Raises `TimeoutExpiredError`, or the error that the broker refused it with.
         """

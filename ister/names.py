@@ -82,7 +82,7 @@ def topic_pattern(pattern: object) -> re.Pattern[str]:
 
 
 def topic_folder(name: str) -> str:
-    """Return the name of the one folder that belongs to a topic, the same on every machine and for ever.
+    """Return the name of the one folder that belongs to a topic, the same on every machine and forever.
 
     Small letters, digits, `_`, `-` and `.` (but not in front) stand for themselves, any other byte is `=` and two small
     hexadecimal digits. What would be over 200 bytes is cut, and ends in `~` and the SHA-256 of the topic's name.

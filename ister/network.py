@@ -3,9 +3,10 @@
 May touch: threads, the zmq context; sockets only through `Connection`.
 
 Invariants
-- one lock guards everything a client has; user code never runs under it
-- a thread that waits moves the frames itself, or is woken by the one that does: nobody depends on the background thread
-- a client is never used in a forked child, and never holds an interpreter up that wants to end
+- one lock guards everything of a client; user code never runs under it
+- a waiting thread moves the frames itself, or is woken by the one that does: no thread depends on the background
+  thread
+- a client is never used in a forked child, and never keeps an interpreter from exiting
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Network:
         self.home.touch()
 
     def let_go(self, handle: Handle) -> None:
-        """Nobody holds this consumer or reader any more; called by the garbage collection, perhaps under the lock."""
+        """No one holds this consumer or reader any more; called by the garbage collection, perhaps under the lock."""
         if handle.session is None or self.closed or self.forked:
             return
         self._dropped.append(handle)
@@ -124,7 +125,7 @@ class Network:
             connection.background.set()
 
     def close_dropped(self) -> None:
-        """Close at the broker what the program let go of without a word (lock held)."""
+        """Close at the broker what the program release without a word (lock held)."""
         while self._dropped:
             handle = self._dropped.popleft()
             session = handle.session
@@ -201,7 +202,7 @@ class Network:
         return float("inf") if timeout is None else self.clock.monotonic() + timeout
 
     def seconds_until(self, deadline: float) -> float | None:
-        """Return how many seconds it is until then, at least 0; `None` for ever."""
+        """Return how many seconds it is until then, at least 0; `None` forever."""
         return None if deadline == float("inf") else max(0.0, deadline - self.clock.monotonic())
 
     def wake_background(self) -> None:

@@ -1,10 +1,10 @@
-"""A broker of one's own for as long as a program runs: what `ister demo`, `ister bench` and tests measure and break.
+"""A broker that runs for as long as a program does: `ister demo`, `ister bench` and tests measure and break it.
 
 May touch: one child process, `python -m ister serve`, on free ports of this machine.
 
 Invariants
 - the broker never outlives the program that started it (Linux: also when that is killed)
-- a broker that does not come up is an error with the end of its log, never a wait for ever
+- a broker that does not start is an error with the end of its log; the program never waits forever
 """
 
 from __future__ import annotations

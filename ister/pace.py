@@ -1,17 +1,16 @@
-"""How many messages a consumer has ready for its program: as many as that works off in half a second. Pure.
+"""How many messages a consumer has ready for its program: as many as it processes in half a second. Pure.
 
-The program's pace is what it takes in a round, over the time it was busy with that: from when it was handed something
-until it asked for more, and while something of its own had come and waited for its turn. Time spent waiting for
-messages that were not there does not count. A round is a window's worth of messages (a thousand are enough), or half a
-second of work.
+The program's pace is what it takes in a round, divided by the time it was busy: from when it was handed something
+until it asked for more, and while messages had arrived and waited for it. Time spent waiting for messages does not
+count. A round is a window's worth of messages (at most a thousand), or half a second of work.
 
-What lies in a window and what is in hand is then about a second of work: a slow program takes nothing away from its
-neighbours, and nothing waits so long that it counts as not acknowledged; a fast one has all that it may have, after
-some milliseconds.
+The window and the messages in hand together are then about a second of work. A slow program takes nothing away from
+other consumers, and no message waits so long that its acknowledgment times out. A fast program has all that it may
+have, after some milliseconds.
 
 Invariants
-- a window is from 1 to `most`, and grows at most `GROWTH` times a round
-- who is handed messages one by one holds no more than its pace says, after the round in which it became slow
+- a window is from 1 to `most`, and grows at most `GROWTH` times per round
+- a program that is handed messages one by one holds no more than its pace, after the round in which it became slow
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ AT_ONCE_MAX: Final = 16_384
 GROWTH: Final = 4  # from 2 to 65,536 in eight rounds
 # Who takes batches may pay for each batch, not for each message: writing a hundred rows costs as much as one. Larger
 # batches are then a better pace, and the window grows; smaller ones are a worse one, and it goes back. Where the pace
-# does not depend on it, it goes on shrinking. A pace that changed while the batches did not says nothing about them:
+# does not depend on it, it continues shrinking. A pace that changed while the batches did not says nothing about them:
 # some messages are more work than others.
 BETTER: Final = 1.3
 WORSE: Final = 0.75
@@ -70,7 +69,7 @@ class Pace:
             self._end_round()
 
     def _look_at_moment(self, took_s: float) -> None:
-        """Say how many messages are a moment's work; that the machine did something else once is no sign."""
+        """Say how many messages are a moment's work; that the machine did something else once is not a sign."""
         before, self._fits = self._fits, self._last * AT_ONCE_S / took_s
         if self._fits >= self.at_once:
             self.at_once = int(min(self._fits, GROWTH * self.at_once, AT_ONCE_MAX))

@@ -1,9 +1,10 @@
-"""Endpoints that a program names: what is wrong with them is an error at once, not a time-out later.
+"""The endpoints that a program names: what is wrong with them is an error at once, not a timeout later.
 
 May touch: the resolver of this machine, in `check_hosts`.
 
 Invariants
-- a name that the resolver does not know is an error; one it cannot tell about just now is tried, as long as it takes
+- a name that the resolver does not know is an error; when the resolver cannot answer, connecting is tried for as long
+  as it takes
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Producer:
     def last_sequence(self) -> int:
         """The number of the last message that was taken, -1 for none; at first, of what is stored for its name.
 
-        What a program that was killed has to go on behind: messages are numbered from 0 on.
+        What a program that was killed has to continue behind: messages are numbered from 0 on.
         """
         with self._lock:
             return self.publication.next_sequence - 1
@@ -367,7 +367,7 @@ class Producer:
         return self._network.deadline(arguments.timeout(timeout))
 
     def seconds_until(self, deadline: float) -> float | None:
-        """Return how long it is until then; `None` for ever."""
+        """Return how long it is until then; `None` forever."""
         return self._network.seconds_until(deadline)
 
     def window_full(self, timeout: float | None) -> TimeoutExpiredError:
@@ -468,7 +468,7 @@ class Producer:
             )
 
     def end(self) -> None:
-        """Let go of everything, whatever the broker says; open receipts fail."""
+        """Release everything, whatever the broker says; open receipts fail."""
         publication = self.publication
         with self._lock:
             if publication.phase == "open":  # it is given up before everything was answered

@@ -1,13 +1,13 @@
 """What a producer says to a worker: gather messages, seal them into batches, send, resend, and resolve receipts.
 
-Pure: no socket, clock or thread lives here. Whoever calls holds the client's lock.
+Pure: no socket, clock or thread lives here. The caller holds the client's lock.
 
 Invariants
 - a batch is cut once: what is resent is byte for byte what was sent, in order, with the same sequence
 - every shipment is resolved once: by a receipt, by a refusal, or by the end of the producer
 - sealed bytes without a receipt never exceed the window (one batch may, when it is alone)
-- after a refusal nothing behind the refused batch goes out before the broker was told to skip it; so it is where the
-  program left numbers out
+- after a refusal nothing behind the refused batch is sent before the broker was told to skip it; the same holds where
+  the program left numbers out
 """
 
 from __future__ import annotations

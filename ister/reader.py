@@ -1,7 +1,7 @@
-"""The reader that programs hold: the messages of a topic from some place on, without a subscription.
+"""The reader that programs use: the messages of a topic from some position on, without a subscription.
 
-It has no cursor and acknowledges nothing; over lost connections and restarts of the broker it goes on with the message
-behind the last one it handed out. What is said to the broker is in `attachment.py`.
+It has no cursor and acknowledges nothing. After lost connections and restarts of the broker it continues behind the
+last message it handed out. What is said to the broker is in `attachment.py`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Receiving, for whatever is delivered messages: an iterator, `receive`, `receive_batch`, and `close`.
+"""Receiving, for everything that is delivered messages: an iterator, `receive`, `receive_batch`, and `close`.
 
-`Consumer` and `Reader` are made of it. May touch: the network (to send, and to wait).
+`Consumer` and `Reader` are built on it. May touch: the network (to send, and to wait).
 
 Invariants
-- any number of threads may take messages: each message goes to one of them, and none is passed over
+- any number of threads may take messages: each message goes to one of them, and none is skipped
 - what was not handed out before the connection was lost is not handed out after it (reliable subscriptions)
-- what the broker closed raises the broker's error from whatever is called next
+- when the broker closed the receiver, the next call raises the broker's error
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Receiver:
     # ---- receiving -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Message]:
-        """Yield messages for ever, waiting for them; ends when the consumer is closed by `close`.
+        """Yield messages forever, waiting for them; ends when the consumer is closed by `close`.
 
         Raises what the broker closed it with.
         """
@@ -87,7 +87,7 @@ class Receiver:
             yield message
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
+        """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait forever)."""
         message = next(self.current, None)
         return self._wait_for(self.try_receive, timeout) if message is None else message
 
@@ -127,7 +127,7 @@ class Receiver:
         return self._network.deadline(arguments.timeout(timeout))
 
     def seconds_until(self, deadline: float) -> float | None:
-        """Return how long it is until then; `None` for ever."""
+        """Return how long it is until then; `None` forever."""
         return self._network.seconds_until(deadline)
 
     def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
@@ -233,7 +233,7 @@ class Receiver:
             raise TimeoutExpiredError(f"the broker did not confirm the close of {self.what}")
 
     def end(self) -> None:
-        """Let go of everything, whatever the broker says."""
+        """Release everything, whatever the broker says."""
         attachment = self.attachment
         with self._lock:
             attachment.fail(ClosedError(f"{self.what} is closed"))

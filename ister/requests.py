@@ -1,4 +1,4 @@
-"""What is asked of a broker once, and what its answer means: topics, subscriptions, listings. Pure."""
+"""Single requests to a broker, and what their answers mean: topics, subscriptions, listings. Pure."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Which topics a consumer of a pattern has, which it is to have, and what share of the credit each gets. Pure.
+"""Which topics a consumer of a pattern has, which it should have, and what share of the credit each gets. Pure.
 
 Invariants
-- dead-letter topics are not followed: what a consumer refuses would come to it again as the next topic's message
-- a topic that refused is not asked again until it has gone and come back
-- shares add up to no more than the whole, except that everyone gets at least one message
+- dead-letter topics are not followed: a message that a consumer refuses would come to it again as the next topic's
+  message
+- a topic that refused is not tried again until it was deleted and created again
+- shares add up to no more than the whole, except that every topic gets at least one message
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Roster:
     def changes(self, listed: Mapping[str, int], present: Mapping[str, int]) -> tuple[list[str], list[str]]:
         """Return which topics are to be added to those that are present, and which are to go.
 
-        Both say when each topic was created: one that was made anew goes, and is added.
+        Both say when each topic was created: one that was created again goes, and is added.
         """
         there = {topic: created for topic, created in listed.items() if self._is_followed(topic)}
         self._refused = {

@@ -1,12 +1,12 @@
-"""The client's half of a conversation with one worker: hello, heartbeats, requests, and who an answer is for.
+"""The client's half of a conversation with one worker: hello, heartbeats, requests, and matching answers.
 
-Pure: frames in, frames out (`outbox`), time handed in; no socket, clock or thread lives here. The shell that moves the
-frames is `connection.py`; what a producer and a consumer say is in `publication.py` and `attachment.py`.
+Pure: frames in, frames out (`outbox`), time handed in; no socket, clock or thread lives here. `connection.py` moves
+the frames; `publication.py` and `attachment.py` have what a producer and a consumer say.
 
 Invariants
 - nothing but HELLO is sent before WELCOME
-- when the connection is lost, every handle and request hears of it once, and of the next WELCOME once
-- whatever bytes come in, the worst that happens is that the connection is given up and made anew
+- when the connection is lost, every handle and request is told once, and once of the next WELCOME
+- whatever bytes arrive, at worst the connection is closed and opened again
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Session:
         self.boot = None
 
     def inherit(self, secret: bytes, handles: set[int]) -> None:
-        """Go on with the session that another connection to this worker had; those handles are open there."""
+        """Continue with the session that another connection to this worker had; those handles are open there."""
         self.secret = secret
         self._departed |= handles
 
@@ -257,7 +257,7 @@ class Session:
             handle.fail(self.trouble or ConnectionLostError("the session is over"))
 
     def detach(self, handle: Handle) -> None:
-        """Let go of a producer or consumer; a closed one that the broker could not be told of is told of later."""
+        """Release a producer or consumer; a closed one that the broker could not be told of is told of later."""
         if self.handles.pop(handle.handle, None) is not None and self.phase != "ready":
             self._departed.add(handle.handle)
 

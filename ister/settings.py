@@ -217,7 +217,7 @@ def _from_flags(overrides: Mapping[str, object]) -> list[_Given]:
 
 
 def _from_text(info: SettingInfo, text: str) -> int | str:
-    """Read a value that could only be written as text; what is no number is left for `_checked` to refuse."""
+    """Read a value that could only be written as text; what is not a number is left for `_checked` to refuse."""
     if info.low is None or not re.fullmatch(r"-?[0-9]+(_[0-9]+)*", text, re.ASCII):
         return text
     return (

@@ -63,7 +63,7 @@ def history(url: str, topic: str, *, incarnation: str | None = None) -> History:
 
 
 class Reader:
-    """A topic's history in a store, as it was when this was made; a context manager that lets go of the store."""
+    """A topic's history in a store, as it was when this was made; a context manager that releases the store."""
 
     def __init__(
         self, url: str, topic: str, *, incarnation: str | None = None, prefetch: int = PREFETCH
@@ -90,7 +90,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the store; may be called again."""
+        """Release the store; may be called again."""
         self._store.close()
 
     @property

@@ -1,7 +1,7 @@
-"""Who waits for what, so that a thousand who wait are not all woken by what concerns one of them. Pure.
+"""Which thread or task waits for what, so that of a thousand only those concerned are woken. Pure.
 
-A key is what is waited for: a producer or consumer, a request, a shipment, a reply. Whoever waits for `None` wants to
-hear of everything.
+A key is what is waited for: a producer or consumer, a request, a shipment, a reply. A waiter for `None` hears of
+everything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class News:
         self.everything = self.everything or other.everything
 
     def take(self) -> News:
-        """Return what there is, and begin anew."""
+        """Return what there is, and start again."""
         taken = News()
         taken.keys, taken.everything = self.keys, self.everything
         self.keys, self.everything = set(), False
@@ -56,7 +56,7 @@ class Waiters(Generic[W]):
         self._by_key.setdefault(key, {})[waiter] = None
 
     def discard(self, key: object, waiter: W) -> None:
-        """Let somebody wait for a key no more; whoever does not, is no error."""
+        """Let somebody wait for a key no more; whoever does not, is not an error."""
         waiting = self._by_key.get(key)
         if waiting is not None:
             waiting.pop(waiter, None)

@@ -1,12 +1,12 @@
-"""The consumer of a pattern: one consumer a topic, seen as one, with topics that come and go.
+"""The consumer of a pattern: one consumer per topic, presented as one, with topics that are created and deleted.
 
-May touch: the network (to send, and to wait). Which topics it has is decided in `roster.py`.
+May touch: the network (to send, and to wait). `roster.py` decides which topics it has.
 
 Invariants
-- topics take turns, a delivery each: none starves another
-- the credit is shared by the topics, so that memory is bounded however many they are
-- an acknowledgment goes to the consumer that its message came from; one of a topic that is gone goes nowhere
-- topics are followed in the threads that receive, one at a time: nothing runs behind their back
+- topics take turns, one delivery each: none starves another
+- the topics share the credit, so that memory is bounded however many they are
+- an acknowledgment goes to the consumer that its message came from; for a deleted topic it is dropped
+- the threads that receive also follow topics, one at a time: there is no background thread
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class WildcardConsumer(Consumer):
         credit_bytes: int,
         left_out: Iterable[str] = (),
     ) -> None:
-        """`left_out` are topics that match, and are not wanted; raises `UsageError` for what is no pattern."""
+        """`left_out` are topics that match, and are not wanted; raises `UsageError` for what is not a pattern."""
         self._matches = topic_pattern(pattern).fullmatch
         self._pattern = pattern
         self._subscription = subscription
@@ -363,7 +363,7 @@ class WildcardConsumer(Consumer):
             member.nack(part, delay, reason)
 
     def extend(self, *what: Acknowledged) -> None:
-        """Say that messages are still being worked on: their acknowledgment timeout begins anew."""
+        """Say that messages are still being worked on: their acknowledgment timeout starts again."""
         for one in what:
             for member, part in self._parts(one):
                 member.extend(part)
@@ -445,7 +445,7 @@ class WildcardConsumer(Consumer):
         return all(member.attachment.phase == "closed" for member in list(self._members.values()))
 
     def end(self) -> None:
-        """Let go of everything, whatever the broker says."""
+        """Release everything, whatever the broker says."""
         self._over = True
         with self._network.lock:
             if self._watch is not None:
@@ -457,7 +457,7 @@ class WildcardConsumer(Consumer):
         self._turns.clear()
 
     def abandon(self) -> None:
-        """Let go of what nobody will have."""
+        """Release what nobody will have."""
         self.begin_close()
         self.end()
 

@@ -1,11 +1,11 @@
-"""What topics and subscriptions are, written down beside their logs and cursors, for a catalogue that is lost.
+"""Descriptions of topics and subscriptions beside their logs and cursors, from which a lost catalogue is restored.
 
-- What the catalogue has counts; a description is its copy, durable before the catalogue has what is new, and taken away
-  before the catalogue lets go of what is deleted. So one that the catalogue does not know is of something that was lost
-  from it, or was just being created.
-- Each has the number of the change that it tells of: with a higher one than the catalogue's last it is newer than that,
-  which then is an old copy.
-- One that is not what was written says nothing, and is said to be so.
+- The catalogue decides. A description is a copy: durable before the catalogue has something new, and removed before
+  the catalogue drops something. So a description that the catalogue does not know belongs to something it lost, or
+  that was just being created.
+- Each description has the number of the change that it records. If that is higher than the catalogue's last change,
+  the catalogue is an old copy.
+- A description with a wrong checksum is ignored, and reported.
 
 May touch: the Disk it is handed; files called `about` and `*.about` below `topics` and `cursors` of the data folder.
 """

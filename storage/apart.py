@@ -1,11 +1,11 @@
-"""Checking a large log in a process of its own, which gives way to everything else of the machine.
+"""Checks a large log in a separate process with low priority.
 
-A check keeps a core busy for seconds or minutes; in a thread of a worker it would hold the interpreter every other
-half millisecond, and each receipt would wait for it several times. A process costs a tenth of a second, so that a small
-log is checked where one is.
+A check keeps a core busy for seconds or minutes. In a thread of a worker it would hold the interpreter lock every
+other half millisecond, and each receipt would wait for it several times. Starting a process costs a tenth of a
+second, so small logs are checked in a thread.
 
-The child is told on its command line what to check, and says how far it is in lines of JSON. It ends when nobody reads
-them any more.
+The child is told on its command line what to check, and reports its progress in lines of JSON. It ends when nobody
+reads them any more.
 
 May touch: a child process, and through it the files of one log.
 """

@@ -1,9 +1,9 @@
-"""The file that says where a log begins: below which offset everything went by the topic's retention.
+"""The file that says where a log begins: the offset below which retention deleted everything.
 
-It is written before the first segment goes, so that what is missing without it is damage, and never called retention.
+It is written before the first segment is deleted. So what is missing without it is damage, never retention.
 
-- A file that is not what was written means nothing.
-- It is replaced as a whole; a crash leaves the one before or the new one.
+- A file with a wrong checksum is ignored.
+- The file is replaced as a whole; after a crash there is either the previous or the new one.
 
 May touch: the Disk it is handed; one file in the log's folder.
 """

@@ -1,14 +1,13 @@
-"""The catalogue: which topics and subscriptions there are, in SQLite.
+"""The catalogue: all topics and subscriptions, in SQLite.
 
-- One process has it open; every change is on the disk before the call returns (journal in WAL mode,
-  synchronous=FULL).
-- Names were checked by whoever calls; here they are only keys.
-- A topic's incarnation is never used again: a new topic of an old name is another one.
+- One process has it open. Every change is on disk before the call returns (journal in WAL mode, synchronous=FULL).
+- The caller has checked names; here they are only keys.
+- A topic's incarnation is never used again: a new topic of an old name has another one.
 - SQLite does not notice a changed byte in a row. A digest of all rows changes with each of them, in the same
-  transaction; opening reads every row, and refuses a file whose digest is another one.
-- A full disk refuses what is new, never what makes room: a small reserve beside the file is given up for deletions and
-  for changed settings, such as a retention that is shorter.
-- What is here is described beside logs and cursors too (`about.py`), for the day on which this file is lost.
+  transaction. Opening reads every row, and refuses a file with a different digest.
+- A full disk refuses additions, never deletions and changed settings such as a shorter retention: for these a small
+  reserve beside the file is given up.
+- Everything here is also described beside logs and cursors (`about.py`), in case this file is lost.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ister.storage.folders import cursor_name
 log = logging.getLogger("ister.catalogue")
 
 SCHEMA_VERSION: Final = 2
-# No database is shorter; SQLite takes a shorter file for an empty one, and would begin anew.
+# No database is shorter; SQLite takes a shorter file for an empty one, and would start again.
 SQLITE_BYTES_MIN: Final = 512
 # What SQLite needs to write down a deletion, or to open its file, with nothing left on the disk: a few pages of 4 KiB.
 RESERVE_BYTES: Final = 256 << 10

@@ -1,18 +1,17 @@
 """What a subscription has acknowledged, and the journal that keeps it. FORMAT.md has the byte tables.
 
 - Everything below the low watermark is acknowledged; above it, exactly what the ranges hold.
-- A journal is a snapshot and the acknowledgments since. An acknowledgment stays true whatever became of its
-  neighbours, so entries behind a damaged one still count; what was lost is delivered again. Nothing is ever
-  skipped.
-- How often an unacknowledged message failed is kept beside it, and until when it waits, for so many messages that it
-  stays small; what is lost of that is tried more often, or sooner, never less.
-- Going to another offset replaces the file: no acknowledgment from before can apply after. Where that fails the file
-  is put back as it was.
-- `flush` makes it outlast the process, `sync` the machine.
-- After a failure, and after a start, what a file shows is no proof that the disk has it: a page cache shows what a
-  failed sync has lost. It is written once more before it counts as synced.
+- A journal is a snapshot and the acknowledgments since. An acknowledgment stays valid whatever happened to its
+  neighbours, so entries behind a damaged one still count. What was lost is delivered again. Nothing is ever skipped.
+- The number of failures of an unacknowledged message, and the end of its wait, are kept beside it, for a bounded
+  number of messages. If some of this is lost, a message is tried more often, or sooner, never less.
+- Seeking replaces the file: no acknowledgment from before can apply afterwards. If that fails, the previous file is
+  restored.
+- `flush` makes it survive the process, `sync` the machine.
+- After a failure, and after a start, the content of a file does not prove that the disk has it: a page cache may show
+  what a failed sync has lost. It is written once more before it counts as synced.
 
-Threads: `Sync.run` and `Compaction.run` may run in any thread, one of them at a time; all else on the owner's.
+Threads: `Sync.run` and `Compaction.run` may run in any thread, one of them at a time; everything else on the owner's.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ister.words import counted
 T = TypeVar("T")
 
 VERSION: Final = 2
-VERSIONS: Final = (1, 2)  # 1 had no failures; a journal of it is written anew when it is opened
+VERSIONS: Final = (1, 2)  # 1 had no failures; a journal of it is rewritten when it is opened
 JOURNAL_HEADER_BYTES: Final = 32
 ENTRY_HEADER_BYTES: Final = 16
 SNAPSHOT: Final = 1
@@ -280,7 +279,7 @@ def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor
 def highest_acknowledged(disk: Disk, folder: str, incarnation: bytes) -> int:
     """Return the end of what the journals in a topic's folder acknowledge: the log was durable up to there.
 
-    What is no journal of the topic, or is damaged, says nothing. Raises OSError.
+    What is not a journal of the topic, or is damaged, says nothing. Raises OSError.
     """
     highest = 0
     for name in disk.listdir(folder) if disk.exists(folder) else ():
@@ -305,7 +304,7 @@ class Compaction:
         self.file: File | None = None
 
     def run(self) -> None:
-        """Write and sync the new file. Raises OSError, DiskFullError; the old one goes on then."""
+        """Write and sync the new file. Raises OSError, DiskFullError; the old one continues then."""
         with contextlib.suppress(FileNotFoundError):
             self._disk.unlink(self.path)
         file = self._disk.create(self.path)
@@ -468,7 +467,7 @@ class CursorJournal:
             raise LogFailedError(f"the cursor {path} cannot be opened: {error}") from error
 
     def written_anew(self) -> CursorJournal:
-        """Return a journal of the same cursor in place of this one, which failed: all of it written anew, and synced.
+        """Return a journal of the same cursor in place of this one, which failed: all of it rewritten, and synced.
 
         Nothing is read: what a file shows after a failed sync, or a failed move, is not what the disk has, nor what
         counts. Raises DiskFullError, LogFailedError: this one is as it was then, and failed still.
@@ -540,7 +539,7 @@ class CursorJournal:
             appended = self._append(entry)
         except OSError as error:
             raise self._fail("written", error) from error
-        if not appended:  # the file was written anew, with all of it
+        if not appended:  # the file was rewritten, with all of it
             return len(entry)
         self._end += len(entry)
         self._noted, self._failures, self._waits = RangeSet(), [], []
@@ -557,7 +556,7 @@ class CursorJournal:
                     raise
 
     def _append(self, entry: bytes) -> bool:
-        """Write an entry, on a full disk with what is in reserve; False where the file was written anew instead."""
+        """Write an entry, on a full disk with what is in reserve; False where the file was rewritten instead."""
         reserve = self.reserve
         try:
             self._file.pwritev((entry,), self._end)
@@ -568,7 +567,7 @@ class CursorJournal:
             if reserve is None:
                 raise
         while True:
-            # Writing it anew needs a block before those of the old file are free, and makes it short.
+            # rewriting it needs a block before those of the old file are free, and makes it short.
             appends = self.busy or self._end <= max(FULL_BYTES_MIN, 2 * self._needed())
             try:
                 if appends:
@@ -589,7 +588,7 @@ class CursorJournal:
         self._unproven, self._folder_dirty = b"", False
 
     def _needed(self) -> int:
-        """Return about how long the file would be if it were written anew."""
+        """Return about how long the file would be if it were rewritten."""
         ranges, failed = len(self.cursor.ranges), len(self.cursor.failed) + len(self.cursor.waits)
         return JOURNAL_HEADER_BYTES + 3 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + _FAILED.size * failed
 
@@ -603,7 +602,7 @@ class CursorJournal:
     def begin_sync(self) -> Sync | None:
         """Return the work of making everything flushed last; None while something runs, and where the journal failed.
 
-        Call `run` on it in any thread, then `end_sync` here; notes and flushes may go on in between.
+        Call `run` on it in any thread, then `end_sync` here; notes and flushes may continue in between.
         """
         if self.busy or self.failed is not None:
             return None
@@ -613,7 +612,7 @@ class CursorJournal:
         return self._sync
 
     def end_sync(self, sync: Sync, error: BaseException | None) -> None:
-        """Take the outcome of `sync.run()`; after an error the journal is `failed`, and has to be written anew."""
+        """Take the outcome of `sync.run()`; after an error the journal is `failed`, and has to be rewritten."""
         if sync is not self._sync:
             raise ValueError("that sync is not running")
         self._sync = None
@@ -642,7 +641,7 @@ class CursorJournal:
     def begin_compaction(self) -> Compaction | None:
         """Return the work of rewriting a journal that has grown too long, None if that is not due or something runs.
 
-        Call `run` on it in any thread, then `end_compaction` here; notes and flushes may go on in between.
+        Call `run` on it in any thread, then `end_compaction` here; notes and flushes may continue in between.
         """
         if self.busy or self.failed is not None or self._end <= COMPACT_BYTES_MIN:
             return None
@@ -691,7 +690,7 @@ class CursorJournal:
         return self.end_compaction(compaction, None)
 
     def seek(self, offset: int) -> None:
-        """Forget all acknowledgments and begin anew at `offset`, durably, here and now.
+        """Forget all acknowledgments and start again at `offset`, durably, here and now.
 
         Raises DiskFullError and LogFailedError: the cursor is where it was then, here and in the file; only where the
         disk takes neither the new file's name nor the old contents once more may a power failure show the new place.

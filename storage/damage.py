@@ -1,7 +1,7 @@
-"""Damage that somebody has decided not to wait for: finding it, and the file that says what readers may jump over.
+"""Damage that an operator decided to skip: finding it, and the file that tells readers what to skip.
 
-- Only what is really damaged can be skipped, and only by a decision that outlasts the process; nothing skips by itself.
-- A skips file that is not what was written means nothing: readers stop at damage as if there were none.
+- Only real damage can be skipped, and only by a decision that outlasts the process; nothing is skipped automatically.
+- A skips file with a wrong checksum is ignored: readers stop at damage as if there were none.
 
 May touch: the Disk it is handed; one file in the log's folder. Reads whole segments: run it in a thread.
 """

@@ -1,12 +1,10 @@
 """The disk: the only file of storage that touches os and mmap.
 
-Everything else is handed a `Disk`, so that a log can be run on a disk that fills up, fails, or forgets.
+Everything else is handed a `Disk`, so that a log can be run on a disk that fills up, fails, or loses data.
 
-- A write is complete or raises; what an incomplete one left behind lies beyond what the caller counts as
-  written.
-- ENOSPC and EDQUOT become DiskFullError; every other OSError of a write or a sync is the caller's
-  LogFailedError.
-- Created, renamed and unlinked names last once `sync_folder` of their folder has returned.
+- A write is complete or raises; the rest of an incomplete one lies beyond what the caller counts as written.
+- ENOSPC and EDQUOT become DiskFullError; every other OSError of a write or a sync is the caller's LogFailedError.
+- Created, renamed and unlinked names are durable once `sync_folder` of their folder has returned.
 - A map stays valid for as long as anything refers to it, whatever happens to the file's name.
 """
 
@@ -52,7 +50,7 @@ class File(Protocol):
         """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
 
     def settled(self, written: int) -> None:
-        """Note that the first `written` writes are on the disk: somebody synced the whole file system."""
+        """Note that the first `written` writes are on the disk: the whole file system was synced."""
 
     def truncate(self, size: int) -> None:
         """Set the length in bytes; what is added reads as zeros and has no room reserved."""

@@ -1,8 +1,8 @@
-"""Where a log ended: the proof that a clean stop leaves beside it. FORMAT.md has the byte table.
+"""Where a log ended: a file that an orderly stop leaves beside it as proof. FORMAT.md has the byte table.
 
-- It says up to where the log was durable once, and that stays true: a log never becomes shorter. What is missing below
-  it is damage, however much the newest file looks like one that was cut short before anybody was promised anything.
-- A file that is not what was written proves nothing.
+- The log was durable up to this offset, and that stays true, because a log never becomes shorter. What is missing
+  below it is damage, even if the newest file looks as if it had a torn tail.
+- A file with a wrong checksum is ignored.
 
 May touch: the Disk it is handed; one file in the log's folder.
 """

@@ -1,17 +1,17 @@
-"""Deleting a topic from the store: by its owner alone, in steps that may be cut short. Blocking; made for threads.
+"""Deleting a topic from the store: only by its owner, in steps that may be interrupted. Blocking; made for threads.
 
     claim the next epoch, to delete --> catalogue entry --> everything else --> that claim
 
-Only the broker whose claim is the newest may delete, and it claims first: the very next epoch, create-only, with
-`erasing` in its metadata. Either that fails, because somebody else has claimed it and so owns the topic; or whoever
-claims later finds it in the listing that follows each claim, and withdraws (`claim` in `upload.py`). Claims are in one
-order for everybody, so there is no moment in which a topic is taken over that is being deleted. The claim goes last:
-who finds neither it nor the entry knows that the topic is gone.
+Only the broker with the newest claim may delete, and it claims first: the very next epoch, create-only, with
+`erasing` in its metadata. Either that fails, because another broker has claimed the epoch and so owns the topic; or a
+broker that claims later finds it in the listing after its claim, and withdraws (`claim` in `upload.py`). All brokers
+see claims in the same order, so a topic cannot be taken over while it is being deleted. The claim is deleted last: a
+broker that finds neither it nor the entry knows that the topic is deleted.
 
 Invariants
-- nothing of a topic is deleted by a broker whose claim is not the newest; a newer one that has begun ends a deletion
-- a deletion that was cut short goes on: by the broker that began it, or by whoever clears orphans away
-- what nobody owns goes only by the age of the objects themselves, and only when the catalogue was asked once more
+- a broker whose claim is not the newest deletes nothing of a topic; a newer claim that has begun ends a deletion
+- an interrupted deletion is continued: by the broker that began it, or by whichever clears orphans
+- objects that no broker owns are deleted by their own age, and only after the catalogue was asked once more
 """
 
 from __future__ import annotations

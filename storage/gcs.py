@@ -62,7 +62,7 @@ from ister.storage.store import (
     unchecked,
 )
 
-# How long a call goes on trying. The callers that must not give up have waits of their own around it.
+# How long a call continues trying. The callers that must not give up have waits of their own around it.
 DEADLINE_S: Final = 60.0
 # To connect, and between two bytes of an answer.
 TIMEOUT_S: Final = (10.0, 30.0)
@@ -491,7 +491,7 @@ class GcsStore:
             yield from page.objects
 
     def close(self) -> None:
-        """Let go of connections; calls under way that wait to try again end. May be called again."""
+        """Release connections; calls under way that wait to try again end. May be called again."""
         self._closed.set()
         with self._lock:
             if self._client is not None and self._process == os.getpid():

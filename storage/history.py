@@ -10,7 +10,7 @@ The rule, position by position from the log's start:
   there when it began).
 - A segment is read from the position on, which may lie inside it, up to its end or to where it is superseded.
 - Where nothing covers the position and segments that count lie beyond it there is a **gap**: an upload that has not
-  ended while the one behind it has, or a loss. The history goes on behind it; a reader never jumps over it by itself.
+  ended while the one behind it has, or a loss. The history continues behind it; a reader never jumps over it by itself.
 - Only a `t/` says that what is below was dropped on purpose: what else is missing before the first piece is a gap too.
 - The history ends behind the last segment that counts.
 - An `f/` names in its metadata the claims (`void`) whose `f/` was not there when its writer listed: should one come

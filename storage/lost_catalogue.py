@@ -1,8 +1,9 @@
-"""A catalogue that is missing, empty, old or damaged: what it lacks is brought back from beside logs and cursors.
+"""A catalogue that is missing, empty, old or damaged: restores entries from the files beside logs and cursors.
 
-- Nothing is taken for new that has a log or cursors: what nothing describes stops the start, until somebody says so.
-- What is brought back is in the catalogue as it was created and changed last; what the catalogue has stays as it is,
-  but for what is described by a later change than the catalogue's last: that is an old copy.
+- A name with a log or cursors is never taken for new: if nothing describes them, the broker does not start until an
+  operator decides.
+- A restored entry has the settings of its creation or last change. Existing entries of the catalogue stay as they
+  are, unless a description has a later change than the catalogue's last: then the catalogue is an old copy.
 
 May touch: the Disk it is handed; the catalogue's files, and folders of logs and cursors, which it only renames.
 """
@@ -28,7 +29,7 @@ def open_catalogue(disk: Disk, data: str, path: str, *, rebuild: bool = False) -
     """Open the catalogue at `path`, and bring back what it lacks; return it, and what was done, a line each.
 
     Raises DamagedError for one that is damaged, StorageError `catalogue-lost` where logs or cursors are there and
-    neither the catalogue nor anything beside them says whose. With `rebuild` these are set aside, and it is made anew.
+    neither the catalogue nor anything beside them says whose. With `rebuild` these are set aside, and it is rebuilt.
     """
     abouts = Abouts(disk, data)
     told: list[str] = []
@@ -146,7 +147,7 @@ def _subscription(fields: dict[str, object]) -> SubscriptionMeta | None:
 def _undescribed(
     disk: Disk, data: str, catalogue: Catalogue, abouts: Abouts, *, was_used: bool, rebuild: bool
 ) -> list[str]:
-    """Refuse to begin anew beside logs and cursors that nothing describes, or set those aside as told.
+    """Refuse to start again beside logs and cursors that nothing describes, or set those aside as told.
 
     `was_used`: the catalogue is empty because all was deleted; then what has no description is what is left of that.
     """

@@ -1,14 +1,14 @@
 """A process's descriptors: files that are open for writing share a bounded number of them.
 
-A `LocalFile` is an open file to whoever has it. Its descriptor is closed when others need one more than it, and opened
-again with the next use, so that thousands of logs and cursors that are seldom written to cost none.
+A `LocalFile` is an open file to its user. Its descriptor is closed when other files need one more urgently, and
+opened again at the next use, so that thousands of rarely written logs and cursors cost none.
 
 Invariants
-- only what is synced is closed in the meantime: an error of the disk is told to whoever wrote, and to nobody else
-- what is opened again is the same file, or an error
-- what needs a descriptor for a moment (a read, a listing, a map) has one, also where sockets took all that there are
+- only a synced file is closed meanwhile, so that an error of the disk is reported to the writer
+- a file that is opened again is the same file, or an error
+- operations that need a descriptor briefly (a read, a listing, a map) get one, even when sockets use all others
 
-Any thread may use a file; what is kept of all of them is behind one lock.
+Any thread may use a file; the state of all files is behind one lock.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ class LocalFile:
             self._end()
 
     def settled(self, written: int) -> None:
-        """Note that the first `written` writes are on the disk, because somebody synced the file system."""
+        """Note that the first `written` writes are on the disk, because the file system was synced."""
         self._synced = max(self._synced, written)
 
     def truncate(self, size: int) -> None:

@@ -1,9 +1,8 @@
-"""Opening a log: from the files of a folder to what a Wal goes on from.
+"""Opening a log: from the files of a folder to the state from which a Wal continues.
 
-- Nothing is changed before it is known that the log may be opened; whoever gets an error finds every byte as
-  it was.
-- A damaged file is left as it is, whatever is found in it. If it is the newest, the log goes on behind what is known
-  to have been promised, in a new segment; so it does where no file is left at all.
+- Nothing is changed before it is known that the log may be opened; after an error every byte is as it was.
+- A damaged file is left as it is, whatever is found in it. If it is the newest, the log continues in a new segment
+  behind everything that is known to be acknowledged; so it does if no file is left.
 - What counts afterwards has been synced here, whatever happened before.
 
 May touch: the Disk it is handed. Runs where the log's owner runs.
@@ -96,7 +95,7 @@ class Active:
 
 @dataclass(slots=True)
 class OpenedLog:
-    """What a log goes on from."""
+    """What a log continues from."""
 
     report: RecoveryReport
     sealed: list[SegmentInfo]
@@ -377,7 +376,7 @@ class _Opening:
         return tails, []
 
     def _go_on_behind(self, tail: _Tail, later: list[_Tail], promised: int, in_store: bool) -> None:
-        """Note that a segment of the tail is damaged, and where the log goes on behind it."""
+        """Note that a segment of the tail is damaged, and where the log continues behind it."""
         scan = tail.scan
         if later:
             end = later[0].base
@@ -428,7 +427,7 @@ class _Opening:
         )
 
     def _go_on(self, base: int, producers: ProducerTable) -> Active:
-        """Make the segment in which a log goes on behind damage, durably."""
+        """Make the segment in which a log continues behind damage, durably."""
         salt, snapshot, path = salt_of(self.incarnation, base), producers.encode(), self._path(base)
         file = self.disk.create(path, self.settings.segment_bytes_max)
         header = SegmentHeader(self.incarnation, base, self.log_time, topic_crc(self.topic))
@@ -488,7 +487,7 @@ class _Opening:
         return known
 
     def _mend(self, tail: _Tail, proven: int, sealed: list[SegmentInfo], last: bool) -> Active | None:
-        """Cut, complete and sync one segment of the tail; return it if it is the one to go on writing."""
+        """Cut, complete and sync one segment of the tail; return it if it is the one to continue writing."""
         scan = tail.scan
         scan.index.raise_times(self.log_time)
         file = self.disk.open(tail.path)

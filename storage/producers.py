@@ -7,7 +7,7 @@
   closed in order, then the one not heard of for longest. One that is connected is never forgotten, nor one that stored
   something within HELD_MS and did not close: it may be about to come back and resend. Where all are of these there is
   no room, and whoever is new is refused. One not heard of for PRODUCER_AGE_MS, and not connected, is forgotten when the
-  next segment begins. A forgotten producer starts anew with the next sequence it sends, so a resend from before is then
+  next segment begins. A forgotten producer starts again with the next sequence it sends, so an old resend is then
   stored again.
 - A resend of a batch that is remembered must be cut as it was. One from before all that is remembered is taken for a
   duplicate: it is stored, every message of it, and nobody knows how it was cut.
@@ -26,7 +26,7 @@ from typing import Final
 RECENT_BATCHES_MAX: Final = 256
 # 36 bytes each at the head of every segment: 4,096 of them are 1.8 % of one of 8 MiB.
 PRODUCERS_MAX: Final = 4096
-# Nobody resends after a week; a client that comes back then opens its producer anew.
+# Nobody resends after a week; a client that comes back then opens its producer again.
 PRODUCER_AGE_MS: Final = 7 * 86_400_000
 # A client that lost its broker comes back within seconds, or when its machine was started again. Were it longer, a few
 # thousand programs a day that are killed before they close would keep others out.

@@ -3,7 +3,7 @@
 - Any process may read what another one writes: nothing at or past the durable end it is told of is ever
   looked at.
 - Each record's CRCs are checked before it is handed out, and offsets must join: a gap is an error, never a
-  skip, unless somebody decided so for exactly that range (`damage.py`).
+  skip, unless an operator decided so for exactly that range (`damage.py`).
 - A record that does not check is read again from the file, past the map, before it is called damaged: the file may have
   grown, or be gone, since it was mapped.
 - A footer ends a file. No byte behind it is touched: the file may have been cut there since it was mapped.
@@ -158,7 +158,7 @@ class SegmentMaps:
         return len(self._maps)
 
     def get(self, folder: str, incarnation: bytes, base: int, *, fresh: bool = False) -> SegmentMap:
-        """Return the map of the segment at `base`; `fresh` maps it anew, because the file has grown.
+        """Return the map of the segment at `base`; `fresh` maps it again, because the file has grown.
 
         Raises FileNotFoundError, DamagedError.
         """
@@ -301,16 +301,16 @@ class Reader:
             self._segment = None
 
     def close(self) -> None:
-        """Let go of the segment at hand; reading goes on where it was."""
+        """Release the segment at hand; reading continues where it was."""
         self._segment = None
 
     def take_skipped(self) -> list[tuple[int, int]]:
-        """Return the ranges [first, end) jumped over since this was last asked, because somebody decided so."""
+        """Return the ranges [first, end) jumped over since this was last asked, because an operator decided so."""
         skipped, self._skipped = self._skipped, []
         return skipped
 
     def read(self, durable_end: int, bytes_max: int, records_max: int = 256) -> list[Record]:
-        """Return the next whole records, and go on behind them; none if there are none below `durable_end`.
+        """Return the next whole records, and continue behind them; none if there are none below `durable_end`.
 
         The first may begin below `offset`, if that lies inside a batch. It is returned however big it is;
         those after it as long as `bytes_max` of frames and `records_max` are not exceeded. Raises TrimmedError if
@@ -459,7 +459,7 @@ class Reader:
     # damage
 
     def _go_behind(self, broken: _BrokenError, durable_end: int) -> None:
-        """Go on behind bytes that do not check, if that loses nothing, or only what somebody decided to skip.
+        """Continue behind bytes that do not check, if that loses nothing, or only what an operator decided to skip.
 
         Raises TrimmedError if the segment is gone, DamagedError.
         """

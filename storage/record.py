@@ -6,7 +6,7 @@
   from the topic's incarnation and the segment's first offset: bytes left over from another file's life never
   validate.
 - A header says how far behind its first offset the log was durable when it was written. That is what tells a
-  torn tail from damage: whatever lies below another record's durable offset had been promised to somebody.
+  torn tail from damage: whatever lies below another record's durable offset had been acknowledged.
 - Nothing here loops over messages.
 """
 
@@ -191,7 +191,7 @@ def slice_record(record: Record, first: int, end: int) -> list[Buffer]:
     """Return offsets [first, end) of a batch as the wire's frames: lengths, payloads, and the columns it has.
 
     The range must lie inside the batch. Lengths and payloads are views; a column is one frame on the wire, so
-    the part of it is put together anew.
+    the part of it is put together again.
     """
     low, high = first - record.first_offset, end - record.first_offset
     if not 0 <= low < high <= record.count:

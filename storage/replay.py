@@ -1,10 +1,11 @@
-"""Reading topics straight from a store: what there is, every record of it in order, and whether it checks.
+"""Reading topics straight from a store: which there are, every record in order, and whether it is intact.
 
-- Only objects are read; nothing is ever written.
-- Segments are listed before claims, starts and trims, so that whatever supersedes one that was seen is seen too.
-- A part is handed out only once its record's CRCs checked, and parts join: what is missing is an error, never a skip.
+- Objects are only read; nothing is ever written.
+- Segments are listed before claims, starts and trims, so that whatever supersedes a listed segment is listed too.
+- A part is returned only after its record's CRCs were checked, and parts join: what is missing is an error, never a
+  skip.
 - Memory is bounded by the segments being read ahead: `prefetch` and one, each at most 8 MiB.
-- A segment that was trimmed or superseded while being read for is looked for again in a fresh listing, once.
+- A segment that was trimmed or superseded meanwhile is looked for again in a fresh listing, once.
 
 May touch: the ObjectStore it is handed, from threads of its own while reading ahead.
 """

@@ -1,8 +1,8 @@
-"""Room on the disk that is kept for what must go on when it is full: a file that is given back in pieces.
+"""Disk space reserved for what must continue when the disk is full: a file that is given up in pieces.
 
-- What takes room slowly (acknowledgments, what a store notes down before it deletes) asks for a piece when the disk has
-  none, and writes at once: whoever else writes may be as quick.
-- It is filled up again when the disk has room.
+- Writers that need little space (acknowledgments, notes that precede a deletion) ask for a piece when the disk is
+  full, and write at once, before another program takes the space.
+- It is filled up again when the disk has space.
 
 May touch: the Disk it is handed; one file. Any thread.
 """
@@ -74,7 +74,7 @@ class Reserve:
             return False
         try:
             file = self._disk.open(self.path)
-        except OSError:  # somebody removed it, and has made the room already
+        except OSError:  # it was removed already, which made the room
             self.held = 0
             return False
         try:

@@ -1,14 +1,15 @@
-"""Retention: how much of a log's beginning may go. Pure.
+"""Retention: how much of a log's beginning may be dropped. Pure.
 
-A topic keeps everything, unless it says otherwise: at most so old, at most so many bytes, or only what some
-subscription has not acknowledged yet. Each of these takes whole sealed segments from the oldest on; any one suffices.
+A topic keeps everything unless it has a limit: of age, of bytes, or only what some subscription has not acknowledged
+yet. Each limit drops whole sealed segments from the oldest on; any one suffices.
 
-A segment's age goes by log time: a clock that stepped back counts as standing still. What a clock that was ahead wrote
-has a time that is still to come; it is as old as what was written after it, and holds up nothing behind it.
+A segment's age is measured in log time: a clock that was set back counts as standing still. A segment written by a
+clock that was ahead has a time in the future; it counts as being as old as the next one, and holds up nothing behind
+it.
 
 Invariants
-- nothing at or above `floor` goes: what is not in the store yet, if it is to be there
-- a segment goes only after every one before it
+- nothing at or above `floor` is dropped: what is not in the store yet, if it is to be there
+- a segment is dropped only after every one before it
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The next segment's file, made ahead of time by a thread.
 
 - A roll on the hot path is then a rename and the writing of a header; creating and filling a file takes milliseconds.
-- A spare that cannot be made is no failure: the log makes its next file itself.
+- A spare that cannot be made is not a failure: the log makes its next file itself.
 - The file belongs to the thread until it is offered, to the log's owner once taken, and to nobody after a cancel.
 """
 

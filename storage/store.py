@@ -105,7 +105,7 @@ class ObjectStore(Protocol):
         """Remove an object; False if there is none. Raises StoreError."""
 
     def close(self) -> None:
-        """Let go of what is held; may be called again."""
+        """Release what is held; may be called again."""
 
 
 def check_name(name: str) -> str:
@@ -178,7 +178,7 @@ class FolderStore:
         *,
         reserve: Reserve | None = None,
     ) -> None:
-        """Use the folder at `path`, created if missing. Raises StoreError, `fix` where it is no folder to use.
+        """Use the folder at `path`, created if missing. Raises StoreError, `fix` where it is not a folder to use.
 
         What `reserve` holds is given up for small objects on a full disk: what is trimmed, and whose a segment is that
         is here already, has to be noted before anything can be deleted.
@@ -472,4 +472,4 @@ class FolderStore:
         self._disk.rmdir(folder)
 
     def close(self) -> None:
-        """Let go of what is held; may be called again."""
+        """Release what is held; may be called again."""

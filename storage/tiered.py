@@ -1,11 +1,11 @@
-"""A reader over the whole history of a topic: from the log where that has it, else from the store's cache.
+"""A reader over the whole history of a topic: from the log where that has it, otherwise from the store's cache.
 
-What the local log has no more, and what is damaged or missing in it, is read from a folder of segments that were
-brought back (the cache); what is not there either is asked for. Offsets join, whichever side a record comes from.
+What the local log no longer has, and what is damaged or missing in it, is read from a folder of downloaded segments
+(the cache). What is not there either is requested. Offsets join, whichever side a record comes from.
 
 Invariants
-- records come in order, each checked, whole and once, whatever is trimmed, sealed or brought back meanwhile
-- nothing is skipped but by an operator's decision: what can be read nowhere is said, with its range
+- records come in order, each checked, whole and once, whatever is trimmed, sealed or downloaded meanwhile
+- nothing is skipped without an operator's decision: what cannot be read anywhere is reported, with its range
 - while it reads what the log does not have, no folder is listed
 """
 
@@ -73,7 +73,7 @@ class TieredReader:
         self._log.seek(offset)
 
     def close(self) -> None:
-        """Let go of the segments at hand; reading goes on where it was."""
+        """Release the segments at hand; reading continues where it was."""
         self._log.close()
         self._cache.close()
 

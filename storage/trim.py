@@ -1,10 +1,10 @@
 """Deleting the beginning of a log: whole segments, oldest first.
 
-- Names go in order, and a folder's changes become durable in order: after a crash in the middle, the log begins at the
-  first segment that is left, and nothing is missing behind it.
-- What goes by retention is written down before it goes (`begin.py`): what is missing otherwise is damage.
-- A damaged file is not deleted: it gets a name that is not a segment's, and is left for a person to look at.
-- Readers in other processes keep what they have mapped; whoever comes later is told from where on the log is there.
+- Names are deleted in order, and a folder's changes become durable in order: after a crash in the middle, the log
+  begins at the first remaining segment, and nothing is missing behind it.
+- What retention deletes is recorded first (`begin.py`); anything else that is missing is damage.
+- A damaged file is not deleted. It gets a name that is not a segment's, and is kept for an operator to look at.
+- Readers in other processes keep what they have mapped; later readers are told where the log begins.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Trim:
 
     def _delete(self, segments: Sequence[tuple[SegmentInfo, bool]]) -> None:
         for info, damaged in segments:
-            with contextlib.suppress(FileNotFoundError):  # somebody was quicker
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
                 if damaged:
                     self._disk.rename(info.path, self._free_name(info.path))
                 else:

@@ -1,20 +1,20 @@
-"""The upload protocol: what a writer says to the store, step by step. Blocking; made for threads.
+"""The upload protocol: what a writer does with the store, step by step. Blocking; made for threads.
 
     claim an epoch (create-only) --> list --> note where the epoch begins --> put segments (create-only)
                                                                               after each: is a newer epoch claimed?
 
-Why it is safe: if a stale writer's look found no newer claim, its upload came before that claim, so the new writer's
-list includes it. If it found one, it does not count what it uploaded; and readers do not either, because the newer
+Why it is safe: if a stale writer found no newer claim after an upload, the upload came before that claim, so the new
+writer's list includes it. If it found one, it does not count the upload; and readers do not either, because the newer
 epoch begins where the new writer's list ended.
 
 Invariants
-- an answer that was lost never makes two of one: what is there is compared with what we wanted to be there
-- nobody goes on with a topic that is being deleted (`storage/erase.py`): its claim is withdrawn before it begins
-- nothing is deleted by a writer that did not look for a newer claim just before; a trim's note is looked after
-  as a segment is: who finds a newer claim once the note is there takes it back
+- a lost answer never creates a duplicate: what is there is compared with what should be there
+- no writer continues a topic that is being deleted (`storage/erase.py`): its claim is withdrawn before it begins
+- a writer deletes nothing unless it looked for a newer claim just before; after a trim's note it looks again, and
+  takes the note back if there is a newer claim
 - a segment counts only after a look for a newer claim that found none
 - an epoch that has not begun when a newer one does never begins: the newer one's note says so
-- nobody claims a topic whose store holds other messages than the local log does at the same offsets
+- nobody claims a topic whose store holds other messages than the local log at the same offsets
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def claim(
 ) -> Claim:
     """Claim the next epoch of a topic, and note where it begins; `identity` is this run's own, never used before.
 
-    `begin` is where the local log begins, None where there is none; `check` raises if the history is not one to go on
-    with, before anybody is fenced. `broker` is whose the claim is, over restarts. Without `enter` the topic must be in
+    `begin` is where the local log begins, None where there is none; `check` raises if the history cannot be continued,
+    before another broker is fenced. `broker` owns the claim, across restarts. Without `enter` the topic must be in
     the store's catalogue, before and after the claim: it is brought back, not made. Raises FencedError, StoreError
     `object-missing` for a topic that is not there, StoreError.
     """
@@ -116,7 +116,7 @@ def claim(
 
 
 def resume_at(history: History, begin: int | None) -> int:
-    """Return where a writer goes on with a history: at the first offset that it lacks and the log from `begin` on has.
+    """Return where a writer continues a history: at the first offset that it lacks and the log from `begin` on has.
 
     What is missing below the log cannot be filled any more: it stays a gap, and all that is there behind it counts.
     """
@@ -129,7 +129,7 @@ def resume_at(history: History, begin: int | None) -> int:
 
 
 def lost_below(history: History, start: int) -> tuple[tuple[int, int], ...]:
-    """Return what a writer that goes on at `start` finds missing in the store below it, for good."""
+    """Return what a writer that continues at `start` finds missing in the store below it, for good."""
     found = [(first, min(end, start)) for first, end in history.gaps if first < start]
     end = max(history.end, history.trimmed) if history.pieces else history.trimmed
     if end < start:
@@ -211,7 +211,7 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
     undecided = claims - voids.keys() - void
     newest = max((newest, *claims, *voids))
     if erasing < max(voids.keys() - void, default=0):
-        erasing = 0  # somebody has gone on with the topic since
+        erasing = 0  # another broker continued the topic since
     return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)), erasing)
 
 
@@ -229,7 +229,7 @@ def check_fence(store: ObjectStore, topic: TopicMeta, epoch: int) -> None:
     """Raise FencedError if a newer epoch than ours is claimed, or was, by who has deleted the topic since.
 
     Whoever deletes a topic deletes its catalogue entry first. So a claim of ours that is gone while the entry is there
-    was deleted by somebody who is no broker (a person, a lifecycle rule), and fences nobody.
+    was deleted by somebody who is not a broker (a person, a lifecycle rule), and fences nobody.
     """
     layout = Layout(topic.name, topic.incarnation)
     if store.head(layout.epoch(epoch + 1)) is not None:

@@ -1,7 +1,7 @@
 """Checking a whole log: every CRC of every record of every segment, and that offsets join.
 
-- Nothing is changed, and nothing behind the durable end is looked at: a log that is being written can be checked.
-- Files are read one at a time, past any map: what is checked is what the disk gives now.
+- Nothing is changed, and nothing behind the durable end is read: a log can be checked while it is being written.
+- Files are read one at a time, bypassing maps: what is checked is what the disk returns now.
 
 May touch: the Disk it is handed. Reads at the disk's speed: run it in a thread.
 """

@@ -7,7 +7,7 @@
   there.
 - A full disk is not a failure: nothing was written, the next append may succeed.
 - Room for a segment's index and footer is made before each record, so that sealing cannot run out of it.
-- Segments go from the oldest on, and never all of them: the log always knows where it goes on.
+- Segments go from the oldest on, and never all of them: the log always knows where it continues.
 
 Threads: everything runs on the one thread of the log's owner, except `Commit.run`, `Trim.run` and the
 work that `prepare_spare` returns. The first touches only files, of which the owner closes none before `end_commit`;
@@ -96,7 +96,7 @@ class Commit:
         return self.seals[0][1].path if self.seals else self._folder or ""
 
     def prepare(self) -> None:
-        """Do all of `run` that is no sync, before a sync of the whole file system in its place; any thread.
+        """Do all of `run` that is not a sync, before a sync of the whole file system in its place; any thread.
 
         Raises OSError: then nothing of it counts.
         """
@@ -166,9 +166,9 @@ class Wal:
     ) -> Wal:
         """Open or create the log in `folder`; `.report` says what was found.
 
-        `known_end` is an offset up to which the log must reach, because somebody saw it durable up to there (a cursor,
+        `known_end` is an offset up to which the log must reach, because it was seen durable up to there (a cursor,
         the store); what is missing below it is damage, however torn it looks.
-        `start_offset` is where a log begins of which nothing is there yet. Behind damage the log goes on where it is
+        `start_offset` is where a log begins of which nothing is there yet. Behind damage the log continues where it is
         proven to have ended, and `.report.damaged` says what cannot be served. Raises DamagedError if nothing says
         where it ended, GapError for segments that overlap, DiskFullError, LogFailedError if the disk fails.
         """
@@ -377,7 +377,7 @@ class Wal:
                 self._spare = None
                 try:
                     self._disk.rename(spare.path, path)
-                except FileNotFoundError:  # somebody tidied up
+                except FileNotFoundError:  # it was removed meanwhile
                     file.close()
                 else:
                     file.path = path
@@ -438,7 +438,7 @@ class Wal:
     def begin_commit(self) -> Commit | None:
         """Return the commit of everything appended so far; None if there is nothing, one is running, or it failed.
 
-        Call `run` on it in any thread, then `end_commit` here; appends may go on in between.
+        Call `run` on it in any thread, then `end_commit` here; appends may continue in between.
         """
         if self._commit is not None or self.failed is not None or not self.pending:
             return None
@@ -513,7 +513,7 @@ class Wal:
         """Return the work of deleting whole segments that end at or below `offset`; None if there are none.
 
         What is below `retained` goes by the topic's retention, which is written down.
-        Call `run` on it in any thread, then `end_trim` here; all else may go on in between. The newest sealed
+        Call `run` on it in any thread, then `end_trim` here; all else may continue in between. The newest sealed
         segment stays until something behind it is durable.
         """
         if self._trim is not None or self.failed is not None:

@@ -1,12 +1,12 @@
-"""Which session came over which connection, so that a connection that is closed tells of its session; pure.
+"""Which session uses which connection, so that a closed connection identifies its session; pure.
 
-A connection is known by its descriptor in this process, which the socket's monitor names when it is accepted and when
-it is closed, and which every message says it came over. The monitor may be ahead of the messages: what a client said
-before its connection was closed may still wait to be read.
+A connection is known by its descriptor in this process. The socket's monitor reports the descriptor when a connection
+is accepted and when it is closed, and every message carries it. The monitor may be ahead of the messages: what a
+client sent before its connection was closed may not have been read yet.
 
 Invariants
-- a descriptor that is used again never speaks for whoever had it before
-- a session is found by the connection it came over last, or not at all
+- a descriptor that is used again never stands for its previous connection
+- a session is found by the connection it used last, or not at all
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Messages off a ROUTER, frame by frame: one of more frames than any message has is thrown away in steps.
+"""Messages from a ROUTER, frame by frame: a message with more frames than allowed is discarded in steps.
 
 Invariants
 - a turn never takes more than a bounded number of frames of one message
-- whatever the number of frames, the message after it begins where it begins
+- whatever the number of frames, the next message is read from its first frame
 
 May touch: the socket it is made for. Runs on the loop's thread.
 """

@@ -364,7 +364,7 @@ class Gateway:
                 events.close(handle, None)
 
     def forget(self, handle: Handle, why: IsterError | None = None) -> None:
-        """Let go of a handle: it was closed, refused, or moved, which was said; answer what was asked about it.
+        """Release a handle: it was closed, refused, or moved, which was said; answer what was asked about it.
 
         `why`: what became of it, where it was not closed by its client.
         """

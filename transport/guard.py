@@ -1,13 +1,14 @@
-"""Guards the TCP connections under a worker's socket: who never introduced itself, and how a connection is ended.
+"""Guards the TCP connections under a worker's socket: closes those of clients that never introduce themselves.
 
-ZeroMQ gathers all frames of a message before anybody above it sees one, accepts whoever comes, and has no call that
-ends a connection. It tells, though, which descriptors its connections have; this is where those are looked at.
+ZeroMQ gathers all frames of a message before the layers above see one, accepts every connection, and has no call that
+closes one. It does report the descriptors of its connections; this module watches and closes those.
 
 Invariants
-- a connection without a session has sent no more than a HELLO takes, and has a while for that, or it is ended
-- one whose message costs ZeroMQ's thread much, and never comes to its end, is ended: it is of millions of frames
-- near the limit of descriptors those without a session are ended first, the oldest before the others
-- nothing of a connection that was ended reaches anybody: what its kernel holds is thrown away
+- a connection without a session that has sent more than a HELLO takes, or has had its time for one, is closed
+- a connection whose message keeps ZeroMQ's thread busy and never ends is closed: such a message has millions of
+  frames
+- near the limit of descriptors, connections without a session are closed first, the oldest first
+- nothing from a closed connection reaches an actor: what the kernel still holds is discarded
 
 May touch: the descriptors that it is told of. One thread, the loop's.
 """

@@ -1,8 +1,8 @@
-"""How much ZeroMQ's own thread does that nobody sees: gathering a message of millions of frames.
+"""How much work ZeroMQ's own thread does without a visible result: gathering a message of millions of frames.
 
-A message is seen when it is whole. Each frame of it costs ZeroMQ's thread a tenth of a microsecond to gather, and the
-worker ten times that to throw away; so who sends such a message is to be noticed while it is gathered. What passes
-through the socket explains most of what that thread does; what is left over is hidden.
+A message becomes visible when it is complete. Each of its frames costs ZeroMQ's thread a tenth of a microsecond to
+gather, and the worker ten times that to discard; so the sender should be noticed while the message is gathered. The
+traffic of the socket explains most of the thread's work; the rest is hidden work.
 
 `HiddenWork` is pure; `IoThread` reads the thread's clock (Linux).
 """

@@ -1,12 +1,13 @@
-"""What waits in a worker's memory for clients that do not read, bounded for all of them together.
+"""The bytes waiting in a worker's memory for clients that do not read, bounded for all of them together.
 
 ZeroMQ's queue to a client is bounded by a number of messages, and a consumer's credit by what its client may hold. A
-hundred clients that stop reading, each with all the credit there is, would be gigabytes. Here is counted what was given
-to ZeroMQ for each connection, and from time to time looked at what the other side's kernel has of it.
+hundred clients that stop reading, each with the largest credit, would need gigabytes. This module counts what was
+given to ZeroMQ for each connection, and checks from time to time how much of it the peer's kernel has received.
 
 Invariants
-- beyond `QUEUED_BYTES_MAX` who has something waiting gets no more; who reads has nothing waiting, and goes on
-- beyond `QUEUED_BYTES_END` the connections end that owe most and have not moved for a while; their sessions resume
+- beyond `QUEUED_BYTES_MAX` clients with waiting bytes get no more; clients that read have none waiting, and continue
+- beyond `QUEUED_BYTES_END` the connections that owe most and have not moved for a while are closed; their sessions
+  resume
 
 Pure but for the clock and what it is handed.
 """

@@ -1,12 +1,12 @@
-"""What a session was asked and has not answered yet, so that every frame with a REF is answered exactly once; pure.
+"""The open requests of a session, so that every frame with a REF is answered exactly once; pure.
 
-Whoever knows the answer sends it. What nobody answers, because the handle it was about is gone, or because whoever was
-to answer never does, is answered here: with an error. A late answer to that is dropped.
+The actor that knows the answer sends it. A request that no actor answers, because its handle ended or the actor is
+gone, is answered here with an error. A later answer is dropped.
 
 Invariants
-- a question is open from `ask` until `answered` or `give_up`
-- an answer that comes after its question was given up is dropped, once
-- no more than `OPEN_MAX` questions are open: who asks more is refused
+- a request is open from `ask` until `answered` or `give_up`
+- an answer after its request was given up is dropped, once
+- at most `OPEN_MAX` requests are open; more are refused
 """
 
 from __future__ import annotations

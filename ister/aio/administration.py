@@ -1,4 +1,4 @@
-"""What is asked of a broker once: topics, subscriptions, status; `ister.administration`, awaited."""
+"""Single requests to a broker: topics, subscriptions, status; `ister.administration`, awaited."""
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
 
@@ -82,7 +82,7 @@ class Administration(Waiting):
     async def repair_topic(
         self, topic: str, *, skip_damaged: bool, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Let subscriptions go on behind what is damaged; see `ister.Client.repair_topic`."""
+        """Let subscriptions continue behind what is damaged; see `ister.Client.repair_topic`."""
         request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
         answer: dict[str, Any] = await self._ask(request, timeout)
         return answer

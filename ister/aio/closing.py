@@ -1,7 +1,7 @@
 """What is opened by `await` or `async with`, and closed at the end of the block.
 
 Invariants
-- what an `async with` block raises is never replaced by an `IsterError` of closing
+- an exception from inside an `async with` block is never replaced by an `IsterError` of closing
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Request and reply in the event loop: the part of `Client` that asks and answers (see `ister.inbox`).
 
 Invariants
-- one inbox a client; whoever moves the frames sorts what comes into it, and the loop wakes the one it is for
+- a client has one inbox; the thread that moves the frames sorts replies, and the loop wakes the task concerned
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
@@ -78,7 +78,7 @@ class Conversation(Administration):
         return cast("Message", inner.reply_of(inbox, waiting, topic))
 
     async def _open_inbox(self, seconds: float | None) -> Inbox:
-        """Return the inbox; it is made by a task of its own, for whoever asked first may be cancelled meanwhile."""
+        """Return the inbox; a task of its own makes it, as the task that asked first may be cancelled meanwhile."""
         inbox = self._inbox
         if inbox is not None and not inbox.closed:
             return inbox
@@ -128,6 +128,6 @@ class Conversation(Administration):
 
 
 def _noted(task: asyncio.Task[Inbox]) -> None:
-    """Take note of how a task ended: whoever waited for it may have been cancelled."""
+    """Take note of how a task ended: the task that waited for it may have been cancelled."""
     if not task.cancelled():
         task.exception()

@@ -35,7 +35,7 @@ class Receipt:
         return self.shipment.resolved
 
     async def result(self, timeout: float | None = None) -> Published:
-        """Wait up to `timeout` seconds (`None`: for ever) and return where the messages are.
+        """Wait up to `timeout` seconds (`None`: forever) and return where the messages are.
 
         Raises `TimeoutExpiredError`, or the error that the broker refused them with.
         """

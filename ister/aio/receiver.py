@@ -70,7 +70,7 @@ class Receiver(Closing):
         return self._receiver.position
 
     def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield messages for ever; ends when the consumer is closed by `close`.
+        """Yield messages forever; ends when the consumer is closed by `close`.
 
         No generator: one of those is over once a time-out or a cancellation has passed through it.
         """
@@ -88,7 +88,7 @@ class Receiver(Closing):
         return message
 
     async def receive(self, timeout: float | None = None) -> Message | None:
-        """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait for ever)."""
+        """Return the next message, or `None` when there is none within `timeout` seconds (`None`: wait forever)."""
         message = next(self._source.current, None)
         return await self._wait_for(self._source.try_receive, timeout) if message is None else message
 
@@ -174,7 +174,7 @@ class Consumer(Receiver):
         self._consumer.nack(what, delay, reason)
 
     def extend(self, *what: Acknowledged) -> None:
-        """Say that messages are still being worked on: their acknowledgment timeout begins anew."""
+        """Say that messages are still being worked on: their acknowledgment timeout starts again."""
         self._consumer.extend(*what)
 
     async def seek(self, position: Position, timeout: float | None = SEEK_S) -> int:

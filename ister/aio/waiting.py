@@ -1,10 +1,10 @@
-"""How the event loop waits for what the background threads do: for a condition, an answer, a shipment.
+"""How the event loop waits for the background threads: for a condition, an answer, a shipment.
 
 Invariants
-- background threads only say that something has changed, and at most one call to look is on its way to the loop
-- whoever waits registers first and looks then: what changes in between is not missed
-- whoever is cancelled hears so, whatever has come in the same moment, and leaves nothing behind: what it waited for is
-  still there for the next one
+- background threads only report that something has changed, and at most one call to look is in transit to the loop
+- a task registers first and looks then: a change in between is not missed
+- a cancelled task gets its cancellation, whatever arrived at the same moment, and leaves nothing behind: what it
+  waited for is there for the next one
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)

@@ -1,7 +1,7 @@
 """`ister produce`: send lines to a topic.
 
 Invariants
-- a line is sent as soon as it is there, also when the input goes on slowly; lines that are there together go together
+- a line is sent as soon as it is there, also when the input continues slowly; lines that are there together go together
 - exit code 0 means that every line has its receipt
 """
 

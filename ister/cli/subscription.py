@@ -196,7 +196,7 @@ def seek(
 ) -> None:
     """Move a subscription: everything before counts as acknowledged, nothing from there on does.
 
-    Its consumers stay attached, and go on there. Asks first.
+    Its consumers stay attached, and continue there. Asks first.
     """
     confirm(f"move subscription {subscription} of {topic} to {to}?", yes)
     with connected(endpoint, timeout) as client:

@@ -262,7 +262,7 @@ def forget(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) 
 @client_options
 @json_option
 def takeover(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Claim a topic in the store for this broker, and go on from there; whoever has it now is fenced. Asks first."""
+    """Claim a topic in the store for this broker, and continue from there; whoever has it now is fenced. Asks first."""
     confirm(
         f"take topic {topic} over, fence the broker that has it, and drop what is here and not in the store?",
         yes,

@@ -109,7 +109,7 @@ class Subscription:
         return runs(sorted(left))
 
     def seek(self, position: int) -> None:
-        """Go on at an offset: everything below it is acknowledged, nothing from there on."""
+        """Continue at an offset: everything below it is acknowledged, nothing from there on."""
         self.next = position
         self.again, self.later, self.acked = [], [], set(range(position))
         self.attempts.clear()

@@ -94,4 +94,4 @@ def test_a_catalogue_that_is_empty_deletes_nothing(tmp_path: Path, caplog: pytes
         with closing(Catalogue(str(tmp_path / "catalogue.sqlite"))) as catalogue:
             sweep_orphans(LocalDisk(), str(tmp_path), catalogue)
     assert folders(tmp_path) == before
-    assert "left alone" in caplog.text
+    assert "is kept" in caplog.text

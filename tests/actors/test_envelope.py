@@ -156,7 +156,7 @@ def test_a_damaged_envelope_is_malformed_or_another_message(sent: Everything, da
         (["n", 1, "p", "OneField", True], [], "OneField.number is bool, not int"),
         (["n", 1, "p", "OneField"], [], "OneField has 1 fields, not 0"),
         (["n", 1, "p", "OneField", 5, 6], [], "OneField has 1 fields, not 2"),
-        (["n", 1, "p", "OneField", 5], [b"x"], "OneField came with 1 frames"),
+        (["n", 1, "p", "OneField", 5], [b"x"], "OneField came with 1 frame"),
         (["n", 1, "p", "Nothing", 5], [], "no message is named 'Nothing'"),
         (["n", 1, "p", "Unregistered", 5], [], "no message is named 'Unregistered'"),
         (["n", "1", "p", "OneField", 5], [], "does not begin with node, boot, path and name"),
@@ -181,7 +181,7 @@ def test_frames_must_be_as_many_as_announced() -> None:
 
     envelope, frames = seal_mail("n", 1, "p", Counted((b"a", b"b")))
     assert open_mail(envelope, frames).message == Counted((b"a", b"b"))
-    with pytest.raises(MalformedMailError, match="Counted came with 1 frames"):
+    with pytest.raises(MalformedMailError, match="Counted came with 1 frame"):
         open_mail(envelope, [b"a"])
 
 

@@ -85,7 +85,7 @@ def test_what_flows_needs_no_reason() -> None:
             "no-consumer",
             "the last one left 5.0 s ago",
         ),
-        ({"handing_over": 1}, "handing-over", "gives back what it holds"),
+        ({"handing_over": 1}, "handing-over", "give back, what it holds"),
         ({"ready": 0, "connection_full": 1}, "connection-full", "1 of 1 consumer accept nothing"),
         ({"ready": 0, "no_credit": 1}, "no-credit", "10 messages are with consumers"),
         ({"ready": 0, "standby": 1}, "standby-only", "none is active"),

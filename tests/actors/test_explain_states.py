@@ -309,10 +309,14 @@ STATES = {
         log_fails,
         "flowing",
         "topic-failed",
-        ("takes no messages", "what was durable before is still delivered", "tried again by itself"),
+        ("accepts no messages", "what was durable before is still delivered", "tried again by itself"),
     ),
     "starting": Told(
-        topic_is_silent, "stopped", "starting", ("has not said yet", "ister topic show"), ("flowing",)
+        topic_is_silent,
+        "stopped",
+        "starting",
+        ("has not reported its offsets yet", "ister topic show"),
+        ("flowing",),
     ),
     "expired": Told(
         expired,

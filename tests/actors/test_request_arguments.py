@@ -24,13 +24,13 @@ def test_what_is_right_is_returned() -> None:
 @pytest.mark.parametrize(
     ("read", "said"),
     [
-        (lambda: text({}, "topic"), "the argument 'topic' is missing, or is no text"),
-        (lambda: text({"topic": b"x"}, "topic"), "the argument 'topic' is missing, or is no text"),
+        (lambda: text({}, "topic"), "the argument 'topic' is missing, or is not text"),
+        (lambda: text({"topic": b"x"}, "topic"), "the argument 'topic' is missing, or is not text"),
         (lambda: only({"colour": 1}, "topic", "to"), "no argument 'colour' here; known are topic, to"),
         (lambda: page({"limit": 0}), "limit 0 is not 1 to 500"),
         (lambda: page({"limit": PAGE_MAX + 1}), "limit 501 is not 1 to 500"),
         (lambda: page({"limit": True}), "limit True is not 1 to 500"),
-        (lambda: page({"after": 5}), "the argument 'after' is missing, or is no text"),
+        (lambda: page({"after": 5}), "the argument 'after' is missing, or is not text"),
         (lambda: number({"n": -1}, "n", "number {} is none"), "number -1 is none"),
         (lambda: number({"n": True}, "n", "number {} is none"), "number True is none"),
         (lambda: number({"n": "x" * 99}, "n", "number {} is none"), "number 'x{39} is none"),

@@ -177,7 +177,7 @@ def test_letters_are_never_sent_where_they_would_be_lost(client: ister.Client) -
     """Not to a topic that keeps nothing, not in a circle, and not into nowhere."""
     letters = kill(client, "careful", 1)
     client.create_topic("air", dispatch="non-reliable")
-    with pytest.raises(ister.UsageError, match="keeps nothing"):
+    with pytest.raises(ister.UsageError, match="stores nothing"):
         letters.redrive(to="air")
     with pytest.raises(ister.UsageError, match="for ever"):
         letters.redrive(to="careful.billing.dlq")

@@ -120,7 +120,7 @@ def test_peek_shows_and_takes_nothing(ister: Ister) -> None:
         ]
         assert [message["offset"] for message in seen] == [4, 5]
     ister("topic", "create", "kept/not", "--dispatch", "non-reliable")
-    assert b"keeps nothing" in ister("peek", "kept/not").stderr
+    assert b"stores nothing" in ister("peek", "kept/not").stderr
     ister("topic", "create", "empty")
     assert ister("peek", "empty").stdout == b""
 

@@ -241,5 +241,5 @@ def test_a_row_changed_behind_the_catalogues_back_is_noticed(tmp_path: Path) -> 
     database.execute("UPDATE topics SET created_ms = 19")
     database.commit()
     database.close()
-    with pytest.raises(DamagedError, match="not what was written"):
+    with pytest.raises(DamagedError, match="do not match their checksum"):
         Catalogue(path)
