@@ -1,0 +1,130 @@
+"""Tests of delivery by key: what is read for the lanes, and what comes back to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ister.actors.ledger import Held
+from ister.actors.messages import Acknowledged, Returned, Seek
+from ister.actors.subscription import by_key as module
+from ister.actors.subscription.acknowledgments import Acknowledgments
+from ister.actors.subscription.by_key import ByKey
+from ister.actors.subscription.cursor_log import CursorLog
+from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.moving import Moving
+from tests.actors.hosts import ASKER, Delivering
+
+
+def keyed(consumers: int = 1) -> Delivering:
+    """Return a delivery by key, with consumers."""
+    bench = Delivering(ByKey, "key-shared")
+    for key in range(1, consumers + 1):
+        bench.host.attach(key)
+    return bench
+
+
+def offsets(bench: Delivering) -> list[int]:
+    """Dispatch once, and return the offsets that were delivered."""
+    return [offset for parts in bench.hand_out() for first, end in parts for offset in range(first, end)]
+
+
+def give_back(bench: Delivering, first: int, end: int, delay_s: float | None = 0.0) -> None:
+    """Have a consumer give messages back, as failed."""
+    held = (Held(first, end, 1),)
+    bench.part(Acknowledgments).on_returned(Returned(1, held, delay_s, "no", delay_s is None))
+
+
+def test_a_key_that_waits_lets_others_go_on() -> None:
+    """Its later messages wait behind the one that came back, each in its order."""
+    bench = keyed()
+    for key in (b"a", b"b"):
+        bench.publish(b"x", b"x", key=key)
+    assert sorted(offsets(bench)) == [0, 1, 2, 3]
+    give_back(bench, 0, 1, 5.0)
+    bench.publish(b"a", key=b"a")
+    bench.publish(b"b", key=b"b")
+    assert offsets(bench) == [5]
+    assert bench.delivery.state()["backoff"] == 2
+    bench.host.time.now_s += 5
+    assert offsets(bench) == [0, 4]
+
+
+def test_poison_holds_its_key_and_no_other() -> None:
+    """Until an operator has decided."""
+    bench = keyed()
+    bench.host.meta.settings.update({"poison": "block", "max_deliveries": 1})
+    for part in bench.host.parts:
+        part.settings_updated()
+    bench.publish(b"x", key=b"a")
+    assert offsets(bench) == [0]
+    give_back(bench, 0, 1, None)
+    bench.publish(b"x", key=b"a")
+    bench.publish(b"x", key=b"b")
+    assert offsets(bench) == [2]
+    bench.part(Acknowledgments).on_acknowledged(Acknowledged(1, ((0, 1),), None, 0))
+    assert offsets(bench) == [1]
+
+
+def test_a_message_takes_its_place_in_its_key_when_its_time_has_come() -> None:
+    """Those that came later went before it."""
+    bench = keyed()
+    bench.publish(b"later", b"now", key=b"a", deliver_at=[bench.host.time.time_ms() + 5_000, 0])
+    assert offsets(bench) == [1]
+    bench.host.time.now_s += 6
+    assert offsets(bench) == [0]
+
+
+def test_after_a_restart_what_waited_for_its_back_off_waits_on() -> None:
+    """In its lane, once the log is read up to it."""
+    bench = keyed()
+    bench.log.publish(b"0", b"1", key=b"a")
+    journal, access = bench.part(CursorLog), bench.part(LogAccess)
+    journal.open(lambda: 0, lambda _journal: None)
+    journal.cursor.failed[0] = (1, 1)
+    journal.cursor.waits[0] = (bench.host.time.time_ms() + 5_000, 5_000)
+    access.source.begin(0)
+    bench.host.opened()
+    access.source.advance(2)
+    assert offsets(bench) == []
+    bench.host.time.now_s += 5
+    assert offsets(bench) == [0, 1]
+    assert [(piece.attempt, piece.failures) for piece in bench.host.delivered] == [(2, 1), (1, 0)]
+
+
+def test_a_move_begins_anew_with_the_consumers_there_are() -> None:
+    """Their keys are theirs, and what was in flight is in nobody's way."""
+    bench = keyed()
+    bench.publish(b"x", b"x", key=b"a")
+    assert offsets(bench) == [0, 1]
+    bench.part(Moving).on_seek(Seek("0", ASKER, 1))
+    assert offsets(bench) == []
+    bench.host.release(1)
+    assert offsets(bench) == [0, 1]
+    assert bench.delivery.state()["keyed"] == 0
+
+
+def test_so_much_is_in_flight_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is an entry here; then nothing new is looked at."""
+    monkeypatch.setattr(module, "IN_FLIGHT_MAX", 2)
+    bench = keyed()
+    bench.publish(b"x", b"x", key=b"a")
+    assert offsets(bench) == [0, 1]
+    bench.publish(b"x", key=b"b")
+    assert offsets(bench) == []
+    assert bench.delivery.state()["tracked_full"] is True
+    bench.part(Acknowledgments).on_acknowledged(Acknowledged(1, ((0, 2),), None, 2))
+    assert offsets(bench) == [2]
+
+
+def test_who_holds_a_key_is_said() -> None:
+    """With the messages that wait for it."""
+    bench = keyed(2)
+    bench.publish(b"x", key=b"a")
+    (first,) = offsets(bench)
+    owner = next(member for member in bench.host.roster.members if member.outstanding)
+    bench.host.roster.block(owner.key, True, "full")
+    bench.delivery.detached(owner)  # its slots go to the other one, the key stays until it is done
+    bench.publish(b"x", key=b"a")
+    assert (first, offsets(bench)) == (0, [])
+    (held,) = bench.delivery.state()["keys"]
+    assert (held["key"], held["consumer"]) == ("a", owner.key)

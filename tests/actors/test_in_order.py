@@ -1,0 +1,228 @@
+"""Tests of delivery in the order of the log, and of a reader's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ister.actors.ledger import Held
+from ister.actors.messages import Acknowledged, Attached, Fetched, ReadFrom, Returned, Seek, TopicFailed
+from ister.actors.subscription import log_parts
+from ister.actors.subscription.acknowledgments import Acknowledgments
+from ister.actors.subscription.cursor_log import CursorLog
+from ister.actors.subscription.in_order import InOrder
+from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.moving import Moving
+from ister.actors.subscription.reading import Reading
+from ister.errors import DamagedError
+from ister.storage.tiered import NotHereError
+from ister.subscriptions import READER
+from tests.actors.hosts import ASKER, Delivering
+
+
+def ordered(type_: str = "exclusive", *, consumers: int = 1, sparse: bool = True, **given: Any) -> Delivering:
+    """Return a delivery in order, with consumers."""
+    bench = Delivering(InOrder, type_, **given)
+    for key in range(1, consumers + 1):
+        bench.host.attach(key, sparse=sparse)
+    return bench
+
+
+def give_back(bench: Delivering, first: int, end: int, delay_s: float = 0.0) -> None:
+    """Have a consumer give messages back."""
+    bench.part(Acknowledgments).on_returned(Returned(1, (Held(first, end, 1),), delay_s, "no"))
+
+
+def acknowledge(bench: Delivering, *ranges: tuple[int, int]) -> None:
+    """Have a consumer acknowledge messages."""
+    settled = sum(end - first for first, end in ranges)
+    bench.part(Acknowledgments).on_acknowledged(Acknowledged(1, ranges, None, settled))
+
+
+def test_batches_that_follow_each_other_go_together() -> None:
+    """In order, once."""
+    bench = ordered()
+    for _ in range(3):
+        bench.publish(b"a", b"b")
+    assert bench.hand_out() == [((0, 6),)]
+    assert bench.hand_out() == []
+    assert bench.delivery.position() == 6
+
+
+def test_what_came_back_goes_before_anything_new() -> None:
+    """The lowest first; it says how often it was delivered."""
+    bench = ordered(sparse=False)
+    bench.publish(*[b"x"] * 4)
+    assert bench.hand_out() == [((0, 4),)]
+    give_back(bench, 2, 3)
+    give_back(bench, 0, 1)
+    bench.publish(b"new")
+    assert bench.delivery.backlog() == 3
+    assert bench.hand_out() == [((0, 1),), ((2, 3),), ((4, 5),)]
+    assert [piece.attempt for piece in bench.host.delivered] == [2, 2, 1]
+
+
+def test_scattered_messages_go_together_to_who_understands_that() -> None:
+    """With their ranges."""
+    bench = ordered()
+    bench.publish(*[b"x"] * 6)
+    bench.hand_out()
+    for first in (0, 2, 5):
+        give_back(bench, first, first + 1)
+    assert bench.hand_out() == [((0, 1), (2, 3), (5, 6))]
+
+
+def test_what_waits_for_its_back_off_comes_when_that_is_over() -> None:
+    """The subscription is to be woken then."""
+    bench = ordered()
+    bench.publish(b"x")
+    bench.hand_out()
+    give_back(bench, 0, 1, 5.0)
+    assert bench.host.wake_times == [bench.host.time.monotonic() + 5.0]
+    assert bench.hand_out() == []
+    assert bench.delivery.state()["backoff"] == 1
+    bench.host.time.now_s += 5
+    assert bench.hand_out() == [((0, 1),)]
+
+
+def test_what_was_acknowledged_meanwhile_does_not_come_again() -> None:
+    """By who held it before."""
+    bench = ordered()
+    bench.publish(*[b"x"] * 3)
+    bench.hand_out()
+    give_back(bench, 0, 3)
+    acknowledge(bench, (1, 2))
+    assert bench.hand_out() == [((0, 1), (2, 3))]
+
+
+def test_after_a_restart_only_what_is_not_acknowledged_comes() -> None:
+    """As often as the journal says."""
+    bench = ordered()
+    bench.log.publish(*[b"x"] * 6)
+    journal = bench.part(CursorLog)
+    journal.open(lambda: 0, lambda _journal: None)
+    journal.note(0, 1)
+    journal.note(3, 4)
+    journal.cursor.failed[4] = (2, 1)
+    bench.part(LogAccess).source.begin(1)
+    bench.host.opened()
+    bench.part(LogAccess).source.advance(6)
+    assert bench.hand_out() == [((1, 3),), ((4, 5),), ((5, 6),)]
+    assert [(piece.attempt, piece.failures) for piece in bench.host.delivered] == [(1, 0), (3, 1), (1, 0)]
+
+
+def test_nothing_is_delivered_while_it_is_moved_or_somebody_must_decide() -> None:
+    """Also where there is somebody to deliver it to."""
+    bench = ordered()
+    bench.host.meta.settings.update({"poison": "block", "max_deliveries": 1})
+    bench.delivery.parts[4].settings_updated()
+    bench.publish(b"0", b"1")
+    bench.part(Moving).on_seek(Seek("1", ASKER, 1))
+    assert bench.hand_out() == []
+    bench.host.release(1)
+    assert bench.hand_out() == [((1, 2),)]
+    bench.part(Acknowledgments).on_returned(Returned(1, (Held(1, 2, 1),), None, "no", True))
+    bench.publish(b"2")
+    assert bench.hand_out() == []
+    acknowledge(bench, (1, 2))
+    assert bench.hand_out() == [((2, 3),)]
+
+
+def test_beyond_the_bound_nothing_new_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until something is acknowledged."""
+    bench = ordered()
+    bench.publish(*[b"x"] * 6)
+    bench.hand_out()
+    acknowledge(bench, (1, 2), (3, 4))
+    monkeypatch.setattr(log_parts, "PIECES_BYTES_MAX", log_parts.HOLE_BYTES)
+    bench.publish(b"new")
+    assert bench.hand_out() == []
+    assert bench.delivery.state()["tracked_full"] is True
+    wakes = bench.host.wakes
+    acknowledge(bench, (0, 1), (2, 3))
+    assert bench.host.wakes > wakes
+    assert bench.hand_out() == [((6, 7),)]
+
+
+def test_what_cannot_be_read_now_waits() -> None:
+    """And loses nothing of what came back."""
+    bench = ordered()
+    bench.publish(b"x")
+    bench.hand_out()
+    give_back(bench, 0, 1)
+    bench.part(LogAccess).source.reopen()
+    bench.log.errors[0] = NotHereError(0, 1)
+    assert bench.hand_out() == []
+    bench.log.errors.clear()
+    bench.part(LogAccess).on_fetched(Fetched(0, 0))
+    assert bench.hand_out() == [((0, 1),)]
+
+
+def reading(start: str | int = "earliest", **given: Any) -> Delivering:
+    """Return a reader's delivery, with its consumer."""
+    bench = Delivering(Reading, READER, start=start, **given)
+    bench.host.attach()
+    return bench
+
+
+def test_a_reader_is_given_everything_and_holds_nothing() -> None:
+    """What was sent is done; nobody is told of its cursor."""
+    bench = reading()
+    bench.host.topic.settings["retention_acknowledged"] = 1
+    bench.publish(*[b"x"] * 4, deliver_at=[0, 0, 1 << 60, 0])
+    assert bench.hand_out() == [((0, 4),)]
+    assert bench.host.roster.outstanding == 0
+    assert bench.part(CursorLog).cursor.low == 4
+    bench.host.loop.advance(120)
+    bench.delivery.parts[0].stop()
+    assert bench.uploader.heard == []
+    assert [type(message).__name__ for message in bench.topic.heard].count("Consumed") == 0
+
+
+def test_a_reader_goes_on_where_it_says() -> None:
+    """What was on its way to it is lost with its connection; what retention took of that is said."""
+    bench = reading()
+    bench.publish(*[b"x"] * 4)
+    bench.hand_out()
+    bench.delivery.on_read_from(ReadFrom("2"))  # type: ignore[attr-defined]
+    assert bench.hand_out() == [((2, 4),)]
+    bench.part(LogAccess).source.trim(3)
+    bench.delivery.on_read_from(ReadFrom("1"))  # type: ignore[attr-defined]
+    assert [(notice.code, notice.count) for notice in bench.host.notices] == [("trimmed", 2)]
+    assert bench.hand_out() == [((3, 4),)]
+
+
+def test_a_reader_waits_at_what_the_log_has_and_the_store_lost() -> None:
+    """It was delivered once; another subscription cannot begin there."""
+    bench = reading(start=6)
+    bench.log.publish(*[b"x"] * 4)
+    access = bench.part(LogAccess)
+    access.on_attached(Attached(0, 4, log_end=8))
+    assert (bench.host.failure, bench.delivery.position()) == (None, 6)
+    other = ordered(start=6)
+    other.part(LogAccess).on_attached(Attached(0, 4, log_end=8))
+    assert other.host.failure is not None
+
+
+def test_a_reader_ends_with_its_consumer_and_with_its_topic() -> None:
+    """No catalogue says so to it."""
+    bench = reading()
+    bench.publish(b"x")
+    bench.delivery.topic_failed(TopicFailed("log-failed", "for now"))
+    assert bench.host.evicted == []
+    bench.delivery.topic_failed(TopicFailed("unknown-topic", "gone"))
+    assert bench.host.evicted == ["topic-deleted"]
+    bench.delivery.abandoned()
+    assert bench.host.ended
+
+
+def test_where_nothing_is_readers_and_others_wait_for_an_operator() -> None:
+    """The delivery is the same; so is what stops it."""
+    for bench in (ordered(), reading()):
+        bench.publish(b"x")
+        error = DamagedError("torn")
+        error.first, error.end = 0, 1
+        bench.log.errors[0] = error
+        assert bench.hand_out() == []
+        assert bench.part(LogAccess).description()["stalled"]

@@ -1,0 +1,76 @@
+"""Tests of what a journal remembers of what an actor before this one delivered."""
+
+from __future__ import annotations
+
+from ister.actors.ledger import DELAY_MS_MAX
+from ister.actors.subscription.remembered import Remembered
+from tests.actors.hosts import Bench
+
+
+class WithFailures(Bench):
+    """A bench whose journal knows of failures and waits."""
+
+    def __init__(self, failed: dict[int, tuple[int, int]], waits: dict[int, tuple[int, int]]) -> None:
+        super().__init__()
+        self.log.publish(*[b"x"] * 20)
+        self.begin()
+        self.journal.cursor.failed.update(failed)
+        self.journal.cursor.waits.update(waits)
+        self.remembered = Remembered(self.journal)
+        self.remembered.begin(20)
+
+
+def test_messages_that_failed_as_often_go_together() -> None:
+    """And what never failed is cut before what did."""
+    bench = WithFailures({3: (2, 1), 4: (2, 1), 5: (3, 2)}, {})
+    alike = bench.remembered.alike
+    assert alike(0, 20) == (3, 0, 0)
+    assert alike(3, 20) == (5, 2, 1)
+    assert alike(3, 4) == (4, 2, 1)
+    assert alike(5, 20) == (6, 3, 2)
+    assert alike(6, 20) == (20, 0, 0)
+
+
+def test_behind_the_last_failure_nothing_is_known() -> None:
+    """From there on nobody looks at single messages."""
+    bench = WithFailures({3: (2, 1)}, {})
+    assert [bench.remembered.knows(offset) for offset in (0, 3, 4)] == [True, True, False]
+    bench.remembered.forget()
+    assert not bench.remembered.knows(0)
+
+
+def test_what_waits_goes_on_waiting_and_is_not_met_in_the_log_again() -> None:
+    """The rest of its time, and no longer than it was to: the clock may have been set back."""
+    bench = WithFailures({}, {})
+    now_s, now_ms = bench.host.time.monotonic(), bench.host.time.time_ms()
+    waits = bench.journal.cursor.waits
+    waits[2] = (now_ms + 5_000, 10_000)
+    waits[4] = (now_ms + 90_000, 10_000)
+    waits[5] = (now_ms + 2 * DELAY_MS_MAX, 0)
+    waits[7] = (now_ms - 1, 10_000)
+    ready = {offset: round(ready_s - now_s) for offset, ready_s in bench.remembered.waiting(now_s, now_ms)}
+    assert ready == {2: 5, 4: 10, 5: DELAY_MS_MAX // 1000}
+    bench.journal.note(0, 1)
+    assert bench.remembered.fresh(0, 8) == [(1, 2), (3, 4), (6, 8)]
+    assert bench.remembered.fresh(8, 9) == [(8, 9)]
+    assert bench.remembered.fresh(0, 8) == [(1, 8)], "behind the last of them nothing is kept of it"
+
+
+def test_failures_of_messages_that_the_log_has_lost_do_not_count() -> None:
+    """Their offsets are others' now."""
+    bench = Bench()
+    bench.log.publish(b"x")
+    bench.begin()
+    noted: list[int] = []
+    bench.journal.cursor.failed.update({0: (1, 1), 1: (1, 1)})
+
+    def note_failed(first: int, end: int, deliveries: int, failures: int) -> None:
+        noted.append(first)
+        assert (end, deliveries, failures) == (first + 1, 0, 0)
+        del bench.journal.cursor.failed[first]
+
+    bench.journal.note_failed = note_failed  # type: ignore[method-assign, assignment]
+    remembered = Remembered(bench.journal)
+    remembered.begin(1)
+    assert noted == [1]
+    assert remembered.alike(0, 2) == (1, 1, 1)
