@@ -108,7 +108,7 @@ def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) 
     for _ in range(300):
         scene.request("seek", to=0)
     consumer = consumer_of(scene)
-    assert len(consumer._backlog) < 100
+    assert len(consumer.wire.backlog) < 100
     client.router.full.discard(client.routing)
     stage.advance(1)
     assert events(client)[-1].code == "sought"

@@ -11,7 +11,8 @@ from typing import Any
 import cbor2
 import pytest
 
-from ister.actors.consumer import FULL_RETRY_S, FULL_RETRY_S_MAX, Consumer
+from ister.actors.consumer import Consumer
+from ister.actors.consumer_wire import FULL_RETRY_S, FULL_RETRY_S_MAX
 from ister.actors.ledger import Held
 from ister.actors.messages import (
     Acknowledged,

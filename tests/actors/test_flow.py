@@ -11,7 +11,7 @@ from weakref import ref
 
 import pytest
 
-from ister.actors.consumer import FULL_RETRY_S_MAX
+from ister.actors.consumer_wire import FULL_RETRY_S_MAX
 from ister.actors.lanes import SLOTS, Lanes
 from ister.actors.ledger import Held
 from ister.actors.loop import CANCELLED_TIMERS_KEPT
@@ -191,7 +191,7 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
     else:
         assert held == 3 * MANY
     for consumer in stage.actors("consumer"):
-        assert not consumer._backlog  # type: ignore[attr-defined]
+        assert not consumer.wire.backlog  # type: ignore[attr-defined]
     for client in crowd.clients:
         client.say({Key.TYPE: Type.BYE})
     stage.settle()
@@ -271,8 +271,8 @@ def test_a_full_connection_of_hundreds_is_looked_at_once_for_all(stage: Stage, t
     for offsets in crowd.given.values():
         assert offsets == sorted(offsets)
     for consumer in stage.actors("consumer"):
-        assert not consumer._backlog  # type: ignore[attr-defined]
-        assert not consumer._handle.session.waiting  # type: ignore[attr-defined]
+        assert not consumer.wire.backlog  # type: ignore[attr-defined]
+        assert not consumer.wire.handle.session.waiting  # type: ignore[attr-defined]
 
 
 def test_who_waits_for_room_and_leaves_lets_the_next_one_look(stage: Stage) -> None:
@@ -282,7 +282,7 @@ def test_who_waits_for_room_and_leaves_lets_the_next_one_look(stage: Stage) -> N
     crowd.open([full], range(1, 4))
     full.router.full.add(full.routing)
     crowd.publish(3)
-    session = stage.actors("consumer")[0]._handle.session  # type: ignore[attr-defined]
+    session = stage.actors("consumer")[0].wire.handle.session  # type: ignore[attr-defined]
     assert len(session.waiting) == 3
     stage.actor("consumer", str(next(iter(session.waiting)))).stop_now()
     full.router.full.clear()

@@ -67,7 +67,7 @@ def forgotten_redelivery() -> Iterator[None]:
     """What a consumer holds whose connection is gone is not given back when its session ends."""
 
     def leave(self: Consumer) -> None:
-        if self._handle.session.routing is None:
+        if self.wire.handle.session.routing is None:
             self._release()
         original(self)
 

@@ -48,6 +48,8 @@ PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has 
     "ister.actors.lanes",
     "ister.actors.delays",
     "ister.actors.poison",
+    "ister.actors.consumer_holding",
+    "ister.actors.consumer_wire",
     "ister.actors.subscription.acknowledgments",
     "ister.actors.subscription.by_key",
     "ister.actors.subscription.cursor_log",
