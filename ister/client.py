@@ -111,7 +111,7 @@ class Client(Administration):
 
     @property
     def events(self) -> deque[BrokerEvent]:
-        """When its broker came and went, oldest first (the last 256); take them out as you like."""
+        """When the broker was lost and connected, oldest first (the last 256). The caller may remove entries."""
         return self.network.events
 
     def greeted(self) -> bool:
@@ -146,10 +146,10 @@ class Client(Administration):
     ) -> Producer:
         """Open a producer.
 
-        Messages gather until there are `batch_bytes`, `linger_ms` have passed or the batch before them is answered; a
-        lone message goes at once. At most `window_bytes` (default: what the broker allows) go out before an answer.
-        A `name` makes it the same producer over restarts of the program: a second one of that name fences the first.
-        Raises `RemoteError` (`unknown-topic`, ...), `TimeoutExpiredError`.
+        A batch is sent when it has `batch_bytes`, when `linger_ms` have passed, or when the batch before it is
+        answered; a lone message is sent at once. At most `window_bytes` (default: what the broker allows) are sent
+        without an answer. With a `name` it is the same producer across restarts of the program; a second producer of
+        that name fences the first. Raises `RemoteError` (`unknown-topic`, ...), `TimeoutExpiredError`.
         """
         producer = self.plan_producer(
             topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes
@@ -198,25 +198,24 @@ class Client(Administration):
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
     ) -> Consumer:
-        """Open a consumer; a subscription that does not exist is created.
+        """Open a consumer. If the subscription does not exist, it is created.
 
-        `type` is "shared" unless given ("exclusive" with `force`).
-        `start` ("latest" by default, "earliest", an offset or a `datetime`) counts only then. The options are for a new
-        one too (`update_subscription` lists them);
-        other options than a subscription that is there has are refused (`subscription-options`). With
-        `force`, an Exclusive subscription is taken from whoever has it, who gets `taken-over`; without, the answer is
-        `subscription-busy`: at once, or when a `timeout` that was given was not enough. `priority` orders the
-        consumers of a Failover subscription, lower first. The credit bounds what lies in this process without having
-        been looked at: by default it follows the program's pace, and is about a second of its work; `credit_messages`
-        makes it a fixed number. `on_event(event)` is called from whatever thread reads the news; keep it short.
-        Raises `RemoteError` (`unknown-topic`, `subscription-busy`, `subscription-type`, ...), `TimeoutExpiredError`.
+        `type` is "shared" by default ("exclusive" with `force`). `start` ("latest" by default, "earliest", an offset
+        or a `datetime`) applies only to a new subscription. The options are for a new one too (`update_subscription`
+        lists them); options that an existing subscription does not have are refused (`subscription-options`). With
+        `force`, an Exclusive subscription is taken over from its consumer, which gets `taken-over`; without it, the
+        error is `subscription-busy`: at once, or after `timeout` if that was given. `priority` orders the consumers of
+        a Failover subscription, lower first. The credit limits the messages waiting in this process: by default it
+        follows the program's pace, and is about a second of its work; `credit_messages` sets a fixed number.
+        `on_event(event)` is called in the thread that reads the event; keep it short. Raises `RemoteError`
+        (`unknown-topic`, `subscription-busy`, `subscription-type`, ...), `TimeoutExpiredError`.
 
         `topic` may be a pattern: `*` is one part of a name, `>` at the end one part or more (`orders/*`, `orders/>`).
         Then this is a consumer of every topic that matches, each with a subscription of that name. Topics created
-        later are followed, from their beginning; so are those that came while no such consumer was there, which the
-        broker knows by when the subscription was first made on a topic that matches. Dead-letter topics, and names that
-        end in `.dlq`, are left out.
-        The topics take turns and share the credit; `message.topic` and `event.topic` say which one it is.
+        later are consumed from their beginning. So are topics created while no such consumer was connected: the broker
+        compares their creation with that of the first subscription of that name on a matching topic. Dead-letter
+        topics, and names that end in `.dlq`, are left out. The topics take turns and share the credit; `message.topic`
+        and `event.topic` name the topic.
         """
         if is_pattern(arguments.text(topic, "a topic's name")):
             return self._open_wildcard(
@@ -375,8 +374,8 @@ class Client(Administration):
         """Open a reader: the messages of a topic from `start` on, without a subscription and without acknowledgments.
 
         `start` is "earliest" (the default), "latest", an offset or a `datetime`; a reader of a non-reliable topic gets
-        what comes from now on.
-        Raises `RemoteError` (`unknown-topic`, `offset-out-of-range`, ...), `TimeoutExpiredError`.
+        what arrives from now on. Raises `RemoteError` (`unknown-topic`, `offset-out-of-range`, ...),
+        `TimeoutExpiredError`.
         """
         reader = self.plan_reader(
             topic, start=start, credit_messages=credit_messages, credit_bytes=credit_bytes, on_event=on_event
@@ -415,10 +414,10 @@ class Client(Administration):
     def peek(
         self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
     ) -> list[Message]:
-        """Return the next messages of a subscription that nobody has acknowledged, and consume nothing.
+        """Return the next unacknowledged messages of a subscription without consuming them.
 
-        At most `count`, and what `timeout` seconds were enough for. Raises `RemoteError` (`unknown-subscription`, ...),
-        `UsageError` for a non-reliable topic, which keeps nothing.
+        At most `count`, and what arrives within `timeout` seconds. Raises `RemoteError` (`unknown-subscription`, ...),
+        `UsageError` for a non-reliable topic, which stores nothing.
         """
         arguments.number(count, "count", 1)
         deadline = self.network.deadline(self._seconds(timeout))
@@ -436,9 +435,9 @@ class Client(Administration):
         return peek.found
 
     def dead_letters(self, topic: str, subscription: str, *, timeout: float | None = None) -> DeadLetters:
-        """Return what looks after the dead letters of a subscription: `list`, `show`, `redrive`, `purge`.
+        """Return an object that manages the dead letters of a subscription: `list`, `show`, `redrive`, `purge`.
 
-        `timeout` in seconds is that of each question to the broker.
+        `timeout` in seconds applies to each request to the broker.
         """
         return DeadLetters(self, topic, subscription, timeout=self._seconds(timeout), stop=threading.Event())
 
@@ -484,12 +483,12 @@ class Client(Administration):
         key: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> Message:
-        """Send a message and return the reply that some consumer of the topic gives it with `Message.reply`.
+        """Send a message and return the reply that a consumer of the topic sends with `Message.reply`.
 
-        A non-reliable topic is made for this; any will do. Many requests may be under way, from many threads. Raises
-        `TimeoutExpiredError` when nobody answers within `timeout` seconds (it says whether a consumer is there),
-        `ConnectionLostError` when the session was lost on the way: the request may have been carried out then;
-        `RemoteError` (`unknown-topic`, ...), `UsageError`.
+        A non-reliable topic is the natural choice; any topic works. Many requests may be open at once, from many
+        threads. Raises `TimeoutExpiredError` without an answer within `timeout` seconds (its text says whether a
+        consumer is connected), `ConnectionLostError` when the session was lost meanwhile (the request may have been
+        carried out), `RemoteError` (`unknown-topic`, ...), `UsageError`.
         """
         network = self.network
         seconds = self._seconds(timeout)
@@ -598,7 +597,7 @@ class Client(Administration):
             network.home.touch()
 
     def withdraw(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+        """The answer to this request is not awaited any more."""
         with self.network.lock:
             self.network.home.session.withdraw(request)
 
@@ -624,7 +623,9 @@ class Client(Administration):
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the session; producers that were not closed lose what has no receipt. Closing again does nothing."""
+        """End the session. Producers that were not closed lose messages without a receipt. Closing again does
+        nothing.
+        """
         if not self.network.closed and not self.network.forked:
             for producer in self.outlets.busy():
                 try:
@@ -650,14 +651,15 @@ def connect(
     name: str | None = None,
     on_event: Callable[[BrokerEvent], Any] | None = None,
 ) -> Client:
-    """Connect to a broker at one of some endpoints, like `tcp://127.0.0.1:5555`.
+    """Connect to a broker at one of several endpoints, such as `tcp://127.0.0.1:5555`.
 
-    `timeout` in seconds is also the default of every call that asks the broker something; `name` is for people who look
-    at the broker. Raises `UsageError` for endpoints that cannot be (another scheme, an unknown host),
-    `ConnectionLostError` when no broker answers in time, `RemoteError` when it speaks no common version.
+    `timeout` in seconds is also the default of every call that asks the broker something. `name` is shown to operators
+    of the broker. Raises `UsageError` for an impossible endpoint (another scheme, an unknown host),
+    `ConnectionLostError` when no broker answers in time, `RemoteError` when there is no common protocol version.
 
-    Once connected, a lost connection is made again forever, and everything continues where it was: `client.events` and
-    the logger `ister` tell, and so does `on_event(event)`, called from whatever thread reads the news; keep it short.
+    A connection that is lost later is opened again, for as long as it takes, and everything continues where it was.
+    `client.events` and the logger `ister` report this, and so does `on_event(event)`, called in the thread that reads
+    the event; keep it short.
     """
     listed = places.endpoints(endpoints)
     places.check_hosts(listed)

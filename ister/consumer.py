@@ -43,7 +43,7 @@ class Consumer(Receiver):
 
     @property
     def topics(self) -> list[str]:
-        """The topics it receives from at present, by name: one, unless it was made for a pattern."""
+        """The topics it currently receives from, by name: one, unless it was opened with a pattern."""
         return [self.topic]
 
     @property
@@ -56,8 +56,8 @@ class Consumer(Receiver):
     def ack(self, what: Acknowledged) -> None:
         """Acknowledge a message, a batch, or several messages: they are not delivered to this subscription again.
 
-        Acknowledgments are sent within a few milliseconds; `flush` waits until the broker has written them.
-        Raises `UsageError` for messages of another consumer, `ClosedError`.
+        Acknowledgments are sent within a few milliseconds; `flush` waits until the broker has stored them. Raises
+        `UsageError` for messages of another consumer, `ClosedError`.
         """
         if type(what) is Message:
             attachment = self.attachment
@@ -80,7 +80,7 @@ class Consumer(Receiver):
     def ack_until(self, message: BaseMessage) -> None:
         """Acknowledge everything up to and including this message.
 
-        Exclusive and Failover: everything of the subscription; Shared: everything that this consumer was given.
+        Exclusive and Failover: everything of the subscription; Shared: everything that this consumer received.
         """
         [(delivery, _first, end)] = self._ranges_of(message)
         with self._lock:
@@ -89,11 +89,11 @@ class Consumer(Receiver):
             self._soon()
 
     def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay` (30, "15m", a `timedelta`); the reason is for people.
+        """Refuse messages: they are redelivered after `delay` (30, "15m", a `timedelta`); `reason` is for people.
 
-        Without a delay they wait for the subscription's back-off: 1 s after the first failure, twice as long each time,
-        up to a minute, unless it has other options. 0 means at once, except for a consumer that was opened with a
-        back-off of its own (`backoff_min`), which holds for every refusal without a time. At most a day.
+        Without a delay they wait for the subscription's back-off: 1 s after the first failure, doubling up to a
+        minute, unless it has other options. 0 means at once, except for a consumer that was opened with its own
+        back-off (`backoff_min`), which then applies to every refusal without a delay. At most a day.
         """
         wait_ms = None if delay is None else arguments.milliseconds(delay, "a delay")
         if wait_ms is not None and wait_ms > NACK_DELAY_S_MAX * 1000:
@@ -112,9 +112,9 @@ class Consumer(Receiver):
         self._network.settle()
 
     def extend(self, *what: Acknowledged) -> None:
-        """Say that messages are still being worked on: their acknowledgment timeout starts again.
+        """Report that messages are still being worked on: their acknowledgment timeout starts again.
 
-        What the broker has given to somebody else meanwhile stays there. Raises `UsageError`, `ClosedError`.
+        Messages that were given to another consumer meanwhile stay there. Raises `UsageError`, `ClosedError`.
         """
         ranges = [each for one in what for each in self._ranges_of(one)]
         with self._lock:
@@ -156,7 +156,7 @@ class Consumer(Receiver):
             network.connection_of(attachment).nudge(attachment.deadline())
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until the broker has written every acknowledgment made so far, at most `timeout` seconds.
+        """Wait until the broker has stored every acknowledgment made so far, at most `timeout` seconds.
 
         Raises `TimeoutExpiredError`, `RemoteError` (an acknowledgment was refused), or `ConnectionLostError` when the
         broker restarted and forgot what it had delivered: then those messages are delivered again.
@@ -195,9 +195,9 @@ class Consumer(Receiver):
     def seek(self, position: Position, timeout: float | None = SEEK_S) -> int:
         """Move the whole subscription to "earliest", "latest", an offset or the first message of a time (`datetime`).
 
-        Returns the offset of the next message. Everything below it counts as acknowledged, nothing from there on does;
-        messages received before are not to be acknowledged any more. Waits at most `timeout` seconds.
-        Raises `RemoteError` (`offset-out-of-range`, ...), `TimeoutExpiredError`, `ClosedError`.
+        Returns the offset of the next message. Everything below it then counts as acknowledged, and nothing from there
+        on. Messages received before must not be acknowledged any more. Waits at most `timeout` seconds. Raises
+        `RemoteError` (`offset-out-of-range`, ...), `TimeoutExpiredError`, `ClosedError`.
         """
         seeking = self.begin_seek(position)
         deadline = self._network.deadline(arguments.timeout(timeout))

@@ -57,7 +57,7 @@ OF_A_LETTER: Final = frozenset({"message-too-large", "batch-too-large", "invalid
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up: as its producer sent it, and what became of it."""
+    """A message that a subscription gave up, as its producer sent it, with the reason and the number of attempts."""
 
     offset: int  # in the dead-letter topic
     payload: bytes
@@ -115,7 +115,7 @@ class DeadLetters:
         self._stop = stop
 
     def dead_letter_topic(self) -> str:
-        """Return the name of the topic they lie in: also of a subscription that is gone, if it was the default."""
+        """Return the name of the topic they are in; for a deleted subscription the default name."""
         try:
             shown = self._client.subscription(self.topic, self.subscription, timeout=self._timeout)
             named = shown.get("dead_letter_topic")
@@ -184,15 +184,15 @@ class DeadLetters:
         to: str | None = None,
         on_progress: Progress | None = None,
     ) -> int:
-        """Send letters back to the topic they were in, or to the topic `to`, and return how many went.
+        """Send letters back to the topic they were in, or to the topic `to`, and return how many were sent.
 
-        At most `limit`, or those at `offsets` of the dead-letter topic. Payload, key and attributes are what they were;
-        instead of the attributes that tell of its death a message has `ister.redriven_from` (the dead-letter topic),
-        `ister.redriven_offset` (where it lay there) and `ister.redriven_for` (the subscription), by which others can
-        tell that they have had it. At least once: interrupted, a batch may go again, and nothing is lost.
-        `on_progress(done, total)` is called after each batch. A letter that the topic does not take (it is too large,
-        say) stays, and is in the way of no other: the error that is raised at the end says which it is.
-        Raises `RemoteError` (`subscription-busy`: somebody redrives already; `unknown-topic`), `UsageError`.
+        At most `limit`, or those at `offsets` of the dead-letter topic. Payload, key and attributes are unchanged. The
+        attributes about the failure are replaced by `ister.redriven_from` (the dead-letter topic),
+        `ister.redriven_offset` (the offset there) and `ister.redriven_for` (the subscription), by which other
+        subscriptions can tell that they have had the message. At least once: after an interruption a batch may be sent
+        again, and nothing is lost. `on_progress(done, total)` is called after each batch. A letter that the topic
+        refuses (because it is too large, for example) stays, and does not stop others; the error at the end names it.
+        Raises `RemoteError` (`subscription-busy`: another redrive is running; `unknown-topic`), `UsageError`.
         """
         goes_to = self.topic if to is None else arguments.text(to, "a topic's name")
         comes_from = self.dead_letter_topic()
@@ -238,9 +238,9 @@ class DeadLetters:
             return self._settle(comes_from, send, limit, offsets, on_progress)
 
     def purge(self, limit: int | None = None, *, on_progress: Progress | None = None) -> int:
-        """Throw letters away, at most `limit`, and return how many; what dies meanwhile stays.
+        """Delete letters, at most `limit`, and return how many. Messages that become dead letters meanwhile stay.
 
-        Raises `RemoteError` (`subscription-busy`: somebody redrives just now).
+        Raises `RemoteError` (`subscription-busy`: a redrive is running).
         """
         return self._settle(self.dead_letter_topic(), lambda _messages: {}, limit, None, on_progress)
 

@@ -375,7 +375,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class BrokerEvent:
-    """What became of a connection to a broker: `connected` (also: again), or `lost`, and why; it is made again then."""
+    """What happened to the connection to a broker: `connected` (also again), or `lost`, with the reason; it then
+    reconnects.
+    """
 
     code: Literal["connected", "lost"]
     endpoint: str
@@ -389,8 +391,8 @@ class BrokerEvent:
 class Published:
     """Where published messages are: the first one's `offset`, and how many follow it without a gap.
 
-    `offset` is `None` for a duplicate so old that the broker forgot where the original is. `duplicate` says that
-    nothing new was stored for that reason: the message had been, before.
+    `duplicate` means that nothing new was stored, because the message had been stored before. `offset` is `None` for a
+    duplicate so old that the broker no longer knows the offset of the original.
     """
 
     topic: str
@@ -447,7 +449,7 @@ class Shipment:
 
 
 class BatchReceipt:
-    """The promise of an answer for messages that went out together."""
+    """The receipt of messages that were sent together; it is answered later."""
 
     __slots__ = ("count", "index", "shipment")
 
@@ -463,17 +465,17 @@ class BatchReceipt:
     def result(self, timeout: float | None = None) -> Published:
         """Wait up to `timeout` seconds (`None`: forever) and return where the messages are.
 
-        Raises `TimeoutExpiredError`, or the error that the broker refused them with.
+        Raises `TimeoutExpiredError`, or the error with which the broker refused them.
         """
         return self.shipment.published(self.index, self.count, timeout)
 
     def add_done_callback(self, call: Callable[[BatchReceipt], Any]) -> None:
-        """Call `call(receipt)` once the broker has answered, in whatever thread reads the answer; keep it short."""
+        """Call `call(receipt)` once the broker has answered, in the thread that reads the answer; keep it short."""
         _call_when_done(self.shipment, lambda: call(self))
 
 
 class Receipt:
-    """The promise of an answer for one message."""
+    """The receipt of one message; it is answered later."""
 
     __slots__ = ("index", "shipment")
 
@@ -488,12 +490,12 @@ class Receipt:
     def result(self, timeout: float | None = None) -> Published:
         """Wait up to `timeout` seconds (`None`: forever) and return where the message is.
 
-        Raises `TimeoutExpiredError`, or the error that the broker refused it with.
+        Raises `TimeoutExpiredError`, or the error with which the broker refused it.
         """
         return self.shipment.published(self.index, 1, timeout)
 
     def add_done_callback(self, call: Callable[[Receipt], Any]) -> None:
-        """Call `call(receipt)` once the broker has answered, in whatever thread reads the answer; keep it short."""
+        """Call `call(receipt)` once the broker has answered, in the thread that reads the answer; keep it short."""
         _call_when_done(self.shipment, lambda: call(self))
 
 

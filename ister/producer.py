@@ -54,9 +54,10 @@ class Producer:
 
     @property
     def last_sequence(self) -> int:
-        """The number of the last message that was taken, -1 for none; at first, of what is stored for its name.
+        """The sequence number of the last message that was sent, -1 for none; at first, of the last one stored under
+        its name.
 
-        What a program that was killed has to continue behind: messages are numbered from 0 on.
+        A program that was killed continues behind it: messages are numbered from 0.
         """
         with self._lock:
             return self.publication.next_sequence - 1
@@ -79,17 +80,16 @@ class Producer:
         sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Put one message on its way and return the promise of an answer.
+        """Send one message and return its receipt, which is answered later.
 
         Subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or after `delay` (30, "15m", a
-        `timedelta`), and hold nothing else up for it. A `datetime` without a time zone is local time. Readers do not
-        wait, and a non-reliable topic cannot delay.
-        `sequence` is its number, for a producer with a name: one that was stored before, by this run of the program or
-        an earlier one, is not stored again, and its receipt says `duplicate`; numbers may be left out, at the price of
-        a round trip each time. Without it, numbers follow each other.
-        Waits only while the producer's window is full, at most `timeout` seconds (`None`: as long as it takes).
-        Raises `TimeoutExpiredError` (the message was not taken), `UsageError` (its type or size), `ClosedError`, or
-        what the broker closed this producer with.
+        `timedelta`); other messages do not wait for it. A `datetime` without a time zone is local time. Readers do not
+        wait, and a non-reliable topic cannot delay. `sequence` is its number, for a named producer: a number that was
+        stored before, by this run of the program or an earlier one, is not stored again, and its receipt says
+        `duplicate`. Numbers may be left out, at the cost of a round trip each time. Without `sequence`, messages are
+        numbered consecutively. Waits only while the producer's window is full, at most `timeout` seconds (`None`: as
+        long as it takes). Raises `TimeoutExpiredError` (the message was not sent), `UsageError` (its type or size),
+        `ClosedError`, or the error with which the broker closed this producer.
         """
         if (
             key is None
@@ -222,11 +222,11 @@ class Producer:
         delay: Duration | None = None,
         timeout: float | None = None,
     ) -> BatchReceipt:
-        """Put many messages on their way at once: one receipt, consecutive offsets.
+        """Send many messages at once: one receipt, consecutive offsets.
 
-        `deliver_at` is for all of them, or a list with one for each; `delay` (seconds from now) is for all.
-        A small list joins what is being gathered, a larger one is sent as a batch of its own. Raises as `send` does;
-        then none of the messages was taken.
+        `deliver_at` applies to all of them, or is a list with one entry each; `delay` (seconds from now) applies to
+        all. A short list joins the batch being gathered, a longer one is a batch of its own. Raises as `send` does;
+        then none of the messages was sent.
         """
         batch = self.pack(payloads, keys, attributes, deliver_at, delay)
         deadline: float | None = None
@@ -391,9 +391,9 @@ class Producer:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> None:
-        """Send what is gathered and wait until everything has been answered, at most `timeout` seconds.
+        """Send gathered messages and wait until everything has been answered, at most `timeout` seconds.
 
-        Raises `TimeoutExpiredError`, or the error of a refused message whose receipt nobody looked at.
+        Raises `TimeoutExpiredError`, or the error of a refused message whose receipt was never checked.
         """
         deadline = self._network.deadline(arguments.timeout(timeout))
         self.flushed(self._network.wait(self.publication, self.answered, deadline), timeout)
@@ -421,7 +421,7 @@ class Producer:
     def close(self, timeout: float | None = CLOSE_S) -> None:
         """Flush, and tell the broker that this producer is done; closing again does nothing.
 
-        Raises as `flush` does; then too it is closed, and receipts that are still open fail.
+        Raises as `flush` does. The producer is closed even then, and open receipts fail.
         """
         publication, network = self.publication, self._network
         deadline = network.deadline(arguments.timeout(timeout))

@@ -52,7 +52,7 @@ class Receiver:
 
     @property
     def position(self) -> int:
-        """The offset at which it stood when it was opened last."""
+        """The subscription's offset when it was last opened."""
         return self.attachment.position
 
     @property
@@ -62,12 +62,12 @@ class Receiver:
 
     @property
     def dropped(self) -> int:
-        """How many messages a non-reliable topic has dropped here, because this program was too slow."""
+        """How many messages of a non-reliable topic were dropped here because this program was too slow."""
         return self.attachment.dropped
 
     @property
     def events(self) -> deque[Event]:
-        """What the broker told besides messages, oldest first (the last 256); take them out as you like."""
+        """Events from the broker, oldest first (the last 256). The caller may remove entries."""
         return self.attachment.events
 
     # ---- receiving -----------------------------------------------------------------------------------------------

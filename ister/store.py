@@ -41,7 +41,7 @@ PREFETCH: Final = 2
 def topics(url: str) -> list[StoredTopic]:
     """Return the topics of a store, by name: `name`, `incarnation`, `dispatch`, `durability`, `created_ms`.
 
-    Raises UsageError for an address that means no store, StoreError.
+    Raises UsageError for an invalid address, StoreError.
     """
     need_for_store(url, "`ister.store`")
     from ister.storage.replay import list_topics
@@ -63,7 +63,7 @@ def history(url: str, topic: str, *, incarnation: str | None = None) -> History:
 
 
 class Reader:
-    """A topic's history in a store, as it was when this was made; a context manager that releases the store."""
+    """A topic's history in a store, as it was when this was created; a context manager that closes the store."""
 
     def __init__(
         self, url: str, topic: str, *, incarnation: str | None = None, prefetch: int = PREFETCH
@@ -90,7 +90,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Release the store; may be called again."""
+        """Close the store; may be called again."""
         self._store.close()
 
     @property
@@ -133,13 +133,13 @@ def read(
     """Yield a topic's messages from a store, in order, up to the last one that was uploaded when it was listed.
 
     Messages have `payload`, `offset`, `key`, `attributes` and `timestamp` (unix milliseconds). `from_offset` 0 is the
-    beginning of what is kept; `from_time_ms` begins at the first message that the broker took at that time or later,
-    if that comes later. `prefetch` segments of up to 8 MiB are fetched ahead; with the one being read they bound the
-    memory. The store is listed when the first message is asked for. Close the generator, or read it to its end, to let
-    go of the store.
+    first offset that is kept. `from_time_ms` starts at the first message that the broker received at that time or
+    later, if that is behind `from_offset`. `prefetch` segments of up to 8 MiB are fetched ahead; with the one being
+    read they bound the memory. The store is listed when the first message is requested. Close the generator, or read
+    it to its end, to close the store.
 
     Raises UsageError `unknown-topic` or `offset-out-of-range`, TrimmedError for an offset below what is kept, GapError
-    where offsets are missing, DamagedError for bytes that are not what was written, StoreError.
+    where offsets are missing, DamagedError for bytes with a wrong checksum, StoreError.
     """
     batches = read_batches(
         url, topic, from_offset, from_time_ms=from_time_ms, incarnation=incarnation, prefetch=prefetch

@@ -97,3 +97,20 @@ def test_make_conf_writes_the_settings(tmp_path: Path) -> None:
         timeout=50,
     )
     assert file.read_text(encoding="utf-8") == settings_toml()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` builds it; a link to a page that is not of the site is a warning."""
+    pytest.importorskip("sphinx", reason="make docs installs it")
+    sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs"]
+    done = subprocess.run(
+        [*sphinx, "-d", str(tmp_path / "doctrees"), ".", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=55,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "site" / "docs" / "index.html").exists()

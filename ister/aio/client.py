@@ -142,7 +142,7 @@ class Client(Conversation):
     async def peek(
         self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
     ) -> list[Message]:
-        """Return the next messages that nobody has acknowledged, and consume nothing; see `ister.Client.peek`."""
+        """Return the next unacknowledged messages without consuming them; see `ister.Client.peek`."""
         arguments.number(count, "count", 1)
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         network = self._client.network
@@ -163,7 +163,7 @@ class Client(Conversation):
         return peek.found
 
     def dead_letters(self, topic: str, subscription: str, *, timeout: float | None = None) -> DeadLetters:
-        """Return what looks after the dead letters of a subscription; see `ister.Client.dead_letters`."""
+        """Return an object that manages the dead letters of a subscription; see `ister.Client.dead_letters`."""
         stop = threading.Event()
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         letters = SyncDeadLetters(self._client, topic, subscription, timeout=seconds, stop=stop)
@@ -171,7 +171,7 @@ class Client(Conversation):
 
     @property
     def events(self) -> Iterable[BrokerEvent]:
-        """When its broker came and went, oldest first (the last 256)."""
+        """When the broker was lost and connected, oldest first (the last 256)."""
         return self._client.events
 
     def _in_loop(self, on_event: Callable[[Event], Any] | None) -> Callable[[Event], Any] | None:
@@ -184,7 +184,7 @@ class Client(Conversation):
         self._client.network.blame(error)
 
     async def close(self) -> None:
-        """End the session; producers that were not closed lose what has no receipt."""
+        """End the session. Producers that were not closed lose messages without a receipt."""
         await self._loop.run_in_executor(None, self._client.close)
         self._wake()
 

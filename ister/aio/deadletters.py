@@ -64,7 +64,7 @@ class DeadLetters:
         to: str | None = None,
         on_progress: Progress | None = None,
     ) -> int:
-        """Send letters back; see `ister.DeadLetters.redrive`. Cancelled, it ends after its present batch."""
+        """Send letters back; see `ister.DeadLetters.redrive`. When cancelled, it ends after its present batch."""
         told = self._told(on_progress)
         return int(
             await self._in_thread(
@@ -73,6 +73,6 @@ class DeadLetters:
         )
 
     async def purge(self, limit: int | None = None, *, on_progress: Progress | None = None) -> int:
-        """Throw letters away; see `ister.DeadLetters.purge`. Cancelled, it ends after its present batch."""
+        """Delete letters; see `ister.DeadLetters.purge`. When cancelled, it ends after its present batch."""
         told = self._told(on_progress)
         return int(await self._in_thread(lambda: self._letters.purge(limit, on_progress=told)))

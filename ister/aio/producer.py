@@ -20,7 +20,7 @@ from ister.requests import Duration
 
 
 class Receipt:
-    """The promise of an answer for one message or for a batch: `await` it, or its `result`."""
+    """The receipt of one message or of a batch: `await` it, or its `result`."""
 
     __slots__ = ("_client", "count", "index", "shipment")
 
@@ -61,7 +61,7 @@ class Producer(Closing):
 
     @property
     def last_sequence(self) -> int:
-        """The number of the last message that was taken, -1 for none; see `ister.Producer.last_sequence`."""
+        """The sequence number of the last message that was sent, -1 for none; see `ister.Producer.last_sequence`."""
         return self._producer.last_sequence
 
     async def send(
@@ -75,7 +75,7 @@ class Producer(Closing):
         sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Put one message on its way; waits only while the window is full. See `ister.Producer.send`."""
+        """Send one message; waits only while the window is full. See `ister.Producer.send`."""
         producer = self._producer
         due = 0 if deliver_at is None and delay is None else producer.due(deliver_at, delay)
         plain = key is None and attributes is None and not due and sequence is None
@@ -99,7 +99,7 @@ class Producer(Closing):
         delay: Duration | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Put many messages on their way at once; see `ister.Producer.send_batch`."""
+        """Send many messages at once; see `ister.Producer.send_batch`."""
         producer = self._producer
         batch = producer.pack(payloads, keys, attributes, deliver_at, delay)
         receipt = producer.try_batch(batch)

@@ -56,17 +56,17 @@ class Receiver(Closing):
 
     @property
     def dropped(self) -> int:
-        """How many messages a non-reliable topic has dropped here, because this program was too slow."""
+        """How many messages of a non-reliable topic were dropped here because this program was too slow."""
         return self._receiver.dropped
 
     @property
     def events(self) -> Iterable[Event]:
-        """What the broker told besides messages, oldest first (the last 256)."""
+        """Events from the broker, oldest first (the last 256)."""
         return self._receiver.events
 
     @property
     def position(self) -> int:
-        """The offset at which it stood when it was opened last."""
+        """The subscription's offset when it was last opened."""
         return self._receiver.position
 
     def __aiter__(self) -> AsyncIterator[Message]:
@@ -153,7 +153,7 @@ class Consumer(Receiver):
 
     @property
     def topics(self) -> list[str]:
-        """The topics it receives from at present, by name: one, unless it was made for a pattern."""
+        """The topics it currently receives from, by name: one, unless it was opened with a pattern."""
         return self._consumer.topics
 
     @property
@@ -170,11 +170,11 @@ class Consumer(Receiver):
         self._consumer.ack_until(message)
 
     def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay`; see `ister.Consumer.nack`."""
+        """Refuse messages: they are redelivered after `delay`; see `ister.Consumer.nack`."""
         self._consumer.nack(what, delay, reason)
 
     def extend(self, *what: Acknowledged) -> None:
-        """Say that messages are still being worked on: their acknowledgment timeout starts again."""
+        """Report that messages are still being worked on: their acknowledgment timeout starts again."""
         self._consumer.extend(*what)
 
     async def seek(self, position: Position, timeout: float | None = SEEK_S) -> int:
@@ -190,6 +190,6 @@ class Consumer(Receiver):
         return consumer.end_seek(seeking, timeout)
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the broker has written every acknowledgment made so far; see `ister.Consumer.flush`."""
+        """Wait until the broker has stored every acknowledgment made so far; see `ister.Consumer.flush`."""
         consumer = self._consumer
         consumer.flushed(await self._client.wait(consumer.handle, consumer.written, timeout), timeout)

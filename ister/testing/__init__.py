@@ -53,7 +53,7 @@ class Broker:
         moved: dict[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`limits` by key of `wire.Limit`; `moved` says of a topic at which endpoint it lives instead."""
+        """`limits` by key of `wire.Limit`; `moved` maps topics to the endpoints at which they are said to be."""
         self.endpoint = ""
         self.moved = {} if moved is None else moved
         self.silent = False  # takes frames in and answers none
