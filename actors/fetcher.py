@@ -7,8 +7,8 @@ Invariants
   check, intact records can be read by their own checksums
 - the cache holds no more than `cache_bytes_max`, plus one segment; the segment not requested for longest is removed
   first
-- a segment that a reader requests again although it is in the cache is downloaded once more; after that it counts as
-  damaged in the store
+- a segment that a reader could not use is downloaded once more; after that it counts as damaged in the store. A reader
+  that only heard nothing may ask again: it is answered once
 - at most `parallel` segments are in transit, those requested before those that may be requested next
 """
 
@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from ister.actors.messages import Answer, Describe, DropCache, Fetch, Fetched, NotFetched
 from ister.actors.runtime import Address, LoopActor, System, receives
@@ -47,7 +47,6 @@ LISTING_S: Final = 0.5
 HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
 RETRY_S: Final = 1.0
 TRIES_MAX: Final = 2  # so often a segment is given to a reader that asks for the same offset again
-LOOKED_WITHIN_S: Final = 5.0  # a reader that was told looks at once; one that asks again later has not heard
 READERS_MAX: Final = 10_000
 
 
@@ -57,24 +56,17 @@ class _Listing:
     history: History | None = None
     listed_at_s: float = 0.0
     listing: bool = False
-    asked: list[tuple[int, Address]] = field(default_factory=list)  # (offset, who) that wait for the listing
-    asked_late: list[tuple[int, Address]] = field(
-        default_factory=list
-    )  # and those that came after it had begun
+    # (offset, who) that wait for the listing, and those that came after it had begun; in the order they came
+    asked: dict[tuple[int, Address], None] = field(default_factory=dict)
+    asked_late: dict[tuple[int, Address], None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What a reader was told: a segment for an offset, in which download of it, how often in a row, and when last."""
+class _Useless(NamedTuple):
+    """What a reader could not use, for an offset, and how often in a row."""
 
     offset: int
     path: str
-    copy: int
     times: int
-    told_s: float
-
-    def is_about(self, offset: int, path: str) -> bool:
-        return (self.offset, self.path) == (offset, path)
 
 
 class Fetcher(LoopActor):
@@ -100,12 +92,16 @@ class Fetcher(LoopActor):
         self._listings: OrderedDict[bytes, _Listing] = OrderedDict()
         self._cached: OrderedDict[str, int] = OrderedDict()  # path -> bytes, the one used longest ago first
         self._copies: dict[str, int] = {}  # path -> which download lies there
+        # of the last download; what another Fetcher brought, before this one was started, has another number
+        self._copy = self.clock.time_ms() << 20
         self._cached_bytes = 0
-        self._waiting: dict[str, list[tuple[int, Address]]] = {}  # by path of a segment under way
+        # by path of a segment under way: (offset, who) that wait for it
+        self._waiting: dict[str, dict[tuple[int, Address], None]] = {}
+        self._refusing: set[tuple[int, Address]] = set()  # who will be answered in a moment
         self._queue: deque[tuple[_Listing, Piece]] = deque()
         self._under_way = 0
         self._deleted: set[str] = set()  # cache folders of deleted topics of which something is on its way
-        self._served: dict[Address, _Served] = {}  # what each reader was told last
+        self._useless: dict[Address, _Useless] = {}  # by reader
         self.fetched_segments = 0
         self.fetched_bytes = 0
 
@@ -123,6 +119,9 @@ class Fetcher(LoopActor):
     @receives(Fetch)
     def on_fetch(self, command: Fetch) -> None:
         """Bring back the segment that holds an offset, and those behind it."""
+        who = command.offset, command.reply
+        if who in self._refusing:
+            return  # it asks again, and the answer is on its way
         self._deleted.discard(cache_folder(self._data, command.topic))
         listing = self._listings.get(command.topic.incarnation)
         if listing is None:
@@ -132,7 +131,7 @@ class Fetcher(LoopActor):
         self._listings.move_to_end(command.topic.incarnation)
         history = listing.history
         if history is not None and piece_at(history, command.offset) is not None:
-            self._bring(listing, command.offset, command.reply)
+            self._bring(listing, command.offset, command.reply, command.seen)
             return
         old = self.clock.monotonic() - listing.listed_at_s > LISTING_S
         if (
@@ -141,9 +140,10 @@ class Fetcher(LoopActor):
             self._refuse(listing, command.offset, command.reply, final=False)
             return
         if listing.listing:
-            listing.asked_late.append((command.offset, command.reply))
+            if who not in listing.asked:
+                listing.asked_late[who] = None
         else:
-            listing.asked.append((command.offset, command.reply))
+            listing.asked[who] = None
             listing.listing = True
             layout = Layout(command.topic.name, command.topic.incarnation)
             self.offload(
@@ -154,8 +154,8 @@ class Fetcher(LoopActor):
 
     def _listed(self, listing: _Listing, history: History | None, error: BaseException | None) -> None:
         listing.listing = False
-        asked, listing.asked = listing.asked, []
-        late, listing.asked_late = listing.asked_late, []
+        asked, late = list(listing.asked), list(listing.asked_late)
+        listing.asked, listing.asked_late = {}, {}
         if error is not None or history is None:
             log.warning("topic %s: the store could not be listed: %s", listing.topic.name, error)
             for offset, reply in asked + late:
@@ -190,38 +190,49 @@ class Fetcher(LoopActor):
 
     def _answer_later(self, answer: NotFetched, reply: Address) -> None:
         """Answer what cannot be had after a while, so that who asks again does not ask all the time."""
-        self.call_later(RETRY_S, lambda: self.system.at(reply).tell(answer))
+        who = answer.offset, reply
+
+        def tell() -> None:
+            self._refusing.discard(who)
+            self.system.at(reply).tell(answer)
+
+        self._refusing.add(who)
+        self.call_later(RETRY_S, tell)
 
     # ---- bringing back ------------------------------------------------------------------------------------------
 
-    def _bring(self, listing: _Listing, offset: int, reply: Address) -> None:
+    def _bring(self, listing: _Listing, offset: int, reply: Address, seen: int = 0) -> None:
+        """Tell a reader that its segment is there, or bring it; `seen` is the download that was of no use to it."""
         assert listing.history is not None
         piece = piece_at(listing.history, offset)
         assert piece is not None
         path = self._path(listing.topic, piece)
-        told = self._served.get(reply)
-        # Who was told and asks again soon has looked. One that asks again after long may not have heard.
-        if told is not None and told.is_about(offset, path) and self._is_soon(told):
-            if path in self._cached and told.copy == self._copies[path]:
-                self._drop(path)  # asked for the same again: what is there was of no use
-                if told.times >= TRIES_MAX:
-                    del self._served[reply]
-                    text = f"what object {piece.segment.name} has there is damaged"
-                    answer = NotFetched(offset, text, False, listing.history.trimmed, piece.end)
-                    self._answer_later(answer, reply)
-                    return
-            else:  # it made room for others before the reader had looked at it
-                del self._served[reply]
+        useless = self._useless.get(reply)
+        if useless is not None and useless[:2] != (offset, path):  # it went on
+            del self._useless[reply]
+            useless = None
+        if path in self._cached and self._copies[path] == seen:
+            self._drop(path)
+            times = 1 if useless is None else useless.times + 1
+            if times >= TRIES_MAX:
+                self._useless.pop(reply, None)
+                text = f"what object {piece.segment.name} has there is damaged"
+                answer = NotFetched(offset, text, False, listing.history.trimmed, piece.end)
+                self._answer_later(answer, reply)
+                return
+            self._useless[reply] = _Useless(offset, path, times)
+            while len(self._useless) > READERS_MAX:
+                del self._useless[next(iter(self._useless))]
         if path in self._cached:
             self._cached.move_to_end(path)
             self._tell_fetched(offset, reply, path)
         else:
             waiting = self._waiting.get(path)
             if waiting is None:
-                self._waiting[path] = [(offset, reply)]
+                self._waiting[path] = {(offset, reply): None}
                 self._queue.appendleft((listing, piece))
             else:
-                waiting.append((offset, reply))
+                waiting[offset, reply] = None
                 if (queued := (listing, piece)) in self._queue:  # it was only to be had ready
                     self._queue.remove(queued)
                     self._queue.appendleft(queued)
@@ -229,19 +240,9 @@ class Fetcher(LoopActor):
         self._go_on()
 
     def _tell_fetched(self, offset: int, reply: Address, path: str) -> None:
-        """Tell a reader that its segment is there, and remember how often it was told."""
-        told, now_s = self._served.pop(reply, None), self.clock.monotonic()
-        again = told is not None and told.is_about(offset, path) and self._is_soon(told)
-        times = told.times + 1 if told is not None and again else 1
-        self._served[reply] = _Served(offset, path, self._copies[path], times, now_s)
-        while len(self._served) > READERS_MAX:
-            del self._served[next(iter(self._served))]
         base = base_of(path.rpartition("/")[2])
         assert base is not None
-        self.system.at(reply).tell(Fetched(offset, base))
-
-    def _is_soon(self, told: _Served) -> bool:
-        return self.clock.monotonic() - told.told_s < LOOKED_WITHIN_S
+        self.system.at(reply).tell(Fetched(offset, base, self._copies[path]))
 
     def _prefetch(self, listing: _Listing, piece: Piece) -> None:
         """Have what follows ready as well, as far as the cache can hold it beside what was asked for."""
@@ -253,7 +254,7 @@ class Fetcher(LoopActor):
                 return
             path = self._path(listing.topic, following)
             if path not in self._cached and path not in self._waiting:
-                self._waiting[path] = []
+                self._waiting[path] = {}
                 self._queue.append((listing, following))
             piece = following
 
@@ -290,12 +291,13 @@ class Fetcher(LoopActor):
 
     def _brought(self, listing: _Listing, path: str, size: int, error: BaseException | None) -> None:
         self._under_way -= 1
-        waiting = self._waiting.pop(path, [])
+        waiting = self._waiting.pop(path, {})
         if error is None:
             self.fetched_segments += 1
             self.fetched_bytes += size
             self._cached[path] = size
-            self._copies[path] = self.fetched_segments
+            self._copy += 1
+            self._copies[path] = self._copy
             self._cached_bytes += size
             if (folder := path.rpartition("/")[0]) in self._deleted:
                 self._drop(path)

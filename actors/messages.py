@@ -645,11 +645,15 @@ class Governs:
 @message
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring back the segment that holds `offset` (Subscription -> Fetcher; answered by `Fetched` or `NotFetched`)."""
+    """Bring back the segment that holds `offset` (Subscription -> Fetcher; answered by `Fetched` or `NotFetched`).
+
+    To ask again does no harm. `seen` is the `copy` of a `Fetched` for this offset that was of no use, else 0.
+    """
 
     topic: TopicMeta
     offset: int
     reply: Address
+    seen: int = 0
 
 
 @message
@@ -663,10 +667,11 @@ class DropCache:
 @message
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The segment that holds `offset`, and begins at `base`, is in the cache now."""
+    """The segment that holds `offset`, and begins at `base`, is in the cache now; `copy` is the download's number."""
 
     offset: int
     base: int
+    copy: int = 0
 
 
 @message

@@ -47,7 +47,6 @@ from ister.words import counted
 
 log = logging.getLogger("ister.subscription")
 
-FETCH_AGAIN_S: Final = 30.0  # a segment that was asked for and has not come is asked for again
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
 SHOWN_MAX: Final = 100  # ranges that are shown
 
@@ -95,6 +94,8 @@ class LogAccess(SubscriptionPart):
         self._fetching_since_ms = 0
         self._fetch_trouble = ""
         self._fetch_timer: Timer | None = None
+        self._fetch_asking = Asking()  # the Fetcher, for that
+        self._fetched = (-1, 0)  # the offset that was brought last, and the download that it came in
         self._begun_behind = 0  # what was missing where the subscription was to begin ends here
         self._stalled: Notice | None = None  # at damage, until an operator decides
         self._stalled_at = ASKED  # the offset, if the store was not asked for it
@@ -297,11 +298,16 @@ class LogAccess(SubscriptionPart):
         """Have a segment brought back from the store; meanwhile nothing is delivered."""
         if self._fetching is None or self._fetching.offset != missing.offset:
             self._fetching_since_ms, self._fetch_trouble = self._subscription.clock.time_ms(), ""
+            self._fetch_asking = Asking()
         self._fetching = missing
-        self._fetcher.tell(Fetch(self._subscription.topic, missing.offset, self._subscription.address))
+        offset, download = self._fetched
+        seen = download if offset == missing.offset else 0
+        topic, me = self._subscription.topic, self._subscription.address
+        self._fetcher.tell(Fetch(topic, missing.offset, me, seen))
         if self._fetch_timer is not None:
             self._fetch_timer.cancel()
-        self._fetch_timer = self._subscription.call_later(FETCH_AGAIN_S, self._fetch_again)
+        wait_s = self._fetch_asking.asked()
+        self._fetch_timer = self._subscription.call_later(wait_s, self._fetch_again)
 
     def _fetch_again(self) -> None:
         """Mail is no promise: ask once more."""
@@ -314,6 +320,7 @@ class LogAccess(SubscriptionPart):
         self.source.brought(fetched.base)
         if self._fetching is not None and fetched.offset == self._fetching.offset:
             self._fetching = None
+            self._fetched = (fetched.offset, fetched.copy)
             self._subscription.may_read()
 
     @receives(NotFetched)

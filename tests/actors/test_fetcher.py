@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -35,6 +36,7 @@ class Scene:
         self.fetcher = system.ref(system.node, FETCHER_PATH)
         system.spawn(Recorder, "reader")
         self.reader = cast(Recorder, system.find("reader"))
+        self.copies: list[int] = []  # which downloads it was told of
         self.epoch = claim(self.store, TOPIC, "writer").epoch
 
     def add(self, base: int) -> None:
@@ -42,12 +44,17 @@ class Scene:
         about = {"next": str(base + 10)}
         assert self.store.put_if_absent(LAYOUT.segment(base, self.epoch), bytes(1000), metadata=about)
 
-    def ask(self, offset: int, seconds: float = 0.0) -> list[object]:
-        """Ask for an offset, and return what is answered within so many seconds."""
-        self.fetcher.tell(Fetch(TOPIC, offset, self.reader.address))
+    def ask(self, offset: int, seconds: float = 0.0, *, looked: bool = False) -> list[object]:
+        """Ask for an offset, and return what is answered within so many seconds; `looked`: at what came last."""
+        self.fetcher.tell(Fetch(TOPIC, offset, self.reader.address, self.copies[-1] if looked else 0))
         self.stage.advance(seconds)
         heard, self.reader.heard = self.reader.heard, []
-        return heard
+        self.copies += [answer.copy for answer in heard if isinstance(answer, Fetched)]
+        return [replace(each, copy=0) if isinstance(each, Fetched) else each for each in heard]
+
+    def downloads(self) -> int:
+        """Return how many segments were brought."""
+        return len([call for call in self.store.calls if call[0] == "get" and "/s/" in call[1]])
 
     def cached(self) -> list[str]:
         """Return the segments in the cache."""
@@ -105,12 +112,45 @@ def test_what_was_trimmed_after_a_listing_is_not_taken_for_damage(scene: Scene) 
 def test_who_asks_for_the_same_again_and_again_is_told_that_it_is_damaged(scene: Scene) -> None:
     """A segment is brought anew once; a reader that still cannot use it gets an answer that ends the asking."""
     assert scene.ask(3) == [Fetched(3, 0)]
-    assert scene.ask(3) == [Fetched(3, 0)]
-    (answer,) = scene.ask(3, RETRY_S)
+    assert scene.ask(3, looked=True) == [Fetched(3, 0)]
+    (answer,) = scene.ask(3, RETRY_S, looked=True)
     assert isinstance(answer, NotFetched)
     assert not answer.retry
     assert "damaged" in answer.text
-    assert len([call for call in scene.store.calls if call[0] == "get" and "/s/" in call[1]]) <= 5
+    assert scene.downloads() <= 5
+
+
+def test_who_asks_again_because_it_has_heard_nothing_costs_nothing(scene: Scene) -> None:
+    """Its mail was late, or lost: it is told what there is, which is neither brought anew nor taken for damaged."""
+    assert scene.ask(3, 0.1) == [Fetched(3, 0)]
+    brought = scene.downloads()
+    for _ in range(5):
+        assert scene.ask(3, 0.1) == [Fetched(3, 0)]
+    assert (len(set(scene.copies)), scene.downloads()) == (1, brought)
+    assert scene.ask(3, looked=True) == [Fetched(3, 0)]
+    assert len(set(scene.copies)) == 2
+
+
+def test_who_asks_again_meanwhile_is_answered_once(scene: Scene) -> None:
+    """However long a listing, a download or an answer takes: or every answer would make two questions."""
+    loop = scene.stage.loop
+    loop.holds_work = True
+    for _ in range(2):  # a listing, then the download
+        for _ in range(3):
+            assert scene.ask(3) == []
+        loop.do_work()
+        scene.stage.settle()
+    assert len(scene.reader.take(Fetched)) == 1
+    loop.holds_work = False
+    scene.stage.advance(1)
+    scene.ask(3)
+    scene.store.away()
+    scene.stage.advance(LISTING_S + 0.1)
+    for _ in range(5):
+        assert scene.ask(95) == []
+    scene.stage.advance(3 * RETRY_S)
+    (answer,) = scene.reader.take(NotFetched)
+    assert answer.retry
 
 
 def test_a_segment_that_made_room_before_it_was_looked_at_is_not_taken_for_damaged(scene: Scene) -> None:
@@ -123,7 +163,7 @@ def test_a_segment_that_made_room_before_it_was_looked_at_is_not_taken_for_damag
         for offset in (13, 23, 3):
             scene.fetcher.tell(Fetch(TOPIC, offset, other))
             scene.stage.advance(0.1)
-        assert scene.ask(3, 1.0) == [Fetched(3, 0)]
+        assert scene.ask(3, 1.0, looked=True) == [Fetched(3, 0)]
 
 
 def test_what_the_store_has_lost_is_said_with_its_range(scene: Scene) -> None:
