@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from ister.actors.asking import Asking
 from ister.actors.messages import (
     Answer,
     NotRestored,
@@ -26,7 +27,7 @@ from ister.actors.messages import (
     StoredTopics,
     TakeOver,
 )
-from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
+from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.actors.threads import Purpose
 from ister.backoff import BackOff
 from ister.errors import IsterError, StoreError
@@ -78,6 +79,14 @@ class Restorer(LoopActor):
         self._wait = BackOff(retry_ms[0] / 1000, retry_ms[1] / 1000)
         self._grace_ms = orphan_grace_ms
         self._sweep_timer: Timer | None = None
+        self._stored: StoredTopics | None = None  # what the Directory is told until it has answered
+        self._asking = Asking()  # the Directory, what is to come back
+        self._tell_timer: Timer | None = None
+        self._under_way: set[bytes] = set()  # incarnations that are being brought back
+        # how it went, by incarnation, and by who asked to take a topic over
+        self._ended: dict[bytes | tuple[Address, int], Restored | NotRestored] = {}
+        # by name of what is taken over: who waits
+        self._taking: dict[str, dict[tuple[Address, int], None]] = {}
 
     def on_start(self) -> None:
         """Ask the store which topics it has."""
@@ -97,13 +106,32 @@ class Restorer(LoopActor):
             self.call_later(wait_s, self._list)
             return
         self._wait.succeeded()
-        self._directory.tell(StoredTopics(tuple(topics), self.address))
+        self._stored = StoredTopics(tuple(topics), self.address)
+        self._tell_stored()
+
+    def _tell_stored(self) -> None:
+        """Tell the Directory, again and again: mail is no promise, and it waits for this."""
+        if self._stored is not None:
+            self._directory.tell(self._stored)
+            self._tell_timer = self.call_later(self._asking.asked(), self._tell_stored)
 
     @receives(RestoreTopics)
     def on_restore(self, command: RestoreTopics) -> None:
-        """Bring topics back, one after the other."""
+        """Bring topics back, one after the other; who asks again is told again."""
+        self._stored = None
+        if self._tell_timer is not None:
+            self._tell_timer.cancel()
         for topic in command.topics:
-            self._restore(topic)
+            if (ended := self._ended.get(topic.incarnation)) is not None:
+                self._directory.tell(ended)
+            elif topic.incarnation not in self._under_way:
+                self._under_way.add(topic.incarnation)
+                self._restore(topic)
+
+    def _has_ended(self, topic: TopicMeta, answer: Restored | NotRestored) -> None:
+        self._under_way.discard(topic.incarnation)
+        self._ended[topic.incarnation] = answer
+        self._directory.tell(answer)
 
     def _restore(self, topic: TopicMeta) -> None:
         identity = self.system.random.randbytes(16).hex()  # of this try alone
@@ -111,7 +139,7 @@ class Restorer(LoopActor):
         def ended(restored: Restored | None, error: BaseException | None) -> None:
             if isinstance(error, IsterError) and error.code == "object-missing" and error.action == "stop":
                 log.info("topic %s is not restored: %s", topic.name, error)
-                self._directory.tell(NotRestored(topic.name))
+                self._has_ended(topic, NotRestored(topic.name))
                 return
             if error is not None or restored is None:
                 wait_s = self._wait.failed()
@@ -121,15 +149,28 @@ class Restorer(LoopActor):
                 self.call_later(wait_s, lambda: self._restore(topic))
                 return
             log.warning("%s", restored.text)
-            self._directory.tell(restored)
+            self._has_ended(topic, restored)
 
         self.offload(lambda: self._bring_back(topic, identity), ended, Purpose.STORE)
 
     @receives(TakeOver)
     def on_take_over(self, command: TakeOver) -> None:
         """Bring back the topic that the store has of a name, whoever has it; once, and say how it went."""
+        who = command.reply, command.ticket
+        if (before := self._ended.get(who)) is not None:
+            self._directory.tell(before)
+            return
+        if (waiting := self._taking.get(command.topic)) is not None:
+            waiting[who] = None
+            return
+        self._taking[command.topic] = {who: None}
         identity = self.system.random.randbytes(16).hex()
-        reply = self.system.at(command.reply)
+
+        def answer(ended: Restored | NotRestored, make: Callable[[int], Answer | Refused]) -> None:
+            self._directory.tell(ended)
+            for reply, ticket in self._taking.pop(command.topic):
+                self._ended[reply, ticket] = ended
+                self.system.at(reply).tell(make(ticket))
 
         def work() -> Restored:
             topic = entered(self._store, command.topic)
@@ -147,17 +188,17 @@ class Restorer(LoopActor):
         def ended(restored: Restored | None, error: BaseException | None) -> None:
             if restored is not None:
                 log.warning("%s", restored.text)
-                self._directory.tell(restored)
-                reply.tell(Answer(command.ticket, encode_result({"text": restored.text})))
+                body = encode_result({"text": restored.text})
+                answer(restored, lambda ticket: Answer(ticket, body))
                 return
             log.warning("topic %s was not taken over: %s", command.topic, error)
-            self._directory.tell(NotRestored(command.topic))
             code = (
                 error.code
                 if isinstance(error, IsterError) and error.code == "unknown-topic"
                 else "unavailable"
             )
-            reply.tell(Refused(command.ticket, code, f"topic {command.topic!r} was not taken over: {error}"))
+            text = f"topic {command.topic!r} was not taken over: {error}"
+            answer(NotRestored(command.topic), lambda ticket: Refused(ticket, code, text))
 
         self.offload(work, ended, Purpose.STORE)
 

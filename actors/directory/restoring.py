@@ -7,6 +7,7 @@ Invariants
 - no topic is unknown before the store has said what it has, where it may have topics that the catalogue lacks
 - a topic that is on its way back is neither created nor taken over meanwhile
 - what was deleted here does not come back, unless somebody asks for it by name
+- the Restorer is asked until it has said how it ended; what it says twice counts once
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ister.actors.addresses import RESTORER_PATH, TIER
+from ister.actors.asking import Asking
 from ister.actors.directory.erasing import Erasing
 from ister.actors.directory.gathering import Answers, Gatherings
 from ister.actors.directory.homes import Homes
@@ -65,6 +67,11 @@ class Restoring:
         self._on_done = on_done
         self._store_known = False
         self._names: set[str] = set()  # of the topics that are on their way back
+        # Of these: what the Restorer was asked for, by name, until it has said how that ended
+        self._coming: dict[str, TopicMeta] = {}
+        self._taking: dict[str, int] = {}  # by name, with the ticket
+        self._asking = Asking()
+        self._rounds = 0  # counts when to ask again: the last one is due
         self.restored: list[str] = []  # what came back from the store, and what may be missing
 
     def topic(self, name: str) -> TopicMeta:
@@ -102,17 +109,46 @@ class Restoring:
                     "the store has another topic %s, of incarnation %s: nothing of this broker's is uploaded"
                 )
                 log.error(text, topic.name, topic.incarnation.hex())
-        self._names = {topic.name for topic in unknown}
+        self._coming = {topic.name: topic for topic in unknown}
+        self._names = {*self._coming, *self._taking}
         self._store_known = True
         self._on_news()
-        if unknown:
-            self._homes.at(command.reply).tell(RestoreTopics(tuple(unknown)))
-        else:
+        self._homes.at(command.reply).tell(RestoreTopics(tuple(unknown)))
+        self._asking.answered()
+        self._ask_later()
+        if not unknown:
             self._on_done()
 
+    def _ask_later(self) -> None:
+        """Ask the Restorer again while it has not said how all ended: mail is no promise, there or back."""
+        self._rounds += 1
+        if self._coming or self._taking:
+            this = self._rounds
+            self._call_later(self._asking.asked(), lambda: self._ask_again(this))
+
+    def _ask_again(self, this: int) -> None:
+        if this != self._rounds:
+            return  # something ended meanwhile
+        restorer = self._homes.at_tier(RESTORER_PATH)
+        if restorer is not None:
+            if self._coming:
+                restorer.tell(RestoreTopics(tuple(self._coming.values())))
+            for name, ticket in self._taking.items():
+                restorer.tell(TakeOver(name, self._address, ticket))
+        self._ask_later()
+
+    def _has_ended(self, name: str) -> None:
+        self._names.discard(name)
+        self._coming.pop(name, None)
+        self._taking.pop(name, None)
+        self._asking.answered()
+        self._ask_later()
+
     def came(self, command: Restored) -> None:
-        """Enter a topic that came back, with its subscriptions."""
+        """Enter a topic that came back, with its subscriptions; one that nobody waits for any more did before."""
         topic = command.topic
+        if topic.name not in self._names:
+            return  # it may have been deleted since
         if self._registry.topic(topic.name) is None:
             try:
                 self._registry.erased(topic.incarnation)
@@ -126,13 +162,13 @@ class Restoring:
             for subscription in command.subscriptions:
                 self._on_entered(subscription)
             self.restored.append(command.text)
-        self._names.discard(topic.name)
+        self._has_ended(topic.name)
         self._on_news()
         self._look_if_done()
 
     def does_not_come(self, command: NotRestored) -> None:
         """A topic that was to come back does not."""
-        self._names.discard(command.topic)
+        self._has_ended(command.topic)
         self._look_if_done()
 
     def _look_if_done(self) -> None:
@@ -147,7 +183,7 @@ class Restoring:
         `asked` is the ticket of who waits at `reply`, and is answered with `describe(topic)`. Raises RemoteError
         `unavailable`, `topic-exists`, StorageError.
         """
-        if name in self._names:
+        if name in self._names and name not in self._taking:
             raise RemoteError(
                 "unavailable", f"topic {name!r} is being brought back from the store; try again"
             )
@@ -172,3 +208,5 @@ class Restoring:
 
         self._gatherings.gather(reply, asked, {ticket: TIER}, finish)
         restorer.tell(TakeOver(name, self._address, ticket))
+        self._taking[name] = ticket
+        self._ask_later()

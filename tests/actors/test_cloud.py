@@ -364,6 +364,25 @@ def test_a_reader_does_not_wait_half_a_minute_for_a_tier_that_was_killed(cloud: 
     assert cloud.clock.now_s - begun < 3
 
 
+@pytest.mark.parametrize("to_tier", [True, False])
+def test_a_reader_does_not_wait_half_a_minute_for_mail_that_was_lost(cloud: Stage, to_tier: bool) -> None:
+    """Neither for its question nor for the answer."""
+    client = create(cloud)
+    fill(client, cloud, 0, 1000)
+    reader = cloud.at_subscription("orders", "s")
+    worker = f"worker-{reader.worker}"
+    pair = (worker, "tier") if to_tier else ("tier", worker)
+    cloud.hold(*pair)
+    reader.say_open_consumer(1, "orders", "s")
+    cloud.advance(0.2)
+    assert any((sender.node, node) == pair for sender, node, *_ in cloud.holding)
+    cloud.holding.clear()
+    cloud.let_go(*pair)
+    begun = cloud.clock.now_s
+    expect_messages(reader, 0, 1000)
+    assert cloud.clock.now_s - begun < 3
+
+
 # ---- two brokers -----------------------------------------------------------------------------------------------
 
 
@@ -481,6 +500,58 @@ def test_a_new_reader_of_a_restored_topic_does_not_begin_at_the_local_log(cloud:
     cloud.advance(3)
     cloud.start_tier()
     expect_messages(reader, 0, 500)
+
+
+def lose_first(stage: Stage, kind: str) -> list[bytes]:
+    """Lose the first mail of a kind from now on; return where it is noted."""
+    post, lost = stage.post, list[bytes]()
+
+    def losing(sender: Any, node: str, sealed: bytes, frames: list[bytes]) -> None:
+        if not lost and kind.encode() in sealed:
+            lost.append(sealed)
+        else:
+            post(sender, node, sealed, frames)
+
+    stage.post = losing  # type: ignore[method-assign]
+    return lost
+
+
+@pytest.mark.parametrize("kind", ["StoredTopics", "RestoreTopics", "Restored"])
+def test_all_comes_back_from_the_store_though_mail_is_lost(cloud: Stage, kind: str) -> None:
+    """Whichever of it: neither of the two waits for ever for what the other has said already."""
+    fill(create(cloud), cloud, 0, 100)
+    cloud.advance(3)
+    lose_disk(cloud)
+    cloud.kill_tier()
+    cloud.restart(2)
+    lost = lose_first(cloud, kind)
+    cloud.start_tier()
+    cloud.advance(2)
+    assert lost
+    assert shown(cloud)["next_offset"] == 100
+    expect_messages(consumer(cloud), 0, 100)
+
+
+@pytest.mark.parametrize("kind", ["TakeOver", "Restored"])
+def test_a_takeover_whose_mail_was_lost_goes_on(make_stage: MakeStage, kind: str) -> None:
+    """Who asks for it may be told to try again; the name is not taken for ever by what nobody does."""
+    first, second = two_brokers(make_stage)
+    second.advance(1)
+    assert shown(second)["next_offset"] == 10
+    back = producer(first, number=9)
+    back.publish(1, 0, b"stale")
+    assert back.expect(Type.ERROR).kind == Type.ERROR
+    first.client().request("topic.forget", topic="orders")
+    lost = lose_first(first, kind)
+    begun = first.clock.now_s
+    while (answer := first.client().ask("topic.takeover", topic="orders")).kind != Type.RESULT:
+        assert answer.code in ("unavailable", "topic-exists")
+        if answer.code == "topic-exists":
+            break
+        assert first.clock.now_s - begun < 20
+        first.advance(0.5)
+    assert lost
+    assert shown(first)["next_offset"] == 10
 
 
 def test_no_topic_is_created_before_the_store_has_said_what_it_has(cloud: Stage) -> None:

@@ -335,11 +335,11 @@ def test_what_was_deleted_here_does_not_come_back(broker: Broker) -> None:
     """A listing may be older than the deletion, or its erasure not be done; it is asked for again."""
     broker.done(*broker.delete())
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
-    assert (broker.take(RestoreTopics), broker.heard) == ([], ["news", "done"])
+    assert (broker.take(RestoreTopics), broker.heard) == ([RestoreTopics(())], ["news", "done"])
     assert broker.take(EraseStored) == [EraseStored(ORDERS, ME)]
     broker.erasing.erased(Erased(ORDERS))
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
-    assert broker.take(RestoreTopics) == []
+    assert broker.take(RestoreTopics) == [RestoreTopics(())]
 
 
 def test_another_topic_of_the_same_name_in_the_store_stays_there(
@@ -347,8 +347,47 @@ def test_another_topic_of_the_same_name_in_the_store_stays_there(
 ) -> None:
     """There is a topic of that name here: the log says that the store has another."""
     broker.restoring.stored(StoredTopics((replace(ORDERS, incarnation=bytes(16)),), RESTORER))
-    assert broker.take(RestoreTopics) == []
+    assert broker.take(RestoreTopics) == [RestoreTopics(())]
     assert "the store has another topic orders" in caplog.text
+
+
+def test_the_restorer_is_asked_until_it_has_said_how_it_ended(make: Callable[..., Broker]) -> None:
+    """Sooner at first, then more rarely: mail is no promise."""
+    broker = make(waits_for_store=True)
+    other = replace(ORDERS, name="other", incarnation=b"\x02" * 16)
+    broker.restoring.stored(StoredTopics((ORDERS, other), RESTORER))
+    assert broker.take(RestoreTopics) == [RestoreTopics((ORDERS, other))]
+    asked_at = []
+    for _ in range(40):
+        broker.passes(1)
+        if asked := broker.take(RestoreTopics):
+            assert asked == [RestoreTopics((ORDERS, other))]
+            asked_at.append(broker.now_s)
+    assert asked_at == [1, 3, 7, 15, 25, 35]
+    broker.restoring.came(Restored(ORDERS, (), "orders came back"))
+    broker.passes(1)
+    assert broker.take(RestoreTopics) == [RestoreTopics((other,))]
+    broker.homes.went(TIER)
+    broker.passes(2)
+    assert broker.take(RestoreTopics) == []
+    broker.homes.came(TIER)
+    broker.restoring.does_not_come(NotRestored("other"))
+    broker.passes(60)
+    assert broker.take(RestoreTopics) == []
+
+
+def test_what_came_back_and_was_deleted_is_not_brought_back_by_mail_that_comes_twice(
+    make: Callable[..., Broker],
+) -> None:
+    """It was asked for again, and is answered again."""
+    broker = make()
+    broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
+    back = Restored(ORDERS, (BILLING,), "orders came back")
+    broker.restoring.came(back)
+    broker.take(RestoreTopics)
+    broker.done(*broker.delete())
+    broker.restoring.came(back)
+    assert broker.registry.topic("orders") is None
 
 
 # ---- taking over -------------------------------------------------------------------------------------------------
@@ -372,6 +411,26 @@ def test_a_topic_is_taken_over_though_it_was_deleted_here(broker: Broker) -> Non
     broker.done(command.ticket)
     assert (broker.answer(), broker.is_erasing) == ({"topic": "orders"}, False)
     assert not broker.erasing.was_deleted(ORDERS)
+
+
+def test_a_takeover_is_asked_for_until_it_ended(make: Callable[..., Broker]) -> None:
+    """Also by who asks meanwhile; its name is nobody else's until then, and free afterwards."""
+    broker = make()
+    take_over(broker)
+    (first,) = broker.take(TakeOver)
+    broker.passes(1)
+    assert broker.take(TakeOver) == [first]
+    take_over(broker)
+    (second,) = broker.take(TakeOver)
+    assert second.ticket != first.ticket
+    with pytest.raises(IsterError, match="is being brought back"):
+        broker.restoring.check_new(ORDERS)
+    broker.passes(60)
+    assert set(broker.take(TakeOver)) == {second}
+    broker.restoring.does_not_come(NotRestored("orders"))
+    broker.passes(60)
+    assert broker.take(TakeOver) == []
+    broker.restoring.check_new(ORDERS)
 
 
 def test_a_topic_that_did_not_come_over_is_no_success(make: Callable[..., Broker]) -> None:
