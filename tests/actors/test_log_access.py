@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ister.actors.asking import AGAIN_S
+from ister.actors.asking import AGAIN_S, UNANSWERED_S
 from ister.actors.messages import (
     Ask,
     Attach,
@@ -22,7 +22,6 @@ from ister.actors.messages import (
     TopicFailed,
     Trimmed,
 )
-from ister.actors.subscription import log_access as module
 from ister.actors.subscription.reading import MemoryJournal
 from ister.errors import DamagedError, StorageError
 from ister.storage.tiered import NotHereError
@@ -123,13 +122,33 @@ def test_what_is_in_the_store_alone_is_asked_for_and_waited_for() -> None:
     assert bench.access.read(bench.access.source.read_ahead) is None
     assert [fetch.offset for fetch in bench.fetcher.take(Fetch)] == [0]
     assert bench.access.read(bench.access.source.read_ahead) is None
-    bench.host.loop.advance(module.FETCH_AGAIN_S)
+    bench.host.loop.advance(UNANSWERED_S)
     assert [fetch.offset for fetch in bench.fetcher.take(Fetch)] == [0]
     bench.log.errors.clear()
     wakes = bench.host.wakes
     bench.access.on_fetched(Fetched(0, 0))
     assert bench.host.wakes == wakes + 1
     assert bench.access.read(bench.access.source.read_ahead) is not None
+
+
+def test_the_fetcher_is_asked_soon_again_and_then_more_rarely() -> None:
+    """Its mail may be lost, there or back; it is told which download was of no use, once one came."""
+    bench = bench_of()
+    attached(bench)
+    bench.access.fetch(NotHereError(3, 5))
+    asked_at = []
+    for second in range(40):
+        asked_at += [second for _ in bench.fetcher.take(Fetch)]
+        bench.host.loop.advance(1)
+    assert asked_at == [0, 1, 3, 7, 15, 25, 35]
+    bench.access.on_fetched(Fetched(3, 0, 77))
+    bench.access.fetch(NotHereError(3, 5))
+    assert [(fetch.offset, fetch.seen) for fetch in bench.fetcher.take(Fetch)] == [(3, 77)]
+    bench.host.loop.advance(1)
+    assert [fetch.seen for fetch in bench.fetcher.take(Fetch)] == [77]
+    bench.access.on_fetched(Fetched(3, 0, 78))
+    bench.access.fetch(NotHereError(9, 12))
+    assert [(fetch.offset, fetch.seen) for fetch in bench.fetcher.take(Fetch)] == [(9, 0)]
 
 
 def test_a_store_that_is_away_is_asked_again() -> None:
