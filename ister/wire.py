@@ -478,6 +478,11 @@ def _cutter(length: int) -> Callable[[Buffer], Iterator[tuple[bytes, ...]]]:
 
 def split_column(column: Buffer, count: int) -> list[bytes]:
     """Cut a column frame of `count` items into the items; raises `RemoteProtocolError` when it does not add up."""
+    if len(column) < 4 * count:
+        raise RemoteProtocolError(
+            f"a column of {counted(len(column), 'byte')} has no lengths for {counted(count, 'message')}",
+            code="lengths-mismatch",
+        )
     view = memoryview(column)
     return split_payloads(view[: 4 * count], view[4 * count :])
 

@@ -98,6 +98,14 @@ def test_a_batch_comes_apart_as_it_was_put_together(payloads: list[bytes]) -> No
     assert wire.check_batch([lengths, joined], 0, **LIMITS) == len(payloads)
 
 
+@pytest.mark.parametrize("column", [b"", b"\0\0\0\0", b"\0\0\0\0\0\0\0"])
+def test_a_column_with_too_few_lengths_is_refused(column: bytes) -> None:
+    """What it lacks is no item of the batch: a program that asks for the last key is told of the broken frame."""
+    with pytest.raises(RemoteProtocolError, match="no lengths for 2 messages") as raised:
+        wire.split_column(column, 2)
+    assert raised.value.code == "lengths-mismatch"
+
+
 @given(length=st.integers(0, 5), count=st.integers(1, 300), odd=st.booleans())
 def test_a_batch_of_one_length_comes_apart_too(length: int, count: int, *, odd: bool) -> None:
     """Such a batch is cut many messages at a time; one message that differs changes nothing but that."""
