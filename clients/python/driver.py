@@ -16,8 +16,9 @@ from typing import Any
 
 import ister
 from ister import wire
-from ister.client import CLIENT_TEXT
+from ister.client import CLIENT_TEXT, producer_id
 from ister.errors import ConnectionLostError, IsterError
+from ister.message import Delivery
 
 CAPABILITIES = [
     *("batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer"),
@@ -26,6 +27,7 @@ CAPABILITIES = [
     *("orderly-close", "cancel", "drop", "codec"),
 ]
 TIMEOUT_MS = 10_000
+EXACT_MAX = (1 << 53) - 1  # above it, readers of JSON in some languages round
 # operation: the client's method, the arguments that it takes by place, and the member its result is given as
 OPERATIONS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "topic.create": ("create_topic", ("topic",), None),
@@ -75,11 +77,15 @@ def shown(message: ister.Message) -> dict[str, Any]:
 
 
 def in_json(value: Any) -> Any:
-    """Return a decoded CBOR value as JSON can say it."""
+    """Return a decoded value in the notation of tests/vectors/README.md."""
     if isinstance(value, bytes):
-        return {"hex": value.hex()}
+        return {"bytes": value.hex()}
     if isinstance(value, dict):
         return {str(key): in_json(each) for key, each in value.items()}
+    if isinstance(value, int) and abs(value) > EXACT_MAX:
+        return {"uint" if value > 0 else "nint": str(value)}
+    if isinstance(value, float):
+        return {"float": repr(value)}
     return [in_json(each) for each in value] if isinstance(value, list) else value
 
 
@@ -97,9 +103,41 @@ class Driver:
     def hello(self) -> dict[str, Any]:
         return {"protocol": 1, "language": "python", "client": CLIENT_TEXT, "capabilities": CAPABILITIES}
 
-    def decode(self, frames: list[str]) -> dict[str, Any]:
-        header = wire.decode_header(bytes.fromhex(frames[0]))
-        return {"header": in_json(header), "body": frames[1:]}
+    def decode(self, frame: str) -> dict[str, Any]:
+        return {"header": in_json(wire.decode_header(bytes.fromhex(frame)))}
+
+    def decode_batch(self, columns: int, frames: list[str]) -> dict[str, Any]:
+        count = len(frames[0]) // 8 if frames else 0
+        header = {wire.Key.OFFSET: 0, wire.Key.COUNT: count, wire.Key.TIMESTAMPS: [count, 0]}
+        header |= {wire.Key.COLUMNS: columns}
+        delivery = Delivery(None, "", 0, header, [bytes.fromhex(frame) for frame in frames])
+        told = [shown(message) for message in delivery.messages()]
+        names = ("payload", "key", "attributes", "deliver_at_ms")
+        return {
+            "messages": [
+                {name: each[name] for name in names if each[name] or name == "payload"} for each in told
+            ]
+        }
+
+    def encode_batch(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        columns, body = 0, []
+        payloads = [bytes.fromhex(each["payload"]) for each in messages]
+        if any(each.get("key") for each in messages):
+            columns |= wire.Column.KEYS
+            body.append(wire.pack_column([bytes.fromhex(each.get("key") or "") for each in messages]))
+        if any(each.get("attributes") for each in messages):
+            columns |= wire.Column.ATTRIBUTES
+            body.append(
+                wire.pack_column([wire.encode_attributes(each.get("attributes") or {}) for each in messages])
+            )
+        if any(each.get("deliver_at_ms") for each in messages):
+            columns |= wire.Column.DELIVER_AT
+            body.append(wire.pack_times([each.get("deliver_at_ms") or 0 for each in messages]))
+        frames = [wire.pack_lengths(payloads), b"".join(payloads), *body]
+        return {"columns": columns, "frames": [frame.hex() for frame in frames]}
+
+    def producer_id(self, topic: str, name: str) -> dict[str, Any]:
+        return {"id": str(producer_id(topic, name))}
 
     # ---- clients
 
