@@ -26,8 +26,9 @@ from ister.actors.messages import (
 from ister.actors.process import ProcessContext, process_description
 from ister.actors.restorer import Restorer
 from ister.actors.runtime import LoopActor, System, receives
+from ister.actors.stored_cursors import Farewell
 from ister.actors.threads import Purpose
-from ister.actors.uploader import Farewell, Uploader
+from ister.actors.uploader import Uploader
 from ister.settings import Settings, TierSettings
 from ister.storage.disk import Disk, LocalDisk
 from ister.storage.folders import cursor_path, log_folder

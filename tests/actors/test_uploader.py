@@ -11,7 +11,8 @@ import pytest
 
 from ister.actors.messages import Consult, Governs, Sealed, UploadDelayed, Uploaded
 from ister.actors.runtime import Address, LoopActor, System, receives
-from ister.actors.uploader import Farewell, Uploader
+from ister.actors.stored_cursors import Farewell
+from ister.actors.uploader import Uploader
 from ister.clock import SystemClock
 from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-from ister.actors import uploader
+from ister.actors import stored_retention, stored_settings, uploader
 from ister.actors.consumer import Consumer
 from ister.actors.lanes import Lane, Lanes
 from ister.actors.messages import Trimmed
@@ -140,7 +140,7 @@ def failed_seek_in_force() -> Iterator[None]:
 @contextmanager
 def settings_of_creation() -> Iterator[None]:
     """What a topic's settings became never reaches the store: whoever takes it over has those of its creation."""
-    with patch.object(uploader, "put_settings", lambda *_given: None):
+    with patch.object(stored_settings, "put_settings", lambda *_given: None):
         yield
 
 
@@ -153,12 +153,12 @@ def lifted_retention_unheard() -> Iterator[None]:
         return first.setdefault(topic.incarnation, retention_of(topic))
 
     def on_start(self: uploader.Uploader) -> None:
-        retention(self._topic)
+        retention(self.writer.topic)
         original(self)
 
     original = uploader.Uploader.on_start
     with (
-        patch.object(uploader, "retention_of", retention),
+        patch.object(stored_retention, "retention_of", retention),
         patch.object(uploader.Uploader, "on_start", on_start),
     ):
         yield

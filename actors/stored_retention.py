@@ -1,0 +1,116 @@
+"""Retention of a topic's history in the store. Part of an Uploader, in the tier process.
+
+Owns when the store's history is cut next. May touch the store, through its writer.
+
+Invariants
+- retention trims the store by the settings the Directory has at that moment, and not before they are in the store
+- one trim runs at a time, and at most one a minute starts: each is an object, and paid for
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from ister.actors.runtime import LoopActor
+from ister.actors.store_writer import StoreWriter
+from ister.actors.stored_history import StoredHistory
+from ister.actors.stored_settings import StoredSettings
+from ister.storage.retention import Retention, retention_of, trim_point
+from ister.storage.tier import Layout
+from ister.storage.upload import trim
+from ister.words import counted
+
+log = logging.getLogger("ister.uploader")
+
+TRIM_CHECK_S: Final = 5.0  # how late the store's history may be cut
+TRIM_AGAIN_S: Final = 60.0  # between two cuts
+
+
+class StoredRetention:
+    """The retention of one topic; `consult()` asks the Directory for its word, `on_cut()` is called after a cut."""
+
+    def __init__(
+        self,
+        host: LoopActor,
+        writer: StoreWriter,
+        settings: StoredSettings,
+        *,
+        consult: Callable[[], None],
+        on_cut: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._writer = writer
+        self._settings = settings
+        self._consult = consult
+        self._on_cut = on_cut
+        self._history: StoredHistory | None = None  # once it is claimed
+        self.acknowledged: int | None = None  # what all subscriptions are done with
+        self._trimming = False
+        self._trimmed_once = False  # since then nobody else has objects there that are to go
+        self._again_s = 0.0
+        self._due = False  # once the Directory has said by which settings
+
+    def begin(self) -> None:
+        """Look now and again for what may go."""
+        self._host.call_later(TRIM_CHECK_S, self._round)
+
+    def claimed(self, history: StoredHistory) -> None:
+        """Go by what the store has."""
+        self._history = history
+
+    def _round(self) -> None:
+        self._host.call_later(TRIM_CHECK_S, self._round)
+        history = self._history
+        if history is None or self._host.clock.monotonic() < self._again_s:
+            return
+        if self._point(history) > history.start:
+            self._due = True
+            self._consult()
+
+    def _point(self, history: StoredHistory) -> int:
+        """Return the offset below which the store's history may go, by the settings that the store has too."""
+        retention: Retention = retention_of(self._writer.topic)
+        if self._writer.epoch is None or self._trimming or self._writer.ended or not retention:
+            return 0
+        if not self._settings.are_stored:
+            return 0
+        return trim_point(
+            list(history.segments()),
+            retention,
+            now_ms=self._host.clock.time_ms(),
+            acknowledged=self.acknowledged,
+            floor=history.watermark,
+        )
+
+    def heard(self) -> None:
+        """The Directory has said by which settings: cut, where that is due."""
+        if not self._due or self._history is None:
+            return
+        self._due = False
+        history = self._history
+        point = self._point(history)
+        if point <= history.start:
+            return
+        topic, store, epoch = self._writer.topic, self._writer.store, self._writer.epoch
+        assert epoch is not None
+        self._trimming = True
+        self._again_s = self._host.clock.monotonic() + TRIM_AGAIN_S
+        known = None
+        if self._trimmed_once:
+            layout = Layout(topic.name, topic.incarnation)
+            known = [*history.objects_below(point), layout.trimmed(history.start)]
+
+        def trimmed(dropped: int) -> None:
+            self._trimming, self._trimmed_once = False, True
+            text = "topic %s: the store's history now begins at %d (%s)"
+            log.info(text, topic.name, point, counted(dropped, "object"))
+            history.cut(point)
+            self._on_cut()
+
+        def failed(error: BaseException) -> None:
+            self._trimming, self._trimmed_once = False, False  # what is left is found by a listing
+            self._writer.failed("its history was not cut", error)
+
+        self._writer.do(lambda: trim(store, topic, epoch, point, known), trimmed, failed)

@@ -1,0 +1,63 @@
+"""A topic's settings in transit to the store. Part of an Uploader, in the tier process.
+
+Owns what the store has of them, where that is known, and who waits for that. May touch the store, through its writer.
+
+Invariants
+- who asked is answered once the store has the settings that the Directory said last, and not before
+- each try has a number of its own: of one that failed nobody knows whether it is there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ister.actors.runtime import Address
+from ister.actors.store_writer import StoreWriter
+from ister.storage.upload import own_settings, put_settings
+
+
+class StoredSettings:
+    """The settings of one topic; `answer(address, ticket)` reaches who waits."""
+
+    def __init__(self, writer: StoreWriter, *, answer: Callable[[Address, int], None]) -> None:
+        self._writer = writer
+        self._answer = answer
+        self._stored: dict[str, Any] | None = None
+        self._number = 0
+        self._storing = False
+        self._asked: list[tuple[Address, int]] = []
+
+    @property
+    def are_stored(self) -> bool:
+        """Whether the store has what the Directory said last."""
+        return self._stored == own_settings(self._writer.topic)
+
+    def ask(self, reply: Address, ticket: int) -> None:
+        """Somebody is to be told once the store has them."""
+        self._asked.append((reply, ticket))
+
+    def store(self) -> None:
+        """Let the store have them, if it has others; then say so to whoever waits for that."""
+        if self._storing or not self._writer.may_begin:
+            return
+        if self.are_stored:
+            asked, self._asked = self._asked, []
+            for reply, ticket in asked:
+                self._answer(reply, ticket)
+            return
+        topic, store, epoch, number = self._writer.topic, self._writer.store, self._writer.epoch, self._number
+        assert epoch is not None
+        self._storing = True
+        self._number += 1
+
+        def stored(_: None) -> None:
+            self._storing = False
+            self._stored = own_settings(topic)
+            self.store()
+
+        def failed(error: BaseException) -> None:
+            self._storing = False
+            self._writer.failed("its settings were not stored", error)
+
+        self._writer.do(lambda: put_settings(store, topic, epoch, number), stored, failed)
