@@ -53,7 +53,7 @@ class ServerSettings(_Section, frozen=True, kw_only=True):
         str,
         _text(
             "host",
-            "The host in the addresses clients are told, where they cannot use the one in listen (containers, NAT). "
+            "The host in the addresses that clients get, if they cannot use the one in listen (containers, NAT). "
             "Empty: the one in listen.",
         ),
     ] = ""
@@ -63,7 +63,7 @@ class ServerSettings(_Section, frozen=True, kw_only=True):
             "processes",
             0,
             256,
-            "A worker keeps one core busy, and more of them only share it. 0: as many as this machine has cores.",
+            "A worker uses one core; more workers than cores only share them. 0: one per core.",
         ),
     ] = 0
     store: Annotated[
@@ -77,7 +77,7 @@ class ServerSettings(_Section, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         _text(
             "level",
-            "The least serious line that is logged; debug is for finding faults, and slows everything.",
+            "The lowest level that is logged; debug is for finding faults, and slows down everything.",
         ),
     ] = "info"
 
@@ -86,7 +86,10 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
     """What one client may ask of the broker; told to it in welcome."""
 
     message_bytes_max: Annotated[
-        int, _number("bytes", 1, 7 * MIB, "A message is never cut, so the largest must fit a batch.")
+        int,
+        _number(
+            "bytes", 1, 7 * MIB, "The largest message; messages are never split, so it must fit a batch."
+        ),
     ] = 4 * MIB
     batch_bytes_max: Annotated[
         int,
@@ -94,7 +97,7 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "bytes",
             1,
             7 * MIB,
-            "A batch is stored as one record, which must fit a segment of 8 MiB with its header and lengths.",
+            "The largest batch; it is one record, which must fit a segment of 8 MiB with its header and lengths.",
         ),
     ] = 4 * MIB
     batches_in_flight_max: Annotated[
@@ -112,12 +115,14 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "bytes",
             1,
             GIB,
-            "Bytes of a producer without a receipt; two batches of the largest size keep the road full.",
+            "Bytes of a producer without a receipt; two batches of the largest size keep the pipeline full.",
         ),
     ] = 8 * MIB
     heartbeat_ms: Annotated[
         int,
-        _number("ms", 100, 600_000, "How often a silent side speaks; three of them missed end a session."),
+        _number(
+            "ms", 100, 600_000, "How often an idle peer sends a heartbeat; three missed ones end a session."
+        ),
     ] = 5_000
     session_timeout_ms: Annotated[
         int,
@@ -125,7 +130,7 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "ms",
             300,
             3_600_000,
-            "Silence after which a session ends and what its consumers hold is given to others; longer survives more.",
+            "Silence after which a session ends and its messages go to other consumers; longer tolerates more.",
         ),
     ] = 15_000
     resume_within_ms: Annotated[
@@ -143,7 +148,7 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "sessions",
             1,
             1_000_000,
-            "Sessions of one worker; bounds the memory and the descriptors that clients can make it hold.",
+            "Sessions of one worker; bounds the memory and descriptors that clients can use.",
         ),
     ] = 10_000
     handles_per_session_max: Annotated[
@@ -152,7 +157,7 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "handles",
             1,
             65536,
-            "Producers and consumers open in one session; bounds what one client can cost.",
+            "Producers and consumers of one session; bounds what one client can cost.",
         ),
     ] = 4096
     consumer_credit_messages_max: Annotated[
@@ -161,7 +166,7 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "messages",
             1,
             100_000_000,
-            "The most messages a consumer may hold unacknowledged; bookkeeping is by ranges, so this is kilobytes.",
+            "The most messages a consumer may hold unacknowledged; they are tracked as ranges, in kilobytes.",
         ),
     ] = 1_000_000
     consumer_credit_bytes_max: Annotated[
@@ -170,7 +175,7 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "bytes",
             1,
             4 * GIB,
-            "The most bytes on the way to one consumer; they may wait in the broker's memory.",
+            "The most bytes in transit to one consumer; they may wait in the broker's memory.",
         ),
     ] = 64 * MIB
 
@@ -193,7 +198,7 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "ms",
             100,
             86_400_000,
-            "A segment with something in it is sealed at this age: the store is no further behind.",
+            "A segment with messages is sealed at this age: the store is no further behind.",
         ),
     ] = 60_000
     cursor_flush_ms: Annotated[
@@ -220,7 +225,7 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "bytes",
             0,
             1 << 50,
-            "Of each topic so much of what is uploaded is kept in the local log as well: reading it costs no request.",
+            "How much of each topic stays in the local log after the upload: reading it costs no request.",
         ),
     ] = GIB
     behind_bytes_max: Annotated[
@@ -229,7 +234,7 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "bytes",
             16 * MIB,
             1 << 50,
-            "A topic with more than this not yet uploaded refuses publishes: a store that is away fills no disk.",
+            "A topic with more than this not yet uploaded refuses publishes: an unavailable store fills no disk.",
         ),
     ] = 64 * GIB
     cloud_linger_ms: Annotated[
@@ -238,7 +243,7 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "ms",
             1,
             60_000,
-            "Durability cloud: a segment is sealed and uploaded so long after its first message.",
+            "Durability cloud: a segment is sealed and uploaded this long after its first message.",
         ),
     ] = 250
 
@@ -252,8 +257,8 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "ms",
             10,
             86_400_000,
-            "A message held longer without an acknowledgment is redelivered. A consumer that is gone is noticed by its "
-            "session long before; this is for one that is there and stuck, so it must outlast the work on a message.",
+            "A message held longer without an acknowledgment is redelivered. A lost consumer is noticed by its "
+            "session long before; this is for one that is stuck, so it must outlast the work on a message.",
         ),
     ] = standard.ACK_TIMEOUT_MS
     backoff_ms_min: Annotated[
@@ -262,8 +267,8 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "ms",
             0,
             86_400_000,
-            "How long a message waits that failed once, twice as long each time after. 0: it comes again at once, "
-            "thousands of times a second where a program refuses whatever comes.",
+            "The wait of a message that failed once; it doubles with each failure. 0: it is redelivered at once, "
+            "thousands of times a second if a program refuses everything.",
         ),
     ] = standard.BACKOFF_MS_MIN
     backoff_ms_max: Annotated[
@@ -281,8 +286,8 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
             "failures",
             0,
             1_000_000,
-            "A message that failed so often is given up: by default it goes to the dead-letter topic. 0: it is tried "
-            "for ever. With the back-off 20 take a quarter of an hour, so that a dependency that is down for ten "
+            "A message that failed this often is given up: by default it goes to the dead-letter topic. 0: it is tried "
+            "forever. With the back-off 20 take a quarter of an hour, so that a dependency that is down for ten "
             "minutes makes no dead letters.",
         ),
     ] = standard.MAX_DELIVERIES

@@ -22,12 +22,12 @@ _COMMANDS: Final = {
     ),
     "subscription": (
         "ister.cli.subscription:subscription",
-        "Create, update, move, pause, ... subscriptions.",
+        "Create, update, list, show, move, pause, resume, unblock and delete subscriptions.",
     ),
     "produce": ("ister.cli.produce:produce", "Send lines to a topic."),
     "consume": ("ister.cli.consume:consume", "Print the messages of a subscription, or of a topic."),
-    "peek": ("ister.cli.peek:peek", "Look at messages, and consume none."),
-    "explain": ("ister.cli.explain:explain", "Say why messages of a subscription flow, or why not."),
+    "peek": ("ister.cli.peek:peek", "Look at messages without consuming them."),
+    "explain": ("ister.cli.explain:explain", "Say why messages of a subscription flow or do not flow."),
     "dlq": ("ister.cli.dlq:dlq", "List, show, redrive and purge dead letters."),
     "store": ("ister.cli.store:store", "Read topics straight from a store, without a broker."),
     "status": ("ister.cli.status:status", "Show a broker's processes and what they have done."),
@@ -37,9 +37,9 @@ _COMMANDS: Final = {
 
 _EXAMPLES: Final = """\b
 Examples:
-  ister serve                                              a broker here, its data in ./data
+  ister serve                                              a broker here, with its data in ./data
   ister topic create orders                                a reliable topic
-  echo "10 kg of flour" | ister produce orders             a message a line
+  echo "10 kg of flour" | ister produce orders             one message per line
   ister consume orders --subscription billing --start earliest"""
 
 

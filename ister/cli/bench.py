@@ -43,34 +43,34 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
 @click.option(
     "--messages",
     type=click.IntRange(min=1),
-    help="How many are measured.  [default: 200 MB of them; with --rate, 5 s]",
+    help="Number of measured messages.  [default: 200 MB of them; with --rate, 5 s]",
 )
 @click.option(
     "--warm-up",
     type=click.IntRange(min=0),
     metavar="MESSAGES",
-    help="How many before that.  [default: as many as are measured]",
+    help="Number of messages before that.  [default: the same number]",
 )
 @click.option(
     "--batch-bytes",
     type=click.IntRange(min=1),
     default=64 * 1024,
     show_default=True,
-    help="What the producer gathers at most.",
+    help="The largest batch of the producer.",
 )
 @click.option(
     "--linger-ms",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="How long it gathers at most.",
+    help="How long the producer gathers a batch, at most.",
 )
 @click.option(
     "--subscriptions",
     type=click.IntRange(min=1, max=64),
     default=1,
     show_default=True,
-    help="Each with a consumer process of its own.",
+    help="Number of subscriptions, each with its own consumer process.",
 )
 @click.option(
     "--type",
@@ -85,7 +85,7 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
     type=click.Choice(["message", "batch"]),
     default="message",
     show_default=True,
-    help="One call of the client library a message, or a batch.",
+    help="One call of the client library per message, or per batch.",
 )
 @click.option(
     "--rate",
@@ -102,13 +102,13 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
 @click.option(
     "--workers",
     type=click.IntRange(min=1, max=256),
-    help="Of its own broker.  [default: half the cores, the clients need the others]",
+    help="Workers of its own broker.  [default: half the cores; the clients need the others]",
 )
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="Where its own broker's folder is made.  [default: the folder for temporary files]",
+    help="Where the folder of its own broker is created.  [default: the folder for temporary files]",
 )
 @json_option
 def bench(

@@ -68,19 +68,19 @@ SIGTERM (it leaves in order, as with Ctrl-C); 141 stdout was closed."""
     "--type",
     "type_",
     type=click.Choice(SUBSCRIPTION_TYPES),
-    help="How the subscription's consumers share its messages; shared unless given.",
+    help="How the subscription's consumers share its messages; shared by default.",
 )
 @click.option(
     "--start",
     type=Position(),
     metavar=POSITION_SHOWN,
-    help="Where a subscription that is created here begins (latest), or where reading without one does (earliest); "
+    help="Where a new subscription starts (default: latest), or where reading without one starts (default: earliest); "
     "a time is like 2026-03-01T08:00:00Z, or -15m.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
-@click.option("--follow", "-f", is_flag=True, help="Go on waiting for messages, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Keep waiting for messages, until Ctrl-C.")
 @click.option("--priority", type=click.IntRange(min=0), default=0, help="Failover: lower is preferred.")
-@click.option("--force", is_flag=True, help="Exclusive: take it from whoever has it.")
+@click.option("--force", is_flag=True, help="Exclusive: take it over from its present consumer.")
 @client_options
 @json_option
 def consume(

@@ -23,7 +23,7 @@ Exit codes: 0 every acknowledged message arrived; 1 something is missing or brok
 
 
 @click.command(cls=Command, epilog=_HELP_END)
-@click.option("--lines-max", type=click.IntRange(min=1), metavar="N", help="Send no more lines than that.")
+@click.option("--lines-max", type=click.IntRange(min=1), metavar="N", help="Send at most this many lines.")
 @click.option("--workers", type=click.IntRange(min=2, max=64), default=2, show_default=True)
 @json_option
 @click.pass_context

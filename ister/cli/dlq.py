@@ -50,7 +50,9 @@ def dlq() -> None:
 @dlq.command("list", cls=Command)
 @topic_argument
 @subscription_argument
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most this many."
+)
 @client_options
 @json_option
 def list_(topic: str, subscription: str, limit: int, endpoint: str, timeout: float, as_json: bool) -> None:
@@ -118,7 +120,7 @@ def show(topic: str, subscription: str, offset: int, endpoint: str, timeout: flo
 @topic_argument
 @subscription_argument
 @click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="At most so many letters, oldest first."
+    "--limit", type=click.IntRange(min=1), metavar="N", help="At most this many letters, oldest first."
 )
 @click.option(
     "--offset",
@@ -128,7 +130,7 @@ def show(topic: str, subscription: str, offset: int, endpoint: str, timeout: flo
     metavar="OFFSET",
     help="Only the letter at this offset of the dead-letter topic; may be given several times.",
 )
-@topic_option("--to", help="Send them there, not to where they came from.")
+@topic_option("--to", help="Send them to this topic instead of their own.")
 @client_options
 @json_option
 def redrive(
@@ -163,7 +165,7 @@ def redrive(
 @topic_argument
 @subscription_argument
 @click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="At most so many letters, oldest first."
+    "--limit", type=click.IntRange(min=1), metavar="N", help="At most this many letters, oldest first."
 )
 @yes_option
 @client_options

@@ -74,7 +74,7 @@ subscription_option: Final = click.option(
     "-s",
     callback=_subscription_name,
     metavar="NAME",
-    help="Whose cursor to move; it is created if there is none of that name. Without one, nothing is acknowledged.",
+    help="The subscription; it is created if it does not exist. Without one, nothing is acknowledged.",
 )
 POSITION_SHOWN: Final = "earliest|latest|OFFSET|TIME"
 start_option: Final = click.option(
@@ -83,7 +83,7 @@ start_option: Final = click.option(
     default="latest",
     show_default=True,
     metavar=POSITION_SHOWN,
-    help="Where it begins to read; a time is like 2026-03-01T08:00:00Z, or -15m.",
+    help="Where it starts to read; a time is like 2026-03-01T08:00:00Z, or -15m.",
 )
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
 type_option: Final = click.option(
@@ -96,7 +96,7 @@ type_option: Final = click.option(
 )
 
 yes_option: Final = click.option(
-    "--yes", is_flag=True, help="Do not ask; needed where no person can be asked."
+    "--yes", is_flag=True, help="Do not ask for confirmation; required in scripts."
 )
 
 
@@ -127,7 +127,7 @@ def client_options(command: Decorated) -> Decorated:
         show_default=True,
         show_envvar=True,
         metavar="ADDRESS",
-        help="Any worker of the broker; it says where to go from there.",
+        help="Any worker of the broker; it directs clients to the others.",
     )(command)
 
 

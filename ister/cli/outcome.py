@@ -43,27 +43,27 @@ EXIT_CODES_HELP: Final = (
 
 # What helps most often, by code; other errors get the sentence of their action.
 _HINTS: Final[dict[str, str]] = {
-    "connection-lost": "is a broker running there? start one with `ister serve`, or name another with --endpoint",
+    "connection-lost": "is a broker running there? Start one with `ister serve`, or name another with --endpoint",
     "unknown-host": "correct --endpoint, or ISTER_ENDPOINT",
-    "unknown-topic": "`ister topic list` shows the topics there are, `ister topic create NAME` makes one",
-    "topic-exists": "use it, or `ister topic delete` it first",
-    "unknown-subscription": "`ister subscription list TOPIC` shows those there are",
-    "subscription-exists": "use it, or `ister subscription delete` it first",
+    "unknown-topic": "`ister topic list` lists topics, `ister topic create NAME` creates one",
+    "topic-exists": "use it, or delete it first with `ister topic delete`",
+    "unknown-subscription": "`ister subscription list TOPIC` lists them",
+    "subscription-exists": "use it, or delete it first with `ister subscription delete`",
     "subscription-busy": "wait until its consumer has left, take it with --force, or use a shared subscription",
-    "taken-over": "whoever did that has it now",
+    "taken-over": "another consumer has it now",
     "paused": "`ister subscription resume TOPIC SUBSCRIPTION`",
     "blocked": "`ister subscription unblock TOPIC SUBSCRIPTION retry|drop|dead-letter`",
     "subscription-type": "give the type it has, or another subscription name",
     "data-locked": "stop that broker, or give another folder with --data",
-    "address-in-use": "stop what listens there, or give another address with --listen",
-    "catalogue-lost": "put a copy of catalogue.sqlite back, or begin without what it knew: --rebuild-catalogue",
+    "address-in-use": "stop the program that listens there, or give another address with --listen",
+    "catalogue-lost": "restore a copy of catalogue.sqlite, or rebuild it: --rebuild-catalogue",
     "data-unwritable": "give a folder that this user may write, with --data",
     "not-installed": "run that in the environment of this `ister`",
     "invalid-setting": "correct it where it was given; conf/ister.toml lists every setting",
 }
 _ACTIONS: Final[dict[str, str]] = {
-    "retry": "the same may work again later",
-    "fix": "change the command; the same will fail again",
+    "retry": "it may work again later: try again",
+    "fix": "change the command; it will fail again unchanged",
     "stop": "trying again will not help",
 }
 

@@ -35,13 +35,13 @@ Examples:
 @topic_argument
 @subscription_argument
 @click.option(
-    "--number", "-n", type=click.IntRange(min=1), default=10, show_default=True, help="At most so many."
+    "--number", "-n", type=click.IntRange(min=1), default=10, show_default=True, help="At most this many."
 )
 @click.option(
     "--start",
     type=Position(),
     metavar=POSITION_SHOWN,
-    help="Of a topic: begin there, and not with the newest; a time is like 2026-03-01T08:00:00Z, or -15m.",
+    help="Of a topic: start there instead of at the newest; a time is like 2026-03-01T08:00:00Z, or -15m.",
 )
 @client_options
 @json_option

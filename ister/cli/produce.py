@@ -58,11 +58,16 @@ Exit codes: 0 every line has its receipt; 1 refused; 2 wrong usage; 69 no broker
 @click.option(
     "--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="An attribute of every message."
 )
-@click.option("--delay", type=Duration(), metavar="DURATION", help="Deliver them so much later: 90, 15m, 2h.")
 @click.option(
-    "--deliver-at", type=Moment(), metavar="TIME", help="Deliver them then: 2026-03-01T08:00:00Z, or +15m."
+    "--delay", type=Duration(), metavar="DURATION", help="Deliver them after this time: 90, 15m, 2h."
 )
-@click.option("--create", is_flag=True, help="Create the topic, reliable, if there is none.")
+@click.option(
+    "--deliver-at",
+    type=Moment(),
+    metavar="TIME",
+    help="Deliver them at this time: 2026-03-01T08:00:00Z, or +15m.",
+)
+@click.option("--create", is_flag=True, help="Create the topic (reliable) if it does not exist.")
 @client_options
 @json_option
 def produce(

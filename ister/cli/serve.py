@@ -49,7 +49,7 @@ Exit codes:
     metavar="ADDRESS",
     help=f"Where the first worker listens; each further one takes the next port.  [default: {ENDPOINT_DEFAULT}]",
 )
-@click.option("--workers", metavar="N", help="Worker processes.  [default: one a core]")
+@click.option("--workers", metavar="N", help="Worker processes.  [default: one per core]")
 @click.option(
     "--store", metavar="ADDRESS", help="Where sealed segments go: file:///... or gs://...  [default: in DIR]"
 )
@@ -59,7 +59,7 @@ Exit codes:
 @click.option(
     "--rebuild-catalogue",
     is_flag=True,
-    help="Make a damaged or lost catalogue anew of what lies beside logs; set aside what nothing describes.",
+    help="Rebuild a damaged or lost catalogue from the files beside logs; set aside what nothing describes.",
 )
 @click.option("--die-with-parent", is_flag=True, hidden=True)
 @json_option

@@ -77,9 +77,9 @@ optional_topic = click.argument("topic", required=False, callback=_topic)
 
 def incarnation_option(command: Decorated) -> Decorated:
     """Add --incarnation."""
-    return click.option(
-        "--incarnation", metavar="HEX", help="Which of several topics that were called the same."
-    )(command)
+    return click.option("--incarnation", metavar="HEX", help="Which of several topics of the same name.")(
+        command
+    )
 
 
 @contextmanager
@@ -217,13 +217,13 @@ def _show_history(topic: str, history: History, *, as_json: bool) -> None:
 @url_argument
 @topic_argument
 @click.option(
-    "--from-offset", type=click.IntRange(min=0), default=0, metavar="N", help="Begin at this offset."
+    "--from-offset", type=click.IntRange(min=0), default=0, metavar="N", help="Start at this offset."
 )
 @click.option(
     "--from-time",
     callback=_time,
     metavar="TIME",
-    help="Begin at the first message of that time: 2026-03-01T08:00:00Z, -15m, or unix milliseconds.",
+    help="Start at the first message of that time: 2026-03-01T08:00:00Z, -15m, or unix milliseconds.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 @incarnation_option

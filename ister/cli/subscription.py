@@ -59,48 +59,48 @@ _SETTINGS: Final = (
         "--ack-timeout",
         type=Duration(),
         metavar="DURATION",
-        help="Messages held longer (90, 15m) without an acknowledgment are delivered again; 5m by default.",
+        help="Messages held longer (90, 15m) without an acknowledgment are redelivered; 5m by default.",
     ),
     click.option(
         "--backoff-min",
         type=Duration(),
         metavar="DURATION",
-        help="How long a message waits after its first failure, and doubles with each; 1s by default.",
+        help="How long a message waits after its first failure; doubles with each failure; 1s by default.",
     ),
     click.option(
         "--backoff-max",
         type=Duration(),
         metavar="DURATION",
-        help="How long it waits at most after a failure; 1m by default.",
+        help="The longest wait after a failure; 1m by default.",
     ),
     click.option(
         "--max-deliveries",
         type=click.IntRange(min=0),
         metavar="N",
-        help="A message that failed so often is poison; 20 by default; 0: no limit.",
+        help="A message that failed this often is poison; 20 by default; 0: no limit.",
     ),
     click.option(
         "--poison",
         type=click.Choice(["dead-letter", "drop", "block"]),
-        help="What becomes of poison: to the dead-letter topic (default), dropped, or everything waits.",
+        help="What happens to poison messages: dead-letter topic (default), drop, or block the subscription.",
     ),
     topic_option("--dead-letter-topic", help="Where dead letters go, instead of TOPIC.SUBSCRIPTION.dlq."),
     click.option(
         "--drop",
         type=click.Choice(["oldest", "newest"]),
-        help="Non-reliable: what goes when its buffer is full; the oldest by default.",
+        help="Non-reliable: which messages are dropped when the buffer is full; the oldest by default.",
     ),
     click.option(
         "--buffer-messages",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Non-reliable: messages kept for consumers that are slow; 100,000 by default.",
+        help="Non-reliable: messages kept for slow consumers; 100,000 by default.",
     ),
     click.option(
         "--buffer-bytes",
         type=click.IntRange(min=1),
         metavar="BYTES",
-        help="Non-reliable: bytes kept for consumers that are slow; 16 MiB by default.",
+        help="Non-reliable: bytes kept for slow consumers; 16 MiB by default.",
     ),
 )
 
@@ -127,7 +127,7 @@ def _settings(given: dict[str, Any]) -> SubscriptionOptions:
 @setting_options
 @click.option("--paused", is_flag=True, help="Deliver nothing until `ister subscription resume`.")
 @click.option(
-    "--exist-ok", is_flag=True, help="A subscription of that name, type and options is as good as a new one."
+    "--exist-ok", is_flag=True, help="Accept an existing subscription of that name, type and options."
 )
 @client_options
 @json_option

@@ -45,25 +45,25 @@ def retention_options(command: Decorated) -> Decorated:
         "--message-ttl",
         type=Duration(),
         metavar="DURATION",
-        help="What is older (90, 15m, 2h, 7d) is not delivered any more; 0: no limit.",
+        help="Older messages (90, 15m, 2h, 7d) are not delivered any more; 0: no limit.",
     )(command)
     command = click.option(
         "--retention-acknowledged/--no-retention-acknowledged",
         default=None,
-        help="Drop what every subscription has acknowledged.",
+        help="Drop messages that every subscription has acknowledged.",
     )(command)
     command = click.option(
         "--retention-bytes",
         type=click.IntRange(min=0),
         metavar="BYTES",
-        help="Keep no more than that; 0: no limit.",
+        help="Keep at most this many bytes; 0: no limit.",
     )(command)
     command = click.option("--retention-ms", type=click.IntRange(min=0), hidden=True)(command)
     return click.option(
         "--retention",
         type=Duration(),
         metavar="DURATION",
-        help="Keep it no longer than that (90, 15m, 2h, 7d); 0: no limit.",
+        help="Keep messages at most this long (90, 15m, 2h, 7d); 0: no limit.",
     )(command)
 
 
@@ -81,7 +81,7 @@ def _options(given: dict[str, Any]) -> TopicOptions:
     type=click.Choice(["reliable", "non-reliable"]),
     default="reliable",
     show_default=True,
-    help="At least once from a log on disk, or from memory as fast as it goes.",
+    help="Reliable: at least once, from a log on disk. Non-reliable: from memory, with the lowest latency.",
 )
 @click.option(
     "--durability",
@@ -89,7 +89,7 @@ def _options(given: dict[str, Any]) -> TopicOptions:
     help="What a receipt of a reliable topic promises: synced to disk (default), in the page cache, uploaded.",
 )
 @retention_options
-@click.option("--exist-ok", is_flag=True, help="A topic of that name and dispatch is as good as a new one.")
+@click.option("--exist-ok", is_flag=True, help="Accept an existing topic of that name and dispatch.")
 @client_options
 @json_option
 def create(
@@ -174,7 +174,7 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
     "--skip-damaged",
     is_flag=True,
     required=True,
-    help="Let every subscription go on behind what is damaged; each one's consumers are told which messages.",
+    help="Let every subscription continue behind damage; their consumers are told which messages are skipped.",
 )
 @yes_option
 @client_options
