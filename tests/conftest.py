@@ -21,6 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 MARKERS = (
     "process: starts processes of its own (a broker, workers, a client program)",
     "slow: takes longer than five seconds",
+    "requirement(numbers): holds these requirements of PROTOCOL.md (python -m tests.requirements prints the table)",
     "gcs: speaks to the fake-gcs-server program",
 )
 

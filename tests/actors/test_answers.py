@@ -358,6 +358,7 @@ def live(story: Sequence[tuple[Any, ...]]) -> None:
         played.stage.close()
 
 
+@pytest.mark.requirement("4.1-2")
 @pytest.mark.timeout(1800)
 @settings(max_examples=1500 if LONG else 60)
 @given(STORY)
@@ -405,6 +406,7 @@ ABOUT_DELIVERIES = (
 )
 
 
+@pytest.mark.requirement("4.1-3")
 @pytest.mark.parametrize("header", ABOUT_DELIVERIES)
 def test_an_acknowledgment_of_a_handle_that_is_not_open_is_answered(
     consumer: StagedClient, header: dict[int, Any]
@@ -419,6 +421,7 @@ def test_an_acknowledgment_of_a_handle_that_is_not_open_is_answered(
     assert consumer.silent(0)
 
 
+@pytest.mark.requirement("4.1-4")
 def test_an_open_that_is_closed_before_it_was_answered_is_answered_and_so_is_the_close(
     consumer: StagedClient,
 ) -> None:
@@ -430,6 +433,7 @@ def test_an_open_that_is_closed_before_it_was_answered_is_answered_and_so_is_the
     assert consumer.stage.actors("consumer") == []
 
 
+@pytest.mark.requirement("4.1-4")
 def test_an_open_that_is_repeated_before_it_was_answered_is_answered_too(consumer: StagedClient) -> None:
     """The handle is open for the second one."""
     first = consumer.say_open_consumer(1, "orders", "s", "shared")
@@ -439,6 +443,7 @@ def test_an_open_that_is_repeated_before_it_was_answered_is_answered_too(consume
     assert len(consumer.deliveries(1, 10)) == 10
 
 
+@pytest.mark.requirement("4.1-6")
 def test_acknowledgments_that_cannot_be_written_are_answered(consumer: StagedClient) -> None:
     """A disk that takes nothing: an error within the time that is allowed, and one answer only."""
     consumer.open_consumer(1, "orders", "s", "shared")
@@ -462,6 +467,7 @@ def test_acknowledgments_that_cannot_be_written_are_answered(consumer: StagedCli
     consumer.ack(1, (0, 5))
 
 
+@pytest.mark.requirement("4.1-5")
 @pytest.mark.parametrize("what", ["close", "delete", "force"])
 def test_acknowledgments_that_are_not_written_are_answered_when_the_handle_goes(
     consumer: StagedClient, what: str
@@ -519,6 +525,7 @@ def test_an_open_of_a_subscription_whose_topic_never_answers_is_refused_in_time(
     assert consumer.open_consumer(1, topic, "s", "shared").kind == Type.OPENED
 
 
+@pytest.mark.requirement("4.1-7")
 def test_questions_of_a_connection_that_is_lost_are_not_answered_on_the_next_one(
     consumer: StagedClient,
 ) -> None:
@@ -531,6 +538,7 @@ def test_questions_of_a_connection_that_is_lost_are_not_answered_on_the_next_one
     assert all(each.kind != Type.ERROR for each in answers(consumer, opened))
 
 
+@pytest.mark.requirement("9.5-11")
 @pytest.mark.parametrize("kind", [Type.ACK, Type.NACK, Type.EXTEND])
 def test_more_ranges_than_a_frame_may_have_are_refused_as_too_many(consumer: StagedClient, kind: int) -> None:
     """The answer names how many there were and how many there may be; nothing of it is applied."""

@@ -114,6 +114,7 @@ def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) 
     assert events(client)[-1].code == "sought"
 
 
+@pytest.mark.requirement("9.4-4")
 def test_who_holds_far_more_than_others_is_passed_over() -> None:
     """As long as one of the others can take something."""
     roster = Roster("shared", "s")

@@ -242,6 +242,7 @@ def tells(scene: Scene) -> None:
     scene.subscription.heard.clear()
 
 
+@pytest.mark.requirement("9.6-7")
 def test_a_program_that_failed_gives_back_what_it_has_in_hand(scene: Scene) -> None:
     """Without knowing what that is: what it has acknowledged is done, and what waits in its client did not fail."""
     tells(scene)
@@ -332,6 +333,7 @@ def test_a_full_connection_is_tried_again_and_keeps_its_order(scene: Scene) -> N
     assert scene.told(Block) == [Block(1, False)]
 
 
+@pytest.mark.requirement("9.7-2")
 def test_an_event_keeps_its_place_behind_what_waits(scene: Scene) -> None:
     """Whoever hears that the log is damaged has got what lies before; a full connection is not lost for it."""
     scene.router.full.add(b"client")

@@ -26,6 +26,7 @@ def test_a_topic_is_created_shown_listed_and_deleted(stage: Stage) -> None:
     assert client.request("topic.list") == {"topics": [], "more": False}
 
 
+@pytest.mark.requirement("10.2-1")
 @pytest.mark.parametrize(
     ("operation", "arguments", "code"),
     [
@@ -117,6 +118,7 @@ def test_a_consumers_options_of_any_kind_are_answered(stage: Stage, value: objec
     assert client.open_consumer(1, "orders", "s").kind in (Type.OPENED, Type.MOVED)
 
 
+@pytest.mark.requirement("10.2-4")
 def test_listings_come_in_pages(stage: Stage) -> None:
     """A page says whether more follows, and the next begins behind its last name."""
     client = stage.client()
@@ -159,6 +161,7 @@ def test_nothing_is_created_while_its_worker_is_away(stage: Stage) -> None:
     assert client.request("subscription.create", topic="orders", subscription=name)["subscription"] == name
 
 
+@pytest.mark.requirement("10.2-5")
 @pytest.mark.parametrize("operation", ["topic.show", "topic.delete"])
 def test_a_topic_whose_worker_is_away_is_unavailable(stage: Stage, operation: str) -> None:
     """Such a request waits for the worker, for a while, is answered once, and changes nothing."""
@@ -426,6 +429,7 @@ def test_a_reader_cannot_be_created(stage: Stage) -> None:
 # ---- just after a start ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("10.2-5")
 def test_what_is_asked_while_a_worker_starts_is_answered_once_it_is_up(stage: Stage) -> None:
     """Nobody is told to try again who only was early."""
     client = stage.client(0)
@@ -478,6 +482,7 @@ def test_what_waits_for_a_store_that_never_answers_is_refused_in_the_end(
     assert f"{WAIT_S:g} s" in refused.header[Key.TEXT]
 
 
+@pytest.mark.requirement("2.3-1")
 def test_an_answer_that_is_too_large_is_refused_and_ends_nothing(stage: Stage) -> None:
     """A topic with more to say than an answer holds: its own question is refused, the Directory lives on."""
     client = stage.client()
@@ -490,3 +495,27 @@ def test_an_answer_that_is_too_large_is_refused_and_ends_nothing(stage: Stage) -
     assert client.ask("topic.show", topic="orders").code == "limit-exceeded"
     del topic._description
     assert client.request("topic.show", topic="orders")["topic"] == "orders"
+
+
+@pytest.mark.requirement("7.6-4")
+def test_any_worker_answers_a_request_about_what_lives_elsewhere(stage: Stage) -> None:
+    """A REQUEST is never moved, whatever it is about."""
+    for number in range(4):
+        stage.client(number % 2).request("topic.create", topic=f"t-{number}", dispatch="reliable")
+    for worker in range(2):
+        client = stage.client(worker)
+        for number in range(4):
+            assert client.ask("topic.show", topic=f"t-{number}").kind == Type.RESULT
+            answer = client.ask(
+                "subscription.create", topic=f"t-{number}", subscription=f"s-{worker}", type="shared"
+            )
+            assert answer.kind == Type.RESULT
+
+
+@pytest.mark.requirement("8.1-1")
+def test_zero_is_no_producer_id(stage: Stage) -> None:
+    """It is refused; the largest number is one."""
+    stage.client().request("topic.create", topic="orders", dispatch="reliable")
+    client = stage.at_topic("orders")
+    assert client.open_producer(1, "orders", 0).code == "invalid-argument"
+    assert client.open_producer(1, "orders", (1 << 64) - 1).kind == Type.OPENED

@@ -294,6 +294,7 @@ def test_a_subscription_created_again_starts_anew(stage: Stage) -> None:
 # ---- bounds ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("10.2-6", "16-3")
 def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None:
     """A client that floods requests hears "busy", and nobody else does."""
     flooder, other = stage.client(0), stage.client(0)

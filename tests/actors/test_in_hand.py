@@ -141,6 +141,7 @@ def dead(scene: Scene) -> int:
     return int(scene.shown()["dead_lettered"])
 
 
+@pytest.mark.requirement("9.6-4")
 def test_only_what_was_in_hand_fails_with_its_consumer(scene: Scene) -> None:
     """The rest waited in the client: it comes again, counts as an attempt, and never becomes poison by it."""
     scene.publish(*[b"%d" % number for number in range(20)])
@@ -155,6 +156,7 @@ def test_only_what_was_in_hand_fails_with_its_consumer(scene: Scene) -> None:
     assert offsets(client) == list(range(1, 20))
 
 
+@pytest.mark.requirement("9.6-5")
 def test_the_last_chance_comes_singly(scene: Scene) -> None:
     """Only what is confirmed alone can fail for the last time with its consumer."""
     scene.publish(b"a", b"b", b"c")
@@ -179,6 +181,7 @@ def test_the_last_chance_comes_singly(scene: Scene) -> None:
     assert offsets(scene.consumer(tells=True)) == [2]
 
 
+@pytest.mark.requirement("9.6-4")
 def test_who_dies_before_it_can_say_what_it_took_is_found_out(scene: Scene) -> None:
     """The first that waited fails, and no other; but not for the last time."""
     scene.publish(b"poison", b"good", b"good")
@@ -192,6 +195,7 @@ def test_who_dies_before_it_can_say_what_it_took_is_found_out(scene: Scene) -> N
     assert found == {(0,): True, (1, 2): False}
 
 
+@pytest.mark.requirement("9.6-8")
 def test_of_a_client_that_tells_nothing_everything_is_in_hand(scene: Scene) -> None:
     """As it always was."""
     scene.publish(b"a", b"b")
@@ -202,6 +206,7 @@ def test_of_a_client_that_tells_nothing_everything_is_in_hand(scene: Scene) -> N
     assert dead(scene) == 2
 
 
+@pytest.mark.requirement("9.6-3")
 def test_what_waits_in_a_client_does_not_time_out(scene: Scene) -> None:
     """The time of a message begins when the program has it."""
     scene.publish(b"a", b"b", b"c")
@@ -217,6 +222,7 @@ def test_what_waits_in_a_client_does_not_time_out(scene: Scene) -> None:
     assert scene.shown()["in_flight"] == 2
 
 
+@pytest.mark.requirement("9.6-6")
 @pytest.mark.parametrize("type", ["shared", "key-shared", "failover"])
 def test_what_waits_for_a_program_that_forgot_it_goes_to_others(scene: Scene, type: str) -> None:
     """It has done with all it had in hand, and asks for nothing; when it does again, it is given more."""
@@ -235,6 +241,7 @@ def test_what_waits_for_a_program_that_forgot_it_goes_to_others(scene: Scene, ty
     assert "recalled" in [event.code for event in events(idle)]
 
 
+@pytest.mark.requirement("9.6-6")
 def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: Scene) -> None:
     """The client hears of it, and hands none of it out."""
     scene.publish(b"a", b"b", b"c")

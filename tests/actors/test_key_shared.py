@@ -66,6 +66,7 @@ def rows(frame: Frame) -> list[tuple[int, bytes, bytes, int]]:
     ]
 
 
+@pytest.mark.requirement("9.2-7")
 def test_every_key_goes_to_one_consumer_in_order(scene: Scene) -> None:
     """Each consumer gets some keys, each key one consumer, each message comes once and as it was sent."""
     clients = [scene.consumer() for _ in range(3)]
@@ -84,6 +85,7 @@ def test_every_key_goes_to_one_consumer_in_order(scene: Scene) -> None:
         assert len({number for number, _ in seen[key]}) == 1
 
 
+@pytest.mark.requirement("5.3-2", "9.1-5")
 def test_a_consumer_that_understands_no_ranges_gets_offsets_that_follow_each_other(scene: Scene) -> None:
     """An old client acknowledges what it was given, and nothing else."""
     old, new = scene.consumer(sparse=False), scene.consumer()
@@ -180,6 +182,7 @@ def test_a_key_waits_while_one_of_its_messages_backs_off(scene: Scene) -> None:
     assert [(payload, attempt) for _, _, payload, attempt in heard(client)] == [(b"1", 2), (b"2", 1)]
 
 
+@pytest.mark.requirement("9.2-7")
 def test_messages_without_a_key_go_to_anybody_and_come_again(scene: Scene) -> None:
     """They have no order; what is refused of them is delivered again."""
     clients = [scene.consumer(messages=10) for _ in range(2)]

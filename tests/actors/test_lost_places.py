@@ -128,6 +128,7 @@ def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
     assert len(asked) == 2
 
 
+@pytest.mark.requirement("7.3-6", "7.5-3")
 def test_the_place_of_a_consumer_that_was_killed_is_free_soon(make_stage: Callable[..., Stage]) -> None:
     """Its closed connection tells: after a short while, not when its session times out; and what it held has failed."""
     stage = make_stage(protocol__session_timeout_ms=3_600_000, protocol__resume_within_ms=2_000)

@@ -63,6 +63,7 @@ def held_back(stage: Stage, ways: list[tuple[str, str]], say: Callable[[], int])
     return ref, late
 
 
+@pytest.mark.requirement("10.3-2")
 @pytest.mark.parametrize(
     ("anew", "operation", "more"),
     [(made_anew, *each) for each in OF_TOPIC + OF_SUBSCRIPTION]
@@ -148,6 +149,7 @@ def test_a_creation_that_is_undone_late_leaves_the_next_of_that_name(stage: Stag
     assert [each["start"] for each in shown(client)[1]] == ["earliest"]
 
 
+@pytest.mark.requirement("10.3-2")
 @pytest.mark.parametrize("operation", ["topic.delete", "topic.forget"])
 def test_a_deletion_may_name_the_topic_it_is_about(stage: Stage, operation: str) -> None:
     """Who asks again, because the answer was lost, deletes no other one."""
@@ -162,6 +164,7 @@ def test_a_deletion_may_name_the_topic_it_is_about(stage: Stage, operation: str)
     assert answer.code == "" if operation == "topic.delete" else answer.code != "unknown-topic"
 
 
+@pytest.mark.requirement("10.3-2")
 def test_a_deletion_may_name_the_subscription_it_is_about(stage: Stage) -> None:
     """By the instance that consumers and listings are told."""
     client = stage.client()
@@ -185,6 +188,7 @@ def test_an_incarnation_is_text(stage: Stage, value: object) -> None:
     assert shown(client)[0]
 
 
+@pytest.mark.requirement("9.3-1", "15-3")
 @pytest.mark.parametrize("anew", [made_anew, subscription_made_anew])
 def test_a_consumer_is_told_which_of_that_name_it_has(
     stage: Stage, anew: Callable[[StagedClient], None]
@@ -209,6 +213,7 @@ def test_a_consumer_is_told_which_of_that_name_it_has(
     assert (instance("reader") == reads) is (anew is subscription_made_anew)
 
 
+@pytest.mark.requirement("9.3-1", "15-3")
 def test_a_consumer_that_does_not_ask_is_not_told(stage: Stage) -> None:
     """An older client gets what it always got."""
     make(stage.client())

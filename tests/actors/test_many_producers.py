@@ -39,6 +39,7 @@ def flood(stage: Stage, first: int, producers: int, *, close: bool) -> list[int]
     return kinds
 
 
+@pytest.mark.requirement("8.1-7")
 @pytest.mark.parametrize("close", [True, False])
 def test_a_flood_of_producers_does_not_make_a_resend_stored_twice(
     stage: Stage, topic: StagedClient, close: bool

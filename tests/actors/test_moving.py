@@ -41,6 +41,7 @@ def test_a_live_subscription_goes_on_where_it_is_moved_to(scene: Scene, to: str 
     assert scene.shown()["cursor"] == 6
 
 
+@pytest.mark.requirement("9.7-4")
 def test_what_was_delivered_before_a_move_is_acknowledged_no_more(scene: Scene) -> None:
     """An acknowledgment on its way must not make a message vanish that was asked for again."""
     client = scene.consumer(messages=4)
@@ -120,6 +121,7 @@ def test_a_time_may_lie_in_the_store(make_stage: Callable[..., Stage]) -> None:
 # ---- taking over, pausing ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.2-2")
 def test_an_exclusive_subscription_can_be_taken_over(stage: Stage) -> None:
     """The old consumer is told, and the new one begins with what that held."""
     scene = Scene(stage, type="exclusive")
@@ -167,6 +169,7 @@ def test_a_paused_subscription_delivers_nothing_until_it_goes_on(scene: Scene) -
 # ---- readers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.2-8")
 def test_a_reader_needs_no_subscription(stage: Stage) -> None:
     """It gets everything from where it begins, acknowledges nothing, and leaves nothing behind."""
     scene = Scene(stage)
@@ -187,6 +190,7 @@ def test_a_reader_needs_no_subscription(stage: Stage) -> None:
     assert stage.actors("subscription") == []
 
 
+@pytest.mark.requirement("9.2-9")
 def test_a_reader_that_comes_back_goes_on_where_it_says(stage: Stage) -> None:
     """What was on its way when its connection was lost comes again."""
     scene = Scene(stage)

@@ -143,6 +143,7 @@ def test_letters_of_letters_are_not_made_by_default(scene: Scene) -> None:
         assert offsets(taker) == [0]
 
 
+@pytest.mark.requirement("9.5-9")
 def test_a_message_that_failed_often_enough_is_a_dead_letter(scene: Scene) -> None:
     """It is in the dead-letter topic with its key and all that is known of it, and acknowledged where it was."""
     client = scene.consumer(max_deliveries=3)
@@ -169,6 +170,7 @@ def test_a_message_that_failed_often_enough_is_a_dead_letter(scene: Scene) -> No
     assert (shown["cursor"], shown["dead_lettered"], shown["burying"]) == (3, 1, 0)
 
 
+@pytest.mark.requirement("9.5-10")
 def test_a_closed_or_reconnected_consumer_is_no_failure(scene: Scene) -> None:
     """A consumer that is restarted now and then does not make dead letters of what it had fetched."""
     scene.consumer(max_deliveries=1).close_handle(1)
@@ -184,6 +186,7 @@ def test_a_closed_or_reconnected_consumer_is_no_failure(scene: Scene) -> None:
     assert scene.shown()["burying"] == 0
 
 
+@pytest.mark.requirement("9.5-9", "9.6-8")
 def test_a_consumer_that_falls_silent_fails_what_it_held(scene: Scene) -> None:
     """A message that kills its consumers is a dead letter at last."""
     scene.consumer(max_deliveries=2).close_handle(1)
@@ -198,6 +201,7 @@ def test_a_consumer_that_falls_silent_fails_what_it_held(scene: Scene) -> None:
     assert "lost" in attributes["ister.reason"]
 
 
+@pytest.mark.requirement("9.5-9")
 def test_an_acknowledgment_timeout_is_a_failure(scene: Scene) -> None:
     """Whoever neither acknowledges nor says that it is working has failed."""
     client = scene.consumer(max_deliveries=2, ack_timeout_ms=1000, backoff_ms_min=0)
@@ -211,6 +215,7 @@ def test_an_acknowledgment_timeout_is_a_failure(scene: Scene) -> None:
     assert (payload, attributes["ister.reason"]) == (b"slow", "not acknowledged within 1 s")
 
 
+@pytest.mark.requirement("9.5-6")
 def test_who_is_still_working_is_left_alone(scene: Scene) -> None:
     """Saying so lets the timeout begin anew, for what is named."""
     client = scene.consumer(ack_timeout_ms=1000)

@@ -38,6 +38,7 @@ def test_what_a_subscription_has_is_fine(asked: Stage, topic: str, options: dict
     assert client.open_consumer(1, topic, "s", "shared", **options).kind == Type.OPENED
 
 
+@pytest.mark.requirement("9.1-2")
 @pytest.mark.parametrize(
     ("topic", "options", "words"),
     [

@@ -94,6 +94,7 @@ def offsets(consumer: StagedClient, messages: int) -> list[int]:
 # ---- where it begins -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.1-1", "9.1-6")
 @pytest.mark.parametrize(
     ("start", "first"), [("earliest", 0), ("latest", 3), (None, 3), (0, 0), (2, 2), (3, 3)]
 )
@@ -125,6 +126,7 @@ def test_a_start_outside_the_topic_leaves_nothing_behind(producer: StagedClient)
     assert consumer.deliveries(1, 1) == [(0, b"0")]
 
 
+@pytest.mark.requirement("9.1-1")
 def test_the_start_counts_once(producer: StagedClient) -> None:
     """Whoever opens an existing subscription gets it where it stands."""
     put(producer, b"0", b"1")
@@ -157,6 +159,7 @@ def test_what_is_published_after_opened_is_delivered(stage: Stage) -> None:
 # ---- credit ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.4-1")
 def test_nobody_gets_more_than_there_is_credit_for(producer: StagedClient) -> None:
     """Messages are counted exactly, batches are cut to fit; credit adds up."""
     producer.publish(1, 0, *[b"%d" % n for n in range(10)])
@@ -172,6 +175,7 @@ def test_nobody_gets_more_than_there_is_credit_for(producer: StagedClient) -> No
     assert offsets(consumer, 3) == [7, 8, 9]
 
 
+@pytest.mark.requirement("9.4-2")
 def test_bytes_are_permission_to_begin(producer: StagedClient) -> None:
     """A DELIVER may overrun the credit in bytes, and then none follows before that is made up for."""
     put(producer, bytes(1000), bytes(1000))
@@ -186,6 +190,7 @@ def test_bytes_are_permission_to_begin(producer: StagedClient) -> None:
     assert offsets(consumer, 1) == [2]
 
 
+@pytest.mark.requirement("9.4-3")
 def test_credit_is_capped_at_what_welcome_said(make_stage: Callable[..., Stage]) -> None:
     """Whatever a client claims to have room for, the broker counts no more than its limit."""
     stage = make_stage(1, protocol__consumer_credit_messages_max=5)
@@ -211,6 +216,7 @@ def test_no_credit_no_messages(producer: StagedClient) -> None:
     assert offsets(consumer, 1) == [0]
 
 
+@pytest.mark.requirement("5.3-1", "5.3-2")
 def test_what_is_delivered_is_what_was_published(producer: StagedClient) -> None:
     """Keys, attributes, times and payloads come byte for byte, whole, joined or cut."""
     payloads, keys = [b"a", b"", b"ccc", b"dd"], [b"k", b"", b"kk", b"q"]
@@ -244,6 +250,7 @@ def test_what_is_delivered_is_what_was_published(producer: StagedClient) -> None
 # ---- Exclusive and Shared --------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.2-1")
 def test_an_exclusive_subscription_has_one_consumer(producer: StagedClient) -> None:
     """A second is refused until the first has closed; then it gets what that one left."""
     put(producer, b"0", b"1")
@@ -260,6 +267,7 @@ def test_an_exclusive_subscription_has_one_consumer(producer: StagedClient) -> N
     assert attempts(second, 1) == [(1, 2)]
 
 
+@pytest.mark.requirement("9.2-6")
 def test_a_shared_subscription_gives_turns(producer: StagedClient) -> None:
     """Consumers with credit get deliveries in turn, one without gets none, and nothing goes to two."""
     consumers = [consumer_of(producer, "", "shared", messages=n) for n in (100, 100, 0)]
@@ -293,6 +301,7 @@ def test_many_subscriptions_of_a_topic_do_not_know_each_other(make_stage: Callab
 # ---- redelivery ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.4-6", "9.5-7")
 def test_what_a_consumer_leaves_comes_again_with_the_next_attempt(producer: StagedClient) -> None:
     """Leaving, however it happens, gives back what was not acknowledged, lowest first, counted."""
     put(producer, *[b"x"] * 6)
@@ -327,6 +336,7 @@ def test_what_is_held_too_long_comes_again(producer: StagedClient) -> None:
     assert shown(producer)["cursor"] == 2
 
 
+@pytest.mark.requirement("9.5-5")
 def test_what_is_refused_comes_again_when_its_delay_is_over(producer: StagedClient) -> None:
     """A nack without a delay comes at once, one with a delay then, and others go on meanwhile."""
     put(producer, b"0", b"1", b"2")
@@ -383,6 +393,7 @@ def test_a_message_that_was_acknowledged_after_all_does_not_come_again(producer:
 # ---- acknowledging ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("9.5-2")
 def test_acknowledging_what_was_never_delivered_changes_nothing(producer: StagedClient) -> None:
     """Not even the part of the frame that was delivered; the consumer stays open."""
     put(producer, b"0", b"1", b"2")
@@ -401,6 +412,7 @@ def test_acknowledging_what_was_never_delivered_changes_nothing(producer: Staged
     assert shown(producer)["cursor"] == 2
 
 
+@pytest.mark.requirement("9.5-4")
 def test_ack_until_means_all_of_an_ordered_subscription(producer: StagedClient) -> None:
     """Everything up to and including the offset is done, whoever held it."""
     put(producer, *[b"x"] * 4)
@@ -412,6 +424,7 @@ def test_ack_until_means_all_of_an_ordered_subscription(producer: StagedClient) 
     assert shown(producer)["cursor"] == 3
 
 
+@pytest.mark.requirement("9.5-4")
 def test_ack_until_means_its_own_of_a_shared_subscription(producer: StagedClient) -> None:
     """A consumer of many cannot acknowledge what another holds by naming a later offset."""
     first = consumer_of(producer, "", "shared", messages=2)
@@ -428,6 +441,7 @@ def test_ack_until_means_its_own_of_a_shared_subscription(producer: StagedClient
     assert attempts(second, 2) == [(0, 2), (1, 2)]
 
 
+@pytest.mark.requirement("9.5-3")
 def test_a_confirmed_acknowledgment_outlives_the_worker(producer: StagedClient) -> None:
     """DONE is said once the journal has it: a worker killed right then has it still, exactly."""
     stage = producer.stage
@@ -440,6 +454,7 @@ def test_a_confirmed_acknowledgment_outlives_the_worker(producer: StagedClient) 
     assert offsets(consumer_of(producer, "", "shared"), 5) == [1, 2, 4, 5, 8]
 
 
+@pytest.mark.requirement("9.5-3")
 def test_an_acknowledgment_is_not_confirmed_while_its_journal_fails(producer: StagedClient) -> None:
     """The confirmation waits until the journal can be written again, and then holds."""
     stage = producer.stage
@@ -503,6 +518,7 @@ def event(consumer: StagedClient) -> str:
     return consumer.expect(Type.EVENT, handle=1).code
 
 
+@pytest.mark.requirement("9.2-4")
 def test_one_is_active_and_the_others_hear_that_they_stand_by(producer: StagedClient) -> None:
     """The lowest priority is active, then the oldest; whoever follows gets all that was left, in order."""
     first = consumer_of(producer, "", "failover", priority=2)
@@ -522,6 +538,7 @@ def test_one_is_active_and_the_others_hear_that_they_stand_by(producer: StagedCl
     assert attempts(third, 3) == [(2, 3), (3, 3), (5, 3)]
 
 
+@pytest.mark.requirement("9.2-4")
 def test_a_preferred_consumer_waits_until_the_active_one_has_nothing_left(producer: StagedClient) -> None:
     """Nothing is delivered twice or out of order by a hand-over; nothing new comes meanwhile."""
     old = consumer_of(producer, "", "failover", priority=5)
@@ -584,6 +601,7 @@ def test_one_that_was_preferred_and_left_changes_nothing(producer: StagedClient)
     assert old.silent(0)
 
 
+@pytest.mark.requirement("9.2-5")
 def test_a_standby_acknowledges_nothing(producer: StagedClient) -> None:
     """It is told so, and whoever is active gets the messages; to say again what is done is no harm."""
     stage = producer.stage
@@ -775,6 +793,7 @@ def test_a_full_connection_holds_up_nobody_else(producer: StagedClient) -> None:
     assert attempts(other, 1) == [(0, 1)]  # it was never sent
 
 
+@pytest.mark.requirement("4.2-1", "7.3-7")
 def test_a_full_connection_that_is_lost_and_resumed_gets_it_in_order(producer: StagedClient) -> None:
     """A backlog is given back when the client opens again, and counts as no attempt."""
     consumer = consumer_of(producer)

@@ -24,6 +24,7 @@ def scene(request: pytest.FixtureRequest, stage: Stage) -> Scene:
     return Scene(stage, type=request.param)
 
 
+@pytest.mark.requirement("9.4-7")
 def test_a_message_waits_for_its_time(scene: Scene) -> None:
     """To the millisecond, while others go by."""
     client = scene.consumer()
@@ -108,6 +109,7 @@ def test_ordered_subscriptions_wait_too_and_the_others_do_not_wait_for_it(stage:
     assert scene.shown()["cursor"] == 4
 
 
+@pytest.mark.requirement("9.4-7")
 @pytest.mark.parametrize("type_", ["exclusive", "failover"])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_everything_up_to_here_is_not_what_nobody_has_seen(stage: Stage, type_: str, restarts: bool) -> None:
@@ -129,6 +131,7 @@ def test_everything_up_to_here_is_not_what_nobody_has_seen(stage: Stage, type_: 
     assert scene.shown()["cursor"] == 3
 
 
+@pytest.mark.requirement("9.4-7")
 def test_a_reader_does_not_wait(stage: Stage) -> None:
     """It looks at what there is, in order."""
     scene = Scene(stage)
@@ -138,6 +141,7 @@ def test_a_reader_does_not_wait(stage: Stage) -> None:
     assert offsets(client) == [0, 1]
 
 
+@pytest.mark.requirement("9.4-8")
 @pytest.mark.parametrize("type_", ["exclusive", "shared"])
 def test_what_would_be_too_old_by_then_is_refused(stage: Stage, type_: str) -> None:
     """A delay beyond the time to live: nobody would ever get it, and the error says both."""

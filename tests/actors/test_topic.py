@@ -49,6 +49,7 @@ def watcher(stage: Stage, topic: ReliableTopic) -> Recorder:
 # ---- where a producer stands -----------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("8.1-3")
 def test_where_a_producer_stands_is_told_once_it_is_durable(stage: Stage) -> None:
     """A program that was killed goes on behind that: it must be there even if this machine loses its power now."""
     older, topic = opened(stage)
@@ -90,6 +91,7 @@ def test_whoever_waits_to_hear_where_it_stands_hears_that_the_log_failed(stage: 
 # ---- receipts --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("8.3-1")
 def test_nothing_is_told_before_it_is_durable(stage: Stage) -> None:
     """While fdatasync runs, neither producer nor subscriptions hear of what it is to cover."""
     producer, topic = opened(stage)
@@ -145,6 +147,7 @@ def test_what_comes_after_a_commit_began_is_not_covered_by_it(stage: Stage) -> N
     stage.loop.holds_work = False
 
 
+@pytest.mark.requirement("12-2")
 def test_many_receipts_come_in_frames_of_bounded_size(stage: Stage) -> None:
     """A commit of thousands of batches does not make a header that no client may accept."""
     producer, _ = opened(stage)
@@ -187,6 +190,7 @@ def test_a_lone_message_needs_no_length_table(stage: Stage) -> None:
 # ---- sequences -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("8.3-3")
 def test_a_resent_batch_is_stored_once_and_answered_with_its_offset(stage: Stage) -> None:
     """A duplicate gets the receipt of the original, however often it comes."""
     producer, topic = opened(stage)
@@ -212,6 +216,7 @@ def test_a_duplicate_of_what_is_not_durable_yet_waits_for_it(stage: Stage) -> No
     stage.loop.holds_work = False
 
 
+@pytest.mark.requirement("8.3-4")
 def test_a_duplicate_whose_offset_is_forgotten_waits_for_everything(stage: Stage) -> None:
     """Where nobody knows any more how far the original must be durable, all there is must be."""
     producer, topic = opened(stage)
@@ -233,6 +238,7 @@ def test_a_duplicate_whose_offset_is_forgotten_waits_for_everything(stage: Stage
     assert topic.intake.messages == batches
 
 
+@pytest.mark.requirement("8.2-1")
 def test_a_gap_is_refused_and_says_what_is_expected(stage: Stage) -> None:
     """A batch whose predecessor is missing is not stored: order would be lost for good."""
     producer, topic = opened(stage)
@@ -250,6 +256,7 @@ def test_a_gap_is_refused_and_says_what_is_expected(stage: Stage) -> None:
     assert producer.receipts(1, 2) == {0: 0, 3: 3}
 
 
+@pytest.mark.requirement("8.3-6")
 def test_a_resend_that_was_cut_differently_is_refused(stage: Stage) -> None:
     """A batch that is half stored cannot be stored, nor called stored."""
     producer, topic = opened(stage)
@@ -286,6 +293,7 @@ def test_an_open_producer_hears_what_to_go_on_with(stage: Stage) -> None:
     assert producer.receipt(1) == [(5, 2)]
 
 
+@pytest.mark.requirement("8.1-6")
 def test_a_newer_producer_of_the_same_id_fences_the_older(stage: Stage) -> None:
     """Two of one id would mix their sequences: the newer one counts, and the older hears so."""
     older, _ = opened(stage)
@@ -317,6 +325,7 @@ def test_a_handle_that_opens_for_another_producer_gives_up_the_first(stage: Stag
 # ---- closing ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("8.5-1")
 def test_close_is_answered_after_the_receipts_of_what_came_before(stage: Stage) -> None:
     """DONE means that everything before it was answered."""
     producer, topic = opened(stage)

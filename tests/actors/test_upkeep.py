@@ -271,6 +271,7 @@ def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> No
     assert consumer.silent(5)
 
 
+@pytest.mark.requirement("9.7-2")
 def test_who_comes_back_hears_of_damage_again(stage: Stage) -> None:
     """The event may have been lost with the connection, and nothing else would come."""
     fill_here(stage, 60)

@@ -73,6 +73,7 @@ def texts(letters: DeadLetters) -> list[bytes]:
     return [letter.payload for letter in letters.list()]
 
 
+@pytest.mark.requirement("10.6-1")
 def test_a_letter_says_where_it_was_and_why_it_died(client: ister.Client) -> None:
     """Topic, offset, time, attempts and reason; key and attributes are the producer's own."""
     letters = kill(client, "told", 2)
@@ -99,6 +100,7 @@ def test_a_subscription_without_dead_letters_has_none(client: ister.Client) -> N
     assert "healthy.billing.dlq" not in [topic["topic"] for topic in client.topics()]
 
 
+@pytest.mark.requirement("10.6-2")
 def test_redriven_messages_are_what_they_were_and_say_where_they_come_from(client: ister.Client) -> None:
     """Payload, key, attributes and order stay; nothing tells of the death but where the letter lay, and for whom."""
     letters = kill(client, "back", 5)

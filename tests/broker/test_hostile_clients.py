@@ -63,6 +63,7 @@ def control(broker: OwnBroker) -> Iterator[Control]:
     assert not control.consumer.unread
 
 
+@pytest.mark.requirement("16-2")
 def test_everything_wrong_with_one_client_is_answered_and_nobody_elses_business(
     broker: OwnBroker, control: Control
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_flood_of_requests_leaves_room_for_others(broker: OwnBroker, control: 
     assert control.admin.request("topic.list")["topics"]
 
 
+@pytest.mark.requirement("16-3")
 def test_a_consumer_that_never_reads_costs_bounded_memory(broker: OwnBroker, control: Control) -> None:
     """What it was given waits in bounds set by its credit; its producer and everybody else go on."""
     topic = f"unread-{next(_names)}"

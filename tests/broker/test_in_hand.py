@@ -136,6 +136,7 @@ def test_a_program_that_ends_by_an_exception_fails_what_it_has_in_hand(
     assert (letter.payload, letter.reason) == (b"poison", "ValueError: cannot read this")
 
 
+@pytest.mark.requirement("7.5-2")
 def test_what_was_acknowledged_is_said_when_a_client_is_closed(
     broker: OwnBroker, client: ister.Client
 ) -> None:

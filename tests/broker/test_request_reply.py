@@ -51,6 +51,7 @@ def double(message: ister.Message) -> None:
     message.reply(message.payload * 2, key=message.key, attributes={"by": "double"})
 
 
+@pytest.mark.requirement("10.6-3")
 def test_a_request_is_answered(client: ister.Client, broker: OwnBroker) -> None:
     """Payload, key and attributes of the reply are the server's; its topic is the client's own inbox."""
     with served(broker.endpoint, "sums", double):
@@ -116,6 +117,7 @@ def test_a_late_reply_is_dropped_and_disturbs_nobody(client: ister.Client, broke
         assert client.request("late", b"quick").payload == b"quickquick"
 
 
+@pytest.mark.requirement("10.6-4")
 def test_whoever_asked_and_left_does_not_disturb_the_server(broker: OwnBroker) -> None:
     """A reply to an inbox that is gone goes nowhere, and the server serves on."""
     hold = threading.Event()
@@ -191,6 +193,7 @@ def test_asyncio_asks_and_answers(client: ister.Client, broker: OwnBroker) -> No
     asyncio.run(run())
 
 
+@pytest.mark.requirement("10.6-4")
 def test_a_lost_session_costs_the_reply_and_nothing_more(client: ister.Client, broker: OwnBroker) -> None:
     """The inbox went with the workers: who waits hears it at once, and the next request has a new inbox."""
     got = threading.Event()

@@ -102,6 +102,7 @@ def scene(stage: Stage) -> Scene:
     return scene
 
 
+@pytest.mark.requirement("10.2-3")
 def test_a_reliable_topic_is_answered_as_declared(scene: Scene) -> None:
     """Listed and in detail; also once its log has failed."""
     client = scene.stage.client()
@@ -163,6 +164,7 @@ def test_every_setting_is_declared() -> None:
 # ---- flags -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("10.2-2")
 @pytest.mark.parametrize("yes", [True, 1])
 def test_a_flag_may_be_true_or_one(stage: Stage, yes: object) -> None:
     """Whatever it came as, it is kept and answered as 1."""
@@ -181,6 +183,7 @@ def test_a_flag_may_be_true_or_one(stage: Stage, yes: object) -> None:
     assert len(client.request("topic.list", ephemeral=False)["topics"]) == 1
 
 
+@pytest.mark.requirement("10.2-2")
 @pytest.mark.parametrize("wrong", [2, -1, "yes", None, 1.0])
 def test_a_flag_is_nothing_else(stage: Stage, wrong: object) -> None:
     """The refusal names the setting, its value and what may be there; a number is no flag."""

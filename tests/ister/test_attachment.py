@@ -64,6 +64,7 @@ def test_a_delivery_is_cut_into_messages(talk: Talk) -> None:
     assert messages[0].topic == "orders"
 
 
+@pytest.mark.requirement("9.4-4")
 def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
     """Not a frame a message; and never more than was taken."""
     attachment = opened(talk, credit_messages=10)
@@ -76,6 +77,7 @@ def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
     assert (credit[Key.TYPE], credit[Key.MESSAGES], credit[Key.BYTES]) == (Type.CREDIT, 7, 7 * 5)
 
 
+@pytest.mark.requirement("9.4-4")
 def test_a_large_credit_goes_back_in_smaller_parts(talk: Talk) -> None:
     """On a non-reliable topic credit is all that tells the broker who reads: a sixteenth used is said."""
     attachment = opened(talk, credit_messages=16_000)
@@ -88,6 +90,7 @@ def test_a_large_credit_goes_back_in_smaller_parts(talk: Talk) -> None:
     assert credit[Key.MESSAGES] == 1_000
 
 
+@pytest.mark.requirement("9.1-3")
 def test_credit_starts_anew_after_opening_again(talk: Talk) -> None:
     """What was used before was credit of the old open; giving it back now would be too much."""
     attachment = opened(talk, credit_messages=10)
@@ -135,6 +138,7 @@ def test_the_fast_path_only_moves_the_end(talk: Talk) -> None:
     assert attachment.ack_delivery is None  # the next one sets the timer again
 
 
+@pytest.mark.requirement("9.5-11")
 def test_many_ranges_are_sent_in_frames_that_fit(talk: Talk) -> None:
     """A header stays under its limit, however scattered the acknowledgments are."""
     attachment = opened(talk, credit_messages=5000)
@@ -185,6 +189,7 @@ def test_ack_until_keeps_only_the_highest(talk: Talk) -> None:
     assert [(h[Key.TYPE], h[Key.OFFSET]) for h in talk.said()] == [(Type.ACK_UNTIL, 2)]
 
 
+@pytest.mark.requirement("7.4-3", "9.1-3")
 def test_what_was_not_handed_out_is_dropped_with_the_connection(talk: Talk) -> None:
     """It is delivered again; credit starts anew."""
     attachment = opened(talk)
@@ -196,6 +201,7 @@ def test_what_was_not_handed_out_is_dropped_with_the_connection(talk: Talk) -> N
     assert (opening[Key.HANDLE], opening[Key.MESSAGES]) == (2, 100)
 
 
+@pytest.mark.requirement("7.4-6")
 def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
     """They are sent after the open, and stale messages may still be acknowledged."""
     attachment = opened(talk)
@@ -211,6 +217,7 @@ def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
     assert acked(talk) == [[2, 3]]
 
 
+@pytest.mark.requirement("9.3-2")
 def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) -> None:
     """It was deleted while nobody could be told, and another has its name: its offsets are other messages."""
     talk.welcome()
@@ -237,6 +244,7 @@ def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) ->
     assert acked(talk) == [[0, 1]]
 
 
+@pytest.mark.requirement("9.3-2")
 def test_a_reader_hears_that_its_topic_was_made_anew(talk: Talk) -> None:
     """Its place is one in the other topic: to go on there would skip messages."""
     talk.welcome()
@@ -264,6 +272,7 @@ def test_a_broker_that_says_nothing_of_instances_is_taken_at_its_word(talk: Talk
     assert acked(talk) == [[0, 1]]
 
 
+@pytest.mark.requirement("7.4-5")
 def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None:
     """They would spoil the frame of later ones; and `flush` has something to say."""
     attachment = opened(talk)
@@ -349,6 +358,7 @@ def test_events_are_kept_and_told(talk: Talk, happened: list[Event]) -> None:
     assert [event.code for event in happened] == ["active", "dropped", "something-new"]
 
 
+@pytest.mark.requirement("9.1-4")
 def test_a_busy_subscription_is_told_at_once(talk: Talk) -> None:
     """Whoever opens an Exclusive consumer wants to know."""
     talk.welcome()
@@ -359,6 +369,7 @@ def test_a_busy_subscription_is_told_at_once(talk: Talk) -> None:
     assert isinstance(attachment.error, RemoteError)
 
 
+@pytest.mark.requirement("9.1-4")
 def test_a_busy_subscription_is_waited_for_by_who_said_so(talk: Talk) -> None:
     """Asked for again and again, at least every half second, until there is room; the reason says what else to do."""
     talk.welcome()
@@ -374,6 +385,7 @@ def test_a_busy_subscription_is_waited_for_by_who_said_so(talk: Talk) -> None:
     assert attachment.phase == "open"
 
 
+@pytest.mark.requirement("9.1-4")
 def test_a_busy_subscription_is_waited_for_after_a_reconnect(talk: Talk) -> None:
     """The place is still held by what this consumer was before."""
     attachment = opened(talk)
@@ -422,6 +434,7 @@ def test_a_subscription_that_restarts_is_opened_again(talk: Talk) -> None:
     assert acked(talk) == []
 
 
+@pytest.mark.requirement("7.5-2")
 def test_closing_acknowledges_first(talk: Talk) -> None:
     """What the program has done is not delivered to the next consumer."""
     attachment = opened(talk)
@@ -434,6 +447,7 @@ def test_closing_acknowledges_first(talk: Talk) -> None:
     assert attachment.phase == "closed"
 
 
+@pytest.mark.requirement("5.3-5")
 def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> None:
     """A broken broker is not believed."""
     opened(talk)
@@ -442,6 +456,7 @@ def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> Non
     assert talk.session.idle
 
 
+@pytest.mark.requirement("9.9-1")
 def test_every_state_can_lose_its_connection_or_end() -> None:
     """The table leaves no state in which a consumer could hang."""
     states = {state for state, _ in TRANSITIONS} - {"idle"}
@@ -496,6 +511,7 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
     assert attachment.phase == "closed"
 
 
+@pytest.mark.requirement("9.1-5")
 def test_every_open_says_that_ranges_are_understood(talk: Talk) -> None:
     """So that a shared subscription does not cost a frame for every run of offsets."""
     talk.welcome()
@@ -505,6 +521,7 @@ def test_every_open_says_that_ranges_are_understood(talk: Talk) -> None:
     assert Key.FORCE not in opening
 
 
+@pytest.mark.requirement("9.2-3")
 def test_a_place_is_taken_by_force_once(talk: Talk) -> None:
     """Two programs that both want it do not throw each other out for ever."""
     talk.welcome()
@@ -565,6 +582,7 @@ def sought(talk: Talk, position: int) -> None:
     talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "sought", Key.OFFSET: position})
 
 
+@pytest.mark.requirement("9.7-3")
 def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
     """The credit of it goes back at once, with that of what was handed out before."""
     attachment = opened(talk)
@@ -604,6 +622,7 @@ def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_subscription_mo
     assert batch.payloads == [message.payload for message in each] == [b"a", b"b", b"c"]
 
 
+@pytest.mark.requirement("9.7-3")
 def test_nothing_from_before_the_move_is_acknowledged(talk: Talk) -> None:
     """Neither what was gathered nor what the program finishes later; and nobody is told that anything was lost."""
     attachment = opened(talk)
@@ -655,6 +674,7 @@ def reopened(talk: Talk) -> wire.Header:
 RELIABLE = {Key.STRATEGY: "reliable"}
 
 
+@pytest.mark.requirement("9.2-9")
 def test_a_reader_goes_on_behind_what_it_handed_out(talk: Talk) -> None:
     """Messages that wait in its queue come again; those that the program has do not."""
     talk.welcome()
@@ -732,6 +752,7 @@ def test_what_does_not_come_again_is_handed_out_after_a_lost_connection(
     assert [message.payload for message in messages] == [b"b", b"c"]
 
 
+@pytest.mark.requirement("7.4-6")
 def test_a_session_that_goes_on_hears_acknowledgments_before_it_opens_again(talk: Talk) -> None:
     """Else the broker delivers again what was acknowledged; they are sent once more when the handle is open."""
     attachment = opened(talk)
@@ -756,6 +777,7 @@ def test_a_session_that_goes_on_hears_acknowledgments_before_it_opens_again(talk
     assert (again[Key.TYPE], again[Key.RANGES]) == (Type.ACK, [0, 2])
 
 
+@pytest.mark.requirement("7.4-5")
 def test_a_session_that_was_forgotten_hears_of_no_acknowledgment(talk: Talk) -> None:
     """It would spoil the frame it travels in."""
     attachment = opened(talk)

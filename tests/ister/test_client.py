@@ -121,6 +121,7 @@ def test_somebody_else_there_is_said_in_time() -> None:
             ister.connect(f"tcp://127.0.0.1:{port}", timeout=0.2)
 
 
+@pytest.mark.requirement("1.1-4", "7.1-9")
 def test_any_of_several_endpoints_will_do(broker: testing.Broker) -> None:
     """The first that does not answer is passed over quickly."""
     with ister.connect(["tcp://127.0.0.1:1", broker.endpoint], timeout=5) as client:
@@ -150,6 +151,7 @@ def test_a_version_that_is_not_spoken_is_said() -> None:
     assert caught.value.code == "unsupported-version"
 
 
+@pytest.mark.requirement("7.6-1", "7.6-2")
 def test_moved_is_followed(broker: testing.Broker) -> None:
     """A producer and a consumer live where their topic lives, whatever the client connected to."""
     with testing.Broker(heartbeat_ms=30_000, moved={"orders": broker.endpoint}) as first:
@@ -165,6 +167,7 @@ def test_moved_is_followed(broker: testing.Broker) -> None:
     assert sum(kind == Type.HELLO for kind, _ in broker.heard) == 2  # one session for all of them
 
 
+@pytest.mark.requirement("7.6-3")
 def test_moving_in_circles_ends(broker: testing.Broker) -> None:
     """Workers that do not agree cost a timeout that says so, not an endless chase."""
     broker.moved["orders"] = "tcp://127.0.0.1:1"
@@ -176,6 +179,7 @@ def test_moving_in_circles_ends(broker: testing.Broker) -> None:
     assert sum(kind == Type.OPEN_PRODUCER for kind, _ in broker.heard) < 10
 
 
+@pytest.mark.requirement("7.4-8")
 def test_a_place_that_does_not_come_back_is_asked_for_again(broker: testing.Broker) -> None:
     """When a worker is gone for good, the first endpoints know where its topics are now."""
     with testing.Broker() as gone:
@@ -244,6 +248,7 @@ def test_wrong_producers_are_refused_before_anything_is_sent(
         client.producer(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.requirement("8.1-2")
 def test_a_named_producer_has_an_id_that_lasts() -> None:
     """The same for the same topic and name, in every process: never 0, 63 bits."""
     assert producer_id("orders", "me") == 0x63CDAD2E46943454

@@ -64,6 +64,7 @@ def test_a_reply_reaches_the_request_it_answers() -> None:
     assert (first.message.offset, len(desk.inbox)) == (7, 0)
 
 
+@pytest.mark.requirement("10.6-4")
 def test_late_double_and_strange_replies_are_dropped() -> None:
     """Only the first answer counts, nobody's answer is kept, and what cannot be read hurts nobody."""
     desk = Desk()

@@ -53,6 +53,7 @@ BOUNDS: dict[str, Callable[[ister.Producer, int], Any]] = {
 }
 
 
+@pytest.mark.requirement("5.2-1", "5.2-2", "5.2-3")
 @pytest.mark.parametrize("what", BOUNDS)
 def test_what_is_exactly_at_a_limit_goes_and_what_is_over_it_does_not(
     producer: ister.Producer, what: str
@@ -64,6 +65,7 @@ def test_what_is_exactly_at_a_limit_goes_and_what_is_over_it_does_not(
     assert producer.send(b"next").result(10).offset == (2 if what == "batch" else 1)
 
 
+@pytest.mark.requirement("5.2-4")
 def test_what_was_not_sent_by_its_producer_is_not_counted(producer: ister.Producer) -> None:
     """A letter, or what is redriven, is as large as it may be, and says where it was."""
     own = attribute(AROUND - 2 * ENTRY)
@@ -76,6 +78,7 @@ def test_what_was_not_sent_by_its_producer_is_not_counted(producer: ister.Produc
         producer.send(bytes(MOST), attributes=own | {"mine": "x"})
 
 
+@pytest.mark.requirement("5.2-1", "5.2-2")
 @pytest.mark.parametrize("over", [0, 1])
 def test_the_broker_refuses_what_a_client_of_another_kind_sends_over_a_limit(over: int) -> None:
     """Whatever that counts; attributes that nobody can read count as they are."""

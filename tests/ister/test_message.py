@@ -75,6 +75,7 @@ def test_keys_and_attributes_are_cut_when_asked_for() -> None:
     assert second.attempt == 3
 
 
+@pytest.mark.requirement("5.3-4")
 def test_timestamps_are_looked_up_by_run() -> None:
     """Each message has the time of its run."""
     header = {Key.OFFSET: 0, Key.COUNT: 4, Key.TIMESTAMPS: [1, 100, 3, 200]}
@@ -118,6 +119,7 @@ def test_a_receipt_counts_from_the_first_offset_of_its_shipment() -> None:
     assert BatchReceipt(shipment, 1, 2).result() == Published("orders", 101, 2)
 
 
+@pytest.mark.requirement("8.3-4")
 def test_a_forgotten_offset_is_none() -> None:
     """An old duplicate is stored; where, nobody knows any more."""
     shipment = Shipment("orders", None)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ister
 from ister import testing
 
@@ -20,6 +22,7 @@ def play(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
+@pytest.mark.requirement("14-1")
 def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
     """What went in comes out, and is acknowledged."""
     done = play(broker.endpoint, "greetings", "hello", "world")
@@ -35,6 +38,7 @@ def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
             assert consumer.receive(0.1) is None
 
 
+@pytest.mark.requirement("14-1")
 def test_it_follows_moved(broker: testing.Broker) -> None:
     """With several workers it works too."""
     with ister.connect(broker.endpoint) as there:

@@ -88,6 +88,7 @@ def test_the_command_line_says_so_too(endpoint: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.requirement("1.2-3")
 def test_a_program_is_told_when_its_broker_goes_and_comes(
     broker: testing.Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -248,6 +248,7 @@ def test_a_message_larger_than_a_batch_goes_alone(client: ister.Client) -> None:
         assert [receipt.result(5).offset for receipt in receipts] == [0, 1, 2, 3]
 
 
+@pytest.mark.requirement("12-1")
 def test_limits_of_the_broker_bound_the_batch() -> None:
     """A client asks for large batches, the broker takes small ones."""
     limits = {Limit.MESSAGE_BYTES_MAX: 500, Limit.BATCH_BYTES_MAX: 1000}
@@ -290,6 +291,7 @@ def test_an_exception_in_the_block_is_not_hidden(broker: testing.Broker, client:
     assert publishes(broker) == 1
 
 
+@pytest.mark.requirement("8.1-4")
 def test_a_named_producer_is_told_where_it_stood(broker: testing.Broker, client: ister.Client) -> None:
     """By the number of the last message: -1 at first, and over runs of the program, connections and brokers."""
     with client.producer("orders", name="loader") as producer:

@@ -9,6 +9,8 @@ import pytest
 
 from ister import wire
 from ister.errors import CODES
+from ister.session import TRANSITIONS as SESSION_TRANSITIONS
+from ister.transport.session import HANDLE_FRAMES, HANDLE_TABLE, State
 from ister.wire import Column, Key, Limit, Type
 
 DOCUMENT = Path(__file__).parents[2] / "ister" / "transport" / "PROTOCOL.md"
@@ -186,6 +188,7 @@ def test_required_keys_are_the_ones_the_codec_requires() -> None:
         assert {getattr(Key, name) for name in bold} == wire.REQUIRED[int(number)], number
 
 
+@pytest.mark.requirement("11.1-2")
 def test_every_error_code_is_documented_with_its_action() -> None:
     """A client author finds every code the broker may send, and what to do about it."""
     text = DOCUMENT.read_text().split("## 11 Errors", 1)[1].split("\n## ", 1)[0]
@@ -196,6 +199,45 @@ def test_every_error_code_is_documented_with_its_action() -> None:
     assert listed.keys() == CODES.keys()
     for code, action in CODES.items():
         assert action in listed[code], code
+
+
+HANDLE_WORDS = {
+    "open": {"opens", "opens again"},
+    "in-use": {"`handle-in-use`"},
+    "unknown": {"`unknown-handle`"},
+    "publish": {"publishes"},
+    "close": {"closes"},
+    "credit": {"gives credit"},
+    "ack": {"acknowledges"},
+    "ignore": {"ignored"},
+}
+
+
+@pytest.mark.requirement("6.1-1")
+def test_the_table_of_a_handles_states_is_the_brokers() -> None:
+    """What a client's author reads of a frame in a state is what the worker does."""
+    text = DOCUMENT.read_text().split("### 6.1 ", 1)[1].split("\n### ", 1)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    assert rows[0][1:] == ["absent", "opening", "a producer's", "a consumer's"]
+    listed = {row[0]: row[1:] for row in rows[2:]}
+    states: tuple[State, ...] = ("absent", "opening", "producer", "consumer")
+    kinds = {name: value for name, value in vars(Type).items() if name.isupper() and value in HANDLE_FRAMES}
+    assert listed.keys() == kinds.keys()
+    for name, kind in kinds.items():
+        for state, cell in zip(states, listed[name], strict=True):
+            assert cell in HANDLE_WORDS[HANDLE_TABLE[state, kind]], (name, state)
+
+
+@pytest.mark.requirement("7.7-1")
+def test_the_table_of_a_sessions_states_is_the_clients() -> None:
+    """The states and ways between them that are listed are those of the Python client."""
+    text = DOCUMENT.read_text().split("### 7.7 ", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| ([a-z ]+) \| ([^|]*) \| ([a-z]+) \|", text, re.M)
+    ways = {(begin, end) for (begin, _), end in SESSION_TRANSITIONS.items()}
+    listed = {(begin, end) for begin, _, end in rows if begin != "any but ended"}
+    assert listed | {(begin, "ended") for begin, _ in SESSION_TRANSITIONS} == ways
 
 
 if __name__ == "__main__":  # writes the example into the document

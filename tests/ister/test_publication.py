@@ -55,6 +55,7 @@ def test_a_lone_message_needs_no_length_table(talk: Talk) -> None:
     assert body == [b"hello"]
 
 
+@pytest.mark.requirement("8.2-1")
 def test_sequences_count_messages(talk: Talk) -> None:
     """The next batch begins where the one before it ended."""
     publication = opened(talk)
@@ -103,6 +104,7 @@ def test_a_receipt_resolves_its_batch(talk: Talk) -> None:
     assert publication.bytes == 0
 
 
+@pytest.mark.requirement("8.2-2")
 def test_the_window_bounds_what_has_no_receipt(talk: Talk) -> None:
     """Beyond the window nothing is sealed, but one batch always may be."""
     talk.welcome()
@@ -116,6 +118,7 @@ def test_the_window_bounds_what_has_no_receipt(talk: Talk) -> None:
     assert publication.has_room(1000)
 
 
+@pytest.mark.requirement("8.2-3")
 def test_the_number_of_batches_in_flight_is_bounded_too(talk: Talk) -> None:
     """The broker's limit holds for the tiniest batches."""
     publication = opened(talk)
@@ -148,6 +151,7 @@ def test_what_lingers_goes_after_its_time(talk: Talk) -> None:
     assert sequences(talk) == [1]
 
 
+@pytest.mark.requirement("7.4-2", "8.3-6")
 def test_after_a_lost_connection_everything_unresolved_is_resent_as_it_was(talk: Talk) -> None:
     """Same cut, same bytes, same order, and OPEN says from where."""
     publication = opened(talk)
@@ -179,6 +183,7 @@ def test_messages_sent_without_a_connection_go_out_later(talk: Talk) -> None:
     assert shipment.first == 9
 
 
+@pytest.mark.requirement("8.3-5")
 def test_a_second_receipt_after_a_resend_is_ignored(talk: Talk) -> None:
     """Both the original and the resend may be answered."""
     publication = opened(talk)
@@ -189,6 +194,7 @@ def test_a_second_receipt_after_a_resend_is_ignored(talk: Talk) -> None:
     assert not talk.session.idle
 
 
+@pytest.mark.requirement("8.4-1")
 def test_a_retry_error_is_followed_by_everything_unresolved_in_order(talk: Talk) -> None:
     """A full disk holds messages up; it loses and reorders none."""
     publication = opened(talk)
@@ -205,6 +211,7 @@ def test_a_retry_error_is_followed_by_everything_unresolved_in_order(talk: Talk)
     assert all(shipment.resolved and shipment.error is None for shipment in shipments)
 
 
+@pytest.mark.requirement("8.4-2")
 def test_a_refused_batch_fails_alone(talk: Talk) -> None:
     """What the broker will never take is reported, and what came after it is sent again behind it."""
     publication = opened(talk)
@@ -222,6 +229,7 @@ def test_a_refused_batch_fails_alone(talk: Talk) -> None:
     assert good.first == 7
 
 
+@pytest.mark.requirement("8.4-2")
 def test_nothing_is_skipped_before_what_precedes_it_is_resolved(talk: Talk) -> None:
     """Skipping past a batch that was refused for a moment would lose it as a duplicate."""
     publication = opened(talk)
@@ -245,6 +253,7 @@ def test_nothing_is_skipped_before_what_precedes_it_is_resolved(talk: Talk) -> N
     assert last.first == 1
 
 
+@pytest.mark.requirement("8.4-3")
 def test_a_fenced_producer_fails_everything(talk: Talk) -> None:
     """Somebody else has the id now; trying again would fight."""
     publication = opened(talk)
@@ -255,6 +264,7 @@ def test_a_fenced_producer_fails_everything(talk: Talk) -> None:
     assert publication.room == NOTHING
 
 
+@pytest.mark.requirement("8.4-3")
 def test_a_topic_that_restarts_is_opened_again(talk: Talk) -> None:
     """CLOSED with `retry` means: not here, not now."""
     publication = opened(talk)
@@ -268,6 +278,7 @@ def test_a_topic_that_restarts_is_opened_again(talk: Talk) -> None:
     assert shipment.error is None
 
 
+@pytest.mark.requirement("8.4-4")
 def test_a_handle_the_broker_does_not_know_is_opened_again(talk: Talk) -> None:
     """`unknown-handle` is this side's to mend."""
     publication = opened(talk)
@@ -279,6 +290,7 @@ def test_a_handle_the_broker_does_not_know_is_opened_again(talk: Talk) -> None:
     assert sequences(talk) == [0]
 
 
+@pytest.mark.requirement("8.1-4")
 def test_a_named_producer_goes_on_where_it_was(talk: Talk) -> None:
     """The broker's stored sequence is where numbering starts."""
     talk.welcome()
@@ -350,6 +362,7 @@ def test_mending_after_an_interruption_seals_nothing_twice(talk: Talk) -> None:
     assert [batch.sequence for batch in publication.batches] == [0, 1]
 
 
+@pytest.mark.requirement("8.6-1")
 def test_every_state_can_lose_its_connection_or_end() -> None:
     """The table leaves no state in which a producer could hang."""
     states = {state for state, _ in TRANSITIONS} - {"idle"}
@@ -414,6 +427,7 @@ class Model:
             receipts(self.talk, sequence, self._placed[sequence])
 
 
+@pytest.mark.requirement("4.2-1", "8.4-1")
 @given(actions=actions)
 def test_whatever_happens_messages_are_stored_once_and_in_order(
     new_talk: type[Talk], actions: list[tuple[str, int]]
@@ -463,6 +477,7 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
     assert publication.phase == "closed"
 
 
+@pytest.mark.requirement("5.1-5")
 def test_times_of_delivery_are_a_column(talk: Talk) -> None:
     """A time on the second message leaves the others at once; what they take up is counted."""
     publication = opened(talk)
@@ -494,6 +509,7 @@ def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
     assert wire.check_batch(body, header[Key.COLUMNS], message_bytes_max=100, batch_bytes_max=1000) == 1
 
 
+@pytest.mark.requirement("8.1-5")
 def test_numbers_that_are_left_out_are_told_to_the_broker_first(talk: Talk) -> None:
     """What is behind a hole waits until everything before it is answered, and the broker knows of the hole."""
     publication = opened(talk)

@@ -46,6 +46,7 @@ def network_producer(client: ister.Client) -> ister.Producer:
     return client.producer("orders")
 
 
+@pytest.mark.requirement("7.4-8")
 def test_a_worker_that_comes_back_after_all_resumes_its_session() -> None:
     """The place of an Exclusive consumer is held by its session: another one would find it busy."""
     with testing.Broker(heartbeat_ms=30_000) as there:

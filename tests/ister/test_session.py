@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.ister.conftest import Talk
 
 
+@pytest.mark.requirement("7.1-1", "7.1-2")
 def test_every_connection_begins_with_hello(talk: Talk) -> None:
     """Nothing else is said before there is a session."""
     talk.session.request(Request("status", {}), talk.now)
@@ -28,6 +29,7 @@ def test_every_connection_begins_with_hello(talk: Talk) -> None:
     assert Key.SESSION not in hello
 
 
+@pytest.mark.requirement("7.1-2")
 def test_what_waited_is_said_after_welcome(talk: Talk) -> None:
     """Producers open and requests go out as soon as there is a session."""
     talk.session.request(Request("status", {}), talk.now)
@@ -36,6 +38,7 @@ def test_what_waited_is_said_after_welcome(talk: Talk) -> None:
     assert [header[Key.TYPE] for header in talk.said()] == [Type.OPEN_PRODUCER, Type.REQUEST]
 
 
+@pytest.mark.requirement("7.4-1", "7.1-5")
 def test_the_next_hello_resumes_the_session(talk: Talk) -> None:
     """After a lost connection the secret of the session is shown."""
     talk.welcome()
@@ -56,6 +59,7 @@ def test_a_forgotten_session_is_a_lost_connection(talk: Talk, code: str) -> None
     assert (Key.SESSION in hello) == (code == "hello-required")
 
 
+@pytest.mark.requirement("7.1-4")
 def test_no_common_version_ends_everything(talk: Talk) -> None:
     """Trying again would not help: whoever waits hears why."""
     request = Request("status", {})
@@ -69,6 +73,7 @@ def test_no_common_version_ends_everything(talk: Talk) -> None:
     assert publication.phase == "closed"
 
 
+@pytest.mark.requirement("7.3-1", "7.3-4")
 def test_silence_is_answered_with_a_ping_and_then_given_up(talk: Talk) -> None:
     """A dead connection is noticed after three heartbeats, a living one is kept."""
     talk.welcome(heartbeat=1000)
@@ -84,6 +89,7 @@ def test_silence_is_answered_with_a_ping_and_then_given_up(talk: Talk) -> None:
     assert talk.session.idle
 
 
+@pytest.mark.requirement("7.1-9")
 def test_an_unanswered_hello_is_given_up(talk: Talk) -> None:
     """A port where somebody else listens does not hold a client for ever."""
     talk.session.connect(talk.now)
@@ -103,6 +109,7 @@ def test_a_request_is_answered(talk: Talk) -> None:
     assert request.result == {"topic": "orders"}
 
 
+@pytest.mark.requirement("10.2-5", "11.1-2", "14-2")
 def test_a_request_is_asked_again_after_a_retry_error(talk: Talk) -> None:
     """`retry` is the client's business, not the program's."""
     request = Request("status", {})
@@ -119,6 +126,7 @@ def test_a_request_is_asked_again_after_a_retry_error(talk: Talk) -> None:
     assert isinstance(request.error, RemoteError)
 
 
+@pytest.mark.requirement("7.4-4", "10.3-1")
 def test_a_request_survives_a_lost_connection_and_says_that_it_was_sent_twice(talk: Talk) -> None:
     """The caller may have to look whether the first try had done it."""
     request = Request("topic.create", {"topic": "orders"})
@@ -140,6 +148,7 @@ def test_a_withdrawn_request_is_not_sent_again(talk: Talk) -> None:
     assert talk.said() == []
 
 
+@pytest.mark.requirement("7.4-7")
 def test_a_handle_closed_without_a_connection_is_closed_when_the_session_is_resumed(talk: Talk) -> None:
     """A resumed session would hold the place of a consumer that is gone."""
     talk.welcome()
@@ -168,6 +177,7 @@ def test_a_session_can_be_gone_on_with_over_another_connection(talk: Talk) -> No
     assert attachment.phase == "opening"
 
 
+@pytest.mark.requirement("7.5-1")
 def test_the_end_says_bye_and_fails_what_waits(talk: Talk) -> None:
     """Nobody waits for a closed client."""
     talk.welcome()
@@ -179,6 +189,7 @@ def test_the_end_says_bye_and_fails_what_waits(talk: Talk) -> None:
     assert isinstance(request.error, ClosedError)
 
 
+@pytest.mark.requirement("2.2-15", "5.3-5")
 def test_a_broken_frame_costs_the_connection_and_nothing_else(talk: Talk) -> None:
     """The other side broke the protocol: start over."""
     talk.welcome()
@@ -189,6 +200,7 @@ def test_a_broken_frame_costs_the_connection_and_nothing_else(talk: Talk) -> Non
     assert talk.session.phase == "ready"
 
 
+@pytest.mark.requirement("7.4-1", "11.1-7")
 def test_back_off_grows_and_is_bounded() -> None:
     """A broker that is down is not asked ever more often, nor ever more rarely."""
     waits = [back_off_s(failures, 1.0) for failures in range(100)]
@@ -198,6 +210,7 @@ def test_back_off_grows_and_is_bounded() -> None:
     assert back_off_s(0, 0.0) == 0.025
 
 
+@pytest.mark.requirement("7.7-1")
 def test_no_state_is_a_trap() -> None:
     """From every state but the last one can end."""
     states = {state for state, _ in TRANSITIONS} | set(TRANSITIONS.values())

@@ -41,6 +41,7 @@ def recall(talk: Talk, count: int) -> None:
     talk.hear(event | {Key.TEXT: "stuck"})
 
 
+@pytest.mark.requirement("9.6-2")
 def test_a_slow_program_has_one_message_in_hand_and_the_broker_knows_before(talk: Talk) -> None:
     """The word of it leaves before the message is handed out."""
     attachment = telling(talk)
@@ -51,6 +52,7 @@ def test_a_slow_program_has_one_message_in_hand_and_the_broker_knows_before(talk
         talk.now += 0.1
 
 
+@pytest.mark.requirement("9.6-2")
 def test_acknowledgments_go_before_the_word_of_what_is_taken(talk: Talk) -> None:
     """Else a program that dies now has in hand what it was done with."""
     attachment = telling(talk)
@@ -88,6 +90,7 @@ def test_a_batch_is_told_of_as_a_whole(talk: Talk) -> None:
     assert words(talk) == [7]
 
 
+@pytest.mark.requirement("9.6-5")
 def test_what_may_fail_no_more_is_handed_out_one_by_one_once_the_broker_has_answered(talk: Talk) -> None:
     """Whatever it is taken with."""
     attachment = telling(talk)
@@ -125,6 +128,7 @@ def test_a_leave_that_comes_after_the_connection_was_lost_lets_nothing_out(talk:
     assert words(talk) == [1]
 
 
+@pytest.mark.requirement("9.6-6")
 def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_comes_again(
     talk: Talk,
 ) -> None:
@@ -148,6 +152,7 @@ def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_
     assert words(talk) == [11]
 
 
+@pytest.mark.requirement("9.6-1", "15-3")
 def test_an_older_broker_is_told_nothing(talk: Talk) -> None:
     """And everything is handed out as it comes."""
     talk.welcome()
@@ -158,6 +163,7 @@ def test_an_older_broker_is_told_nothing(talk: Talk) -> None:
     assert words(talk) == []
 
 
+@pytest.mark.requirement("9.4-5")
 @pytest.mark.parametrize(
     ("kind", "start"),
     [

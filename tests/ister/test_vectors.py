@@ -43,6 +43,7 @@ def messages_in_transcripts() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+@pytest.mark.requirement("15-2")
 def test_generating_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
     """They are frozen: the broker still says what it said, and the script still writes what is there."""
     generate(tmp_path)
@@ -67,6 +68,22 @@ def test_another_answer_than_the_transcripts_is_noticed(tmp_path: Path) -> None:
         hold_again(tmp_path / "stage", transcript)
 
 
+@pytest.mark.requirement(
+    "2.2-1",
+    "2.2-2",
+    "2.2-3",
+    "2.2-4",
+    "2.2-5",
+    "2.2-6",
+    "2.2-7",
+    "2.2-8",
+    "2.2-9",
+    "2.2-10",
+    "2.2-11",
+    "2.2-12",
+    "2.2-13",
+    "2.2-16",
+)
 @each_of("headers-to-broker", "headers-to-client")
 def test_the_codec_reads_a_header_as_its_vector_says(vector: dict[str, Any]) -> None:
     """The decoder gives the value or the error of the vector; the value encodes to something that reads the same."""
@@ -85,6 +102,7 @@ def test_the_codec_reads_a_header_as_its_vector_says(vector: dict[str, Any]) -> 
     assert wire.decode_header(wire.encode_header(read_back)) == read_back
 
 
+@pytest.mark.requirement("2.2-15", "16-2")
 @each_of("headers-to-client")
 def test_the_client_takes_a_frame_or_gives_the_connection_up(vector: dict[str, Any]) -> None:
     """Whatever a broker sends, the client's session reads it, or counts the connection as lost; nothing else."""
@@ -98,6 +116,7 @@ def test_the_client_takes_a_frame_or_gives_the_connection_up(vector: dict[str, A
     assert (str(session.phase) == "idle") is ("error" in vector)
 
 
+@pytest.mark.requirement("5.1-1", "5.1-2", "5.1-3", "5.1-4")
 @each_of("batches")
 def test_a_batch_is_cut_as_its_vector_says(vector: dict[str, Any]) -> None:
     """The check gives the count or the error of the vector, and cutting gives its messages."""
@@ -116,6 +135,7 @@ def test_a_batch_is_cut_as_its_vector_says(vector: dict[str, Any]) -> None:
     assert notation.messages_of(frames, vector["columns"]) == vector["messages"]
 
 
+@pytest.mark.requirement("8.1-2")
 @each_of("producer-ids")
 def test_a_named_producer_has_the_id_of_its_vector(vector: dict[str, Any]) -> None:
     """Clients of all languages make a name into the same id."""

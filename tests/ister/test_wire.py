@@ -167,6 +167,7 @@ def test_attributes_come_back_as_they_were(attributes: dict[str, str]) -> None:
     assert wire.encode_attributes({}) == b""
 
 
+@pytest.mark.requirement("2.2-1", "2.2-4", "2.2-5", "2.2-6")
 @pytest.mark.parametrize(
     "data",
     [
@@ -198,22 +199,26 @@ def test_what_is_not_strict_is_refused(data: bytes) -> None:
         wire.decode_header(data)
 
 
+@pytest.mark.requirement("2.2-8")
 def test_longer_encodings_of_numbers_are_accepted() -> None:
     """A client whose CBOR library does not write the shortest form is a good client."""
     assert wire.decode_header(b"\xa1\x18\x00\x19\x00\x02") == {Key.TYPE: Type.BYE}
 
 
+@pytest.mark.requirement("2.2-3")
 def test_four_levels_are_accepted() -> None:
     """The documented depth is the real one: a map, with a list, with a list, with a list."""
     header = {Key.TYPE: Type.BYE, 99: [[[1]]]}
     assert wire.decode_header(cbor2.dumps(header)) == header
 
 
+@pytest.mark.requirement("2.2-12")
 def test_unknown_keys_are_ignored() -> None:
     """A newer peer may say more than this side knows."""
     assert wire.decode_header(cbor2.dumps({Key.TYPE: Type.PING, 1000: "news"}))[Key.TYPE] == Type.PING
 
 
+@pytest.mark.requirement("5.1-1", "5.1-3", "5.1-4")
 @pytest.mark.parametrize(
     ("frames", "columns", "code"),
     [
@@ -238,6 +243,7 @@ def test_a_wrong_batch_is_refused_with_its_code(frames: list[bytes], columns: in
     assert caught.value.code == code
 
 
+@pytest.mark.requirement("2.3-2")
 @pytest.mark.parametrize(
     "data",
     [b"\x01", b"\xa1\x01\x02", b"\xa1\x61a\x02", b"\xa1\x61a\x61b\x00", cbor2.dumps({"a": {"b": "c"}})],
@@ -248,6 +254,7 @@ def test_attributes_that_are_not_text_to_text_are_refused(data: bytes) -> None:
         wire.decode_attributes(data)
 
 
+@pytest.mark.requirement("2.3-1", "12-2")
 def test_a_result_over_its_limit_is_refused() -> None:
     """A broker cannot make a client decode without bound."""
     with pytest.raises(RemoteProtocolError):

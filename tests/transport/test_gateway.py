@@ -163,6 +163,7 @@ def until(served: Served, so: Callable[[], object]) -> None:
 # ---- connections that are closed -------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("7.3-6")
 def test_a_client_that_is_gone_without_a_word_loses_its_session_soon() -> None:
     """Its connection tells, long before the session times out; and it counts as lost."""
     served = Served(session_timeout_ms=600_000, resume_within_ms=50)
@@ -342,6 +343,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.requirement("11.1-6")
 @pytest.mark.parametrize("header", MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_header_is_answered_and_counted(served: Served, header: bytes) -> None:
     """The client hears "malformed", its session goes on, and nothing reaches the broker."""
@@ -355,6 +357,7 @@ def test_a_malformed_header_is_answered_and_counted(served: Served, header: byte
     assert served.heard.calls == []
 
 
+@pytest.mark.requirement("2.2-14", "15-4")
 @pytest.mark.parametrize("kind", [0, 14, 31, 32, 1 << 40])
 def test_an_unknown_frame_is_an_unknown_operation(served: Served, kind: int) -> None:
     """A frame type of another version is refused by that name."""
@@ -372,6 +375,7 @@ def test_a_clients_frame_is_not_the_brokers(served: Served) -> None:
     assert (refused.code, refused.header[Key.REF]) == ("malformed", 3)
 
 
+@pytest.mark.requirement("7.1-1")
 def test_nothing_but_hello_is_taken_before_hello(served: Served) -> None:
     """Without a session there is one answer to everything, with what the cause had to be recognized by."""
     client = served.client(hello=False)
@@ -443,6 +447,7 @@ def test_the_largest_message_and_batch_are_taken(served: Served) -> None:
     assert [call[3] for call in served.heard.calls[1:]] == [1, 4]
 
 
+@pytest.mark.requirement("1.3-4")
 def test_a_frame_beyond_all_limits_costs_its_connection_alone(served: Served) -> None:
     """What is far too large is not even received: that client is cut off, and everybody else goes on."""
     client, other = served.client(), served.client()
@@ -454,6 +459,7 @@ def test_a_frame_beyond_all_limits_costs_its_connection_alone(served: Served) ->
     assert again.hello(session=client.session).header[Key.RESUMED] is True
 
 
+@pytest.mark.requirement("2.1-2")
 @pytest.mark.parametrize("kind", [Type.PING, Type.CREDIT, Type.REQUEST, Type.BYE, Type.CLOSE])
 def test_only_a_batch_has_a_body(served: Served, kind: int) -> None:
     """A body where none belongs is malformed."""
@@ -557,6 +563,7 @@ def small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ister.transport.gateway.SEND_HWM", 50)
 
 
+@pytest.mark.requirement("7.3-7")
 def test_what_a_full_queue_has_no_room_for_is_not_lost_unnoticed(small_queues: None, served: Served) -> None:
     """A receipt that cannot be sent costs the connection: the client hears of it, resumes, and asks again."""
     lazy, other = served.client(), served.client()
@@ -667,6 +674,7 @@ def long_served() -> Iterator[Callable[[], Served]]:
     served.close()
 
 
+@pytest.mark.requirement("16-2")
 @settings(max_examples=150)
 @given(messages=_MESSAGES)
 def test_whatever_comes_in_the_gateway_goes_on(
@@ -701,6 +709,7 @@ class _Loopback:
         self.answers.append([bytes(part) for part in parts[1:]])
 
 
+@pytest.mark.requirement("2.2-14", "11.1-1")
 @pytest.mark.parametrize(
     "header",
     [
@@ -729,6 +738,7 @@ def test_a_header_that_is_wrong_is_answered_with_its_numbers(served: Served, hea
     assert (answer.header[Key.REF], answer.header[Key.HANDLE]) == (7, 3)
 
 
+@pytest.mark.requirement("2.2-14", "11.1-5")
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\x01", cbor2.dumps({1: -1, 2: 1 << 70}), cbor2.dumps({1: "a"})]
 )
@@ -741,6 +751,7 @@ def test_what_cannot_be_read_is_answered_without_numbers(served: Served, data: b
     assert not {Key.REF, Key.HANDLE} & answer.header.keys()
 
 
+@pytest.mark.requirement("1.1-2")
 def test_a_peer_of_an_older_zeromq_is_answered_like_any_other(served: Served) -> None:
     """ZMTP 1.0 tells nothing of the connection a message came over: that ends no worker."""
     client = served.client()

@@ -117,6 +117,7 @@ def empty_frames(number: int) -> bytes:
     return b"\x01\x00" * (number - 1) + b"\x00\x00"
 
 
+@pytest.mark.requirement("1.3-5")
 def test_a_message_of_too_many_frames_is_refused_and_the_next_is_whole(house: House) -> None:
     """It is said once, with whose it is; what is left of it goes in steps, and what follows comes as it was sent."""
     raw = house.stranger()
@@ -132,6 +133,7 @@ def test_a_message_of_too_many_frames_is_refused_and_the_next_is_whole(house: Ho
     assert house.frames.source == refused.value.fd
 
 
+@pytest.mark.requirement("1.3-5")
 @pytest.mark.parametrize("number", [1, 2, FRAMES_MAX - 1])
 def test_a_message_of_as_many_frames_as_are_allowed_comes_whole(house: House, number: int) -> None:
     """What is not over the bound is taken as it is, with the routing id before it."""
@@ -140,6 +142,7 @@ def test_a_message_of_as_many_frames_as_are_allowed_comes_whole(house: House, nu
     assert house.next_message()[1:] == [b""] * number
 
 
+@pytest.mark.requirement("7.1-7", "16-3")
 def test_a_stranger_that_sends_more_than_a_hello_takes_is_ended(house: House) -> None:
     """A message of millions of frames never becomes whole: its connection is ended while it comes, others are not."""
     raw, other = house.stranger(), house.stranger()
@@ -155,6 +158,7 @@ def test_a_stranger_that_sends_more_than_a_hello_takes_is_ended(house: House) ->
     assert house.frames.take() is None
 
 
+@pytest.mark.requirement("7.1-7")
 def test_a_connection_without_a_session_has_a_while(house: House) -> None:
     """Who does not say HELLO for long, or whose session ended long ago, is ended; who has a session stays."""
     silent, speaks = house.stranger(), house.stranger()

@@ -74,6 +74,7 @@ def test_every_frame_of_a_client_is_known() -> None:
     assert {kind for kind in REQUIRED if kind < 32} == SESSION_FRAMES
 
 
+@pytest.mark.requirement("6.1-1")
 @pytest.mark.parametrize(("state", "kind"), sorted(HANDLE_TABLE))
 def test_each_entry_is_what_step_does(state: State, kind: int) -> None:
     """The table alone decides: `step` returns its action, or raises the error it names."""
@@ -117,6 +118,7 @@ def test_what_is_ignored_is_answered_where_it_is_a_question(state: State, kind: 
 # ---- hello -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("7.1-3")
 def test_welcome_announces_the_limits() -> None:
     """A client learns every limit it has to keep."""
     before, welcome = sessions_of().hello(b"a", {Key.TYPE: Type.HELLO, Key.VERSION: [3, 1]}, 0.0)
@@ -136,6 +138,7 @@ def test_welcome_announces_the_limits() -> None:
     }
 
 
+@pytest.mark.requirement("7.1-4", "15-1")
 @pytest.mark.parametrize("versions", [[2], 2, [0, 7]])
 def test_a_version_nobody_speaks_is_refused(versions: object) -> None:
     """A client of another time hears so, and no session is made."""
@@ -146,6 +149,7 @@ def test_a_version_nobody_speaks_is_refused(versions: object) -> None:
     assert len(sessions) == 0
 
 
+@pytest.mark.requirement("1.1-3")
 def test_without_hello_there_is_no_session() -> None:
     """The routing id of a socket says nothing."""
     with pytest.raises(RemoteError) as raised:
@@ -153,6 +157,7 @@ def test_without_hello_there_is_no_session() -> None:
     assert (raised.value.code, raised.value.action) == ("hello-required", "retry")
 
 
+@pytest.mark.requirement("7.2-1")
 def test_a_session_moves_to_the_connection_that_names_it() -> None:
     """A resumed session keeps its handles; the connection it had means nothing any more."""
     sessions = sessions_of()
@@ -179,6 +184,7 @@ def test_a_connection_may_resume_its_own_session() -> None:
     assert sessions.of_routing(b"a") is session
 
 
+@pytest.mark.requirement("7.1-6")
 def test_hello_for_another_session_ends_the_one_before() -> None:
     """A connection has one session: a client that says hello anew, again and again, does not use up those of others."""
     sessions = sessions_of(sessions_max=1)
@@ -198,6 +204,7 @@ def test_an_unknown_session_is_a_new_one() -> None:
     assert hello(sessions_of(), b"a", token=b"x" * 16).token != b"x" * 16
 
 
+@pytest.mark.requirement("7.1-8")
 def test_sessions_are_bounded() -> None:
     """A worker full of sessions says so, to be tried again; one that resumes is let in."""
     sessions = sessions_of(sessions_max=2)
@@ -211,6 +218,7 @@ def test_sessions_are_bounded() -> None:
     assert hello(sessions, b"a") is not first
 
 
+@pytest.mark.requirement("7.3-5")
 def test_silence_ends_a_session_and_speaking_keeps_it() -> None:
     """A session is silent once its timeout has passed since it was last heard, not earlier."""
     sessions = sessions_of(session_timeout_ms=1000)
@@ -224,6 +232,7 @@ def test_silence_ends_a_session_and_speaking_keeps_it() -> None:
 # ---- handles ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("12-3")
 def test_handles_are_bounded() -> None:
     """A client cannot make a session grow without end; a handle that was closed makes room."""
     sessions = sessions_of(handles_max=2)
@@ -238,6 +247,7 @@ def test_handles_are_bounded() -> None:
     sessions.step(session, frame(Type.OPEN_PRODUCER, 3))
 
 
+@pytest.mark.requirement("6.1-2")
 @pytest.mark.parametrize(
     "again",
     [

@@ -137,6 +137,7 @@ def generate(folder: Path) -> None:
             files[f"transcript-{name}"] = {
                 "name": name,
                 "about": told.about,
+                "requirements": list(told.requirements),
                 "workers": told.workers,
                 "settings": told.settings,
                 "varies": list(VARIES),

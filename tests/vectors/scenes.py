@@ -17,6 +17,7 @@ class Told(NamedTuple):
 
     play: Callable[[Scene], None]
     about: str
+    requirements: tuple[str, ...]  # of PROTOCOL.md
     workers: int
     settings: dict[str, Any]
 
@@ -24,12 +25,14 @@ class Told(NamedTuple):
 SCENES: Final[dict[str, Told]] = {}
 
 
-def scene(workers: int = 1, **settings: Any) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
-    """Register a scene under its function's name; its docstring says what it shows."""
+def scene(
+    *requirements: str, workers: int = 1, **settings: Any
+) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+    """Register a scene under its function's name; its docstring says what it shows, `requirements` what it holds."""
 
     def register(play: Callable[[Scene], None]) -> Callable[[Scene], None]:
         name = play.__name__.replace("_", "-")
-        SCENES[name] = Told(play, (play.__doc__ or "").strip(), workers, settings)
+        SCENES[name] = Told(play, (play.__doc__ or "").strip(), requirements, workers, settings)
         return play
 
     return register
@@ -65,7 +68,7 @@ def _about(client: RecordedClient, kind: int, ref: int, **keys: Any) -> Frame:
     return client.expect(Type.DONE, Type.ERROR, Type.RESULT, Type.OPENED, ref=ref)
 
 
-@scene()
+@scene("2.1-2", "4.1-2", "5.1-2", "7.3-3", "7.5-1", "8.5-1", "9.5-3", "9.5-5", "9.5-6", "9.8-1")
 def whole_conversation(scene: Scene) -> None:
     """From HELLO to BYE: a topic, batches with all columns, a consumer, each kind of acknowledgment, both CLOSEs."""
     client = scene.client()
@@ -103,7 +106,7 @@ def whole_conversation(scene: Scene) -> None:
     _error(client, "hello-required")
 
 
-@scene()
+@scene("7.1-1", "7.1-3", "7.1-4", "7.1-5", "7.1-6", "2.2-12", "15-1")
 def greetings(scene: Scene) -> None:
     """Nothing but HELLO without a session; no version in common; a second HELLO begins another session."""
     client = scene.client(hello=False)
@@ -118,7 +121,7 @@ def greetings(scene: Scene) -> None:
     client.expect(Type.WELCOME)
 
 
-@scene()
+@scene("7.4-2", "7.2-1", "8.3-3", "8.1-3")
 def resume_and_resend(scene: Scene) -> None:
     """A lost connection: HELLO with SESSION, the producer opened again, and batches resent: none is stored twice."""
     client = _filled(scene, 1)
@@ -133,7 +136,7 @@ def resume_and_resend(scene: Scene) -> None:
     client.deliveries(2, 4)
 
 
-@scene()
+@scene("7.2-2", "7.1-5", "8.1-3")
 def session_forgotten(scene: Scene) -> None:
     """The worker was killed: another BOOT, RESUMED false; the producer goes on with the same id, nothing twice."""
     client = _filled(scene, 2)
@@ -147,7 +150,7 @@ def session_forgotten(scene: Scene) -> None:
     client.receipt(1)
 
 
-@scene()
+@scene("7.3-5")
 def silence_ends_a_session(scene: Scene) -> None:
     """After SESSION_TIMEOUT_MS of silence the session is over; the next frame is answered hello-required."""
     client = scene.client()
@@ -157,7 +160,7 @@ def silence_ends_a_session(scene: Scene) -> None:
     assert client.hello(session=client.session).header[Key.RESUMED] is False
 
 
-@scene()
+@scene("8.3-6")
 def resend_cut_differently(scene: Scene) -> None:
     """Two messages were one batch, and are resent as two: sequence-overlap, which is final."""
     client = scene.client()
@@ -171,7 +174,7 @@ def resend_cut_differently(scene: Scene) -> None:
     _error(client, "sequence-overlap", handle=1)
 
 
-@scene()
+@scene("8.2-1", "8.4-2", "5.1-4")
 def gap_and_reopen(scene: Scene) -> None:
     """A batch is refused, what follows is answered sequence-gap; OPEN_PRODUCER behind it, and the later ones again."""
     client = _filled(scene, 1)
@@ -184,7 +187,7 @@ def gap_and_reopen(scene: Scene) -> None:
     client.receipt(1)
 
 
-@scene()
+@scene("6.1-3")
 def publish_before_opened(scene: Scene) -> None:
     """PUBLISH on a handle that is still being opened is refused, unknown-handle; the open goes on."""
     client = scene.client()
@@ -197,7 +200,7 @@ def publish_before_opened(scene: Scene) -> None:
     client.receipt(1)
 
 
-@scene()
+@scene("9.5-11", "12-2")
 def limits(scene: Scene) -> None:
     """A payload and a batch over their limits; 401 ranges: refused as a whole; the handle stays open."""
     client = _filled(scene, 1)
@@ -209,7 +212,7 @@ def limits(scene: Scene) -> None:
     client.ack(2, (0, 1))
 
 
-@scene(protocol__message_bytes_max=1024, protocol__batch_bytes_max=2048)
+@scene("5.2-1", "5.2-2", protocol__message_bytes_max=1024, protocol__batch_bytes_max=2048)
 def sizes(scene: Scene) -> None:
     """A payload of the limit goes, one byte more is message-too-large, too many together are batch-too-large."""
     client = scene.client()
@@ -225,7 +228,7 @@ def sizes(scene: Scene) -> None:
     client.receipt(1)
 
 
-@scene()
+@scene("6.1-1", "6.1-2", "4.1-3", "4.1-4")
 def handles(scene: Scene) -> None:
     """Frames about handles that are not open, or open as something else; an open that is followed by its CLOSE."""
     client = scene.client()
@@ -249,7 +252,7 @@ def _error_of(frame: Frame, code: str) -> None:
     assert (frame.kind, frame.code) == (Type.ERROR, code), frame
 
 
-@scene()
+@scene("8.1-6", "16-5", "11.1-4", "8.4-4", "6.1-4")
 def producers_of_one_id(scene: Scene) -> None:
     """A second session opens the same producer id: the first is fenced."""
     first = _filled(scene, 1)
@@ -263,7 +266,7 @@ def producers_of_one_id(scene: Scene) -> None:
     _error(first, "unknown-handle", handle=1)
 
 
-@scene()
+@scene("9.2-1", "9.2-2", "9.2-10")
 def exclusive_and_forced(scene: Scene) -> None:
     """A second Exclusive consumer is refused; with FORCE it takes the subscription over, and what was held."""
     first = _filled(scene)
@@ -278,7 +281,7 @@ def exclusive_and_forced(scene: Scene) -> None:
     _error_of(second.open_consumer(3, "orders", "s", "shared"), "subscription-type")
 
 
-@scene()
+@scene("9.2-4", "9.2-5")
 def failover(scene: Scene) -> None:
     """The preferred consumer is active, the other stands by and acknowledges nothing; it takes over."""
     first = _filled(scene)
@@ -294,7 +297,7 @@ def failover(scene: Scene) -> None:
     second.ack(1, (1, 3))
 
 
-@scene()
+@scene("9.5-1", "9.5-2", "9.5-4", "9.4-6")
 def acknowledgments(scene: Scene) -> None:
     """Again is fine; of what was never delivered, ack-unknown, and nothing of the frame is applied; ack-until."""
     client = _filled(scene, 4)
@@ -308,7 +311,7 @@ def acknowledgments(scene: Scene) -> None:
     client.ack_until(2, 3)
 
 
-@scene()
+@scene("9.7-2", "9.8-2")
 def sought(scene: Scene) -> None:
     """Somebody moves the subscription: EVENT sought, in its place, and the messages again."""
     client = _filled(scene)
@@ -327,7 +330,7 @@ def sought(scene: Scene) -> None:
     _error(client, "topic-deleted", handle=1)
 
 
-@scene()
+@scene("9.4-1", "9.4-3")
 def credit(scene: Scene) -> None:
     """Never more messages than credit; credit adds."""
     client = _filled(scene, 3)
@@ -339,7 +342,7 @@ def credit(scene: Scene) -> None:
     assert client.hear(1.0) is None
 
 
-@scene()
+@scene("5.3-3", "9.1-5", "9.5-7")
 def sparse_ranges(scene: Scene) -> None:
     """A consumer that said SPARSE gets what is left between the messages of others in one DELIVER with RANGES."""
     client = _filled(scene, 5)
@@ -351,7 +354,7 @@ def sparse_ranges(scene: Scene) -> None:
     assert client.expect(Type.DELIVER).header[Key.RANGES] == [0, 1, 2, 3, 4, 5]
 
 
-@scene()
+@scene("9.6-1", "9.6-5")
 def taken_and_singly(scene: Scene) -> None:
     """A client that says what its program takes; a message that may fail no more comes SINGLY."""
     client = _filled(scene, 1)
@@ -364,7 +367,7 @@ def taken_and_singly(scene: Scene) -> None:
     client.ack(2, (0, 1))
 
 
-@scene()
+@scene("9.2-8", "8.3-2", "9.5-8")
 def reader_and_non_reliable(scene: Scene) -> None:
     """A reader acknowledges nothing; a non-reliable topic's receipts are running numbers."""
     client = _filled(scene, 2)
@@ -379,7 +382,7 @@ def reader_and_non_reliable(scene: Scene) -> None:
     client.deliveries(4, 1)
 
 
-@scene(workers=2)
+@scene("7.6-1", "7.6-2", "6.1-4", workers=2)
 def moved(scene: Scene) -> None:
     """A subscription has a place of its own: the topic is here, its consumer is sent elsewhere."""
     from ister.actors.placement import subscription_key, topic_key, worker_of
@@ -400,7 +403,7 @@ def moved(scene: Scene) -> None:
     assert there.open_producer(3, topic, 78).kind == Type.MOVED
 
 
-@scene()
+@scene("2.1-1", "2.1-2", "2.2-14", "11.1-1", "11.1-5", "11.1-6")
 def malformed(scene: Scene) -> None:
     """What cannot be read is answered malformed, with what can be read of its numbers; the session goes on."""
     client = scene.client()
@@ -416,7 +419,7 @@ def malformed(scene: Scene) -> None:
     client.expect(Type.PONG)
 
 
-@scene()
+@scene("10.2-1", "10.3-1")
 def requests(scene: Scene) -> None:
     """Answers and refusals of requests."""
     client = scene.client()

@@ -1,0 +1,153 @@
+"""What PROTOCOL.md demands of every client, and no other test of this one shows."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import zmq
+
+import ister
+from ister import testing
+from ister.errors import CODES
+from ister.session import Request
+from ister.wire import Key, Limit, Type
+from tests.ister.conftest import Talk
+
+
+@pytest.fixture
+def talk() -> Talk:
+    """Return a session that was welcomed, with a heartbeat of a second."""
+    talk = Talk()
+    talk.welcome()
+    talk.said()
+    return talk
+
+
+@pytest.mark.requirement("4.1-1", "7.4-4")
+def test_a_number_of_a_question_is_never_used_again(talk: Talk) -> None:
+    """Over any number of connections of one session, whatever is asked again has a new number."""
+    talk.consumer()
+    talk.session.request(Request("topic.list", {}), talk.now)
+    refs = [header[Key.REF] for header in talk.said() if Key.REF in header]
+    for _ in range(3):
+        talk.session.lost(ister.ConnectionLostError("a test"))
+        talk.welcome(resumed=True)
+        refs += [header[Key.REF] for header in talk.said() if Key.REF in header]
+    assert len(refs) == len(set(refs)) == 8
+
+
+@pytest.mark.requirement("4.1-8")
+@pytest.mark.parametrize("kind", [Type.DONE, Type.RESULT, Type.OPENED, Type.MOVED, Type.ERROR])
+def test_an_answer_that_nobody_waits_for_changes_nothing(talk: Talk, kind: int) -> None:
+    """An answer with the number of no question is passed over, and the session goes on."""
+    request = Request("topic.list", {})
+    talk.session.request(request, talk.now)
+    (asked,) = talk.said()
+    talk.hear(
+        {
+            Key.TYPE: kind,
+            Key.REF: asked[Key.REF] + 1000,
+            Key.HANDLE: 99,
+            Key.ENDPOINT: "tcp://127.0.0.1:1",
+            Key.CODE: "unknown-topic",
+            Key.TEXT: "none of yours",
+            Key.ACTION: "fix",
+        }
+    )
+    assert (talk.session.phase, request.done, talk.said()) == ("ready", False, [])
+
+
+@pytest.mark.requirement("7.3-2", "7.3-1")
+def test_one_ping_in_a_heartbeat_however_often_it_looks(talk: Talk) -> None:
+    """Silence is one reason for one PING, until it is answered; answered, the next comes a heartbeat later."""
+    pings = 0
+    for _ in range(100):  # ten heartbeats of a second
+        talk.later(0.1)
+        said = talk.said()
+        pings += len(said)
+        if said:
+            talk.later(0.35)
+            assert talk.said() == []
+            talk.hear({Key.TYPE: Type.PONG, Key.BOOT: 1})
+    assert talk.session.phase == "ready"
+    assert 5 <= pings <= 14
+
+
+@pytest.mark.requirement("9.7-1", "15-2")
+def test_an_event_of_a_later_version_changes_nothing(talk: Talk) -> None:
+    """What is not known is kept for the program to look at, and the consumer goes on."""
+    attachment = talk.consumer()
+    talk.opened()
+    talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "of-tomorrow", Key.COUNT: 3, 4000: "x"})
+    talk.hear({Key.TYPE: Type.DONE, Key.REF: 1 << 40})
+    assert talk.session.phase == "ready"
+    assert attachment.session is talk.session
+
+
+@pytest.mark.requirement("11.1-3", "11.1-2")
+@pytest.mark.parametrize("action", ["retry", "fix", "stop"])
+def test_a_code_of_a_later_version_goes_by_its_action(talk: Talk, action: str) -> None:
+    """`retry` is tried again, anything else is the answer."""
+    code = "made-up-tomorrow"
+    assert code not in CODES
+    request = Request("topic.list", {})
+    talk.session.request(request, talk.now)
+    (asked,) = talk.said()
+    talk.refuse(code, action, REF=asked[Key.REF])
+    assert request.done is (action != "retry")
+    talk.later(0.9)
+    assert len(talk.said()) == (1 if action == "retry" else 0)
+
+
+@pytest.mark.requirement("12-1")
+def test_the_last_welcome_has_the_limits_that_count(talk: Talk) -> None:
+    """Another worker's limits, or this one's after a restart; a limit of a later version is passed over."""
+    before = talk.session.limits.message_bytes_max
+    talk.session.lost(ister.ConnectionLostError("a test"))
+    talk.session.connect(talk.now)
+    talk.hear(
+        {
+            Key.TYPE: Type.WELCOME,
+            Key.VERSION: 1,
+            Key.SESSION: bytes(16),
+            Key.BOOT: 2,
+            Key.LIMITS: {Limit.MESSAGE_BYTES_MAX: before + 1, 4000: 1},
+            Key.HEARTBEAT: 1000,
+        }
+    )
+    assert talk.session.limits.message_bytes_max == before + 1
+
+
+@pytest.mark.requirement("1.2-1", "1.2-2", "1.2-3")
+def test_the_clients_socket_queues_nothing_by_count_and_keeps_nothing_of_a_broken_connection() -> None:
+    """No high-water marks, no linger while it runs, and a monitor that tells of the end of a connection."""
+    with testing.Broker() as broker, ister.connect(broker.endpoint) as client:
+        connection = client.network.home
+        found = connection._socket
+        assert found is not None
+        assert found.getsockopt(zmq.TYPE) == zmq.DEALER
+        assert (found.sndhwm, found.rcvhwm, found.linger) == (0, 0, 0)
+        assert connection._monitor is not None
+
+
+@pytest.mark.requirement("16-1")
+def test_the_secret_of_a_session_is_in_no_log_and_in_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever reads what a client writes cannot resume its session."""
+    with caplog.at_level(logging.DEBUG), testing.Broker() as broker:
+        with ister.connect(broker.endpoint) as client:
+            connection = client.network.home
+            secret = connection.session.secret
+            assert secret is not None
+            assert len(secret) == 16
+            with pytest.raises(ister.IsterError) as raised:
+                client.delete_topic("nowhere")
+        written = caplog.text + repr(raised.value) + repr(connection) + repr(client)
+    assert secret.hex() not in written
+    assert repr(secret)[2:-1] not in written
+
+
+@pytest.mark.requirement("15-5")
+def test_the_documents_keys_are_below_1024() -> None:
+    """What is above is for private extensions, and is read by nobody here."""
+    assert all(value < 1024 for name, value in vars(Key).items() if name.isupper())
