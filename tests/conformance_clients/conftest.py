@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from ister.ownbroker import OwnBroker, free_ports
-from tests.conformance_clients import drivers
+from tests.conformance_clients import drivers, matrix
 from tests.conformance_clients.drivers import Kind
 from tests.conformance_clients.player import Player
 from tests.crash.victim import Victim
@@ -30,22 +31,29 @@ SETTINGS: Final = {
     "supervision.restart_delay_ms_min": 10,
 }
 
+CLIENT_PROPERTY: Final = "client"  # of a test's report: which client it was about
+CELLS = pytest.StashKey[Mapping[tuple[str, str], str]]()  # who publishes, who consumes: how it went
+LACKS = pytest.StashKey[Mapping[str, list[str]]]()  # what a client has no word for
+
 Play = Callable[[], Player]
 
 
-def _kinds() -> list[Kind]:
+def kinds() -> list[Kind]:
+    """Return the drivers that are asked for: all, or the one of CLIENT."""
     return [drivers.named(ONLY)] if ONLY else drivers.find()
 
 
-def _parameter(kind: Kind) -> object:
+def parameter(kind: Kind) -> object:
+    """Return a driver as the parameter of a test, which is skipped, with the reason, where it cannot be started."""
     why = kind.why_not()
     return pytest.param(kind, id=kind.name, marks=[] if why is None else pytest.mark.skip(reason=why))
 
 
-@pytest.fixture(params=[_parameter(kind) for kind in _kinds()])
+@pytest.fixture(params=[parameter(kind) for kind in kinds()])
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Return each language's driver in turn."""
     found: Kind = request.param
+    request.node.user_properties.append((CLIENT_PROPERTY, found.name))
     return found
 
 
@@ -91,3 +99,24 @@ def topic(request: pytest.FixtureRequest) -> str:
     """Return a name for a topic that no other scenario has."""
     letters = [letter if letter.isalnum() else "-" for letter in request.node.name]
     return "".join(letters)[:150]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how each client did, and the matrix, where they were looked at."""
+    outcomes: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            for name, client in getattr(report, "user_properties", ()):
+                if name == CLIENT_PROPERTY:
+                    outcomes.setdefault(client, Counter())[outcome] += 1
+    config = terminalreporter.config
+    if not outcomes and CELLS not in config.stash:
+        return
+    terminalreporter.section("clients")
+    for client, counts in sorted(outcomes.items()):
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        terminalreporter.write_line(f"{client}: {told}")
+    if CELLS in config.stash:
+        terminalreporter.write_line("")
+        for line in matrix.table(config.stash[CELLS], config.stash[LACKS]):
+            terminalreporter.write_line(line)
