@@ -1,7 +1,7 @@
 """How often a topic is asked for what it tells its watchers. Pure: no clock, no mail.
 
 Mail can be lost, both the question and the answer. A watcher without an answer asks again soon, then at growing
-intervals. A watcher with an answer still asks now and then, because the topic may have forgotten it.
+intervals. A watcher with an answer still asks from time to time, because the topic may have forgotten it.
 
 Invariants
 - a lost question or answer is repeated before the one waiting for it gives up (`actors/patience.py`)

@@ -34,7 +34,7 @@ class Cadence:
         return min(max(self.first_s, self._interval_s - since_s), self.bound_s)
 
     def written(self, now_s: float) -> None:
-        """Note that what there is was written."""
+        """Record that what there is was written."""
         if self._written_s is not None:
             self._interval_s = min(2 * self._interval_s, self.bound_s)
         self._written_s = now_s

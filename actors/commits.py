@@ -50,7 +50,7 @@ ENDS_PER_TURN: Final = 64
 
 
 class Syncable(Protocol):
-    """What `Commits` makes last: a log's `Commit`."""
+    """What `Commits` makes durable: a log's `Commit`."""
 
     @property
     def path(self) -> str:
@@ -141,7 +141,7 @@ class Commits:
         self.commits_together = 0
 
     def run(self, commit: Syncable, done: Done) -> None:
-        """Make `commit` last, then call `done(None, error or None)` on the loop.
+        """Make `commit` durable, then call `done(None, error or None)` on the loop.
 
         `done` must not raise: whose fault it was is known to it alone.
         """

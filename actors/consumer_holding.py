@@ -74,7 +74,7 @@ class Holding:
         return True
 
     def is_last_chance(self, piece: Piece) -> bool:
-        """Say whether one more failure is the last: then it must be known who had what in hand."""
+        """Return whether one more failure is the last: then it must be known who had what in hand."""
         return 0 < self._failures_max <= piece.failures + 1
 
     def sent(self, piece: Piece, now_s: float, *, tells: bool, singly: bool) -> tuple[bool, bool]:
@@ -102,7 +102,7 @@ class Holding:
         return bool(taken)
 
     def relieved(self) -> bool:
-        """Say whether what held too much may be given more again."""
+        """Return whether what held too much may be given more again."""
         if self.crowded and len(self.in_flight) * 2 < IN_FLIGHT_RANGES_MAX:
             self.crowded = False
             return True
@@ -236,7 +236,7 @@ class Holding:
         self._since = self._since_before
 
     def _note_since(self, piece: Piece) -> None:
-        """Note what is delivered since the subscription was moved; where that is in too many pieces, begin anew.
+        """Record what is delivered since the subscription was moved; where that is in too many pieces, begin anew.
 
         What is forgotten by that can be acknowledged as long as it is in flight.
         """

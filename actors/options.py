@@ -176,7 +176,7 @@ def dead_letter_topic(meta: SubscriptionMeta) -> str:
 
 
 def is_dead_letter_topic(topic: TopicMeta) -> bool:
-    """Say whether a topic takes dead letters: by its mark, or, made before there were marks, by its name."""
+    """Return whether a topic takes dead letters: by its mark, or, made before there were marks, by its name."""
     return bool(topic.settings.get(DEAD_LETTERS)) or topic.name.endswith(DEAD_LETTER_SUFFIX)
 
 

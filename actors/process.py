@@ -252,7 +252,7 @@ def _only_wake(_number: int, _frame: object) -> None:
 
 
 def has_terminal() -> bool:
-    """Say whether this process has a controlling terminal that is still there."""
+    """Return whether this process has a controlling terminal that is still there."""
     try:
         os.close(os.open(os.ctermid(), os.O_RDWR | os.O_NOCTTY))  # noqa: TID251 no file of the data folder
     except OSError:

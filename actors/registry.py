@@ -160,7 +160,7 @@ class Registry:
         self._catalogue.forget(incarnation)
 
     def erased(self, incarnation: bytes) -> None:
-        """Note that nothing of a deleted topic is in the store any more. Raises StorageError."""
+        """Record that nothing of a deleted topic is in the store any more. Raises StorageError."""
         self._catalogue.erased(incarnation)
 
     # ---- subscriptions ------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Relay(LoopActor):
             self._attach_anew()
 
     def _attach(self) -> None:
-        """Attach to the topic, now and again: mail can be lost, and who never hears of a batch misses nothing."""
+        """Attach to the topic, periodically: mail can be lost, and who never hears of a batch misses nothing."""
         if self._subscriptions:
             self._topic.tell(Attach(self.address, self._meta))
             self._attach_in(self._asking.asked())

@@ -59,7 +59,7 @@ class StoreView:
         self.trouble = why
 
     def stops(self, why: str, *, refuses: bool) -> None:
-        """Note that nothing more goes there; `refuses`: and that therefore the topic takes nothing more."""
+        """Record that nothing more goes there; `refuses`: and that therefore the topic takes nothing more."""
         self.trouble = why
         self.stopped = self.stopped or not refuses
 
@@ -113,7 +113,7 @@ class StoreView:
         self._told = self.watermark
 
     def waits_too_long(self, now_s: float) -> bool:
-        """Say whether nothing became of what was told for so long that it is to be told again."""
+        """Return whether nothing became of what was told for so long that it is to be told again."""
         if self._seen[0] != self.watermark:
             self.look_again(now_s)
             return False

@@ -77,7 +77,7 @@ class StoreWriter:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is written, for good."""
+        """Whether nothing more is written, permanently."""
         return self.stopped is not None or self.deletes
 
     @property

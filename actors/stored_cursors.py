@@ -159,7 +159,7 @@ class StoredCursors:
         return work
 
     def store_last(self, farewell: Farewell) -> None:
-        """Let the store have the last cursors, now, if it has answered lately: the broker stops in order."""
+        """Give the store the last cursors, now, if it has answered lately: the broker stops in order."""
         writer = self._writer
         ready = writer.may_begin and writer.failure is None and not self._storing
         if not self._due or not ready or farewell.left_s <= 0:

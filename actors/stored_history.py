@@ -32,7 +32,7 @@ class StoredHistory:
         self.listed = history  # as it was claimed
         self.claimed = claimed
         self.start = history.trimmed
-        self.gaps: Gaps = lost_below(history, claimed)  # missing above that, for good
+        self.gaps: Gaps = lost_below(history, claimed)  # missing above that, permanently
         self.plan = UploadPlan(claimed, parallel)
         self._pieces = pieces_below(history, claimed)  # what the store has, by offset
 

@@ -53,7 +53,7 @@ class StoredRetention:
         self._due = False  # once the Directory has said by which settings
 
     def begin(self) -> None:
-        """Look now and again for what may go."""
+        """Look periodically for what may go."""
         self._host.call_later(TRIM_CHECK_S, self._round)
 
     def claimed(self, history: StoredHistory) -> None:

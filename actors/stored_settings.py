@@ -38,7 +38,7 @@ class StoredSettings:
         self._asked.append((reply, ticket))
 
     def store(self) -> None:
-        """Let the store have them, if it has others; then say so to whoever waits for that."""
+        """Give the store them, if it has others; then say so to whoever waits for that."""
         if self._storing or not self._writer.may_begin:
             return
         if self.are_stored:

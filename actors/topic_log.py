@@ -50,7 +50,7 @@ class LogEvents(Protocol):
         """More of it may be durable."""
 
     def log_committed(self, wal: Wal) -> None:
-        """A commit has ended: segments may be sealed for good."""
+        """A commit has ended: segments may be sealed permanently."""
 
 
 class TopicLog:
@@ -271,7 +271,7 @@ class TopicLog:
         return sealed
 
     def _filled_for_long(self, wal: Wal) -> bool:
-        """Say whether the segment that is being written is old enough, whatever the wall clock was set to."""
+        """Return whether the segment that is being written is old enough, whatever the wall clock was set to."""
         now_s, base = self._host.clock.monotonic(), wal.sealed_end
         if wal.next_offset == base or self._filling[0] != base:
             self._filling = (base if wal.next_offset > base else -1, now_s)

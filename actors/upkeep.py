@@ -142,7 +142,7 @@ class Upkeep:
         self.retention = retention_of(meta)
 
     def store_has(self, stored: RangeSet, lost: list[tuple[int, int]]) -> None:
-        """Note what the store has, and what neither that nor the local log has."""
+        """Record what the store has, and what neither that nor the local log has."""
         self.elsewhere, self.lost = stored, lost
 
     def missing_below(self, begins: int) -> int:

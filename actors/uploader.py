@@ -108,7 +108,7 @@ class Uploader(LoopActor):
         self._sealed: dict[int, SegmentInfo] = {}
         # of the local log: what is left of them is uploaded as well
         self._damaged: dict[int, SegmentInfo] = {}
-        self._missing: tuple[tuple[int, int], ...] = ()  # in no segment of the local log, for good
+        self._missing: tuple[tuple[int, int], ...] = ()  # in no segment of the local log, permanently
         self._reply: Ref | None = None
         self._erase_for: Ref | None = None  # the topic is deleted: who is told when its objects are, too
         self._erasing = False
@@ -124,11 +124,11 @@ class Uploader(LoopActor):
         return self.writer.failure
 
     def on_start(self) -> None:
-        """Look now and again for what retention lets go."""
+        """Check periodically what retention drops."""
         self._retention.begin()
 
     def on_stop(self) -> None:
-        """Let the store have the last cursors, if it has answered lately: the broker stops in order."""
+        """Give the store the last cursors, if it has answered lately: the broker stops in order."""
         self._cursors.store_last(self._farewell)
 
     # ---- what the writer says -----------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Uploader(LoopActor):
             self._reply.tell(Fenced(str(error), error.end))
 
     def writer_stopped(self) -> None:
-        """Say to the topic that nothing more is uploaded."""
+        """Tell the topic that nothing more is uploaded."""
         stopped = self.writer.stopped
         if self._reply is None or stopped is None:
             return
@@ -150,7 +150,7 @@ class Uploader(LoopActor):
             self._reply.tell(UploadsStopped(self.writer.failure or str(stopped)))
 
     def writer_waits(self, why: str) -> None:
-        """Say to the topic why the store is behind."""
+        """Tell the topic why the store is behind."""
         if self._reply is not None:
             self._reply.tell(UploadDelayed(why))
 
@@ -170,7 +170,7 @@ class Uploader(LoopActor):
     # ---- claiming -----------------------------------------------------------------------------------------------
 
     def _claim_first(self) -> bool:
-        """Say whether an epoch is ours; if not, begin to claim one."""
+        """Return whether an epoch is ours; if not, begin to claim one."""
         writer, end = self.writer, self._log_end
         if self._history is None and end is not None and not (self._claiming or writer.waits or writer.ended):
             if not self._governed:
@@ -249,7 +249,7 @@ class Uploader(LoopActor):
 
     @receives(Governs)
     def on_governs(self, command: Governs) -> None:
-        """Go by what the catalogue has, and let the store have it too."""
+        """Go by what the catalogue has, and store it, too."""
         if self._consulting is not None:
             self._consulting.cancel()
             self._consulting = None
@@ -271,7 +271,7 @@ class Uploader(LoopActor):
 
     @receives(Retain)
     def on_retain(self, command: Retain) -> None:
-        """Note what all subscriptions are done with; of settings that are news the Directory is asked."""
+        """Record what all subscriptions are done with; of settings that are news the Directory is asked."""
         self._retention.acknowledged = command.acknowledged
         if command.topic.settings != self.writer.topic.settings:
             self._consult()
@@ -347,7 +347,7 @@ class Uploader(LoopActor):
         writer.do(work, uploaded, failed, Purpose.UPLOADS)
 
     def _settled(self) -> None:
-        """Forget what the store has, and say to the topic what that is."""
+        """Forget what the store has, and tell the topic what that is."""
         assert self._history is not None
         watermark = self._history.watermark
         for base in [base for base, segment in self._sealed.items() if segment.end <= watermark]:

@@ -136,7 +136,7 @@ class Worker:
         self._context.loop.call_later(self.gateway.look_after_connections(), self.look_after_connections)
 
     def is_short(self) -> bool:
-        """Say whether descriptors are nearly used up."""
+        """Return whether descriptors are nearly used up."""
         short = self._disk.files.is_short()
         if short and not self._was_short:
             log.warning("descriptors are short (limit %d): new connections are closed", descriptor_limit())
@@ -164,7 +164,7 @@ class Worker:
         }
 
     def keep_up(self) -> None:
-        """Give back what is of no use any more, now and again."""
+        """Give back what is of no use any more, periodically."""
         self._context.loop.call_later(KEEP_UP_S, self.keep_up)
         self._maps.drop_deleted()
         self._kept_up += 1

@@ -86,7 +86,7 @@ class Administration(ABC):
         """Have the broker check every byte of a topic's log, and return its report.
 
         The report has `messages`, `bytes`, `segments`, and `damaged`: a list of ranges (`first`, `end`, `reason`, ...).
-        `progress(bytes, bytes_total)` is called now and then. Raises `RemoteError`.
+        `progress(bytes, bytes_total)` is called from time to time. Raises `RemoteError`.
         """
         asked = {"topic": topic, "verification": 0}
         while True:

@@ -250,7 +250,7 @@ class Attachment:
             raise RemoteProtocolError(f"a frame of type {kind} answered OPEN_CONSUMER")
 
     def _is_the_same(self, instance: str) -> bool:
-        """Note what is open; a reader of another topic than before is told so, as one is that was connected."""
+        """Record what is open; a reader of another topic than before is told so, as one is that was connected."""
         before, self._instance = self._instance, instance or self._instance
         if not (before and instance and before != instance):
             return True
@@ -477,7 +477,7 @@ class Attachment:
         return Batch(delivery, first, stop)
 
     def _may_have_one(self) -> bool:
-        """Say whether the broker knows that the program gets the next message, which may be its last; else ask."""
+        """Return whether the broker knows that the program gets the next message, which may be its last; else ask."""
         if self._leave:
             self._leave = False
             return True

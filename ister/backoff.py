@@ -48,5 +48,5 @@ class BackOff:
         return wait
 
     def succeeded(self) -> None:
-        """Note that it went well: the next wait is the first."""
+        """Record that it went well: the next wait is the first."""
         self._failures = 0

@@ -164,7 +164,7 @@ class Delivery:
         return len(list(self._hand))
 
     def withhold(self) -> None:
-        """End what `hand_out` returned for good: what it has not yielded yet is not to be seen (any thread)."""
+        """End the iterator of `hand_out`: it yields nothing more (any thread)."""
         self.withheld = True
         self.take_back()
 

@@ -32,7 +32,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("opening", "refused"): "waiting",  # `retry`: again after a back-off
     ("open", "refused"): "waiting",
     ("waiting", "due"): "opening",
-    ("open", "reopen"): "opening",  # a hole: the sequences of a batch refused for good are skipped
+    ("open", "reopen"): "opening",  # a hole: the sequences of a batch refused permanently are skipped
     ("open", "close"): "closing",
     ("closing", "done"): "closed",
     ("opening", "lost"): "idle",
@@ -362,7 +362,7 @@ class Publication:
         self.postpone(error, now + back_off_s(self._failures, jitter))
 
     def _refuse(self, sequence: int, error: IsterError) -> None:
-        """One batch failed for good; if it was resolved already, this is old news."""
+        """One batch failed permanently; if it was resolved already, this is old news."""
         refused = next((b for b in self.batches if b.sequence == sequence and not b.refused), None)
         if refused is not None:
             refused.refused = True

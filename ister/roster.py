@@ -40,7 +40,7 @@ class Roster:
         return not topic.endswith(DEAD_LETTER_SUFFIX) and topic not in self._left_out
 
     def refuse(self, topic: str, created: int) -> None:
-        """Note that a topic cannot be consumed, as long as it is there."""
+        """Record that a topic cannot be consumed, as long as it is there."""
         self._refused[topic] = created
 
 

@@ -317,7 +317,7 @@ def _check_kind(key: int, kind: str, value: Any) -> None:
 
 
 def is_start(value: str | int) -> bool:
-    """Say whether a value is a START: "earliest", "latest", "time:<unix ms>" or an offset."""
+    """Return whether a value is a START: "earliest", "latest", "time:<unix ms>" or an offset."""
     if type(value) is int:
         return 0 <= value <= _U64_MAX
     if value in ("earliest", "latest"):
@@ -521,7 +521,7 @@ def around_bytes_max(batch_bytes_max: int) -> int:
 
 
 def batch_fits(count: int, payload_bytes: int, around_bytes: int, batch_bytes_max: int) -> bool:
-    """Say whether so many messages, bytes of payloads, and bytes of what goes with them, are no more than a batch."""
+    """Return whether so many messages, bytes of payloads, and bytes of columns, fit in a batch."""
     if payload_bytes + around_bytes <= batch_bytes_max:
         return True
     most = around_bytes_max(batch_bytes_max)

@@ -127,7 +127,7 @@ class Abouts:
             raise StorageError(f"{path} cannot be written: {error}") from error
 
     def says(self, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> bool:
-        """Say whether one of them is described as it is."""
+        """Return whether one of them is described as it is."""
         if subscription is None:
             path, fields = self._topic_path(topic), _topic_fields(topic)
         else:

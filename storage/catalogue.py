@@ -437,7 +437,7 @@ class Catalogue:
             self._note("erasing", database.execute(query, (incarnation,)).fetchall(), before)
 
     def erased(self, incarnation: bytes) -> None:
-        """Note that nothing of a deleted topic is in the store any more. Raises StorageError."""
+        """Record that nothing of a deleted topic is in the store any more. Raises StorageError."""
         with self._changing() as database:
             query = f"SELECT {_TOPIC} FROM erasing WHERE incarnation = ?"
             self._note("erasing", (), database.execute(query, (incarnation,)).fetchall())

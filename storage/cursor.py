@@ -90,7 +90,7 @@ class Cursor:
         return new
 
     def fail(self, first: int, end: int, deliveries: int, failures: int) -> bool:
-        """Note how often messages were delivered and failed; False where so many have that no more are kept."""
+        """Record how often messages were delivered and failed; False where so many have that no more are kept."""
         if len(self.failed) + end - first > FAILURES_MAX and (
             end - first > FAILURES_MAX
             or len(self.failed) + sum(offset not in self.failed for offset in range(first, end))
@@ -103,7 +103,7 @@ class Cursor:
         return True
 
     def wait(self, first: int, end: int, until_ms: int, wait_ms: int = 0) -> None:
-        """Note until when messages wait that failed (0: no more), and how long that is.
+        """Record until when messages wait that failed (0: no more), and how long that is.
 
         Of others nothing is kept, so that it is bounded.
         """
@@ -125,7 +125,7 @@ class Cursor:
             self.waits = {offset: wait for offset, wait in self.waits.items() if not first <= offset < end}
 
     def is_acknowledged(self, offset: int) -> bool:
-        """Say whether one offset is acknowledged."""
+        """Return whether one offset is acknowledged."""
         return offset < self.low or offset in self.ranges
 
     def pending(self, first: int, end: int) -> list[tuple[int, int]]:
@@ -343,7 +343,7 @@ class Compaction:
 
 
 class Sync:
-    """Everything flushed until it began; `run` makes it last, in any thread."""
+    """Everything flushed until it began; `run` makes it durable, in any thread."""
 
     __slots__ = ("_disk", "_file", "_folder", "_path", "_unproven")
 
@@ -497,7 +497,7 @@ class CursorJournal:
     def note_failed(
         self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0, wait_ms: int = 0
     ) -> bool:
-        """Note how often messages were delivered and failed, in the next `flush`.
+        """Record how often messages were delivered and failed, in the next `flush`.
 
         And until when they wait (unix ms), and how long that is: a clock may be set before anybody reads it.
         Return False where so many have failed that no more are kept.
@@ -518,7 +518,7 @@ class CursorJournal:
 
     @property
     def noted(self) -> bool:
-        """Say whether there is anything to flush."""
+        """Return whether there is anything to flush."""
         return bool(self._noted or self._failures)
 
     def flush(self) -> int:
@@ -624,7 +624,7 @@ class CursorJournal:
             self._unproven, self._folder_dirty = b"", False
 
     def sync(self) -> None:
-        """Return once everything flushed is on the disk, here and now. Raises LogFailedError."""
+        """Return once everything flushed is on the disk, synchronously. Raises LogFailedError."""
         if self.busy:
             raise ValueError("a sync or a compaction is running")
         sync = self.begin_sync()
@@ -679,7 +679,7 @@ class CursorJournal:
         return True
 
     def compact(self) -> bool:
-        """Rewrite the journal here and now if that is due; say whether it was."""
+        """Rewrite the journal synchronously if that is due; say whether it was."""
         compaction = self.begin_compaction()
         if compaction is None:
             return False
@@ -690,7 +690,7 @@ class CursorJournal:
         return self.end_compaction(compaction, None)
 
     def seek(self, offset: int) -> None:
-        """Forget all acknowledgments and start again at `offset`, durably, here and now.
+        """Forget all acknowledgments and start again at `offset`, durably, synchronously.
 
         Raises DiskFullError and LogFailedError: the cursor is where it was then, here and in the file; only where the
         disk takes neither the new file's name nor the old contents once more may a power failure show the new place.
@@ -726,12 +726,12 @@ class CursorJournal:
 
     @property
     def busy(self) -> bool:
-        """Say whether a sync or a compaction has begun and not ended."""
+        """Return whether a sync or a compaction has begun and not ended."""
         return self._sync is not None or self._compaction is not None
 
     @property
     def compacting(self) -> bool:
-        """Say whether a compaction has begun and not ended."""
+        """Return whether a compaction has begun and not ended."""
         return self._compaction is not None
 
     @property

@@ -50,7 +50,7 @@ class File(Protocol):
         """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
 
     def settled(self, written: int) -> None:
-        """Note that the first `written` writes are on the disk: the whole file system was synced."""
+        """Record that the first `written` writes are on the disk: the whole file system was synced."""
 
     def truncate(self, size: int) -> None:
         """Set the length in bytes; what is added reads as zeros and has no room reserved."""
@@ -73,7 +73,7 @@ class FileSystem(Protocol):
     """A file system that can be synced as a whole, errors included."""
 
     def covers(self, path: str) -> bool:
-        """Say whether `path` is in it. Raises OSError."""
+        """Return whether `path` is in it. Raises OSError."""
 
     def sync(self) -> None:
         """Return once all that was written to it, all lengths and all names are on the disk; any thread.
@@ -101,10 +101,10 @@ class Disk(Protocol):
         """Return a file's length in bytes. Raises FileNotFoundError."""
 
     def exists(self, path: str) -> bool:
-        """Say whether the path names anything."""
+        """Return whether the path names anything."""
 
     def isfile(self, path: str) -> bool:
-        """Say whether the path names a file."""
+        """Return whether the path names a file."""
 
     def links(self, path: str) -> int:
         """Return how many names a file has. Raises FileNotFoundError."""
@@ -169,7 +169,7 @@ class LocalFileSystem:
         self._syncfs = ctypes.CDLL(None, use_errno=True).syncfs
 
     def covers(self, path: str) -> bool:
-        """Say whether `path` is in it. Raises OSError."""
+        """Return whether `path` is in it. Raises OSError."""
         return os.stat(path).st_dev == self._device
 
     def sync(self) -> None:
@@ -249,11 +249,11 @@ class LocalDisk:
         return os.stat(path).st_size
 
     def exists(self, path: str) -> bool:
-        """Say whether the path names anything."""
+        """Return whether the path names anything."""
         return os.path.exists(path)
 
     def isfile(self, path: str) -> bool:
-        """Say whether the path names a file."""
+        """Return whether the path names a file."""
         return os.path.isfile(path)
 
     def links(self, path: str) -> int:

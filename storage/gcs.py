@@ -346,7 +346,7 @@ class GcsStore:
             return self._call(f"create {name!r}", "storage.objects.create", work)
 
     def _is_mine(self, client: storage.Client, name: str, mine: str, unsure: bool) -> bool:
-        """Say whether an object that is there was made by an attempt of this same call, whose answer was lost."""
+        """Return whether an object that is there was made by an attempt of this same call, whose answer was lost."""
         blob = self._blob(client, name)
         try:
             blob.reload(timeout=self._timeout_s, retry=None)

@@ -95,7 +95,7 @@ class OpenFiles:
             return True
 
     def is_short(self) -> bool:
-        """Say whether this process has hardly a descriptor left beyond its reserve."""
+        """Return whether this process has hardly a descriptor left beyond its reserve."""
         if not self.keep_reserve():
             return True
         taken: list[int] = []
@@ -153,7 +153,7 @@ class OpenFiles:
         file.fd = -1
 
     def enter(self, file: LocalFile, fd: int) -> None:
-        """Note that a file has a descriptor now; the lock is held."""
+        """Record that a file has a descriptor now; the lock is held."""
         file.fd = fd
         while len(self._open) >= self.files_max and self._close_one():
             pass
@@ -161,7 +161,7 @@ class OpenFiles:
         file.used = True
 
     def note_use(self, file: LocalFile) -> None:
-        """Note that a file is used; the lock is held."""
+        """Record that a file is used; the lock is held."""
         self._open.move_to_end(file)
         file.used = True
 
@@ -205,7 +205,7 @@ class LocalFile:
 
     @property
     def may_rest(self) -> bool:
-        """Say whether nobody uses it, and all that was written is on the disk."""
+        """Return whether nobody uses it, and all that was written is on the disk."""
         return self._users == 0 and self._synced == self.written
 
     def _begin(self) -> int:
@@ -274,7 +274,7 @@ class LocalFile:
             self._end()
 
     def settled(self, written: int) -> None:
-        """Note that the first `written` writes are on the disk, because the file system was synced."""
+        """Record that the first `written` writes are on the disk, because the file system was synced."""
         self._synced = max(self._synced, written)
 
     def truncate(self, size: int) -> None:

@@ -266,7 +266,7 @@ class _Opening:
         return tails, older
 
     def _check_header(self, path: str, base: int, data: bytes) -> bool:
-        """Say whether a segment's header is whole; raise if it is whole and not the one that belongs here."""
+        """Return whether a segment's header is whole; raise if it is whole and not the one that belongs here."""
         header = parse_segment_header(data)
         if isinstance(header, str):
             if header.startswith("format version"):
@@ -376,7 +376,7 @@ class _Opening:
         return tails, []
 
     def _go_on_behind(self, tail: _Tail, later: list[_Tail], promised: int, in_store: bool) -> None:
-        """Note that a segment of the tail is damaged, and where the log continues behind it."""
+        """Record that a segment of the tail is damaged, and where the log continues behind it."""
         scan = tail.scan
         if later:
             end = later[0].base

@@ -130,7 +130,7 @@ class ProducerTable:
     def advance(
         self, producer_id: int, sequence: int, count: int, first_offset: int, timestamp_ms: int
     ) -> None:
-        """Note that a batch was stored."""
+        """Record that a batch was stored."""
         if producer_id == 0:
             return
         known = self._producers.get(producer_id)
@@ -160,7 +160,7 @@ class ProducerTable:
             known.next_sequence = sequence
 
     def close(self, producer_id: int) -> None:
-        """Note that a producer closed, with receipts for all it sent: it resends nothing, and is forgotten first."""
+        """Record that a producer closed, with receipts for all it sent: it resends nothing, and is forgotten first."""
         known = self._producers.get(producer_id)
         if known is not None:
             known.held = False
@@ -168,7 +168,7 @@ class ProducerTable:
             self._closed.move_to_end(producer_id)
 
     def has_room(self, producer_id: int, now_ms: int) -> bool:
-        """Say whether a producer that opens can be remembered without forgetting one that may resend."""
+        """Return whether a producer that opens can be remembered without forgetting one that may resend."""
         if producer_id == 0 or producer_id in self._producers or len(self._producers) < self._producers_max:
             return True
         return self._forgettable(now_ms) is not None
@@ -184,7 +184,7 @@ class ProducerTable:
         return None
 
     def hold(self, producer_id: int, sequence: int) -> None:
-        """Note that a batch was refused: nothing behind it may be stored before it, whoever sent it.
+        """Record that a batch was refused: nothing behind it may be stored before it, whoever sent it.
 
         Of a producer that is not known anything is fresh: what follows would be stored, and the refused batch, when it
         is resent, count as a duplicate.

@@ -99,14 +99,14 @@ class RangeSet:
         return taken
 
     def contains(self, offset: int) -> bool:
-        """Say whether `offset` is in."""
+        """Return whether `offset` is in."""
         at = bisect_right(self._firsts, offset) - 1
         return at >= 0 and offset < self._ends[at]
 
     __contains__ = contains
 
     def covers(self, first: int, end: int) -> bool:
-        """Say whether all of [first, end) is in."""
+        """Return whether all of [first, end) is in."""
         at = bisect_right(self._firsts, first) - 1
         return end <= first or (at >= 0 and end <= self._ends[at])
 

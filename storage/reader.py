@@ -151,7 +151,7 @@ class SegmentMaps:
 
     @property
     def copied_too_much(self) -> bool:
-        """Say whether all that is kept is more than a process should keep."""
+        """Return whether all that is kept is more than a process should keep."""
         return self.copied_bytes > COPIED_BYTES_MAX
 
     def __len__(self) -> int:
@@ -189,7 +189,7 @@ class SegmentMaps:
         return self._bases.get(folder, [])
 
     def note(self, folder: str, base: int) -> None:
-        """Note that a folder has the segment at `base`."""
+        """Record that a folder has the segment at `base`."""
         known = self._bases.setdefault(folder, [])
         at = bisect_left(known, base)
         if known[at : at + 1] != [base]:
@@ -200,7 +200,7 @@ class SegmentMaps:
             self._bases.popitem(last=False)
 
     def gone(self, folder: str, base: int) -> None:
-        """Note that the segment at `base` is not there any more."""
+        """Record that the segment at `base` is not there any more."""
         known = self._bases.get(folder, [])
         if base in known:
             known.remove(base)
@@ -360,7 +360,7 @@ class Reader:
         return found
 
     def is_empty(self) -> bool:
-        """Say whether there is no segment at all."""
+        """Return whether there is no segment at all."""
         try:
             return not self._bases()
         except FileNotFoundError:
@@ -568,7 +568,7 @@ class Reader:
         return read_footer(self._maps.disk, path, salt_of(self.incarnation, base))
 
     def _ends_by(self, base: int, timestamp_ms: int) -> bool:
-        """Say whether a segment may hold what is sought or what follows it: one without a footer always may."""
+        """Return whether a segment may hold what is sought or what follows it: one without a footer always may."""
         try:
             footer = self._footer(base)
         except FileNotFoundError:  # trimmed meanwhile
@@ -576,7 +576,7 @@ class Reader:
         return footer is None or footer.max_timestamp_ms >= timestamp_ms
 
     def _is_sealed_by(self, base: int, timestamp_ms: int) -> bool:
-        """Say whether a segment's footer says that log time had reached `timestamp_ms` at its end."""
+        """Return whether a segment's footer says that log time had reached `timestamp_ms` at its end."""
         try:
             footer = self._footer(base)
         except FileNotFoundError:

@@ -167,7 +167,7 @@ class Record:
 
 
 def well_formed(header: Header) -> bool:
-    """Say whether the parts of a batch add up to its total."""
+    """Return whether the parts of a batch add up to its total."""
     a_message = 12 if header[2] & DELIVER_AT else 4  # its length, and its time of delivery
     return header[3] >= HEADER_BYTES + a_message * header[5] + header[11] + header[12]
 

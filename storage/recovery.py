@@ -219,7 +219,7 @@ def next_record(data: bytes, position: int, at: int, salt: int) -> tuple[int, He
 
 
 def _whole(data: bytes, position: int, header: Header, salt: int) -> bool:
-    """Say whether a record whose header was found has all of its body."""
+    """Return whether a record whose header was found has all of its body."""
     end = position + header[3]
     if header[3] < HEADER_BYTES or end > len(data):
         return False

@@ -402,7 +402,7 @@ class StoreReport:
 
     @property
     def sound(self) -> bool:
-        """Say whether everything is what was written, and joins."""
+        """Return whether everything is what was written, and joins."""
         return not self.damaged and not self.history.gaps
 
 

@@ -39,7 +39,7 @@ class Reserve:
             self.held = held - held % PIECE_BYTES
 
     def keep(self) -> None:
-        """Make it whole as far as there is room, a try now and then; cheap where it is whole."""
+        """Make it whole as far as there is room, a try from time to time; cheap where it is whole."""
         if self.held == self._size or self._clock.monotonic() < self._next_try_s:
             return
         with self._lock:

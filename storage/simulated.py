@@ -113,7 +113,7 @@ class SimulatedFile:
         self.settled(self.written)
 
     def settled(self, written: int) -> None:
-        """Note that the first `written` writes are on the disk."""
+        """Record that the first `written` writes are on the disk."""
         self._synced = max(self._synced, written)
 
     def truncate(self, size: int) -> None:
@@ -254,11 +254,11 @@ class SimulatedDisk:
         return list(self._names)
 
     def exists(self, path: str) -> bool:
-        """Say whether the path names anything."""
+        """Return whether the path names anything."""
         return path in self._names or path in self.folders
 
     def isfile(self, path: str) -> bool:
-        """Say whether the path names a file."""
+        """Return whether the path names a file."""
         return path in self._names
 
     def links(self, path: str) -> int:

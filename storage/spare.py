@@ -64,12 +64,12 @@ class Spare:
 
     @property
     def ready(self) -> bool:
-        """Say whether there is a file to take."""
+        """Return whether there is a file to take."""
         return self._file is not None
 
     @property
     def given_up(self) -> bool:
-        """Say whether there will never be one."""
+        """Return whether there will never be one."""
         return self._done and self._file is None
 
     def take(self) -> File | None:

@@ -1,4 +1,4 @@
-"""The object store: where sealed segments go for good. The interface, and a folder that has it.
+"""The object store: where sealed segments go permanently. The interface, and a folder that has it.
 
 - An object is created once, whole, and never changes: of several creators of a name exactly one succeeds.
 - Names are ASCII parts joined by "/", none empty or beginning with "."; no object's name is a folder of another.
@@ -76,7 +76,7 @@ class ObjectStore(Protocol):
     def put_if_absent(
         self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
-        """Create an object; False if the name is taken, by whatever it is.
+        """Create an object; False if the name is taken, by any object.
 
         `crc32c` is checked against the bytes, if given. Raises StoreError: then the object may be there or not.
         """
@@ -303,14 +303,14 @@ class FolderStore:
         return True
 
     def _taken(self, target: str, meta: str) -> bool:
-        """Say that there is such an object, for good: whoever created it may not have come to sync its name."""
+        """Say that there is such an object, permanently: whoever created it may not have come to sync its name."""
         for path in (meta, target):
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
                 self._disk.sync_folder(os.path.dirname(path))
         return False
 
     def _write(self, data: Buffer) -> str:
-        """Return the path of a new synced file that nobody else uses."""
+        """Return the path of a new synced file that nothing else uses."""
         while True:
             path = f"{self.path}/{_TEMPORARY}/{self._disk.process_id()}-{next(self._numbers)}"
             try:

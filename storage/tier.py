@@ -165,11 +165,11 @@ class UploadPlan:
         return None
 
     def begin(self, info: SegmentInfo) -> None:
-        """Note that a segment's upload has begun."""
+        """Record that a segment's upload has begun."""
         self._in_flight[info.base] = info.end
 
     def done(self, base: int, end: int | None = None) -> int:
-        """Note that the segment at `base` is in the store, up to `end`; return the watermark."""
+        """Record that the segment at `base` is in the store, up to `end`; return the watermark."""
         known = self._in_flight.pop(base, None)
         if end is None:
             end = known
@@ -179,7 +179,7 @@ class UploadPlan:
         return self._join()
 
     def go_on_behind(self, gap_end: int) -> int:
-        """Note that nothing will come between the watermark and an offset; return the watermark."""
+        """Record that nothing will come between the watermark and an offset; return the watermark."""
         self.watermark = max(self.watermark, gap_end)
         return self._join()
 
@@ -191,7 +191,7 @@ class UploadPlan:
         return self.watermark
 
     def failed(self, base: int) -> None:
-        """Note that an upload came to nothing: the segment will be handed out again."""
+        """Record that an upload came to nothing: the segment will be handed out again."""
         self._in_flight.pop(base, None)
 
     @property

@@ -42,7 +42,7 @@ class TieredReader:
     """A place in a topic's history; reads as `ister.storage.reader.Reader` does.
 
     `start` is where the history begins, as the owner of the topic says; below it everything is trimmed. `stored_end` is
-    up to where the store has it: what is damaged in the log at or behind that is damaged for good. `from_store` says
+    up to where the store has it: what is damaged in the log at or behind that is damaged permanently. `from_store` says
     whether what was read last came out of the cache.
     """
 
@@ -78,7 +78,7 @@ class TieredReader:
         self._cache.close()
 
     def brought(self, base: int) -> None:
-        """Note that the segment at `base` is in the cache now."""
+        """Record that the segment at `base` is in the cache now."""
         self.maps.note(self._cache.folder, base)
 
     def take_skipped(self) -> list[tuple[int, int]]:
@@ -89,7 +89,7 @@ class TieredReader:
     def read(self, durable_end: int, bytes_max: int, records_max: int = 256) -> list[Record]:
         """Return the next whole records, as `Reader.read`.
 
-        Raises NotHereError for what must be brought back first, TrimmedError for what is gone for good, DamagedError.
+        Raises NotHereError for what must be brought back first, TrimmedError for what was deleted, DamagedError.
         """
         while self.offset < durable_end:
             if self.offset < self.start:

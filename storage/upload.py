@@ -43,7 +43,7 @@ DELETIONS_MAX: Final = 50  # objects, between two looks for a newer claim
 
 
 class FencedError(StoreError):
-    """Another writer has claimed the topic: whatever we upload from now on counts for nobody."""
+    """Another writer has claimed the topic: whatever we upload from now on does not count."""
 
     code = "fenced"
     action = "stop"
@@ -129,7 +129,7 @@ def resume_at(history: History, begin: int | None) -> int:
 
 
 def lost_below(history: History, start: int) -> tuple[tuple[int, int], ...]:
-    """Return what a writer that continues at `start` finds missing in the store below it, for good."""
+    """Return what a writer that continues at `start` finds missing in the store below it, permanently."""
     found = [(first, min(end, start)) for first, end in history.gaps if first < start]
     end = max(history.end, history.trimmed) if history.pieces else history.trimmed
     if end < start:
@@ -373,7 +373,7 @@ def enter_topic(store: ObjectStore, topic: TopicMeta) -> None:
 
 
 def _is_ours(store: ObjectStore, topic: TopicMeta) -> bool:
-    """Say whether a catalogue entry that cannot be checked says in so many words that it is this topic's."""
+    """Return whether a catalogue entry that cannot be checked says in so many words that it is this topic's."""
     name = Layout(topic.name, topic.incarnation).catalogue
     try:
         found = decode_topic_entry(store.get_range(name, 0, ENTRY_BYTES_MAX))
@@ -396,7 +396,7 @@ def entered(store: ObjectStore, name: str) -> TopicMeta | None:
 
 
 def _is_entered(store: ObjectStore, topic: TopicMeta) -> bool:
-    """Say whether the store's catalogue has this very topic. Raises StoreError."""
+    """Return whether the store's catalogue has this very topic. Raises StoreError."""
     found = entered(store, topic.name)
     return found is not None and found.incarnation == topic.incarnation
 

@@ -3,7 +3,7 @@
 - Offsets are dense: a record begins where the one before it ended, in its segment or the one before that.
 - Nothing counts before the commit that covers it has ended without error; `durable_end` never passes what is
   on disk.
-- After a failed write or sync the log is failed for good: it must be opened again, which re-reads what is
+- After a failed write or sync the log is failed permanently: it must be opened again, which re-reads what is
   there.
 - A full disk is not a failure: nothing was written, the next append may succeed.
 - Room for a segment's index and footer is made before each record, so that sealing cannot run out of it.
@@ -56,7 +56,7 @@ _ZEROS: Final = bytes(ZERO_AHEAD_BYTES)
 
 
 class Commit:
-    """Everything appended until it began; `run` makes it last."""
+    """Everything appended until it began; `run` makes it durable."""
 
     __slots__ = ("_active", "_disk", "_folder", "_written", "end_offset", "seals")
 
@@ -104,7 +104,7 @@ class Commit:
             file.truncate(info.bytes)
 
     def settle(self) -> None:
-        """Note that it is on the disk, however it came there."""
+        """Record that it is on the disk, however it came there."""
         if self._active is not None:
             self._active.settled(self._written)
 
@@ -294,7 +294,7 @@ class Wal:
     def rest(self) -> bool:
         """Give back the room that is held for what nobody appends: the next file, and what is behind the last record.
 
-        Say whether a commit has something to do for it. The next append takes the room again.
+        Return whether a commit has something to do for it. The next append takes the room again.
         """
         active = self._active
         if self._spare is not None and self._commit is None:
@@ -387,7 +387,7 @@ class Wal:
             raise self._fail(f"creating {path}", error) from error
 
     def seal_due(self, now_ms: int) -> bool:
-        """Say whether the active segment holds something older than segment_age_ms_max.
+        """Return whether the active segment holds something older than segment_age_ms_max.
 
         `now_ms` as in `append`.
         """
@@ -427,12 +427,12 @@ class Wal:
 
     @property
     def pending(self) -> bool:
-        """Say whether there is anything for a commit to do."""
+        """Return whether there is anything for a commit to do."""
         return self._active_dirty or self._folder_dirty or bool(self._seals)
 
     @property
     def committing(self) -> bool:
-        """Say whether a commit has begun and not ended."""
+        """Return whether a commit has begun and not ended."""
         return self._commit is not None
 
     def begin_commit(self) -> Commit | None:
@@ -476,7 +476,7 @@ class Wal:
         return self.durable_end
 
     def commit(self) -> int:
-        """Commit everything here and now, and return the durable end. Raises LogFailedError."""
+        """Commit everything synchronously, and return the durable end. Raises LogFailedError."""
         commit = self.begin_commit()
         if commit is not None:
             try:
@@ -530,13 +530,13 @@ class Wal:
         return self._trim
 
     def end_trim(self, trim: Trim, error: BaseException | None = None) -> tuple[SegmentInfo, ...]:
-        """Take the outcome of `trim.run()`, and return what is gone, oldest first; the rest is tried again later."""
+        """Take the outcome of `trim.run()`; return what was deleted, oldest first. The rest is tried again later."""
         if trim is not self._trim:
             raise ValueError("that trim is not running")
         self._trim = None
         if error is None and trim.retained is not None:
             self.retained = trim.retained
-        # Whatever the error was: what is gone is gone, in order.
+        # Whatever the error was: what was deleted is gone, in order.
         gone = tuple(trim.gone)
         if gone:
             end = gone[-1].end
@@ -551,7 +551,7 @@ class Wal:
         return gone
 
     def trim(self, offset: int, retained: int = 0) -> tuple[SegmentInfo, ...]:
-        """Delete whole segments that end at or below `offset`, here and now; return them. Raises OSError."""
+        """Delete whole segments that end at or below `offset`, synchronously; return them. Raises OSError."""
         trim = self.begin_trim(offset, retained)
         if trim is None:
             return ()
@@ -616,7 +616,7 @@ class Wal:
 
 
 def remove_log(disk: Disk, folder: str) -> None:
-    """Delete a topic's log for good, with its folder; a folder that is not there is deleted already."""
+    """Delete a topic's log permanently, with its folder; a folder that is not there is deleted already."""
     try:
         names = disk.listdir(folder)
     except FileNotFoundError:

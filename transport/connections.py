@@ -26,11 +26,11 @@ class Connections(Generic[S]):
         return len(self._open)
 
     def accepted(self, descriptor: int) -> None:
-        """Note that there is a connection."""
+        """Record that there is a connection."""
         self._open[descriptor] = None
 
     def closed(self, descriptor: int) -> tuple[S, bytes] | None:
-        """Note that a connection is gone; return who said hello over it."""
+        """Record that a connection is gone; return who said hello over it."""
         return self._open.pop(descriptor, None)
 
     def greeted(self, descriptor: int, who: S, routing: bytes) -> list[tuple[S, bytes]]:

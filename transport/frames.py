@@ -15,7 +15,7 @@ import zmq
 
 # Routing id, header, lengths, payloads, and three columns are seven.
 FRAMES_MAX: Final = 16
-# Frames thrown away in a turn of the loop: some 5 ms, after which timers, mail and commits have their turn.
+# Frames discarded in a turn of the loop: some 5 ms, after which timers, mail and commits have their turn.
 SKIP_FRAMES: Final = 5_000
 
 

@@ -87,13 +87,13 @@ class Guard:
         return len(self._all)
 
     def accepted(self, fd: int) -> None:
-        """Note that there is a connection."""
+        """Record that there is a connection."""
         self.closed(fd)
         new = self._all[fd] = Connection(fd, self._clock.monotonic())
         self._strangers[new] = None
 
     def closed(self, fd: int) -> None:
-        """Note that a connection is gone."""
+        """Record that a connection is gone."""
         before = self._all.get(fd)
         if before is not None:
             self._forget(before)
@@ -105,7 +105,7 @@ class Guard:
         connection.fd = -1
 
     def introduced(self, fd: int, who: Speaker) -> Connection | None:
-        """Note that a connection has a session; return it, None if it is gone."""
+        """Record that a connection has a session; return it, None if it is gone."""
         found = self._all.get(fd)
         if found is not None and found in self._strangers:
             del self._strangers[found]
@@ -115,14 +115,14 @@ class Guard:
         return found
 
     def left(self, connection: Connection | None) -> None:
-        """Note that a connection has no session any more."""
+        """Record that a connection has no session any more."""
         if connection is not None and connection.fd >= 0:
             connection.since_s = self._clock.monotonic()
             connection.who = None
             self._strangers[connection] = None
 
     def is_quiet(self) -> bool:
-        """Say whether nothing happened since the last look that is worth one."""
+        """Return whether nothing happened since the last look that is worth one."""
         return not self._strangers and not self._suspects and self._io.rests()
 
     def look(self, messages: int = 0, bytes_: int = 0, *, drained: bool = False) -> float:

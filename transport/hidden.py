@@ -32,7 +32,7 @@ class HiddenWork:
         self.hidden_s = 0.0
 
     def is_much(self, cpu_s: float | None, messages: int, bytes_: int) -> bool:
-        """Say whether much of what the thread did so far is hidden; `cpu_s` is its clock, None if it has none."""
+        """Return whether much of what the thread did so far is hidden; `cpu_s` is its clock, None if it has none."""
         before, self._cpu_s = self._cpu_s, cpu_s
         explained = (messages - self._messages) * MESSAGE_S + (bytes_ - self._bytes) * BYTE_S
         self._messages, self._bytes = messages, bytes_
@@ -66,7 +66,7 @@ class IoThread:
         return not self._clocks and self._looks < NAMED_LOOKS
 
     def rests(self) -> bool:
-        """Say whether it did next to nothing since `cpu_s` was asked last."""
+        """Return whether it did next to nothing since `cpu_s` was asked last."""
         if self._seeks:
             return False
         try:

@@ -57,7 +57,7 @@ class Outgoing:
         self.queued = 0  # at most so much
 
     def may_send(self, connection: Counted) -> bool:
-        """Say whether there is room for something that may wait."""
+        """Return whether there is room for something that may wait."""
         if self.queued <= QUEUED_BYTES_MAX:
             return True
         if self._clock.monotonic() >= self._look_at_s:
@@ -71,7 +71,7 @@ class Outgoing:
         return owes <= OWES_MIN or (owes <= OWES_MOVING and now - connection.moved_s < MOVED_S)
 
     def sent(self, connection: Counted, size: int) -> None:
-        """Note what was given to ZeroMQ."""
+        """Record what was given to ZeroMQ."""
         if connection.sent == connection.acked:
             connection.moved_s = self._clock.monotonic()
         connection.sent += size
@@ -79,13 +79,13 @@ class Outgoing:
         self._owing[connection] = None
 
     def forget(self, connection: Counted) -> None:
-        """Note that a connection is gone, and its queue with it."""
+        """Record that a connection is gone, and its queue with it."""
         if connection in self._owing:
             del self._owing[connection]
             self.queued -= connection.sent - connection.acked
 
     def _settle(self, connection: Counted, now: float) -> None:
-        """Note what the other side has by now."""
+        """Record what the other side has by now."""
         found = self._acknowledged(connection)
         if found is None or found >= connection.sent:
             found = connection.sent

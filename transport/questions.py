@@ -61,7 +61,7 @@ class Questions:
         self._of_handle.setdefault(handle, {})[ref] = question
 
     def answered(self, ref: int) -> bool:
-        """Note that the answer to a question is about to be sent; False where it must not be: it had one."""
+        """Record that the answer to a question is about to be sent; False where it must not be: it had one."""
         question = self._open.get(ref)
         if question is None:
             return self._given_up.pop(ref, self) is self
@@ -84,7 +84,7 @@ class Questions:
         return found
 
     def give_up(self, question: Question) -> None:
-        """Note that a question is answered with an error in the place of who should have."""
+        """Record that a question is answered with an error in the place of who should have."""
         self._close(question)
         self._given_up[question.ref] = None
         if len(self._given_up) > GIVEN_UP_MAX:

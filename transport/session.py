@@ -256,7 +256,7 @@ class Sessions:
         handle.generation += 1
 
     def opened(self, handle: Handle, generation: int, state: Literal["producer", "consumer"]) -> bool:
-        """Note that an open succeeded; False when it was closed or opened again meanwhile."""
+        """Record that an open succeeded; False when it was closed or opened again meanwhile."""
         if handle.state != "opening" or handle.generation != generation:
             return False
         handle.state = state
@@ -270,13 +270,13 @@ class Sessions:
             del handle.session.handles[handle.number]
 
     def drop_routing(self, routing: bytes) -> None:
-        """Note that nothing can be sent to this routing id any more; its session waits for a resume."""
+        """Record that nothing can be sent to this routing id any more; its session waits for a resume."""
         session = self._by_routing.pop(routing, None)
         if session is not None:
             session.routing = None
 
     def unreachable(self, routing: bytes) -> None:
-        """Note that there is no connection with this routing id; what came over it is heard nevertheless."""
+        """Record that there is no connection with this routing id; what came over it is heard nevertheless."""
         session = self._by_routing.get(routing)
         if session is not None:
             session.routing = None
@@ -290,7 +290,7 @@ class Sessions:
         session.routing = None
 
     def orphan(self, session: Session, routing: bytes, now_s: float) -> None:
-        """Note that a session's connection is closed, unless it has been resumed over another.
+        """Record that a session's connection is closed, unless it has been resumed over another.
 
         What it said before may still be read, and does not prolong it.
         """

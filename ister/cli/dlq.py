@@ -1,6 +1,6 @@
-"""`ister dlq`: look at dead letters, send them back, throw them away.
+"""`ister dlq`: look at dead letters, send them back, discard them.
 
-Invariant: nothing is thrown away without `--yes` or a person's consent.
+Invariant: nothing is discarded without `--yes` or a person's consent.
 """
 
 from __future__ import annotations

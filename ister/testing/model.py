@@ -167,7 +167,7 @@ class Subscription:
             self.next += 1
 
     def _is_for(self, consumer: Consumer, key: bytes) -> bool:
-        """Say whether a Key-Shared consumer may have a key: who holds messages of it keeps it, else its hash says."""
+        """Return whether a Key-Shared consumer may have a key: the holder of its messages, else by its hash."""
         if not TRAITS[self.kind].by_key or not key:
             return True
         for each in self.consumers:
