@@ -182,7 +182,7 @@ class Uploader(LoopActor):
             topic, store, identity, broker = writer.topic, writer.store, writer.identity, self._broker
 
             def check(history: History) -> None:
-                check_joins(topic, history, log_segments, end)
+                check_joins(topic, history, log_segments, end, begin)
 
             writer.do(
                 lambda: claim(store, topic, identity, begin, check, broker=broker),
@@ -195,8 +195,8 @@ class Uploader(LoopActor):
         self._claiming = False
         writer, listed = self.writer, claimed.history
         try:  # once more, with what the topic has said meanwhile
-            end = max(self._log_end or 0, listed.end)
-            check_joins(writer.topic, listed, tuple(self._sealed.values()), end)
+            begin, end = min(self._sealed, default=self._begin), max(self._log_end or 0, listed.end)
+            check_joins(writer.topic, listed, tuple(self._sealed.values()), end, begin)
         except FencedError as error:
             writer.failed("the local log does not fit the store", error)
             return
@@ -293,7 +293,9 @@ class Uploader(LoopActor):
                 self._log_end = max(segment.end, self._log_end or 0)
         if history is not None:
             try:
-                check_joins(writer.topic, history.listed, command.segments, history.listed.end)
+                listed, news = history.listed, command.segments
+                begin = min((each.base for each in news), default=None)
+                check_joins(writer.topic, listed, news, listed.end, begin)
             except FencedError as error:
                 writer.failed("the local log does not fit the store", error)
                 return

@@ -81,6 +81,7 @@ class History:
     unused: tuple[str, ...] = ()  # superseded, trimmed, or covered by others
     undecided: int | None = None  # an epoch that was claimed, and has not said yet where it begins
     trimmed: int = 0  # what is below was dropped on purpose, as the highest `t/` says
+    others: int | None = None  # from here on another broker wrote it, after the one that asks had it last
 
     @property
     def gaps(self) -> tuple[tuple[int, int], ...]:

@@ -20,8 +20,9 @@ Invariants
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from ister.errors import StoreError
@@ -90,12 +91,12 @@ def claim(
         check_entered(store, topic)
     before = list_history(store, layout)
     _check_kept(topic, before)
-    check(before.history)
+    check(before.for_broker(broker))
     epoch = before.epoch + 1
     while not _claimed(store, layout, epoch, identity, broker):
         epoch += 1
     listed = list_history(store, layout)
-    history, newest, undecided, _ = listed
+    history, newest, undecided = listed.for_broker(broker), listed.epoch, listed.undecided
     try:
         _check_kept(topic, listed)
         if not enter:
@@ -137,11 +138,21 @@ def lost_below(history: History, start: int) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def check_joins(topic: TopicMeta, history: History, log: Sequence[SegmentInfo], end: int) -> None:
-    """Raise FencedError if the store's history is not that of a local log whose sealed segments end at `end`.
+def check_joins(
+    topic: TopicMeta, history: History, log: Sequence[SegmentInfo], end: int, begin: int | None = None
+) -> None:
+    """Raise FencedError if the store's history is not that of a local log that is [begin, end).
 
-    AheadError if it only is longer: perhaps the log has grown. `log` are sealed segments of it, any of them.
+    AheadError if it only is longer: perhaps the log has grown. `log` are sealed segments of it, any of them, and `end`
+    is where these end; `begin` is None where there is no log, or it is not known.
     """
+    if history.others is not None and begin is not None and begin < history.trimmed:
+        first, behind = max(begin, history.others), min(end, history.trimmed)
+        if first < behind:  # retention took what would show that it is not the same
+            raise FencedError(
+                f"another broker wrote offsets {first} to {behind} of topic {topic.name!r} in the store, and retention "
+                "dropped them there: what the local log has there is something else"
+            )
     stored_end = max(history.end, history.trimmed)  # what retention took was there
     if stored_end > end:
         raise AheadError(
@@ -183,19 +194,34 @@ def _check_kept(topic: TopicMeta, listed: Listed) -> None:
 class Listed(NamedTuple):
     """What a listing says: the history, the newest epoch claimed (0: none), and those that have not begun.
 
-    `erasing` is the epoch under which the topic is being deleted, 0 if it is not.
+    `erasing` is the epoch under which the topic is being deleted, 0 if it is not. `brokers` says who claimed an epoch,
+    as far as that is known, and `begins` where those that count began.
     """
 
     history: History
     epoch: int
     undecided: tuple[int, ...]
     erasing: int = 0
+    brokers: Mapping[int, str] = MappingProxyType({})
+    begins: Mapping[int, int] = MappingProxyType({})
+
+    def for_broker(self, broker: str) -> History:
+        """Return the history, and from where on others than this broker wrote it after it had the topic last."""
+        mine = max((epoch for epoch, who in self.brokers.items() if who == broker), default=0)
+        others = [
+            start
+            for epoch, start in self.begins.items()
+            if epoch > mine and self.brokers.get(epoch, broker) != broker
+        ]
+        return replace(self.history, others=min(others)) if broker and others else self.history
 
 
 def list_history(store: ObjectStore, layout: Layout) -> Listed:
     """List a topic's objects, segments first: whatever supersedes a segment that was seen is then seen too."""
     objects = list_topic(store, layout)
     claims: set[int] = set()
+    brokers: dict[int, str] = {}
+    starts: dict[int, int] = {}
     voids: dict[int, frozenset[int]] = {}
     erasing = newest = 0
     for info in objects:
@@ -203,8 +229,11 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
             newest = max(newest, place[1])  # its claim may have been deleted, by a person
         elif (begins := layout.parse_begins(info.name)) is not None:
             voids[begins[0]] = parse_void(info.metadata)
+            starts[begins[0]] = begins[1]
         elif (epoch := layout.parse_epoch(info.name)) is not None:
             claims.add(epoch)
+            if BROKER in info.metadata:
+                brokers[epoch] = info.metadata[BROKER]
             if ERASING in info.metadata:
                 erasing = max(erasing, epoch)
     void = voided(voids)
@@ -212,7 +241,8 @@ def list_history(store: ObjectStore, layout: Layout) -> Listed:
     newest = max((newest, *claims, *voids))
     if erasing < max(voids.keys() - void, default=0):
         erasing = 0  # another broker continued the topic since
-    return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)), erasing)
+    counted = {epoch: start for epoch, start in starts.items() if epoch not in void}
+    return Listed(plan_history(layout, objects), newest, tuple(sorted(undecided)), erasing, brokers, counted)
 
 
 def _claimed(store: ObjectStore, layout: Layout, epoch: int, identity: str, broker: str) -> bool:

@@ -172,6 +172,41 @@ def test_a_fenced_topic_is_forgotten_and_then_taken_over(make_stage: MakeStage) 
     whole(first, 17)
 
 
+def test_who_was_fenced_stays_so_when_retention_has_dropped_what_shows_it(make_stage: MakeStage) -> None:
+    """Its log has other messages where the owner's were; started again, it finds nothing there, and serves none."""
+    first = make_stage(**SMALL)
+    store = first.start_tier()
+    client = create(first)
+    publish(client, 0, 10)
+    first.advance(3)
+    first.kill_tier()
+    for number in range(4):
+        client.publish(1, 10 + 5 * number, *[b"ours"] * 5)
+        first.advance(2)
+    assert client.receipts(1, 4)
+    second = make_stage(**SMALL, random=Random(2))  # two brokers share no secrets
+    second.store = FaultyStore(store.store, cast(Disk, second.disk))
+    second.start_tier()
+    mine = producer(second, number=8)
+    mine.patience_s = 60
+    mine.publish(1, 0, *map(payload, range(10, 15)))
+    assert mine.receipt(1) == [(0, 10)]
+    second.advance(5)
+    second.client().request("topic.update", topic="orders", retention_ms=1000)
+    second.advance(100)
+    assert list_history(second.store, layout(second)).history.start == 15
+    for _ in range(2):
+        first.restart(2)
+        first.start_tier()
+        first.advance(5)
+        refused = first.at_topic("orders").open_producer(1, "orders", 11)
+        assert refused.header.get(Key.CODE) == "fenced"
+    mine.publish(1, 5, payload(15))
+    assert mine.receipt(1) == [(5, 15)]
+    second.advance(5)
+    assert shown(second)["failure"] is None
+
+
 def test_an_owner_forgets_nothing(make_stage: MakeStage) -> None:
     """What is this broker's own is deleted, not forgotten; a name that is taken is not taken over."""
     first = make_stage(**SMALL)

@@ -446,6 +446,30 @@ def test_erasing_takes_one_incarnation_alone() -> None:
     assert list_topics(store, lambda name, error: None) == [other]
 
 
+def test_what_another_broker_wrote_and_retention_dropped_is_not_gone_on_with() -> None:
+    """Nothing is left of it that would differ; that another broker wrote it is known by its claim."""
+    store = FolderStore("/store", SimulatedDisk())
+
+    def logs(begin: int, end: int) -> Callable[[History], None]:
+        return lambda history: check_joins(TOPIC, history, (), end, begin)
+
+    first = claim(store, TOPIC, "one", 0, logs(0, 10), broker="ours")
+    put = {"next": "10", "id": "one"}
+    store.put_if_absent(LAYOUT.segment(0, first.epoch), b"x", metadata=put)
+    second = claim(store, TOPIC, "two", None, broker="theirs", enter=False)
+    assert second.start == 10
+    store.put_if_absent(LAYOUT.segment(10, second.epoch), b"x", metadata={"next": "20", "id": "two"})
+    trim(store, TOPIC, second.epoch, 20)
+    for begin, end in ((0, 30), (5, 21), (10, 30), (19, 20)):
+        with pytest.raises(FencedError, match=f"offsets {max(begin, 10)} to 20 "):
+            claim(store, TOPIC, "three", begin, logs(begin, max(end, 20)), broker="ours")
+    again = claim(store, TOPIC, "four", 10, logs(10, 30), broker="theirs")
+    assert again.start == 20
+    theirs = claim(store, TOPIC, "five", 20, logs(20, 30), broker="ours")
+    assert theirs.start == 20
+    assert claim(store, TOPIC, "six", 10, logs(10, 30), broker="ours").start == 20
+
+
 def test_a_log_that_ends_below_what_the_store_has_trimmed_is_not_gone_on_with() -> None:
     """Nothing but the note of a trim may be left of what another broker has written since."""
     history = plan_history(LAYOUT, [ObjectInfo(LAYOUT.trimmed(90), 0, 0)])
