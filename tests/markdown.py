@@ -2,6 +2,7 @@
 
 It needs no network and takes a fraction of a second, so `make check` runs it. What it checks:
 - no line is over 120 columns, tables, code blocks and the changelog excepted;
+- code in backticks ends on its line, so that it can be searched for and copied;
 - a link to a file leads to one, and a link to a heading to a heading;
 - a path in backticks exists (`storage/wal.py`), and so does a name in it (`ister/wire.py::Key.TYPE`).
 """
@@ -94,6 +95,8 @@ def problems(path: Path, root: Path) -> Iterator[str]:
     for number, line in prose(path.read_text(encoding="utf-8")):
         if len(line) > COLUMNS_MAX and not line.lstrip().startswith("|") and path.name not in HISTORY:
             yield f"{shown}:{number}: {len(line)} columns are over {COLUMNS_MAX}: break the line"
+        if line.count("`") % 2 and path.name not in HISTORY:
+            yield f"{shown}:{number}: the code in backticks does not end on this line"
         for link in LINK.finditer(line):
             problem = broken(link["target"], path)
             if problem is not None:

@@ -61,6 +61,7 @@ def test_what_is_right_is_let_be(house: Path, text: str) -> None:
     [
         ("x" * 121, "docs.md:1: 121 columns are over 120"),
         ("\n[a](nowhere.md)", "docs.md:2: the link to nowhere.md leads to no file"),
+        ("Type `make check", "docs.md:1: the code in backticks does not end on this line"),
         ("[a](page.md#nothing)", "leads to no heading of page.md"),
         ("[a](#nothing)", "leads to no heading of docs.md"),
         ("`storage/gone.py`", "there is no file storage/gone.py"),
