@@ -3,6 +3,7 @@
 What the client lacks is not declared, and not made up for here.
 """
 
+import inspect
 import json
 import random
 import struct
@@ -134,6 +135,12 @@ class Driver:
         connection.socket.close(300)
 
 
+def called(method, given):
+    """Call a method with those of the arguments that it has."""
+    names = inspect.signature(method).parameters
+    return method(**{key: value for key, value in given.items() if key in names}) or {}
+
+
 def answer(driver, line):
     """Carry a command out; the client ends the program with "code: text (action)" where something is refused."""
     command = json.loads(line)
@@ -142,7 +149,7 @@ def answer(driver, line):
     try:
         if name not in vars(Driver):
             raise SystemExit(f"unsupported: this driver does not know the command {name!r} (fix)")
-        return {"id": number, "ok": getattr(driver, name)(**given) or {}}
+        return {"id": number, "ok": called(getattr(driver, name), given)}
     except zmq.Again:
         told = ("timeout", "retry", "no answer in time")
     except SystemExit as ended:

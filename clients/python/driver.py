@@ -6,6 +6,7 @@ Commands come in as lines of JSON, answers go out the same way. A method here is
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import signal
 import sys
@@ -359,6 +360,12 @@ class Driver:
 COMMANDS = {name for name in vars(Driver) if not name.startswith("_")}
 
 
+def called(method: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Call a method with those of the arguments that it has."""
+    names = inspect.signature(method).parameters
+    return method(**{key: value for key, value in given.items() if key in names}) or {}
+
+
 @contextlib.contextmanager
 def cancelled_after(milliseconds: int | None) -> Iterator[None]:
     """Interrupt what is done here after so long, as Ctrl-C would."""
@@ -386,7 +393,7 @@ def answer(driver: Driver, line: str) -> dict[str, Any]:
         if name not in COMMANDS:
             raise UnsupportedError(f"the command {name!r}")
         with cancelled_after(given.pop("cancel_after_ms", None)):
-            return {"id": number, "ok": getattr(driver, name)(**given) or {}}
+            return {"id": number, "ok": called(getattr(driver, name), given)}
     except IsterError as error:
         told = (error.code, error.action, error.text)
     except CancelledError as error:

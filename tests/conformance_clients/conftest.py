@@ -39,8 +39,8 @@ Play = Callable[[], Player]
 
 
 def kinds() -> list[Kind]:
-    """Return the drivers that are asked for: all, or the one of CLIENT."""
-    return [drivers.named(ONLY)] if ONLY else drivers.find()
+    """Return the drivers that are asked for: all, or those of CLIENT, which may name several with commas between."""
+    return [drivers.named(name) for name in ONLY.split(",")] if ONLY else drivers.find()
 
 
 def parameter(kind: Kind) -> object:

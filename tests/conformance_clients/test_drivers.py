@@ -106,7 +106,8 @@ def test_the_reference_says_what_it_does_not_know(name: str) -> None:
         with pytest.raises(DriverBrokenError, match="unsupported"):
             driver.ask("dance")
         with pytest.raises(DriverBrokenError, match="driver-failed"):
-            driver.ask("receipt", receipt="never")
+            driver.ask("receipt", receipt="never", a_word_of_a_later_version=True)
+        driver.ask("hello", a_word_of_a_later_version=True)
         assert driver.finish() == 0
 
 

@@ -1,6 +1,7 @@
 """The crash campaign: real processes, real kills, and an oracle that sees only what clients see.
 
     python -m tests.crash.campaign --rounds 100 --seed 7        (or: make crash ROUNDS=100 SEED=7)
+    python -m tests.crash.campaign --client go                  (or: make crash CLIENT=go)
 
 A round: clients publish and consume; at a moment of its own something is killed, or stopped for a while; the campaign
 waits until every topic gives receipts again; then all clients pause, every topic is read back, and a consumer attaches
@@ -9,6 +10,9 @@ to every subscription and must be given exactly what was not acknowledged.
 One topic has keys, times of delivery and poison; one subscription is moved about by its consumer; two readers read
 everything from the beginning, and are never opened again. In the end what is poison must be in the dead-letter topic,
 and acknowledged where it came from.
+
+With `client`, two of three clients are of another language, each thread's behind a driver (through.py): their
+producers, consumers and readers work beside those of the Python client, and the auditor is the Python client's as ever.
 
 A seed fixes which kills come when and what clients try; the machine decides the rest, so a seed is a direction and
 not a replay: run it again, with more rounds.
@@ -34,6 +38,7 @@ import ister
 from ister.errors import IsterError, RemoteError
 from ister.ownbroker import free_ports
 from ister.subscriptions import SubscriptionType
+from tests.conformance_clients.drivers import Kind, named
 from tests.crash.consumers import LEAVE_ONE_IN, LEAVE_SOON_ONE_IN, ConsumerThread, ReaderThread, Taker
 from tests.crash.model import ReadBack, Subscription
 from tests.crash.producers import (
@@ -45,6 +50,7 @@ from tests.crash.producers import (
     Signals,
 )
 from tests.crash.report import Kill, Result, describe, print_tables
+from tests.crash.through import ThroughClient
 from tests.crash.victim import ROOT, Victim, VictimError
 
 WORKERS_MAX: Final = 3
@@ -120,8 +126,9 @@ ACTIONS: Final[dict[str, int]] = {  # how often, of all
 class Campaign:
     """One campaign in a folder; `root` is the tree whose broker is run."""
 
-    def __init__(self, seed: int, folder: Path, *, root: Path = ROOT) -> None:
-        self.result = Result(seed, folder=str(folder))
+    def __init__(self, seed: int, folder: Path, *, root: Path = ROOT, client: Kind | None = None) -> None:
+        self.result = Result(seed, folder=str(folder), client="" if client is None else client.name)
+        self._client = client
         self.oracle = self.result.oracle
         self._plan = Random(seed)  # what is done to the broker, and when
         self._random = Random(seed + 1)  # what the auditor acknowledges
@@ -131,7 +138,7 @@ class Campaign:
         self._recovery = Recovery(list(TOPICS))
         self._producers: list[ProducerThread] = []
         self._consumers: list[ConsumerThread] = []
-        self._clients: list[ister.Client] = []
+        self._clients: list[Any] = []
         self._readers: list[ReaderThread] = []
         self._subscriptions: list[Subscription] = []
         self._letters: dict[str, int] = {}  # by dead-letter topic: where to go on reading it
@@ -140,16 +147,26 @@ class Campaign:
 
     # ---- the stage ----------------------------------------------------------------------------------------------
 
+    def _endpoints(self) -> list[str]:
+        return [f"tcp://127.0.0.1:{self._port + number}" for number in range(WORKERS_MAX)]
+
     def _connect(self, name: str) -> ister.Client:
-        endpoints = [f"tcp://127.0.0.1:{self._port + number}" for number in range(WORKERS_MAX)]
-        client = ister.connect(endpoints, timeout=30.0, name=name)
+        client = ister.connect(self._endpoints(), timeout=30.0, name=name)
+        self._clients.append(client)
+        return client
+
+    def _connect_other(self, name: str) -> Any:
+        """Return a client of the language that is asked for, which has what the campaign uses of `ister.Client`."""
+        if self._client is None:
+            return self._connect(name)
+        client = ThroughClient(self._client, self._endpoints())
         self._clients.append(client)
         return client
 
     def _set_up(self) -> None:
         self._victim.start(self._plan.randint(1, WORKERS_MAX))
         self._auditor = self._connect("auditor")
-        clients = [self._connect("first"), self._connect("second"), self._connect("third")]
+        clients = [self._connect_other("first"), self._connect("second"), self._connect_other("third")]
         for topic, (durability, subscriptions) in TOPICS.items():
             self._auditor.create_topic(topic, durability=durability)
             for wanted in subscriptions:
@@ -159,12 +176,11 @@ class Campaign:
                 self._producers.append(kind(clients[lone], lone, *self._shared(topic)))
         for topic in READ:
             self._readers.append(ReaderThread(clients[2], topic, self.oracle, self._signals))
-        endpoints = [f"tcp://127.0.0.1:{self._port + number}" for number in range(WORKERS_MAX)]
-        self._producers.append(RawProducer(endpoints, *self._shared("orders")))
+        self._producers.append(RawProducer(self._endpoints(), *self._shared("orders")))
         for thread in (*self._producers, *self._consumers, *self._readers):
             thread.start()
 
-    def _set_up_subscription(self, topic: str, wanted: Wanted, clients: list[ister.Client]) -> None:
+    def _set_up_subscription(self, topic: str, wanted: Wanted, clients: list[Any]) -> None:
         self._auditor.create_subscription(
             topic, wanted.name, type=wanted.kind, start="earliest", max_deliveries=wanted.max_deliveries
         )
@@ -177,9 +193,7 @@ class Campaign:
         number = len(self._producers) + 1
         return number, topic, self.oracle, self._recovery, self._signals, Random(self._plan.getrandbits(64))
 
-    def _add_consumer(
-        self, client: ister.Client, subscription: Subscription, number: int, *, moves: bool
-    ) -> None:
+    def _add_consumer(self, client: Any, subscription: Subscription, number: int, *, moves: bool) -> None:
         random = Random(self._plan.getrandbits(64))
         name = f"{subscription} {number}"
 
@@ -452,15 +466,32 @@ class Campaign:
         self._victim.end()
 
 
-def run_campaign(seed: int, rounds: int, on_round: Callable[[Result], None] = lambda _: None) -> Result:
+def run_campaign(
+    seed: int,
+    rounds: int,
+    on_round: Callable[[Result], None] = lambda _: None,
+    *,
+    client: Kind | None = None,
+) -> Result:
     """Run a campaign in a folder of its own, which is kept when something was violated."""
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
-    result = Campaign(seed, folder).run(rounds, on_round)
+    result = Campaign(seed, folder, client=client).run(rounds, on_round)
     if result.failed:
         (folder / "result.json").write_text(json.dumps(describe(result), indent=1))
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _ready(name: str) -> Kind:
+    """Return a driver that can be started, or say what is missing."""
+    try:
+        kind = named(name)
+    except LookupError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if (why := kind.why_not()) is not None:
+        raise argparse.ArgumentTypeError(why)
+    return kind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -469,6 +500,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="say it in JSON")
+    parser.add_argument("--client", type=_ready, help="the language of two of three clients: go, ...")
     given = parser.parse_args(arguments)
     seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
     if sys.stderr.isatty() and not given.json:
@@ -483,9 +515,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 last = so_far.kills[-1].what if so_far.kills else ""
                 progress.update(task, completed=so_far.rounds, description=f"seed {seed}: {last}")
 
-            result = run_campaign(seed, given.rounds, on_round)
+            result = run_campaign(seed, given.rounds, on_round, client=given.client)
     else:
-        result = run_campaign(seed, given.rounds)
+        result = run_campaign(seed, given.rounds, client=given.client)
     if given.json:
         print(json.dumps(describe(result)))
     else:

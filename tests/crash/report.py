@@ -30,6 +30,7 @@ class Result:
     by_kind: dict[str, list[float]] = field(default_factory=dict)  # recovery times, in seconds
     oracle: Oracle = field(default_factory=lambda: Oracle(lambda: time.time() * 1000))
     folder: str = ""
+    client: str = ""  # the language of two of three clients, where it is another than the Python client
 
     @property
     def failed(self) -> bool:
@@ -46,6 +47,7 @@ def describe(result: Result) -> dict[str, Any]:
         kinds[kill.what] = kinds.get(kill.what, 0) + 1
     return {
         "seed": result.seed,
+        "client": result.client or "python",
         "rounds": result.rounds,
         "seconds": round(result.seconds, 1),
         "kills": kinds,
@@ -105,7 +107,11 @@ def print_tables(result: Result) -> None:
             kind, str(times), *((f"{took['median']:.2f} s", f"{took['max']:.2f} s") if took else ("", ""))
         )
     console.print(kills)
-    table = Table(title=f"crash campaign, seed {result.seed}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"crash campaign, seed {result.seed}, clients: {told['client']}",
+        title_justify="left",
+        show_header=False,
+    )
     for name, value in (
         ("rounds", f"{told['rounds']} in {told['seconds']:.0f} s"),
         (
@@ -134,7 +140,8 @@ def print_tables(result: Result) -> None:
         console.print(f"[red]{violation['kind']}[/red]: {violation['text']}", soft_wrap=True)
     if result.failed:
         console.print(f"counts: {told['counts']}", soft_wrap=True)
-        console.print(f"again: make crash ROUNDS={max(result.rounds, 1)} SEED={result.seed}")
+        again = f" CLIENT={result.client}" if result.client else ""
+        console.print(f"again: make crash ROUNDS={max(result.rounds, 1)} SEED={result.seed}{again}")
         console.print(f"log and data are kept in {result.folder}; the last kills:")
         for kill in result.kills[-5:]:
             console.print(f"  round {kill.round}, {kill.at_s} s: {kill.what}")

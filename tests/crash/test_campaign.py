@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.conformance_clients.drivers import Kind, find
 from tests.crash.campaign import run_campaign
 from tests.crash.report import describe
 
@@ -17,9 +18,9 @@ pytestmark = [
 ]
 
 
-def run(seed: int, rounds: int) -> None:
+def run(seed: int, rounds: int, client: Kind | None = None) -> None:
     """Run a campaign, and fail with all that it said."""
-    result = run_campaign(seed, rounds)
+    result = run_campaign(seed, rounds, client=client)
     told = describe(result)
     assert not result.failed, json.dumps({**told, "history": told["history"][-10:]}, indent=1)
     assert told["rounds"] == rounds
@@ -42,3 +43,18 @@ def test_a_few_kills_lose_nothing() -> None:
 def test_forty_kills_lose_nothing() -> None:
     """The same, for long enough that every kind of kill comes."""
     run(seed=40, rounds=40)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "CRASH_LONG" not in os.environ, reason="takes minutes: set CRASH_LONG=1, or make crash CLIENT=python"
+)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in find() if kind.name != "python-minimal"], ids=lambda kind: kind.name
+)
+@pytest.mark.timeout(900)
+def test_clients_of_other_languages_lose_nothing(kind: Kind) -> None:
+    """Beside the Python client, through their drivers; the smallest client does not come back from a kill."""
+    if (why := kind.why_not()) is not None:
+        pytest.skip(why)
+    run(seed=20, rounds=20, client=kind)
