@@ -429,6 +429,8 @@ def requests(scene: Scene) -> None:
     _error_of(client.ask("topic.create", topic="t", dispatch="perhaps"), "invalid-argument")
     _error_of(client.ask("topic.show", topic="nowhere"), "unknown-topic")
     _error_of(client.ask("topic.frobnicate", topic="orders"), "unknown-operation")
+    _error_of(client.ask("topic.update", topic="orders", frobnicate=1), "invalid-argument")
+    _error_of(client.ask("topic.create", dispatch="reliable"), "invalid-argument")
     client.request("subscription.create", topic="orders", subscription="s", type="shared")
     _error_of(
         client.ask("subscription.create", topic="orders", subscription="s", type="shared"),
@@ -436,6 +438,42 @@ def requests(scene: Scene) -> None:
     )
     _error_of(client.ask("subscription.show", topic="orders", subscription="t"), "unknown-subscription")
     client.request("topic.delete", topic="orders")
+
+
+@scene("10.3-1", "9.1-3", "9.1-6", "9.5-7")
+def asked_twice(scene: Scene) -> None:
+    """What a client that lost an answer asks again: what the second time does."""
+    client = scene.client()
+    _topic(client)
+    _error_of(client.ask("topic.create", topic="orders", dispatch="reliable"), "topic-exists")
+    client.open_producer(1, "orders", 77)
+    client.open_producer(1, "orders", 77)
+    client.publish(1, 0, b"once", b"and for all")
+    client.receipt(1)
+    client.publish(1, 0, b"once", b"and for all")
+    client.receipt(1)
+    client.open_consumer(2, "orders", "s")
+    client.deliveries(2, 2)
+    client.open_consumer(2, "orders", "s")
+    client.deliveries(2, 2)
+    client.ack(2, (0, 1))
+    client.ack(2, (0, 1))
+    client.ack_until(2, 1)
+    client.ack_until(2, 1)
+    for _ in range(2):
+        client.request("subscription.seek", topic="orders", subscription="s", to=1)
+        assert client.expect(Type.EVENT).code == "sought"
+    for _ in range(2):
+        client.request("subscription.unblock", topic="orders", subscription="s", action="retry")
+        client.request("topic.repair", topic="orders", skip_damaged=True)
+    _error_of(client.ask("topic.takeover", topic="orders"), "topic-exists")
+    client.close_handle(2)
+    _error_of(client.close_handle(2), "unknown-handle")
+    client.request("subscription.delete", topic="orders", subscription="s")
+    _error_of(client.ask("subscription.delete", topic="orders", subscription="s"), "unknown-subscription")
+    client.close_handle(1)
+    client.request("topic.delete", topic="orders")
+    _error_of(client.ask("topic.delete", topic="orders"), "unknown-topic")
 
 
 __all__ = ["SCENES", "Told"]
