@@ -7,7 +7,7 @@ import sys
 import cbor2
 import zmq
 
-HELLO, BYE, OPEN_PRODUCER, PUBLISH, OPEN_CONSUMER, CREDIT, ACK, REQUEST = 1, 2, 4, 5, 7, 8, 9, 12
+HELLO, BYE, OPEN_PRODUCER, PUBLISH, CLOSE, OPEN_CONSUMER, CREDIT, ACK, REQUEST = 1, 2, 4, 5, 6, 7, 8, 9, 12
 WELCOME, OPENED, RECEIPT, DELIVER, ERROR, MOVED, RESULT, DONE = range(33, 41)
 
 
@@ -41,8 +41,7 @@ def opened(connection, header):
 
 
 if __name__ == "__main__":
-    endpoint, topic, *messages = sys.argv[1:]
-    client = Connection(endpoint)
+    client, topic, messages = Connection(sys.argv[1]), sys.argv[2], sys.argv[3:]
     client.ask({0: REQUEST, 1: 1, 30: "topic.create", 24: {"topic": topic, "dispatch": "reliable"}}, RESULT)
     there, answer = opened(client, {0: OPEN_PRODUCER, 1: 2, 2: 1, 3: topic, 25: random.getrandbits(63) | 1})
     for sequence, message in enumerate(messages, answer[5]):
@@ -57,4 +56,5 @@ if __name__ == "__main__":
             print("received", offset, payloads[:length].decode())
             payloads, messages = payloads[length:], messages[1:]
         there.send({0: ACK, 2: 2, 13: [header[6], header[6] + header[7]]})
+    there.ask({0: CLOSE, 1: 4, 2: 2}, DONE)  # answered once the acknowledgments before it are applied
     there.send({0: BYE})

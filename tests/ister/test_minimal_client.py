@@ -11,6 +11,7 @@ import pytest
 
 import ister
 from ister import testing
+from ister.wire import Type
 
 PROGRAM = Path(__file__).parents[2] / "clients" / "python-minimal" / "minimal.py"
 LINES_MAX = 60
@@ -22,7 +23,7 @@ def play(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
-@pytest.mark.requirement("14-1")
+@pytest.mark.requirement("14-1", "7.5-2")
 def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
     """What went in comes out, and is acknowledged."""
     done = play(broker.endpoint, "greetings", "hello", "world")
@@ -33,6 +34,8 @@ def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
         "received 0 hello",
         "received 1 world",
     ]
+    kinds = [kind for kind, _ in broker.heard]
+    assert kinds[-2:] == [Type.CLOSE, Type.BYE]
     with ister.connect(broker.endpoint) as client:
         with client.consumer("greetings", subscription="minimal", type="shared") as consumer:
             assert consumer.receive(0.1) is None
