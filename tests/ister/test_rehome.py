@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 import ister
 from ister import testing
 
 if TYPE_CHECKING:
-    import pytest
-
     from ister.connection import Connection
 
 GONE = "tcp://127.0.0.1:1"
