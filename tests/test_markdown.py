@@ -84,6 +84,15 @@ def test_the_lint_says_by_its_exit_code_whether_all_is_well(
     assert (markdown.main(house), "nowhere.md" in capsys.readouterr().out) == (1, True)
 
 
+@pytest.mark.parametrize("folder", ["docs/how-to", "docs/decisions"])
+def test_an_index_lists_every_page_beside_it(folder: str) -> None:
+    """A page that no index names is not found."""
+    pages = {path.name for path in (ROOT / folder).glob("*.md")} - {"index.md"}
+    index = (ROOT / folder / "index.md").read_text(encoding="utf-8")
+    assert pages
+    assert {found["target"] for found in markdown.LINK.finditer(index)} >= pages
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_conf_writes_the_settings(tmp_path: Path) -> None:
     """The file that `make conf` writes is the defaults, word for word."""
