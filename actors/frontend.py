@@ -60,8 +60,8 @@ from ister.actors.messages import (
     Verify,
 )
 from ister.actors.process import NodeDown, NodeUp
+from ister.actors.publishers import Publisher
 from ister.actors.runtime import LoopActor, Ref, System, receives
-from ister.actors.topic import Publisher
 from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import check_subscription_name, check_topic_name
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta

@@ -22,8 +22,9 @@ from ister.actors.messages import (
     Publish,
     Relayed,
 )
+from ister.actors.publishers import Publisher, expected_sequence, sequence_error
 from ister.actors.runtime import System, receives
-from ister.actors.topic import Publisher, Topic, expected_sequence, sequence_error
+from ister.actors.topic import Topic
 from ister.errors import RemoteError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.producers import Duplicate, Fresh, Gap, ProducerTable
@@ -42,7 +43,7 @@ class NonReliableTopic(Topic):
         super().__init__(system, path, meta, gateway)
         self._next_offset = 0
         self._producers = ProducerTable()
-        self._producers.connected = self._publishers
+        self._producers.connected = self.publishers.handles
         self._receipts: dict[Handle, list[int]] = {}
         self._heads: list[int] = []
         self._frames: list[Any] = []
@@ -54,11 +55,12 @@ class NonReliableTopic(Topic):
         try:
             expected = expected_sequence(self._producers, command, self.clock.time_ms())
         except RemoteError as error:
-            self._refuse_open(command, error)
+            self.publishers.refuse_open(command, error)
             return
-        self._open(command, expected)
+        self.publishers.open(command, expected)
 
-    def _producer_closed(self, producer_id: int) -> None:
+    def producer_closed(self, producer_id: int) -> None:
+        """A producer has all its receipts, and closed."""
         self._producers.close(producer_id)
 
     @receives(Publish)
@@ -81,7 +83,7 @@ class NonReliableTopic(Topic):
             self.intake.messages += count
             self.intake.bytes += len(publish.frames[1])
         else:
-            self._refuse(publish, sequence_error(verdict, publish))
+            self.publishers.refuse(handle, sequence, sequence_error(verdict, publish))
             return
         pairs = self._receipts.setdefault(handle, [])
         pairs.append(sequence)
@@ -95,33 +97,31 @@ class NonReliableTopic(Topic):
         if self._heads:
             relayed = Relayed(self._heads, tuple(self._frames))
             self._heads, self._frames = [], []
-            for watcher in self._watchers.values():
-                watcher.tell(relayed)
+            self.watchers.tell(relayed)
         receipts, self._receipts = self._receipts, {}
-        self._send_receipts(receipts)
+        self.publishers.receipt(receipts)
 
     @receives(CloseProducer)
     def on_close_producer(self, command: CloseProducer) -> None:
         """Let a handle go, after the receipts of what it sent."""
         self._flush()
-        self._closed(command)
+        self.publishers.closed(command)
 
     @receives(Attach)
     def on_attach(self, command: Attach) -> None:
         """Send a relay everything from now on; one that asks again was sent what came before."""
         self._flush()
-        self._watchers[command.watcher] = self.system.at(command.watcher)
-        self._watchers[command.watcher].tell(Attached(self._next_offset, self._next_offset))
+        self.watchers.add(command.watcher).tell(Attached(self._next_offset, self._next_offset))
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
         """Say what there is."""
-        body = self._description() | {"next_offset": self._next_offset, "relays": len(self._watchers)}
+        body = self.description() | {"next_offset": self._next_offset, "relays": len(self.watchers.refs)}
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:
         """Refuse everything from now on."""
-        self._leave(self._tell_deleted())
+        self.leave_deleted()
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
         self.system.stop_actor(self.path)

@@ -25,6 +25,7 @@ from ister.storage.wal import Commit, Wal
 
 log = logging.getLogger("ister.topic")
 
+SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
 REST_S: Final = 5.0  # after so long without a message a log gives back what it holds for the next ones
 BACKGROUND_COMMIT_S: Final = (
     1.0  # what durability "os" may lose with the machine, and how late files are sealed
@@ -49,15 +50,13 @@ class LogEvents(Protocol):
     def log_reached(self, wal: Wal) -> None:
         """More of it may be durable."""
 
-    def log_committed(self, wal: Wal) -> None:
-        """A commit has ended: segments may be sealed permanently."""
-
 
 class TopicLog:
     """The log of `host`'s topic, which is told what becomes of it.
 
     `open_log(known_end)` opens it, and it must reach `known_end`; `erase` deletes its folder; `is_held(wal)` says
-    whether something else runs on one, which says `released(wal)` when it ends.
+    whether something else runs on one, which says `released(wal)` when it ends. `on_committed(wal)` is called when a
+    commit has ended, and segments may be sealed permanently.
     """
 
     def __init__(
@@ -70,15 +69,18 @@ class TopicLog:
         erase: Callable[[], None],
         commits: Commits,
         is_held: Callable[[Wal], bool],
+        on_committed: Callable[[Wal], None],
     ) -> None:
         self._host = host
         self._events = events
         self._topic = meta.name
         self._waits_for_sync = meta.durability != "os"
+        self._seals_for_receipts = meta.durability == "cloud"
         self._open_log = open_log
         self._erase = erase
         self._commits = commits
         self._is_held = is_held
+        self._on_committed = on_committed
         self.wal: Wal | None = None  # while it is open
         self.state = LogState.CLOSED
         self.failure: StorageError | None = None  # why it is not open
@@ -88,6 +90,7 @@ class TopicLog:
         self._reopen: Timer | None = None
         self._commit_scheduled = False
         self._background_commit: Timer | None = None  # of durability "os"
+        self._seal_timer: Timer | None = None  # of what is to be sealed soon
         # Where the segment that is being written begins, and since when it holds something
         self._filling = (-1, 0.0)
         self._appended = (-1, 0.0)  # where it ended when it was last looked at, and since when
@@ -246,7 +249,7 @@ class TopicLog:
         if wal.pending and self._waits_for_sync:
             self._begin_commit()
         self.prepare_spare()
-        self._events.log_committed(wal)
+        self._on_committed(wal)
 
     def prepare_spare(self) -> None:
         """Have the next segment's file made, in a thread, where that is due."""
@@ -261,14 +264,21 @@ class TopicLog:
 
     # ---- sealing and resting ------------------------------------------------------------------------------------
 
-    def look_after(self) -> bool:
-        """Seal what is old enough, and rest where nothing came; return False where the disk is too full to seal."""
+    def look_after(self) -> None:
+        """Seal what is old enough, and rest where nothing came."""
         wal = self.wal
-        sealed = True
         if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self._host.clock.time_ms())):
-            sealed = self.seal()
+            self.seal()
         self._rest()
-        return sealed
+
+    def seal_soon(self, delay_s: float) -> None:
+        """Seal what was written so far within a time, whatever comes until then."""
+        if self._seal_timer is None:
+            self._seal_timer = self._host.call_later(delay_s, self._seal_now)
+
+    def _seal_now(self) -> None:
+        self._seal_timer = None
+        self.seal()
 
     def _filled_for_long(self, wal: Wal) -> bool:
         """Return whether the segment that is being written is old enough, whatever the wall clock was set to."""
@@ -278,21 +288,22 @@ class TopicLog:
             return False
         return (now_s - self._filling[1]) * 1000 >= wal.settings.segment_age_ms_max
 
-    def seal(self) -> bool:
-        """Seal what was written so far; return False where the disk is too full for that."""
+    def seal(self) -> None:
+        """Seal what was written so far; a little later where the disk is too full, and receipts wait for it."""
         wal = self.wal
         if wal is None:
-            return True
+            return
         try:
             wal.seal()
         except DiskFullError as error:
             log.warning("topic %s: cannot seal: %s", self._topic, error)
-            return False
+            if self._seals_for_receipts:
+                self.seal_soon(SEAL_CHECK_S)
+            return
         except StorageError as error:
             self.fail(error)
-            return True
+            return
         self.schedule_commit()
-        return True
 
     def _rest(self) -> None:
         """Give back the room that the log holds, when nothing was appended for a while."""

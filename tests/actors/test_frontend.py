@@ -143,7 +143,7 @@ def test_the_last_of_several_opens_counts(stage: Stage) -> None:
     assert opened.header[Key.SEQUENCE] == 2
     producer.publish(1, 2, b"x")
     assert producer.receipt(1) == [(2, 0)]
-    assert stage.actor("topic", "orders")._publishers.keys() == {7, 72}
+    assert stage.actor("topic", "orders").publishers.handles.keys() == {7, 72}
 
 
 def test_a_session_that_ends_while_it_opens_leaves_nothing(stage: Stage) -> None:
@@ -162,7 +162,8 @@ def test_a_session_that_ends_while_it_opens_leaves_nothing(stage: Stage) -> None
         assert stage.actors("consumer") == []
         topic = stage.actor("topic", "orders")
         assert all(
-            handle.session.handles.get(handle.number) is handle for handle in topic._publishers.values()
+            handle.session.handles.get(handle.number) is handle
+            for handle in topic.publishers.handles.values()
         )
         last = stage.client(home)
         assert last.open_consumer(1, "orders", name).kind == Type.OPENED
@@ -182,7 +183,7 @@ def test_an_open_that_reaches_the_topic_after_its_session_ended_is_void(stage: S
         assert inbox_holds(topic, OpenProducer)
     producer.publish(1, 0, b"x")
     assert producer.receipt(1) == [(0, 0)]
-    assert list(topic._publishers) == [7]
+    assert list(topic.publishers.handles) == [7]
 
 
 def test_a_session_that_falls_silent_while_it_opens_leaves_nothing(make_stage: Callable[..., Stage]) -> None:

@@ -1023,7 +1023,7 @@ def test_a_relay_that_its_topic_forgot_is_sent_to_again(fleeting: StagedClient) 
     consumer = consumer_of(fleeting, "", "shared")
     put(fleeting, b"0")
     assert consumer.deliveries(1, 1) == [(0, b"0")]
-    stage.actor("topic", fleeting.topic)._watchers.clear()
+    stage.actor("topic", fleeting.topic).watchers.refs.clear()
     put(fleeting, b"nobody's")
     stage.advance(AGAIN_S + 1)
     put(fleeting, b"2")

@@ -315,7 +315,7 @@ def test_a_handle_that_opens_for_another_producer_gives_up_the_first(stage: Stag
     """Whoever takes the id it had before fences nobody."""
     producer, topic = opened(stage)
     assert producer.open_producer(1, "orders", 8).kind == Type.OPENED
-    assert list(topic._publishers) == [8]
+    assert list(topic.publishers.handles) == [8]
     other = stage.at_topic("orders")
     assert other.open_producer(1, "orders", 7).kind == Type.OPENED
     producer.publish(1, 0, b"x")
@@ -337,7 +337,7 @@ def test_close_is_answered_after_the_receipts_of_what_came_before(stage: Stage) 
     stage.loop.holds_work = False
     assert producer.hear().header[Key.TYPE] == Type.RECEIPT  # type: ignore[union-attr]
     assert producer.hear().header[Key.TYPE] == Type.DONE  # type: ignore[union-attr]
-    assert topic._publishers == {}
+    assert topic.publishers.handles == {}
     assert producer.close_handle(1).code == "unknown-handle"
 
 

@@ -10,7 +10,14 @@ import pytest
 from ister.actors.commits import Commits
 from ister.actors.log_state import LogState
 from ister.actors.runtime import LoopActor
-from ister.actors.topic_log import BACKGROUND_COMMIT_S, ERASE_RETRY_S, ERASE_TRIES, REOPEN_DELAY_S, TopicLog
+from ister.actors.topic_log import (
+    BACKGROUND_COMMIT_S,
+    ERASE_RETRY_S,
+    ERASE_TRIES,
+    REOPEN_DELAY_S,
+    SEAL_CHECK_S,
+    TopicLog,
+)
 from ister.errors import DamagedError, DiskFullError, StorageError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.wal import Wal
@@ -31,6 +38,7 @@ class FakeWal:
         self.proven = False
         self.failed: StorageError | None = None
         self.full = False
+        self.sealed = 0
 
     def begin_commit(self) -> object | None:
         self.committing = self.pending
@@ -53,6 +61,7 @@ class FakeWal:
     def seal(self) -> None:
         if self.full:
             raise DiskFullError("no room")
+        self.sealed += 1
 
     def close(self) -> None:
         assert not self.committing
@@ -94,6 +103,7 @@ class Owner:
             erase=self.erase,
             commits=cast(Commits, self),
             is_held=lambda _: self.held,
+            on_committed=lambda _: self.heard.append("committed"),
         )
 
     # what the log is handed
@@ -134,9 +144,6 @@ class Owner:
 
     def log_reached(self, _wal: Wal) -> None:
         self.heard.append("reached")
-
-    def log_committed(self, _wal: Wal) -> None:
-        self.heard.append("committed")
 
     # what a test does
     def passes(self, seconds: float) -> None:
@@ -292,13 +299,29 @@ def test_a_log_that_is_stopped_has_nothing_to_recover(owner: Owner) -> None:
     assert (wal.pending, wal.proven, wal.closed) == (False, True, True)
 
 
-def test_a_disk_too_full_to_seal_is_no_failure(owner: Owner) -> None:
-    """It is sealed when there is room."""
+@pytest.mark.parametrize(("durability", "waits"), [("fsync", 0), ("cloud", 1)])
+def test_a_disk_too_full_to_seal_is_no_failure(durability: str, waits: int) -> None:
+    """It is sealed when there is room; where receipts wait for it, that is looked at again soon."""
+    owner = Owner(durability)
+    owner.log.open()
     owner.wals[0].full = True
-    assert not owner.log.seal()
+    owner.log.seal()
+    owner.log.seal()
+    assert (owner.log.state, owner.waiting()) == (LogState.OPEN, waits)
     owner.wals[0].full = False
-    assert owner.log.seal()
-    assert owner.log.state is LogState.OPEN
+    owner.passes(SEAL_CHECK_S)
+    assert (owner.wals[0].sealed, owner.waiting()) == (waits, 0)
+
+
+def test_what_is_to_be_sealed_soon_is_sealed_once(owner: Owner) -> None:
+    """However much comes until then; what comes later is sealed later."""
+    for _ in range(3):
+        owner.log.seal_soon(0.2)
+    owner.passes(0.2)
+    assert owner.wals[0].sealed == 1
+    owner.log.seal_soon(0.2)
+    owner.passes(0.2)
+    assert owner.wals[0].sealed == 2
 
 
 def test_a_batch_that_is_refused_is_no_failure_of_the_log(owner: Owner) -> None:

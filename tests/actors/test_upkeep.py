@@ -142,7 +142,7 @@ def test_a_running_subscription_hears_of_the_topics_new_settings(stage: Stage, a
     subscription = stage.actor("subscription", "orders", "s")
     topic = stage.actor("topic", "orders")
     if away:
-        topic._watchers.clear()  # as where it is told what it does not hear
+        topic.watchers.refs.clear()  # as where it is told what it does not hear
     stage.client().request("topic.update", topic="orders", retention_acknowledged=1)
     stage.advance(0.1)
     assert (subscription.topic == topic.meta) is not away

@@ -54,7 +54,7 @@ def test_whatever_clients_send_no_actor_fails_and_nothing_stays_behind(seed: int
         client.unread.clear()
     stage.advance(3 * SESSION_TIMEOUT_S)
     assert stage.actors("consumer") == []
-    assert [topic._publishers for topic in stage.actors("topic") if topic._publishers] == []  # type: ignore[attr-defined]
+    assert [topic.publishers.handles for topic in stage.actors("topic") if topic.publishers.handles] == []  # type: ignore[attr-defined]
     for worker in stage.workers.values():
         assert len(worker.gateway.sessions) == 0
         assert worker.frontend._pending == {}

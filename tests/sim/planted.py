@@ -15,7 +15,7 @@ from ister.actors import stored_retention, stored_settings, uploader
 from ister.actors.consumer import Consumer
 from ister.actors.lanes import Lane, Lanes
 from ister.actors.messages import Trimmed
-from ister.actors.reliable_topic import ReliableTopic
+from ister.actors.publishers import Publishers
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
@@ -277,12 +277,12 @@ def waits_forgotten() -> Iterator[None]:
 def deletion_untold() -> Iterator[None]:
     """Producers are not told that their topic is deleted."""
 
-    def leave(self: ReliableTopic, error: IsterError) -> None:
+    def leave(self: Publishers, error: IsterError) -> None:
         if error.code != "topic-deleted":
             original(self, error)
 
-    original = ReliableTopic._leave
-    with patch.object(ReliableTopic, "_leave", leave):
+    original = Publishers.send_away
+    with patch.object(Publishers, "send_away", leave):
         yield
 
 

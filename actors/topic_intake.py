@@ -1,0 +1,273 @@
+"""What a reliable topic takes: producers' batches and dead letters, and what these are answered once it is durable.
+
+Part of a ReliableTopic, in a worker process. Owns what waits for the log (`receipts.py`), and with which sequence
+numbers producers go on when the log failed. May touch the log, and the gateway through the publishers.
+
+Invariants
+- a batch is appended once: what was there already gets its receipt again
+- no receipt is sent before the log is durable so far at the topic's level
+- whatever waits when the log fails is refused: it may be there or not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ister.actors.messages import CloseProducer, Deposit, Deposited, DepositRefused, OpenProducer, Publish
+from ister.actors.publishers import Publisher, Publishers, expected_sequence, producer_of, sequence_error
+from ister.actors.receipts import AWAITING_MAX, Receipts
+from ister.actors.runtime import Address
+from ister.actors.store_view import StoreView
+from ister.actors.topic import Intake
+from ister.actors.topic_log import TopicLog
+from ister.clock import Clock
+from ister.errors import IsterError, RemoteError, StorageError, StoreError
+from ister.storage.catalogue import TopicMeta
+from ister.storage.producers import Duplicate, Fresh, ProducerTable
+from ister.storage.wal import Wal
+from ister.wire import OFFSET_UNKNOWN, Buffer, Column, latest_time
+
+
+class TopicIntake:
+    """What comes in; `answer(address, message)` reaches whoever sends dead letters.
+
+    More than `behind_bytes_max` that the store has not taken yet is not taken here either. `reached(wal)` says up to
+    where a log is durable at the topic's level, `on_taken()` is called for each batch that was taken.
+    """
+
+    def __init__(
+        self,
+        meta: TopicMeta,
+        publishers: Publishers,
+        log: TopicLog,
+        store: StoreView,
+        intake: Intake,
+        *,
+        clock: Clock,
+        behind_bytes_max: int,
+        reached: Callable[[Wal], int],
+        answer: Callable[[Address, Deposited | DepositRefused], None],
+        on_taken: Callable[[], None] | None,
+    ) -> None:
+        self._publishers = publishers
+        self._log = log
+        self._store = store
+        self._intake = intake
+        self._clock = clock
+        self._behind_bytes_max = behind_bytes_max
+        self._reached = reached
+        self._answer = answer
+        self._on_taken = on_taken
+        self.receipts = Receipts()
+        # by producer, while there is no log: the sequence to continue with
+        self._unresolved: dict[int, int] = {}
+        self.go_by(meta)
+
+    def go_by(self, meta: TopicMeta) -> None:
+        """Go by other settings."""
+        self._topic = meta.name
+        self._ttl_ms = int(meta.settings.get("message_ttl_ms", 0))
+
+    # ---- producers ----------------------------------------------------------------------------------------------
+
+    def open(self, command: OpenProducer) -> None:
+        """Let a handle publish, and say which sequence number is expected of it."""
+        try:
+            wal = self._log.ready()
+            expected = expected_sequence(wal.producers, command, self._clock.time_ms())
+        except (StorageError, RemoteError) as error:
+            self._publishers.refuse_open(command, error)
+            return
+        if expected > command.sequence and self._reached(wal) < wal.next_offset:
+            self._publishers.fence(command)  # where a producer stands is promised like a receipt
+            self.receipts.open(wal.next_offset, command)
+            self._log.schedule_commit()
+            return
+        self._publishers.open(command, expected)
+
+    def publish(self, publish: Publish) -> None:
+        """Append a batch, unless it is a duplicate; the receipt follows when it is durable."""
+        handle, sequence = publish.handle, publish.sequence
+        publisher = handle.target
+        if not isinstance(publisher, Publisher):
+            return  # closed meanwhile, which was answered
+        batches = self.receipts.batches
+        try:
+            if len(batches) >= AWAITING_MAX:
+                raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
+            end, offset = self._take(publish, publisher.producer_id)
+        except IsterError as error:
+            if self._log.wal is not None:
+                self._log.wal.producers.hold(publisher.producer_id, sequence)
+            self._publishers.refuse(handle, sequence, error)
+            self._check_failed(error)
+            return
+        batches.append((end, handle, sequence, offset))
+        self._log.schedule_commit()
+        if self._on_taken is not None:
+            self._on_taken()
+
+    def deposit(self, deposit: Deposit) -> None:
+        """Append a batch that comes from inside the broker, as a client's; it is answered when it is durable."""
+        try:
+            if self.receipts.full_of_deposits:
+                raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
+            self._log.ready().producers.expect(deposit.producer_id, deposit.sequence)
+            end, _ = self._take(deposit, deposit.producer_id)
+        except IsterError as error:
+            self._refuse_deposit(deposit, error)
+            self._check_failed(error)
+            return
+        self.receipts.deposit(end, deposit)
+        self._log.schedule_commit()
+        if self._on_taken is not None:
+            self._on_taken()
+
+    def close(self, command: CloseProducer) -> None:
+        """Let a handle go once everything it sent before has its receipt."""
+        wal = self._log.wal
+        if wal is None or command.ref is None:
+            self._publishers.closed(command)
+            return
+        self.receipts.close(wal.next_offset, command)
+        self._log.schedule_commit()
+
+    def closed(self, producer_id: int) -> None:
+        """A producer has all its receipts, and closed: it need not be remembered for long."""
+        if self._log.wal is not None:
+            self._log.wal.producers.close(producer_id)
+
+    def _take(self, batch: Publish | Deposit, producer_id: int) -> tuple[int, int]:
+        """Append a batch unless it is a duplicate; return what must be durable for it, and its offset.
+
+        Raises StorageError, StoreError, RemoteError: then nothing was appended.
+        """
+        wal = self._log.ready()
+        verdict = wal.producers.check(producer_id, batch.sequence, batch.count)
+        if isinstance(verdict, Fresh):
+            if self._store.behind_bytes > self._behind_bytes_max:
+                raise self._is_behind()
+            if batch.columns & Column.DELIVER_AT:
+                self._check_times(batch.frames[-1])
+            intake = self._intake
+            intake.last_ms = self._clock.time_ms()
+            offset = wal.append(
+                count=batch.count,
+                producer_id=producer_id,
+                sequence=batch.sequence,
+                columns=batch.columns,
+                frames=batch.frames,
+                timestamp_ms=intake.last_ms,
+            )
+            intake.messages += batch.count
+            intake.bytes += len(batch.frames[1])
+        elif isinstance(verdict, Duplicate):
+            offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
+        else:
+            raise sequence_error(verdict, batch)
+        # A duplicate may be of what is not durable yet; one whose offset is forgotten, of anything here.
+        return (wal.next_offset if offset == OFFSET_UNKNOWN else offset + batch.count), offset
+
+    def _check_times(self, column: Buffer) -> None:
+        """Raise RemoteError where a message would be older than the topic lets it be before its time comes."""
+        ttl_ms = self._ttl_ms
+        if not ttl_ms:
+            return
+        wait_ms = latest_time(column) - self._clock.time_ms()
+        if wait_ms > ttl_ms:
+            raise RemoteError(
+                "invalid-argument",
+                f"a message is to be delivered in {wait_ms} ms, and would be too old by then: message_ttl_ms "
+                f"({ttl_ms} ms) of topic {self._topic!r} is less; send the batch with a shorter delay",
+            )
+
+    def _is_behind(self) -> StoreError:
+        """Return why no more is taken while too much waits for a store that is away."""
+        behind_bytes = self._store.behind_bytes
+        return StoreError(
+            f"topic {self._topic!r} has {behind_bytes} bytes that the store has not taken yet, "
+            f"over behind_bytes_max ({self._behind_bytes_max}); it takes more when the store is back",
+            code="store-behind",
+        )
+
+    def _check_failed(self, error: IsterError) -> None:
+        """After a refusal: is it the log that failed, and not only this batch?"""
+        if isinstance(error, StorageError):
+            self._log.check(error)
+
+    # ---- what becomes of the log --------------------------------------------------------------------------------
+
+    def reached(self, end: int) -> None:
+        """Send the receipts that are due."""
+        batches = self.receipts.batches
+        if batches and batches[0][0] <= end:
+            self._publishers.receipt(self.receipts.due(end))
+        if self.receipts.others:
+            for deposit in self.receipts.due_deposits(end):
+                self._answer(deposit.reply, Deposited(deposit.producer_id, deposit.sequence))
+
+    def reached_and_told(self, end: int) -> None:
+        """Answer the closes and opens that are due, once the watchers were told as well."""
+        if self.receipts.others:
+            for command in self.receipts.due_closes(end):
+                self._publishers.closed(command)
+            for opening in self.receipts.due_opens(end):
+                self._open_now(opening)
+
+    def _open_now(self, command: OpenProducer) -> None:
+        try:
+            expected = expected_sequence(self._log.ready().producers, command, self._clock.time_ms())
+        except (StorageError, RemoteError) as error:
+            self._publishers.refuse_open(command, error)
+        else:
+            self._publishers.open(command, expected)
+
+    def log_opened(self, producers: ProducerTable) -> None:
+        """Continue with the log that was opened: producers go on where they are."""
+        handles = self._publishers.handles
+        producers.connected = handles
+        for producer_id, sequence in self._unresolved.items():
+            if producer_id in handles:
+                producers.expect(producer_id, sequence)
+        self._unresolved.clear()
+        self._intake.last_ms = self._intake.last_ms or producers.heard_ms
+
+    def log_failing(self, error: IsterError, wal: Wal | None) -> None:
+        """Refuse whatever has no receipt yet: it may be there or not."""
+        if wal is not None:
+            self._unresolved = self._sequences(wal.producers)
+        for _, handle, sequence, _ in self.receipts.give_up():
+            self._publishers.refuse(handle, sequence, error)
+        self._refuse_deposits(error)
+        self.end(error)
+
+    def end(self, error: IsterError) -> None:
+        """Let those go that close, and refuse those that open."""
+        for command in self.receipts.due_closes():
+            self._publishers.closed(command)
+        for opening in self.receipts.due_opens():
+            self._publishers.refuse_open(opening, error)
+
+    def delete(self, error: IsterError) -> None:
+        """There is no topic any more."""
+        self.end(error)
+        self._refuse_deposits(error)
+
+    def _refuse_deposits(self, error: IsterError) -> None:
+        """Whatever waits may be there or not: it is to be resent."""
+        for deposit in self.receipts.due_deposits():
+            self._refuse_deposit(deposit, error)
+
+    def _refuse_deposit(self, deposit: Deposit, error: IsterError) -> None:
+        answer = DepositRefused(deposit.producer_id, deposit.sequence, error.code, error.text)
+        self._answer(deposit.reply, answer)
+
+    def _sequences(self, producers: ProducerTable) -> dict[int, int]:
+        """Return by producer what it has to continue with, also if the log is opened again without its last batches."""
+        lowest: dict[int, int] = {}
+        for handle, sequence in self.receipts.unanswered().items():
+            producer_id = producer_of(handle)
+            lowest[producer_id] = min(sequence, lowest.get(producer_id, sequence))
+        for producer_id in self._publishers.handles.keys() - lowest.keys():
+            lowest[producer_id] = producers.next_sequence(producer_id) or 0
+        return lowest
