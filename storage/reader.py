@@ -205,6 +205,11 @@ class SegmentMaps:
         if base in known:
             known.remove(base)
 
+    def drop(self, folder: str, incarnation: bytes, base: int) -> None:
+        """Forget one segment: what is there is of no use."""
+        self._maps.pop((folder, incarnation, base), None)
+        self.gone(folder, base)
+
     def forget(self, folder: str) -> None:
         """Drop all maps of one log, because it was deleted."""
         self._bases.pop(folder, None)
@@ -557,6 +562,16 @@ class Reader:
         except FileNotFoundError:
             return None
         return (bases[number], footer) if footer is not None and offset < footer.next_offset else None
+
+    def useless_at(self, offset: int) -> int | None:
+        """Return the base of the segment here that should hold an offset, or is not whole; None: there is none."""
+        try:
+            bases = self._bases()
+            number = bisect_right(bases, offset) - 1
+            footer = self._footer(bases[number]) if number >= 0 else None
+        except FileNotFoundError:
+            return None
+        return bases[number] if number >= 0 and (footer is None or offset < footer.next_offset) else None
 
     def time_in(self, base: int, timestamp_ms: int, end: int) -> int:
         """Return the first offset of a segment with a batch time of `timestamp_ms` or later, its base if none has."""

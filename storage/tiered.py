@@ -182,11 +182,13 @@ class TieredReader:
         except (GapError, FileNotFoundError):
             pass
         except DamagedError as error:
-            # The cache is only a copy: forget it, and let it be brought back again.
-            self.maps.forget(self._cache.folder)
+            # Where what is here ends, somebody else may be reading it. What is damaged is only a copy: forget that one,
+            # and let it be brought back again.
+            if (base := self._cache.useless_at(offset)) is not None:
+                self.maps.drop(self._cache.folder, self._cache.incarnation, base)
+                damage = error if damage is None else damage
+                until = min(until, error.end or until)
             self._cache.close()
-            damage = error if damage is None else damage
-            until = min(until, error.end or until)
         if records:
             self.from_store = True
             self._log.seek(records[-1].end_offset)

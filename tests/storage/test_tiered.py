@@ -100,6 +100,41 @@ def test_cached_history_is_read_without_listing_a_folder() -> None:
     assert reader.from_store
 
 
+def test_who_comes_to_the_end_of_what_is_cached_takes_nothing_from_others() -> None:
+    """Readers of a topic share what is known of its cache; where one needs the next segment, another reads on."""
+    tiered = Tiered()
+    one, other = tiered.reader(), tiered.reader()
+    first, second, third, *_ = tiered.bases()
+    for base in (first, second):
+        tiered.bring(one, base)
+    tiered.disk.unlink(f"{LOG}/{third:020d}.seg")
+    assert drained(one, third) == list(range(third))
+    other.seek(second + 1)
+    with pytest.raises(NotHereError) as missing:
+        one.read(MESSAGES, 1)
+    assert (missing.value.offset, missing.value.damage) == (third, None)
+    for offset in (second + 1, first + 1, second):
+        other.seek(offset)
+        assert other.read(MESSAGES, 1)[0].first_offset == offset
+
+
+def test_a_damaged_copy_is_forgotten_and_no_other() -> None:
+    """It is brought back again; what else is there of the topic is read meanwhile."""
+    tiered = Tiered()
+    one, other = tiered.reader(), tiered.reader()
+    first, second, *_ = tiered.bases()
+    tiered.flip(first, 2)
+    for base in (first, second):
+        tiered.bring(one, base)
+    one.seek(2)
+    with pytest.raises(NotHereError) as missing:
+        one.read(MESSAGES, 1)
+    assert (missing.value.offset, missing.value.damage is None) == (2, False)
+    assert tiered.maps.known_bases(CACHE) == [second]
+    other.seek(second)
+    assert other.read(MESSAGES, 1)[0].first_offset == second
+
+
 def test_another_place_in_the_log_is_found_without_listing_it_again() -> None:
     """What comes back is read from all over the log."""
     tiered = Tiered()
