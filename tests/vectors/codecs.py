@@ -133,6 +133,11 @@ TO_BROKER: Final = [
     HeaderCase(
         "401-ranges", _ack([n for each in range(401) for n in (2 * each, 2 * each + 1)]), "split them"
     ),
+    HeaderCase(
+        "known-key-of-another-kind",
+        cbor2.dumps({0: PING, 1: 42, 3: 7}),
+        "also where the frame has no use for it",
+    ),
     HeaderCase("topic-as-bytes", cbor2.dumps({0: 4, 1: 42, 2: 1, 3: b"orders", 25: 1}), "text is not bytes"),
     HeaderCase("producer-0", cbor2.dumps({0: 4, 1: 42, 2: 1, 3: "nowhere", 25: 0}), "0 is no producer id"),
     HeaderCase("text-not-utf-8", _h("a60004010102010361ff181901") + b"\x05\0", "text is UTF-8"),
