@@ -1041,9 +1041,13 @@ class Oracle:
         """Whether retention may have taken a message from the log."""
         identity = topic.at.get(offset)
         sent = None if identity is None else self.sent.get(identity)
-        limits, now_s = topic.limits, self.clock.now_s
         if sent is None:
-            return limits.has("retention_ms", "retention_bytes", "retention_acknowledged")
+            return topic.limits.has("retention_ms", "retention_bytes", "retention_acknowledged")
+        return self._may_have_gone_from(topic, sent, offset)
+
+    def _may_have_gone_from(self, topic: TopicModel, sent: Sent, offset: int) -> bool:
+        """Whether retention may have taken this message, which is at that place."""
+        limits, now_s = topic.limits, self.clock.now_s
         return (
             limits.done_with(sent.sent_s)
             or limits.too_old("retention_ms", sent.sent_s, now_s, list(self.clocks.values()))
@@ -1101,8 +1105,24 @@ class Oracle:
                 return
             expected += 1
             self.is_at(topic, offset, identity_of(payload), "the reader of everything")
-        there = {identity_of(payload) for _, payload in found}
+        self._check_receipts(topic, start, {identity_of(payload) for _, payload in found})
+
+    def _check_receipts(self, topic: TopicModel, start: int, there: set[bytes]) -> None:
+        """What has a receipt is there, from `start` on, unless something allowed that it went."""
+        told = topic.told
+        # Where nobody was told of anything: there lies what has a receipt that says no place. One message a place.
+        empty = [offset for offset in range(start) if offset not in topic.at]
+        empty_told = sorted(offset for offset in told if offset not in topic.at and offset >= start)
         for identity, said in topic.receipted.items():
-            place = topic.place.get(identity, start)
-            if identity not in there and place >= start and place not in told:
+            if identity in there:
+                continue
+            place = topic.place.get(identity)
+            if place is None and empty_told:
+                empty_told.pop()
+            elif place is None and empty:
+                sent = self.sent.get(identity)
+                if sent is not None and self._may_have_gone_from(topic, sent, empty.pop()):
+                    continue
+                self.violated(f"{identity!r} of {topic.name} is lost: its receipt said {said}")
+            elif place is None or (place >= start and place not in told):
                 self.violated(f"{identity!r} of {topic.name} is lost: its receipt said {said}")

@@ -30,7 +30,6 @@ FIRST = {
     "waits-forgotten": 35,
     "deletion-untold": 14,
     "failed-seek-in-force": 24,
-    "gaps-called-retention": 399,
     "name-before-rename": 29,
     "deleted-stays-stored": 1,
 }
