@@ -685,6 +685,8 @@ class Oracle:
         if len(self.clocks[subscription.machine].steps) > 1:
             return
         for offset, due in given.items():
+            if subscription.maybe_poison(offset):
+                continue  # it waits for nobody's delay, but blocks, or is gone; a restart has it tried once more
             if subscription.not_before.get(offset) == due and due > self.clock.now_s:
                 subscription.written_waits[offset] = due
 
