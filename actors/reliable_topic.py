@@ -134,11 +134,13 @@ class ReliableTopic(Topic):
 
     def on_stop(self) -> None:
         """Write down what came in, and close the log."""
+        self._upkeep.stop()
         self._log.stop()
 
     def on_failure(self, *error: object) -> None:
         """Let go of the log: the next actor finds what is really on disk."""
         super().on_failure(*error)
+        self._upkeep.stop()
         self._intake.end(RemoteError("unavailable", f"topic {self.meta.name!r} failed and is started again"))
         self._log.end()
 

@@ -8,6 +8,7 @@ Invariants
 - damage is skipped only at an operator's request, and then exactly where it is
 - at most one trim and one repair run at a time, and a few verifications
 - a report is of a verification that began after it was requested
+- a verification that nobody asks for any more ends
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ister.actors.messages import FoundDamage
-from ister.actors.runtime import LoopActor
+from ister.actors.runtime import LoopActor, Timer
 from ister.actors.threads import Purpose
 from ister.errors import IsterError, RemoteError
 from ister.storage.catalogue import TopicMeta
@@ -64,9 +65,7 @@ class _Verification:
         self.abandoned = False
 
     def run(self, steps: Iterator[VerifyProgress | VerifyReport]) -> None:
-        for step in steps:
-            if self.abandoned:
-                return
+        while not self.abandoned and (step := next(steps, None)) is not None:
             if isinstance(step, VerifyReport):
                 self.report = step
             else:
@@ -98,6 +97,7 @@ class Upkeep:
         self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
         self._verifications: dict[int, _Verification] = {}  # by number
         self._verifications_begun = 0
+        self._look_again: Timer | None = None  # for verifications that nobody asks for
         self._repairing = False
         self._found: dict[tuple[int, int], str] = {}  # what readers could read nowhere
         self._local: dict[tuple[int, int], str] = {}  # and what is damaged in the local log
@@ -163,11 +163,7 @@ class Upkeep:
         `number` is what the answer before said, 0 to begin: nobody is told what was found before it asked. An older
         client says nothing, and continues with the one begun that way, unless nobody has asked for that lately.
         """
-        now_s = self._host.clock.monotonic()
-        for each, old in list(self._verifications.items()):
-            if now_s - old.asked_s > ASKED_WITHIN_S:
-                old.abandoned = True
-                del self._verifications[each]
+        self._abandon_unasked()
         key = UNNUMBERED if number is None else number
         running = self._verifications.get(key)
         if running is None:
@@ -181,12 +177,14 @@ class Upkeep:
             running = self._verifications[key] = _Verification()
             steps = self._care.verify(durable_end)
             verification = running
+            if self._look_again is None or not self._look_again.pending:
+                self._look_again = self._host.call_later(ASKED_WITHIN_S, self._look_for_unasked)
             self._host.offload(
                 lambda: verification.run(steps),
                 lambda _, error: self._verified(verification, error),
                 Purpose.CHECKS,
             )
-        running.asked_s = now_s
+        running.asked_s = self._host.clock.monotonic()
         if running.error is not None:
             del self._verifications[key]
             reply(RemoteError("log-failed", f"the log could not be verified: {running.error}"))
@@ -203,6 +201,24 @@ class Upkeep:
             )
             del self._verifications[key]
         reply(body)
+
+    def stop(self) -> None:
+        """Read no further: nobody can ask for what is found."""
+        for verification in self._verifications.values():
+            verification.abandoned = True
+
+    def _abandon_unasked(self) -> None:
+        """Let go of verifications that nobody asks for any more: others wait for the thread, and for the disk."""
+        now_s = self._host.clock.monotonic()
+        for number, old in list(self._verifications.items()):
+            if now_s - old.asked_s > ASKED_WITHIN_S:
+                old.abandoned = True
+                del self._verifications[number]
+
+    def _look_for_unasked(self) -> None:
+        self._abandon_unasked()
+        if self._verifications:
+            self._look_again = self._host.call_later(ASKED_WITHIN_S, self._look_for_unasked)
 
     def _verified(self, verification: _Verification, error: BaseException | None) -> None:
         verification.error = error

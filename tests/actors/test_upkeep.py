@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from ister.actors.messages import Uploaded
+from ister.storage.verify import VerifyProgress
 from ister.wire import Key, Type
 from tests.stage import Stage, StagedClient
 
@@ -419,3 +420,45 @@ def test_verifications_are_bounded_and_each_gets_its_own(stage: Stage) -> None:
     assert (
         stage.client().request("topic.verify", topic="orders", verification=0)["verification"] not in numbers
     )
+
+
+@pytest.mark.parametrize("why", ["nobody-asks", "topic-deleted", "topic-failed"])
+def test_a_check_that_nobody_waits_for_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Whoever asked has gone, or the topic has: the disk is not read on, and the next check need not wait for it."""
+    read: list[int] = []
+
+    def check(*_: object, **__: object) -> Iterator[VerifyProgress]:
+        for number in range(10):
+            read.append(number)
+            yield VerifyProgress(number, 10, number, 10)
+
+    monkeypatch.setattr("ister.actors.worker.verify_aside", check)
+    fill(stage, 60)
+    stage.loop.holds_work = True
+    stage.client().request("topic.verify", topic="orders", verification=0)
+    _, work, _ = held = next(one for one in stage.loop.work if "verify" in one[1].__qualname__)
+    stage.loop.work.remove(held)
+    stage.loop.holds_work = False
+    if why == "nobody-asks":
+        stage.advance(60)
+    elif why == "topic-deleted":
+        stage.client().request("topic.delete", topic="orders")
+    else:
+        stage.actor("topic", "orders").on_failure()
+    work()
+    assert read == []
+
+
+def test_a_check_that_somebody_waits_for_goes_on(stage: Stage) -> None:
+    """However long it takes, and whoever else has gone."""
+    fill(stage, 60)
+    stage.loop.holds_work = True
+    number = stage.client().request("topic.verify", topic="orders", verification=0)["verification"]
+    stage.client().request("topic.verify", topic="orders", verification=0)  # and goes
+    for _ in range(20):
+        stage.advance(5)
+        assert not stage.client().request("topic.verify", topic="orders", verification=number)["done"]
+    stage.loop.holds_work = False
+    stage.settle()
+    answer = stage.client().request("topic.verify", topic="orders", verification=number)
+    assert (answer["verification"], answer["done"]) == (number, True)
