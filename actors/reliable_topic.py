@@ -149,7 +149,7 @@ class ReliableTopic(Topic):
     def log_opened(self, wal: Wal) -> None:
         """Continue where the log is."""
         self._intake.log_opened(wal.producers)
-        log.info("topic %s: %s", self.meta.name, wal.report)
+        log.info("topic %s: %s", self.meta.name, wal.report.in_words())
         self._told_end = self._reached(wal)
         for watcher in self.watchers.refs.values():
             self._tell_attached(watcher, wal)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from ister.errors import DamagedError
 from ister.storage.checksum import extend
@@ -32,8 +33,10 @@ from ister.storage.record import (
     well_formed,
 )
 from ister.storage.segment import SEGMENT_HEADER_BYTES, Footer, parse_footer, parse_segment_header
+from ister.words import counted
 
 _ZEROS = bytes(64 << 10)
+PLACES_SAID_MAX: Final = 3  # in a log line
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,23 @@ class RecoveryReport:
     def kept(self) -> int:
         """Return how many messages the log holds."""
         return self.next_offset - self.start_offset
+
+    def in_words(self) -> str:
+        """Say it for people: what is there, and what else was found."""
+        segments = counted(self.segments, "segment")
+        said = f"its log has offsets {self.start_offset} to before {self.next_offset}, in {segments}"
+        if self.torn_bytes:
+            said += f"; {counted(self.torn_bytes, 'byte')} behind its last whole batch were cut off"
+        if self.discarded:
+            went = "segment without a whole batch was", "segments without a whole batch were"
+            said += f"; {counted(len(self.discarded), *went)} deleted"
+        if self.finished:
+            said += f"; {counted(len(self.finished), 'segment')} got the footer that was missing"
+        if self.damaged:
+            places = ", ".join(f"{one.first} to before {one.end}" for one in self.damaged[:PLACES_SAID_MAX])
+            more = len(self.damaged) - PLACES_SAID_MAX
+            said += f"; damaged: {places}" + (f", and {more} more" if more > 0 else "")
+        return said
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ _SHOWN: Final = {
     "ready": "of them with room",
     "in_flight": "delivered, not acknowledged",
     "unacknowledged": "not acknowledged in all",
-    "due": "failed, to be delivered again now",
+    "due": "to be delivered now",  # not failed: also what was given back, or is in a buffer
     "backoff": "failed, waiting",
     "delayed": "waiting for their time",
     "keyed": "waiting for their key",

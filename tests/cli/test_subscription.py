@@ -64,6 +64,15 @@ def test_explain_is_for_people_and_for_scripts(ister: Ister) -> None:
     assert found["numbers"]["subscription"]["unacknowledged"] == 3
 
 
+def test_what_was_only_fetched_has_not_failed(ister: Ister) -> None:
+    """A consumer that takes one message and leaves gives the others back: `explain` does not call them failed."""
+    filled(ister, "fetched", 3)
+    ister("consume", "fetched", "-s", "s", "--start", "earliest", "--count", "1")
+    told = ister("explain", "fetched", "s").stdout.decode()
+    assert "to be delivered now" in told
+    assert "failed" not in told
+
+
 def test_options_of_a_subscription_can_be_changed(ister: Ister) -> None:
     """What was given is set, in the broker's units, and what was not given stays."""
     filled(ister, "options", 1)

@@ -19,6 +19,7 @@ from ister.errors import DamagedError, LogFailedError, StorageError
 from ister.storage.disk import LocalDisk
 from ister.storage.producers import Duplicate, Fresh
 from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.recovery import DamagedRange, RecoveryReport
 from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.wal import Wal
@@ -481,3 +482,16 @@ def test_a_killed_writer_leaves_a_log_with_all_it_acknowledged(
             assert (count, payload) == (1, offset.to_bytes(8, "little") * (offset % 500))
         wal.close()
     assert acknowledged > 50
+
+
+def test_what_opening_a_log_found_is_said_in_a_sentence() -> None:
+    """The log line of an opened log is for people: what is there, and what else was found."""
+    plain = RecoveryReport("orders", 0, 3, 1, 0, 0)
+    assert plain.in_words() == "its log has offsets 0 to before 3, in 1 segment"
+    places = tuple(DamagedRange(first, first + 2, "", 0, "") for first in range(0, 50, 10))
+    found = RecoveryReport("orders", 0, 60, 4, 0, 0, 1200, 0, ("a",), ("b", "c"), places)
+    assert found.in_words() == (
+        "its log has offsets 0 to before 60, in 4 segments; 1,200 bytes behind its last whole batch were cut off; "
+        "1 segment without a whole batch was deleted; 2 segments got the footer that was missing; "
+        "damaged: 0 to before 2, 10 to before 12, 20 to before 22, and 2 more"
+    )
