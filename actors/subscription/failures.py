@@ -251,7 +251,10 @@ class Failures(SubscriptionPart):
                 self.poison.bury(poisoned)
             else:
                 held = poisoned.held
+                self._journal.note_failed(held.first, held.end, held.attempt, 0)
                 self._queue.again(held._replace(attempt=held.attempt + 1, failures=0), now_s, now_s)
+        if blocking:
+            self._journal.flush()  # who decided is not asked again
         self._bury()
         self._subscription.wake()
         messages = sum(poisoned.held.end - poisoned.held.first for poisoned in blocking)

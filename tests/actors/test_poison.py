@@ -263,6 +263,31 @@ def test_poison_may_block_until_somebody_decides(scene: Scene, action: str) -> N
     assert scene.shown()["cursor"] == 2
 
 
+@pytest.mark.parametrize("type", ["exclusive", "failover", "shared", "key-shared"])
+def test_what_an_operator_has_tried_again_begins_to_count_anew_over_restarts_too(
+    stage: Stage, type: str
+) -> None:
+    """After `unblock retry` a message may fail as often as a new one, whatever the broker does meanwhile."""
+    scene = Scene(stage, type=type)
+    client = scene.consumer(max_deliveries=2, poison="block")
+    scene.publish(b"a", key=b"k")
+    heard(client)
+    fail(client, 0, times=2)
+    assert scene.shown()["blocked"] is True
+    client.close_handle(1)
+    stage.advance(2)
+    assert scene.request("unblock", action="retry") == {"messages": 1}
+    stage.restart(2)
+    client = scene.consumer()
+    assert [row[2] for row in heard(client)] == [3]
+    client.nack(1, (0, 1), delay_ms=0)
+    stage.settle()
+    assert scene.shown()["blocked"] is False
+    assert [row[2] for row in heard(client)] == [4]
+    fail(client, 0)
+    assert scene.shown()["blocked"] is True
+
+
 def test_a_poisoned_key_waits_and_others_go_on(stage: Stage) -> None:
     """Of a Key-Shared subscription, what blocks is one key."""
     scene = Scene(stage, type="key-shared")
