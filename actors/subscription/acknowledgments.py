@@ -79,7 +79,7 @@ class Acknowledgments(SubscriptionPart):
         self, command: Acknowledged | AcknowledgedUntil, ranges: Sequence[tuple[int, int]]
     ) -> bool:
         """Refuse what a standby acknowledges: whoever is active has it, or gets it. To say it again is no harm."""
-        active = self._subscription.active
+        active = self._subscription.consumers.active
         if active is None or active.key == command.key:
             return False
         pending = (part for first, end in ranges for part in self._journal.cursor.pending(first, end))
@@ -87,14 +87,17 @@ class Acknowledgments(SubscriptionPart):
         if found is None:
             return False
         text = f"offset {found[0]} was acknowledged by a consumer on standby: whoever is active gets it again"
-        if (consumer := self._subscription.consumers.get(command.key)) is not None:
+        if (consumer := self._subscription.consumers.refs.get(command.key)) is not None:
             consumer.tell(AckRefused(command.ref, "not-active", text))
         return True
 
     def _settle(self, command: Acknowledged | AcknowledgedUntil) -> None:
         subscription = self._subscription
-        subscription.settle(command.key, command.settled)
-        if command.since_s is not None and (member := subscription.roster.get(command.key)) is not None:
+        subscription.consumers.settle(command.key, command.settled)
+        if (
+            command.since_s is not None
+            and (member := subscription.consumers.roster.get(command.key)) is not None
+        ):
             ago_ms = (subscription.clock.monotonic() - command.since_s) * 1000
             member.holds_since_ms = subscription.clock.time_ms() - round(ago_ms)
         if command.ref is not None:
@@ -104,7 +107,7 @@ class Acknowledgments(SubscriptionPart):
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:
         """Queue what was refused, timed out, or was held by a client that came back."""
-        self._subscription.settle(command.key, sum(held.end - held.first for held in command.held))
+        self._subscription.consumers.settle(command.key, sum(held.end - held.first for held in command.held))
         if self._delivered_to(command.key):
             self._failures.take_back(command.held, command.delay_s, command.why, failed=command.failed)
 
@@ -112,8 +115,8 @@ class Acknowledgments(SubscriptionPart):
     def on_idle(self, command: Idle) -> None:
         """Have others get what waits for a program that asks for nothing; alone, it may come for it when it likes."""
         subscription = self._subscription
-        consumer = subscription.consumers.get(command.key)
-        others = subscription.hands_over if self._stands_by else len(subscription.consumers) > 1
+        consumer = subscription.consumers.refs.get(command.key)
+        others = subscription.consumers.hands_over if self._stands_by else len(subscription.consumers) > 1
         if consumer is not None and others:
             consumer.tell(Recall())
 
@@ -125,20 +128,20 @@ class Acknowledgments(SubscriptionPart):
 
     def _delivered_to(self, key: int) -> bool:
         """Say whether it was this actor that delivered to a consumer, not the one before it, which failed."""
-        return self._journal.is_open and self._subscription.gave(key)
+        return self._journal.is_open and self._subscription.consumers.gave(key)
 
     def consumer_left(self) -> None:
         """Note when nobody was left."""
-        if not self._subscription.consumers:
+        if not self._subscription.consumers.refs:
             self._left_ms = self._subscription.clock.time_ms()
 
     def description(self) -> dict[str, int]:
         """Say how many messages are with consumers."""
-        return {"in_flight": self._subscription.roster.outstanding}
+        return {"in_flight": self._subscription.consumers.roster.outstanding}
 
     def state(self) -> State:
         """Say who holds messages, and since when."""
-        roster = self._subscription.roster
+        roster = self._subscription.consumers.roster
         holding = sorted(
             (member for member in roster.members if member.outstanding),
             key=lambda member: (member.holds_since_ms, member.age),

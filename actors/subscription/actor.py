@@ -14,10 +14,9 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from ister.actors.explain import State
 from ister.actors.messages import (
@@ -43,22 +42,19 @@ from ister.actors.messages import (
     TopicFailed,
     TopicUpdated,
     UpdateSubscription,
-    Yield,
     Yielded,
 )
 from ister.actors.pieces import Piece
 from ister.actors.presence import presence
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
-from ister.actors.selection import Member, Roster
+from ister.actors.selection import Member
+from ister.actors.subscription.consumers import Consumers
 from ister.actors.subscription.parts import DISPATCH_BYTES_MAX, Delivery, Host, SubscriptionPart
 from ister.errors import IsterError, RemoteError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.subscriptions import TRAITS
 from ister.transport.session import SessionLimits
 from ister.wire import encode_result
-
-NOTICES_KEPT: Final = 16  # while no consumer is there; the counts in `ister subscription show` have all of it
-
 
 _Waiting = AttachConsumer | StartSubscription | Describe  # what is answered once the topic has answered
 
@@ -85,23 +81,17 @@ class Subscription(LoopActor):
         self.ack_timeout_ms = int(meta.settings.get("ack_timeout_ms", ack_timeout_ms))
         self._traits = TRAITS[meta.type]
         self._in_shares = self._traits.shares and not self._traits.by_key
-        self.roster = Roster(meta.type, meta.name)
         self._paused = bool(meta.settings.get("paused", 0))
-        self.consumers: dict[int, Ref] = {}
-        self._active: Member | None = None
         self._dispatch_scheduled = False
         self._wake_timer: Timer | None = None
-        self._yielding: set[int] = (
-            set()
-        )  # who is to give back what it holds; 0: the journal, which is being moved
         self._ready = False  # the topic answered, and the start is fixed
         self.failure: IsterError | None = None  # why it serves nobody
         self._started_ms = self.clock.time_ms()
         self._waiting: list[_Waiting] = []
-        self._unseen: deque[Notice] = deque(maxlen=NOTICES_KEPT)  # for the next consumer: nobody was there
         self.delivered = 0
         self.redelivered = 0
         self.delivery = deliver_by(self)
+        self.consumers = Consumers(meta.type, meta.name, self.wake, takes_back=self.delivery.takes_back)
         self._parts: tuple[SubscriptionPart, ...] = tuple(self.delivery.parts)
         self.compose(self._parts)
 
@@ -153,43 +143,21 @@ class Subscription(LoopActor):
         if failure is not None:
             command.consumer.tell(Evicted(failure.code, failure.text))
             return
-        if command.force and self.meta.type == "exclusive":
-            self._take_over()
+        consumers = self.consumers
+        if command.force and self.meta.type == "exclusive" and (before := consumers.take_over()) is not None:
+            self.delivery.detached(before)
         try:
-            member = self.roster.attach(
-                command.key,
-                priority=command.priority,
-                messages=command.messages,
-                bytes=command.bytes,
-                sparse=command.sparse,
-            )
+            member = consumers.attach(command)
         except RemoteError as error:
             command.consumer.tell(Evicted(error.code, error.text))
             return
-        member.client = command.client
-        session = command.session
-        if session is not None:
-            member.heard_s = lambda: session.heard_at_s
-            member.connected = lambda: session.routing is not None
-        self.consumers[command.key] = command.consumer
         self.delivery.attached(member)
         failures_max = self.delivery.failures_max
         command.consumer.tell(Granted(self.delivery.position(), self.ack_timeout_ms, failures_max))
         self._greet(command.consumer)
-        self._after_change()
-        if self._traits.stands_by and self._active is not member:
+        consumers.elect()
+        if self._traits.stands_by and consumers.active is not member:
             command.consumer.tell(Notice("standby", 0, "another consumer is active"))
-
-    def _take_over(self) -> None:
-        """Send the consumer of an Exclusive subscription away for another, which begins with what it gives back."""
-        active = self.roster.active
-        if active is None:
-            return
-        self.roster.detach(active.key)
-        self.delivery.detached(active)
-        self._yielding.add(active.key)
-        text = f"another consumer took subscription {self.meta.name!r} over"
-        self.consumers.pop(active.key).tell(Evicted("taken-over", text))
 
     @property
     def is_ready(self) -> bool:
@@ -215,38 +183,6 @@ class Subscription(LoopActor):
         for command in waiting:
             self._admit(command)
 
-    def _after_change(self) -> None:
-        """Let a Failover's preferred consumer be active, once the one before has nothing left, and go on."""
-        active = self.roster.active
-        if active is not self._active and not self._is_busy(self._active):
-            before, self._active = self._active, active
-            if active is not None and self._traits.stands_by:
-                self.consumers[active.key].tell(Notice("active", 0, "this consumer is active now"))
-            if before is not None and before.key in self.consumers:
-                self._yielding.add(before.key)
-                self.consumers[before.key].tell(Notice("standby", 0, "another consumer is active"))
-                self.consumers[before.key].tell(Yield())
-        self.wake()
-
-    def _is_busy(self, member: Member | None) -> bool:
-        """Whether a consumer that was active still holds what nobody else may have meanwhile."""
-        return (
-            self.delivery.takes_back
-            and member is not None
-            and member.key in self.consumers
-            and member.outstanding > 0
-        )
-
-    @property
-    def hands_over(self) -> bool:
-        """Whether another consumer is to be active than the one that is."""
-        return self.roster.active is not self._active
-
-    @property
-    def active(self) -> Member | None:
-        """Who is active, of Exclusive and Failover."""
-        return self._active
-
     @receives(Left)
     def on_left(self, command: Left) -> None:
         """Take a consumer's place from it, and have what it held go to the next one."""
@@ -257,23 +193,19 @@ class Subscription(LoopActor):
             for waiting in self._waiting
             if not (isinstance(waiting, AttachConsumer) and waiting.key == key)
         ]
-        member = self.roster.get(key)
-        if member is not None:
-            self.roster.detach(key)
+        if (member := self.consumers.detach(key)) is not None:
             self.delivery.detached(member)
-        self.consumers.pop(key, None)
-        self._yielding.discard(key)
-        self._after_change()
+        self.consumers.elect()
         for part in self._parts:
             part.consumer_left()
-        if not self.consumers and not self._waiting:
+        if not self.consumers.refs and not self._waiting:
             self.delivery.abandoned()
 
     @receives(AddCredit)
     def on_credit(self, command: AddCredit) -> None:
         """A consumer has room for more."""
         limits = self._limits
-        self.roster.add_credit(
+        self.consumers.roster.add_credit(
             command.key,
             command.messages,
             command.bytes,
@@ -286,7 +218,7 @@ class Subscription(LoopActor):
     @receives(SetCredit)
     def on_set_credit(self, command: SetCredit) -> None:
         """A consumer came back: what it was told may have been lost with its connection."""
-        self.roster.set_credit(command.key, command.messages, command.bytes)
+        self.consumers.roster.set_credit(command.key, command.messages, command.bytes)
         self.delivery.credited(command.key, None)
         self._waiting = [
             replace(waiting, messages=command.messages, bytes=command.bytes)
@@ -294,58 +226,35 @@ class Subscription(LoopActor):
             else waiting
             for waiting in self._waiting
         ]
-        if command.key in self.consumers:
-            self._greet(self.consumers[command.key])
+        if (consumer := self.consumers.refs.get(command.key)) is not None:
+            self._greet(consumer)
         self.wake()
 
     @receives(Pause)
     def on_pause(self, command: Pause) -> None:
         """Send a consumer nothing more until it comes back, and tell it so, behind whatever is on its way to it."""
-        self.roster.block(command.key, True, "leaving")
+        self.consumers.roster.block(command.key, True, "leaving")
         command.consumer.tell(Paused())
 
     @receives(Yielded)
     def on_yielded(self, command: Yielded) -> None:
         """Who was active has given back what it held: the next one may begin, with that."""
-        self.release(command.key)
+        self.consumers.release(command.key)
         self.wake()
 
     @receives(Block)
     def on_block(self, command: Block) -> None:
         """A consumer's connection is full, or takes again."""
-        self.roster.block(command.key, command.blocked, command.why)
+        self.consumers.roster.block(command.key, command.blocked, command.why)
         self.delivery.credited(command.key, 0)
         if not command.blocked:
             self.wake()
-
-    def settle(self, key: int, messages: int) -> None:
-        """Note that a consumer holds so many messages less; another may have waited for that."""
-        self.roster.settle(key, messages)
-        if self.hands_over:
-            self._after_change()
-
-    def gave(self, key: int) -> bool:
-        """Say whether it was this actor that delivered to a consumer, not the one before it, which failed."""
-        return not key or key in self.consumers or key in self._yielding
-
-    @property
-    def yields(self) -> bool:
-        """Whether somebody is to give back what it holds, and has not yet."""
-        return bool(self._yielding)
-
-    def hold(self, key: int) -> None:
-        """Deliver nothing until `release(key)`: somebody is to give back what it holds, or (0) the journal moves."""
-        self._yielding.add(key)
-
-    def release(self, key: int) -> None:
-        """Undo `hold`."""
-        self._yielding.discard(key)
 
     # ---- dispatch -----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Dispatch once, at the end of this turn, whatever the turn brings."""
-        if not self._dispatch_scheduled and self._ready and self.consumers:
+        if not self._dispatch_scheduled and self._ready and self.consumers.refs:
             self._dispatch_scheduled = True
             self.at_turn_end(self._dispatch)
 
@@ -366,14 +275,15 @@ class Subscription(LoopActor):
     @property
     def may_deliver(self) -> bool:
         """Whether anything may be delivered: nobody is to give back anything first, and it is not paused."""
-        return not (self._yielding or self._paused or self.hands_over)
+        return not (self._paused or self.consumers.held or self.consumers.hands_over)
 
     def take_turns(self) -> None:
         """Deliver what the delivery has next to whoever's turn it is, until one of the two is exhausted."""
-        if self._yielding or self._paused or self.hands_over:
+        consumers = self.consumers
+        roster, next_piece = consumers.roster, self.delivery.next_piece
+        if consumers.held or self._paused or roster.active is not consumers.active:
             return
         budget = DISPATCH_BYTES_MAX
-        roster, next_piece = self.roster, self.delivery.next_piece
         share = roster.share(self.delivery.backlog()) if self._in_shares else None
         while budget > 0:
             member = roster.choose()
@@ -388,8 +298,8 @@ class Subscription(LoopActor):
 
     def deliver(self, member: Member, piece: Piece) -> None:
         """Send a consumer a piece."""
-        self.roster.spend(member, piece.count, piece.bytes)
-        self.consumers[member.key].tell(Deliver(piece, self._me))
+        self.consumers.roster.spend(member, piece.count, piece.bytes)
+        self.consumers.refs[member.key].tell(Deliver(piece, self._me))
         self.delivered += piece.count
         if piece.attempt > 1:
             self.redelivered += piece.count
@@ -436,27 +346,15 @@ class Subscription(LoopActor):
 
     def _greet(self, consumer: Ref) -> None:
         """Tell a consumer that comes what happened while nobody was here, and whether anything will."""
-        while self._unseen:
-            consumer.tell(self._unseen.popleft())
+        self.consumers.tell_unseen(consumer)
         if self._paused:
             consumer.tell(Notice("paused", 0, f"subscription {self.meta.name!r} is paused"))
         for part in self._parts:
             part.greet(consumer)
 
-    def notify(self, notice: Notice) -> None:
-        """Tell all consumers, or the next one that comes."""
-        self.tell_all(notice)
-        if not self.consumers:
-            self._unseen.append(notice)
-
-    def tell_all(self, message: object) -> None:
-        """Tell all consumers that are there."""
-        for consumer in self.consumers.values():
-            consumer.tell(message)
-
     def evict_all(self, code: str, text: str) -> None:
         """Send everybody away, also who still waits for a place."""
-        self.tell_all(Evicted(code, text))
+        self.consumers.tell_all(Evicted(code, text))
         self.become_failed(RemoteError(code, text))
 
     # ---- what operators ask for ---------------------------------------------------------------------------------
@@ -470,7 +368,7 @@ class Subscription(LoopActor):
         for part in self._parts:
             part.settings_updated()
         if before != (self.ack_timeout_ms, self.delivery.failures_max):
-            self.tell_all(TimeoutChanged(self.ack_timeout_ms, self.delivery.failures_max))
+            self.consumers.tell_all(TimeoutChanged(self.ack_timeout_ms, self.delivery.failures_max))
         self._pause(bool(self.meta.settings.get("paused", 0)))
         self.answer(command, {})
 
@@ -480,7 +378,9 @@ class Subscription(LoopActor):
             return
         self._paused = paused
         what = "was paused" if paused else "goes on"
-        self.notify(Notice("paused" if paused else "resumed", 0, f"subscription {self.meta.name!r} {what}"))
+        self.consumers.notify(
+            Notice("paused" if paused else "resumed", 0, f"subscription {self.meta.name!r} {what}")
+        )
         self.wake()
 
     @receives(Delete)
@@ -534,12 +434,12 @@ class Subscription(LoopActor):
             "failure": None if self.failure is None else self.failure.text,
             "failure_code": None if self.failure is None else self.failure.code,
             "paused": self._paused,
-            "standby": max(0, len(self.roster) - 1) if self._traits.stands_by else 0,
-            "handing_over": len(self._yielding) or int(self.hands_over),
+            "standby": max(0, len(self.consumers.roster) - 1) if self._traits.stands_by else 0,
+            "handing_over": self.consumers.yielding,
         }
         consumers = presence(
-            self.roster.members,
-            self.roster.active,
+            self.consumers.roster.members,
+            self.consumers.roster.active,
             self.clock.monotonic(),
             self.clock.time_ms(),
             heartbeat_ms=limits.heartbeat_ms,

@@ -60,7 +60,7 @@ class ByKey(Delivery):
 
     def credited(self, key: int, messages: int | None) -> None:  # noqa: ARG002
         """Look what its keys have for it."""
-        member = self._subscription.roster.get(key)
+        member = self._subscription.consumers.roster.get(key)
         if member is not None and member.ready:
             self._lanes.called[member] = None
 
@@ -94,7 +94,7 @@ class ByKey(Delivery):
                 return False
             if (sent := self._serve()) is not None:
                 budget -= sent
-            elif subscription.roster.choose() is None or not self._look_further():
+            elif subscription.consumers.roster.choose() is None or not self._look_further():
                 return False
         subscription.wake()
         return True
@@ -112,7 +112,7 @@ class ByKey(Delivery):
                     lanes.called[member] = None  # its next turn, if there is one, is behind everybody else's
                 if sent:
                     return sent
-        if lanes.has_free and (someone := self._subscription.roster.choose()) is not None:
+        if lanes.has_free and (someone := self._subscription.consumers.roster.choose()) is not None:
             return self._send_piece(someone)
         return None
 
@@ -159,7 +159,7 @@ class ByKey(Delivery):
 
     def _look_ahead(self) -> None:
         """Let the lanes know more than one turn needs, so that nobody waits behind a hot key or a slow consumer."""
-        if self._subscription.roster.choose() is None or self._log.is_full(0):
+        if self._subscription.consumers.roster.choose() is None or self._log.is_full(0):
             return
         now_s = self._subscription.clock.monotonic()
         if self._lanes.overflowed and now_s >= self._refill_s and not self._lanes.full:
@@ -294,7 +294,7 @@ class ByKey(Delivery):
     def forget(self) -> None:
         """Begin anew with the consumers there are."""
         self._lanes = Lanes()
-        for member in self._subscription.roster.members:
+        for member in self._subscription.consumers.roster.members:
             self.attached(member)
 
     # ---- what is said of it -------------------------------------------------------------------------------------

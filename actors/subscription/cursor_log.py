@@ -153,7 +153,7 @@ class CursorLog(SubscriptionPart):
         self._flushed_low = journal.cursor.low
         confirming, self._confirming = self._confirming, []
         for key, ref in confirming:
-            if (consumer := self._subscription.consumers.get(key)) is not None:
+            if (consumer := self._subscription.consumers.refs.get(key)) is not None:
                 consumer.tell(Confirmed(ref))
         compaction = journal.begin_compaction()
         if compaction is not None:

@@ -133,7 +133,7 @@ class Failures(SubscriptionPart):
                     f"ister subscription unblock {self._topic} {self._name}"
                 )
                 log.warning("subscription %s of %s is blocked: %s", self._name, self._topic, text)
-                self._subscription.notify(Notice("blocked", end - first, text, first))
+                self._subscription.consumers.notify(Notice("blocked", end - first, text, first))
             else:
                 self.poison.bury(poisoned)
         self._bury()

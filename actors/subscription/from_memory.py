@@ -190,18 +190,18 @@ class FromMemory(Delivery):
     def _tell_losses(self) -> None:
         self._notice_timer = None
         if not self._untold:
-            self._untold, self._told = list(reversed(self._subscription.consumers)), self._dropped
+            self._untold, self._told = list(reversed(self._subscription.consumers.refs)), self._dropped
         notice = Notice("dropped", self._dropped, "messages were dropped: no credit, and the buffer was full")
         now, self._untold = self._untold[-DROP_NOTICES:], self._untold[:-DROP_NOTICES]
         for key in reversed(now):
-            if (consumer := self._subscription.consumers.get(key)) is not None:
+            if (consumer := self._subscription.consumers.refs.get(key)) is not None:
                 consumer.tell(notice)
         if self._untold or self._told < self._dropped:
             self._notice_timer = self._subscription.call_later(DROP_NOTICE_S, self._tell_losses)
 
     def credited(self, key: int, messages: int | None) -> None:
         """So much of what it was given it has handed out, for nothing is acknowledged; who came back has it all."""
-        roster = self._subscription.roster
+        roster = self._subscription.consumers.roster
         if messages is not None:
             roster.settle(key, messages)
         elif (member := roster.get(key)) is not None:

@@ -1,8 +1,8 @@
-"""Access to a topic's log: where the topic stands, and what to do when something cannot be read.
+"""Access to a topic's log: what of it can be read here, and what to do when something cannot.
 
 Runs in a worker process, as a part of a Subscription; reads the topic's segment files itself (`actors/source.py`), and
-is only told how far they are durable. It owns what is asked of the topic and of the Fetcher, and opens the journal once
-it is known where to begin. Which message goes to whom is not decided here.
+is only told how far they are durable. It owns what is asked of the Fetcher, what is waited at, and what was lost. Which
+message goes to whom is not decided here.
 
 Invariants
 - nothing is read that is not durable at the topic's level
@@ -16,14 +16,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from ister.actors.addresses import instance_of
 from ister.actors.asking import Asking
 from ister.actors.explain import State, Stop
 from ister.actors.messages import (
-    Ask,
-    Attach,
-    Attached,
-    Detach,
     Durable,
     Fetch,
     Fetched,
@@ -32,17 +27,14 @@ from ister.actors.messages import (
     NotFetched,
     Notice,
     Repaired,
-    TopicFailed,
     Trimmed,
 )
-from ister.actors.runtime import Address, Ref, Timer, receives
+from ister.actors.runtime import Ref, Timer, receives
 from ister.actors.source import Source
 from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.parts import Host, SubscriptionPart
-from ister.errors import DamagedError, IsterError, RemoteError, StorageError, TrimmedError
-from ister.storage.cursor import CursorJournal
-from ister.storage.tiered import UNKNOWN, NotHereError, TieredReader
-from ister.wire import encode_result
+from ister.errors import DamagedError, StorageError, TrimmedError
+from ister.storage.tiered import NotHereError, TieredReader
 from ister.words import counted
 
 log = logging.getLogger("ister.subscription")
@@ -55,16 +47,11 @@ ASKED: Final = 1 << 63  # above every offset
 T = TypeVar("T")
 
 
-class _StartUnknownError(Exception):
-    """Nobody knows yet where the topic begins."""
-
-
 class LogAccess(SubscriptionPart):
     """The log of one topic, as one subscription reads it.
 
-    `open_reader(offset)` opens a reader of the topic's segments. `in_catalogue`: others know of the subscription, and
-    forget it where it cannot begin; else (a reader) a place that the log has counts also where the store has lost it.
-    `refuses(error)` says whether damage only concerns somebody who wanted to go there.
+    `open_reader(offset)` opens a reader of the topic's segments. `refuses(error)` says whether damage only concerns
+    somebody who wanted to go there.
     """
 
     def __init__(
@@ -73,23 +60,16 @@ class LogAccess(SubscriptionPart):
         journal: CursorLog,
         *,
         topic_ref: Ref,
-        directory: Ref,
         fetcher: Ref,
         open_reader: Callable[[int], TieredReader],
-        in_catalogue: bool = True,
     ) -> None:
         self._subscription = subscription
         self._topic, self._name = subscription.topic.name, subscription.meta.name
         self._journal = journal
         self._topic_ref = topic_ref
-        self._directory = directory
         self._fetcher = fetcher
-        self._in_catalogue = in_catalogue
         self.source = Source(self._topic, open_reader, self._skip)
         self.refuses: Callable[[DamagedError], bool] = lambda _error: False
-        self._attached_as: Attached | None = None
-        self._asking = Asking()  # the topic
-        self._attach_timer: Timer | None = None
         self._fetching: NotHereError | None = None  # what is being brought back
         self._fetching_since_ms = 0
         self._fetch_trouble = ""
@@ -103,146 +83,28 @@ class LogAccess(SubscriptionPart):
         self._skipped = 0
         self._missing = 0
 
-    # ---- the topic ----------------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Ask the topic how far it is durable."""
-        self._attach()
-
-    def _attach(self) -> None:
-        """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
-        self._topic_ref.tell(Attach(self._subscription.address, self._subscription.topic))
-        self.source.rest()
-        self._attach_in(self._asking.asked())
-
-    def _attach_in(self, seconds: float) -> None:
-        if self._attach_timer is not None:
-            self._attach_timer.cancel()
-        self._attach_timer = self._subscription.call_later(seconds, self._attach)
-
     def stop(self) -> None:
         """Let go of the log's files."""
         self.source.release()
 
-    def erase(self) -> None:
-        """Be told nothing more by the topic."""
-        self.detach()
-
-    def detach(self) -> None:
-        """Be told nothing more by the topic."""
-        self._topic_ref.tell(Detach(self._subscription.address))
-
     def node_started(self, started: NodeStarted) -> None:
-        """Ask the topic's process, and the tier, once more: they know nothing."""
-        if started.node == self._topic_ref.address.node:
-            self._attach()
+        """Ask the tier once more: it knows nothing."""
         if started.node == self._fetcher.address.node:
             self._fetch_again()
 
-    @receives(Attached)
-    def on_attached(self, attached: Attached) -> None:
-        """Fix the start when the subscription is new, and read on from the cursor."""
-        self._attached_as = attached
-        self._attach_in(self._asking.answered())
-        self.source.stored(UNKNOWN if attached.stored_end is None else attached.stored_end)
+    def stored(self, end: int) -> None:
+        """Note up to where the store has the topic, and ask it for what was waited at, if it has that now."""
+        self.source.stored(end)
         if self._stalled is not None and self._stalled_at < self.source.stored_end:
-            self._read_again()  # the store was not asked for it
-        if not self._journal.is_open:
-            self.source.reaches(attached.durable_end)
-            try:
-                self._journal.open(
-                    lambda: self._start(attached),
-                    lambda journal: self._fit(journal, max(attached.durable_end, attached.log_end)),
-                )
-            except _StartUnknownError:
-                return  # the topic tells it once the store has told the topic
-            except NotHereError as error:  # sought by time: the store must be asked
-                self.fetch(error)
-                return
-            except IsterError as error:
-                self._subscription.become_failed(error)
-                if error.code == "offset-out-of-range" and self._in_catalogue:
-                    self._undo_creation()
-                return
-            self.source.begin(self._journal.cursor.low)
-            self._subscription.opened()
-        self.source.advance(attached.durable_end)
-        self._subscription.become_ready()
-        self._journal.tell_consumed()  # to a topic that was started again
-        if attached.start_offset is not None:
-            self.on_trimmed(Trimmed(attached.start_offset))
-        self._subscription.wake()
+            self._read_again()
 
-    def _start(self, attached: Attached) -> int:
-        start = self._subscription.meta.start
-        if start == "latest":
-            return attached.durable_end
-        if attached.start_offset is None:
-            raise _StartUnknownError
-        self.source.begins(attached.start_offset)
-        return self.position_of(str(start))
+    @receives(Durable)
+    def on_durable(self, durable: Durable) -> None:
+        """More may be delivered."""
+        if self.source.advance(durable.durable_end):
+            self._subscription.wake()
 
-    def position_of(self, place: str) -> int:
-        """Return the offset that "earliest", "latest", digits or "time:<unix ms>" mean now.
-
-        Raises RemoteError offset-out-of-range, and for a time what reading raises.
-        """
-        start, end = self.source.history_start, self.source.durable_end
-        if place == "latest":
-            return end
-        if place == "earliest":
-            return start
-        kind, _, number = place.rpartition(":")
-        if kind == "time":
-            return self.source.offset_at(int(number), start)
-        offset = int(place)
-        known = self._attached_as
-        if not self._in_catalogue and known is not None and end < offset <= known.log_end:
-            return offset  # it was delivered once; there a reader waits until the store has it again
-        if not start <= offset <= end:
-            raise RemoteError(
-                "offset-out-of-range",
-                f"offset {offset} is not in topic {self._topic!r}, which has {start} to {end}",
-            )
-        return offset
-
-    def _fit(self, journal: CursorJournal, end: int) -> None:
-        """Take back what was acknowledged of messages that a power failure took from the topic's log.
-
-        Their offsets are given out again, and who gets them must not be taken for acknowledged. Raises DamagedError
-        where the topic promised that nothing of the kind can happen.
-        """
-        cursor = (
-            journal.cursor
-        )  # with durability cloud ahead of what may be delivered, if the store lost objects
-        reached = max(cursor.low, cursor.ranges.end or 0)
-        if reached <= end:
-            return
-        text = f"the log of topic {self._topic!r} ends at offset {end}, but {reached} was acknowledged"
-        if self._subscription.topic.durability != "os":
-            journal.close()
-            raise DamagedError(text)
-        log.warning("subscription %s: %s", self._name, text)
-        journal.seek(min(cursor.low, end))
-        for first, stop in cursor.ranges:
-            journal.note(first, min(stop, end))
-
-    def _undo_creation(self) -> None:
-        """A subscription that cannot begin where it was to was never there: its name is free for another start."""
-        # by then another may have the name
-        instance = instance_of(self._subscription.topic, self._subscription.meta)
-        arguments = encode_result({"topic": self._topic, "subscription": self._name, "instance": instance})
-        nobody = Address(self._subscription.system.node, "nobody")
-        self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
-
-    def topic_failed(self, failed: TopicFailed) -> None:
-        """Go on with what is durable; before that is known, say why nobody can be served."""
-        error = RemoteError(failed.code, failed.text)
-        if not self._subscription.is_ready:
-            self._subscription.become_failed(error)
-        if error.action == "retry":
-            self._asking.answered()
-            self._attach_in(ATTACH_RETRY_S)
+    # ---- what cannot be read ------------------------------------------------------------------------------------
 
     @receives(Trimmed)
     def on_trimmed(self, trimmed: Trimmed) -> None:
@@ -267,14 +129,6 @@ class LogAccess(SubscriptionPart):
             log.warning("subscription %s of %s: %s", self._name, self._topic, text)
             self.count_trimmed(lost, text, low)
         self._subscription.wake()
-
-    @receives(Durable)
-    def on_durable(self, durable: Durable) -> None:
-        """More may be delivered."""
-        if self.source.advance(durable.durable_end):
-            self._subscription.wake()
-
-    # ---- what cannot be read ------------------------------------------------------------------------------------
 
     def read(self, step: Callable[[], T]) -> T | None:
         """Do what reads, and what is to be done where that fails; None where it is to be tried again later."""
@@ -369,12 +223,7 @@ class LogAccess(SubscriptionPart):
             f"and the subscription begins at offset {end}: {error.text}"
         )
         log.error("subscription %s of %s: %s", self._name, self._topic, text)
-        self._subscription.notify(Notice("missing", lost, text, first))
-
-    def may_read(self) -> None:
-        """Find out where to begin, if that could not be read."""
-        if not self._journal.is_open and self._attached_as is not None:
-            self.on_attached(self._attached_as)
+        self._subscription.consumers.notify(Notice("missing", lost, text, first))
 
     def forget(self) -> None:
         """Wait for nothing of where the subscription was."""
@@ -397,7 +246,7 @@ class LogAccess(SubscriptionPart):
         log.error("subscription %s of %s waits: %s", self._name, self._topic, text)
         self._topic_ref.tell(FoundDamage(first, end, error.text, self._stalled_at == ASKED))
         self._stalled = Notice("log-damaged", end - first, text, first)
-        self._subscription.tell_all(self._stalled)
+        self._subscription.consumers.tell_all(self._stalled)
 
     def greet(self, consumer: Ref) -> None:
         """Tell a consumer that comes what those who are here were told."""
@@ -425,7 +274,7 @@ class LogAccess(SubscriptionPart):
                     f"an operator decided to skip {counted(lost, 'damaged message')} from offset {first} on"
                 )
                 log.warning("subscription %s of %s: %s", self._name, self._topic, text)
-                self._subscription.notify(Notice("skipped", lost, text, first))
+                self._subscription.consumers.notify(Notice("skipped", lost, text, first))
 
     @property
     def fetches(self) -> bool:
@@ -435,7 +284,7 @@ class LogAccess(SubscriptionPart):
     def count_trimmed(self, messages: int, text: str, first: int) -> None:
         """Say to the consumers that retention took messages which they were to get."""
         self._trimmed += messages
-        self._subscription.notify(Notice("trimmed", messages, text, first))
+        self._subscription.consumers.notify(Notice("trimmed", messages, text, first))
 
     # ---- what is said of it -------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What every subscription on a log is made of, put together.
 
-The journal, access to the log, the schedule, the move, failures, acknowledgments. Runs in a worker process; the
-delivery has it. Each part is told of those before it that it needs, and of no other.
+The journal, access to the log, the topic, the schedule, the move, failures, acknowledgments. Runs in a worker process;
+the delivery has it. Each part is told of those before it that it needs, and of no other.
 
 Invariants
 - the journal is the first of the parts, so that what the others do in a hook is behind it
@@ -17,6 +17,7 @@ from typing import Final
 from ister.actors.explain import State
 from ister.actors.runtime import Ref
 from ister.actors.subscription.acknowledgments import Acknowledgments
+from ister.actors.subscription.attaching import Attaching
 from ister.actors.subscription.cursor_log import CursorLog, OpenJournal
 from ister.actors.subscription.failures import Failures
 from ister.actors.subscription.log_access import LogAccess
@@ -75,15 +76,21 @@ class LogParts:
             subscription,
             self.journal,
             topic_ref=given.topic_ref,
-            directory=given.directory,
             fetcher=given.fetcher,
             open_reader=given.open_reader,
+        )
+        self.attaching = Attaching(
+            subscription,
+            self.journal,
+            self.access,
+            topic_ref=given.topic_ref,
+            directory=given.directory,
             in_catalogue=in_catalogue,
         )
         self.source = self.access.source
         self.remembered = Remembered(self.journal)
         self.schedule = Schedule(subscription, queue, self.journal, self.source, self.remembered)
-        self.moving = Moving(subscription, self.journal, self.access)
+        self.moving = Moving(subscription, self.journal, self.access, self.attaching)
         self.failures = Failures(
             subscription,
             queue,
@@ -98,6 +105,7 @@ class LogParts:
         self.parts: tuple[SubscriptionPart, ...] = (
             self.journal,
             self.access,
+            self.attaching,
             self.schedule,
             self.moving,
             self.failures,

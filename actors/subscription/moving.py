@@ -16,6 +16,7 @@ from typing import Final
 from ister.actors.explain import State
 from ister.actors.messages import Seek, Sought, Stayed, Yield
 from ister.actors.runtime import receives
+from ister.actors.subscription.attaching import Attaching
 from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.move import Move
@@ -31,10 +32,13 @@ JOURNAL: Final = 0  # no consumer: nothing is delivered until the journal has th
 class Moving(SubscriptionPart):
     """The moves of one subscription."""
 
-    def __init__(self, subscription: Host, journal: CursorLog, access: LogAccess) -> None:
+    def __init__(
+        self, subscription: Host, journal: CursorLog, access: LogAccess, attaching: Attaching
+    ) -> None:
         self._subscription = subscription
         self._journal = journal
         self._access = access
+        self._attaching = attaching
         self.move = Move()
         access.refuses = self._refuses
 
@@ -54,11 +58,11 @@ class Moving(SubscriptionPart):
     def go_on(self) -> None:
         """Do whatever is next, if it can be done."""
         move, subscription = self.move, self._subscription
-        if move.command is None or subscription.yields:
+        if move.command is None or subscription.consumers.held:
             return
         if move.state == "finding":
             try:
-                move.found(self._access.position_of(move.command.to))
+                move.found(self._attaching.position_of(move.command.to))
             except NotHereError as error:
                 if not self._access.fetches:
                     self._access.fetch(error)
@@ -66,22 +70,22 @@ class Moving(SubscriptionPart):
             except IsterError as error:
                 self._stay(error)
                 return
-            for key, consumer in subscription.consumers.items():
-                subscription.hold(key)
+            for key, consumer in subscription.consumers.refs.items():
+                subscription.consumers.hold(key)
                 consumer.tell(Yield(moving=True))
-            if subscription.consumers:
+            if subscription.consumers.refs:
                 return
         move.yielded()
         assert move.target is not None
         offset = move.target
-        subscription.hold(JOURNAL)
+        subscription.consumers.hold(JOURNAL)
         self._journal.move(offset, lambda error: self._moved(offset, error))
 
     def _moved(self, offset: int, error: StorageError | None) -> None:
         subscription = self._subscription
-        subscription.release(JOURNAL)
+        subscription.consumers.release(JOURNAL)
         if error is not None:
-            subscription.tell_all(Stayed())
+            subscription.consumers.tell_all(Stayed())
             self._stay(error)
             return
         subscription.forget()
@@ -92,7 +96,7 @@ class Moving(SubscriptionPart):
             subscription.topic.name,
             offset,
         )
-        subscription.tell_all(Sought(offset))
+        subscription.consumers.tell_all(Sought(offset))
         self._journal.store()
         subscription.answer(self.move.end(moved=True), {"position": offset})
         subscription.wake()

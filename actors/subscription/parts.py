@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Final, Protocol
 from ister.actors.explain import State
 from ister.actors.ledger import Held
 from ister.actors.loop import Call, Scheduler, Timer
-from ister.actors.messages import Left, NodeStarted, Notice, TopicFailed
+from ister.actors.messages import Left, NodeStarted, TopicFailed
 from ister.actors.pieces import Piece
 from ister.actors.runtime import Address, Part, Ref, System
-from ister.actors.selection import Member, Roster
+from ister.actors.selection import Member
+from ister.actors.subscription.consumers import Consumers
 from ister.clock import Clock
 from ister.errors import IsterError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
@@ -37,8 +38,7 @@ class Host(Protocol):
     clock: Clock
     topic: TopicMeta  # as they are now
     meta: SubscriptionMeta
-    consumers: dict[int, Ref]
-    roster: Roster
+    consumers: Consumers
     ack_timeout_ms: int
     failure: IsterError | None  # why it serves nobody
 
@@ -58,18 +58,6 @@ class Host(Protocol):
     def may_deliver(self) -> bool:
         """Whether anything may be delivered: nobody is to give back anything first, and it is not paused."""
 
-    @property
-    def yields(self) -> bool:
-        """Whether somebody is to give back what he holds, and has not yet."""
-
-    @property
-    def hands_over(self) -> bool:
-        """Whether another consumer is to be active than the one that is."""
-
-    @property
-    def active(self) -> Member | None:
-        """Who is active, of Exclusive and Failover."""
-
     def call_later(self, delay_s: float, call: Call) -> Timer:
         """Make a call in so many seconds, unless the subscription is gone by then."""
 
@@ -87,24 +75,6 @@ class Host(Protocol):
 
     def deliver(self, member: Member, piece: Piece) -> None:
         """Send a consumer a piece."""
-
-    def hold(self, key: int) -> None:
-        """Deliver nothing until `release(key)`: a consumer is to give back what it holds, or (0) the journal moves."""
-
-    def release(self, key: int) -> None:
-        """Undo `hold`."""
-
-    def settle(self, key: int, messages: int) -> None:
-        """Note that a consumer holds so many messages less."""
-
-    def gave(self, key: int) -> bool:
-        """Say whether this subscription delivered to a consumer that is there, or is to give back what it holds."""
-
-    def notify(self, notice: Notice) -> None:
-        """Tell all consumers, or the next one that comes."""
-
-    def tell_all(self, message: object) -> None:
-        """Tell all consumers that are there."""
 
     def become_ready(self) -> None:
         """Serve those who wait."""

@@ -30,7 +30,7 @@ class Reading(InOrder):
     def delivered(self, member: Member, piece: Piece) -> None:
         """Take it as done."""
         super().delivered(member, piece)
-        self._subscription.roster.settle(member.key, piece.count)
+        self._subscription.consumers.roster.settle(member.key, piece.count)
         self._journal.note(piece.offset, piece.end)
 
     @receives(ReadFrom)
@@ -41,7 +41,7 @@ class Reading(InOrder):
         start, begins = command.start, self._source.history_start
         missed = begins - int(start) if start.isdecimal() else 0
         try:
-            offset = begins if missed > 0 else self._log.access.position_of(start)
+            offset = begins if missed > 0 else self._log.attaching.position_of(start)
         except IsterError:  # only the store could say: it goes on behind what it was given
             return
         self._journal.move(offset, lambda _error: None)
@@ -59,7 +59,7 @@ class Reading(InOrder):
 
     def abandoned(self) -> None:
         """End with the consumer."""
-        self._log.access.detach()
+        self._log.attaching.detach()
         self._subscription.stop_now()
 
 

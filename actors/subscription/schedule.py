@@ -112,7 +112,7 @@ class Schedule(SubscriptionPart):
         times = sheet.deliver_at
         assert times is not None
         self._looked_at += sheet.end - first
-        shares = self._subscription.roster.shares
+        shares = self._subscription.consumers.roster.shares
         for begin, end in self._remembered.fresh(first, sheet.end):
             at = begin
             while at < end:
@@ -244,7 +244,7 @@ class Schedule(SubscriptionPart):
             def tell() -> None:
                 count, self._expired_told = self._expired - self._expired_told, self._expired
                 text = f"{counted(count, 'message')} outlived message_ttl_ms ({self._ttl_ms}) before delivery"
-                self._subscription.notify(Notice("expired", count, text, first))
+                self._subscription.consumers.notify(Notice("expired", count, text, first))
 
             # With thousands of consumers not so often, or they would be told of nothing else.
             wait_s = len(self._subscription.consumers) // 100 * EXPIRED_NOTICES_S
@@ -254,7 +254,7 @@ class Schedule(SubscriptionPart):
         """Where nothing is delivered nothing is looked at: let go of what is too old here."""
         again_s = EXPIRE_S
         subscription, journal = self._subscription, self._journal
-        idle = not subscription.roster.outstanding  # what somebody holds may yet be acknowledged
+        idle = not subscription.consumers.roster.outstanding  # what somebody holds may yet be acknowledged
         if self._ttl_ms and journal.is_open and idle and subscription.failure is None:
             low = journal.cursor.low
             at = max(low, self._ahead_end)

@@ -10,10 +10,12 @@ from typing import Any, TypeVar, cast
 
 from ister.actors.ledger import Held
 from ister.actors.loop import Call, Timer
-from ister.actors.messages import Attached
+from ister.actors.messages import AttachConsumer, Attached, Notice
 from ister.actors.pieces import Piece, RelayedBatch
 from ister.actors.runtime import Address, Ref, System
-from ister.actors.selection import Member, Roster
+from ister.actors.selection import Member
+from ister.actors.subscription.attaching import Attaching
+from ister.actors.subscription.consumers import Consumers
 from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.log_parts import LogGiven
@@ -48,6 +50,18 @@ class Told(Ref):
         return found
 
 
+class NotingConsumers(Consumers):
+    """Consumers of whom all is known that they were notified of, though nobody was there."""
+
+    def __init__(self, type_: str, name: str, wake: Callable[[], None]) -> None:
+        super().__init__(type_, name, wake)
+        self.notices: list[Notice] = []
+
+    def notify(self, notice: Notice) -> None:
+        self.notices.append(notice)
+        super().notify(notice)
+
+
 class StubHost:
     """A `Host` that decides nothing: it notes what the parts ask of it."""
 
@@ -60,20 +74,17 @@ class StubHost:
         self.topic = TopicMeta("orders", bytes(16), "reliable", "fsync", 1, topic)
         self.meta = SubscriptionMeta("orders", "s", type_, start, 1)
         self.me = Told(self.path)
-        self.consumers: dict[int, Ref] = {}
-        self.roster = Roster(type_, "s")
+        consumers = NotingConsumers(type_, "s", self.wake)
+        self.consumers: Consumers = consumers
+        self.notices = consumers.notices
         self.ack_timeout_ms = 30_000
         self.failure: IsterError | None = None
         self.is_ready = False
         self.may_deliver = True
-        self.hands_over = False
-        self.active: Member | None = None
-        self.held: set[int] = set()
         self.parts: list[SubscriptionPart] = []
         self.wakes = 0
         self.wake_times: list[float] = []
         self.delivered: list[Piece] = []
-        self.notices: list[Any] = []
         self.evicted: list[str] = []
         self.answers: list[Any] = []
         self.ended = False
@@ -87,14 +98,11 @@ class StubHost:
     def address(self) -> Address:
         return self.me.address
 
-    @property
-    def yields(self) -> bool:
-        return bool(self.held)
-
     def attach(self, key: int = 1, *, sparse: bool = True) -> Told:
         """Add a consumer with room for anything."""
-        member = self.roster.attach(key, priority=0, messages=1 << 20, bytes=1 << 30, sparse=sparse)
-        self.consumers[key] = consumer = Told(f"consumer/{key}")
+        consumer = Told(f"consumer/{key}")
+        member = self.consumers.attach(AttachConsumer(consumer, key, 0, 1 << 20, 1 << 30, sparse))
+        self.consumers.elect()
         if self.delivery is not None:
             self.delivery.attached(member)
         return consumer
@@ -112,35 +120,16 @@ class StubHost:
         self.wake_times.append(due_s)
 
     def take_turns(self) -> None:
-        while (member := self.roster.choose()) is not None:
+        while (member := self.consumers.roster.choose()) is not None:
             piece = self.delivery.next_piece(member, member.messages)
             if piece is None:
                 return
             self.deliver(member, piece)
 
     def deliver(self, member: Member, piece: Piece) -> None:
-        self.roster.spend(member, piece.count, piece.bytes)
+        self.consumers.roster.spend(member, piece.count, piece.bytes)
         self.delivered.append(piece)
         self.delivery.delivered(member, piece)
-
-    def hold(self, key: int) -> None:
-        self.held.add(key)
-
-    def release(self, key: int) -> None:
-        self.held.discard(key)
-
-    def settle(self, key: int, messages: int) -> None:
-        self.roster.settle(key, messages)
-
-    def gave(self, key: int) -> bool:
-        return not key or key in self.consumers or key in self.held
-
-    def notify(self, notice: Any) -> None:
-        self.notices.append(notice)
-
-    def tell_all(self, message: object) -> None:
-        for consumer in self.consumers.values():
-            consumer.tell(message)
 
     def become_ready(self) -> None:
         self.is_ready, self.failure = True, None
@@ -311,11 +300,13 @@ class Bench:
             self.host,
             self.journal,
             topic_ref=self.topic,
-            directory=self.directory,
             fetcher=self.fetcher,
             open_reader=self.log.reader,
         )
-        self.host.parts = [self.journal, self.access]
+        self.attaching = Attaching(
+            self.host, self.journal, self.access, topic_ref=self.topic, directory=self.directory
+        )
+        self.host.parts = [self.journal, self.access, self.attaching]
 
     def begin(self) -> None:
         """Open the journal where the log begins, and have all of it durable."""
@@ -357,7 +348,7 @@ class Delivering(Bench):
     def publish(self, *payloads: bytes, **given: Any) -> None:
         """Append one batch, and have it durable."""
         self.log.publish(*payloads, **given)
-        self.part(LogAccess).on_attached(Attached(0, self.log.end))
+        self.part(Attaching).on_attached(Attached(0, self.log.end))
 
     def hand_out(self) -> list[tuple[tuple[int, int], ...]]:
         """Dispatch once, and return the ranges of what was delivered."""

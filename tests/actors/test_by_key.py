@@ -98,7 +98,7 @@ def test_a_move_begins_anew_with_the_consumers_there_are() -> None:
     assert offsets(bench) == [0, 1]
     bench.part(Moving).on_seek(Seek("0", ASKER, 1))
     assert offsets(bench) == []
-    bench.host.release(1)
+    bench.host.consumers.release(1)
     assert offsets(bench) == [0, 1]
     assert bench.delivery.state()["keyed"] == 0
 
@@ -121,8 +121,8 @@ def test_who_holds_a_key_is_said() -> None:
     bench = keyed(2)
     bench.publish(b"x", key=b"a")
     (first,) = offsets(bench)
-    owner = next(member for member in bench.host.roster.members if member.outstanding)
-    bench.host.roster.block(owner.key, True, "full")
+    owner = next(member for member in bench.host.consumers.roster.members if member.outstanding)
+    bench.host.consumers.roster.block(owner.key, True, "full")
     bench.delivery.detached(owner)  # its slots go to the other one, the key stays until it is done
     bench.publish(b"x", key=b"a")
     assert (first, offsets(bench)) == (0, [])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from ister.actors.messages import Block, Fenced
-from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.attaching import Attaching
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, consumer_of, part, say_seek, subscription
 from tests.stage import Stage, StagedClient
@@ -205,7 +205,7 @@ def topic_is_silent(scene: Scene) -> None:
     scene.request("create", type=scene.type, start="earliest")
     actor = subscription(scene)
     actor._ready = False
-    part(scene, LogAccess)._attach_timer.cancel()
+    part(scene, Attaching)._timer.cancel()
 
 
 def expired(scene: Scene) -> None:

@@ -181,7 +181,7 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
     came = crowd.read()
     assert max(map(len, came.values())) <= 3
     subscription = crowd.subscription
-    held = subscription.roster.outstanding
+    held = subscription.consumers.roster.outstanding
     assert held == sum(map(len, came.values())) <= 3 * MANY
     if type == "key-shared":
         lanes = subscription.delivery._lanes
@@ -196,8 +196,8 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
         client.say({Key.TYPE: Type.BYE})
     stage.settle()
     assert stage.actors("consumer") == []
-    assert (subscription.roster.outstanding, len(subscription.roster)) == (0, 0)
-    assert not subscription.roster._turns
+    assert (subscription.consumers.roster.outstanding, len(subscription.consumers.roster)) == (0, 0)
+    assert not subscription.consumers.roster._turns
     stage.advance(1.0)
     assert len(stage.loop._timers) <= 2 * CANCELLED_TIMERS_KEPT
     if type == "shared":
@@ -228,9 +228,9 @@ def test_who_stops_reading_gets_little_and_the_others_the_rest(stage: Stage, dis
         came = crowd.read(stopped)
         assert sum(map(len, came.values())) >= 30 or len(stopped.router.out[stopped.routing]) <= 20
         crowd.acknowledge(came)
-    theirs = crowd.subscription.roster.get(9)
+    theirs = crowd.subscription.consumers.roster.get(9)
     if theirs is None:  # by its key
-        theirs = max(crowd.subscription.roster.members, key=lambda member: member.age)
+        theirs = max(crowd.subscription.consumers.roster.members, key=lambda member: member.age)
     assert theirs.outstanding <= HOARD_SPARE + 2 * 40 + 40
     assert sum(map(len, crowd.given.values())) == crowd.sent - theirs.outstanding
 
@@ -347,7 +347,7 @@ def test_the_last_of_thousands_comes_and_goes_as_cheaply_as_the_first(stage: Sta
             stage.settle()
         costs.append(count[0] / (2_100 / CONNECTIONS))
     assert max(costs) < 1.5 * min(costs), costs
-    assert 1_045 < len(crowd.subscription.roster) < 1_055
+    assert 1_045 < len(crowd.subscription.consumers.roster) < 1_055
 
 
 def test_keys_are_shared_out_among_thousands_evenly() -> None:

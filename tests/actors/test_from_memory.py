@@ -63,9 +63,9 @@ def test_what_comes_is_joined_or_cut_to_the_credit() -> None:
     bench = Fleeting()
     bench.publish(2, 2, 3)
     assert bench.delivery.backlog() == 7
-    bench.host.roster.attach(1, priority=0, messages=5, bytes=1 << 20)
+    bench.host.consumers.roster.attach(1, priority=0, messages=5, bytes=1 << 20)
     assert bench.hand_out() == [(0, 4), (4, 5)]
-    bench.host.roster.add_credit(1, 5, 0, messages_max=10, bytes_max=1 << 20)
+    bench.host.consumers.roster.add_credit(1, 5, 0, messages_max=10, bytes_max=1 << 20)
     assert bench.hand_out() == [(5, 7)]
     assert bench.delivery.position() == 7
 
@@ -100,11 +100,11 @@ def test_what_a_consumer_takes_it_holds_no_more() -> None:
     bench.host.attach()
     bench.publish(6)
     bench.hand_out()
-    assert bench.host.roster.outstanding == 6
+    assert bench.host.consumers.roster.outstanding == 6
     bench.delivery.credited(1, 2)
-    assert bench.host.roster.outstanding == 4
+    assert bench.host.consumers.roster.outstanding == 4
     bench.delivery.credited(1, None)
-    assert bench.host.roster.outstanding == 0
+    assert bench.host.consumers.roster.outstanding == 0
 
 
 def test_another_bound_holds_for_what_comes_next() -> None:

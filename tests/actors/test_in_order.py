@@ -10,7 +10,9 @@ from ister.actors.ledger import Held
 from ister.actors.messages import Acknowledged, Attached, Fetched, ReadFrom, Returned, Seek, TopicFailed
 from ister.actors.subscription import log_parts
 from ister.actors.subscription.acknowledgments import Acknowledgments
+from ister.actors.subscription.attaching import Attaching
 from ister.actors.subscription.cursor_log import CursorLog
+from ister.actors.subscription.failures import Failures
 from ister.actors.subscription.in_order import InOrder
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.moving import Moving
@@ -116,11 +118,11 @@ def test_nothing_is_delivered_while_it_is_moved_or_somebody_must_decide() -> Non
     """Also where there is somebody to deliver it to."""
     bench = ordered()
     bench.host.meta.settings.update({"poison": "block", "max_deliveries": 1})
-    bench.delivery.parts[4].settings_updated()
+    bench.part(Failures).settings_updated()
     bench.publish(b"0", b"1")
     bench.part(Moving).on_seek(Seek("1", ASKER, 1))
     assert bench.hand_out() == []
-    bench.host.release(1)
+    bench.host.consumers.release(1)
     assert bench.hand_out() == [((1, 2),)]
     bench.part(Acknowledgments).on_returned(Returned(1, (Held(1, 2, 1),), None, "no", True))
     bench.publish(b"2")
@@ -172,7 +174,7 @@ def test_a_reader_is_given_everything_and_holds_nothing() -> None:
     bench.host.topic.settings["retention_acknowledged"] = 1
     bench.publish(*[b"x"] * 4, deliver_at=[0, 0, 1 << 60, 0])
     assert bench.hand_out() == [((0, 4),)]
-    assert bench.host.roster.outstanding == 0
+    assert bench.host.consumers.roster.outstanding == 0
     assert bench.part(CursorLog).cursor.low == 4
     bench.host.loop.advance(120)
     bench.delivery.parts[0].stop()
@@ -197,11 +199,10 @@ def test_a_reader_waits_at_what_the_log_has_and_the_store_lost() -> None:
     """It was delivered once; another subscription cannot begin there."""
     bench = reading(start=6)
     bench.log.publish(*[b"x"] * 4)
-    access = bench.part(LogAccess)
-    access.on_attached(Attached(0, 4, log_end=8))
+    bench.part(Attaching).on_attached(Attached(0, 4, log_end=8))
     assert (bench.host.failure, bench.delivery.position()) == (None, 6)
     other = ordered(start=6)
-    other.part(LogAccess).on_attached(Attached(0, 4, log_end=8))
+    other.part(Attaching).on_attached(Attached(0, 4, log_end=8))
     assert other.host.failure is not None
 
 

@@ -37,7 +37,7 @@ def damage(first: int, end: int) -> DamagedError:
 
 def attached(bench: Bench, start: int | None = 0, **more: Any) -> None:
     """Have the topic answer."""
-    bench.access.on_attached(Attached(start, bench.log.end, **more))
+    bench.attaching.on_attached(Attached(start, bench.log.end, **more))
 
 
 def bench_of(messages: int = 10, **given: Any) -> Bench:
@@ -81,7 +81,7 @@ def test_where_the_topic_begins_may_not_be_known_yet() -> None:
 def test_a_topic_is_asked_again_until_it_answers() -> None:
     """Mail is no promise; who was answered asks now and then."""
     bench = bench_of()
-    bench.access.start()
+    bench.attaching.start()
     bench.host.loop.advance(4)
     assert len(bench.topic.take(Attach)) == 3
     attached(bench)
@@ -89,18 +89,18 @@ def test_a_topic_is_asked_again_until_it_answers() -> None:
     assert bench.topic.take(Attach) == []
     bench.host.loop.advance(1)
     assert len(bench.topic.take(Attach)) == 1
-    bench.access.node_started(NodeStarted("worker-0"))
+    bench.attaching.node_started(NodeStarted("worker-0"))
     assert len(bench.topic.take(Attach)) == 1
 
 
 def test_a_topic_that_failed_before_it_answered_is_why_nobody_is_served() -> None:
     """It is asked again; once there, it is forgotten that it failed."""
     bench = bench_of()
-    bench.access.topic_failed(TopicFailed("log-failed", "its disk is gone"))
+    bench.attaching.topic_failed(TopicFailed("log-failed", "its disk is gone"))
     assert bench.host.failure is not None
     attached(bench)
     assert bench.host.failure is None
-    bench.access.topic_failed(TopicFailed("log-failed", "again"))
+    bench.attaching.topic_failed(TopicFailed("log-failed", "again"))
     assert bench.host.failure is None
 
 
@@ -275,5 +275,5 @@ def test_acknowledged_messages_that_the_log_has_lost_are_given_out_again() -> No
 def test_a_subscription_that_is_deleted_is_told_nothing_more() -> None:
     """The topic forgets it."""
     bench = bench_of()
-    bench.access.erase()
+    bench.attaching.erase()
     assert len(bench.topic.take(Detach)) == 1

@@ -124,7 +124,7 @@ def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
     asked: list[object] = []
     access._fetcher = SimpleNamespace(tell=asked.append, address=access._fetcher.address)
     access.fetch(NotHereError(0, 1))
-    stage.advance(31)
+    stage.advance(1.1)
     assert len(asked) == 2
 
 

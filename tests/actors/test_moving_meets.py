@@ -26,7 +26,7 @@ def test_a_consumer_that_held_too_much_gets_messages_again_after_a_move(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it gave back counts no more, so that nothing keeps it from being given more."""
-    monkeypatch.setattr("ister.actors.consumer.IN_FLIGHT_RANGES_MAX", 3)
+    monkeypatch.setattr("ister.actors.consumer_holding.IN_FLIGHT_RANGES_MAX", 3)
     scene = Scene(stage)
     client = scene.consumer()
     for _ in range(10):

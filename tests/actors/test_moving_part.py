@@ -16,7 +16,7 @@ class Movable(Bench):
 
     def __init__(self) -> None:
         super().__init__()
-        self.moving = Moving(self.host, self.journal, self.access)
+        self.moving = Moving(self.host, self.journal, self.access, self.attaching)
         self.host.parts.append(self.moving)
         for number in range(10):
             self.log.publish(b"%d" % number)
@@ -45,10 +45,10 @@ def test_every_consumer_gives_back_what_it_holds_first() -> None:
     bench.seek("7")
     assert [type(message) for consumer in consumers for message in consumer.heard] == [Yield, Yield]
     assert bench.moving.state() == {"seeking": "7"}
-    bench.host.release(1)
+    bench.host.consumers.release(1)
     bench.moving.go_on()
     assert bench.host.answers == []
-    bench.host.release(2)
+    bench.host.consumers.release(2)
     bench.moving.go_on()
     assert bench.host.answers == [{"position": 7}]
     assert [type(consumer.heard[-1]) for consumer in consumers] == [Sought, Sought]
@@ -76,7 +76,7 @@ def test_only_one_move_at_a_time() -> None:
     bench.seek("8")
     assert bench.host.answers == ["busy"]
     early = Bench()
-    moving = Moving(early.host, early.journal, early.access)
+    moving = Moving(early.host, early.journal, early.access, early.attaching)
     moving.on_seek(Seek("7", ASKER, 1))
     early.host.failure = RemoteError("log-failed", "no")
     moving.on_seek(Seek("7", ASKER, 1))
@@ -118,11 +118,11 @@ def test_a_journal_that_cannot_be_written_leaves_it_where_it_was() -> None:
 
     bench.journal.move = move  # type: ignore[method-assign]
     bench.seek("7")
-    bench.host.release(1)
+    bench.host.consumers.release(1)
     bench.moving.go_on()
     assert bench.host.answers == ["disk-full"]
     assert [type(message) for message in consumer.heard] == [Yield, Stayed]
-    assert (bench.journal.cursor.low, bench.host.yields, forgotten) == (2, False, [])
+    assert (bench.journal.cursor.low, bench.host.consumers.held, forgotten) == (2, set(), [])
 
 
 def test_a_consumer_that_goes_is_not_waited_for() -> None:
@@ -130,7 +130,7 @@ def test_a_consumer_that_goes_is_not_waited_for() -> None:
     bench = Movable()
     bench.host.attach()
     bench.seek("7")
-    bench.host.consumers.clear()
-    bench.host.release(1)
+    bench.host.consumers.refs.clear()
+    bench.host.consumers.release(1)
     bench.moving.consumer_left()
     assert bench.host.answers == [{"position": 7}]

@@ -237,7 +237,7 @@ def test_of_a_failover_another_is_active_once_the_one_before_holds_nothing() -> 
     second = play.attach(2, priority=1)
     play.deliver(1)
     assert (offsets(first), offsets(second)) == ([0], [])
-    play.actor.settle(1, 1)
+    play.actor.consumers.settle(1, 1)
     assert len(first.take(Yield)) == 1
     play.deliver()
     assert offsets(second) == []
@@ -251,10 +251,10 @@ def test_while_it_is_held_or_paused_nothing_is_delivered() -> None:
     play = Play("shared")
     play.ready()
     consumer = play.attach(1)
-    play.actor.hold(0)
+    play.actor.consumers.hold(0)
     play.deliver(0)
     assert offsets(consumer) == []
-    play.actor.release(0)
+    play.actor.consumers.release(0)
     play.deliver()
     assert offsets(consumer) == [0]
     paused = SubscriptionMeta("orders", "s", "shared", "earliest", 1, {"paused": 1})

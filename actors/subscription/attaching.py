@@ -1,0 +1,201 @@
+"""A subscription and its topic: attached to it, begun where it was to begin, and told how far it is durable.
+
+Runs in a worker process, as a part of a Subscription on a log. It owns what is asked of the topic, and what the topic
+said last; it opens the journal once it is known where to begin.
+
+Invariants
+- nobody is served before the topic has answered, and the start is fixed
+- mail is no promise: a topic that does not answer is asked again, and one that did is asked now and then
+- what was acknowledged of messages that the topic's log has lost does not count for those that have their offsets now
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from ister.actors.addresses import instance_of
+from ister.actors.asking import Asking
+from ister.actors.messages import Ask, Attach, Attached, Detach, NodeStarted, TopicFailed, Trimmed
+from ister.actors.runtime import Address, Ref, Timer, receives
+from ister.actors.subscription.cursor_log import CursorLog
+from ister.actors.subscription.log_access import LogAccess
+from ister.actors.subscription.parts import Host, SubscriptionPart
+from ister.errors import DamagedError, IsterError, RemoteError
+from ister.storage.cursor import CursorJournal
+from ister.storage.tiered import UNKNOWN, NotHereError
+from ister.wire import encode_result
+
+log = logging.getLogger("ister.subscription")
+
+ATTACH_RETRY_S: Final = 1.0  # after the topic failed
+
+
+class _StartUnknownError(Exception):
+    """Nobody knows yet where the topic begins."""
+
+
+class Attaching(SubscriptionPart):
+    """How one subscription stands with its topic.
+
+    `in_catalogue`: others know of the subscription, and forget it where it cannot begin; else (a reader) a place that
+    the log has counts also where the store has lost it.
+    """
+
+    def __init__(
+        self,
+        subscription: Host,
+        journal: CursorLog,
+        access: LogAccess,
+        *,
+        topic_ref: Ref,
+        directory: Ref,
+        in_catalogue: bool = True,
+    ) -> None:
+        self._subscription = subscription
+        self._topic, self._name = subscription.topic.name, subscription.meta.name
+        self._journal = journal
+        self._access = access
+        self._source = access.source
+        self._topic_ref = topic_ref
+        self._directory = directory
+        self._in_catalogue = in_catalogue
+        self._attached_as: Attached | None = None
+        self._asking = Asking()  # the topic
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Ask the topic how far it is durable."""
+        self._attach()
+
+    def _attach(self) -> None:
+        """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
+        self._topic_ref.tell(Attach(self._subscription.address, self._subscription.topic))
+        self._source.rest()
+        self._attach_in(self._asking.asked())
+
+    def _attach_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._subscription.call_later(seconds, self._attach)
+
+    def erase(self) -> None:
+        """Be told nothing more by the topic."""
+        self.detach()
+
+    def detach(self) -> None:
+        """Be told nothing more by the topic."""
+        self._topic_ref.tell(Detach(self._subscription.address))
+
+    def node_started(self, started: NodeStarted) -> None:
+        """Attach to a topic whose process was started again: it knows nothing."""
+        if started.node == self._topic_ref.address.node:
+            self._attach()
+
+    @receives(Attached)
+    def on_attached(self, attached: Attached) -> None:
+        """Fix the start when the subscription is new, and read on from the cursor."""
+        self._attached_as = attached
+        self._attach_in(self._asking.answered())
+        self._access.stored(UNKNOWN if attached.stored_end is None else attached.stored_end)
+        if not self._journal.is_open:
+            self._source.reaches(attached.durable_end)
+            try:
+                self._journal.open(
+                    lambda: self._start(attached),
+                    lambda journal: self._fit(journal, max(attached.durable_end, attached.log_end)),
+                )
+            except _StartUnknownError:
+                return  # the topic tells it once the store has told the topic
+            except NotHereError as error:  # sought by time: the store must be asked
+                self._access.fetch(error)
+                return
+            except IsterError as error:
+                self._subscription.become_failed(error)
+                if error.code == "offset-out-of-range" and self._in_catalogue:
+                    self._undo_creation()
+                return
+            self._source.begin(self._journal.cursor.low)
+            self._subscription.opened()
+        self._source.advance(attached.durable_end)
+        self._subscription.become_ready()
+        self._journal.tell_consumed()  # to a topic that was started again
+        if attached.start_offset is not None:
+            self._access.on_trimmed(Trimmed(attached.start_offset))
+        self._subscription.wake()
+
+    def _start(self, attached: Attached) -> int:
+        start = self._subscription.meta.start
+        if start == "latest":
+            return attached.durable_end
+        if attached.start_offset is None:
+            raise _StartUnknownError
+        self._source.begins(attached.start_offset)
+        return self.position_of(str(start))
+
+    def position_of(self, place: str) -> int:
+        """Return the offset that "earliest", "latest", digits or "time:<unix ms>" mean now.
+
+        Raises RemoteError offset-out-of-range, and for a time what reading raises.
+        """
+        start, end = self._source.history_start, self._source.durable_end
+        if place == "latest":
+            return end
+        if place == "earliest":
+            return start
+        kind, _, number = place.rpartition(":")
+        if kind == "time":
+            return self._source.offset_at(int(number), start)
+        offset = int(place)
+        known = self._attached_as
+        if not self._in_catalogue and known is not None and end < offset <= known.log_end:
+            return offset  # it was delivered once; there a reader waits until the store has it again
+        if not start <= offset <= end:
+            raise RemoteError(
+                "offset-out-of-range",
+                f"offset {offset} is not in topic {self._topic!r}, which has {start} to {end}",
+            )
+        return offset
+
+    def _fit(self, journal: CursorJournal, end: int) -> None:
+        """Take back what was acknowledged of messages that a power failure took from the topic's log.
+
+        Their offsets are given out again, and who gets them must not be taken for acknowledged. Raises DamagedError
+        where the topic promised that nothing of the kind can happen.
+        """
+        cursor = (
+            journal.cursor
+        )  # with durability cloud ahead of what may be delivered, if the store lost objects
+        reached = max(cursor.low, cursor.ranges.end or 0)
+        if reached <= end:
+            return
+        text = f"the log of topic {self._topic!r} ends at offset {end}, but {reached} was acknowledged"
+        if self._subscription.topic.durability != "os":
+            journal.close()
+            raise DamagedError(text)
+        log.warning("subscription %s: %s", self._name, text)
+        journal.seek(min(cursor.low, end))
+        for first, stop in cursor.ranges:
+            journal.note(first, min(stop, end))
+
+    def _undo_creation(self) -> None:
+        """A subscription that cannot begin where it was to was never there: its name is free for another start."""
+        # by then another may have the name
+        instance = instance_of(self._subscription.topic, self._subscription.meta)
+        arguments = encode_result({"topic": self._topic, "subscription": self._name, "instance": instance})
+        nobody = Address(self._subscription.system.node, "nobody")
+        self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
+
+    def topic_failed(self, failed: TopicFailed) -> None:
+        """Go on with what is durable; before that is known, say why nobody can be served."""
+        error = RemoteError(failed.code, failed.text)
+        if not self._subscription.is_ready:
+            self._subscription.become_failed(error)
+        if error.action == "retry":
+            self._asking.answered()
+            self._attach_in(ATTACH_RETRY_S)
+
+    def may_read(self) -> None:
+        """Find out where to begin, if that could not be read."""
+        if not self._journal.is_open and self._attached_as is not None:
+            self.on_attached(self._attached_as)
