@@ -51,11 +51,14 @@ class Kind:
     needs: tuple[str, ...] = ()
     built: str | None = None
     build: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
 
     def lacks(self) -> str | None:
         """Say why it cannot be started or built on this machine; None when it can."""
         missing = [program for program in self.needs if shutil.which(program) is None]
-        return f"{self.name}: this machine has no {' or '.join(missing)}" if missing else None
+        if not missing:
+            missing = [f"headers of {library}" for library in self.libraries if not _has_library(library)]
+        return f"{self.name}: this machine has no {' and no '.join(missing)}" if missing else None
 
     def why_not(self) -> str | None:
         """Say why it cannot be started; None when it can."""
@@ -94,7 +97,13 @@ def _read(path: Path) -> Kind:
         tuple(said.get("needs", ())),
         said.get("built"),
         tuple(said.get("build", ())),
+        tuple(said.get("libraries", ())),
     )
+
+
+def _has_library(name: str) -> bool:
+    command = ["pkg-config", "--exists", name]
+    return shutil.which(command[0]) is not None and subprocess.run(command, check=False).returncode == 0
 
 
 class Driver:

@@ -1,0 +1,75 @@
+"""The Go client as a module: it is vetted, its own tests pass, and its README's programs run in an empty project."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ister import testing
+from tests.conformance_clients import drivers
+
+FOLDER = drivers.CLIENTS / "go"
+WHY_NOT = drivers.named("go").lacks()
+PATIENCE_S = 240  # the first build of a machine compiles all of the libraries
+EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```go\n(.*?)```', re.DOTALL)
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.timeout(PATIENCE_S + 60),
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+]
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def broker() -> Iterator[testing.Broker]:
+    """Return a broker in memory."""
+    with testing.Broker() as running:
+        yield running
+
+
+def test_it_is_formatted_and_vetted() -> None:
+    """The language's own formatter and checker have nothing to say."""
+    assert run(FOLDER, "gofmt", "-l", ".") == ""
+    run(FOLDER, "go", "vet", "./...")
+
+
+def test_its_own_tests_pass() -> None:
+    """The protocol without a socket, and the vectors."""
+    run(FOLDER, "go", "test", "./...")
+
+
+def test_its_modules_are_what_it_uses() -> None:
+    """`go mod tidy` would change nothing."""
+    run(FOLDER, "go", "mod", "tidy", "-diff")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_program_of_the_readme_runs_in_an_empty_project(
+    number: int, broker: testing.Broker, tmp_path: Path
+) -> None:
+    """As the README says: require, replace, tidy, run."""
+    examples = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+    assert len(examples) == 2
+    printed, program = examples[number]
+    (tmp_path / "main.go").write_text(program, encoding="utf-8")
+    run(tmp_path, "go", "mod", "init", "empty.example/project")
+    run(
+        tmp_path,
+        *("go", "mod", "edit", "-require=ister.example/go@v0.1.0", f"-replace=ister.example/go={FOLDER}"),
+    )
+    run(tmp_path, "go", "mod", "tidy")
+    assert run(tmp_path, "go", "run", ".", broker.endpoint).strip() == printed
