@@ -191,7 +191,12 @@ class Consumer(LoopActor):
 
     def _say_opened(self, position: int) -> None:
         tells = self._acknowledges and Key.TAKEN in self.wire.header
-        if self.wire.open(position, self._strategy, self._instance, tells=tells):
+        instance, moved = self._instance, self.holding.times_moved
+        if (
+            self._acknowledges and moved
+        ):  # a client that was away may not have heard: its acknowledgments are void
+            instance = f"{instance}.{moved}"
+        if self.wire.open(position, self._strategy, instance, tells=tells):
             self.holding.begin_anew()
 
     @receives(TimeoutChanged)
@@ -345,7 +350,10 @@ class Consumer(LoopActor):
             if Key.REF in header:
                 self.wire.done(header[Key.REF])
             return
-        if not self._acknowledges:
+        # What a client says again when it resumes its session is of deliveries over the connection before. Where the
+        # subscription was moved meanwhile, nobody knows whether it has heard: all of it is delivered again.
+        unheard = self.holding.moved_since_opened and not self.wire.is_opened_here
+        if unheard or not self._acknowledges:
             if Key.REF in header:
                 self.wire.done(header[Key.REF])
             return

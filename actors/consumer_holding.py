@@ -36,6 +36,8 @@ class Holding:
         self.delivered_end = 0
         self.ack_timeout_s = 0.0
         self.crowded = False  # holds so much in pieces that it is given nothing more
+        self.times_moved = 0
+        self.moved_since_opened = False  # its client may not have heard of it
         self._acknowledges = acknowledges
         self._failures_max = 0
         self._in_hand = InHand()
@@ -54,6 +56,7 @@ class Holding:
     def begin_anew(self) -> None:
         """The handle is open, perhaps again: its client counts from here what it tells of."""
         self._in_hand = InHand()
+        self.moved_since_opened = False
 
     # ---- delivering ---------------------------------------------------------------------------------------------
 
@@ -230,6 +233,8 @@ class Holding:
         """It goes on at another offset: acknowledgments of what was delivered before count no more."""
         self._since = RangeSet()
         self.delivered_end = offset
+        self.times_moved += 1
+        self.moved_since_opened = True
 
     def stayed(self) -> None:
         """It could not be moved: acknowledgments count as before."""

@@ -57,6 +57,7 @@ class WirePlace:
         self.backlog: deque[Piece | Notice] = deque()  # the connection is full or gone, or we pause
         self.paused = False
         self.tells = False  # the client tells what its program takes
+        self._opened_over = b""  # the connection over which it was last told that the handle is open
         self._gateway = gateway
         self._generation = handle.generation
         self._key = key
@@ -79,6 +80,11 @@ class WirePlace:
     def is_connected(self) -> bool:
         """Whether its client has a connection."""
         return self.handle.session.routing is not None
+
+    @property
+    def is_opened_here(self) -> bool:
+        """Whether the client opened the handle over the connection that it has now; else it resumed its session."""
+        return self.handle.session.routing == self._opened_over
 
     def reopen(self, generation: int, header: Header) -> None:
         """The client opened the handle again."""
@@ -113,6 +119,7 @@ class WirePlace:
         if Key.INSTANCE in header:
             answer[Key.INSTANCE] = instance
         self._gateway.send(handle.session, answer)
+        self._opened_over = handle.session.routing or b""
         return True
 
     def evict(self, error: IsterError) -> None:

@@ -57,6 +57,32 @@ def test_what_was_delivered_before_a_move_is_acknowledged_no_more(scene: Scene) 
     assert scene.shown()["cursor"] == 4
 
 
+@pytest.mark.parametrize("told", ["lost", "waiting"])
+def test_what_is_acknowledged_again_after_a_move_that_was_not_heard_of_is_not_done(
+    scene: Scene, told: str
+) -> None:
+    """A client that was away says again what it acknowledged, and opens its handle: it is told to drop the rest."""
+    client = scene.consumer(messages=100, instance="")
+    scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
+    assert sorted(offsets(client)) == [0, 1, 2, 3]
+    client.ack(1, (0, 4))
+    if told == "waiting":  # the broker knows that it is away
+        client.die()
+    else:
+        client.disconnect()
+    scene.request("seek", to=0)
+    client.reconnect()
+    client.ack(1, (0, 4))
+    assert scene.shown()["cursor"] == 0
+    before = client.opened.header[Key.INSTANCE]
+    opened = client.open_consumer(1, "orders", "s", scene.type, messages=100, sparse=True, instance=before)
+    assert opened.kind == Type.OPENED
+    assert opened.header[Key.INSTANCE] != before
+    assert sorted(offsets(client)) == [0, 1, 2, 3]
+    client.ack(1, (0, 4))
+    assert scene.shown()["cursor"] == 4
+
+
 def test_a_move_without_consumers_lasts(scene: Scene) -> None:
     """Also over a restart."""
     client = scene.consumer()
