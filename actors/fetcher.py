@@ -29,10 +29,10 @@ from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import Disk
 from ister.storage.folders import CACHE_FOLDER, cache_folder
 from ister.storage.history import History, Piece
+from ister.storage.layout import Layout
 from ister.storage.listing import read_segment
+from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import base_of, segment_name
-from ister.storage.store import ObjectStore
-from ister.storage.tier import Layout
 from ister.storage.upload import list_history
 from ister.wire import encode_result
 

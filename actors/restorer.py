@@ -34,7 +34,7 @@ from ister.errors import IsterError, StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.disk import Disk
 from ister.storage.erase import sweep_orphans
-from ister.storage.store import ObjectStore
+from ister.storage.objectstore import ObjectStore
 from ister.storage.upload import (
     RESTORED_END,
     claim,

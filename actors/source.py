@@ -19,7 +19,7 @@ from typing import Final
 
 from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, copied, cut, join
 from ister.errors import StorageError
-from ister.storage.tiered import UNKNOWN, TieredReader
+from ister.storage.wholereader import UNKNOWN, TieredReader
 from ister.wire import DELIVER_RECORDS_MAX
 
 READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces

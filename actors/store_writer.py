@@ -20,7 +20,7 @@ from ister.actors.threads import Purpose
 from ister.backoff import BackOff
 from ister.errors import IsterError
 from ister.storage.catalogue import TopicMeta
-from ister.storage.store import ObjectStore
+from ister.storage.objectstore import ObjectStore
 from ister.storage.upload import AheadError
 
 log = logging.getLogger("ister.uploader")

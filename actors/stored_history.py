@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ister.storage.history import History, Piece, StoredSegment
+from ister.storage.layout import UploadPlan
 from ister.storage.segment import SegmentInfo
-from ister.storage.tier import UploadPlan
 from ister.storage.upload import lost_below
 
 log = logging.getLogger("ister.uploader")

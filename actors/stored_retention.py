@@ -17,8 +17,8 @@ from ister.actors.runtime import LoopActor
 from ister.actors.store_writer import StoreWriter
 from ister.actors.stored_history import StoredHistory
 from ister.actors.stored_settings import StoredSettings
+from ister.storage.layout import Layout
 from ister.storage.retention import Retention, retention_of, trim_point
-from ister.storage.tier import Layout
 from ister.storage.upload import trim
 from ister.words import counted
 

@@ -30,10 +30,10 @@ from ister.actors.stored_cursors import Farewell
 from ister.actors.threads import Purpose
 from ister.actors.uploader import Uploader
 from ister.settings import Settings, TierSettings
+from ister.storage.addresses import open_store
 from ister.storage.disk import Disk, LocalDisk
 from ister.storage.folders import cursor_path, log_folder
-from ister.storage.store import ObjectStore
-from ister.storage.stores import open_store
+from ister.storage.objectstore import ObjectStore
 from ister.wire import encode_result
 
 # Uploads and downloads block their threads: as many as may be under way, and some for listings and claims.

@@ -1,6 +1,6 @@
 """Uploaders: one per reliable topic. Each uploads sealed segments and cursors to the store, and keeps a watermark.
 
-Runs in the tier process. `storage/upload.py` has the protocol with the store, `ister.storage.tier.UploadPlan` the
+Runs in the tier process. `storage/upload.py` has the protocol with the store, `ister.storage.layout.UploadPlan` the
 order of uploads. This file claims the topic, uploads its segments, and deletes it; its parts own the rest:
 
     StoreWriter      epoch, calls in progress, retries      StoredHistory    what the store has
@@ -50,9 +50,9 @@ from ister.actors.threads import Purpose
 from ister.storage.catalogue import TopicMeta
 from ister.storage.erase import NotOwnerError, erase
 from ister.storage.history import History
+from ister.storage.layout import Layout
+from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import ObjectStore
-from ister.storage.tier import Layout
 from ister.storage.upload import (
     AheadError,
     Claim,

@@ -40,8 +40,8 @@ from ister.storage.folders import cache_folder, cursor_path, cursors_folder, log
 from ister.storage.openfiles import OpenFiles, descriptor_limit
 from ister.storage.reader import SegmentMaps
 from ister.storage.reserve import Reserve
-from ister.storage.tiered import TieredReader
 from ister.storage.wal import Wal, WalSettings, remove_log
+from ister.storage.wholereader import TieredReader
 from ister.subscriptions import READER
 from ister.transport.gateway import Gateway
 from ister.transport.session import SessionLimits, Sessions

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import ister
 import ister.store
 from ister.ownbroker import free_ports
-from ister.storage.stores import open_store
+from ister.storage.addresses import open_store
 
 BUCKET: Final = "ister-bench"
 TOPIC: Final = "orders"

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ister.store
 from ister.clock import SystemClock
+from ister.storage.addresses import open_store
 from ister.storage.disk import LocalDisk
+from ister.storage.layout import Layout, segment_metadata
+from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import ObjectStore
-from ister.storage.stores import open_store
-from ister.storage.tier import Layout, segment_metadata
 from ister.storage.wal import Wal, WalSettings
 from tests.gcs.emulator import find_program, running
 

@@ -20,10 +20,10 @@ from ister.answers import (
     TopicInfo,
     with_booleans,
 )
+from ister.clientsession import Request
 from ister.consumer import Position
 from ister.errors import RemoteError
 from ister.requests import SubscriptionOptions, TopicOptions
-from ister.session import Request
 from ister.subscriptions import SubscriptionType
 
 VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is

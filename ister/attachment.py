@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 from ister import wire
+from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteError, RemoteProtocolError
 from ister.message import Batch, Delivery, Event, Message
 from ister.pace import START_ALONE, START_SHARED, Pace
-from ister.session import Frame, Session, back_off_s, remote_error
 from ister.subscriptions import READER, TRAITS
 from ister.wire import Key, Type
 

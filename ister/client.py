@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar, Unpack
 from ister import arguments, places, requests
 from ister.administration import Administration
 from ister.attachment import Attachment
+from ister.clientsession import Request
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
 from ister.deadletters import DeadLetters
@@ -30,7 +31,6 @@ from ister.publication import Publication
 from ister.reader import Reader
 from ister.receiver import Receiver
 from ister.requests import SubscriptionOptions
-from ister.session import Request
 from ister.subscriptions import SUBSCRIPTION_TYPES, SubscriptionType
 from ister.version import __version__
 from ister.wildcard import WildcardConsumer

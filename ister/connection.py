@@ -6,7 +6,7 @@ itself (it *leads* the connection). A background thread per connection stays out
 costs the busy thread the interpreter lock. It takes over when no thread leads: receipts, heartbeats, lingering
 batches, reconnecting.
 
-May touch: zmq, threads, file descriptors. What frames mean is in `session.py`.
+May touch: zmq, threads, file descriptors. What frames mean is in `clientsession.py`.
 
 Invariants
 - a socket is used only under the lock, and ZMQ_EVENTS is read after its last use: its descriptor is edge-triggered
@@ -27,10 +27,10 @@ from typing import Any, Final, Protocol
 
 import zmq
 
+from ister.clientsession import Session, back_off_s
 from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
 from ister.message import BrokerEvent
-from ister.session import Session, back_off_s
 from ister.waking import News, Waiters
 
 TICK_S: Final = 0.01  # how long the background thread looks away while others move frames

@@ -16,11 +16,11 @@ from typing import Final, Literal
 from ister import arguments
 from ister.attachment import Attachment, joined
 from ister.blame import REASON_MAX
+from ister.clientsession import Request
 from ister.errors import ConnectionLostError, TimeoutExpiredError, UsageError
 from ister.message import BaseBatch, BaseMessage, Delivery, Message
 from ister.receiver import Receiver
 from ister.requests import Duration
-from ister.session import Request
 
 NACK_DELAY_S_MAX: Final = 86_400  # the broker refuses more
 SEEK_S: Final = 10.0  # how long `seek` waits by default

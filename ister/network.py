@@ -23,11 +23,11 @@ from typing import Any, Final, Protocol
 
 import zmq
 
+from ister.clientsession import Handle
 from ister.clock import Clock
 from ister.connection import Connection, Wake, poll
 from ister.errors import ClosedError, ConnectionLostError, ForkedError
 from ister.message import BrokerEvent
-from ister.session import Handle
 from ister.waking import News
 
 MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from ister import wire
+from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
 from ister.message import Outgoing, Shipment, Waiter
-from ister.session import Frame, Session, back_off_s, remote_error
 from ister.wire import Key, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]

@@ -24,8 +24,8 @@ from ister.message import Batch, Event, Message
 from ister.producer import HURRY_S
 
 if TYPE_CHECKING:
+    from ister.clientsession import Handle
     from ister.network import Network
-    from ister.session import Handle
 
 T = TypeVar("T")
 CLOSE_S = 5.0  # how long `close` waits for the broker by default

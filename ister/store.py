@@ -32,8 +32,8 @@ from ister.message import Batch, Delivery, Message
 
 if TYPE_CHECKING:
     from ister.storage.history import History
+    from ister.storage.objectstore import ObjectStore
     from ister.storage.replay import Part, Replay, StoredTopic, StoreReport
-    from ister.storage.store import ObjectStore
 
 PREFETCH: Final = 2
 
@@ -70,8 +70,8 @@ class Reader:
     ) -> None:
         """List what there is. Raises UsageError `unknown-topic`, StoreError."""
         need_for_store(url, "`ister.store`")
+        from ister.storage.addresses import open_store
         from ister.storage.replay import Replay
-        from ister.storage.stores import open_store
 
         self.topic = topic
         self._store = open_store(url, create=False)
@@ -185,7 +185,7 @@ def verify(
 
 @contextmanager
 def _opened(url: str) -> Iterator[ObjectStore]:
-    from ister.storage.stores import open_store
+    from ister.storage.addresses import open_store
 
     store = open_store(url, create=False)
     try:

@@ -1,6 +1,6 @@
 """The consumer of a pattern: one consumer per topic, presented as one, with topics that are created and deleted.
 
-May touch: the network (to send, and to wait). `roster.py` decides which topics it has.
+May touch: the network (to send, and to wait). `following.py` decides which topics it has.
 
 Invariants
 - topics take turns, one delivery each: none starves another
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ister.attachment import CREDIT_MESSAGES_MAX, EVENTS_MAX, Attachment
+from ister.clientsession import Handle, Request
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
 from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredError, UsageError
+from ister.following import Following, share
 from ister.inbox import GONE
 from ister.message import BaseBatch, BaseMessage, Delivery, Event
 from ister.names import topic_pattern
 from ister.requests import Duration
-from ister.roster import Roster, share
-from ister.session import Handle, Request
 from ister.words import counted
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class WildcardConsumer(Consumer):
             threading.RLock()
         )  # which topics there are; taken before the network's lock, never after it
         self._in_turn: Attachment | None = None  # whose delivery is being handed out
-        self._roster = Roster(list(left_out))
+        self._followed = Following(list(left_out))
         self._members: dict[str, Consumer] = {}  # by topic
         self._created: dict[str, int] = {}  # by topic: when, which tells it from others of that name
         self._by_attachment: dict[object, Consumer] = {}
@@ -162,8 +162,8 @@ class WildcardConsumer(Consumer):
             topic: error for topic, (created, error) in suspected.items() if listed.get(topic) == created
         }
         for topic in deleted:
-            self._roster.refuse(topic, listed[topic])
-        come, gone = self._roster.changes(listed, self._created)
+            self._followed.refuse(topic, listed[topic])
+        come, gone = self._followed.changes(listed, self._created)
         for topic in gone:
             self._leave(self._members[topic])
         messages, size = share(*self._credit, len(self._members) + len(come))
@@ -243,7 +243,7 @@ class WildcardConsumer(Consumer):
                 self._suspected[member.topic] = created, error  # by itself, or with its topic?
             self._ask(self.first_look())
             return
-        self._roster.refuse(member.topic, created)
+        self._followed.refuse(member.topic, created)
         raise _about(member.topic, error)
 
     def is_open(self) -> bool:

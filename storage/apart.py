@@ -58,7 +58,10 @@ def _verify_apart(
 ) -> Iterator[VerifyProgress | VerifyReport]:
     told = json.dumps([sys.path, os.path.abspath(folder), incarnation.hex(), durable_end])
     child = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, told], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", _PROGRAM, told],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     try:

@@ -21,8 +21,8 @@ from typing import Final
 
 from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta
-from ister.storage.store import ObjectInfo, ObjectStore
-from ister.storage.tier import Layout, decode_topic
+from ister.storage.layout import Layout, decode_topic
+from ister.storage.objectstore import ObjectInfo, ObjectStore
 from ister.storage.upload import BROKER, ERASING, FencedError, delete_all, entered, list_topics
 
 _INCARNATION_DIGITS: Final = 32

@@ -50,8 +50,7 @@ from ister.errors import Action, StoreError
 from ister.storage.checksum import Buffer
 from ister.storage.checksum import crc32c as checksum_of
 from ister.storage.disk import Disk, LocalDisk
-from ister.storage.segment import SEGMENT_BYTES_MAX
-from ister.storage.store import (
+from ister.storage.objectstore import (
     NAME_BYTES_MAX,
     PAGE_OBJECTS_MAX,
     ObjectInfo,
@@ -61,6 +60,7 @@ from ister.storage.store import (
     missing,
     unchecked,
 )
+from ister.storage.segment import SEGMENT_BYTES_MAX
 
 # How long a call continues trying. The callers that must not give up have waits of their own around it.
 DEADLINE_S: Final = 60.0

@@ -29,11 +29,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ister.storage.tier import DAMAGED, Layout
+from ister.storage.layout import DAMAGED, Layout
 
 
 class Listed(Protocol):
-    """An object as a store lists it; `ister.storage.store.ObjectInfo` is one."""
+    """An object as a store lists it; `ister.storage.objectstore.ObjectInfo` is one."""
 
     @property
     def name(self) -> str:

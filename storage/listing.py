@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from ister.errors import StoreError
 from ister.storage.history import stored_segment
+from ister.storage.layout import Layout
+from ister.storage.objectstore import UNCHECKED, ObjectInfo, ObjectStore
 from ister.storage.record import salt_of
 from ister.storage.segment import FOOTER_BYTES, SEGMENT_BYTES_MAX, footer_at_end
-from ister.storage.store import UNCHECKED, ObjectInfo, ObjectStore
-from ister.storage.tier import Layout
 
 log = logging.getLogger("ister.store")
 

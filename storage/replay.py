@@ -23,7 +23,9 @@ from typing import Any, Final, NamedTuple
 from ister.errors import DamagedError, GapError, StoreError, TrimmedError, UsageError
 from ister.storage.checksum import crc32c
 from ister.storage.history import History, Piece, StoredSegment, plan_history
+from ister.storage.layout import Layout, decode_topic, encode_topic
 from ister.storage.listing import list_topic, read_segment
+from ister.storage.objectstore import UNCHECKED, ObjectStore
 from ister.storage.record import (
     BATCH,
     FOOTER,
@@ -41,8 +43,6 @@ from ister.storage.segment import (
     footer_at_end,
     parse_segment_header,
 )
-from ister.storage.store import UNCHECKED, ObjectStore
-from ister.storage.tier import Layout, decode_topic, encode_topic
 
 # One is being read while the next comes: that hides a store's latency, which is far below a segment's time to be read.
 PREFETCH: Final = 2

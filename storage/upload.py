@@ -29,10 +29,10 @@ from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.checksum import crc32c
 from ister.storage.history import History, StoredSegment, parse_void, plan_history, stored_segment, voided
+from ister.storage.layout import Layout, segment_metadata
 from ister.storage.listing import list_topic
+from ister.storage.objectstore import UNCHECKED, ObjectInfo, ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import UNCHECKED, ObjectInfo, ObjectStore
-from ister.storage.tier import Layout, segment_metadata
 
 CATALOGUE_FORMAT: Final = 1
 ENTRY_BYTES_MAX: Final = 1 << 20  # far more than a catalogue entry has

@@ -10,7 +10,7 @@ from typing import Any
 
 from ister.errors import StoreError
 from ister.storage.disk import Disk
-from ister.storage.store import ObjectStore
+from ister.storage.objectstore import ObjectStore
 
 Hook = Callable[[str, str], None]
 

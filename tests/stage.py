@@ -30,9 +30,9 @@ from ister.actors.worker import Worker, WorkerSettings
 from ister.settings import Settings, load_settings
 from ister.storage.catalogue import Catalogue
 from ister.storage.disk import Disk
+from ister.storage.objectstore import FolderStore, ObjectStore
 from ister.storage.reader import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore, ObjectStore
 from ister.transport.gateway import Gateway, GatewayCounts
 from ister.transport.session import SessionLimits, Sessions
 from tests.faultystore import FaultyStore

@@ -10,9 +10,9 @@ from typing import Any
 
 from ister.clock import SystemClock
 from ister.storage.disk import LocalDisk
+from ister.storage.layout import Layout, segment_metadata
+from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import ObjectStore
-from ister.storage.tier import Layout, segment_metadata
 from ister.storage.wal import Wal, WalSettings
 from ister.wire import encode_attributes
 

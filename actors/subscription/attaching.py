@@ -23,7 +23,7 @@ from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.parts import Host, SubscriptionPart
 from ister.errors import DamagedError, IsterError, RemoteError
 from ister.storage.cursor import CursorJournal
-from ister.storage.tiered import UNKNOWN, NotHereError
+from ister.storage.wholereader import UNKNOWN, NotHereError
 from ister.wire import encode_result
 
 log = logging.getLogger("ister.subscription")

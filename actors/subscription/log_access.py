@@ -34,7 +34,7 @@ from ister.actors.source import Source
 from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.parts import Host, SubscriptionPart
 from ister.errors import DamagedError, StorageError, TrimmedError
-from ister.storage.tiered import NotHereError, TieredReader
+from ister.storage.wholereader import NotHereError, TieredReader
 from ister.words import counted
 
 log = logging.getLogger("ister.subscription")

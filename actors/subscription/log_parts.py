@@ -26,7 +26,7 @@ from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
 from ister.actors.subscription.remembered import Remembered
 from ister.actors.subscription.schedule import Schedule
 from ister.settings import SubscriptionSettings
-from ister.storage.tiered import TieredReader
+from ister.storage.wholereader import TieredReader
 
 # What is kept in pieces: holes in the cursor (16 bytes each), what waits for its redelivery, and poison (some 200).
 PIECES_BYTES_MAX: Final = 48 << 20

@@ -22,7 +22,7 @@ from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.move import Move
 from ister.actors.subscription.parts import Host, SubscriptionPart
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 
 log = logging.getLogger("ister.subscription")
 

@@ -24,7 +24,7 @@ from ister.actors.subscription.reading import MemoryJournal
 from ister.errors import IsterError, RemoteError
 from ister.settings import SubscriptionSettings
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
-from ister.storage.tiered import TieredReader
+from ister.storage.wholereader import TieredReader
 from ister.wire import Column
 from tests.raw_client import batch
 from tests.stage import StagedClock, StagedLoop

@@ -13,9 +13,9 @@ from ister.errors import StoreError
 from ister.storage.disk import Disk
 from ister.storage.folders import log_folder
 from ister.storage.history import History
+from ister.storage.layout import Layout
+from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
-from ister.storage.tier import Layout
 from ister.storage.upload import claim, list_history, read_cursors
 from ister.wire import Key, Type
 from tests.faultystore import FaultyStore

@@ -11,7 +11,7 @@ from ister.actors.messages import Buried, Bury, StopBurying, Unblock, Unburied
 from ister.actors.subscription import failures as module
 from ister.actors.subscription.failures import Failures
 from ister.settings import SubscriptionSettings
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from tests.actors.hosts import ASKER, Bench, Told
 
 

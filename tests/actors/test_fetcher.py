@@ -13,9 +13,9 @@ from ister.actors.messages import Fetch, Fetched, NotFetched
 from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import Disk
 from ister.storage.folders import cache_folder
+from ister.storage.layout import Layout
+from ister.storage.objectstore import FolderStore, ObjectStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore, ObjectStore
-from ister.storage.tier import Layout
 from ister.storage.upload import claim, trim
 from tests.faultystore import FaultyStore
 from tests.stage import Recorder, Stage

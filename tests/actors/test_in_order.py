@@ -18,7 +18,7 @@ from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.moving import Moving
 from ister.actors.subscription.reading import Reading
 from ister.errors import DamagedError
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from ister.subscriptions import READER
 from tests.actors.hosts import ASKER, Delivering
 

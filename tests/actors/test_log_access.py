@@ -24,7 +24,7 @@ from ister.actors.messages import (
 )
 from ister.actors.subscription.reading import MemoryJournal
 from ister.errors import DamagedError, StorageError
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from tests.actors.hosts import Bench
 
 

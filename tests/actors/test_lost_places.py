@@ -10,7 +10,7 @@ import pytest
 from ister.actors.messages import Deliver, Trimmed
 from ister.actors.subscription.log_access import LogAccess
 from ister.errors import DamagedError
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, consumer_of, events, heard, offsets, part, reader, subscription
 from tests.stage import Stage, held_up, inbox_holds

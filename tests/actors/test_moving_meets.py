@@ -10,7 +10,7 @@ import pytest
 from ister.actors.messages import ConsumerFrame, NotFetched, Seek, Sought, Trimmed, Yield, Yielded
 from ister.actors.source import Source
 from ister.actors.subscription.log_access import LogAccess
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, consumer_of, offsets, part, say_seek, subscription
 from tests.stage import Stage, held_up, inbox_holds

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ister.actors.messages import Fetch, Seek, Sought, Stayed, StoreCursor, Yield
 from ister.actors.subscription.moving import Moving
 from ister.errors import DamagedError, RemoteError, StorageError
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from tests.actors.hosts import ASKER, Bench
 
 

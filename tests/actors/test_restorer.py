@@ -12,9 +12,9 @@ from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.disk import Disk
 from ister.storage.erase import sweep_orphans
+from ister.storage.layout import Layout
+from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
-from ister.storage.tier import Layout
 from ister.storage.upload import claim, enter_topic, put_cursor
 from tests.faultystore import FaultyStore
 from tests.stage import Stage

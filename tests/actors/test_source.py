@@ -12,8 +12,8 @@ from ister.actors.source import SHEETS_BYTES_MAX, SHEETS_BYTES_MIN, Source
 from ister.clock import SystemClock
 from ister.storage.disk import LocalDisk
 from ister.storage.reader import COPIED_BYTES_MAX, SegmentMaps
-from ister.storage.tiered import TieredReader
 from ister.storage.wal import Wal, WalSettings
+from ister.storage.wholereader import TieredReader
 from ister.wire import pack_column, pack_lengths
 
 SIZE = 200_000

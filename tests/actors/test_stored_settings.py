@@ -10,7 +10,7 @@ import pytest
 from ister.actors.broker import sweep_orphans
 from ister.errors import DiskFullError
 from ister.storage.catalogue import Catalogue
-from ister.storage.store import FolderStore
+from ister.storage.objectstore import FolderStore
 from ister.storage.upload import list_history, read_settings
 from ister.wire import Key, Type
 from tests.actors.test_cloud import (

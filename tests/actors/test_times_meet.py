@@ -12,7 +12,7 @@ from ister.actors.messages import Fetched, Trimmed
 from ister.actors.subscription.in_order import InOrder
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.schedule import Schedule
-from ister.storage.tiered import NotHereError
+from ister.storage.wholereader import NotHereError
 from tests.actors.scenes import Scene, heard, offsets, part, subscription
 from tests.stage import Stage
 

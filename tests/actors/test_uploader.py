@@ -17,8 +17,8 @@ from ister.clock import SystemClock
 from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import LocalDisk
+from ister.storage.objectstore import FolderStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import FolderStore
 from ister.storage.wal import Wal, WalSettings
 from tests.raw_client import batch
 from tests.stage import Recorder, StagedClock, StagedLoop

@@ -21,8 +21,8 @@ from ister.actors.threads import Purpose
 from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.history import History, Piece, StoredSegment
+from ister.storage.objectstore import FolderStore, ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import FolderStore, ObjectStore
 from ister.storage.upload import AheadError, FencedError, claim, put_cursor
 
 TOPIC = TopicMeta("orders", bytes(16), "reliable", "fsync", 1)

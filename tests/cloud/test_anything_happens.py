@@ -15,9 +15,9 @@ import pytest
 from ister.actors.addresses import TIER
 from ister.errors import StoreError
 from ister.storage.disk import Disk
+from ister.storage.layout import Layout
+from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
-from ister.storage.tier import Layout
 from ister.storage.upload import list_history
 from ister.wire import Type
 from tests.broker.test_anything_happens import STEPS, Play

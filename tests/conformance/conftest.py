@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ister.storage.gcs import GcsStore
-from ister.storage.store import FolderStore, ObjectStore
+from ister.storage.objectstore import FolderStore, ObjectStore
 from tests.gcs.emulator import Emulator, find_program, running
 
 BUCKET = "conformance"

@@ -11,8 +11,8 @@ import pytest
 
 from ister.errors import StoreError
 from ister.storage.checksum import crc32c
+from ister.storage.objectstore import ObjectInfo, ObjectStore
 from ister.storage.segment import SEGMENT_BYTES_MAX
-from ister.storage.store import ObjectInfo, ObjectStore
 
 
 def names(store: ObjectStore, prefix: str = "") -> list[str]:

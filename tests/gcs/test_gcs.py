@@ -15,9 +15,9 @@ from random import Random
 import pytest
 
 from ister.errors import StoreError, UsageError
+from ister.storage.addresses import open_store
 from ister.storage.gcs import GcsStore
-from ister.storage.store import ObjectInfo
-from ister.storage.stores import open_store
+from ister.storage.objectstore import ObjectInfo
 from tests.faultproxy import TO_ANY, Fault, FaultProxy
 from tests.gcs.conftest import BUCKET, MakeStore
 from tests.gcs.emulator import Emulator
@@ -293,7 +293,7 @@ def test_prefixes_are_apart(emulator: Emulator, make_store: MakeStore) -> None:
 def test_opening_a_folder_imports_nothing_of_google() -> None:
     """Nobody without a gs:// store pays for Google's client."""
     program = (
-        "import sys; from ister.storage.stores import open_store; import tempfile;"
+        "import sys; from ister.storage.addresses import open_store; import tempfile;"
         "open_store('file://' + tempfile.mkdtemp()); print([m for m in sys.modules if m.startswith('google.')])"
     )
     done = subprocess.run(

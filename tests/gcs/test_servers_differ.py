@@ -13,9 +13,9 @@ from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.erase import erase, sweep_orphans
 from ister.storage.gcs import GcsStore
+from ister.storage.layout import Layout
 from ister.storage.replay import list_history, verify_history
 from ister.storage.segment import SegmentInfo
-from ister.storage.tier import Layout
 from ister.storage.upload import (
     claim,
     drop_cursors,

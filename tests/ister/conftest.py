@@ -11,9 +11,9 @@ import pytest
 import ister
 from ister import testing, wire
 from ister.attachment import Attachment
+from ister.clientsession import Session
 from ister.message import Event
 from ister.publication import Publication
-from ister.session import Session
 from ister.wire import Key, Limit, Type
 
 LIMITS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ister import wire
+from ister.clientsession import TRANSITIONS as SESSION_TRANSITIONS
 from ister.errors import CODES
-from ister.session import TRANSITIONS as SESSION_TRANSITIONS
 from ister.transport.session import HANDLE_FRAMES, HANDLE_TABLE, State
 from ister.wire import Column, Key, Limit, Type
 

@@ -13,8 +13,8 @@ import pytest
 
 import ister.store
 from ister.errors import DamagedError, GapError, StoreError, TrimmedError, UsageError
+from ister.storage.objectstore import FolderStore
 from ister.storage.replay import Replay, list_history
-from ister.storage.store import FolderStore
 from tests.storedtopic import FIRST_MS, StoredTopic, attributes, key, payload, store_a_topic
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from ister import wire
 from ister.client import producer_id
+from ister.clientsession import Session
 from ister.errors import RemoteProtocolError
-from ister.session import Session
 from ister.wire import Key, Type
 from tests.vectors import notation
 from tests.vectors.generate import generate

@@ -19,7 +19,7 @@ from ister.actors.envelope import open_mail
 from ister.actors.process import NodeDown, NodeUp
 from ister.actors.threads import Done, Purpose
 from ister.storage.disk import Disk
-from ister.storage.store import ObjectStore
+from ister.storage.objectstore import ObjectStore
 from tests.faultystore import FaultyStore
 from tests.sim.limits import WallClock
 from tests.sim.links import Network, SimRouter, Tap

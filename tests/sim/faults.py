@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ister.actors.addresses import TIER, node_of
 from ister.errors import StoreError
-from ister.storage.tier import encode_topic
+from ister.storage.layout import encode_topic
 from tests.sim.broker import Machine
 from tests.sim.programs import Program
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from ister.clientsession import Request
 from ister.consumer import Consumer
-from ister.session import Request
 from ister.wildcard import WildcardConsumer
 from tests.sim.model import PatternModel, SubscriptionModel, TopicModel
 from tests.sim.plans import FOLDER, MadeLater, PatternPlan

@@ -24,13 +24,13 @@ from ister.storage import upload
 from ister.storage.catalogue import TopicMeta
 from ister.storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
 from ister.storage.disk import File
+from ister.storage.layout import Layout
+from ister.storage.objectstore import ObjectStore
 from ister.storage.opening import _Opening
 from ister.storage.producers import ProducerTable
 from ister.storage.reader import FoundTime, Reader
 from ister.storage.retention import Retention, retention_of
 from ister.storage.simulated import SimulatedFile
-from ister.storage.store import ObjectStore
-from ister.storage.tier import Layout
 from ister.wildcard import WildcardConsumer
 
 

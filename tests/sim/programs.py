@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from ister.clientsession import Request
 from ister.consumer import Consumer
 from ister.errors import IsterError
 from ister.message import Message
 from ister.producer import Producer
 from ister.reader import Reader
 from ister.requests import about
-from ister.session import Request
 from tests.sim.clients import SimClient
 from tests.sim.limits import wall_ms
 from tests.sim.model import Sent, SubscriptionModel, TopicModel

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ister.session import Request
-from ister.storage.tier import encode_topic
+from ister.clientsession import Request
+from ister.storage.layout import encode_topic
 from tests.sim.broker import Machine
 from tests.sim.model import PatternModel, TopicModel
 from tests.sim.plans import FOLDER, RemadePlan

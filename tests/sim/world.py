@@ -19,8 +19,8 @@ from ister.actors import lanes
 from ister.actors.placement import subscription_key, worker_of
 from ister.actors.runtime import LoopActor
 from ister.storage.disk import Disk
+from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
 from ister.wire import Column, Key, Type, decode_attributes
 from tests.raw_client import Frame
 from tests.sim import patterns, remade

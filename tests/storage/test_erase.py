@@ -14,9 +14,9 @@ from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import Disk
 from ister.storage.erase import NotOwnerError, erase, sweep_orphans
+from ister.storage.layout import Layout
+from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
-from ister.storage.tier import Layout
 from ister.storage.upload import (
     FencedError,
     check_fence,

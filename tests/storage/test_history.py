@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ister.storage.history import History, plan_history
-from ister.storage.store import ObjectInfo
-from ister.storage.tier import Layout
+from ister.storage.layout import Layout
+from ister.storage.objectstore import ObjectInfo
 
 LAYOUT = Layout("orders", bytes(range(16)))
 

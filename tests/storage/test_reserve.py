@@ -6,9 +6,9 @@ import pytest
 
 from ister.errors import DiskFullError
 from ister.storage.cursor import CursorJournal
+from ister.storage.objectstore import FolderStore
 from ister.storage.reserve import PIECE_BYTES, REFILL_S, Reserve
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
 
 INCARNATION = b"i" * 16
 

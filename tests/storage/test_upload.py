@@ -19,10 +19,10 @@ from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.erase import erase
 from ister.storage.history import History, plan_history
+from ister.storage.layout import Layout
+from ister.storage.objectstore import FolderStore, ObjectInfo, ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore, ObjectInfo, ObjectStore
-from ister.storage.tier import Layout
 from ister.storage.upload import (
     AheadError,
     Claim,

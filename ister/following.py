@@ -16,7 +16,7 @@ DEAD_LETTER_SUFFIX: Final = ".dlq"  # how the broker calls dead-letter topics th
 BYTES_LEAST: Final = 1024
 
 
-class Roster:
+class Following:
     """The topics that a pattern stands for now, but for those that are left out."""
 
     def __init__(self, left_out: Collection[str]) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister import wire
+from ister.clientsession import GREETING_S, TRANSITIONS, Request, Session, back_off_s
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
-from ister.session import GREETING_S, TRANSITIONS, Request, Session, back_off_s
 from ister.wire import Key, Type
 
 if TYPE_CHECKING:

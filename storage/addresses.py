@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 from ister.clock import Clock, SystemClock
 from ister.errors import StoreError, UsageError
 from ister.storage.disk import Disk, LocalDisk
+from ister.storage.objectstore import FolderStore, ObjectStore
 from ister.storage.reserve import Reserve
-from ister.storage.store import FolderStore, ObjectStore
 
 # Three to 222 letters, digits, '-', '_' and '.': https://cloud.google.com/storage/docs/buckets#naming
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")

@@ -9,8 +9,8 @@ from ister.storage.damage import skip_damaged
 from ister.storage.reader import SegmentMaps
 from ister.storage.segment import base_of
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.tiered import NotHereError, TieredReader
 from ister.storage.wal import Wal, WalSettings
+from ister.storage.wholereader import NotHereError, TieredReader
 from tests.stage import StagedClock
 
 INCARNATION = bytes(range(16))

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from ister.attachment import Attachment
-from ister.roster import Roster, share
+from ister.following import Following, share
 from ister.wire import Key, Type
 
 
 def test_topics_that_come_and_go_are_told_apart() -> None:
     """What is listed and not there comes, what is there and not listed goes; what was made anew does both."""
-    roster = Roster([])
+    roster = Following([])
     assert roster.changes({"b": 1, "a": 1}, {}) == (["a", "b"], [])
     assert roster.changes({"b": 1, "c": 1}, {"a": 1, "b": 1}) == (["c"], ["a"])
     assert roster.changes({"b": 1, "c": 1}, {"b": 1, "c": 1}) == ([], [])
@@ -25,13 +25,13 @@ def test_topics_that_come_and_go_are_told_apart() -> None:
 
 def test_dead_letters_are_not_followed() -> None:
     """A message that is refused would come again from there, and once more, without end."""
-    roster = Roster(["graves"])
+    roster = Following(["graves"])
     assert roster.changes({"a": 1, "a.billing.dlq": 1, "graves": 1}, {}) == (["a"], [])
 
 
 def test_a_topic_that_refused_is_asked_again_once_it_was_gone() -> None:
     """Not at every change of another topic; a new one of that name has another chance, also if it came quickly."""
-    roster = Roster([])
+    roster = Following([])
     roster.refuse("a", 1)
     assert roster.changes({"a": 1, "b": 1}, {}) == (["b"], [])
     assert roster.changes({"a": 2, "b": 1}, {"b": 1}) == (["a"], [])

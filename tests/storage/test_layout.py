@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ister.storage.layout import Layout, UploadPlan, decode_topic, encode_topic, joined_end, segment_metadata
+from ister.storage.objectstore import check_name
 from ister.storage.segment import SegmentInfo
-from ister.storage.store import check_name
-from ister.storage.tier import Layout, UploadPlan, decode_topic, encode_topic, joined_end, segment_metadata
 
 
 def segments(*ends: int) -> list[SegmentInfo]:

@@ -13,8 +13,8 @@ import pytest
 
 from ister.errors import StoreError
 from ister.storage.disk import LocalDisk
+from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.store import FolderStore
 
 
 def test_a_sealed_segment_is_linked_not_copied(tmp_path: Path) -> None:
