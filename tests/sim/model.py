@@ -168,6 +168,7 @@ class SubscriptionModel:
         self.written_waits: dict[int, float] = {}  # of these, what a restart finds: it was answered
         self.sends: Counter[int] = Counter()
         self.done_otherwise: set[int] = set()  # trimmed, expired, dropped as poison
+        self.taken_by_retention: set[int] = set()  # while a consumer had it, who was told
         self.ever: Counter[int] = Counter()  # deliveries in all, whatever happened in between
         self.unseen = 0  # deliveries that could not be sent, and may count
         self.unsure: set[int] = set()  # somebody had it when everything began anew, and may have it still

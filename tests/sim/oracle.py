@@ -656,7 +656,7 @@ class Oracle:
         elif subscription.topic.lost and code in ("log-damaged", "skipped", "missing"):
             self._told(subscription, header[Key.OFFSET], header[Key.COUNT])
         elif code == "trimmed" and self._may_be_gone(subscription.topic, header[Key.OFFSET]):
-            pass
+            self._trimmed(subscription, header[Key.OFFSET], header[Key.COUNT])
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
 
@@ -666,6 +666,14 @@ class Oracle:
             count -= offset not in subscription.acknowledged
             subscription.told.add(offset)
             subscription.topic.told.add(offset)
+            offset += 1
+
+    def _trimmed(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
+        """Retention took so many messages that were not acknowledged: whoever has one in hand bars its key no more."""
+        while count > 0 and offset < subscription.topic.end:
+            count -= offset not in subscription.acknowledged
+            if offset in subscription.holds and self._may_be_gone(subscription.topic, offset):
+                subscription.taken_by_retention.add(offset)
             offset += 1
 
     def _done(self, session: SessionModel, ref: int) -> None:
@@ -891,7 +899,8 @@ class Oracle:
                 continue
             hold = subscription.holds.get(other)
             if hold is not None:
-                if hold.consumer is not consumer and self._definite(subscription, hold):
+                gone = other in subscription.taken_by_retention
+                if hold.consumer is not consumer and not gone and self._definite(subscription, hold):
                     self.violated(f"{who} of key {key!r} while {hold.consumer} has {other}")
                 continue
             if other in subscription.told:
