@@ -152,6 +152,9 @@ class Attachment:
         self._singly = 0  # deliveries in the queue that are handed out one by one
         self._asking: int | None = None  # the REF of the question whether the next one may be
         self._leave = False  # it may
+        # What was handed out last was so, and the word that it is done may be on its way: what follows waits for the
+        # answer to a question behind that word, or a program killed meanwhile would be thought to have died of both.
+        self._after_singly = False
         self._recalled = False  # credit waits here until the program asks for something
         self._used_messages = 0
         self._used_bytes = 0
@@ -195,7 +198,7 @@ class Attachment:
         self.begun += 1
         self._used_messages = self._used_bytes = 0
         self._came = self._handed = self._told = self._singly = 0
-        self._tells = self._leave = self._recalled = False
+        self._tells = self._leave = self._recalled = self._after_singly = False
         self._asking = None
         self._credit_messages = min(self._credit_messages, session.limits.credit_messages_max)
         self._credit_bytes = min(self._credit_bytes, session.limits.credit_bytes_max)
@@ -468,9 +471,10 @@ class Attachment:
                 return None
         first = self._at
         stop = delivery.count if most is None else min(delivery.count, first + most)
-        if self._tells and delivery.singly:
+        if self._tells and (delivery.singly or self._after_singly):
             if not self._may_have_one():
                 return None
+            self._after_singly = delivery.singly
             stop = first + 1
         self._at = stop
         self._hand_over(stop - first, together=together)

@@ -491,9 +491,9 @@ def test_an_answer_that_is_too_large_is_refused_and_ends_nothing(stage: Stage) -
     if topic is None:
         client.request("topic.show", topic="orders")
         topic = stage.actor("topic", "orders")
-    topic._description = lambda: {"much": "x" * (2 << 20)}
+    topic.description = lambda: {"much": "x" * (2 << 20)}
     assert client.ask("topic.show", topic="orders").code == "limit-exceeded"
-    del topic._description
+    del topic.description
     assert client.request("topic.show", topic="orders")["topic"] == "orders"
 
 

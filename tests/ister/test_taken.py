@@ -114,6 +114,31 @@ def test_what_may_fail_no_more_is_handed_out_one_by_one_once_the_broker_has_answ
         assert words(talk) == []
 
 
+@pytest.mark.requirement("9.6-9")
+def test_what_follows_such_a_message_waits_until_the_broker_has_heard_of_it(talk: Talk) -> None:
+    """Its acknowledgment goes before the question; behind that everything is as always."""
+    attachment = telling(talk)
+    talk.deliver(0, b"a", singly=True)
+    talk.deliver(1, b"b", b"c")
+    assert offsets(attachment, talk.now) == []
+    [word] = [header for header in talk.said() if Key.TAKEN in header]
+    talk.hear({Key.TYPE: Type.DONE, Key.REF: word[Key.REF]})
+    assert offsets(attachment, talk.now) == [0]
+    assert attachment._in_hand is not None
+    attachment.ack(attachment._in_hand, 0, 1, talk.now)
+    talk.said()
+    assert offsets(attachment, talk.now) == []
+    acknowledged, word = talk.said()
+    assert (acknowledged[Key.TYPE], acknowledged[Key.RANGES]) == (Type.ACK, [0, 1])
+    assert (word[Key.TYPE], word[Key.TAKEN], Key.REF in word) == (Type.CREDIT, 2, True)
+    assert not attachment.has_some
+    talk.hear({Key.TYPE: Type.DONE, Key.REF: word[Key.REF]})
+    assert offsets(attachment, talk.now) == [1]
+    talk.said()
+    assert offsets(attachment, talk.now + 0.1) == [2]
+    assert not any(Key.REF in header for header in talk.said())
+
+
 def test_a_leave_that_comes_after_the_connection_was_lost_lets_nothing_out(talk: Talk) -> None:
     """The question is asked anew in the next session."""
     attachment = telling(talk)
