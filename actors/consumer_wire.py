@@ -17,6 +17,7 @@ from typing import Final
 from ister.actors.messages import Block, Notice, Room
 from ister.actors.pieces import Piece
 from ister.actors.runtime import Ref
+from ister.backoff import doubled
 from ister.errors import IsterError
 from ister.transport.gateway import Gateway, Sent
 from ister.transport.session import Handle
@@ -264,7 +265,7 @@ class WirePlace:
         """Send what waits here, and let the next one; or look again later, for all that wait for this connection."""
         self.retry()
         if self.backlog and not self.paused and self.is_connected:
-            wait_s = min(2 * waited_s, FULL_RETRY_S_MAX)
+            wait_s = doubled(waited_s, FULL_RETRY_S_MAX, 1)
             self._call_later(wait_s, lambda: self._look_for_room(wait_s))
         else:
             self._wait_no_more()

@@ -43,9 +43,8 @@ class InFlight:
     def __init__(self) -> None:
         self._firsts: list[int] = []  # ascending; the other list runs beside it
         self._parts: list[tuple[Held, float]] = []  # each with its deadline
-        self._queue: list[
-            tuple[float, int]
-        ] = []  # heap of (deadline, first) but for NEVER; may hold ones that are settled
+        # A heap of (deadline, first), but for those that have none; it may hold ones that are settled.
+        self._queue: list[tuple[float, int]] = []
         self.messages = 0
 
     def __len__(self) -> int:

@@ -125,10 +125,6 @@ class Poison:
         self.messages -= len(found)
         return found
 
-    def is_in_hand(self, offset: int) -> bool:
-        """Say whether a message is on its way."""
-        return offset in self._in_hand
-
     def unblock(self) -> list[Poisoned]:
         """Take out and return what blocks."""
         blocking, self.blocking = self.blocking, []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from itertools import pairwise
 from typing import Final
 
@@ -48,10 +48,6 @@ class SparseIndex:
     def raise_times(self, time_ms: int) -> None:
         """Take into account that log time was `time_ms` before this segment."""
         self.times = array("Q", [max(one, time_ms) for one in self.times])
-
-    def at_offset(self, offset: int) -> int | None:
-        """Return the last entry that does not begin behind `offset`, None if all do."""
-        return bisect_right(self.offsets, offset) - 1 if len(self) and self.offsets[0] <= offset else None
 
     def before_time(self, time_ms: int) -> int | None:
         """Return the last entry before which log time was below `time_ms`, None if it was at none."""

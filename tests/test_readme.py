@@ -104,15 +104,7 @@ def test_the_commands_work_twice(example: Example, broker: OwnBroker, tmp_path: 
         for line in prepared(example.code, broker).splitlines():
             if not line.strip() or "--follow" in line:
                 continue
-            done = subprocess.run(
-                ["bash", "-c", line],
-                env=environment(broker),
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=50,
-            )
-            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            type_in(line, broker, tmp_path, timeout_s=50)
 
 
 @pytest.mark.timeout(600)
@@ -122,15 +114,20 @@ def test_the_commands_work_twice(example: Example, broker: OwnBroker, tmp_path: 
 def test_the_commands_for_a_checkout_work(example: Example, broker: OwnBroker) -> None:
     """Line by line, where they are meant to be typed."""
     for line in example.code.splitlines():
-        done = subprocess.run(
-            ["bash", "-c", line],
-            env=environment(broker),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        type_in(line, broker, ROOT, timeout_s=300)
+
+
+def type_in(line: str, broker: OwnBroker, folder: Path, *, timeout_s: float) -> None:
+    """Run a line of a shell there; it must succeed."""
+    done = subprocess.run(
+        ["bash", "-c", line],
+        env=environment(broker),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
 def running(code: str, broker: OwnBroker) -> subprocess.Popen[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ister.errors import IsterError
@@ -660,21 +660,25 @@ class Oracle:
         elif code in ("trimmed", "log-damaged"):
             self.violated(f"{consumer} of {subscription} is told {code}: {header.get(Key.TEXT)}")
 
-    def _told(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
-        """So many messages that are not acknowledged, from there on, cannot be served."""
+    @staticmethod
+    def _spoken_of(subscription: SubscriptionModel, offset: int, count: int) -> Iterator[int]:
+        """Yield the offsets that an event is about: from there on, so many of them not acknowledged."""
         while count > 0 and offset < subscription.topic.end:
             count -= offset not in subscription.acknowledged
-            subscription.told.add(offset)
-            subscription.topic.told.add(offset)
+            yield offset
             offset += 1
+
+    def _told(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
+        """So many messages that are not acknowledged, from there on, cannot be served."""
+        for each in self._spoken_of(subscription, offset, count):
+            subscription.told.add(each)
+            subscription.topic.told.add(each)
 
     def _trimmed(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
         """Retention took so many messages that were not acknowledged: whoever has one in hand bars its key no more."""
-        while count > 0 and offset < subscription.topic.end:
-            count -= offset not in subscription.acknowledged
-            if offset in subscription.holds and self._may_be_gone(subscription.topic, offset):
-                subscription.taken_by_retention.add(offset)
-            offset += 1
+        for each in self._spoken_of(subscription, offset, count):
+            if each in subscription.holds and self._may_be_gone(subscription.topic, each):
+                subscription.taken_by_retention.add(each)
 
     def _done(self, session: SessionModel, ref: int) -> None:
         for consumer in list(session.consumers.values()):
