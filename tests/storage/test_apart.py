@@ -76,6 +76,16 @@ def test_who_wants_to_know_no_more_leaves_no_process_behind(wal: Wal) -> None:
     assert {pid for pid in children() - before if is_check(pid)} == set()
 
 
+def test_a_child_that_hears_nothing_is_ended_too(wal: Wal) -> None:
+    """One that was stopped does not notice that nobody reads any more."""
+    steps = apart._verify_apart(wal.folder, wal.incarnation, None)
+    next(steps)
+    child = steps.gi_frame.f_locals["child"]  # type: ignore[attr-defined]
+    child.send_signal(signal.SIGSTOP)
+    steps.close()  # type: ignore[attr-defined]
+    assert child.returncode == -signal.SIGKILL
+
+
 def test_a_check_that_is_killed_is_an_error(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no report of a log without damage."""
     started: list[subprocess.Popen[str]] = []
