@@ -1,4 +1,4 @@
-"""What fails in the broker for tests: back-off, poison, and dead letters, as in a broker. Pure."""
+"""What becomes of failures in the broker for tests: options, back-off, and what a dead letter says. Pure."""
 
 from __future__ import annotations
 
@@ -68,15 +68,11 @@ def letter_of(subscription: Subscription, offset: int, producer_id: int, reason:
     return Record(record.payload, record.key, wire.encode_attributes(attributes), 0, now_ms)
 
 
-def dead_letter_topic(topics: dict[str, Topic], name: str) -> Topic:
-    """Return the topic that letters go to, made as needed."""
-    topic = topics.get(name)
-    if topic is None:
-        topic = topics[name] = Topic(name, "reliable", "fsync")
+def make_ready(topic: Topic) -> None:
+    """Make a topic one of dead letters: it is marked, and has the subscription that keeps them."""
     topic.settings["dead_letters"] = 1
     if REDRIVE not in topic.subscriptions:
         topic.subscriptions[REDRIVE] = Subscription(topic, REDRIVE, "exclusive", 0)
-    return topic
 
 
 def producer_of(topic: Topic, offset: int) -> int:

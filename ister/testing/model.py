@@ -1,4 +1,8 @@
-"""What the broker for tests knows: topics, subscriptions, consumers, and who gets what next. Pure, and not fast."""
+"""The state of the broker for tests, and how it changes: topics, subscriptions, consumers, who gets what next.
+
+Knows no names of others, no frames of the protocol and no clock: see `catalogue.py`, `handles.py`, `delivering.py`.
+Pure, and not fast.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ister import wire
-from ister.subscriptions import TRAITS
+from ister.subscriptions import READER, TRAITS
 
 DELIVER_MESSAGES_MAX: Final = 1000
 
@@ -36,6 +40,7 @@ class Topic:
     owners: dict[int, Producer] = field(default_factory=dict)
     number: int = 0  # tells it from others of that name
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    readers: list[Subscription] = field(default_factory=list)  # one each; they end with their consumer
     settings: dict[str, Any] = field(default_factory=dict)
 
     def shown(self) -> dict[str, Any]:
@@ -118,6 +123,33 @@ class Subscription:
         for consumer in self.consumers:
             consumer.held.clear()
 
+    def acknowledge(self, offsets: set[int]) -> None:
+        """Take messages as done, whoever holds them; a reader acknowledges nothing."""
+        if self.kind == READER:
+            return
+        self.acked |= offsets
+        for each in self.consumers:
+            each.held -= offsets
+        self.again = [offset for offset in self.again if offset not in offsets]
+
+    def detach(self, consumer: Consumer) -> None:
+        """A consumer leaves: what it holds is delivered again."""
+        if self in self.topic.readers:
+            self.topic.readers.remove(self)
+        self.again = sorted({*self.again, *consumer.held} - self.acked)
+        for offset in consumer.held:
+            self.attempts[offset] = self.attempts.get(offset, 1) + 1
+        consumer.held.clear()
+        if consumer in self.consumers:
+            self.consumers.remove(consumer)
+
+    def wake(self, now_s: float) -> None:
+        """Deliver again what has waited long enough."""
+        due = [offset for when, offset in self.later if when <= now_s]
+        if due:
+            self.later = [pair for pair in self.later if pair[0] > now_s]
+            self.again = sorted({*self.again, *due} - self.acked)
+
     def explain(self) -> dict[str, Any]:
         """Return why messages flow, or why they do not."""
         pending = sum(end - first for first, end in self.pending())
@@ -199,7 +231,12 @@ class Consumer:
     bytes: int
     sparse: bool = False
     held: set[int] = field(default_factory=set)
-    told: bool | None = None
+    told: bool | None = None  # whether it was told that it is the active one
+
+    @property
+    def topic(self) -> Topic:
+        """The topic it reads."""
+        return self.subscription.topic
 
 
 @dataclass(slots=True, eq=False)

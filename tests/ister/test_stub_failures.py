@@ -138,3 +138,16 @@ def test_what_means_nothing_for_a_type_is_refused(
     """A priority is Failover's, and force Exclusive's."""
     with pytest.raises(ister.UsageError, match=next(iter(given))):
         client.consumer("orders", "s", type=kind, **given)
+
+
+def test_an_operation_it_does_not_have_is_refused(client: ister.Client) -> None:
+    """With the code by which clients know it, and the broker goes on."""
+    for ask in (
+        lambda: client.update_topic("orders", retention="1h"),
+        lambda: client.verify_topic("orders"),
+        lambda: client.repair_topic("orders", skip_damaged=True),
+    ):
+        with pytest.raises(RemoteError) as refused:
+            ask()
+        assert refused.value.code == "unknown-operation"
+    assert client.topic("orders")["topic"] == "orders"
