@@ -1,11 +1,12 @@
-"""What consumers say of the messages they hold: acknowledged, given back, left waiting.
+"""Acknowledgments: what consumers report about the messages they hold (acknowledged, returned, idle).
 
-Runs in a worker process, as a part of a Subscription. It moves the cursor by what is acknowledged, and hands what comes
-back on to `actors/subscription/failures.py`.
+Runs in a worker process, as a part of a Subscription. It moves the cursor by what is acknowledged, and hands returned
+messages on to `actors/subscription/failures.py`.
 
 Invariants
-- of a Failover subscription only who is active acknowledges anything new
-- what an actor before this one delivered is settled by what the consumer says, and comes back through the log alone
+- of the consumers of a Failover subscription, only the active one acknowledges anything new
+- acknowledgments of messages that an earlier, failed actor delivered count; messages that are returned of those are
+  ignored, because they are delivered again from the log
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
 from ister.actors.subscription.schedule import Schedule
 from ister.subscriptions import TRAITS
 
-HOLDERS_MAX = 10  # consumers or keys that are named
+HOLDERS_MAX = 10  # consumers or keys that `explain` names
 LOST = "its consumer was lost"
 
 
 class Acknowledgments(SubscriptionPart):
-    """What the consumers of one subscription say of its messages."""
+    """Handles the acknowledgments and returns of one subscription's consumers."""
 
     def __init__(
         self, subscription: Host, queue: Queue, journal: CursorLog, schedule: Schedule, failures: Failures
@@ -43,11 +44,11 @@ class Acknowledgments(SubscriptionPart):
         self._left_ms: int | None = None  # when the last consumer left
 
     def delivered(self, member: Member, piece: Piece) -> None:
-        """Note that a consumer holds these too."""
+        """Note that a consumer holds the messages of a piece."""
         if self._schedule.unseen:
             self._schedule.delivered(piece.parts)
         self._last_delivered_ms = self._subscription.clock.time_ms()
-        if member.outstanding == piece.count:  # it held nothing before
+        if member.outstanding == piece.count:  # it held nothing before this piece
             member.holds_since_ms = self._last_delivered_ms
 
     @receives(Acknowledged)
@@ -55,7 +56,7 @@ class Acknowledgments(SubscriptionPart):
         """Move the cursor; the journal is written within `cursor_flush_ms`, or at once when asked to confirm."""
         journal = self._journal
         if not journal.is_open:
-            return  # of the actor before this one, which failed
+            return  # the acknowledgment is for an earlier actor of this subscription, which failed
         if self._stands_by and self._comes_too_late(command, command.ranges):
             return
         for first, end in command.ranges:
@@ -78,7 +79,10 @@ class Acknowledgments(SubscriptionPart):
     def _comes_too_late(
         self, command: Acknowledged | AcknowledgedUntil, ranges: Sequence[tuple[int, int]]
     ) -> bool:
-        """Refuse what a standby acknowledges: whoever is active has it, or gets it. To say it again is no harm."""
+        """Refuse new acknowledgments of a standby, and say whether this was one: the active consumer gets the messages.
+
+        Acknowledging again what is acknowledged already is allowed.
+        """
         active = self._subscription.consumers.active
         if active is None or active.key == command.key:
             return False
@@ -106,14 +110,14 @@ class Acknowledgments(SubscriptionPart):
 
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:
-        """Queue what was refused, timed out, or was held by a client that came back."""
+        """Queue messages that were refused, timed out, or are unknown to a client that reconnected."""
         self._subscription.consumers.settle(command.key, sum(held.end - held.first for held in command.held))
         if self._delivered_to(command.key):
             self._failures.take_back(command.held, command.delay_s, command.why, failed=command.failed)
 
     @receives(Idle)
     def on_idle(self, command: Idle) -> None:
-        """Have others get what waits for a program that asks for nothing; alone, it may come for it when it likes."""
+        """Recall messages that wait for a program that asks for nothing, if other consumers could take them."""
         subscription = self._subscription
         consumer = subscription.consumers.refs.get(command.key)
         others = subscription.consumers.hands_over if self._stands_by else len(subscription.consumers) > 1
@@ -121,26 +125,26 @@ class Acknowledgments(SubscriptionPart):
             consumer.tell(Recall())
 
     def given_back(self, command: Left) -> None:
-        """Queue what a consumer held that is gone, for the next one."""
+        """Queue what a consumer that is gone held, for the next one."""
         if self._delivered_to(command.key):
             self._failures.take_back(command.waiting, 0.0, LOST, failed=False)
             self._failures.take_back(command.held, 0.0, LOST, failed=command.failed)
 
     def _delivered_to(self, key: int) -> bool:
-        """Say whether it was this actor that delivered to a consumer, not the one before it, which failed."""
+        """Say whether this actor delivered to a consumer, and not an earlier one that failed."""
         return self._journal.is_open and self._subscription.consumers.gave(key)
 
     def consumer_left(self) -> None:
-        """Note when nobody was left."""
+        """Note the time at which the last consumer left."""
         if not self._subscription.consumers.refs:
             self._left_ms = self._subscription.clock.time_ms()
 
     def description(self) -> dict[str, int]:
-        """Say how many messages are with consumers."""
+        """Return how many messages consumers hold."""
         return {"in_flight": self._subscription.consumers.roster.outstanding}
 
     def state(self) -> State:
-        """Say who holds messages, and since when."""
+        """Return which consumers hold messages, and since when."""
         roster = self._subscription.consumers.roster
         holding = sorted(
             (member for member in roster.members if member.outstanding),

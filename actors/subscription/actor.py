@@ -1,14 +1,13 @@
-"""Subscriptions: who gets what of a topic. Here are the consumers, their credit, whose turn it is, and handing over.
+"""The Subscription actor: its consumers, their credit, whose turn it is, and the sending of pieces.
 
-Runs in a worker process, not always its topic's. What is delivered, and what becomes of it, is not decided here: that
-is for its parts (`parts.py`), one of which is the delivery of its type (`deliveries.py`).
+Runs in a worker process, not always that of its topic. It does not decide what is delivered, or what happens to it
+afterwards: its parts do (`parts.py`), one of which is the delivery of its type (`deliveries.py`).
 
 Invariants
 - a consumer is attached from `Granted` to `Left`, and gets nothing before or after
-- who is to give back what it holds (it was taken over, the subscription is moved) has done so before anything is
-  delivered again
-- where another consumer is to be active, nothing is delivered until the one before holds nothing more
-- dispatch happens once a turn, after everything that the turn brought
+- while a consumer is to give back what it holds (it was taken over, or the subscription is moved), nothing is delivered
+- where another consumer is to become active, nothing is delivered until the one before it holds nothing any more
+- dispatch happens once per turn of the loop, after all messages of the turn
 - work is per piece (some 64 KiB), never per message
 """
 
@@ -56,11 +55,11 @@ from ister.subscriptions import TRAITS
 from ister.transport.session import SessionLimits
 from ister.wire import encode_result
 
-_Waiting = AttachConsumer | StartSubscription | Describe  # what is answered once the topic has answered
+_Waiting = AttachConsumer | StartSubscription | Describe  # answered once the topic has answered
 
 
 class Subscription(LoopActor):
-    """The consumers of one subscription; `deliver_by(self)` returns the delivery, whose parts are this one's."""
+    """The consumers of one subscription. `deliver_by(self)` returns its delivery, which lists the parts."""
 
     def __init__(
         self,
@@ -84,8 +83,8 @@ class Subscription(LoopActor):
         self._paused = bool(meta.settings.get("paused", 0))
         self._dispatch_scheduled = False
         self._wake_timer: Timer | None = None
-        self._ready = False  # the topic answered, and the start is fixed
-        self.failure: IsterError | None = None  # why it serves nobody
+        self._ready = False  # the topic has answered, and the start offset is fixed
+        self.failure: IsterError | None = None  # why no consumer can be served
         self._started_ms = self.clock.time_ms()
         self._waiting: list[_Waiting] = []
         self.delivered = 0
@@ -96,17 +95,17 @@ class Subscription(LoopActor):
         self.compose(self._parts)
 
     def on_start(self) -> None:
-        """Have the parts begin."""
+        """Start the parts."""
         for part in self._parts:
             part.start()
 
     def on_stop(self) -> None:
-        """Have the parts write down what they know, and let go of what they have."""
+        """Stop the parts: they write down what they know and close what they hold."""
         for part in self._parts:
             part.stop()
 
     def on_failure(self, *_error: object) -> None:
-        """Send the consumers away: they may open again, and find a new actor, which goes on where this one was."""
+        """Evict the consumers. They may open again, which starts a new actor that continues from the cursor."""
         self.evict_all("internal", "the broker failed for this subscription; its log says how")
         self.on_stop()
 
@@ -114,13 +113,13 @@ class Subscription(LoopActor):
 
     @receives(AttachConsumer)
     def on_arrival(self, command: AttachConsumer) -> None:
-        """Give a consumer its place, once there is one."""
+        """Attach a consumer, at once or when the subscription is ready."""
         self.delivery.expected()
         self._admit_in_time(command, self._ready)
 
     @receives(StartSubscription, Describe)
     def on_question(self, command: StartSubscription | Describe) -> None:
-        """Say that the subscription is there, and what it is, once that is known."""
+        """Answer that the subscription exists, or describe it, at once or when it is ready."""
         self._admit_in_time(command, self._ready or self.delivery.always_there)
 
     def _admit_in_time(self, command: _Waiting, ready: bool) -> None:
@@ -161,20 +160,20 @@ class Subscription(LoopActor):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the topic answered, and the start is fixed."""
+        """Whether the topic has answered, and the start offset is fixed."""
         return self._ready
 
     def become_ready(self) -> None:
-        """Serve those who wait."""
+        """Serve the consumers and questions that wait."""
         self._ready, self.failure = True, None
         self._admit_waiting()
 
     def become_unready(self) -> None:
-        """Let those who come wait until it is ready again."""
+        """Let new consumers wait until the subscription is ready again."""
         self._ready = False
 
     def become_failed(self, error: IsterError) -> None:
-        """Serve nobody, and tell those who wait why."""
+        """Serve no consumer; those that wait are refused with the error."""
         self.failure = error
         self._admit_waiting()
 
@@ -185,7 +184,7 @@ class Subscription(LoopActor):
 
     @receives(Left)
     def on_left(self, command: Left) -> None:
-        """Take a consumer's place from it, and have what it held go to the next one."""
+        """Detach a consumer, and queue what it held for the others."""
         self.delivery.given_back(command)
         key = command.key
         self._waiting = [
@@ -203,7 +202,7 @@ class Subscription(LoopActor):
 
     @receives(AddCredit)
     def on_credit(self, command: AddCredit) -> None:
-        """A consumer has room for more."""
+        """Add to a consumer's credit."""
         limits = self._limits
         self.consumers.roster.add_credit(
             command.key,
@@ -217,7 +216,7 @@ class Subscription(LoopActor):
 
     @receives(SetCredit)
     def on_set_credit(self, command: SetCredit) -> None:
-        """A consumer came back: what it was told may have been lost with its connection."""
+        """Set a consumer's credit after its client reconnected: what was in transit may be lost."""
         self.consumers.roster.set_credit(command.key, command.messages, command.bytes)
         self.delivery.credited(command.key, None)
         self._waiting = [
@@ -232,19 +231,19 @@ class Subscription(LoopActor):
 
     @receives(Pause)
     def on_pause(self, command: Pause) -> None:
-        """Send a consumer nothing more until it comes back, and tell it so, behind whatever is on its way to it."""
+        """Send a consumer nothing until it returns. `Paused` tells it that everything sent before has arrived."""
         self.consumers.roster.block(command.key, True, "leaving")
         command.consumer.tell(Paused())
 
     @receives(Yielded)
     def on_yielded(self, command: Yielded) -> None:
-        """Who was active has given back what it held: the next one may begin, with that."""
+        """Let the next consumer begin: the one that was active has given back what it held."""
         self.consumers.release(command.key)
         self.wake()
 
     @receives(Block)
     def on_block(self, command: Block) -> None:
-        """A consumer's connection is full, or takes again."""
+        """Stop or resume sending to a consumer whose connection is full, or has room again."""
         self.consumers.roster.block(command.key, command.blocked, command.why)
         self.delivery.credited(command.key, 0)
         if not command.blocked:
@@ -253,13 +252,13 @@ class Subscription(LoopActor):
     # ---- dispatch -----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Dispatch once, at the end of this turn, whatever the turn brings."""
+        """Schedule one dispatch at the end of this turn."""
         if not self._dispatch_scheduled and self._ready and self.consumers.refs:
             self._dispatch_scheduled = True
             self.at_turn_end(self._dispatch)
 
     def wake_at(self, due_s: float) -> None:
-        """Dispatch again at that time, if not before."""
+        """Schedule a dispatch for a time of the monotonic clock, in seconds, unless one comes earlier."""
         timer = self._wake_timer
         if timer is not None and timer.pending:
             if timer.due <= due_s + 0.001:
@@ -274,11 +273,11 @@ class Subscription(LoopActor):
 
     @property
     def may_deliver(self) -> bool:
-        """Whether anything may be delivered: nobody is to give back anything first, and it is not paused."""
+        """Whether anything may be delivered: not while paused, or while a consumer has to give back messages."""
         return not (self._paused or self.consumers.held or self.consumers.hands_over)
 
     def take_turns(self) -> None:
-        """Deliver what the delivery has next to whoever's turn it is, until one of the two is exhausted."""
+        """Send pieces to consumers in turn, until nothing is left, nobody has credit, or the turn's budget is spent."""
         consumers = self.consumers
         roster, next_piece = consumers.roster, self.delivery.next_piece
         if consumers.held or self._paused or roster.active is not consumers.active:
@@ -297,7 +296,7 @@ class Subscription(LoopActor):
         self.wake()
 
     def deliver(self, member: Member, piece: Piece) -> None:
-        """Send a consumer a piece."""
+        """Send a piece to a consumer."""
         self.consumers.roster.spend(member, piece.count, piece.bytes)
         self.consumers.refs[member.key].tell(Deliver(piece, self._me))
         self.delivered += piece.count
@@ -309,43 +308,43 @@ class Subscription(LoopActor):
 
     @receives(TopicUpdated)
     def on_topic_updated(self, command: TopicUpdated) -> None:
-        """Go by the topic's new settings."""
+        """Take over the topic's new settings."""
         self.topic = command.topic
         for part in self._parts:
             part.topic_updated()
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
-        """Have the parts tell a process that was started again what it was told before."""
+        """Tell the parts that a process was started again: it has lost what it was told before."""
         for part in self._parts:
             part.node_started(started)
 
     @receives(TopicFailed)
     def topic_failed(self, failed: TopicFailed) -> None:
-        """The topic failed, or is gone."""
+        """Tell the parts that the topic failed or was deleted."""
         for part in self._parts:
             part.topic_failed(failed)
 
     def opened(self) -> None:
-        """Tell the parts that the cursor is there."""
+        """Tell the parts that the cursor's journal is open."""
         for part in self._parts:
             part.opened()
 
     def may_read(self) -> None:
-        """Tell the parts that what could not be read may be read now."""
+        """Tell the parts that reading may succeed now where it failed before."""
         self.wake()
         for part in self._parts:
             part.may_read()
 
     def forget(self) -> None:
-        """Have the parts forget what they know of single messages."""
+        """Have the parts forget the state of single messages."""
         for part in self._parts:
             part.forget()
 
     # ---- what the consumers are told ----------------------------------------------------------------------------
 
     def _greet(self, consumer: Ref) -> None:
-        """Tell a consumer that comes what happened while nobody was here, and whether anything will."""
+        """Tell a new consumer what happened while none was attached, and what holds delivery up."""
         self.consumers.tell_unseen(consumer)
         if self._paused:
             consumer.tell(Notice("paused", 0, f"subscription {self.meta.name!r} is paused"))
@@ -353,7 +352,7 @@ class Subscription(LoopActor):
             part.greet(consumer)
 
     def evict_all(self, code: str, text: str) -> None:
-        """Send everybody away, also who still waits for a place."""
+        """Evict all consumers, also those that wait to be attached."""
         self.consumers.tell_all(Evicted(code, text))
         self.become_failed(RemoteError(code, text))
 
@@ -361,7 +360,7 @@ class Subscription(LoopActor):
 
     @receives(UpdateSubscription)
     def on_update(self, command: UpdateSubscription) -> None:
-        """Take new settings: a policy for what fails from now on, a timeout for what is delivered from now on."""
+        """Apply new settings: the failure policy to later failures, the timeout to later deliveries."""
         before = (self.ack_timeout_ms, self.delivery.failures_max)
         self.meta = command.meta
         self.ack_timeout_ms = int(self.meta.settings.get("ack_timeout_ms", self.ack_timeout_ms))
@@ -373,7 +372,7 @@ class Subscription(LoopActor):
         self.answer(command, {})
 
     def _pause(self, paused: bool) -> None:
-        """Deliver nothing more, or go on; the consumers are told."""
+        """Pause or resume delivery, and tell the consumers."""
         if paused == self._paused:
             return
         self._paused = paused
@@ -385,7 +384,7 @@ class Subscription(LoopActor):
 
     @receives(Delete)
     def on_delete(self, command: Delete) -> None:
-        """Send the consumers away for good, and leave nothing."""
+        """Evict all consumers and delete what is stored of the subscription."""
         if command.with_topic:
             self.evict_all("topic-deleted", f"topic {self.topic.name!r} was deleted")
         else:
@@ -393,19 +392,19 @@ class Subscription(LoopActor):
         for part in self._parts:
             part.erase()
         self.answer(command, {})
-        self.stop_now()  # what waits behind this must not begin anything again
+        self.stop_now()  # messages that are queued behind this one must not start anything
 
     @receives(Explain)
     def on_explain(self, command: Explain) -> None:
-        """Say why nothing is delivered, as far as this actor knows."""
+        """Answer why nothing is delivered, as far as this actor knows."""
         self.answer(command, self._state())
 
     def answer(self, command: Any, body: Any) -> None:
-        """Answer a question."""
+        """Answer a question; `body` is encoded as a RESULT."""
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 
     def refuse(self, command: Any, error: IsterError) -> None:
-        """Answer a question with an error."""
+        """Refuse a question with an error."""
         self.system.at(command.reply).tell(Refused(command.ticket, error.code, error.text))
 
     def _description(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""A subscription and its topic: attached to it, begun where it was to begin, and told how far it is durable.
+"""A subscription's attachment to its topic: where it starts, and how far the topic is durable.
 
-Runs in a worker process, as a part of a Subscription on a log. It owns what is asked of the topic, and what the topic
-said last; it opens the journal once it is known where to begin.
+Runs in a worker process, as a part of a Subscription on a log. It owns the question to the topic and the topic's last
+answer. It opens the cursor's journal once the start offset is known.
 
 Invariants
-- nobody is served before the topic has answered, and the start is fixed
-- mail is no promise: a topic that does not answer is asked again, and one that did is asked now and then
-- what was acknowledged of messages that the topic's log has lost does not count for those that have their offsets now
+- no consumer is served before the topic has answered and the start offset is fixed
+- mail can be lost: a topic that does not answer is asked again, and one that answered is asked again now and then
+- acknowledgments of messages that the topic's log has lost do not count for the messages that got their offsets later
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ATTACH_RETRY_S: Final = 1.0  # after the topic failed
 
 
 class _StartUnknownError(Exception):
-    """Nobody knows yet where the topic begins."""
+    """The topic cannot say yet where it begins."""
 
 
 class Attaching(SubscriptionPart):
-    """How one subscription stands with its topic.
+    """The attachment of one subscription to its topic.
 
-    `in_catalogue`: others know of the subscription, and forget it where it cannot begin; else (a reader) a place that
-    the log has counts also where the store has lost it.
+    `in_catalogue`: the subscription is known to others, which forget it if it cannot start. For a reader this is false;
+    then an offset that is in the log is also accepted as a start if the store has lost it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Attaching(SubscriptionPart):
         self._directory = directory
         self._in_catalogue = in_catalogue
         self._attached_as: Attached | None = None
-        self._asking = Asking()  # the topic
+        self._asking = Asking()  # the question to the topic
         self._timer: Timer | None = None
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Attaching(SubscriptionPart):
         self._attach()
 
     def _attach(self) -> None:
-        """Attach to the topic, now and again: mail is no promise, neither this nor the last word of the topic."""
+        """Attach to the topic, and repeat that now and then: mail can be lost."""
         self._topic_ref.tell(Attach(self._subscription.address, self._subscription.topic))
         self._source.rest()
         self._attach_in(self._asking.asked())
@@ -80,21 +80,21 @@ class Attaching(SubscriptionPart):
         self._timer = self._subscription.call_later(seconds, self._attach)
 
     def erase(self) -> None:
-        """Be told nothing more by the topic."""
+        """Detach from the topic."""
         self.detach()
 
     def detach(self) -> None:
-        """Be told nothing more by the topic."""
+        """Detach from the topic."""
         self._topic_ref.tell(Detach(self._subscription.address))
 
     def node_started(self, started: NodeStarted) -> None:
-        """Attach to a topic whose process was started again: it knows nothing."""
+        """Attach again when the topic's process was restarted: it knows nothing of this subscription."""
         if started.node == self._topic_ref.address.node:
             self._attach()
 
     @receives(Attached)
     def on_attached(self, attached: Attached) -> None:
-        """Fix the start when the subscription is new, and read on from the cursor."""
+        """Fix the start offset when the subscription is new, and read on from the cursor."""
         self._attached_as = attached
         self._attach_in(self._asking.answered())
         self._access.stored(UNKNOWN if attached.stored_end is None else attached.stored_end)
@@ -106,8 +106,8 @@ class Attaching(SubscriptionPart):
                     lambda journal: self._fit(journal, max(attached.durable_end, attached.log_end)),
                 )
             except _StartUnknownError:
-                return  # the topic tells it once the store has told the topic
-            except NotHereError as error:  # sought by time: the store must be asked
+                return  # the topic's process was restarted
+            except NotHereError as error:  # a start by time that only the store can answer
                 self._access.fetch(error)
                 return
             except IsterError as error:
@@ -119,7 +119,7 @@ class Attaching(SubscriptionPart):
             self._subscription.opened()
         self._source.advance(attached.durable_end)
         self._subscription.become_ready()
-        self._journal.tell_consumed()  # to a topic that was started again
+        self._journal.tell_consumed()  # the topic may have been restarted
         if attached.start_offset is not None:
             self._access.on_trimmed(Trimmed(attached.start_offset))
         self._subscription.wake()
@@ -136,7 +136,7 @@ class Attaching(SubscriptionPart):
     def position_of(self, place: str) -> int:
         """Return the offset that "earliest", "latest", digits or "time:<unix ms>" mean now.
 
-        Raises RemoteError offset-out-of-range, and for a time what reading raises.
+        Raises RemoteError offset-out-of-range; for a time also what reading the log raises.
         """
         start, end = self._source.history_start, self._source.durable_end
         if place == "latest":
@@ -149,7 +149,7 @@ class Attaching(SubscriptionPart):
         offset = int(place)
         known = self._attached_as
         if not self._in_catalogue and known is not None and end < offset <= known.log_end:
-            return offset  # it was delivered once; there a reader waits until the store has it again
+            return offset  # a consumer had it before: a reader waits there until the store has it again
         if not start <= offset <= end:
             raise RemoteError(
                 "offset-out-of-range",
@@ -158,14 +158,14 @@ class Attaching(SubscriptionPart):
         return offset
 
     def _fit(self, journal: CursorJournal, end: int) -> None:
-        """Take back what was acknowledged of messages that a power failure took from the topic's log.
+        """Withdraw acknowledgments of messages that a power failure took from the topic's log.
 
-        Their offsets are given out again, and who gets them must not be taken for acknowledged. Raises DamagedError
-        where the topic promised that nothing of the kind can happen.
+        The offsets of those messages are assigned again, and the new messages must not count as acknowledged. Raises
+        DamagedError where the topic's durability rules such a loss out.
         """
         cursor = (
             journal.cursor
-        )  # with durability cloud ahead of what may be delivered, if the store lost objects
+        )  # with durability cloud, the log may be ahead of what may be delivered if the store lost objects
         reached = max(cursor.low, cursor.ranges.end or 0)
         if reached <= end:
             return
@@ -179,15 +179,15 @@ class Attaching(SubscriptionPart):
             journal.note(first, min(stop, end))
 
     def _undo_creation(self) -> None:
-        """A subscription that cannot begin where it was to was never there: its name is free for another start."""
-        # by then another may have the name
+        """Delete a subscription that could not start where it was asked to, so that its name is free again."""
+        # by then another subscription may have the name
         instance = instance_of(self._subscription.topic, self._subscription.meta)
         arguments = encode_result({"topic": self._topic, "subscription": self._name, "instance": instance})
         nobody = Address(self._subscription.system.node, "nobody")
         self._directory.tell(Ask("subscription.delete", arguments, nobody, 0))
 
     def topic_failed(self, failed: TopicFailed) -> None:
-        """Go on with what is durable; before that is known, say why nobody can be served."""
+        """Continue with what is durable; if that is not known yet, tell the consumers why they are not served."""
         error = RemoteError(failed.code, failed.text)
         if not self._subscription.is_ready:
             self._subscription.become_failed(error)
@@ -196,6 +196,6 @@ class Attaching(SubscriptionPart):
             self._attach_in(ATTACH_RETRY_S)
 
     def may_read(self) -> None:
-        """Find out where to begin, if that could not be read."""
+        """Try again to find the start offset."""
         if not self._journal.is_open and self._attached_as is not None:
             self.on_attached(self._attached_as)

@@ -1,13 +1,13 @@
-"""Delivery by key: each key in order, to one consumer at a time.
+"""Delivery by key: the messages of each key in order, to one consumer at a time.
 
-Runs in a worker process, as the delivery of a Subscription. What is next for whom is decided by `actors/lanes.py`,
-which it owns; here the log is read for it, new messages in order and what it left there again, and pieces are put
-together of what it hands out. This is the one delivery that looks at single messages.
+Runs in a worker process, as the delivery of a Subscription. `actors/lanes.py`, which it owns, decides what is next for
+which consumer. This module reads the log for the lanes, new messages in order as well as messages that were left there
+for later, and builds pieces of what the lanes hand out. It is the only delivery that looks at single messages.
 
 Invariants
-- what is in flight is in the lanes, however it comes back: acknowledged, returned, buried, dropped or expired
-- a poisoned message keeps its key until it is acknowledged; other keys go on
-- a message that waits for its time (`deliver_at`) takes its place in its key's order when that has come
+- every message in flight is in the lanes until it is acknowledged, returned, buried, dropped or expired
+- a poison message blocks its key until it is acknowledged; other keys continue
+- a message with a delivery time (`deliver_at`) takes its place in its key's order when that time has come
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from ister.actors.subscription.log_parts import SCATTERED_MAX, LogGiven, LogPart
 from ister.actors.subscription.parts import DISPATCH_BYTES_MAX, Delivery, Host
 from ister.errors import IsterError
 
-# So far the log is read ahead of what is handed out, for keys that have nothing in the way; so often in one turn.
-LOOK_AHEAD: Final = 5_000  # messages waiting
+# How far the log is read ahead of what is handed out, for keys that are not blocked, and how often in one turn.
+LOOK_AHEAD: Final = 5_000  # waiting messages
 LOOK_AHEAD_BATCHES: Final = 16
-REFILL_S: Final = 0.02  # what was left in the log has its turn so often, however busy the others are
-IN_FLIGHT_MAX: Final = 300_000  # messages, some 100 bytes each; beyond it nothing new is handed out
+# messages that were left in the log are read again this often, even while there are new ones
+REFILL_S: Final = 0.02
+IN_FLIGHT_MAX: Final = 300_000  # messages, some 100 bytes each; above this, nothing new is handed out
 
 
 class ByKey(Delivery):
-    """Delivers the messages of a log, sharing their keys out among the consumers."""
+    """Delivers the messages of a log, with the keys divided among the consumers."""
 
     def __init__(self, subscription: Host, given: LogGiven) -> None:
         self._subscription = subscription
@@ -55,11 +56,11 @@ class ByKey(Delivery):
         self._lanes.called[member] = None
 
     def detached(self, member: Member) -> None:
-        """Give its keys to the others."""
+        """Give a consumer's keys to the others."""
         self._lanes.detach(member)
 
     def credited(self, key: int, messages: int | None) -> None:  # noqa: ARG002
-        """Look what its keys have for it."""
+        """Look for messages of the consumer's keys."""
         member = self._subscription.consumers.roster.get(key)
         if member is not None and member.ready:
             self._lanes.called[member] = None
@@ -67,20 +68,20 @@ class ByKey(Delivery):
     # ---- dispatch -----------------------------------------------------------------------------------------------
 
     def hand_out(self) -> None:
-        """Deliver what can be delivered now; poison holds its key up, and no other."""
+        """Deliver what can be delivered now; a poison message blocks its key alone."""
         if self._log.begin_turn() and self._subscription.may_deliver:
             self._log.access.read(self._hand_out_lanes)
 
     def position(self) -> int:
-        """Return the first offset that was not looked at."""
+        """Return the first offset that was not looked at yet."""
         return self._source.next
 
     def backlog(self) -> int:
-        """Return how many messages were not looked at, or wait in lanes."""
+        """Return how many messages were not looked at yet, or wait in lanes."""
         return self._source.left + self._lanes.waiting
 
     def _hand_out_lanes(self) -> bool:
-        """Hand out what is there, and read on while somebody could take more; False once nothing more can be done."""
+        """Send what the lanes have, and read on while a consumer could take more; return False when done."""
         lanes, subscription = self._lanes, self._subscription
         lanes.wake(subscription.clock.monotonic())
         if (wake_s := lanes.next_wake_s()) is not None:
@@ -100,7 +101,7 @@ class ByKey(Delivery):
         return True
 
     def _serve(self) -> int | None:
-        """Send one piece to the next consumer for which there is one; return its bytes."""
+        """Send one piece to the next consumer that has messages waiting; return its bytes."""
         lanes = self._lanes
         while lanes.called:
             member = next(iter(lanes.called))
@@ -109,7 +110,7 @@ class ByKey(Delivery):
                 try:
                     sent = self._send_piece(member)
                 finally:
-                    lanes.called[member] = None  # its next turn, if there is one, is behind everybody else's
+                    lanes.called[member] = None  # its next turn, if any, comes after all others
                 if sent:
                     return sent
         if lanes.has_free and (someone := self._subscription.consumers.roster.choose()) is not None:
@@ -117,7 +118,7 @@ class ByKey(Delivery):
         return None
 
     def _send_piece(self, member: Member) -> int:
-        """Send a consumer what its lanes have for it, about a piece of it; return its bytes."""
+        """Send a consumer what its lanes have for it, about one piece; return its bytes."""
         lanes, source, cursor = self._lanes, self._source, self._journal.cursor
         limit = min(member.messages, SCATTERED_MAX)
         rows: list[tuple[Sheet, int]] = []
@@ -133,7 +134,7 @@ class ByKey(Delivery):
             except IsterError:
                 if not rows:
                     raise
-                break  # what there is goes first
+                break  # send what was collected first
             if sheet is None or self._schedule.is_expired(sheet.batch):
                 lanes.take(member, entry, deliver=False)
                 self._schedule.expire(offset, offset + 1)
@@ -158,7 +159,7 @@ class ByKey(Delivery):
     # ---- reading ------------------------------------------------------------------------------------------------
 
     def _look_ahead(self) -> None:
-        """Let the lanes know more than one turn needs, so that nobody waits behind a hot key or a slow consumer."""
+        """Read further ahead than this turn needs, so that a hot key or a slow consumer does not hold up the others."""
         if self._subscription.consumers.roster.choose() is None or self._log.is_full(0):
             return
         now_s = self._subscription.clock.monotonic()
@@ -171,7 +172,7 @@ class ByKey(Delivery):
                 return
 
     def _look_further(self) -> bool:
-        """Let the lanes have more of the log: what they left there, else what is new; say whether there was any."""
+        """Let the lanes see more of the log, messages left there before new ones; say whether there were any."""
         if self._schedule.is_spent():
             return False
         if self._lanes.full or self._lanes.in_flight >= IN_FLIGHT_MAX:
@@ -183,7 +184,7 @@ class ByKey(Delivery):
         return self._look_at_new() if at is None else self._look_at_left(at)
 
     def _look_at_left(self, at: int) -> bool:
-        """Read a batch again of which the lanes may have left messages in the log."""
+        """Read a batch again in which the lanes may have left messages."""
         source, cursor = self._source, self._journal.cursor
         end = source.next
         at = max(at, cursor.low, source.history_start)
@@ -203,7 +204,7 @@ class ByKey(Delivery):
         return True
 
     def _look_at_new(self) -> bool:
-        """Let the lanes have the next batch of the log."""
+        """Let the lanes see the next batch of the log."""
         source, cursor = self._source, self._journal.cursor
         batch = source.read_ahead()
         if batch is None:
@@ -238,7 +239,7 @@ class ByKey(Delivery):
         return True
 
     def take_due(self) -> None:
-        """Let the lanes have what is due, as long as they have room."""
+        """Hand messages that are due to the lanes, as long as they have room."""
         while not self._lanes.full and (due := self._schedule.first_due()) is not None:
             first, end = due
             if (sheet := self._source.sheet_at(first)) is None:  # skipped, and noted as done
@@ -250,10 +251,10 @@ class ByKey(Delivery):
             self._schedule.taken_due(stop)
 
     def first_time(self, first: int, end: int, now_s: float) -> None:
-        """Nothing is set aside by batches here: each message is looked at."""
+        """Nothing is set aside batch by batch here: each message is looked at."""
 
     def _counts(self, offset: int) -> tuple[int, int, float]:
-        """Return attempt, failures, and when it may go, of a message that this actor has delivered to nobody yet."""
+        """Return the attempt, the failures and the earliest time of a message that this actor has not delivered yet."""
         deliveries, failures = self._remembered.alike(offset, offset + 1)[1:]
         clock = self._subscription.clock
         return deliveries + 1, failures, self._remembered.ready_s(offset, clock.monotonic(), clock.time_ms())
@@ -262,37 +263,37 @@ class ByKey(Delivery):
 
     @property
     def failures_max(self) -> int:
-        """How often a message may fail."""
+        """Return how often a message may fail; 0: without a limit."""
         return self._failures.policy.max_deliveries
 
     def delivered(self, member: Member, piece: Piece) -> None:
-        """Note who has it."""
+        """Note which consumer holds the messages of a piece."""
         self._acknowledgments.delivered(member, piece)
 
     def given_back(self, command: Left) -> None:
-        """Queue what a consumer held that is gone."""
+        """Queue what a consumer that is gone held."""
         self._acknowledgments.given_back(command)
 
     def settled(self, first: int, end: int) -> None:
-        """Let the keys of these go on."""
+        """Let the keys of these messages continue."""
         self._lanes.settle(first, end)
         self._subscription.wake()
 
     def acknowledged(self) -> None:
-        """Whatever was acknowledged was settled."""
+        """Do nothing: acknowledged messages were settled one by one."""
 
     def again(self, held: Held, ready_at_s: float, now_s: float) -> None:
-        """Have the lanes take messages back."""
+        """Return messages to their lanes."""
         self._lanes.give_back(held, ready_at_s if ready_at_s > now_s else 0.0)
         if ready_at_s > now_s:
             self._subscription.wake_at(ready_at_s)
 
     def hold(self, first: int, end: int) -> None:
-        """Let the keys of these hand out nothing."""
+        """Block the keys of these messages."""
         self._lanes.hold(first, end)
 
     def forget(self) -> None:
-        """Begin anew with the consumers there are."""
+        """Start with empty lanes for the present consumers."""
         self._lanes = Lanes()
         for member in self._subscription.consumers.roster.members:
             self.attached(member)
@@ -300,7 +301,7 @@ class ByKey(Delivery):
     # ---- what is said of it -------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
-        """Say how many messages wait here, and how many slots have left messages in the log."""
+        """Return how many messages wait in lanes, and in how many slots messages were left in the log."""
         return {
             "waiting_redelivery": 0,
             "waiting_for_key": self._lanes.waiting,
@@ -308,7 +309,7 @@ class ByKey(Delivery):
         }
 
     def state(self) -> State:
-        """Say the same, and which keys wait for whom."""
+        """Return the same, and which keys wait for which consumer."""
         lanes, clock = self._lanes, self._subscription.clock
         wake_s = lanes.next_wake_s()
         wait_s = 0.0 if wake_s is None else wake_s - clock.monotonic()

@@ -1,12 +1,12 @@
-"""The consumers of one subscription: who is attached, who is active, and who is to give back what it holds.
+"""The consumers of one subscription: which are attached, which one is active, and which have to give back messages.
 
-Runs on the loop of its subscription, which has it, and whose parts ask it; it hears no messages of its own, and tells
-consumers only what concerns their places.
+Runs on the loop of its subscription, which owns it. It receives no actor messages, and tells consumers only about their
+places.
 
 Invariants
-- a consumer is here from its place being given to its leaving, or to another one taking over
-- where another consumer is to be active, it is not before the one that was holds nothing more, and has said so
-- what is to be told while nobody is here is kept for the next one, the last few notices of it
+- a consumer is in this list from when it is attached until it leaves or is taken over
+- where another consumer is to become active, it does so only after the one before holds nothing and has said so
+- notices that arise while no consumer is attached are kept for the next one, the last few of them
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ister.actors.runtime import Ref
 from ister.actors.selection import Member, Roster
 from ister.subscriptions import TRAITS
 
-NOTICES_KEPT: Final = 16  # while no consumer is there; the counts in `ister subscription show` have all of it
+NOTICES_KEPT: Final = 16  # while no consumer is attached; `ister subscription show` has the complete counts
 
 
 class Consumers:
-    """Who is there. `wake()` has the subscription dispatch; `takes_back`: what was delivered may come back."""
+    """The attached consumers. `wake()` schedules a dispatch; `takes_back`: delivered messages may be returned."""
 
     def __init__(self, type_: str, name: str, wake: Callable[[], None], *, takes_back: bool = True) -> None:
         self._name = name
@@ -33,8 +33,9 @@ class Consumers:
         self._stands_by = TRAITS[type_].stands_by
         self.roster = Roster(type_, name)
         self.refs: dict[int, Ref] = {}
-        self.active: Member | None = None  # of Exclusive and Failover
-        self.held: set[int] = set()  # who is to give back what it holds; 0: the journal, which is being moved
+        self.active: Member | None = None  # of Exclusive and Failover subscriptions
+        # consumers that have to give back messages; 0: the journal is being moved
+        self.held: set[int] = set()
         self._unseen: deque[Notice] = deque(maxlen=NOTICES_KEPT)
 
     def __len__(self) -> int:
@@ -43,7 +44,7 @@ class Consumers:
     # ---- places -------------------------------------------------------------------------------------------------
 
     def attach(self, command: AttachConsumer) -> Member:
-        """Give a consumer its place. Raises RemoteError where it gets none."""
+        """Attach a consumer. Raises RemoteError when the subscription's type does not allow another one."""
         member = self.roster.attach(
             command.key,
             priority=command.priority,
@@ -60,7 +61,7 @@ class Consumers:
         return member
 
     def take_over(self) -> Member | None:
-        """Send the consumer of an Exclusive subscription away for another, which begins with what it gives back."""
+        """Evict the consumer of an Exclusive subscription for a new one, which gets what it gives back; return it."""
         active = self.roster.active
         if active is None:
             return None
@@ -71,7 +72,7 @@ class Consumers:
         return active
 
     def detach(self, key: int) -> Member | None:
-        """Take a consumer's place from it, which has given back what it held; None if it has none."""
+        """Detach a consumer that has given back what it held; return None if it was not attached."""
         member = self.roster.get(key)
         if member is not None:
             self.roster.detach(key)
@@ -82,7 +83,7 @@ class Consumers:
     # ---- handing over -------------------------------------------------------------------------------------------
 
     def elect(self) -> None:
-        """Let a Failover's preferred consumer be active, once the one before has nothing left, and go on."""
+        """Make the preferred consumer of a Failover subscription active, once the one before holds nothing any more."""
         active = self.roster.active
         if active is not self.active and not self._is_busy(self.active):
             before, self.active = self.active, active
@@ -95,51 +96,51 @@ class Consumers:
         self._wake()
 
     def _is_busy(self, member: Member | None) -> bool:
-        """Whether a consumer that was active still holds what nobody else may have meanwhile."""
+        """Whether a consumer that was active still holds messages that no other consumer may get meanwhile."""
         return self._takes_back and member is not None and member.key in self.refs and member.outstanding > 0
 
     @property
     def hands_over(self) -> bool:
-        """Whether another consumer is to be active than the one that is."""
+        """Whether another consumer is to become active."""
         return self.roster.active is not self.active
 
     @property
     def yielding(self) -> int:
-        """How many are to give back what they hold."""
+        """How many consumers have to give back what they hold."""
         return len(self.held) or int(self.hands_over)
 
     def hold(self, key: int) -> None:
-        """Have nothing delivered until `release(key)`: somebody is to give back what it holds, or the journal moves."""
+        """Let nothing be delivered until `release(key)`: a consumer gives back messages, or the journal is moved."""
         self.held.add(key)
 
     def release(self, key: int) -> None:
-        """Undo `hold`."""
+        """Undo `hold(key)`."""
         self.held.discard(key)
 
     def settle(self, key: int, messages: int) -> None:
-        """Note that a consumer holds so many messages less; another may have waited for that."""
+        """Note that a consumer holds this many messages fewer; another one may have waited for that."""
         self.roster.settle(key, messages)
         if self.roster.active is not self.active:
             self.elect()
 
     def gave(self, key: int) -> bool:
-        """Say whether it was this subscription's actor that delivered to a consumer, not the one before it."""
+        """Say whether this actor delivered to a consumer, and not an earlier one that failed."""
         return not key or key in self.refs or key in self.held
 
     # ---- what they are told -------------------------------------------------------------------------------------
 
     def tell_unseen(self, consumer: Ref) -> None:
-        """Tell a consumer what happened while nobody was here."""
+        """Tell a new consumer the notices that arose while none was attached."""
         while self._unseen:
             consumer.tell(self._unseen.popleft())
 
     def notify(self, notice: Notice) -> None:
-        """Tell all consumers, or the next one that comes."""
+        """Send a notice to all consumers; without consumers it is kept for the next one."""
         self.tell_all(notice)
         if not self.refs:
             self._unseen.append(notice)
 
     def tell_all(self, message: object) -> None:
-        """Tell all consumers that are here."""
+        """Send a message to all attached consumers."""
         for consumer in self.refs.values():
             consumer.tell(message)

@@ -1,13 +1,13 @@
-"""A subscription's cursor and when it is written down: flushed, synced, compacted, confirmed, sent to the store.
+"""A subscription's cursor and its journal: when it is flushed, synced, compacted, confirmed and sent to the store.
 
-Runs in the subscription's worker, on its loop; only syncs and compactions are offloaded, one at a time. A part of the
-Subscription: it owns the journal, and what the topic and the store are told of it.
+Runs in the subscription's worker, on its loop; only syncs and compactions run in threads, one at a time. A part of the
+Subscription: it owns the journal, and decides when the topic and the store are told about it.
 
 Invariants
-- what was confirmed is in the journal's file; what is told as synced is on the disk
-- a journal that failed is written anew from what is acknowledged here, whatever its file shows; nothing acknowledged is
-  forgotten while we live, and nothing else becomes acknowledged
-- moving to another offset replaces the file while nothing else is done to it
+- what was confirmed is in the journal's file; what is reported as synced is on the disk
+- a journal that failed is rewritten from the acknowledgments in memory, whatever its file contains; no acknowledgment
+  is lost while the process lives, and nothing else becomes acknowledged
+- while the file is replaced to move to another offset, nothing else is done to it
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ister.storage.cursor import Compaction, Cursor, CursorJournal, Sync, encode
 
 log = logging.getLogger("ister.subscription")
 
-FLUSH_RETRY_S: Final = 1.0  # a cursor that cannot be written is tried again so often
-MOVE_RETRY_S: Final = 0.01  # a sync or a compaction is on its way
-STORE_FIRST_S: Final = 10.0  # a cursor that moves after a while of rest is in the store about so soon
+FLUSH_RETRY_S: Final = 1.0  # how long to wait before a failed write of the cursor is tried again
+MOVE_RETRY_S: Final = 0.01  # a sync or a compaction is running
+STORE_FIRST_S: Final = 10.0  # a cursor that starts to move again is sent to the store after about this long
 
 OpenJournal = Callable[[Callable[[], int]], CursorJournal]
 
@@ -38,8 +38,9 @@ OpenJournal = Callable[[Callable[[], int]], CursorJournal]
 class CursorLog(SubscriptionPart):
     """The journal of one subscription.
 
-    `open_journal(start)` opens the file, which begins at `start()` when it is new; `erase` deletes it. `queue` is told
-    what need not be delivered any more. With `told` false neither the topic nor the store hears of it.
+    `open_journal(start)` opens the file; a new file begins at offset `start()`. `erase` deletes it. `queue` is told
+    which messages need no delivery any more. With `told` false, neither the topic nor the store is told about the
+    cursor.
     """
 
     def __init__(
@@ -73,23 +74,23 @@ class CursorLog(SubscriptionPart):
         self._confirming: list[tuple[int, int]] = []  # (consumer, ref)
         self._flush_timer: Timer | None = None
         self._sync_timer: Timer | None = None
-        self._flushed_low = 0  # the cursor as the journal has it
-        self.synced_low = 0  # and as the disk has it
+        self._flushed_low = 0  # the cursor as it is in the journal
+        self.synced_low = 0  # the cursor as it is on the disk
         self._closed = False
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a cursor."""
+        """Whether the journal is open."""
         return self._journal is not None
 
     @property
     def cursor(self) -> Cursor:
-        """What is acknowledged."""
+        """The cursor: what is acknowledged."""
         assert self._journal is not None
         return self._journal.cursor
 
     def open(self, start: Callable[[], int], fit: Callable[[CursorJournal], None]) -> None:
-        """Open the journal; `fit` has a look at it before it counts. Raises what either raises, and is closed then."""
+        """Open the journal and let `fit` adjust it. Raises what either raises; then the journal is closed."""
         journal = self._open(start)
         try:
             fit(journal)
@@ -98,10 +99,10 @@ class CursorLog(SubscriptionPart):
             raise
         self._journal = journal
         self._flushed_low = journal.cursor.low
-        self._sync_soon()  # it may be in the page cache alone
+        self._sync_soon()  # it may be in the page cache only
 
     def note(self, first: int, end: int) -> int:
-        """Acknowledge [first, end), soon in the journal; return how many of them were not before."""
+        """Acknowledge [first, end), in the journal within the flush interval; return how many messages were new."""
         assert self._journal is not None
         new = self._journal.note(first, end)
         if new:
@@ -109,7 +110,7 @@ class CursorLog(SubscriptionPart):
         return new
 
     def finish(self, first: int, end: int) -> int:
-        """Take messages as done that need not be delivered any more; return how many of them were not before."""
+        """Mark messages as done that need no delivery any more; return how many of them were new."""
         new = self.note(first, end)
         self._queue.settled(first, end)
         return new
@@ -117,23 +118,23 @@ class CursorLog(SubscriptionPart):
     def note_failed(
         self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0, wait_ms: int = 0
     ) -> None:
-        """Note how often messages were delivered and failed, until when they wait and how long, soon in the journal."""
+        """Note how often messages were delivered and failed, how long they wait and until when; in the journal soon."""
         assert self._journal is not None
         if self._journal.note_failed(first, end, deliveries, failures, until_ms, wait_ms):
             self.flush_soon()
 
     def confirm(self, key: int, ref: int) -> None:
-        """Write everything down now, and tell when that is so."""
+        """Flush the journal now, and send the consumer `Confirmed` when that is done."""
         self._confirming.append((key, ref))
         self.flush()
 
     def flush_soon(self) -> None:
-        """Write down within the flush interval what was noted."""
+        """Flush the journal within the flush interval."""
         if self._flush_timer is None:
             self._flush_timer = self._subscription.call_later(self._flush_s, self.flush)
 
     def flush(self) -> None:
-        """Write down what was noted; where that fails it is tried again, and nobody is told that it was."""
+        """Write what was noted to the journal. If that fails it is tried again, and nothing is confirmed meanwhile."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
@@ -146,7 +147,7 @@ class CursorLog(SubscriptionPart):
                     return
                 journal = self._journal = journal.written_anew()
             journal.flush()
-        except StorageError as error:  # what was acknowledged is in memory still
+        except StorageError as error:  # the acknowledgments are still in memory
             log.warning("cursor of %s not written: %s", self._name, error)
             self._flush_timer = self._subscription.call_later(FLUSH_RETRY_S, self.flush)
             return
@@ -162,7 +163,7 @@ class CursorLog(SubscriptionPart):
             self._sync_soon()
 
     def _run_aside(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        """Run `work` in a thread, then `done`, also if the actor has ended meanwhile: files wait for it."""
+        """Run `work` in a thread, then `done`, also when the actor has ended meanwhile: files must be closed."""
         self._subscription.loop.offload(work, lambda _, error: done(error), Purpose.CURSORS)
 
     def _sync_soon(self) -> None:
@@ -181,7 +182,7 @@ class CursorLog(SubscriptionPart):
         self._sync_timer = None
         sync = journal.begin_sync()
         if sync is None:
-            if journal.failed is None:  # one thing at a time on one file
+            if journal.failed is None:  # one operation at a time on a file
                 self._sync_soon()
             return
         low = self._flushed_low
@@ -193,15 +194,15 @@ class CursorLog(SubscriptionPart):
             return
         if error is not None:
             log.warning("cursor of %s not synced: %s", self._name, error)
-            self.flush_soon()  # which writes it anew
+            self.flush_soon()  # which rewrites the file
             return
         self.synced_low = low
         self._subscription.call_soon(self._synced)
 
     def move(self, offset: int, done: Callable[[StorageError | None], None]) -> None:
-        """Forget all acknowledgments and begin anew at an offset, durably; `done` is told, perhaps at once.
+        """Replace the cursor by an empty one at an offset, durably; `done` is called with the outcome, perhaps at once.
 
-        Until then the cursor is where it was, and nothing may be delivered. A journal in memory is moved at once.
+        Until then the cursor stays as it was, and nothing may be delivered. A journal in memory is moved at once.
         """
         assert self._journal is not None
         if self._journal.busy:
@@ -213,7 +214,8 @@ class CursorLog(SubscriptionPart):
             self._journal.seek(offset)
         except StorageError as error:
             if self._journal.failed is not None:
-                self.flush()  # which writes anew where it is; else a start would show where it was to go
+                # which rewrites the file with the old cursor; else a restart would find the new one
+                self.flush()
             done(error)
             return
         self._flushed_low = self.synced_low = offset
@@ -221,7 +223,7 @@ class CursorLog(SubscriptionPart):
         done(None)
 
     def holes(self) -> int:
-        """Return how many ranges are acknowledged above the first that is not: what a cursor costs memory for."""
+        """Return how many ranges are acknowledged above the low watermark: the cursor's memory grows with them."""
         return 0 if self._journal is None else len(self._journal.cursor.ranges)
 
     def pending(self, end: int, ranges_max: int) -> list[tuple[int, int]]:
@@ -239,7 +241,7 @@ class CursorLog(SubscriptionPart):
         return found
 
     def _close(self, *, write: bool) -> None:
-        """Close the file, with all that was acknowledged in it unless it is to be deleted."""
+        """Write out all acknowledgments, unless the file is to be deleted, and close it."""
         self._closed = True
         if self._journal is None:
             return
@@ -255,7 +257,7 @@ class CursorLog(SubscriptionPart):
     # ---- the topic and the store --------------------------------------------------------------------------------
 
     def tell_consumed(self) -> None:
-        """Let the topic know what is acknowledged, if it keeps what is not."""
+        """Tell the topic what is acknowledged, if it retains unacknowledged messages."""
         if self._told and self._subscription.topic.settings.get("retention_acknowledged"):
             self._topic_ref.tell(Consumed(self._subscription.meta.name, self.synced_low))
 
@@ -266,7 +268,7 @@ class CursorLog(SubscriptionPart):
             self._store_timer = self._subscription.call_later(wait_s, self.store)
 
     def store(self) -> None:
-        """Let the store have the cursor, if it changed: with the disk lost, what it is behind comes again."""
+        """Send the cursor to the store if it changed; if the disk is lost, delivery continues from there."""
         if self._store_timer is not None:
             self._store_timer.cancel()
             self._store_timer = None
@@ -281,13 +283,13 @@ class CursorLog(SubscriptionPart):
     # ---- as a part of the subscription --------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Write down what was acknowledged."""
+        """Write out the acknowledgments and close the file."""
         if not self._closed:
             self.store()
             self._close(write=True)
 
     def erase(self) -> None:
-        """Leave no file, here and in the store."""
+        """Delete the journal's file, and the cursor in the store."""
         topic, meta = self._subscription.topic, self._subscription.meta
         self._uploader.tell(ForgetCursor(topic, meta.name))
         self._close(write=False)
@@ -297,19 +299,19 @@ class CursorLog(SubscriptionPart):
             log.warning("cursor of %s is still there: %s", self._name, error)
 
     def opened(self) -> None:
-        """Let the store know of it at once."""
+        """Send the cursor to the store at once."""
         self._store_timer = self._subscription.call_later(0.0, self.store)
 
     def topic_updated(self) -> None:
-        """The topic may be the first time to ask what is acknowledged."""
+        """Tell the topic what is acknowledged: its new settings may need it for the first time."""
         self.tell_consumed()
 
     def settings_updated(self) -> None:
-        """The store has the subscription's settings beside the cursor."""
+        """Send the cursor to the store again, where the subscription's settings are beside it."""
         self.store()
 
     def node_started(self, started: NodeStarted) -> None:
-        """Tell the tier once more what it was told."""
+        """Tell a tier process that was restarted what the one before was told."""
         if started.node == self._uploader.address.node:
             self._stored = None
             self.store()

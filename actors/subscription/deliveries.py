@@ -1,7 +1,7 @@
-"""What delivers the messages of which type of subscription: one table.
+"""The table of deliveries: which class delivers the messages of which subscription type.
 
-A type that is new is a line here and its name in `ister/subscriptions.py`; where none of these deliveries is right for
-it, it has a file of its own, with a class as `actors/subscription/parts.py` describes (`Delivery`).
+A new type needs a line here and its name in `ister/subscriptions.py`. If no existing delivery fits, it also needs a
+file with a class that implements `Delivery` of `actors/subscription/parts.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ister.actors.subscription.parts import Delivery, Host
 from ister.actors.subscription.reading import Reading
 from ister.subscriptions import READER
 
-# Of reliable topics; those of non-reliable ones are all delivered from memory.
+# For reliable topics; subscriptions to non-reliable topics are all delivered from memory.
 DELIVERIES: Final[dict[str, Callable[[Host, LogGiven], Delivery]]] = {
     "exclusive": InOrder,
     "failover": InOrder,
@@ -28,10 +28,10 @@ DELIVERIES: Final[dict[str, Callable[[Host, LogGiven], Delivery]]] = {
 
 
 def from_log(type_: str, given: LogGiven) -> Callable[[Host], Delivery]:
-    """Return what makes the delivery of a subscription to a reliable topic."""
+    """Return the factory of the delivery for a subscription to a reliable topic."""
     return lambda subscription: DELIVERIES[type_](subscription, given)
 
 
 def from_memory(given: MemoryGiven) -> Callable[[Host], Delivery]:
-    """Return what makes the delivery of a subscription to a non-reliable topic."""
+    """Return the factory of the delivery for a subscription to a non-reliable topic."""
     return lambda subscription: FromMemory(subscription, given)

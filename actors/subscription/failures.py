@@ -1,11 +1,11 @@
-"""What fails: how often a message is tried, how long it waits, and what becomes of it then.
+"""Failures: how often a message is tried, its back-off, and what happens when it has failed too often.
 
-Runs in a worker process, as a part of a Subscription. It owns the policy, and what failed too often, kept by
-`actors/poison.py` until the dead-letter topic has it, or an operator has decided.
+Runs in a worker process, as a part of a Subscription. It owns the failure policy and the poison messages; these are
+kept by `actors/poison.py` until the dead-letter topic has them or an operator has decided.
 
 Invariants
-- what is poison is acknowledged once it is durable in the dead-letter topic, or dropped by policy, and not before
-- letters are read from the log when they are sent, and again when they must be sent again: none is kept in memory
+- a poison message is acknowledged once it is durable in the dead-letter topic, or dropped by policy, and not before
+- dead letters are read from the log each time they are sent; none is kept in memory
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from ister.words import counted
 
 log = logging.getLogger("ister.subscription")
 
-BURY_BYTES_MAX: Final = 4 << 20  # on their way to the dead-letter topic at a time
-TAKE_UP_S: Final = 60.0  # a letter that was refused is tried again: somebody may have changed a setting
-BURY_AGAIN_S: Final = 10.0  # the undertaker may have failed, and knows nothing
+BURY_BYTES_MAX: Final = 4 << 20  # dead letters in transit to the dead-letter topic at a time
+# a letter that was refused is tried again after this: a setting may have been changed
+TAKE_UP_S: Final = 60.0
+BURY_AGAIN_S: Final = 10.0  # DeadLetters may have failed and have lost what it was sent
 
 
 class Failures(SubscriptionPart):
-    """The messages of one subscription that failed.
+    """The failed messages of one subscription.
 
-    `undertaker()` returns the actor that puts dead letters into their topic, started if need be; `defaults` are what
-    counts where the subscription has no option of its own.
+    `undertaker()` returns the actor that publishes dead letters, which is started if necessary. `defaults` apply where
+    the subscription has no option of its own.
     """
 
     def __init__(
@@ -61,24 +62,24 @@ class Failures(SubscriptionPart):
         self.policy = Policy.of(subscription.topic, subscription.meta, defaults)
         self.poison = Poison()
         self._bury_timer: Timer | None = None
-        self._take_up_s = 0.0  # when what was put off is tried once more
+        self._take_up_s = 0.0  # when refused letters are tried again
         self._burying_bytes = 0
         self._bury_trouble: str | None = None
-        self._given_up: Poisoned | None = None  # the last one
+        self._given_up: Poisoned | None = None  # the last message that was given up
         self._dead_lettered = 0
         self._dropped = 0
 
     def forget(self) -> None:
-        """Nothing is poison any more."""
+        """Forget all poison messages."""
         self.poison = Poison()
         self._burying_bytes, self._bury_trouble = 0, None
 
     def topic_updated(self) -> None:
-        """Go by the topic's new settings: it may take dead letters from now on."""
+        """Apply the topic's new settings: it may have a dead-letter topic now."""
         self._look_at_policy()
 
     def settings_updated(self) -> None:
-        """Go by the subscription's new settings."""
+        """Apply the subscription's new settings."""
         self._look_at_policy()
 
     def _look_at_policy(self) -> None:
@@ -87,7 +88,7 @@ class Failures(SubscriptionPart):
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     def take_back(self, held: Sequence[Held], delay_s: float | None, why: str, *, failed: bool) -> None:
-        """Have what came back delivered again, or give it up; without a delay, what failed waits for its back-off."""
+        """Queue returned messages for redelivery, or give them up; without a delay, failed ones get their back-off."""
         clock, policy = self._subscription.clock, self.policy
         now_s = clock.monotonic()
         for part in held:
@@ -108,16 +109,16 @@ class Failures(SubscriptionPart):
         self._subscription.wake()
 
     def is_blocked(self) -> bool:
-        """Say whether an operator is to decide about something, forgetting what is done meanwhile."""
+        """Say whether an operator has to decide about a message; messages that are done meanwhile are forgotten."""
         blocking = self.poison.blocking
         while blocking and not self._journal.cursor.pending(blocking[0].held.first, blocking[0].held.end):
-            del blocking[0]  # acknowledged late, or trimmed: nobody need decide any more
+            del blocking[0]  # acknowledged late, or trimmed: no decision is needed any more
         return bool(blocking)
 
     # ---- what fails too often -----------------------------------------------------------------------------------
 
     def _give_up(self, part: Held, why: str) -> None:
-        """Do with messages that failed too often what the subscription's policy says."""
+        """Apply the subscription's policy to messages that failed too often."""
         self._queue.hold(part.first, part.end)
         for first, end in self._journal.cursor.pending(part.first, part.end):
             poisoned = self._given_up = Poisoned(
@@ -152,7 +153,7 @@ class Failures(SubscriptionPart):
         )
 
     def _bury(self) -> None:
-        """Put poison on its way to the dead-letter topic, as much as may be on its way at a time."""
+        """Send poison messages to the dead-letter topic, up to the limit in transit."""
         letters: list[Letter] = []
         while self._burying_bytes < BURY_BYTES_MAX and (taken := self.poison.take()) is not None:
             offset, poisoned = taken
@@ -171,14 +172,14 @@ class Failures(SubscriptionPart):
             self._bury_timer = self._subscription.call_later(BURY_AGAIN_S, self._bury_again)
 
     def may_read(self) -> None:
-        """Read the letters that could not be read."""
+        """Read the letters that could not be read before."""
         self._bury()
 
     def _is_done(self, offset: int) -> bool:
         return self._journal.cursor.is_acknowledged(offset)
 
     def _bury_again(self) -> None:
-        """Send again what is on its way: whoever has it in hand already ignores it."""
+        """Send the letters in transit again; DeadLetters ignores those that it still has."""
         self.poison.done([offset for offset, _ in self.poison.in_hand() if self._is_done(offset)])
         if self._subscription.clock.monotonic() >= self._take_up_s:
             self.poison.take_up()
@@ -198,7 +199,7 @@ class Failures(SubscriptionPart):
         at, held = offset - sheet.first, poisoned.held
         try:
             attributes = decode_attributes(sheet.attributes[at])
-        except RemoteProtocolError:  # its producer's own; nobody could read them
+        except RemoteProtocolError:  # an error of the message's producer: no consumer could read it either
             attributes = {}
         attributes |= {
             "ister.topic": self._topic,
@@ -214,20 +215,20 @@ class Failures(SubscriptionPart):
 
     @receives(Buried)
     def on_buried(self, command: Buried) -> None:
-        """Take what is durable in the dead-letter topic as done."""
+        """Mark messages as done that are durable in the dead-letter topic."""
         done = self.poison.done(command.offsets)
         for offset in done:
             self._dead_lettered += self._journal.finish(offset, offset + 1)
         if not self.poison.has_put_off:
             self._bury_trouble = None
-        self._burying_bytes = 0  # counted anew with what is sent next; at most twice as much is on its way
+        self._burying_bytes = 0  # counted again from what is sent next; at most twice the limit is in transit
         self._bury()
         if done:
             self._subscription.wake()
 
     @receives(Unburied)
     def on_unburied(self, command: Unburied) -> None:
-        """Go on with the letters behind one that the dead-letter topic does not take; that one is tried again later."""
+        """Continue with the letters after one that the dead-letter topic refused; that one is tried again later."""
         self.poison.put_off(command.offset)
         self._take_up_s = self._subscription.clock.monotonic() + TAKE_UP_S
         self._bury_trouble = command.text
@@ -241,7 +242,7 @@ class Failures(SubscriptionPart):
 
     @receives(Unblock)
     def on_unblock(self, command: Unblock) -> None:
-        """Go on behind what blocks, as an operator decided: try it again, drop it, or bury it."""
+        """Do with the messages that block what an operator decided: try them again, drop them, or bury them."""
         blocking = self.poison.unblock()
         now_s = self._subscription.clock.monotonic()
         for poisoned in blocking:
@@ -254,21 +255,21 @@ class Failures(SubscriptionPart):
                 self._journal.note_failed(held.first, held.end, held.attempt, 0)
                 self._queue.again(held._replace(attempt=held.attempt + 1, failures=0), now_s, now_s)
         if blocking:
-            self._journal.flush()  # who decided is not asked again
+            self._journal.flush()  # so that the operator's decision survives a restart
         self._bury()
         self._subscription.wake()
         messages = sum(poisoned.held.end - poisoned.held.first for poisoned in blocking)
         self._subscription.answer(command, {"messages": messages})
 
     def erase(self) -> None:
-        """Send no letters any more."""
+        """Stop sending dead letters."""
         if self.poison.messages:
             self._undertaker().tell(StopBurying())
 
     # ---- what is said of it -------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
-        """Say what became of the messages that failed too often."""
+        """Return what happened to the messages that failed too often."""
         return {
             "dead_lettered": self._dead_lettered,
             "dead_letter_topic": self.policy.dead_letter_topic,
@@ -278,7 +279,7 @@ class Failures(SubscriptionPart):
         }
 
     def state(self) -> State:
-        """Say the same, and why letters wait."""
+        """Return the same, and why dead letters wait."""
         blocking = self.poison.blocking
         return {
             "poison": _stop(blocking[0]) if blocking else None,

@@ -1,12 +1,12 @@
-"""Delivery from memory: a bounded buffer, and a count of what did not fit.
+"""Delivery from memory: a bounded buffer, and a count of the messages that did not fit.
 
-Runs in a worker process, as the delivery of a Subscription to a non-reliable topic; is sent the batches by its worker's
-Relay. It owns the buffer, and its place at the relay.
+Runs in a worker process, as the delivery of a Subscription to a non-reliable topic. It receives batches from its
+worker's Relay. It owns the buffer, and its registration with the Relay.
 
 Invariants
-- the buffer never holds more than its bounds, but for one batch
+- the buffer never exceeds its limits by more than one batch
 - a message is delivered once, to one consumer, or counted as dropped
-- without consumers nothing is kept
+- without consumers nothing is buffered
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ from ister.errors import UsageError
 from ister.subscriptions import READER
 from ister.wire import DELIVER_RECORDS_MAX
 
-DROP_NOTICE_S: Final = 0.1  # a consumer is told of losses at most so often,
-DROP_NOTICES: Final = 200  # and so many of them at a time: some 3 ms
+DROP_NOTICE_S: Final = 0.1  # the least time between two notices of drops to one consumer,
+DROP_NOTICES: Final = 200  # and how many consumers are told at a time: some 3 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryGiven:
     """What a worker hands to a subscription in memory.
 
-    `relay()` returns this worker's relay of the topic, started if need be. The other values count where the
-    subscription has none of its own: `drop` says what goes beyond the buffer's bounds, "oldest" or "newest".
+    `relay()` returns this worker's Relay of the topic, which is started if necessary. The other values apply where the
+    subscription has no option of its own. `drop`, "oldest" or "newest", says which messages are dropped from a full
+    buffer.
     """
 
     relay: Callable[[], Ref]
@@ -56,10 +57,10 @@ class MemoryGiven:
 
 
 class FromMemory(Delivery):
-    """Delivers what comes; what the consumers have no credit for waits in a bounded buffer, then is dropped.
+    """Delivers batches as they come. What exceeds the consumers' credit waits in a bounded buffer or is dropped.
 
-    Consumers are granted their place once the topic sends to the relay, so that who is told OPENED gets what is
-    published from then on.
+    Consumers are granted their place once the topic sends to the Relay, so that a client that is told OPENED gets
+    everything published after that.
     """
 
     always_there: ClassVar[bool] = True
@@ -71,18 +72,18 @@ class FromMemory(Delivery):
         self._buffer: deque[Batch] = deque()
         self._buffer_messages = 0
         self._buffer_bytes = 0
-        self._taken = 0  # messages of the first batch that were delivered already
+        self._taken = 0  # messages of the first batch that were delivered
         self._expected: int | None = None
         self._notice_timer: Timer | None = None
-        self._relay: Ref | None = None  # that sends to us
-        self._untold: list[int] = []  # consumers that are still to be told of losses
-        self._told = 0  # losses that all are told of, once nobody is untold
+        self._relay: Ref | None = None  # the Relay that sends to this actor
+        self._untold: list[int] = []  # consumers that were not told of the latest drops
+        self._told = 0  # drops that all consumers know of, once `_untold` is empty
         self._dropped = 0
         self.parts = (self,)
         self.settings_updated()
 
     def settings_updated(self) -> None:
-        """Take new bounds and another policy; what is over the bounds now goes with the next batch."""
+        """Apply new limits and another policy; what exceeds the limits is dropped with the next batch."""
         settings, given = self._subscription.meta.settings, self._given
         self._messages_max = int(settings.get("buffer_messages_max", given.buffer_messages_max))
         self._bytes_max = int(settings.get("buffer_bytes_max", given.buffer_bytes_max))
@@ -91,17 +92,17 @@ class FromMemory(Delivery):
     # ---- the topic ----------------------------------------------------------------------------------------------
 
     def expected(self) -> None:
-        """Have the topic send to us; there is nothing else to wait for."""
+        """Register with the Relay; there is nothing else to wait for."""
         if self._relay is None:
             self._relay = self._given.relay()
             self._relay.tell(Attach(self._subscription.address, self._subscription.topic))
 
     def stop(self) -> None:
-        """Let the relay forget us."""
+        """Unregister from the Relay."""
         self._detach()
 
     def _detach(self) -> None:
-        """Have nothing sent: without consumers nobody is there to lose anything."""
+        """Receive nothing more: without consumers no message is lost to anybody."""
         if self._relay is not None:
             self._relay.tell(Detach(self._subscription.address))
         self._relay = None
@@ -111,32 +112,32 @@ class FromMemory(Delivery):
         self._buffer_messages = self._buffer_bytes = self._taken = 0
 
     def abandoned(self) -> None:
-        """Keep nothing, and end if it was a reader's."""
+        """Empty the buffer; end if this was a reader."""
         self._detach()
         if self._subscription.meta.type == READER:
             self._subscription.stop_now()
 
     @receives(Attached)
     def on_attached(self, attached: Attached) -> None:
-        """The topic sends to us from this offset on; when it began anew, that is another than we expect."""
+        """Note the offset from which the topic sends. If the topic was restarted, it is not the one expected."""
         if self._relay is not None:
             self._expected = attached.durable_end
             self._subscription.become_ready()
 
     def topic_failed(self, failed: TopicFailed) -> None:
-        """End as a reader of a topic that was deleted; other subscriptions are deleted with it."""
+        """End if this is a reader of a deleted topic; other subscriptions are deleted with the topic."""
         if self._subscription.meta.type == READER:
             self._subscription.evict_all(failed.code, failed.text)
 
     # ---- what comes, and what goes ------------------------------------------------------------------------------
 
     def hand_out(self) -> None:
-        """Deliver to whoever has credit."""
+        """Deliver to the consumers that have credit."""
         self._subscription.take_turns()
 
     @receives(Batches)
     def on_batches(self, command: Batches) -> None:
-        """Buffer batches; what does not fit is dropped by the policy, and counted."""
+        """Buffer batches; what does not fit is dropped by the policy and counted."""
         for batch in command.batches:
             if self._expected is not None and batch.first_offset > self._expected:
                 self._lose(batch.first_offset - self._expected)  # lost between the workers
@@ -157,14 +158,14 @@ class FromMemory(Delivery):
 
     def _is_over(self, messages: int, bytes_: int) -> bool:
         if not self._buffer and messages:
-            return False  # one batch always fits: a bound below it would let nothing through
+            return False  # one batch always fits: with a smaller limit nothing could pass
         return (
             self._buffer_messages + messages > self._messages_max
             or self._buffer_bytes + bytes_ > self._bytes_max
         )
 
     def _deliver(self) -> None:
-        """Deliver to whoever has credit, before anything is dropped for want of room."""
+        """Deliver to the consumers that have credit, before anything is dropped from a full buffer."""
         while (before := self._buffer_messages) and self._subscription.is_ready:
             self._subscription.take_turns()
             if self._buffer_messages == before:
@@ -200,7 +201,7 @@ class FromMemory(Delivery):
             self._notice_timer = self._subscription.call_later(DROP_NOTICE_S, self._tell_losses)
 
     def credited(self, key: int, messages: int | None) -> None:
-        """So much of what it was given it has handed out, for nothing is acknowledged; who came back has it all."""
+        """Take new credit as a sign that messages were handed out, since nothing is acknowledged; None: all were."""
         roster = self._subscription.consumers.roster
         if messages is not None:
             roster.settle(key, messages)
@@ -208,7 +209,7 @@ class FromMemory(Delivery):
             roster.settle(key, member.outstanding)
 
     def position(self) -> int:
-        """Return the first offset that has not come."""
+        """Return the first offset that has not arrived."""
         return self._expected or 0
 
     def backlog(self) -> int:
@@ -216,7 +217,7 @@ class FromMemory(Delivery):
         return self._buffer_messages
 
     def next_piece(self, member: Member, messages_max: int) -> Piece | None:  # noqa: ARG002
-        """Take the oldest of the buffer."""
+        """Take the oldest messages from the buffer."""
         buffer = self._buffer
         if not buffer:
             return None
@@ -251,16 +252,16 @@ class FromMemory(Delivery):
 
     @receives(Lost)
     def on_lost(self, command: Lost) -> None:
-        """Count what a consumer was given and its connection did not take."""
+        """Count messages that were sent to a consumer and that its connection did not take."""
         self._lose(command.messages)
 
     @receives(Returned)
     def on_returned(self, command: Returned) -> None:
-        """Nothing is redelivered here."""
+        """Ignore it: nothing is redelivered here."""
 
     @receives(Seek, Unblock)
     def on_impossible(self, command: Seek | Unblock) -> None:
-        """Refuse what only a subscription that keeps its messages can do."""
+        """Refuse what only a subscription to a reliable topic can do."""
         name = self._subscription.topic.name
         text = f"topic {name!r} is non-reliable: it keeps nothing that could be delivered again"
         self._subscription.refuse(command, UsageError(text))
@@ -268,7 +269,7 @@ class FromMemory(Delivery):
     # ---- what is said of it -------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
-        """Say what is buffered, and what was dropped."""
+        """Return what is buffered, and what was dropped."""
         return {
             "dropped": self._dropped,
             "drop": self._drop,
@@ -278,7 +279,7 @@ class FromMemory(Delivery):
         }
 
     def state(self) -> State:
-        """Say the same."""
+        """Return the same."""
         return {
             "starting": self._relay is not None and not self._subscription.is_ready,
             "due": self._buffer_messages,

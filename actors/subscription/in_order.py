@@ -1,12 +1,12 @@
-"""Delivery in the order of the log: Exclusive, Failover and Shared.
+"""Delivery in the order of the log, for Exclusive, Failover and Shared subscriptions.
 
-Runs in a worker process, as the delivery of a Subscription. It owns what waits to be delivered again.
+Runs in a worker process, as the delivery of a Subscription. It owns the queue of messages to be redelivered.
 
 Invariants
-- an offset is in one place: not looked at yet, set aside for its time, waiting to be delivered again, with one
-  consumer, poison, or acknowledged
-- the cursor moves only past what was acknowledged, buried, dropped by policy, expired, or trimmed
-- what came back is delivered before anything new, lowest offset first
+- an offset is in exactly one place: not looked at yet, set aside for its delivery time, queued for redelivery, held by
+  one consumer, poison, or acknowledged
+- the cursor moves only past messages that were acknowledged, buried, dropped by policy, expired or trimmed
+- returned messages are delivered before new ones, lowest offset first
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ister.wire import Column
 
 
 class InOrder(Delivery):
-    """Delivers the messages of a log in their order, each at least once."""
+    """Delivers the messages of a log in order, each at least once."""
 
-    in_catalogue: ClassVar[bool] = True  # others know of the subscription; else it is a reader's
-    waits: ClassVar[bool] = True  # for the times of messages
+    in_catalogue: ClassVar[bool] = True  # false for a reader, whose subscription is in no catalogue
+    waits: ClassVar[bool] = True  # whether delivery times are observed
 
     def __init__(self, subscription: Host, given: LogGiven) -> None:
         self._subscription = subscription
@@ -44,20 +44,20 @@ class InOrder(Delivery):
     # ---- what to deliver ----------------------------------------------------------------------------------------
 
     def hand_out(self) -> None:
-        """Deliver what can be delivered now, unless an operator is to decide something first."""
+        """Deliver what can be delivered now, unless an operator has to decide about a message first."""
         if self._log.begin_turn() and not self._failures.is_blocked():
             self._subscription.take_turns()
 
     def position(self) -> int:
-        """Return the first offset that was not looked at."""
+        """Return the first offset that was not looked at yet."""
         return self._source.next
 
     def backlog(self) -> int:
-        """Return how many messages were not looked at, or came back."""
+        """Return how many messages were not looked at yet, or were returned."""
         return self._source.left + self._redelivery.due_messages
 
     def next_piece(self, member: Member, messages_max: int) -> Piece | None:
-        """Take what came back, else what is new; None also where it cannot be read now."""
+        """Take returned messages, else new ones; None also where the log cannot be read now."""
         return self._log.access.read(lambda: self._find_piece(member, messages_max))
 
     def _find_piece(self, member: Member, messages_max: int) -> Piece | None:
@@ -70,7 +70,7 @@ class InOrder(Delivery):
         return self._piece_new(member, messages_max)
 
     def _piece_again(self, member: Member, messages_max: int) -> Piece | None:
-        """Return the lowest of what came back; scattered messages together, for a consumer that understands that."""
+        """Return the lowest returned messages; scattered ones are joined if the consumer understands that."""
         found = self._next_again(messages_max)
         if found is None:
             due = self._redelivery.next_ready_s()
@@ -87,7 +87,7 @@ class InOrder(Delivery):
             try:
                 more = self._next_again(limit - len(rows))
             except StorageError:
-                break  # what there is goes first
+                break  # send what was collected first
             if more is None:
                 break
             other, part = more
@@ -101,13 +101,13 @@ class InOrder(Delivery):
         return gather(rows, held.attempt, held.failures)
 
     def _next_again(self, messages_max: int) -> tuple[Sheet, Held] | None:
-        """Take the lowest messages out that came back and are still to be delivered, of one batch, and that batch."""
+        """Take the lowest queued messages that are in one batch and not done, and return them with that batch."""
         now_s = self._subscription.clock.monotonic()
         cursor = self._journal.cursor
         while (held := self._redelivery.take(now_s, messages_max)) is not None:
             pending = cursor.pending(held.first, held.end)
             if not pending:
-                continue  # acknowledged meanwhile, by who held it before
+                continue  # acknowledged meanwhile by the consumer that held it before
             first, end = pending[0]
             try:
                 sheet = self._source.sheet_at(first)
@@ -148,7 +148,7 @@ class InOrder(Delivery):
             clear = cursor.low <= source.next and (above is None or above <= source.next)
             if clear and not remembered.knows(source.next):
                 return source.take_piece(messages_max, schedule.too_old_ms())
-            # some of what follows is acknowledged already, or failed before: deliver what is between
+            # some of the following messages are acknowledged already or failed before: deliver those between them
             pending = remembered.fresh(max(batch.first_offset, source.next), batch_end)
             if pending:
                 if len(pending) > 1 and member.sparse and not remembered.knows(source.next):
@@ -163,7 +163,7 @@ class InOrder(Delivery):
         return None
 
     def _piece_scattered(self, batch: Batch, pending: list[tuple[int, int]], limit: int) -> Piece:
-        """Return the first messages of a batch read ahead that are not acknowledged, though others between them are."""
+        """Return the first messages of a batch that are not acknowledged, leaving out acknowledged ones between."""
         sheet = self._source.keep_sheet(batch)
         rows: list[tuple[Sheet, int]] = []
         size, end = 0, sheet.first
@@ -178,49 +178,49 @@ class InOrder(Delivery):
         return gather(rows, 1, 0)
 
     def delivered(self, member: Member, piece: Piece) -> None:
-        """Note who has it."""
+        """Note which consumer holds the messages of a piece."""
         self._acknowledgments.delivered(member, piece)
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     @property
     def failures_max(self) -> int:
-        """How often a message may fail."""
+        """Return how often a message may fail; 0: without a limit."""
         return self._failures.policy.max_deliveries
 
     def given_back(self, command: Left) -> None:
-        """Queue what a consumer held that is gone."""
+        """Queue what a consumer that is gone held."""
         self._acknowledgments.given_back(command)
 
     def settled(self, first: int, end: int) -> None:  # noqa: ARG002
-        """Go on, if this was in the way."""
+        """Dispatch again, if this message blocked the subscription."""
         if self._failures.poison.blocking:
             self._subscription.wake()
 
     def acknowledged(self) -> None:
-        """Look at new messages again, if there was no room for them."""
+        """Look at new messages again, if there was no room for them before."""
         if self._full:
             self._subscription.wake()
 
     def opened(self) -> None:
-        """Let messages go on waiting that an actor before this one was given back."""
+        """Restore the waits of messages that were returned to an earlier actor."""
         clock = self._subscription.clock
         now_s = clock.monotonic()
         for offset, ready_s in self._remembered.waiting(now_s, clock.time_ms()):
             self._first_time(offset, offset + 1, now_s, ready_s)
 
     def take_due(self) -> None:
-        """Queue what is due."""
+        """Queue the messages that are due."""
         now_s = self._subscription.clock.monotonic()
         for first, end in self._schedule.take_due():
             self._first_time(first, end, now_s, now_s)
 
     def first_time(self, first: int, end: int, now_s: float) -> None:
-        """Queue messages that may go now."""
+        """Queue messages that may be delivered now."""
         self._first_time(first, end, now_s, now_s)
 
     def _first_time(self, first: int, end: int, now_s: float, ready_s: float) -> None:
-        """Queue messages that this actor has delivered to nobody yet."""
+        """Queue messages that this actor has not delivered yet."""
         while first < end:
             stop, deliveries, failures = self._remembered.alike(first, end)
             self._redelivery.add(Held(first, stop, deliveries + 1, failures), ready_s, now_s)
@@ -233,20 +233,20 @@ class InOrder(Delivery):
             self._subscription.wake_at(ready_at_s)
 
     def hold(self, first: int, end: int) -> None:
-        """Nothing has a key here: what is in the way is in the way of everything."""
+        """Ignore it: there are no keys here, a message that blocks, blocks the whole subscription."""
 
     def forget(self) -> None:
-        """Nothing waits to be delivered again."""
+        """Empty the queue of redeliveries."""
         self._redelivery = Redelivery()
 
     # ---- what is said of it -------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
-        """Say how many messages wait to be delivered again."""
+        """Return how many messages are queued for redelivery."""
         return {"waiting_redelivery": self._redelivery.messages}
 
     def state(self) -> State:
-        """Say the same, since and until when, and what is kept in memory."""
+        """Return the same, since when and until when they wait, and what is kept in memory."""
         clock, redelivery = self._subscription.clock, self._redelivery
         ready_s = redelivery.next_ready_s()
         wait_s = 0.0 if ready_s is None else ready_s - clock.monotonic()

@@ -1,13 +1,13 @@
-"""Access to a topic's log: what of it can be read here, and what to do when something cannot.
+"""Access to a topic's log: what can be read here, and what to do when something cannot.
 
-Runs in a worker process, as a part of a Subscription; reads the topic's segment files itself (`actors/source.py`), and
-is only told how far they are durable. It owns what is asked of the Fetcher, what is waited at, and what was lost. Which
-message goes to whom is not decided here.
+Runs in a worker process, as a part of a Subscription. It reads the topic's segment files itself (`actors/source.py`);
+the topic only tells it how far they are durable. It owns the requests to the Fetcher, the place where reading waits,
+and the account of what was lost. It does not decide which message goes to which consumer.
 
 Invariants
 - nothing is read that is not durable at the topic's level
-- what only the store has is asked for and waited for; what is damaged is waited at until an operator decides; what
-  retention took is counted, and said to the consumers
+- what only the store has is requested and waited for; at damage, reading waits until an operator decides; what
+  retention took is counted and reported to the consumers
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ T = TypeVar("T")
 class LogAccess(SubscriptionPart):
     """The log of one topic, as one subscription reads it.
 
-    `open_reader(offset)` opens a reader of the topic's segments. `refuses(error)` says whether damage only concerns
-    somebody who wanted to go there.
+    `open_reader(offset)` opens a reader of the topic's segments. `refuses(error)` says whether damage was met only by a
+    requested move; then it handles the error.
     """
 
     def __init__(
@@ -70,37 +70,37 @@ class LogAccess(SubscriptionPart):
         self._fetcher = fetcher
         self.source = Source(self._topic, open_reader, self._skip)
         self.refuses: Callable[[DamagedError], bool] = lambda _error: False
-        self._fetching: NotHereError | None = None  # what is being brought back
+        self._fetching: NotHereError | None = None  # what is being fetched from the store
         self._fetching_since_ms = 0
         self._fetch_trouble = ""
         self._fetch_timer: Timer | None = None
-        self._fetch_asking = Asking()  # the Fetcher, for that
-        self._fetched = (-1, 0)  # the offset that was brought last, and the download that it came in
-        self._begun_behind = 0  # what was missing where the subscription was to begin ends here
-        self._stalled: Notice | None = None  # at damage, until an operator decides
-        self._stalled_at = ASKED  # the offset, if the store was not asked for it
+        self._fetch_asking = Asking()  # the question to the Fetcher
+        self._fetched = (-1, 0)  # the offset fetched last, and the number of its download
+        self._begun_behind = 0  # the end of what was missing where the subscription was to begin
+        self._stalled: Notice | None = None  # reading waits at damage until an operator decides
+        self._stalled_at = ASKED  # the offset it waits at, if the store was not asked for it
         self._trimmed = 0
         self._skipped = 0
         self._missing = 0
 
     def stop(self) -> None:
-        """Let go of the log's files."""
+        """Close the log's files."""
         self.source.release()
 
     def node_started(self, started: NodeStarted) -> None:
-        """Ask the tier once more: it knows nothing."""
+        """Ask again when the tier was restarted: it has lost the request."""
         if started.node == self._fetcher.address.node:
             self._fetch_again()
 
     def stored(self, end: int) -> None:
-        """Note up to where the store has the topic, and ask it for what was waited at, if it has that now."""
+        """Note up to where the store has the topic, and ask it for a damaged segment if it has that now."""
         self.source.stored(end)
         if self._stalled is not None and self._stalled_at < self.source.stored_end:
             self._read_again()
 
     @receives(Durable)
     def on_durable(self, durable: Durable) -> None:
-        """More may be delivered."""
+        """Note how far the topic is durable: more may be delivered."""
         if self.source.advance(durable.durable_end):
             self._subscription.wake()
 
@@ -108,13 +108,14 @@ class LogAccess(SubscriptionPart):
 
     @receives(Trimmed)
     def on_trimmed(self, trimmed: Trimmed) -> None:
-        """Go on behind what retention took; what was not acknowledged of it is said to the consumers, and counted."""
+        """Continue after what retention took; unacknowledged messages of it are counted and reported."""
         if not self._journal.is_open:
             return
         start = trimmed.start_offset
         if self._fetching is not None and self._fetching.offset < start:
             self._fetching = None
-            self._subscription.call_soon(self._subscription.may_read)  # whatever waits for it looks again
+            # everything that waits for a read tries again
+            self._subscription.call_soon(self._subscription.may_read)
         cursor = self._journal.cursor
         low, lost = cursor.low, cursor.unacknowledged(start)
         self.source.trim(start)
@@ -131,13 +132,13 @@ class LogAccess(SubscriptionPart):
         self._subscription.wake()
 
     def read(self, step: Callable[[], T]) -> T | None:
-        """Do what reads, and what is to be done where that fails; None where it is to be tried again later."""
+        """Run `call`, which reads, and handle its failure; return None where it is to be tried again later."""
         while self._stalled is None and self._fetching is None and self._subscription.failure is None:
             try:
                 return step()
             except NotHereError as error:
                 self.fetch(error)
-            except TrimmedError as error:  # the topic is about to say so
+            except TrimmedError as error:  # the topic is about to tell so
                 if error.end <= self._journal.cursor.low:
                     self._halt(error)
                     return None
@@ -149,7 +150,7 @@ class LogAccess(SubscriptionPart):
         return None
 
     def fetch(self, missing: NotHereError) -> None:
-        """Have a segment brought back from the store; meanwhile nothing is delivered."""
+        """Fetch a segment from the store; meanwhile nothing is delivered."""
         if self._fetching is None or self._fetching.offset != missing.offset:
             self._fetching_since_ms, self._fetch_trouble = self._subscription.clock.time_ms(), ""
             self._fetch_asking = Asking()
@@ -164,13 +165,13 @@ class LogAccess(SubscriptionPart):
         self._fetch_timer = self._subscription.call_later(wait_s, self._fetch_again)
 
     def _fetch_again(self) -> None:
-        """Mail is no promise: ask once more."""
+        """Ask the Fetcher again: mail can be lost."""
         if self._fetching is not None:
             self.fetch(self._fetching)
 
     @receives(Fetched)
     def on_fetched(self, fetched: Fetched) -> None:
-        """Read on."""
+        """Read on: the segment is in the cache."""
         self.source.brought(fetched.base)
         if self._fetching is not None and fetched.offset == self._fetching.offset:
             self._fetching = None
@@ -179,7 +180,7 @@ class LogAccess(SubscriptionPart):
 
     @receives(NotFetched)
     def on_not_fetched(self, answer: NotFetched) -> None:
-        """Go on behind what retention took in the store; wait for a store that is away; stop at what is nowhere."""
+        """Continue after what retention took; wait for an unreachable store; stall at what is nowhere."""
         missing = self._fetching
         if missing is None or answer.offset != missing.offset:
             return
@@ -193,7 +194,7 @@ class LogAccess(SubscriptionPart):
             self.on_trimmed(Trimmed(answer.start))
         else:
             error = _nowhere(missing, answer)
-            if not self._journal.is_open:  # the place where to begin cannot be found
+            if not self._journal.is_open:  # the start offset cannot be found
                 self._subscription.become_failed(error)
                 return
             if missing.damage is None and self._begins_at(answer.offset):
@@ -203,14 +204,14 @@ class LogAccess(SubscriptionPart):
         self._subscription.may_read()
 
     def _begins_at(self, offset: int) -> bool:
-        """Say whether this is where the subscription was to begin, at the earliest message there is."""
+        """Say whether this is where the subscription starts, as a new one from "earliest"."""
         if self._subscription.meta.start != "earliest" or not self._journal.is_open:
             return False
         cursor = self._journal.cursor
         return offset == cursor.low == max(cursor.start, self._begun_behind) and not cursor.ranges
 
     def _begin_behind(self, error: DamagedError) -> None:
-        """Begin with the earliest message there is, and say what should have been there before it."""
+        """Start at the earliest message there is, and report what should have been before it."""
         first, end = error.first or 0, error.end or 0
         self._topic_ref.tell(FoundDamage(first, end, error.text, True))
         self._begun_behind = end
@@ -226,17 +227,17 @@ class LogAccess(SubscriptionPart):
         self._subscription.consumers.notify(Notice("missing", lost, text, first))
 
     def forget(self) -> None:
-        """Wait for nothing of where the subscription was."""
+        """Forget what was waited for at the old place."""
         self._stalled = None
         self._fetching = None
 
     def _halt(self, error: StorageError) -> None:
-        """Serve nobody any more, and say why."""
+        """Serve no consumer any more, and say why."""
         log.error("subscription %s of %s stops: %s", self._name, self._topic, error.text)
         self._subscription.evict_all(error.code, error.text)
 
     def _stall(self, error: DamagedError) -> None:
-        """Deliver nothing more until an operator decides; acknowledgments of what was delivered go on."""
+        """Deliver nothing more until an operator decides; delivered messages can still be acknowledged."""
         if self.refuses(error):
             return
         first, end = error.first or 0, error.end or 0
@@ -249,13 +250,13 @@ class LogAccess(SubscriptionPart):
         self._subscription.consumers.tell_all(self._stalled)
 
     def greet(self, consumer: Ref) -> None:
-        """Tell a consumer that comes what those who are here were told."""
+        """Tell a new consumer the notice of a stall, as the others were told."""
         if self._stalled is not None:
             consumer.tell(self._stalled)
 
     @receives(Repaired)
     def on_repaired(self, _repaired: Repaired) -> None:
-        """Read again from where damage stopped it."""
+        """Read again from where damage stopped the subscription."""
         if self._journal.is_open and self._stalled is not None:
             self._read_again()
 
@@ -265,7 +266,7 @@ class LogAccess(SubscriptionPart):
         self._subscription.may_read()
 
     def _skip(self, skipped: list[tuple[int, int]]) -> None:
-        """Take what a reader jumped over as done, and say so: an operator decided it."""
+        """Mark as done what a reader skipped by an operator's decision, and report it."""
         for first, end in skipped:
             lost = self._journal.finish(first, end)
             if lost:
@@ -278,18 +279,18 @@ class LogAccess(SubscriptionPart):
 
     @property
     def fetches(self) -> bool:
-        """Whether something is being brought back from the store."""
+        """Whether a segment is being fetched from the store."""
         return self._fetching is not None
 
     def count_trimmed(self, messages: int, text: str, first: int) -> None:
-        """Say to the consumers that retention took messages which they were to get."""
+        """Report to the consumers that retention took messages before they were delivered."""
         self._trimmed += messages
         self._subscription.consumers.notify(Notice("trimmed", messages, text, first))
 
     # ---- what is said of it -------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
-        """Say where the subscription stands in the log, and what was not to be had of it."""
+        """Return where the subscription stands in the log, and what could not be read."""
         source = self.source
         body: dict[str, Any] = {
             "position": source.next,
@@ -315,7 +316,7 @@ class LogAccess(SubscriptionPart):
         return body
 
     def state(self) -> State:
-        """Say where the subscription stands, and what it waits for."""
+        """Return where the subscription stands, and what it waits for."""
         source = self.source
         state: State = {
             "ack_timeout_ms": self._subscription.ack_timeout_ms,
@@ -344,7 +345,7 @@ class LogAccess(SubscriptionPart):
 
 
 def _nowhere(missing: NotHereError, answer: NotFetched) -> DamagedError:
-    """Return the error for what can be read neither here nor from the store."""
+    """Return the error for messages that can be read neither here nor from the store."""
     here = "the local log does not have it" if missing.damage is None else missing.damage.text
     error = DamagedError(f"offset {answer.offset} can be read nowhere: {here}; {answer.text}")
     error.first = answer.offset

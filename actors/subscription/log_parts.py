@@ -1,11 +1,11 @@
-"""What every subscription on a log is made of, put together.
+"""The parts that every subscription to a log needs, put together.
 
-The journal, access to the log, the topic, the schedule, the move, failures, acknowledgments. Runs in a worker process;
-the delivery has it. Each part is told of those before it that it needs, and of no other.
+They are the journal, access to the log, the attachment to the topic, the schedule, moves, failures and acknowledgments.
+Runs in a worker process; the delivery owns it. Each part is given the parts before it that it needs, and no others.
 
 Invariants
-- the journal is the first of the parts, so that what the others do in a hook is behind it
-- memory is bounded: where too much is unacknowledged in pieces, nothing new is looked at
+- the journal is the first of the parts, so that in each hook it acts before the others
+- memory is bounded: where too many scattered ranges are unacknowledged, nothing new is looked at
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ister.actors.subscription.schedule import Schedule
 from ister.settings import SubscriptionSettings
 from ister.storage.wholereader import TieredReader
 
-# What is kept in pieces: holes in the cursor (16 bytes each), what waits for its redelivery, and poison (some 200).
+# The limit of what is kept per range: holes in the cursor (16 bytes each), redeliveries and poison (some 200 each).
 PIECES_BYTES_MAX: Final = 48 << 20
 HOLE_BYTES: Final = 16
 KEPT_BYTES: Final = 200
-# Messages that do not follow each other in one piece: as many ranges and times fit a header.
+# The most ranges in one sparse delivery: so many ranges and times fit a header.
 SCATTERED_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogGiven:
-    """What a worker hands to a subscription on a log; what each means is said where it is used."""
+    """What a worker hands to a subscription to a log; each value is described where it is used."""
 
     topic_ref: Ref
     directory: Ref
@@ -55,7 +55,7 @@ class LogGiven:
 
 
 class LogParts:
-    """The parts of one subscription that its delivery builds on; `in_catalogue`: it is not a reader."""
+    """The parts of one subscription that its delivery builds on. `in_catalogue` is false for a reader."""
 
     def __init__(
         self, subscription: Host, queue: Queue, given: LogGiven, *, in_catalogue: bool = True
@@ -113,7 +113,7 @@ class LogParts:
         )
 
     def begin_turn(self) -> bool:
-        """Begin to dispatch; say whether the subscription is where it is to be, and not about to be moved."""
+        """Begin a dispatch; say whether the subscription is neither being moved nor about to be."""
         self.schedule.begin_turn()
         move = self.moving.move
         if move.command is not None:
@@ -121,15 +121,15 @@ class LogParts:
         return move.target is None
 
     def is_full(self, waiting: int) -> bool:
-        """Say whether so much is unacknowledged in pieces that nothing new is to be looked at.
+        """Say whether the limit of scattered ranges is reached, so that nothing new is to be looked at.
 
-        `waiting` is how many ranges wait to be delivered again.
+        `waiting` is how many ranges wait for redelivery.
         """
         kept = HOLE_BYTES * self.journal.holes() + KEPT_BYTES * (waiting + self.failures.poison.ranges)
         return kept > PIECES_BYTES_MAX or self.schedule.is_full()
 
     def state(self, waiting: int, single: int, *, full: bool) -> State:
-        """Say how much is kept in pieces, and of so many single messages."""
+        """Return how many ranges are kept, and for how many single messages."""
         kept = waiting + self.failures.poison.ranges + single
         return {
             "tracked_full": full,

@@ -1,4 +1,4 @@
-"""Where a subscription is while it is moved to another offset; pure.
+"""The states of a subscription while it is moved to another offset; pure.
 
 ```
 idle --ask--> finding --found--> yielding --yielded--> moving --moved--> idle
@@ -7,7 +7,7 @@ idle --ask--> finding --found--> yielding --yielded--> moving --moved--> idle
 
 Invariants
 - `TABLE` has every transition; any other is an error
-- there is a command in every state but `idle`, a target once the place was found
+- there is a command in every state but `idle`, and a target offset once it was found
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ State = Literal["idle", "finding", "yielding", "moving"]
 Step = Literal["ask", "found", "yielded", "moved", "refused"]
 
 TABLE: Final[dict[tuple[State, Step], State]] = {
-    ("idle", "ask"): "finding",  # the place is looked for, which may need the store
+    ("idle", "ask"): "finding",  # the target offset is looked up, which may need the store
     ("finding", "found"): "yielding",  # all consumers give back what they hold
-    ("finding", "refused"): "idle",  # there is no such place, or it cannot be read
+    ("finding", "refused"): "idle",  # there is no such offset, or it cannot be read
     ("yielding", "yielded"): "moving",  # the journal is replaced
     ("moving", "moved"): "idle",
     ("moving", "refused"): "idle",  # the journal could not be written
@@ -31,12 +31,12 @@ TABLE: Final[dict[tuple[State, Step], State]] = {
 
 
 class Move:
-    """One subscription's moves, of which there is one at a time."""
+    """The moves of one subscription, one at a time."""
 
     def __init__(self) -> None:
         self.state: State = "idle"
         self.command: Seek | None = None
-        self.target: int | None = None  # where it leads, once that is known; then nothing is delivered
+        self.target: int | None = None  # the target offset, once known; then nothing is delivered
 
     def _step(self, step: Step) -> None:
         try:
@@ -47,21 +47,21 @@ class Move:
             ) from None
 
     def ask(self, command: Seek) -> None:
-        """Somebody wants it moved."""
+        """Begin a move."""
         self._step("ask")
         self.command = command
 
     def found(self, target: int) -> None:
-        """The place is known."""
+        """Set the target offset."""
         self._step("found")
         self.target = target
 
     def yielded(self) -> None:
-        """Nobody holds anything any more."""
+        """Note that no consumer holds messages any more."""
         self._step("yielded")
 
     def end(self, *, moved: bool) -> Seek:
-        """It is there, or stays where it was; return what was asked."""
+        """End the move, done or refused; return its command."""
         self._step("moved" if moved else "refused")
         command = self.command
         assert command is not None

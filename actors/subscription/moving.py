@@ -1,10 +1,10 @@
-"""Moving a subscription: find the place, have every consumer give back what it holds, replace the journal, go on.
+"""Moving a subscription: find the offset, let every consumer give back what it holds, replace the journal, continue.
 
-Runs in a worker process, as a part of a Subscription. It owns the move (`move.py`), and carries out its steps.
+Runs in a worker process, as a part of a Subscription. It owns the move (`move.py`) and carries out its steps.
 
 Invariants
-- from the place being found until the journal has it nothing is delivered
-- what was delivered before a move is settled by nobody after it
+- nothing is delivered from when the target offset is known until the journal has it
+- acknowledgments of messages that were delivered before a move do not count after it
 - a move that fails leaves everything as it was
 """
 
@@ -26,7 +26,7 @@ from ister.storage.wholereader import NotHereError
 
 log = logging.getLogger("ister.subscription")
 
-JOURNAL: Final = 0  # no consumer: nothing is delivered until the journal has the new place
+JOURNAL: Final = 0  # stands for a consumer's key: nothing is delivered until the journal has the new offset
 
 
 class Moving(SubscriptionPart):
@@ -44,7 +44,7 @@ class Moving(SubscriptionPart):
 
     @receives(Seek)
     def on_seek(self, command: Seek) -> None:
-        """Go on at another place, once every consumer has given back what it holds."""
+        """Move to another offset, once every consumer has given back what it holds."""
         subscription = self._subscription
         if not self._journal.is_open or subscription.failure is not None:
             unknown = RemoteError("unavailable", "the topic has not answered yet")
@@ -56,7 +56,7 @@ class Moving(SubscriptionPart):
             self.go_on()
 
     def go_on(self) -> None:
-        """Do whatever is next, if it can be done."""
+        """Take the next step of the move, if possible."""
         move, subscription = self.move, self._subscription
         if move.command is None or subscription.consumers.held:
             return
@@ -106,20 +106,20 @@ class Moving(SubscriptionPart):
         self._subscription.wake()
 
     def _refuses(self, error: DamagedError) -> bool:
-        """Where somebody wants to move and the way there cannot be read, it is told so, and nothing else changes."""
+        """If damage was met while the target offset was looked up, refuse the move and change nothing else."""
         if self.move.state != "finding":
             return False
         self._stay(error)
         return True
 
     def consumer_left(self) -> None:
-        """It may have been the one that was waited for."""
+        """Go on: the move may have waited for this consumer."""
         self.go_on()
 
     def may_read(self) -> None:
-        """The place can perhaps be found."""
+        """Try again to find the target offset."""
         self.go_on()
 
     def state(self) -> State:
-        """Say where the subscription is being moved to."""
+        """Return where the subscription is being moved to, as it was asked for."""
         return {"seeking": None if self.move.command is None else self.move.command.to}

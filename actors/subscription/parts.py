@@ -1,11 +1,12 @@
-"""What a subscription is made of: the interfaces between the Subscription actor, its parts, and its delivery.
+"""The interfaces between the Subscription actor, its parts, and its delivery.
 
-The Subscription (`actor.py`) owns the consumers, their credit, and whose turn it is. A part owns one
-matter, its messages (`@receives`) and its lines in what `show` and `explain` say; what concerns all parts comes by the
-hooks of `SubscriptionPart`. One of the parts is the delivery: what is next, and what becomes of what comes back.
+The Subscription (`actor.py`) owns the consumers, their credit, and whose turn it is. Each part owns one subject: it
+receives the actor messages that belong to it (`@receives`) and contributes to the answers of `show` and `explain`.
+Events that concern several parts reach them through the hooks of `SubscriptionPart`. One part is the delivery: it
+decides what is next, and what happens to returned messages.
 
 Invariants
-- a part asks of the subscription only what `Host` has, of the delivery only what `Delivery` or `Queue` has
+- a part uses only `Host` of the subscription, and only `Delivery` or `Queue` of the delivery
 """
 
 from __future__ import annotations
@@ -25,181 +26,181 @@ from ister.clock import Clock
 from ister.errors import IsterError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
-# One turn of a subscription hands out at most this much before other actors and sockets get their turn: some 1 ms.
+# The most a subscription hands out in one turn before other actors and sockets are served: some 1 ms of work.
 DISPATCH_BYTES_MAX: Final = 1 << 20
 
 
 class Host(Protocol):
-    """What the parts of a subscription may ask of it."""
+    """What the parts may use of their subscription."""
 
     system: System
     path: str
     loop: Scheduler
     clock: Clock
-    topic: TopicMeta  # as they are now
+    topic: TopicMeta  # its settings are the latest known
     meta: SubscriptionMeta
     consumers: Consumers
     ack_timeout_ms: int
-    failure: IsterError | None  # why it serves nobody
+    failure: IsterError | None  # why no consumer can be served
 
     @property
     def ref(self) -> Ref:
-        """A reference to the subscription."""
+        """The subscription's reference."""
 
     @property
     def address(self) -> Address:
-        """Where the subscription is."""
+        """The subscription's address."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether its topic answered, and its start is fixed."""
+        """Whether the topic has answered, and the start offset is fixed."""
 
     @property
     def may_deliver(self) -> bool:
-        """Whether anything may be delivered: nobody is to give back anything first, and it is not paused."""
+        """Whether anything may be delivered: not while paused, or while a consumer has to give back messages."""
 
     def call_later(self, delay_s: float, call: Call) -> Timer:
-        """Make a call in so many seconds, unless the subscription is gone by then."""
+        """Make a call after a delay in seconds, unless the subscription has ended by then."""
 
     def call_soon(self, call: Call) -> None:
         """Make a call in the next turn."""
 
     def wake(self) -> None:
-        """Dispatch once at the end of this turn."""
+        """Schedule one dispatch at the end of this turn."""
 
     def wake_at(self, due_s: float) -> None:
-        """Dispatch at a time of the monotonic clock, if not before."""
+        """Schedule a dispatch for a time of the monotonic clock, in seconds, unless one comes earlier."""
 
     def take_turns(self) -> None:
-        """Deliver what the delivery has next to whoever's turn it is, until one of the two is exhausted."""
+        """Send pieces to consumers in turn, until nothing is left, nobody has credit, or the turn's budget is spent."""
 
     def deliver(self, member: Member, piece: Piece) -> None:
-        """Send a consumer a piece."""
+        """Send a piece to a consumer."""
 
     def become_ready(self) -> None:
-        """Serve those who wait."""
+        """Serve the consumers and questions that wait."""
 
     def become_failed(self, error: IsterError) -> None:
-        """Serve nobody, and tell those who wait why."""
+        """Serve no consumer; those that wait are refused with the error."""
 
     def evict_all(self, code: str, text: str) -> None:
-        """Send everybody away, also who waits for a place."""
+        """Evict all consumers, also those that wait to be attached."""
 
     def become_unready(self) -> None:
-        """Let those who come wait until it is ready again."""
+        """Let new consumers wait until the subscription is ready again."""
 
     def opened(self) -> None:
-        """Tell the parts that the cursor is there."""
+        """Tell the parts that the cursor's journal is open."""
 
     def may_read(self) -> None:
-        """Tell the parts that what could not be read may be read now."""
+        """Tell the parts that reading may succeed now where it failed before."""
 
     def forget(self) -> None:
-        """Have the parts forget what they know of single messages."""
+        """Have the parts forget the state of single messages."""
 
     def stop_now(self) -> None:
-        """End at once."""
+        """End the actor at once."""
 
     def answer(self, command: Any, body: Any) -> None:
-        """Answer a question."""
+        """Answer a question; `body` is encoded as a RESULT."""
 
     def refuse(self, command: Any, error: IsterError) -> None:
-        """Answer a question with an error."""
+        """Refuse a question with an error."""
 
 
 class SubscriptionPart(Part):
-    """One matter of a subscription. A part does in a hook what concerns it; the order is that of the parts."""
+    """One subject of a subscription. The hooks are called for all parts, in the order of the parts."""
 
     def start(self) -> None:
-        """The subscription begins."""
+        """The subscription starts."""
 
     def stop(self) -> None:
-        """The subscription ends, or failed."""
+        """The subscription ends or has failed."""
 
     def erase(self) -> None:
-        """The subscription was deleted: leave nothing."""
+        """The subscription was deleted: delete what is stored of it."""
 
     def opened(self) -> None:
-        """The cursor is there."""
+        """The cursor's journal is open."""
 
     def forget(self) -> None:
-        """The subscription goes on elsewhere: nothing that is known of single messages counts any more."""
+        """The subscription was moved: forget the state of single messages."""
 
     def may_read(self) -> None:
-        """What could not be read may be read now."""
+        """Reading may succeed now where it failed before."""
 
     def topic_updated(self) -> None:
-        """The topic has other settings."""
+        """The topic's settings changed."""
 
     def topic_failed(self, failed: TopicFailed) -> None:
-        """The topic failed, or is gone."""
+        """The topic failed or was deleted."""
 
     def settings_updated(self) -> None:
-        """The subscription has other settings."""
+        """The subscription's settings changed."""
 
     def node_started(self, started: NodeStarted) -> None:
-        """A process was started again, and knows nothing of before."""
+        """A process was restarted, and has lost what it was told before."""
 
     def greet(self, consumer: Ref) -> None:
-        """Tell a consumer that comes what those who are here were told."""
+        """A consumer was attached: tell it what the others were told."""
 
     def consumer_left(self) -> None:
-        """A consumer is there no more."""
+        """A consumer left."""
 
     def description(self) -> Mapping[str, Any]:
-        """Return what `show` says of this matter."""
+        """Return this part's entries of `show`."""
         return {}
 
     def state(self) -> State:
-        """Return what `explain` goes by of this matter."""
+        """Return this part's entries of the state that `explain` uses."""
         return {}
 
 
 class Queue(Protocol):
-    """What the parts that read the log ask of the delivery."""
+    """What the parts that read the log may use of the delivery."""
 
     def settled(self, first: int, end: int) -> None:
-        """These were acknowledged, or need not be any more."""
+        """The messages [first, end) are acknowledged, or need no delivery any more."""
 
     def acknowledged(self) -> None:
         """Something was acknowledged: there may be room for more."""
 
     def again(self, held: Held, ready_at_s: float, now_s: float) -> None:
-        """Have messages delivered again, not before `ready_at_s`."""
+        """Deliver messages again, not before `ready_at_s`."""
 
     def hold(self, first: int, end: int) -> None:
-        """These failed too often: their keys wait until they are settled, or come again."""
+        """These messages failed too often: block their keys until they are settled or delivered again."""
 
     def first_time(self, first: int, end: int, now_s: float) -> None:
-        """Queue messages that may go now, and were delivered to nobody yet."""
+        """Queue messages that may be delivered now and were not delivered before."""
 
     def take_due(self) -> None:
-        """Let what is due be delivered, as much as there is room for."""
+        """Deliver what is due, as far as there is room."""
 
 
 class Delivery(SubscriptionPart):
-    """What is next, and for whom: the one part in which types of subscriptions differ."""
+    """Decides what is next and for which consumer: the one part in which subscription types differ."""
 
-    parts: Sequence[SubscriptionPart]  # all of the subscription, this one among them
-    always_there: ClassVar[bool] = False  # it can say what it is before its topic has answered
-    takes_back: ClassVar[bool] = True  # what was delivered may come back
+    parts: Sequence[SubscriptionPart]  # all parts of the subscription, including this one
+    always_there: ClassVar[bool] = False  # whether `show` can be answered before the topic has answered
+    takes_back: ClassVar[bool] = True  # whether delivered messages may be returned
 
     # ---- what every delivery has --------------------------------------------------------------------------------
 
     def hand_out(self) -> None:
-        """Deliver what can be delivered now: `Host.take_turns`, or in an order of its own."""
+        """Deliver what can be delivered now, with `Host.take_turns` or in another order."""
         raise NotImplementedError
 
     def backlog(self) -> int:
-        """Return how many messages could be delivered now, about: what a fair share is a share of."""
+        """Return about how many messages could be delivered now; consumers share them fairly."""
         raise NotImplementedError
 
     def next_piece(self, member: Member, messages_max: int) -> Piece | None:
-        """Take what is next, for a consumer whose turn it is."""
+        """Take the next piece, for a consumer whose turn it is; None when there is none."""
         raise NotImplementedError
 
     def delivered(self, member: Member, piece: Piece) -> None:
-        """A piece was sent."""
+        """Note that a piece was sent to a consumer."""
 
     def position(self) -> int:
         """Return the first offset that was never delivered."""
@@ -209,23 +210,23 @@ class Delivery(SubscriptionPart):
 
     @property
     def failures_max(self) -> int:
-        """How often a message may fail; 0: there is no limit."""
+        """Return how often a message may fail; 0: without a limit."""
         return 0
 
     def expected(self) -> None:
-        """Somebody comes."""
+        """A consumer is about to be attached."""
 
     def attached(self, member: Member) -> None:
-        """A consumer has its place."""
+        """A consumer was attached."""
 
     def detached(self, member: Member) -> None:
-        """A consumer has its place no more."""
+        """A consumer was detached."""
 
     def credited(self, key: int, messages: int | None) -> None:
-        """A consumer takes so many messages more; None: it came back, and what it was given is with it, or lost."""
+        """A consumer takes this many more messages; None: its client reconnected and needs nothing sent before."""
 
     def given_back(self, command: Left) -> None:
-        """A consumer is gone, and this is what it held."""
+        """A consumer left; `left` has what it held."""
 
     def abandoned(self) -> None:
-        """Nobody is there, and nobody waits."""
+        """No consumer is attached or waits to be."""

@@ -1,10 +1,10 @@
-"""Delivery to a reader: one consumer's place in a topic's log, kept in memory alone.
+"""Delivery to a reader: the position of one consumer in a topic's log, kept only in memory.
 
-Runs in a worker process, as the delivery of a Subscription that is in no catalogue, one a reader. Nothing is
-acknowledged, nothing comes back, and it ends with its consumer; retention does not wait for it.
+Runs in a worker process, as the delivery of a Subscription that is in no catalogue; each reader has its own. Nothing is
+acknowledged or returned, and it ends with its consumer. Retention does not wait for it.
 
 Invariants
-- its one consumer gets every message from its start on, once for each time it says where to begin
+- the consumer gets every message from its start, once for each time it says where to start
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from ister.words import counted
 
 
 class Reading(InOrder):
-    """Delivers to one reader, to which all that was sent is done."""
+    """Delivers to one reader; what was sent counts as done."""
 
     in_catalogue: ClassVar[bool] = False
     waits: ClassVar[bool] = False
 
     def delivered(self, member: Member, piece: Piece) -> None:
-        """Take it as done."""
+        """Mark the messages of a piece as done."""
         super().delivered(member, piece)
         self._subscription.consumers.roster.settle(member.key, piece.count)
         self._journal.note(piece.offset, piece.end)
 
     @receives(ReadFrom)
     def on_read_from(self, command: ReadFrom) -> None:
-        """Go on where the client says, for what was on its way to it is lost with its connection."""
+        """Continue where the client says: what was in transit to it is lost with its connection."""
         if not self._journal.is_open:
-            return  # it begins with what it said first, as it has been given nothing
+            return  # it was given nothing yet: it starts where it asked first
         start, begins = command.start, self._source.history_start
         missed = begins - int(start) if start.isdecimal() else 0
         try:
             offset = begins if missed > 0 else self._log.attaching.position_of(start)
-        except IsterError:  # only the store could say: it goes on behind what it was given
+        except IsterError:  # only the store could tell: continue after what was delivered
             return
         self._journal.move(offset, lambda _error: None)
         self._subscription.forget()
@@ -53,7 +53,7 @@ class Reading(InOrder):
         self._subscription.wake()
 
     def topic_failed(self, failed: TopicFailed) -> None:
-        """End where the topic was deleted: no catalogue says so to a reader."""
+        """End if the topic was deleted: the reader is in no catalogue that could tell it."""
         if failed.code in ("topic-deleted", "unknown-topic"):
             self._subscription.evict_all("topic-deleted", failed.text)
 
@@ -64,7 +64,7 @@ class Reading(InOrder):
 
 
 class MemoryJournal(CursorJournal):
-    """A cursor that is written nowhere."""
+    """A cursor that is not written to disk."""
 
     in_memory = True
 
@@ -74,35 +74,35 @@ class MemoryJournal(CursorJournal):
 
     @property
     def noted(self) -> bool:
-        """Nothing has to be written."""
+        """Nothing is waiting to be written."""
         return False
 
     @property
     def busy(self) -> bool:
-        """There is no file."""
+        """Whether the file is in use: there is none."""
         return False
 
     def note(self, first: int, end: int) -> int:
-        """Move the cursor."""
+        """Move the cursor over [first, end)."""
         return self.cursor.acknowledge(first, end)
 
     def note_failed(self, *_failed: int) -> bool:
-        """Nothing fails: nothing is acknowledged."""
+        """Ignore it: a reader's messages cannot fail."""
         return False
 
     def flush(self) -> int:
-        """Write nothing."""
+        """Do nothing: there is no file."""
         return 0
 
     def sync(self) -> None:
-        """Sync nothing."""
+        """Do nothing: there is no file."""
 
     def begin_compaction(self) -> None:
-        """There is no file."""
+        """Do nothing: there is no file."""
 
     def seek(self, offset: int) -> None:
-        """Begin anew at an offset."""
+        """Replace the cursor by an empty one at an offset."""
         self.cursor = Cursor(offset)
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing: there is no file."""

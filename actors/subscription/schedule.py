@@ -1,11 +1,12 @@
-"""Times of delivery and time to live: which messages of a subscription wait for theirs, and which outlived it.
+"""Delivery times and time to live: which messages of a subscription wait for their time, and which have expired.
 
-Runs in a worker process, as a part of a Subscription. What waits is kept by `actors/delays.py`; here the log is read
-for it. It owns what was set aside, how many single messages were looked at in this turn, and what expired.
+Runs in a worker process, as a part of a Subscription. `actors/delays.py` keeps what waits; this module reads the log
+for it. It owns what was set aside, how many single messages were looked at in this turn, and the count of expired
+messages.
 
 Invariants
-- nothing that waits is delivered before its time; nothing that is older than the topic lets it be is delivered at all
-- what waits or expires is looked at once, but for what is read again as its time comes near
+- no message is delivered before its delivery time, or after its time to live
+- a message that waits or expires is looked at once, except that it is read again shortly before its time
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from ister.errors import StorageError
 from ister.storage.ranges import RangeSet
 from ister.words import counted
 
-LOOKED_AT_MAX: Final = 20_000  # single messages looked at in one turn: some 10 ms
-EXPIRE_S: Final = 10.0  # where nothing is delivered, what is too old is let go so often
-EXPIRE_BATCHES: Final = 64  # at a time
-EXPIRED_NOTICES_S: Final = 0.05  # for a hundred consumers: some 2 ms
+LOOKED_AT_MAX: Final = 20_000  # single messages looked at in one turn: some 10 ms of work
+EXPIRE_S: Final = 10.0  # how often expired messages are searched for where nothing is delivered
+EXPIRE_BATCHES: Final = 64  # batches looked at in one such search
+# the delay of a notice per hundred consumers: sending it to them takes some 2 ms
+EXPIRED_NOTICES_S: Final = 0.05
 
 
 class Schedule(SubscriptionPart):
-    """When the messages of one subscription are due, and when they are too old."""
+    """The delivery times and the time to live of one subscription's messages."""
 
     def __init__(
         self, subscription: Host, queue: Queue, journal: CursorLog, source: Source, remembered: Remembered
@@ -47,29 +49,31 @@ class Schedule(SubscriptionPart):
         self._ttl_ms = int(subscription.topic.settings.get("message_ttl_ms", 0))
         self._delays = Delays()
         self.due: deque[tuple[int, int]] = deque()  # their time has come
-        self._opening: deque[tuple[int, int]] = deque()  # will be due soon: read again when exactly
+        self._opening: deque[tuple[int, int]] = deque()  # due soon: to be read again for the exact times
         self._timer: Timer | None = None
-        # What nobody has seen though others behind it were delivered; not meant by "everything up to here".
+        # Messages that were set aside while others after them were delivered; "everything up to here" does not
+        # include them.
         self.unseen = RangeSet()
-        self._looked_at = 0  # in this turn
+        self._looked_at = 0  # messages, in this turn
         self._expired = 0
         self._expired_told = 0
-        self._ahead_end = 0  # up to here the cursor's next messages are of a time that is still to come
+        # up to here, the messages after the cursor have times that are still in the future
+        self._ahead_end = 0
 
     def start(self) -> None:
-        """Let go of what is too old now and then."""
+        """Search for expired messages now and then."""
         self._subscription.call_later(EXPIRE_S, self._expire_unseen)
 
     def opened(self) -> None:
-        """The journal is open: go by what it remembers."""
+        """Use what the journal remembers."""
         self._remembered.begin(self._source.durable_end)
 
     def stop(self) -> None:
-        """Wait for no time any more."""
+        """Stop watching for clock steps."""
         self._subscription.system.clock_steps.unwatch(self._subscription.path)
 
     def forget(self) -> None:
-        """Nothing waits any more."""
+        """Forget all messages that wait."""
         self._remembered.forget()
         self._delays = Delays()
         self.due.clear()
@@ -78,37 +82,38 @@ class Schedule(SubscriptionPart):
         self.unseen = RangeSet()
 
     def topic_updated(self) -> None:
-        """Go by another time to live."""
+        """Apply the topic's new time to live."""
         self._ttl_ms = int(self._subscription.topic.settings.get("message_ttl_ms", 0))
 
     # ---- how much is looked at ----------------------------------------------------------------------------------
 
     def begin_turn(self) -> None:
-        """Single messages may be looked at again."""
+        """Reset the count of messages looked at."""
         self._looked_at = 0
 
     def look_at(self, messages: int) -> None:
-        """Note that so many single messages are looked at."""
+        """Count single messages that are looked at."""
         self._looked_at += messages
 
     def is_spent(self) -> bool:
-        """Say whether no more single messages are to be looked at in this turn; there will be another."""
+        """Say whether this turn's limit of single messages is reached; then another turn is scheduled."""
         if self._looked_at < LOOKED_AT_MAX:
             return False
         self._subscription.wake()
         return True
 
     def is_full(self) -> bool:
-        """Say whether so much waits that nothing new is to be looked at."""
+        """Say whether so many messages wait that nothing new is to be looked at."""
         return self._delays.messages > DELAYED_RANGES_MAX and self._delays.ranges > DELAYED_RANGES_MAX
 
     # ---- messages that wait for their time ----------------------------------------------------------------------
 
     def set_aside(self, batch: Batch, first: int) -> None:
-        """Sort the messages of a batch from `first` on into those that may go at once, and those that wait."""
+        """Divide the messages of a batch from `first` on into those that may be delivered now and those that wait."""
         clock = self._subscription.clock
         now_ms, now_s = clock.time_ms(), clock.monotonic()
-        sheet = self._source.keep_sheet(batch)  # what may go at once is looked at again right after
+        # the messages that may be delivered now are looked at again right after this
+        sheet = self._source.keep_sheet(batch)
         times = sheet.deliver_at
         assert times is not None
         self._looked_at += sheet.end - first
@@ -128,17 +133,17 @@ class Schedule(SubscriptionPart):
         self.look()
 
     def wait(self, when_ms: int, offset: int, now_ms: int) -> None:
-        """Let one message wait for its time."""
+        """Let one message wait for its time, in unix ms."""
         self._delays.add(when_ms, offset, offset + 1, now_ms)
 
     def look(self) -> None:
-        """Take out what is due, look more closely at what soon will be, and come back when more is."""
+        """Take out what is due, read what is due soon for its exact times, and schedule the next look."""
         delays = self._delays
         steps = self._subscription.system.clock_steps
         if not (delays or self.due or self._opening):
             steps.unwatch(self._subscription.path)
             return
-        # The timer below knows a duration alone: who sets the clock would make messages late, or look in vain.
+        # The timer below waits for a duration. If the clock is set meanwhile it would fire too late or too early.
         steps.watch(self._subscription.path, self._clock_stepped)
         now_ms = self._subscription.clock.time_ms()
         self.due.extend(delays.take_due(now_ms))
@@ -164,14 +169,14 @@ class Schedule(SubscriptionPart):
         self._subscription.call_soon(self._subscription.wake)
 
     def take_due(self) -> Iterator[tuple[int, int]]:
-        """Take out what is due."""
+        """Take out the ranges that are due."""
         while self.due:
             yield self.due.popleft()
 
     def first_due(self) -> tuple[int, int] | None:
-        """Return the first that is due and not done, and the end of its range; None where nothing is.
+        """Return the first offset that is due and not done, and the end of its range; None if there is none.
 
-        It stays until it is `taken_due`.
+        It stays until `taken_due`.
         """
         while self.due:
             if (first := self._first_of(self.due)) is not None:
@@ -183,7 +188,7 @@ class Schedule(SubscriptionPart):
         self.due[0] = (end, self.due[0][1])
 
     def _look_again(self, now_ms: int) -> None:
-        """Read the first range that will be due soon, up to the end of its batch, and sort it by time."""
+        """Read the first range that is due soon, up to the end of its batch, and sort its messages by time."""
         if (first := self._first_of(self._opening)) is None:
             return
         end = self._opening[0][1]
@@ -199,9 +204,9 @@ class Schedule(SubscriptionPart):
         self._opening[0] = (stop, end)
 
     def _first_of(self, ranges: deque[tuple[int, int]]) -> int | None:
-        """Return the first offset of the first range that is not done; None where that has none, and is taken out.
+        """Return the first offset of the first range that is not done; drop a range without one and return None.
 
-        What is done may be in the log no more.
+        The messages that are done may not be in the log any more.
         """
         cursor = self._journal.cursor
         first, end = ranges[0]
@@ -214,30 +219,31 @@ class Schedule(SubscriptionPart):
     # ---- what was passed over -----------------------------------------------------------------------------------
 
     def delivered(self, parts: tuple[tuple[int, int], ...]) -> None:
-        """Note that somebody has these now."""
+        """Note that a consumer holds these ranges now."""
         for first, end in parts:
             self.unseen.subtract(first, end)
 
     def seen(self, first: int, end: int) -> list[tuple[int, int]]:
-        """Return what of [first, end) was not passed over: what "everything up to here" means."""
+        """Return the parts of [first, end) that were not set aside: what "everything up to here" means."""
         return self.unseen.gaps(first, end)
 
     # ---- messages that are too old ------------------------------------------------------------------------------
 
     def too_old_ms(self) -> int:
-        """Return when what is too old by now was taken in, at the latest; 0 where nothing is ever too old."""
+        """Return the unix ms up to which published messages are expired now; 0 without a time to live."""
         return self._subscription.clock.time_ms() - self._ttl_ms if self._ttl_ms else 0
 
     def is_expired(self, batch: Batch) -> bool:
-        """Say whether the messages of a batch outlived their time to live."""
+        """Say whether the messages of a batch have expired."""
         return bool(self._ttl_ms) and batch.timestamp_ms <= self.too_old_ms()
 
     def expire(self, first: int, end: int) -> None:
-        """Let messages go that outlived the topic's time to live; they are counted, and said to the consumers."""
+        """Mark expired messages as done; they are counted and reported to the consumers."""
         new = self._journal.finish(first, end)
         if not new:
             return
-        is_first = self._expired == self._expired_told  # since it was told last: all are told together
+        # the first since the last notice: later ones are reported with it
+        is_first = self._expired == self._expired_told
         self._expired += new
         if is_first:
 
@@ -246,15 +252,15 @@ class Schedule(SubscriptionPart):
                 text = f"{counted(count, 'message')} outlived message_ttl_ms ({self._ttl_ms}) before delivery"
                 self._subscription.consumers.notify(Notice("expired", count, text, first))
 
-            # With thousands of consumers not so often, or they would be told of nothing else.
+            # With thousands of consumers less often; the notices alone would fill their connections.
             wait_s = len(self._subscription.consumers) // 100 * EXPIRED_NOTICES_S
             self._subscription.call_later(wait_s, tell)
 
     def _expire_unseen(self) -> None:
-        """Where nothing is delivered nothing is looked at: let go of what is too old here."""
+        """Expire messages where nothing is delivered, since otherwise nobody looks at them."""
         again_s = EXPIRE_S
         subscription, journal = self._subscription, self._journal
-        idle = not subscription.consumers.roster.outstanding  # what somebody holds may yet be acknowledged
+        idle = not subscription.consumers.roster.outstanding  # what consumers hold may still be acknowledged
         if self._ttl_ms and journal.is_open and idle and subscription.failure is None:
             low = journal.cursor.low
             at = max(low, self._ahead_end)
@@ -263,7 +269,7 @@ class Schedule(SubscriptionPart):
                     break
                 try:
                     batch = self._source.batch_at(at)
-                except StorageError:  # it is not here, or damaged: not worth more than waiting for a consumer
+                except StorageError:  # not here, or damaged: wait until a consumer needs it
                     break
                 if batch is None:
                     at = max(at + 1, journal.cursor.low)
@@ -271,7 +277,7 @@ class Schedule(SubscriptionPart):
                 end = batch.first_offset + batch.count
                 if self.is_expired(
                     batch
-                ):  # and all before it, whatever a clock that was ahead made of their times
+                ):  # and all before it, even if a clock that ran ahead gave them later times
                     self.expire(journal.cursor.low, end)
                 elif batch.timestamp_ms <= subscription.clock.time_ms():
                     break
@@ -287,11 +293,11 @@ class Schedule(SubscriptionPart):
         return self._delays.messages + sum(end - first for first, end in self._opening)
 
     def description(self) -> Mapping[str, Any]:
-        """Say how many messages wait for their time, and how many outlived theirs."""
+        """Return how many messages wait for their time, and how many expired."""
         return {"delayed": self._waiting(), "expired": self._expired}
 
     def state(self) -> State:
-        """Say the same, and when the next is due."""
+        """Return the same, and when the next is due."""
         return {
             "delayed": self._waiting(),
             "delayed_until_ms": self._delays.soonest_ms(),
