@@ -234,13 +234,15 @@ class Gateway:
             self._take(parts, now_s)
 
     def _refuse_frames(self, error: TooManyFramesError) -> None:
-        """End the connection that such a message came over: no client sends one, and each costs all others time."""
+        """End the connection that such a message came over: no client sends one, and each costs all others time.
+
+        Its client is told why, once.
+        """
         self.counts.frames_in += 1
         self.counts.malformed += 1
-        self._answer_error(error.routing, {}, RemoteProtocolError(str(error)))
-        if self.guard is not None:
-            self.read_connections()
-            self.guard.end_of(error.fd, str(error))
+        self.read_connections()
+        if self.guard is None or self.guard.end_behind_answer(error.fd, str(error)):
+            self._answer_error(error.routing, {}, RemoteProtocolError(str(error)))
 
     def look_after_connections(self) -> float:
         """End the connections that must go; return how soon to call this again, in seconds."""

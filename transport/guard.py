@@ -9,6 +9,7 @@ Invariants
   frames
 - near the limit of descriptors, connections without a session are closed first, the oldest first
 - nothing from a closed connection reaches an actor: what the kernel still holds is discarded
+- a connection that is ended with an answer is closed when the other side has the answer, or after `ANSWERED_S_MAX`
 
 May touch: the descriptors that it is told of. One thread, the loop's.
 """
@@ -25,7 +26,7 @@ import sys
 import termios
 from collections.abc import Callable
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ister.clock import Clock
 from ister.transport.hidden import HiddenWork, IoThread
@@ -42,6 +43,9 @@ LOOK_S: Final = (
 )
 LOOKS_MAX: Final = 500  # connections looked at each time, some microseconds each
 IDLE_LOOK_S: Final = 0.05  # a clock is read
+# How long an answer may take to a client whose connection is ended behind it. It is there within a look or two, unless
+# its client does not read, or ZeroMQ's thread has to wait for a processor.
+ANSWERED_S_MAX: Final = 1.0
 UNREAD_MIN: Final = 4096  # who sends so that ZeroMQ cannot follow has more than that waiting
 # Of struct tcp_info (Linux 4.1 and later): what the other side has, and what this one has.
 _BYTES_ACKED_AT: Final = 120
@@ -68,6 +72,14 @@ class Connection:
         self.moved_s = 0.0  # when `acked` grew last
 
 
+class _Answered(NamedTuple):
+    """A connection is ended behind an answer: once more is acknowledged than `acked`, or `until_s` has come."""
+
+    acked: int | None
+    until_s: float
+    why: str
+
+
 class Guard:
     """The connections of one ROUTER; `is_short()` says whether descriptors are nearly used up."""
 
@@ -76,6 +88,7 @@ class Guard:
         self._is_short = is_short
         self._all: dict[int, Connection] = {}  # by descriptor
         self._strangers: dict[Connection, None] = {}  # without a session, the oldest first
+        self._answered: dict[Connection, _Answered] = {}  # to be ended
         self.outgoing = Outgoing(clock, acknowledged, self.end)
         self._hidden = HiddenWork()
         self._io = IoThread()
@@ -101,6 +114,7 @@ class Guard:
     def _forget(self, connection: Connection) -> None:
         self._all.pop(connection.fd, None)
         self._strangers.pop(connection, None)
+        self._answered.pop(connection, None)
         self.outgoing.forget(connection)
         connection.fd = -1
 
@@ -123,7 +137,7 @@ class Guard:
 
     def is_quiet(self) -> bool:
         """Return whether nothing happened since the last look that is worth one."""
-        return not self._strangers and not self._suspects and self._io.rests()
+        return not (self._strangers or self._suspects or self._answered) and self._io.rests()
 
     def look(self, messages: int = 0, bytes_: int = 0, *, drained: bool = False) -> float:
         """End those that must go, and return how soon to look again, in seconds.
@@ -135,8 +149,10 @@ class Guard:
             self._suspect()
         elif not hidden:
             self._suspects.clear()
+        if self._answered:
+            self._look_at_answered()
         if not self._strangers:
-            return LOOK_S if hidden else IDLE_LOOK_S
+            return LOOK_S if hidden or self._answered else IDLE_LOOK_S
         self._look_at_strangers()
         return LOOK_S
 
@@ -163,10 +179,31 @@ class Guard:
             elif received(stranger) > STRANGER_BYTES_MAX and stranger.base == 0:
                 self.end(stranger, f"it had no session and sent more than {STRANGER_BYTES_MAX} bytes")
 
-    def end_of(self, fd: int, why: str) -> None:
-        """End the connection that has this descriptor."""
-        if (found := self._all.get(fd)) is not None:
-            self.end(found, why)
+    def end_behind_answer(self, fd: int, why: str) -> bool:
+        """End the connection that has this descriptor once its client has what it is told now, or does not take it.
+
+        Called before the answer is sent. Returns False where the connection is being ended already: once is enough.
+        """
+        found = self._all.get(fd)
+        if found in self._answered:
+            return False
+        if found is not None:
+            until_s = self._clock.monotonic() + ANSWERED_S_MAX
+            self._answered[found] = _Answered(_counted(fd, _BYTES_ACKED_AT), until_s, why)
+        return True
+
+    def _look_at_answered(self) -> None:
+        now = self._clock.monotonic()
+        for each, answered in list(self._answered.items()):
+            acked = _counted(each.fd, _BYTES_ACKED_AT)
+            has_it = (
+                acked is not None
+                and answered.acked is not None
+                and acked > answered.acked
+                and unsent(each.fd) == 0
+            )
+            if has_it or now >= answered.until_s:
+                self.end(each, answered.why)
 
     def end(self, connection: Connection, why: str) -> None:
         """End a connection, with all that is on its way in both directions."""
@@ -198,6 +235,16 @@ def unread(fd: int) -> int:
     room = bytearray(4)
     try:
         fcntl.ioctl(fd, termios.FIONREAD, room)
+    except OSError:
+        return 0
+    return int.from_bytes(room, sys.byteorder)
+
+
+def unsent(fd: int) -> int:
+    """Return how many bytes of a connection its kernel has that the other side has not acknowledged."""
+    room = bytearray(4)
+    try:
+        fcntl.ioctl(fd, termios.TIOCOUTQ, room)
     except OSError:
         return 0
     return int.from_bytes(room, sys.byteorder)

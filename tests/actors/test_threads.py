@@ -15,7 +15,7 @@ from ister.actors.loop import Loop
 from ister.actors.threads import PATIENT, PATIENT_NICE, SIZES, Purpose
 from ister.clock import SystemClock
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_work_of_one_purpose_keeps_no_other_waiting(loop: Loop, long: Purpose) -
     for purpose in Purpose:
         if purpose is not long:
             loop.offload(lambda: None, lambda _, error, purpose=purpose: came.append(purpose), purpose)  # type: ignore[misc]
-    until(loop, lambda: len(came) == len(Purpose) - 1)
+    until(loop, lambda: len(came) == len(Purpose) - 1 and held.most == SIZES[long])
     assert held.ended == 0
     held.let_go.set()
     until(loop, lambda: held.ended == 100)

@@ -111,7 +111,7 @@ class Served:
 class ServedClient(RawClient):
     """A client that lets the gateway work while it waits."""
 
-    patience_s = 5.0
+    patience_s = 30.0
 
     def __init__(self, served: Served, *, hello: bool) -> None:
         self.served = served
@@ -151,11 +151,12 @@ def served() -> Iterator[Served]:
 
 def until(served: Served, so: Callable[[], object]) -> None:
     """Let the gateway work until something is so."""
-    patience = time.monotonic() + 20
+    patience = time.monotonic() + 60
     while not so():
         assert time.monotonic() < patience, "it never is so"
         served.gateway.read_connections()
         served.gateway.receive()
+        served.gateway.look_after_connections()
         served.gateway.sweep()
         time.sleep(0.001)
 

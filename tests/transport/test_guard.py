@@ -14,7 +14,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ister.clock import SystemClock
 from ister.transport.frames import FRAMES_MAX, SKIP_FRAMES, FrameReader, TooManyFramesError
-from ister.transport.guard import STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
+from ister.transport.guard import ANSWERED_S_MAX, STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
 from ister.transport.hidden import MUCH_S, HiddenWork
 
 PATIENCE_S = 20.0
@@ -176,6 +176,43 @@ def test_a_connection_without_a_session_has_a_while(house: House) -> None:
     house.until(lambda: house.guard.ended == 2)
     assert is_ended(speaks)
     house.until(lambda: len(house.guard) == 0)
+
+
+@pytest.mark.requirement("1.3-5")
+def test_a_connection_is_ended_behind_its_answer(house: House) -> None:
+    """However late ZeroMQ's thread sends the answer, it is heard, and then the end; and it is said once."""
+    raw, other = house.stranger(), house.stranger()
+    raw.sendall(empty_frames(FRAMES_MAX + 1))
+    with pytest.raises(TooManyFramesError) as refused:
+        house.next_message()
+    assert house.guard.end_behind_answer(refused.value.fd, "a test")
+    assert not house.guard.end_behind_answer(refused.value.fd, "a test")
+    assert not house.guard.is_quiet()
+    for _ in range(5):
+        house.look()
+    assert house.guard.ended == 0
+    house.router.send_multipart([refused.value.routing, b"the answer"])
+    house.until(lambda: house.guard.ended == 1)
+    assert raw.recv(100) == b"\x00\x0athe answer"
+    assert is_ended(raw)
+    assert not is_ended(other)
+    house.until(lambda: len(house.guard) == 1)
+
+
+@pytest.mark.requirement("1.3-5", "16-3")
+def test_who_does_not_take_its_answer_is_ended_all_the_same(house: House) -> None:
+    """The end waits for nobody for long."""
+    raw = house.stranger()
+    raw.sendall(empty_frames(FRAMES_MAX + 1))
+    with pytest.raises(TooManyFramesError) as refused:
+        house.next_message()
+    house.guard.end_behind_answer(refused.value.fd, "a test")
+    house.look()
+    assert house.guard.ended == 0
+    house.clock.ahead_s = ANSWERED_S_MAX
+    house.look()
+    assert house.guard.ended == 1
+    assert is_ended(raw)
 
 
 def test_a_connection_that_is_gone_is_no_other(house: House) -> None:
