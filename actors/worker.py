@@ -33,7 +33,8 @@ from ister.errors import LogFailedError
 from ister.settings import Settings
 from ister.storage.apart import verify_aside
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
-from ister.storage.cursor import CursorJournal, highest_acknowledged
+from ister.storage.cursor_files import highest_acknowledged
+from ister.storage.cursor_journal import CursorJournal
 from ister.storage.damage import skip_damaged
 from ister.storage.disk import Disk, LocalDisk
 from ister.storage.folders import cache_folder, cursor_path, cursors_folder, log_folder

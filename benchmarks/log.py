@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ister.clock import SystemClock
-from ister.storage.cursor import CursorJournal
+from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import LocalDisk
 from ister.storage.reader import Reader, SegmentMaps
 from ister.storage.verify import verify_log

@@ -22,7 +22,7 @@ from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.parts import Host, SubscriptionPart
 from ister.errors import DamagedError, IsterError, RemoteError
-from ister.storage.cursor import CursorJournal
+from ister.storage.cursor_journal import CursorJournal
 from ister.storage.wholereader import UNKNOWN, NotHereError
 from ister.wire import encode_result
 

@@ -17,7 +17,8 @@ from ister.actors.runtime import receives
 from ister.actors.selection import Member
 from ister.actors.subscription.in_order import InOrder
 from ister.errors import IsterError
-from ister.storage.cursor import Cursor, CursorJournal
+from ister.storage.cursor import Cursor
+from ister.storage.cursor_journal import CursorJournal
 from ister.words import counted
 
 

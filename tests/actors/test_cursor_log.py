@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from ister.actors.subscription.cursor_log import CursorLog
-from ister.storage.cursor import COMPACT_BYTES_MIN
+from ister.storage.cursor_journal import COMPACT_BYTES_MIN
 from tests.actors.scenes import Scene, offsets, part
 from tests.stage import Stage
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ister.actors.subscription.cursor_log import CursorLog
-from ister.storage.cursor import CursorJournal
+from ister.storage.cursor_journal import CursorJournal
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, heard, offsets, part
 from tests.stage import Stage, StagedClient

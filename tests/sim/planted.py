@@ -22,7 +22,10 @@ from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
 from ister.storage import upload
 from ister.storage.catalogue import TopicMeta
-from ister.storage.cursor import Compaction, Cursor, CursorJournal, encode_journal
+from ister.storage.cursor import Cursor
+from ister.storage.cursor_files import Compaction
+from ister.storage.cursor_format import encode_journal
+from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import File
 from ister.storage.layout import Layout
 from ister.storage.objectstore import ObjectStore

@@ -84,6 +84,8 @@ PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has 
     "ister.actors.directory.restoring",
     "ister.actors.directory.topics",
     "ister.storage.cursor",
+    "ister.storage.cursor_files",
+    "ister.storage.cursor_journal",
     "ister.storage.ranges",
 }
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the catalogue is a real file

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from ister.errors import DamagedError, DiskFullError, LogFailedError
 from ister.storage.checksum import extend
-from ister.storage.cursor import (
-    COMPACT_BYTES_MIN,
+from ister.storage.cursor import Cursor
+from ister.storage.cursor_format import (
     ENTRY_HEADER_BYTES,
     JOURNAL_HEADER_BYTES,
-    Cursor,
-    CursorJournal,
     encode_journal,
     parse_journal,
 )
+from ister.storage.cursor_journal import COMPACT_BYTES_MIN, CursorJournal
 from ister.storage.disk import LocalDisk
 from ister.storage.ranges import RangeSet
 from ister.storage.simulated import SimulatedDisk
@@ -351,7 +350,7 @@ def test_failures_that_cannot_be_written_for_long_do_not_pile_up(
     disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a full disk the last word of each message is kept, and is written once there is room."""
-    monkeypatch.setattr("ister.storage.cursor.FAILURES_MAX", 10)
+    monkeypatch.setattr("ister.storage.cursor_journal.FAILURES_MAX", 10)
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     for failures in range(1, 500):
         assert journal.note_failed(failures % 10, failures % 10 + 1, failures + 1, failures)

@@ -13,8 +13,8 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from ister.storage import begin, cursor, damage, ending, segment
-from ister.storage.cursor import CursorJournal
+from ister.storage import begin, cursor_format, damage, ending, segment
+from ister.storage.cursor_journal import CursorJournal
 from ister.storage.damage import decode_skips, encode_skips
 from ister.storage.disk import LocalDisk
 from ister.storage.index import SparseIndex
@@ -279,7 +279,7 @@ VERSIONS = {
     "end": ending._VERSION,
     "skips": damage._VERSION,
     "begin": begin._VERSION,
-    "journal header": cursor.VERSION,
+    "journal header": cursor_format.VERSION,
 }
 
 
