@@ -26,6 +26,7 @@ from ister.actors.runtime import Address, LoopActor, System, receives
 from ister.actors.threads import Purpose
 from ister.errors import IsterError
 from ister.storage.catalogue import TopicMeta
+from ister.storage.claiming import list_history
 from ister.storage.disk import Disk
 from ister.storage.folders import CACHE_FOLDER, cache_folder
 from ister.storage.history import History, Piece
@@ -33,7 +34,6 @@ from ister.storage.layout import Layout
 from ister.storage.listing import read_segment
 from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import base_of, segment_name
-from ister.storage.upload import list_history
 from ister.wire import encode_result
 
 log = logging.getLogger("ister.fetcher")

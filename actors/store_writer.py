@@ -20,8 +20,8 @@ from ister.actors.threads import Purpose
 from ister.backoff import BackOff
 from ister.errors import IsterError
 from ister.storage.catalogue import TopicMeta
+from ister.storage.continuing import AheadError
 from ister.storage.objectstore import ObjectStore
-from ister.storage.upload import AheadError
 
 log = logging.getLogger("ister.uploader")
 

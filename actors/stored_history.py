@@ -12,10 +12,10 @@ from bisect import insort
 from collections.abc import Iterator
 from typing import Final
 
+from ister.storage.continuing import lost_below
 from ister.storage.history import History, Piece, StoredSegment
 from ister.storage.layout import UploadPlan
 from ister.storage.segment import SegmentInfo
-from ister.storage.upload import lost_below
 
 log = logging.getLogger("ister.uploader")
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ister.actors.runtime import Address
 from ister.actors.store_writer import StoreWriter
-from ister.storage.upload import own_settings, put_settings
+from ister.storage.numbered_objects import put_settings
+from ister.storage.topic_entry import own_settings
 
 
 class StoredSettings:

@@ -1,7 +1,8 @@
 """Uploaders: one per reliable topic. Each uploads sealed segments and cursors to the store, and keeps a watermark.
 
-Runs in the tier process. `storage/upload.py` has the protocol with the store, `ister.storage.layout.UploadPlan` the
-order of uploads. This file claims the topic, uploads its segments, and deletes it; its parts own the rest:
+Runs in the tier process. `storage/claiming.py` and `storage/upload.py` have the protocol with the store,
+`ister.storage.layout.UploadPlan` the order of uploads. This file claims the topic, uploads its segments, and deletes
+it; its parts own the rest:
 
     StoreWriter      epoch, calls in progress, retries      StoredHistory    what the store has
     StoredSettings   the topic's settings there             StoredRetention  when its history is trimmed
@@ -48,21 +49,14 @@ from ister.actors.stored_retention import StoredRetention
 from ister.actors.stored_settings import StoredSettings
 from ister.actors.threads import Purpose
 from ister.storage.catalogue import TopicMeta
+from ister.storage.claiming import Claim, claim, list_history
+from ister.storage.continuing import AheadError, FencedError, check_joins
 from ister.storage.erase import NotOwnerError, erase
 from ister.storage.history import History
 from ister.storage.layout import Layout
 from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.upload import (
-    AheadError,
-    Claim,
-    FencedError,
-    check_joins,
-    claim,
-    list_history,
-    put_segment,
-    put_stored,
-)
+from ister.storage.upload import put_segment, put_stored
 from ister.wire import encode_result
 from ister.words import counted
 

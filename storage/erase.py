@@ -4,7 +4,7 @@
 
 Only the broker with the newest claim may delete, and it claims first: the very next epoch, create-only, with
 `erasing` in its metadata. Either that fails, because another broker has claimed the epoch and so owns the topic; or a
-broker that claims later finds it in the listing after its claim, and withdraws (`claim` in `upload.py`). All brokers
+broker that claims later finds it in the listing after its claim, and withdraws (`claim` in `claiming.py`). All brokers
 see claims in the same order, so a topic cannot be taken over while it is being deleted. The claim is deleted last: a
 broker that finds neither it nor the entry knows that the topic is deleted.
 
@@ -21,9 +21,11 @@ from typing import Final
 
 from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta
+from ister.storage.claiming import BROKER, ERASING, delete_all
+from ister.storage.continuing import FencedError
 from ister.storage.layout import Layout, decode_topic
 from ister.storage.objectstore import ObjectInfo, ObjectStore
-from ister.storage.upload import BROKER, ERASING, FencedError, delete_all, entered, list_topics
+from ister.storage.topic_entry import entered, list_topics
 
 _INCARNATION_DIGITS: Final = 32
 

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
+from ister.storage.claiming import claim, list_history
 from ister.storage.disk import Disk
-from ister.storage.upload import claim, list_history
 from ister.wire import Key, Type
 from tests.actors.test_cloud import (
     SMALL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ister.storage.upload import read_cursors
+from ister.storage.numbered_objects import read_cursors
 from tests.actors.test_cloud import SMALL, consumer, create, lose_disk, payload, publish
 from tests.stage import Stage, StagedClient
 

@@ -20,10 +20,12 @@ from ister.actors.stored_settings import StoredSettings
 from ister.actors.threads import Purpose
 from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.claiming import claim
+from ister.storage.continuing import AheadError, FencedError
 from ister.storage.history import History, Piece, StoredSegment
+from ister.storage.numbered_objects import put_cursor
 from ister.storage.objectstore import FolderStore, ObjectStore
 from ister.storage.segment import SegmentInfo
-from ister.storage.upload import AheadError, FencedError, claim, put_cursor
 
 TOPIC = TopicMeta("orders", bytes(16), "reliable", "fsync", 1)
 BILLING = SubscriptionMeta("orders", "billing", "shared", "latest", 1, {})

@@ -11,20 +11,14 @@ import pytest
 
 from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.claiming import claim
 from ister.storage.erase import erase, sweep_orphans
 from ister.storage.gcs import GcsStore
 from ister.storage.layout import Layout
+from ister.storage.numbered_objects import drop_cursors, put_cursor, put_settings, read_cursors
 from ister.storage.replay import list_history, verify_history
 from ister.storage.segment import SegmentInfo
-from ister.storage.upload import (
-    claim,
-    drop_cursors,
-    put_cursor,
-    put_segment,
-    put_settings,
-    read_cursors,
-    trim,
-)
+from ister.storage.upload import put_segment, trim
 from tests.faultproxy import FaultProxy
 from tests.gcs.conftest import MakeStore
 

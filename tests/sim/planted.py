@@ -20,7 +20,7 @@ from ister.actors.subscription.log_access import LogAccess
 from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
-from ister.storage import upload
+from ister.storage import numbered_objects, upload
 from ister.storage.catalogue import TopicMeta
 from ister.storage.cursor import Cursor
 from ister.storage.cursor_files import Compaction
@@ -96,7 +96,11 @@ def key_too_early() -> Iterator[None]:
 @contextmanager
 def fenced_writer_counted() -> Iterator[None]:
     """A writer that another broker has fenced goes on giving receipts for what it uploads."""
-    with patch.object(upload, "check_fence", lambda _store, _topic, _epoch: None):
+
+    def never(_store: ObjectStore, _topic: TopicMeta, _epoch: int) -> None:
+        return None
+
+    with patch.object(upload, "check_fence", never), patch.object(numbered_objects, "check_fence", never):
         yield
 
 

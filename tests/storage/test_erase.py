@@ -12,20 +12,16 @@ import pytest
 
 from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta
+from ister.storage.claiming import check_fence, claim, list_history
+from ister.storage.continuing import FencedError
 from ister.storage.disk import Disk
 from ister.storage.erase import NotOwnerError, erase, sweep_orphans
 from ister.storage.layout import Layout
+from ister.storage.numbered_objects import put_settings
 from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.upload import (
-    FencedError,
-    check_fence,
-    claim,
-    list_history,
-    list_topics,
-    put_settings,
-    trim,
-)
+from ister.storage.topic_entry import list_topics
+from ister.storage.upload import trim
 from tests.faultystore import FaultyStore
 
 TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "cloud", 1)

@@ -17,28 +17,17 @@ from hypothesis import strategies as st
 
 from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.claiming import Claim, claim, list_history
+from ister.storage.continuing import AheadError, FencedError, check_joins
 from ister.storage.erase import erase
 from ister.storage.history import History, plan_history
 from ister.storage.layout import Layout
+from ister.storage.numbered_objects import drop_cursors, put_cursor, read_cursors
 from ister.storage.objectstore import FolderStore, ObjectInfo, ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.upload import (
-    AheadError,
-    Claim,
-    FencedError,
-    check_joins,
-    claim,
-    drop_cursors,
-    encode_topic_entry,
-    enter_topic,
-    list_history,
-    list_topics,
-    put_cursor,
-    put_segment,
-    read_cursors,
-    trim,
-)
+from ister.storage.topic_entry import encode_topic_entry, enter_topic, list_topics
+from ister.storage.upload import put_segment, trim
 from tests.faultystore import FaultyStore
 
 TOPIC = TopicMeta("orders", bytes(range(16)), "reliable", "cloud", 1)
