@@ -1,7 +1,7 @@
-"""The Directory, in parts: what there is, where it lives, and what clients may do to it.
+"""The Directory and its parts: which topics and subscriptions exist, where they run, and what clients may do to them.
 
-`actor.py` has the actor, and says which part hears what. Nobody but the broker process needs it: whoever wants to speak
-to the Directory has its address from `actors/addresses.py`.
+`actor.py` has the actor, and lists which part handles which message. Only the broker process imports this package; who
+wants to send mail to the Directory takes its address from `actors/addresses.py`.
 """
 
 from ister.actors.directory.actor import Directory

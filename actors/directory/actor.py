@@ -1,14 +1,15 @@
-"""The Directory: knows every topic and subscription, its settings, and where it lives.
+"""The Directory: it knows every topic and subscription, their settings, and where they run.
 
-Runs in the broker process, one actor; the catalogue (SQLite) is its own. This file says which of its parts hears what:
+Runs in the broker process, as one actor; it owns the catalogue (SQLite). This file says which part handles which
+message:
 
-    Topics, Subscriptions   what clients ask for              Gatherings   what others have to answer first
-    Erasing, Restoring      what is deleted, what comes back  Homes        who is up, and where things live
-    Registry, Watches, Patience: what there is, who follows it, and what is asked too early
+    Topics, Subscriptions   requests of clients               Gatherings   waiting for answers of other processes
+    Erasing, Restoring      deleted and restored topics       Homes        which processes are up, what runs where
+    Registry, Watches, Patience: what exists, clients that follow patterns, requests that came too early
 
 Invariants
-- a topic or subscription exists once the catalogue has it, and never otherwise
-- every request is answered, once: by a result, or by a coded error within `ANSWER_WITHIN_S`
+- a topic or subscription exists once it is in the catalogue, and not before
+- every request is answered exactly once, with a result or, within `ANSWER_WITHIN_S`, with a coded error
 - no request ends the Directory: without it there is no broker
 """
 
@@ -53,16 +54,17 @@ from ister.wire import decode_result, encode_result
 
 log = logging.getLogger("ister.directory")
 
-ERASE_AGAIN_S: Final = 30.0  # mail is no promise: what is to be deleted from the store is asked for again
+# mail can be lost: the deletion of topics in the store is requested again this often, in seconds
+ERASE_AGAIN_S: Final = 30.0
 _DEFAULTS: Final = SubscriptionSettings()
 
 
 class Directory(LoopActor):
-    """The catalogue, placement, and administration; `endpoints` are the workers' addresses as clients are told them.
+    """The catalogue, placement and administration. `endpoints` are the workers' addresses as clients are told them.
 
-    `waits_for_store`: the store may have topics that the catalogue knows nothing of, so that no topic is unknown before
-    the store has said so. `on_restored` is called whenever nothing is left to be brought back from there. `defaults`:
-    what counts for subscriptions that have no option of their own.
+    `waits_for_store`: the store may have topics that are not in the catalogue, so no topic counts as unknown before the
+    store was listed. `on_restored` is called whenever all topics are back from the store. `defaults` apply to
+    subscriptions that have no option of their own.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Directory(LoopActor):
         defaults: SubscriptionSettings = _DEFAULTS,
     ) -> None:
         super().__init__(system, path)
-        # A later Directory begins higher: no broker creates and deletes a thousand topics a millisecond.
+        # A later Directory begins with a higher number: no broker creates and deletes a thousand topics per
+        # millisecond.
         registry = self._registry = Registry(
             catalogue, self.clock.time_ms() << 10, now_s=self.clock.monotonic
         )
@@ -150,11 +153,11 @@ class Directory(LoopActor):
 
     @property
     def restored(self) -> list[str]:
-        """What came back from the store, topic by topic, and what may be missing."""
+        """A line for each topic that was restored from the store, saying what may be missing."""
         return self._restoring.restored
 
     def on_start(self) -> None:
-        """Mark the dead-letter topics that were named before there were marks; see to deletions now and again."""
+        """Mark dead-letter topics that were named by an older version without marks; repeat requests for deletions."""
         self._topics.mark_for_letters()
         self.call_later(ERASE_AGAIN_S, self._erase_again)
 
@@ -183,56 +186,56 @@ class Directory(LoopActor):
 
     @receives(Answer)
     def on_answer(self, answer: Answer) -> None:
-        """One of those asked has answered."""
+        """Note an answer that a request waits for."""
         self._gatherings.answered(answer)
 
     @receives(Refused)
     def on_refused(self, refused: Refused) -> None:
-        """One of those asked says no."""
+        """Note a refusal that a request waits for."""
         self._gatherings.refused(refused)
 
     @receives(KeptSessions)
     def on_kept_sessions(self, command: KeptSessions) -> None:
-        """Delete the ephemeral topics of sessions that are gone."""
+        """Delete the ephemeral topics of sessions that have ended."""
         self._topics.forget_ephemerals(command.node, command.sessions)
 
     @receives(WhoSubscribes)
     def on_who_subscribes(self, question: WhoSubscribes) -> None:
-        """Name a topic's subscriptions, and start those it has not heard of."""
+        """Tell a topic the names of its subscriptions, and start those that it does not know yet."""
         self._subscriptions.started(question)
 
     # ---- the tier -----------------------------------------------------------------------------------------------
 
     @receives(Consult)
     def on_consult(self, question: Consult) -> None:
-        """Say what the catalogue has of a topic."""
+        """Tell an Uploader what the catalogue has about its topic."""
         self._topics.consulted(question)
 
     @receives(StoredTopics)
     def on_stored_topics(self, command: StoredTopics) -> None:
-        """Have those topics brought back that the catalogue knows nothing of."""
+        """Have those topics of the store restored that are not in the catalogue."""
         self._restoring.stored(command)
 
     @receives(Restored)
     def on_restored(self, command: Restored) -> None:
-        """Enter a topic that came back, with its subscriptions."""
+        """Enter a restored topic and its subscriptions in the catalogue."""
         self._restoring.came(command)
 
     @receives(NotRestored)
     def on_not_restored(self, command: NotRestored) -> None:
-        """A topic that was to come back does not."""
+        """Note that a topic that was to be restored will not be."""
         self._restoring.does_not_come(command)
 
     @receives(Erased)
     def on_erased(self, command: Erased) -> None:
-        """Forget a deleted topic, of which nothing is left in the store, or nothing that is ours."""
+        """Forget a deleted topic: the store has nothing of it any more, or it belongs to another broker there."""
         self._erasing.erased(command)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
     @receives(Ask, Locate, LocateSubscription)
     def on_question(self, question: Ask | Locate | LocateSubscription) -> None:
-        """Answer a worker's or a client's question, at once or as soon as what it is about is there."""
+        """Answer a question of a worker or a client, at once or when what it is about is available."""
         self._patience.take(question)
 
     def _carry_out(self, question: Ask | Locate | LocateSubscription) -> None:
@@ -244,13 +247,13 @@ class Directory(LoopActor):
             self._locate_subscription(question)
 
     def _locate(self, command: Locate) -> None:
-        """Say where a topic lives."""
+        """Answer where a topic runs."""
         topic = self._restoring.topic(command.topic)
         node, endpoint = self._homes.of_topic(topic.name)
         self.system.at(command.reply).tell(Located(command.ticket, topic, node, endpoint, node))
 
     def _locate_subscription(self, command: LocateSubscription) -> None:
-        """Say where a subscription lives, and create it when it is new."""
+        """Answer where a subscription runs; a new one is created."""
         topic = self._restoring.topic(command.topic)
         subscription = self._subscriptions.opened(topic, command)
         node, endpoint = self._homes.of_subscription(topic.name, subscription.name)
@@ -259,7 +262,7 @@ class Directory(LoopActor):
         self.system.at(command.reply).tell(located)
 
     def _answer_ask(self, ask: Ask) -> None:
-        """Carry out a client's request."""
+        """Carry out an administrative request of a client."""
         operation = self._operations.get(ask.operation)
         try:
             if operation is None:

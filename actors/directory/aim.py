@@ -1,12 +1,12 @@
-"""What a request is about: the topic or subscription of a name that there was when it was asked. Pure.
+"""Which topic or subscription a request is about: the one that had the name when the request was made. Pure.
 
-Part of the Directory. A name is used again by whoever makes another topic or subscription of it. Mail takes as long as
-it takes, and who has no answer asks again: what was to be deleted or changed may be gone by then, and another have its
-name. A request may say which one it means; in any case it means none that was made after it was asked.
+Part of the Directory. A name can be used again after its topic or subscription was deleted. Mail takes time, and a
+client without an answer asks again: meanwhile the thing that was to be deleted or changed may be gone and another may
+have its name. A request may say which one it means; in any case it never means one that was made after it.
 
 Invariants
-- nothing is changed that was made after the change was asked for
-- what names an incarnation, or an instance, is done to that one or to none
+- a request changes nothing that was made after it
+- a request that names an incarnation or an instance applies to that one or to none
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ister.errors import RemoteError
 INCARNATION: Final = "incarnation"  # of a topic
 INSTANCE: Final = "instance"  # of a subscription
 
-# The operations that change what there is, and the argument that may say which one of that name is meant.
+# The operations that change something, and the argument that may say which topic or subscription is meant.
 CHANGES: Final = {
     "topic.update": "",
     "topic.repair": "",
@@ -35,10 +35,10 @@ CHANGES: Final = {
 
 
 def take_aim(registry: Registry, operation: str, arguments: Arguments, asked_s: float | None) -> Arguments:
-    """Return the arguments without the one that says which topic or subscription is meant, if that one is there.
+    """Return the arguments without the one that says which topic or subscription is meant, after checking it.
 
-    `asked_s` is when it was asked, by the machine's monotonic clock; None: now. Raises RemoteError `unknown-topic` or
-    `unknown-subscription` where it was another one, UsageError, StorageError.
+    `asked_s` is the monotonic time in seconds at which the request was made; None: now. Raises RemoteError
+    `unknown-topic` or `unknown-subscription` if another one was meant, UsageError, StorageError.
     """
     which = CHANGES.get(operation)
     if which is None:
@@ -46,7 +46,7 @@ def take_aim(registry: Registry, operation: str, arguments: Arguments, asked_s: 
     name = arguments.get("topic")
     subscription = arguments.get("subscription", "") if operation.startswith("subscription.") else ""
     if not isinstance(name, str) or not isinstance(subscription, str):
-        return arguments  # whoever carries it out says so
+        return arguments  # the operation itself says that it is missing
     if asked_s is not None and registry.made_s(name, subscription) > asked_s:
         raise _gone(
             name, subscription, "it was deleted, and another was made under its name since this was asked"

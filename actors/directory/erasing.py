@@ -1,13 +1,12 @@
-"""Erasing: topics that are deleted, here and in the store, until nothing of them is left.
+"""Erasing: deleted topics, until nothing of them is left here or in the store.
 
-Part of the Directory, in the broker process. Owns which topics are being deleted, and of which something may be left.
-May touch the catalogue and the mail; the files and the objects go by those who have them.
+Part of the Directory, in the broker process. It owns the list of topics that are being deleted, and of those of which
+something may be left. It uses the catalogue and mail; files and objects are deleted by the actors that own them.
 
 Invariants
-- a deleted topic leaves the catalogue's list of what is to be erased only when nothing of it is left here either
-- who did not say that its part is deleted is asked again soon, or once it is there; what the store has is asked for
-  again now and again
-- what was deleted since the broker started does not come back from the store, whatever a listing says
+- a deleted topic leaves the catalogue's list of topics to erase only when nothing of it is left here either
+- a process that has not confirmed its deletion is asked again soon, or when it is up; the store is asked now and then
+- a topic that was deleted since the broker started is not restored from the store, whatever a listing says
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from ister.storage.catalogue import FORGOTTEN, SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 
-DELETE_AGAIN_S: Final = 1.0  # what nobody said to be deleted, once it was waited for
+# after this, in seconds, those that have not confirmed a deletion are asked again
+DELETE_AGAIN_S: Final = 1.0
 
 
 class Erasing:
-    """The end of topics; `address` is the Directory's, which hears of what is erased."""
+    """Deletes topics. `address` is the Directory's, which receives `Erased`."""
 
     def __init__(
         self,
@@ -47,21 +47,21 @@ class Erasing:
         self._gatherings = gatherings
         self._address = address
         self._call_later = call_later
-        self._deleted: set[bytes] = set()  # incarnations that must not come back, whatever a listing says
-        # being deleted here, and what the store's side of it said
+        self._deleted: set[bytes] = set()  # incarnations that must not be restored, whatever a listing says
+        # topics that are being deleted here, each with the answer from the store if it came first
         self._leaving: dict[bytes, Erased | None] = {}
-        # Deleted topics of which a worker that was not there may have something left: the subscriptions there, and
-        # whether it is the log as well.
+        # Deleted topics that may have left files behind, because a worker was not up: their subscriptions there, and
+        # whether the log is among the files.
         self._left: dict[bytes, tuple[TopicMeta, list[SubscriptionMeta], bool]] = {}
 
     # ---- what is known ------------------------------------------------------------------------------------------
 
     def was_deleted(self, topic: TopicMeta) -> bool:
-        """Say whether this topic was deleted, and must not come back."""
+        """Say whether this topic was deleted and must not be restored."""
         return topic.incarnation in self._deleted
 
     def came_back(self, topic: TopicMeta) -> None:
-        """Note that a topic was brought back on purpose."""
+        """Note that a deleted topic was restored on purpose."""
         self._deleted.discard(topic.incarnation)
 
     def is_at(self, name: str) -> bool:
@@ -77,10 +77,11 @@ class Erasing:
     # ---- here ---------------------------------------------------------------------------------------------------
 
     def delete(self, reply: Address, asked: int, topic: TopicMeta, *, whole: bool = False) -> None:
-        """Delete a topic with its subscriptions; what the store has of it goes if it is this broker's there.
+        """Delete a topic with its subscriptions, here and, if it belongs to this broker there, in the store.
 
-        `asked` is the ticket of who waits at `reply`. `whole`: it is no success as long as something may be left here.
-        Raises NotYetError where a process that has a part of it is not up: then nothing is deleted.
+        `asked` is the ticket of the request that is answered to `reply`. With `whole`, the request fails as long as
+        something may be left here. Raises NotYetError, and deletes nothing, if a process that has a part of the topic
+        is not up.
         """
         name, reliable = topic.name, topic.dispatch == "reliable"
         there = self._registry.subscriptions(name)
@@ -114,10 +115,10 @@ class Erasing:
             fetcher.tell(DropCache(topic))
 
     def delete_left(self) -> None:
-        """Have deleted what was left here of deleted topics, by those who are there now."""
+        """Delete what is left of deleted topics, where the processes are up now."""
         for topic, subscriptions, with_log in list(self._left.values()):
             if topic.incarnation in self._leaving:
-                continue  # they are at it
+                continue  # a deletion is in progress
             nodes = {self._homes.of_subscription(each.topic, each.name).node for each in subscriptions}
             if with_log:
                 nodes.add(self._homes.of_topic(topic.name).node)
@@ -161,25 +162,26 @@ class Erasing:
     def _note_left(
         self, topic: TopicMeta, tickets: Mapping[int, SubscriptionMeta], with_log: bool, answers: Answers
     ) -> None:
-        """Remember what nobody has said to be deleted."""
+        """Remember the parts whose deletion was not confirmed."""
         left = [subscription for ticket, subscription in tickets.items() if ticket not in answers]
         self._left[topic.incarnation] = (topic, left, with_log)
-        self._call_later(DELETE_AGAIN_S, self.delete_left)  # mail is no promise; its clients must hear of it
+        # mail can be lost, and the clients of these parts must be told
+        self._call_later(DELETE_AGAIN_S, self.delete_left)
 
     # ---- in the store -------------------------------------------------------------------------------------------
 
     def store_has(self, incarnations: Container[bytes]) -> None:
-        """Take note of a listing of the store, and have erased what is still to go."""
+        """Use a listing of the store: forget what its owner deleted, and request the remaining deletions."""
         for gone in self._registry.erasing():
             self._deleted.add(gone.incarnation)
             if (
                 FORGOTTEN in gone.settings and gone.incarnation not in incarnations
             ):  # its owner has deleted it
                 self._note_erased(Erased(gone))
-        self.erase_all()  # a process was not there to do it
+        self.erase_all()  # the tier may not have been up before
 
     def erase_all(self) -> None:
-        """Have deleted from the store what was deleted here, where that is not done and not on its way."""
+        """Request from the store all deletions that are neither done nor in progress here."""
         for gone in self._registry.erasing():
             if FORGOTTEN not in gone.settings and gone.incarnation not in self._leaving:
                 uploader = self._homes.uploader(gone)
@@ -187,7 +189,7 @@ class Erasing:
                     uploader.tell(EraseStored(gone, self._address))
 
     def erased(self, command: Erased) -> None:
-        """Forget a deleted topic, of which nothing is left in the store, or nothing that is ours."""
+        """Forget a deleted topic: the store has nothing of it any more, or it belongs to another broker there."""
         if command.topic.incarnation in self._leaving:
             self._leaving[command.topic.incarnation] = command
         else:
@@ -195,11 +197,11 @@ class Erasing:
 
     def _note_erased(self, command: Erased) -> None:
         if command.topic.incarnation in self._left:
-            return  # until nothing is left here either; then it is asked for again
+            return  # not before nothing is left here either; then the store is asked again
         note = self._registry.forget if command.kept else self._registry.erased
         try:
             note(command.topic.incarnation)
-        except StorageError as error:  # it is asked for again, and answered so again
+        except StorageError as error:  # the store is asked again, and answers the same
             log.warning(
                 "the deletion of topic %s in the store is not recorded yet: %s", command.topic.name, error
             )

@@ -1,12 +1,12 @@
-"""Gathering answers: requests that others have to answer first. Part of the Directory, in the broker process.
+"""Gathering answers: requests that need answers of other processes first. Part of the Directory, in the broker process.
 
-Owns the tickets by which answers are told apart, and what waits for them. It knows neither topics nor the catalogue;
-pure but for its timer.
+It owns the tickets that tell answers apart, and the requests that wait for them. It knows neither topics nor the
+catalogue, and is pure except for its timer.
 
 Invariants
 - a request that waits is answered once: with what its `finish` makes of the answers, or with a coded error
-- nothing waits longer than `ANSWER_WITHIN_S`, and nothing for a process that is known to be gone
-- whatever `finish` raises costs the one request
+- no request waits longer than `ANSWER_WITHIN_S`, or for a process that is known to be down
+- an exception in `finish` fails that one request only
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
 
 log = logging.getLogger("ister.directory")
 
-ANSWER_WITHIN_S: Final = 5.0  # a worker that is being restarted is back sooner, one that hangs is not
-OPTIONAL_WITHIN_S: Final = 1.5  # what only the store has to say is waited for so long
+# seconds; a worker that is being restarted is back sooner, one that hangs is not
+ANSWER_WITHIN_S: Final = 5.0
+OPTIONAL_WITHIN_S: Final = 1.5  # seconds; for answers that only the store can give
 
-Answers = Mapping[int, dict[str, Any]]  # by ticket, those asked first before those asked later
-# What an answer is made of; None where another gathering is to answer. Raises IsterError for a refusal.
+Answers = Mapping[int, dict[str, Any]]  # by ticket, in the order in which they were asked for
+# Makes the result of the answers; None if another gathering answers. Raises IsterError to refuse.
 Finish = Callable[[Answers], dict[str, Any] | None]
 
 
 def the_answer(answers: Answers) -> dict[str, Any]:
-    """Return the one answer of a question that one was asked."""
+    """Return the answer where only one was asked for."""
     (answer,) = answers.values()
     return answer
 
 
 @dataclass(slots=True, eq=False)
 class _Gathering:
-    """A request that waits for the answers of others."""
+    """A request that waits for answers of others."""
 
     reply: Address
     ticket: int
     finish: Finish
     waiting: dict[int, str]  # ticket -> the node that is to answer
-    partial: bool  # better what there is than no answer
-    takes_no: bool  # a refusal is as good as no answer
-    optional: frozenset[int]  # tickets that are waited for only so long
+    partial: bool  # after the time limit, finish with the answers there are
+    takes_no: bool  # a refusal counts as an answer
+    optional: frozenset[int]  # tickets that are waited for only OPTIONAL_WITHIN_S
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class Gatherings:
-    """What waits for answers; `tell(address, answer)` reaches who asked."""
+    """The requests that wait for answers. `tell(address, answer)` sends the result to the client's worker."""
 
     def __init__(
         self,
@@ -63,10 +64,10 @@ class Gatherings:
         self._call_later = call_later
         self._tell = tell
         self._tickets = 0
-        self._waiting: dict[int, _Gathering] = {}  # by each ticket it waits for
+        self._waiting: dict[int, _Gathering] = {}  # each request, by each ticket it waits for
 
     def ticket(self) -> int:
-        """Return the ticket of a question that is about to be asked."""
+        """Return a new ticket, for a question that is about to be asked."""
         self._tickets += 1
         return self._tickets
 
@@ -87,8 +88,8 @@ class Gatherings:
     ) -> None:
         """Answer `ticket` of `reply` with `finish(answers)` once the nodes of all tickets have answered.
 
-        `partial`: after a while, with the answers there are. `takes_no`: a refusal is as good as no answer.
-        `optional` tickets are waited for less long.
+        `partial`: after the time limit, finish with the answers there are. `takes_no`: a refusal counts as an answer.
+        `optional` tickets are waited for only `OPTIONAL_WITHIN_S`.
         """
         gathering = _Gathering(reply, ticket, finish, dict(nodes), partial, takes_no, optional)
         for each in gathering.waiting:
@@ -103,7 +104,7 @@ class Gatherings:
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     def answered(self, answer: Answer) -> None:
-        """One of those asked has answered."""
+        """Note an answer."""
         gathering = self._waiting.pop(answer.ticket, None)
         if gathering is None:
             return
@@ -118,7 +119,7 @@ class Gatherings:
             self._finish(gathering)
 
     def refused(self, refused: Refused) -> None:
-        """One of those asked says no: so does the answer, unless that is as good as none."""
+        """Note a refusal: the request is refused with it, unless refusals count as answers."""
         gathering = self._waiting.get(refused.ticket)
         if gathering is None:
             return
@@ -129,7 +130,7 @@ class Gatherings:
             self._tell(gathering.reply, Refused(gathering.ticket, refused.code, refused.text))
 
     def node_gone(self, node: str) -> None:
-        """Nobody there will answer any more: not what is asked now, and who is there next knows of nothing."""
+        """Refuse or finish the requests that wait for a process that is down: its successor knows nothing of them."""
         for ticket, gathering in list(self._waiting.items()):
             if gathering.waiting.get(ticket) != node:
                 continue
@@ -166,7 +167,7 @@ class Gatherings:
         gathering.waiting.clear()
 
     def _finish(self, gathering: _Gathering) -> None:
-        """Answer with what the others said; no answer may end the Directory, for without it there is no broker."""
+        """Answer a request with the result of its answers; no exception may end the Directory."""
         try:
             found = gathering.finish(dict(sorted(gathering.answers.items())))
             body = b"" if found is None else encode_result(found)

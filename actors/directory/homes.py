@@ -1,10 +1,10 @@
-"""Homes: where topics and subscriptions live, which processes are up, and how these are spoken to.
+"""Homes: where topics and subscriptions run, which processes are up, and how they are reached.
 
-Part of the Directory, in the broker process. Owns the list of the processes that are up. May touch the mail.
+Part of the Directory, in the broker process. It owns the list of processes that are up, and sends mail.
 
 Invariants
-- where something lives follows from its name and the number of workers alone (`actors/placement.py`)
-- a process that is not up is told nothing: what needs it raises NotYetError, and waits (`actors/patience.py`)
+- where something runs follows from its name and the number of workers alone (`actors/placement.py`)
+- no mail is sent to a process that is down: what needs it raises NotYetError, and waits (`actors/patience.py`)
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 
 class Home(NamedTuple):
-    """Where something lives: the worker's process, and the endpoint that clients are told."""
+    """Where something runs: the worker's node name, and the endpoint that clients are told."""
 
     node: str
     endpoint: str
 
 
 class Homes:
-    """The workers and the tier, as the Directory at `address` sees them; `endpoints` are the workers' addresses."""
+    """The workers and the tier. `address` is the Directory's; `endpoints` are the workers' addresses for clients."""
 
     def __init__(self, system: System, address: Address, endpoints: Sequence[str]) -> None:
         self._system = system
@@ -43,7 +43,7 @@ class Homes:
         self._up.add(node)
 
     def went(self, node: str) -> None:
-        """Note that a process is gone."""
+        """Note that a process is down."""
         self._up.discard(node)
 
     def is_up(self, *nodes: str) -> bool:
@@ -55,18 +55,18 @@ class Homes:
         return sorted(self._up)
 
     def need(self, node: str) -> None:
-        """Raise NotYetError where a process is not up: before anything is changed that needs it."""
+        """Raise NotYetError if a process is down; called before anything is changed that needs it."""
         if node not in self._up:
             raise NotYetError(f"{node} is being restarted; try again")
 
     # ---- who lives where ----------------------------------------------------------------------------------------
 
     def of_topic(self, topic: str) -> Home:
-        """Return where a topic lives."""
+        """Return where a topic runs."""
         return self._homes[worker_of(topic_key(topic), len(self._homes))]
 
     def of_subscription(self, topic: str, subscription: str) -> Home:
-        """Return where a subscription lives."""
+        """Return where a subscription runs."""
         return self._homes[worker_of(subscription_key(topic, subscription), len(self._homes))]
 
     # ---- what they are told -------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Homes:
         ticket: int,
         number: int | None = None,
     ) -> None:
-        """Hand a task to a topic, which answers with the ticket. Raises NotYetError."""
+        """Send a topic a task, which it answers with the ticket. Raises NotYetError."""
         frontend = self._frontend(self.of_topic(topic.name).node)
         frontend.tell(TopicTask(task, topic, self._address, ticket, number))
 
@@ -90,7 +90,7 @@ class Homes:
         ticket: int,
         argument: str = "",
     ) -> None:
-        """Hand a task to a subscription, which answers with the ticket. Raises NotYetError."""
+        """Send a subscription a task, which it answers with the ticket. Raises NotYetError."""
         frontend = self._frontend(self.of_subscription(topic.name, subscription.name).node)
         topic_node = self.of_topic(topic.name).node
         frontend.tell(
@@ -98,19 +98,19 @@ class Homes:
         )
 
     def have_described(self, node: str, ticket: int) -> None:
-        """Have a process describe itself. Raises NotYetError."""
+        """Ask an actor of a process to describe itself. Raises NotYetError."""
         self._frontend(node).tell(Describe(self._address, ticket))
 
     def at(self, address: Address) -> Ref:
-        """Return the actor at an address."""
+        """Return a reference to the actor at an address."""
         return self._system.at(address)
 
     def at_tier(self, path: str) -> Ref | None:
-        """Return an actor of the tier, None while that is not up."""
+        """Return a reference to an actor of the tier, or None while the tier is down."""
         return self._system.ref(TIER, path) if TIER in self._up else None
 
     def uploader(self, topic: TopicMeta) -> Ref | None:
-        """Return a topic's Uploader, None while the tier is not up."""
+        """Return a reference to a topic's Uploader, or None while the tier is down."""
         return self.at_tier(actor_path("uploader", topic))
 
     def _frontend(self, node: str) -> Ref:

@@ -1,13 +1,13 @@
 """Restoring: topics that the store has and the catalogue has not. Part of the Directory, in the broker process.
 
-Owns what is known of the store's topics, and which of them are on their way back. May touch the catalogue and the
-mail; the Restorer in the tier process brings them (`actors/restorer.py`).
+It owns what is known about the topics of the store, and which of them are being restored. It uses the catalogue and
+mail; the Restorer in the tier process does the work (`actors/restorer.py`).
 
 Invariants
-- no topic is unknown before the store has said what it has, where it may have topics that the catalogue lacks
-- a topic that is on its way back is neither created nor taken over meanwhile
-- what was deleted here does not come back, unless somebody asks for it by name
-- the Restorer is asked until it has said how it ended; what it says twice counts once
+- if the store may have topics that the catalogue lacks, no topic counts as unknown before the store was listed
+- a topic that is being restored is neither created nor taken over meanwhile
+- a topic that was deleted here is not restored, unless a client takes it over by name
+- the Restorer is asked until it has reported the outcome; an outcome that is reported twice counts once
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 
-ENTER_AGAIN_S: Final = 5.0  # what came back from the store is entered on a disk that has room again
+ENTER_AGAIN_S: Final = 5.0  # seconds; after a full disk, restored topics are entered in the catalogue again
 
 
 class Restoring:
-    """What comes back from the store.
+    """The topics that are restored from the store.
 
-    `waits_for_store`: it may have topics that the catalogue knows nothing of. `on_entered(subscription)` is called for
-    each subscription that came back, `on_news()` when something is known or there that was not, `on_done()` whenever
-    nothing is left to be brought back.
+    `waits_for_store`: the store may have topics that the catalogue lacks. `on_entered(subscription)` is called for each
+    restored subscription, `on_news()` when a topic was found or restored, `on_done()` whenever all are restored.
     """
 
     def __init__(
@@ -66,18 +65,18 @@ class Restoring:
         self._on_news = on_news
         self._on_done = on_done
         self._store_known = False
-        self._names: set[str] = set()  # of the topics that are on their way back
-        # Of these: what the Restorer was asked for, by name, until it has said how that ended
+        self._names: set[str] = set()  # topics that are being restored
+        # What the Restorer was asked for and has not reported yet, by name
         self._coming: dict[str, TopicMeta] = {}
-        self._taking: dict[str, int] = {}  # by name, with the ticket
+        self._taking: dict[str, int] = {}  # takeovers, with the ticket of the request
         self._asking = Asking()
-        self._rounds = 0  # counts when to ask again: the last one is due
-        self.restored: list[str] = []  # what came back from the store, and what may be missing
+        self._rounds = 0  # counts the timers for asking again: only the last one counts
+        self.restored: list[str] = []  # a line for each restored topic, saying what may be missing
 
     def topic(self, name: str) -> TopicMeta:
-        """Return a topic; one that may be about to come back is not unknown yet.
+        """Return a topic. One that may still be in the store raises NotYetError instead of `unknown-topic`.
 
-        Raises NotYetError, IsterError `unknown-topic`, StorageError.
+        Raises NotYetError, RemoteError `unknown-topic`, StorageError.
         """
         found = self._registry.topic(name)
         if found is None and (name in self._names or self._may_be_stored()):
@@ -85,7 +84,7 @@ class Restoring:
         return self._registry.get_topic(name)
 
     def check_new(self, topic: TopicMeta) -> None:
-        """Raise RemoteError `topic-exists` or NotYetError where a topic may be in the store that has this name."""
+        """Raise RemoteError `topic-exists` or NotYetError if the store may have a topic of this name."""
         if topic.name in self._names:
             raise RemoteError("topic-exists", f"topic {topic.name!r} is being brought back from the store")
         if topic.dispatch == "reliable" and self._may_be_stored():
@@ -95,7 +94,7 @@ class Restoring:
         return self._waits_for_store and not self._store_known
 
     def stored(self, command: StoredTopics) -> None:
-        """Have those topics brought back that the catalogue knows nothing of."""
+        """Have those topics of the store restored that are not in the catalogue."""
         self._erasing.store_has({topic.incarnation for topic in command.topics})
         unknown = []
         for topic in command.topics:
@@ -120,7 +119,7 @@ class Restoring:
             self._on_done()
 
     def _ask_later(self) -> None:
-        """Ask the Restorer again while it has not said how all ended: mail is no promise, there or back."""
+        """Ask the Restorer again until it has reported all outcomes: mail can be lost in both directions."""
         self._rounds += 1
         if self._coming or self._taking:
             this = self._rounds
@@ -128,7 +127,7 @@ class Restoring:
 
     def _ask_again(self, this: int) -> None:
         if this != self._rounds:
-            return  # something ended meanwhile
+            return  # an outcome was reported meanwhile
         restorer = self._homes.at_tier(RESTORER_PATH)
         if restorer is not None:
             if self._coming:
@@ -145,10 +144,10 @@ class Restoring:
         self._ask_later()
 
     def came(self, command: Restored) -> None:
-        """Enter a topic that came back, with its subscriptions; one that nobody waits for any more did before."""
+        """Enter a restored topic with its subscriptions in the catalogue, unless that was done before."""
         topic = command.topic
         if topic.name not in self._names:
-            return  # it may have been deleted since
+            return  # the topic may have been deleted since
         if self._registry.topic(topic.name) is None:
             try:
                 self._registry.erased(topic.incarnation)
@@ -167,7 +166,7 @@ class Restoring:
         self._look_if_done()
 
     def does_not_come(self, command: NotRestored) -> None:
-        """A topic that was to come back does not."""
+        """Note that a topic will not be restored."""
         self._has_ended(command.topic)
         self._look_if_done()
 
@@ -178,10 +177,10 @@ class Restoring:
     def take_over(
         self, reply: Address, asked: int, name: str, describe: Callable[[TopicMeta], dict[str, Any]]
     ) -> None:
-        """Claim a topic that the store has and this broker has not, and go on where its history ends there.
+        """Claim a topic that the store has and this broker has not, and continue at the end of its history.
 
-        `asked` is the ticket of who waits at `reply`, and is answered with `describe(topic)`. Raises RemoteError
-        `unavailable`, `topic-exists`, StorageError.
+        `asked` is the ticket of the request at `reply`, which is answered with `describe(topic)`. Raises RemoteError
+        `unavailable` or `topic-exists`, StorageError.
         """
         if name in self._names and name not in self._taking:
             raise RemoteError(

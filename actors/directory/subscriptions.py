@@ -1,12 +1,12 @@
-"""Subscriptions, as clients ask for them: create, open, update, list, show, delete, seek, unblock, explain.
+"""Operations on subscriptions: create, open, update, list, show, delete, seek, unblock, explain.
 
-Part of the Directory, in the broker process. Owns nothing but what it is handed; what there is, the registry knows. May
-touch the catalogue and the mail.
+Part of the Directory, in the broker process. It owns no state: the registry knows which subscriptions exist. It uses
+the catalogue and mail.
 
 Invariants
-- a subscription exists once the catalogue has it, and never otherwise; a reader's is in no catalogue
-- whoever opens one that exists gets it as it is, or is told in what it differs from what was asked for
-- nothing is created or changed before it is known that the worker it lives on is up
+- a subscription exists once it is in the catalogue; a reader's is in no catalogue
+- opening an existing subscription returns it as it is, or says in which options the request differs
+- nothing is created or changed before the worker that it runs on is known to be up
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _NAMES = ("topic", "subscription")
 
 
 class Subscriptions:
-    """The operations on subscriptions; `defaults` count where one has no option of its own.
+    """The operations on subscriptions; `defaults` apply where one has no option of its own.
 
-    `on_settings(subscription)` is called when one has settings that it had not; `answer(ask, body)` reaches the client.
+    `on_settings(subscription)` is called when settings were changed; `answer(ask, body)` sends a result to the client.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Subscriptions:
         self._on_settings = on_settings
 
     def operations(self) -> dict[str, Callable[[Ask, Arguments], None]]:
-        """Return what clients may ask for, by name."""
+        """Return the operations that clients may request, by name."""
         return {
             "subscription.create": self._create,
             "subscription.list": self._list,
@@ -84,7 +84,7 @@ class Subscriptions:
     # ---- coming -------------------------------------------------------------------------------------------------
 
     def opened(self, topic: TopicMeta, command: LocateSubscription) -> SubscriptionMeta:
-        """Return what a consumer opens, created where it is new; a reader's is in no catalogue.
+        """Return the subscription that a consumer opens; a new one is created, except for a reader.
 
         Raises UsageError, RemoteError, StorageError.
         """
@@ -134,7 +134,7 @@ class Subscriptions:
         return new
 
     def started(self, question: WhoSubscribes) -> None:
-        """Tell a topic its subscriptions' names, and start those that it has not heard of."""
+        """Tell a topic the names of its subscriptions, and start those that it does not know yet."""
         topic = self._registry.topic(question.topic)
         if topic is None:
             return
@@ -178,7 +178,7 @@ class Subscriptions:
         )
 
     def _explain(self, ask: Ask, arguments: Arguments) -> None:
-        """Say why a subscription delivers nothing; with half of the answers, what these tell."""
+        """Answer why a subscription delivers nothing; if not all answer in time, with what the others say."""
         topic, subscription = self._named(arguments)
         only(arguments, *_NAMES)
         of_topic, of_subscription = self._gatherings.ticket(), self._gatherings.ticket()
@@ -199,7 +199,7 @@ class Subscriptions:
             self._homes.have_subscription_do("explain", topic, subscription, of_subscription)
 
     def _update(self, ask: Ask, arguments: Arguments) -> None:
-        """Change a subscription's own settings: what is given replaces what was."""
+        """Change a subscription's own settings: the values given replace the old ones."""
         topic, subscription = self._named(arguments)
         options = all_but(arguments, *_NAMES)
         if not options:
@@ -212,7 +212,7 @@ class Subscriptions:
         self._have_done(ask, "update", topic, changed, finish=lambda _: self._map(changed))
 
     def _seek(self, ask: Ask, arguments: Arguments) -> None:
-        """Move a subscription to another place."""
+        """Move a subscription to another offset."""
         topic, subscription = self._named(arguments)
         only(arguments, *_NAMES, "to")
         if topic.dispatch != "reliable":
@@ -221,7 +221,7 @@ class Subscriptions:
         self._have_done(ask, "seek", topic, subscription, position)
 
     def _unblock(self, ask: Ask, arguments: Arguments) -> None:
-        """Let a subscription go on behind the message that blocks it."""
+        """Let a subscription continue after the message that blocks it."""
         topic, subscription = self._named(arguments)
         only(arguments, *_NAMES, "action")
         if topic.dispatch != "reliable":
@@ -259,7 +259,7 @@ class Subscriptions:
         *,
         finish: Finish = the_answer,
     ) -> None:
-        """Hand a task to a subscription, and answer with what it says."""
+        """Send a subscription a task, and answer the client with its answer."""
         node = self._homes.of_subscription(topic.name, subscription.name).node
         self._homes.need(node)
         ticket = self._gatherings.ticket()

@@ -1,11 +1,11 @@
-"""Topics, as clients ask for them: create, update, list, show, verify, delete, forget, take over, watch.
+"""Operations on topics: create, update, list, show, verify, delete, forget, take over, watch.
 
-Part of the Directory, in the broker process. Owns the names of the topics that are to take dead letters. May touch the
-catalogue and the mail.
+Part of the Directory, in the broker process. It owns the names of the topics that are to take dead letters. It uses the
+catalogue and mail.
 
 Invariants
-- a topic exists once the catalogue has it, and never otherwise; an ephemeral one exists in memory alone
-- nothing is changed before it is known that whoever must hear of it is up
+- a topic exists once it is in the catalogue; an ephemeral one exists in memory only
+- nothing is changed before the processes that must be told are known to be up
 - a topic that a subscription names for its dead letters is marked as such, now or when it is created
 """
 
@@ -43,7 +43,7 @@ Operation = Callable[[Ask, Arguments], None]
 
 
 def topic_map(topic: TopicMeta, home: Home) -> dict[str, Any]:
-    """Return what clients are told of a topic."""
+    """Return the map that clients get as the description of a topic."""
     return {
         "topic": topic.name,
         "strategy": topic.dispatch,
@@ -57,7 +57,7 @@ def topic_map(topic: TopicMeta, home: Home) -> dict[str, Any]:
 
 
 class Topics:
-    """The operations on topics; `address` is the Directory's, `answer(ask, body)` reaches the client."""
+    """The operations on topics. `address` is the Directory's; `answer(ask, body)` sends a result to the client."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class Topics:
         self._clock = clock
         self._random = random
         self._answer = answer
-        # Topics that are to take dead letters, if they are there or not: of subscriptions that name one.
+        # Topics that subscriptions name for their dead letters, whether these topics exist or not.
         self._named_for_letters = registry.named_for_letters()
 
     def operations(self) -> dict[str, Operation]:
-        """Return what clients may ask for, by name."""
+        """Return the operations that clients may request, by name."""
         return {
             "topic.create": self._create,
             "topic.update": self._update,
@@ -119,7 +119,7 @@ class Topics:
         self._answer(ask, self._map(topic))
 
     def _new(self, arguments: Arguments) -> tuple[TopicMeta, bool]:
-        """Return the topic that is asked for, and whether it is ephemeral. Raises UsageError, RemoteError."""
+        """Return the topic to be created, and whether it is ephemeral. Raises UsageError, RemoteError."""
         name = check_topic_name(text(arguments, "topic"))
         dispatch = text(arguments, "dispatch", "reliable")
         durability = text(arguments, "durability", "fsync")
@@ -192,7 +192,7 @@ class Topics:
         self._homes.have_topic_do(task, topic, ticket, verification)
 
     def _watch(self, ask: Ask, arguments: Arguments) -> None:
-        """Say which topics match a pattern, once that is news to the client."""
+        """Answer which topics match a pattern, when that differs from what the client knows."""
         only(arguments, "pattern", "version", "wait_ms", "subscription")
         subscription = arguments.get("subscription", "")
         if subscription:
@@ -208,7 +208,7 @@ class Topics:
     # ---- settings -----------------------------------------------------------------------------------------------
 
     def _update(self, ask: Ask, arguments: Arguments) -> None:
-        """Change a topic's own settings: what is given replaces what was."""
+        """Change a topic's own settings: the values given replace the old ones."""
         topic = self._restoring.topic(text(arguments, "topic"))
         options = all_but(arguments, "topic")
         check_options(options, TOPIC_OPTIONS, "topic")
@@ -231,7 +231,7 @@ class Topics:
         self._tell_uploader(changed, stored)
 
     def consulted(self, question: Consult) -> None:
-        """Tell an Uploader what the catalogue has of its topic."""
+        """Tell an Uploader what the catalogue has about its topic."""
         topic = self._registry.topic(question.topic)
         if topic is None or topic.incarnation != question.incarnation:
             self._homes.at(question.reply).tell(Governs(None, []))
@@ -239,7 +239,7 @@ class Topics:
             self._homes.at(question.reply).tell(Governs(topic, self._subscriptions_of(topic)))
 
     def _tell_uploader(self, topic: TopicMeta, ticket: int = 0) -> None:
-        """Tell a topic's Uploader what the catalogue has; with a ticket, it says when the store has it too."""
+        """Tell a topic's Uploader what the catalogue has; with a ticket, it answers when the store has it too."""
         uploader = self._homes.uploader(topic)
         if uploader is not None:
             reply = self._address if ticket else None
@@ -249,12 +249,12 @@ class Topics:
         return [each.name for each in self._registry.subscriptions(topic.name)]
 
     def mark_for_letters(self) -> None:
-        """Mark the dead-letter topics that were named before there were marks."""
+        """Mark dead-letter topics that were named by an older version without marks."""
         for name in sorted(self._named_for_letters):
             self._mark_for_letters(name)
 
     def name_for_letters(self, subscription: SubscriptionMeta) -> None:
-        """Note the topic that a subscription names for its dead letters: patterns must not follow it."""
+        """Note the topic that a subscription names for its dead letters, so that patterns do not follow it."""
         name = subscription.settings.get("dead_letter_topic")
         if name:
             self._named_for_letters.add(name)
@@ -266,7 +266,7 @@ class Topics:
             return
         try:
             changed = self._registry.update_topic(name, dict(topic.settings) | {DEAD_LETTERS: 1})
-        except StorageError as error:  # it is tried again when somebody names it, and at the next start
+        except StorageError as error:  # tried again when a subscription names it, and at the next start
             log.warning("topic %s cannot be marked as a dead-letter topic: %s", name, error)
             return
         if self._homes.is_up(self._homes.of_topic(name).node):
@@ -280,7 +280,7 @@ class Topics:
         self._erasing.delete(ask.reply, ask.ticket, topic)
 
     def _forget(self, ask: Ask, arguments: Arguments) -> None:
-        """Drop what is here of a topic that another broker has taken over."""
+        """Delete the local part of a topic that another broker has taken over."""
         only(arguments, "topic")
         topic = self._restoring.topic(text(arguments, "topic"))
         if topic.dispatch != "reliable":
@@ -305,7 +305,7 @@ class Topics:
         self._homes.have_topic_do("ask-fenced", topic, ticket)
 
     def forget_ephemerals(self, node: str, kept: Sequence[int] = ()) -> None:
-        """Delete the ephemeral topics of a process's sessions, but for those sessions that are kept."""
+        """Delete the ephemeral topics of a process's sessions, except of those that are kept."""
         for name in self._registry.ephemerals_of(node, kept):
             topic, subscriptions = self._registry.delete_topic(name)
             for each in subscriptions:
@@ -317,6 +317,6 @@ class Topics:
 
 
 def _check_keeps(dispatch: str, options: Arguments) -> None:
-    """Raise UsageError for options of a topic that keeps nothing."""
+    """Raise UsageError for options that a topic without a log cannot have."""
     if options and dispatch != "reliable":
         raise UsageError(f"{next(iter(options))} is for reliable topics: a non-reliable one stores nothing")

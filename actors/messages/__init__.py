@@ -1,14 +1,14 @@
-"""Everything actors say to each other: reading these files is reading the system.
+"""All messages between actors: these files are the best introduction to the system.
 
-Those marked `@message` may cross processes, as CBOR with bulk bytes in frames of their own; the others stay inside one
-worker, between the gateway's handles and the actors that stand behind them.
+Messages marked `@message` may cross processes, as CBOR with bulk bytes in frames of their own. The others stay inside
+one worker, between the gateway's handles and the actors that serve them.
 
     client --> gateway --> Topic --(log)--> Subscription --> Consumer --> gateway --> client
                              |
-                             +--> Uploader (tier process)            Directory (broker process): who lives where
+                             +--> Uploader (tier process)            Directory (broker process): what runs where
 
-There is a file for each pair that speaks: `topic.py`, `consumer.py`, `letters.py`, `store.py`, `administration.py`. All
-of them are imported from here.
+There is one file for each pair of actors: `topic.py`, `consumer.py`, `letters.py`, `store.py`, `administration.py`. All
+messages are imported from here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Administration: what workers and processes ask of the Directory, and what it has topics and subscriptions do.
+"""Administration: what processes ask the Directory, and the tasks that the Directory gives topics and subscriptions.
 
 client's request --Ask--> Directory --TopicTask, SubscriptionTask--> Frontend --Seek, Verify, ...--> the actor
-                                    <--------------- Answer or Refused, by the ticket ---------------
+<--------------- Answer or Refused, by the ticket ---------------
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 @message
 @dataclass(frozen=True, slots=True)
 class Locate:
-    """Where does this topic live? (Frontend -> Directory; answered by `Located` or `Refused`)."""
+    """Where does this topic run? (Frontend -> Directory; answered by `Located` or `Refused`)."""
 
     topic: str
     reply: Address
@@ -27,13 +27,13 @@ class Locate:
 @message
 @dataclass(frozen=True, slots=True)
 class LocateSubscription:
-    """Where does this subscription live? It is created when it is new and `type` is given."""
+    """Where does this subscription run? It is created when it is new and `type` is given."""
 
     topic: str
     subscription: str
     type: str
     start: str
-    options: dict[str, Any]  # as the client gave them: the Directory checks them
+    options: dict[str, Any]  # as the client sent them: the Directory checks them
     reply: Address
     ticket: int
 
@@ -41,7 +41,7 @@ class LocateSubscription:
 @message
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A topic, the node it lives on, and the node and endpoint of what was asked for: it, or a subscription of it."""
+    """A topic and the node it runs on, and the node and endpoint of what was asked for: the topic or a subscription."""
 
     ticket: int
     topic: TopicMeta
@@ -54,7 +54,7 @@ class Located:
 @message
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No: with a code of `ister.errors.CODES`."""
+    """The refusal of a request, with a code of `ister.errors.CODES`."""
 
     ticket: int
     code: str
@@ -70,14 +70,15 @@ class Ask:
     arguments: bytes  # CBOR: a map
     reply: Address
     ticket: int
-    session: int = 0  # of the client, as its worker numbers those that make ephemeral topics
-    asked_s: float | None = None  # when, by the monotonic clock, which all processes of a machine share
+    session: int = 0  # the client's session, by the number its worker gives those that make ephemeral topics
+    # when it was asked, in seconds of the monotonic clock, which all processes of a machine share
+    asked_s: float | None = None
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class KeptSessions:
-    """Of the sessions here that made ephemeral topics these are there; the others are gone (Frontend -> Directory)."""
+    """The sessions that made ephemeral topics and still exist; all others have ended (Frontend -> Directory)."""
 
     node: str
     sessions: list[int]
@@ -95,22 +96,22 @@ class Answer:
 @message
 @dataclass(frozen=True, slots=True)
 class TopicTask:
-    """Something to do to a topic (Directory -> its Frontend; answered by `Answer` or `Refused`)."""
+    """A task for a topic (Directory -> its Frontend; answered by `Answer` or `Refused`)."""
 
     task: Literal["describe", "update", "verify", "repair", "ask-fenced", "delete"]
     topic: TopicMeta
     reply: Address
     ticket: int
-    number: int | None = None  # of a verification, 0 for a new one
+    number: int | None = None  # of a verification; 0: start one
 
 
-WITH_TOPIC: Final = "topic"  # the argument of a subscription's deletion: it goes with its topic
+WITH_TOPIC: Final = "topic"  # the argument with which a subscription is deleted together with its topic
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class SubscriptionTask:
-    """Something to do to a subscription (Directory -> the Frontend it lives with; answered likewise).
+    """A task for a subscription (Directory -> the Frontend of its worker; answered by `Answer` or `Refused`).
 
     `argument` says where to seek to, how to unblock, or whether a subscription is deleted with its topic.
     """
@@ -127,7 +128,7 @@ class SubscriptionTask:
 @message
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """Say what you know of yourself (-> any actor with something to say; answered by `Answer`)."""
+    """A request to an actor to describe itself (answered by `Answer`)."""
 
     reply: Address
     ticket: int
@@ -135,7 +136,7 @@ class Describe:
 
 @dataclass(frozen=True, slots=True)
 class StartSubscription:
-    """Say when you are there, and have fixed where you begin (Frontend -> Subscription)."""
+    """Answer when you are ready and your start offset is fixed (Frontend -> Subscription)."""
 
     reply: Address
     ticket: int
@@ -143,7 +144,7 @@ class StartSubscription:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Your settings changed (Frontend -> Topic; answered by `Answer`)."""
+    """The topic's settings changed (Frontend -> Topic; answered by `Answer`)."""
 
     topic: TopicMeta
     reply: Address
@@ -152,7 +153,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class UpdateSubscription:
-    """Your settings changed (Frontend -> Subscription; answered by `Answer`)."""
+    """The subscription's settings changed (Frontend -> Subscription; answered by `Answer`)."""
 
     meta: SubscriptionMeta
     reply: Address
@@ -161,7 +162,7 @@ class UpdateSubscription:
 
 @dataclass(frozen=True, slots=True)
 class Seek:
-    """Continue at another place (Frontend -> Subscription; answered by `Answer`: a map with `position`, or `Refused`).
+    """Continue at another offset (Frontend -> Subscription; answered by `Answer`: a map with `position`, or `Refused`).
 
     `to` is "earliest", "latest", an offset in digits, or "time:<unix ms>".
     """
@@ -173,16 +174,16 @@ class Seek:
 
 @dataclass(frozen=True, slots=True)
 class Unblock:
-    """Continue behind the message that blocks you (Frontend -> Subscription; answered by a map with `messages`)."""
+    """Continue after the message that blocks (Frontend -> Subscription; answered by a map with `messages`)."""
 
-    action: str  # of `ister.actors.options.UNBLOCK_ACTIONS`
+    action: str  # one of `ister.actors.options.UNBLOCK_ACTIONS`
     reply: Address
     ticket: int
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """Say why you deliver nothing (Frontend -> Subscription; answered by the map `ister.actors.explain.State`)."""
+    """Why is nothing delivered? (Frontend -> Subscription; answered by the map `ister.actors.explain.State`)."""
 
     reply: Address
     ticket: int
@@ -190,9 +191,9 @@ class Explain:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Verify every byte of your log, or say how far that is (Frontend -> Topic; answered by `Answer`).
+    """Verify every byte of the log, or report the progress (Frontend -> Topic; answered by `Answer`).
 
-    `number` is of the verification that is asked about, 0 for a new one; None: of whatever there is.
+    `number` is the verification that is asked about; 0: start one; None: report on any.
     """
 
     reply: Address
@@ -202,7 +203,7 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Let readers continue behind what is damaged (Frontend -> Topic; answered by `Answer`)."""
+    """Let readers continue after damaged offsets (Frontend -> Topic; answered by `Answer`)."""
 
     reply: Address
     ticket: int
@@ -210,7 +211,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class AskFenced:
-    """Has another broker taken you over? (Frontend -> Topic; answered by `Answer`: `fenced`, None if nobody knows)."""
+    """Did another broker take the topic over? (Frontend -> Topic; answered by `Answer`: `fenced`, None if unknown)."""
 
     reply: Address
     ticket: int
@@ -218,22 +219,22 @@ class AskFenced:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Your topic, or your subscription, is deleted: tell your clients, and leave nothing (answered by `Answer`)."""
+    """The topic or subscription is deleted: tell the clients, and delete the files (answered by `Answer`)."""
 
     reply: Address
     ticket: int
-    with_topic: bool = False  # a subscription's: because its topic is
+    with_topic: bool = False  # of a subscription: its topic is deleted too
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStarted:
-    """A process is up, perhaps again: its next self knows nothing of what was said to the one before."""
+    """A process is up, perhaps after a restart: then it has lost what its predecessor was told."""
 
     node: str
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStopped:
-    """A process is gone, with all actors in it."""
+    """A process is down, with all its actors."""
 
     node: str

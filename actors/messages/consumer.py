@@ -1,7 +1,7 @@
-"""Consumers: what their handles say to them, and what they and their subscription say to each other.
+"""Consumers: messages from their handles, and between a consumer and its subscription.
 
-handle --ConsumerFrame--> Consumer --AttachConsumer, Acknowledged, Returned, Left--> Subscription
-                                   <------- Granted, Deliver, Notice, Yield --------
+handle --ConsumerFrame--> Consumer --AttachConsumer, Acknowledged, Returned, Left--> Subscription <------- Granted,
+Deliver, Notice, Yield --------
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ConsumerFrame:
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
-    """The client came back and opened the handle again (gateway -> Consumer)."""
+    """The client reconnected and opened the handle again (gateway -> Consumer)."""
 
     handle: Handle
     generation: int
@@ -35,7 +35,7 @@ class Reopen:
 
 @dataclass(frozen=True, slots=True)
 class CloseConsumer:
-    """The client closed the handle, or its session ended (no ref)."""
+    """The client closed the handle, or, without `ref`, its session ended."""
 
     handle: Handle
     ref: int | None
@@ -43,10 +43,10 @@ class CloseConsumer:
 
 @dataclass(frozen=True, slots=True)
 class AttachConsumer:
-    """A consumer wants its share (Consumer -> Subscription; answered by `Granted` or `Evicted`).
+    """A consumer asks to be attached (Consumer -> Subscription; answered by `Granted` or `Evicted`).
 
-    `sparse`: it understands deliveries of offsets that do not follow each other; `force`: whoever has an Exclusive
-    subscription is to leave it.
+    `sparse`: it understands deliveries whose offsets are not consecutive. `force`: the present consumer of an Exclusive
+    subscription is to be evicted.
     """
 
     consumer: Ref
@@ -56,15 +56,15 @@ class AttachConsumer:
     bytes: int
     sparse: bool = False
     force: bool = False
-    client: str = ""  # what the client calls itself
+    client: str = ""  # the name that the client gave itself
     session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The consumer is attached; everything below `position` was delivered before, to somebody.
+    """The consumer is attached; everything below `position` was delivered before, to some consumer.
 
-    What failed so often that one more failure is the last, of `failures_max`, is handed out singly (0: never).
+    A message that may not fail again, after `failures_max` - 1 failures, is handed out alone (0: no limit).
     """
 
     position: int
@@ -74,7 +74,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class TimeoutChanged:
-    """What is delivered from now on is to be acknowledged within this time (Subscription -> Consumer).
+    """Later deliveries are to be acknowledged within this time (Subscription -> Consumer).
 
     `failures_max` as in `Granted`.
     """
@@ -85,7 +85,7 @@ class TimeoutChanged:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """The consumer may not stay: with a code of `ister.errors.CODES`."""
+    """The consumer was refused or removed, with a code of `ister.errors.CODES`."""
 
     code: str
     text: str
@@ -93,7 +93,7 @@ class Evicted:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Send this (Subscription -> Consumer); what finds no consumer goes back to `subscription`."""
+    """Send this piece (Subscription -> Consumer); if the consumer is gone, it goes back to `subscription`."""
 
     piece: Piece
     subscription: Ref
@@ -106,7 +106,7 @@ class Notice:
     code: str
     count: int
     text: str
-    offset: int | None = None  # where what it tells of begins
+    offset: int | None = None  # the first offset that the event is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class AddCredit:
 
 @dataclass(frozen=True, slots=True)
 class SetCredit:
-    """The client came back: this is what it has room for."""
+    """The client reconnected, and has room for this much."""
 
     key: int
     messages: int
@@ -129,7 +129,7 @@ class SetCredit:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The client's connection takes nothing for now, or takes again."""
+    """The client's connection is full, or has room again."""
 
     key: int
     blocked: bool
@@ -138,12 +138,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A connection takes again, so far: it is your turn (Consumer -> the next one that waits for this connection)."""
+    """A connection has room again, and it is your turn (Consumer -> the next one that waits for it)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Send this consumer nothing more: it goes, or starts again (Consumer -> Subscription; answered by `Paused`)."""
+    """Send this consumer nothing more for now (Consumer -> Subscription; answered by `Paused`)."""
 
     consumer: Ref
     key: int
@@ -151,14 +151,14 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """Whatever was for you came before this."""
+    """Everything that was sent to this consumer came before this message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Yield:
     """Give back what you hold (Subscription -> Consumer; answered by `Yielded`).
 
-    Another is active now; or all are to do so because the subscription is `moving`.
+    Another consumer becomes active; or, if `moving`, all give back because the subscription is moved.
     """
 
     moving: bool = False
@@ -166,23 +166,24 @@ class Yield:
 
 @dataclass(frozen=True, slots=True)
 class Yielded:
-    """What this consumer held came before this."""
+    """What this consumer held was returned before this message."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """These were for a consumer of a non-reliable subscription, and could not be sent."""
+    """Messages of a non-reliable subscription that could not be sent to the client."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """These half-open ranges are done; with a ref, say `Confirmed` once the journal has them.
+    """These half-open ranges are acknowledged; with a ref, answer `Confirmed` once the journal has them.
 
-    `settled` of their messages were in flight at this consumer; what it holds for longest now, since `since_s`.
+    `settled` of their messages were in flight at this consumer. `since_s` is since when it holds its oldest message
+    now.
     """
 
     key: int
@@ -194,7 +195,7 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class AcknowledgedUntil:
-    """Everything below `end` is done, whoever holds it; `settled` messages were in flight at this consumer."""
+    """Everything below `end` is acknowledged, whoever holds it; `settled` messages were in flight at this consumer."""
 
     key: int
     end: int
@@ -205,14 +206,14 @@ class AcknowledgedUntil:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The journal has the acknowledgment that carried this ref (Subscription -> Consumer)."""
+    """The journal has the acknowledgment with this ref (Subscription -> Consumer)."""
 
     ref: int
 
 
 @dataclass(frozen=True, slots=True)
 class AckRefused:
-    """Nothing of an acknowledgment counts, and why (Subscription -> Consumer)."""
+    """An acknowledgment was refused as a whole, with the reason (Subscription -> Consumer)."""
 
     ref: int | None
     code: str
@@ -221,9 +222,9 @@ class AckRefused:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """These were not acknowledged, and are to be delivered again; `why` is for people.
+    """These messages were not acknowledged and are to be redelivered; `why` is for people.
 
-    `failed`: that counts toward `max_deliveries`. Without a delay, what failed waits for its back-off.
+    `failed`: they count toward `max_deliveries`. Without a delay, failed messages wait for their back-off.
     """
 
     key: int
@@ -235,9 +236,9 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The consumer is gone; what it held is to be delivered again. `failed`: it was lost, it did not say goodbye.
+    """The consumer has left; what it held is to be redelivered. `failed`: it was lost, without a goodbye.
 
-    `waiting` is what its program never had: that does not fail.
+    `waiting` was not yet given to its program, and does not fail.
     """
 
     key: int
@@ -248,30 +249,30 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """What was delivered waits for a program that asks for nothing (Consumer -> Subscription, answered by `Recall`)."""
+    """Delivered messages wait for a program that asks for none (Consumer -> Subscription, may answer `Recall`)."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Others are there for what waits for your program (Subscription -> Consumer)."""
+    """Return what waits for your program: other consumers can take it (Subscription -> Consumer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """The subscription continues at `offset`; what was delivered before does not count (Subscription -> Consumer)."""
+    """The subscription continues at `offset`; deliveries before that do not count (Subscription -> Consumer)."""
 
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stayed:
-    """The subscription could not be moved: what was delivered before counts as ever (Subscription -> Consumer)."""
+    """The subscription could not be moved: deliveries before count as always (Subscription -> Consumer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFrom:
-    """The client of a reader came back, and has handed out everything below `start` (Consumer -> Subscription)."""
+    """The client of a reader reconnected, and has handed out everything below `start` (Consumer -> Subscription)."""
 
     start: str

@@ -1,4 +1,4 @@
-"""Dead letters: a subscription hands them to DeadLetters, which brings them to the topic that takes them.
+"""Dead letters: a subscription hands them to DeadLetters, which publishes them to the dead-letter topic.
 
 Subscription --Bury--> DeadLetters --Deposit--> Topic
 """
@@ -26,14 +26,14 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """Put these into the dead-letter topic (Subscription -> DeadLetters; answered by `Buried`).
+    """Publish these letters to the dead-letter topic (Subscription -> DeadLetters; answered by `Buried`).
 
-    It may be sent again: what is in hand already is ignored. What does not fit in hand is ignored too, so that it must
-    be sent again.
+    It may be sent again: letters that DeadLetters has already are ignored. Letters beyond its limit are ignored too, so
+    they must be sent again.
     """
 
     letters: Sequence[Letter]
-    topic: str = ""  # the dead-letter topic, where that has changed since DeadLetters was started
+    topic: str = ""  # the dead-letter topic, if it has changed since DeadLetters was started
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Buried:
 
 @dataclass(frozen=True, slots=True)
 class BuryDelayed:
-    """It does not work now, and is tried again (DeadLetters -> Subscription, for whoever asks)."""
+    """Publishing fails at present, and is tried again (DeadLetters -> Subscription, shown to operators)."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unburied:
-    """The dead-letter topic does not take this letter, and why; others continue (DeadLetters -> Subscription)."""
+    """The dead-letter topic refuses this letter, and why; others continue (DeadLetters -> Subscription)."""
 
     offset: int
     text: str
@@ -60,7 +60,7 @@ class Unburied:
 
 @dataclass(frozen=True, slots=True)
 class StopBurying:
-    """Nothing more is to be done (Subscription -> DeadLetters)."""
+    """Stop publishing dead letters (Subscription -> DeadLetters)."""
 
 
 @message
@@ -68,7 +68,7 @@ class StopBurying:
 class Deposit:
     """A batch from inside the broker (DeadLetters -> Topic; answered by `Deposited` or `DepositRefused`).
 
-    It takes the road of a client's batch. The sender has nothing unresolved below `sequence`.
+    It is handled like a client's batch. All batches below `sequence` are resolved.
     """
 
     topic: TopicMeta
@@ -83,7 +83,7 @@ class Deposit:
 @message
 @dataclass(frozen=True, slots=True)
 class Deposited:
-    """The batch is as durable as the topic promises (Topic -> DeadLetters)."""
+    """The batch is durable at the topic's level (Topic -> DeadLetters)."""
 
     producer_id: int
     sequence: int
@@ -92,7 +92,7 @@ class Deposited:
 @message
 @dataclass(frozen=True, slots=True)
 class DepositRefused:
-    """The batch was refused, or may be there or not: resend it (Topic, Frontend -> DeadLetters)."""
+    """The batch was refused, or its outcome is unknown: resend it (Topic, Frontend -> DeadLetters)."""
 
     producer_id: int
     sequence: int

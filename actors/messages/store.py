@@ -1,7 +1,7 @@
-"""The store: what topics, subscriptions and the Directory say to the tier, and are told.
+"""The store: what topics, subscriptions and the Directory tell the tier, and its answers.
 
-Topic --Sealed, KeepTopic, Retain--> Uploader --Consult--> Directory     Subscription --Fetch--> Fetcher
-      <-------- Uploaded ----------           <-Governs---               Directory --RestoreTopics--> Restorer
+Topic --Sealed, KeepTopic, Retain--> Uploader --Consult--> Directory     Subscription --Fetch--> Fetcher <--------
+Uploaded ----------           <-Governs---               Directory --RestoreTopics--> Restorer
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ister.storage.segment import SegmentInfo
 @message
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """These segments will never change again (Topic -> Uploader; those told before need not be repeated).
+    """These segments are sealed (Topic -> Uploader; those told before need not be repeated).
 
-    What is left of `damaged` ones goes to the store as it is, where that has nothing better. What is `missing` is in no
-    segment, and none will come.
+    What is left of `damaged` ones is uploaded as it is, unless the store has something better. `missing` offsets are in
+    no segment, and never will be.
     """
 
     topic: TopicMeta
@@ -33,21 +33,21 @@ class Sealed:
 @message
 @dataclass(frozen=True, slots=True)
 class KeepTopic:
-    """This topic exists: enter it in the store, claim its next epoch, and say what the store has (-> Uploader)."""
+    """The topic exists: enter it in the store, claim its next epoch, and report what the store has (-> Uploader)."""
 
     topic: TopicMeta
-    start: int  # where the local log begins
-    end: int  # up to where it is sealed: the store cannot have more
+    start: int  # the first offset of the local log
+    end: int  # the log is sealed up to here: the store cannot have more
     reply: Address | None
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """The store has the topic's offsets `start` to before `watermark`, but for `gaps` (Uploader -> Topic).
+    """The store has the offsets from `start` up to, not including, `watermark`, except `gaps` (Uploader -> Topic).
 
-    What is below `start` was dropped on purpose; the first GAPS_TOLD_MAX of the gaps are told. Of what is `damaged`
-    the store has only what was left of damaged files.
+    Offsets below `start` were dropped on purpose. At most GAPS_TOLD_MAX gaps are told. Of `damaged` offsets the store
+    has only what was left in damaged files.
     """
 
     start: int
@@ -59,7 +59,7 @@ class Uploaded:
 @message
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """List the store, and say with `Uploaded` what it has of the topic now (Topic -> Uploader; then `Surveyed`)."""
+    """List the store, and report with `Uploaded` what it has of the topic now (Topic -> Uploader; then `Surveyed`)."""
 
     reply: Address
 
@@ -67,7 +67,7 @@ class Survey:
 @message
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """The store was listed, or could not be: `trouble` says why (Uploader -> Topic)."""
+    """The store was listed, or could not be listed because of `trouble` (Uploader -> Topic)."""
 
     trouble: str
 
@@ -83,7 +83,7 @@ class UploadDelayed:
 @message
 @dataclass(frozen=True, slots=True)
 class UploadsStopped:
-    """Nothing of this topic is uploaded any more before a person has looked (Uploader -> Topic)."""
+    """Nothing of this topic is uploaded until an operator has acted (Uploader -> Topic)."""
 
     text: str
 
@@ -91,9 +91,9 @@ class UploadsStopped:
 @message
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """Another broker has claimed this topic: nothing of ours counts any more (Uploader -> Topic).
+    """Another broker has claimed this topic: this broker may not write to it any more (Uploader -> Topic).
 
-    With `end`, only if the log is not sealed up to there: else the Uploader is to be told so.
+    With `end`, only if the log is not sealed up to there: otherwise the Topic answers with `KeepTopic`.
     """
 
     text: str
@@ -103,7 +103,7 @@ class Fenced:
 @message
 @dataclass(frozen=True, slots=True)
 class Retain:
-    """What the topic keeps of its history, and what all its subscriptions are done with (Topic -> Uploader)."""
+    """The topic's retention settings, and the offset below which all its subscriptions are done (Topic -> Uploader)."""
 
     topic: TopicMeta
     acknowledged: int | None
@@ -112,7 +112,7 @@ class Retain:
 @message
 @dataclass(frozen=True, slots=True)
 class StoreCursor:
-    """A subscription's cursor, as its journal would begin (Subscription -> Uploader)."""
+    """A subscription's cursor, as the first bytes of its journal would be (Subscription -> Uploader)."""
 
     topic: TopicMeta
     subscription: SubscriptionMeta
@@ -131,17 +131,17 @@ class ForgetCursor:
 @message
 @dataclass(frozen=True, slots=True)
 class EraseStored:
-    """The topic is deleted: delete what the store has of it, if it is ours there (Topic, Directory -> Uploader)."""
+    """The topic is deleted: delete its objects in the store if it is this broker's (Topic, Directory -> Uploader)."""
 
     topic: TopicMeta
-    reply: Address  # of the Directory
-    fenced: bool = False  # it is known not to be ours
+    reply: Address  # the Directory's address
+    fenced: bool = False  # it is known to belong to another broker
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """Nothing of this topic is in the store any more; or it is another broker's there, and was kept.
+    """The store has nothing of this topic any more; or the topic belongs to another broker there, and was kept.
 
     (Uploader -> Directory)
     """
@@ -153,9 +153,9 @@ class Erased:
 @message
 @dataclass(frozen=True, slots=True)
 class Consult:
-    """What does the catalogue say of this topic now? (Uploader -> Directory; answered by `Governs`).
+    """What does the catalogue say about this topic now? (Uploader -> Directory; answered by `Governs`).
 
-    Asked before the topic is claimed and before its retention deletes anything: what others say may be old.
+    Asked before the topic is claimed, and before retention deletes anything: other sources may be out of date.
     """
 
     topic: str
@@ -166,9 +166,9 @@ class Consult:
 @message
 @dataclass(frozen=True, slots=True)
 class Governs:
-    """The catalogue's word on a topic (Directory -> Uploader): its settings and subscriptions; None: it has no such.
+    """What the catalogue has about a topic (Directory -> Uploader): settings and subscriptions; None: no such topic.
 
-    With a ticket, an `Answer` is wanted once the store has these settings.
+    With a ticket, an `Answer` is expected once the store has these settings.
     """
 
     topic: TopicMeta | None
@@ -180,9 +180,9 @@ class Governs:
 @message
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring back the segment that holds `offset` (Subscription -> Fetcher; answered by `Fetched` or `NotFetched`).
+    """Download the segment that holds `offset` (Subscription -> Fetcher; answered by `Fetched` or `NotFetched`).
 
-    To ask again does no harm. `seen` is the `copy` of a `Fetched` for this offset that was of no use, else 0.
+    Asking again is harmless. `seen` is the `copy` of an earlier `Fetched` for this offset that was damaged, else 0.
     """
 
     topic: TopicMeta
@@ -194,7 +194,7 @@ class Fetch:
 @message
 @dataclass(frozen=True, slots=True)
 class DropCache:
-    """The topic is deleted: nobody reads what was brought back of it (Directory -> Fetcher)."""
+    """The topic is deleted: delete its downloaded segments (Directory -> Fetcher)."""
 
     topic: TopicMeta
 
@@ -202,7 +202,7 @@ class DropCache:
 @message
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The segment that holds `offset`, and begins at `base`, is in the cache now; `copy` is the download's number."""
+    """The segment that holds `offset`, and begins at `base`, is in the cache; `copy` is the number of the download."""
 
     offset: int
     base: int
@@ -212,10 +212,10 @@ class Fetched:
 @message
 @dataclass(frozen=True, slots=True)
 class NotFetched:
-    """It could not be brought back; `retry` says whether that may change.
+    """The segment could not be downloaded; `retry` says whether that may change.
 
-    What is below `start` was dropped from the store on purpose. If it is final, and `end` is not 0, the store has
-    nothing of [offset, end) that can be read.
+    Offsets below `start` were dropped from the store on purpose. If the answer is final and `end` is not 0, the store
+    has nothing readable of [offset, end).
     """
 
     offset: int
@@ -228,7 +228,7 @@ class NotFetched:
 @message
 @dataclass(frozen=True, slots=True)
 class StoredTopics:
-    """The topics that the store knows of (tier -> Directory; answered by `RestoreTopics`)."""
+    """All topics that the store has (tier -> Directory; answered by `RestoreTopics`)."""
 
     topics: tuple[TopicMeta, ...]
     reply: Address
@@ -237,7 +237,7 @@ class StoredTopics:
 @message
 @dataclass(frozen=True, slots=True)
 class RestoreTopics:
-    """Of these the local disk knows nothing: bring them back (Directory -> tier; answered by `Restored` for each)."""
+    """Restore these topics, which are not on the local disk (Directory -> tier; answered by `Restored` for each)."""
 
     topics: tuple[TopicMeta, ...]
 
@@ -245,7 +245,7 @@ class RestoreTopics:
 @message
 @dataclass(frozen=True, slots=True)
 class NotRestored:
-    """A topic is no longer in the store, or was never (tier -> Directory)."""
+    """The topic is not in the store any more, or never was (tier -> Directory)."""
 
     topic: str
 
@@ -253,9 +253,9 @@ class NotRestored:
 @message
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """Bring back the topic that the store has of this name (Directory -> tier; answered by `Restored`, then `Answer`).
+    """Restore the topic that the store has under this name (Directory -> tier; answered by `Restored`, then `Answer`).
 
-    `Refused` where there is none, or the store is away.
+    `Refused` if there is none, or the store is unreachable.
     """
 
     topic: str
@@ -266,7 +266,7 @@ class TakeOver:
 @message
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A topic and its subscriptions, as far as the store has them (tier -> Directory)."""
+    """A restored topic with its subscriptions, as far as the store has them (tier -> Directory)."""
 
     topic: TopicMeta
     subscriptions: tuple[SubscriptionMeta, ...]

@@ -1,4 +1,4 @@
-"""Topics: what the handles of producers and the subscriptions, or relays, say to them, and are told.
+"""Topics: messages from the handles of producers, and between a topic and its subscriptions or relays.
 
 producer's handle --OpenProducer, Publish, CloseProducer--> Topic --Attached, Durable, Trimmed, ...--> Subscription
 """
@@ -18,7 +18,7 @@ from ister.wire import Buffer
 
 @dataclass(frozen=True, slots=True)
 class OpenProducer:
-    """A handle asks to publish, its unresolved sequence numbers beginning at `sequence`."""
+    """A handle asks to publish; its unresolved sequence numbers begin at `sequence`."""
 
     handle: Handle
     generation: int
@@ -40,9 +40,9 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class CloseProducer:
-    """A handle goes; with a ref, DONE is sent once everything before it has its receipt.
+    """A handle is closed; with a ref, DONE is sent once everything before it has its receipt.
 
-    `generation` is the handle's when it was closed: opened again since, it stays.
+    `generation` is the handle's at the time of closing: if it was opened again since, it stays open.
     """
 
     handle: Handle
@@ -53,7 +53,7 @@ class CloseProducer:
 @message
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Tell me how far you are durable, from now on (Subscription or Relay -> Topic; answered by `Attached`)."""
+    """Report from now on how far you are durable (Subscription or Relay -> Topic; answered by `Attached`)."""
 
     watcher: Address
     topic: TopicMeta
@@ -62,7 +62,7 @@ class Attach:
 @message
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """Tell me nothing any more."""
+    """Stop reporting."""
 
     watcher: Address
 
@@ -70,11 +70,11 @@ class Detach:
 @message
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The topic has offsets `start_offset` to before `durable_end`.
+    """The topic has the offsets from `start_offset` up to, not including, `durable_end`.
 
-    Where it begins is None while the store, which may have what came before the log, has not said so; this is told
-    again once it has. The store has it up to `stored_end`, None while nobody knows. On the local disk it is durable up
-    to `log_end`: with durability cloud that proves what was acknowledged though the store has lost it.
+    `start_offset` is None while the store, which may have older messages than the log, has not been listed; the message
+    is sent again when it has. The store has the topic up to `stored_end`, None while unknown. The local log is durable
+    up to `log_end`: with durability cloud this proves acknowledgments of messages that the store has lost.
     """
 
     start_offset: int | None
@@ -94,7 +94,7 @@ class Durable:
 @message
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """The topic begins at `start_offset` now: what was below is gone by its retention."""
+    """The topic begins at `start_offset` now: retention removed everything below."""
 
     start_offset: int
 
@@ -102,13 +102,13 @@ class Trimmed:
 @message
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """An operator decided that readers continue behind what is damaged: read again."""
+    """An operator decided that readers continue after damaged offsets: read again."""
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class TopicUpdated:
-    """The topic's settings are these now (Topic -> Subscription, and to one that attaches with others)."""
+    """The topic's settings changed to these (Topic -> Subscription, also to one that attaches with older ones)."""
 
     topic: TopicMeta
 
@@ -116,7 +116,7 @@ class TopicUpdated:
 @message
 @dataclass(frozen=True, slots=True)
 class TopicFailed:
-    """The topic cannot be opened, or its log failed; what is durable stays readable."""
+    """The topic cannot be opened, or its log failed; what is durable can still be read."""
 
     code: str
     text: str
@@ -127,7 +127,7 @@ class TopicFailed:
 class Relayed:
     """Batches of a non-reliable topic (Topic -> Relay, once per worker).
 
-    `heads` has four numbers a batch: first offset, count, unix ms, columns; `frames` their body frames, in order.
+    `heads` has four numbers per batch: first offset, count, unix ms, columns; `frames` has their body frames, in order.
     """
 
     heads: list[int]
@@ -144,7 +144,7 @@ class Batches:
 @message
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """This subscription will never need anything below `low` again (Subscription -> Topic, once that is on disk)."""
+    """The subscription needs nothing below `low` any more (Subscription -> Topic, once that is on disk)."""
 
     subscription: str
     low: int
@@ -153,7 +153,7 @@ class Consumed:
 @message
 @dataclass(frozen=True, slots=True)
 class FoundDamage:
-    """Offsets [first, end) cannot be read (Subscription -> Topic, which shows it).
+    """Offsets [first, end) cannot be read (Subscription -> Topic, which reports it).
 
     `asked` says whether the store was asked for them as well.
     """
