@@ -1,7 +1,7 @@
 """Where actors are: the names of the broker's processes, and the paths of actors in them; pure.
 
-An actor's address is a node, which is a process, and a path in it (`actors/runtime.py` has `Address`). A message to
-an actor that was not met before goes to one of these addresses. `actors/placement.py` decides which worker runs what.
+An actor's address is a node, which is a process, and a path in it (`actors/runtime.py` has `Address`). Mail to an actor
+whose reference is not known goes to one of these addresses. `actors/placement.py` decides which worker runs what.
 
 Invariants
 - two actors of one node never share a path, and a topic or subscription that is created again has another path than
@@ -43,9 +43,10 @@ RESTORER_PATH: Final = "restorer"
 
 
 def instance_of(topic: TopicMeta, subscription: SubscriptionMeta) -> str:
-    """Return what tells a subscription from those that had its name before, or whose topic had its topic's name.
+    """Return what tells a subscription from earlier ones of its name, and from those of an earlier topic of its topic's
+    name.
 
-    A reader's is the topic's own: it has another subscription whenever it opens.
+    A reader's is its topic's incarnation, since its subscription is new each time it opens.
     """
     topic_is = topic.incarnation.hex()
     return topic_is if subscription.type == READER else f"{topic_is}.{subscription.created_ms}"
@@ -54,7 +55,7 @@ def instance_of(topic: TopicMeta, subscription: SubscriptionMeta) -> str:
 def actor_path(kind: str, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> str:
     """Return the path of an actor of a topic or subscription.
 
-    One created again under the same name has another, and never meets what was meant for the one before it.
+    A topic or subscription that is created again has another path, and never receives mail for its predecessor.
     """
     path = f"{kind}/{topic.name}:{topic.incarnation.hex()}"
     return path if subscription is None else f"{path}:{subscription.name}.{subscription.created_ms}"

@@ -14,8 +14,9 @@ from typing import Final
 
 from ister.backoff import BackOff
 
-AGAIN_S: Final = 10.0  # a mail each: ten thousand subscriptions cost a hundredth of a core
-UNANSWERED_S: Final = 1.0  # the first time; doubled each time
+# seconds; each question is one mail: ten thousand subscriptions cost a hundredth of a core
+AGAIN_S: Final = 10.0
+UNANSWERED_S: Final = 1.0  # seconds, the first time; doubled each time
 
 
 class Asking:

@@ -1,6 +1,6 @@
-"""The broker process: its composition root. Supervises workers and tier, and is home to the Directory.
+"""The broker process: its composition root. It runs the Supervisor and the Directory.
 
-Runs in: the process that `ister serve` is. Holds the lock of the data folder for as long as it lives.
+Runs in the process of `ister serve`. Holds the lock of the data folder until it ends.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ister.storage.wal import remove_log
 log = logging.getLogger("ister.broker")
 
 CATALOGUE_FILE: Final = "catalogue.sqlite"
-STORE_PATIENCE_S: Final = 1.0  # a store that is slower than this is waited for in the background
+STORE_PATIENCE_S: Final = 1.0  # seconds; a slower store is waited for in the background
 STORE_FOLDER: Final = "store"
 
 
@@ -54,11 +54,12 @@ class BrokerReady:
     store: str
     topics: int
     processes: dict[str, int]
-    restored: tuple[str, ...] = ()  # what came back from the store, topic by topic, and what may be missing
+    # a line for each topic that was restored from the store, saying what may be missing
+    restored: tuple[str, ...] = ()
 
 
 class BrokerFailedError(UsageError):
-    """The broker ended for a reason that is not a wish: the text says which; `exit_code` is the process's."""
+    """The broker ended with an error: the text says which; `exit_code` is the process's."""
 
     code = "broker-failed"
     action = "stop"
@@ -75,8 +76,8 @@ def run_broker(
 
     `rebuild_catalogue`: a catalogue that is damaged or lost is rebuilt from the files beside logs and cursors.
 
-    Raises `LockedError` for a data folder that another broker holds, `OSError` for one that cannot be written,
-    `UsageError` for addresses that are taken, `BrokerFailedError` when it had to give up.
+    Raises `LockedError` if another broker holds the data folder, `OSError` if it cannot be written, `UsageError` for
+    addresses in use, `BrokerFailedError` when the broker had to give up.
     """
     name_process(BROKER)
     log_to_stderr(BROKER, getattr(logging, settings.server.log_level.upper()))
@@ -128,7 +129,7 @@ def _run(
     waiting_for = {"processes", "store"}
 
     def reached(what: str) -> None:
-        """Say that clients can connect: once all processes are up, and the store has said what it has, or is slow."""
+        """Report that clients can connect, once all processes are up and the store was listed or is slow."""
         if what in waiting_for:
             waiting_for.discard(what)
             if not waiting_for:
@@ -152,7 +153,7 @@ def _run(
         describe_broker=lambda: process_description(context, "broker") | {"restarts": supervisor.restarts},
         on_restored=lambda: reached("store"),
         defaults=settings.subscription,
-        waits_for_store=not catalogue.topics(),  # the disk may be new, and the store not
+        waits_for_store=not catalogue.topics(),  # the disk may be new, and the store may have topics
     )
     located = context.system.find(DIRECTORY_PATH)
     assert isinstance(located, Directory)
@@ -183,14 +184,14 @@ def _run(
 
 
 def _actor_failed(context: ProcessContext, path: str, error: Exception) -> None:
-    """Without its Directory or Supervisor there is no broker."""
+    """End the broker when its Directory or Supervisor failed."""
     if path == DIRECTORY_PATH:
         log.critical("the Directory failed: %s", error)
         context.stop(EXIT_FAILED)
 
 
 def worker_addresses(settings: Settings) -> tuple[list[str], list[str]]:
-    """Return where each worker binds, and the address clients are told of it."""
+    """Return for each worker the address it binds and the one clients are told."""
     host, port = split_listen(settings.server.listen)
     workers = settings.server.workers or cores()
     told = settings.server.advertise or ("127.0.0.1" if host in ("*", "0.0.0.0", "[::]") else host)
@@ -206,7 +207,7 @@ def cores() -> int:
 
 
 def check_free(binds: list[str]) -> None:
-    """Raise `UsageError` naming the first address that cannot be listened on, before anything is started."""
+    """Raise `UsageError` for the first address that is in use, before any process is started."""
     for bind in binds:
         host, port = split_listen(bind)
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
@@ -224,11 +225,10 @@ def check_free(binds: list[str]) -> None:
 
 
 def sweep_orphans(disk: LocalDisk, data: str, catalogue: Catalogue) -> None:
-    """Delete what a topic's deletion left behind, because a worker was not there to do it.
+    """Delete files of deleted topics that were left because a worker was not up.
 
-    A catalogue that never had a topic knows nothing of logs that are there: it may be a new one in the place of one
-    that was lost, and nothing is deleted on its word. Nor is a log with a description: deleting a topic takes that away
-    first.
+    A catalogue that never had a topic may be a new one in place of a lost one, so nothing is deleted then. A log that
+    has a description is not deleted either: deleting a topic removes its description first.
     """
     was_used = catalogue.change() > 0
     known = {folder_of(topic) for topic in catalogue.topics()}

@@ -1,8 +1,7 @@
 """How often something that changes is written to a store that charges per call. Pure: no clock, no store.
 
 The first change after a quiet period is written soon. While changes continue, the time between two writes doubles, up
-to a bound. So what is written is never further behind than the bound, and continuous changes cost one write per
-bound.
+to a bound. So what is stored is never older than the bound, and continuous changes cost one write per bound.
 
 Invariants
 - a change is written within the bound, whatever came before
@@ -25,7 +24,7 @@ class Cadence:
         self._written_s: float | None = None
 
     def wait_s(self, now_s: float) -> float:
-        """Return how long a change of now may wait to be written."""
+        """Return how many seconds a change at `now_s` may wait to be written."""
         if self._written_s is None:
             return self.first_s
         since_s = now_s - self._written_s
@@ -34,7 +33,7 @@ class Cadence:
         return min(max(self.first_s, self._interval_s - since_s), self.bound_s)
 
     def written(self, now_s: float) -> None:
-        """Record that what there is was written."""
+        """Record a write at `now_s`."""
         if self._written_s is not None:
             self._interval_s = min(2 * self._interval_s, self.bound_s)
         self._written_s = now_s

@@ -1,10 +1,10 @@
-"""Notifies actors that wait for a time of day when the wall clock was set: timers of the loop only know durations.
+"""Notifies actors that wait for a time of day when the wall clock was set, since the loop's timers know only durations.
 
-Runs on a loop, one for all that wait there. May touch: the loop's clock and timers.
+Runs on a loop, one instance for all actors of it. May touch: the loop's clock and timers.
 
 Invariants
-- a step of the wall clock is noticed within `LOOK_S`, while anything waits
-- without waiters it costs nothing: the last one that leaves ends the timer
+- a step of the wall clock is noticed within `LOOK_S`, while any actor waits
+- without waiting actors it costs nothing: when the last one stops waiting, the timer ends
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final
 from ister.actors.loop import Scheduler, Timer
 
 LOOK_S: Final = 0.5
-# Less is a clock that is being slewed, or a turn that took long between the two readings.
+# A smaller difference may be a clock that is being slewed, or a turn that took long between the two readings.
 STEP_MS_MIN: Final = 50
 
 
 class ClockSteps:
-    """The steps of one loop's wall clock, told to those that `watch`."""
+    """The steps of one loop's wall clock, reported to those that `watch`."""
 
     def __init__(self, loop: Scheduler) -> None:
         self._loop = loop
@@ -29,7 +29,7 @@ class ClockSteps:
         self._ahead_ms = 0.0
 
     def watch(self, key: Hashable, stepped: Callable[[], None]) -> None:
-        """Call `stepped()` after each step of the wall clock, until `unwatch(key)`; once a key, however often asked."""
+        """Call `stepped()` after each step of the wall clock, until `unwatch(key)`."""
         self._watching[key] = stepped
         if self._timer is None:
             self._ahead_ms = self._offset_ms()

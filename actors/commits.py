@@ -35,17 +35,17 @@ LANES: Final = 3
 # much as a sync. So long may the first of them wait for its receipt because of the others.
 LANE_S_MAX: Final = 0.002
 LANE_COMMITS_MAX: Final = 16
-# The estimate of a file's sync is the least seen, raised by so much with each: what is seen includes waiting for the
-# interpreter and for others' syncs, which says nothing of the disk.
+# The estimate for a file's sync is the shortest seen, raised by this factor with each sync: longer ones include
+# waiting for the interpreter and for other syncs, which says nothing about the disk.
 ESTIMATE_RISE: Final = 1.05
-# What is faster than this is never slow: a turn of the loop may take as long.
+# A sync that is faster than this is never slow: a turn of the loop may take as long.
 SLOW_S_MIN: Final = 0.010
-# How soon it is looked whether a running sync of the file system has become slow.
+# How soon a running sync of the file system is checked for being slow.
 LOOK_S_MIN: Final = 0.001
-# After a sync of the file system that was too slow, none is tried for so many times what it was too slow by: whoever
-# fills the disk beside us costs our commits a tenth of the time at most.
+# After a sync of the file system that was too slow, none is tried for this many times the excess: another program
+# that fills the disk delays our commits by a tenth of the time at most.
 BAN_FACTOR: Final = 10.0
-# Ends told in a turn: each sends receipts and notices, some 20 us, and sockets want to be looked at in between.
+# Ends reported per turn: each sends receipts and notices, some 20 us, and sockets must be polled in between.
 ENDS_PER_TURN: Final = 64
 
 
@@ -54,20 +54,20 @@ class Syncable(Protocol):
 
     @property
     def path(self) -> str:
-        """One of its files, or its folder: all are in the same file system."""
+        """One of its files, or its folder; all paths are in the same file system."""
 
     def run(self) -> None:
         """Sync its files. Raises OSError."""
 
     def prepare(self) -> None:
-        """Do all of `run` that is not a sync. Raises OSError."""
+        """Do the part of `run` that is not a sync. Raises OSError."""
 
 
 Done = Callable[[None, BaseException | None], None]
 
 
 class Group(NamedTuple):
-    """The oldest `commits` of those that wait, together by one sync of the file system or else in one lane."""
+    """The oldest `commits` that wait, to be made durable by one sync of the file system (`together`) or in one lane."""
 
     together: bool
     commits: int
@@ -78,11 +78,11 @@ class Choice:
 
     def __init__(self, lanes: int = LANES) -> None:
         self.lanes = lanes
-        self.file_s: float | None = None  # what one commit by itself takes; None until one was seen
+        self.file_s: float | None = None  # how long a single commit takes; None until one was measured
         self._banned_until = 0.0
 
     def next_group(self, waiting: int, lanes_busy: int, together_s: float | None, now: float) -> Group | None:
-        """Return what to begin now, None to wait until something ends.
+        """Return the group to start now, or None to wait until something ends.
 
         `together_s` is how long a sync of the file system has been running, None if none is.
         """
@@ -92,23 +92,23 @@ class Choice:
             if together_s is None:
                 return Group(True, waiting)
             if together_s < self.patience_s(waiting):
-                return None  # the next one covers them, and costs less than the lanes would
+                return None  # the next sync of the file system covers them, at less cost than lanes
         if lanes_busy >= self.lanes:
             return None
         fit = LANE_COMMITS_MAX if not self.file_s else int(LANE_S_MAX / self.file_s)
         return Group(False, max(1, min(fit, LANE_COMMITS_MAX, waiting // self.lanes)))
 
     def patience_s(self, commits: int) -> float:
-        """Return how long a sync of the file system for so many may take: the files' own, one after the other."""
+        """Return how long a sync of the file system may take for this many: as long as their files one by one."""
         return max(SLOW_S_MIN, commits * (self.file_s or 0.0))
 
     def lane_ended(self, commits: int, took_s: float) -> None:
-        """Learn how long commits took in a lane."""
+        """Record how long commits took in a lane."""
         each = took_s / commits
         self.file_s = each if self.file_s is None else min(each, self.file_s * ESTIMATE_RISE)
 
     def together_ended(self, commits: int, took_s: float, now: float) -> None:
-        """Learn how long a sync of the file system took for so many."""
+        """Record how long a sync of the file system for this many commits took."""
         too_slow_s = took_s - self.patience_s(commits)
         if too_slow_s > 0:
             self._banned_until = now + BAN_FACTOR * too_slow_s
@@ -117,7 +117,7 @@ class Choice:
 class Commits:
     """Runs the commits of a worker's topics; everything but their syncs is on the loop.
 
-    `file_system` is what holds all of them that can be synced together; None if there is no such way here.
+    `file_system` is the folder whose file system can be synced as a whole; None if that is not possible here.
     """
 
     def __init__(
@@ -143,19 +143,19 @@ class Commits:
     def run(self, commit: Syncable, done: Done) -> None:
         """Make `commit` durable, then call `done(None, error or None)` on the loop.
 
-        `done` must not raise: whose fault it was is known to it alone.
+        `done` must not raise, because an exception here would not reach the topic that caused it.
         """
         self.commits += 1
         if self._lanes_busy == 0 and self._together_since is None and not self._waiting:
-            self._begin_lane(((commit, done),))  # a lone message waits for nobody; its turn's others follow
+            self._begin_lane(((commit, done),))  # a single commit does not wait; others of this turn follow
             return
         (self._waiting if self._covered(commit) else self._apart).append((commit, done))
-        if not self._begin_scheduled:  # all that this turn brings are looked at together
+        if not self._begin_scheduled:  # all commits of this turn are decided on together
             self._begin_scheduled = True
             self._loop.call_soon(self._begin_scheduled_now)
 
     def aside(self, work: Callable[[], None], done: Done) -> None:
-        """Run `work` in a thread when those handed in before are done, then `done(None, error or None)` on the loop."""
+        """Run `work` in a thread after the work handed in before, then `done(None, error or None)` on the loop."""
         self._aside.append((work, done))
         self._begin_aside()
 
@@ -177,7 +177,7 @@ class Commits:
             return False
         try:
             return self._file_system.covers(commit.path)
-        except OSError:  # its folder is gone: its own sync will say more
+        except OSError:  # its folder is gone: its own sync will report that
             return False
 
     def _begin_scheduled_now(self) -> None:
@@ -185,7 +185,7 @@ class Commits:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin what can begin."""
+        """Start all groups that can start."""
         now = self._clock.monotonic()
         while self._apart and self._lanes_busy < self._choice.lanes:
             self._begin_lane([self._apart.popleft()])
@@ -255,7 +255,7 @@ class Commits:
         errors: Sequence[BaseException | None] | None,
         failure: BaseException | None,
     ) -> None:
-        """Keep the disk busy first, then tell them."""
+        """Start the next groups first, to keep the disk busy, then report the ends."""
         if self._waiting or self._apart:
             self._begin()
         telling = bool(self._ended)

@@ -1,14 +1,14 @@
-"""Consumers: each stands for one connected consumer, what it holds unacknowledged, and its place on the wire.
+"""Consumers: each represents one connected consumer, the messages it holds, and its place on the wire.
 
-Runs in the worker process of its subscription, one actor an open handle. This file is the conversation between client
-and subscription; `consumer_holding.py` has what is held, `consumer_wire.py` the handle and what waits for its
+Runs in the worker process of its subscription, one actor per open handle. This file is the conversation between client
+and subscription; `consumer_holding.py` keeps the messages held, `consumer_wire.py` the handle and what waits for its
 connection.
 
 Invariants
-- nothing of this consumer is lost when it goes, whatever the reason: `on_stop` and `on_failure` give back what it held
-- it goes, or begins anew, only when the subscription has said that nothing more is on its way to it: what came
-  behind would be lost, or be delivered before what came earlier
-- what the program has in hand, or was sent and is not asked for, is given back when its time is over
+- no message is lost when a consumer ends: `on_stop` and `on_failure` return what it held
+- it ends, or starts again, only after the subscription has confirmed that nothing more is in transit to it: a later
+  piece would be lost, or be delivered before earlier ones
+- messages that the program has in hand, or that wait while the program asks for nothing, are returned at their timeout
 """
 
 from __future__ import annotations
@@ -57,17 +57,18 @@ from ister.transport.gateway import Gateway
 from ister.transport.session import Handle
 from ister.wire import Header, Key, Type
 
-REASON_LENGTH_MAX: Final = 200  # characters, as the protocol says
-# A place that is not there by then is refused: the client tries again, and its program can be told why it waits.
+REASON_LENGTH_MAX: Final = 200  # characters, as in PROTOCOL.md
+# A consumer that is not attached by then is refused: the client tries again, and can tell its program why it waits.
 OPEN_WITHIN_S: Final = 20.0
 
-RECALLED: Final = "recalled"  # the event of what a stuck program was not given, and of its credit
+# the code of the event about messages taken back from a stuck program, and its credit
+RECALLED: Final = "recalled"
 
 
 class Consumer(LoopActor):
-    """One open consumer of a reliable or non-reliable subscription; only of a reliable one it acknowledges.
+    """One open consumer of a subscription. It acknowledges only if the topic is reliable.
 
-    It asks the subscription for a place when it starts, and answers the client's OPEN_CONSUMER.
+    It asks the subscription to attach it when it starts, and answers the client's OPEN_CONSUMER.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Consumer(LoopActor):
             on_lost=self._lost,
             on_clear=self._cleared,
         )
-        self._heard_s = 0.0  # when its program last had something to say, or was first given something
-        self._timer: Timer | None = None  # of what is to be acknowledged in time
+        self._heard_s = 0.0  # when its program last said something, or was first given something
+        self._timer: Timer | None = None  # for the acknowledgment timeout
         self._granted = False
         self._closing: list[CloseConsumer] = []
         self._gone = False
@@ -114,7 +115,7 @@ class Consumer(LoopActor):
     # ---- coming and going ---------------------------------------------------------------------------------------
 
     def on_start(self) -> None:
-        """Ask the subscription for a place."""
+        """Ask the subscription to attach this consumer."""
         self._open_timer = self.call_later(OPEN_WITHIN_S, self._give_up)
         header, session = self.wire.header, self.wire.handle.session
         messages, bytes_ = self.wire.credit()
@@ -133,7 +134,7 @@ class Consumer(LoopActor):
         )
 
     def _give_up(self) -> None:
-        """The subscription has given no place: better a clear word than none."""
+        """Refuse the open: the subscription has not attached the consumer in time."""
         if self.wire.is_asked_for_again:
             self._open_timer = self.call_later(OPEN_WITHIN_S, self._give_up)
             return
@@ -141,16 +142,16 @@ class Consumer(LoopActor):
             f"the subscription had no place within {OPEN_WITHIN_S:g} s: its topic does not answer, or is being read "
             "from the store; 'ister explain' says which; try again"
         )
-        self._pause()  # nothing is on its way here once that is answered
+        self._pause()  # once that is answered, nothing is in transit to this consumer
         self.wire.evict(RemoteError("unavailable", text))
         self._closing.append(CloseConsumer(self.wire.handle, None))
 
     def on_stop(self) -> None:
-        """Give back what is held."""
+        """Return what is held."""
         self._leave()
 
     def on_failure(self, *_error: object) -> None:
-        """Give back what is held, and tell the client that the handle is closed."""
+        """Return what is held, and tell the client that the handle is closed."""
         self._leave()
         self.wire.evict(RemoteError("internal", "the broker failed for this consumer; see its log"))
 
@@ -158,11 +159,12 @@ class Consumer(LoopActor):
         if not self._gone:
             self._gone = True
             self._open_timer.cancel()
-            if self._timer is not None:  # it would keep all this for as long as an acknowledgment may take
+            # a pending timer would keep all of this in memory for as long as the acknowledgment timeout
+            if self._timer is not None:
                 self._timer.cancel()
             self.wire.leave()
-            lost = self.wire.handle.session.lost  # it fell silent, rather than close or say goodbye
-            held, waiting = self._release()  # first, for losses are told before
+            lost = self.wire.handle.session.lost  # the session fell silent, without a close or goodbye
+            held, waiting = self._release()  # first, because lost messages are reported before
             if lost:
                 held, waiting = self.holding.blame(held, waiting)
                 self._subscription.tell(Left(self._key, held, lost, waiting))
@@ -170,7 +172,7 @@ class Consumer(LoopActor):
                 self._subscription.tell(Left(self._key, sorted(held + waiting)))
 
     def _release(self) -> tuple[list[Held], list[Held]]:
-        """Take back everything but what is to be told: what the program may have, and what it never had."""
+        """Take back all messages: those the program may have, and those it never had."""
         unsent = self.wire.unsent()
         if self._acknowledges:
             return self.holding.release(unsent)
@@ -194,33 +196,34 @@ class Consumer(LoopActor):
         instance, moved = self._instance, self.holding.times_moved
         if (
             self._acknowledges and moved
-        ):  # a client that was away may not have heard: its acknowledgments are void
+            # the client reconnected and may not know that the subscription was moved: its acknowledgments are void
+        ):
             instance = f"{instance}.{moved}"
         if self.wire.open(position, self._strategy, instance, tells=tells):
             self.holding.begin_anew()
 
     @receives(TimeoutChanged)
     def on_timeout_changed(self, change: TimeoutChanged) -> None:
-        """Take another acknowledgment timeout for what is delivered from now on."""
+        """Apply another acknowledgment timeout to later deliveries."""
         self.holding.go_by(change.ack_timeout_ms, change.failures_max)
 
     @receives(Evicted)
     def on_evicted(self, evicted: Evicted) -> None:
-        """Tell the client that it has no place, or none any more, and go."""
+        """Tell the client that it was refused or removed, and stop."""
         self.wire.evict(RemoteError(evicted.code, evicted.text))
         self._answer_closes()
         self.stop_now()
 
     @receives(Reopen)
     def on_reopen(self, command: Reopen) -> None:
-        """Begin again for a client that came back: what it held is delivered again, in order."""
+        """Start again for a client that reconnected: what it held is redelivered, in order."""
         self.wire.reopen(command.generation, command.header)
-        self._answer_closes()  # opened again since, it stays
+        self._answer_closes()  # the handle was opened again since: it stays open
         self._pause()
 
     @receives(CloseConsumer)
     def on_close(self, command: CloseConsumer) -> None:
-        """Go, at the client's wish or because its session ended."""
+        """Close, because the client asked for it or its session ended."""
         self._closing.append(command)
         self._pause()
 
@@ -236,7 +239,7 @@ class Consumer(LoopActor):
 
     @receives(Paused)
     def on_paused(self, _paused: Paused) -> None:
-        """Go, or begin anew: nothing is on its way here any more."""
+        """Stop, or start again: nothing is in transit to this consumer any more."""
         self.wire.go_on()
         if self._closing:
             self._leave()
@@ -262,7 +265,7 @@ class Consumer(LoopActor):
 
     @receives(Yield)
     def on_yield(self, command: Yield) -> None:
-        """Give back everything: the consumer that is active now gets it first, or the subscription is moved."""
+        """Return all messages: another consumer becomes active, or the subscription is moved."""
         if command.moving:
             self.holding.moves()
         if self._acknowledges:
@@ -271,7 +274,7 @@ class Consumer(LoopActor):
 
     @receives(Sought)
     def on_sought(self, sought: Sought) -> None:
-        """Begin anew at another offset: acknowledgments of what was delivered before count no more."""
+        """Continue at another offset: acknowledgments of earlier deliveries do not count."""
         self.holding.moved(sought.offset)
         self.wire.send(
             Notice("sought", 0, f"the subscription goes on at offset {sought.offset}", sought.offset)
@@ -279,21 +282,21 @@ class Consumer(LoopActor):
 
     @receives(Stayed)
     def on_stayed(self, _stayed: Stayed) -> None:
-        """Take acknowledgments as before: the subscription is where it was."""
+        """Accept acknowledgments as before: the subscription was not moved."""
         self.holding.stayed()
 
     # ---- delivering ---------------------------------------------------------------------------------------------
 
     @receives(Deliver)
     def on_deliver(self, command: Deliver) -> None:
-        """Send a piece, and remember it until it is acknowledged."""
+        """Send a piece, and keep it as in flight until it is acknowledged."""
         piece = command.piece
         if self.holding.deliver(piece):
             self._subscription.tell(Block(self._key, True, "crowded"))
         self.wire.send(piece)
 
     def _sent(self, piece: Piece, singly: bool) -> None:
-        """The client has it: what its program may have is to be acknowledged in time from now on."""
+        """Start the acknowledgment timeout of the messages of a sent piece that the program may have."""
         now_s = self.clock.monotonic()
         taken, waits = self.holding.sent(piece, now_s, tells=self.wire.tells, singly=singly)
         first = waits and self._timer is None
@@ -303,29 +306,29 @@ class Consumer(LoopActor):
             self._look_by(now_s + self.holding.ack_timeout_s)
 
     def _lost(self, piece: Piece) -> None:
-        """A piece finds nobody: where nothing is acknowledged, the subscription counts it; else it is in flight."""
+        """Handle a piece that finds no connection: it stays in flight, or is reported as lost."""
         if not self._acknowledges:
             self._subscription.tell(Lost(piece.count))
 
     def _cleared(self) -> None:
-        """What waited is sent: more may come, unless this holds too much."""
+        """Accept pieces again after the backlog was sent, unless too much is held."""
         if not self.holding.crowded:
             self._subscription.tell(Block(self._key, False))
 
     def _settled(self) -> None:
-        """Something was settled: a consumer that held too much may be given more."""
+        """Accept pieces again if too much was held before."""
         if self.holding.relieved() and self.wire.is_clear:
             self._subscription.tell(Block(self._key, False))
 
     @receives(Room)
     def on_room(self, _room: Room) -> None:
-        """Send what waits here: who waited before us had room."""
+        """Send the backlog: the consumer that waited for the connection before this one found room."""
         self.wire.room()
 
     @receives(Notice)
     def on_notice(self, notice: Notice) -> None:
-        """Tell the client of an event, behind what was delivered before it."""
-        if notice.code == "dropped":  # told of again, with what is lost until then: no reason to wait
+        """Tell the client of an event, after what was delivered before it."""
+        if notice.code == "dropped":  # it will be told again with later drops: no reason to wait
             self.wire.send_now_or_never(notice)
         else:
             self.wire.send(notice)
@@ -334,7 +337,7 @@ class Consumer(LoopActor):
 
     @receives(ConsumerFrame)
     def on_frame(self, frame: ConsumerFrame) -> None:
-        """Take a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND."""
+        """Handle a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND frame."""
         header = frame.header
         kind = header[Key.TYPE]
         self._heard_s = now_s = self.clock.monotonic()
@@ -350,8 +353,8 @@ class Consumer(LoopActor):
             if Key.REF in header:
                 self.wire.done(header[Key.REF])
             return
-        # What a client says again when it resumes its session is of deliveries over the connection before. Where the
-        # subscription was moved meanwhile, nobody knows whether it has heard: all of it is delivered again.
+        # When a client resumes its session it repeats its last words about deliveries over the old connection. If the
+        # subscription was moved meanwhile, it may not know that: all of it is redelivered.
         unheard = self.holding.moved_since_opened and not self.wire.is_opened_here
         if unheard or not self._acknowledges:
             if Key.REF in header:
@@ -388,7 +391,7 @@ class Consumer(LoopActor):
             self._subscription.tell(Acknowledged(self._key, ranges, ref, settled, since_s))
 
     def _extend(self, header: Header) -> None:
-        """Let the acknowledgment timeout begin anew: the client is still working on it."""
+        """Start the acknowledgment timeout of messages again: the client is still working on them."""
         deadline_s = self.clock.monotonic() + self.holding.ack_timeout_s
         self.holding.extend(self.holding.ranges(header[Key.RANGES]), deadline_s)
         self._look_by(deadline_s)  # the timeout may have been longer before
@@ -409,12 +412,12 @@ class Consumer(LoopActor):
 
     @receives(Confirmed)
     def on_confirmed(self, confirmed: Confirmed) -> None:
-        """Tell the client that an acknowledgment is in the journal."""
+        """Tell the client that its acknowledgment is in the journal."""
         self.wire.done(confirmed.ref)
 
     @receives(AckRefused)
     def on_ack_refused(self, refused: AckRefused) -> None:
-        """Tell the client that an acknowledgment came too late."""
+        """Tell the client that its acknowledgment was refused."""
         echo: Header = {Key.HANDLE: self.wire.handle.number}
         if refused.ref is not None:
             echo[Key.REF] = refused.ref
@@ -432,7 +435,8 @@ class Consumer(LoopActor):
             self._recall("acknowledge")
             self._settled()
         due = self.in_flight.next_deadline_s()
-        if due is None and self.holding.waits:  # it has nothing in hand, and perhaps forgot about this
+        # the program has nothing in hand, and may never ask for what waits
+        if due is None and self.holding.waits:
             due = self._heard_s + timeout_s
             if due <= now_s:
                 self._subscription.tell(Idle(self._key))
@@ -442,16 +446,16 @@ class Consumer(LoopActor):
 
     @receives(Recall)
     def on_recall(self, _recall: Recall) -> None:
-        """Let others have what waits for a program that asks for nothing, unless it has come back just now."""
+        """Take back what waits for a program that asks for nothing, unless it has just asked again."""
         silent = self._heard_s + self.holding.ack_timeout_s <= self.clock.monotonic()
         if self.in_flight.next_deadline_s() is None and silent:
             self._recall("ask for anything")
 
     def _recall(self, what: str) -> None:
-        """The program is stuck, or takes nothing: what waits for it goes to others, and did not fail."""
-        self.wire.unsent()  # these wait as well
+        """Return what waits for a stuck program to the subscription, without a failure."""
+        self.wire.unsent()  # pieces in the backlog wait as well
         if waiting := self.holding.recall():
-            self._subscription.tell(SetCredit(self._key, 0, 0))  # nothing comes until it asks
+            self._subscription.tell(SetCredit(self._key, 0, 0))  # it gets nothing until it asks
             self._subscription.tell(Returned(self._key, waiting, 0.0, "its consumer is stuck"))
             text = f"the program does not {what} within {self.holding.ack_timeout_s:g} s"
             self.wire.send(Notice(RECALLED, messages_of(waiting), text))
@@ -461,12 +465,12 @@ class Consumer(LoopActor):
             self._look_at(deadline_s)
 
     def _look_at(self, deadline_s: float) -> None:
-        """Look then, and not later, for what was not acknowledged in time."""
+        """Check for timed out messages at that time."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.call_later(max(deadline_s - self.clock.monotonic(), 0.001), self._expire)
 
     @property
     def in_flight(self) -> InFlight:
-        """What was delivered, and neither acknowledged nor given back."""
+        """The messages that were delivered and neither acknowledged nor returned."""
         return self.holding.in_flight

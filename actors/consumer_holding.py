@@ -1,10 +1,10 @@
-"""What a consumer holds: what is in flight, what its program has in hand, and what may be acknowledged; pure.
+"""The messages a consumer holds: those in flight, those its program has in hand, those it may acknowledge; pure.
 
 Invariants
-- what was delivered and neither acknowledged nor given back is in flight, and nowhere else
-- what the program has, or may have, has a deadline; what waits in its client has none
-- an acknowledgment of what was never delivered changes nothing and is an error; of what was delivered before the
-  subscription was moved, it changes nothing and is none
+- a message that was delivered and neither acknowledged nor returned is in flight, and in no other place
+- messages that the program has or may have, have a deadline; messages that wait in its client have none
+- an acknowledgment of a message that was never delivered is an error; one of a message that was delivered before the
+  subscription was moved is ignored
 """
 
 from __future__ import annotations
@@ -22,46 +22,47 @@ if TYPE_CHECKING:
 
 Range = tuple[int, int]
 
-# A consumer that holds so many ranges unacknowledged gets nothing until it has fewer: some 4 MB. Messages that were
+# A consumer with this many unacknowledged ranges gets nothing until it has fewer: some 4 MB. Messages that were
 # delivered together are one range, however many they are.
 IN_FLIGHT_RANGES_MAX: Final = 20_000
-SINCE_RANGES_MAX: Final = 500  # of what was delivered since the subscription was moved: 8 KB
+SINCE_RANGES_MAX: Final = 500  # ranges of what was delivered since the subscription was moved: 8 KB
 
 
 class Holding:
-    """What one consumer holds; where it does not acknowledge, nothing is held, and only how far it got is known."""
+    """The messages one consumer holds. Where nothing is acknowledged, only how far it was delivered is kept."""
 
     def __init__(self, *, acknowledges: bool) -> None:
         self.in_flight = InFlight()
         self.delivered_end = 0
         self.ack_timeout_s = 0.0
-        self.crowded = False  # holds so much in pieces that it is given nothing more
+        self.crowded = False  # holds so many ranges that it gets nothing more
         self.times_moved = 0
-        self.moved_since_opened = False  # its client may not have heard of it
+        self.moved_since_opened = False  # its client may not know of the move
         self._acknowledges = acknowledges
         self._failures_max = 0
         self._in_hand = InHand()
-        self._since: RangeSet | None = None  # the subscription was moved: what was delivered here since then
-        self._since_before: RangeSet | None = None  # the same of the move before, should this one fail
+        # what was delivered here since the subscription was moved; None: never moved
+        self._since: RangeSet | None = None
+        self._since_before: RangeSet | None = None  # `_since` before the present move, in case that fails
 
     def go_by(self, ack_timeout_ms: int, failures_max: int) -> None:
-        """Take other settings for what is delivered from now on."""
+        """Apply other settings to later deliveries."""
         self.ack_timeout_s = ack_timeout_ms / 1000
         self._failures_max = failures_max
 
     def begin(self, position: int) -> None:
-        """Everything below a position was delivered before, to somebody."""
+        """Note that everything below `position` was delivered before, to some consumer."""
         self.delivered_end = max(self.delivered_end, position)
 
     def begin_anew(self) -> None:
-        """The handle is open, perhaps again: its client counts from here what it tells of."""
+        """Start counting deliveries anew: the client opened the handle again, and counts from here."""
         self._in_hand = InHand()
         self.moved_since_opened = False
 
     # ---- delivering ---------------------------------------------------------------------------------------------
 
     def deliver(self, piece: Piece) -> bool:
-        """Note a piece as in flight; return whether from now on this holds too much to be given more."""
+        """Note a piece as in flight; return whether this consumer now holds too much to get more."""
         if piece.end > self.delivered_end:
             self.delivered_end = piece.end
         if not self._acknowledges:
@@ -77,14 +78,14 @@ class Holding:
         return True
 
     def is_last_chance(self, piece: Piece) -> bool:
-        """Return whether one more failure is the last: then it must be known who had what in hand."""
+        """Return whether one more failure of a piece is the last allowed: then what is in hand must be known."""
         return 0 < self._failures_max <= piece.failures + 1
 
     def sent(self, piece: Piece, now_s: float, *, tells: bool, singly: bool) -> tuple[bool, bool]:
-        """The client has a piece; return whether its program may have some of it, and whether some of it waits.
+        """Note that a piece was sent; return whether the program may have some of it, and whether some of it waits.
 
-        What its program may have is to be acknowledged in time. A client that `tells` says itself what that is; what it
-        hands out `singly`, of each message.
+        What the program may have gets a deadline. A client that `tells` reports what its program takes; where it hands
+        out `singly`, for each message.
         """
         taken: Sequence[Range] = piece.parts
         waiting: Sequence[Range] = ()
@@ -95,9 +96,9 @@ class Holding:
         return bool(taken), bool(waiting)
 
     def take(self, count: int, now_s: float, *, alone: bool) -> bool:
-        """The program takes what waited in the client; return whether that is anything.
+        """Note that the program took the first `count` messages; return whether any of them waited until now.
 
-        From now on it is to be acknowledged in time. `alone`: it is about to get message number `count`, by itself.
+        They get a deadline. `alone`: the program is about to get message number `count` by itself.
         """
         taken = self._in_hand.confirm(count) if alone else self._in_hand.tell(count)
         for first, end in taken:
@@ -105,7 +106,7 @@ class Holding:
         return bool(taken)
 
     def relieved(self) -> bool:
-        """Return whether what held too much may be given more again."""
+        """Return whether a consumer that held too much may get more again."""
         if self.crowded and len(self.in_flight) * 2 < IN_FLIGHT_RANGES_MAX:
             self.crowded = False
             return True
@@ -114,7 +115,7 @@ class Holding:
     # ---- what the client says -----------------------------------------------------------------------------------
 
     def ranges(self, flat: Sequence[int]) -> tuple[Range, ...]:
-        """Return the ranges of a frame. Raises RemoteError `invalid-argument`, `ack-unknown`."""
+        """Return the ranges of a frame. Raises RemoteError `invalid-argument` or `ack-unknown`."""
         ranges = tuple(zip(flat[::2], flat[1::2], strict=True))
         for first, end in ranges:
             if first >= end:
@@ -131,13 +132,11 @@ class Holding:
             )
 
     def acknowledge(self, ranges: tuple[Range, ...]) -> tuple[tuple[Range, ...], int]:
-        """Take out what is done; return what of it counts, and how many messages were in flight."""
+        """Settle acknowledged ranges; return those that count, and how many messages were in flight here."""
         settled: list[Held] = []
         for first, end in ranges:
             settled += self.in_flight.settle(first, end)
-        if (
-            len(ranges) > 1
-        ):  # each once, however often they are named: there may be work for each message of them
+        if len(ranges) > 1:  # each once, however often it is named: each message may cost work later
             ranges = tuple(RangeSet(ranges))
         if self._since is not None:
             since = RangeSet((held.first, held.end) for held in settled)
@@ -148,9 +147,10 @@ class Holding:
         return ranges, messages_of(settled)
 
     def acknowledge_until(self, end: int, *, shared: bool) -> tuple[tuple[Range, ...] | None, int]:
-        """Take out everything below `end`; return what of it counts, None where it is all of it, and how many messages.
+        """Settle everything below `end`; return the ranges that count (None: all below `end`), and how many were in
+        flight.
 
-        All of it counts, whoever holds it, unless the subscription is `shared`, or was moved since. Raises RemoteError
+        Everything counts, whoever holds it, unless the subscription is `shared` or was moved since. Raises RemoteError
         `ack-unknown`.
         """
         self._check_delivered(end)
@@ -160,21 +160,21 @@ class Holding:
         return counts, messages_of(settled)
 
     def extend(self, ranges: Sequence[Range], deadline_s: float) -> None:
-        """Give ranges another deadline."""
+        """Give ranges another deadline, in seconds of the monotonic clock."""
         for first, end in ranges:
             self.in_flight.extend(first, end, deadline_s)
 
     def refuse(self, ranges: Sequence[Range], *, taken_too: bool) -> list[Held]:
-        """Take out what is refused, and return it; `taken_too`: with everything that the program has in hand."""
+        """Settle refused ranges and return them; `taken_too`: also everything else that the program has in hand."""
         held: list[Held] = []
         for first, end in ranges:
             held += self.in_flight.settle(first, end)
-        if taken_too:  # the program failed, and does not know at what
+        if taken_too:  # the program failed, and does not know at which message
             held += self.in_flight.release_taken()
         return held
 
     def holds_since_s(self) -> float | None:
-        """Return since when it holds what it holds for longest."""
+        """Return since when the consumer has held its oldest message, in monotonic seconds; None if it holds none."""
         deadline_s = self.in_flight.oldest_deadline_s()
         return None if deadline_s is None else deadline_s - self.ack_timeout_s
 
@@ -182,13 +182,13 @@ class Holding:
 
     @property
     def waits(self) -> bool:
-        """Whether anything waits in the client."""
+        """Whether any message waits in the client."""
         return self._in_hand.waits
 
     def release(self, unsent: Sequence[Piece]) -> tuple[list[Held], list[Held]]:
-        """Take back everything: what the program may have, and what it never had.
+        """Take back all messages: those the program may have, and those it never had.
 
-        What was never sent was no attempt.
+        Pieces in `unsent` do not count as an attempt.
         """
         never = [
             held._replace(attempt=held.attempt - 1)
@@ -200,7 +200,7 @@ class Holding:
         return self.in_flight.release(), waiting + never
 
     def forget_hand(self) -> None:
-        """Everything that waited was taken back; what is delivered from now on follows it."""
+        """Forget what waited in the client: it was taken back, and later deliveries are counted after it."""
         self._in_hand.forget()
 
     def recall(self) -> list[Held]:
@@ -211,10 +211,11 @@ class Holding:
         return waiting
 
     def blame(self, held: list[Held], waiting: list[Held]) -> tuple[list[Held], list[Held]]:
-        """Return what fails because the client was lost, and what does not, of what was released.
+        """Divide what was released from a lost client into what has failed, and what has not.
 
-        What its program had in hand does. Had it nothing, it may have died before its word of the next message was on
-        its way: that message fails then, so that one that kills whoever takes it is found out.
+        What its program had in hand has failed. If it had nothing in hand, it may have died before the client could
+        report the message it took next; then that message has failed, so that a message that kills every program is
+        found.
         """
         first = None if held else self._in_hand.first()
         if first is None:
@@ -226,24 +227,24 @@ class Holding:
     # ---- a subscription that is moved ---------------------------------------------------------------------------
 
     def moves(self) -> None:
-        """The subscription is being moved: nobody acknowledges any more what was given back."""
+        """The subscription is being moved: what was returned cannot be acknowledged any more."""
         self._since_before, self._since = self._since, RangeSet()
 
     def moved(self, offset: int) -> None:
-        """It goes on at another offset: acknowledgments of what was delivered before count no more."""
+        """The subscription was moved to `offset`: acknowledgments of earlier deliveries do not count."""
         self._since = RangeSet()
         self.delivered_end = offset
         self.times_moved += 1
         self.moved_since_opened = True
 
     def stayed(self) -> None:
-        """It could not be moved: acknowledgments count as before."""
+        """The subscription was not moved: acknowledgments count as before."""
         self._since = self._since_before
 
     def _note_since(self, piece: Piece) -> None:
-        """Record what is delivered since the subscription was moved; where that is in too many pieces, begin anew.
+        """Record what is delivered since the subscription was moved; start over when it is too many ranges.
 
-        What is forgotten by that can be acknowledged as long as it is in flight.
+        Messages that are forgotten by that can be acknowledged as long as they are in flight.
         """
         assert self._since is not None
         if len(self._since) > SINCE_RANGES_MAX:
@@ -253,5 +254,5 @@ class Holding:
 
 
 def messages_of(held: Sequence[Held]) -> int:
-    """Return how many messages these are."""
+    """Return the number of messages in the ranges."""
     return sum(part.end - part.first for part in held)

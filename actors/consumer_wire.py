@@ -1,11 +1,12 @@
-"""A consumer's place on the wire: its handle, and what waits for its connection.
+"""A consumer's place on the wire: its handle, and the backlog for its connection.
 
-Part of a Consumer, in a worker process. Owns the backlog: pieces and events that were not sent. May touch the gateway.
+Part of a Consumer, in a worker process. It owns the backlog: pieces and events that were not sent yet. May touch the
+gateway.
 
 Invariants
-- what is told stands in its place among what is delivered
-- nothing is sent while it is paused: what waits then is given back, or sent when it goes on
-- of all that wait for one connection, one looks for room, ever less often
+- events keep their order among the deliveries
+- nothing is sent while it is paused: the backlog is then taken back, or sent when it resumes
+- of all consumers that wait for one connection, one checks for room, at growing intervals
 """
 
 from __future__ import annotations
@@ -23,19 +24,18 @@ from ister.transport.gateway import Gateway, Sent
 from ister.transport.session import Handle
 from ister.wire import Header, Key, Type
 
-# A full connection is tried again after so long: half a megabyte of loopback traffic; twice as long each time, up to
-# where ten thousand clients that do not read cost a fraction of a core.
+# A full connection is tried again after this long, the time for half a megabyte of loopback traffic. The interval
+# doubles, up to where ten thousand clients that do not read cost a fraction of a core.
 FULL_RETRY_S: Final = 0.005
 FULL_RETRY_S_MAX: Final = 0.32
-NOTICES_MAX: Final = 64  # events that wait for a connection, and of each kind the last; 200 bytes each
+NOTICES_MAX: Final = 64  # events in the backlog, and of each kind the last one; 200 bytes each
 
 
 class WirePlace:
     """The handle of consumer number `key`, which is opened by `header`.
 
-    `block(Block)` tells the subscription that nothing more may come, `on_clear()` is called when what waited is sent.
-    `on_sent(piece, singly)` is called for what went out, where anybody wants to know, `on_lost(piece)` for what finds
-    no connection.
+    `block(Block)` tells the subscription to stop or resume sending, `on_clear()` is called when the backlog was sent.
+    `on_sent(piece, singly)` is called for each piece sent, if given, `on_lost(piece)` for one that finds no connection.
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class WirePlace:
         on_clear: Callable[[], None],
     ) -> None:
         self.handle = handle
-        self.header = header  # of the OPEN_CONSUMER that counts
-        self.backlog: deque[Piece | Notice] = deque()  # the connection is full or gone, or we pause
+        self.header = header  # of the latest OPEN_CONSUMER
+        # not sent yet: the connection is full or lost, or this is paused
+        self.backlog: deque[Piece | Notice] = deque()
         self.paused = False
-        self.tells = False  # the client tells what its program takes
-        self._opened_over = b""  # the connection over which it was last told that the handle is open
+        self.tells = False  # the client reports what its program takes
+        self._opened_over = b""  # the connection over which the client was last told that the handle is open
         self._gateway = gateway
         self._generation = handle.generation
         self._key = key
@@ -74,25 +75,25 @@ class WirePlace:
 
     @property
     def is_asked_for_again(self) -> bool:
-        """Whether the client has opened the handle again, which is on its way here."""
+        """Whether the client has opened the handle again, by a frame that has not arrived here yet."""
         return self.handle.generation != self._generation
 
     @property
     def is_connected(self) -> bool:
-        """Whether its client has a connection."""
+        """Whether the client has a connection."""
         return self.handle.session.routing is not None
 
     @property
     def is_opened_here(self) -> bool:
-        """Whether the client opened the handle over the connection that it has now; else it resumed its session."""
+        """Whether the client opened the handle over its present connection; otherwise it resumed its session."""
         return self.handle.session.routing == self._opened_over
 
     def reopen(self, generation: int, header: Header) -> None:
-        """The client opened the handle again."""
+        """Note that the client opened the handle again."""
         self._generation, self.header = generation, header
 
     def credit(self) -> tuple[int, int]:
-        """Return the messages and bytes that the client has room for, as far as that is allowed."""
+        """Return the messages and bytes that the client has room for, up to the limits."""
         limits = self._gateway.sessions.limits
         return (
             min(self.header[Key.MESSAGES], limits.credit_messages_max),
@@ -100,9 +101,9 @@ class WirePlace:
         )
 
     def open(self, position: int, strategy: str, instance: str, *, tells: bool) -> bool:
-        """Tell the client that the handle is open, unless it is not waited for any more; return whether it is.
+        """Tell the client that the handle is open, unless it was closed meanwhile; return whether it is open.
 
-        `instance` names which subscription of its name this is, for a client that asks.
+        `instance` tells this subscription from others of its name, for a client that asks.
         """
         header, handle = self.header, self.handle
         if not self._gateway.sessions.opened(handle, self._generation, "consumer"):
@@ -124,7 +125,7 @@ class WirePlace:
         return True
 
     def evict(self, error: IsterError) -> None:
-        """Tell the client that the handle is closed, and why, unless it has it no more."""
+        """Tell the client that the handle was closed, and why, unless it closed it itself."""
         handle = self.handle
         if handle.session.handles.get(handle.number) is handle and not self.is_asked_for_again:
             echo: Header = {Key.HANDLE: handle.number, Key.CLOSED: True}
@@ -134,30 +135,30 @@ class WirePlace:
             self._gateway.forget(handle, error)
 
     def forget(self) -> None:
-        """The client closed the handle."""
+        """Note that the client closed the handle."""
         self._gateway.forget(self.handle)
 
     def done(self, ref: int) -> None:
-        """Tell the client that what it asked with this ref is done."""
+        """Tell the client that the request with this ref is done."""
         self._gateway.send(self.handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
 
     def refuse(self, error: IsterError, echo: Header) -> None:
-        """Tell the client of an error."""
+        """Send the client an error."""
         self._gateway.send_error(self.handle.session, error, echo)
 
     def pause(self) -> bool:
-        """Send nothing more until it goes on; return whether that is news."""
+        """Send nothing until `go_on`; return whether it was not paused before."""
         news, self.paused = not self.paused, True
         return news
 
     def go_on(self) -> None:
-        """Send again, from what comes next on; `retry` sends what waits."""
+        """Resume sending with what comes next; `retry` sends the backlog."""
         self.paused = False
 
     # ---- sending ------------------------------------------------------------------------------------------------
 
     def send(self, what: Piece | Notice) -> None:
-        """Send it, or let it wait behind what waits already."""
+        """Send a piece or event, or add it to the backlog if there is one."""
         if self.backlog or self.paused:
             if isinstance(what, Notice):
                 self._make_room(what)
@@ -179,7 +180,8 @@ class WirePlace:
                     self._call_later(FULL_RETRY_S, lambda: self._look_for_room(FULL_RETRY_S))
                 session.waiting[self._key] = self._consumer
             self.backlog.append(what)
-        else:  # the client may come back and resume: what it holds is delivered again then, and what it missed told
+        # the client may reconnect and resume: then what it holds is redelivered, and missed events are told
+        else:
             self._block(Block(self._key, True, "lost"))
             if isinstance(what, Notice):
                 self.backlog.append(what)
@@ -187,11 +189,11 @@ class WirePlace:
                 self._on_lost(what)
 
     def send_now_or_never(self, notice: Notice) -> None:
-        """Tell of an event out of turn, if the connection takes it: it is told of again."""
+        """Send an event ahead of the backlog, if the connection has room: it is told again otherwise."""
         self._gateway.send(self.handle.session, self._event(notice), may_wait=True)
 
     def _make_room(self, notice: Notice) -> None:
-        """Where many events wait to be told, let the oldest of this kind go: the last word is what counts."""
+        """Drop the oldest event of this kind from a full backlog: the latest one counts."""
         notices = [waiting for waiting in self.backlog if isinstance(waiting, Notice)]
         if len(notices) >= NOTICES_MAX and (
             older := next((each for each in notices if each.code == notice.code), None)
@@ -230,21 +232,21 @@ class WirePlace:
     # ---- what waits ---------------------------------------------------------------------------------------------
 
     def unsent(self) -> list[Piece]:
-        """Take out the pieces that wait; events stay."""
+        """Take the pieces out of the backlog; events stay."""
         pieces = [waiting for waiting in self.backlog if isinstance(waiting, Piece)]
         self.backlog = deque(waiting for waiting in self.backlog if isinstance(waiting, Notice))
         return pieces
 
     def drop_notices(self, code: str) -> None:
-        """Let the events of a kind go."""
+        """Drop the events of a kind from the backlog."""
         self.backlog = deque(
             each for each in self.backlog if not (isinstance(each, Notice) and each.code == code)
         )
 
     def retry(self) -> None:
-        """Send what waits, as far as the connection takes it."""
+        """Send the backlog as far as the connection has room."""
         if self.paused:
-            return  # it is given back then, not sent
+            return  # the backlog is taken back then, not sent
         backlog, self.backlog = self.backlog, deque()
         for waiting in backlog:
             self.send(waiting)
@@ -253,16 +255,16 @@ class WirePlace:
 
     @property
     def is_clear(self) -> bool:
-        """Whether nothing waits, and more could be sent at once."""
+        """Whether the backlog is empty and the connection has room."""
         return not self.backlog and not self.paused and self.is_connected
 
     def room(self) -> None:
-        """Who waited before us for the connection had room."""
+        """Note that the consumer before this one found room on the connection."""
         if self._key in self.handle.session.waiting:
             self._look_for_room(FULL_RETRY_S / 2)
 
     def _look_for_room(self, waited_s: float) -> None:
-        """Send what waits here, and let the next one; or look again later, for all that wait for this connection."""
+        """Send the backlog and let the next consumer try; or check later, for all that wait for the connection."""
         self.retry()
         if self.backlog and not self.paused and self.is_connected:
             wait_s = doubled(waited_s, FULL_RETRY_S_MAX, 1)
@@ -271,13 +273,13 @@ class WirePlace:
             self._wait_no_more()
 
     def leave(self) -> None:
-        """Send nothing more, and let go of the consumer: in a cycle with it, it would be freed late."""
+        """Stop sending, and drop the references to the consumer: in a reference cycle it would be freed late."""
         self._wait_no_more()
         self._call_later = lambda _delay_s, _call: None
         self._on_lost, self._on_clear, self._on_sent = lambda _: None, lambda: None, None
 
     def _wait_no_more(self) -> None:
-        """Let the next one that waits for this connection look for room."""
+        """Let the next consumer that waits for this connection check for room."""
         waiting = self.handle.session.waiting
         first = next(iter(waiting), None)
         waiting.pop(self._key, None)

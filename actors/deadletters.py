@@ -50,14 +50,15 @@ BATCH_BYTES_MAX: Final = 1 << 20  # of one batch; one letter that is larger goes
 LETTER_OVERHEAD_BYTES: Final = 200  # what a letter takes beside its payload, key and attributes
 RETRY_S_MIN: Final = 0.5
 RETRY_S_MAX: Final = 30.0
-# A letter asked for again right after it was buried was asked for before the subscription heard of that.
+# A request for a letter that was buried this recently was sent before the subscription knew that.
 REMEMBERED_S: Final = 1.0
-# What is wrong with a letter, and not with its topic: so it stays until somebody changes a setting.
+# Errors that concern a letter and not its topic: they last until a setting is changed.
 OF_A_LETTER: Final = frozenset(
     {"batch-too-large", "message-too-large", "lengths-mismatch", "malformed", "invalid-argument"}
 )
 IDLE_S: Final = 60.0
-REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
+# the name of the subscription of a dead-letter topic from which its letters are redriven
+REDRIVE: Final = "redrive"
 _CREATED: Final[dict[str, Any]] = {
     "dispatch": "reliable",
     "durability": "fsync",
@@ -67,7 +68,7 @@ _CREATED: Final[dict[str, Any]] = {
 
 
 def dead_letters(system: System, topic: TopicMeta, meta: SubscriptionMeta, subscription: Ref) -> Ref:
-    """Return the DeadLetters of a subscription of this worker, started if need be."""
+    """Return the DeadLetters actor of a subscription of this worker; it is started if necessary."""
     path = actor_path("deadletters", topic, meta)
     if system.find(path) is not None:
         return system.ref(system.node, path)
@@ -75,7 +76,7 @@ def dead_letters(system: System, topic: TopicMeta, meta: SubscriptionMeta, subsc
 
 
 class _Batch:
-    """What is on its way: the letters, and the mail that brings them."""
+    """A batch in transit: its letters, and the mail that carries it."""
 
     def __init__(self, letters: list[Letter], deposit: Deposit) -> None:
         self.offsets = [letter.offset for letter in letters]
@@ -83,7 +84,7 @@ class _Batch:
 
 
 class DeadLetters(LoopActor):
-    """The undertaker of one subscription; `topic` is the name of its dead-letter topic, which is created as needed."""
+    """Publishes the dead letters of one subscription to the topic called `topic`, which is created if necessary."""
 
     def __init__(self, system: System, path: str, topic: str, subscription: Ref) -> None:
         super().__init__(system, path)
@@ -94,15 +95,16 @@ class DeadLetters(LoopActor):
             OrderedDict()
         )  # in hand, by offset, those on their way included
         self._bytes = 0
-        self._buried: OrderedDict[int, float] = OrderedDict()  # lately, by offset: when
+        self._buried: OrderedDict[int, float] = OrderedDict()  # when letters were buried lately, by offset
         self._alone: set[int] = set()  # offsets that are sent one by one: one of them was refused
         self._producer_id = self._new_producer()
         self._sequence = 0
         self._batch: _Batch | None = None
-        self._found: TopicMeta | None = None  # the dead-letter topic, as it is located
-        self._node = ""  # where that lives
-        self._target: Ref | None = None  # its actor; None: it is still being found, or created
-        self._step = ""  # what the Directory was asked for: "topic.create", "locate" or "subscription.create"
+        self._found: TopicMeta | None = None  # the dead-letter topic, once located
+        self._node = ""  # the node it runs on
+        self._target: Ref | None = None  # its actor; None while it is located or created
+        # what the Directory was asked for last: "topic.create", "locate" or "subscription.create"
+        self._step = ""
         self._ticket = 0
         self._timer: Timer | None = None
         self._wait = BackOff(RETRY_S_MIN, RETRY_S_MAX)
@@ -111,19 +113,19 @@ class DeadLetters(LoopActor):
         return self.system.random.getrandbits(63) | 1
 
     def on_start(self) -> None:
-        """Wait for letters (in the worker's loop)."""
+        """Do nothing until letters arrive."""
         self._go_on()
 
     # ---- what is in hand ----------------------------------------------------------------------------------------
 
     @receives(Bury)
     def on_bury(self, command: Bury) -> None:
-        """Take letters in hand, as many as fit."""
+        """Accept letters, as many as there is room for."""
         if command.topic and command.topic != self._topic:
             if self._letters:
-                return  # the next time it is asked for, these are where they were to go
+                return  # the letters in hand are for the old topic; they are asked for again
             self._topic, self._target, self._step = command.topic, None, ""
-            self._ticket += 1  # whatever the Directory still answers is about the other
+            self._ticket += 1  # answers of the Directory that are still to come are about the old topic
         idle = not self._letters
         self._forget_buried()
         again = [letter.offset for letter in command.letters if letter.offset in self._buried]
@@ -137,7 +139,7 @@ class DeadLetters(LoopActor):
                 self._letters and self._bytes + size > LETTERS_BYTES_MAX
             ):
                 break
-            # A copy: what was given may be a view of a segment, which would stay mapped.
+            # A copy: the original may be a view of a segment, which would stay mapped.
             self._letters[letter.offset] = replace(letter, payload=bytes(letter.payload))
             self._bytes += size
         if idle:
@@ -150,13 +152,13 @@ class DeadLetters(LoopActor):
 
     @receives(StopBurying)
     def on_stop_burying(self, _command: StopBurying) -> None:
-        """End; what is in hand is let go."""
+        """Stop; letters in hand are dropped."""
         self.stop_now()
 
     # ---- the dead-letter topic ----------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Do what comes next, and again after a while if nobody answers."""
+        """Take the next step, and repeat it after a while if nobody answers."""
         self._cancel()
         if not self._letters:
             self._timer = self.call_later(IDLE_S, self._end_idle)
@@ -185,7 +187,7 @@ class DeadLetters(LoopActor):
 
     @receives(Answer)
     def on_answer(self, answer: Answer) -> None:
-        """The topic, or its subscription, is created."""
+        """Continue: the topic, or its subscription, was created."""
         if answer.ticket == self._ticket:
             self._created()
 
@@ -199,7 +201,7 @@ class DeadLetters(LoopActor):
 
     @receives(Located)
     def on_located(self, located: Located) -> None:
-        """The topic is there."""
+        """Continue: the topic was located."""
         if located.ticket != self._ticket or self._step != "locate":
             return
         if located.topic.dispatch != "reliable":
@@ -213,13 +215,13 @@ class DeadLetters(LoopActor):
 
     @receives(Refused)
     def on_refused(self, refused: Refused) -> None:
-        """What is there already is as good as created; anything else is tried again."""
+        """Continue if the refusal says that it exists already; otherwise try again later."""
         if refused.ticket != self._ticket:
             return
         if refused.code in ("topic-exists", "subscription-exists"):
             self._created()
             return
-        if refused.code == "unknown-topic":  # deleted again
+        if refused.code == "unknown-topic":  # deleted again meanwhile
             self._step = ""
         self._delay(f"the dead-letter topic {self._topic!r} cannot be had: {refused.text}")
 
@@ -251,7 +253,7 @@ class DeadLetters(LoopActor):
 
     @receives(Deposited)
     def on_deposited(self, command: Deposited) -> None:
-        """The batch is durable: say so, and continue with the next."""
+        """Report a durable batch as buried, and continue with the next."""
         batch = self._batch_of(command)
         if batch is None:
             return
@@ -269,7 +271,7 @@ class DeadLetters(LoopActor):
 
     @receives(DepositRefused)
     def on_deposit_refused(self, refused: DepositRefused) -> None:
-        """The same again after a while; where the topic is another now, once that is found."""
+        """Send the batch again after a while, or, if the topic is another one now, once that was located."""
         batch = self._batch_of(refused)
         if batch is None:
             return
@@ -280,7 +282,7 @@ class DeadLetters(LoopActor):
             self._target, self._step = None, ""
         elif refused.code.startswith(
             "sequence-"
-        ):  # never by our doing: what it knows of us is not what we sent
+        ):  # not caused by us: what the topic knows of this producer is not what was sent
             log.error("%s: %s", self, refused.text)
             self._producer_id, self._sequence, self._batch = self._new_producer(), 0, None
         self._delay(f"the dead-letter topic {self._topic!r} takes nothing: {refused.text}")
@@ -309,7 +311,7 @@ class DeadLetters(LoopActor):
     # ---- patience -----------------------------------------------------------------------------------------------
 
     def _unanswered(self) -> None:
-        """Mail can be lost: send the same again."""
+        """Send the batch again: mail can be lost."""
         self._wait.failed()
         if self._wait.next >= 4 * RETRY_S_MIN:
             what = (
@@ -330,7 +332,7 @@ class DeadLetters(LoopActor):
         self._wait.failed()
 
     def _end_idle(self) -> None:
-        """End until there is something to do again: most subscriptions have no poison for days."""
+        """Stop until there is something to do: most subscriptions have no dead letters for days."""
         if not len(self.inbox):
             self.stop_now()
 
@@ -341,7 +343,7 @@ class DeadLetters(LoopActor):
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
-        """The next self of the topic's process, or of the Directory's, knows nothing of what was said."""
+        """Send again what a restarted process, of the topic or of the Directory, has lost."""
         waits_for = BROKER if self._target is None else self._target.address.node
         if started.node == waits_for and self._letters:
             self._wait.succeeded()

@@ -1,15 +1,15 @@
-"""How an actor message becomes bytes and is checked on its way back: CBOR for the fields, frames for bulk bytes.
+"""The encoding of actor messages as bytes, and their strict decoding: CBOR for the fields, frames for bulk bytes.
 
 A mail is `[envelope, *frames]`; the envelope is the CBOR array
 
     [node of the sender, boot number of the sender, path of the receiver, name of the message, *fields]
 
 with the fields in the order of their definition. A nested dataclass is the array of its fields, an enumeration its
-value, an `Address` the array [node, path]; the one field annotated `Frames` is the number of frames that follow.
-Pure: no socket, no clock. The registry is filled by `@message` when modules are imported, and only then.
+value, an `Address` the array [node, path]; the one field annotated `Frames` is the number of frames that follow. Pure:
+no socket, no clock. `@message` fills the registry when modules are imported, and only then.
 
-Invariants: what `open_mail` returns is exactly what was posted, with the types that the definition says; anything
-else raises MalformedMailError and nothing more.
+Invariant: `open_mail` returns exactly the message that was posted, with the types of its definition, or raises
+MalformedMailError.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Convert = Callable[[Any], Any]
 
 Frames: TypeAlias = Annotated[
     tuple[bytes | memoryview, ...], "frames"
-]  # travels outside CBOR, uncopied if large
+]  # travels outside CBOR; large ones are not copied
 
-# Maps nest no deeper than a message's fields do; a level more than any of them needs is enough to refuse nonsense.
+# Maps are nested no deeper than the fields of a message; one level more than any message needs refuses nonsense.
 DEPTH_MAX: Final = 16
 
 
 class MalformedMailError(RemoteProtocolError):
-    """A mail that is not what its sender should have posted; it is dropped."""
+    """A mail that no correct sender could have posted; it is dropped."""
 
 
 class Opened(NamedTuple):
-    """A mail that was read: who sent it, to which path, and what."""
+    """A decoded mail: its sender, the receiver's path, and the message."""
 
     node: str
     boot: int
@@ -52,7 +52,7 @@ class Opened(NamedTuple):
 
 
 class _Kind:
-    """How messages of one class are written and read."""
+    """How messages of one class are encoded and decoded."""
 
     __slots__ = ("count", "frames_at", "make", "name", "readers", "values", "writers")
 
@@ -121,7 +121,7 @@ def _kind(message_class: type) -> _Kind:
 
 
 def seal_mail(node: str, boot: int, path: str, message: object) -> tuple[bytes, Sequence[bytes | memoryview]]:
-    """Return the envelope and the bulk frames of `message` from process `node`, `boot`, to the actor at `path`.
+    """Return the envelope and bulk frames of `message`, from process `boot` of `node` to the actor at `path`.
 
     Raises TypeError if the message's class is not a `@message`.
     """
@@ -139,10 +139,10 @@ def seal_mail(node: str, boot: int, path: str, message: object) -> tuple[bytes, 
 
 
 def open_mail(envelope: bytes, frames: Sequence[bytes | memoryview]) -> Opened:
-    """Return what `envelope` and `frames` say. Raises MalformedMailError if they say nothing known."""
+    """Return the mail in `envelope` and `frames`. Raises MalformedMailError if it is no valid mail."""
     try:
         values = cbor2.loads(envelope, max_depth=DEPTH_MAX)
-    except Exception as error:  # whatever the decoder raises, these bytes are not CBOR
+    except Exception as error:  # whatever the decoder raises, these bytes are not valid CBOR
         raise MalformedMailError(f"envelope of {len(envelope)} bytes is not CBOR: {error}") from error
     if type(values) is not list or len(values) < 4:
         raise MalformedMailError("envelope is not an array of at least 4")
@@ -167,7 +167,7 @@ def _getter(names: list[str]) -> Callable[[Any], Sequence[Any]]:
     return lambda value: (get(value),)
 
 
-# Writing: most fields are CBOR's own; only dataclasses and enumerations inside are turned into theirs.
+# Encoding: most fields are CBOR types already; only dataclasses and enumerations are converted.
 
 
 def _writers(where: str, hints: dict[str, Any]) -> list[tuple[int, Convert]]:
@@ -176,7 +176,7 @@ def _writers(where: str, hints: dict[str, Any]) -> list[tuple[int, Convert]]:
 
 
 def _writer(where: str, annotation: Any) -> Convert | None:
-    """Return what turns a value into CBOR's own types, or None where it is one already."""
+    """Return a function that converts a value to CBOR types, or None where it is one already."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return attrgetter("value")
@@ -215,11 +215,11 @@ def _writer(where: str, annotation: Any) -> Convert | None:
     return None
 
 
-# Reading: every value is checked against the definition.
+# Decoding: every value is checked against the definition.
 
 
 def _reader(where: str, annotation: Any) -> Convert:
-    """Return what checks a value from CBOR and turns it into `annotation`; it raises TypeError or ValueError."""
+    """Return a function that checks a decoded value and converts it; it raises TypeError or ValueError."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is None:
         annotation = type(None)

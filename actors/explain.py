@@ -1,12 +1,12 @@
 """Why nothing flows: turns the state of a subscription and its topic into reasons in plain words; pure.
 
-Times are unix ms. A key that is missing, or None, means unknown, or not so.
+Times are unix ms. A key that is missing or None means unknown, or false.
 
 Invariants
-- reasons come in the order in which to look at them: first what stops everything, last what only makes messages wait
-- each reason says what is so, since or until when if that is known, and what to do about it
-- where nothing is delivered there is at least one reason
-- a reason claims only what these numbers show: a consumer without credit is not necessarily a slow program
+- reasons come in the order in which to look at them: first those that stop everything, last those that delay messages
+- each reason says what is the case, since or until when if known, and what to do about it
+- if nothing is delivered there is at least one reason
+- a reason claims only what the numbers show: a consumer without credit is not necessarily a slow program
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ from ister.words import counted
 
 
 class Holder(TypedDict, total=False):
-    """A consumer that holds messages without having acknowledged them."""
+    """A consumer that holds unacknowledged messages."""
 
     consumer: int  # its number in the subscription
-    client: str  # what its client calls itself
+    client: str  # the name that its client gave itself
     messages: int
-    since_ms: int  # of the oldest of them
-    key: str  # only in `State.keys`: the key that waits for it
+    since_ms: int  # when it got the oldest of them
+    key: str  # only in `State.keys`: the key whose messages wait for this consumer
 
 
 class Stop(TypedDict, total=False):
-    """One place at which a subscription stands."""
+    """A place at which a subscription stands."""
 
     first: int
     end: int
     attempts: int
     since_ms: int
     text: str
-    here: str  # of what is asked of the store: what is wrong with it in the local log
+    here: str  # only for a request to the store: what is wrong with these offsets in the local log
 
 
 class State(Presence, total=False):
-    """What a subscription says of itself, as the answer to `ister.actors.messages.Explain`."""
+    """A subscription's answer to `ister.actors.messages.Explain`."""
 
-    type: str  # of the subscription
-    starting: bool  # the topic has not answered yet, or where to begin is not fixed
-    started_ms: int  # since when its actor runs
-    failure: str | None  # why it serves nobody
+    type: str  # the subscription's type
+    starting: bool  # the topic has not answered yet, or the start offset is not fixed
+    started_ms: int  # when its actor started
+    failure: str | None  # why no consumer can be served
     failure_code: str | None
     paused: bool
-    standby: int  # consumers of Failover that are not active
-    handing_over: int  # consumers that are to give back what they hold, and have not yet
+    standby: int  # consumers of a Failover subscription that are not active
+    handing_over: int  # consumers that have to return what they hold and have not done so
     seeking: str | None  # where it is being moved to
     cursor: int  # everything below is acknowledged
     position: int  # the first offset never delivered
-    durable_end: int  # as far as the topic is known to be
-    unacknowledged: int  # messages below durable_end without acknowledgment
-    in_flight: int  # delivered, and with a consumer
-    holders: list[Holder]  # the consumers that hold them, oldest first; the first few
-    due: int  # messages that came back and may be delivered now
-    backoff: int  # messages that came back and wait
+    durable_end: int  # how far the topic is known to be durable
+    unacknowledged: int  # messages below durable_end that are not acknowledged
+    in_flight: int  # messages that consumers hold
+    holders: list[Holder]  # the consumers that hold them, the first few, oldest first
+    due: int  # returned messages that may be delivered now
+    backoff: int  # returned messages that wait for their back-off
     backoff_until_ms: int | None  # when the first of them is due
     delayed: int  # messages that wait for their `deliver_at`
     delayed_until_ms: int | None
-    keyed: int  # messages that wait because an earlier one of their key is with a consumer
-    keys: list[Holder]  # such keys, the first few, and who has them
+    keyed: int  # messages that wait because a consumer holds an earlier one of their key
+    keys: list[Holder]  # such keys, the first few, and who holds their messages
     tracked_full: bool  # so much is delivered and unacknowledged that nothing new is read
-    tracked: int  # in whatever unit is bounded
+    tracked: int  # how much that is, in the unit that is limited
     tracked_max: int
-    poison: Stop | None  # the message that blocks
+    poison: Stop | None  # the message that blocks the subscription
     damage: Stop | None
-    fetch: Stop | None  # the segment that is being brought back from the store; text: what goes wrong
-    burying: int  # messages on their way to the dead-letter topic
+    fetch: Stop | None  # the segment that is being fetched from the store; its text says what goes wrong
+    burying: int  # messages in transit to the dead-letter topic
     dead_letter_topic: str
-    bury_trouble: str | None  # why that does not work
-    dead_lettered: int  # messages that are there, since the subscription was started
+    bury_trouble: str | None  # why that fails
+    dead_lettered: int  # messages that were moved there since the actor started
     given_up: Stop | None  # the last message that failed too often
     ack_timeout_ms: int
-    expired: int  # messages that outlived their time to live, since its actor runs
-    trimmed: int  # that retention took
-    skipped: int  # that an operator skipped as damaged
-    missing: int  # that are neither here nor in the store
-    dropped: int  # of a non-reliable topic, that were lost for want of credit
+    expired: int  # messages that outlived their time to live since the actor started
+    trimmed: int  # messages that retention took
+    skipped: int  # messages that an operator skipped as damaged
+    missing: int  # messages that neither the local log nor the store has
+    dropped: int  # messages of a non-reliable topic that were lost for lack of credit
     last_delivered_ms: int | None
     consumer_left_ms: int | None  # when the last consumer left
 
 
 class TopicState(TypedDict, total=False):
-    """What a topic says of itself, as the answer to `Describe`; it has more than this."""
+    """A topic's answer to `Describe`, as far as it is used here."""
 
     producers: int
     next_offset: int
@@ -103,7 +103,7 @@ class TopicState(TypedDict, total=False):
 
 Reason = dict[str, Any]  # code, text, and the numbers it is about
 
-# While one of these is so, nothing at all is delivered.
+# While one of these applies, nothing at all is delivered.
 STOPPING: Final = frozenset(
     {
         "starting",
@@ -123,7 +123,7 @@ STOPPING: Final = frozenset(
         "cloud-fetch",
     }
 )
-RECENT_MS: Final = 2_000  # what was delivered or published within this is going on
+RECENT_MS: Final = 2_000  # deliveries or publishes this recent count as going on
 SHOWN_MAX: Final = 3  # holders named in a text; the numbers have more
 _BY_ITSELF: Final = (
     "log-failed",
@@ -131,7 +131,7 @@ _BY_ITSELF: Final = (
     "unavailable",
     "internal",
     "store-behind",
-)  # failures that end so
+)  # the last reasons of messages that a consumer was lost with
 
 
 def explain(
@@ -139,9 +139,9 @@ def explain(
 ) -> dict[str, Any]:
     """Return `state`, `flowing`, `reasons` and `numbers` of the subscription called `name`.
 
-    What did not answer is None. `state`: "flowing" (messages are delivered, or are just about to be), "caught-up"
-    (nothing is left that could be), "waiting" (what is left waits: for its time, its turn, an acknowledgment) or
-    "stopped". `flowing` is true of the first two: nothing is in the way of the next message.
+    An answer that is missing is None. `state`: "flowing" (messages are delivered, or are about to be), "caught-up"
+    (nothing is left to deliver), "waiting" (what is left waits for its time, its turn or an acknowledgment) or
+    "stopped". `flowing` is true for the first two: nothing holds up the next message.
     """
     state, source = cast(State, subscription or {}), cast(TopicState, topic or {})
     reasons = list(
@@ -176,14 +176,14 @@ def explain(
 
 
 def _goes_on(reason: Reason, state: State) -> bool:
-    """Whether messages are delivered all the same: those that are durable, of a topic that takes no new ones."""
-    if reason["code"] in ("consumer-silent", "consumers-leaving"):  # the others take what comes
+    """Whether messages are delivered nevertheless, such as the durable ones of a topic that accepts no new ones."""
+    if reason["code"] in ("consumer-silent", "consumers-leaving"):  # the other consumers get the messages
         return bool(state.get("ready"))
     return reason["code"] == "topic-failed" and bool(reason.get("serves"))
 
 
 def _deliverable(state: State) -> int:
-    """Return how many messages could be delivered now, if nothing stopped it."""
+    """Return how many messages could be delivered now if nothing stopped the subscription."""
     waiting = sum(_counts(state, "in_flight", "backoff", "delayed", "keyed", "burying"))
     if "unacknowledged" in state:
         return max(0, state["unacknowledged"] - waiting)
@@ -191,7 +191,7 @@ def _deliverable(state: State) -> int:
 
 
 def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int) -> Iterator[Reason]:
-    """Yield what keeps everything from being delivered."""
+    """Yield the reasons that stop all deliveries."""
     if topic is None:
         yield _reason("topic-failed", "the topic's process does not answer: it is being restarted; ask again")
     elif topic.get("failure") and not (
@@ -257,7 +257,7 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
 
 
 def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
-    """Yield why nobody can take anything."""
+    """Yield the reasons why no consumer can take anything."""
     consumers = state.get("consumers", 0)
     if not consumers:
         left_ms = state.get("consumer_left_ms")
@@ -320,7 +320,7 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
 
 
 def _silence(silent: list[Silent], state: State, now_ms: int) -> Reason:
-    """Return what is to be said of consumers that are killed, stopped, or cut off."""
+    """Return the reason for consumers that are killed, stopped, or cut off."""
     who = []
     for one in silent[:SHOWN_MAX]:
         client = f" ({one['client']:.60})" if one.get("client") else ""
@@ -339,7 +339,7 @@ def _silence(silent: list[Silent], state: State, now_ms: int) -> Reason:
 
 
 def _failed(topic: TopicState, state: State | None) -> Reason:
-    """Return what is to be said of a topic that takes nothing."""
+    """Return the reason for a topic that accepts nothing."""
     code, failure = topic.get("failure_code"), topic["failure"]
     serves = state is not None and not state.get("failure") and not state.get("starting")
     if code == "fenced":
@@ -358,7 +358,7 @@ def _failed(topic: TopicState, state: State | None) -> Reason:
 
 
 def _waits(state: State, now_ms: int) -> Iterator[Reason]:
-    """Yield what keeps some messages from being delivered now."""
+    """Yield the reasons why some messages are not delivered now."""
     if state.get("keyed"):
         keys = [
             f"{holder.get('key', '')!r:.60} with {_holder(holder, now_ms)}"
@@ -409,7 +409,7 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
 
 
 def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
-    """Yield why there is nothing left to deliver."""
+    """Yield the reasons why nothing is left to deliver."""
     if state.get("in_flight"):
         holders = state.get("holders", [])
         held = "; ".join(_holder(holder, now_ms) for holder in holders[:SHOWN_MAX])
@@ -453,7 +453,7 @@ def _counts(state: State, *keys: str) -> list[int]:
 
 
 def _idle(state: State) -> bool:
-    """Whether there is nothing that is not with a consumer already, or done."""
+    """Whether every message is acknowledged or held by a consumer."""
     waiting = sum(_counts(state, "due", "backoff", "delayed", "keyed", "burying"))
     return not waiting and state.get("position", 0) >= state.get("durable_end", 0)
 
@@ -499,7 +499,7 @@ def _up_to(state: State) -> str:
 
 
 def _except(state: State) -> str:
-    """Say which messages were neither: nobody is to look for them."""
+    """Name the messages that were neither delivered nor acknowledged, so that nobody looks for them."""
     words = {
         "expired": "outlived the topic's time to live",
         "trimmed": "were taken by retention",
@@ -535,5 +535,5 @@ def _duration(milliseconds: int) -> str:
 def _clock(unix_ms: int) -> str:
     try:
         return f"{datetime.fromtimestamp(unix_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (OverflowError, ValueError, OSError):  # farther than the calendar reaches
+    except (OverflowError, ValueError, OSError):  # beyond the range of the calendar
         return f"unix ms {unix_ms}"

@@ -38,15 +38,13 @@ from ister.wire import encode_result
 
 log = logging.getLogger("ister.fetcher")
 
-PREFETCH_SEGMENTS: Final = (
-    2  # behind the one that was asked for: a reader is seldom faster than two downloads
-)
-# A listing is created again when it does not have what is asked for, at most so often: readers ask for what the log has
-# just dropped because the store has it.
+PREFETCH_SEGMENTS: Final = 2  # segments after the one requested: a reader is seldom faster than two downloads
+# A listing that lacks what is requested is renewed, at most this often: readers request what the log has just
+# dropped because the store has it.
 LISTING_S: Final = 0.5
-HISTORIES_MAX: Final = 64  # listings kept: of the topics that are being read from their beginning
+HISTORIES_MAX: Final = 64  # listings kept: one for each topic that is being read from its beginning
 RETRY_S: Final = 1.0
-TRIES_MAX: Final = 2  # so often a segment is given to a reader that asks for the same offset again
+TRIES_MAX: Final = 2  # how often a reader that requests the same offset again is given the same segment
 READERS_MAX: Final = 10_000
 
 
@@ -56,13 +54,13 @@ class _Listing:
     history: History | None = None
     listed_at_s: float = 0.0
     listing: bool = False
-    # (offset, who) that wait for the listing, and those that came after it had begun; in the order they came
+    # (offset, who) waiting for the listing that runs, and waiting for the next one, in the order of arrival
     asked: dict[tuple[int, Address], None] = field(default_factory=dict)
     asked_late: dict[tuple[int, Address], None] = field(default_factory=dict)
 
 
 class _Useless(NamedTuple):
-    """What a reader could not use, for an offset, and how often in a row."""
+    """What a reader could not use, for which offset, and how often in a row."""
 
     offset: int
     path: str
@@ -91,22 +89,23 @@ class Fetcher(LoopActor):
         self._cache_bytes_max = cache_bytes_max
         self._listings: OrderedDict[bytes, _Listing] = OrderedDict()
         self._cached: OrderedDict[str, int] = OrderedDict()  # path -> bytes, the one used longest ago first
-        self._copies: dict[str, int] = {}  # path -> which download lies there
-        # of the last download; what another Fetcher brought, before this one was started, has another number
+        self._copies: dict[str, int] = {}  # path -> the number of the download that is in the file
+        # the number of the last download; an earlier Fetcher's downloads, of which this process knows nothing, have
+        # others
         self._copy = self.clock.time_ms() << 20
         self._cached_bytes = 0
-        # by path of a segment under way: (offset, who) that wait for it
+        # by path of a segment in transit: (offset, who) waiting for it
         self._waiting: dict[str, dict[tuple[int, Address], None]] = {}
-        self._refusing: set[tuple[int, Address]] = set()  # who will be answered in a moment
+        self._refusing: set[tuple[int, Address]] = set()  # who will be refused in a moment
         self._queue: deque[tuple[_Listing, Piece]] = deque()
         self._under_way = 0
-        self._deleted: set[str] = set()  # cache folders of deleted topics of which something is on its way
+        self._deleted: set[str] = set()  # cache folders of deleted topics that have downloads in transit
         self._useless: dict[Address, _Useless] = {}  # by reader
         self.fetched_segments = 0
         self.fetched_bytes = 0
 
     def on_start(self) -> None:
-        """Begin with an empty cache: what lies there from before was counted by nobody."""
+        """Start with an empty cache: nothing is known about files that were left."""
         root = f"{self._data}/{CACHE_FOLDER}"
         self._disk.makedirs(root)
         for folder in self._disk.listdir(root):
@@ -118,10 +117,10 @@ class Fetcher(LoopActor):
 
     @receives(Fetch)
     def on_fetch(self, command: Fetch) -> None:
-        """Bring back the segment that holds an offset, and those behind it."""
+        """Download the segment that holds an offset, and those after it."""
         who = command.offset, command.reply
         if who in self._refusing:
-            return  # it asks again, and the answer is on its way
+            return  # the reader asked again, and its answer is on the way
         self._deleted.discard(cache_folder(self._data, command.topic))
         listing = self._listings.get(command.topic.incarnation)
         if listing is None:
@@ -136,7 +135,7 @@ class Fetcher(LoopActor):
         old = self.clock.monotonic() - listing.listed_at_s > LISTING_S
         if (
             history is not None and not old and not listing.listing
-        ):  # as many ask at once, one listing answers
+        ):  # as many that ask at the same time wait for one listing
             self._refuse(listing, command.offset, command.reply, final=False)
             return
         if listing.listing:
@@ -171,9 +170,9 @@ class Fetcher(LoopActor):
                 self._refuse(listing, offset, reply, final=number < len(asked))
 
     def _refuse(self, listing: _Listing, offset: int, reply: Address, *, final: bool) -> None:
-        """Say that the store does not have an offset; finally only by a listing made after it was asked for.
+        """Answer that the store does not have an offset; finally only if it was listed after the request.
 
-        What the log has just dropped was in the store before; a writer that has not said where it begins may say so.
+        The store had what the log has just dropped; and a writer that has not said where it begins may still do so.
         """
         assert listing.history is not None
         history = listing.history
@@ -189,7 +188,7 @@ class Fetcher(LoopActor):
         self._answer_later(answer, reply)
 
     def _answer_later(self, answer: NotFetched, reply: Address) -> None:
-        """Answer what cannot be had after a while, so that who asks again does not ask all the time."""
+        """Answer a request in vain after a pause, so that a reader that asks again does not ask all the time."""
         who = answer.offset, reply
 
         def tell() -> None:
@@ -202,13 +201,13 @@ class Fetcher(LoopActor):
     # ---- bringing back ------------------------------------------------------------------------------------------
 
     def _bring(self, listing: _Listing, offset: int, reply: Address, seen: int = 0) -> None:
-        """Tell a reader that its segment is there, or bring it; `seen` is the download that was of no use to it."""
+        """Tell a reader that its segment is cached, or download it; `seen` is a download that was of no use."""
         assert listing.history is not None
         piece = piece_at(listing.history, offset)
         assert piece is not None
         path = self._path(listing.topic, piece)
         useless = self._useless.get(reply)
-        if useless is not None and useless[:2] != (offset, path):  # it went on
+        if useless is not None and useless[:2] != (offset, path):  # the reader has gone on meanwhile
             del self._useless[reply]
             useless = None
         if path in self._cached and self._copies[path] == seen:
@@ -233,7 +232,7 @@ class Fetcher(LoopActor):
                 self._queue.appendleft((listing, piece))
             else:
                 waiting[offset, reply] = None
-                if (queued := (listing, piece)) in self._queue:  # it was only to be had ready
+                if (queued := (listing, piece)) in self._queue:  # it was queued only as a prefetch
                     self._queue.remove(queued)
                     self._queue.appendleft(queued)
         self._prefetch(listing, piece)
@@ -245,7 +244,7 @@ class Fetcher(LoopActor):
         self.system.at(reply).tell(Fetched(offset, base, self._copies[path]))
 
     def _prefetch(self, listing: _Listing, piece: Piece) -> None:
-        """Have what follows ready as well, as far as the cache can hold it beside what was asked for."""
+        """Download the following segments as well, as far as the cache has room beside the requested one."""
         assert listing.history is not None
         size = piece.segment.bytes
         for _ in range(PREFETCH_SEGMENTS):
@@ -326,7 +325,7 @@ class Fetcher(LoopActor):
 
     @receives(DropCache)
     def on_drop_cache(self, command: DropCache) -> None:
-        """Delete what was brought back of a deleted topic, and what is on its way as it comes."""
+        """Delete the downloads of a deleted topic, and those in transit when they arrive."""
         folder = cache_folder(self._data, command.topic)
         self._listings.pop(command.topic.incarnation, None)
         self._queue = deque(
@@ -337,17 +336,17 @@ class Fetcher(LoopActor):
         waiting = [path for path in self._waiting if path.rpartition("/")[0] == folder]
         if waiting and self._under_way:
             self._deleted.add(folder)
-        for path in waiting:  # nobody there waits any more
+        for path in waiting:  # nobody waits for it any more
             del self._waiting[path]
         self._remove_folder(folder)
 
     def _remove_folder(self, folder: str) -> None:
-        with suppress(OSError):  # something is on its way there, or nothing ever was
+        with suppress(OSError):  # a download is in transit into the folder, or it never existed
             self._disk.rmdir(folder)
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
-        """Say what there is."""
+        """Describe the cache."""
         body = {
             "fetched_segments": self.fetched_segments,
             "fetched_bytes": self.fetched_bytes,
@@ -358,7 +357,7 @@ class Fetcher(LoopActor):
 
 
 def piece_at(history: History, offset: int) -> Piece | None:
-    """Return the piece of a history that holds an offset, None if it has none."""
+    """Return the piece of a history that holds an offset, or None."""
     at = bisect_right(history.pieces, offset, key=_start) - 1
     return history.pieces[at] if at >= 0 and offset < history.pieces[at].end else None
 

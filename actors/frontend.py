@@ -1,11 +1,11 @@
 """The Frontend: connects a worker's gateway with its actors, and starts the actors that clients ask for.
 
 Runs in every worker process, one per process. It asks the Directory where things are, answers `moved` for what runs
-elsewhere, and is not involved after that: batches, credit and acknowledgments go from the gateway straight to Topic
-and Consumer.
+elsewhere, and is not involved after that: batches, credit and acknowledgments go from the gateway straight to Topic and
+Consumer.
 
 Invariants
-- every open and every request of a client is answered once, within `ANSWER_WITHIN_S` of the Directory's silence
+- every open and every request of a client is answered once, within `ANSWER_WITHIN_S` of the question to the Directory
 - an actor of a topic or subscription runs only where placement puts it
 """
 
@@ -71,15 +71,17 @@ from ister.wire import Buffer, Header, Key, Type, encode_result
 
 log = logging.getLogger("ister.frontend")
 
-ANSWER_WITHIN_S: Final = 12.0  # longer than the Directory waits to be able to ask others, and then for these
-PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands a second
-REQUESTS_MAX: Final = 100  # of one session: it cannot keep the Directory from others
-KEEP_S: Final = 10.0  # how late an ephemeral topic may go whose end was lost in the mail
-SWEEP_S: Final = 0.5  # how late a silent session may be ended
+# seconds; longer than the Directory waits before it can ask others, and then for them
+ANSWER_WITHIN_S: Final = 12.0
+PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands per second
+REQUESTS_MAX: Final = 100  # of one session, so that it cannot keep the Directory from others
+# seconds; how late an ephemeral topic may be deleted if the mail about its session's end was lost
+KEEP_S: Final = 10.0
+SWEEP_S: Final = 0.5  # seconds; how late a silent session may be ended
 REASON_LENGTH_MAX: Final = 500
 
 
-# What somebody waits for an answer to
+# The questions that wait for an answer
 _ANSWERED: Final = (
     AskFenced
     | Describe
@@ -96,13 +98,13 @@ _ANSWERED: Final = (
 
 
 class Actors(Protocol):
-    """What starts the actors of topics and subscriptions: the worker's composition."""
+    """Starts the actors of topics and subscriptions: the worker's composition root."""
 
     def topic(self, meta: TopicMeta) -> Ref:
-        """Return the Topic of this worker, started if need be."""
+        """Return the Topic actor of this worker; it is started if necessary."""
 
     def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:
-        """Return the Subscription of this worker, started if need be."""
+        """Return the Subscription actor of this worker; it is started if necessary."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -120,7 +122,7 @@ class _Asking:
 
 @dataclass(slots=True, frozen=True)
 class _Attaching:
-    """A message to a topic that does not run: does it still exist?"""
+    """A message to a topic that does not run here: the Directory is asked whether the topic still exists."""
 
     message: Attach | Deposit
 
@@ -146,15 +148,16 @@ class Frontend(LoopActor):
         self._directory = system.ref(BROKER, DIRECTORY_PATH)
         self._tickets = 0
         self._pending: dict[int, _Pending] = {}  # oldest first
-        self._deadlines: dict[int, float] = {}  # of the same tickets
-        self._asking: dict[Session, int] = {}  # how many of them are a session's requests
-        self._owners: dict[Session, int] = {}  # that made ephemeral topics, by the number they are known by
+        self._deadlines: dict[int, float] = {}  # of the same tickets, in seconds of the monotonic clock
+        self._asking: dict[Session, int] = {}  # how many pending requests each session has
+        # sessions that made ephemeral topics, and the numbers the Directory knows them by
+        self._owners: dict[Session, int] = {}
         self._owned_last = 0
         self._keys = 0
         self._swept_s = system.clock.monotonic()
 
     def on_start(self) -> None:
-        """Watch for sessions that fall silent."""
+        """Start checking for sessions that fall silent."""
         self.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
@@ -162,7 +165,8 @@ class Frontend(LoopActor):
         now_s = self.clock.monotonic()
         late_s = now_s - self._swept_s - SWEEP_S
         self._swept_s = now_s
-        if late_s < SWEEP_S:  # else this process stood still: first it hears what its clients said meanwhile
+        # otherwise this process was paused: it must first read what its clients sent meanwhile
+        if late_s < SWEEP_S:
             self._gateway.sweep()
         for ticket in [ticket for ticket, due in self._deadlines.items() if due <= now_s]:
             self._give_up(ticket)
@@ -170,7 +174,7 @@ class Frontend(LoopActor):
     # ---- GatewayEvents: called by the gateway, in the worker's loop ---------------------------------------------
 
     def open_producer(self, handle: Handle, header: Header) -> None:
-        """Find the topic."""
+        """Locate the topic."""
         topic = check_topic_name(header[Key.TOPIC])
         if not header[Key.PRODUCER]:
             raise UsageError("producer id 0 is reserved: choose another number")
@@ -178,7 +182,7 @@ class Frontend(LoopActor):
         self._directory.tell(Locate(topic, self.address, ticket))
 
     def open_consumer(self, handle: Handle, header: Header) -> None:
-        """Find the subscription, or tell its consumer that the client came back."""
+        """Locate the subscription, or tell its consumer that the client reconnected."""
         if handle.target is not None:
             handle.target.tell(Reopen(handle, handle.generation, header))
             return
@@ -217,7 +221,7 @@ class Frontend(LoopActor):
             self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: ref})
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
-        """Hand a request to the Directory."""
+        """Send a request to the Directory."""
         if self._asking.get(session, 0) >= REQUESTS_MAX:
             raise RemoteError(
                 "busy",
@@ -230,7 +234,7 @@ class Frontend(LoopActor):
         self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket, owner, asked_s))
 
     def session_ended(self, session: Session) -> None:
-        """Close all handles of a session that is gone, and have its ephemeral topics deleted."""
+        """Close all handles of a session that has ended, and have its ephemeral topics deleted."""
         for handle in list(session.handles.values()):
             self.close(handle, None)
         if self._owners.pop(session, None) is not None:
@@ -246,7 +250,7 @@ class Frontend(LoopActor):
         return self._owners[session]
 
     def _keep_sessions(self) -> None:
-        """Say it again: mail can be lost."""
+        """Repeat which sessions exist: mail can be lost."""
         self.call_later(KEEP_S, self._keep_sessions)
         self._tell_sessions()
 
@@ -305,7 +309,7 @@ class Frontend(LoopActor):
 
     @receives(Located)
     def on_located(self, located: Located) -> None:
-        """Open the handle here, or send the client where it lives."""
+        """Open the handle here, or tell the client where it can be opened."""
         pending = self._answered(located.ticket)
         if isinstance(pending, _Attaching):
             self._attach(pending.message, located)
@@ -339,7 +343,7 @@ class Frontend(LoopActor):
             self._start_consumer(handle, header, located)
 
     def _attach(self, message: Attach | Deposit, located: Located) -> None:
-        """Start the topic that a message is for, unless another has its name by now."""
+        """Start the topic that a message is for, unless another topic has its name by now."""
         if located.node == self.system.node and located.topic.incarnation == message.topic.incarnation:
             self._actors.topic(located.topic).tell(message)
         else:
@@ -374,7 +378,7 @@ class Frontend(LoopActor):
 
     @receives(TopicTask)
     def on_topic_task(self, task: TopicTask) -> None:
-        """Do to a topic that lives here what the Directory was asked for."""
+        """Have a topic of this worker carry out what the Directory was asked for."""
         topic = self._actors.topic(task.topic)
         if task.task == "update":
             topic.tell(Update(task.topic, task.reply, task.ticket))
@@ -391,7 +395,7 @@ class Frontend(LoopActor):
 
     @receives(SubscriptionTask)
     def on_subscription_task(self, task: SubscriptionTask) -> None:
-        """Do to a subscription that lives here what the Directory was asked for."""
+        """Have a subscription of this worker carry out what the Directory was asked for."""
         subscription = self._actors.subscription(task.topic, task.subscription, task.topic_node)
         match task.task:
             case "update":
@@ -415,7 +419,7 @@ class Frontend(LoopActor):
 
     @receives(NodeUp, NodeDown)
     def on_node_changed(self, change: NodeUp | NodeDown) -> None:
-        """Tell the actors here that may have dealt with it."""
+        """Tell the actors of this worker that may have dealt with the process."""
         news = NodeStarted(change.node) if isinstance(change, NodeUp) else NodeStopped(change.node)
         for path in self.system.paths():
             kind = path.partition("/")[0]
@@ -425,7 +429,7 @@ class Frontend(LoopActor):
                 self.system.ref(self.system.node, path).tell(news)
 
     def unclaimed(self, path: str, message: object) -> None:
-        """Answer what waits for an answer of an actor that is gone, or not there yet; release the rest."""
+        """Answer what was sent to an actor that has ended or not started; release the rest."""
         gone = RemoteError("unavailable", "it failed, or was deleted, and is started again: open it again")
         if isinstance(message, Attach | Deposit) and path.startswith("topic/"):
             try:
@@ -442,12 +446,12 @@ class Frontend(LoopActor):
             if handle.generation == message.generation and handle.state == "opening":
                 self._close_handle(handle, gone, {Key.REF: message.ref})
         elif isinstance(message, Publish):
-            if message.handle.state == "producer":  # else it was told, and perhaps opens again already
+            if message.handle.state == "producer":  # otherwise it was told, and may be opening again already
                 self._close_handle(message.handle, gone, {})
         elif isinstance(message, AttachConsumer | Pause):
             message.consumer.tell(Evicted(gone.code, gone.text))
         elif isinstance(message, Deliver):
-            piece = message.piece  # nobody got it: that was no attempt
+            piece = message.piece  # nobody got it: that does not count as an attempt
             held = [Held(first, end, piece.attempt - 1, piece.failures) for first, end in piece.parts]
             message.subscription.tell(Returned(0, held, 0.0, "the consumer is gone"))
         elif isinstance(message, Reopen):
@@ -462,7 +466,7 @@ class Frontend(LoopActor):
         self._gateway.forget(handle, error)
 
     def _open_anew(self, reopen: Reopen) -> None:
-        """The consumer that the client wants to continue with has ended meanwhile: it gets another."""
+        """Start a new consumer for a client that wants to continue with one that has ended."""
         handle = reopen.handle
         if handle.generation != reopen.generation or handle.state != "opening":
             return

@@ -1,14 +1,14 @@
-"""What of the messages that were delivered to a consumer its program has in hand, as far as its client tells; pure.
+"""Which of a consumer's delivered messages its program has in hand, as far as its client reports; pure.
 
-A client that tells says how many of the messages delivered since the handle was opened, in the order they were
-delivered, the program has or may take without a further word. What it never said that of waits in the client.
+A client that reports says how many of the messages delivered since the handle was opened, in the order of delivery, the
+program has or may take without a further report. All others wait in the client.
 
-A message that may fail no more (it is delivered SINGLY) is in hand only when the client has said so of it alone, and
-was answered before it handed it out.
+A message that may not fail again (it is delivered SINGLY) is in hand only after the client has reported it alone and
+was answered, before it hands the message out.
 
 Invariants
-- a message is told of once; what was taken back meanwhile is not told of any more
-- memory is a few numbers a piece that waits in a client
+- a message is reported once; messages that were taken back meanwhile are not reported any more
+- memory is a few numbers for each piece that waits in a client
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ Range = tuple[int, int]
 
 
 class InHand:
-    """One consumer's messages that wait in its client, in the order they were delivered."""
+    """One consumer's messages that wait in its client, in the order of delivery."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, int, int]] = deque()  # place of the first, its offset, the end
+        # (place of the first message in the order of delivery, its offset, the end)
+        self._waiting: deque[tuple[int, int, int]] = deque()
         self._singly: deque[tuple[int, int, int]] = deque()
-        self._place = 0  # how many were delivered
+        self._place = 0  # how many messages were delivered
         self._told = 0
 
     def deliver(self, parts: Sequence[Range], *, singly: bool) -> tuple[list[Range], list[Range]]:
@@ -52,34 +53,34 @@ class InHand:
         return taken, waiting
 
     def tell(self, count: int) -> list[Range]:
-        """The program may have the first `count` messages; return those that waited until now."""
+        """Note that the program may have the first `count` messages; return those that waited until now."""
         self._told = max(self._told, count)
         return _take(self._waiting, count)
 
     def confirm(self, count: int) -> list[Range]:
-        """The program is about to get message number `count`, alone; return it, and what else that says."""
+        """Note that the program is about to get message number `count` alone; return it and others reported."""
         taken = self.tell(count)
         _take(self._singly, count - 1)  # handed out before, or never
         return taken + _take(self._singly, count)
 
     @property
     def waits(self) -> bool:
-        """Whether there is anything that waits."""
+        """Whether any message waits."""
         return bool(self._waiting or self._singly)
 
     def first(self) -> int | None:
-        """Return the offset of the message that waits at the front, unless it is to be confirmed; None: none does."""
+        """Return the offset of the first message that waits, or None; also None if it has to be confirmed alone."""
         waits = self._waiting and not (self._singly and self._singly[0][0] < self._waiting[0][0])
         return self._waiting[0][1] if waits else None
 
     def forget(self) -> None:
-        """Everything was taken back; what is delivered from now on follows it."""
+        """Forget what waited: it was taken back, and later deliveries are counted after it."""
         self._waiting.clear()
         self._singly.clear()
 
 
 def _take(queue: deque[tuple[int, int, int]], count: int) -> list[Range]:
-    """Take out what is among the first `count` places."""
+    """Take out what is among the first `count` messages."""
     taken: list[Range] = []
     while queue and queue[0][0] < count:
         place, first, end = queue.popleft()

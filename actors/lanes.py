@@ -1,18 +1,18 @@
 """Key-Shared: which consumer gets which key, and when; pure.
 
-A key's messages form a lane. Every key belongs to one of `SLOTS` slots (by the CRC32 of its bytes), every slot to one
-consumer: a consumer that comes takes slots from those who have most, one that goes leaves its slots to those who have
-least, so that most keys stay where they are. A consumer's lanes take turns, one message each, so that a hot key never
-starves cold ones. A message without a key goes to anybody, before a younger one of a key.
+The waiting messages of a key form a lane. Every key belongs to one of `SLOTS` slots (by the CRC32 of its bytes), and
+every slot to one consumer. A new consumer takes slots from those that have most; one that leaves hands its slots to
+those that have least, so that most keys stay where they are. A consumer's lanes take turns, one message each, so that a
+hot key never starves others. A message without a key goes to any consumer, before younger messages of any key.
 
-What has no room here is left in the log: its slot remembers from which offset on (`overflow`), and is filled again
-from there (`refill`) once its consumer takes more. So memory is bounded, and a slow consumer or a hot key never stops
-the others.
+Messages for which there is no room here are left in the log: their slot remembers from which offset on (`overflow`),
+and is filled again from there (`refill`) once its consumer takes more. So memory is bounded, and a slow consumer or a
+hot key never stops the others.
 
 Invariants
-- a lane's messages are handed out in the order of their offsets, those that came back first
-- a lane has messages in flight at one consumer at a time; it changes hands only when nothing of it is in flight
-- a lane of which a message waits for its back-off, or is held as poison, hands out nothing
+- a lane's messages are handed out in the order of their offsets, returned ones first
+- a lane has messages in flight at one consumer at a time; it changes its consumer only when none is in flight
+- a lane with a message that waits for its back-off, or is held as poison, hands out nothing
 - an offset is in one place: waiting in a lane, in flight, or above its slot's overflow
 """
 
@@ -28,19 +28,18 @@ from zlib import crc32
 from ister.actors.ledger import Held
 from ister.actors.selection import Member
 
-SLOTS: Final = 1 << 14  # more consumers than this would get nothing; 128 KB
+SLOTS: Final = 1 << 14  # additional consumers would get no slot; 128 KB
 WAITING_MAX: Final = (
-    100_000  # messages held here, some 150 bytes each, before consumers that take nothing overflow
+    # waiting messages, some 150 bytes each; above this, slots of consumers that take nothing overflow
+    100_000
 )
-WAITING_HARD_MAX: Final = 2 * WAITING_MAX  # and before anybody does
-LANE_MAX: Final = 2_000  # of one key: far more than a consumer takes at once
-LANE_MIN: Final = (
-    50  # of one key, where much waits: so few that keys which may hand out nothing cannot fill it all
-)
+WAITING_HARD_MAX: Final = 2 * WAITING_MAX  # and above this, any slot
+LANE_MAX: Final = 2_000  # messages of one key: far more than a consumer takes at once
+LANE_MIN: Final = 50  # messages of one key when many wait, so that blocked keys cannot use all the room
 
 
 class Entry(NamedTuple):
-    """One message: its place, and what became of it before."""
+    """One message: its offset, and its attempts and failures before."""
 
     offset: int
     attempt: int
@@ -57,10 +56,10 @@ class Lane:
         self.slot = slot
         self.waiting: list[Entry] = []  # a heap
         self.in_flight = 0
-        self.owner: Member | None = None  # who has what is in flight
-        self.queued_at: Member | None = None  # among whose runnable lanes it stands
-        self.until = 0.0  # it hands out nothing before (seconds)
-        self.held = 0  # of what is in flight: messages until whose end it hands out nothing
+        self.owner: Member | None = None  # the consumer that has its messages in flight
+        self.queued_at: Member | None = None  # the consumer in whose queue of runnable lanes it is
+        self.until = 0.0  # hands out nothing before this monotonic time, in seconds
+        self.held = 0  # hands out nothing until everything in flight below this offset is settled
 
 
 class Lanes:
@@ -68,41 +67,43 @@ class Lanes:
 
     def __init__(self) -> None:
         self._slots: list[Member | None] = [None] * SLOTS
-        self._slots_of: dict[Member, list[int]] = {}  # by age
-        # Who has most slots and who least: heaps of (count, age, consumer), some of which is so no more.
+        self._slots_of: dict[Member, list[int]] = {}  # in the order of their age
+        # Heaps of (count, age, consumer) for the consumers with most and least slots; some entries are outdated.
         self._most: list[tuple[int, int, Member]] = []
         self._least: list[tuple[int, int, Member]] = []
         self._runnable: dict[Member, deque[Lane]] = {}
         self._lanes: dict[bytes, Lane] = {}
-        self._lane_of: dict[int, Lane | None] = {}  # by offset: what is in flight; None: it has no key
-        self._held: set[int] = set()  # of these, what stops its key
-        self._free: list[Entry] = []  # a heap: messages without a key, for anybody
-        self._free_asleep: list[tuple[float, Entry]] = []  # a heap by time
-        self._asleep: list[tuple[float, int, Lane]] = []  # another
-        self._waiting_in = array("L", bytes(array("L").itemsize * SLOTS))  # messages by slot
-        self._over: dict[int, int] = {}  # slot -> from which offset on its messages are left in the log
+        # by offset: the lane of each message in flight; None: it has no key
+        self._lane_of: dict[int, Lane | None] = {}
+        self._held: set[int] = set()  # those of them that block their key
+        self._free: list[Entry] = []  # a heap: messages without a key, for any consumer
+        # a heap by time: messages without a key that wait for their back-off
+        self._free_asleep: list[tuple[float, Entry]] = []
+        self._asleep: list[tuple[float, int, Lane]] = []  # a heap by time: lanes that wait for a back-off
+        self._waiting_in = array("L", bytes(array("L").itemsize * SLOTS))  # waiting messages by slot
+        self._over: dict[int, int] = {}  # slot -> the offset from which on its messages are left in the log
         self._over_of: dict[Member, int] = {}  # how many such slots a consumer has
         self._astray: dict[
             int, dict[Lane, None]
-        ] = {}  # slot -> lanes that wait for what is in flight elsewhere
-        self._pass_from: int | None = None  # a refill is on its way, from this offset on
+        ] = {}  # slot -> lanes that wait for messages in flight at another consumer
+        self._pass_from: int | None = None  # the offset from which on a refill is in progress
         self._pass_at = 0
         self._closed: set[int] = set()  # slots that had no room in it
         self._ticket = 0
         self.called: dict[
             Member, None
-        ] = {}  # consumers for which something came: whoever hands out empties it
+        ] = {}  # consumers for which something arrived; emptied by the one that hands out
         self.waiting = 0
 
     # ---- consumers ----------------------------------------------------------------------------------------------
 
     def attach(self, member: Member) -> None:
-        """Give a consumer its share of the slots, taken from those who have most."""
+        """Give a consumer its share of the slots, taken from those that have most."""
         mine: list[int] = []
         if not self._slots_of:
             mine = list(range(SLOTS))
         else:
-            donors: dict[Member, None] = {}  # not a set: their order must be the same in every run
+            donors: dict[Member, None] = {}  # not a set: the order must be the same in every run
             for _ in range(SLOTS // (len(self._slots_of) + 1)):
                 donor = self._first_of(self._most, -1)
                 mine.append(slot := self._slots_of[donor].pop())
@@ -122,7 +123,7 @@ class Lanes:
                 self._reroute(donor)
 
     def detach(self, member: Member) -> None:
-        """Leave a consumer's slots to those who have least; what it has in flight is returned by itself."""
+        """Give a consumer's slots to those that have least; what it has in flight is returned separately."""
         mine = self._slots_of.pop(member, None)
         if mine is None:
             return
@@ -141,22 +142,22 @@ class Lanes:
         for lane in lanes:
             lane.queued_at = None
         self._route(lanes)
-        if self._astray:  # what was to go over to it may stay now where it is in flight
+        if self._astray:  # lanes that were to move to it may stay with the consumer that has their messages
             for slot in mine:
                 self._route(self._astray.pop(slot, ()))
 
     def _count(self, member: Member) -> None:
-        """Note that a consumer has another number of slots."""
+        """Note that a consumer's number of slots has changed."""
         count, bound = len(self._slots_of[member]), 4 * len(self._slots_of) + 64
         for heap, sign in ((self._most, -1), (self._least, 1)):
             if len(heap) < bound:
                 heapq.heappush(heap, (sign * count, member.age, member))
-            else:  # most of it is so no more
+            else:  # most of the heap is outdated
                 heap[:] = [(sign * len(slots), each.age, each) for each, slots in self._slots_of.items()]
                 heapq.heapify(heap)
 
     def _first_of(self, heap: list[tuple[int, int, Member]], sign: int) -> Member:
-        """Return the first consumer of `_most` or `_least`; there is one."""
+        """Return the first consumer of `_most` or `_least`, which must not be empty."""
         while True:
             count, _, member = heap[0]
             if member in self._slots_of and len(self._slots_of[member]) == sign * count:
@@ -176,13 +177,13 @@ class Lanes:
             self._queue(lane)
 
     def _queue(self, lane: Lane) -> None:
-        """Let a lane take turns with its consumer, if it may hand anything out."""
+        """Queue a lane with its consumer, if it may hand anything out."""
         if lane.queued_at is not None or not lane.waiting or lane.until or lane.held:
             return
         owner = self._slots[lane.slot]
         if owner is None:
             return
-        if lane.in_flight and lane.owner is not owner:  # another one must be done first
+        if lane.in_flight and lane.owner is not owner:  # the other consumer must settle first
             self._astray.setdefault(lane.slot, {})[lane] = None
             return
         if self._astray and (astray := self._astray.get(lane.slot)):
@@ -198,9 +199,9 @@ class Lanes:
     def arrive(
         self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
     ) -> None:
-        """Take the next message of the log; one for which there is no room is left there.
+        """Add the next message of the log, or leave it there if there is no room.
 
-        It waits until `until_s`, and its key with it, where it was given back so by a consumer of before.
+        It waits until `until_s`, and its key with it, if it was given back with a delay to an earlier actor.
         """
         if not key:
             self._give_back_free(Entry(offset, attempt, failures), until_s)
@@ -221,7 +222,7 @@ class Lanes:
     def arrive_due(
         self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
     ) -> None:
-        """Take a message whose time has come: its place in the order of its key is now."""
+        """Add a message whose delivery time has come, at its place in the order of its key."""
         if not key:
             self._give_back_free(Entry(offset, attempt, failures), until_s)
         else:
@@ -231,7 +232,7 @@ class Lanes:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more is to be offered, because nobody could take it."""
+        """Whether no more messages are to be added, because no consumer could take them."""
         return self.waiting + len(self._free_asleep) >= WAITING_HARD_MAX
 
     @property
@@ -279,11 +280,11 @@ class Lanes:
     # ---- what was left in the log -------------------------------------------------------------------------------
 
     def refill_from(self) -> int | None:
-        """Return from where on the log is to be read again, None if nobody could take what was left there."""
+        """Return the offset from which to read the log again; None if no consumer could take what was left there."""
         if self._pass_from is not None:
             return self._pass_at
         if not any(member.ready for member, slots in self._over_of.items() if slots):
-            return None  # as long as the few are slow, nobody looks at all they have left
+            return None  # while these few are slow, their backlog in the log is not read
         wanted = [at for slot, at in self._over.items() if self._wants(slot)]
         if not wanted:
             return None
@@ -298,13 +299,13 @@ class Lanes:
     def refill(
         self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
     ) -> None:
-        """Offer a message that may have been left in the log; offsets ascend from `refill_from()` on."""
+        """Add a message that may have been left in the log; offsets ascend from `refill_from()`."""
         slot = crc32(key) & (SLOTS - 1)
         over = self._over.get(slot)
         if over is None or offset < over or slot in self._closed or not key:
             return
         if self._pass_from is None or over < self._pass_from:
-            return  # what it left before is not read in this pass: nothing behind that may come first
+            return  # its earlier messages are not read in this pass: nothing later may come before them
         lane = self._lanes.get(key)
         owner = self._slots[slot]
         if owner is None or not owner.ready or not self._has_room(slot, lane):
@@ -317,9 +318,9 @@ class Lanes:
         )
 
     def refilled(self, at: int, end: int) -> None:
-        """Note that the log was read again up to `at`; at `end`, where new messages begin, it is all there.
+        """Note that the log was read again up to `at`; at `end`, where new messages begin, everything is here.
 
-        Reading on is over before that where no slot that it came to has room for more.
+        The pass also ends when no slot that it came across has room for more.
         """
         begin = self._pass_from
         if begin is None:
@@ -340,14 +341,14 @@ class Lanes:
     # ---- handing out --------------------------------------------------------------------------------------------
 
     def next(self, member: Member) -> Entry | None:
-        """Return the next message for a consumer, to be `delivered` or put `back`; None if there is none for it."""
+        """Return the next message for a consumer, to be passed to `take`; None if there is none for it."""
         lane = self._turn(member)
         if lane is not None:
             return lane.waiting[0]
         return self._free[0] if self._free else None
 
     def _turn(self, member: Member) -> Lane | None:
-        """Return whose turn it is; None for the messages without a key, which have theirs once they are older."""
+        """Return the lane whose turn it is; None for messages without a key, when the next one is older."""
         runnable = self._runnable.get(member)
         if not runnable:
             return None
@@ -355,7 +356,7 @@ class Lanes:
         return None if self._free and self._free[0] < lane.waiting[0] else lane
 
     def take(self, member: Member, entry: Entry, *, deliver: bool = True) -> None:
-        """Take what `next` returned: it is in flight at that consumer, or (`deliver` false) not wanted any more."""
+        """Take the message that `next` returned: it is in flight at that consumer, or (no `deliver`) done."""
         self.waiting -= 1
         if self._free and self._free[0] is entry:
             heapq.heappop(self._free)
@@ -373,7 +374,7 @@ class Lanes:
         self._rest(lane)
 
     def _rest(self, lane: Lane) -> None:
-        """A lane changed: it queues up again, or is forgotten."""
+        """Queue a lane again after a change, or forget it when it is empty."""
         if lane.waiting:
             self._queue(lane)
         elif not lane.in_flight:
@@ -387,13 +388,13 @@ class Lanes:
 
     @property
     def has_free(self) -> bool:
-        """Whether messages without a key wait: anybody may have them."""
+        """Whether messages without a key wait, which any consumer may have."""
         return bool(self._free)
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     def settle(self, first: int, end: int) -> None:
-        """Take [first, end) out of what is in flight: it is done, or goes another way."""
+        """Take [first, end) out of what is in flight: it is acknowledged, or handled elsewhere."""
         lane_of = self._lane_of
         if end - first > len(lane_of):
             offsets = [offset for offset in lane_of if first <= offset < end]
@@ -409,7 +410,7 @@ class Lanes:
                 self._rest(lane)
 
     def hold(self, first: int, end: int) -> None:
-        """Let the keys of what is in flight of [first, end) hand out nothing until it is settled or given back."""
+        """Block the keys of what is in flight of [first, end) until that is settled or given back."""
         for offset in range(first, end):
             lane = self._lane_of.get(offset)
             if lane is not None and offset not in self._held:
@@ -427,9 +428,9 @@ class Lanes:
         return offset in self._lane_of
 
     def give_back(self, held: Held, until_s: float = 0.0) -> None:
-        """Let messages wait again that were in flight, each in its place; not before `until_s`, nor their keys' others.
+        """Return messages in flight to their lanes, in order; neither they nor their keys go before `until_s`.
 
-        What is not in flight any more, because somebody acknowledged it meanwhile, is let go.
+        Messages that are not in flight any more, because they were acknowledged meanwhile, are dropped.
         """
         for offset in range(held.first, held.end):
             if offset not in self._lane_of:
@@ -445,7 +446,7 @@ class Lanes:
             self._wait(self._asleep_until(lane, until_s), Entry(offset, held.attempt, held.failures))
 
     def _asleep_until(self, lane: Lane, until_s: float) -> Lane:
-        """Let a lane hand out nothing before then, and return it."""
+        """Let a lane hand out nothing before a monotonic time, and return it."""
         if until_s > lane.until:
             lane.until = until_s
             self._ticket += 1
@@ -465,7 +466,7 @@ class Lanes:
             lane.queued_at = None
 
     def wake(self, now_s: float) -> None:
-        """Let lanes go on whose back-off is over."""
+        """Let lanes continue whose back-off is over."""
         while self._asleep and self._asleep[0][0] <= now_s:
             until, _, lane = heapq.heappop(self._asleep)
             if lane.until == until:
@@ -475,7 +476,7 @@ class Lanes:
             self._wait_free(heapq.heappop(self._free_asleep)[1])
 
     def next_wake_s(self) -> float | None:
-        """Return when `wake` may next let something go on, or None."""
+        """Return when `wake` may next release something, in monotonic seconds, or None."""
         while self._asleep and self._asleep[0][2].until != self._asleep[0][0]:
             heapq.heappop(self._asleep)
         times = [heap[0][0] for heap in (self._asleep, self._free_asleep) if heap]
@@ -484,7 +485,7 @@ class Lanes:
     # ---- the rest -----------------------------------------------------------------------------------------------
 
     def blocked(self) -> Iterator[Lane]:
-        """Yield the lanes that have messages waiting and may hand out nothing at the moment."""
+        """Yield the lanes that have waiting messages and may hand out nothing at present."""
         for lane in self._lanes.values():
             if lane.waiting and lane.queued_at is None:
                 yield lane

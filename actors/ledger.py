@@ -1,12 +1,11 @@
-"""What is owed: messages in flight at a consumer, and messages waiting to be delivered again; pure.
+"""Messages in flight at a consumer, and messages that wait for redelivery; pure.
 
-Both keep ranges of offsets, never single messages: what was delivered together costs one entry, however many messages
-it holds.
+Both are kept as ranges of offsets, never as single messages: messages that were delivered together cost one entry.
 
 Invariants
 - the ranges of one `InFlight` never overlap
-- what `InFlight` gives back (settled, expired, released) it no longer holds
-- `Redelivery.take` gives the lowest offset that is due, so that in-order subscriptions stay in order
+- what `InFlight` returns (settled, expired, released) it no longer holds
+- `Redelivery.take` returns the lowest offset that is due, so that in-order subscriptions stay in order
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from typing import Final, NamedTuple
 from ister.backoff import doubled
 
 DELAY_MS_MAX: Final = (
-    86_400_000  # a day: what is refused waits no longer; what is to wait longer belongs elsewhere
+    86_400_000  # a day: the longest delay of a refused message; longer waits belong elsewhere
 )
-NEVER: Final = float("inf")  # the deadline of what waits in a client: its program does not have it yet
+# the deadline of messages that wait in a client: its program does not have them yet
+NEVER: Final = float("inf")
 
 
 class Held(NamedTuple):
-    """A half-open range of offsets, delivered together for the `attempt`-th time, `failures` of which ended badly."""
+    """A half-open range of offsets, delivered together for the `attempt`-th time after `failures` failures."""
 
     first: int
     end: int
@@ -33,17 +33,17 @@ class Held(NamedTuple):
 
 
 def back_off_ms(failures: int, ms_min: int, ms_max: int) -> int:
-    """Return how long a message waits that failed so often: twice as long each time, within bounds; 0 for no wait."""
+    """Return how long a message with this many failures waits: doubling each time, within bounds; 0: no wait."""
     return doubled(ms_min, ms_max, failures - 1) if failures and ms_min else 0
 
 
 class InFlight:
-    """What one consumer was given and has not acknowledged."""
+    """The unacknowledged messages of one consumer."""
 
     def __init__(self) -> None:
-        self._firsts: list[int] = []  # ascending; the other list runs beside it
+        self._firsts: list[int] = []  # ascending, in step with `_parts`
         self._parts: list[tuple[Held, float]] = []  # each with its deadline
-        # A heap of (deadline, first), but for those that have none; it may hold ones that are settled.
+        # A heap of (deadline, first) of those that have a deadline; it may contain settled ones.
         self._queue: list[tuple[float, int]] = []
         self.messages = 0
 
@@ -69,7 +69,7 @@ class InFlight:
         self.messages += held.end - first
 
     def _bound_queue(self) -> None:
-        """Drop what is settled from the queue of deadlines, once that is most of it."""
+        """Drop settled entries from the heap of deadlines, once they are most of it."""
         if len(self._queue) > 2 * len(self._firsts) + 64:
             parts = self._parts
             self._queue = sorted(
@@ -77,7 +77,7 @@ class InFlight:
             )
 
     def settle(self, first: int, end: int) -> list[Held]:
-        """Take a range out, as acknowledged or refused; return the parts of it that were in flight here."""
+        """Take out an acknowledged or refused range; return the parts of it that were in flight here."""
         firsts, parts = self._firsts, self._parts
         low = bisect_right(firsts, first) - 1
         if low < 0 or parts[low][0].end <= first:
@@ -104,10 +104,11 @@ class InFlight:
         return settled
 
     def extend(self, first: int, end: int, deadline_s: float) -> int:
-        """Give what is in flight of a range another deadline; return how many messages that are."""
+        """Give what is in flight of a range another deadline; return how many messages that concerns."""
         firsts, parts = self._firsts, self._parts
         at = bisect_right(firsts, first) - 1
-        if at >= 0 and firsts[at] == first and parts[at][0].end == end:  # all of one delivery, as most often
+        # exactly one delivery, the usual case
+        if at >= 0 and firsts[at] == first and parts[at][0].end == end:
             parts[at] = (parts[at][0], deadline_s)
             heapq.heappush(self._queue, (deadline_s, first))
             self._bound_queue()
@@ -121,7 +122,7 @@ class InFlight:
     def expire(self, now_s: float) -> list[Held]:
         """Take out and return what was due by `now_s`."""
         expired: list[Held] = []
-        while self._queue:  # `settle` may put another list in its place
+        while self._queue:  # `settle` may replace the list
             deadline_s, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
             current = at >= 0 and self._firsts[at] == first and self._parts[at][1] == deadline_s
@@ -133,11 +134,11 @@ class InFlight:
         return expired
 
     def next_deadline_s(self) -> float | None:
-        """Return when `expire` may next find something, or None."""
+        """Return when `expire` may next return something, or None."""
         return self._queue[0][0] if self._firsts and self._queue else None
 
     def oldest_deadline_s(self) -> float | None:
-        """Return the deadline of what has been in flight for longest, or None when nothing is."""
+        """Return the deadline of the range that has been in flight for longest, or None."""
         while self._queue:
             deadline_s, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
@@ -147,7 +148,7 @@ class InFlight:
         return None
 
     def release_waiting(self) -> list[Held]:
-        """Take out and return what has no deadline: it waits in the client."""
+        """Take out and return the ranges without a deadline: they wait in the client."""
         return [
             held
             for waiting, deadline_s in list(self._parts)
@@ -156,7 +157,7 @@ class InFlight:
         ]
 
     def release_taken(self) -> list[Held]:
-        """Take out and return what has a deadline: the program has it in hand."""
+        """Take out and return the ranges with a deadline: the program has them in hand."""
         return [
             held
             for taken, deadline_s in list(self._parts)
@@ -172,7 +173,7 @@ class InFlight:
 
 
 class Redelivery:
-    """What waits to be delivered again, now or after a delay."""
+    """The messages that wait to be redelivered, now or after a delay."""
 
     def __init__(self) -> None:
         self._due: list[Held] = []  # heap by offset
@@ -181,7 +182,7 @@ class Redelivery:
         self.messages = 0
 
     def add(self, held: Held, ready_at_s: float, now_s: float) -> None:
-        """Queue a range for the attempt it names."""
+        """Queue a range, to be delivered for the attempt it names."""
         self.messages += held.end - held.first
         if ready_at_s > now_s:
             heapq.heappush(self._delayed, (ready_at_s, held))
@@ -190,7 +191,7 @@ class Redelivery:
             heapq.heappush(self._due, held)
 
     def take(self, now_s: float, messages_max: int) -> Held | None:
-        """Take the lowest range that is due, at most `messages_max` messages of it; None when nothing is."""
+        """Take the lowest range that is due, at most `messages_max` messages of it; None if none is."""
         while self._delayed and self._delayed[0][0] <= now_s:
             ready = heapq.heappop(self._delayed)[1]
             self._later -= ready.end - ready.first
@@ -207,7 +208,7 @@ class Redelivery:
 
     @property
     def ranges(self) -> int:
-        """How many ranges it keeps: that, not how many messages they hold, is what costs memory."""
+        """How many ranges are kept: memory grows with them, not with the messages in them."""
         return len(self._due) + len(self._delayed)
 
     @property

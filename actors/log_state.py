@@ -1,15 +1,15 @@
-"""The states of a topic's log, and what each event makes of them: a table; pure.
+"""The states of a topic's log, and the table of their transitions; pure.
 
-    closed    it was not opened yet, or its actor ends
-    open      it takes batches
-    failed    it takes nothing; where that may pass, it is opened again a little later
-    fenced    another broker has the topic: nothing is opened before a person has decided
-    deleted   the topic is no more
+    closed    not opened yet, or its actor ends
+    open      accepts batches
+    failed    accepts nothing; if the error may pass, it is opened again after a pause
+    fenced    another broker has the topic: it is not opened until an operator has decided
+    deleted   the topic was deleted
 
 Invariants
-- a log that failed takes nothing more; it is opened again from what is really on disk, or not at all
+- a log that failed accepts nothing; it is opened again from what is really on disk, or not at all
 - there is one timer, for opening again; every transition cancels it, and only one that says so sets it
-- deleted is for ever
+- deleted is final
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LogState(Enum):
-    """What there is of a log."""
+    """The state of a log."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -32,18 +32,18 @@ class LogState(Enum):
 
 
 class LogEvent(Enum):
-    """What happens to a log."""
+    """An event of a log."""
 
     OPENED = "opened"
-    FAILED = "failed"  # it may pass: the disk was full, or answered with an error
-    STOPPED = "stopped"  # it does not pass by itself: a person must look
+    FAILED = "failed"  # the error may pass: the disk was full, or returned an error
+    STOPPED = "stopped"  # the error does not pass by itself: an operator must act
     FENCED = "fenced"
     DELETED = "deleted"
-    ENDED = "ended"  # its actor stops, or failed
+    ENDED = "ended"  # its actor stops or failed
 
 
 class Next(NamedTuple):
-    """What an event makes of a state; `reopens`: the log is opened again in a while."""
+    """The state after an event; `reopens`: the log is opened again after a pause."""
 
     state: LogState
     reopens: bool = False
@@ -53,7 +53,7 @@ _CLOSED, _OPEN = Next(LogState.CLOSED), Next(LogState.OPEN)
 _FAILED, _STOPPED = Next(LogState.FAILED, reopens=True), Next(LogState.FAILED)
 _FENCED, _DELETED = Next(LogState.FENCED), Next(LogState.DELETED)
 
-# What is not in the table cannot happen: only a log that is closed or failed is opened.
+# What is not in the table cannot happen: only a closed or failed log is opened.
 TRANSITIONS: Final[dict[tuple[LogState, LogEvent], Next]] = {
     (LogState.CLOSED, LogEvent.OPENED): _OPEN,
     (LogState.CLOSED, LogEvent.FAILED): _FAILED,
@@ -68,12 +68,12 @@ TRANSITIONS: Final[dict[tuple[LogState, LogEvent], Next]] = {
     (LogState.OPEN, LogEvent.ENDED): _CLOSED,
     (LogState.FAILED, LogEvent.OPENED): _OPEN,
     (LogState.FAILED, LogEvent.FAILED): _FAILED,
-    (LogState.FAILED, LogEvent.STOPPED): _STOPPED,  # what failed before could be tried again, this cannot
+    (LogState.FAILED, LogEvent.STOPPED): _STOPPED,  # the earlier error could pass, this one cannot
     (LogState.FAILED, LogEvent.FENCED): _FENCED,
     (LogState.FAILED, LogEvent.DELETED): _DELETED,
     (LogState.FAILED, LogEvent.ENDED): _CLOSED,
     (LogState.FENCED, LogEvent.FAILED): _FENCED,
-    (LogState.FENCED, LogEvent.STOPPED): _STOPPED,  # the store's last word is of something else
+    (LogState.FENCED, LogEvent.STOPPED): _STOPPED,  # the store's latest error replaces the earlier one
     (LogState.FENCED, LogEvent.FENCED): _FENCED,
     (LogState.FENCED, LogEvent.DELETED): _DELETED,
     (LogState.FENCED, LogEvent.ENDED): _CLOSED,
@@ -86,7 +86,7 @@ TRANSITIONS: Final[dict[tuple[LogState, LogEvent], Next]] = {
 
 
 def event_of(error: StorageError) -> LogEvent:
-    """Return what an error is to a log."""
+    """Return the event that an error is for a log."""
     if error.code == "fenced":
         return LogEvent.FENCED
     return LogEvent.FAILED if error.action == "retry" else LogEvent.STOPPED

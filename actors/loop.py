@@ -1,16 +1,16 @@
-"""The turn: how one thread gives every actor, timer and socket of a process its share.
+"""The event loop: one thread that runs all actors, timers and sockets of a process in turns.
 
-`Scheduler` is the pure part: ready inboxes, timers and calls, in an order that depends on nothing but the
-`Clock` it is handed (a simulation drives it under virtual time). `Loop` adds what the real world needs: a zmq
-poll, threads for blocking work, and a way in for other threads.
+`Scheduler` is the pure part: ready inboxes, timers and calls, in an order that depends only on the `Clock` it is handed
+(the simulation runs it under virtual time). `Loop` adds a zmq poll, threads for blocking work, and calls from other
+threads.
 
 Invariants:
 - Everything runs on one thread, the one that called `run`, except the `work` given to `offload`.
 - A turn is: poll, sockets, calls, timers due, inboxes, turn-end calls. Every part of it is bounded, so that none
-  starves another, and a turn with work left over polls without waiting.
-- Timers run in the order of their deadline, and of their making when deadlines are equal.
-- A call that raises ends `run` with that exception: the process fails, and its supervisor decides. Actors guard
-  their own calls (see `actors/runtime.py`), so only the composition's own callbacks can do that.
+  starves another; a turn with work left polls without waiting.
+- Timers run in the order of their deadlines; equal ones in the order in which they were set.
+- A call that raises ends `run` with that exception: the process fails, and its supervisor decides. Actors guard their
+  own calls (see `actors/runtime.py`), so only the composition's own callbacks can do that.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ T = TypeVar("T")
 
 Call = Callable[[], None]
 
-# An inbox handles at most this many messages before the next ready one: at some 10 us a message, no neighbour
-# waits longer than half a millisecond for one busy actor.
+# An inbox handles at most this many messages before the next one: at some 10 us per message, no actor waits longer
+# than half a millisecond for one busy actor.
 MESSAGES_PER_INBOX_PER_TURN: Final = 64
 
-# A turn handles at most this many messages before it looks at sockets and timers again: some 10 ms at worst,
-# and long enough that the poll (2 us) costs nothing beside it.
+# A turn handles at most this many messages before it looks at sockets and timers again: some 10 ms at worst, and
+# long enough that the cost of the poll (2 us) does not matter.
 MESSAGES_PER_TURN: Final = 1024
 
-# Below this many cancelled timers a rebuild of the heap is not worth its while.
+# With fewer cancelled timers than this, the heap is not rebuilt.
 CANCELLED_TIMERS_KEPT: Final = 512
 
 
@@ -82,7 +82,7 @@ class Timer:
 
 
 class Scheduler(ABC):
-    """Ready inboxes, timers and calls, run in turns; what waits and what blocks is its subclass's business."""
+    """Runs ready inboxes, timers and calls in turns; waiting and blocking calls are left to subclasses."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -91,7 +91,7 @@ class Scheduler(ABC):
         )  # inboxes with messages, each at most once; they append themselves
         self.turns = 0
         self.messages_handled = 0
-        self.cancelled = 0  # timers cancelled and still in the heap
+        self.cancelled = 0  # cancelled timers that are still in the heap
         self._timers: list[tuple[float, int, Timer]] = []
         self._timers_made = 0
         self._soon: deque[Call] = deque()
@@ -114,7 +114,7 @@ class Scheduler(ABC):
         """Make `call` on the loop; may be called from any thread."""
 
     def call_later(self, delay_s: float, call: Call) -> Timer:
-        """Make `call` once, `delay_s` seconds from now (never in this turn's past; 0 or less means next turn)."""
+        """Make `call` once, `delay_s` seconds from now; with 0 or less, in the next turn."""
         if self.cancelled > CANCELLED_TIMERS_KEPT and self.cancelled * 2 > len(self._timers):
             self._timers = [entry for entry in self._timers if entry[2].pending]
             heapify(self._timers)
@@ -131,8 +131,8 @@ class Scheduler(ABC):
     def at_turn_end(self, call: Call) -> None:
         """Make `call` once, after the inboxes of this turn and before the next poll.
 
-        Made for work that is cheaper together: one commit for all appends of a turn, one send for all output.
-        A call registered by another turn-end call is made at the end of the next turn, which follows at once.
+        For work that is cheaper together: one commit for all appends of a turn, one send for all output. A call
+        registered by another turn-end call is made at the end of the next turn, which follows at once.
         """
         self._turn_end.append(call)
 
@@ -158,7 +158,7 @@ class Scheduler(ABC):
         """Run one turn's calls, timers due at `now`, inboxes and turn-end calls."""
         self.turns += 1
         if soon := self._soon:
-            for _ in range(len(soon)):  # those added meanwhile are the next turn's
+            for _ in range(len(soon)):  # calls that these add are for the next turn
                 soon.popleft()()
         if self._timers and self._timers[0][0] <= now:
             self._run_timers(now)
@@ -174,7 +174,8 @@ class Scheduler(ABC):
 
     def _run_timers(self, now: float) -> None:
         timers, last_made = self._timers, self._timers_made
-        late: list[tuple[float, int, Timer]] = []  # made by the timers of this turn: theirs is the next one
+        # timers that are set by the timers of this turn run in the next
+        late: list[tuple[float, int, Timer]] = []
         while timers and timers[0][0] <= now:
             entry = heappop(timers)
             if not entry[2].pending:
@@ -191,8 +192,7 @@ class Scheduler(ABC):
 class Loop(Scheduler):
     """The loop of a process: a zmq poll, threads for blocking calls, and a wake-up for other threads.
 
-    `threads` says how many blocking calls of a purpose run at once, where that is not as in `threads.SIZES`; more wait
-    in order.
+    `threads` overrides the numbers of threads per purpose in `threads.SIZES`; further calls wait in order.
     """
 
     def __init__(self, clock: Clock, *, threads: Mapping[Purpose, int] | None = None) -> None:
@@ -209,7 +209,7 @@ class Loop(Scheduler):
         self.watch(self._wake_read, self._woken)
 
     def watch(self, source: zmq.Socket[bytes] | int, ready: Call) -> None:
-        """Call `ready` in every turn in which `source` can be read, as long as it can be: read what there is."""
+        """Call `ready` in every turn in which `source` can be read, until nothing is left to read."""
         self._watched[source] = ready
         self._sources = [(each, zmq.POLLIN) for each in self._watched]
 
@@ -231,10 +231,10 @@ class Loop(Scheduler):
         """Make `call` on the loop, in its next turn; may be called from any thread."""
         self._from_threads.append(call)
         # The flag is set before the write and cleared before the queue is drained, so no call waits unseen:
-        # at worst the loop wakes up once for nothing.
+        # at worst the loop wakes up once in vain.
         if not self._wake_pending:
             self._wake_pending = True
-            with contextlib.suppress(OSError):  # the loop is closed, and nobody will make the call
+            with contextlib.suppress(OSError):  # the loop is closed: the call is not made
                 os.write(self._wake_write, _WAKE)
 
     def _woken(self) -> None:
@@ -243,7 +243,7 @@ class Loop(Scheduler):
         self._wake_pending = False
 
     def run(self) -> None:
-        """Run turns until `stop`; an exception out of a callback ends it, and is raised here."""
+        """Run turns until `stop`; an exception of a callback ends it and is raised here."""
         self._thread = threading.get_ident()
         while not self._stopped:
             self.run_once()
@@ -286,11 +286,11 @@ class Loop(Scheduler):
         raise RuntimeError(f"not idle after {turns_max} turns")
 
     def stop(self) -> None:
-        """End `run` after this turn; from another thread, say `call_threadsafe(loop.stop)`."""
+        """End `run` after this turn; from another thread call `call_threadsafe(loop.stop)`."""
         self._stopped = True
 
     def close(self) -> None:
-        """Give back the threads and the wake-up; the loop can't run again."""
+        """Close the threads and the wake-up; the loop cannot run again."""
         self.threads.end()
         self._watched.clear()
         self._sources = []
@@ -300,11 +300,11 @@ class Loop(Scheduler):
             os.close(fd)
 
 
-_WAKE: Final = (1).to_bytes(8, "little")  # what an eventfd wants to be told; a pipe does not mind
+_WAKE: Final = (1).to_bytes(8, "little")  # an eventfd needs 8 bytes; a pipe takes them too
 
 
 def _wake_pair() -> tuple[int, int]:
-    """Return what to read and what to write to wake a poll: one eventfd, or a pipe where there is none (macOS)."""
+    """Return the descriptors to read and to write to wake a poll: an eventfd, or a pipe (macOS has none)."""
     if hasattr(os, "eventfd"):
         fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         return fd, fd

@@ -1,16 +1,16 @@
 """Mail: actor messages between the processes of one broker, over ZeroMQ ipc sockets in its run folder.
 
 Every process binds one PULL socket at `<run folder>/<node>.<boot>` and connects one PUSH socket to each peer it was
-told of (`meet`). Messages are defined with `@message` and travel as `actors/envelope.py` says. May touch: those
+told of (`meet`). `actors/envelope.py` encodes the messages, which are defined with `@message`. May touch: those
 sockets, and the loop it is attached to.
 
 Invariants:
 - Mail from one process to another arrives in order, and at most once.
-- A process gets nothing that was meant for the one before it (the boot number is part of the socket's name), and
-  nothing from a peer that it was told is gone (the boot number is part of the envelope).
-- Memory is bounded: so many mails in ZeroMQ's queues, so many bytes waiting behind them. What is over is dropped,
-  counted, and logged once for a peer. Actors must live with that: a mail is not a promise.
-- Nothing that arrives can end the process: malformed mail is dropped, counted and logged.
+- A process receives no mail for its predecessor (the boot number is part of the socket's name), and none from a peer
+  that it knows to be gone (the boot number is part of the envelope).
+- Memory is bounded, by a number of mails in ZeroMQ's queues and of bytes waiting behind them. Mail above that is
+  dropped, counted, and logged once per peer. Actors must expect lost mail.
+- No mail can end the process: malformed mail is dropped, counted and logged.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ QUEUED_MAILS_MAX: Final = 1000
 # Bytes waiting behind that queue for one peer: a second of a loaded peer's control mail, or some hundred batches.
 WAITING_BYTES_MAX: Final = 64 << 20
 
-# An envelope's share of memory besides its bytes, so that many tiny mails count for what they cost.
+# An envelope's cost in memory besides its bytes, so that many tiny mails are counted fairly.
 MAIL_OVERHEAD_BYTES: Final = 200
 
-# How long waiting mail waits before it is tried again: a peer that empties its queue takes longer.
+# How long waiting mail waits before it is tried again: emptying the queue takes a peer longer.
 RETRY_S: Final = 0.002
 
 # Mails read in one turn, so that a flood from one peer leaves the loop its timers and other sockets.
 MAILS_PER_TURN: Final = 256
 
-# From this size on, handing a frame over without a copy (some 15 us of bookkeeping) is cheaper than the copy.
+# From this size on, sending a frame without copying it (some 15 us of bookkeeping) is cheaper than the copy.
 UNCOPIED_BYTES_MIN: Final = 128 << 10
 
-# A received frame below this size is copied into bytes, which is cheaper than keeping ZeroMQ's message alive.
+# A received frame below this size is copied into bytes, which is cheaper than keeping ZeroMQ's message.
 COPIED_BYTES_MAX: Final = 4 << 10
 
-# What a path of an ipc socket may be long: 108 on Linux, 104 on macOS, with the closing zero.
+# The longest path of an ipc socket: 108 bytes on Linux, 104 on macOS, with the closing zero.
 IPC_PATH_BYTES_MAX: Final = 103
 
 
@@ -69,7 +69,7 @@ class _Peer:
 
 
 class Mail:
-    """The post office of process `node`, started the `boot`-th time, with its socket in `folder`.
+    """The mail of process number `boot` of `node`, with its socket in `folder`.
 
     Raises UsageError if the folder's path is too long for a socket, and zmq.ZMQError if it cannot be bound.
     """
@@ -80,9 +80,9 @@ class Mail:
         self.boot = boot
         self.sent = 0
         self.received = 0
-        self.dropped = 0  # for peers unknown, gone, or too slow
+        self.dropped = 0  # mail to peers that are unknown, gone, or too slow
         self.malformed = 0
-        self.stale = 0  # from processes known to be gone
+        self.stale = 0  # mail from processes known to be gone
         self._context = context
         self._folder = folder
         self._peers: dict[str, _Peer] = {}
@@ -115,7 +115,7 @@ class Mail:
         loop.watch(self._inbound, self._receive)
 
     def meet(self, node: str, boot: int) -> None:
-        """Learn that process `node` is up as number `boot`: mail goes to it from now on; older news are ignored."""
+        """Note that process number `boot` of `node` is up: mail goes to it from now on; older news are ignored."""
         peer = self._peers.get(node)
         if boot < self._oldest_boots.get(node, 0) or (peer is not None and peer.boot == boot):
             return
@@ -130,7 +130,7 @@ class Mail:
         self._unknown_logged.discard(node)
 
     def forget(self, node: str, boot: int | None = None) -> None:
-        """Learn that process `node` (number `boot`; None: whichever it is) is gone: drop its mail, both ways."""
+        """Note that a process is gone (`boot` None: whichever is known): drop its mail in both directions."""
         peer = self._peers.get(node)
         if peer is None or (boot is not None and boot != peer.boot):
             return
@@ -227,7 +227,7 @@ class Mail:
             self._deliver(opened.path, opened.message)
 
     def close(self, linger_s: float = 0.2) -> None:
-        """Close the sockets; mail on its way has `linger_s` seconds to leave."""
+        """Close the sockets; mail in transit has `linger_s` seconds to leave."""
         if self._loop is not None:
             self._loop.unwatch(self._inbound)
         self._inbound.close(linger=0)
@@ -237,6 +237,6 @@ class Mail:
 
 
 def _send_parts(socket: zmq.Socket[bytes], parts: list[bytes | memoryview]) -> None:
-    # One flag for all parts: the envelope's share of a large frame's cost is nothing.
+    # One copy flag for all parts: the envelope is small compared to a large frame.
     copy = max(map(len, parts)) < UNCOPIED_BYTES_MIN
     socket.send_multipart(parts, zmq.DONTWAIT, copy=copy)

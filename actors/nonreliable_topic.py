@@ -1,10 +1,10 @@
-"""Non-reliable topics: a batch is sent on in the turn in which it arrives, and forgotten.
+"""Non-reliable topics: a batch is sent on in the turn in which it arrives, and not kept.
 
 Runs in a worker process, one actor per topic.
 
 Invariants
-- nothing is written, and nothing is kept beyond the turn in which it arrived
-- a batch goes once to each worker that has a subscription, whatever happens there
+- nothing is written to disk, and nothing is kept beyond the turn in which it arrived
+- a batch is sent once to each worker that has a subscription, whatever happens there
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from ister.wire import OFFSET_UNKNOWN, encode_result
 
 
 class NonReliableTopic(Topic):
-    """A topic in memory: what comes in goes out to one relay a worker, in the same turn, and is forgotten.
+    """A topic in memory: batches go to one relay per worker, in the turn in which they arrive, and are not kept.
 
-    Offsets are running numbers since the actor started, so that a consumer can see a gap; they are kept nowhere.
+    Offsets are running numbers since the actor started, so that a consumer can see a gap; they are not stored.
     """
 
     def __init__(self, system: System, path: str, meta: TopicMeta, gateway: Gateway) -> None:
@@ -60,12 +60,12 @@ class NonReliableTopic(Topic):
         self.publishers.open(command, expected)
 
     def producer_closed(self, producer_id: int) -> None:
-        """A producer has all its receipts, and closed."""
+        """Forget a producer that has all its receipts and closed."""
         self._producers.close(producer_id)
 
     @receives(Publish)
     def on_publish(self, publish: Publish) -> None:
-        """Queue a batch for the end of this turn, with all others that came in it."""
+        """Queue a batch for the end of this turn, together with all others of the turn."""
         handle, sequence, count = publish.handle, publish.sequence, publish.count
         publisher = handle.target
         if not isinstance(publisher, Publisher):
@@ -73,7 +73,7 @@ class NonReliableTopic(Topic):
         verdict = self._producers.check(publisher.producer_id, sequence, count)
         if isinstance(verdict, Duplicate):
             offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
-        elif isinstance(verdict, Fresh | Gap):  # a batch that was lost on the way is lost: go on
+        elif isinstance(verdict, Fresh | Gap):  # a batch that was lost is not waited for
             offset = self._next_offset
             now_ms = self.intake.last_ms = self.clock.time_ms()
             self._producers.advance(publisher.producer_id, sequence, count, offset, now_ms)
@@ -103,19 +103,19 @@ class NonReliableTopic(Topic):
 
     @receives(CloseProducer)
     def on_close_producer(self, command: CloseProducer) -> None:
-        """Let a handle go, after the receipts of what it sent."""
+        """Close a handle after the receipts of what it sent."""
         self._flush()
         self.publishers.closed(command)
 
     @receives(Attach)
     def on_attach(self, command: Attach) -> None:
-        """Send a relay everything from now on; one that asks again was sent what came before."""
+        """Send a relay all later batches; one that attaches again was sent the earlier ones already."""
         self._flush()
         self.watchers.add(command.watcher).tell(Attached(self._next_offset, self._next_offset))
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
-        """Say what there is."""
+        """Describe the topic."""
         body = self.description() | {"next_offset": self._next_offset, "relays": len(self.watchers.refs)}
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result(body)))
 

@@ -19,13 +19,13 @@ from ister.subscriptions import READER
 
 OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number
 POISON_DEFAULT: Final = "dead-letter"
-DEAD_LETTER_SUFFIX: Final = ".dlq"  # of the topics that dead letters go to where none is named
-DEAD_LETTERS: Final = "dead_letters"  # the setting of a topic that takes them: patterns do not follow it
+DEAD_LETTER_SUFFIX: Final = ".dlq"  # the suffix of the dead-letter topic where none is named
+DEAD_LETTERS: Final = "dead_letters"  # the setting that marks a dead-letter topic: patterns do not follow it
 UNBLOCK_ACTIONS: Final = ("retry", "drop", "dead-letter")
 _DAY_MS: Final = 86_400_000
 _DEFAULTS: Final = SubscriptionSettings()
 
-# (lowest, highest), or the words it may be, or what checks it
+# (lowest, highest), the allowed words, or a function that checks the value
 Allowed = tuple[int, int] | tuple[str, ...] | Callable[[object], object]
 
 SUBSCRIPTION_OPTIONS: Final[dict[str, Allowed]] = {
@@ -51,7 +51,7 @@ _RELIABLE_OPTIONS: Final = (
     "paused",
 )
 
-# What a topic can be given of its own, beside its strategy and durability; 0 and False: no limit.
+# The settings a topic can have beside its strategy and durability; 0 and False: no limit.
 TOPIC_OPTIONS: Final[dict[str, Allowed]] = {
     "retention_ms": (0, 100 * 365 * _DAY_MS),
     "retention_bytes": (0, 1 << 60),
@@ -65,7 +65,7 @@ FLAG: Final[tuple[int, int]] = (0, 1)  # no and yes; a client may say false and 
 
 
 def check_options(options: dict[str, Any], known: Mapping[str, Allowed], what: str) -> None:
-    """Check the own settings of a topic or subscription; raises `UsageError` naming setting, value and limit.
+    """Check the settings of a topic or subscription; raises `UsageError` with the setting, its value and the limit.
 
     Flags in `options` become 0 or 1.
     """
@@ -92,7 +92,7 @@ def check_options(options: dict[str, Any], known: Mapping[str, Allowed], what: s
 
 
 def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, dispatch: str) -> None:
-    """Check what a subscription is given, and how it fits together with what `meta` has already.
+    """Check the options given to a subscription, also together with those that `meta` has already.
 
     Raises `UsageError`.
     """
@@ -110,7 +110,8 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
         and together.get("max_deliveries")
         and together.get("poison", POISON_DEFAULT) == POISON_DEFAULT
     ):
-        name = f"{meta.topic}.{meta.name}{DEAD_LETTER_SUFFIX}"  # uncut: who asks for dead letters can name it
+        # not shortened: it can be named where dead letters are listed
+        name = f"{meta.topic}.{meta.name}{DEAD_LETTER_SUFFIX}"
         if len(name) > NAME_CHARACTERS_MAX:
             raise UsageError(
                 f"the dead-letter topic would be called {name[:40]!r}..., which is longer than "
@@ -119,7 +120,7 @@ def check_subscription_options(options: dict[str, Any], meta: SubscriptionMeta, 
 
 
 def _check_applies(options: dict[str, Any], meta: SubscriptionMeta, dispatch: str) -> None:
-    """Check that a subscription of that type, of a topic of that strategy, does anything with its options."""
+    """Check that the options have an effect for a subscription of that type, of a topic of that strategy."""
     if meta.type == READER:
         known = _BUFFER_OPTIONS if dispatch == "non-reliable" else ()
         for name in options:
@@ -147,9 +148,9 @@ def check_same_options(
     meta: SubscriptionMeta,
     defaults: SubscriptionSettings = _DEFAULTS,
 ) -> None:
-    """Check that whoever opens a subscription that is there asks for no other options than it has.
+    """Check that a client that opens an existing subscription asks for no other options than it has.
 
-    Raises `RemoteError` subscription-options, which says both, `UsageError`.
+    Raises `RemoteError` subscription-options with both values, `UsageError`.
     """
     if not options:
         return
@@ -166,7 +167,7 @@ def check_same_options(
 
 
 def dead_letter_topic(meta: SubscriptionMeta) -> str:
-    """Return the name of the topic that a subscription's dead letters go to; one that would be too long is cut."""
+    """Return the name of a subscription's dead-letter topic, shortened if it would be too long."""
     named = meta.settings.get("dead_letter_topic")
     name = str(named or f"{meta.topic}.{meta.name}{DEAD_LETTER_SUFFIX}")
     if len(name) <= NAME_CHARACTERS_MAX:
@@ -176,14 +177,14 @@ def dead_letter_topic(meta: SubscriptionMeta) -> str:
 
 
 def is_dead_letter_topic(topic: TopicMeta) -> bool:
-    """Return whether a topic takes dead letters: by its mark, or, made before there were marks, by its name."""
+    """Return whether a topic takes dead letters: by its mark, or, if an older version made it, by its name."""
     return bool(topic.settings.get(DEAD_LETTERS)) or topic.name.endswith(DEAD_LETTER_SUFFIX)
 
 
 def back_off_bounds(
     settings: Mapping[str, Any], defaults: SubscriptionSettings = _DEFAULTS
 ) -> tuple[int, int]:
-    """Return `backoff_ms_min` and `backoff_ms_max`; where only one is given, the other's default gives way to it."""
+    """Return `backoff_ms_min` and `backoff_ms_max`; if only one is given, the default of the other is adapted."""
     low, high = settings.get("backoff_ms_min"), settings.get("backoff_ms_max")
     if low is None:
         low = defaults.backoff_ms_min if high is None else min(defaults.backoff_ms_min, high)
@@ -193,9 +194,9 @@ def back_off_bounds(
 def effective_options(
     topic: TopicMeta, meta: SubscriptionMeta, defaults: SubscriptionSettings = _DEFAULTS
 ) -> dict[str, Any]:
-    """Return every option that counts for a subscription: its own, and the broker's defaults for the others.
+    """Return every option that applies to a subscription: its own, and the broker's defaults for the others.
 
-    What dead letters are taken from gives nothing up by default: letters of letters would be nobody's.
+    A subscription to a dead-letter topic gives nothing up by default: nobody would look for letters of letters.
     """
     given = meta.settings
     options: dict[str, Any] = {}
@@ -216,14 +217,14 @@ def effective_options(
 
 
 def check_flag(value: object, what: str) -> bool:
-    """Return what a flag says, which is 0 or 1, or false or true; raises `UsageError`."""
+    """Return the value of a flag, which is 0, 1, false or true; raises `UsageError`."""
     if type(value) not in (int, bool) or value not in FLAG:
         raise UsageError(f"{what} is {value!r:.40}, which is not 0 or 1, nor false or true")
     return value == 1
 
 
 def check_position(position: object, what: str) -> str | int:
-    """Return a position as the catalogue has it: "earliest", "latest", an offset, or "time:<unix ms>".
+    """Return a position in the catalogue's form: "earliest", "latest", an offset, or "time:<unix ms>".
 
     It may come as text or number; raises `UsageError` for anything else.
     """
@@ -233,7 +234,7 @@ def check_position(position: object, what: str) -> str | int:
         return str(position)
     if isinstance(position, str):
         time, colon, digits = position.rpartition(":")
-        # An offset has at most 19 digits; int() of thousands of them raises.
+        # An offset has at most 19 digits; int() raises for thousands of them.
         if (time, colon) in (("", ""), ("time", ":")) and _is_number(digits):
             return f"time:{int(digits)}" if colon else int(digits)
     raise UsageError(

@@ -1,10 +1,10 @@
 """Requests that cannot be answered yet, but soon: they wait for a while, and are refused after that.
 
-A broker that has just started has workers that are not up yet, and a store that has not been listed yet. Requests
-then wait a moment, instead of being refused. Pure but for the timer it is given.
+After its start a broker has workers that are not up yet, and a store that has not been listed yet. Requests then wait a
+moment instead of being refused. Pure except for the timer it is given.
 
 Invariants
-- a waiting request is tried again whenever something changed, in the order of arrival
+- waiting requests are tried again in the order of arrival whenever something changed
 - no request waits longer than `WAIT_S`, and no more than `WAITING_MAX` wait
 """
 
@@ -16,23 +16,23 @@ from typing import Final, Generic, TypeVar
 
 from ister.errors import IsterError, RemoteError
 
-WAIT_S: Final = 5.0  # a process that was killed is back sooner
+WAIT_S: Final = 5.0  # seconds; a process that was killed is back sooner
 WAITING_MAX: Final = 10_000  # some 500 bytes each
 
 T = TypeVar("T")
 
 
 class NotYetError(RemoteError):
-    """What could answer is not there yet, and about to be."""
+    """What is needed for the answer is not available yet, and about to be."""
 
     def __init__(self, text: str) -> None:
         super().__init__("unavailable", text)
 
 
 class Patience(Generic[T]):
-    """Tries to do what is asked, and again where that was too early.
+    """Tries requests, and again where it was too early.
 
-    `attempt(question)` does it, or raises; `refuse(question, error)` answers what it raised.
+    `attempt(question)` carries out a request or raises; `refuse(question, error)` answers it with an error.
     """
 
     def __init__(
@@ -47,24 +47,25 @@ class Patience(Generic[T]):
         self._refuse = refuse
         self._now_s = now_s
         self._call_later = call_later
-        self._waiting: deque[tuple[float, T, NotYetError]] = deque()  # by when it is refused
+        # (when it is refused, the request, the last error)
+        self._waiting: deque[tuple[float, T, NotYetError]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def take(self, question: T) -> None:
-        """Do what is asked now, or as soon as that is possible."""
+        """Carry out a request now, or as soon as possible."""
         if self._try(question, self._now_s() + WAIT_S):
             self._call_later(WAIT_S, self._give_up)
 
     def changed(self) -> None:
-        """Something is there that was not: try again what waits."""
+        """Try again what waits: something has changed."""
         waiting, self._waiting = self._waiting, deque()
         for due_s, question, _ in waiting:
             self._try(question, due_s)
 
     def _try(self, question: T, due_s: float) -> bool:
-        """Do what is asked, or refuse it; True when it waits."""
+        """Carry out a request or refuse it; return True if it has to wait."""
         try:
             self._attempt(question)
         except NotYetError as error:

@@ -1,15 +1,15 @@
-"""Pieces: what one DELIVER carries, cut or joined from batches without looking at single messages; pure.
+"""Pieces: the content of one DELIVER, cut or joined from batches without looking at single messages; pure.
 
-A batch that fits is sent as it is, the stored bytes untouched. A batch larger than a consumer's credit is cut; small
-batches that follow each other are joined end to end up to `PIECE_BYTES`, so that a topic fed with single messages does
-not cost a frame a message. Sums over length tables run in C.
+A batch that fits is sent as it is, the stored bytes unchanged. A batch larger than a consumer's credit is cut.
+Consecutive small batches are joined up to `PIECE_BYTES`, so that a topic of single messages does not cost a frame per
+message. Sums over length tables run in C.
 
-Where single messages are chosen (Key-Shared, what came back in pieces, what waits for its time), a batch is opened as a
-`Sheet`, and `gather` puts together what was chosen of several: the one place that looks at single messages.
+Where single messages are chosen (Key-Shared, scattered redeliveries, delivery times), a batch is opened as a `Sheet`,
+and `gather` joins the chosen messages of several batches. This is the only place that looks at single messages.
 
 Invariants
-- the messages of a piece are in the order of their offsets, each byte for byte what was published
-- they are consecutive, unless `ranges` says which they are
+- the messages of a piece are in the order of their offsets, each byte for byte as published
+- they are consecutive, unless `ranges` lists them
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from typing import Final, Protocol
 
 from ister.wire import Buffer, Column, lengths_of, pack_column, split_column, split_times, sum_of_lengths
 
-PIECE_BYTES: Final = 64 << 10  # joining stops here: the size of a producer's full batch
+PIECE_BYTES: Final = 64 << 10  # joining stops at this size, that of a producer's full batch
 
 
 class Batch(Protocol):
-    """A batch as stored or as relayed; `ister.storage.record.Record` and `RelayedBatch` are ones."""
+    """A batch as stored or relayed; implemented by `ister.storage.record.Record` and `RelayedBatch`."""
 
     @property
     def first_offset(self) -> int:
-        """Return the offset of its first message."""
+        """The offset of its first message."""
 
     @property
     def count(self) -> int:
-        """Return how many messages it has."""
+        """How many messages it has."""
 
     @property
     def timestamp_ms(self) -> int:
-        """Return when it was taken in, as unix milliseconds."""
+        """When it was published, in unix ms."""
 
     @property
     def columns(self) -> int:
-        """Return the bits of `ister.wire.Column` it has."""
+        """The bits of `ister.wire.Column` that it has."""
 
     @property
     def producer_id(self) -> int:
-        """Return who sent it."""
+        """The id of its producer."""
 
     @property
     def lengths(self) -> Buffer:
-        """Return the length table."""
+        """The length table."""
 
     @property
     def payload(self) -> Buffer:
-        """Return the payloads, end to end."""
+        """The payloads, end to end."""
 
     @property
     def keys(self) -> Buffer | None:
-        """Return the keys column."""
+        """The keys column."""
 
     @property
     def attributes(self) -> Buffer | None:
-        """Return the attributes column."""
+        """The attributes column."""
 
     @property
     def deliver_at(self) -> Buffer | None:
-        """Return the column of delivery times."""
+        """The column of delivery times."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +82,7 @@ class RelayedBatch:
     keys: Buffer | None = None
     attributes: Buffer | None = None
     deliver_at: Buffer | None = None
-    producer_id: int = 0  # nobody asks
+    producer_id: int = 0  # not used
 
     @classmethod
     def of_frames(
@@ -106,7 +106,7 @@ class RelayedBatch:
 
 @dataclass(slots=True, frozen=True)
 class Piece:
-    """What one DELIVER carries: `count` messages from `offset` on, in the body frames of the wire."""
+    """The content of one DELIVER: `count` messages from `offset` on, in the body frames of the wire."""
 
     offset: int
     count: int
@@ -116,7 +116,7 @@ class Piece:
     frames: tuple[Buffer, ...]
     bytes: int
     failures: int = 0
-    ranges: tuple[tuple[int, int], ...] = ()  # the offsets, where they do not follow each other
+    ranges: tuple[tuple[int, int], ...] = ()  # the offsets, if they are not consecutive
 
     @property
     def parts(self) -> tuple[tuple[int, int], ...]:
@@ -125,12 +125,12 @@ class Piece:
 
     @property
     def end(self) -> int:
-        """What follows the last offset."""
+        """The offset after the last one."""
         return self.ranges[-1][1] if self.ranges else self.offset + self.count
 
 
 def whole(batch: Batch, attempt: int, failures: int = 0) -> Piece:
-    """Return a batch as it is."""
+    """Return a batch as a piece, unchanged."""
     frames = _frames(batch)
     return Piece(
         batch.first_offset,
@@ -145,7 +145,7 @@ def whole(batch: Batch, attempt: int, failures: int = 0) -> Piece:
 
 
 def cut(batch: Batch, first: int, end: int, attempt: int, failures: int = 0) -> Piece:
-    """Return the messages of a batch from offset `first` to before `end`, which must be in it."""
+    """Return the messages of a batch from offset `first` up to, not including, `end`, both of which must be in it."""
     low, high = first - batch.first_offset, end - batch.first_offset
     if low == 0 and high == batch.count:
         return whole(batch, attempt, failures)
@@ -173,7 +173,7 @@ def cut(batch: Batch, first: int, end: int, attempt: int, failures: int = 0) -> 
 
 
 def join(batches: Sequence[Batch]) -> Piece:
-    """Return batches that follow each other, of the same columns, as one piece of first-time deliveries."""
+    """Return consecutive batches with the same columns as one piece, delivered for the first time."""
     if len(batches) == 1:
         return whole(batches[0], 1)
     first = batches[0]
@@ -202,7 +202,7 @@ def join(batches: Sequence[Batch]) -> Piece:
 
 
 def copied(batch: Batch) -> RelayedBatch:
-    """Return a batch in memory of its own, whatever becomes of the file that it lies in."""
+    """Return a copy of a batch in memory, independent of the file it was read from."""
     keys, attributes, deliver_at = batch.keys, batch.attributes, batch.deliver_at
     return RelayedBatch(
         batch.first_offset,
@@ -249,7 +249,7 @@ def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer | None]) ->
 
 
 class Sheet:
-    """A batch whose single messages are looked at; what is asked for is worked out once."""
+    """A batch opened for single messages; derived tables are computed once."""
 
     __slots__ = ("_columns", "_ends", "batch", "end", "first")
 
@@ -257,7 +257,7 @@ class Sheet:
         self.batch = batch
         self.first = batch.first_offset
         self.end = batch.first_offset + batch.count
-        self._ends: list[int] | None = None  # of the payloads
+        self._ends: list[int] | None = None  # where each payload ends
         self._columns: dict[int, list[bytes]] = {}
 
     @property
@@ -286,7 +286,7 @@ class Sheet:
 
     @property
     def ends(self) -> list[int]:
-        """Where each payload ends."""
+        """Where each payload ends, in bytes from the first."""
         if self._ends is None:
             self._ends = list(accumulate(lengths_of(self.batch.lengths)))
         return self._ends
@@ -303,7 +303,7 @@ class Sheet:
 
 
 def gather(rows: Sequence[tuple[Sheet, int]], attempt: int, failures: int) -> Piece:
-    """Return chosen messages, in ascending order of offsets and of the same columns, as one piece."""
+    """Return chosen messages, in ascending order of offsets and with the same columns, as one piece."""
     runs: list[tuple[Sheet, int, int]] = []
     for sheet, index in rows:
         if runs and runs[-1][0] is sheet and runs[-1][2] == index:

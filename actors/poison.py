@@ -1,9 +1,10 @@
-"""What failed too often: buried as dead letters, dropped, or in the way of everything until an operator decides; pure.
+"""Poison messages: they failed too often, and are buried as dead letters, dropped, or block until an operator decides;
+pure.
 
 Invariants
 - a message is here from its last failure until it is buried (durable in the dead-letter topic), dropped, or tried again
-- it is acknowledged after that, never before: what is here when the broker dies is delivered again
-- what is here is ranges; single messages only while they are on their way, at most `IN_HAND_MAX`
+- it is acknowledged after that, never before: after a crash of the broker it is delivered again
+- messages are kept as ranges; single ones only while they are in transit, at most `IN_HAND_MAX`
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ister.actors.options import effective_options
 from ister.settings import SubscriptionSettings
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
-IN_HAND_MAX: Final = 500  # messages on their way to the dead-letter topic at a time
+IN_HAND_MAX: Final = 500  # messages in transit to the dead-letter topic at a time
 REASON_UNKNOWN: Final = "not acknowledged"
 
 
@@ -34,7 +35,7 @@ class Policy:
 
     @classmethod
     def of(cls, topic: TopicMeta, meta: SubscriptionMeta, defaults: SubscriptionSettings) -> Policy:
-        """Return the policy that a subscription's settings give it, and the broker's where it has none of its own."""
+        """Return the policy of a subscription's settings, with the broker's defaults for those it does not have."""
         options = effective_options(topic, meta, defaults)
         return cls(
             int(options["max_deliveries"]),
@@ -45,13 +46,13 @@ class Policy:
         )
 
     def is_poison(self, failures: int) -> bool:
-        """Say whether what failed so often is to be delivered no more."""
+        """Say whether a message with this many failures is poison."""
         return 0 < self.max_deliveries <= failures
 
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """Messages that failed too often: which, since when (unix ms), and what was said the last time."""
+    """Messages that failed too often: their range, since when (unix ms), and the last reason."""
 
     held: Held
     since_ms: int
@@ -59,14 +60,14 @@ class Poisoned:
 
 
 class Poison:
-    """What failed too often of one subscription."""
+    """The poison messages of one subscription."""
 
     def __init__(self) -> None:
         self.blocking: list[Poisoned] = []  # oldest first
         self._waiting: deque[Poisoned] = deque()  # to be buried
-        self._in_hand: dict[int, Poisoned] = {}  # on their way, by offset
-        self._put_off: dict[int, Poisoned] = {}  # not taken by the dead-letter topic, for the time being
-        self.messages = 0  # to be buried, in hand included
+        self._in_hand: dict[int, Poisoned] = {}  # in transit, by offset
+        self._put_off: dict[int, Poisoned] = {}  # refused by the dead-letter topic for the present, by offset
+        self.messages = 0  # to be buried, including those in transit
 
     @property
     def ranges(self) -> int:
@@ -79,7 +80,7 @@ class Poison:
         self.messages += poisoned.held.end - poisoned.held.first
 
     def take(self) -> tuple[int, Poisoned] | None:
-        """Return the next message to be put on its way; it is in hand from now on. None: nothing, or too many are."""
+        """Return the next message to be sent, then in transit; None if there is none, or too many are."""
         if not self._waiting or len(self._in_hand) >= IN_HAND_MAX:
             return None
         poisoned = self._waiting[0]
@@ -94,33 +95,33 @@ class Poison:
         return offset, poisoned
 
     def put_back(self, offset: int) -> None:
-        """Let a message in hand wait again: it could not be read now."""
+        """Queue a message in transit again: it could not be read."""
         poisoned = self._in_hand.pop(offset)
         held = poisoned.held._replace(first=offset, end=offset + 1)
         self._waiting.appendleft(Poisoned(held, poisoned.since_ms, poisoned.reason))
 
     def put_off(self, offset: int) -> None:
-        """Let a message in hand wait apart, in nobody's way: the dead-letter topic does not take it."""
+        """Set a message in transit aside: the dead-letter topic refused it, and others continue."""
         if (poisoned := self._in_hand.pop(offset, None)) is not None:
             held = poisoned.held._replace(first=offset, end=offset + 1)
             self._put_off[offset] = Poisoned(held, poisoned.since_ms, poisoned.reason)
 
     @property
     def has_put_off(self) -> bool:
-        """Whether something was put off."""
+        """Whether a message was set aside."""
         return bool(self._put_off)
 
     def take_up(self) -> None:
-        """Try what was put off once more, behind everything else: its topic may take it now."""
+        """Queue what was set aside again, after everything else: the topic may take it now."""
         self._waiting.extend(self._put_off.values())
         self._put_off.clear()
 
     def in_hand(self) -> list[tuple[int, Poisoned]]:
-        """Return what is on its way: it may have to be sent once more."""
+        """Return the messages in transit: they may have to be sent again."""
         return list(self._in_hand.items())
 
     def done(self, offsets: Iterable[int]) -> list[int]:
-        """Note that messages are buried, or need not be; return those that were in hand."""
+        """Note that messages are buried, or need not be; return those that were in transit."""
         found = [offset for offset in offsets if self._in_hand.pop(offset, None) is not None]
         self.messages -= len(found)
         return found
