@@ -1,14 +1,16 @@
-"""Connecting to a broker, and opening producers, consumers and readers; what is asked once is in `administration.py`.
+"""The client that waits in the calling thread: connecting, opening, asking.
+
+What it waits for is begun elsewhere, without waiting, and shared with `ister.aio`: `opening.py` (producers, consumers,
+readers), `inbox.py` (requests and replies between programs), `requests.py` (requests to the broker). The methods that
+ask the broker something once are in `administration.py`.
 
 The composition root of the client: the clock and the random numbers that the rest is handed are made here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -16,58 +18,36 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 from ister import arguments, places, requests
 from ister.administration import Administration
-from ister.attachment import Attachment
 from ister.clientsession import Request
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
+from ister.conversation import Conversation
 from ister.deadletters import DeadLetters
-from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
-from ister.inbox import GONE, INBOX_PREFIX, Inbox, Outlets, Waiting, answered, asked, nobody
-from ister.message import BrokerEvent, Event, Message, Receipt
+from ister.errors import ConnectionLostError, RemoteError, TimeoutExpiredError
+from ister.inbox import Correspondence
+from ister.message import BrokerEvent, Event, Message
 from ister.names import is_pattern
 from ister.network import Network
-from ister.producer import HURRY_S, Producer
-from ister.publication import Publication
+from ister.opening import (
+    BATCH_BYTES,
+    CREDIT_BYTES,
+    CREDIT_MESSAGES,
+    LINGER_MS,
+    ConsumerArguments,
+    Opener,
+    Plan,
+)
+from ister.producer import Producer
 from ister.reader import Reader
-from ister.receiver import Receiver
 from ister.requests import SubscriptionOptions
-from ister.subscriptions import SUBSCRIPTION_TYPES, SubscriptionType
+from ister.subscriptions import SubscriptionType
 from ister.version import __version__
 from ister.wildcard import WildcardConsumer
 
-BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
-LINGER_MS: Final = 1.0
-CREDIT_MESSAGES: Final = 65_536  # of what takes messages at once: an inbox, a tool
-CREDIT_BYTES: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
-DIAGNOSIS_S: Final = 1.0  # how much longer a request that nobody answered may take to say why
-DIAGNOSIS_MAX: Final = 20  # subscriptions looked at for that
 CLIENT_TEXT: Final = f"ister-python/{__version__}"
 
-Start = Position
-R = TypeVar("R", bound=Receiver)
-
-
-class Plan:
-    """A producer or consumer that is being opened: what to check while waiting, and what comes of it.
-
-    `Client` waits for it in the calling thread, `ister.aio.Client` in the event loop.
-    """
-
-    __slots__ = ("handle", "what")
-
-    def __init__(self, handle: Publication | Attachment, what: str) -> None:
-        self.handle = handle
-        self.what = what
-
-    def ready(self) -> bool:
-        """Whether the broker has answered (evaluated under the lock)."""
-        return self.handle.opened or self.handle.phase == "closed"
-
-    def check(self) -> None:
-        """Raise what the broker answered, if it refused."""
-        if self.handle.error is not None:
-            raise self.handle.error
+T = TypeVar("T")
 
 
 class Client(Administration):
@@ -93,10 +73,14 @@ class Client(Administration):
         text = CLIENT_TEXT if name is None else f"{name[:100]} {CLIENT_TEXT}"
         self.network = self._make_network(listed, clock or SystemClock(), text)
         self.network.on_event = on_event
-        self.replier: Callable[..., Any] = self._reply  # what `Message.reply` does; `ister.aio` has its own
-        self.outlets = Outlets(self.plan_outlet)
-        self._inbox: Inbox | None = None
-        self._inbox_opening = threading.Lock()
+        self.opener = Opener(self.network, self._random)
+        self.opener.replier = self._reply
+        self.correspondence = Correspondence(
+            self.network, self._random, lambda topic: self.opener.producer(topic).made
+        )
+        self._conversation = Conversation(
+            self.correspondence, self.network, self, self._ask, self._open_inbox_reader
+        )
 
     def _checked(self, endpoints: str | Iterable[str]) -> list[str]:
         return places.endpoints(endpoints)
@@ -151,37 +135,10 @@ class Client(Administration):
         without an answer. With a `name` it is the same producer across restarts of the program; a second producer of
         that name fences the first. Raises `RemoteError` (`unknown-topic`, ...), `TimeoutExpiredError`.
         """
-        producer = self.plan_producer(
+        plan = self.opener.producer(
             topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes
         )
-        self._open(Plan(producer.publication, f"producer for topic {topic!r}"), timeout)
-        return producer
-
-    def plan_producer(
-        self, topic: str, *, batch_bytes: int, linger_ms: float, name: str | None, window_bytes: int | None
-    ) -> Producer:
-        """Begin to open a producer; used by `producer` here and in `ister.aio`."""
-        arguments.text(topic, "a topic's name")
-        arguments.number(batch_bytes, "batch_bytes", 1)
-        if window_bytes is not None:
-            arguments.number(window_bytes, "window_bytes", 1)
-        network = self.network
-        network.check()
-        publication = Publication(
-            0,
-            topic,
-            self._random.getrandbits(63) | 1 if name is None else producer_id(topic, name),
-            batch_bytes=batch_bytes,
-            linger_s=arguments.seconds(linger_ms, "linger_ms / 1000") / 1000,
-            window_bytes=window_bytes,
-            callbacks=network.callbacks,
-        )
-        producer = Producer(network, publication)
-        publication.wait_with(producer)
-        with network.lock:
-            publication.handle = network.next_handle()
-            network.attach(publication, producer)
-        return producer
+        return self._opened(plan, timeout)
 
     def consumer(
         self,
@@ -189,7 +146,7 @@ class Client(Administration):
         subscription: str,
         *,
         type: SubscriptionType | None = None,
-        start: Start | None = None,
+        start: Position | None = None,
         force: bool = False,
         priority: int = 0,
         credit_messages: int | None = None,
@@ -217,25 +174,8 @@ class Client(Administration):
         topics, and names that end in `.dlq`, are left out. The topics take turns and share the credit; `message.topic`
         and `event.topic` name the topic.
         """
-        if is_pattern(arguments.text(topic, "a topic's name")):
-            return self._open_wildcard(
-                self.plan_wildcard(
-                    topic,
-                    subscription=subscription,
-                    type=requests.consumer_type(type, force=force),
-                    start=start,
-                    force=force,
-                    priority=priority,
-                    credit_messages=credit_messages,
-                    credit_bytes=credit_bytes,
-                    settings=requests.subscription_settings(options),
-                    on_event=on_event,
-                    patient=timeout is not None,
-                ),
-                timeout,
-            )
-        consumer = self.plan_consumer(
-            topic,
+        many = is_pattern(arguments.text(topic, "a topic's name"))
+        asked = ConsumerArguments(
             subscription=subscription,
             type=requests.consumer_type(type, force=force),
             start=start,
@@ -247,92 +187,9 @@ class Client(Administration):
             on_event=on_event,
             patient=timeout is not None,
         )
-        self._open(Plan(consumer.attachment, f"consumer of {subscription!r} of topic {topic!r}"), timeout)
-        return consumer
-
-    def plan_consumer(
-        self,
-        topic: str,
-        *,
-        subscription: str,
-        type: SubscriptionType,
-        start: Start | None,
-        force: bool,
-        priority: int,
-        credit_messages: int | None,
-        credit_bytes: int,
-        settings: dict[str, Any],
-        on_event: Callable[[Event], Any] | None,
-        patient: bool = False,
-    ) -> Consumer:
-        """Begin to open a consumer; used by `consumer` here and in `ister.aio`."""
-        arguments.text(topic, "a topic's name")
-        arguments.text(subscription, "a subscription's name")
-        arguments.choice(type, "a subscription's type", SUBSCRIPTION_TYPES)
-        arguments.credit(credit_messages)
-        arguments.number(credit_bytes, "credit_bytes", 1)
-        if arguments.number(priority, "a priority") and type != "failover":
-            raise UsageError(f"a priority is for consumers of failover subscriptions, this one is {type}")
-        if force and type != "exclusive":
-            raise UsageError(
-                f"force takes an exclusive subscription over; this one is {type}, which has room for more"
-            )
-        network = self.network
-        network.check()
-        attachment = Attachment(
-            0,
-            topic,
-            subscription,
-            type,
-            start=None if start is None else arguments.start(start),
-            priority=priority,
-            arguments=settings,
-            credit_messages=credit_messages,
-            credit_bytes=credit_bytes,
-            callbacks=network.callbacks,
-            on_event=on_event,
-            force=force,
-            patient=patient,
-        )
-        return self._attached(Consumer(network, attachment))
-
-    def plan_wildcard(
-        self,
-        pattern: str,
-        *,
-        subscription: str,
-        start: Start | None,
-        credit_messages: int | None,
-        credit_bytes: int,
-        settings: dict[str, Any],
-        **same: Any,
-    ) -> WildcardConsumer:
-        """Make the consumer of a pattern, which has no topics yet; used by `consumer` here and in `ister.aio`."""
-        arguments.text(subscription, "a subscription's name")
-        arguments.credit(credit_messages)
-        arguments.number(credit_bytes, "credit_bytes", 1)
-        self.network.check()
-
-        def plan(topic: str, *, later: bool, credit_messages: int | None, credit_bytes: int) -> Consumer:
-            return self.plan_consumer(
-                topic,
-                subscription=subscription,
-                start="earliest" if later else start,
-                credit_messages=credit_messages,
-                credit_bytes=credit_bytes,
-                settings=settings,
-                **same,
-            )
-
-        return WildcardConsumer(
-            self.network,
-            pattern,
-            subscription,
-            plan,
-            credit_messages=credit_messages,
-            credit_bytes=credit_bytes,
-            left_out=[settings["dead_letter_topic"]] if "dead_letter_topic" in settings else [],
-        )
+        if many:
+            return self._open_wildcard(self.opener.wildcard(topic, asked), timeout)
+        return self._opened(self.opener.consumer(topic, asked), timeout)
 
     def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
         seconds = self._seconds(timeout)
@@ -352,20 +209,11 @@ class Client(Administration):
             raise
         return consumer
 
-    def _attached(self, receiver: R) -> R:
-        network = self.network
-        receiver.attachment.replier = self.replier
-        with network.lock:
-            receiver.attachment.handle = network.next_handle()
-            network.attach(receiver.attachment, receiver)
-        weakref.finalize(receiver, network.let_go, receiver.attachment).atexit = False
-        return receiver
-
     def reader(
         self,
         topic: str,
         *,
-        start: Start = "earliest",
+        start: Position = "earliest",
         credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,
@@ -377,39 +225,10 @@ class Client(Administration):
         what arrives from now on. Raises `RemoteError` (`unknown-topic`, `offset-out-of-range`, ...),
         `TimeoutExpiredError`.
         """
-        reader = self.plan_reader(
+        plan = self.opener.reader(
             topic, start=start, credit_messages=credit_messages, credit_bytes=credit_bytes, on_event=on_event
         )
-        self._open(Plan(reader.attachment, f"reader of topic {topic!r}"), timeout)
-        return reader
-
-    def plan_reader(
-        self,
-        topic: str,
-        *,
-        start: Start,
-        credit_messages: int | None = None,
-        credit_bytes: int = CREDIT_BYTES,
-        on_event: Callable[[Event], Any] | None = None,
-    ) -> Reader:
-        """Begin to open a reader; used by `reader` here and in `ister.aio`."""
-        arguments.text(topic, "a topic's name")
-        network = self.network
-        network.check()
-        attachment = Attachment(
-            0,
-            topic,
-            f"reader-{self._random.getrandbits(64):016x}",
-            "reader",
-            start=arguments.start(start),
-            priority=0,
-            arguments={},
-            credit_messages=arguments.credit(credit_messages),
-            credit_bytes=arguments.number(credit_bytes, "credit_bytes", 1),
-            callbacks=network.callbacks,
-            on_event=on_event,
-        )
-        return self._attached(Reader(network, attachment))
+        return self._opened(plan, timeout)
 
     def peek(
         self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
@@ -441,36 +260,16 @@ class Client(Administration):
         """
         return DeadLetters(self, topic, subscription, timeout=self._seconds(timeout), stop=threading.Event())
 
-    def _open(self, plan: Plan, timeout: float | None) -> None:
+    def _opened(self, plan: Plan[T], timeout: float | None) -> T:
+        """Wait until something is opened, and return it."""
         seconds = self._seconds(timeout)
         try:
             answered = self.network.wait(plan.handle, plan.ready, self.network.deadline(seconds))
-            self.finish(plan, answered, seconds)
+            plan.finish(answered, seconds)
         except BaseException:
-            self.abandon(plan)
+            self.opener.abandon(plan)
             raise
-
-    def finish(self, plan: Plan, answered: bool, seconds: float | None) -> None:
-        """Raise if a producer or consumer could not be opened."""
-        plan.check()
-        if not answered:
-            if plan.handle.trouble is not None and plan.handle.trouble.code == "subscription-busy":
-                raise plan.handle.trouble
-            session = plan.handle.session
-            trouble = plan.handle.trouble or (None if session is None else session.trouble)
-            raise TimeoutExpiredError(
-                f"the {plan.what} was not opened within {seconds} s{arguments.in_trouble(trouble)}"
-            )
-
-    def abandon(self, plan: Plan) -> None:
-        """Release a producer or consumer that nobody will have."""
-        with self.network.lock:
-            handle = plan.handle
-            connection = self.network.connection_of(handle)
-            handle.close()
-            connection.touch()  # the broker hears of it now: nobody waits here who would send it
-            if handle.session is not None:
-                handle.session.detach(handle)
+        return plan.made
 
     # ---- request and reply ---------------------------------------------------------------------------------------
 
@@ -490,98 +289,17 @@ class Client(Administration):
         consumer is connected), `ConnectionLostError` when the session was lost meanwhile (the request may have been
         carried out), `RemoteError` (`unknown-topic`, ...), `UsageError`.
         """
-        network = self.network
-        seconds = self._seconds(timeout)
-        deadline = network.deadline(seconds)
-        inbox = self._open_inbox(seconds)
-        waiting = self.expect_reply(inbox)
-        try:
-            receipt = self.outlets.producer(topic).send(
-                payload,
-                key=key,
-                attributes=asked(attributes, inbox.topic, waiting.correlation_id),
-                timeout=network.seconds_until(deadline),
-            )
-            shipment, attachment = receipt.shipment, inbox.reader.attachment
-
-            def over() -> bool:
-                return waiting.message is not None or inbox.closed or shipment.error is not None
-
-            def refused(_receipt: Receipt) -> None:
-                if shipment.error is not None:  # perhaps on another connection than the one that is waited at
-                    with network.lock:
-                        network.wake(waiting)
-
-            receipt.add_done_callback(refused)
-            network.wait(attachment, over, deadline, waiting)
-        finally:
-            with network.lock:
-                inbox.forget(waiting)
-        if waiting.message is None and not inbox.closed:
-            shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
-            raise TimeoutExpiredError(nobody(topic, seconds, self._consumers_of(topic)))
-        return self.reply_of(inbox, waiting, topic)
-
-    def expect_reply(self, inbox: Inbox) -> Waiting:
-        """Begin to wait for a reply."""
-        waiting = Waiting(f"{self._random.getrandbits(64):016x}")
-        with self.network.lock:
-            inbox.expect(waiting)
-        return waiting
-
-    def reply_of(self, inbox: Inbox, waiting: Waiting, topic: str) -> Message:
-        """Return the reply, or raise why there will be none."""
-        if waiting.message is not None:
-            return waiting.message
-        self.network.check()
-        why = arguments.in_trouble(inbox.error)
-        raise ConnectionLostError(
-            f"the session was lost, and with it the reply to a request to {topic!r}{why}"
+        return self._conversation.request(
+            topic, payload, seconds=self._seconds(timeout), key=key, attributes=attributes
         )
-
-    def _open_inbox(self, timeout: float | None) -> Inbox:
-        with self._inbox_opening:
-            inbox = self._inbox
-            if inbox is None or inbox.closed:
-                if inbox is not None:
-                    inbox.reader.end()
-                request = self.inbox_request()
-                self._ask(request, timeout)
-                topic = request.arguments["topic"]
-                reader = self.reader(topic, credit_messages=CREDIT_MESSAGES, timeout=timeout)
-                inbox = self._inbox = Inbox(topic, reader, self.network.wake)
-            return inbox
-
-    def inbox_request(self) -> Request:
-        """Return the request that makes an inbox."""
-        topic = f"{INBOX_PREFIX}{self._random.getrandbits(128):032x}"
-        return Request("topic.create", {"topic": topic, "dispatch": "non-reliable", "ephemeral": 1})
-
-    def plan_outlet(self, topic: str) -> Producer:
-        """Begin to open a producer for requests or replies."""
-        return self.plan_producer(
-            topic, batch_bytes=BATCH_BYTES, linger_ms=LINGER_MS, name=None, window_bytes=None
-        )
-
-    def _consumers_of(self, topic: str) -> int | None:
-        """Return how many consumers a topic has, if that is quickly known."""
-        try:
-            names = [each["subscription"] for each in self.subscriptions(topic, timeout=DIAGNOSIS_S)]
-            shown = (self.subscription(topic, name, timeout=DIAGNOSIS_S) for name in names[:DIAGNOSIS_MAX])
-            return sum(int(each["consumers"]) for each in shown)
-        except IsterError:
-            return None
 
     def _reply(
         self, message: Message, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
     ) -> None:
-        topic, told = answered(message, attributes)
-        try:
-            self.outlets.producer(topic).send(payload, key=key, attributes=told, timeout=self._timeout)
-        except RemoteError as error:
-            if error.code not in GONE:
-                raise
-            self.outlets.discard(topic)
+        self._conversation.reply(message, payload, seconds=self._timeout, key=key, attributes=attributes)
+
+    def _open_inbox_reader(self, topic: str, timeout: float | None) -> Reader:
+        return self.reader(topic, credit_messages=CREDIT_MESSAGES, timeout=timeout)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -627,11 +345,7 @@ class Client(Administration):
         nothing.
         """
         if not self.network.closed and not self.network.forked:
-            for producer in self.outlets.busy():
-                try:
-                    producer.flush(HURRY_S)  # a reply that was just given
-                except IsterError:
-                    pass  # nobody is there to hear it
+            self._conversation.finish()
         self.network.close()
 
     def __enter__(self) -> Self:
@@ -671,9 +385,3 @@ def connect(
         client.close()
         raise
     return client
-
-
-def producer_id(topic: str, name: str) -> int:
-    """Return the id of a named producer: the same for the same topic and name, 63 bits, never 0."""
-    digest = hashlib.blake2b(f"{topic}\0{name}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 1) or 1

@@ -1,8 +1,9 @@
-"""Request and reply: the client's own inbox, which request waits for which reply, and the producers for replies.
+"""Request and reply without waiting: the client's inbox, which request gets which reply, the producers for replies.
 
 A request is a message with the attributes `ister.reply_to` (a topic) and `ister.correlation_id`; a reply is a message
-in that topic with the same correlation id. The topic is ephemeral: the broker deletes it with its session. Pure: no
-socket, clock or thread lives here. The caller holds the client's lock, except for `Outlets`.
+in that topic with the same correlation id. The topic is ephemeral: the broker deletes it with its session. No socket,
+clock or thread lives here: `conversation.py` waits in the calling thread, `aio/conversation.py` in the event loop.
+The caller holds the client's lock for `Inbox`; `Correspondence` and `Outlets` take the locks they need.
 
 Invariants
 - a thread or task that waits for a reply is woken by that reply, and by no other
@@ -12,13 +13,17 @@ Invariants
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ister.errors import IsterError, RemoteProtocolError, UsageError
-from ister.message import BaseMessage, Delivery, Message
+from ister import arguments
+from ister.clientsession import Request
+from ister.errors import ConnectionLostError, IsterError, RemoteProtocolError, UsageError
+from ister.message import BaseMessage, BatchReceipt, Delivery, Message, Shipment
+from ister.network import Network
 from ister.producer import Producer
 from ister.receiver import Receiver
 from ister.words import counted
@@ -132,6 +137,63 @@ class Outlets:
         """Return the producers that have something on its way."""
         with self._lock:
             return [producer for producer in self._producers.values() if not producer.is_idle()]
+
+
+class Correspondence:
+    """The requests of one client and the replies to them; what each step needs, for whoever waits in between."""
+
+    def __init__(
+        self, network: Network, random: random.Random, open_producer: Callable[[str], Producer]
+    ) -> None:
+        """`random` makes correlation ids and the inbox's name; for `open_producer` see `Outlets`."""
+        self.outlets = Outlets(open_producer)
+        self._network = network
+        self._random = random
+
+    def inbox_request(self) -> Request:
+        """Return the request that makes the topic of an inbox."""
+        topic = f"{INBOX_PREFIX}{self._random.getrandbits(128):032x}"
+        return Request("topic.create", {"topic": topic, "dispatch": "non-reliable", "ephemeral": 1})
+
+    def inbox(self, request: Request, reader: Receiver) -> Inbox:
+        """Return the inbox at the topic that `inbox_request` made, which the reader reads."""
+        return Inbox(request.arguments["topic"], reader, self._network.wake)
+
+    def expect(self, inbox: Inbox) -> Waiting:
+        """Begin to wait for a reply."""
+        waiting = Waiting(f"{self._random.getrandbits(64):016x}")
+        with self._network.lock:
+            inbox.expect(waiting)
+        return waiting
+
+    def forget(self, inbox: Inbox, waiting: Waiting) -> None:
+        """Wait for this reply no longer."""
+        with self._network.lock:
+            inbox.forget(waiting)
+
+    def sent(self, shipment: Shipment, inbox: Inbox, waiting: Waiting) -> Callable[[], bool]:
+        """Return the condition to wait for once a request was sent: the reply, or that there will be none.
+
+        A request that is refused wakes whoever waits, also where that happens on another connection than the inbox's.
+        """
+
+        def refused(_receipt: BatchReceipt) -> None:
+            if shipment.error is not None:
+                with self._network.lock:
+                    self._network.wake(waiting)
+
+        BatchReceipt(shipment, 0, 1).add_done_callback(refused)
+        return lambda: waiting.message is not None or inbox.closed or shipment.error is not None
+
+    def reply(self, inbox: Inbox, waiting: Waiting, topic: str) -> Message:
+        """Return the reply, or raise `ConnectionLostError`: the inbox is gone."""
+        if waiting.message is not None:
+            return waiting.message
+        self._network.check()
+        why = arguments.in_trouble(inbox.error)
+        raise ConnectionLostError(
+            f"the session was lost, and with it the reply to a request to {topic!r}{why}"
+        )
 
 
 def _let_go(producer: Producer) -> None:

@@ -116,8 +116,12 @@ class Network:
         self.home.session.attach(handle)
         self.home.touch()
 
-    def let_go(self, handle: Handle) -> None:
-        """No one holds this consumer or reader any more; called by the garbage collection, perhaps under the lock."""
+    def close_with(self, receiver: object, handle: Handle) -> None:
+        """Have a consumer or reader closed at the broker when the program drops its last reference to it."""
+        weakref.finalize(receiver, self._let_go, handle).atexit = False
+
+    def _let_go(self, handle: Handle) -> None:
+        """Called by the garbage collection, in any thread, perhaps under the lock."""
         if handle.session is None or self.closed or self.forked:
             return
         self._dropped.append(handle)

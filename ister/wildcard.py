@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Plan(Protocol):
+class OpenMember(Protocol):
     """Begins to open the consumer of one topic, which has come `later` or was there at first."""
 
     def __call__(
@@ -50,7 +50,7 @@ class WildcardConsumer(Consumer):
         network: Network,
         pattern: str,
         subscription: str,
-        plan: Plan,
+        open_member: OpenMember,
         *,
         credit_messages: int | None,
         credit_bytes: int,
@@ -60,7 +60,7 @@ class WildcardConsumer(Consumer):
         self._matches = topic_pattern(pattern).fullmatch
         self._pattern = pattern
         self._subscription = subscription
-        self._plan = plan
+        self._open_member = open_member
         self._paced = credit_messages is None
         self._credit = (CREDIT_MESSAGES_MAX if credit_messages is None else credit_messages, credit_bytes)
         self._network = network
@@ -174,7 +174,7 @@ class WildcardConsumer(Consumer):
                     member.attachment.resize(messages, size)
                 network.move_frames()
         for topic in come:
-            member = self._plan(
+            member = self._open_member(
                 topic,
                 later=later or topic in meanwhile,
                 credit_messages=None if self._paced else messages,

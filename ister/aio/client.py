@@ -17,12 +17,13 @@ from ister.aio.deadletters import DeadLetters
 from ister.aio.message import Message
 from ister.aio.producer import Producer
 from ister.aio.receiver import Consumer, Reader
-from ister.client import BATCH_BYTES, CREDIT_BYTES, LINGER_MS, TIMEOUT_S, Plan, Start
+from ister.client import TIMEOUT_S
 from ister.client import Client as SyncClient
-from ister.consumer import Consumer as SyncConsumer
+from ister.consumer import Position
 from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.message import BrokerEvent, Event
 from ister.names import is_pattern
+from ister.opening import BATCH_BYTES, CREDIT_BYTES, LINGER_MS, ConsumerArguments
 from ister.requests import SubscriptionOptions
 from ister.subscriptions import SubscriptionType
 from ister.wildcard import WildcardConsumer
@@ -44,11 +45,10 @@ class Client(Conversation):
         """Open a producer (`await` it, or `async with`); see `ister.Client.producer`."""
 
         async def opened() -> Producer:
-            producer = self._client.plan_producer(
+            plan = self._client.opener.producer(
                 topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes
             )
-            await self._opened(Plan(producer.publication, f"producer for topic {topic!r}"), timeout)
-            return Producer(self, producer)
+            return Producer(self, await self._opened(plan, timeout))
 
         return Opening(opened)
 
@@ -58,7 +58,7 @@ class Client(Conversation):
         subscription: str,
         *,
         type: SubscriptionType | None = None,
-        start: Start | None = None,
+        start: Position | None = None,
         force: bool = False,
         priority: int = 0,
         credit_messages: int | None = None,
@@ -72,9 +72,10 @@ class Client(Conversation):
         `on_event(event)` is called in the loop's thread.
         """
 
-        def planned(plan: Callable[..., Any]) -> Any:
-            return plan(
-                topic,
+        async def opened() -> Consumer:
+            many = is_pattern(arguments.text(topic, "a topic's name"))
+            opener = self._client.opener
+            asked = ConsumerArguments(
                 subscription=subscription,
                 type=requests.consumer_type(type, force=force),
                 start=start,
@@ -86,14 +87,9 @@ class Client(Conversation):
                 on_event=self._in_loop(on_event),
                 patient=timeout is not None,
             )
-
-        async def opened() -> Consumer:
-            if is_pattern(arguments.text(topic, "a topic's name")):
-                return Consumer(self, await self._open_wildcard(planned(self._client.plan_wildcard), timeout))
-            consumer: SyncConsumer = planned(self._client.plan_consumer)
-            what = f"consumer of {subscription!r} of {topic!r}"
-            await self._opened(Plan(consumer.attachment, what), timeout)
-            return Consumer(self, consumer)
+            if many:
+                return Consumer(self, await self._open_wildcard(opener.wildcard(topic, asked), timeout))
+            return Consumer(self, await self._opened(opener.consumer(topic, asked), timeout))
 
         return Opening(opened)
 
@@ -118,7 +114,7 @@ class Client(Conversation):
         self,
         topic: str,
         *,
-        start: Start = "earliest",
+        start: Position = "earliest",
         credit_messages: int | None = None,
         credit_bytes: int = CREDIT_BYTES,
         on_event: Callable[[Event], Any] | None = None,
@@ -127,15 +123,14 @@ class Client(Conversation):
         """Open a reader (`await` it, or `async with`); see `ister.Client.reader`."""
 
         async def opened() -> Reader:
-            reader = self._client.plan_reader(
+            plan = self._client.opener.reader(
                 topic,
                 start=start,
                 credit_messages=credit_messages,
                 credit_bytes=credit_bytes,
                 on_event=self._in_loop(on_event),
             )
-            await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), timeout)
-            return Reader(self, reader)
+            return Reader(self, await self._opened(plan, timeout))
 
         return Opening(opened)
 

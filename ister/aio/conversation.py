@@ -16,11 +16,12 @@ from ister import arguments
 from ister.aio.administration import Administration
 from ister.aio.message import Message
 from ister.aio.producer import Producer
-from ister.client import CREDIT_MESSAGES, DIAGNOSIS_MAX, DIAGNOSIS_S, Plan
 from ister.client import Client as SyncClient
+from ister.conversation import DIAGNOSIS_MAX, DIAGNOSIS_S
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, Inbox, answered, asked, nobody
-from ister.message import BaseMessage, BatchReceipt
+from ister.message import BaseMessage
+from ister.opening import CREDIT_MESSAGES
 
 
 class Conversation(Administration):
@@ -31,7 +32,7 @@ class Conversation(Administration):
         super().__init__(client, timeout)
         self._inbox: Inbox | None = None
         self._inbox_opening: asyncio.Task[Inbox] | None = None
-        client.replier = self._reply
+        client.opener.replier = self._reply
 
     async def request(
         self,
@@ -43,39 +44,27 @@ class Conversation(Administration):
         attributes: Mapping[str, str] | None = None,
     ) -> Message:
         """Send a message and return the reply that some consumer gives it; see `ister.Client.request`."""
-        network, inner = self._client.network, self._client
+        network, correspondence = self._client.network, self._client.correspondence
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         deadline = network.deadline(seconds)
         inbox = await self._open_inbox(seconds)
-        waiting = inner.expect_reply(inbox)
+        waiting = correspondence.expect(inbox)
         try:
-            producer = Producer(self, inner.outlets.producer(topic))
+            producer = Producer(self, correspondence.outlets.producer(topic))
             receipt = await producer.send(
                 payload,
                 key=key,
                 attributes=asked(attributes, inbox.topic, waiting.correlation_id),
                 timeout=network.seconds_until(deadline),
             )
-            shipment = receipt.shipment
-
-            def over() -> bool:
-                return waiting.message is not None or inbox.closed or shipment.error is not None
-
-            def refused(_receipt: BatchReceipt) -> None:
-                if shipment.error is not None:
-                    with network.lock:
-                        network.wake(waiting)
-
-            BatchReceipt(shipment, receipt.index, 1).add_done_callback(refused)
-            left = network.seconds_until(deadline)
-            await self.wait(inbox.reader.attachment, over, left, waiting)
+            over = correspondence.sent(receipt.shipment, inbox, waiting)
+            await self.wait(inbox.reader.attachment, over, network.seconds_until(deadline), waiting)
         finally:
-            with network.lock:
-                inbox.forget(waiting)
+            correspondence.forget(inbox, waiting)
         if waiting.message is None and not inbox.closed:
-            shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
+            receipt.shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
             raise TimeoutExpiredError(nobody(topic, seconds, await self._consumers_of(topic)))
-        return cast("Message", inner.reply_of(inbox, waiting, topic))
+        return cast("Message", correspondence.reply(inbox, waiting, topic))
 
     async def _open_inbox(self, seconds: float | None) -> Inbox:
         """Return the inbox; a task of its own makes it, as the task that asked first may be cancelled meanwhile."""
@@ -95,12 +84,13 @@ class Conversation(Administration):
     async def _make_inbox(self) -> Inbox:
         if self._inbox is not None:
             self._inbox.reader.end()
-        request = self._client.inbox_request()
+        request = self._client.correspondence.inbox_request()
         await self._ask(request, None)
-        topic = request.arguments["topic"]
-        reader = self._client.plan_reader(topic, start="latest", credit_messages=CREDIT_MESSAGES)
-        await self._opened(Plan(reader.attachment, f"reader of {topic!r}"), None)
-        self._inbox = Inbox(topic, reader, self._client.network.wake)
+        plan = self._client.opener.reader(
+            request.arguments["topic"], start="latest", credit_messages=CREDIT_MESSAGES
+        )
+        reader = await self._opened(plan, None)
+        self._inbox = self._client.correspondence.inbox(request, reader)
         return self._inbox
 
     async def _consumers_of(self, topic: str) -> int | None:
@@ -117,7 +107,7 @@ class Conversation(Administration):
         self, message: BaseMessage, payload: bytes, key: bytes | None, attributes: Mapping[str, str] | None
     ) -> None:
         topic, told = answered(message, attributes)
-        outlets = self._client.outlets
+        outlets = self._client.correspondence.outlets
         try:
             producer = Producer(self, outlets.producer(topic))
             await producer.send(payload, key=key, attributes=told, timeout=self._timeout)

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from ister import arguments
 from ister.aio.closing import Closing
 from ister.client import Client as SyncClient
-from ister.client import Plan
 from ister.clientsession import Handle, Request
 from ister.message import Shipment
+from ister.opening import Plan
 from ister.waking import Waiters
+
+T = TypeVar("T")
 
 
 class Waiting(Closing):
@@ -133,14 +135,16 @@ class Waiting(Closing):
         for request in steps:
             await self._ask(request, timeout)
 
-    async def _opened(self, plan: Plan, timeout: float | None) -> None:
+    async def _opened(self, plan: Plan[T], timeout: float | None) -> T:
+        """Wait until something is opened, and return it."""
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         try:
             answered = await self.wait(plan.handle, plan.ready, seconds)
-            self._client.finish(plan, answered, seconds)
+            plan.finish(answered, seconds)
         except BaseException:
-            self._client.abandon(plan)
+            self._client.opener.abandon(plan)
             raise
+        return plan.made
 
 
 def fulfil(future: asyncio.Future[None]) -> None:

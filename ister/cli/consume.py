@@ -36,7 +36,8 @@ from ister.subscriptions import SUBSCRIPTION_TYPES
 from ister.words import counted
 
 if TYPE_CHECKING:
-    from ister.client import Client, Start
+    from ister.client import Client
+    from ister.consumer import Position as Start
     from ister.subscriptions import SubscriptionType
 
 COUNT_SMALL: Final = 100  # with so few wanted, no more is fetched: it would come to others late

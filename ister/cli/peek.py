@@ -21,7 +21,8 @@ from ister.cli.times import Position
 from ister.errors import UsageError
 
 if TYPE_CHECKING:
-    from ister.client import Client, Start
+    from ister.client import Client
+    from ister.consumer import Position as Start
     from ister.message import Message
 
 _HELP_END = """\b

@@ -27,7 +27,7 @@ from ister.show import print_fields, print_json, print_table
 from ister.words import counted
 
 if TYPE_CHECKING:
-    from ister.client import Start
+    from ister.consumer import Position as Start
     from ister.requests import SubscriptionOptions
     from ister.subscriptions import SubscriptionType
 

@@ -13,9 +13,9 @@ from random import Random
 from typing import Final
 
 import ister
-from ister.client import CREDIT_MESSAGES
 from ister.consumer import Position
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
+from ister.opening import CREDIT_MESSAGES
 from tests.crash.model import Attached, ReadBack, Subscription
 from tests.crash.oracle import POISON, Oracle
 from tests.crash.producers import Signals

@@ -153,7 +153,7 @@ def test_whatever_is_awaited_can_be_cancelled_at_any_moment(broker: testing.Brok
             async with asyncio.timeout(20):
                 while client._waiters:  # noqa: ASYNC110 - an inbox may be on its way, and nothing tells
                     await asyncio.sleep(0.001)
-        known = {producer.publication.handle for producer in inner.outlets._producers.values()}
+        known = {producer.publication.handle for producer in inner.correspondence.outlets._producers.values()}
         known |= set() if client._inbox is None else {client._inbox.reader.attachment.handle}
         async with asyncio.timeout(20):
             while session.handles.keys() - known or broker_handles(broker) - known:

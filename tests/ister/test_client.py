@@ -15,7 +15,6 @@ import zmq
 
 import ister
 from ister import testing, wire
-from ister.client import producer_id
 from ister.errors import (
     ClosedError,
     ConnectionLostError,
@@ -24,6 +23,7 @@ from ister.errors import (
     TimeoutExpiredError,
     UsageError,
 )
+from ister.opening import producer_id
 from ister.wire import Key, Type
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import pytest
 
 import ister
 from ister import testing
-from ister.client import producer_id
 from ister.errors import ClosedError, RemoteError, TimeoutExpiredError, UsageError
+from ister.opening import producer_id
 from ister.wire import Limit, Type
 
 MESSAGES = 3000

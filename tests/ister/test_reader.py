@@ -43,7 +43,7 @@ def taken(receiver: ister.Reader | ister.Consumer, count: int) -> list[int]:
 
 @pytest.mark.parametrize(("start", "first"), [("earliest", 0), (3, 3), (datetime(2020, 1, 1, tzinfo=UTC), 0)])
 def test_a_reader_begins_where_it_is_told(
-    client: ister.Client, start: ister.client.Start, first: int
+    client: ister.Client, start: ister.consumer.Position, first: int
 ) -> None:
     """The beginning, an offset, a time."""
     fill(client, 6)

@@ -10,9 +10,9 @@ import cbor2
 import pytest
 
 from ister import wire
-from ister.client import producer_id
 from ister.clientsession import Session
 from ister.errors import RemoteProtocolError
+from ister.opening import producer_id
 from ister.wire import Key, Type
 from tests.vectors import notation
 from tests.vectors.generate import generate

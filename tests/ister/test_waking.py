@@ -122,7 +122,7 @@ def test_of_many_threads_the_one_is_woken_that_is_meant(
             waiting = [threading.Thread(target=wait) for _ in range(30)]
             for thread in waiting:
                 thread.start()
-            while client._inbox is None or len(client._inbox) < 30:
+            while client._conversation._inbox is None or len(client._conversation._inbox) < 30:
                 time.sleep(0.01)
             time.sleep(0.2)
             monkeypatch.setattr(Wake, "set", counted)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 from typing import Any, cast
-from unittest.mock import patch
 
 from ister.client import Client
+from ister.clientsession import Handle
 from ister.clock import Clock
 from ister.connection import Connection, Owner
 from ister.network import Network as ClientNetwork
@@ -131,6 +131,9 @@ class SimNetwork(ClientNetwork):
     ) -> bool:
         raise AssertionError("nobody waits in a simulation")
 
+    def close_with(self, receiver: object, handle: Handle) -> None:
+        """Have nothing done when garbage is collected: no seed can tell, and no world would be."""
+
     def thaw(self) -> None:
         """Go on after having been stopped."""
         self.frozen = False
@@ -155,18 +158,13 @@ class SimNetwork(ClientNetwork):
 
 
 class SimClient(Client):
-    """A client of the broker in one thread: what waits is left out, `plan_...` and `try_...` are used instead."""
+    """A client of the broker in one thread: what waits is left out, its `opener` and `try_...` are used instead."""
 
     network: SimNetwork
 
     def __init__(self, endpoints: list[str], links: Network, random: Random, clock: StagedClock) -> None:
         self._links, self._given = links, random
         super().__init__(endpoints, clock=clock)
-
-    def _attached(self, receiver: Any) -> Any:
-        """Attach, and have nothing done when garbage is collected: no seed can tell, and no world would be."""
-        with patch("weakref.finalize"):
-            return super()._attached(receiver)
 
     def _checked(self, endpoints: Any) -> list[str]:
         return list(endpoints)  # names of nothing but this simulation

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from ister.clientsession import Request
 from ister.consumer import Consumer
+from ister.opening import ConsumerArguments
 from ister.wildcard import WildcardConsumer
 from tests.sim.model import PatternModel, SubscriptionModel, TopicModel
 from tests.sim.plans import FOLDER, MadeLater, PatternPlan
@@ -115,18 +116,16 @@ class Following(Consuming):
         pattern.looked_s = float("inf")
         self.hands.clear()
         self.working = self.forgot = False
-        wildcard = self.client.plan_wildcard(
-            pattern.pattern,
+        asked = ConsumerArguments(
             subscription=pattern.subscription,
-            type=pattern.kind,
+            type=pattern.kind,  # type: ignore[arg-type]
             start=pattern.start,  # type: ignore[arg-type]
             priority=ways.priority,
-            force=False,
             credit_messages=ways.credit,
             credit_bytes=ways.credit_bytes,
             settings=pattern.options,
-            on_event=None,
         )
+        wildcard = self.client.opener.wildcard(pattern.pattern, asked)
         self.consumer = wildcard
         self.asked = wildcard.first_look()
         self.client.send_request(self.asked)

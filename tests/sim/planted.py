@@ -240,12 +240,12 @@ def pattern_at_latest() -> Iterator[None]:
     """A pattern's consumer begins a topic that was made after it looked where `start` says."""
 
     def follow(self: WildcardConsumer, answer: dict[str, Any], *, later: bool) -> None:
-        plan = self._plan
-        self._plan = lambda topic, *, later, **given: plan(topic, later=False, **given)
+        plan = self._open_member
+        self._open_member = lambda topic, *, later, **given: plan(topic, later=False, **given)
         try:
             original(self, answer, later=later)
         finally:
-            self._plan = plan
+            self._open_member = plan
 
     original = WildcardConsumer._follow
     with patch.object(WildcardConsumer, "_follow", follow):

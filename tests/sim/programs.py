@@ -15,6 +15,7 @@ from ister.clientsession import Request
 from ister.consumer import Consumer
 from ister.errors import IsterError
 from ister.message import Message
+from ister.opening import ConsumerArguments
 from ister.producer import Producer
 from ister.reader import Reader
 from ister.requests import about
@@ -128,13 +129,12 @@ class Producing(Program):
     def open(self) -> None:
         assert self.client is not None
         self.waiting = 0
-        self.producer = self.client.plan_producer(
+        self.producer = self.client.opener.producer(
             self.topic.name,
             batch_bytes=2000,
             linger_ms=self.ways.linger_ms,
             name=self.name if self.ways.named else None,
-            window_bytes=None,
-        )
+        ).made
         self.later(self.ways.every_s * self.random.random(), self.send)
 
     def send(self) -> None:
@@ -269,8 +269,7 @@ class Consuming(Program):
         ways, subscription = self.ways, self.subscription
         self.hands.clear()
         self.working = self.forgot = False
-        self.consumer = self.client.plan_consumer(
-            subscription.topic.name,
+        asked = ConsumerArguments(
             subscription=subscription.name,
             type=subscription.kind,  # type: ignore[arg-type]
             start="earliest",
@@ -279,8 +278,8 @@ class Consuming(Program):
             credit_messages=ways.credit,
             credit_bytes=ways.credit_bytes,
             settings=self.settings,
-            on_event=None,
         )
+        self.consumer = self.client.opener.consumer(subscription.topic.name, asked).made
 
     def on_progress(self) -> None:
         if not self.working and self.here:
@@ -391,7 +390,8 @@ class Reading(Program):
         assert self.client is not None
         self.working = False
         start = "earliest" if self.behind else self.next or "earliest"
-        self.reader = self.client.plan_reader(self.topic.name, start=start, credit_messages=self.credit)  # type: ignore[arg-type]
+        plan = self.client.opener.reader(self.topic.name, start=start, credit_messages=self.credit)  # type: ignore[arg-type]
+        self.reader = plan.made
 
     def on_progress(self) -> None:
         if not self.working and self.here:

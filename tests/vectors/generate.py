@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ister import wire
-from ister.client import producer_id
 from ister.errors import RemoteProtocolError
+from ister.opening import producer_id
 from ister.wire import Key, Type
 from tests.stage import StagedClient
 from tests.vectors import codecs
