@@ -43,8 +43,7 @@ RESTORER_PATH: Final = "restorer"
 
 
 def instance_of(topic: TopicMeta, subscription: SubscriptionMeta) -> str:
-    """Return what tells a subscription from earlier ones of its name, and from those of an earlier topic of its topic's
-    name.
+    """Return what tells a subscription from earlier ones of its name, or of its topic's name.
 
     A reader's is its topic's incarnation, since its subscription is new each time it opens.
     """

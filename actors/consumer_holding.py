@@ -147,8 +147,7 @@ class Holding:
         return ranges, messages_of(settled)
 
     def acknowledge_until(self, end: int, *, shared: bool) -> tuple[tuple[Range, ...] | None, int]:
-        """Settle everything below `end`; return the ranges that count (None: all below `end`), and how many were in
-        flight.
+        """Settle everything below `end`; return the ranges that count (None: all), and how many were in flight.
 
         Everything counts, whoever holds it, unless the subscription is `shared` or was moved since. Raises RemoteError
         `ack-unknown`.

@@ -1,4 +1,4 @@
-"""What the consumers of a subscription are up to, for `explain`: who has room, who was heard of, who is gone; pure."""
+"""The state of a subscription's consumers for `explain`: who has credit, who is silent, who is gone; pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SHOWN_MAX: Final = 16  # consumers that are named; the numbers count all
 
 
 class Silent(TypedDict, total=False):
-    """A consumer of which nothing was heard for longer than a client may be silent."""
+    """A consumer that has been silent for longer than a client may be."""
 
     consumer: int  # its number in the subscription
-    client: str  # what its client calls itself
-    messages: int  # that it holds
+    client: str  # the name that its client gave itself
+    messages: int  # messages that it holds
     heard_ms: int  # when it last said something (unix ms)
     connected: bool  # False: its connection is known to be gone
 
@@ -24,14 +24,14 @@ class Presence(TypedDict, total=False):
     """The consumers' part of `ister.actors.explain.State`."""
 
     consumers: int  # attached
-    ready: int  # of those that are heard of (of Failover the active one): with credit, and a connection that takes
-    no_credit: int  # of those, without message or byte credit
-    no_credit_heard_ms: int | None  # of these, when the most silent one last said something
-    connection_full: int  # of those, whose connection takes nothing
-    crowded: int  # of those, that hold as many pieces as a consumer may
-    leaving: int  # of those, that are closing, or opening again
-    silent: list[Silent]  # of those, not heard of for too long, the most silent first; the first few
-    silence_ms_max: int  # after so long such a consumer is let go
+    ready: int  # of those not silent (of Failover the active one): with credit, and room on the connection
+    no_credit: int  # of those not silent: without credit for messages or bytes
+    no_credit_heard_ms: int | None  # the earliest time at which one of these was last heard
+    connection_full: int  # of those not silent: with a full connection
+    crowded: int  # of those not silent: holding as many ranges as a consumer may
+    leaving: int  # of those not silent: closing, or opening again
+    silent: list[Silent]  # those silent for too long, the longest first; the first few
+    silence_ms_max: int  # after this long, a silent consumer's session ends
 
 
 def presence(
@@ -43,10 +43,10 @@ def presence(
     heartbeat_ms: int,
     session_timeout_ms: int,
 ) -> Presence:
-    """Say what a subscription's consumers are up to.
+    """Return the state of a subscription's consumers.
 
-    `active`: the only one that is given anything, where there is such a one. A client says something at least every
-    `heartbeat_ms`: one that has been silent for half as long again is not well.
+    `active` is the one that gets messages, in a Failover subscription. A client sends something at least every
+    `heartbeat_ms`; one that has been silent for 1.5 times as long counts as silent.
     """
 
     def heard_ms(member: Member) -> int:

@@ -1,14 +1,14 @@
-"""A process of the broker from the inside: what it is handed, how it says that it is ready, how it ends.
+"""A process of the broker: what it is given at its start, how it reports that it is ready, how it ends.
 
-This is an entry point, where the real clock, random numbers and sockets are made and handed out. A child is started
-by `actors/supervisor.py` with a `Birth`, composes its actors in `ProcessSpec.target(context)`, says
+This is an entry point, where the real clock, random numbers and sockets are made and handed out. A child is started by
+`actors/supervisor.py` with a `Birth`, composes its actors in `ProcessSpec.target(context)`, says
 `context.ready(endpoint)`, and runs its loop until SIGTERM.
 
 Invariants:
 - `ps` shows what a process is: `ister: worker-0`.
 - Ctrl-C and SIGHUP concern the broker only; it asks its children to stop, with SIGTERM, in order.
-- A child never outlives the broker, even one killed with SIGKILL: the kernel kills it (Linux), and its loop watches
-  the parent's sentinel (everywhere).
+- A child never outlives the broker, even one killed with SIGKILL: the kernel kills it (Linux), and its loop watches the
+  parent's sentinel (everywhere).
 - A process that can't do its work says so with a `CannotWork` mail and exit code 78; one that fails exits with 1.
 """
 
@@ -46,23 +46,23 @@ from ister.storage.openfiles import descriptor_limit, descriptors_used
 logger = logging.getLogger("ister.process")
 
 EXIT_FAILED: Final = 1
-EXIT_REFUSED: Final = 78  # EX_CONFIG of sysexits.h: starting again would end the same way
-EXIT_ORPHANED: Final = 75  # the broker is gone
+EXIT_REFUSED: Final = 78  # EX_CONFIG of sysexits.h: another start would end the same way
+EXIT_ORPHANED: Final = 75  # the broker process is gone
 
-# A thread that comes back from fdatasync waits at most so long for the loop to let it say so. Python's own 5 ms would
-# be ten times the fdatasync.
+# A thread that returns from fdatasync waits at most this long for the interpreter. Python's own 5 ms would be ten
+# times the fdatasync.
 SWITCH_INTERVAL_S: Final = 0.0005
 
 RUN_FOLDER_PREFIX: Final = "ister-"
 
-# Mail on its way when a process ends has so long to leave.
+# Mail in transit when a process ends has this long to leave.
 LINGER_S: Final = 0.2
 
 
 @message
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A process to the Supervisor: my actors are up, and this is where clients find me ("" if they don't)."""
+    """A process tells the Supervisor that its actors are up, and its endpoint for clients ("" if it serves none)."""
 
     node: str
     boot: int
@@ -73,7 +73,7 @@ class Ready:
 @message
 @dataclass(frozen=True, slots=True)
 class CannotWork:
-    """A process to the Supervisor: I can't do my work, and starting me again won't help."""
+    """A process tells the Supervisor that it cannot work, and that starting it again will not help."""
 
     node: str
     boot: int
@@ -84,7 +84,7 @@ class CannotWork:
 @message
 @dataclass(frozen=True, slots=True)
 class NodeUp:
-    """The Supervisor to every process and listener: this process is up, as its `boot`-th self."""
+    """The Supervisor tells every process and listener that a process is up, after its `boot`-th start."""
 
     node: str
     boot: int
@@ -95,7 +95,7 @@ class NodeUp:
 @message
 @dataclass(frozen=True, slots=True)
 class NodeDown:
-    """The Supervisor to every process and listener: this process is gone, and what it held with it."""
+    """The Supervisor tells every process and listener that a process is gone, with everything it held."""
 
     node: str
     boot: int
@@ -104,10 +104,10 @@ class NodeDown:
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """A process the Supervisor keeps running.
+    """A process that the Supervisor keeps running.
 
-    `target` is a function of an importable module; it composes the process's actors and returns. `settings` is
-    handed to it pickled. Processes of a lower `stop_rank` stop first, those of the same one together.
+    `target` is a function of an importable module; it composes the process's actors and returns. `settings` is handed
+    to it pickled. Processes of a lower `stop_rank` are stopped first, those with the same one together.
     """
 
     node: str
@@ -118,7 +118,7 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What a child is told by its parent."""
+    """What a child gets from its parent."""
 
     spec: ProcessSpec
     boot: int
@@ -129,10 +129,10 @@ class Birth:
 
 
 class ProcessContext:
-    """What a process is made of, handed to its composition; `settings` are the spec's.
+    """What a process's composition gets; `settings` are those of its spec.
 
-    `boot` tells this process from the one of the same name before it, also after the whole broker restarted.
-    `on_terminate` is called when the process is asked to stop (SIGTERM): it may drain first, and ends with `stop()`.
+    `boot` tells this process from earlier ones of the same name, also across restarts of the broker. `on_terminate` is
+    called when the process is asked to stop (SIGTERM): it may finish its work first, and calls `stop()` at the end.
     """
 
     def __init__(self, node: str, boot: int, folder: str, settings: Any = None) -> None:
@@ -153,18 +153,18 @@ class ProcessContext:
         self.system.spawn(Neighbours, PROCESS_PATH, self)
 
     def ready(self, endpoint: str = "") -> None:
-        """Tell the Supervisor that this process is up; `endpoint` is where clients find it."""
+        """Tell the Supervisor that this process is up; `endpoint` is its address for clients."""
         supervisor = self.system.ref(BROKER, SUPERVISOR_PATH)
         supervisor.tell(Ready(self.node, self.boot, os.getpid(), endpoint))
 
     def listen(self, ref: Ref) -> None:
-        """Tell `ref` NodeUp and NodeDown from now on, and NodeUp for the processes known to be up."""
+        """Send `ref` NodeUp and NodeDown from now on, and NodeUp for the processes known to be up."""
         self._listeners.append(ref)
         for up in self._up.values():
             ref.tell(up)
 
     def node_changed(self, change: NodeUp | NodeDown) -> None:
-        """Learn that a process came or went: mail goes there, or no longer; listeners are told."""
+        """Note that a process came or went: mail to it starts or ends, and listeners are told."""
         if isinstance(change, NodeUp):
             if change.node != self.node:
                 self.mail.meet(change.node, change.boot)
@@ -202,7 +202,7 @@ class ProcessContext:
 
 
 class Neighbours(LoopActor):
-    """The actor of every process that learns which others are up (runs in: every process)."""
+    """The actor, in every process, that is told which other processes are up."""
 
     def __init__(self, system: System, path: str, context: ProcessContext) -> None:
         super().__init__(system, path)
@@ -210,14 +210,14 @@ class Neighbours(LoopActor):
 
     @receives(NodeUp, NodeDown)
     def changed(self, change: NodeUp | NodeDown) -> None:
-        """Pass the news on."""
+        """Note that a process came or went."""
         self._context.node_changed(change)
 
 
 class SignalWatch:
-    """Takes `signals` on the loop: `call(signal number)` is made there, as for any other event.
+    """Handles `signals` on the loop: `call(signal number)` is made there, as for any other event.
 
-    Must be made on the process's main thread. Python's own handlers are put back by `close`.
+    Must be created on the process's main thread. `close` restores Python's own handlers.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class SignalWatch:
                 self._call(number)
 
     def close(self) -> None:
-        """Ignore further signals."""
+        """Restore the handlers, and handle no further signals."""
         self._loop.unwatch(self._read)
         signal.set_wakeup_fd(self._fd_before)
         for each, handler in self._before.items():
@@ -248,11 +248,11 @@ class SignalWatch:
 
 
 def _only_wake(_number: int, _frame: object) -> None:
-    """Do nothing: the byte in the wake-up pipe says it."""
+    """Do nothing: the signal is reported through the wake-up pipe."""
 
 
 def has_terminal() -> bool:
-    """Return whether this process has a controlling terminal that is still there."""
+    """Return whether this process has a controlling terminal that still exists."""
     try:
         os.close(os.open(os.ctermid(), os.O_RDWR | os.O_NOCTTY))  # noqa: TID251 no file of the data folder
     except OSError:
@@ -262,9 +262,9 @@ def has_terminal() -> bool:
 
 @contextmanager
 def run_folder() -> Iterator[str]:
-    """Make the folder of a broker's sockets, readable by its user only, and remove it at the end.
+    """Create the folder of a broker's sockets, readable by its user only, and remove it at the end.
 
-    In /tmp, whatever TMPDIR says: the path of a socket may be about 100 bytes long.
+    It is in /tmp, whatever TMPDIR says: the path of a socket may be about 100 bytes long.
     """
     for left in glob.glob(f"/tmp/{RUN_FOLDER_PREFIX}*"):
         _sweep_run_folder(left)
@@ -276,7 +276,7 @@ def run_folder() -> Iterator[str]:
 
 
 def _sweep_run_folder(folder: str) -> None:
-    """Remove the folder of a broker that was killed: ours, named after a process that no longer exists."""
+    """Remove the run folder of a killed broker: it is this user's and names a process that no longer exists."""
     pid = folder.removeprefix(f"/tmp/{RUN_FOLDER_PREFIX}").partition("-")[0]
     try:
         if not pid.isdecimal() or os.stat(folder).st_uid != os.getuid():
@@ -284,12 +284,12 @@ def _sweep_run_folder(folder: str) -> None:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # somebody else's, or gone meanwhile
+    except OSError:  # it belongs to another user, or was removed meanwhile
         return
 
 
 def log_to_stderr(node: str, level: int) -> None:
-    """Send this process's log to stderr, every line with the node's name."""
+    """Send this process's log to stderr, each line with the node's name."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {node} %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -303,7 +303,7 @@ def name_process(node: str) -> None:
 
 
 def process_description(context: ProcessContext, role: str, endpoint: str = "") -> dict[str, Any]:
-    """Return what `status` says of this process: who it is, and what it has used so far."""
+    """Return what `status` shows about this process: its identity and what it has used so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     kinds: dict[str, int] = {}
     for path in context.system.paths():
@@ -332,11 +332,11 @@ def process_description(context: ProcessContext, role: str, endpoint: str = "") 
 
 
 def child_main(birth: Birth) -> None:
-    """Be the child described by `birth`; the target of a spawned process. Ends with SystemExit."""
+    """Run the child process that `birth` describes; the target of a spawned process. Ends with SystemExit."""
     spec = birth.spec
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked them while it started this process
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked signals while it started this process
     name_process(spec.node)
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -371,7 +371,7 @@ def _refuse(context: ProcessContext, error: IsterError) -> int:
 
 
 def _orphaned() -> None:
-    # Nobody is left to drain for, and whatever is acknowledged is durable: the quickest end is the safest.
+    # The broker is gone, and whatever was acknowledged is durable: the quickest end is the safest.
     logger.critical("the broker process is gone; ending")
     os._exit(EXIT_ORPHANED)
 
@@ -380,8 +380,8 @@ _PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux; elsewhere the loop alone watches)."""
+    """Have the kernel kill this process when its parent dies (Linux; elsewhere only the loop watches the parent)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before that call
+    if os.getppid() != parent_pid:  # the parent died before that call
         _orphaned()

@@ -1,10 +1,10 @@
-"""The producers of a topic: which handles are open, under which id, and what they are told.
+"""The producers of a topic: which handles are open under which producer id, and what they are sent.
 
-Part of a Topic, in a worker process. Owns the open handles. May touch the gateway.
+Part of a Topic, in a worker process. It owns the open handles. May touch the gateway.
 
 Invariants
 - a producer id belongs to one handle at a time: the one that opened last
-- a handle that was closed, or opened again, since a command was given is left alone
+- a command about a handle that was closed or opened again since changes nothing
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ister.words import counted
 
 
 class Publisher(NamedTuple):
-    """What stands behind a producer's handle: its topic, and the producer id it opened with."""
+    """The state behind a producer's handle: its topic, and the producer id it opened with."""
 
     topic: Ref
     producer_id: int
 
 
 class Publishers:
-    """The open handles of a topic; `on_closed(producer_id)` is called for a producer that has all its receipts."""
+    """The open handles of a topic; `on_closed(producer_id)` is called when a producer has its receipts and closes."""
 
     def __init__(
         self, topic: Ref, meta: TopicMeta, gateway: Gateway, *, on_closed: Callable[[int], None]
@@ -41,15 +41,16 @@ class Publishers:
         self._strategy = meta.dispatch
         self._gateway = gateway
         self._on_closed = on_closed
-        self.handles: dict[int, Handle] = {}  # by producer id: one each, the newest
+        self.handles: dict[int, Handle] = {}  # by producer id: the newest handle of each
 
     def open(self, command: OpenProducer, expected: int) -> None:
-        """Let a handle publish, from sequence number `expected` on, unless it was closed or opened again meanwhile."""
+        """Let a handle publish from sequence number `expected` on, unless it was closed or opened again meanwhile."""
         handle = command.handle
         if handle.generation != command.generation or handle.state != "opening":
             return
         self.fence(command)
-        if self.handles.get(producer_of(handle)) is handle:  # opened again, perhaps for another producer
+        # it was opened again, perhaps for another producer
+        if self.handles.get(producer_of(handle)) is handle:
             del self.handles[producer_of(handle)]
         self.handles[command.producer_id] = handle
         handle.target = Publisher(self._topic, command.producer_id)
@@ -67,7 +68,7 @@ class Publishers:
             )
 
     def fence(self, command: OpenProducer) -> None:
-        """Let nobody else publish under the id of a producer that opens."""
+        """Fence the handle that publishes under the id of a producer that opens."""
         older = self.handles.get(command.producer_id)
         if older is None or older is command.handle:
             return
@@ -83,19 +84,19 @@ class Publishers:
         del self.handles[command.producer_id]
 
     def refuse_open(self, command: OpenProducer, error: IsterError) -> None:
-        """Tell a handle that asked to publish why it may not."""
+        """Refuse a handle's request to publish."""
         handle = command.handle
         if handle.generation == command.generation and handle.state == "opening":
             self._gateway.send_error(handle.session, error, {Key.REF: command.ref, Key.HANDLE: handle.number})
             self._gateway.forget(handle, error)
 
     def refuse(self, handle: Handle, sequence: int, error: IsterError) -> None:
-        """Tell a handle that a batch was not taken, or may be there or not."""
+        """Tell a handle that a batch was refused, or that its outcome is unknown."""
         echo = {Key.HANDLE: handle.number, Key.SEQUENCE: sequence}
         self._gateway.send_error(handle.session, error, echo)
 
     def receipt(self, receipts: dict[Handle, list[int]]) -> None:
-        """Send receipts: by handle, sequence and offset of each batch."""
+        """Send receipts: by handle, the sequence and offset of each batch."""
         for handle, pairs in receipts.items():
             for start in range(0, len(pairs), 2 * RECEIPTS_MAX):
                 header = {
@@ -106,19 +107,19 @@ class Publishers:
                 self._gateway.send(handle.session, header)
 
     def closed(self, command: CloseProducer) -> None:
-        """Let a handle go that has what it is to have, and say so where it asked."""
+        """Close a handle that has all its receipts, and confirm that if it asked."""
         handle = command.handle
         if handle.generation == command.generation:
             if self.handles.get(producer_of(handle)) is handle:
                 del self.handles[producer_of(handle)]
-                if command.ref is not None:  # it has its receipts; one whose session ended may come back
+                if command.ref is not None:  # it has its receipts; one whose session ended may return
                     self._on_closed(producer_of(handle))
             self._gateway.forget(handle)
         if command.ref is not None:
             self._gateway.send(handle.session, {Key.TYPE: Type.DONE, Key.REF: command.ref})
 
     def send_away(self, error: IsterError) -> None:
-        """Close all handles, with an error."""
+        """Close all handles with an error."""
         for handle in list(self.handles.values()):
             self._close_handle(handle, error)
         self.handles.clear()
@@ -129,14 +130,14 @@ class Publishers:
 
 
 def producer_of(handle: Handle) -> int:
-    """Return the producer id behind a handle, 0 when it has none."""
+    """Return the producer id behind a handle, 0 if it has none."""
     return handle.target.producer_id if isinstance(handle.target, Publisher) else 0
 
 
 def expected_sequence(producers: ProducerTable, command: OpenProducer, now_ms: int) -> int:
-    """Return the sequence number a producer that opens has to continue with.
+    """Return the sequence number with which a producer that opens has to continue.
 
-    Raises RemoteError `busy` where one more cannot be remembered without forgetting another that may resend.
+    Raises RemoteError `busy` if no more producers can be remembered without forgetting one that may resend.
     """
     if not producers.has_room(command.producer_id, now_ms):
         minutes = HELD_MS // 60_000
@@ -152,7 +153,7 @@ def expected_sequence(producers: ProducerTable, command: OpenProducer, now_ms: i
 
 
 def sequence_error(verdict: object, publish: Publish | Deposit) -> RemoteError:
-    """Return the error for a batch that is not the one expected of its producer."""
+    """Return the error for a batch whose sequence number is not the expected one."""
     expected = getattr(verdict, "expected", None)
     if isinstance(verdict, Gap):
         text = f"sequence {publish.sequence} is not the next one ({expected}): resend from there"

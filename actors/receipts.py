@@ -1,9 +1,9 @@
-"""What waits until a topic's log is durable so far: receipts, answers to letters, closes, and opens; pure.
+"""What waits until a topic's log is durable to some point: receipts, answers to dead letters, closes, opens; pure.
 
 Invariants
-- everything is due in the order in which it came, once the log is durable up to where it was taken, and not before
-- what is taken out is due once: it is answered by whoever took it out, or refused
-- work is per batch: one list of numbers a handle, whatever came in between
+- each kind is due in the order of arrival, once the log is durable to where it was accepted, and not before
+- what is taken out is due once: the caller answers or refuses it
+- work is per batch: one list of numbers per handle, whatever came in between
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from ister.actors.messages import CloseProducer, Deposit, OpenProducer
     from ister.transport.session import Handle
 
-# Batches without a receipt: 512 producers with full windows. Beyond it somebody ignores what OPENED told them.
+# batches without a receipt: 512 producers with full windows; more than that ignores the windows they were told
 AWAITING_MAX: Final = 65_536
-DEPOSITS_MAX: Final = 10_000  # one a subscription that sends its dead letters here
+DEPOSITS_MAX: Final = 10_000  # one for each subscription that sends its dead letters here
 
 
 class Receipts:
-    """What waits, each kind in the order of arrival.
+    """The waiting receipts and answers, each kind in the order of arrival.
 
-    Whoever takes a client's batch appends to `batches`: what must be durable for it, its handle, its sequence number,
-    and the offset of its first message. `others` says how much else waits. Both are open because they are looked at for
-    every batch.
+    The topic's intake appends to `batches`: what must be durable for the batch, its handle, its sequence number, and
+    the offset of its first message. `others` counts the other kinds. Both are public because they are used for every
+    batch.
     """
 
     def __init__(self) -> None:
@@ -43,17 +43,17 @@ class Receipts:
         return len(self._deposits) >= DEPOSITS_MAX
 
     def deposit(self, end: int, deposit: Deposit) -> None:
-        """A batch from inside the broker waits for its answer."""
+        """Let a batch from inside the broker wait for its answer."""
         self._deposits.append((end, deposit))
         self.others += 1
 
     def close(self, end: int, command: CloseProducer) -> None:
-        """A producer that closes waits for the receipts of what it sent before."""
+        """Let a producer that closes wait for the receipts of what it sent before."""
         self._closes.append((end, command))
         self.others += 1
 
     def open(self, end: int, command: OpenProducer) -> None:
-        """A producer that opens waits until what it is told of is durable: that is promised like a receipt."""
+        """Let a producer that opens wait until what it is told is durable: it is promised like a receipt."""
         self._opens.append((end, command))
         self.others += 1
 
@@ -71,19 +71,19 @@ class Receipts:
         return receipts
 
     def due_deposits(self, end: int | None = None) -> list[Deposit]:
-        """Take out the batches from inside that are due, all of them where no end is given."""
+        """Take out the batches from inside the broker that are due; without an end, all of them."""
         return self._due(self._deposits, end)
 
     def due_opens(self, end: int | None = None) -> list[OpenProducer]:
-        """Take out the opens that are due, all of them where no end is given."""
+        """Take out the opens that are due; without an end, all of them."""
         return self._due(self._opens, end)
 
     def due_closes(self, end: int | None = None) -> list[CloseProducer]:
-        """Take out the closes that are due, all of them where no end is given."""
+        """Take out the closes that are due; without an end, all of them."""
         return self._due(self._closes, end)
 
     def give_up(self) -> list[tuple[int, Handle, int, int]]:
-        """Take out all batches: whatever has no receipt yet may be there or not."""
+        """Take out all batches: the outcome of those without a receipt is unknown."""
         given_up = list(self.batches)
         self.batches.clear()
         return given_up

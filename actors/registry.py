@@ -25,24 +25,25 @@ EPHEMERALS_MAX: Final = 100_000
 
 
 class Owner(NamedTuple):
-    """A client's session: its worker's process, and the number that this knows it by."""
+    """A client's session: its worker's process, and its number there."""
 
     node: str
     session: int
 
 
 class Registry:
-    """The topics and subscriptions of a broker; `on_change(topic)` is called when a catalogued one comes or goes."""
+    """A broker's topics and subscriptions; `on_change(topic)` is called when a catalogued one comes or goes."""
 
     def __init__(
         self, catalogue: Catalogue, version: int, *, now_s: Callable[[], float] = lambda: 0.0
     ) -> None:
         self._catalogue = catalogue
         self._now_s = now_s
-        self._made_s: dict[str, dict[str, float]] = {}  # by topic, and by subscription; "": the topic itself
+        # when things were created, by topic and subscription; "": the topic itself
+        self._made_s: dict[str, dict[str, float]] = {}
         self.on_change: Callable[[str], None] = lambda _topic: None
-        self._topics: dict[str, TopicMeta] = {}  # the ephemeral ones
-        self._subscriptions: dict[str, dict[str, SubscriptionMeta]] = {}  # of those
+        self._topics: dict[str, TopicMeta] = {}  # the ephemeral topics
+        self._subscriptions: dict[str, dict[str, SubscriptionMeta]] = {}  # their subscriptions
         self._owned: dict[Owner, set[str]] = {}
         self._owners: dict[str, Owner] = {}
         self.version = version
@@ -58,7 +59,7 @@ class Registry:
         self.on_change(topic)
 
     def made_s(self, topic: str, subscription: str = "") -> float:
-        """Return when, by the monotonic clock, what has this name was made; before all time if before this Registry."""
+        """Return the monotonic time at which what has this name was created; -inf if before this Registry."""
         made = self._made_s.get(topic, {})
         return max(made.get("", -inf), made.get(subscription, -inf))
 
@@ -85,7 +86,7 @@ class Registry:
         self._changed(topic.name)
 
     def create_ephemeral(self, topic: TopicMeta, owner: Owner) -> None:
-        """Add a topic that goes with its owner. Raises IsterError `topic-exists`, `limit-exceeded`, StorageError."""
+        """Add a topic that ends with its owner. Raises IsterError `topic-exists`, `limit-exceeded`, StorageError."""
         self._check_free(topic.name)
         if self._catalogue.topic(topic.name) is not None:
             raise _exists(topic.name)
@@ -113,11 +114,11 @@ class Registry:
         before = self._catalogue.get_topic(name).settings.get(DEAD_LETTERS, 0)
         changed = self._catalogue.update_topic(name, settings)
         if changed.settings.get(DEAD_LETTERS, 0) != before:
-            self._changed(name)  # for those who watch it came, or went
+            self._changed(name)  # for patterns it has appeared or disappeared
         return changed
 
     def stamp(self, now_ms: int) -> int:
-        """Return when what is created now was: later than all before it, whatever the clock says."""
+        """Return the time of creation for something new, in unix ms: later than all before, whatever the clock says."""
         self._newest_ms = max(now_ms, self._newest_ms + 1)
         return self._newest_ms
 
@@ -146,7 +147,7 @@ class Registry:
         return topic, list(self._subscriptions.pop(name).values())
 
     def ephemerals_of(self, node: str, kept: Iterable[int] = ()) -> list[str]:
-        """Return the ephemeral topics of a process's sessions, but for those sessions that are kept."""
+        """Return the ephemeral topics of a process's sessions, except those sessions that are kept."""
         still = {Owner(node, session) for session in kept}
         gone = [owner for owner in self._owned if owner.node == node and owner not in still]
         return sorted(name for owner in gone for name in self._owned[owner])
@@ -156,7 +157,7 @@ class Registry:
         return self._catalogue.erasing()
 
     def forget(self, incarnation: bytes) -> None:
-        """Note of a deleted topic that the store's is another broker's. Raises StorageError."""
+        """Record that a deleted topic belongs to another broker in the store. Raises StorageError."""
         self._catalogue.forget(incarnation)
 
     def erased(self, incarnation: bytes) -> None:

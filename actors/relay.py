@@ -18,24 +18,24 @@ from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receive
 from ister.errors import CODES
 from ister.storage.catalogue import TopicMeta
 
-ATTACH_RETRY_S: Final = 1.0  # after the topic failed
+ATTACH_RETRY_S: Final = 1.0  # seconds; after the topic failed
 
 
 class Relay(LoopActor):
-    """Passes on what its topic sends; stops when its last subscription has left."""
+    """Passes on the batches of its topic; stops when its last subscription has left."""
 
     def __init__(self, system: System, path: str, meta: TopicMeta, topic: Ref) -> None:
         super().__init__(system, path)
         self._meta = meta
         self._topic = topic
         self._subscriptions: dict[Address, Ref] = {}
-        self._next: int | None = None  # the offset that comes next; None while the topic has not answered
-        self._asking = Asking()  # the topic
+        self._next: int | None = None  # the next offset; None while the topic has not answered
+        self._asking = Asking()  # the question to the topic
         self._attach_timer: Timer | None = None
 
     @receives(Attach)
     def on_attach(self, command: Attach) -> None:
-        """Pass on to a subscription of this worker, from now on."""
+        """Pass batches on to a subscription of this worker from now on."""
         subscription = self._subscriptions[command.watcher] = self.system.at(command.watcher)
         if self._next is not None:
             subscription.tell(Attached(self._next, self._next))
@@ -43,7 +43,7 @@ class Relay(LoopActor):
             self._attach_anew()
 
     def _attach(self) -> None:
-        """Attach to the topic, periodically: mail can be lost, and who never hears of a batch misses nothing."""
+        """Attach to the topic, periodically: mail can be lost, and no other message would tell."""
         if self._subscriptions:
             self._topic.tell(Attach(self.address, self._meta))
             self._attach_in(self._asking.asked())
@@ -59,23 +59,23 @@ class Relay(LoopActor):
 
     @receives(Detach)
     def on_detach(self, command: Detach) -> None:
-        """Pass nothing on to this one any more."""
+        """Pass nothing on to a subscription any more."""
         if self._subscriptions.pop(command.watcher, None) is None or self._subscriptions:
             return
         self._next = None
         self._topic.tell(Detach(self.address))
-        if not len(self.inbox):  # nobody has asked for it again meanwhile
+        if not len(self.inbox):  # no subscription has attached again meanwhile
             self.stop_now()
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
-        """Attach again where it was the topic's process: it knows of no watcher."""
+        """Attach again if the topic's process was restarted: it does not know this relay."""
         if started.node == self._topic.address.node:
             self._attach_anew()
 
     @receives(TopicFailed)
     def on_topic_failed(self, failed: TopicFailed) -> None:
-        """Attach again to a topic that is started again; pass on that it was deleted."""
+        """Attach again to a topic that is restarted; pass on that it was deleted."""
         if failed.code == "topic-deleted":
             for subscription in self._subscriptions.values():
                 subscription.tell(failed)
@@ -86,7 +86,7 @@ class Relay(LoopActor):
 
     @receives(Attached)
     def on_attached(self, attached: Attached) -> None:
-        """The topic sends to us from here on, perhaps anew; what was lost before shows in the next batch."""
+        """Note from which offset the topic sends; what was lost before shows in the next batch."""
         self._attach_in(self._asking.answered())
         if self._next is None or attached.durable_end < self._next:
             self._begin(attached.durable_end)
@@ -98,10 +98,10 @@ class Relay(LoopActor):
 
     @receives(Relayed)
     def on_relayed(self, relayed: Relayed) -> None:
-        """Pass batches on."""
+        """Pass batches on to the subscriptions."""
         batches: list[Batch] = []
         heads, frames, at = relayed.heads, relayed.frames, 0
-        if self._next is None:  # the answer was lost
+        if self._next is None:  # the answer to the attachment was lost
             self._begin(heads[0])
         for first, count, timestamp_ms, columns in zip(*(iter(heads),) * 4, strict=True):
             width = 2 + columns.bit_count()

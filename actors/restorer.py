@@ -43,11 +43,11 @@ from ister.words import counted
 
 log = logging.getLogger("ister.restorer")
 
-SWEEP_S: Final = 6 * 3600.0  # objects of no topic are looked for so often: every object is listed
+SWEEP_S: Final = 6 * 3600.0  # seconds between two searches for objects of no topic: each lists every object
 
 
 class Restorer(LoopActor):
-    """Brings topics back, and deletes orphans older than `orphan_grace_ms`."""
+    """Restores topics, and deletes orphaned objects older than `orphan_grace_ms`."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class Restorer(LoopActor):
         self._wait = BackOff(retry_ms[0] / 1000, retry_ms[1] / 1000)
         self._grace_ms = orphan_grace_ms
         self._sweep_timer: Timer | None = None
-        self._stored: StoredTopics | None = None  # what the Directory is told until it has answered
-        self._asking = Asking()  # the Directory, what is to come back
+        self._stored: StoredTopics | None = None  # sent to the Directory until it has answered
+        self._asking = Asking()  # the question to the Directory
         self._tell_timer: Timer | None = None
-        self._under_way: set[bytes] = set()  # incarnations that are being brought back
-        # how it went, by incarnation, and by who asked to take a topic over
+        self._under_way: set[bytes] = set()  # incarnations that are being restored
+        # outcomes, by incarnation and by the request to take a topic over
         self._ended: dict[bytes | tuple[Address, int], Restored | NotRestored] = {}
-        # by name of what is taken over: who waits
+        # requests that wait, by the name of the topic that is taken over
         self._taking: dict[str, dict[tuple[Address, int], None]] = {}
 
     def on_start(self) -> None:
@@ -104,14 +104,14 @@ class Restorer(LoopActor):
         self._tell_stored()
 
     def _tell_stored(self) -> None:
-        """Tell the Directory, again and again: mail is no promise, and it waits for this."""
+        """Tell the Directory again until it answers: mail can be lost, and it waits for this."""
         if self._stored is not None:
             self._directory.tell(self._stored)
             self._tell_timer = self.call_later(self._asking.asked(), self._tell_stored)
 
     @receives(RestoreTopics)
     def on_restore(self, command: RestoreTopics) -> None:
-        """Bring topics back, one after the other; who asks again is told again."""
+        """Restore topics one after the other; outcomes that are known already are reported again."""
         self._stored = None
         if self._tell_timer is not None:
             self._tell_timer.cancel()
@@ -128,7 +128,7 @@ class Restorer(LoopActor):
         self._directory.tell(answer)
 
     def _restore(self, topic: TopicMeta) -> None:
-        identity = self.system.random.randbytes(16).hex()  # of this try alone
+        identity = self.system.random.randbytes(16).hex()  # of this attempt only
 
         def ended(restored: Restored | None, error: BaseException | None) -> None:
             if isinstance(error, IsterError) and error.code == "object-missing" and error.action == "stop":
@@ -149,7 +149,7 @@ class Restorer(LoopActor):
 
     @receives(TakeOver)
     def on_take_over(self, command: TakeOver) -> None:
-        """Bring back the topic that the store has of a name, whoever has it; once, and say how it went."""
+        """Restore the topic that the store has under a name, whoever owns it; once, and report the outcome."""
         who = command.reply, command.ticket
         if (before := self._ended.get(who)) is not None:
             self._directory.tell(before)
@@ -197,7 +197,7 @@ class Restorer(LoopActor):
         self.offload(work, ended, Purpose.STORE)
 
     def _bring_back(self, topic: TopicMeta, identity: str) -> Restored:
-        """Claim a topic, and write its cursors where subscriptions look for them (in a thread). Raises StoreError."""
+        """Claim a topic, and write its cursors where subscriptions look (in a thread). Raises StoreError."""
         claimed = claim(self._store, topic, identity, None, broker=self._broker, enter=False)
         history = claimed.history
         again = ""
@@ -206,7 +206,7 @@ class Restorer(LoopActor):
         except StoreError as error:
             if error.code != "object-damaged":
                 raise
-            settings = {}  # better too much is kept
+            settings = {}  # unreadable settings: keeping too much is the safer error
             again += f"; its settings are damaged ({error}): it keeps everything until it is told otherwise"
         subscriptions = []
         troubles: list[str] = []

@@ -1,11 +1,11 @@
-"""Who is next: the consumers of one subscription and the choice among them; pure.
+"""The consumers of one subscription, and the choice of the next one; pure.
 
 Invariants
 - Exclusive has at most one consumer; a second is refused
 - Failover has one active consumer: the lowest priority number, then the oldest
-- Shared gives turns round-robin to whoever has credit, one delivery a turn; asking when there is nothing is no turn
-- who holds far more unacknowledged than the others is passed over while one of them has credit, up to `PASSED_MAX` at
-  a time
+- Shared takes turns round-robin among the consumers with credit, one delivery per turn; asking in vain is no turn
+- a consumer that holds far more unacknowledged messages than the others is passed over while one of them has credit, up
+  to `PASSED_MAX` at a time
 - a consumer without message credit or byte credit, or whose connection is full, is never chosen
 """
 
@@ -20,15 +20,16 @@ from typing import Final, Literal
 from ister.errors import RemoteError
 from ister.subscriptions import TRAITS
 
-# Why a consumer takes nothing: its connection is full, or gone; it holds too many pieces; it closes, or opens again.
+# Why a consumer gets nothing: its connection is full or lost, it holds too many ranges, or it closes or reopens.
 BlockedBy = Literal["", "full", "lost", "crowded", "leaving"]
-PASSED_MAX: Final = 32  # who hoards, for one delivery: of ten thousand consumers thousands may
-HOARD_SPARE: Final = 64  # messages; what a consumer may always hold, whatever little the others hold
+# consumers passed over for one delivery, since of ten thousand thousands may hold too much
+PASSED_MAX: Final = 32
+HOARD_SPARE: Final = 64  # messages that a consumer may always hold, however few the others hold
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One consumer as its subscription sees it: its credit, in messages and bytes, and its rank."""
+    """One consumer as its subscription sees it: its credit in messages and bytes, and its rank."""
 
     key: int
     priority: int
@@ -36,23 +37,24 @@ class Member:
     messages: int
     bytes: int
     blocked: bool = False
-    blocked_by: BlockedBy = ""  # why
-    queued: bool = False  # in the round-robin queue
-    sparse: bool = False  # understands deliveries of offsets that do not follow each other
-    client: str = ""  # what its client calls itself
-    outstanding: int = 0  # messages it was given and has neither acknowledged nor given back
-    holds_since_ms: int = 0  # since when that is so (unix ms)
-    heard_s: Callable[[], float] = lambda: 0.0  # when its client last said something, on the monotonic clock
-    connected: Callable[[], bool] = lambda: True  # whether its client's connection is not known to be gone
+    blocked_by: BlockedBy = ""  # the reason
+    queued: bool = False  # whether it is in the round-robin queue
+    sparse: bool = False  # it understands deliveries whose offsets are not consecutive
+    client: str = ""  # the name that its client gave itself
+    outstanding: int = 0  # messages it was given and has neither acknowledged nor returned
+    holds_since_ms: int = 0  # since when it holds any (unix ms)
+    # returns when its client last sent something, in monotonic seconds
+    heard_s: Callable[[], float] = lambda: 0.0
+    connected: Callable[[], bool] = lambda: True  # returns False when its connection is known to be lost
 
     @property
     def ready(self) -> bool:
-        """Whether a delivery may begin."""
+        """Whether something may be delivered to it."""
         return self.messages > 0 and self.bytes > 0 and not self.blocked
 
 
 class Roster:
-    """The consumers of one subscription, and whose turn it is."""
+    """The consumers of one subscription, in the order of their turns."""
 
     def __init__(self, subscription_type: str, name: str) -> None:
         traits = TRAITS[subscription_type]
@@ -62,9 +64,10 @@ class Roster:
         self._name = name
         self._members: dict[int, Member] = {}
         self._turns: deque[Member] = deque()
-        self._ranks: list[tuple[int, int, Member]] = []  # a heap, of Exclusive and Failover; some have left
+        # a heap, for Exclusive and Failover; it may contain consumers that have left
+        self._ranks: list[tuple[int, int, Member]] = []
         self._ages = 0
-        self.active: Member | None = None  # of Exclusive and Failover
+        self.active: Member | None = None  # for Exclusive and Failover
         self.outstanding = 0
 
     def __len__(self) -> int:
@@ -79,11 +82,11 @@ class Roster:
         return list(self._members.values())
 
     def get(self, key: int) -> Member | None:
-        """Return a consumer, None when it is not there."""
+        """Return a consumer, None if it is not attached."""
         return self._members.get(key)
 
     def attach(self, key: int, *, priority: int, messages: int, bytes: int, sparse: bool = False) -> Member:
-        """Add a consumer; raises `RemoteError` subscription-busy when an Exclusive subscription has one."""
+        """Add a consumer; raises `RemoteError` subscription-busy if an Exclusive subscription has one."""
         if self._alone and self._members:
             raise RemoteError(
                 "subscription-busy",
@@ -99,7 +102,7 @@ class Roster:
         return member
 
     def detach(self, key: int) -> None:
-        """Remove a consumer; does nothing when it is not there."""
+        """Remove a consumer, if it is attached."""
         member = self._members.pop(key, None)
         if member is not None:
             member.blocked = True
@@ -110,7 +113,7 @@ class Roster:
             self._elect()
 
     def add_credit(self, key: int, messages: int, bytes: int, *, messages_max: int, bytes_max: int) -> None:
-        """Give a consumer more credit, capped at what welcome announced."""
+        """Give a consumer more credit, up to the limits that WELCOME announced."""
         member = self._members.get(key)
         if member is not None:
             member.messages = min(member.messages + messages, messages_max)
@@ -126,14 +129,14 @@ class Roster:
             self._queue(member)
 
     def block(self, key: int, blocked: bool, why: BlockedBy = "") -> None:
-        """Note that a consumer takes nothing at the moment, and why, or takes again."""
+        """Note that a consumer gets nothing at present, and why, or that it may again."""
         member = self._members.get(key)
         if member is not None:
             member.blocked, member.blocked_by = blocked, why
             self._queue(member)
 
     def choose(self) -> Member | None:
-        """Return whose turn it is, or None when nobody can take anything."""
+        """Return the consumer whose turn it is, or None if none can take anything."""
         if self._ordered:
             active = self.active
             return active if active is not None and active.ready else None
@@ -147,14 +150,14 @@ class Roster:
                 turns.rotate(-1)
                 passed += 1
             elif passed and self._hoards(member):
-                turns.rotate(passed)  # all of them do: whoever was first
+                turns.rotate(passed)  # all of them hold too much: the first one gets it
                 return turns[0]
             else:
                 return member
         return None
 
     def share(self, backlog: int) -> int:
-        """Return how many of `backlog` messages are one consumer's fair share: at low rates one each, at high all."""
+        """Return how many of `backlog` messages are one consumer's fair share: few at low rates, all at high rates."""
         ready = max(1, len(self._turns))
         return max(1, -(-backlog // ready))
 
@@ -165,7 +168,7 @@ class Roster:
         )
 
     def settle(self, key: int, messages: int) -> None:
-        """Note that a consumer holds so many messages less."""
+        """Note that a consumer holds this many messages fewer."""
         member = self._members.get(key)
         if member is not None:
             messages = min(messages, member.outstanding)
@@ -173,14 +176,14 @@ class Roster:
             self.outstanding -= messages
 
     def spend(self, member: Member, messages: int, bytes: int) -> None:
-        """Take the credit of one delivery; bytes may be overrun by one delivery. That was its turn."""
+        """Spend the credit of one delivery, whose bytes may exceed it once, and end the consumer's turn."""
         member.messages -= messages
         member.bytes -= bytes
         member.outstanding += messages
         self.outstanding += messages
         if self._turns and self._turns[0] is member:
             self._turns.rotate(-1)
-            if not member.ready:  # who cannot take is not counted where work is shared out
+            if not member.ready:  # consumers that cannot take anything are not counted for fair shares
                 self._turns.pop().queued = False
 
     def _queue(self, member: Member) -> None:

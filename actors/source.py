@@ -1,13 +1,14 @@
-"""Where a reliable subscription's messages come from: the topic's segments, read ahead in order, or one place again.
+"""The source of a reliable subscription's messages: the topic's segments, read ahead in order, or read again.
 
-Runs in the subscription's worker; may touch the readers it is given. Pieces of the log are cut and joined here; what
-is delivered to whom is not decided here.
+Runs in the subscription's worker; may touch the readers it is given. It cuts and joins pieces of the log, and does not
+decide which consumer gets them.
 
 Invariants
 - `next` is the first offset that was never looked at; what is read ahead begins there, or in the batch that holds it
-- nothing is skipped by itself: what cannot be read is raised, and what an operator had skipped is told (`on_skipped`)
-- what is kept for long is copied out of the log's maps, within bounds of a subscription and of its process: no segment
-  that was deleted stays on the disk, or in memory, because of it
+- nothing is skipped by itself: what cannot be read is raised, and what was skipped by an operator's decision is
+  reported (`on_skipped`)
+- what is kept for long is copied from the memory maps, within limits per subscription and per process, so that no
+  deleted segment stays on the disk or in memory
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from ister.errors import StorageError
 from ister.storage.wholereader import UNKNOWN, TieredReader
 from ister.wire import DELIVER_RECORDS_MAX
 
-READ_BYTES: Final = 256 << 10  # what is read ahead of dispatch: a few pieces
-# Of batches whose single messages are looked at, copied: what is known of each message is some 10 MB, and the bytes
-# are those of the lanes of a subscription whose consumers keep up.
+READ_BYTES: Final = 256 << 10  # read ahead of dispatch: a few pieces
+# Copies of batches whose single messages are looked at. The tables of the messages take some 10 MB, and the bytes
+# are enough for the lanes of a subscription whose consumers keep up.
 SHEETS_MESSAGES_MAX: Final = 50_000
 SHEETS_BYTES_MAX: Final = 16 << 20
-# Beyond what all subscriptions of the process may have together, each has this much, or one batch.
+# When the limit of the process is reached, each subscription may still have this much, or one batch.
 SHEETS_BYTES_MIN: Final = 256 << 10
 
 
 class Source:
     """The messages of one topic, as one subscription reads them.
 
-    `open_reader(offset)` opens a reader. `on_skipped(ranges)` is told what a reader jumped over.
+    `open_reader(offset)` opens a reader. `on_skipped(ranges)` is called with what a reader skipped.
     """
 
     def __init__(
@@ -47,18 +48,20 @@ class Source:
         self._open = open_reader
         self._on_skipped = on_skipped
         self._reader: TieredReader | None = None  # new messages, in order
-        self._again: TieredReader | None = None  # any other
-        self._sheets: dict[int, Sheet] = {}  # by first offset, oldest first
-        self._firsts: list[int] = []  # of them, ascending
+        self._again: TieredReader | None = None  # for any other place
+        self._sheets: dict[int, Sheet] = {}  # by first offset, the oldest first
+        self._firsts: list[int] = []  # their first offsets, ascending
         self._sheets_messages = 0
         self._sheets_bytes = 0
-        self._seen_at = (-1, -1)  # where both readers were when they were last looked at
-        self.ahead: deque[Batch] = deque()  # read, not looked at; the first may be partly
+        self._seen_at = (-1, -1)  # the positions of both readers when `rest` was last called
+        # batches that were read and not looked at; the first one may be partly
+        self.ahead: deque[Batch] = deque()
         self.next = 0
         self.durable_end = 0
         self.history_start = 0
         self.stored_end = UNKNOWN
-        self._caught_up_at = 0  # from here on messages came while all before had been looked at
+        # from this offset on, messages arrived when everything before had been looked at
+        self._caught_up_at = 0
         self.from_store = 0
         self.from_log = 0
         self.from_live = 0
@@ -70,13 +73,13 @@ class Source:
         self.reopen()
 
     def reopen(self) -> None:
-        """Read again what was read ahead: what is there may have changed."""
+        """Read again what was read ahead, because it may have changed."""
         self.ahead.clear()
         self._forget_sheets()
         self._reader, self._again = self._reader_at(self.next), None
 
     def release(self) -> None:
-        """Let go of all that was read, and of the files: who ended keeps no deleted log on the disk and in memory."""
+        """Release everything that was read and the files, so that no deleted log stays on the disk or in memory."""
         self.ahead.clear()
         self._forget_sheets()
         for reader in (self._reader, self._again):
@@ -84,7 +87,7 @@ class Source:
                 reader.close()
 
     def rest(self) -> None:
-        """Let go of what was read and of the files if nothing was read since this was last called; it is read again."""
+        """Release what was read and the files if nothing was read since the last call; it will be read again."""
         again = -1 if self._again is None else self._again.offset
         at = (self.next, again)
         if at != self._seen_at:
@@ -111,21 +114,21 @@ class Source:
                 reader.stored_end = end
 
     def brought(self, base: int) -> None:
-        """Note that the segment at `base` was brought back."""
+        """Note that the segment at `base` was downloaded."""
         for reader in (self._reader, self._again):
             if reader is not None:
                 reader.brought(base)
 
     @property
     def left(self) -> int:
-        """How many messages were never looked at; a cursor may be ahead of what may be delivered."""
+        """How many messages were not looked at; never negative, though a cursor may be ahead of the durable end."""
         return max(0, self.durable_end - self.next)
 
     def advance(self, durable_end: int) -> bool:
-        """Note that more may be read; say whether that is so."""
+        """Note how far the log is durable; return whether that is further than before."""
         if durable_end <= self.durable_end:
             return False
-        if self.next < self.durable_end:  # not caught up: what comes now is read from the log later
+        if self.next < self.durable_end:  # not caught up: what arrives now is read from the log later
             self._caught_up_at = durable_end
         self.durable_end = durable_end
         return True
@@ -139,7 +142,7 @@ class Source:
         self.history_start = max(self.history_start, start)
 
     def trim(self, start: int) -> None:
-        """Note where the history begins now."""
+        """Note where the topic's history begins after a trim."""
         self.history_start = start
         for reader in (self._reader, self._again):
             if reader is not None:
@@ -152,7 +155,7 @@ class Source:
     # ---- in order -----------------------------------------------------------------------------------------------
 
     def read_ahead(self) -> Batch | None:
-        """Return the batch that `next` is in, read if need be; None when there is nothing new.
+        """Return the batch that contains `next`, reading it if necessary; None when there is nothing new.
 
         Raises what `TieredReader.read` raises.
         """
@@ -191,7 +194,7 @@ class Source:
             self.ahead.popleft()
 
     def jump_to(self, offset: int) -> None:
-        """Go on behind what nobody needs."""
+        """Continue at an offset, without what is before."""
         while self.ahead and self.ahead[0].first_offset + self.ahead[0].count <= offset:
             self.ahead.popleft()
         self.next = offset
@@ -200,10 +203,10 @@ class Source:
             self._reader.seek(offset)
 
     def take_piece(self, messages_max: int, too_old_ms: int = 0) -> Piece:
-        """Return the first batch read ahead, cut to the credit, or joined with those of its columns that follow.
+        """Return the first batch read ahead, cut to the credit, or joined with following batches of the same columns.
 
-        What was taken in at `too_old_ms` or before is not joined: behind a batch may be an older one, by a clock that
-        was set back.
+        Batches published at or before `too_old_ms` are not joined: after a clock was set back, an older batch may
+        follow a newer one.
         """
         ahead, first = self.ahead, self.next
         batch = ahead[0]
@@ -230,9 +233,9 @@ class Source:
     # ---- any place ----------------------------------------------------------------------------------------------
 
     def batch_at(self, offset: int) -> Batch | None:
-        """Return the batch that holds an offset; None where an operator had it skipped (which was told).
+        """Return the batch that contains an offset; None if an operator had it skipped (which was reported).
 
-        Raises what `TieredReader.read` raises, and StorageError where there is no such offset.
+        Raises what `TieredReader.read` raises, and StorageError if there is no such offset.
         """
         if self._again is None:
             self._again = self._reader_at(offset)
@@ -251,7 +254,7 @@ class Source:
         return records[0]
 
     def sheet_at(self, offset: int) -> Sheet | None:
-        """Return the batch that holds an offset with its single messages, as `batch_at`."""
+        """Return the batch that contains an offset, opened for single messages; otherwise as `batch_at`."""
         at = bisect_right(self._firsts, offset) - 1
         if at >= 0:
             sheet = self._sheets[self._firsts[at]]
@@ -261,7 +264,7 @@ class Source:
         return None if batch is None else self.keep_sheet(batch)
 
     def keep_sheet(self, batch: Batch) -> Sheet:
-        """Return the single messages of a batch, kept for a while: they are looked at again soon."""
+        """Return a batch opened for single messages, and keep it for a while: it is used again soon."""
         sheet = self._sheets.get(batch.first_offset)
         if sheet is None:
             sheet = self._sheets[batch.first_offset] = Sheet(copied(batch))
@@ -298,7 +301,7 @@ class Source:
     def offset_at(self, timestamp_ms: int, start: int) -> int:
         """Return the first offset from `start` on whose log time is `timestamp_ms` or later, else the end.
 
-        That is the first that was taken in then or later; a clock that stepped back counts as standing still. Raises
+        That is the first message published then or later; a clock that was set back counts as standing still. Raises
         what `TieredReader.offset_at` raises.
         """
         if self._again is None:

@@ -1,12 +1,12 @@
-"""What a reliable topic and its Uploader say to each other. Part of a ReliableTopic, in a worker process.
+"""The conversation of a reliable topic with its Uploader. Part of a ReliableTopic, in a worker process.
 
-Owns the topic's view of the store (`store_view.py`), what waits for a listing of it (`surveys.py`), and who asked
-whether another broker has the topic. May touch the mail.
+It owns the topic's view of the store (`store_view.py`), what waits for a listing of it (`surveys.py`), and the
+questions whether another broker has the topic. May touch the mail.
 
 Invariants
-- what is sealed is told before the topic is claimed: it must fit the store first
-- what the tier should have taken long ago is told again: it may not have heard, or not been heard
-- settings that the Uploader was not told of are told with the next look at retention
+- the Uploader is told what is sealed before the topic is claimed, because that must fit what the store has
+- what the tier should have uploaded long ago is sent again: the message or its answer may be lost
+- settings that the Uploader does not know are sent with the next check of retention
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ister.storage.wal import Wal
 
 
 class StoreLink:
-    """The Uploader of `host`'s topic; `answer(command, fenced)` reaches who asked whether another broker has it."""
+    """The link to the Uploader of `host`'s topic; `answer(command, fenced)` answers an AskFenced."""
 
     def __init__(
         self,
@@ -39,20 +39,20 @@ class StoreLink:
         self._meta = meta
         self._uploader = uploader
         self._answer = answer
-        self._retain_told: dict[str, Any] = meta.settings  # settings that the Uploader was told of last
-        self._asked: list[AskFenced] = []  # who is told once it is known
+        self._retain_told: dict[str, Any] = meta.settings  # the settings last sent to the Uploader
+        self._asked: list[AskFenced] = []  # questions to be answered once it is known
 
     def go_by(self, meta: TopicMeta) -> None:
-        """Go by other settings."""
+        """Apply other settings."""
         self._meta = meta
 
     def keep(self, wal: Wal | None) -> None:
-        """Have the topic claimed in the store, and learn what that has of it."""
+        """Have the topic claimed in the store, and be told what the store has of it."""
         if wal is not None:
             self._uploader.tell(KeepTopic(self._meta, wal.start_offset, wal.sealed_end, self._host.address))
 
     def committed(self, wal: Wal) -> None:
-        """Tell the tier what is sealed for good."""
+        """Tell the tier what is sealed."""
         sealed = wal.sealed()
         self.view.note_behind(sealed)
         news = self.view.news(sealed, wal.set_aside())
@@ -64,7 +64,7 @@ class StoreLink:
         self._uploader.tell(Sealed(self._meta, news.sealed, self._host.address, news.damaged, missing))
 
     def tell_again(self, wal: Wal | None) -> None:
-        """Tell the tier once more what it should have taken long ago."""
+        """Tell the tier again what it should have uploaded long ago."""
         now_s, view = self._host.clock.monotonic(), self.view
         if wal is None:
             view.look_again(now_s)
@@ -73,11 +73,11 @@ class StoreLink:
                 news = view.not_taken(wal.sealed(), wal.set_aside())
                 if news is not None:
                     self._tell_sealed(wal, news)
-            elif self._meta.durability == "cloud":  # else there may be no tier
+            elif self._meta.durability == "cloud":  # with other durabilities there may be no tier
                 self.keep(wal)
 
     def node_started(self, node: str, wal: Wal | None) -> None:
-        """Tell the tier again what is sealed, where it was started again, and knows nothing."""
+        """Tell a tier that was restarted what is sealed."""
         if node != self._uploader.address.node:
             return
         self.view.forget_told()
@@ -88,24 +88,24 @@ class StoreLink:
             self.keep(wal)
 
     def retain(self, acknowledged: int | None, *, always: bool) -> None:
-        """Tell what all subscriptions are done with, `always` or where the settings are news."""
+        """Tell the Uploader what all subscriptions are done with: `always`, or only if settings changed."""
         if always or self._meta.settings != self._retain_told:
             self._retain_told = self._meta.settings
             self._uploader.tell(Retain(self._meta, acknowledged))
 
     def survey(self, then: Callable[[], None]) -> None:
-        """Have the store listed, where it has something, and do what is to be done after that."""
+        """Have the store listed, if it has anything, and call `then` after that."""
         if self.view.known and self.view.watermark:
             self.surveys.then(then)
         else:
             then()
 
     def ask_fenced(self, command: AskFenced) -> None:
-        """Somebody is to be told whether another broker has the topic, once that is known."""
+        """Answer whether another broker has the topic, once that is known."""
         self._asked.append(command)
 
     def answer_fenced(self, fenced: bool) -> None:
-        """It is known."""
+        """Answer the questions that wait."""
         asked, self._asked = self._asked, []
         for command in asked:
             self._answer(command, fenced)

@@ -1,9 +1,9 @@
-"""What the store has of a topic, as far as its Uploader says, and what it was told to take; pure.
+"""What the store has of a topic, as its Uploader reported, and what the Uploader was told; pure.
 
 Invariants
-- the watermark never falls: what the store said it has, it had
-- what the store was not asked about is not known: neither where the topic begins, nor what is missing
-- a segment is told once; what the store has not taken for `TELL_AGAIN_S` is told again, for mail is no promise
+- the watermark never falls: what the store had, it had
+- before the store has answered it is unknown where the topic begins, and what is missing
+- a segment is reported once; if the store does not have it after `TELL_AGAIN_S` it is reported again: mail can be lost
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ister.storage.segment import SegmentInfo
 
 TELL_AGAIN_S: Final = 10.0
-TOLD_AGAIN_MAX: Final = 64  # segments; the tier takes them in order
+TOLD_AGAIN_MAX: Final = 64  # segments; the tier uploads them in order
 
 
 class News(NamedTuple):
-    """What the Uploader is to be told: segments that are sealed, and what is left of damaged ones."""
+    """News for the Uploader: sealed segments, and what is left of damaged ones."""
 
     sealed: tuple[SegmentInfo, ...]
     damaged: tuple[SegmentInfo, ...]
@@ -34,32 +34,32 @@ class StoreView:
     """One topic's view of the store."""
 
     def __init__(self) -> None:
-        self.known = False  # the Uploader has said what the store has
-        self.watermark = 0  # it has everything below, from `start` on, but for the gaps
-        self.start = 0  # what is below went by retention
-        self.trouble: str | None = None  # why it is behind, where that is known
-        self.stopped = False  # nothing more goes there until a person has looked
-        self.behind_bytes = 0  # of sealed segments that it has not taken yet
-        self._gaps: tuple[tuple[int, int], ...] = ()  # what it has lost
-        # What it has of damaged segments, as far as they are whole
+        self.known = False  # whether the Uploader has said what the store has
+        self.watermark = 0  # the store has everything below, from `start` on, except the gaps
+        self.start = 0  # what is below was dropped by retention
+        self.trouble: str | None = None  # why the store is behind, if known
+        self.stopped = False  # nothing is uploaded any more until an operator has acted
+        self.behind_bytes = 0  # bytes of sealed segments that the store does not have yet
+        self._gaps: tuple[tuple[int, int], ...] = ()  # what the store has lost
+        # the offsets of damaged segments of which the store has what is left
         self._partly: tuple[tuple[int, int], ...] = ()
-        self._told = 0  # the Uploader was told of segments up to here
-        self._seen = (0, 0.0)  # the watermark that was seen last, and since when
+        self._told = 0  # the Uploader was told about segments up to here
+        self._seen = (0, 0.0)  # the watermark last seen, and since when (monotonic seconds)
 
     # ---- what the Uploader says ---------------------------------------------------------------------------------
 
     def uploaded(self, said: Uploaded) -> None:
-        """Take in what the store has now."""
+        """Note what the store has now."""
         self.known, self.trouble, self.stopped = True, None, False
         self.start, self._gaps, self._partly = said.start, said.gaps, said.damaged
         self.watermark = max(self.watermark, said.watermark)
 
     def delayed(self, why: str) -> None:
-        """Note why it is behind."""
+        """Note why the store is behind."""
         self.trouble = why
 
     def stops(self, why: str, *, refuses: bool) -> None:
-        """Record that nothing more goes there; `refuses`: and that therefore the topic takes nothing more."""
+        """Note that nothing is uploaded any more; `refuses`: why the topic therefore accepts nothing more."""
         self.trouble = why
         self.stopped = self.stopped or not refuses
 
@@ -67,20 +67,20 @@ class StoreView:
 
     @property
     def answered(self) -> bool:
-        """Whether the store has said what it has, or it is known that it will not."""
+        """Whether the store has answered, or is known not to answer."""
         return self.known or self.stopped
 
     def begins(self, log_start: int, retained: int) -> int:
-        """Return where the topic begins, given where its log does, and below what retention took everything there.
+        """Return where the topic begins, given where its log begins and up to where retention dropped everything there.
 
-        Below it everything went by retention. What is missing above it is damage.
+        Below that everything was dropped by retention. What is missing above it is damage.
         """
         if not self.answered:
             return log_start
         return min(max(self.start, retained), log_start)
 
     def stored(self, damaged: Sequence[DamagedRange]) -> RangeSet:
-        """Return what the store has: of what it has of damaged segments only what the log has not lost."""
+        """Return what the store has; of damaged segments only what the log has not lost."""
         stored = RangeSet([(self.start, self.watermark)] if self.start < self.watermark else ())
         for gap in self._gaps:
             stored.subtract(*gap)
@@ -91,14 +91,14 @@ class StoreView:
         return stored
 
     def note_behind(self, sealed: Sequence[SegmentInfo]) -> None:
-        """Count what of the sealed segments the store has not taken yet."""
+        """Count the bytes of sealed segments that the store does not have yet."""
         first = bisect_left(sealed, self.watermark, key=_base)
         self.behind_bytes = sum(segment.bytes for segment in sealed[first:])
 
     # ---- what it is told ----------------------------------------------------------------------------------------
 
     def news(self, sealed: Sequence[SegmentInfo], damaged: Sequence[SegmentInfo]) -> News | None:
-        """Return what was not told yet, and count it as told; None where that is nothing."""
+        """Return what the Uploader was not told yet, and count it as told; None if there is nothing."""
         news = News(
             tuple(sealed[bisect_left(sealed, self._told, key=_base) :]),
             tuple(segment for segment in damaged if segment.end > self._told),
@@ -109,11 +109,11 @@ class StoreView:
         return news
 
     def forget_told(self) -> None:
-        """The Uploader was started again, and knows nothing: what the store has not taken is news to it."""
+        """Note that the Uploader was restarted: what the store does not have is news to it."""
         self._told = self.watermark
 
     def waits_too_long(self, now_s: float) -> bool:
-        """Return whether nothing became of what was told for so long that it is to be told again."""
+        """Return whether the watermark has not moved for so long that the Uploader is to be told again."""
         if self._seen[0] != self.watermark:
             self.look_again(now_s)
             return False
@@ -123,11 +123,11 @@ class StoreView:
         return True
 
     def look_again(self, now_s: float) -> None:
-        """Begin to wait anew."""
+        """Start waiting again."""
         self._seen = (self.watermark, now_s)
 
     def not_taken(self, sealed: Sequence[SegmentInfo], damaged: Sequence[SegmentInfo]) -> News | None:
-        """Return what was told and is not in the store, as much as the tier takes at once; None: nothing."""
+        """Return what was told and is not in the store, as much as the tier takes at once; None if nothing."""
         if self._told <= self.watermark:
             return None
         first = bisect_left(sealed, self.watermark, key=_base)
@@ -139,7 +139,7 @@ class StoreView:
 def lost_by_log(
     damaged: Sequence[DamagedRange], segments: Sequence[SegmentInfo]
 ) -> tuple[tuple[int, int], ...]:
-    """Return what of a log's damaged places is in no segment at all: the log goes on behind it."""
+    """Return the damaged ranges of a log that are in no segment at all: the log continues after them."""
     held = RangeSet((one.base, one.end) for one in segments)
     gaps = RangeSet()
     for one in damaged:

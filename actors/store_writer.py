@@ -1,7 +1,7 @@
 """One topic's writer at the store: its epoch, the calls in progress, and retries.
 
 Part of an Uploader, in the tier process. Owns the topic as the Directory knows it, the epoch, and the calls to the
-store that are under way. May touch the store, from threads, and timers.
+store in progress. May touch the store, from threads, and timers.
 
 Invariants
 - a writer that met an error that a person must resolve starts nothing more, except the deletion of its own objects
@@ -27,31 +27,31 @@ log = logging.getLogger("ister.uploader")
 
 T = TypeVar("T")
 
-# A quarter around each wait, so that a thousand topics do not return to a store together
+# Waits vary by a quarter, so that a thousand topics do not return to a store together
 JITTER: Final = 0.25
 
 
 class WriterEvents(Protocol):
-    """What an Uploader hears of its writer."""
+    """What an Uploader is told by its writer."""
 
     def writer_is_behind(self, error: AheadError) -> None:
-        """The store has more than what was said of the log."""
+        """The store has more than the topic has reported of its log."""
 
     def writer_stopped(self) -> None:
-        """Nothing more is written before a person has looked."""
+        """Nothing more is written until an operator has acted."""
 
     def writer_waits(self, why: str) -> None:
-        """The store refuses, or does not answer: it is tried again later."""
+        """The store refuses or does not answer: it is tried again later."""
 
     def writer_goes_on(self) -> None:
-        """The wait is over: begin again what is to be done."""
+        """The wait is over: start again what is to be done."""
 
     def call_ended(self) -> None:
         """A call to the store has ended."""
 
 
 class StoreWriter:
-    """The writer of `host`, which hears what becomes of it; `retry_ms` bounds the wait after a failure."""
+    """The writer of `host`, which is told of its events; `retry_ms` bounds the wait after a failure."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class StoreWriter:
         *,
         retry_ms: tuple[int, int],
     ) -> None:
-        self.topic = topic  # as the Directory said last
+        self.topic = topic  # as last reported by the Directory
         self.store = store
         self.identity = host.system.random.randbytes(16).hex()
-        self.epoch: int | None = None  # once it is ours
-        self.failure: str | None = None  # what failed last, unless something went well since
+        self.epoch: int | None = None  # once one was claimed
+        self.failure: str | None = None  # the last failure, unless a call succeeded since
         self.stopped: IsterError | None = None  # why nothing is written any more
         self.deletes = False  # the topic is deleted: nothing else is done, and no failure stops that
         self.waits = False
@@ -82,7 +82,7 @@ class StoreWriter:
 
     @property
     def may_begin(self) -> bool:
-        """Whether something may be written now."""
+        """Whether a call may be started now."""
         return self.epoch is not None and not self.waits and not self.ended
 
     def do(
@@ -106,23 +106,23 @@ class StoreWriter:
         self._host.offload(work, ended, purpose)
 
     def worked(self) -> None:
-        """Something went well: the next failure is a new one."""
+        """Note a success: the next failure starts with a short wait again."""
         self._back_off.succeeded()
         self.failure = None
 
     def failed(self, what: str, error: BaseException) -> None:
-        """Something failed: wait, or stop."""
+        """Note a failure: wait, or stop."""
         self.failure = f"{what}: {error}"
         if not self.deletes:
             if self.stopped is not None:
                 return
             if isinstance(error, AheadError):
-                # Perhaps what the topic said is old, from before this process: it must say so itself.
+                # Perhaps what the topic reported is old, from before this process: it must report again.
                 log.error("topic %s: %s", self.topic.name, error)
                 self._events.writer_is_behind(error)
                 return
             if isinstance(error, IsterError) and error.action == "stop":
-                # Fenced, or two truths about one thing: nobody may choose but a person.
+                # Fenced, or contradicting objects: only an operator may choose.
                 self.stopped = error
                 log.critical("uploads of topic %s stop: %s", self.topic.name, self.failure)
                 self._events.writer_stopped()

@@ -5,7 +5,8 @@ through its writer.
 
 Invariants
 - what is deleted is deleted before a subscription of the same name, which is newer, is stored
-- of what failed nobody knows whether it is there: it is stored again, and nothing is taken for its predecessor
+- whether a failed write reached the store is unknown: the cursor is stored again, and no object is assumed to be its
+  predecessor
 - cursors of subscriptions that the catalogue does not have are deleted, once the Directory has said so
 """
 
@@ -23,21 +24,19 @@ from ister.storage.numbered_objects import drop_cursors, put_cursor, stored_subs
 
 log = logging.getLogger("ister.uploader")
 
-CURSORS_GATHER_S: Final = 0.1  # what comes together is stored together
-FAREWELL_S: Final = (
-    3.0  # what all Uploaders together may take to store the last cursors when the broker stops
-)
+CURSORS_GATHER_S: Final = 0.1  # cursors that change within this time are stored together
+FAREWELL_S: Final = 3.0  # seconds; for the last cursors of all Uploaders when the broker stops
 
 
 class Farewell:
-    """The time that is left, once the process stops, to store what is not stored yet."""
+    """The time left for storing cursors once the process stops."""
 
     def __init__(self, budget_s: float = FAREWELL_S) -> None:
         self.left_s = budget_s
 
 
 class StoredCursors:
-    """The cursors of one topic; `claim_first()` says whether an epoch is ours, and begins to claim one if not.
+    """The cursors of one topic. `claim_first()` returns whether an epoch was claimed, and starts a claim if not.
 
     `consult()` asks the Directory what the catalogue has.
     """
@@ -54,22 +53,23 @@ class StoredCursors:
         self._writer = writer
         self._claim_first = claim_first
         self._consult = consult
-        self._cursors: dict[str, tuple[SubscriptionMeta, bytes]] = {}  # to be stored with the next round
-        self._forgotten: set[str] = set()  # and to be deleted before
-        self._stored: dict[str, str] = {}  # by subscription: the name of its only one, where that is known
-        self._looked = False  # for cursors of subscriptions that no longer exist
-        self._strangers: set[str] = set()  # have cursors in the store: does the catalogue have them?
+        self._cursors: dict[str, tuple[SubscriptionMeta, bytes]] = {}  # to be stored in the next round
+        self._forgotten: set[str] = set()  # to be deleted before that
+        self._stored: dict[str, str] = {}  # by subscription: the name of its only object, if known
+        self._looked = False  # whether cursors of deleted subscriptions were searched for
+        # subscriptions that have cursors in the store, and perhaps no entry in the catalogue
+        self._strangers: set[str] = set()
         self._number = 0
         self._storing = False
         self._timer: Timer | None = None
 
     def keep(self, subscription: SubscriptionMeta, journal: bytes) -> None:
-        """Keep a cursor for the next round."""
+        """Store a cursor in the next round."""
         self._cursors[subscription.name] = (subscription, journal)
         self.soon()
 
     def forget(self, subscription: str) -> None:
-        """Delete what the store has of a subscription, with the next round."""
+        """Delete a subscription's cursor from the store in the next round."""
         self._cursors.pop(subscription, None)
         self._stored.pop(subscription, None)
         self._forgotten.add(subscription)
@@ -78,7 +78,7 @@ class StoredCursors:
     # ---- subscriptions that are no more -------------------------------------------------------------------------
 
     def look_for_strangers(self) -> None:
-        """Find cursors of subscriptions that were deleted while nobody could tell us."""
+        """Find cursors of subscriptions that were deleted while the tier was down."""
         if self._looked:
             return
 
@@ -96,7 +96,7 @@ class StoredCursors:
         )
 
     def catalogue_has(self, subscriptions: Iterable[str]) -> None:
-        """Delete the cursors of strangers that the catalogue does not have."""
+        """Delete the cursors of subscriptions that the catalogue does not have."""
         self._forgotten |= self._strangers - set(subscriptions)
         self._strangers.clear()
         self.soon()
@@ -108,14 +108,14 @@ class StoredCursors:
         return bool(self._cursors or self._forgotten)
 
     def soon(self) -> None:
-        """Begin a round soon, if anything is to be done."""
+        """Start a round soon, if there is anything to do."""
         if self._timer is None and self._due:
             self._timer = self._host.call_later(CURSORS_GATHER_S, self._round)
 
     def _round(self) -> None:
         self._timer = None
         if not self._due or self._storing or self._writer.waits or self._writer.ended:
-            return  # what ends looks again
+            return  # the end of the running call starts it
         if not self._claim_first():
             return
         self._storing = True
@@ -130,7 +130,7 @@ class StoredCursors:
 
         def failed(error: BaseException) -> None:
             self._storing = False
-            for name in cursors:  # whether it is there nobody knows
+            for name in cursors:  # whether it is in the store is unknown
                 self._stored.pop(name, None)
             kept = {name: each for name, each in cursors.items() if name not in self._forgotten}
             self._cursors = kept | self._cursors
@@ -142,14 +142,14 @@ class StoredCursors:
     def _work(
         self, cursors: dict[str, tuple[SubscriptionMeta, bytes]], forgotten: set[str]
     ) -> Callable[[], dict[str, str]]:
-        """Return what stores cursors, in any thread, and returns the names of their objects."""
+        """Return a function that stores cursors, in any thread, and returns the names of their objects."""
         topic, store, epoch, number = self._writer.topic, self._writer.store, self._writer.epoch, self._number
         assert epoch is not None
         before = dict(self._stored)
         self._number += 1
 
         def work() -> dict[str, str]:
-            for name in forgotten:  # before a subscription of the same name that is newer
+            for name in forgotten:  # before a newer subscription of the same name
                 drop_cursors(store, topic, name, epoch)
             return {
                 name: put_cursor(store, topic, subscription, epoch, number, journal, before.get(name))
@@ -159,7 +159,7 @@ class StoredCursors:
         return work
 
     def store_last(self, farewell: Farewell) -> None:
-        """Give the store the last cursors, now, if it has answered lately: the broker stops in order."""
+        """Store the last cursors now, if the store has answered lately: the broker stops."""
         writer = self._writer
         ready = writer.may_begin and writer.failure is None and not self._storing
         if not self._due or not ready or farewell.left_s <= 0:

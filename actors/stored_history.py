@@ -2,7 +2,7 @@
 
 Invariants
 - the watermark only grows over a contiguous prefix: everything below it is in the store, except for the gaps
-- what is below `start` was trimmed from the store on purpose
+- everything below `start` was trimmed from the store on purpose
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from ister.storage.segment import SegmentInfo
 
 log = logging.getLogger("ister.uploader")
 
-GAPS_TOLD_MAX: Final = 1000  # ranges; more of them tell nobody more
+GAPS_TOLD_MAX: Final = 1000  # ranges; more of them would tell nothing more
 
 Gaps = tuple[tuple[int, int], ...]
 
 
 class StoredHistory:
-    """The history of topic `topic` in the store, from the claim on, which goes on at `claimed`."""
+    """The history of `topic` in the store, from the claim on, which continues at `claimed`."""
 
     def __init__(self, topic: str, history: History, claimed: int, parallel: int) -> None:
         self._topic = topic
-        self.listed = history  # as it was claimed
+        self.listed = history  # as it was when the topic was claimed
         self.claimed = claimed
         self.start = history.trimmed
-        self.gaps: Gaps = lost_below(history, claimed)  # missing above that, permanently
+        self.gaps: Gaps = lost_below(history, claimed)  # missing above the start, permanently
         self.plan = UploadPlan(claimed, parallel)
-        self._pieces = pieces_below(history, claimed)  # what the store has, by offset
+        self._pieces = pieces_below(history, claimed)  # the segments in the store, by offset
 
     @property
     def watermark(self) -> int:
-        """Everything below is in the store."""
+        """Everything below is in the store, except for the gaps."""
         return self.plan.watermark
 
     def uploaded(self, piece: Piece) -> None:
-        """A segment is in the store now."""
+        """Note that a segment was uploaded."""
         insort(self._pieces, piece, key=lambda each: each.start)
         self.plan.done(piece.segment.base, piece.segment.end)
 
     def pass_gaps(self, missing: Gaps) -> None:
-        """Continue behind what the log has lost: nothing will ever be uploaded of it."""
+        """Continue after offsets that the log has lost: they will never be uploaded."""
         for first, end in missing:
             if first <= (watermark := self.watermark) < end:
                 log.error("topic %s: offsets %d to before %d are lost", self._topic, watermark, end)
@@ -55,23 +55,23 @@ class StoredHistory:
                 self.plan.go_on_behind(end)
 
     def surveyed(self, history: History, end: int) -> None:
-        """The store was listed anew, when the watermark was `end`: objects may have been deleted by somebody else."""
+        """Use a new listing, made when the watermark was `end`: objects may have been deleted by others."""
         self.gaps = lost_below(history, end)
         self.start = max(self.start, history.trimmed)
 
     def cut(self, point: int) -> None:
-        """What was below a point is gone, on purpose."""
+        """Note that everything below a point was trimmed."""
         self.start = point
         self.gaps = tuple((max(first, point), end) for first, end in self.gaps if end > point)
         self._pieces = [piece for piece in self._pieces if piece.end > point]
 
     def told(self) -> tuple[int, int, Gaps, Gaps]:
-        """Return what its topic is told: start, watermark, gaps, and what it has of damaged segments."""
+        """Return what the topic is told: start, watermark, gaps, and what the store has of damaged segments."""
         partly = tuple((piece.start, piece.end) for piece in self._pieces if piece.segment.damaged)
         return self.start, self.watermark, self.gaps[:GAPS_TOLD_MAX], partly[:GAPS_TOLD_MAX]
 
     def segments(self) -> Iterator[SegmentInfo]:
-        """Yield what counts of each object below the watermark, as a segment of a log."""
+        """Yield the part of each object below the watermark that counts, as a segment of a log."""
         for piece in self._pieces:
             stored = piece.segment
             if piece.end <= self.watermark:
@@ -92,7 +92,7 @@ class StoredHistory:
 
 
 def pieces_below(history: History, start: int) -> list[Piece]:
-    """Return what of a history counts for a writer that continues at `start`."""
+    """Return the parts of a history that count for a writer that continues at `start`."""
     return [
         Piece(piece.segment, piece.start, min(piece.end, start))
         for piece in history.pieces
@@ -101,7 +101,7 @@ def pieces_below(history: History, start: int) -> list[Piece]:
 
 
 def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int, *, damaged: bool = False) -> Piece:
-    """Return what a segment that was just uploaded adds to the history."""
+    """Return the entry of the history for a segment that was just uploaded."""
     stored = StoredSegment(
         name,
         segment.base,

@@ -1,10 +1,10 @@
 """Retention of a topic's history in the store. Part of an Uploader, in the tier process.
 
-Owns when the store's history is cut next. May touch the store, through its writer.
+Owns the time of the next trim. May touch the store, through its writer.
 
 Invariants
 - retention trims the store by the settings the Directory has at that moment, and not before they are in the store
-- one trim runs at a time, and at most one a minute starts: each is an object, and paid for
+- one trim runs at a time, and at most one a minute starts: each writes an object, which costs money
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ister.words import counted
 
 log = logging.getLogger("ister.uploader")
 
-TRIM_CHECK_S: Final = 5.0  # how late the store's history may be cut
-TRIM_AGAIN_S: Final = 60.0  # between two cuts
+TRIM_CHECK_S: Final = 5.0  # seconds; how late the store's history may be trimmed
+TRIM_AGAIN_S: Final = 60.0  # seconds between two trims
 
 
 class StoredRetention:
-    """The retention of one topic; `consult()` asks the Directory for its word, `on_cut()` is called after a cut."""
+    """The retention of one topic. `consult()` asks the Directory for settings; `on_cut()` is called after a trim."""
 
     def __init__(
         self,
@@ -45,19 +45,19 @@ class StoredRetention:
         self._settings = settings
         self._consult = consult
         self._on_cut = on_cut
-        self._history: StoredHistory | None = None  # once it is claimed
-        self.acknowledged: int | None = None  # what all subscriptions are done with
+        self._history: StoredHistory | None = None  # once the topic is claimed
+        self.acknowledged: int | None = None  # the offset below which all subscriptions are done
         self._trimming = False
-        self._trimmed_once = False  # since then nobody else has objects there that are to go
+        self._trimmed_once = False  # whether a trim has removed what earlier writers left
         self._again_s = 0.0
-        self._due = False  # once the Directory has said by which settings
+        self._due = False  # a trim is due once the Directory has answered with the settings
 
     def begin(self) -> None:
-        """Look periodically for what may go."""
+        """Check periodically what may be trimmed."""
         self._host.call_later(TRIM_CHECK_S, self._round)
 
     def claimed(self, history: StoredHistory) -> None:
-        """Go by what the store has."""
+        """Use the history of a claimed topic."""
         self._history = history
 
     def _round(self) -> None:
@@ -70,7 +70,7 @@ class StoredRetention:
             self._consult()
 
     def _point(self, history: StoredHistory) -> int:
-        """Return the offset below which the store's history may go, by the settings that the store has too."""
+        """Return the offset below which the history may be trimmed, by settings that are also in the store."""
         retention: Retention = retention_of(self._writer.topic)
         if self._writer.epoch is None or self._trimming or self._writer.ended or not retention:
             return 0
@@ -85,7 +85,7 @@ class StoredRetention:
         )
 
     def heard(self) -> None:
-        """The Directory has said by which settings: cut, where that is due."""
+        """Trim, if that is due: the Directory has answered."""
         if not self._due or self._history is None:
             return
         self._due = False
@@ -110,7 +110,7 @@ class StoredRetention:
             self._on_cut()
 
         def failed(error: BaseException) -> None:
-            self._trimming, self._trimmed_once = False, False  # what is left is found by a listing
+            self._trimming, self._trimmed_once = False, False  # objects that were left are found by a listing
             self._writer.failed("its history was not cut", error)
 
         self._writer.do(lambda: trim(store, topic, epoch, point, known), trimmed, failed)

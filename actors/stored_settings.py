@@ -1,10 +1,11 @@
-"""A topic's settings in transit to the store. Part of an Uploader, in the tier process.
+"""A topic's settings on their way to the store. Part of an Uploader, in the tier process.
 
-Owns what the store has of them, where that is known, and who waits for that. May touch the store, through its writer.
+It owns the settings that the store has, if known, and the requests that wait for them. May touch the store, through its
+writer.
 
 Invariants
-- who asked is answered once the store has the settings that the Directory said last, and not before
-- each try has a number of its own: of one that failed nobody knows whether it is there
+- a request is answered once the store has the latest settings of the Directory, and not before
+- each write has a number of its own: whether a failed one reached the store is unknown
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ister.storage.topic_entry import own_settings
 
 
 class StoredSettings:
-    """The settings of one topic; `answer(address, ticket)` reaches who waits."""
+    """The settings of one topic; `answer(address, ticket)` answers a request that waits."""
 
     def __init__(self, writer: StoreWriter, *, answer: Callable[[Address, int], None]) -> None:
         self._writer = writer
@@ -31,15 +32,15 @@ class StoredSettings:
 
     @property
     def are_stored(self) -> bool:
-        """Whether the store has what the Directory said last."""
+        """Whether the store has the latest settings of the Directory."""
         return self._stored == own_settings(self._writer.topic)
 
     def ask(self, reply: Address, ticket: int) -> None:
-        """Somebody is to be told once the store has them."""
+        """Answer a request once the store has the settings."""
         self._asked.append((reply, ticket))
 
     def store(self) -> None:
-        """Give the store them, if it has others; then say so to whoever waits for that."""
+        """Write the settings to the store if it has others; then answer the requests that wait."""
         if self._storing or not self._writer.may_begin:
             return
         if self.are_stored:

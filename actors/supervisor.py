@@ -44,7 +44,7 @@ from ister.backoff import BackOff
 
 logger = logging.getLogger("ister.supervisor")
 
-# A process that reports nothing for so long after its start hangs: imports and recovery take seconds at worst.
+# A process that has not reported after this long hangs: imports and recovery take seconds at worst.
 READY_WITHIN_S: Final = 30.0
 
 
@@ -52,24 +52,24 @@ READY_WITHIN_S: Final = 30.0
 class RestartPolicy:
     """When a process that died is started again; all times in seconds."""
 
-    delay_first_s: float = 0.1  # a crash by chance costs clients little
-    delay_max_s: float = 5.0  # one that continues crashing costs this machine little
-    steady_s: float = 30.0  # after such a life the next death is a new story
-    restarts_max: int = 5  # so many restarts ...
-    restarts_window_s: float = 60.0  # ... within this time are chance; the next death gives up
+    delay_first_s: float = 0.1  # a chance crash delays clients little
+    delay_max_s: float = 5.0  # a repeated crash costs the machine little
+    steady_s: float = 30.0  # after running this long, the next death counts as the first
+    restarts_max: int = 5  # this many restarts ...
+    restarts_window_s: float = 60.0  # ... within this time; the next death makes the broker give up
     stop_grace_s: float = 5.0  # from SIGTERM to SIGKILL
 
 
 class RestartHistory:
-    """The deaths of one node, and what follows from the next. Pure."""
+    """The deaths of one node, and what follows from the next one. Pure."""
 
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
-        self._deaths: deque[float] = deque(maxlen=policy.restarts_max + 1)  # one more than may be
+        self._deaths: deque[float] = deque(maxlen=policy.restarts_max + 1)  # one more than allowed
         self._delay = BackOff(policy.delay_first_s, policy.delay_max_s)
 
     def died(self, now: float, lived_s: float) -> float | None:
-        """Return how long to wait before the next start, or None to give up."""
+        """Note a death; return the seconds to wait before the next start, or None to give up."""
         policy = self._policy
         if lived_s >= policy.steady_s:
             self._delay.succeeded()
@@ -83,7 +83,7 @@ class Child(Protocol):
     """A process that was started."""
 
     pid: int
-    sentinel: int  # a file descriptor that can be read once the process is dead
+    sentinel: int  # a file descriptor that becomes readable when the process is dead
 
     def terminate(self) -> None:
         """Ask it to stop (SIGTERM)."""
@@ -92,11 +92,11 @@ class Child(Protocol):
         """Kill it (SIGKILL)."""
 
     def reap(self) -> int:
-        """Take the exit code of a dead one (-n: ended by signal n), and give back what it held."""
+        """Return the exit code of a dead process (-n: ended by signal n), and free what it held."""
 
 
 class Starter(Protocol):
-    """What starts processes."""
+    """Starts processes."""
 
     def start(self, birth: Birth) -> Child:
         """Start the process that `birth` describes."""
@@ -109,15 +109,16 @@ class Spawner:
         self._spawn = multiprocessing.get_context("spawn")
 
     def start(self, birth: Birth) -> Child:
-        """Start the process that `birth` describes. Raises OSError if the machine has no room for it."""
+        """Start the process that `birth` describes. Raises OSError if the machine lacks the resources."""
         process = self._spawn.Process(target=child_main, args=(birth,), name=birth.spec.node, daemon=True)
-        # It unblocks SIGINT when it starts, so it is started first.
+        # multiprocessing's resource tracker unblocks SIGINT when it starts, so it is started first.
         resource_tracker.ensure_running()
-        # A child imports its parent's __main__ again, which here is a command line with all that it imports, and
-        # which no child needs: hidden, the start is quick, and the same however the broker was started.
+        # A child would import its parent's __main__, here the command line, which no child needs: hiding it makes the
+        # start
+        # quick, and independent of how the broker was started.
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
-        # Blocked across the start, Ctrl-C can't end the child before it has said that it ignores it.
+        # Blocked during the start, so that Ctrl-C cannot end the child before it ignores it.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             process.start()
@@ -149,7 +150,7 @@ class _SpawnedChild:
 
 @dataclass(frozen=True, slots=True)
 class StopProcesses:
-    """Stop everything in order; told a second time: at once."""
+    """Stop all processes in order; when told a second time, at once."""
 
     reason: str
     exit_code: int = 0
@@ -171,8 +172,8 @@ class _Node:
         self.child: Child | None = None
         self.started_at = 0.0
         self.up: NodeUp | None = None
-        self.was_up = False  # ever: a first start that is refused is an error of the settings
-        self.timer: Timer | None = None  # to start it, to miss its Ready, or to kill it
+        self.was_up = False  # whether it ever was: a refusal of the first start is an error of the settings
+        self.timer: Timer | None = None  # to start it, to notice a missing Ready, or to kill it
 
     def set_timer(self, timer: Timer | None) -> None:
         if self.timer is not None:
@@ -183,10 +184,10 @@ class _Node:
 class Supervisor(LoopActor):
     """Keeps the processes of `specs` running (runs in: the broker process).
 
-    `on_all_up()` is called once, when every process has said Ready; `on_finished(exit code, reason)` when all have
-    ended after a stop; by default that ends the broker process. `signals`: take SIGINT, SIGTERM and SIGHUP (main
-    thread). SIGHUP stops the broker when its terminal is gone, as the shell means it, and is otherwise only logged:
-    there is nothing to reload.
+    `on_all_up()` is called once, when every process has sent Ready; `on_finished(exit code, reason)` when all have
+    ended after a stop; by default that ends the broker process. `signals`: handle SIGINT, SIGTERM and SIGHUP (main
+    thread). SIGHUP stops the broker when its terminal is gone, and is otherwise only logged: there is nothing to
+    reload.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class Supervisor(LoopActor):
         if self._takes_signals:
             self._had_terminal = has_terminal()
             taken = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
                 taken.append(signal.SIGHUP)
             self._signals = SignalWatch(self.loop, taken, self._signalled)
         for node in self._nodes.values():
@@ -255,7 +256,7 @@ class Supervisor(LoopActor):
         logger.info("started %s, pid %d, boot %d", node.spec.node, child.pid, node.boot)
 
     def _sentinel(self, sentinel: int, died: _Died) -> None:
-        # Told instead of handled, so that mail which came before the death is handled before it.
+        # Sent as a message, so that mail that came before the death is handled before it.
         self.loop.unwatch(sentinel)
         self.inbox.tell(died)
 
@@ -266,7 +267,7 @@ class Supervisor(LoopActor):
 
     @receives(Ready)
     def ready(self, ready: Ready) -> None:
-        """A child's actors are up: introduce it and the others to each other."""
+        """Introduce a child whose actors are up to the other processes, and these to it."""
         node = self._nodes.get(ready.node)
         if node is None or node.boot != ready.boot or node.child is None or self._stopping is not None:
             return
@@ -288,7 +289,7 @@ class Supervisor(LoopActor):
     def _tell_all_up(self) -> None:
         if self._on_all_up is not None and all(node.up for node in self._nodes.values()):
             all_up, self._on_all_up = self._on_all_up, None
-            self.at_turn_end(all_up)  # behind the listeners, who were just told of the last one
+            self.at_turn_end(all_up)  # after the listeners, which were just told of the last process
 
     def _tell_others(self, about: _Node, change: NodeUp | NodeDown) -> None:
         for other in self._nodes.values():
@@ -297,14 +298,14 @@ class Supervisor(LoopActor):
 
     @receives(CannotWork)
     def cannot_work(self, refusal: CannotWork) -> None:
-        """A child can't work. On its first start that is an error of the settings, and ends the broker."""
+        """Stop the broker with an error if a child cannot work on its first start."""
         node = self._nodes.get(refusal.node)
         if node is not None and node.boot == refusal.boot and not node.was_up:
             self._give_up(f"{refusal.node} can't work: {refusal.text} ({refusal.code})", EXIT_REFUSED)
 
     @receives(_Died)
     def died(self, died: _Died) -> None:
-        """A child is dead: tell everyone, and start it again unless that is over."""
+        """Tell all processes that a child is dead, and start it again unless the broker is stopping."""
         node = self._nodes[died.node]
         if node.child is None or node.boot != died.boot:
             return
@@ -344,7 +345,7 @@ class Supervisor(LoopActor):
 
     @receives(StopProcesses)
     def stop_processes(self, stop: StopProcesses) -> None:
-        """Stop everything, lowest stop_rank first; told again: kill what is left."""
+        """Stop all processes, the lowest stop_rank first; when told again, kill what is left."""
         if self._stopping is None:
             logger.info("stopping: %s", stop.reason)
             self._begin_stop(stop)
@@ -366,7 +367,7 @@ class Supervisor(LoopActor):
             return
         rank = min(node.spec.stop_rank for node in alive)
         for node in alive:
-            # One with a timer was asked already.
+            # a process with a timer was already asked
             if node.spec.stop_rank == rank and node.timer is None and not self._killing:
                 self._ask_to_stop(node)
 
@@ -388,13 +389,13 @@ class Supervisor(LoopActor):
                 node.child.kill()
 
     def on_stop(self) -> None:
-        """Leave no child behind, whatever ended this actor."""
+        """Kill all children, whatever ended this actor."""
         if self._signals is not None:
             self._signals.close()
         self._kill_all()
 
     def on_failure(self, *_error: object) -> None:
-        """Without its Supervisor the broker must not run on."""
+        """End the broker: it must not run without its Supervisor."""
         self.on_stop()
         self._on_finished(EXIT_FAILED, "the supervisor failed")
 

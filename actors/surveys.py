@@ -1,8 +1,8 @@
-"""Surveys: what waits until the store was listed anew. Part of a ReliableTopic; pure but for its timer.
+"""Surveys: calls that wait until the store was listed again. Part of a ReliableTopic; pure except for its timer.
 
 Invariants
-- what waits is done once, whether the store answers or not: within `SURVEY_S`
-- one listing is under way at a time, and serves all that wait
+- each call is made once, within `SURVEY_S`, whether the store answers or not
+- one listing runs at a time, and serves all calls that wait
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from ister.actors.runtime import LoopActor, Ref, Timer
 
 log = logging.getLogger("ister.topic")
 
-SURVEY_S: Final = 3.0  # less than whoever asked waits; a store that is away is not waited for
+# seconds; shorter than the clients of these calls wait, and an unreachable store is not waited for
+SURVEY_S: Final = 3.0
 
 
 class Surveys:
-    """The listings that `host`, which hears of their end, asks its Uploader for."""
+    """The listings that `host`, which is told of their end, requests from its Uploader."""
 
     def __init__(self, host: LoopActor, topic: str, uploader: Ref) -> None:
         self._host = host
@@ -30,7 +31,7 @@ class Surveys:
         self._timer: Timer | None = None
 
     def then(self, call: Callable[[], None]) -> None:
-        """Have the store listed, and make `call` after that; also if it does not answer."""
+        """Have the store listed, and make `call` after that, also if the store does not answer."""
         self._waiting.append(call)
         if len(self._waiting) == 1:
             self._uploader.tell(Survey(self._host.address))
@@ -39,7 +40,7 @@ class Surveys:
             )
 
     def surveyed(self, surveyed: Surveyed) -> None:
-        """Go on with what waited for it."""
+        """Make the calls that wait: a listing has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

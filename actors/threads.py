@@ -29,19 +29,19 @@ Done = Callable[[T | None, BaseException | None], None]
 class Purpose(Enum):
     """What a thread is for."""
 
-    COMMITS = "commits"  # a worker's syncs: producers wait for them
-    CURSORS = "cursors"  # what was acknowledged, written down
-    SPARES = "spares"  # the next segment's file, made ahead
-    TRIMS = "trims"  # files that retention lets go
-    CHECKS = "checks"  # every byte of a log read: verification and repair
-    UPLOADS = "uploads"  # segments on their way to the store
-    FETCHES = "fetches"  # segments on their way back
-    STORE = "store"  # everything else that is asked of the store: short, but a store may take its time
+    COMMITS = "commits"  # a worker's syncs, for which producers wait
+    CURSORS = "cursors"  # writing down acknowledgments
+    SPARES = "spares"  # creating the next segment's file ahead of time
+    TRIMS = "trims"  # deleting files for retention
+    CHECKS = "checks"  # reading every byte of a log, for verification and repair
+    UPLOADS = "uploads"  # segments in transit to the store
+    FETCHES = "fetches"  # segments in transit from the store
+    STORE = "store"  # all other calls to the store: short, but a store may take its time
     OTHER = "other"
 
 
-# A worker's commits are three lanes and one sync of the file system (`commits.py`); the tier's uploads and fetches are
-# as many as its settings say (`Threads.resize`).
+# A worker's commits use three lanes and one sync of the file system (`commits.py`); the tier's uploads and fetches
+# use as many threads as its settings say (`Threads.resize`).
 SIZES: Final[Mapping[Purpose, int]] = {
     Purpose.COMMITS: 4,
     Purpose.CURSORS: 2,
@@ -58,11 +58,11 @@ PATIENT_NICE: Final = 10
 
 
 class _Pool:
-    """Some threads, and what waits for one of them."""
+    """Some threads, and the calls that wait for one of them."""
 
     def __init__(self, name: str, size: int, *, patient: bool) -> None:
         self.size = size
-        self.handed_in = 0  # and not done
+        self.handed_in = 0  # calls that are not done
         self._name = name
         self._patient = patient
         self._threads = 0
@@ -82,14 +82,14 @@ class _Pool:
         self._threads = 0
 
     def _forever(self) -> None:
-        if self._patient and sys.platform == "linux":  # where a thread has a priority of its own
+        if self._patient and sys.platform == "linux":  # Linux has priorities per thread
             thread = threading.get_native_id()
             with contextlib.suppress(OSError):
                 nice = max(os.getpriority(os.PRIO_PROCESS, thread), PATIENT_NICE)
                 os.setpriority(os.PRIO_PROCESS, thread, nice)
         while (call := self._work.get()) is not None:
             call()
-            del call  # no reference to a finished call's buffers while waiting for the next
+            del call  # no reference to a finished call's buffers while waiting for the next call
 
 
 class Threads:
@@ -106,11 +106,11 @@ class Threads:
 
     @property
     def busy(self) -> int:
-        """How many calls were handed in and are not done."""
+        """How many calls are not done."""
         return sum(pool.handed_in for pool in self._pools.values())
 
     def resize(self, purpose: Purpose, size: int) -> None:
-        """Have at most so many threads for a purpose; those that there are stay."""
+        """Limit the threads for a purpose; existing threads stay."""
         self._pools[purpose].size = size
 
     def run(self, work: Callable[[], T], done: Done[T], purpose: Purpose) -> None:
@@ -134,6 +134,6 @@ class Threads:
         pool.run(run)
 
     def end(self) -> None:
-        """Let every thread end with what was handed in so far."""
+        """Let every thread end after the calls that were handed in so far."""
         for pool in self._pools.values():
             pool.end()

@@ -36,7 +36,7 @@ from ister.storage.folders import cursor_path, log_folder
 from ister.storage.objectstore import ObjectStore
 from ister.wire import encode_result
 
-# Uploads and downloads block their threads: as many as may be under way, and some for listings and claims.
+# Uploads and downloads block their threads: as many as may be in progress, and some for listings and claims.
 SPARE_THREADS: Final = 4
 BROKER_FILE: Final = "broker-id"
 _BROKER_NAME: Final = re.compile(r"[0-9a-f]{32}")
@@ -44,7 +44,7 @@ _BROKER_NAME: Final = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class TierProcessSettings:
-    """What the tier is told: the broker's settings, its data folder, and where the store is."""
+    """What the tier is given: the broker's settings, its data folder, and the address of the store."""
 
     settings: Settings
     data: str
@@ -52,7 +52,7 @@ class TierProcessSettings:
 
 
 class TierFrontend(LoopActor):
-    """Answers for the tier when the Directory asks every process."""
+    """Answers for the tier when the Directory asks every process for a description."""
 
     def __init__(self, system: System, path: str, context: ProcessContext, store: str) -> None:
         super().__init__(system, path)
@@ -78,7 +78,7 @@ def run_tier(context: ProcessContext) -> None:
 
 
 def spawn_tier(system: System, store: ObjectStore, disk: Disk, data: str, tier: TierSettings) -> None:
-    """Start the Fetcher and the Restorer, and an Uploader whenever a topic speaks to its own."""
+    """Start the Fetcher and the Restorer, and an Uploader whenever a topic sends to its own."""
     directory = system.ref(BROKER, DIRECTORY_PATH)
     broker = broker_name(disk, data, system.random)
     farewell = Farewell()
@@ -88,7 +88,7 @@ def spawn_tier(system: System, store: ObjectStore, disk: Disk, data: str, tier: 
             message, KeepTopic | Sealed | StoreCursor | ForgetCursor | EraseStored | Governs
         ):
             topic = message.topic
-            if topic is None:  # it is no more, and nobody here knows of it
+            if topic is None:  # the topic was deleted, and this process does not know it
                 return
             uploader = system.spawn(
                 Uploader,
@@ -128,16 +128,16 @@ def spawn_tier(system: System, store: ObjectStore, disk: Disk, data: str, tier: 
 
 
 def broker_name(disk: Disk, data: str, random: Random) -> str:
-    """Return the name under which topics in a store are this broker's, as long as its data folder lives.
+    """Return the name under which this broker owns topics in a store; it lasts as long as the data folder.
 
-    It is made up once, and kept in the data folder. Raises OSError.
+    It is generated once, and kept in the data folder. Raises OSError.
     """
     path = f"{data}/{BROKER_FILE}"
     if disk.exists(path):
         found = disk.read(path).decode("ascii", "replace").strip()
         if _BROKER_NAME.fullmatch(found):
             return found
-        disk.unlink(path)  # cut short when it was made, before anybody was told
+        disk.unlink(path)  # a write that was cut short: the name was never used
     name = random.randbytes(16).hex()
     part = f"{path}.part"
     if disk.exists(part):

@@ -1,11 +1,11 @@
-"""Topics: one owner of one order. What both kinds share: who publishes, who watches, and what came in.
+"""Topics: what both kinds share, which is their producers, their watchers, and counts of what was published.
 
-Runs in a worker process, one actor a topic.
+Runs in a worker process, one actor per topic.
 
 Invariants
-- offsets are assigned by the topic and nowhere else, dense and in the order of arrival
-- work is per batch; what can be shared by the batches of a turn (commit, receipts, notices) is
-- settings reach those who watch
+- offsets are assigned only by the topic, without gaps and in the order of arrival
+- work is per batch; commits, receipts and notices are shared by the batches of a turn where possible
+- changed settings reach the watchers
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from ister.transport.gateway import Gateway
 
 
 class Intake:
-    """What came in since a topic's actor started."""
+    """What was published since a topic's actor started."""
 
     __slots__ = ("bytes", "last_ms", "messages")
 
     def __init__(self) -> None:
         self.messages = 0
         self.bytes = 0
-        self.last_ms: int | None = None  # None: nothing came
+        self.last_ms: int | None = None  # unix ms; None: nothing was published
 
 
 class Watchers:
-    """Who is told what becomes of a topic: subscriptions, or the relays of other workers."""
+    """The watchers of a topic: its subscriptions, or the relays of workers."""
 
     def __init__(self, system: System) -> None:
         self._system = system
         self.refs: dict[Address, Ref] = {}
 
     def add(self, address: Address) -> Ref:
-        """Tell somebody, from now on."""
+        """Add a watcher."""
         watcher = self.refs[address] = self._system.at(address)
         return watcher
 
     def remove(self, address: Address) -> None:
-        """Tell somebody nothing more."""
+        """Remove a watcher."""
         self.refs.pop(address, None)
 
     def node_stopped(self, node: str) -> None:
-        """Forget those of a process that is gone."""
+        """Remove the watchers of a process that is gone."""
         self.refs = {a: ref for a, ref in self.refs.items() if a.node != node}
 
     def tell(self, message: object) -> None:
-        """Tell all of them."""
+        """Send a message to all watchers."""
         for watcher in self.refs.values():
             watcher.tell(message)
 
 
 class Topic(LoopActor):
-    """What both kinds share: the producers that are open, and who watches."""
+    """What both kinds of topics share: open producers and watchers."""
 
     def __init__(self, system: System, path: str, meta: TopicMeta, gateway: Gateway) -> None:
         super().__init__(system, path)
@@ -68,10 +68,10 @@ class Topic(LoopActor):
         self.watchers = Watchers(system)
 
     def producer_closed(self, producer_id: int) -> None:
-        """A producer has all its receipts, and closed."""
+        """Forget a producer that has all its receipts and closed."""
 
     def take_settings(self, meta: TopicMeta) -> None:
-        """Go by other settings, and let those who watch go by them too."""
+        """Apply other settings, and tell the watchers."""
         self.meta = meta
         self.watchers.tell(TopicUpdated(meta))
 
@@ -83,27 +83,27 @@ class Topic(LoopActor):
 
     @receives(Detach)
     def on_detach(self, command: Detach) -> None:
-        """Forget a watcher."""
+        """Remove a watcher."""
         self.watchers.remove(command.watcher)
 
     @receives(NodeStopped)
     def on_node_stopped(self, stopped: NodeStopped) -> None:
-        """Forget the watchers of a process that is gone; those of its next self attach again."""
+        """Remove the watchers of a process that is gone; after a restart they attach again."""
         self.watchers.node_stopped(stopped.node)
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
-        """Nothing to tell a process that was started again."""
+        """Do nothing: a restarted process needs nothing from this kind of topic."""
 
     def leave_deleted(self) -> RemoteError:
-        """Say to whoever watches or publishes that there is nothing more to come; return the error."""
+        """Tell watchers and producers that the topic was deleted; return the error they get."""
         error = RemoteError("topic-deleted", f"topic {self.meta.name!r} was deleted")
         self.watchers.tell(TopicFailed(error.code, error.text))
         self.publishers.send_away(error)
         return error
 
     def description(self) -> dict[str, Any]:
-        """Return what both kinds say of themselves."""
+        """Return the entries of `show` that both kinds have."""
         return {
             "topic": self.meta.name,
             "strategy": self.meta.dispatch,

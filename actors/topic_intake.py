@@ -1,12 +1,12 @@
-"""What a reliable topic takes: producers' batches and dead letters, and what these are answered once it is durable.
+"""The intake of a reliable topic: batches of producers, dead letters, and their answers once they are durable.
 
-Part of a ReliableTopic, in a worker process. Owns what waits for the log (`receipts.py`), and with which sequence
-numbers producers go on when the log failed. May touch the log, and the gateway through the publishers.
+Part of a ReliableTopic, in a worker process. It owns what waits for the log (`receipts.py`), and the sequence numbers
+with which producers continue after the log failed. May touch the log, and the gateway through the publishers.
 
 Invariants
-- a batch is appended once: what was there already gets its receipt again
-- no receipt is sent before the log is durable so far at the topic's level
-- whatever waits when the log fails is refused: it may be there or not
+- a batch is appended once: a duplicate only gets its receipt again
+- no receipt is sent before the log is durable to that point at the topic's level
+- when the log fails, everything that waits is refused, with an unknown outcome
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ister.wire import OFFSET_UNKNOWN, Buffer, Column, latest_time
 
 
 class TopicIntake:
-    """What comes in; `answer(address, message)` reaches whoever sends dead letters.
+    """Accepts batches; `answer(address, message)` answers the senders of dead letters.
 
-    More than `behind_bytes_max` that the store has not taken yet is not taken here either. `reached(wal)` says up to
-    where a log is durable at the topic's level, `on_taken()` is called for each batch that was taken.
+    While more than `behind_bytes_max` are not in the store yet, nothing is accepted. `reached(wal)` returns up to where
+    a log is durable at the topic's level; `on_taken()` is called for each accepted batch.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class TopicIntake:
         self._answer = answer
         self._on_taken = on_taken
         self.receipts = Receipts()
-        # by producer, while there is no log: the sequence to continue with
+        # by producer, while the log is not open: the sequence to continue with
         self._unresolved: dict[int, int] = {}
         self.go_by(meta)
 
     def go_by(self, meta: TopicMeta) -> None:
-        """Go by other settings."""
+        """Apply other settings."""
         self._topic = meta.name
         self._ttl_ms = int(meta.settings.get("message_ttl_ms", 0))
 
     # ---- producers ----------------------------------------------------------------------------------------------
 
     def open(self, command: OpenProducer) -> None:
-        """Let a handle publish, and say which sequence number is expected of it."""
+        """Let a handle publish, and tell it which sequence number is expected."""
         try:
             wal = self._log.ready()
             expected = expected_sequence(wal.producers, command, self._clock.time_ms())
@@ -79,18 +79,18 @@ class TopicIntake:
             self._publishers.refuse_open(command, error)
             return
         if expected > command.sequence and self._reached(wal) < wal.next_offset:
-            self._publishers.fence(command)  # where a producer stands is promised like a receipt
+            self._publishers.fence(command)  # the sequence number is promised like a receipt
             self.receipts.open(wal.next_offset, command)
             self._log.schedule_commit()
             return
         self._publishers.open(command, expected)
 
     def publish(self, publish: Publish) -> None:
-        """Append a batch, unless it is a duplicate; the receipt follows when it is durable."""
+        """Append a batch, unless it is a duplicate; its receipt is sent when it is durable."""
         handle, sequence = publish.handle, publish.sequence
         publisher = handle.target
         if not isinstance(publisher, Publisher):
-            return  # closed meanwhile, which was answered
+            return  # the handle was closed meanwhile, and that was answered
         batches = self.receipts.batches
         try:
             if len(batches) >= AWAITING_MAX:
@@ -108,7 +108,7 @@ class TopicIntake:
             self._on_taken()
 
     def deposit(self, deposit: Deposit) -> None:
-        """Append a batch that comes from inside the broker, as a client's; it is answered when it is durable."""
+        """Append a batch from inside the broker like a client's; it is answered when it is durable."""
         try:
             if self.receipts.full_of_deposits:
                 raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
@@ -124,7 +124,7 @@ class TopicIntake:
             self._on_taken()
 
     def close(self, command: CloseProducer) -> None:
-        """Let a handle go once everything it sent before has its receipt."""
+        """Close a handle once everything it sent before has its receipt."""
         wal = self._log.wal
         if wal is None or command.ref is None:
             self._publishers.closed(command)
@@ -133,14 +133,14 @@ class TopicIntake:
         self._log.schedule_commit()
 
     def closed(self, producer_id: int) -> None:
-        """A producer has all its receipts, and closed: it need not be remembered for long."""
+        """Note that a producer has all its receipts and closed: it need not be remembered for long."""
         if self._log.wal is not None:
             self._log.wal.producers.close(producer_id)
 
     def _take(self, batch: Publish | Deposit, producer_id: int) -> tuple[int, int]:
         """Append a batch unless it is a duplicate; return what must be durable for it, and its offset.
 
-        Raises StorageError, StoreError, RemoteError: then nothing was appended.
+        Raises StorageError, StoreError, RemoteError; then nothing was appended.
         """
         wal = self._log.ready()
         verdict = wal.producers.check(producer_id, batch.sequence, batch.count)
@@ -165,11 +165,11 @@ class TopicIntake:
             offset = OFFSET_UNKNOWN if verdict.first_offset is None else verdict.first_offset
         else:
             raise sequence_error(verdict, batch)
-        # A duplicate may be of what is not durable yet; one whose offset is forgotten, of anything here.
+        # The original of a duplicate may not be durable yet; if its offset is forgotten, wait for the whole log.
         return (wal.next_offset if offset == OFFSET_UNKNOWN else offset + batch.count), offset
 
     def _check_times(self, column: Buffer) -> None:
-        """Raise RemoteError where a message would be older than the topic lets it be before its time comes."""
+        """Raise RemoteError if a message would outlive the topic's time to live before its delivery time."""
         ttl_ms = self._ttl_ms
         if not ttl_ms:
             return
@@ -182,7 +182,7 @@ class TopicIntake:
             )
 
     def _is_behind(self) -> StoreError:
-        """Return why no more is taken while too much waits for a store that is away."""
+        """Return why nothing is accepted while too much waits for an unreachable store, or None."""
         behind_bytes = self._store.behind_bytes
         return StoreError(
             f"topic {self._topic!r} has {behind_bytes} bytes that the store has not taken yet, "
@@ -191,7 +191,7 @@ class TopicIntake:
         )
 
     def _check_failed(self, error: IsterError) -> None:
-        """After a refusal: is it the log that failed, and not only this batch?"""
+        """Find out after a refusal whether the log failed, or only this batch."""
         if isinstance(error, StorageError):
             self._log.check(error)
 
@@ -207,7 +207,7 @@ class TopicIntake:
                 self._answer(deposit.reply, Deposited(deposit.producer_id, deposit.sequence))
 
     def reached_and_told(self, end: int) -> None:
-        """Answer the closes and opens that are due, once the watchers were told as well."""
+        """Answer the closes and opens that are due, after the watchers were told."""
         if self.receipts.others:
             for command in self.receipts.due_closes(end):
                 self._publishers.closed(command)
@@ -223,7 +223,7 @@ class TopicIntake:
             self._publishers.open(command, expected)
 
     def log_opened(self, producers: ProducerTable) -> None:
-        """Continue with the log that was opened: producers go on where they are."""
+        """Continue with the log that was opened: producers continue where they are."""
         handles = self._publishers.handles
         producers.connected = handles
         for producer_id, sequence in self._unresolved.items():
@@ -233,7 +233,7 @@ class TopicIntake:
         self._intake.last_ms = self._intake.last_ms or producers.heard_ms
 
     def log_failing(self, error: IsterError, wal: Wal | None) -> None:
-        """Refuse whatever has no receipt yet: it may be there or not."""
+        """Refuse everything that has no receipt yet: its outcome is unknown."""
         if wal is not None:
             self._unresolved = self._sequences(wal.producers)
         for _, handle, sequence, _ in self.receipts.give_up():
@@ -242,19 +242,19 @@ class TopicIntake:
         self.end(error)
 
     def end(self, error: IsterError) -> None:
-        """Let those go that close, and refuse those that open."""
+        """Answer the handles that close, and refuse those that open."""
         for command in self.receipts.due_closes():
             self._publishers.closed(command)
         for opening in self.receipts.due_opens():
             self._publishers.refuse_open(opening, error)
 
     def delete(self, error: IsterError) -> None:
-        """There is no topic any more."""
+        """Refuse everything: the topic was deleted."""
         self.end(error)
         self._refuse_deposits(error)
 
     def _refuse_deposits(self, error: IsterError) -> None:
-        """Whatever waits may be there or not: it is to be resent."""
+        """Ask for dead letters that wait to be sent again: their outcome is unknown."""
         for deposit in self.receipts.due_deposits():
             self._refuse_deposit(deposit, error)
 
@@ -263,7 +263,7 @@ class TopicIntake:
         self._answer(deposit.reply, answer)
 
     def _sequences(self, producers: ProducerTable) -> dict[int, int]:
-        """Return by producer what it has to continue with, also if the log is opened again without its last batches."""
+        """Return by producer the sequence number to continue with, also if the log reopens without its last batches."""
         lowest: dict[int, int] = {}
         for handle, sequence in self.receipts.unanswered().items():
             producer_id = producer_of(handle)

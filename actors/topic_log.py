@@ -1,12 +1,12 @@
-"""Who owns a topic's log: opens it, commits and seals it, lets go of it when it fails, and deletes it.
+"""The owner of a topic's log: it opens, commits and seals it, closes it after a failure, and deletes it.
 
-Part of a ReliableTopic, in a worker process. Owns the write-ahead log and the state it is in (`actors/log_state.py`).
-May touch the log, the worker's commits, and timers.
+Part of a ReliableTopic, in a worker process. It owns the write-ahead log and its state (`actors/log_state.py`). May
+touch the log, the worker's commits, and timers.
 
 Invariants
-- a log that failed takes nothing more; it is opened again from what is really on disk, or not at all
+- a log that failed accepts nothing; it is opened again from what is really on disk, or not at all
 - a log is closed once nothing runs on it any more, and the next one is not opened before that
-- one commit runs at a time, and covers everything appended before it began
+- one commit runs at a time, and covers everything appended before it started
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from ister.storage.wal import Commit, Wal
 
 log = logging.getLogger("ister.topic")
 
-SEAL_CHECK_S: Final = 1.0  # how late a seal by age may be
-REST_S: Final = 5.0  # after so long without a message a log gives back what it holds for the next ones
+SEAL_CHECK_S: Final = 1.0  # seconds; how late a segment may be sealed by age
+REST_S: Final = 5.0  # seconds; after this long without a message, a log frees what it holds for the next ones
 BACKGROUND_COMMIT_S: Final = (
-    1.0  # what durability "os" may lose with the machine, and how late files are sealed
+    1.0  # seconds; what durability "os" may lose with the machine, and how late files are sealed
 )
 ERASE_TRIES: Final = 50
-ERASE_RETRY_S: Final = 0.1  # making a spare segment takes less
-REOPEN_DELAY_S: Final = 1.0  # a log that failed is opened again no sooner: the disk has just failed
+ERASE_RETRY_S: Final = 0.1  # seconds; creating a spare segment takes less
+REOPEN_DELAY_S: Final = 1.0  # seconds; a log that failed is not opened again sooner: the disk has just failed
 
 
 class LogEvents(Protocol):
-    """What a topic hears of its log."""
+    """What a topic is told by its log."""
 
     def log_opened(self, wal: Wal) -> None:
-        """It takes batches."""
+        """The log accepts batches."""
 
     def log_failing(self, error: StorageError, wal: Wal | None) -> None:
-        """It takes nothing more, and is about to be let go of: refuse what waits for it."""
+        """The log accepts nothing more and is about to be closed: refuse what waits for it."""
 
     def log_failed(self, error: StorageError) -> None:
-        """It was let go of."""
+        """The log was closed after a failure."""
 
     def log_reached(self, wal: Wal) -> None:
-        """More of it may be durable."""
+        """More of the log may be durable."""
 
 
 class TopicLog:
-    """The log of `host`'s topic, which is told what becomes of it.
+    """The log of `host`'s topic, which is told of its events.
 
-    `open_log(known_end)` opens it, and it must reach `known_end`; `erase` deletes its folder; `is_held(wal)` says
-    whether something else runs on one, which says `released(wal)` when it ends. `on_committed(wal)` is called when a
-    commit has ended, and segments may be sealed permanently.
+    `open_log(known_end)` opens it; it must reach `known_end`. `erase` deletes its folder. `is_held(wal)` says whether
+    something else runs on a log; that calls `released(wal)` when it ends. `on_committed(wal)` is called when a commit
+    has ended, after which segments may be sealed permanently.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class TopicLog:
         self.state = LogState.CLOSED
         self.failure: StorageError | None = None  # why it is not open
         self.commits = 0
-        self._ended: Wal | None = None  # failed, and to be closed when what runs on it has ended
+        self._ended: Wal | None = None  # a failed log, to be closed when what runs on it has ended
         self._known_end = 0  # a log of this topic was durable up to here
         self._reopen: Timer | None = None
         self._commit_scheduled = False
-        self._background_commit: Timer | None = None  # of durability "os"
-        self._seal_timer: Timer | None = None  # of what is to be sealed soon
-        # Where the segment that is being written begins, and since when it holds something
+        self._background_commit: Timer | None = None  # for durability "os"
+        self._seal_timer: Timer | None = None  # for a segment that is to be sealed soon
+        # Where the segment that is being written begins, and since when it has records
         self._filling = (-1, 0.0)
-        self._appended = (-1, 0.0)  # where it ended when it was last looked at, and since when
+        self._appended = (-1, 0.0)  # where it ended when last looked at, and since when
 
     # ---- its states ---------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class TopicLog:
         self._reopen = self._host.call_later(REOPEN_DELAY_S, self.open) if reopens else None
 
     def open(self) -> None:
-        """Open it, unless it is open or deleted; where that fails now, and may not later, it is tried again."""
+        """Open the log, unless it is open or deleted; if that fails with an error that may pass, it is tried again."""
         if self._ended is not None:
             self._become(LogEvent.FAILED)
             return
@@ -120,18 +120,18 @@ class TopicLog:
         self._events.log_opened(wal)
 
     def ready(self) -> Wal:
-        """Return it, open. Raises StorageError: why it is not."""
+        """Return the open log. Raises StorageError with the reason if it is not open."""
         if self.wal is None:
             raise self.failure or StorageError(f"the log of topic {self._topic!r} is not open")
         return self.wal
 
     def check(self, error: StorageError | None = None) -> None:
-        """Let go of it where it has failed, and not only refused one batch with `error`."""
+        """Close the log if it has failed, and not only refused one batch with `error`."""
         if self.wal is not None and self.wal.failed is not None:
             self.fail(error or self.wal.failed)
 
     def fail(self, error: StorageError) -> None:
-        """Take nothing more."""
+        """Accept nothing more."""
         if self.state is LogState.DELETED:
             return
         log.error("topic %s: %s", self._topic, error)
@@ -143,7 +143,7 @@ class TopicLog:
         self._events.log_failed(error)
 
     def delete(self, error: StorageError) -> None:
-        """Take nothing more, and delete its folder once nothing runs on it any more."""
+        """Accept nothing more, and delete the log's folder once nothing runs on it any more."""
         had_log = self.wal is not None or self._ended is not None
         self._become(LogEvent.DELETED)
         self.failure = error
@@ -152,12 +152,12 @@ class TopicLog:
             self._erase_folder()
 
     def end(self) -> None:
-        """Let go of it: its actor failed."""
+        """Close the log: its actor failed."""
         self._become(LogEvent.ENDED)
         self._let_go()
 
     def stop(self) -> None:
-        """Write down what came in, and close it, so that the next start has nothing to recover."""
+        """Write out what was appended and close the log, so that the next start has nothing to recover."""
         wal = self.wal
         if wal is not None and not wal.committing:
             with suppress(StorageError):
@@ -175,14 +175,14 @@ class TopicLog:
             self._close_ended()
 
     def released(self, wal: Wal) -> bool:
-        """Something that ran on a log has ended; return whether it is the one that is open."""
+        """Note that something that ran on a log has ended; return whether that log is the open one."""
         if wal is self.wal:
             return True
         self._close_ended()
         return False
 
     def _close_ended(self) -> None:
-        """Close the log that ended, unless something still runs on it, which ends here again."""
+        """Close the log that ended, unless something still runs on it; that calls this again when it ends."""
         wal = self._ended
         if wal is not None and not wal.committing and not self._is_held(wal):
             self._ended = None
@@ -191,10 +191,10 @@ class TopicLog:
                 self._erase_folder()
 
     def _erase_folder(self, tries: int = ERASE_TRIES) -> None:
-        """Delete the log's folder; what cannot be deleted goes when the broker is started next."""
+        """Delete the log's folder; what cannot be deleted now is deleted at the next start of the broker."""
         try:
             self._erase()
-        except OSError as error:  # a spare segment was just being made there
+        except OSError as error:  # a spare segment was just being created there
             if tries > 1:
                 self._host.loop.call_later(ERASE_RETRY_S, lambda: self._erase_folder(tries - 1))
             else:
@@ -203,7 +203,7 @@ class TopicLog:
     # ---- group commit -------------------------------------------------------------------------------------------
 
     def schedule_commit(self) -> None:
-        """Commit once, at the end of this turn, for everything that the turn brought."""
+        """Schedule one commit at the end of this turn for everything that the turn brings."""
         if not self._commit_scheduled:
             self._commit_scheduled = True
             self._host.at_turn_end(self._commit)
@@ -239,7 +239,7 @@ class TopicLog:
 
     def _committed(self, wal: Wal, commit: Commit, error: BaseException | None) -> None:
         wal.end_commit(commit, error)
-        if wal is not self.wal:  # the log failed, or the topic was deleted or failed, meanwhile
+        if wal is not self.wal:  # the log failed meanwhile, or its topic failed or was deleted
             self._close_ended()
             return
         if error is not None:
@@ -252,27 +252,27 @@ class TopicLog:
         self._on_committed(wal)
 
     def prepare_spare(self) -> None:
-        """Have the next segment's file made, in a thread, where that is due."""
+        """Create the next segment's file in a thread, if that is due."""
         work = self.wal.prepare_spare() if self.wal is not None else None
         if work is not None:
             self._commits.aside(work, lambda _, error: self._spare_prepared(error))
 
     def _spare_prepared(self, error: BaseException | None) -> None:
         if error is not None and self.state not in (LogState.CLOSED, LogState.DELETED):
-            # the next roll will meet the same trouble, and say so to producers
+            # the next roll will have the same problem, and tell producers
             log.warning("topic %s: no spare segment: %s", self._topic, error)
 
     # ---- sealing and resting ------------------------------------------------------------------------------------
 
     def look_after(self) -> None:
-        """Seal what is old enough, and rest where nothing came."""
+        """Seal a segment that is old enough, and free resources if nothing arrived."""
         wal = self.wal
         if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self._host.clock.time_ms())):
             self.seal()
         self._rest()
 
     def seal_soon(self, delay_s: float) -> None:
-        """Seal what was written so far within a time, whatever comes until then."""
+        """Seal what was written so far within `within_s`, whatever arrives until then."""
         if self._seal_timer is None:
             self._seal_timer = self._host.call_later(delay_s, self._seal_now)
 
@@ -281,7 +281,7 @@ class TopicLog:
         self.seal()
 
     def _filled_for_long(self, wal: Wal) -> bool:
-        """Return whether the segment that is being written is old enough, whatever the wall clock was set to."""
+        """Return whether the segment that is being written is old enough, even if the wall clock was set."""
         now_s, base = self._host.clock.monotonic(), wal.sealed_end
         if wal.next_offset == base or self._filling[0] != base:
             self._filling = (base if wal.next_offset > base else -1, now_s)
@@ -289,7 +289,7 @@ class TopicLog:
         return (now_s - self._filling[1]) * 1000 >= wal.settings.segment_age_ms_max
 
     def seal(self) -> None:
-        """Seal what was written so far; a little later where the disk is too full, and receipts wait for it."""
+        """Seal what was written so far; if the disk is full and receipts wait for it, try again a little later."""
         wal = self.wal
         if wal is None:
             return
@@ -306,7 +306,7 @@ class TopicLog:
         self.schedule_commit()
 
     def _rest(self) -> None:
-        """Give back the room that the log holds, when nothing was appended for a while."""
+        """Free the disk space that the log holds in reserve, when nothing was appended for a while."""
         wal, now_s = self.wal, self._host.clock.monotonic()
         if wal is None:
             return

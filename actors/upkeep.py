@@ -1,14 +1,14 @@
-"""Upkeep: what a topic's log needs beside appends: retention, verification, repair.
+"""Upkeep: retention, verification and repair of a topic's log.
 
 Runs in a worker process, as a part of its ReliableTopic; long disk work runs in threads.
 
 Invariants
-- the beginning of the log is dropped only by the topic's retention, and only what the store has
-  (`storage/retention.py` decides)
+- the beginning of the log is dropped only by the topic's retention, and only what the store has (`storage/retention.py`
+  decides)
 - damage is skipped only at an operator's request, and then exactly where it is
 - at most one trim and one repair run at a time, and a few verifications
 - a report is of a verification that began after it was requested
-- a verification that nobody asks for any more ends
+- a verification ends when no client asks for it any more
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ log = logging.getLogger("ister.topic")
 Reply = Callable[[dict[str, Any] | IsterError], None]
 
 LOST: Final = "they are in the local log no more, and in the store neither, and no retention took them"
-ASKED_WITHIN_S: Final = 15.0  # who waits for a report asks several times a second; who does not has gone
+# a client that waits for a report asks several times a second; one that does not has gone
+ASKED_WITHIN_S: Final = 15.0
 VERIFICATIONS_MAX: Final = 4  # of one topic at a time: each is a thread that reads the whole log
-UNNUMBERED: Final = -1  # the verification of clients that know no numbers
-DAMAGES_MAX: Final = 1000  # places found since the start that are shown: more of them tell nobody more
+UNNUMBERED: Final = -1  # stands for the verification of clients that send no numbers
+DAMAGES_MAX: Final = 1000  # places found since the start that are shown: more would tell nothing more
 
 
 @dataclass(frozen=True, slots=True)
 class LogCare:
-    """What a worker knows to do with one topic's log, in any thread, up to a durable end; and what it may take."""
+    """What a worker can do with a topic's log, in any thread, up to a durable end; and the limits."""
 
     verify: Callable[[int], Iterator[VerifyProgress | VerifyReport]]
-    # up to a durable end; of what is damaged here, what the store has is kept; what is lost there is skipped as well
+    # up to a durable end; what the store has of damaged ranges is kept, what is lost there as well is skipped
     skip_damaged: Callable[[int, RangeSet, list[tuple[int, int]]], RangeSet]
-    local_bytes: int  # of what the store has, so much is kept here too
-    behind_bytes_max: int  # what may wait for the store
+    local_bytes: int  # bytes of what the store has that are kept here too
+    behind_bytes_max: int  # bytes that may wait for the store
     segment_bytes: int
     cloud_linger_s: float
 
@@ -73,7 +74,7 @@ class _Verification:
 
 
 class Upkeep:
-    """The upkeep of `host`'s log; `on_trimmed` and `on_skipped` are called in its loop when readers must know."""
+    """The upkeep of `host`'s log; `on_trimmed` and `on_skipped` are called on its loop to tell the readers."""
 
     def __init__(
         self,
@@ -89,26 +90,27 @@ class Upkeep:
         self._care = care
         self._on_trimmed = on_trimmed
         self._on_skipped = on_skipped
-        self.retained_from = 0  # below this everything is to go by retention
+        self.retained_from = 0  # everything below is to be dropped by retention
         self.elsewhere = RangeSet()  # what the store has
         self.lost: list[tuple[int, int]] = []  # what neither the local log nor the store has
         self.retention = retention_of(meta)
-        self.consumed: dict[str, int] = {}  # by subscription: nothing below is needed there
-        self.trimming: Wal | None = None  # the log that a trim runs on, and that must not be closed meanwhile
+        self.consumed: dict[str, int] = {}  # by subscription: it needs nothing below
+        self.trimming: Wal | None = None  # the log that a trim runs on, which must not be closed meanwhile
         self._verifications: dict[int, _Verification] = {}  # by number
         self._verifications_begun = 0
-        self._look_again: Timer | None = None  # for verifications that nobody asks for
+        self._look_again: Timer | None = None  # checks for verifications that no client asks for any more
         self._repairing = False
-        self._found: dict[tuple[int, int], str] = {}  # what readers could read nowhere
-        self._local: dict[tuple[int, int], str] = {}  # and what is damaged in the local log
+        # ranges that readers found unreadable both here and in the store
+        self._found: dict[tuple[int, int], str] = {}
+        self._local: dict[tuple[int, int], str] = {}  # ranges that are damaged in the local log
 
     # ---- retention ----------------------------------------------------------------------------------------------
 
     def retain(self, wal: Wal, watermark: int, stored_start: int, acknowledged: int | None) -> None:
         """Drop what the topic's retention allows, and what the store has beyond `local_bytes`.
 
-        `stored_start` to before `watermark` is in the store; what is below went there by retention. What goes by
-        retention is gone for readers; what goes because the store has it is fetched from there when it is asked for.
+        The store has offsets from `stored_start` up to `watermark`; below that, retention dropped them there. What
+        retention drops is lost to readers; what is dropped because the store has it is fetched from there when needed.
         """
         if self.trimming is not None:
             return
@@ -119,7 +121,7 @@ class Upkeep:
                 trim_point(sealed, self.retention, now_ms=now_ms, acknowledged=acknowledged, floor=watermark),
             )
         local = Retention(bytes=max(self._care.local_bytes, 1))
-        stored = min(watermark, self.elsewhere.end_of(wal.start_offset))  # what it has lost stays here
+        stored = min(watermark, self.elsewhere.end_of(wal.start_offset))  # what the store has lost stays here
         point = trim_point(sealed, local, now_ms=now_ms, acknowledged=None, floor=stored)
         retained = max(self.retained_from, min(stored_start, watermark))
         point = max(point, retained)
@@ -138,30 +140,31 @@ class Upkeep:
         self._on_trimmed(wal)
 
     def go_by(self, meta: TopicMeta) -> None:
-        """Go by other settings."""
+        """Apply other settings."""
         self.retention = retention_of(meta)
 
     def store_has(self, stored: RangeSet, lost: list[tuple[int, int]]) -> None:
-        """Record what the store has, and what neither that nor the local log has."""
+        """Note what the store has, and what neither the store nor the local log has."""
         self.elsewhere, self.lost = stored, lost
 
     def missing_below(self, begins: int) -> int:
-        """Return below which offset the topic's beginning is missing, which no retention took; 0: none of it is."""
+        """Return the offset below which the topic's beginning is missing though not by retention; 0: nothing is."""
         first, end = next(iter(self.lost), (0, 0))
         return end if first <= begins else 0
 
     def done_by_all(self, names: set[str]) -> int | None:
-        """Return the offset below which every one of these subscriptions is done, None while one is not known."""
+        """Return the offset below which all these subscriptions are done, None if that is unknown for one."""
         self.consumed = {name: low for name, low in self.consumed.items() if name in names}
         return min(self.consumed.values()) if names and names == self.consumed.keys() else None
 
     # ---- verification and repair --------------------------------------------------------------------------------
 
     def verify(self, durable_end: int, reply: Reply, number: int | None = None) -> None:
-        """Begin to verify every byte, or say how far that is; the answer that has a report ends it.
+        """Start a verification of every byte, or return its progress; the answer with the report ends it.
 
-        `number` is what the answer before said, 0 to begin: nobody is told what was found before it asked. An older
-        client says nothing, and continues with the one begun that way, unless nobody has asked for that lately.
+        `number` is that of the previous answer, 0 to start: nobody is told of a verification that started before the
+        request. An older client sends none, and continues with one that was started that way, if it was asked for
+        lately.
         """
         self._abandon_unasked()
         key = UNNUMBERED if number is None else number
@@ -203,12 +206,12 @@ class Upkeep:
         reply(body)
 
     def stop(self) -> None:
-        """Read no further: nobody can ask for what is found."""
+        """Stop reading: no client can ask for the result any more."""
         for verification in self._verifications.values():
             verification.abandoned = True
 
     def _abandon_unasked(self) -> None:
-        """Let go of verifications that nobody asks for any more: others wait for the thread, and for the disk."""
+        """End the verifications that no client asks for any more: others wait for the thread and the disk."""
         now_s = self._host.clock.monotonic()
         for number, old in list(self._verifications.items()):
             if now_s - old.asked_s > ASKED_WITHIN_S:
@@ -231,19 +234,19 @@ class Upkeep:
                 (first, end): reason
                 for (first, end), reason in self._found.items()
                 if not report.start_offset <= first < end <= report.end_offset
-                or damaged.overlap(first, end)  # whole there, the verification knows better
+                or damaged.overlap(first, end)  # the verification has read it whole
             }
 
     def note_damage(self, found: FoundDamage) -> None:
-        """Remember what a reader could not read, until a verification finds it whole."""
+        """Note a range that a reader could not read, until a verification reads it whole."""
         known = self._found if found.asked else self._local
         if len(known) < DAMAGES_MAX:
             known[found.first, found.end] = found.reason
 
     def damaged(self, wal: Wal) -> list[tuple[int, int, str]]:
-        """Return what cannot be served, as far as is known: first offset, the offset behind, why; each place once.
+        """Return what is known to be unreadable, each range once: first offset, offset after the last, reason.
 
-        What is damaged here, and whole in the store, is served.
+        What is damaged here and whole in the store can be read.
         """
         found = dict.fromkeys(self.lost, LOST)
         there = self.elsewhere.copy()
@@ -259,7 +262,7 @@ class Upkeep:
         return sorted((first, end, reason) for (first, end), reason in found.items())
 
     def damaged_here(self, wal: Wal) -> list[tuple[int, int, str]]:
-        """Return what is damaged in the local log and served from the store, which has it."""
+        """Return the ranges that are damaged in the local log and read from the store instead."""
         return sorted((*place, reason) for place, reason in self._here(wal).items() if self._served(place))
 
     def _here(self, wal: Wal) -> dict[tuple[int, int], str]:
@@ -275,7 +278,7 @@ class Upkeep:
         )
 
     def repair(self, durable_end: int, reply: Reply) -> None:
-        """Let readers skip what is damaged, from now on."""
+        """Let readers skip damaged ranges from now on."""
         if self._repairing:
             reply(RemoteError("busy", f"topic {self._topic!r} is being repaired already"))
             return
@@ -299,7 +302,7 @@ class Upkeep:
         )
 
     def _nowhere(self) -> list[tuple[int, int, str]]:
-        """Return what neither the local log nor the store has, as far as is known."""
+        """Return the ranges that neither the local log nor the store has, as far as known."""
         found = [(first, end, LOST) for first, end in self.lost]
         lost = RangeSet(self.lost)
         for first, end in self._found_in_store():
@@ -308,11 +311,11 @@ class Upkeep:
         return sorted(found)
 
     def verifying(self, number: int | None) -> bool:
-        """Whether the verification of a number runs, or its report waits."""
+        """Whether verification `number` runs, or its report waits to be fetched."""
         return (UNNUMBERED if number is None else number) in self._verifications
 
     def _found_in_store(self) -> list[tuple[int, int]]:
-        """Return what the store was thought to have, and readers found damaged or missing there."""
+        """Return ranges that the store should have had, and that readers found damaged or missing there."""
         return [
             (first, end)
             for first, end in self._found

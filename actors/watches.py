@@ -3,7 +3,7 @@
 Invariants
 - a client waits at most as long as it asked, and never longer than `WAIT_MS_MAX`
 - each waiting client is answered once; the number of waiting clients is bounded
-- many changes at once are one answer, `SETTLE_S` after the first
+- changes that come together share one answer, `SETTLE_S` after the first
 - dead-letter topics are not reported: a message that a consumer refuses would come to it again as the next topic's
   message
 """
@@ -23,12 +23,12 @@ from ister.errors import RemoteError
 from ister.storage.catalogue import TopicMeta
 from ister.words import counted
 
-WAIT_MS_MAX: Final = 5_000  # a lost answer costs the client no more
+WAIT_MS_MAX: Final = 5_000  # a lost answer delays the client by no more than this
 WATCHERS_MAX: Final = 1_000
 # Names of 200 characters, and what else is said of a topic, are far below RESULT_BYTES_MAX
 MATCHES_MAX: Final = 4_000
 SETTLE_S: Final = 0.05
-REMEMBERED_MAX: Final = 64  # patterns whose topics are kept until something changes
+REMEMBERED_MAX: Final = 64  # patterns whose topics are cached until something changes
 
 
 @dataclass(slots=True, eq=False)
@@ -41,9 +41,9 @@ class _Watcher:
 
 
 class Watches:
-    """Who waits for what; `topics()` are all there are, `answer` and `refuse` reach the client.
+    """The clients that wait. `topics()` returns all topics; `answer` and `refuse` send to the client.
 
-    `subscribed(name)` says by topic when a subscription of that name was created.
+    `subscribed(name)` returns by topic when a subscription of that name was created.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Watches:
         self._subscribed = subscribed
         self._call_later = call_later
         self._answer, self._refuse = answer, refuse
-        self._watchers: dict[_Watcher, None] = {}  # in the order in which they came
+        self._watchers: dict[_Watcher, None] = {}  # in the order of arrival
         self._flush_timer: Timer | None = None
         self._matching: OrderedDict[str, tuple[int, list[dict[str, Any]]]] = OrderedDict()
 
@@ -70,9 +70,9 @@ class Watches:
     def watch(
         self, ask: Ask, pattern: re.Pattern[str], version: int | None, wait_ms: int, subscription: str = ""
     ) -> None:
-        """Answer at once what is new to the client, else once something is; raises RemoteError `busy`.
+        """Answer at once if the client's version is outdated, else once something changes; raises RemoteError `busy`.
 
-        With a subscription, the answer says of each topic if it came after that was there.
+        With a subscription, the answer says of each topic whether it was created after that subscription.
         """
         watcher = _Watcher(ask, pattern, subscription)
         if version is None or not wait_ms:
@@ -87,7 +87,7 @@ class Watches:
             watcher.timer = self._call_later(wait_ms / 1000, lambda: self._over(watcher))
 
     def changed(self, topic: str) -> None:
-        """A topic of that name came or went."""
+        """Note that a topic of that name was created or deleted."""
         for watcher in self._watchers:
             if not watcher.changed and watcher.pattern.fullmatch(topic):
                 self._change(watcher)
@@ -140,10 +140,10 @@ class Watches:
 
 
 def came_later(topics: Sequence[Mapping[str, Any]], subscribed: Mapping[str, int]) -> list[bool]:
-    """Say of each topic whether it came after its pattern was first consumed, and has not been consumed yet; pure.
+    """Return for each topic whether it was created after its pattern was first consumed and is not consumed yet; pure.
 
-    `subscribed` says by topic when the consumer's subscription was created there: the first of these, among the topics
-    that the pattern stands for, is when it was first there. Times of creation are never the same.
+    `subscribed` says by topic when the consumer's subscription was created there. The first of these among the topics
+    that match is when the pattern was first consumed. Times of creation are never equal.
     """
     first = min((subscribed[each["topic"]] for each in topics if each["topic"] in subscribed), default=None)
     return [

@@ -1,6 +1,6 @@
 """A worker process: its composition root. Runs in: worker-0, worker-1, ...
 
-Makes the disk, the maps, the gateway and the Frontend; starts Topics, Subscriptions and Relays as they are asked for.
+Makes the disk, the maps, the gateway and the Frontend; starts Topics, Subscriptions and Relays when they are needed.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ from ister.transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 
-PROCESS_DESCRIPTORS: Final = 64  # mail, the loop, threads, connections that are no session's yet, the reserve
-IDLE_FILES_EACH: Final = 4  # times: a log that was not used for 20 to 40 s has no descriptor
-KEEP_UP_S: Final = 5.0  # how long a deleted segment may keep its place on the disk because it was read before
+PROCESS_DESCRIPTORS: Final = 64  # mail, the loop, threads, connections without a session, the reserve
+IDLE_FILES_EACH: Final = 4  # rounds of `keep_up`: a log that was not used for 20 to 40 s has no descriptor
+KEEP_UP_S: Final = 5.0  # seconds; how long a deleted segment may occupy the disk because it was being read
 
 
 def sessions_by_descriptors(files: OpenFiles) -> int:
-    """Return how many sessions there are descriptors for: each has a connection, and logs and the process need some."""
+    """Return how many sessions the file descriptors suffice for, beside those of logs and the process."""
     return descriptor_limit() - files.files_max - PROCESS_DESCRIPTORS
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker is told: the broker's settings, where it binds, and where clients find it."""
+    """What a worker is given: the broker's settings, the address it binds, and the one for clients."""
 
     settings: Settings
     data: str
@@ -70,7 +70,7 @@ class WorkerSettings:
 
 
 def remove_cursor(disk: Disk, journal: str) -> None:
-    """Delete a subscription's cursor, what lies beside it under its name, and the topic's folder if nothing is left.
+    """Delete a subscription's cursor with the files beside it, and the topic's folder if it is empty then.
 
     Raises OSError.
     """
@@ -80,11 +80,11 @@ def remove_cursor(disk: Disk, journal: str) -> None:
     except FileNotFoundError:
         return
     for each in names:
-        if each == name or each.startswith(f"{name}."):  # damaged ones, and what was to replace it
+        if each == name or each.startswith(f"{name}."):  # damaged cursors, and unfinished replacements
             with suppress(FileNotFoundError):
                 disk.unlink(f"{folder}/{each}")
     if len(names) == 1 or not disk.listdir(folder):
-        with suppress(OSError):  # another worker was just making or deleting one there
+        with suppress(OSError):  # another worker was just creating or deleting a cursor there
             disk.rmdir(folder)
 
 
@@ -99,7 +99,7 @@ class Worker:
         self._maps = SegmentMaps(self._disk)
         self._was_short = False
         self._kept_up = 0
-        self._logs: dict[str, Wal] = {}  # by folder, the last one opened
+        self._logs: dict[str, Wal] = {}  # by folder, the log opened last
         self._limits = SessionLimits(
             message_bytes_max=settings.protocol.message_bytes_max,
             batch_bytes_max=settings.protocol.batch_bytes_max,
@@ -127,17 +127,17 @@ class Worker:
         context.listen(frontend.ref)
 
     def _actor_failed(self, path: str, error: Exception) -> None:
-        """Without its Frontend a worker serves nobody: end, and be started again."""
+        """End the worker, which is then restarted, if its Frontend failed: without it no client is served."""
         if path == FRONTEND_PATH:
             log.critical("the Frontend failed: %s", error)
             self._context.stop(EXIT_FAILED)
 
     def look_after_connections(self) -> None:
-        """End the connections that must go, now and from now on."""
+        """Close the connections that must go, now and periodically."""
         self._context.loop.call_later(self.gateway.look_after_connections(), self.look_after_connections)
 
     def is_short(self) -> bool:
-        """Return whether descriptors are nearly used up."""
+        """Return whether file descriptors are nearly used up."""
         short = self._disk.files.is_short()
         if short and not self._was_short:
             log.warning("descriptors are short (limit %d): new connections are closed", descriptor_limit())
@@ -145,7 +145,7 @@ class Worker:
         return short
 
     def describe(self) -> dict[str, Any]:
-        """Return what `status` says of this worker."""
+        """Return what `status` shows about this worker."""
         counts = self.gateway.counts
         system = self._context.system
         topics = [each for path in system.paths() if isinstance(each := system.find(path), ReliableTopic)]
@@ -165,7 +165,7 @@ class Worker:
         }
 
     def keep_up(self) -> None:
-        """Give back what is of no use any more, periodically."""
+        """Free what is not needed any more, periodically."""
         self._context.loop.call_later(KEEP_UP_S, self.keep_up)
         self._maps.drop_deleted()
         self._kept_up += 1
@@ -174,18 +174,18 @@ class Worker:
 
     @cached_property
     def reserve(self) -> Reserve:
-        """What the cursors of this worker are written with on a full disk."""
+        """The disk space reserved for writing this worker's cursors on a full disk."""
         reserve = Reserve(self._disk, f"{self._given.data}/{self._context.node}.reserve", self._context.clock)
         reserve.keep()
         return reserve
 
     @cached_property
     def commits(self) -> Commits:
-        """What the topics of this worker commit with."""
+        """The commits of this worker's topics."""
         return Commits(self._context.loop, self._disk.file_system(self._given.data))
 
     def topic(self, meta: TopicMeta) -> Ref:
-        """Return the Topic of this worker, started if need be."""
+        """Return the Topic of this worker; it is started if necessary."""
         system, path = self._context.system, actor_path("topic", meta)
         if system.find(path) is not None:
             return system.ref(system.node, path)
@@ -201,12 +201,13 @@ class Worker:
             before = self._logs.get(folder)
             if (
                 before is not None and not before.closed
-            ):  # of a topic that failed: a commit that seals may cut its file
+            ):  # of an earlier actor of the topic, which failed: a commit that seals may still cut its file
                 raise LogFailedError(
                     f"a task still uses the log of topic {meta.name!r}; it is opened when that has ended"
                 )
             restored_end = int(meta.settings.get("restored_end", 0))
-            if meta.durability != "os" and not restored_end:  # what was acknowledged had been durable
+            # everything that was acknowledged had been durable
+            if meta.durability != "os" and not restored_end:
                 cursors = cursors_folder(self._given.data, meta)
                 known_end = max(known_end, highest_acknowledged(self._disk, cursors, meta.incarnation))
             wal = self._logs[folder] = Wal.open(
@@ -250,7 +251,7 @@ class Worker:
         )
 
     def subscription(self, topic: TopicMeta, meta: SubscriptionMeta, topic_node: str) -> Ref:
-        """Return the Subscription of this worker, started if need be."""
+        """Return the Subscription of this worker; it is started if necessary."""
         system = self._context.system
         path = actor_path("subscription", topic, meta)
         if system.find(path) is not None:
@@ -299,7 +300,7 @@ class Worker:
         def erase() -> None:
             self._maps.forget(
                 folder
-            )  # if the topic is deleted as well, and lives elsewhere, nobody else does
+            )  # if the topic is deleted as well and runs elsewhere, no other process does
             remove_cursor(self._disk, journal)
 
         given = LogGiven(
@@ -320,7 +321,7 @@ class Worker:
 
 
 def run_worker(context: ProcessContext) -> None:
-    """Compose a worker: the target of its process. Raises `UsageError` where its address is taken."""
+    """Compose a worker: the target of its process. Raises `UsageError` if its address is in use."""
     given: WorkerSettings = context.settings
     worker = Worker(context, given)
     worker.gateway.bind(given.bind, worker.frontend)
