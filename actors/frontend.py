@@ -62,12 +62,13 @@ from ister.actors.messages import (
 from ister.actors.process import NodeDown, NodeUp
 from ister.actors.publishers import Publisher
 from ister.actors.runtime import LoopActor, Ref, System, receives
+from ister.bodies import Buffer
 from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import check_subscription_name, check_topic_name
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.transport.gateway import Gateway
 from ister.transport.session import Handle, Session
-from ister.wire import Buffer, Header, Key, Type, encode_result
+from ister.wire import Header, Key, Type, encode_result
 
 log = logging.getLogger("ister.frontend")
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
-from ister.wire import Buffer, Column, lengths_of, pack_column, split_column, split_times, sum_of_lengths
+from ister.bodies import Buffer, lengths_of, pack_column, split_column, split_times, sum_of_lengths
+from ister.wire import Column
 
 PIECE_BYTES: Final = 64 << 10  # joining stops at this size, that of a producer's full batch
 

@@ -20,12 +20,13 @@ from ister.actors.runtime import Address
 from ister.actors.store_view import StoreView
 from ister.actors.topic import Intake
 from ister.actors.topic_log import TopicLog
+from ister.bodies import Buffer, latest_time
 from ister.clock import Clock
 from ister.errors import IsterError, RemoteError, StorageError, StoreError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.producers import Duplicate, Fresh, ProducerTable
 from ister.storage.wal import Wal
-from ister.wire import OFFSET_UNKNOWN, Buffer, Column, latest_time
+from ister.wire import OFFSET_UNKNOWN, Column
 
 
 class TopicIntake:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from ister import wire
+from ister import bodies, wire
 from ister.durations import duration_s
 from ister.errors import IsterError, UsageError
 
@@ -130,7 +130,7 @@ def attributes(value: Any) -> bytes:
             raise UsageError(
                 f"attributes are text to text, not {type(name).__name__} to {type(each).__name__}"
             )
-    return wire.encode_attributes(pairs)
+    return bodies.encode_attributes(pairs)
 
 
 def in_words(size: int) -> str:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ister import arguments
 from ister.answers import SubscriptionDetail, TopicDetail
+from ister.bodies import MARK
 from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
 from ister.message import BatchReceipt, Message
-from ister.wire import MARK
 from ister.words import counted
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from itertools import chain, repeat, starmap
 from operator import length_hint
 from typing import Any, Literal, Protocol, TypeVar, cast, overload
 
-from ister import wire
+from ister import bodies, wire
 from ister.errors import IsterError, RemoteProtocolError, TimeoutExpiredError, UsageError
 from ister.words import counted
 
@@ -132,7 +132,7 @@ class Delivery:
     def payloads(self) -> list[bytes]:
         """Every payload; raises `RemoteProtocolError` when the lengths do not add up."""
         if self._payloads is None:
-            self._payloads = wire.split_payloads(self._frames[0], self._frames[1])
+            self._payloads = bodies.split_payloads(self._frames[0], self._frames[1])
         return self._payloads
 
     def messages(self, start: int = 0, stop: int | None = None) -> Iterator[Message]:
@@ -179,7 +179,7 @@ class Delivery:
         if not self.columns & wire.Column.KEYS:
             return None
         if self._keys is None:
-            self._keys = wire.split_column(self._frames[2], self.count)
+            self._keys = bodies.split_column(self._frames[2], self.count)
         return self._keys[index] or None
 
     def attributes(self, index: int) -> dict[str, str]:
@@ -187,15 +187,15 @@ class Delivery:
         if not self.columns & wire.Column.ATTRIBUTES:
             return {}
         if self._attributes is None:
-            self._attributes = wire.split_column(self._frames[2 + (self.columns & 1)], self.count)
-        return wire.decode_attributes(self._attributes[index])
+            self._attributes = bodies.split_column(self._frames[2 + (self.columns & 1)], self.count)
+        return bodies.decode_attributes(self._attributes[index])
 
     def deliver_at(self, index: int) -> int | None:
         """Before when the message at `index` should not be delivered, in unix milliseconds."""
         if not self.columns & wire.Column.DELIVER_AT:
             return None
         if self._times is None:
-            self._times = wire.split_times(self._frames[-1], self.count)
+            self._times = bodies.split_times(self._frames[-1], self.count)
         return self._times[index] or None
 
     def timestamp(self, index: int) -> int:

@@ -16,7 +16,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ister import arguments, wire
+from ister import arguments, bodies, wire
 from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageError
 from ister.message import BatchReceipt, Receipt, Shipment
 from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES, Publication
@@ -254,12 +254,12 @@ class Producer:
             raise UsageError("a batch holds at least one message")
         try:
             joined = b"".join(payloads)
-            table = wire.pack_lengths(payloads)
+            table = bodies.pack_lengths(payloads)
         except TypeError:
             wrong = next((p for p in payloads if not isinstance(p, bytes | bytearray | memoryview)), None)
             arguments.data(wrong, "payload")
             raise
-        if wire.sum_of_lengths(table) != len(joined):
+        if bodies.sum_of_lengths(table) != len(joined):
             raise UsageError("payloads are bytes; a memoryview of larger items is not")
         times: Sequence[int] | None = None
         if deliver_at is not None or delay is not None:
@@ -268,7 +268,7 @@ class Producer:
         packed = Packed(payloads, columns, [table, joined, *body])
         session = self.publication.session
         if session is not None and len(joined) > session.limits.message_bytes_max:
-            self._check_size(max(wire.lengths_of(table)))
+            self._check_size(max(bodies.lengths_of(table)))
         self._check_size(0, len(joined), packed.size, len(payloads), attributes)
         return packed
 
@@ -341,12 +341,12 @@ class Producer:
                 code="message-too-large",
             )
         most, around = limits.batch_bytes_max, size - payloads_bytes
-        if wire.batch_fits(count, payloads_bytes, around, most):
+        if bodies.batch_fits(count, payloads_bytes, around, most):
             return
         if attributes is not None and count == 1:
-            around -= wire.marked_bytes(arguments.attributes(attributes[0]))
-        if not wire.batch_fits(count, payloads_bytes, around, most):
-            beside = arguments.in_words(wire.around_bytes_max(most))
+            around -= bodies.marked_bytes(arguments.attributes(attributes[0]))
+        if not bodies.batch_fits(count, payloads_bytes, around, most):
+            beside = arguments.in_words(bodies.around_bytes_max(most))
             raise UsageError(
                 f"batch of {arguments.in_words(payloads_bytes + around)} is over batch_bytes_max "
                 f"({arguments.in_words(most)}) of topic {self.topic!r}: {arguments.in_words(around)} of it are "
@@ -529,15 +529,15 @@ def _columns_of(
                 f"{counted(len(keys), 'key was', 'keys were')} given for {counted(count, 'payload')}"
             )
         columns |= wire.Column.KEYS
-        body.append(wire.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
+        body.append(bodies.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
     if attributes is not None:
         if len(attributes) != count:
             raise UsageError(
                 f"attributes were given {counted(len(attributes), 'time')} for {counted(count, 'payload')}"
             )
         columns |= wire.Column.ATTRIBUTES
-        body.append(wire.pack_column([arguments.attributes(each) for each in attributes]))
+        body.append(bodies.pack_column([arguments.attributes(each) for each in attributes]))
     if times is not None and any(times):
         columns |= wire.Column.DELIVER_AT
-        body.append(wire.pack_times(times))
+        body.append(bodies.pack_times(times))
     return columns, body

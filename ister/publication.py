@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from ister import wire
+from ister import bodies, wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
 from ister.message import Outgoing, Shipment, Waiter
@@ -213,12 +213,12 @@ class Publication:
         if len(payloads) == 1 and not columns:
             body = payloads
         else:
-            body = [wire.pack_lengths(payloads), b"".join(payloads)]
+            body = [bodies.pack_lengths(payloads), b"".join(payloads)]
             for column in (self.keys, self.attributes):
                 if column is not None:
-                    body.append(wire.pack_column(column))
+                    body.append(bodies.pack_column(column))
             if self.times is not None:
-                body.append(wire.pack_times(self.times))
+                body.append(bodies.pack_times(self.times))
         self.seal_frames(len(payloads), columns, body)
 
     def seal_frames(self, count: int, columns: int, body: list[bytes]) -> None:

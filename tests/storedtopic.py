@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ister.bodies import encode_attributes
 from ister.clock import SystemClock
 from ister.storage.disk import LocalDisk
 from ister.storage.layout import Layout, segment_metadata
 from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.wal import Wal, WalSettings
-from ister.wire import encode_attributes
 
 INCARNATION = bytes(range(16))
 FIRST_MS = 1_772_000_000_000

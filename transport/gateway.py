@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 import zmq
 
+from ister.bodies import MARKED_BYTES_MAX, Buffer, around_bytes_max, check_batch, pack_lengths
 from ister.clock import Clock
 from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError, UsageError
 from ister.transport.connections import Connections
@@ -26,17 +27,12 @@ from ister.transport.questions import Question
 from ister.transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 from ister.wire import (
     HEADER_BYTES_MAX,
-    MARKED_BYTES_MAX,
     RANGES_MAX,
-    Buffer,
     Header,
     Key,
     Type,
-    around_bytes_max,
-    check_batch,
     decode_header,
     encode_header,
-    pack_lengths,
     readable_numbers,
 )
 from ister.words import counted

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ister.actors.mail import Frames, message
 from ister.actors.runtime import Address
+from ister.bodies import Buffer
 from ister.storage.catalogue import TopicMeta
-from ister.wire import Buffer
 
 
 @dataclass(frozen=True, slots=True)

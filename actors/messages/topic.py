@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from ister.actors.mail import Frames, message
 from ister.actors.pieces import Batch
 from ister.actors.runtime import Address
+from ister.bodies import Buffer
 from ister.storage.catalogue import TopicMeta
 from ister.transport.session import Handle
-from ister.wire import Buffer
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from ister.actors.runtime import Ref, Timer, receives
 from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
+from ister.bodies import decode_attributes
 from ister.errors import RemoteProtocolError
 from ister.settings import SubscriptionSettings
-from ister.wire import decode_attributes
 from ister.words import counted
 
 log = logging.getLogger("ister.subscription")

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ister
-from ister import wire
+from ister import bodies, wire
 from ister.client import CLIENT_TEXT, producer_id
 from ister.errors import ConnectionLostError, IsterError
 from ister.message import Delivery
@@ -125,16 +125,18 @@ class Driver:
         payloads = [bytes.fromhex(each["payload"]) for each in messages]
         if any(each.get("key") for each in messages):
             columns |= wire.Column.KEYS
-            body.append(wire.pack_column([bytes.fromhex(each.get("key") or "") for each in messages]))
+            body.append(bodies.pack_column([bytes.fromhex(each.get("key") or "") for each in messages]))
         if any(each.get("attributes") for each in messages):
             columns |= wire.Column.ATTRIBUTES
             body.append(
-                wire.pack_column([wire.encode_attributes(each.get("attributes") or {}) for each in messages])
+                bodies.pack_column(
+                    [bodies.encode_attributes(each.get("attributes") or {}) for each in messages]
+                )
             )
         if any(each.get("deliver_at_ms") for each in messages):
             columns |= wire.Column.DELIVER_AT
-            body.append(wire.pack_times([each.get("deliver_at_ms") or 0 for each in messages]))
-        frames = [wire.pack_lengths(payloads), b"".join(payloads), *body]
+            body.append(bodies.pack_times([each.get("deliver_at_ms") or 0 for each in messages]))
+        frames = [bodies.pack_lengths(payloads), b"".join(payloads), *body]
         return {"columns": columns, "frames": [frame.hex() for frame in frames]}
 
     def producer_id(self, topic: str, name: str) -> dict[str, Any]:

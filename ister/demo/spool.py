@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ister import wire
+from ister import bodies
 from ister.message import Batch
 
 HEADER: Final = struct.Struct("<QQIIQQ")
@@ -52,7 +52,7 @@ class Spool:
             run, run_keys = payloads[at:until], keys[at:until]
             body, tail = b"".join(run), b"".join(run_keys)
             head = HEADER.pack(at_ns, first, len(run), batch.attempt, len(body), len(tail))
-            written += (head, wire.pack_lengths(run), body, wire.pack_lengths(run_keys), tail)
+            written += (head, bodies.pack_lengths(run), body, bodies.pack_lengths(run_keys), tail)
             at = until
         self._file.write(b"".join(written))
 
@@ -66,6 +66,6 @@ def read_spool(path: str) -> Iterator[Piece]:
     with Path(path).open("rb") as file:
         while head := file.read(HEADER.size):
             at_ns, first, count, attempt, body_bytes, tail_bytes = HEADER.unpack(head)
-            payloads = wire.split_payloads(file.read(4 * count), file.read(body_bytes))
-            keys = wire.split_payloads(file.read(4 * count), file.read(tail_bytes))
+            payloads = bodies.split_payloads(file.read(4 * count), file.read(body_bytes))
+            keys = bodies.split_payloads(file.read(4 * count), file.read(tail_bytes))
             yield Piece(at_ns, first, attempt, payloads, keys)

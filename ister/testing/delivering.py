@@ -5,7 +5,7 @@ Which messages come next is decided in `model.py`; here they become frames. Open
 
 from __future__ import annotations
 
-from ister import wire
+from ister import bodies, wire
 from ister.clock import Clock
 from ister.errors import RemoteError
 from ister.subscriptions import READER, TRAITS
@@ -129,14 +129,14 @@ class Delivering:
 def _frames(batch: list[Record]) -> tuple[int, list[bytes]]:
     """Return the columns that messages have, and the body of the frame that delivers them."""
     columns = 0
-    body = [wire.pack_lengths([record.payload for record in batch]), b"".join(r.payload for r in batch)]
+    body = [bodies.pack_lengths([record.payload for record in batch]), b"".join(r.payload for r in batch)]
     if any(record.key for record in batch):
         columns |= Column.KEYS
-        body.append(wire.pack_column([record.key for record in batch]))
+        body.append(bodies.pack_column([record.key for record in batch]))
     if any(record.attributes for record in batch):
         columns |= Column.ATTRIBUTES
-        body.append(wire.pack_column([record.attributes for record in batch]))
+        body.append(bodies.pack_column([record.attributes for record in batch]))
     if any(record.deliver_at for record in batch):
         columns |= Column.DELIVER_AT
-        body.append(wire.pack_times([record.deliver_at for record in batch]))
+        body.append(bodies.pack_times([record.deliver_at for record in batch]))
     return columns, body

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from ister import bodies
 from ister import subscription_defaults as standard
-from ister import wire
 from ister.backoff import doubled
 from ister.testing.model import Record, Subscription, Topic
 
@@ -62,10 +62,10 @@ def letter_of(subscription: Subscription, offset: int, producer_id: int, reason:
         "reason": reason,
         "dead_lettered_at": str(now_ms),
     }
-    attributes = wire.decode_attributes(record.attributes) | {
-        wire.MARK + name: value for name, value in told.items()
+    attributes = bodies.decode_attributes(record.attributes) | {
+        bodies.MARK + name: value for name, value in told.items()
     }
-    return Record(record.payload, record.key, wire.encode_attributes(attributes), 0, now_ms)
+    return Record(record.payload, record.key, bodies.encode_attributes(attributes), 0, now_ms)
 
 
 def make_ready(topic: Topic) -> None:

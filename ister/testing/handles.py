@@ -6,7 +6,7 @@ Decides who may open what, and takes batches in. What goes to consumers, and com
 
 from __future__ import annotations
 
-from ister import wire
+from ister import bodies, wire
 from ister.clock import Clock
 from ister.errors import RemoteError
 from ister.subscriptions import READER
@@ -64,8 +64,8 @@ class Handles:
     def on_publish(self, producer: Producer, header: wire.Header, body: list[bytes]) -> None:
         """Store a batch that is the next one of its producer, and answer with its receipt; raises `RemoteError`."""
         columns = header.get(Key.COLUMNS, 0)
-        frames = [wire.pack_lengths(body), body[0]] if len(body) == 1 and not columns else body
-        count = wire.check_batch(
+        frames = [bodies.pack_lengths(body), body[0]] if len(body) == 1 and not columns else body
+        count = bodies.check_batch(
             frames,
             columns,
             message_bytes_max=self._limits[Limit.MESSAGE_BYTES_MAX],
@@ -138,9 +138,9 @@ class Handles:
 def _records(frames: list[bytes], columns: int, count: int, now_ms: int) -> list[Record]:
     """Return the messages of a batch that was checked."""
     nothing = [b""] * count
-    keys = wire.split_column(frames[2], count) if columns & Column.KEYS else nothing
+    keys = bodies.split_column(frames[2], count) if columns & Column.KEYS else nothing
     at = 2 + (columns & Column.KEYS)
-    attributes = wire.split_column(frames[at], count) if columns & Column.ATTRIBUTES else nothing
-    times = wire.split_times(frames[-1], count) if columns & Column.DELIVER_AT else [0] * count
-    payloads = wire.split_payloads(frames[0], frames[1])
+    attributes = bodies.split_column(frames[at], count) if columns & Column.ATTRIBUTES else nothing
+    times = bodies.split_times(frames[-1], count) if columns & Column.DELIVER_AT else [0] * count
+    payloads = bodies.split_payloads(frames[0], frames[1])
     return [Record(*each, now_ms) for each in zip(payloads, keys, attributes, times, strict=True)]

@@ -13,8 +13,9 @@ from ister.actors.messages import Buried, Bury, BuryDelayed, Deposited, Letter, 
 from ister.actors.options import dead_letter_topic
 from ister.actors.placement import topic_key, worker_of
 from ister.actors.runtime import Ref
+from ister.bodies import decode_attributes, split_column
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
-from ister.wire import Type, decode_attributes, split_column
+from ister.wire import Type
 from tests.stage import Recorder, Stage
 
 ORDERS = TopicMeta("orders", b"1" * 16, "reliable", "fsync", 17)

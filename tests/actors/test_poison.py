@@ -8,7 +8,8 @@ import pytest
 
 from ister.actors.messages import Buried, Bury, Unburied
 from ister.actors.subscription.failures import Failures
-from ister.wire import Key, Type, decode_attributes
+from ister.bodies import decode_attributes
+from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets, part, subscription
 from tests.stage import Stage, StagedClient
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ister.actors.source import SHEETS_BYTES_MAX, SHEETS_BYTES_MIN, Source
+from ister.bodies import pack_column, pack_lengths
 from ister.clock import SystemClock
 from ister.storage.disk import LocalDisk
 from ister.storage.reader import COPIED_BYTES_MAX, SegmentMaps
 from ister.storage.wal import Wal, WalSettings
 from ister.storage.wholereader import TieredReader
-from ister.wire import pack_column, pack_lengths
 
 SIZE = 200_000
 MESSAGES = 300

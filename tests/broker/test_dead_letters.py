@@ -14,7 +14,7 @@ import pytest
 
 import ister
 import ister.aio
-from ister import wire
+from ister import bodies
 from ister.deadletters import DeadLetters
 from ister.ownbroker import OwnBroker
 
@@ -311,9 +311,10 @@ def test_a_letter_that_cannot_go_back_stops_no_other(client: ister.Client) -> No
     letters = kill(client, "mixed", 2)
     note = {"ister.note": "y" * 4_060}
     own = {
-        "own": "x" * (400_000 - 190_000 - 4 - 4 - 50 - len(wire.encode_attributes({"own": "x" * 300})) + 300)
+        "own": "x"
+        * (400_000 - 190_000 - 4 - 4 - 50 - len(bodies.encode_attributes({"own": "x" * 300})) + 300)
     }
-    assert len(wire.encode_attributes(note)) < wire.MARKED_BYTES_MAX
+    assert len(bodies.encode_attributes(note)) < bodies.MARKED_BYTES_MAX
     with client.producer("mixed.billing.dlq") as producer:
         producer.send(b"x" * 190_000, attributes=own | note).result(10)
         producer.send(b"last").result(10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ister import wire
+from ister import bodies
 from ister.demo.spool import Spool, read_spool
 from ister.message import Batch, Delivery
 from ister.wire import Column, Key, Type
@@ -20,7 +20,7 @@ def make_batch(first: int, payloads: list[bytes], keys: list[bytes], attempt: in
         Key.TIMESTAMPS: [len(payloads), 1],
         Key.ATTEMPT: attempt,
     }
-    frames = [wire.pack_lengths(payloads), b"".join(payloads), wire.pack_column(keys)]
+    frames = [bodies.pack_lengths(payloads), b"".join(payloads), bodies.pack_column(keys)]
     return Batch(Delivery(None, "t", 0, header, frames), 0, len(payloads))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ister
-from ister import testing, wire
+from ister import bodies, testing, wire
 from ister.attachment import Attachment
 from ister.clientsession import Session
 from ister.message import Event
@@ -129,7 +129,7 @@ class Talk:
         }
         if singly:
             header[Key.SINGLY] = True
-        self.hear(header, wire.pack_lengths(payloads), b"".join(payloads))
+        self.hear(header, bodies.pack_lengths(payloads), b"".join(payloads))
 
 
 @pytest.fixture

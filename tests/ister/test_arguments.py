@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ister import arguments, wire
+from ister import arguments, bodies
 from ister.errors import RemoteError, UsageError
 
 
@@ -49,7 +49,7 @@ def test_what_is_no_buffer_is_refused(value: Any) -> None:
 def test_attributes_are_text_to_text() -> None:
     """Anything else would surprise a consumer in another language."""
     assert arguments.attributes(None) == b""
-    assert wire.decode_attributes(arguments.attributes({"a": "b"})) == {"a": "b"}
+    assert bodies.decode_attributes(arguments.attributes({"a": "b"})) == {"a": "b"}
     for wrong in ({"a": 1}, {1: "a"}, {"a": b"b"}, 5, ["a"]):
         with pytest.raises(UsageError):
             arguments.attributes(wrong)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister import wire
+from ister import bodies, wire
 from ister.attachment import ACK_DELAY_S, TRANSITIONS, Attachment, joined
 from ister.errors import ConnectionLostError, RemoteError
 from ister.message import Batch, Delivery, Event
@@ -452,7 +452,7 @@ def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> Non
     """A broken broker is not believed."""
     opened(talk)
     header = {Key.TYPE: Type.DELIVER, Key.HANDLE: 2, Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 1]}
-    talk.hear(header, wire.pack_lengths([b"a"]), b"a")
+    talk.hear(header, bodies.pack_lengths([b"a"]), b"a")
     assert talk.session.idle
 
 

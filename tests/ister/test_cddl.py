@@ -11,7 +11,7 @@ import cbor2
 import pytest
 from pycddl import Schema, ValidationError
 
-from ister import wire
+from ister import bodies, wire
 from ister.errors import CODES
 from ister.wire import Key, Type
 from tests.ister.test_protocol_document import worked_example
@@ -89,7 +89,7 @@ def test_bodies_are_what_the_cddl_says() -> None:
             schema("result-value").validate_cbor(bytes.fromhex(step["frames"][1]))
         for message in step.get("messages", ()):
             if "attributes" in message:
-                schema("attributes").validate_cbor(wire.encode_attributes(message["attributes"])), where
+                schema("attributes").validate_cbor(bodies.encode_attributes(message["attributes"])), where
 
 
 @pytest.mark.parametrize("kind", sorted(NAMES), ids=NAMES.get)

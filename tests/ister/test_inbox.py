@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 import ister
+from ister import bodies, testing, wire
 from ister import inbox as under_test
-from ister import testing, wire
 from ister.errors import UsageError
 from ister.inbox import CORRELATION_ID, REPLY_TO, Inbox, Outlets, Waiting
 from ister.message import Delivery, Message
@@ -26,13 +26,13 @@ def delivery(payload: bytes, attributes: bytes, owner: object = None) -> Deliver
         Key.TIMESTAMPS: [1, 1000],
         Key.COLUMNS: int(Column.ATTRIBUTES),
     }
-    body = [wire.pack_lengths([payload]), payload, wire.pack_column([attributes])]
+    body = [bodies.pack_lengths([payload]), payload, bodies.pack_column([attributes])]
     return Delivery(owner, "_inbox/x", 0, header, body)
 
 
 def reply(correlation_id: str, payload: bytes = b"reply") -> Delivery:
     """Return a reply."""
-    return delivery(payload, wire.encode_attributes({CORRELATION_ID: correlation_id}))
+    return delivery(payload, bodies.encode_attributes({CORRELATION_ID: correlation_id}))
 
 
 class Desk:
@@ -100,7 +100,7 @@ def test_a_reply_goes_where_the_request_says() -> None:
     """With the request's own id, whatever else is said; a message that asks for none has none."""
     asked = under_test.asked({"a": "b", REPLY_TO: "elsewhere"}, "_inbox/x", "17")
     assert asked == {"a": "b", REPLY_TO: "_inbox/x", CORRELATION_ID: "17"}
-    request = next(delivery(b"", wire.encode_attributes(asked)).messages())
+    request = next(delivery(b"", bodies.encode_attributes(asked)).messages())
     assert under_test.answered(request, {"c": "d", CORRELATION_ID: "9"}) == (
         "_inbox/x",
         {"c": "d", CORRELATION_ID: "17"},

@@ -9,12 +9,12 @@ import pytest
 
 import ister
 import ister.testing
-from ister import wire
+from ister import bodies
 from ister.errors import RemoteProtocolError, UsageError
 from ister.wire import Column, Limit
 
 MOST = 1 << 18
-AROUND = wire.around_bytes_max(MOST)
+AROUND = bodies.around_bytes_max(MOST)
 ENTRY = 4  # of a column's lengths
 
 
@@ -34,8 +34,8 @@ def producer() -> Iterator[ister.Producer]:
 
 def attribute(size: int, name: str = "n") -> dict[str, str]:
     """Return attributes that take so many bytes as they travel."""
-    filled = {name: "x" * (size - len(wire.encode_attributes({name: "x" * (size - 20)})) + size - 20)}
-    assert len(wire.encode_attributes(filled)) == size
+    filled = {name: "x" * (size - len(bodies.encode_attributes({name: "x" * (size - 20)})) + size - 20)}
+    assert len(bodies.encode_attributes(filled)) == size
     return filled
 
 
@@ -70,10 +70,10 @@ def test_what_was_not_sent_by_its_producer_is_not_counted(producer: ister.Produc
     """A letter, or what is redriven, is as large as it may be, and says where it was."""
     own = attribute(AROUND - 2 * ENTRY)
     added = {f"ister.{number}": "x" * 200 for number in range(15)}
-    assert len(wire.encode_attributes(added)) < wire.MARKED_BYTES_MAX
+    assert len(bodies.encode_attributes(added)) < bodies.MARKED_BYTES_MAX
     assert producer.send_batch([bytes(MOST)], attributes=[own | added]).result(10).offset == 0
     with pytest.raises(UsageError, match="batch_bytes_max"):
-        producer.send(bytes(MOST), attributes=own | {"ister.much": "x" * (wire.MARKED_BYTES_MAX + 1)})
+        producer.send(bytes(MOST), attributes=own | {"ister.much": "x" * (bodies.MARKED_BYTES_MAX + 1)})
     with pytest.raises(UsageError, match="batch_bytes_max"):
         producer.send(bytes(MOST), attributes=own | {"mine": "x"})
 
@@ -83,14 +83,14 @@ def test_what_was_not_sent_by_its_producer_is_not_counted(producer: ister.Produc
 def test_the_broker_refuses_what_a_client_of_another_kind_sends_over_a_limit(over: int) -> None:
     """Whatever that counts; attributes that nobody can read count as they are."""
     for columns, frames in (
-        (Column.KEYS, [wire.pack_column([bytes(AROUND - 8 + over)])]),
-        (Column.ATTRIBUTES, [wire.pack_column([b"\xff" * (AROUND - 8 + over)])]),
-        (Column.DELIVER_AT | Column.KEYS, [wire.pack_column([bytes(AROUND - 16 + over)]), bytes(8)]),
+        (Column.KEYS, [bodies.pack_column([bytes(AROUND - 8 + over)])]),
+        (Column.ATTRIBUTES, [bodies.pack_column([b"\xff" * (AROUND - 8 + over)])]),
+        (Column.DELIVER_AT | Column.KEYS, [bodies.pack_column([bytes(AROUND - 16 + over)]), bytes(8)]),
     ):
-        body = [wire.pack_lengths([bytes(MOST)]), bytes(MOST), *frames]
+        body = [bodies.pack_lengths([bytes(MOST)]), bytes(MOST), *frames]
         if not over:
-            assert wire.check_batch(body, columns, message_bytes_max=MOST, batch_bytes_max=MOST) == 1
+            assert bodies.check_batch(body, columns, message_bytes_max=MOST, batch_bytes_max=MOST) == 1
             continue
         with pytest.raises(RemoteProtocolError, match="batch_bytes_max") as caught:
-            wire.check_batch(body, columns, message_bytes_max=MOST, batch_bytes_max=MOST)
+            bodies.check_batch(body, columns, message_bytes_max=MOST, batch_bytes_max=MOST)
         assert caught.value.code == "batch-too-large"

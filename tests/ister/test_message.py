@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister import wire
+from ister import bodies, wire
 from ister.errors import RemoteError, RemoteProtocolError, TimeoutExpiredError
 from ister.message import Batch, BatchReceipt, Delivery, Message, Published, Receipt, Shipment
 from ister.wire import Column, Key
@@ -15,7 +15,7 @@ from ister.wire import Column, Key
 def delivery_of(*payloads: bytes, first: int = 10, **header: object) -> Delivery:
     """Return a delivery as the broker sends it."""
     kept = {Key.OFFSET: first, Key.COUNT: len(payloads), Key.TIMESTAMPS: [len(payloads), 5]}
-    return Delivery(None, "orders", 0, kept, [wire.pack_lengths(payloads), b"".join(payloads)])
+    return Delivery(None, "orders", 0, kept, [bodies.pack_lengths(payloads), b"".join(payloads)])
 
 
 def batch_of(*payloads: bytes) -> Batch:
@@ -64,10 +64,10 @@ def test_keys_and_attributes_are_cut_when_asked_for() -> None:
     }
     payloads = [b"a", b"b"]
     frames = [
-        wire.pack_lengths(payloads),
+        bodies.pack_lengths(payloads),
         b"".join(payloads),
-        wire.pack_column([b"", b"k"]),
-        wire.pack_column([wire.encode_attributes({"x": "y"}), b""]),
+        bodies.pack_column([b"", b"k"]),
+        bodies.pack_column([bodies.encode_attributes({"x": "y"}), b""]),
     ]
     first, second = Delivery(None, "orders", 0, header, frames).messages()
     assert (first.key, first.attributes) == (None, {"x": "y"})
@@ -80,7 +80,7 @@ def test_timestamps_are_looked_up_by_run() -> None:
     """Each message has the time of its run."""
     header = {Key.OFFSET: 0, Key.COUNT: 4, Key.TIMESTAMPS: [1, 100, 3, 200]}
     payloads = [b""] * 4
-    delivery = Delivery(None, "orders", 0, header, [wire.pack_lengths(payloads), b""])
+    delivery = Delivery(None, "orders", 0, header, [bodies.pack_lengths(payloads), b""])
     assert [message.timestamp for message in delivery.messages()] == [100, 200, 200, 200]
 
 
@@ -98,13 +98,13 @@ def test_a_delivery_that_does_not_add_up_is_refused(change: dict[int, object]) -
     """Before anything of it is believed."""
     header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5]} | change
     with pytest.raises(RemoteProtocolError):
-        Delivery(None, "orders", 0, header, [wire.pack_lengths([b"a", b"b"]), b"ab"])
+        Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"ab"])
 
 
 def test_lengths_that_do_not_add_up_raise_where_they_are_looked_at() -> None:
     """A damaged payload frame is an error, not other messages."""
     header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5]}
-    delivery = Delivery(None, "orders", 0, header, [wire.pack_lengths([b"a", b"b"]), b"abc"])
+    delivery = Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"abc"])
     with pytest.raises(RemoteProtocolError):
         delivery.payloads  # noqa: B018
 
@@ -182,11 +182,11 @@ def sparse(offsets: list[int]) -> Delivery:
         Key.RANGES: flat,
     }
     frames = [
-        wire.pack_lengths(payloads),
+        bodies.pack_lengths(payloads),
         b"".join(payloads),
-        wire.pack_column(payloads),
-        wire.pack_column([wire.encode_attributes({"n": str(offset)}) for offset in offsets]),
-        wire.pack_times(offsets),
+        bodies.pack_column(payloads),
+        bodies.pack_column([bodies.encode_attributes({"n": str(offset)}) for offset in offsets]),
+        bodies.pack_times(offsets),
     ]
     return Delivery(None, "orders", 0, header, frames)
 
@@ -223,13 +223,13 @@ def test_ranges_that_do_not_hold_the_messages_are_refused(ranges: list[int]) -> 
     """A delivery with impossible offsets would be acknowledged wrongly."""
     header = {Key.OFFSET: 10, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.RANGES: ranges}
     with pytest.raises(RemoteProtocolError):
-        Delivery(None, "orders", 0, header, [wire.pack_lengths([b"a", b"b"]), b"ab"])
+        Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"ab"])
 
 
 def test_a_message_that_did_not_wait_has_no_time_of_delivery() -> None:
     """0 in the column, or no column: both are "at once"."""
     header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.COLUMNS: Column.DELIVER_AT}
-    frames = [wire.pack_lengths([b"a", b"b"]), b"ab", wire.pack_times([0, 77])]
+    frames = [bodies.pack_lengths([b"a", b"b"]), b"ab", bodies.pack_times([0, 77])]
     assert [message.deliver_at for message in Delivery(None, "orders", 0, header, frames).messages()] == [
         None,
         77,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ister import wire
+from ister import bodies, wire
 from ister.clientsession import TRANSITIONS as SESSION_TRANSITIONS
 from ister.errors import CODES
 from ister.transport.session import HANDLE_FRAMES, HANDLE_TABLE, State
@@ -81,9 +81,9 @@ def worked_example() -> list[Step]:
         _step(
             ">",
             {Key.TYPE: Type.PUBLISH, Key.HANDLE: 1, Key.SEQUENCE: 1, Key.COLUMNS: Column.KEYS},
-            wire.pack_lengths(keyed),
+            bodies.pack_lengths(keyed),
             b"".join(keyed),
-            wire.pack_column([b"k1", b""]),
+            bodies.pack_column([b"k1", b""]),
         ),
         _step("<", {Key.TYPE: Type.RECEIPT, Key.HANDLE: 1, Key.RECEIPTS: [0, 0, 1, 1]}),
         _step(
@@ -114,7 +114,7 @@ def worked_example() -> list[Step]:
                 Key.TIMESTAMPS: [1, 1767225600000],
                 Key.ATTEMPT: 1,
             },
-            wire.pack_lengths([b"hello"]),
+            bodies.pack_lengths([b"hello"]),
             b"hello",
         ),
         _step(
@@ -128,9 +128,9 @@ def worked_example() -> list[Step]:
                 Key.ATTEMPT: 1,
                 Key.COLUMNS: Column.KEYS,
             },
-            wire.pack_lengths(keyed),
+            bodies.pack_lengths(keyed),
             b"".join(keyed),
-            wire.pack_column([b"k1", b""]),
+            bodies.pack_column([b"k1", b""]),
         ),
         _step(">", {Key.TYPE: Type.ACK, Key.HANDLE: 2, Key.RANGES: [0, 3], Key.REF: 4}),
         _step("<", {Key.TYPE: Type.DONE, Key.REF: 4}),
@@ -160,7 +160,7 @@ def test_the_worked_example_is_legal() -> None:
     for _way, name, frames in worked_example():
         header = wire.decode_header(frames[0])
         if name in ("PUBLISH", "DELIVER") and len(frames) > 2:
-            wire.check_batch(
+            bodies.check_batch(
                 frames[1:],
                 header.get(Key.COLUMNS, 0),
                 message_bytes_max=1 << 20,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister import wire
+from ister import bodies, wire
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
 from ister.message import Shipment
 from ister.publication import NOTHING, TRANSITIONS, Publication
@@ -69,17 +69,17 @@ def test_columns_are_filled_for_messages_that_have_none(talk: Talk) -> None:
     publication = opened(talk)
     publication.begin(0.0)
     publication.add(b"a", b"", b"")
-    publication.add(b"b", b"", wire.encode_attributes({"x": "y"}))
+    publication.add(b"b", b"", bodies.encode_attributes({"x": "y"}))
     publication.add(b"c", b"k", b"")
     publication.seal()
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.KEYS | Column.ATTRIBUTES
     assert (
-        wire.check_batch(body, Column.KEYS | Column.ATTRIBUTES, message_bytes_max=100, batch_bytes_max=1000)
+        bodies.check_batch(body, Column.KEYS | Column.ATTRIBUTES, message_bytes_max=100, batch_bytes_max=1000)
         == 3
     )
-    assert wire.split_column(body[2], 3) == [b"", b"", b"k"]
-    assert wire.split_column(body[3], 3) == [b"", wire.encode_attributes({"x": "y"}), b""]
+    assert bodies.split_column(body[2], 3) == [b"", b"", b"k"]
+    assert bodies.split_column(body[3], 3) == [b"", bodies.encode_attributes({"x": "y"}), b""]
 
 
 def test_the_room_left_is_exact(talk: Talk) -> None:
@@ -404,7 +404,7 @@ class Model:
                 self.talk.hear(opened | {Key.SEQUENCE: self._expected, Key.BYTES: 3000})
             elif header[Key.TYPE] == Type.PUBLISH:
                 body = frames[1:]
-                messages = list(body) if len(body) == 1 else wire.split_payloads(body[0], body[1])
+                messages = list(body) if len(body) == 1 else bodies.split_payloads(body[0], body[1])
                 self._publish(header[Key.SEQUENCE], messages)
 
     def _publish(self, sequence: int, messages: list[bytes]) -> None:
@@ -493,7 +493,7 @@ def test_times_of_delivery_are_a_column(talk: Talk) -> None:
     publication.seal()
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.DELIVER_AT
-    assert wire.split_times(body[-1], 3).tolist() == [0, 1_767_225_600_000, 0]
+    assert bodies.split_times(body[-1], 3).tolist() == [0, 1_767_225_600_000, 0]
     assert size == sum(map(len, body))
     assert publication.plain
 
@@ -506,7 +506,7 @@ def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
     publication.seal()
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.KEYS | Column.DELIVER_AT
-    assert wire.check_batch(body, header[Key.COLUMNS], message_bytes_max=100, batch_bytes_max=1000) == 1
+    assert bodies.check_batch(body, header[Key.COLUMNS], message_bytes_max=100, batch_bytes_max=1000) == 1
 
 
 @pytest.mark.requirement("8.1-5")

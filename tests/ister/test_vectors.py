@@ -9,7 +9,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from ister import wire
+from ister import bodies, wire
 from ister.clientsession import Session
 from ister.errors import RemoteProtocolError
 from ister.opening import producer_id
@@ -121,10 +121,12 @@ def test_the_client_takes_a_frame_or_gives_the_connection_up(vector: dict[str, A
 def test_a_batch_is_cut_as_its_vector_says(vector: dict[str, Any]) -> None:
     """The check gives the count or the error of the vector, and cutting gives its messages."""
     frames = [bytes.fromhex(frame) for frame in vector["frames"]]
-    whole = frames if len(frames) != 1 else [wire.pack_lengths(frames), *frames]
+    whole = frames if len(frames) != 1 else [bodies.pack_lengths(frames), *frames]
 
     def check() -> int:
-        return wire.check_batch(whole, vector["columns"], message_bytes_max=1 << 20, batch_bytes_max=1 << 20)
+        return bodies.check_batch(
+            whole, vector["columns"], message_bytes_max=1 << 20, batch_bytes_max=1 << 20
+        )
 
     if "error" in vector:
         with pytest.raises(RemoteProtocolError) as raised:

@@ -18,18 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ister.bodies import split_column, split_payloads, split_times
 from ister.errors import IsterError
-from ister.wire import (
-    OFFSET_UNKNOWN,
-    Column,
-    Key,
-    Type,
-    decode_header,
-    decode_result,
-    split_column,
-    split_payloads,
-    split_times,
-)
+from ister.wire import OFFSET_UNKNOWN, Column, Key, Type, decode_header, decode_result
 from tests.sim.limits import MESSAGE_BYTES, SEGMENT_BYTES, WallClock
 from tests.sim.links import SimRouter
 from tests.sim.model import (

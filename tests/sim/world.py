@@ -18,10 +18,11 @@ from unittest.mock import patch
 from ister.actors import lanes
 from ister.actors.placement import subscription_key, worker_of
 from ister.actors.runtime import LoopActor
+from ister.bodies import decode_attributes
 from ister.storage.disk import Disk
 from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
-from ister.wire import Column, Key, Type, decode_attributes
+from ister.wire import Column, Key, Type
 from tests.raw_client import Frame
 from tests.sim import patterns, remade
 from tests.sim.broker import Machine

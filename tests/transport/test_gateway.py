@@ -15,11 +15,12 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ister.bodies import Buffer
 from ister.clock import SystemClock
 from ister.errors import CODES, RemoteError, UsageError
 from ister.transport.gateway import Gateway, Sent
 from ister.transport.session import Handle, Session, SessionLimits, Sessions
-from ister.wire import HEADER_BYTES_MAX, Buffer, Header, Key, Type
+from ister.wire import HEADER_BYTES_MAX, Header, Key, Type
 from tests.raw_client import Frame, RawClient, batch
 
 MESSAGE_BYTES_MAX = 1000

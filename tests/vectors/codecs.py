@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple
 
 import cbor2
 
-from ister.wire import Key, Type, encode_attributes
+from ister.bodies import encode_attributes
+from ister.wire import Key, Type
 from tests.raw_client import batch, table_of
 
 PING: Final = Type.PING

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import cbor2
 
-from ister import wire
+from ister import bodies, wire
 from ister.errors import RemoteProtocolError
 from ister.wire import Column, Key, Type
 
@@ -65,19 +65,19 @@ def messages_of(frames: Sequence[bytes], columns: int) -> list[dict[str, Any]]:
     """Write the messages of a batch."""
     if len(frames) == 1:
         return [{"payload": frames[0].hex()}]
-    payloads = wire.split_payloads(frames[0], frames[1])
+    payloads = bodies.split_payloads(frames[0], frames[1])
     messages: list[dict[str, Any]] = [{"payload": payload.hex()} for payload in payloads]
     rest = list(frames[2:])
     if columns & Column.KEYS:
-        for message, key in zip(messages, wire.split_column(rest.pop(0), len(messages)), strict=True):
+        for message, key in zip(messages, bodies.split_column(rest.pop(0), len(messages)), strict=True):
             if key:
                 message["key"] = key.hex()
     if columns & Column.ATTRIBUTES:
-        for message, item in zip(messages, wire.split_column(rest.pop(0), len(messages)), strict=True):
+        for message, item in zip(messages, bodies.split_column(rest.pop(0), len(messages)), strict=True):
             if item:
-                message["attributes"] = wire.decode_attributes(item)
+                message["attributes"] = bodies.decode_attributes(item)
     if columns & Column.DELIVER_AT:
-        for message, time in zip(messages, wire.split_times(rest.pop(0), len(messages)), strict=True):
+        for message, time in zip(messages, bodies.split_times(rest.pop(0), len(messages)), strict=True):
             if time:
                 message["deliver_at_ms"] = time
     return messages
