@@ -39,8 +39,8 @@ from ister.storage.damage import skip_damaged
 from ister.storage.disk import Disk, LocalDisk
 from ister.storage.folders import cache_folder, cursor_path, cursors_folder, log_folder
 from ister.storage.openfiles import OpenFiles, descriptor_limit
-from ister.storage.reader import SegmentMaps
 from ister.storage.reserve import Reserve
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.wal import Wal, WalSettings, remove_log
 from ister.storage.wholereader import TieredReader
 from ister.subscriptions import READER

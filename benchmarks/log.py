@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ister.clock import SystemClock
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import LocalDisk
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.verify import verify_log
 from ister.storage.wal import Wal, WalSettings, remove_log
 

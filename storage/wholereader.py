@@ -17,8 +17,9 @@ from typing import Final
 
 from ister.errors import DamagedError, GapError, TrimmedError
 from ister.storage.damage import load_skips
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
 from ister.storage.record import Record
+from ister.storage.segment_maps import SegmentMaps
 
 UNKNOWN: Final = 1 << 63  # up to where the store has a topic, while nobody knows: above every offset
 
@@ -50,6 +51,7 @@ class TieredReader:
         self, maps: SegmentMaps, folder: str, cache_folder: str, incarnation: bytes, offset: int
     ) -> None:
         self._log = Reader(maps, folder, incarnation, offset)
+        self._folder, self._cache_folder, self._incarnation = folder, cache_folder, incarnation
         self._cache = Reader(maps, cache_folder, incarnation, offset, listed=False)
         self._absent: tuple[int, int, DamagedError | None] = (
             0,
@@ -79,7 +81,7 @@ class TieredReader:
 
     def brought(self, base: int) -> None:
         """Record that the segment at `base` is in the cache now."""
-        self.maps.note(self._cache.folder, base)
+        self.maps.note(self._cache_folder, base)
 
     def take_skipped(self) -> list[tuple[int, int]]:
         """Return the ranges that were jumped over since last asked, by an operator's decision."""
@@ -120,7 +122,7 @@ class TieredReader:
             self._absent = (offset, error.end, error)
             return None
         except (GapError, FileNotFoundError):
-            if not self._log.is_empty():
+            if self._log.search.begins_at() is not None:
                 raise
             # It came back from the store, and has nothing of its own yet.
             self._absent = (offset, durable_end, None)
@@ -136,7 +138,7 @@ class TieredReader:
         (NotHereError), and known from then on. Where damage may be that late it is found, not what is behind it. Raises
         DamagedError.
         """
-        local = self._log.begins_at()
+        local = self._log.search.begins_at()
         found = durable_end
         if local is not None:
             sought = self._log.find_time(timestamp_ms, durable_end)
@@ -155,16 +157,16 @@ class TieredReader:
         if begins is None:
             return max(start, found)
         base, end = begins
-        if self._cache.segment_at(base) is None:
+        if self._cache.search.segment_at(base) is None:
             raise NotHereError(max(base, start), end)
-        return max(start, self._cache.time_in(base, timestamp_ms, end))
+        return max(start, self._cache.search.time_in(base, timestamp_ms, end))
 
     def _segment_at(self, offset: int) -> tuple[int, int, int]:
         """Return base, end and log time at the end of the stored segment that holds an offset. Raises NotHereError."""
         at = bisect_right(self._known, offset, key=itemgetter(0)) - 1
         if at >= 0 and offset < self._known[at][1]:
             return self._known[at]
-        there = self._cache.segment_at(offset)
+        there = self._cache.search.segment_at(offset)
         if there is None:
             raise NotHereError(offset, offset + 1)
         base, footer = there
@@ -184,8 +186,8 @@ class TieredReader:
         except DamagedError as error:
             # Where what is here ends, somebody else may be reading it. What is damaged is only a copy: forget that one,
             # and let it be brought back again.
-            if (base := self._cache.useless_at(offset)) is not None:
-                self.maps.drop(self._cache.folder, self._cache.incarnation, base)
+            if (base := self._cache.search.useless_at(offset)) is not None:
+                self.maps.drop(self._cache_folder, self._incarnation, base)
                 damage = error if damage is None else damage
                 until = min(until, error.end or until)
             self._cache.close()
@@ -193,7 +195,7 @@ class TieredReader:
             self.from_store = True
             self._log.seek(records[-1].end_offset)
             return records
-        skips = load_skips(self.maps.disk, self._log.folder, self._log.incarnation)
+        skips = load_skips(self.maps.disk, self._folder, self._incarnation)
         behind = min(skips.end_of(offset), until)
         if behind <= offset:
             raise NotHereError(offset, until, damage)

@@ -31,7 +31,7 @@ from ister.settings import Settings, load_settings
 from ister.storage.catalogue import Catalogue
 from ister.storage.disk import Disk
 from ister.storage.objectstore import FolderStore, ObjectStore
-from ister.storage.reader import SegmentMaps
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.transport.gateway import Gateway, GatewayCounts
 from ister.transport.session import SessionLimits, Sessions

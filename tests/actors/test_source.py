@@ -12,7 +12,7 @@ from ister.actors.source import SHEETS_BYTES_MAX, SHEETS_BYTES_MIN, Source
 from ister.bodies import pack_column, pack_lengths
 from ister.clock import SystemClock
 from ister.storage.disk import LocalDisk
-from ister.storage.reader import COPIED_BYTES_MAX, SegmentMaps
+from ister.storage.segment_maps import COPIED_BYTES_MAX, SegmentMaps
 from ister.storage.wal import Wal, WalSettings
 from ister.storage.wholereader import TieredReader
 
@@ -116,7 +116,7 @@ def test_a_subscription_at_rest_holds_no_file(log: Log) -> None:
 
 def test_all_subscriptions_together_are_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a process keeps as much as it may, each of its subscriptions keeps a batch or two."""
-    monkeypatch.setattr("ister.storage.reader.COPIED_BYTES_MAX", COPIED_BYTES_MAX // 8)
+    monkeypatch.setattr("ister.storage.segment_maps.COPIED_BYTES_MAX", COPIED_BYTES_MAX // 8)
     sources = [log.source() for _ in range(10)]
     for source in sources:
         list(islice(read(source), MESSAGES))

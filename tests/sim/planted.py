@@ -28,10 +28,11 @@ from ister.storage.cursor_format import encode_journal
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import File
 from ister.storage.layout import Layout
+from ister.storage.log_search import FoundTime
 from ister.storage.objectstore import ObjectStore
 from ister.storage.opening import _Opening
 from ister.storage.producers import ProducerTable
-from ister.storage.reader import FoundTime, Reader
+from ister.storage.reader import Reader
 from ister.storage.retention import Retention, retention_of
 from ister.storage.simulated import SimulatedFile
 from ister.wildcard import WildcardConsumer
@@ -177,7 +178,7 @@ def raw_times() -> Iterator[None]:
 
     def find_time(self: Reader, timestamp_ms: int, durable_end: int) -> FoundTime:
         offset = self.offset
-        self.seek(self.begins_at() or 0)
+        self.seek(self.search.begins_at() or 0)
         places: list[tuple[int, int]] = []
         while records := self.read(durable_end, 1 << 20):
             places += [(record.first_offset, record.timestamp_ms) for record in records]

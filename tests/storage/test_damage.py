@@ -12,7 +12,8 @@ from ister.errors import DamagedError, StorageError
 from ister.storage.damage import SKIPS_NAME, damage, load_skips, skip_damaged
 from ister.storage.producers import Duplicate
 from ister.storage.ranges import RangeSet
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.verify import VerifyProgress, VerifyReport, verify_log
 from ister.storage.wal import Wal

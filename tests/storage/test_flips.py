@@ -16,7 +16,8 @@ import pytest
 
 from ister.errors import DamagedError, StorageError
 from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.verify import VerifyReport, verify_log
 from ister.storage.wal import Wal, WalSettings

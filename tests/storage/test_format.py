@@ -20,8 +20,9 @@ from ister.storage.disk import LocalDisk
 from ister.storage.index import SparseIndex
 from ister.storage.producers import Duplicate
 from ister.storage.ranges import RangeSet
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
 from ister.storage.record import parse_header, salt_of
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.wal import Wal
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -8,9 +8,10 @@ from random import Random
 import pytest
 
 from ister.storage.index import INDEX_STEP_BYTES, SparseIndex, index_bytes
-from ister.storage.reader import Reader, SegmentMaps, read_index
+from ister.storage.reader import Reader
 from ister.storage.record import parse_header, salt_of
 from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
+from ister.storage.segment_maps import SegmentMaps, read_index
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.wal import Wal
 

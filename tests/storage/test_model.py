@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ister.errors import DiskFullError, LogFailedError, StorageError
 from ister.storage.producers import Duplicate, Fresh
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.verify import VerifyReport, verify_log
 from ister.storage.wal import Commit, Trim, Wal, WalSettings

@@ -11,7 +11,8 @@ import pytest
 
 from ister.errors import DamagedError, GapError, TrimmedError
 from ister.storage.disk import LocalDisk
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]

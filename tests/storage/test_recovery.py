@@ -18,9 +18,10 @@ import pytest
 from ister.errors import DamagedError, LogFailedError, StorageError
 from ister.storage.disk import LocalDisk
 from ister.storage.producers import Duplicate, Fresh
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
 from ister.storage.recovery import DamagedRange, RecoveryReport
 from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.wal import Wal
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ister.storage.disk import LocalDisk
 from ister.storage.openfiles import OpenFiles, descriptors_used
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.spare import SPARE_NAME
 from ister.storage.wal import Wal
 

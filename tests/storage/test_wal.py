@@ -12,8 +12,9 @@ import pytest
 from ister.errors import DiskFullError, LogFailedError, StorageError
 from ister.storage.disk import LocalDisk
 from ister.storage.producers import Duplicate, Fresh
-from ister.storage.reader import Reader, SegmentMaps
+from ister.storage.reader import Reader
 from ister.storage.segment import FOOTER_BYTES
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.wal import Wal, WalSettings, remove_log
 

@@ -6,8 +6,8 @@ import pytest
 
 from ister.errors import DamagedError
 from ister.storage.damage import skip_damaged
-from ister.storage.reader import SegmentMaps
 from ister.storage.segment import base_of
+from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.wal import Wal, WalSettings
 from ister.storage.wholereader import NotHereError, TieredReader
