@@ -1,4 +1,4 @@
-"""The next segment's file, made ahead of time by a thread.
+"""The next segment's file, made ahead of time by a thread if possible.
 
 - A roll on the hot path is then a rename and the writing of a header; creating and filling a file takes milliseconds.
 - A spare that cannot be made is not a failure: the log makes its next file itself.
@@ -85,3 +85,42 @@ class Spare:
             file, self._file = self._file, None
         if file is not None:
             self._discard(file)
+
+
+class NextFile:
+    """Where a log's next segment has its file from: the spare, or a new one. Used by the log's owner alone."""
+
+    __slots__ = ("_disk", "_path", "_size", "_spare")
+
+    def __init__(self, disk: Disk, folder: str, size: int) -> None:
+        self._disk = disk
+        self._path = f"{folder}/{SPARE_NAME}"
+        self._size = size
+        self._spare: Spare | None = None
+
+    def prepare(self) -> Spare | None:
+        """Return the work of making a spare, None if there is one, or one is being made."""
+        if self._spare is not None and not self._spare.given_up:
+            return None
+        self._spare = Spare(self._disk, self._path, self._size)
+        return self._spare
+
+    def take(self, path: str) -> tuple[File, int]:
+        """Return a file of zeros under the name `path`, and how far its blocks are written. Raises OSError."""
+        spare = self._spare
+        if spare is not None and (file := spare.take()) is not None:
+            self._spare = None
+            try:
+                self._disk.rename(spare.path, path)
+            except FileNotFoundError:  # it was removed meanwhile
+                file.close()
+            else:
+                file.path = path
+                return file, self._size
+        return self._disk.create(path, self._size), 0
+
+    def cancel(self) -> None:
+        """Do without a spare: its room is given back."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.cancel()

@@ -27,10 +27,10 @@ from ister.storage.cursor_files import Compaction
 from ister.storage.cursor_format import encode_journal
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import File
+from ister.storage.examining import Examination
 from ister.storage.layout import Layout
 from ister.storage.log_search import FoundTime
 from ister.storage.objectstore import ObjectStore
-from ister.storage.opening import _Opening
 from ister.storage.producers import ProducerTable
 from ister.storage.reader import Reader
 from ister.storage.retention import Retention, retention_of
@@ -109,10 +109,10 @@ def fenced_writer_counted() -> Iterator[None]:
 def dedup_forgotten() -> Iterator[None]:
     """A log that is opened again knows nothing of the producers whose batches it holds."""
 
-    def producers(self: _Opening, *_given: object) -> ProducerTable:
-        return ProducerTable(self.settings.producers_max)
+    def producers(self: Examination, *_given: object) -> ProducerTable:
+        return ProducerTable(self._producers_max)
 
-    with patch.object(_Opening, "_producers", producers):
+    with patch.object(Examination, "_producers", producers):
         yield
 
 

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ister.errors import DiskFullError, LogFailedError, StorageError
+from ister.storage.commit import Commit
 from ister.storage.producers import Duplicate, Fresh
 from ister.storage.reader import Reader
 from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
+from ister.storage.trim import Trim
 from ister.storage.verify import VerifyReport, verify_log
-from ister.storage.wal import Commit, Trim, Wal, WalSettings
+from ister.storage.wal import Wal, WalSettings
 
 INCARNATION = bytes(range(16))
 FOLDER = "/data/log"
