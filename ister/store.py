@@ -33,7 +33,9 @@ from ister.message import Batch, Delivery, Message
 if TYPE_CHECKING:
     from ister.storage.history import History
     from ister.storage.objectstore import ObjectStore
-    from ister.storage.replay import Part, Replay, StoredTopic, StoreReport
+    from ister.storage.replay import Part, Replay
+    from ister.storage.stored_topics import StoredTopic
+    from ister.storage.verify_store import StoreReport
 
 PREFETCH: Final = 2
 
@@ -44,7 +46,7 @@ def topics(url: str) -> list[StoredTopic]:
     Raises UsageError for an invalid address, StoreError.
     """
     need_for_store(url, "`ister.store`")
-    from ister.storage.replay import list_topics
+    from ister.storage.stored_topics import list_topics
 
     with _opened(url) as store:
         return list_topics(store)
@@ -56,10 +58,10 @@ def history(url: str, topic: str, *, incarnation: str | None = None) -> History:
     `incarnation` (hexadecimal) chooses among topics of the same name. Raises UsageError, StoreError.
     """
     need_for_store(url, "`ister.store`")
-    from ister.storage.replay import list_history
+    from ister.storage.listing import read_history
 
     with _opened(url) as store:
-        return list_history(store, _find(store, topic, incarnation).layout)
+        return read_history(store, _find(store, topic, incarnation).layout)
 
 
 class Reader:
@@ -177,7 +179,7 @@ def verify(
     `progress` is called with the bytes checked so far. Raises UsageError, StoreError if the store fails.
     """
     need_for_store(url, "`ister.store`")
-    from ister.storage.replay import verify_history
+    from ister.storage.verify_store import verify_history
 
     with _opened(url) as store:
         return verify_history(store, _find(store, topic, incarnation).layout, progress=progress)
@@ -195,7 +197,7 @@ def _opened(url: str) -> Iterator[ObjectStore]:
 
 
 def _find(store: ObjectStore, topic: str, incarnation: str | None) -> StoredTopic:
-    from ister.storage.replay import find_topic
+    from ister.storage.stored_topics import find_topic
 
     try:
         chosen = None if incarnation is None else bytes.fromhex(incarnation)

@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 from ister.clock import Clock, SystemClock
 from ister.errors import StoreError, UsageError
 from ister.storage.disk import Disk, LocalDisk
-from ister.storage.objectstore import FolderStore, ObjectStore
+from ister.storage.folderstore import FolderStore
+from ister.storage.objectstore import ObjectStore
 from ister.storage.reserve import Reserve
 
 # Three to 222 letters, digits, '-', '_' and '.': https://cloud.google.com/storage/docs/buckets#naming

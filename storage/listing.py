@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 
 from ister.errors import StoreError
-from ister.storage.history import stored_segment
+from ister.storage.history import History, plan_history, stored_segment
 from ister.storage.layout import Layout
 from ister.storage.objectstore import UNCHECKED, ObjectInfo, ObjectStore
 from ister.storage.record import salt_of
@@ -27,6 +27,11 @@ def list_topic(store: ObjectStore, layout: Layout) -> list[ObjectInfo]:
     for kind in "eft":
         objects += store.list(f"{layout.prefix}{kind}/")
     return objects
+
+
+def read_history(store: ObjectStore, layout: Layout) -> History:
+    """Return what the store holds of a topic's history now. Raises StoreError."""
+    return plan_history(layout, list_topic(store, layout))
 
 
 def _told(store: ObjectStore, layout: Layout, info: ObjectInfo) -> ObjectInfo:
@@ -68,4 +73,4 @@ def read_segment(store: ObjectStore, name: str, size: int, *, level: int = loggi
         return store.get_range(name, 0, max(size, SEGMENT_BYTES_MAX))
 
 
-__all__ = ["list_topic", "read_segment"]
+__all__ = ["list_topic", "read_history", "read_segment"]

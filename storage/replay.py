@@ -1,4 +1,4 @@
-"""Reading topics straight from a store: which there are, every record in order, and whether it is intact.
+"""Reading a topic straight from a store: every record, in order.
 
 - Objects are only read; nothing is ever written.
 - Segments are listed before claims, starts and trims, so that whatever supersedes a listed segment is listed too.
@@ -7,25 +7,24 @@
 - Memory is bounded by the segments being read ahead: `prefetch` and one, each at most 8 MiB.
 - A segment that was trimmed or superseded meanwhile is looked for again in a fresh listing, once.
 
-May touch: the ObjectStore it is handed, from threads of its own while reading ahead.
+Which topics there are is in `stored_topics.py`, checking a whole history in `verify_store.py`. May touch: the
+ObjectStore it is handed, from threads of its own while reading ahead.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ister.errors import DamagedError, GapError, StoreError, TrimmedError, UsageError
 from ister.storage.checksum import crc32c
-from ister.storage.history import History, Piece, StoredSegment, plan_history
-from ister.storage.layout import Layout, decode_topic, encode_topic
-from ister.storage.listing import list_topic, read_segment
-from ister.storage.objectstore import UNCHECKED, ObjectStore
+from ister.storage.history import Piece, StoredSegment
+from ister.storage.layout import Layout
+from ister.storage.listing import read_history, read_segment
+from ister.storage.objectstore import ObjectStore
 from ister.storage.record import (
     BATCH,
     FOOTER,
@@ -36,7 +35,6 @@ from ister.storage.record import (
     salt_of,
     well_formed,
 )
-from ister.storage.recovery import broken_ranges
 from ister.storage.segment import (
     FOOTER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -50,26 +48,6 @@ PREFETCH: Final = 2
 # a writer that has claimed an epoch and not said yet where it begins.
 GAP_WAIT_S: Final = 2.0
 
-_TOPICS: Final = "v1/topics/"
-_DATA: Final = "v1/d/"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTopic:
-    """A topic as a store knows it; dispatch and durability are empty where the store has no catalogue entry for it."""
-
-    name: str
-    incarnation: bytes
-    dispatch: str = ""
-    durability: str = ""
-    created_ms: int = 0
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def layout(self) -> Layout:
-        """Return the names of its objects."""
-        return Layout(self.name, self.incarnation)
-
 
 class Part(NamedTuple):
     """Offsets [first, end) of a record: all of it, but for the first and the last of a piece."""
@@ -77,107 +55,6 @@ class Part(NamedTuple):
     record: Record
     first: int
     end: int
-
-
-# what there is
-
-
-def list_topics(store: ObjectStore) -> list[StoredTopic]:
-    """Return the topics of a store's catalogue, by name; of a store without one, those that have objects.
-
-    Raises StoreError.
-    """
-    found, damaged = [], []
-    for info in store.list(_TOPICS):
-        try:
-            found.append(_entry(store, info.name))
-        except StoreError as error:
-            if error.code not in UNCHECKED:
-                raise
-            damaged.append(decode_topic(info.name[len(_TOPICS) :]))
-    for name in damaged:  # its objects say which topic it is
-        prefix = Layout(name, b"").prefix[:-1]
-        keys = {key for info in store.list(prefix) if (key := _key_of(info.name)) is not None}
-        found += [StoredTopic(*key) for key in keys if key[0] == name]
-    if not found:
-        known: dict[tuple[str, bytes], StoredTopic] = {}
-        for info in store.list(_DATA):
-            topic = _topic_of(info.name)
-            if topic is not None:
-                known.setdefault((topic.name, topic.incarnation), topic)
-        found = list(known.values())
-    return sorted(found, key=lambda topic: (topic.name, topic.incarnation))
-
-
-def find_topic(store: ObjectStore, name: str, incarnation: bytes | None = None) -> StoredTopic:
-    """Return a topic by its name. Raises UsageError `unknown-topic` if there is none, or several; StoreError."""
-    catalogue = _TOPICS + encode_topic(name)
-    if incarnation is None and store.head(catalogue) is not None:
-        try:
-            return _entry(store, catalogue)
-        except StoreError as error:
-            if error.code not in UNCHECKED:
-                raise
-    prefix = Layout(name, b"").prefix[:-1]  # ends with the "." before the incarnation
-    found: dict[bytes, StoredTopic] = {}
-    for info in store.list(prefix):
-        topic = _topic_of(info.name)
-        if topic is not None and topic.name == name:
-            found.setdefault(topic.incarnation, topic)
-    if incarnation is not None:
-        found = {key: topic for key, topic in found.items() if key == incarnation}
-    if not found:
-        raise UsageError(f"the store has no topic {name!r}", code="unknown-topic")
-    if len(found) > 1:
-        several = ", ".join(sorted(key.hex() for key in found))
-        raise UsageError(
-            f"the store has several topics that were called {name!r}: name an incarnation, one of {several}",
-            code="unknown-topic",
-        )
-    return next(iter(found.values()))
-
-
-def _entry(store: ObjectStore, name: str) -> StoredTopic:
-    try:
-        told = json.loads(store.get(name))
-        return StoredTopic(
-            str(told["name"]),
-            bytes.fromhex(told["incarnation"]),
-            str(told.get("dispatch", "")),
-            str(told.get("durability", "")),
-            int(told.get("created_ms", 0)),
-            dict(told.get("settings") or {}),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"the catalogue entry {name} cannot be read: {error}", code="object-damaged", action="stop"
-        ) from error
-
-
-def _key_of(name: str) -> tuple[str, bytes] | None:
-    topic = _topic_of(name)
-    return None if topic is None else (topic.name, topic.incarnation)
-
-
-def _topic_of(name: str) -> StoredTopic | None:
-    """Return whose object `v1/d/<hh>/<topic>.<incarnation>/...` is."""
-    parts = name.split("/")
-    if len(parts) < 5 or not name.startswith(_DATA):
-        return None
-    encoded, _, incarnation = parts[3].rpartition(".")
-    try:
-        topic = StoredTopic(decode_topic(encoded), bytes.fromhex(incarnation))
-    except ValueError:
-        return None
-    return topic if len(topic.incarnation) == 16 and name.startswith(topic.layout.prefix) else None
-
-
-def list_history(store: ObjectStore, layout: Layout) -> History:
-    """Return what a store holds of a topic's history now. Raises StoreError."""
-    return plan_history(layout, list_topic(store, layout))
-
-
-# reading
 
 
 def parts_of(data: bytes, layout: Layout, piece: Piece) -> Iterator[Part]:
@@ -242,10 +119,10 @@ class Replay:
         self._prefetch = max(1, prefetch)
         self._gap_wait_s = gap_wait_s
         self._wait = wait
-        self.history = list_history(store, layout)
+        self.history = read_history(store, layout)
         if self.history.undecided is not None:
             wait(gap_wait_s)
-            self.history = list_history(store, layout)
+            self.history = read_history(store, layout)
 
     def check(self, offset: int) -> int:
         """Return the offset to begin at: `offset`, or the log's start for 0.
@@ -299,7 +176,7 @@ class Replay:
                     for _, future in coming:
                         future.cancel()
                 if again:
-                    self.history = list_history(self._store, self._layout)
+                    self.history = read_history(self._store, self._layout)
                     if at < self.history.start:
                         raise _trimmed(self._layout, at, self.history.start)
                 elif not self._joined(at):
@@ -310,7 +187,7 @@ class Replay:
         if self.history.end <= at:
             return False
         self._wait(self._gap_wait_s)
-        self.history = list_history(self._store, self._layout)
+        self.history = read_history(self._store, self._layout)
         if at < self.history.start:
             raise _trimmed(self._layout, at, self.history.start)
         following = next(iter(self.history.from_offset(at)), None)
@@ -373,125 +250,3 @@ def _trimmed(layout: Layout, offset: int, start: int) -> TrimmedError:
     )
     error.first, error.end = offset, start
     return error
-
-
-# checking
-
-
-@dataclass(frozen=True, slots=True)
-class StoreDamage:
-    """Something of an object that is not what was written; offsets [first, end) cannot be read for it."""
-
-    name: str
-    first: int
-    end: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoreReport:
-    """What a check of a topic's history found. All is well if `damaged` and `history.gaps` are empty."""
-
-    topic: str
-    incarnation: str
-    history: History
-    objects: int
-    records: int
-    bytes: int
-    damaged: tuple[StoreDamage, ...]
-
-    @property
-    def sound(self) -> bool:
-        """Return whether everything is what was written, and joins."""
-        return not self.damaged and not self.history.gaps
-
-
-def verify_history(
-    store: ObjectStore,
-    layout: Layout,
-    *,
-    progress: Callable[[int], object] | None = None,
-    prefetch: int = PREFETCH,
-) -> StoreReport:
-    """Check every byte of every segment that a topic's history is read from, or may be once it joins.
-
-    `progress` is called with the bytes checked so far. Raises StoreError if the store fails.
-    """
-    history = list_history(store, layout)
-    segments: dict[str, StoredSegment] = {piece.segment.name: piece.segment for piece in history.pieces}
-    damaged: list[StoreDamage] = []
-    records = checked = 0
-    with ThreadPoolExecutor(prefetch, thread_name_prefix="ister-verify") as pool:
-        waiting = iter(segments.values())
-        coming: deque[tuple[StoredSegment, Future[bytes]]] = deque()
-        while True:
-            while len(coming) < prefetch and (segment := next(waiting, None)) is not None:
-                coming.append((segment, pool.submit(store.get, segment.name)))
-            if not coming:
-                break
-            segment, future = coming.popleft()
-            try:
-                data = future.result()
-            except StoreError as error:
-                if error.action != "stop":
-                    for _, other in coming:
-                        other.cancel()
-                    raise
-                if error.code not in UNCHECKED:
-                    damaged.append(StoreDamage(segment.name, segment.base, segment.end, error.text))
-                    continue
-                data = _read(store, segment)
-                damaged.append(StoreDamage(segment.name, segment.base, segment.base, error.text))
-            del future
-            found, count = _verify_segment(data, layout, segment)
-            damaged += found
-            records += count
-            checked += len(data)
-            if progress is not None:
-                progress(checked)
-    return StoreReport(
-        layout.topic, layout.incarnation.hex(), history, len(segments), records, checked, tuple(damaged)
-    )
-
-
-def _verify_segment(data: bytes, layout: Layout, segment: StoredSegment) -> tuple[list[StoreDamage], int]:
-    """Return what is wrong with a segment's bytes, and how many batches are whole."""
-    salt = salt_of(layout.incarnation, segment.base)
-    counted = 0
-
-    def count(header: Header) -> None:
-        nonlocal counted
-        counted += header[1] == BATCH
-
-    broken = broken_ranges(segment.name, data, segment.base, segment.end, salt, sealed=True, on_record=count)
-    found = [StoreDamage(one.path, one.first, one.end, one.reason) for one in broken]
-    header = parse_segment_header(data)
-    if not isinstance(header, str) and (
-        header.incarnation != layout.incarnation or header.base != segment.base
-    ):
-        reason = "its header is of another topic, or of another place in this one"
-        found.append(StoreDamage(segment.name, segment.base, segment.base, reason))
-    footer = footer_at_end(data[max(0, len(data) - FOOTER_BYTES) :], len(data), salt)
-    if footer is None:
-        found.append(StoreDamage(segment.name, segment.end, segment.end, "it has no valid footer"))
-    elif footer.next_offset != segment.end:
-        reason = f"its footer says that it ends at offset {footer.next_offset}, its metadata {segment.end}"
-        found.append(StoreDamage(segment.name, segment.end, segment.end, reason))
-    if len(data) != segment.bytes:
-        reason = f"it has {len(data)} bytes, and the listing says {segment.bytes}"
-        found.append(StoreDamage(segment.name, segment.end, segment.end, reason))
-    return found, counted
-
-
-__all__ = [
-    "Part",
-    "Replay",
-    "StoreDamage",
-    "StoreReport",
-    "StoredTopic",
-    "find_topic",
-    "list_history",
-    "list_topics",
-    "parts_of",
-    "verify_history",
-]

@@ -30,7 +30,8 @@ from ister.actors.worker import Worker, WorkerSettings
 from ister.settings import Settings, load_settings
 from ister.storage.catalogue import Catalogue
 from ister.storage.disk import Disk
-from ister.storage.objectstore import FolderStore, ObjectStore
+from ister.storage.folderstore import FolderStore
+from ister.storage.objectstore import ObjectStore
 from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
 from ister.transport.gateway import Gateway, GatewayCounts

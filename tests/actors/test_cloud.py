@@ -13,10 +13,10 @@ from ister.errors import StoreError
 from ister.storage.claiming import claim, list_history
 from ister.storage.disk import Disk
 from ister.storage.folders import log_folder
+from ister.storage.folderstore import FolderStore
 from ister.storage.history import History
 from ister.storage.layout import Layout
 from ister.storage.numbered_objects import read_cursors
-from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
 from ister.wire import Key, Type
 from tests.faultystore import FaultyStore

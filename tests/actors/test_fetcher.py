@@ -14,8 +14,9 @@ from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.disk import Disk
 from ister.storage.folders import cache_folder
+from ister.storage.folderstore import FolderStore
 from ister.storage.layout import Layout
-from ister.storage.objectstore import FolderStore, ObjectStore
+from ister.storage.objectstore import ObjectStore
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.upload import trim
 from tests.faultystore import FaultyStore

@@ -11,8 +11,8 @@ from ister.actors.broker import sweep_orphans
 from ister.errors import DiskFullError
 from ister.storage.catalogue import Catalogue
 from ister.storage.claiming import list_history
+from ister.storage.folderstore import FolderStore
 from ister.storage.numbered_objects import read_settings
-from ister.storage.objectstore import FolderStore
 from ister.wire import Key, Type
 from tests.actors.test_cloud import (
     SMALL,

@@ -17,7 +17,7 @@ from ister.clock import SystemClock
 from ister.errors import StoreError
 from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import LocalDisk
-from ister.storage.objectstore import FolderStore
+from ister.storage.folderstore import FolderStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.wal import Wal, WalSettings
 from tests.raw_client import batch

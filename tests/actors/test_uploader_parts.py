@@ -22,9 +22,10 @@ from ister.errors import StoreError
 from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.continuing import AheadError, FencedError
+from ister.storage.folderstore import FolderStore
 from ister.storage.history import History, Piece, StoredSegment
 from ister.storage.numbered_objects import put_cursor
-from ister.storage.objectstore import FolderStore, ObjectStore
+from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
 
 TOPIC = TopicMeta("orders", bytes(16), "reliable", "fsync", 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ister.storage.objectstore import FolderStore
+from ister.storage.folderstore import FolderStore
 from tests.storedtopic import FIRST_MS, StoredTopic, payload, store_a_topic
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -16,8 +16,8 @@ from ister.actors.addresses import TIER
 from ister.errors import StoreError
 from ister.storage.claiming import list_history
 from ister.storage.disk import Disk
+from ister.storage.folderstore import FolderStore
 from ister.storage.layout import Layout
-from ister.storage.objectstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
 from ister.wire import Type
 from tests.broker.test_anything_happens import STEPS, Play

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ister.storage.folderstore import FolderStore
 from ister.storage.gcs import GcsStore
-from ister.storage.objectstore import FolderStore, ObjectStore
+from ister.storage.objectstore import ObjectStore
 from tests.gcs.emulator import Emulator, find_program, running
 
 BUCKET = "conformance"

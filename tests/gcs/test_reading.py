@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import ister.store
-from ister.storage.replay import Replay, find_topic, verify_history
+from ister.storage.replay import Replay
+from ister.storage.stored_topics import find_topic
+from ister.storage.verify_store import verify_history
 from tests.faultproxy import Fault, FaultProxy
 from tests.gcs.conftest import BUCKET, MakeStore
 from tests.gcs.emulator import Emulator

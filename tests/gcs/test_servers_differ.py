@@ -15,10 +15,11 @@ from ister.storage.claiming import claim
 from ister.storage.erase import erase, sweep_orphans
 from ister.storage.gcs import GcsStore
 from ister.storage.layout import Layout
+from ister.storage.listing import read_history
 from ister.storage.numbered_objects import drop_cursors, put_cursor, put_settings, read_cursors
-from ister.storage.replay import list_history, verify_history
 from ister.storage.segment import SegmentInfo
 from ister.storage.upload import put_segment, trim
+from ister.storage.verify_store import verify_history
 from tests.faultproxy import FaultProxy
 from tests.gcs.conftest import MakeStore
 
@@ -119,7 +120,7 @@ def test_a_missing_checksum_is_said_as_such(proxy: FaultProxy, store: GcsStore) 
     info = store.head("a")
     assert info is not None
     assert info.crc32c is None
-    assert list_history(store, LAYOUT).pieces == ()
+    assert read_history(store, LAYOUT).pieces == ()
     with pytest.raises(StoreError, match="no CRC32C") as refused:
         store.put_if_absent("b", b"hello")
     assert (refused.value.code, refused.value.action) == ("checksum-missing", "stop")

@@ -13,8 +13,9 @@ import pytest
 
 import ister.store
 from ister.errors import DamagedError, GapError, StoreError, TrimmedError, UsageError
-from ister.storage.objectstore import FolderStore
-from ister.storage.replay import Replay, list_history
+from ister.storage.folderstore import FolderStore
+from ister.storage.listing import read_history
+from ister.storage.replay import Replay
 from tests.storedtopic import FIRST_MS, StoredTopic, attributes, key, payload, store_a_topic
 
 
@@ -313,7 +314,7 @@ def test_segments_are_listed_before_what_supersedes_them(topic: StoredTopic, sto
     listed = []
     real = store.list
     store.list = lambda prefix: (listed.append(prefix.removeprefix(topic.layout.prefix)), real(prefix))[1]  # type: ignore[method-assign, func-returns-value]
-    list_history(store, topic.layout)
+    read_history(store, topic.layout)
     assert listed[0] == "s/"
     assert set(listed[1:]) == {"e/", "f/", "t/"}
 

@@ -20,7 +20,7 @@ from ister.actors.placement import subscription_key, worker_of
 from ister.actors.runtime import LoopActor
 from ister.bodies import decode_attributes
 from ister.storage.disk import Disk
-from ister.storage.objectstore import FolderStore
+from ister.storage.folderstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
 from ister.wire import Column, Key, Type
 from tests.raw_client import Frame

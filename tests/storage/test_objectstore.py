@@ -13,7 +13,7 @@ import pytest
 
 from ister.errors import StoreError
 from ister.storage.disk import LocalDisk
-from ister.storage.objectstore import FolderStore
+from ister.storage.folderstore import FolderStore
 from ister.storage.simulated import SimulatedDisk
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ister.errors import DiskFullError
 from ister.storage.cursor_journal import CursorJournal
-from ister.storage.objectstore import FolderStore
+from ister.storage.folderstore import FolderStore
 from ister.storage.reserve import PIECE_BYTES, REFILL_S, Reserve
 from ister.storage.simulated import SimulatedDisk
 

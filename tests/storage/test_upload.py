@@ -20,10 +20,11 @@ from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import Claim, claim, list_history
 from ister.storage.continuing import AheadError, FencedError, check_joins
 from ister.storage.erase import erase
+from ister.storage.folderstore import FolderStore
 from ister.storage.history import History, plan_history
 from ister.storage.layout import Layout
 from ister.storage.numbered_objects import drop_cursors, put_cursor, read_cursors
-from ister.storage.objectstore import FolderStore, ObjectInfo, ObjectStore
+from ister.storage.objectstore import ObjectInfo, ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.topic_entry import encode_topic_entry, enter_topic, list_topics
