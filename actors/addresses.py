@@ -11,12 +11,10 @@ Invariants
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.subscriptions import READER
-
-if TYPE_CHECKING:
-    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 
 # ---- processes ---------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from ister.actors.options import DEAD_LETTERS, dead_letter_topic
 from ister.actors.runtime import LoopActor, Ref, System, Timer, receives
 from ister.backoff import BackOff
 from ister.bodies import encode_attributes, pack_column, pack_lengths
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.wire import Column, encode_result
 
 log = logging.getLogger("ister.deadletters")

@@ -25,13 +25,13 @@ from ister.actors.messages import Answer, Describe, DropCache, Fetch, Fetched, N
 from ister.actors.runtime import Address, LoopActor, System, receives
 from ister.actors.threads import Purpose
 from ister.errors import IsterError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import list_history
 from ister.storage.disk import Disk
 from ister.storage.folders import CACHE_FOLDER, cache_folder
 from ister.storage.history import History, Piece
 from ister.storage.layout import Layout
 from ister.storage.listing import read_segment
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import base_of, segment_name
 from ister.wire import encode_result

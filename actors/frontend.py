@@ -65,7 +65,7 @@ from ister.actors.runtime import LoopActor, Ref, System, receives
 from ister.bodies import Buffer
 from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import check_subscription_name, check_topic_name
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.transport.gateway import Gateway
 from ister.transport.session import Handle, Session
 from ister.wire import Header, Key, Type, encode_result

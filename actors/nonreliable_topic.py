@@ -26,7 +26,7 @@ from ister.actors.publishers import Publisher, expected_sequence, sequence_error
 from ister.actors.runtime import System, receives
 from ister.actors.topic import Topic
 from ister.errors import RemoteError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.producers import Duplicate, Fresh, Gap, ProducerTable
 from ister.transport.gateway import Gateway
 from ister.transport.session import Handle

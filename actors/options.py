@@ -14,7 +14,7 @@ from typing import Any, Final
 from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import NAME_CHARACTERS_MAX, check_topic_name
 from ister.settings import SubscriptionSettings
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.subscriptions import READER
 
 OFFSET_DIGITS_MAX: Final = 19  # of the largest signed 64-bit number

@@ -17,7 +17,7 @@ from typing import Final
 from ister.actors.ledger import Held
 from ister.actors.options import effective_options
 from ister.settings import SubscriptionSettings
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 IN_HAND_MAX: Final = 500  # messages in transit to the dead-letter topic at a time
 REASON_UNKNOWN: Final = "not acknowledged"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ister.actors.messages import CloseProducer, Deposit, OpenProducer, Publish
 from ister.actors.runtime import Ref
 from ister.errors import IsterError, RemoteError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.producers import HELD_MS, Gap, ProducerTable
 from ister.transport.gateway import Gateway
 from ister.transport.session import Handle

@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 
 from ister.actors.options import DEAD_LETTERS
 from ister.errors import IsterError, RemoteError
-from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 EPHEMERAL: Final = "ephemeral"  # the setting that such a topic has
 EPHEMERALS_OF_SESSION_MAX: Final = 1_000  # some 500 bytes each

@@ -16,7 +16,7 @@ from ister.actors.messages import Attach, Attached, Batches, Detach, NodeStarted
 from ister.actors.pieces import Batch, RelayedBatch
 from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.errors import CODES
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 
 ATTACH_RETRY_S: Final = 1.0  # seconds; after the topic failed
 

@@ -63,7 +63,7 @@ from ister.actors.topic_intake import TopicIntake
 from ister.actors.topic_log import SEAL_CHECK_S, TopicLog
 from ister.actors.upkeep import LOST, LogCare, Upkeep
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.wal import Wal
 from ister.transport.gateway import Gateway
 from ister.wire import encode_result

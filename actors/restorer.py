@@ -31,10 +31,10 @@ from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receive
 from ister.actors.threads import Purpose
 from ister.backoff import BackOff
 from ister.errors import IsterError, StoreError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.disk import Disk
 from ister.storage.erase import sweep_orphans
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import read_cursors, read_settings
 from ister.storage.objectstore import ObjectStore
 from ister.storage.topic_entry import RESTORED_END, entered, list_topics, own_settings

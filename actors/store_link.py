@@ -18,7 +18,7 @@ from ister.actors.messages import AskFenced, KeepTopic, Retain, Sealed
 from ister.actors.runtime import LoopActor, Ref
 from ister.actors.store_view import News, StoreView, lost_by_log
 from ister.actors.surveys import Surveys
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.wal import Wal
 
 

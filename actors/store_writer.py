@@ -19,8 +19,8 @@ from ister.actors.runtime import LoopActor
 from ister.actors.threads import Purpose
 from ister.backoff import BackOff
 from ister.errors import IsterError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.continuing import AheadError
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 
 log = logging.getLogger("ister.uploader")

@@ -19,7 +19,7 @@ from typing import Final
 from ister.actors.runtime import LoopActor, Timer
 from ister.actors.store_writer import StoreWriter
 from ister.errors import IsterError
-from ister.storage.catalogue import SubscriptionMeta
+from ister.storage.meta import SubscriptionMeta
 from ister.storage.numbered_objects import drop_cursors, put_cursor, stored_subscriptions
 
 log = logging.getLogger("ister.uploader")

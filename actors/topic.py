@@ -16,7 +16,7 @@ from ister.actors.messages import Detach, NodeStarted, NodeStopped, TopicFailed,
 from ister.actors.publishers import Publishers
 from ister.actors.runtime import Address, LoopActor, Ref, System, receives
 from ister.errors import RemoteError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.transport.gateway import Gateway
 
 

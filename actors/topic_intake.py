@@ -23,7 +23,7 @@ from ister.actors.topic_log import TopicLog
 from ister.bodies import Buffer, latest_time
 from ister.clock import Clock
 from ister.errors import IsterError, RemoteError, StorageError, StoreError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.producers import Duplicate, Fresh, ProducerTable
 from ister.storage.wal import Wal
 from ister.wire import OFFSET_UNKNOWN, Column

@@ -20,8 +20,8 @@ from ister.actors.commits import Commits
 from ister.actors.log_state import TRANSITIONS, LogEvent, LogState, event_of
 from ister.actors.runtime import LoopActor, Timer
 from ister.errors import DiskFullError, StorageError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.commit import Commit
+from ister.storage.meta import TopicMeta
 from ister.storage.wal import Wal
 
 log = logging.getLogger("ister.topic")

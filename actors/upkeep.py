@@ -22,7 +22,7 @@ from ister.actors.messages import FoundDamage
 from ister.actors.runtime import LoopActor, Timer
 from ister.actors.threads import Purpose
 from ister.errors import IsterError, RemoteError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.ranges import RangeSet
 from ister.storage.recovery import DamagedRange
 from ister.storage.retention import Retention, retention_of, trim_point

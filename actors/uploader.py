@@ -48,12 +48,12 @@ from ister.actors.stored_history import StoredHistory, piece_of
 from ister.actors.stored_retention import StoredRetention
 from ister.actors.stored_settings import StoredSettings
 from ister.actors.threads import Purpose
-from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import Claim, claim, list_history
 from ister.storage.continuing import AheadError, FencedError, check_joins
 from ister.storage.erase import NotOwnerError, erase
 from ister.storage.history import History
 from ister.storage.layout import Layout
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.upload import put_segment, put_stored

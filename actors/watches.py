@@ -20,7 +20,7 @@ from ister.actors.messages import Ask
 from ister.actors.options import DEAD_LETTERS
 from ister.actors.runtime import Timer
 from ister.errors import RemoteError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.words import counted
 
 WAIT_MS_MAX: Final = 5_000  # a lost answer delays the client by no more than this

@@ -32,12 +32,12 @@ from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
 from ister.storage.apart import verify_aside
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.cursor_files import highest_acknowledged
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.damage import skip_damaged
 from ister.storage.disk import Disk, LocalDisk
 from ister.storage.folders import cache_folder, cursor_path, cursors_folder, log_folder
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.openfiles import OpenFiles, descriptor_limit
 from ister.storage.reserve import Reserve
 from ister.storage.segment_maps import SegmentMaps

@@ -17,15 +17,13 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ister.errors import StorageError
 from ister.storage.checksum import crc32c
 from ister.storage.disk import Disk
 from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER, cursor_name, folder_of
-
-if TYPE_CHECKING:
-    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.catalogue")
 

@@ -17,11 +17,11 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ister.errors import StoreError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.continuing import FencedError, resume_at
 from ister.storage.history import History, parse_void, plan_history, voided
 from ister.storage.layout import Layout
 from ister.storage.listing import list_topic
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 from ister.storage.topic_entry import check_entered, enter_topic, is_entered
 

@@ -9,14 +9,11 @@ The claim that follows is made in `claiming.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ister.errors import StoreError
 from ister.storage.history import History, StoredSegment
+from ister.storage.meta import TopicMeta
 from ister.storage.segment import SegmentInfo
-
-if TYPE_CHECKING:
-    from ister.storage.catalogue import TopicMeta
 
 
 class FencedError(StoreError):

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from ister.errors import StoreError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import BROKER, ERASING, delete_all
 from ister.storage.continuing import FencedError
 from ister.storage.layout import Layout, decode_topic
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectInfo, ObjectStore
 from ister.storage.topic_entry import entered, list_topics
 

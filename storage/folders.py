@@ -8,12 +8,10 @@ Invariants
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ister.names import topic_folder
-
-if TYPE_CHECKING:
-    from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 TOPICS_FOLDER: Final = "topics"
 CURSORS_FOLDER: Final = "cursors"

@@ -15,9 +15,10 @@ from typing import Final
 
 from ister.errors import DamagedError, StorageError
 from ister.storage.about import TOPIC_ABOUT, Abouts
-from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue
 from ister.storage.disk import Disk
 from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER, folder_of
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.catalogue")
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ister.errors import StoreError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.checksum import crc32c
 from ister.storage.claiming import check_fence, delete_all
 from ister.storage.layout import Layout
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.objectstore import UNCHECKED, ObjectInfo, ObjectStore
 from ister.storage.topic_entry import CATALOGUE_FORMAT, own_settings
 

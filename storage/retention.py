@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ister.storage.meta import TopicMeta
+
 if TYPE_CHECKING:
-    from ister.storage.catalogue import TopicMeta
     from ister.storage.segment import SegmentInfo
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ister.errors import StoreError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.layout import Layout
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import UNCHECKED, ObjectStore
 
 CATALOGUE_FORMAT: Final = 1

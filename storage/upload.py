@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ister.errors import StoreError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import check_fence, delete_all
 from ister.storage.continuing import FencedError
 from ister.storage.history import History, stored_segment
 from ister.storage.layout import Layout, segment_metadata
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import UNCHECKED, ObjectStore
 from ister.storage.segment import SegmentInfo
 

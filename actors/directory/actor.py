@@ -49,7 +49,8 @@ from ister.actors.runtime import Address, LoopActor, System, receives
 from ister.actors.watches import Watches
 from ister.errors import IsterError, RemoteError, RemoteProtocolError, UsageError
 from ister.settings import SubscriptionSettings
-from ister.storage.catalogue import Catalogue, SubscriptionMeta
+from ister.storage.catalogue import Catalogue
+from ister.storage.meta import SubscriptionMeta
 from ister.wire import decode_result, encode_result
 
 log = logging.getLogger("ister.directory")

@@ -22,7 +22,7 @@ from ister.actors.messages import WITH_TOPIC, DropCache, Erased, EraseStored
 from ister.actors.registry import Registry
 from ister.actors.runtime import Address
 from ister.errors import RemoteError, StorageError
-from ister.storage.catalogue import FORGOTTEN, SubscriptionMeta, TopicMeta
+from ister.storage.meta import FORGOTTEN, SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 

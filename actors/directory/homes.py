@@ -17,7 +17,7 @@ from ister.actors.messages import Describe, SubscriptionTask, TopicTask
 from ister.actors.patience import NotYetError
 from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.actors.runtime import Address, Ref, System
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 
 class Home(NamedTuple):

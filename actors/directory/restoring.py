@@ -26,7 +26,7 @@ from ister.actors.patience import NotYetError
 from ister.actors.registry import Registry
 from ister.actors.runtime import Address
 from ister.errors import RemoteError, StorageError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 

@@ -35,7 +35,7 @@ from ister.clock import Clock
 from ister.errors import RemoteError, UsageError
 from ister.names import check_subscription_name
 from ister.settings import SubscriptionSettings
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.subscriptions import READER, SUBSCRIPTION_TYPES
 
 _NAMES = ("topic", "subscription")

@@ -31,7 +31,7 @@ from ister.actors.watches import WAIT_MS_MAX, Watches
 from ister.clock import Clock
 from ister.errors import RemoteError, StorageError, UsageError
 from ister.names import check_subscription_name, check_topic_name, topic_pattern
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 log = logging.getLogger("ister.directory")
 

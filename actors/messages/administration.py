@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from ister.actors.mail import message
 from ister.actors.runtime import Address
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 
 @message

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ister.actors.mail import Frames, message
 from ister.actors.runtime import Address
 from ister.bodies import Buffer
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 
 
 @dataclass(frozen=True, slots=True)

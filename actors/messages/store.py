@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ister.actors.mail import Frames, message
 from ister.actors.runtime import Address
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.segment import SegmentInfo
 
 

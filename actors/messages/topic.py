@@ -12,7 +12,7 @@ from ister.actors.mail import Frames, message
 from ister.actors.pieces import Batch
 from ister.actors.runtime import Address
 from ister.bodies import Buffer
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.transport.session import Handle
 
 

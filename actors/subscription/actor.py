@@ -50,7 +50,7 @@ from ister.actors.selection import Member
 from ister.actors.subscription.consumers import Consumers
 from ister.actors.subscription.parts import DISPATCH_BYTES_MAX, Delivery, Host, SubscriptionPart
 from ister.errors import IsterError, RemoteError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.subscriptions import TRAITS
 from ister.transport.session import SessionLimits
 from ister.wire import encode_result

@@ -23,11 +23,11 @@ from ister.actors.runtime import Ref, Timer
 from ister.actors.subscription.parts import Host, Queue, SubscriptionPart
 from ister.actors.threads import Purpose
 from ister.errors import StorageError
-from ister.storage.catalogue import SubscriptionMeta
 from ister.storage.cursor import Cursor
 from ister.storage.cursor_files import Compaction, Sync
 from ister.storage.cursor_format import encode_journal
 from ister.storage.cursor_journal import CursorJournal
+from ister.storage.meta import SubscriptionMeta
 
 log = logging.getLogger("ister.subscription")
 

@@ -24,7 +24,7 @@ from ister.actors.selection import Member
 from ister.actors.subscription.consumers import Consumers
 from ister.clock import Clock
 from ister.errors import IsterError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 # The most a subscription hands out in one turn before other actors and sockets are served: some 1 ms of work.
 DISPATCH_BYTES_MAX: Final = 1 << 20

@@ -23,7 +23,7 @@ from ister.actors.subscription.parts import Delivery, Host, SubscriptionPart
 from ister.actors.subscription.reading import MemoryJournal
 from ister.errors import IsterError, RemoteError
 from ister.settings import SubscriptionSettings
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.wholereader import TieredReader
 from ister.wire import Column
 from tests.raw_client import batch

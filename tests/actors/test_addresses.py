@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ister.actors import addresses
 from ister.actors.addresses import actor_path, node_of
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 KINDS = st.sampled_from(("topic", "subscription", "relay", "deadletters", "uploader"))
 NAMES = st.text("ab.-_", min_size=1, max_size=4)

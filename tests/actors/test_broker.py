@@ -12,9 +12,10 @@ import pytest
 from ister.actors.broker import check_free, cores, sweep_orphans, worker_addresses
 from ister.errors import UsageError
 from ister.names import topic_folder
-from ister.storage.catalogue import Catalogue, TopicMeta
+from ister.storage.catalogue import Catalogue
 from ister.storage.disk import LocalDisk
 from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER
+from ister.storage.meta import TopicMeta
 from tests.stage import settings_of
 
 

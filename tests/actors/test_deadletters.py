@@ -14,7 +14,7 @@ from ister.actors.options import dead_letter_topic
 from ister.actors.placement import topic_key, worker_of
 from ister.actors.runtime import Ref
 from ister.bodies import decode_attributes, split_column
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.wire import Type
 from tests.stage import Recorder, Stage
 

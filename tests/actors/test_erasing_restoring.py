@@ -32,7 +32,8 @@ from ister.actors.patience import NotYetError
 from ister.actors.registry import Registry
 from ister.actors.runtime import Address, System
 from ister.errors import IsterError, StorageError
-from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.wire import decode_result, encode_result
 
 ME = Address("broker", "directory")

@@ -10,12 +10,12 @@ import pytest
 from ister.actors.addresses import FETCHER_PATH
 from ister.actors.fetcher import LISTING_S, RETRY_S, Fetcher
 from ister.actors.messages import Fetch, Fetched, NotFetched
-from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.disk import Disk
 from ister.storage.folders import cache_folder
 from ister.storage.folderstore import FolderStore
 from ister.storage.layout import Layout
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.upload import trim

@@ -12,7 +12,7 @@ from ister.actors.directory.homes import Homes
 from ister.actors.messages import Describe, SubscriptionTask, TopicTask
 from ister.actors.patience import NotYetError
 from ister.actors.runtime import Address, System
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 ME = Address("broker", "directory")
 ORDERS = TopicMeta("orders", bytes(16), "reliable", "fsync", 0)

@@ -6,7 +6,7 @@ import pytest
 
 from ister.actors.options import SUBSCRIPTION_OPTIONS, check_options, check_position, dead_letter_topic
 from ister.errors import UsageError
-from ister.storage.catalogue import SubscriptionMeta
+from ister.storage.meta import SubscriptionMeta
 
 
 def test_options_have_limits_that_their_errors_name() -> None:

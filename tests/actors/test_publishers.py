@@ -12,7 +12,7 @@ from ister.actors.publishers import Publisher, Publishers, producer_of
 from ister.actors.runtime import Address, Ref, System
 from ister.actors.topic import Watchers
 from ister.errors import RemoteError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.transport.gateway import Gateway
 from ister.transport.session import Handle
 from ister.wire import RECEIPTS_MAX, Key, Type

@@ -9,12 +9,12 @@ from typing import cast
 import pytest
 
 from ister.errors import StoreError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.disk import Disk
 from ister.storage.erase import sweep_orphans
 from ister.storage.folderstore import FolderStore
 from ister.storage.layout import Layout
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import put_cursor
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.topic_entry import enter_topic

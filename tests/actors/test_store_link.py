@@ -14,7 +14,7 @@ from ister.actors.runtime import Address, LoopActor, Ref
 from ister.actors.store_link import StoreLink
 from ister.actors.store_view import TELL_AGAIN_S
 from ister.actors.surveys import SURVEY_S
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.segment import SegmentInfo
 from ister.storage.wal import Wal
 

@@ -9,7 +9,7 @@ import pytest
 
 from ister.actors.broker import sweep_orphans
 from ister.errors import DiskFullError
-from ister.storage.catalogue import Catalogue
+from ister.storage.catalogue_file import CatalogueFile
 from ister.storage.claiming import list_history
 from ister.storage.folderstore import FolderStore
 from ister.storage.numbered_objects import read_settings
@@ -295,15 +295,15 @@ def test_a_disk_that_is_full_while_a_topic_comes_back_ends_nothing(
     cloud.advance(3)
     lose_disk(cloud)
     room = [2]
-    changing = Catalogue._changing
+    changing = CatalogueFile.changing
 
-    def full(catalogue: Catalogue) -> Any:
+    def full(catalogue: CatalogueFile) -> Any:
         if not room[0]:
             raise DiskFullError("no space left for the catalogue")
         room[0] -= 1
         return changing(catalogue)
 
-    monkeypatch.setattr(Catalogue, "_changing", full)
+    monkeypatch.setattr(CatalogueFile, "changing", full)
     cloud.restart(2)
     cloud.advance(20)
     assert cloud.actors("directory")
@@ -323,11 +323,11 @@ def test_a_disk_that_is_full_while_a_deletion_ends_ends_nothing_else(
     cloud.store.away()
     cloud.client().request("topic.delete", topic="orders")
 
-    def full(_: Catalogue) -> Any:
+    def full(_: CatalogueFile) -> Any:
         raise DiskFullError("no space left for the catalogue")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Catalogue, "_changing", full)
+        patched.setattr(CatalogueFile, "changing", full)
         cloud.store.back()
         cloud.advance(90)
         assert cloud.actors("directory")

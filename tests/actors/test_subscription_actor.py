@@ -33,7 +33,7 @@ from ister.actors.runtime import Ref, System, receives
 from ister.actors.selection import Member
 from ister.actors.subscription import Subscription
 from ister.actors.subscription.parts import Delivery, Host, SubscriptionPart
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.transport.session import SessionLimits
 from ister.wire import decode_result
 from tests.actors.hosts import Told

@@ -19,7 +19,7 @@ from ister.actors.topic_log import (
     TopicLog,
 )
 from ister.errors import DamagedError, DiskFullError, StorageError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.wal import Wal
 
 FENCED = StorageError("another broker has it", code="fenced", action="stop")

@@ -13,7 +13,7 @@ from ister.actors.receipts import DEPOSITS_MAX, Receipts
 from ister.actors.runtime import Address
 from ister.actors.store_view import TELL_AGAIN_S, TOLD_AGAIN_MAX, News, StoreView, lost_by_log
 from ister.errors import DamagedError, DiskFullError, StorageError
-from ister.storage.catalogue import TopicMeta
+from ister.storage.meta import TopicMeta
 from ister.storage.recovery import DamagedRange
 from ister.storage.segment import SegmentInfo
 from ister.transport.session import Handle

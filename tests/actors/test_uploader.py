@@ -15,9 +15,9 @@ from ister.actors.stored_cursors import Farewell
 from ister.actors.uploader import Uploader
 from ister.clock import SystemClock
 from ister.errors import StoreError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.disk import LocalDisk
 from ister.storage.folderstore import FolderStore
+from ister.storage.meta import TopicMeta
 from ister.storage.segment import SegmentInfo
 from ister.storage.wal import Wal, WalSettings
 from tests.raw_client import batch

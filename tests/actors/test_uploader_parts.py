@@ -19,11 +19,11 @@ from ister.actors.stored_retention import TRIM_AGAIN_S, TRIM_CHECK_S, StoredRete
 from ister.actors.stored_settings import StoredSettings
 from ister.actors.threads import Purpose
 from ister.errors import StoreError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.continuing import AheadError, FencedError
 from ister.storage.folderstore import FolderStore
 from ister.storage.history import History, Piece, StoredSegment
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import put_cursor
 from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from ister.errors import StoreError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import claim
 from ister.storage.erase import erase, sweep_orphans
 from ister.storage.gcs import GcsStore
 from ister.storage.layout import Layout
 from ister.storage.listing import read_history
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import drop_cursors, put_cursor, put_settings, read_cursors
 from ister.storage.segment import SegmentInfo
 from ister.storage.upload import put_segment, trim

@@ -21,7 +21,6 @@ from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
 from ister.storage import numbered_objects, upload
-from ister.storage.catalogue import TopicMeta
 from ister.storage.cursor import Cursor
 from ister.storage.cursor_files import Compaction
 from ister.storage.cursor_format import encode_journal
@@ -30,6 +29,7 @@ from ister.storage.disk import File
 from ister.storage.examining import Examination
 from ister.storage.layout import Layout
 from ister.storage.log_search import FoundTime
+from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 from ister.storage.producers import ProducerTable
 from ister.storage.reader import Reader

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from ister.errors import DamagedError, IsterError, StorageError
-from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 ORDERS = TopicMeta("orders/eu", b"1" * 16, "reliable", "fsync", 17, {"retention_ms": 5})
 BILLING = SubscriptionMeta("orders/eu", "billing", "shared", 44, 18, {"max_deliveries": 3})

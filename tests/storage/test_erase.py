@@ -11,13 +11,13 @@ from typing import Any, cast
 import pytest
 
 from ister.errors import StoreError
-from ister.storage.catalogue import TopicMeta
 from ister.storage.claiming import check_fence, claim, list_history
 from ister.storage.continuing import FencedError
 from ister.storage.disk import Disk
 from ister.storage.erase import NotOwnerError, erase, sweep_orphans
 from ister.storage.folderstore import FolderStore
 from ister.storage.layout import Layout
+from ister.storage.meta import TopicMeta
 from ister.storage.numbered_objects import put_settings
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.topic_entry import list_topics

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ister.errors import DamagedError, StorageError
-from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.reader import Reader
 from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.folders import cache_folder, cursor_path, cursors_folder, log_folder
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 
 ORDERS = TopicMeta("Orders", bytes(15) + b"\x01", "reliable", "fsync", 0)
 BILLING = SubscriptionMeta("Orders", "billing", "shared", "latest", 1_700_000_000_000, {})

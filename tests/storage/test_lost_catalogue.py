@@ -11,10 +11,11 @@ import pytest
 from ister.actors.broker import sweep_orphans
 from ister.errors import DamagedError, DiskFullError, StorageError
 from ister.storage.about import ABOUT_SUFFIX, Abouts, change_of, decode_about, encode_about
-from ister.storage.catalogue import Catalogue, SubscriptionMeta, TopicMeta
+from ister.storage.catalogue import Catalogue
 from ister.storage.disk import LocalDisk
 from ister.storage.folders import cursor_name, folder_of
 from ister.storage.lost_catalogue import open_catalogue
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.simulated import SimulatedDisk
 
 ORDERS = TopicMeta("orders/eu", bytes(range(16)), "reliable", "fsync", 17, {"retention_ms": 5000})

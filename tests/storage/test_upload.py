@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ister.errors import StoreError
-from ister.storage.catalogue import SubscriptionMeta, TopicMeta
 from ister.storage.claiming import Claim, claim, list_history
 from ister.storage.continuing import AheadError, FencedError, check_joins
 from ister.storage.erase import erase
 from ister.storage.folderstore import FolderStore
 from ister.storage.history import History, plan_history
 from ister.storage.layout import Layout
+from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import drop_cursors, put_cursor, read_cursors
 from ister.storage.objectstore import ObjectInfo, ObjectStore
 from ister.storage.segment import SegmentInfo
