@@ -194,16 +194,17 @@ class Client(Administration):
     def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
         seconds = self._seconds(timeout)
         deadline = self.network.deadline(seconds)
+        members = consumer.members
         try:
             try:
-                answer = self._ask(consumer.first_look(), seconds)
+                answer = self._ask(members.first_look(), seconds)
             except RemoteError as error:
-                if not consumer.asked_too_much(error):
+                if not members.asked_too_much(error):
                     raise
-                answer = self._ask(consumer.first_look(), seconds)
-            consumer.follow(answer, later=False)
-            self.network.wait_anywhere(consumer.is_open, deadline)
-            consumer.check_open(seconds)
+                answer = self._ask(members.first_look(), seconds)
+            members.follow(answer, later=False)
+            self.network.wait_anywhere(members.is_open, deadline)
+            members.check_open(seconds)
         except BaseException:
             consumer.abandon()
             raise

@@ -1,39 +1,28 @@
-"""Dead letters: listing what a subscription gave up, sending it back, and deleting it.
+"""The dead letters of one subscription: listing what it gave up, sending it back, and deleting it.
 
-They are in the subscription's dead-letter topic, and are taken from there through its Exclusive subscription
-`redrive`. May touch: the synchronous client, like any other user.
-
-Invariants
-- a letter is acknowledged once the topic it went to has it, and never before: an interruption loses nothing
-- what fails again while letters are redriven waits for the next call: no letter loops forever
-- a dead-letter topic may serve several subscriptions: only this one's letters are touched
-- memory is bounded by one batch
+They are in the subscription's dead-letter topic, which may serve several subscriptions: only this one's letters are
+listed and touched. How letters are taken out of there is in `settling.py`. May touch: the synchronous client, like any
+other user.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from ister import arguments
-from ister.answers import SubscriptionDetail, TopicDetail
+from ister import arguments, settling
+from ister.answers import TopicDetail
 from ister.bodies import MARK
-from ister.errors import ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError, UsageError
-from ister.message import BatchReceipt, Message
-from ister.words import counted
+from ister.errors import RemoteError, TimeoutExpiredError, UsageError
+from ister.message import Message
+from ister.settling import REDRIVE, Progress, Sending, Settling
 
 if TYPE_CHECKING:
-    from ister.consumer import Consumer
     from ister.producer import Producer
     from ister.reader import Reader
 
-REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
-LETTERS_MAX: Final = 500  # settled together
-BATCH_BYTES: Final = 256 * 1024  # sent together, or one letter
-CREDIT_BYTES: Final = 8 << 20
-IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
 LIST_MAX: Final = 100
 _ADDED: Final = frozenset(
     MARK + name
@@ -48,11 +37,6 @@ _ADDED: Final = frozenset(
         "dead_lettered_at",
     )
 )
-
-Progress = Callable[[int, int], Any]  # how many are done, and of how many
-Settle = Callable[[list[Message]], dict[int, IsterError]]  # returns which cannot be, and why, by offset
-# What is wrong with one letter, and not with its topic: those behind it continue.
-OF_A_LETTER: Final = frozenset({"message-too-large", "batch-too-large", "invalid-argument"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +57,8 @@ class DeadLetter:
     dead_lettered_at: int | None  # unix milliseconds
 
 
-class Client(Protocol):
+class Client(settling.Client, Protocol):
     """What is used of the client."""
-
-    @property
-    def subscription(self) -> Callable[..., SubscriptionDetail]:
-        """`ister.Client.subscription`."""
 
     @property
     def topic(self) -> Callable[..., TopicDetail]:
@@ -95,10 +75,6 @@ class Client(Protocol):
     @property
     def producer(self) -> Callable[..., Producer]:
         """`ister.Client.producer`."""
-
-    @property
-    def consumer(self) -> Callable[..., Consumer]:
-        """`ister.Client.consumer`, of one topic."""
 
 
 class DeadLetters:
@@ -129,13 +105,13 @@ class DeadLetters:
 
     def count(self) -> int:
         """Return how many letters wait, of every subscription that shares the dead-letter topic."""
-        return int(self._waiting(self.dead_letter_topic())[0])
+        return int(self._settling(self.dead_letter_topic()).waiting()[0])
 
     def list(self, limit: int = LIST_MAX) -> Sequence[DeadLetter]:
         """Return the letters that wait, oldest first, at most `limit`; nothing is taken."""
         arguments.number(limit, "limit", 1)
         topic = self.dead_letter_topic()
-        if not self._waiting(topic)[0]:
+        if not self._settling(topic).waiting()[0]:
             return []
         looked_at = limit
         while True:
@@ -174,6 +150,9 @@ class DeadLetters:
         of = told.get(f"{MARK}topic", self.topic), told.get(f"{MARK}subscription", self.subscription)
         return of == (self.topic, self.subscription)
 
+    def _settling(self, topic: str) -> Settling:
+        return Settling(self._client, topic, self._is_mine, timeout=self._timeout, stop=self._stop)
+
     # ---- settling ------------------------------------------------------------------------------------------------
 
     def redrive(
@@ -204,45 +183,15 @@ class DeadLetters:
                     f"topic {goes_to!r} is non-reliable: it stores nothing, so letters would be lost"
                 )
 
-            def begin(part: list[Message]) -> BatchReceipt | IsterError:
-                try:
-                    return producer.send_batch(
-                        [message.payload for message in part],
-                        keys=[message.key for message in part],
-                        attributes=[self._redriven(message) for message in part],
-                    )
-                except IsterError as error:
-                    return _of_a_letter(error)
-
-            def finish(begun: BatchReceipt | IsterError) -> IsterError | None:
-                if isinstance(begun, IsterError):
-                    return begun
-                try:
-                    begun.result(self._timeout)
-                except IsterError as error:
-                    return _of_a_letter(error)
-                return None
-
-            def send(messages: list[Message]) -> dict[int, IsterError]:
-                refused: dict[int, IsterError] = {}
-                parts = [(part, begin(part)) for part in _in_parts(messages)]
-                for part, begun in parts:
-                    if (error := finish(begun)) is None:
-                        continue
-                    for message in part:
-                        alone = error if len(part) == 1 else finish(begin([message]))
-                        if alone is not None:
-                            refused[message.offset] = alone
-                return refused
-
-            return self._settle(comes_from, send, limit, offsets, on_progress)
+            sending = Sending(producer, self._redriven, self._timeout)
+            return self._settling(comes_from).run(sending.send, limit, offsets, on_progress)
 
     def purge(self, limit: int | None = None, *, on_progress: Progress | None = None) -> int:
         """Delete letters, at most `limit`, and return how many. Messages that become dead letters meanwhile stay.
 
         Raises `RemoteError` (`subscription-busy`: a redrive is running).
         """
-        return self._settle(self.dead_letter_topic(), lambda _messages: {}, limit, None, on_progress)
+        return self._settling(self.dead_letter_topic()).run(lambda _messages: {}, limit, None, on_progress)
 
     def _redriven(self, message: Message) -> dict[str, str]:
         kept = {name: value for name, value in message.attributes.items() if name not in _ADDED}
@@ -251,123 +200,6 @@ class DeadLetters:
             f"{MARK}redriven_offset": str(message.offset),
             f"{MARK}redriven_for": self.subscription,
         }
-
-    def _waiting(self, topic: str) -> tuple[int, int]:
-        """Return how many letters wait in a topic, and the offset behind its last one."""
-        try:
-            shown = self._client.subscription(topic, REDRIVE, timeout=self._timeout)
-        except RemoteError as error:
-            if error.code not in ("unknown-topic", "unknown-subscription"):
-                raise
-            return 0, 0
-        return shown["unacknowledged"], shown["durable_end"]
-
-    def _settle(
-        self,
-        topic: str,
-        settle: Settle,
-        limit: int | None,
-        offsets: Iterable[int] | None,
-        on_progress: Progress | None,
-    ) -> int:
-        if limit is not None:
-            arguments.number(limit, "limit", 1)
-        wanted = None if offsets is None else frozenset(offsets)
-        waiting, end = self._waiting(topic)
-        most = min(
-            each for each in (waiting, limit, None if wanted is None else len(wanted)) if each is not None
-        )
-        if not most:
-            return 0
-        with self._client.consumer(
-            topic,
-            REDRIVE,
-            type="exclusive",
-            start="earliest",
-            credit_messages=2 * LETTERS_MAX,
-            credit_bytes=CREDIT_BYTES,
-            timeout=self._timeout,
-        ) as consumer:
-            work = _Work(consumer, end, waiting, most, wanted)
-            while not work.over and not self._stop.is_set():
-                batch = consumer.receive_batch(LETTERS_MAX, IDLE_S)
-                if batch is None:
-                    if self._is_drained(topic, end):
-                        break
-                    continue
-                work.settle(list(filter(self._is_mine, work.look_at(batch))), settle, self._timeout)
-                if on_progress is not None:
-                    on_progress(work.done, most)
-        if work.refused:
-            offset, error = next(iter(work.refused.items()))
-            text = (
-                f"{counted(work.done, 'letter was settled', 'letters were settled')}, and "
-                f"{counted(len(work.refused), 'stays', 'stay')} in {topic!r}: the first, at offset "
-                f"{offset}, is not taken: {error.text}"
-            )
-            raise RemoteError(error.code, text, "fix")
-        return work.done
-
-    def _is_drained(self, topic: str, end: int) -> bool:
-        shown = self._client.subscription(topic, REDRIVE, timeout=self._timeout)
-        if shown.get("paused"):
-            raise RemoteError("paused", f"subscription {REDRIVE!r} of {topic!r} is paused", "retry")
-        return not shown.get("waiting_redelivery") and shown["position"] >= end
-
-
-class _Work:
-    """How far settling is: a fresh consumer gets what waits in order, and after a lost session some of it again."""
-
-    def __init__(
-        self, consumer: Consumer, end: int, waiting: int, most: int, wanted: Collection[int] | None
-    ) -> None:
-        self.done = 0
-        self._consumer = consumer
-        self._end = end
-        self._unseen = waiting
-        self._most = most
-        self._wanted = wanted
-        self._reached = 0  # behind the last offset that was looked at
-        self._gone: set[int] = set()  # settled, and not known to be acknowledged
-        self.refused: dict[int, IsterError] = {}  # letters that cannot be settled, and why
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left to do; what may come again is waited for."""
-        return (self._unseen <= 0 or self.done >= self._most) and not self._gone
-
-    def look_at(self, batch: Iterable[Message]) -> Iterator[Message]:
-        """Yield the messages of a batch that were there at the beginning and are wanted."""
-        for message in batch:
-            offset = message.offset
-            if offset >= self._end:
-                self._unseen = 0
-                return
-            if offset >= self._reached:
-                self._reached = offset + 1
-                self._unseen -= 1
-            if self._wanted is None or offset in self._wanted:
-                yield message
-
-    def settle(self, messages: list[Message], settle: Settle, timeout: float | None) -> None:
-        """Settle messages that were not settled yet, as many as are wanted, and acknowledge them."""
-        again = [message for message in messages if message.offset in self._gone]
-        fresh = [m for m in messages if m.offset not in self._gone and m.offset not in self.refused]
-        fresh = fresh[: self._most - self.done]
-        if fresh:
-            self.refused |= settle(fresh)
-            fresh = [message for message in fresh if message.offset not in self.refused]
-        offsets = [message.offset for message in (*again, *fresh)]
-        self.done += len(fresh)
-        self._gone.update(offsets)
-        if not offsets:
-            return
-        try:
-            self._consumer.ack([*again, *fresh])
-            self._consumer.flush(timeout)
-        except ConnectionLostError:
-            return  # the broker forgot what it had delivered: they come again
-        self._gone.difference_update(offsets)
 
 
 def letter_of(message: Message) -> DeadLetter:
@@ -389,29 +221,6 @@ def letter_of(message: Message) -> DeadLetter:
     )
 
 
-def _of_a_letter(error: IsterError) -> IsterError:
-    """Return an error that is about one letter; raise any other."""
-    if error.code not in OF_A_LETTER:
-        raise error
-    return error
-
-
 def _number(told: Mapping[str, str], name: str) -> int | None:
     text = told.get(MARK + name, "")
     return int(text) if text.isascii() and text.isdecimal() else None
-
-
-def _in_parts(messages: list[Message]) -> Iterator[list[Message]]:
-    """Cut messages into lists that are small enough for one batch."""
-    part: list[Message] = []
-    room = BATCH_BYTES
-    for message in messages:
-        attributes = message.attributes.items()
-        size = len(message.payload) + len(message.key or b"") + sum(len(n) + len(v) for n, v in attributes)
-        if part and size > room:
-            yield part
-            part, room = [], BATCH_BYTES
-        part.append(message)
-        room -= size
-    if part:
-        yield part

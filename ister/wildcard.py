@@ -1,45 +1,33 @@
-"""The consumer of a pattern: one consumer per topic, presented as one, with topics that are created and deleted.
+"""The consumer of a pattern: one consumer per topic, presented as one.
 
-May touch: the network (to send, and to wait). `following.py` decides which topics it has.
+Takes messages of the topics in turn, and gives acknowledgments to the consumer of their topic. Which topics there are,
+and the consumers of each, are in `members.py`. May touch: the network (to send, and to wait).
 
 Invariants
 - topics take turns, one delivery each: none starves another
-- the topics share the credit, so that memory is bounded however many they are
 - an acknowledgment goes to the consumer that its message came from; for a deleted topic it is dropped
-- the threads that receive also follow topics, one at a time: there is no background thread
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ister.attachment import CREDIT_MESSAGES_MAX, EVENTS_MAX, Attachment
-from ister.clientsession import Handle, Request
+from ister.attachment import Attachment
+from ister.clientsession import Handle
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
-from ister.errors import ClosedError, IsterError, RemoteError, TimeoutExpiredError, UsageError
-from ister.following import Following, share
-from ister.inbox import GONE
+from ister.errors import ClosedError, UsageError
+from ister.members import Members, OpenMember, about
 from ister.message import BaseBatch, BaseMessage, Delivery, Event
 from ister.names import topic_pattern
 from ister.requests import Duration
-from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.network import Network
 
 T = TypeVar("T")
-
-
-class OpenMember(Protocol):
-    """Begins to open the consumer of one topic, which has come `later` or was there at first."""
-
-    def __call__(
-        self, topic: str, *, later: bool, credit_messages: int | None, credit_bytes: int
-    ) -> Consumer:
-        """Return it; does not wait. Without `credit_messages` its credit follows the program's pace."""
 
 
 class WildcardConsumer(Consumer):
@@ -56,36 +44,31 @@ class WildcardConsumer(Consumer):
         credit_bytes: int,
         left_out: Iterable[str] = (),
     ) -> None:
-        """`left_out` are topics that match, and are not wanted; raises `UsageError` for what is not a pattern."""
+        """`left_out` are topics that match, and are not wanted; raises `UsageError` for what is not a pattern.
+
+        Without `credit_messages` the credit of each topic follows the program's pace.
+        """
         self._matches = topic_pattern(pattern).fullmatch
         self._pattern = pattern
         self._subscription = subscription
-        self._open_member = open_member
-        self._paced = credit_messages is None
-        self._credit = (CREDIT_MESSAGES_MAX if credit_messages is None else credit_messages, credit_bytes)
         self._network = network
         self.current = iter(())
-        self._following = (
-            threading.RLock()
-        )  # which topics there are; taken before the network's lock, never after it
+        self.members = Members(
+            network,
+            pattern,
+            subscription,
+            open_member,
+            credit_messages=credit_messages,
+            credit_bytes=credit_bytes,
+            left_out=left_out,
+        )
+        self._turns = self.members.turns
         self._in_turn: Attachment | None = None  # whose delivery is being handed out
-        self._followed = Following(list(left_out))
-        self._members: dict[str, Consumer] = {}  # by topic
-        self._created: dict[str, int] = {}  # by topic: when, which tells it from others of that name
-        self._by_attachment: dict[object, Consumer] = {}
-        self._turns: OrderedDict[Attachment, None] = OrderedDict()
-        self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
-        self._dropped = 0  # by topics that are gone
-        self._watch: Request | None = None
-        self._suspected: dict[
-            str, tuple[int, IsterError]
-        ] = {}  # topics, or only their subscriptions, that were deleted
-        self._plain = False  # the broker does not say which topics came meanwhile
         self._over = False
 
     def __repr__(self) -> str:
         return (
-            f"<Consumer topics={self._pattern!r} ({len(self._members)}) subscription={self._subscription!r}>"
+            f"<Consumer topics={self._pattern!r} ({len(self.members)}) subscription={self._subscription!r}>"
         )
 
     # ---- what it is ----------------------------------------------------------------------------------------------
@@ -103,7 +86,7 @@ class WildcardConsumer(Consumer):
     @property
     def topics(self) -> list[str]:
         """The topics it receives from at present, by name."""
-        return sorted(self._members)
+        return self.members.topics
 
     @property
     def subscription(self) -> str:
@@ -128,151 +111,12 @@ class WildcardConsumer(Consumer):
     @property
     def dropped(self) -> int:
         """How many messages non-reliable topics have dropped here, because this program was too slow."""
-        return self._dropped + sum(member.dropped for member in list(self._members.values()))
+        return self.members.dropped
 
     @property
     def events(self) -> deque[Event]:
         """What the broker told besides messages, oldest first (the last 256); `event.topic` says of which topic."""
-        return self._events
-
-    # ---- topics that come and go ---------------------------------------------------------------------------------
-
-    def first_look(self) -> Request:
-        """Return the request that asks which topics there are, and which of them came while nobody was here."""
-        asked = {"pattern": self._pattern}
-        return Request("topic.watch", asked if self._plain else {**asked, "subscription": self._subscription})
-
-    def asked_too_much(self, error: BaseException) -> bool:
-        """Whether the broker is too old to say which topics came meanwhile: it is asked without that from now on."""
-        if self._plain or not isinstance(error, RemoteError) or error.code != "invalid-argument":
-            return False
-        self._plain = True
-        return True
-
-    def follow(self, answer: dict[str, Any], *, later: bool = True) -> None:
-        """Have the topics that there are now, and ask to be told when they are others."""
-        with self._following:
-            self._follow(answer, later=later)
-
-    def _follow(self, answer: dict[str, Any], *, later: bool) -> None:
-        listed = {each["topic"]: each["created_ms"] for each in answer["topics"]}
-        meanwhile = {each["topic"] for each in answer["topics"] if each.get("later")}
-        suspected, self._suspected = self._suspected, {}
-        deleted = {
-            topic: error for topic, (created, error) in suspected.items() if listed.get(topic) == created
-        }
-        for topic in deleted:
-            self._followed.refuse(topic, listed[topic])
-        come, gone = self._followed.changes(listed, self._created)
-        for topic in gone:
-            self._leave(self._members[topic])
-        messages, size = share(*self._credit, len(self._members) + len(come))
-        network = self._network
-        if come or gone:
-            with network.lock:
-                for member in self._members.values():
-                    member.attachment.resize(messages, size)
-                network.move_frames()
-        for topic in come:
-            member = self._open_member(
-                topic,
-                later=later or topic in meanwhile,
-                credit_messages=None if self._paced else messages,
-                credit_bytes=size,
-            )
-            self._members[topic] = self._by_attachment[member.attachment] = member
-            self._created[topic] = listed[topic]
-            with network.lock:
-                member.attachment.events = self._events
-                member.attachment.take_turns(self._turns)
-                if self._paced:
-                    member.attachment.resize(messages, size)
-        self._ask(Request("topic.watch", {"pattern": self._pattern, "version": answer["version"]}))
-        for topic, error in deleted.items():
-            raise _about(topic, error)
-
-    def _ask(self, request: Request) -> None:
-        network = self._network
-        with network.lock:
-            if self._watch is not None:
-                network.home.session.withdraw(self._watch)
-            self._watch = request
-            network.home.session.request(request, network.clock.monotonic())
-            network.home.touch()
-
-    def _look(self) -> None:
-        """See whether the broker has told of other topics."""
-        watch = self._watch
-        if watch is None or not watch.done:
-            return
-        with self._following:
-            watch = self._watch
-            if watch is None or not watch.done:
-                return  # another thread has seen to it
-            if watch.error is not None:
-                self._watch = None
-                self._network.check()
-                known = self.asked_too_much(watch.error)
-                self._ask(self.first_look())
-                if known:
-                    return
-                raise watch.error
-            self.follow(watch.result)
-
-    def _leave(self, member: Consumer) -> None:
-        """Have nothing to do with a topic any more."""
-        self._members.pop(member.topic, None)
-        self._created.pop(member.topic, None)
-        self._by_attachment.pop(member.attachment, None)
-        self._turns.pop(member.attachment, None)
-        self._dropped += member.dropped
-        member.begin_close()
-        member.end()
-
-    def _lost(self, member: Consumer) -> None:
-        """The broker has closed a topic's consumer: raise why, unless the topic is gone."""
-        with self._following:
-            if self._members.get(member.topic) is member:
-                self._leave_lost(member)
-
-    def _leave_lost(self, member: Consumer) -> None:
-        error, created = member.attachment.error, self._created[member.topic]
-        self._leave(member)
-        if error is None or error.code in (*GONE, "subscription-deleted"):
-            if error is not None and error.code == "subscription-deleted":
-                self._suspected[member.topic] = created, error  # by itself, or with its topic?
-            self._ask(self.first_look())
-            return
-        self._followed.refuse(member.topic, created)
-        raise _about(member.topic, error)
-
-    def is_open(self) -> bool:
-        """Whether the broker has answered for every topic (lock held)."""
-        self._network.move_frames()
-        return all(
-            member.attachment.opened or member.attachment.phase == "closed"
-            for member in list(self._members.values())
-        )
-
-    def check_open(self, seconds: float | None) -> None:
-        """Raise if some topic could not be opened."""
-        waiting = 0
-        for topic, member in list(self._members.items()):
-            attachment = member.attachment
-            if attachment.error is not None:
-                if attachment.error.code not in GONE:
-                    raise _about(topic, attachment.error)
-            elif not attachment.opened:
-                if attachment.trouble is not None and attachment.trouble.code == "subscription-busy":
-                    raise _about(topic, attachment.trouble)
-                waiting += 1
-        if waiting:
-            raise TimeoutExpiredError(
-                f"{waiting} of "
-                f"{counted(len(self._members), 'topic that matches', 'topics that match')} "
-                f"{self._pattern!r} were not opened within "
-                f"{seconds} s"
-            )
+        return self.members.events
 
     # ---- receiving -----------------------------------------------------------------------------------------------
 
@@ -287,7 +131,7 @@ class WildcardConsumer(Consumer):
             network.check()
             if self._over:
                 raise ClosedError(f"{self.what} is closed")
-            self._look()
+            self.members.look()
             with network.lock:
                 attachment, found = self._in_turn, None
                 now = network.clock.monotonic()
@@ -308,11 +152,11 @@ class WildcardConsumer(Consumer):
                         attachment.asked(now)
                         found = self._take(attachment, take)
             network.settle()
-            if found is not None or (attachment is None and (self._watch is None or not self._watch.done)):
+            if found is not None or (attachment is None and not self.members.have_changed):
                 return found
-            member = self._by_attachment.get(attachment)
+            member = self.members.by_attachment.get(attachment)
             if member is not None and member.attachment.phase == "closed":
-                self._lost(member)
+                self.members.lost(member)
 
     def _raise_complaint(self, attachment: Attachment) -> None:
         """Raise what the broker has said against a topic, and let it line up again (lock held)."""
@@ -320,7 +164,7 @@ class WildcardConsumer(Consumer):
             complaint, attachment.complaint = attachment.complaint, None
             if attachment.queue:
                 self._turns[attachment] = None
-            raise _about(attachment.topic, complaint)
+            raise about(attachment.topic, complaint)
 
     def _take(self, attachment: Attachment, take: Callable[[Attachment], T | None]) -> T | None:
         """Take of a topic, and let it line up again behind the others (lock held)."""
@@ -342,7 +186,7 @@ class WildcardConsumer(Consumer):
     def has_news(self) -> bool:
         """Whether there is something to take, to raise or to do (lock held)."""
         in_hand = self._in_turn is not None and self._in_turn.has_some
-        return bool(self._turns) or in_hand or self._over or (self._watch is not None and self._watch.done)
+        return bool(self._turns) or in_hand or self._over or self.members.have_changed
 
     # ---- acknowledging -------------------------------------------------------------------------------------------
 
@@ -390,7 +234,7 @@ class WildcardConsumer(Consumer):
         return list(parts.values())
 
     def _member_of(self, delivery: Delivery) -> Consumer | None:
-        member = self._by_attachment.get(delivery.owner)
+        member = self.members.by_attachment.get(delivery.owner)
         if member is not None:
             return None if member.attachment.phase == "closed" else member
         owner = delivery.owner
@@ -402,13 +246,13 @@ class WildcardConsumer(Consumer):
     def written(self) -> bool:
         """Whether every acknowledgment is written, or never will be; sends what is gathered (lock held)."""
         while True:
-            written = [member.written() for member in list(self._members.values())]
+            written = [member.written() for member in self.members.all()]
             if not self._network.move_frames():
                 return all(written)
 
     def flushed(self, written: bool, timeout: float | None) -> None:
         """Raise if not every acknowledgment is written."""
-        for member in list(self._members.values()):
+        for member in self.members.all():
             if member.attachment.phase != "closed":
                 with self._network.lock:
                     settled = written or member.written()
@@ -428,31 +272,30 @@ class WildcardConsumer(Consumer):
 
     def blame(self, error: BaseException | None) -> None:
         """An exception ends the program's work: what it has in hand of any topic has failed."""
-        for member in list(self._members.values()):
+        for member in self.members.all():
             member.blame(error)
 
     def begin_close(self) -> None:
         """Send what is acknowledged and say CLOSE, for every topic."""
         self._over = True
         with self._network.lock:
-            for member in list(self._members.values()):
+            for member in self.members.all():
                 member.attachment.close()
             self._network.move_frames()
 
     def is_closed(self) -> bool:
         """Whether the broker has answered every CLOSE (lock held)."""
         self._network.move_frames()
-        return all(member.attachment.phase == "closed" for member in list(self._members.values()))
+        return all(member.attachment.phase == "closed" for member in self.members.all())
 
     def end(self) -> None:
         """Release everything, whatever the broker says."""
         self._over = True
         with self._network.lock:
-            if self._watch is not None:
-                self._network.home.session.withdraw(self._watch)
+            self.members.withdraw()
             for connection in self._network.everywhere():
                 connection.tell_all()  # other threads may be waiting here
-        for member in list(self._members.values()):
+        for member in self.members.all():
             member.end()
         self._turns.clear()
 
@@ -463,10 +306,3 @@ class WildcardConsumer(Consumer):
 
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: every call raises, by the network's own word."""
-
-
-def _about(topic: str, error: IsterError) -> IsterError:
-    """Say of which topic an error is."""
-    if not isinstance(error, RemoteError):
-        return error
-    return RemoteError(error.code, f"topic {topic!r}: {error.text}", error.action)

@@ -95,16 +95,17 @@ class Client(Conversation):
 
     async def _open_wildcard(self, consumer: WildcardConsumer, timeout: float | None) -> WildcardConsumer:
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
+        members = consumer.members
         try:
             try:
-                answer = await self._ask(consumer.first_look(), timeout)
+                answer = await self._ask(members.first_look(), timeout)
             except Exception as error:
-                if not consumer.asked_too_much(error):
+                if not members.asked_too_much(error):
                     raise
-                answer = await self._ask(consumer.first_look(), timeout)
-            consumer.follow(answer, later=False)
-            await self.wait(None, consumer.is_open, seconds)
-            consumer.check_open(seconds)
+                answer = await self._ask(members.first_look(), timeout)
+            members.follow(answer, later=False)
+            await self.wait(None, members.is_open, seconds)
+            members.check_open(seconds)
         except BaseException:
             consumer.abandon()
             raise

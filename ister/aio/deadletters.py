@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ister.deadletters import LIST_MAX, DeadLetter, Progress
+from ister.deadletters import LIST_MAX, DeadLetter
 from ister.deadletters import DeadLetters as SyncDeadLetters
+from ister.settling import Progress
 
 
 class DeadLetters:

@@ -127,7 +127,7 @@ class Following(Consuming):
         )
         wildcard = self.client.opener.wildcard(pattern.pattern, asked)
         self.consumer = wildcard
-        self.asked = wildcard.first_look()
+        self.asked = wildcard.members.first_look()
         self.client.send_request(self.asked)
 
     def work(self) -> None:
@@ -142,7 +142,7 @@ class Following(Consuming):
                 self.world.counts[f"consumer {asked.error.code}"] += 1
                 self.again()
                 return
-            wildcard.follow(asked.result, later=False)
+            wildcard.members.follow(asked.result, later=False)
             if self.pattern.alone:
                 self.pattern.looked_s = self.world.clock.now_s
         super().work()
@@ -150,5 +150,5 @@ class Following(Consuming):
     def _confirm(self, consumer: Consumer) -> None:
         assert isinstance(consumer, WildcardConsumer)
         consumer.written()
-        for member in consumer._members.values():
+        for member in consumer.members.all():
             member._soon()

@@ -20,6 +20,7 @@ from ister.actors.subscription.log_access import LogAccess
 from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
+from ister.members import Members
 from ister.storage import numbered_objects, upload
 from ister.storage.cursor import Cursor
 from ister.storage.cursor_files import Compaction
@@ -35,7 +36,6 @@ from ister.storage.producers import ProducerTable
 from ister.storage.reader import Reader
 from ister.storage.retention import Retention, retention_of
 from ister.storage.simulated import SimulatedFile
-from ister.wildcard import WildcardConsumer
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def anybody_deletes() -> Iterator[None]:
 def pattern_at_latest() -> Iterator[None]:
     """A pattern's consumer begins a topic that was made after it looked where `start` says."""
 
-    def follow(self: WildcardConsumer, answer: dict[str, Any], *, later: bool) -> None:
+    def follow(self: Members, answer: dict[str, Any], *, later: bool) -> None:
         plan = self._open_member
         self._open_member = lambda topic, *, later, **given: plan(topic, later=False, **given)
         try:
@@ -248,8 +248,8 @@ def pattern_at_latest() -> Iterator[None]:
         finally:
             self._open_member = plan
 
-    original = WildcardConsumer._follow
-    with patch.object(WildcardConsumer, "_follow", follow):
+    original = Members._follow
+    with patch.object(Members, "_follow", follow):
         yield
 
 
