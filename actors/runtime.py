@@ -2,6 +2,8 @@
 
 A `LoopActor` has no thread. Its inbox is a deque, run by the process's loop (see `actors/loop.py`), and a message
 costs about a microsecond. A `Ref` is the same to use for an actor here and for one in another process.
+The parts are modules: `handlers.py` (who handles which message), `mailbox.py` (what waits for an actor), `refs.py` (how
+actors are told); this file has the actor and the system, and what is imported by whoever writes an actor.
 May touch: the scheduler and the carrier of mail it is handed; no socket, file, clock or thread of its own.
 
 Invariants:
@@ -17,24 +19,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pykka
-from pykka import ActorDeadError, ActorRegistry
+from pykka import ActorRegistry
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 from ister.actors.clock_steps import ClockSteps
+from ister.actors.handlers import Handlers, Part, composed, handlers_of, receives
 from ister.actors.loop import Call, Loop, Scheduler, Timer
+from ister.actors.mailbox import NOBODY, Inbox, LoopFuture, MailboxFullError, refuse
+from ister.actors.refs import Address, Carrier, LocalRef, Ref, RemoteRef
 from ister.actors.threads import Done, Purpose
 from ister.clock import Clock
-from ister.errors import IsterError, UsageError
-from ister.words import counted
+from ister.errors import UsageError
 
 __all__ = [
     "Address",
@@ -51,262 +52,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Method = TypeVar("Method", bound=Callable[..., Any])
-Handler = Callable[[Any, Any], Any]
 
 logger = logging.getLogger("ister.actors")
 
 
-class MailboxFullError(IsterError):
-    """An actor's inbox holds as many messages as it may; nothing was told."""
-
-    code = "busy"
-    action = "retry"
-
-
-class Address(NamedTuple):
-    """Where an actor is: its process's node name and its path there, as ("worker-0", "topic/orders")."""
-
-    node: str
-    path: str
-
-
-class Ref(ABC):
-    """A reference to an actor that may be anywhere, also to one that does not exist (yet)."""
-
-    __slots__ = ("address",)
-
-    address: Address
-
-    @abstractmethod
-    def tell(self, message: object) -> None:
-        """Put a message (a frozen dataclass) on its way; it arrives at most once.
-
-        Raises MailboxFullError if the actor is in this process and its inbox is full.
-        """
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ref) and self.address == other.address
-
-    def __hash__(self) -> int:
-        return hash(self.address)
-
-    def __repr__(self) -> str:
-        return f"<Ref {self.address.node}:{self.address.path}>"
-
-
-class Carrier(Protocol):
-    """What takes messages to other processes: `ister.actors.mail.Mail`, or a simulated network."""
-
-    def send(self, address: Address, message: object) -> None:
-        """Send `message` on its way to another node."""
-
-    def attach(self, loop: Scheduler, deliver: Callable[[str, object], None]) -> None:
-        """Start receiving: call `deliver(path, message)` on `loop` for everything that arrives."""
-
-
-def receives(*message_types: type) -> Callable[[Method], Method]:
-    """Mark a method as the handler of messages of exactly these types (subclasses have handlers of their own)."""
-
-    def mark(method: Method) -> Method:
-        method.__dict__["_receives"] = message_types
-        return method
-
-    return mark
-
-
 class _Start:
     """The first message of every inbox."""
-
-
-class _Table(dict[type, Handler]):
-    """The handlers of an actor class by message type."""
-
-    def __missing__(self, message_type: type) -> Handler:
-        return _unexpected
-
-
-def _unexpected(actor: LoopActor, message: object) -> None:
-    actor.system.unexpected += 1
-    logger.error("%s has no handler for %s: %.200r", actor, type(message).__qualname__, message)
-
-
-def _handlers_of(cls: type) -> dict[type, Handler]:
-    """Return the methods of a class that are marked with `@receives`, by message type."""
-    names: dict[type, str] = {}
-    for base in reversed(cls.__mro__):
-        own: dict[type, str] = {}
-        for name, method in vars(base).items():
-            for message_type in getattr(method, "_receives", ()):
-                if message_type in own:
-                    both = f"{base.__qualname__}.{own[message_type]} and .{name}"
-                    raise TypeError(f"{both} both receive {message_type.__qualname__}")
-                own[message_type] = name
-        names.update(own)
-    # By name: a subclass that overrides a handler need not mark it again.
-    return {message_type: getattr(cls, name) for message_type, name in names.items()}
-
-
-class Part:
-    """What an actor may be made of: it handles messages of types of its own, which are told to the actor.
-
-    Handlers are methods marked with `@receives(MessageType)`, as an actor's are; see `LoopActor.compose`.
-    """
-
-    handlers: ClassVar[Mapping[type, Handler]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.handlers = _handlers_of(cls)
-
-
-@cache
-def _composed(actor_class: type[LoopActor], part_classes: tuple[type[Part], ...]) -> _Table:
-    """Return the handlers of an actor made of parts, one table for all that are made of the same."""
-    table = _Table(actor_class.handlers)
-    receiver = dict.fromkeys(table, actor_class.__qualname__)
-    for place, part_class in enumerate(part_classes):
-        for message_type, handler in part_class.handlers.items():
-            if message_type in table:
-                both = f"{receiver[message_type]} and {part_class.__qualname__}"
-                raise TypeError(f"{both} both receive {message_type.__qualname__}")
-            table[message_type] = _to_part(place, handler)
-            receiver[message_type] = part_class.__qualname__
-    return table
-
-
-def _to_part(place: int, handler: Handler) -> Handler:
-    def handle(actor: LoopActor, message: object) -> Any:
-        return handler(actor.parts[place], message)
-
-    return handle
-
-
-class Inbox:
-    """What is told to one actor and not yet handled: a bounded deque that puts itself up to be run."""
-
-    __slots__ = ("_actor", "_limit", "_queue", "_ready", "_scheduled", "closed")
-
-    def __init__(self) -> None:
-        self._queue: deque[object] = deque()
-        self._ready: deque[Any] = deque()
-        self._scheduled = False
-        self._limit = 0
-        self._actor: LoopActor | None = None
-        self.closed = False
-
-    def open(self, actor: LoopActor, ready: deque[Any]) -> None:
-        """Take messages for `actor`, running among `ready`."""
-        self._actor, self._ready, self._limit = actor, ready, actor.inbox_messages_max
-
-    def tell(self, message: object) -> bool:
-        """Take a message; False if the actor is gone. Raises MailboxFullError."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._ready.append(self)
-        elif len(self._queue) >= self._limit:
-            if self.closed:
-                return False
-            raise MailboxFullError(f"inbox of {self._actor} is full ({counted(self._limit, 'message')})")
-        self._queue.append(message)
-        return True
-
-    def run(self, limit: int) -> int:
-        """Have the actor handle at most `limit` messages; return how many it did."""
-        actor, queue = self._actor, self._queue
-        if actor is None:  # it ended since it was ready
-            return 0
-        take, handlers, handled = queue.popleft, actor.handlers, 0
-        try:
-            while queue and handled < limit:
-                handled += 1
-                message = take()
-                handlers[type(message)](actor, message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the actor, loudly
-            actor.fail(error)
-        if queue:
-            self._ready.append(self)
-        elif not self.closed:
-            self._scheduled = False
-        return handled
-
-    def close(self) -> list[object]:
-        """Take nothing more; return what is left."""
-        # A closed inbox looks full, so that `tell` needs no check of its own on its short road.
-        self.closed, self._limit, self._scheduled = True, -1, True
-        left = list(self._queue)
-        self._queue.clear()
-        return left
-
-    def let_go(self) -> None:
-        """Hold the actor no more, which ended."""
-        self._actor = None
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    # What Pykka's ActorRef uses, from any thread.
-
-    def put(self, envelope: Envelope[Any], /) -> None:
-        """Take an envelope from Pykka's ActorRef."""
-        actor = self._actor
-        if actor is None:  # it ended
-            _refuse([envelope])
-            return
-        if isinstance(envelope.reply_to, LoopFuture):
-            envelope.reply_to.loop = actor.system.loop
-        if actor.system.loop.on_loop_thread:
-            self._put_here(envelope)
-        elif len(self._queue) >= self._limit >= 0:
-            raise MailboxFullError(f"inbox of {actor} is full ({counted(self._limit, 'message')})")
-        else:
-            actor.system.loop.call_threadsafe(lambda: self._put_here(envelope))
-
-    def _put_here(self, envelope: Envelope[Any]) -> None:
-        try:
-            if not self.tell(envelope):
-                _refuse([envelope])
-        except MailboxFullError:
-            if envelope.reply_to is None:
-                raise
-            envelope.reply_to.set_exception(sys.exc_info())
-
-    def get(self) -> Envelope[Any]:
-        """Not used: a LoopActor's inbox is run, not waited for."""
-        raise NotImplementedError
-
-    def empty(self) -> bool:
-        """True if nothing waits."""
-        return not self._queue
-
-
-class LoopFuture(pykka.ThreadingFuture[T]):
-    """The answer to an `ask`: waited for by any thread but the loop's, which would wait for itself."""
-
-    loop: Scheduler | None = None
-
-    def get(self, *, timeout: float | None = None) -> Any:
-        """Wait for the answer. Raises UsageError on the loop's own thread if there is none yet."""
-        if self.loop is not None and self._result is None and self.loop.on_loop_thread:
-            raise UsageError("an actor can't wait for an answer on its own loop: tell, and handle the reply")
-        return super().get(timeout=timeout)
-
-
-def _refuse(left: Iterable[object]) -> Iterator[object]:
-    """Answer the asks among `left` that nobody will; return the other messages."""
-    others = []
-    for message in left:
-        if not isinstance(message, Envelope):
-            others.append(message)
-        elif message.reply_to is None:
-            if not isinstance(message.message, _ActorStop):
-                others.append(message.message)
-        elif isinstance(message.message, _ActorStop):
-            message.reply_to.set(None)
-        else:
-            error = ActorDeadError("the actor stopped before it handled the message")
-            message.reply_to.set_exception((ActorDeadError, error, None))
-    return iter(others)
 
 
 class LoopActor(pykka.Actor):
@@ -321,7 +72,7 @@ class LoopActor(pykka.Actor):
     # runaway, and failing loudly is right.
     inbox_messages_max: ClassVar[int] = 65_536
 
-    handlers: _Table = _Table()  # of the class, or of all actors that are made of the same parts
+    handlers: Handlers = Handlers()  # of the class, or of all actors that are made of the same parts
     parts: Sequence[Part] = ()
 
     def __init__(self, system: System, path: str) -> None:
@@ -333,7 +84,7 @@ class LoopActor(pykka.Actor):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.handlers = _Table(_handlers_of(cls))
+        cls.handlers = Handlers(handlers_of(cls))
 
     def __str__(self) -> str:
         return f"{type(self).__name__} {self.path}"
@@ -344,7 +95,7 @@ class LoopActor(pykka.Actor):
         Raises TypeError where two receive the same.
         """
         self.parts = tuple(parts)
-        self.handlers = _composed(type(self), tuple(map(type, parts)))
+        self.handlers = composed(type(self), tuple(map(type, parts)))
 
     # The three hooks of Pykka.
 
@@ -425,7 +176,7 @@ class LoopActor(pykka.Actor):
         self.system.leave_unclaimed(self.path, left)
 
     def _end(self) -> Iterator[object]:
-        left = _refuse(self.inbox.close())
+        left = refuse(self.inbox.close())
         self.actor_stopped.set()
         self.system.unregister(self)
         return left
@@ -474,42 +225,6 @@ class LoopActor(pykka.Actor):
             envelope.reply_to.set(answer)
 
 
-class _LocalRef(Ref):
-    __slots__ = ("_inbox", "_system")
-
-    def __init__(self, system: System, address: Address) -> None:
-        self.address = address
-        self._system = system
-        self._inbox = system.inbox_at(address.path)
-
-    def tell(self, message: object) -> None:
-        if not self._inbox.tell(message):
-            # Gone, or not there when this reference was made: perhaps there is another by now.
-            self._inbox = self._system.inbox_at(self.address.path)
-            if not self._inbox.tell(message):
-                self._system.leave_unclaimed(self.address.path, (message,))
-
-
-class _RemoteRef(Ref):
-    __slots__ = ("_mail",)
-
-    def __init__(self, mail: Carrier, address: Address) -> None:
-        self.address = address
-        self._mail = mail
-
-    def tell(self, message: object) -> None:
-        self._mail.send(self.address, message)
-
-
-def _closed_inbox() -> Inbox:
-    inbox = Inbox()
-    inbox.close()
-    return inbox
-
-
-_NOBODY: Final = _closed_inbox()
-
-
 class System:
     """The actors of one process, by path.
 
@@ -548,10 +263,10 @@ class System:
     def ref(self, node: str, path: str) -> Ref:
         """Return a reference to the actor at `path` of `node`; whether there is one shows when it is told."""
         if node == self.node:
-            return _LocalRef(self, Address(node, path))
+            return LocalRef(self, Address(node, path))
         if self.mail is None:
             raise UsageError(f"{self.node} has no mail to reach {node}:{path}")
-        return _RemoteRef(self.mail, Address(node, path))
+        return RemoteRef(self.mail, Address(node, path))
 
     def at(self, address: Address) -> Ref:
         """Return a reference to the actor at `address`."""
@@ -600,7 +315,7 @@ class System:
     def inbox_at(self, path: str) -> Inbox:
         """Return the inbox of the actor at `path`, or one that takes nothing."""
         actor = self._actors.get(path)
-        return _NOBODY if actor is None else actor.inbox
+        return NOBODY if actor is None else actor.inbox
 
     def register(self, actor: LoopActor) -> None:
         """Enter an actor that starts."""
