@@ -1,6 +1,6 @@
 """Why nothing flows: turns the state of a subscription and its topic into reasons in plain words; pure.
 
-Times are unix ms. A key that is missing or None means unknown, or false.
+What is asked is in `explain_state.py`, the words for times and holders in `explain_words.py`.
 
 Invariants
 - reasons come in the order in which to look at them: first those that stop everything, last those that delay messages
@@ -12,94 +12,12 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final, cast
 
-from ister.actors.presence import Presence, Silent
+from ister.actors.explain_state import State, Stop, TopicState
+from ister.actors.explain_words import ago, because, but_for, duration, held_by, since_when, until, up_to
+from ister.actors.presence import Silent
 from ister.words import counted
-
-
-class Holder(TypedDict, total=False):
-    """A consumer that holds unacknowledged messages."""
-
-    consumer: int  # its number in the subscription
-    client: str  # the name that its client gave itself
-    messages: int
-    since_ms: int  # when it got the oldest of them
-    key: str  # only in `State.keys`: the key whose messages wait for this consumer
-
-
-class Stop(TypedDict, total=False):
-    """A place at which a subscription stands."""
-
-    first: int
-    end: int
-    attempts: int
-    since_ms: int
-    text: str
-    here: str  # only for a request to the store: what is wrong with these offsets in the local log
-
-
-class State(Presence, total=False):
-    """A subscription's answer to `ister.actors.messages.Explain`."""
-
-    type: str  # the subscription's type
-    starting: bool  # the topic has not answered yet, or the start offset is not fixed
-    started_ms: int  # when its actor started
-    failure: str | None  # why no consumer can be served
-    failure_code: str | None
-    paused: bool
-    standby: int  # consumers of a Failover subscription that are not active
-    handing_over: int  # consumers that have to return what they hold and have not done so
-    seeking: str | None  # where it is being moved to
-    cursor: int  # everything below is acknowledged
-    position: int  # the first offset never delivered
-    durable_end: int  # how far the topic is known to be durable
-    unacknowledged: int  # messages below durable_end that are not acknowledged
-    in_flight: int  # messages that consumers hold
-    holders: list[Holder]  # the consumers that hold them, the first few, oldest first
-    due: int  # returned messages that may be delivered now
-    backoff: int  # returned messages that wait for their back-off
-    backoff_until_ms: int | None  # when the first of them is due
-    delayed: int  # messages that wait for their `deliver_at`
-    delayed_until_ms: int | None
-    keyed: int  # messages that wait because a consumer holds an earlier one of their key
-    keys: list[Holder]  # such keys, the first few, and who holds their messages
-    tracked_full: bool  # so much is delivered and unacknowledged that nothing new is read
-    tracked: int  # how much that is, in the unit that is limited
-    tracked_max: int
-    poison: Stop | None  # the message that blocks the subscription
-    damage: Stop | None
-    fetch: Stop | None  # the segment that is being fetched from the store; its text says what goes wrong
-    burying: int  # messages in transit to the dead-letter topic
-    dead_letter_topic: str
-    bury_trouble: str | None  # why that fails
-    dead_lettered: int  # messages that were moved there since the actor started
-    given_up: Stop | None  # the last message that failed too often
-    ack_timeout_ms: int
-    expired: int  # messages that outlived their time to live since the actor started
-    trimmed: int  # messages that retention took
-    skipped: int  # messages that an operator skipped as damaged
-    missing: int  # messages that neither the local log nor the store has
-    dropped: int  # messages of a non-reliable topic that were lost for lack of credit
-    last_delivered_ms: int | None
-    consumer_left_ms: int | None  # when the last consumer left
-
-
-class TopicState(TypedDict, total=False):
-    """A topic's answer to `Describe`, as far as it is used here."""
-
-    producers: int
-    next_offset: int
-    durable_end: int
-    start_offset: int
-    messages_in: int
-    last_published_ms: int | None
-    failure: str | None
-    failure_code: str | None
-    upload_failure: str | None
-    uploads_stopped: bool
-
 
 Reason = dict[str, Any]  # code, text, and the numbers it is about
 
@@ -210,7 +128,7 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
         yield _reason("topic-failed", text)
     elif state.get("starting"):
         started_ms = state.get("started_ms")
-        since = "" if started_ms is None else f", since {_ago(started_ms, now_ms)}"
+        since = "" if started_ms is None else f", since {ago(started_ms, now_ms)}"
         text = (
             f"the topic has not reported its offsets yet{since}: it is being started, or waits for "
             "the store; ask again, and see 'ister topic show' if it stays so"
@@ -224,7 +142,7 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
     damage = state.get("damage")
     if damage:
         text = (
-            f"offsets {damage.get('first')} to before {damage.get('end')} are damaged{_because(damage)}; nothing is "
+            f"offsets {damage.get('first')} to before {damage.get('end')} are damaged{because(damage)}; nothing is "
             "skipped automatically: repair the topic (skip damaged) to go on behind them"
         )
         yield _reason("damage", text, **_stop_numbers(damage))
@@ -249,7 +167,7 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
             else "is in the store alone"
         )
         text = f"offset {fetch.get('first')} {here}, and is being brought back"
-        text += f"{_since(fetch, now_ms)}{_because(fetch)}; "
+        text += f"{since_when(fetch, now_ms)}{because(fetch)}; "
         text += (
             "it is tried again until the store returns it" if fetch.get("text") else "it continues by itself"
         )
@@ -261,7 +179,7 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
     consumers = state.get("consumers", 0)
     if not consumers:
         left_ms = state.get("consumer_left_ms")
-        since = "" if left_ms is None else f"; the last one left {_ago(left_ms, now_ms)}"
+        since = "" if left_ms is None else f"; the last one left {ago(left_ms, now_ms)}"
         yield _reason("no-consumer", f"no consumer is connected{since}: start one of subscription {name!r}")
         return
     if state.get("seeking") is not None:
@@ -305,9 +223,7 @@ def _consumers(name: str, state: State, now_ms: int) -> Iterator[Reason]:
     if dry and not _idle(state):
         heard_ms = state.get("no_credit_heard_ms")
         heard = (
-            ""
-            if heard_ms is None or silent
-            else f" (each was heard of within {_duration(now_ms - heard_ms)})"
+            "" if heard_ms is None or silent else f" (each was heard of within {duration(now_ms - heard_ms)})"
         )
         text = (
             f"no credit is left at {dry} of {counted(consumers, 'consumer')}: they were sent as much "
@@ -326,10 +242,10 @@ def _silence(silent: list[Silent], state: State, now_ms: int) -> Reason:
         client = f" ({one['client']:.60})" if one.get("client") else ""
         lost = "" if one.get("connected", True) else ", its connection is lost"
         holds = f", and holds {counted(one['messages'], 'message')}" if one.get("messages") else ""
-        heard = f"was last heard of {_ago(one.get('heard_ms', now_ms), now_ms)}{lost}{holds}"
+        heard = f"was last heard of {ago(one.get('heard_ms', now_ms), now_ms)}{lost}{holds}"
         who.append(f"consumer {one.get('consumer')}{client} {heard}")
     limit_ms = state.get("silence_ms_max")
-    after = "" if limit_ms is None else f" {_duration(limit_ms)} after its last word"
+    after = "" if limit_ms is None else f" {duration(limit_ms)} after its last word"
     text = (
         f"{'; '.join(who)}: its program was killed or stopped, or the network is cut; unless it comes "
         "back it is removed"
@@ -345,8 +261,7 @@ def _failed(topic: TopicState, state: State | None) -> Reason:
     if code == "fenced":
         text = (
             f"another broker has taken the topic over ({failure}): nothing is accepted here any more, "
-            "and that broker does not know what is "
-            "acknowledged here it does not know; let producers and consumers connect to that broker"
+            "and that broker does not know what is acknowledged here; let producers and consumers connect to that broker"
         )
         return _reason("topic-failed", text)
     text = f"the topic accepts no messages: {failure}"
@@ -361,7 +276,7 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
     """Yield the reasons why some messages are not delivered now."""
     if state.get("keyed"):
         keys = [
-            f"{holder.get('key', '')!r:.60} with {_holder(holder, now_ms)}"
+            f"{holder.get('key', '')!r:.60} with {held_by(holder, now_ms)}"
             for holder in state.get("keys", [])[:SHOWN_MAX]
         ]
         text = counted(
@@ -376,14 +291,14 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
         until_ms = state.get("backoff_until_ms")
         text = (
             f"{counted(state['backoff'], 'message failed, and waits', 'messages failed, and wait')} for "
-            f"another try{_until(until_ms, now_ms)}"
+            f"another try{until(until_ms, now_ms)}"
         )
         yield _reason("waiting-for-backoff", text, messages=state["backoff"], until_ms=until_ms)
     if state.get("delayed"):
         until_ms = state.get("delayed_until_ms")
         text = (
             f"{counted(state['delayed'], 'message waits for its', 'messages wait for their')} time of "
-            f"delivery{_until(until_ms, now_ms)}"
+            f"delivery{until(until_ms, now_ms)}"
         )
         yield _reason("waiting-for-delay", text, messages=state["delayed"], until_ms=until_ms)
     if state.get("burying") and state.get("bury_trouble"):
@@ -399,7 +314,7 @@ def _waits(state: State, now_ms: int) -> Iterator[Reason]:
         which = ""
         if last is not None:
             which = f"; the last one, offset {last.get('first')}, after {counted(last.get('attempts', 0), 'attempt')}"
-            which += _because(last) + _since(last, now_ms)
+            which += because(last) + since_when(last, now_ms)
         text = (
             f"{counted(state['dead_lettered'], 'message', 'messages')} failed too often and went to "
             f"dead-letter topic {target!r}{which}: "
@@ -412,16 +327,14 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
     """Yield the reasons why nothing is left to deliver."""
     if state.get("in_flight"):
         holders = state.get("holders", [])
-        held = "; ".join(_holder(holder, now_ms) for holder in holders[:SHOWN_MAX])
+        held = "; ".join(held_by(holder, now_ms) for holder in holders[:SHOWN_MAX])
         text = (
             f"everything is delivered; {counted(state['in_flight'], 'message waits', 'messages wait')} to "
             "be acknowledged"
         )
         text += f", with {held}" if held else ""
         if timeout_ms := state.get("ack_timeout_ms"):
-            text += (
-                f"; what is not acknowledged {_duration(timeout_ms)} after its delivery is delivered again"
-            )
+            text += f"; what is not acknowledged {duration(timeout_ms)} after its delivery is delivered again"
         yield _reason("unacknowledged", text, messages=state["in_flight"], holders=holders)
     if not _idle(state):
         return
@@ -433,14 +346,14 @@ def _ends(state: State, topic: TopicState, now_ms: int) -> Iterator[Reason]:
         return
     if not state.get("in_flight"):
         done = "delivered and acknowledged" if "durable_end" in state else "delivered"
-        yield _reason("caught-up", f"every message{_up_to(state)} is {done}{_except(state)}: nothing is left")
+        yield _reason("caught-up", f"every message{up_to(state)} is {done}{but_for(state)}: nothing is left")
     last_ms, producers = topic.get("last_published_ms"), topic.get("producers")
     if producers is None or (last_ms is not None and now_ms - last_ms < RECENT_MS):
         return
     last = (
         "none has come since the topic was started"
         if last_ms is None
-        else f"the last message came {_ago(last_ms, now_ms)}"
+        else f"the last message came {ago(last_ms, now_ms)}"
     )
     some = counted(producers, "producer is connected, and sends", "producers are connected, and send")
     who = f"{some} nothing" if producers else "no producer is connected"
@@ -473,67 +386,5 @@ def _poison_text(poison: Stop, now_ms: int) -> str:
     return (
         f"the message at offset {poison.get('first')} failed "
         f"{counted(poison.get('attempts', 0), 'time')} and blocks the "
-        f"subscription{_since(poison, now_ms)}{_because(poison)}; unblock it: retry, drop or dead-letter"
+        f"subscription{since_when(poison, now_ms)}{because(poison)}; unblock it: retry, drop or dead-letter"
     )
-
-
-def _because(stop: Stop) -> str:
-    return f" ({stop['text']})" if stop.get("text") else ""
-
-
-def _since(stop: Stop, now_ms: int) -> str:
-    since_ms = stop.get("since_ms")
-    return "" if since_ms is None else f", since {_ago(since_ms, now_ms)}"
-
-
-def _holder(holder: Holder, now_ms: int) -> str:
-    client = f" ({holder['client']:.60})" if holder.get("client") else ""
-    since_ms = holder.get("since_ms")
-    since = "" if since_ms is None else f" since {_ago(since_ms, now_ms)}"
-    messages = f", {counted(holder['messages'], 'message')}," if holder.get("messages") else ""
-    return f"consumer {holder.get('consumer')}{client}{messages}{since}"
-
-
-def _up_to(state: State) -> str:
-    return f" below offset {state['durable_end']}" if "durable_end" in state else ""
-
-
-def _except(state: State) -> str:
-    """Name the messages that were neither delivered nor acknowledged, so that nobody looks for them."""
-    words = {
-        "expired": "outlived the topic's time to live",
-        "trimmed": "were taken by retention",
-        "skipped": "were damaged and skipped, as an operator decided",
-        "missing": "are missing",
-        "dropped": "were lost for want of room",
-    }
-    numbers = cast(Mapping[str, int | None], state)
-    found = [f"{numbers[key]} that {what}" for key, what in words.items() if numbers.get(key)]
-    return f", but for {', '.join(found)}" if found else ""
-
-
-def _ago(then_ms: int, now_ms: int) -> str:
-    return f"{_duration(max(0, now_ms - then_ms))} ago ({_clock(then_ms)})"
-
-
-def _until(until_ms: int | None, now_ms: int) -> str:
-    if until_ms is None:
-        return ""
-    if until_ms <= now_ms:
-        return "; the first of them is due"
-    return f"; the first is due in {_duration(until_ms - now_ms)} ({_clock(until_ms)})"
-
-
-def _duration(milliseconds: int) -> str:
-    seconds = milliseconds / 1000
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _clock(unix_ms: int) -> str:
-    try:
-        return f"{datetime.fromtimestamp(unix_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (OverflowError, ValueError, OSError):  # beyond the range of the calendar
-        return f"unix ms {unix_ms}"

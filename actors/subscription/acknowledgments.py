@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ister.actors.explain import Holder, State
+from ister.actors.explain_state import Holder, State
 from ister.actors.messages import Acknowledged, AcknowledgedUntil, AckRefused, Idle, Left, Recall, Returned
 from ister.actors.pieces import Piece
 from ister.actors.runtime import receives

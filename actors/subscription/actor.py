@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.messages import (
     AddCredit,
     Answer,

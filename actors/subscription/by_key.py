@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ister.actors.explain import Holder, State
+from ister.actors.explain_state import Holder, State
 from ister.actors.lanes import Lanes
 from ister.actors.ledger import Held
 from ister.actors.messages import Left

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ister.actors.explain import State, Stop
+from ister.actors.explain_state import State, Stop
 from ister.actors.ledger import Held, back_off_ms
 from ister.actors.messages import Buried, Bury, BuryDelayed, Letter, Notice, StopBurying, Unblock, Unburied
 from ister.actors.poison import Poison, Poisoned, Policy

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.messages import (
     Attach,
     Attached,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.ledger import Held, Redelivery
 from ister.actors.messages import Left
 from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from ister.actors.asking import Asking
-from ister.actors.explain import State, Stop
+from ister.actors.explain_state import State, Stop
 from ister.actors.messages import (
     Durable,
     Fetch,

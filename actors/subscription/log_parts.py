@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.runtime import Ref
 from ister.actors.subscription.acknowledgments import Acknowledgments
 from ister.actors.subscription.attaching import Attaching

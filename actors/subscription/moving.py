@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.messages import Seek, Sought, Stayed, Yield
 from ister.actors.runtime import receives
 from ister.actors.subscription.attaching import Attaching

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.ledger import Held
 from ister.actors.loop import Call, Scheduler, Timer
 from ister.actors.messages import Left, NodeStarted, TopicFailed

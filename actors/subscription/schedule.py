@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ister.actors.delays import DELAYED_RANGES_MAX, Delays
-from ister.actors.explain import State
+from ister.actors.explain_state import State
 from ister.actors.messages import Notice
 from ister.actors.pieces import Batch
 from ister.actors.runtime import Timer

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister.actors.explain import STOPPING, State, TopicState, explain
+from ister.actors.explain import STOPPING, explain
+from ister.actors.explain_state import State, TopicState
 from ister.actors.messages import Refused
 from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type, encode_result
