@@ -261,7 +261,8 @@ def _failed(topic: TopicState, state: State | None) -> Reason:
     if code == "fenced":
         text = (
             f"another broker has taken the topic over ({failure}): nothing is accepted here any more, "
-            "and that broker does not know what is acknowledged here; let producers and consumers connect to that broker"
+            "and that broker does not know what is acknowledged here; "
+            "let producers and consumers connect to that broker"
         )
         return _reason("topic-failed", text)
     text = f"the topic accepts no messages: {failure}"

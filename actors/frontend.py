@@ -6,6 +6,7 @@ Consumer.
 
 Invariants
 - every open and every request of a client is answered once, within `ANSWER_WITHIN_S` of the question to the Directory
+  (`open_questions.py`)
 - an actor of a topic or subscription runs only where placement puts it
 """
 
@@ -13,14 +14,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ister.actors.addresses import BROKER, DIRECTORY_PATH, instance_of
 from ister.actors.consumer import Consumer
 from ister.actors.ledger import Held
 from ister.actors.messages import (
-    WITH_TOPIC,
     Answer,
     Ask,
     AskFenced,
@@ -59,9 +58,11 @@ from ister.actors.messages import (
     UpdateSubscription,
     Verify,
 )
+from ister.actors.open_questions import Attaching, Opening, OpenQuestions, Question, Requesting
 from ister.actors.process import NodeDown, NodeUp
 from ister.actors.publishers import Publisher
 from ister.actors.runtime import LoopActor, Ref, System, receives
+from ister.actors.tasks import message_to_subscription, message_to_topic
 from ister.bodies import Buffer
 from ister.errors import IsterError, RemoteError, UsageError
 from ister.names import check_subscription_name, check_topic_name
@@ -72,10 +73,6 @@ from ister.wire import Header, Key, Type, encode_result
 
 log = logging.getLogger("ister.frontend")
 
-# seconds; longer than the Directory waits before it can ask others, and then for them
-ANSWER_WITHIN_S: Final = 12.0
-PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands per second
-REQUESTS_MAX: Final = 100  # of one session, so that it cannot keep the Directory from others
 # seconds; how late an ephemeral topic may be deleted if the mail about its session's end was lost
 KEEP_S: Final = 10.0
 SWEEP_S: Final = 0.5  # seconds; how late a silent session may be ended
@@ -108,29 +105,6 @@ class Actors(Protocol):
         """Return the Subscription actor of this worker; it is started if necessary."""
 
 
-@dataclass(slots=True, frozen=True)
-class _Opening:
-    handle: Handle
-    generation: int
-    header: Header
-
-
-@dataclass(slots=True, frozen=True)
-class _Asking:
-    session: Session
-    ref: int
-
-
-@dataclass(slots=True, frozen=True)
-class _Attaching:
-    """A message to a topic that does not run here: the Directory is asked whether the topic still exists."""
-
-    message: Attach | Deposit
-
-
-_Pending = _Opening | _Asking | _Attaching
-
-
 class Frontend(LoopActor):
     """Opens handles and carries requests, as `ister.transport.gateway.GatewayEvents` and as an actor."""
 
@@ -147,10 +121,7 @@ class Frontend(LoopActor):
         self._actors = actors
         self._describe = describe
         self._directory = system.ref(BROKER, DIRECTORY_PATH)
-        self._tickets = 0
-        self._pending: dict[int, _Pending] = {}  # oldest first
-        self._deadlines: dict[int, float] = {}  # of the same tickets, in seconds of the monotonic clock
-        self._asking: dict[Session, int] = {}  # how many pending requests each session has
+        self.questions = OpenQuestions()
         # sessions that made ephemeral topics, and the numbers the Directory knows them by
         self._owners: dict[Session, int] = {}
         self._owned_last = 0
@@ -169,7 +140,7 @@ class Frontend(LoopActor):
         # otherwise this process was paused: it must first read what its clients sent meanwhile
         if late_s < SWEEP_S:
             self._gateway.sweep()
-        for ticket in [ticket for ticket, due in self._deadlines.items() if due <= now_s]:
+        for ticket in self.questions.overdue(now_s):
             self._give_up(ticket)
 
     # ---- GatewayEvents: called by the gateway, in the worker's loop ---------------------------------------------
@@ -179,7 +150,7 @@ class Frontend(LoopActor):
         topic = check_topic_name(header[Key.TOPIC])
         if not header[Key.PRODUCER]:
             raise UsageError("producer id 0 is reserved: choose another number")
-        ticket = self._expect(_Opening(handle, handle.generation, header))
+        ticket = self._expect(Opening(handle, handle.generation, header))
         self._directory.tell(Locate(topic, self.address, ticket))
 
     def open_consumer(self, handle: Handle, header: Header) -> None:
@@ -191,7 +162,7 @@ class Frontend(LoopActor):
         subscription = check_subscription_name(header[Key.SUBSCRIPTION])
         type_, start = header[Key.SUBSCRIPTION_TYPE], str(header.get(Key.START, "latest"))
         options = header.get(Key.ARGUMENTS, {})
-        ticket = self._expect(_Opening(handle, handle.generation, header))
+        ticket = self._expect(Opening(handle, handle.generation, header))
         self._directory.tell(
             LocateSubscription(topic, subscription, type_, start, options, self.address, ticket)
         )
@@ -223,13 +194,8 @@ class Frontend(LoopActor):
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
         """Send a request to the Directory."""
-        if self._asking.get(session, 0) >= REQUESTS_MAX:
-            raise RemoteError(
-                "busy",
-                f"{REQUESTS_MAX} requests of this session wait for an answer; try again",
-            )
-        ticket = self._expect(_Asking(session, ref))
-        self._asking[session] = self._asking.get(session, 0) + 1
+        self.questions.check_session(session)
+        ticket = self._expect(Requesting(session, ref))
         owner = self._owner(session) if operation == "topic.create" and "ephemeral" in arguments else 0
         asked_s = self.clock.monotonic()
         self._directory.tell(Ask(operation, encode_result(arguments), self.address, ticket, owner, asked_s))
@@ -260,34 +226,19 @@ class Frontend(LoopActor):
 
     # ---- answers of the Directory -------------------------------------------------------------------------------
 
-    def _expect(self, pending: _Pending) -> int:
-        if len(self._pending) >= PENDING_MAX:
-            raise RemoteError("busy", f"{PENDING_MAX} opens and requests wait for an answer here; try again")
-        self._tickets += 1
-        ticket = self._tickets
-        self._pending[ticket] = pending
-        self._deadlines[ticket] = self.clock.monotonic() + ANSWER_WITHIN_S
-        return ticket
-
-    def _answered(self, ticket: int) -> _Pending | None:
-        self._deadlines.pop(ticket, None)
-        pending = self._pending.pop(ticket, None)
-        if isinstance(pending, _Asking):
-            self._asking[pending.session] -= 1
-            if not self._asking[pending.session]:
-                del self._asking[pending.session]
-        return pending
+    def _expect(self, question: Question) -> int:
+        return self.questions.ask(question, self.clock.monotonic())
 
     def _give_up(self, ticket: int) -> None:
-        pending = self._answered(ticket)
+        pending = self.questions.answered(ticket)
         if pending is not None:
             self._refuse(pending, RemoteError("unavailable", "the Directory did not answer; try again"))
 
-    def _refuse(self, pending: _Pending, error: IsterError) -> None:
-        if isinstance(pending, _Asking):
+    def _refuse(self, pending: Question, error: IsterError) -> None:
+        if isinstance(pending, Requesting):
             self._gateway.send_error(pending.session, error, {Key.REF: pending.ref})
             return
-        if isinstance(pending, _Attaching):
+        if isinstance(pending, Attaching):
             self._refuse_attaching(pending.message, error)
             return
         handle = pending.handle
@@ -297,25 +248,25 @@ class Frontend(LoopActor):
     @receives(Refused)
     def on_refused(self, refused: Refused) -> None:
         """Pass a refusal on to the client."""
-        pending = self._answered(refused.ticket)
+        pending = self.questions.answered(refused.ticket)
         if pending is not None:
             self._refuse(pending, RemoteError(refused.code, refused.text))
 
     @receives(Answer)
     def on_answer(self, answer: Answer) -> None:
         """Pass a result on to the client."""
-        pending = self._answered(answer.ticket)
-        if isinstance(pending, _Asking):
+        pending = self.questions.answered(answer.ticket)
+        if isinstance(pending, Requesting):
             self._gateway.send(pending.session, {Key.TYPE: Type.RESULT, Key.REF: pending.ref}, (answer.body,))
 
     @receives(Located)
     def on_located(self, located: Located) -> None:
         """Open the handle here, or tell the client where it can be opened."""
-        pending = self._answered(located.ticket)
-        if isinstance(pending, _Attaching):
+        pending = self.questions.answered(located.ticket)
+        if isinstance(pending, Attaching):
             self._attach(pending.message, located)
             return
-        if not isinstance(pending, _Opening):
+        if not isinstance(pending, Opening):
             return
         handle, header = pending.handle, pending.header
         if handle.generation != pending.generation or handle.state != "opening":
@@ -380,36 +331,13 @@ class Frontend(LoopActor):
     @receives(TopicTask)
     def on_topic_task(self, task: TopicTask) -> None:
         """Have a topic of this worker carry out what the Directory was asked for."""
-        topic = self._actors.topic(task.topic)
-        if task.task == "update":
-            topic.tell(Update(task.topic, task.reply, task.ticket))
-        elif task.task == "verify":
-            topic.tell(Verify(task.reply, task.ticket, task.number))
-        else:
-            kinds = {
-                "describe": Describe,
-                "repair": Repair,
-                "ask-fenced": AskFenced,
-                "delete": Delete,
-            }
-            topic.tell(kinds[task.task](task.reply, task.ticket))
+        self._actors.topic(task.topic).tell(message_to_topic(task))
 
     @receives(SubscriptionTask)
     def on_subscription_task(self, task: SubscriptionTask) -> None:
         """Have a subscription of this worker carry out what the Directory was asked for."""
         subscription = self._actors.subscription(task.topic, task.subscription, task.topic_node)
-        match task.task:
-            case "update":
-                subscription.tell(UpdateSubscription(task.subscription, task.reply, task.ticket))
-            case "seek":
-                subscription.tell(Seek(task.argument, task.reply, task.ticket))
-            case "unblock":
-                subscription.tell(Unblock(task.argument, task.reply, task.ticket))
-            case "delete":
-                subscription.tell(Delete(task.reply, task.ticket, task.argument == WITH_TOPIC))
-            case _:
-                kinds = {"start": StartSubscription, "describe": Describe, "explain": Explain}
-                subscription.tell(kinds[task.task](task.reply, task.ticket))
+        subscription.tell(message_to_subscription(task))
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
@@ -434,9 +362,9 @@ class Frontend(LoopActor):
         gone = RemoteError("unavailable", "it failed, or was deleted, and is started again: open it again")
         if isinstance(message, Attach | Deposit) and path.startswith("topic/"):
             try:
-                ticket = self._expect(_Attaching(message))
+                ticket = self._expect(Attaching(message))
             except RemoteError as error:
-                self._refuse(_Attaching(message), error)
+                self._refuse(Attaching(message), error)
                 return
             self._directory.tell(Locate(message.topic.name, self.address, ticket))
         elif isinstance(message, _ANSWERED):

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ister.actors.frontend import ANSWER_WITHIN_S as REQUEST_WITHIN_S
+from ister.actors.open_questions import ANSWER_WITHIN_S as REQUEST_WITHIN_S
 from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import RANGES_MAX, Key, Type
 from tests.raw_client import Frame, batch

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ister.actors.frontend import PENDING_MAX, REQUESTS_MAX
 from ister.actors.messages import Evicted, OpenProducer
+from ister.actors.open_questions import PENDING_MAX, REQUESTS_MAX
 from ister.actors.placement import subscription_key, topic_key, worker_of
 from ister.wire import Key, Type
 from tests.stage import Stage, StagedClient, held_up, inbox_holds
@@ -304,7 +304,7 @@ def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None
     for number in range(3 * REQUESTS_MAX):
         flooder.say({Key.TYPE: Type.REQUEST, Key.REF: 10**6 + number, Key.OPERATION: "topic.list"})
     stage.settle()
-    assert len(frontend._pending) == REQUESTS_MAX
+    assert len(frontend.questions) == REQUESTS_MAX
     refused = flooder.expect(Type.ERROR, ref=10**6 + REQUESTS_MAX)
     assert (refused.code, refused.header[Key.ACTION]) == ("busy", "retry")
     other.say({Key.TYPE: Type.REQUEST, Key.REF: 1, Key.OPERATION: "topic.list"})
@@ -312,7 +312,8 @@ def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None
     assert other.expect(Type.RESULT, Type.ERROR).kind == Type.RESULT
     assert flooder.expect(Type.RESULT, ref=10**6)
     stage.settle()
-    assert [len(each) for each in (frontend._pending, frontend._deadlines, frontend._asking)] == [0, 0, 0]
+    questions = frontend.questions
+    assert [len(each) for each in (questions, questions._due_s, questions._requests)] == [0, 0, 0]
 
 
 def test_what_waits_for_the_directory_is_bounded(make_stage: Callable[..., Stage]) -> None:
@@ -323,7 +324,7 @@ def test_what_waits_for_the_directory_is_bounded(make_stage: Callable[..., Stage
     for number in range(PENDING_MAX + 20):
         clients[number % 4].say_open_producer(number, "orders", 7)
     stage.settle()
-    assert len(stage.workers[0].frontend._pending) == PENDING_MAX
+    assert len(stage.workers[0].frontend.questions) == PENDING_MAX
     assert clients[0].expect(Type.ERROR).code in ("busy", "limit-exceeded")
 
 

@@ -57,6 +57,6 @@ def test_whatever_clients_send_no_actor_fails_and_nothing_stays_behind(seed: int
     assert [topic.publishers.handles for topic in stage.actors("topic") if topic.publishers.handles] == []  # type: ignore[attr-defined]
     for worker in stage.workers.values():
         assert len(worker.gateway.sessions) == 0
-        assert worker.frontend._pending == {}
+        assert len(worker.frontend.questions) == 0
     assert stage.client().ask("topic.list").kind == Type.RESULT
     stage.close()

@@ -66,6 +66,7 @@ PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has 
     "ister.actors.subscription.reading",
     "ister.actors.subscription.remembered",
     "ister.actors.subscription.schedule",
+    "ister.actors.open_questions",
     "ister.actors.publishers",
     "ister.actors.receipts",
     "ister.actors.store_link",
