@@ -11,16 +11,18 @@ Invariants
 
 from __future__ import annotations
 
+from ister.backoff import doubled
+
 
 class Cadence:
     """When to write next; times are seconds of any clock that does not run backwards."""
 
-    __slots__ = ("_interval_s", "_written_s", "bound_s", "first_s")
+    __slots__ = ("_doublings", "_written_s", "bound_s", "first_s")
 
     def __init__(self, first_s: float, bound_s: float) -> None:
         self.bound_s = bound_s
         self.first_s = min(first_s, bound_s)
-        self._interval_s = self.first_s
+        self._doublings = 0  # of the time between two writes, while changes continue
         self._written_s: float | None = None
 
     def wait_s(self, now_s: float) -> float:
@@ -29,11 +31,12 @@ class Cadence:
             return self.first_s
         since_s = now_s - self._written_s
         if since_s >= self.bound_s:
-            self._interval_s = self.first_s
-        return min(max(self.first_s, self._interval_s - since_s), self.bound_s)
+            self._doublings = 0
+        interval_s = doubled(self.first_s, self.bound_s, self._doublings)
+        return min(max(self.first_s, interval_s - since_s), self.bound_s)
 
     def written(self, now_s: float) -> None:
         """Record a write at `now_s`."""
         if self._written_s is not None:
-            self._interval_s = min(2 * self._interval_s, self.bound_s)
+            self._doublings += 1
         self._written_s = now_s

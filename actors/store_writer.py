@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ister.actors.runtime import LoopActor
 from ister.actors.threads import Purpose
-from ister.backoff import BackOff
+from ister.backoff import BackOff, jittered
 from ister.errors import IsterError
 from ister.storage.continuing import AheadError
 from ister.storage.meta import TopicMeta
@@ -26,9 +26,6 @@ from ister.storage.objectstore import ObjectStore
 log = logging.getLogger("ister.uploader")
 
 T = TypeVar("T")
-
-# Waits vary by a quarter, so that a thousand topics do not return to a store together
-JITTER: Final = 0.25
 
 
 class WriterEvents(Protocol):
@@ -131,7 +128,8 @@ class StoreWriter:
             self._wait()
 
     def _wait(self) -> None:
-        wait_s = self._back_off.failed() * (1 + JITTER * (2 * self._host.system.random.random() - 1))
+        # A thousand topics must not return to a store together.
+        wait_s = jittered(self._back_off.failed(), self._host.system.random.random())
         log.warning("topic %s: %s; trying again in %.1f s", self.topic.name, self.failure, wait_s)
         self.waits = True
         self._events.writer_waits(self.failure or "")

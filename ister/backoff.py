@@ -36,11 +36,6 @@ class BackOff:
         """How long the next wait is."""
         return doubled(self._first, self._last, self._failures)
 
-    @property
-    def failures(self) -> int:
-        """How often it failed in a row."""
-        return self._failures
-
     def failed(self) -> float:
         """Note a failure; return how long to wait."""
         wait = self.next

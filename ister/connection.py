@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol
 
 import zmq
 
+from ister.backoff import doubled
 from ister.clientsession import Session, back_off_s
 from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
@@ -391,7 +392,7 @@ class Connection:
                 busy = self.touches > TOUCHES_MAX and not self.followers
                 self.away = not network.eager and (self.leader is not None or busy)
                 if self.away:
-                    look_away = min(look_away * 2, TICK_LAST_S) if self.touches <= TOUCHES_MAX else TICK_S
+                    look_away = doubled(look_away, TICK_LAST_S, 1) if self.touches <= TOUCHES_MAX else TICK_S
                     until, fds = now + look_away, ()
                 else:
                     look_away = TICK_S
