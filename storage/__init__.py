@@ -1,1 +1,1 @@
-"""Bytes that last: the write-ahead log, cursors, the catalogue, and the object store."""
+"""Durable storage: the write-ahead log, cursors, the catalogue, and the object store."""

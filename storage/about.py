@@ -33,17 +33,17 @@ ABOUT_SUFFIX: Final = ".about"
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What was found beside logs and cursors; `unreadable` are the paths of descriptions that say nothing any more."""
+    """The descriptions found beside logs and cursors; `unreadable` are the paths of damaged ones."""
 
     topics: tuple[dict[str, Any], ...]
-    subscriptions: tuple[tuple[str, dict[str, Any]], ...]  # the folder each was found in, and what it is
+    subscriptions: tuple[tuple[str, dict[str, Any]], ...]  # the folder it was found in, and its contents
     unreadable: tuple[str, ...]
-    topic_changes: tuple[int, ...] = ()  # by topic and by subscription: the change that each tells of
+    topic_changes: tuple[int, ...] = ()  # the number of the change that each description records
     subscription_changes: tuple[int, ...] = ()
 
 
 def encode_about(fields: dict[str, Any], change: int = 0) -> bytes:
-    """Return the contents of a description: JSON, with the CRC32C of what it says in its shortest form."""
+    """Return the contents of a description: JSON, with the CRC32C of its compact form."""
     told = {"about": fields, "crc32c": crc32c(_shortest(fields))}
     if change:
         told |= {"change": change, "change_crc32c": _change_checksum(fields, change)}
@@ -51,7 +51,7 @@ def encode_about(fields: dict[str, Any], change: int = 0) -> bytes:
 
 
 def decode_about(contents: bytes) -> dict[str, Any] | None:
-    """Return what a description says, None if it is not what was written."""
+    """Return what a description says, or None if it is damaged."""
     try:
         told = json.loads(contents)
         fields = told["about"]
@@ -61,7 +61,7 @@ def decode_about(contents: bytes) -> dict[str, Any] | None:
 
 
 def change_of(contents: bytes) -> int:
-    """Return the number of the change that a description tells of; 0 where it has none, or a damaged one."""
+    """Return the number of the change that a description records; 0 if it has none or is damaged."""
     try:
         told = json.loads(contents)
         change = told["change"]
@@ -99,11 +99,11 @@ class Abouts:
     # ---- writing ------------------------------------------------------------------------------------------------
 
     def write_topic(self, topic: TopicMeta, change: int) -> None:
-        """Write down what a topic is since a change, durably. Raises DiskFullError, StorageError."""
+        """Write the description of a topic as of a change, durably. Raises DiskFullError, StorageError."""
         self._write(self._topic_path(topic), encode_about(_topic_fields(topic), change))
 
     def write_subscription(self, topic: TopicMeta, subscription: SubscriptionMeta, change: int) -> None:
-        """Write down what a subscription is since a change, durably. Raises DiskFullError, StorageError."""
+        """Write the description of a subscription as of a change, durably. Raises DiskFullError, StorageError."""
         self._write(self._subscription_path(topic, subscription), encode_about(asdict(subscription), change))
 
     def _write(self, path: str, contents: bytes) -> None:
@@ -125,7 +125,7 @@ class Abouts:
             raise StorageError(f"{path} cannot be written: {error}") from error
 
     def says(self, topic: TopicMeta, subscription: SubscriptionMeta | None = None) -> bool:
-        """Return whether one of them is described as it is."""
+        """Return whether an entry is described as it is."""
         if subscription is None:
             path, fields = self._topic_path(topic), _topic_fields(topic)
         else:
@@ -136,11 +136,11 @@ class Abouts:
             return False
 
     def remove_topic(self, topic: TopicMeta) -> None:
-        """Take a topic's description away, durably. Raises StorageError."""
+        """Remove a topic's description, durably. Raises StorageError."""
         self._remove(self._topic_path(topic))
 
     def remove_subscription(self, topic: TopicMeta, subscription: SubscriptionMeta) -> None:
-        """Take a subscription's description away, durably. Raises StorageError."""
+        """Remove a subscription's description, durably. Raises StorageError."""
         self._remove(self._subscription_path(topic, subscription))
 
     def _remove(self, path: str) -> None:
@@ -152,18 +152,19 @@ class Abouts:
             raise StorageError(f"{path} cannot be removed: {error}") from error
 
     def forget(self, topic: TopicMeta, subscriptions: Sequence[SubscriptionMeta]) -> None:
-        """Leave nothing of a deleted topic here; what cannot be removed now goes at the next start."""
+        """Remove the descriptions of a deleted topic; what cannot be removed now is removed at the next start."""
         with contextlib.suppress(OSError, StorageError):
             for subscription in subscriptions:
                 self._disk.unlink(self._subscription_path(topic, subscription))
         for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
-            with contextlib.suppress(OSError):  # a log or a cursor is there still, and goes with its owner
+            # the folder still has a log or a cursor, which its owner deletes
+            with contextlib.suppress(OSError):
                 self._disk.rmdir(f"{self._data}/{kind}/{folder_of(topic)}")
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
     def read(self) -> Described:
-        """Return all that is described. Raises OSError."""
+        """Return all descriptions. Raises OSError."""
         topics: list[dict[str, Any]] = []
         subscriptions: list[tuple[str, dict[str, Any]]] = []
         unreadable: list[str] = []

@@ -1,7 +1,7 @@
-"""Which store an address means: `file:///folder` or `gs://bucket/prefix`.
+"""The store for an address: `file:///folder` or `gs://bucket/prefix`.
 
 - Google's client is imported only when a gs:// store is opened: it costs a fifth of a second and 40 MB.
-- Opening speaks to nobody. Whoever wants to know at once whether a store is there lists one page of it.
+- Opening a store contacts no server. To find out whether a store is reachable, list one page of it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def open_store(
 ) -> ObjectStore:
     """Return the store at a `file:///folder` or `gs://bucket/prefix` address.
 
-    `keep_reserve`: a folder keeps some room for small objects, which must be written before large ones can be deleted.
+    `keep_reserve`: a folder reserves disk space for small objects, which must be written before large ones can be
+    deleted.
 
-    A folder is made if it is missing, unless `create` is False. Raises UsageError for any other address, StoreError
+    A folder is created if it is missing, unless `create` is False. Raises UsageError for any other address, StoreError
     for a folder that cannot be used (`store-missing` if it is not there).
     """
     parts = urlsplit(url)

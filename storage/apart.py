@@ -1,11 +1,11 @@
 """Checks a large log in a separate process with low priority.
 
-A check keeps a core busy for seconds or minutes. In a thread of a worker it would hold the interpreter lock every
-other half millisecond, and each receipt would wait for it several times. Starting a process costs a tenth of a
-second, so small logs are checked in a thread.
+A check keeps a core busy for seconds or minutes. In a thread of a worker it would hold the interpreter lock every other
+half millisecond, and each receipt would wait for it several times. Starting a process costs a tenth of a second, so
+small logs are checked in a thread.
 
-The child is told on its command line what to check, and reports its progress in lines of JSON. It ends when nobody
-reads them any more.
+The child is told on its command line what to check, and reports its progress in lines of JSON. It ends when its output
+is not read any more.
 
 May touch: a child process, and through it the files of one log.
 """
@@ -37,7 +37,7 @@ _PROGRAM: Final = (
 def verify_aside(
     disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
 ) -> Iterator[VerifyProgress | VerifyReport]:
-    """Check a log as `verify_log` does, in a process of its own where it is large. Raises OSError."""
+    """Check a log like `verify_log`, in a separate process if it is large. Raises OSError."""
     if isinstance(disk, LocalDisk) and _bytes_of(disk, folder) >= APART_BYTES_MIN:
         yield from _verify_apart(folder, incarnation, durable_end)
     else:
@@ -48,7 +48,7 @@ def _bytes_of(disk: Disk, folder: str) -> int:
     found = 0
     for name in disk.listdir(folder):
         if base_of(name) is not None:
-            with contextlib.suppress(FileNotFoundError):  # it was trimmed
+            with contextlib.suppress(FileNotFoundError):  # it was trimmed meanwhile
                 found += disk.size(f"{folder}/{name}")
     return found
 
@@ -87,7 +87,7 @@ def _read(said: dict[str, Any]) -> VerifyProgress | VerifyReport:
 
 
 def main(folder: str, incarnation: str, durable_end: int | None) -> None:
-    """Be the child."""
+    """Run as the child process."""
     os.nice(NICE)
     with contextlib.suppress(ImportError):
         from setproctitle import setproctitle
@@ -98,7 +98,7 @@ def main(folder: str, incarnation: str, durable_end: int | None) -> None:
             sys.stdout.write(json.dumps(asdict(step)) + "\n")
             sys.stdout.flush()
     except BrokenPipeError:
-        os._exit(1)  # nobody wants to know any more
+        os._exit(1)  # the parent has ended
     except OSError as error:
         sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
 

@@ -1,6 +1,7 @@
 """The file that says where a log begins: the offset below which retention deleted everything.
 
-It is written before the first segment is deleted. So what is missing without it is damage, never retention.
+It is written before the first segment is deleted. So messages that are missing without it are damaged, and were not
+dropped by retention.
 
 - A file with a wrong checksum is ignored.
 - The file is replaced as a whole; after a crash there is either the previous or the new one.
@@ -33,7 +34,7 @@ def encode_begin(incarnation: bytes, retained: int) -> bytes:
 
 
 def decode_begin(contents: bytes, incarnation: bytes) -> int | None:
-    """Return the offset that a file holds, None if it is not what was written, or of another topic."""
+    """Return the offset in the file, or None if the file is damaged or belongs to another topic."""
     if len(contents) != BEGIN_BYTES:
         return None
     magic, version, size, owner, retained = _FRONT.unpack_from(contents)
@@ -45,7 +46,7 @@ def decode_begin(contents: bytes, incarnation: bytes) -> int | None:
 
 
 def load_begin(disk: Disk, folder: str, incarnation: bytes) -> int:
-    """Return below which offset everything went by retention, 0 if nothing says so. Raises OSError."""
+    """Return the offset below which retention deleted everything; 0 without a valid file. Raises OSError."""
     try:
         contents = disk.read(f"{folder}/{BEGIN_NAME}")
     except FileNotFoundError:
@@ -54,24 +55,24 @@ def load_begin(disk: Disk, folder: str, incarnation: bytes) -> int:
 
 
 def save_begin(disk: Disk, folder: str, incarnation: bytes, retained: int) -> None:
-    """Say durably that everything below `retained` goes by retention. Raises OSError, DiskFullError."""
+    """Record durably that retention deletes everything below `retained`. Raises OSError, DiskFullError."""
     replace_file(disk, folder, BEGIN_NAME, encode_begin(incarnation, retained))
 
 
 def replace_file(disk: Disk, folder: str, name: str, contents: bytes) -> None:
-    """Have a small file of these contents, durably, also in place of another.
+    """Replace a small file, or create it, durably.
 
-    Raises OSError, DiskFullError: then it is what it was, unless the disk takes that no more either.
+    Raises OSError, DiskFullError; then the old contents are in force, unless the disk does not accept that either.
     """
     path = f"{folder}/{name}"
     before = disk.read(path) if disk.exists(path) else None
     _write_new(disk, path, contents)
-    disk.sync_folder(folder)  # a folder that cannot be synced is found out while nothing has changed
+    disk.sync_folder(folder)  # if the folder cannot be synced, find that out before anything has changed
     disk.rename(f"{path}.new", path)
     try:
         disk.sync_folder(folder)
     except OSError:
-        # The name may be there, or may not last: who is told that it failed must not find it in force.
+        # The new name may or may not last: after an error it must not be in force.
         with contextlib.suppress(OSError, DiskFullError):
             if before is None:
                 disk.unlink(path)

@@ -1,11 +1,10 @@
-"""CRC32C, over bytes that were just received and over bytes that lie in a map.
+"""CRC32C of bytes that were just received, and of bytes in a memory map.
 
-google-crc32c takes nothing but `bytes`, so a checksum over a mapped segment would cost a copy of it. The
-library it is built on is loaded already and takes an address: `Checked` asks for it once per map and then
-checks in place (64 KiB: 3.3 us instead of 5.7). Where its symbol is not to be found, the bytes are copied,
-with the same result.
+google-crc32c accepts only `bytes`, so a checksum over a mapped segment would cost a copy of it. The C library below it
+is loaded already and accepts an address: `Checked` gets the address once per map and then computes in place (64 KiB:
+3.3 us instead of 5.7). If the library's symbol cannot be found, the bytes are copied, with the same result.
 
-May touch: nothing but memory it was handed.
+May touch: only the memory it is given.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ extend: Callable[[int, bytes], int] = google_crc32c.extend
 
 
 def crc32c(buffer: Buffer, seed: int = 0) -> int:
-    """Return the CRC32C of `buffer`, going on from the CRC32C `seed`."""
+    """Return the CRC32C of `buffer`, continuing from the CRC32C `seed`."""
     return extend(seed, buffer if type(buffer) is bytes else bytes(buffer))
 
 
@@ -39,7 +38,7 @@ def _in_place() -> Callable[[int, int, int], int] | None:
         return None
     function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
     function.restype = ctypes.c_uint32
-    probe = b"123456789"  # the check value of CRC-32C in every catalogue of CRCs
+    probe = b"123456789"  # the input of the standard check value of CRC-32C
     address = address_of(probe)
     if address is None or function(0, address, 9) != 0xE3069283:
         return None
@@ -66,7 +65,7 @@ class _PyBuffer(ctypes.Structure):
 
 
 def address_of(buffer: Buffer) -> int | None:
-    """Return where a contiguous buffer lies; it stays there for as long as its owner is alive."""
+    """Return the address of a contiguous buffer; it stays valid as long as its owner lives."""
     try:
         acquire = ctypes.pythonapi.PyObject_GetBuffer
         release = ctypes.pythonapi.PyBuffer_Release
@@ -86,7 +85,7 @@ _crc32c_at = _in_place()
 
 
 class Checked:
-    """A read-only view that never moves, and the CRC32C of any part of it."""
+    """A read-only view with a fixed address, and the CRC32C of any part of it."""
 
     __slots__ = ("_address", "view")
 
@@ -95,7 +94,7 @@ class Checked:
         self._address = address_of(view) if _crc32c_at is not None and len(view) else None
 
     def crc32c(self, start: int, end: int, seed: int) -> int:
-        """Return the CRC32C of `view[start:end]`, going on from `seed`.
+        """Return the CRC32C of `view[start:end]`, continuing from `seed`.
 
         The range must lie inside the view.
         """

@@ -31,7 +31,7 @@ _CRC = struct.Struct("<I")
 def damage(
     disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
 ) -> tuple[DamagedRange, ...]:
-    """Return all damage of a log up to `durable_end`, by reading every byte of it. Raises OSError."""
+    """Return all damage of a log up to `durable_end`; reads every byte of it. Raises OSError."""
     for last in verify_aside(disk, folder, incarnation, durable_end=durable_end):
         if isinstance(last, VerifyReport):
             return last.damaged
@@ -45,7 +45,7 @@ def encode_skips(incarnation: bytes, skips: RangeSet) -> bytes:
 
 
 def decode_skips(contents: bytes, incarnation: bytes) -> RangeSet | None:
-    """Return what a skips file holds, None if it is not what was written, or of another topic."""
+    """Return the ranges in a skips file, or None if it is damaged or belongs to another topic."""
     front, body = contents[: _HEADER.size], contents[SKIPS_HEADER_BYTES:]
     if front != _HEADER.pack(_MAGIC, _VERSION, SKIPS_HEADER_BYTES, incarnation) or len(body) % 16:
         return None
@@ -55,7 +55,7 @@ def decode_skips(contents: bytes, incarnation: bytes) -> RangeSet | None:
 
 
 def load_skips(disk: Disk, folder: str, incarnation: bytes) -> RangeSet:
-    """Return the offsets that readers of a log jump over where they are damaged. Raises OSError."""
+    """Return the ranges that readers of a log skip where they are damaged. Raises OSError."""
     try:
         contents = disk.read(f"{folder}/{SKIPS_NAME}")
     except FileNotFoundError:
@@ -74,10 +74,10 @@ def skip_damaged(
     elsewhere: RangeSet | None = None,
     lost: Sequence[tuple[int, int]] = (),
 ) -> RangeSet:
-    """Decide that readers jump over what is damaged in [first, end), durably; return all that is skipped now.
+    """Record durably that readers skip what is damaged in [first, end); return all ranges that are skipped now.
 
-    A damaged range that lies in it only partly is skipped whole. Of what is damaged here, that stays which is whole
-    `elsewhere`; what is `lost` there is skipped as well. Raises OSError, DiskFullError: nothing changed then.
+    A damaged range that lies in it only partly is skipped whole. Damage whose messages are whole `elsewhere` is not
+    skipped; what is `lost` there is. Raises OSError, DiskFullError; then nothing has changed.
     """
     skips = load_skips(disk, folder, incarnation)
     there = RangeSet() if elsewhere is None else elsewhere.copy()

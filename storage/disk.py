@@ -26,13 +26,13 @@ from ister.storage.openfiles import FULL, LocalFile, OpenFiles, read_at
 if sys.platform != "win32":
     import fcntl
 
-# Where syncfs(2) is known to report every failed write: not on overlayfs, whose errors are those of the layer below.
+# Where syncfs(2) reliably reports failed writes: not on overlayfs, whose errors are those of the layer below.
 _SYNCED_TOGETHER = frozenset(("ext4", "xfs"))
-_SYNCFS_TELLS_ERRORS = (5, 8)  # since this Linux
+_SYNCFS_TELLS_ERRORS = (5, 8)  # from this Linux version on
 
 
 class File(Protocol):
-    """An open file; `written` is how often it was written to."""
+    """An open file; `written` is how many writes it has had."""
 
     path: str
     written: int
@@ -50,10 +50,10 @@ class File(Protocol):
         """Return once contents and length are on the disk. Raises OSError: what was lost is unknown then."""
 
     def settled(self, written: int) -> None:
-        """Record that the first `written` writes are on the disk: the whole file system was synced."""
+        """Note that the first `written` writes are on the disk, because the whole file system was synced."""
 
     def truncate(self, size: int) -> None:
-        """Set the length in bytes; what is added reads as zeros and has no room reserved."""
+        """Set the length in bytes; added bytes read as zeros and have no space reserved."""
 
     def size(self) -> int:
         """Return the length in bytes."""
@@ -63,22 +63,22 @@ class File(Protocol):
 
 
 class Lock(Protocol):
-    """A folder held by this process."""
+    """A folder that this process has locked."""
 
     def release(self) -> None:
-        """Let it go; may be called again."""
+        """Unlock the folder; may be called again."""
 
 
 class FileSystem(Protocol):
-    """A file system that can be synced as a whole, errors included."""
+    """A file system that can be synced as a whole, with errors reported."""
 
     def covers(self, path: str) -> bool:
-        """Return whether `path` is in it. Raises OSError."""
+        """Return whether `path` is on this file system. Raises OSError."""
 
     def sync(self) -> None:
-        """Return once all that was written to it, all lengths and all names are on the disk; any thread.
+        """Return once everything written to it before, with all lengths and names, is on the disk; in any thread.
 
-        Raises OSError: then nothing written since the last sync counts, whoever wrote it.
+        Raises OSError; then nothing that any program wrote since the last sync is sure to be on the disk.
         """
 
 
@@ -89,7 +89,7 @@ class Disk(Protocol):
         """Open an existing file for reading and writing. Raises FileNotFoundError."""
 
     def create(self, path: str, size: int = 0) -> File:
-        """Create a file of `size` zeros without reserving room. Raises FileExistsError, DiskFullError."""
+        """Create a file of `size` zeros without reserving space. Raises FileExistsError, DiskFullError."""
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Return a file's contents, or up to `length` bytes of them. Raises FileNotFoundError."""
@@ -101,28 +101,28 @@ class Disk(Protocol):
         """Return a file's length in bytes. Raises FileNotFoundError."""
 
     def exists(self, path: str) -> bool:
-        """Return whether the path names anything."""
+        """Return whether the path exists."""
 
     def isfile(self, path: str) -> bool:
-        """Return whether the path names a file."""
+        """Return whether the path is a file."""
 
     def links(self, path: str) -> int:
-        """Return how many names a file has. Raises FileNotFoundError."""
+        """Return how many names (hard links) a file has. Raises FileNotFoundError."""
 
     def listdir(self, path: str) -> list[str]:
         """Return the names in a folder, sorted. Raises FileNotFoundError."""
 
     def makedirs(self, path: str) -> None:
-        """Create a folder and those above it, durably; existing ones are left alone."""
+        """Create a folder and its parents, durably; existing ones are not changed."""
 
     def rename(self, source: str, target: str) -> None:
-        """Give a file another name, replacing what had it, at once or not at all."""
+        """Rename a file, atomically replacing one with the new name."""
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name. Raises FileExistsError; OSError where links do not work."""
+        """Give a file a second name (hard link). Raises FileExistsError; OSError where that is not supported."""
 
     def unlink(self, path: str) -> None:
-        """Take a file's name away. Raises FileNotFoundError."""
+        """Remove a name of a file. Raises FileNotFoundError."""
 
     def rmdir(self, path: str) -> None:
         """Remove an empty folder. Raises OSError."""
@@ -131,20 +131,20 @@ class Disk(Protocol):
         """Return once the folder's entries are on the disk."""
 
     def file_system(self, path: str) -> FileSystem | None:
-        """Return the file system that holds a folder, None if it cannot be synced as a whole with its errors told."""
+        """Return the file system of a folder, or None if it cannot be synced as a whole with its errors reported."""
 
     def lock(self, path: str) -> Lock:
-        """Hold a folder for this process alone. Raises LockedError naming the holder."""
+        """Lock a folder for this process. Raises LockedError naming the holder."""
 
     def exclusive(self, path: str) -> contextlib.AbstractContextManager[None]:
-        """Wait until nobody else, in any thread or process, is inside the same; `path` is a file for that alone."""
+        """Exclude other threads and processes that use the same `path`, a file for this purpose only, while inside."""
 
     def process_id(self) -> int:
-        """Return a number that no other process which uses this disk now has."""
+        """Return a number that no other process using this disk has at present."""
 
 
 class LocalLock:
-    """A folder held by flock; the kernel lets it go when the process ends, however it ends."""
+    """A folder locked with flock; the kernel unlocks it when the process ends, however it ends."""
 
     __slots__ = ("_fd",)
 
@@ -152,14 +152,14 @@ class LocalLock:
         self._fd = fd
 
     def release(self) -> None:
-        """Let it go; may be called again."""
+        """Unlock the folder; may be called again."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class LocalFileSystem:
-    """A file system of the machine, open as long as the process lives, so that no write error escapes it."""
+    """A file system of the machine. Its descriptor stays open, so that no write error is missed."""
 
     __slots__ = ("_device", "_fd", "_syncfs")
 
@@ -169,7 +169,7 @@ class LocalFileSystem:
         self._syncfs = ctypes.CDLL(None, use_errno=True).syncfs
 
     def covers(self, path: str) -> bool:
-        """Return whether `path` is in it. Raises OSError."""
+        """Return whether `path` is on this file system. Raises OSError."""
         return os.stat(path).st_dev == self._device
 
     def sync(self) -> None:
@@ -180,13 +180,13 @@ class LocalFileSystem:
 
 
 def _file_system_type(path: str) -> str:
-    """Return the type of the file system that holds `path` (Linux), "" if that is not known."""
+    """Return the type of the file system of `path` (Linux), "" if unknown."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
         mount, _, kind = line.partition(
             " - "
-        )  # proc(5): fields, of which the third is the device - type, ...
+        )  # proc(5): the third field is the device, the type follows the " - "
         if mount.split()[2] == wanted:
             return kind.split()[0]
     return ""
@@ -198,7 +198,7 @@ def _kernel() -> tuple[int, int]:
 
 
 class LocalDisk:
-    """The machine's own file system; `files` are the descriptors it may use."""
+    """The machine's own file system; `files` manages its file descriptors."""
 
     def __init__(self, files: OpenFiles | None = None) -> None:
         self.files = OpenFiles() if files is None else files
@@ -211,7 +211,7 @@ class LocalDisk:
         return LocalFile(path, self._descriptor(path, os.O_RDWR), self.files)
 
     def create(self, path: str, size: int = 0) -> LocalFile:
-        """Create a file of `size` zeros without reserving room. Raises FileExistsError, DiskFullError."""
+        """Create a file of `size` zeros without reserving space. Raises FileExistsError, DiskFullError."""
         try:
             fd = self._descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except OSError as error:
@@ -249,15 +249,15 @@ class LocalDisk:
         return os.stat(path).st_size
 
     def exists(self, path: str) -> bool:
-        """Return whether the path names anything."""
+        """Return whether the path exists."""
         return os.path.exists(path)
 
     def isfile(self, path: str) -> bool:
-        """Return whether the path names a file."""
+        """Return whether the path is a file."""
         return os.path.isfile(path)
 
     def links(self, path: str) -> int:
-        """Return how many names a file has. Raises FileNotFoundError."""
+        """Return how many names (hard links) a file has. Raises FileNotFoundError."""
         return os.stat(path).st_nlink
 
     def listdir(self, path: str) -> list[str]:
@@ -265,7 +265,7 @@ class LocalDisk:
         return sorted(self.files.opening(lambda: os.listdir(path)))
 
     def makedirs(self, path: str) -> None:
-        """Create a folder and those above it, durably; existing ones are left alone."""
+        """Create a folder and its parents, durably; existing ones are not changed."""
         above = os.path.dirname(os.path.abspath(path))
         if os.path.isdir(path):
             return
@@ -283,7 +283,7 @@ class LocalDisk:
         self.sync_folder(above)
 
     def rename(self, source: str, target: str) -> None:
-        """Give a file another name, replacing what had it, at once or not at all."""
+        """Rename a file, atomically replacing one with the new name."""
         try:
             os.rename(source, target)
         except OSError as error:
@@ -292,11 +292,11 @@ class LocalDisk:
             raise
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name. Raises FileExistsError; OSError where links do not work."""
+        """Give a file a second name (hard link). Raises FileExistsError; OSError where that is not supported."""
         os.link(source, target)
 
     def unlink(self, path: str) -> None:
-        """Take a file's name away. Raises FileNotFoundError."""
+        """Remove a name of a file. Raises FileNotFoundError."""
         os.unlink(path)
 
     def rmdir(self, path: str) -> None:
@@ -312,7 +312,7 @@ class LocalDisk:
             os.close(fd)
 
     def file_system(self, path: str) -> LocalFileSystem | None:
-        """Return the file system that holds a folder, None where syncfs(2) is missing or does not tell errors."""
+        """Return the file system of a folder, or None where syncfs(2) is missing or does not report errors."""
         try:
             if sys.platform != "linux" or _kernel() < _SYNCFS_TELLS_ERRORS:
                 return None
@@ -321,11 +321,11 @@ class LocalDisk:
             OSError,
             ValueError,
             AttributeError,
-        ):  # no /proc, a kernel with another numbering, no such call
+        ):  # no /proc, an unusual kernel version, or no such call
             return None
 
     def lock(self, path: str) -> LocalLock:
-        """Hold a folder for this process alone. Raises LockedError naming the holder's pid."""
+        """Lock a folder for this process. Raises LockedError naming the holder's pid."""
         name = os.path.join(path, "lock")
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -340,7 +340,7 @@ class LocalDisk:
 
     @contextlib.contextmanager
     def exclusive(self, path: str) -> Iterator[None]:
-        """Wait until nobody else, in any thread or process, is inside the same; `path` is a file for that alone."""
+        """Exclude other threads and processes that use the same `path`, a file for this purpose only, while inside."""
         fd = self._descriptor(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -349,5 +349,5 @@ class LocalDisk:
             os.close(fd)
 
     def process_id(self) -> int:
-        """Return a number that no other process which uses this disk now has."""
+        """Return a number that no other process using this disk has at present."""
         return os.getpid()

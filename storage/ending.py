@@ -1,7 +1,7 @@
-"""Where a log ended: a file that an orderly stop leaves beside it as proof. FORMAT.md has the byte table.
+"""The end of a log: a file that an orderly stop writes beside it as proof. FORMAT.md has the byte table.
 
-- The log was durable up to this offset, and that stays true, because a log never becomes shorter. What is missing
-  below it is damage, even if the newest file looks as if it had a torn tail.
+- The log was durable up to this offset, and that stays true, because a log never becomes shorter. What is missing below
+  it is damage, even if the newest file looks as if it had a torn tail.
 - A file with a wrong checksum is ignored.
 
 May touch: the Disk it is handed; one file in the log's folder.
@@ -30,7 +30,7 @@ def encode_end(incarnation: bytes, end: int) -> bytes:
 
 
 def load_end(disk: Disk, folder: str, incarnation: bytes) -> int:
-    """Return up to where a log is known to have been durable, 0 where nothing says so. Raises OSError."""
+    """Return up to where a log is known to have been durable, 0 without a valid file. Raises OSError."""
     try:
         contents = disk.read(f"{folder}/{END_NAME}")
     except FileNotFoundError:
@@ -42,14 +42,14 @@ def load_end(disk: Disk, folder: str, incarnation: bytes) -> int:
 
 
 def write_end(disk: Disk, folder: str, incarnation: bytes, end: int) -> None:
-    """Leave the proof that a log is durable up to `end`. Raises OSError, DiskFullError: the log is none the worse."""
+    """Record that a log is durable up to `end`. Raises OSError, DiskFullError; the log itself is not affected."""
     path = f"{folder}/{END_NAME}"
     new = not disk.exists(path)
     file = disk.create(path) if new else disk.open(path)
     try:
         file.pwritev(
             (encode_end(incarnation, end),), 0
-        )  # in place: less than a sector, and all it can lose is itself
+        )  # in place: it is smaller than a sector, and only this file can be damaged
         file.datasync()
     finally:
         file.close()

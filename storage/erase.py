@@ -1,4 +1,4 @@
-"""Deleting a topic from the store: only by its owner, in steps that may be interrupted. Blocking; made for threads.
+"""Deleting a topic from the store: only by its owner, in steps that may be interrupted. Blocking; for threads.
 
     claim the next epoch, to delete --> catalogue entry --> everything else --> that claim
 
@@ -31,13 +31,13 @@ _INCARNATION_DIGITS: Final = 32
 
 
 class NotOwnerError(FencedError):
-    """The topic in the store is another broker's: nothing of it was deleted."""
+    """The topic in the store belongs to another broker: nothing of it was deleted."""
 
 
 def erase(store: ObjectStore, topic: TopicMeta, broker: str, identity: str) -> int:
-    """Delete all objects of a topic if it is `broker`'s; return how many. `identity` is this run's own.
+    """Delete all objects of a topic that belongs to `broker`; return how many. `identity` is unique to this run.
 
-    May be called again after a failure, also by a later run. Raises NotOwnerError; StoreError otherwise.
+    May be called again after a failure, also by a later run. Raises NotOwnerError, StoreError.
     """
     layout = Layout(topic.name, topic.incarnation)
     epoch = _claim_to_erase(store, topic, broker, identity)
@@ -49,7 +49,7 @@ def _claim_to_erase(store: ObjectStore, topic: TopicMeta, broker: str, identity:
     layout = Layout(topic.name, topic.incarnation)
     listed = list(store.list(f"{layout.prefix}e/"))
     claims = {epoch: info for info in listed if (epoch := layout.parse_epoch(info.name)) is not None}
-    # A claim above the one to delete is of somebody who finds that one, and withdraws; `_finish` looks if it began.
+    # A writer whose claim is above this one will find it and withdraw; `_finish` checks whether it has begun.
     newest = max((epoch for epoch in claims if ERASING in claims[epoch].metadata), default=0)
     newest = newest or max(claims, default=0)
     if not newest:
@@ -75,7 +75,7 @@ def _claim_to_erase(store: ObjectStore, topic: TopicMeta, broker: str, identity:
 
 
 def _finish(store: ObjectStore, topic: TopicMeta, layout: Layout, epoch: int) -> int:
-    """Delete everything under a claim that was made to do so."""
+    """Delete everything under a claim that was made for deleting."""
 
     def check() -> None:
         if store.head(layout.epoch(epoch + 1)) is None:
@@ -98,10 +98,10 @@ def _finish(store: ObjectStore, topic: TopicMeta, layout: Layout, epoch: int) ->
 
 
 def sweep_orphans(store: ObjectStore, oldest_ms: int) -> int:
-    """Delete the objects of topics without a catalogue entry, all created before `oldest_ms`; return how many.
+    """Delete the objects of topics without a catalogue entry that were created before `oldest_ms`; return how many.
 
-    And finish deletions that were begun before then. While an entry cannot be read nothing is deleted: nobody knows
-    whose objects are whose. Raises StoreError.
+    Also finishes deletions that were started before then. While an entry cannot be read nothing is deleted, because the
+    owner of the objects is unknown. Raises StoreError.
     """
 
     def damaged(_name: str, error: StoreError) -> None:
@@ -127,7 +127,7 @@ def sweep_orphans(store: ObjectStore, oldest_ms: int) -> int:
 
 
 def _sweep(store: ObjectStore, topic: TopicMeta, names: Sequence[str]) -> int:
-    """Delete objects of a topic that has no entry, which is looked for again before each few of them."""
+    """Delete objects of a topic that has no entry; the entry is looked up again before every few objects."""
 
     def check() -> None:
         try:
@@ -141,12 +141,12 @@ def _sweep(store: ObjectStore, topic: TopicMeta, names: Sequence[str]) -> int:
 
 
 def _old(info: ObjectInfo, oldest_ms: int) -> bool:
-    """Whether an object was created before; one whose creation is not known may be new."""
+    """Return whether an object was created before `oldest_ms`; one without a known time may be new."""
     return info.created_ms is not None and info.created_ms < oldest_ms
 
 
 def _erasing(objects: Sequence[ObjectInfo], layout: Layout) -> tuple[int, ObjectInfo | None]:
-    """Return the claim under which a topic is being deleted, and its epoch."""
+    """Return the claim under which a topic is being deleted, and its epoch; None if it is not."""
     claims = [
         (epoch, at)
         for at, info in enumerate(objects)
@@ -157,7 +157,7 @@ def _erasing(objects: Sequence[ObjectInfo], layout: Layout) -> tuple[int, Object
 
 
 def _topic_of(prefix: str) -> TopicMeta | None:
-    """Return the topic that a prefix of the store is of, as far as its name tells; None for no name of ours."""
+    """Return the topic that a prefix of the store belongs to, as far as its name tells; None for foreign names."""
     name, _, incarnation = prefix.split("/")[3].rpartition(".")
     try:
         found = TopicMeta(decode_topic(name), bytes.fromhex(incarnation), "reliable", "fsync", 0)

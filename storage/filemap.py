@@ -1,9 +1,9 @@
-"""Maps of files that hold no descriptor: a process reads thousands of segments without one for each.
+"""Memory maps of files without a descriptor, so that a process can read thousands of segments.
 
 Python's own map keeps a copy of the descriptor for as long as it lives, up to 3.12. Here the file is mapped over an
 anonymous map of Python's, which then unmaps it as it would have unmapped itself.
 
-May touch: a descriptor that it is lent.
+May touch: the descriptor it is given.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def _over() -> Callable[[int, int, int], bool] | None:
-    """Return what maps a descriptor over (address, length); None where the call is not to be had."""
+    """Return a function that maps a descriptor over (address, length), None without the C library's mmap."""
     try:
         function: Any = ctypes.CDLL(None, use_errno=True).mmap
     except (OSError, AttributeError, TypeError):
@@ -48,7 +48,7 @@ _map_over = _over()
 
 
 def map_file(fd: int) -> memoryview:
-    """Return a read-only view of a file of at least a byte, at its present length; `fd` may be closed after."""
+    """Return a read-only view of a non-empty file at its present length; `fd` may be closed after that."""
     if sys.version_info >= (3, 13):
         return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ, trackfd=False))
     length = os.fstat(fd).st_size

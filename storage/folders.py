@@ -1,9 +1,9 @@
-"""Where things are in the data folder: logs, cursors, what was brought back from the store; pure.
+"""Paths in the data folder: logs, cursors, and downloads from the store; pure.
 
-`FORMAT.md` has the tree. Paths are strings: the Disk decides what they mean.
+`FORMAT.md` has the tree. Paths are strings that the Disk interprets.
 
 Invariants
-- a topic or subscription created again under the same name has other files than the one before
+- a topic or subscription that is created again under the same name has different files
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ CACHE_FOLDER: Final = "cache"
 
 
 def folder_of(topic: TopicMeta) -> str:
-    """Return the name of the folders that a topic's log and its cursors have; made again it has others."""
+    """Return the folder name of a topic's log and cursors; a topic that is created again has another."""
     return f"{topic_folder(topic.name)}.{topic.incarnation.hex()}"
 
 
 def cursor_name(subscription: SubscriptionMeta) -> str:
-    """Return the name of a subscription's cursor in its topic's folder."""
+    """Return the file name of a subscription's cursor in its topic's folder."""
     return f"{topic_folder(subscription.name)}.{subscription.created_ms}"
 
 
 def log_folder(data: str, topic: TopicMeta) -> str:
-    """Return the folder of a topic's log."""
+    """Return the path of a topic's log folder."""
     return f"{data}/{TOPICS_FOLDER}/{folder_of(topic)}"
 
 
 def cursors_folder(data: str, topic: TopicMeta) -> str:
-    """Return the folder of the cursors of a topic's subscriptions."""
+    """Return the path of the folder with the cursors of a topic's subscriptions."""
     return f"{data}/{CURSORS_FOLDER}/{folder_of(topic)}"
 
 
 def cursor_path(data: str, topic: TopicMeta, subscription: SubscriptionMeta) -> str:
-    """Return the file of a subscription's cursor."""
+    """Return the path of a subscription's cursor file."""
     return f"{cursors_folder(data, topic)}/{cursor_name(subscription)}"
 
 
 def cache_folder(data: str, topic: TopicMeta) -> str:
-    """Return the folder of a topic's segments that were brought back from the store."""
+    """Return the path of the folder with a topic's downloaded segments."""
     return f"{data}/{CACHE_FOLDER}/{folder_of(topic)}"

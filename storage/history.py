@@ -1,23 +1,24 @@
-"""What a listing says of a topic's history: which object holds which offsets. Pure: no store, no clock, no disk.
+"""A topic's history from a listing of its objects: which object holds which offsets. Pure: no store, clock or disk.
 
 The rule, position by position from the log's start:
 
 - The **log start** is the highest `t/`; without one the lowest start of an `f/`; without one the lowest segment.
 - An epoch is **superseded** at a position when an `f/` of a higher epoch starts at or below it: what the older writer
-  has there, early or late, does not count.
+  has there does not count, whenever it was uploaded.
 - The position belongs to the highest epoch whose `f/` starts at or below it. A segment of that epoch which covers the
   position is taken; without one, a segment of the next higher epoch that covers it (a later writer's copy of what was
   there when it began).
 - A segment is read from the position on, which may lie inside it, up to its end or to where it is superseded.
 - Where nothing covers the position and segments that count lie beyond it there is a **gap**: an upload that has not
-  ended while the one behind it has, or a loss. The history continues behind it; a reader never jumps over it by itself.
-- Only a `t/` says that what is below was dropped on purpose: what else is missing before the first piece is a gap too.
+  ended while a later one has, or a loss. The history continues after it; a reader never skips it by itself.
+- Only a `t/` says that what is below was dropped on purpose: anything else that is missing before the first piece is a
+  gap too.
 - The history ends behind the last segment that counts.
-- An `f/` names in its metadata the claims (`void`) whose `f/` was not there when its writer listed: should one come
-  late, it does not count, for the writer has gone on from a history without it. Nothing of such an epoch ever counted:
-  its writer looks for newer claims before it counts anything.
-- A claim `e/` without its `f/` leaves the newest segments **undecided** until the `f/` is there: its writer has listed
-  them, or has not.
+- An `f/` names in its metadata the claims (`void`) whose `f/` was not there when its writer listed: if one appears
+  later, it does not count, because the writer has continued from a history without it. Nothing of such an epoch ever
+  counted: its writer checks for newer claims before it counts anything.
+- A claim `e/` without its `f/` leaves the newest segments **undecided** until the `f/` is there: whether its writer has
+  listed them is unknown.
 
 Segments must be listed before claims, starts and trims: then whatever supersedes a segment that was seen is seen too.
 """
@@ -41,16 +42,16 @@ class Listed(Protocol):
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What its writer says of it."""
+        """The metadata its writer gave it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A segment in a store: offsets [base, end), and who uploaded it. Times are those of its first and last batch."""
+    """A segment in a store: offsets [base, end), and its uploader. Times are those of its first and last batch."""
 
     name: str
     base: int
@@ -73,19 +74,19 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A topic's offsets [start, end) in a store but for its gaps, and the objects that do not belong to them."""
+    """A topic's offsets [start, end) in a store except for its gaps, and the objects that do not belong to it."""
 
     start: int
     end: int
     pieces: tuple[Piece, ...]
     unused: tuple[str, ...] = ()  # superseded, trimmed, or covered by others
-    undecided: int | None = None  # an epoch that was claimed, and has not said yet where it begins
-    trimmed: int = 0  # what is below was dropped on purpose, as the highest `t/` says
-    others: int | None = None  # from here on another broker wrote it, after the one that asks had it last
+    undecided: int | None = None  # an epoch that was claimed and has not recorded yet where it begins
+    trimmed: int = 0  # everything below was dropped on purpose, as the highest `t/` says
+    others: int | None = None  # from this offset on, another broker wrote it after the one that asks
 
     @property
     def gaps(self) -> tuple[tuple[int, int], ...]:
-        """Return the ranges [first, end) that are not there, though nothing says that they were dropped."""
+        """Return the missing ranges [first, end) that no `t/` explains."""
         found, at = [], self.trimmed
         for piece in self.pieces:
             if piece.start > at:
@@ -95,7 +96,7 @@ class History:
 
     @property
     def unjoined(self) -> tuple[Piece, ...]:
-        """Return the pieces that lie beyond a gap which is not the history's beginning."""
+        """Return the pieces after the first gap that is not at the history's beginning."""
         at = self.start
         for number, piece in enumerate(self.pieces):
             if piece.start > at:
@@ -105,7 +106,7 @@ class History:
 
     @property
     def joined_end(self) -> int:
-        """Return up to where offsets join from the start on."""
+        """Return up to where offsets are contiguous from the start."""
         beyond = self.unjoined
         if not beyond:
             return self.end
@@ -113,11 +114,11 @@ class History:
         return self.pieces[at - 1].end if at else self.start
 
     def gap_at(self, offset: int) -> int | None:
-        """Return where the gap ends that holds `offset`, None if none does."""
+        """Return the end of the gap that contains `offset`, None if no gap does."""
         return next((end for first, end in self.gaps if first <= offset < end), None)
 
     def from_offset(self, offset: int) -> tuple[Piece, ...]:
-        """Return the pieces that hold offsets from `offset` on, the first cut to begin there."""
+        """Return the pieces from `offset` on, the first one cut to begin there."""
         at = bisect_right(self.pieces, offset, key=lambda piece: piece.start) - 1
         if at < 0:
             return self.pieces
@@ -127,7 +128,7 @@ class History:
 
 
 def stored_segment(layout: Layout, listed: Listed) -> StoredSegment | None:
-    """Return what a listing says of a segment; None for other objects, and for one whose metadata makes no sense."""
+    """Return a segment's entry of a listing; None for other objects, or if its metadata is invalid."""
     place = layout.parse_segment(listed.name)
     if place is None:
         return None
@@ -145,7 +146,7 @@ def stored_segment(layout: Layout, listed: Listed) -> StoredSegment | None:
 
 
 def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
-    """Return what the objects below a topic's prefix, in any order, hold of its history."""
+    """Return a topic's history from the objects below its prefix, in any order."""
     segments: list[StoredSegment] = []
     starts: list[tuple[int, int]] = []  # (start, epoch)
     voids: dict[int, frozenset[int]] = {}
@@ -187,7 +188,7 @@ def plan_history(layout: Layout, listing: Iterable[Listed]) -> History:
 
 
 def parse_void(metadata: Mapping[str, str]) -> frozenset[int]:
-    """Return the epochs that the metadata of an `f/` says do not count."""
+    """Return the epochs that the metadata of an `f/` declares void."""
     try:
         return frozenset(int(epoch, 16) for epoch in metadata.get("void", "").split())
     except ValueError:
@@ -195,7 +196,7 @@ def parse_void(metadata: Mapping[str, str]) -> frozenset[int]:
 
 
 def voided(voids: Mapping[int, frozenset[int]]) -> frozenset[int]:
-    """Return the epochs that do not count, by what each that has begun says of others: the newest first."""
+    """Return the epochs that do not count, from what each epoch with an `f/` declares void: the newest first."""
     found: set[int] = set()
     for epoch in sorted(voids, reverse=True):
         if epoch not in found:
@@ -204,24 +205,24 @@ def voided(voids: Mapping[int, frozenset[int]]) -> frozenset[int]:
 
 
 class _Owners:
-    """Whose each position is: the highest epoch that began at or below it."""
+    """The owner of each position: the highest epoch that begins at or below it."""
 
     def __init__(self, starts: Sequence[int], epochs: Sequence[int]) -> None:
         self.starts, self.epochs = starts, epochs
 
     def at(self, position: int) -> int:
-        """Return the epoch that `position` belongs to, -1 below the first that began."""
+        """Return the epoch that owns `position`, -1 below the first one."""
         found = bisect_right(self.starts, position) - 1
         return self.epochs[found] if found >= 0 else -1
 
     def superseded_from(self, epoch: int) -> int | None:
-        """Return the lowest position where `epoch` is superseded, None if it is nowhere."""
+        """Return the lowest position from which `epoch` is superseded, None if nowhere."""
         found = bisect_right(self.epochs, epoch)
         return self.starts[found] if found < len(self.starts) else None
 
 
 def _owners(starts: Iterable[tuple[int, int]]) -> _Owners:
-    """Return whose the positions are; of its lists neither ever falls."""
+    """Return the owners of the positions; both of its lists ascend."""
     rising: list[tuple[int, int]] = []
     for start, epoch in sorted(starts):
         if rising and epoch <= rising[-1][1]:
@@ -233,8 +234,8 @@ def _owners(starts: Iterable[tuple[int, int]]) -> _Owners:
 def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Piece]:
     """Return the pieces from `start` on, in order; between two there may be a gap."""
     segments = sorted(segments, key=lambda segment: (segment.base, segment.epoch))
-    waiting = 0  # segments before it begin at or below the position
-    open_: list[StoredSegment] = []  # of those, the ones that do not end below it
+    waiting = 0  # the index of the first segment that begins above the position
+    open_: list[StoredSegment] = []  # segments before it that end above the position
     found: list[Piece] = []
     position = start
     while True:
@@ -248,13 +249,13 @@ def _walk(segments: list[StoredSegment], owners: _Owners, start: int) -> list[Pi
                 return found
             position = segments[waiting].base
             continue
-        # The owner's own, else the nearest epoch's; of several the one that reaches furthest.
+        # The owner's own segment, else that of the nearest epoch; of several the one that reaches furthest.
         taken = min(open_, key=lambda segment: (segment.epoch, -segment.end, -segment.base))
         end = taken.end
         stop = owners.superseded_from(taken.epoch)
         if stop is not None:
             end = min(end, stop)
-        if taken.epoch > owner:  # only until there is something better
+        if taken.epoch > owner:  # only up to where a better one begins
             for segment in segments[waiting:]:
                 if segment.base >= end:
                     break

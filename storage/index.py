@@ -1,10 +1,10 @@
-"""The sparse index of a segment: where some of its records begin, and when. Pure; FORMAT.md has the byte table.
+"""The sparse index of a segment: positions and times of some of its records. Pure; FORMAT.md has the byte table.
 
-- One entry for a record each 64 KiB or so: its offset, its byte, and the log time before it.
-- Log time is the highest batch time so far: a clock that stepped back counts as standing still, so that log time can
-  be searched like offsets.
-- An index only says where to begin looking. Whoever uses an entry checks that the record is there; without an index
-  the segment is walked from its beginning, with the same result.
+- One entry for a record every 64 KiB or so: its offset, its byte, and the log time before it.
+- Log time is the highest batch time so far: a clock that stepped back counts as standing still, so that log time can be
+  searched like offsets.
+- An index only says where to begin looking. A reader that uses an entry checks that the record is there; without an
+  index it walks the segment from its beginning, with the same result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ENTRY = struct.Struct("<QQQ")
 
 
 class SparseIndex:
-    """Places in one segment, in order."""
+    """The indexed positions of one segment, in order."""
 
     __slots__ = ("due", "offsets", "positions", "times")
 
@@ -39,7 +39,7 @@ class SparseIndex:
         return len(self.offsets)
 
     def note(self, offset: int, position: int, time_ms: int) -> None:
-        """Add the record at `position`, at or behind `due`; `time_ms` is the log time before it."""
+        """Add the record at `position`, which is at or after `due`; `time_ms` is the log time before it."""
         self.offsets.append(offset)
         self.positions.append(position)
         self.times.append(time_ms)
@@ -50,7 +50,7 @@ class SparseIndex:
         self.times = array("Q", [max(one, time_ms) for one in self.times])
 
     def before_time(self, time_ms: int) -> int | None:
-        """Return the last entry before which log time was below `time_ms`, None if it was at none."""
+        """Return the last entry before which log time was below `time_ms`, None if there is none."""
         found = bisect_left(self.times, time_ms) - 1
         return found if found >= 0 else None
 
@@ -64,7 +64,7 @@ class SparseIndex:
 
     @classmethod
     def decode(cls, record: bytes, header: Header, salt: int) -> SparseIndex | None:
-        """Return the index of a whole record, None if it is not what was written."""
+        """Return the index in a complete record, or None if it is damaged."""
         body = record[HEADER_BYTES : header[3]]
         if header[1] != INDEX or len(body) % _ENTRY.size or extend(salt, body) != header[4]:
             return None
@@ -78,7 +78,7 @@ class SparseIndex:
 
 
 def index_bytes(entries: int) -> int:
-    """Return how long the record of an index of so many entries is."""
+    """Return the size in bytes of the record of an index with this many entries."""
     return HEADER_BYTES + entries * _ENTRY.size if entries else 0
 
 

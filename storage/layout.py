@@ -1,4 +1,4 @@
-"""What goes to the store next, and what it is called there. Pure: no store, no clock, no disk.
+"""The names of objects in the store, and the order of uploads. Pure: no store, clock or disk.
 
     v1/topics/<topic>                          catalogue entry
     v1/d/<hh>/<topic>.<incarnation>/
@@ -8,8 +8,9 @@
         t/<log start:020d>                     trim boundary
         o/<epoch:08x>-<number:010d>            the topic's settings
 
-- The watermark rises only over segments that join: everything below it is in the store.
-- `hh` is two digits of a hash of the topic's name, so that neighbours in the listing are not neighbours in time.
+- The watermark rises only over contiguous segments: everything below it is in the store.
+- `hh` is two digits of a hash of the topic's name, so that objects written at the same time are spread over the key
+  space.
 - A topic's "/" is written "~", which no topic name contains, so that no object is a folder of another.
 """
 
@@ -57,7 +58,7 @@ class Layout:
 
     @property
     def prefix(self) -> str:
-        """Return what all of the topic's data is under, with a "/" at its end."""
+        """Return the prefix of all of the topic's data, with a "/" at its end."""
         hashed = crc32c(self.topic.encode()) & 0xFF
         return f"v1/d/{hashed:02x}/{encode_topic(self.topic)}.{self.incarnation.hex()}/"
 
@@ -67,7 +68,7 @@ class Layout:
 
     @property
     def segments(self) -> str:
-        """Return what all segments are under."""
+        """Return the prefix of all segments."""
         return f"{self.prefix}s/"
 
     def epoch(self, epoch: int) -> str:
@@ -75,20 +76,20 @@ class Layout:
         return f"{self.prefix}e/{epoch:08x}"
 
     def begins(self, epoch: int, start: int) -> str:
-        """Return the name of the note that an epoch's data begins at `start`."""
+        """Return the name of the object that says that an epoch's data begins at `start`."""
         return f"{self.prefix}f/{epoch:08x}-{start:020d}"
 
     def trimmed(self, log_start: int) -> str:
-        """Return the name of the note that nothing below `log_start` is kept."""
+        """Return the name of the object that says that nothing below `log_start` is kept."""
         return f"{self.prefix}t/{log_start:020d}"
 
     def settings(self, epoch: int, number: int) -> str:
-        """Return the name of the `number`-th settings that the writer of an epoch stores."""
+        """Return the name of the `number`-th version of the settings stored by the writer of an epoch."""
         return f"{self.prefix}o/{epoch:08x}-{number:010d}"
 
     @property
     def all_settings(self) -> str:
-        """Return what all settings are under."""
+        """Return the prefix of all settings."""
         return f"{self.prefix}o/"
 
     def parse_segment(self, name: str) -> tuple[int, int] | None:
@@ -102,12 +103,12 @@ class Layout:
         return None if found is None else int(found[1], 16)
 
     def parse_begins(self, name: str) -> tuple[int, int] | None:
-        """Return epoch and start of a note where an epoch begins, None for any other name."""
+        """Return epoch and start in the name of an object that says where an epoch begins, None for other names."""
         found = self._match(_FROM, name)
         return None if found is None else (int(found[1], 16), int(found[2]))
 
     def parse_trimmed(self, name: str) -> int | None:
-        """Return the log start of a trim note's name, None for any other name."""
+        """Return the log start in a trim object's name, None for any other name."""
         found = self._match(_TRIM, name)
         return None if found is None else int(found[1])
 
@@ -121,9 +122,9 @@ DAMAGED: Final = "damaged"  # in a segment's metadata
 
 
 def segment_metadata(info: SegmentInfo, writer: str, *, damaged: bool = False) -> dict[str, str]:
-    """Return what is written beside a segment in the store; `writer` identifies this upload's run.
+    """Return the metadata of a segment's object; `writer` identifies the run of the uploader.
 
-    `damaged`: it is what is left of a damaged file.
+    `damaged`: the object is what is left of a damaged file.
     """
     marked = {DAMAGED: "1"} if damaged else {}
     return marked | {
@@ -137,22 +138,22 @@ def segment_metadata(info: SegmentInfo, writer: str, *, damaged: bool = False) -
 
 
 class UploadPlan:
-    """Which segment to upload next, and up to where the store holds everything.
+    """Which segment to upload next, and up to where the store has everything.
 
-    Segments are handed out in order, several at a time; they may arrive in any order.
+    Segments are handed out in order, several at a time; their uploads may end in any order.
     """
 
     __slots__ = ("_arrived", "_in_flight", "in_flight_max", "watermark")
 
     def __init__(self, watermark: int, in_flight_max: int = IN_FLIGHT_MAX) -> None:
-        """Begin where the store's contents end: everything below `watermark` is there."""
+        """Begin where the store's contents end: it has everything below `watermark`."""
         self.watermark = watermark
         self.in_flight_max = in_flight_max
         self._in_flight: dict[int, int] = {}  # base -> end
         self._arrived: dict[int, int] = {}
 
     def next(self, sealed: Sequence[SegmentInfo]) -> SegmentInfo | None:
-        """Return the segment to upload now, None if there is none or enough are under way. Follow with `begin`."""
+        """Return the segment to upload next, None if there is none or enough are in progress. Follow with `begin`."""
         if len(self._in_flight) >= self.in_flight_max:
             return None
         for info in sealed:
@@ -165,11 +166,11 @@ class UploadPlan:
         return None
 
     def begin(self, info: SegmentInfo) -> None:
-        """Record that a segment's upload has begun."""
+        """Note that a segment's upload has started."""
         self._in_flight[info.base] = info.end
 
     def done(self, base: int, end: int | None = None) -> int:
-        """Record that the segment at `base` is in the store, up to `end`; return the watermark."""
+        """Note that the segment at `base` is in the store, up to `end`; return the watermark."""
         known = self._in_flight.pop(base, None)
         if end is None:
             end = known
@@ -179,7 +180,7 @@ class UploadPlan:
         return self._join()
 
     def go_on_behind(self, gap_end: int) -> int:
-        """Record that nothing will come between the watermark and an offset; return the watermark."""
+        """Note that nothing will be uploaded between the watermark and an offset; return the watermark."""
         self.watermark = max(self.watermark, gap_end)
         return self._join()
 
@@ -191,17 +192,17 @@ class UploadPlan:
         return self.watermark
 
     def failed(self, base: int) -> None:
-        """Record that an upload came to nothing: the segment will be handed out again."""
+        """Note that an upload failed: the segment will be handed out again."""
         self._in_flight.pop(base, None)
 
     @property
     def in_flight(self) -> tuple[int, ...]:
-        """Return the bases of the uploads under way."""
+        """Return the bases of the uploads in progress."""
         return tuple(self._in_flight)
 
 
 def joined_end(segments: Iterable[tuple[int, int]], start: int) -> int:
-    """Return up to where (base, next offset) pairs cover everything from `start`, in whatever order they come."""
+    """Return up to where (base, next offset) pairs, in any order, cover everything from `start`."""
     end = start
     for base, following in sorted(segments):
         if base > end:

@@ -1,7 +1,7 @@
-"""Listing a topic's objects in the order that makes a listing mean something, and learning what metadata does not tell.
+"""Listing a topic's objects in the order that makes a listing consistent, and reading footers where metadata is bad.
 
 - Segments come first, then claims, starts and trims: whatever supersedes a segment that was seen is then seen too.
-- A segment whose metadata cannot be read says in its own footer where it ends: it counts as any other.
+- The end of a segment whose metadata cannot be read is taken from its footer: it counts like any other.
 
 May touch: the ObjectStore it is handed.
 """
@@ -22,7 +22,7 @@ log = logging.getLogger("ister.store")
 
 
 def list_topic(store: ObjectStore, layout: Layout) -> list[ObjectInfo]:
-    """Return a topic's objects but for its cursors. Raises StoreError."""
+    """Return a topic's objects except its cursors. Raises StoreError."""
     objects = [_told(store, layout, info) for info in store.list(layout.segments)]
     for kind in "eft":
         objects += store.list(f"{layout.prefix}{kind}/")
@@ -35,7 +35,7 @@ def read_history(store: ObjectStore, layout: Layout) -> History:
 
 
 def _told(store: ObjectStore, layout: Layout, info: ObjectInfo) -> ObjectInfo:
-    """Return what is known of a segment, from its footer where its metadata makes no sense."""
+    """Return what is known of a segment, from its footer if its metadata is invalid."""
     place = layout.parse_segment(info.name)
     if place is None or stored_segment(layout, info) is not None or info.size < FOOTER_BYTES:
         return info
@@ -60,9 +60,9 @@ def _told(store: ObjectStore, layout: Layout, info: ObjectInfo) -> ObjectInfo:
 
 
 def read_segment(store: ObjectStore, name: str, size: int, *, level: int = logging.DEBUG) -> bytes:
-    """Return a segment's bytes, checked as a whole where that is possible; each record in it has its own checksum.
+    """Return a segment's bytes, checked as a whole if possible; each record in it also has its own checksum.
 
-    So of one that is damaged everything else can be read; that is logged at `level`. Raises StoreError.
+    So the intact records of a damaged object can be read; the damage is logged at `level`. Raises StoreError.
     """
     try:
         return store.get(name)

@@ -27,10 +27,10 @@ SHOWN_MAX: Final = 5
 
 
 def open_catalogue(disk: Disk, data: str, path: str, *, rebuild: bool = False) -> tuple[Catalogue, list[str]]:
-    """Open the catalogue at `path`, and bring back what it lacks; return it, and what was done, a line each.
+    """Open the catalogue at `path` and restore missing entries; return it, and a line for each thing done.
 
-    Raises DamagedError for one that is damaged, StorageError `catalogue-lost` where logs or cursors are there and
-    neither the catalogue nor anything beside them says whose. With `rebuild` these are set aside, and it is rebuilt.
+    Raises DamagedError for a damaged catalogue, and StorageError `catalogue-lost` if there are logs or cursors that
+    neither the catalogue nor a description knows. With `rebuild` both are set aside, and the catalogue is rebuilt.
     """
     abouts = Abouts(disk, data)
     told: list[str] = []
@@ -65,7 +65,7 @@ def _set_aside_catalogue(disk: Disk, path: str) -> str:
         "-wal",
         "-shm",
         "",
-    ):  # the file itself last: without it there is no catalogue to be damaged
+    ):  # the catalogue file itself last: without it nothing would show that it was damaged
         if disk.exists(f"{path}{ending}"):
             disk.rename(f"{path}{ending}", f"{kept}{ending}")
     disk.sync_folder(path.rpartition("/")[0])
@@ -73,7 +73,7 @@ def _set_aside_catalogue(disk: Disk, path: str) -> str:
 
 
 def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
-    """Enter what is described and not in the catalogue, and describe what is not described; say what came back."""
+    """Enter described things that the catalogue lacks, and describe undescribed ones; return a line for each."""
     described = abouts.read()
     for path in described.unreadable:
         log.error("%s does not match its checksum, and is ignored", path)
@@ -95,7 +95,8 @@ def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
                     folder_of(topic),
                 )
                 continue
-            catalogue.delete_topic(topic.name)  # before this one was made, which the copy knows nothing of
+            # deleted before the present one was created, which the old copy does not know
+            catalogue.delete_topic(topic.name)
             known = None
         if known is None:
             catalogue.create_topic(topic)
@@ -118,7 +119,7 @@ def bring_back(catalogue: Catalogue, abouts: Abouts) -> list[str]:
         elif change > last and there.settings != subscription.settings:
             catalogue.update_subscription(of.name, subscription.name, subscription.settings)
             set_again.add(of.name)
-    if catalogue.topics():  # one that stays empty is as good as new, and its word is not taken for anything
+    if catalogue.topics():  # an empty catalogue is as good as a new one, and proves nothing
         catalogue.go_on_from(max((last, *described.topic_changes, *described.subscription_changes)))
     catalogue.describe_all()
     return [
@@ -148,9 +149,10 @@ def _subscription(fields: dict[str, object]) -> SubscriptionMeta | None:
 def _undescribed(
     disk: Disk, data: str, catalogue: Catalogue, abouts: Abouts, *, was_used: bool, rebuild: bool
 ) -> list[str]:
-    """Refuse to start again beside logs and cursors that nothing describes, or set those aside as told.
+    """Refuse to start beside logs and cursors that nothing describes, or set them aside with `rebuild`.
 
-    `was_used`: the catalogue is empty because all was deleted; then what has no description is what is left of that.
+    `was_used`: the catalogue is empty because everything was deleted; then files without a description are remains of
+    that.
     """
     subscriptions = {
         f"{CURSORS_FOLDER}/{folder_of(topic)}/{name}"
@@ -158,7 +160,7 @@ def _undescribed(
         for name in catalogue.cursor_names(topic)
     }
     known = {f"{TOPICS_FOLDER}/{folder_of(topic)}" for topic in catalogue.topics()}
-    deleted = {folder_of(topic) for topic in catalogue.erasing()}  # nobody was there to do it
+    deleted = {folder_of(topic) for topic in catalogue.erasing()}  # topics whose deletion was not finished
     stray = [
         path
         for path in abouts.logs_and_cursors()

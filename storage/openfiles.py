@@ -1,11 +1,11 @@
-"""A process's descriptors: files that are open for writing share a bounded number of them.
+"""File descriptors: files that are open for writing share a bounded number of them.
 
-A `LocalFile` is an open file to its user. Its descriptor is closed when other files need one more urgently, and
-opened again at the next use, so that thousands of rarely written logs and cursors cost none.
+A `LocalFile` is an open file to its user. Its descriptor is closed when other files need one more urgently, and opened
+again at the next use, so that thousands of rarely written logs and cursors need none.
 
 Invariants
 - only a synced file is closed meanwhile, so that an error of the disk is reported to the writer
-- a file that is opened again is the same file, or an error
+- opening a file again finds the same file or raises an error
 - operations that need a descriptor briefly (a read, a listing, a map) get one, even when sockets use all others
 
 Any thread may use a file; the state of all files is behind one lock.
@@ -34,14 +34,14 @@ T = TypeVar("T")
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE))
 
-# Files are written in bursts, and opening one again costs some 10 us; so many are enough for a busy worker's topics.
+# Files are written in bursts, and opening one again costs some 10 us; this many are enough for a busy worker.
 FILES_MAX: Final = 1024
 FILES_MIN: Final = 16
-# Nobody else may have these: a commit, a look into a folder and a map want one each, for a moment.
+# Descriptors kept free for a commit, a folder listing and a map, which need one each for a moment.
 RESERVE: Final = 8
-# Short is who has no more than so many left besides.
+# The process is short of descriptors when no more than this many are left besides the reserve.
 MARGIN: Final = 8
-# The limit is raised to the hard one, but not above what any broker needs: some programs make tables of that size.
+# The limit is raised to the hard one, but not above what a broker needs: some programs allocate tables of that size.
 LIMIT_MAX: Final = 262_144
 
 
@@ -50,7 +50,7 @@ def raise_descriptor_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = LIMIT_MAX if hard == resource.RLIM_INFINITY else min(hard, LIMIT_MAX)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(OSError, ValueError):  # macOS has another, hidden limit
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower, undocumented limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return descriptor_limit()
 
@@ -64,7 +64,7 @@ def descriptor_limit() -> int:
 def descriptors_used() -> int:
     """Return how many descriptors this process has open."""
     try:
-        return len(os.listdir("/dev/fd")) - 1  # the listing's own
+        return len(os.listdir("/dev/fd")) - 1  # one of them belongs to the listing
     except OSError as error:
         if error.errno in _SHORT:
             return descriptor_limit()
@@ -72,20 +72,20 @@ def descriptors_used() -> int:
 
 
 class OpenFiles:
-    """The files of a process that are open for writing, of which at most `files_max` have a descriptor."""
+    """The files of a process that are open for writing; at most `files_max` of them have a descriptor."""
 
     def __init__(self, files_max: int | None = None) -> None:
         most = max(FILES_MIN, min(FILES_MAX, descriptor_limit() // 4))
         self.files_max = most if files_max is None else files_max
         self.lock = threading.Lock()
-        self._open: OrderedDict[LocalFile, None] = OrderedDict()  # the one used longest ago first
+        self._open: OrderedDict[LocalFile, None] = OrderedDict()  # the least recently used first
         self._reserve: list[int] = []
 
     def __len__(self) -> int:
         return len(self._open)
 
     def keep_reserve(self) -> bool:
-        """Take back descriptors of the reserve that were given away; say whether it is whole."""
+        """Take back descriptors that were lent from the reserve; return whether it is complete."""
         with self.lock:
             try:
                 while len(self._reserve) < RESERVE:
@@ -95,7 +95,7 @@ class OpenFiles:
             return True
 
     def is_short(self) -> bool:
-        """Return whether this process has hardly a descriptor left beyond its reserve."""
+        """Return whether this process has hardly a descriptor left besides its reserve."""
         if not self.keep_reserve():
             return True
         taken: list[int] = []
@@ -110,7 +110,7 @@ class OpenFiles:
         return False
 
     def opening(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns, which opens something; make room where there is no descriptor left."""
+        """Return the result of `call`, which opens something; free a descriptor if none is left."""
         with self.lock:
             return self._opening(call)
 
@@ -123,7 +123,7 @@ class OpenFiles:
                     raise
 
     def _make_room(self) -> bool:
-        """Give up a descriptor, of the files first; say whether there was one."""
+        """Free a descriptor, preferably a file's; return whether that was possible."""
         if self._close_one():
             return True
         if self._reserve:
@@ -139,7 +139,7 @@ class OpenFiles:
         return False
 
     def rest_idle(self) -> None:
-        """Close the descriptors of files that were not used since this was called last, where they may be."""
+        """Close the descriptors of files that were not used since the last call, where possible."""
         with self.lock:
             for file in list(self._open):
                 if not file.used and file.may_rest:
@@ -147,13 +147,13 @@ class OpenFiles:
                 file.used = False
 
     def rest(self, file: LocalFile) -> None:
-        """Close a file's descriptor until it is used again; the lock is held."""
+        """Close a file's descriptor until its next use; the lock is held."""
         del self._open[file]
         os.close(file.fd)
         file.fd = -1
 
     def enter(self, file: LocalFile, fd: int) -> None:
-        """Record that a file has a descriptor now; the lock is held."""
+        """Note that a file has a descriptor now; the lock is held."""
         file.fd = fd
         while len(self._open) >= self.files_max and self._close_one():
             pass
@@ -161,7 +161,7 @@ class OpenFiles:
         file.used = True
 
     def note_use(self, file: LocalFile) -> None:
-        """Record that a file is used; the lock is held."""
+        """Note that a file is used; the lock is held."""
         self._open.move_to_end(file)
         file.used = True
 
@@ -178,23 +178,23 @@ class OpenFiles:
         self.enter(file, fd)
 
     def forget(self, file: LocalFile) -> int:
-        """Return a file's descriptor, which is the caller's to close; the lock is held."""
+        """Return a file's descriptor, which the caller closes; the lock is held."""
         self._open.pop(file, None)
         fd, file.fd = file.fd, -1
         return fd
 
 
 class LocalFile:
-    """A file of the machine, open for reading and writing."""
+    """A file of the machine that is open for reading and writing."""
 
     __slots__ = ("_closed", "_files", "_synced", "_users", "fd", "identity", "path", "used", "written")
     fd: int
-    used: bool  # since idle files were closed last
+    used: bool  # since idle files were last closed
 
     def __init__(self, path: str, fd: int, files: OpenFiles) -> None:
         self.path = path
-        self.written = 0  # how often
-        self._synced = 0  # so many of those are on the disk
+        self.written = 0  # how many writes it has had
+        self._synced = 0  # how many of them are on the disk
         self._users = 0
         self._closed = False
         self._files = files
@@ -205,7 +205,7 @@ class LocalFile:
 
     @property
     def may_rest(self) -> bool:
-        """Return whether nobody uses it, and all that was written is on the disk."""
+        """Return whether no thread uses it, and everything written is on the disk."""
         return self._users == 0 and self._synced == self.written
 
     def _begin(self) -> int:
@@ -245,7 +245,7 @@ class LocalFile:
             if written == wanted:
                 return wanted
             rest = memoryview(b"".join(buffers))
-            while written < wanted:  # a short write: the disk filled up, or a signal came
+            while written < wanted:  # a short write: the disk is full, or a signal arrived
                 step = os.pwrite(fd, rest[written:], position + written)
                 if step == 0:
                     raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
@@ -265,7 +265,7 @@ class LocalFile:
         fd = self._begin()
         try:
             written = self.written
-            if sys.platform == "darwin":  # fsync there stops at the drive's own cache
+            if sys.platform == "darwin":  # fsync there does not flush the drive's cache
                 fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             else:
                 os.fdatasync(fd)
@@ -274,11 +274,11 @@ class LocalFile:
             self._end()
 
     def settled(self, written: int) -> None:
-        """Record that the first `written` writes are on the disk, because the file system was synced."""
+        """Note that the first `written` writes are on the disk, because the file system was synced."""
         self._synced = max(self._synced, written)
 
     def truncate(self, size: int) -> None:
-        """Set the length in bytes; what is added reads as zeros and has no room reserved."""
+        """Set the length in bytes; added bytes read as zeros and have no space reserved."""
         fd = self._begin()
         try:
             self.written += 1
@@ -304,7 +304,7 @@ class LocalFile:
 
 
 def read_at(fd: int, length: int, position: int) -> bytes:
-    """Return up to `length` bytes of a descriptor's file from `position`; fewer only at its end."""
+    """Return up to `length` bytes of a descriptor's file from `position`; fewer only at the end of the file."""
     found = os.pread(fd, length, position)
     while 0 < len(found) < length:
         more = os.pread(fd, length - len(found), position + len(found))

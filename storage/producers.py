@@ -1,16 +1,15 @@
-"""What a topic knows of its producers, so that a resent batch is stored once. Pure.
+"""The producers of a topic, and their last batches, so that a resent batch is stored once. Pure.
 
-- Sequences count messages: a batch at `sequence` of `count` messages is followed by one at `sequence +
-  count`.
+- Sequences count messages: a batch at `sequence` of `count` messages is followed by one at `sequence + count`.
 - Producer id 0 means: no deduplication.
-- Memory is bounded by producers and by batches remembered of each. Of more than `producers_max`, those go first that
-  closed in order, then the one not heard of for longest. One that is connected is never forgotten, nor one that stored
-  something within HELD_MS and did not close: it may be about to come back and resend. Where all are of these there is
-  no room, and whoever is new is refused. One not heard of for PRODUCER_AGE_MS, and not connected, is forgotten when the
-  next segment begins. A forgotten producer starts again with the next sequence it sends, so an old resend is then
+- Memory is bounded by the number of producers and of batches remembered of each. Above `producers_max`, producers that
+  closed are forgotten first, in that order, then the one silent for longest. One that is connected is never forgotten,
+  nor one that stored something within HELD_MS and did not close: it may be about to reconnect and resend. If all are of
+  these kinds, new producers are refused. A disconnected producer that was silent for PRODUCER_AGE_MS is forgotten when
+  the next segment begins. A forgotten producer starts again with the next sequence it sends, so an old resend is then
   stored again.
-- A resend of a batch that is remembered must be cut as it was. One from before all that is remembered is taken for a
-  duplicate: it is stored, every message of it, and nobody knows how it was cut.
+- A resend of a remembered batch must have the same messages. A batch from before the remembered ones is taken for a
+  duplicate: all its messages are stored, though in which batches is unknown.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-# A producer holds at most some 64 batches without receipt; four times that answers each resend with its own
-# offset.
+# A producer has at most some 64 batches without receipt; with four times as many remembered, each resend is answered
+# with its own offset.
 RECENT_BATCHES_MAX: Final = 256
 # 36 bytes each at the head of every segment: 4,096 of them are 1.8 % of one of 8 MiB.
 PRODUCERS_MAX: Final = 4096
-# Nobody resends after a week; a client that comes back then opens its producer again.
+# No client resends after a week; one that returns then opens its producer again.
 PRODUCER_AGE_MS: Final = 7 * 86_400_000
-# A client that lost its broker comes back within seconds, or when its machine was started again. Were it longer, a few
+# A client that lost its broker returns within seconds, or when its machine has restarted. With a longer time, a few
 # thousand programs a day that are killed before they close would keep others out.
 HELD_MS: Final = 3_600_000
 
@@ -39,12 +38,12 @@ ENTRY_BYTES: Final = _ENTRY.size
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Not seen before, and the next in line: store it."""
+    """A new batch, and the next in order: store it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Stored already, at `first_offset` where that is still known."""
+    """A batch that was stored before, at `first_offset` if that is still known."""
 
     first_offset: int | None
 
@@ -58,7 +57,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """It was sent before, or a part of it, in other batches: a resend was cut differently."""
+    """The batch, or a part of it, was sent before in other batches: the resend was cut differently."""
 
     expected: int
 
@@ -79,18 +78,18 @@ class _Producer:
 
 
 class ProducerTable:
-    """The producers of one topic: what comes next from each, and where its last batches went.
+    """The producers of one topic: what comes next from each, and the offsets of its last batches.
 
-    `connected` is who is there now, kept by the topic once it takes batches.
+    `connected` are the connected producers; the topic updates it once it accepts batches.
     """
 
     __slots__ = ("_closed", "_producers", "_producers_max", "_time_ms", "connected")
 
     def __init__(self, producers_max: int = PRODUCERS_MAX) -> None:
         self._producers_max = producers_max
-        self._time_ms = 0  # of the last batch of any producer
+        self._time_ms = 0  # the time of the last batch of any producer
         self._producers: OrderedDict[int, _Producer] = OrderedDict()
-        self._closed: OrderedDict[int, None] = OrderedDict()  # of them, who closed first first
+        self._closed: OrderedDict[int, None] = OrderedDict()  # producers that closed, in that order
         self.connected: Collection[int] | None = None
 
     def __len__(self) -> int:
@@ -102,12 +101,12 @@ class ProducerTable:
         return self._time_ms or None
 
     def next_sequence(self, producer_id: int) -> int | None:
-        """Return the sequence a producer's next batch must have, or None for one that is not known."""
+        """Return the sequence that a producer's next batch must have, None for an unknown producer."""
         known = self._producers.get(producer_id)
         return None if known is None else known.next_sequence
 
     def check(self, producer_id: int, sequence: int, count: int) -> Verdict:
-        """Say what to do with a batch; nothing changes until `advance`."""
+        """Decide on a batch; nothing changes until `advance`."""
         if producer_id == 0:
             return _FRESH
         known = self._producers.get(producer_id)
@@ -121,7 +120,7 @@ class ProducerTable:
         for at, length, first_offset in reversed(known.recent):
             if at == sequence and length == count:
                 return Duplicate(first_offset)
-            if at + length <= sequence:  # what came before is older still
+            if at + length <= sequence:  # the batches before are older still
                 break
             if at < sequence + count:
                 return Overlap(expected)
@@ -130,7 +129,7 @@ class ProducerTable:
     def advance(
         self, producer_id: int, sequence: int, count: int, first_offset: int, timestamp_ms: int
     ) -> None:
-        """Record that a batch was stored."""
+        """Note that a batch was stored."""
         if producer_id == 0:
             return
         known = self._producers.get(producer_id)
@@ -141,7 +140,8 @@ class ProducerTable:
             self._closed.pop(producer_id, None)
         if self.connected is not None:
             known.held = True
-        if not self._time_ms:  # the first batch of all: those that opened before it are as young as it is
+        # the first batch of all: producers that opened before it count as young as it is
+        if not self._time_ms:
             for opened in self._producers.values():
                 opened.timestamp_ms = timestamp_ms
         known.next_sequence = sequence + count
@@ -149,7 +149,7 @@ class ProducerTable:
         known.recent.append((sequence, count, first_offset))
 
     def expect(self, producer_id: int, sequence: int) -> None:
-        """Raise what is expected next of a producer that opens and has nothing unresolved below `sequence`."""
+        """Raise the sequence expected of a producer that opens and has nothing unresolved below `sequence`."""
         if producer_id == 0:
             return
         known = self._producers.get(producer_id)
@@ -160,7 +160,7 @@ class ProducerTable:
             known.next_sequence = sequence
 
     def close(self, producer_id: int) -> None:
-        """Record that a producer closed, with receipts for all it sent: it resends nothing, and is forgotten first."""
+        """Note that a producer closed with all its receipts: it resends nothing, and is forgotten first."""
         known = self._producers.get(producer_id)
         if known is not None:
             known.held = False
@@ -184,10 +184,10 @@ class ProducerTable:
         return None
 
     def hold(self, producer_id: int, sequence: int) -> None:
-        """Record that a batch was refused: nothing behind it may be stored before it, whoever sent it.
+        """Note that a batch was refused: no later batch of its producer may be stored before it.
 
-        Of a producer that is not known anything is fresh: what follows would be stored, and the refused batch, when it
-        is resent, count as a duplicate.
+        Of an unknown producer everything would count as new: later batches would be stored, and the refused batch, when
+        it is resent, would count as a duplicate.
         """
         if producer_id and producer_id not in self._producers:
             self._learn(producer_id, sequence)
@@ -200,7 +200,7 @@ class ProducerTable:
     def _learn(self, producer_id: int, sequence: int) -> _Producer:
         if len(self._producers) >= self._producers_max:
             found = self._forgettable(self._time_ms)
-            if found is None:  # nobody was asked whether there is room
+            if found is None:  # the caller did not check for room
                 strangers = (one for one in self._producers if one not in (self.connected or ()))
                 found = next(strangers, next(iter(self._producers)))
             self.forget(found)
@@ -209,7 +209,7 @@ class ProducerTable:
         return known
 
     def joined(self, later: ProducerTable) -> ProducerTable:
-        """Return `later`, a table of the same topic, with the batches that are known here as well."""
+        """Return `later`, a table of the same topic, joined with the batches remembered here."""
         for producer_id, known in later._producers.items():
             before = self._producers.get(producer_id)
             if before is not None:
@@ -219,7 +219,7 @@ class ProducerTable:
         return later
 
     def encode(self) -> bytes:
-        """Return the snapshot at the head of a segment: the last batch of each, first of who is forgotten first."""
+        """Return the snapshot at the head of a segment: each producer's last batch, in the order of forgetting."""
         oldest_ms, connected = self._time_ms - PRODUCER_AGE_MS, self.connected or ()
         for producer_id in [one for one, known in self._producers.items() if known.timestamp_ms < oldest_ms]:
             if producer_id not in connected:
@@ -230,7 +230,7 @@ class ProducerTable:
         for producer_id in (*self._closed, *others, *held):
             known = self._producers[producer_id]
             sequence, count, first_offset = known.recent[-1] if known.recent else (known.next_sequence, 0, 0)
-            if sequence + count != known.next_sequence:  # raised by `expect` since
+            if sequence + count != known.next_sequence:  # `expect` has raised it since
                 sequence, count, first_offset = known.next_sequence, 0, 0
             parts.append(_ENTRY.pack(producer_id, sequence, first_offset, known.timestamp_ms, count))
         return b"".join(parts)

@@ -1,6 +1,6 @@
 """A set of whole numbers as half-open ranges [first, end), for offsets. Pure.
 
-- Ranges are disjoint, ascending and never touch: `ends[i] < firsts[i + 1]`.
+- Ranges are disjoint, ascending, and never adjacent: `ends[i] < firsts[i + 1]`.
 - Two arrays of 64-bit numbers hold them, 16 bytes a range: a million holes cost 16 MB.
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 
 class RangeSet:
-    """Offsets, kept as the ranges they form."""
+    """A set of offsets, kept as ranges."""
 
     __slots__ = ("_ends", "_firsts", "_total")
 
@@ -26,7 +26,7 @@ class RangeSet:
             self.add(first, end)
 
     def __len__(self) -> int:
-        """Return how many ranges there are."""
+        """Return the number of ranges."""
         return len(self._firsts)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -45,25 +45,25 @@ class RangeSet:
 
     @property
     def total(self) -> int:
-        """Return how many offsets are in it."""
+        """Return the number of offsets."""
         return self._total
 
     def add(self, first: int, end: int) -> int:
-        """Put [first, end) in; return how many of them were not in before."""
+        """Add [first, end); return how many of its offsets were new."""
         if end <= first:
             return 0
         firsts, ends = self._firsts, self._ends
-        if not firsts or first > ends[-1]:  # behind everything
+        if not firsts or first > ends[-1]:  # after everything
             firsts.append(first)
             ends.append(end)
             new = end - first
-        elif first >= firsts[-1]:  # touches the last one
+        elif first >= firsts[-1]:  # overlaps or touches the last range
             new = max(0, end - ends[-1])
             if new:
                 ends[-1] = end
         else:
-            low = bisect_left(ends, first)  # the first range that ends at or behind `first`
-            high = bisect_right(firsts, end)  # behind the last range that begins at or before `end`
+            low = bisect_left(ends, first)  # the first range that ends at or after `first`
+            high = bisect_right(firsts, end)  # after the last range that begins at or before `end`
             if low == high:
                 firsts.insert(low, first)
                 ends.insert(low, end)
@@ -80,12 +80,12 @@ class RangeSet:
         return new
 
     def subtract(self, first: int, end: int) -> int:
-        """Take [first, end) out; return how many of them were in."""
+        """Remove [first, end); return how many of its offsets were present."""
         if end <= first:
             return 0
         firsts, ends = self._firsts, self._ends
-        low = bisect_right(ends, first)  # the first range that ends behind `first`
-        high = bisect_left(firsts, end)  # behind the last range that begins before `end`
+        low = bisect_right(ends, first)  # the first range that ends after `first`
+        high = bisect_left(firsts, end)  # after the last range that begins before `end`
         if low >= high:
             return 0
         had = sum(ends[low:high]) - sum(firsts[low:high])
@@ -99,19 +99,19 @@ class RangeSet:
         return taken
 
     def contains(self, offset: int) -> bool:
-        """Return whether `offset` is in."""
+        """Return whether `offset` is present."""
         at = bisect_right(self._firsts, offset) - 1
         return at >= 0 and offset < self._ends[at]
 
     __contains__ = contains
 
     def covers(self, first: int, end: int) -> bool:
-        """Return whether all of [first, end) is in."""
+        """Return whether all of [first, end) is present."""
         at = bisect_right(self._firsts, first) - 1
         return end <= first or (at >= 0 and end <= self._ends[at])
 
     def overlap(self, first: int, end: int) -> int:
-        """Return how many of [first, end) are in."""
+        """Return how many offsets of [first, end) are present."""
         low = bisect_right(self._ends, first)
         high = bisect_left(self._firsts, end)
         if low >= high or end <= first:
@@ -120,7 +120,7 @@ class RangeSet:
         return inside - max(0, first - self._firsts[low]) - max(0, self._ends[high - 1] - end)
 
     def within(self, first: int, end: int) -> list[tuple[int, int]]:
-        """Return the parts of [first, end) that are in."""
+        """Return the parts of [first, end) that are present."""
         low = bisect_right(self._ends, first)
         high = bisect_left(self._firsts, end)
         if low >= high or end <= first:
@@ -131,7 +131,7 @@ class RangeSet:
         return found
 
     def gaps(self, first: int, end: int) -> list[tuple[int, int]]:
-        """Return the parts of [first, end) that are not in."""
+        """Return the parts of [first, end) that are not present."""
         found = []
         at = first
         for start, stop in self.within(first, end):
@@ -143,25 +143,24 @@ class RangeSet:
         return found
 
     def end_of(self, offset: int) -> int:
-        """Return where the range that holds `offset` ends; `offset` where none does."""
+        """Return the end of the range that contains `offset`; `offset` itself if none does."""
         at = bisect_right(self._firsts, offset) - 1
         return max(offset, self._ends[at]) if at >= 0 else offset
 
     @property
     def first(self) -> int | None:
-        """Return the lowest offset that is in, None if it is empty."""
+        """Return the lowest offset, None if empty."""
         return self._firsts[0] if self._firsts else None
 
     @property
     def end(self) -> int | None:
-        """Return what follows the highest offset that is in, None if it is empty."""
+        """Return the offset after the highest one, None if empty."""
         return self._ends[-1] if self._ends else None
 
     def pop_through(self, offset: int) -> int:
-        """Take out everything below `offset`, and the range that reaches it; return where that one ends.
+        """Remove everything below `offset` and the range that contains it; return that range's end.
 
-        This is how a low watermark rises: from `offset` to what is returned, which is `offset` if it is not
-        reached.
+        This is how a low watermark rises: from `offset` to the returned one, which is `offset` if no range contains it.
         """
         ends = self._ends
         if not ends or self._firsts[0] > offset:
@@ -174,7 +173,7 @@ class RangeSet:
         return raised
 
     def copy(self) -> RangeSet:
-        """Return a set of its own with the same offsets."""
+        """Return an independent copy."""
         twin = RangeSet()
         twin._firsts, twin._ends, twin._total = self._firsts[:], self._ends[:], self._total
         return twin
@@ -188,7 +187,7 @@ class RangeSet:
 
     @classmethod
     def decode(cls, encoded: bytes) -> RangeSet:
-        """Return the set that `encode` was called on. Raises ValueError for ranges that are not in order."""
+        """Return the set that `encode` encoded. Raises ValueError for ranges that are not in order."""
         pairs = array("q")
         pairs.frombytes(encoded)
         pairs = _little(pairs)

@@ -1,12 +1,11 @@
-"""The codec of a record: a batch as it lies in a segment. Pure; FORMAT.md has the byte tables.
+"""Encoding and decoding of records: batches as they are stored in a segment. Pure; FORMAT.md has the byte tables.
 
-- A record is a 64-byte header and a body. The body of a batch is the wire's own frames, end to end and
-  unchanged: length table, payloads, keys column, attributes column, times of delivery.
-- The header has its own CRC32C, and the CRC32C of the body. Both begin with the segment's salt, which comes
-  from the topic's incarnation and the segment's first offset: bytes left over from another file's life never
-  validate.
-- A header says how far behind its first offset the log was durable when it was written. That is what tells a
-  torn tail from damage: whatever lies below another record's durable offset had been acknowledged.
+- A record is a 64-byte header and a body. The body of a batch is the wire's own frames, end to end and unchanged:
+  length table, payloads, keys column, attributes column, times of delivery.
+- The header has its own CRC32C, and the CRC32C of the body. Both begin with the segment's salt, which comes from the
+  topic's incarnation and the segment's first offset: bytes that are left from another file never validate.
+- A header says how many offsets before its first one were not durable yet when it was written. This distinguishes a
+  torn tail from damage: everything below another record's durable offset had been acknowledged.
 - Nothing here loops over messages.
 """
 
@@ -29,7 +28,7 @@ INDEX: Final = 4
 
 KEYS: Final = 1
 ATTRIBUTES: Final = 2
-DELIVER_AT: Final = 4  # 8 bytes a message: its size needs no place in the header
+DELIVER_AT: Final = 4  # 8 bytes per message, so its size needs no field in the header
 
 _FRONT = struct.Struct("<HBBIIIIQQQQII")
 _HEADER = struct.Struct("<HBBIIIIQQQQIII")
@@ -49,7 +48,7 @@ Header = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, 
 
 
 def salt_of(incarnation: bytes, base: int) -> int:
-    """Return the number that all CRCs of the segment at `base` begin with."""
+    """Return the number with which all CRCs of the segment at `base` begin."""
     return extend(0, incarnation + base.to_bytes(8, "little"))
 
 
@@ -68,10 +67,10 @@ def encode_header(
     keys_bytes: int = 0,
     attributes_bytes: int = 0,
 ) -> bytes:
-    """Return the header of a record whose body is `frames` end to end."""
+    """Return the header of a record whose body is `frames`, end to end."""
     body_crc = salt
     total = HEADER_BYTES
-    for frame in frames:  # two to five of them, whatever the count
+    for frame in frames:  # two to five of them, for any number of messages
         body_crc = crc32c(frame, body_crc)
         total += len(frame)
     front = _FRONT.pack(
@@ -93,7 +92,7 @@ def encode_header(
 
 
 def parse_header(buffer: Buffer, position: int, salt: int) -> Header | None:
-    """Return the header at `position`, or None if there is none that belongs to this segment."""
+    """Return the header at `position`, or None if there is no valid one of this segment."""
     if position + HEADER_BYTES > len(buffer):
         return None
     header: Header = _unpack_header(buffer, position)
@@ -103,7 +102,7 @@ def parse_header(buffer: Buffer, position: int, salt: int) -> Header | None:
 
 
 class Record:
-    """A batch as read: its place, its origin, and its frames as views of the bytes that lie in the segment."""
+    """A batch as read: its offsets, its producer, and its frames as views of the segment's bytes."""
 
     __slots__ = (
         "attributes",
@@ -147,14 +146,14 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Return the bytes of the frames: what sending the whole batch costs, without a header."""
+        """The bytes of the frames: what sending the whole batch costs, without a header."""
         size = len(self.lengths) + len(self.payload)
         if self.columns:
             size += sum(len(column) for column in self._columns())
         return size
 
     def frames(self) -> list[memoryview]:
-        """Return the whole batch as the wire's frames: lengths, payloads, and the columns it has."""
+        """Return the whole batch as frames of the wire: lengths, payloads, and its columns."""
         found = [self.lengths, self.payload]
         return found + self._columns() if self.columns else found
 
@@ -168,7 +167,7 @@ class Record:
 
 def well_formed(header: Header) -> bool:
     """Return whether the parts of a batch add up to its total."""
-    a_message = 12 if header[2] & DELIVER_AT else 4  # its length, and its time of delivery
+    a_message = 12 if header[2] & DELIVER_AT else 4  # each message's length, and its delivery time
     return header[3] >= HEADER_BYTES + a_message * header[5] + header[11] + header[12]
 
 
@@ -188,10 +187,10 @@ def _cut_column(column: memoryview, count: int, first: int, end: int) -> bytes:
 
 
 def slice_record(record: Record, first: int, end: int) -> list[Buffer]:
-    """Return offsets [first, end) of a batch as the wire's frames: lengths, payloads, and the columns it has.
+    """Return offsets [first, end) of a batch as frames of the wire: lengths, payloads, and its columns.
 
-    The range must lie inside the batch. Lengths and payloads are views; a column is one frame on the wire, so
-    the part of it is put together again.
+    The range must lie inside the batch. Lengths and payloads are views; a column is a single frame on the wire, so its
+    part is copied.
     """
     low, high = first - record.first_offset, end - record.first_offset
     if not 0 <= low < high <= record.count:

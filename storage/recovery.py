@@ -1,12 +1,12 @@
-"""Finding out what a log really holds: the scan, and the report of it.
+"""Recovery: the scan for what a log really contains, and its report.
 
-- The newest segments are scanned byte by byte, back to one that a later record calls durable; older ones only
-  at their two ends.
-- An invalid record is a torn tail if no valid record behind it says that its place was durable already; only
-  then may it go. Otherwise it is damage: the file stays as it is, and what it does not hold is reported.
-- A whole record behind damage is found by its mark and its two CRCs, and still counts.
-- What was valid but perhaps never synced is written once more before it counts: after a failed fsync the page
-  cache may hold bytes that the disk does not, and calls them clean.
+- The newest segments are scanned byte by byte, back to one that a later record calls durable; older ones only at their
+  two ends.
+- An invalid record is a torn tail if no valid record after it says that the log was durable there; only then may it be
+  cut off. Otherwise it is damage: the file stays as it is, and the missing offsets are reported.
+- A complete record after damage is found by its magic number and its two CRCs, and still counts.
+- Valid records that may never have been synced are written again before they count: after a failed fsync the page cache
+  may mark bytes as clean that are not on the disk.
 
 May touch: the Disk it is handed.
 """
@@ -36,14 +36,14 @@ from ister.storage.segment import SEGMENT_HEADER_BYTES, Footer, parse_footer, pa
 from ister.words import counted
 
 _ZEROS = bytes(64 << 10)
-PLACES_SAID_MAX: Final = 3  # in a log line
+PLACES_SAID_MAX: Final = 3  # at most this many ranges in a log line
 
 
 @dataclass(frozen=True, slots=True)
 class DamagedRange:
-    """Offsets [first, end) that cannot be served: the bytes at `position` of `path` are not what was written.
+    """Offsets [first, end) that cannot be read: the bytes at `position` of `path` are damaged.
 
-    If `first` is `end`, no message is lost: what is damaged is a header, an index or the like.
+    If `first` is `end`, no message is lost, only a header, an index or the like.
     """
 
     first: int
@@ -55,12 +55,12 @@ class DamagedRange:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
-    """What opening a log found: offsets [start_offset, next_offset) are kept.
+    """The result of opening a log: offsets [start_offset, next_offset) are kept.
 
-    `torn_bytes` were cut off behind the last whole record, in the newest segment and in `discarded` ones
-    behind it; none of them had been promised to anybody. `finished` segments got the footer they lacked.
-    `damaged` are offsets that were promised and cannot be served, as far as opening had to look: the files that
-    held them stay as they are, and the log went on behind them.
+    `torn_bytes` were cut off after the last complete record, in the newest segment and in `discarded` ones after it;
+    none of them had been acknowledged. `finished` segments got the footer they lacked. `damaged` are acknowledged
+    offsets that cannot be read, as far as opening had to look: their files stay as they are, and the log continued
+    after them.
     """
 
     topic: str
@@ -77,11 +77,11 @@ class RecoveryReport:
 
     @property
     def kept(self) -> int:
-        """Return how many messages the log holds."""
+        """Return how many messages the log has."""
         return self.next_offset - self.start_offset
 
     def in_words(self) -> str:
-        """Say it for people: what is there, and what else was found."""
+        """Return the report as a sentence: what the log has, and what else was found."""
         segments = counted(self.segments, "segment")
         said = f"its log has offsets {self.start_offset} to before {self.next_offset}, in {segments}"
         if self.torn_bytes:
@@ -100,11 +100,11 @@ class RecoveryReport:
 
 @dataclass(slots=True)
 class Scan:
-    """The valid beginning of one segment, and what lies behind it."""
+    """The valid beginning of one segment, and what follows it."""
 
     base: int
     next_offset: int
-    end: int = SEGMENT_HEADER_BYTES  # the byte behind the last valid record that is not index or footer
+    end: int = SEGMENT_HEADER_BYTES  # the byte after the last valid record that is not an index or footer
     records: int = 0
     first_timestamp_ms: int = 0
     last_timestamp_ms: int = 0
@@ -114,16 +114,16 @@ class Scan:
     snapshot: bytes | None = None
     footer: Footer | None = None
     torn_bytes: int = 0  # from `end` to the last byte that is not zero, if there is no footer
-    promised: int = 0  # the highest `committed` of valid records behind `end`
+    promised: int = 0  # the highest `committed` of valid records after `end`
 
 
 def committed_of(header: Header) -> int:
-    """Return up to where the log was durable when this record was written; 0 where that is not known."""
+    """Return up to where the log was durable when this record was written; 0 if unknown."""
     return header[7] - header[6] if header[6] != UNCOMMITTED_MAX else 0
 
 
 def scan_segment(data: bytes, base: int, salt: int, on_batch: Callable[[Header], None] | None = None) -> Scan:
-    """Return the valid beginning of a segment; every CRC in it is checked. Never raises for bad bytes."""
+    """Return the valid beginning of a segment, with every CRC in it checked. Never raises for bad bytes."""
     found = Scan(base, base)
     position = SEGMENT_HEADER_BYTES
     while True:
@@ -137,7 +137,7 @@ def scan_segment(data: bytes, base: int, salt: int, on_batch: Callable[[Header],
                 found.footer = footer
                 found.committed = max(found.committed, committed_of(header))
             break
-        if kind == INDEX and position == found.end:  # counts with the footer behind it only
+        if kind == INDEX and position == found.end:  # it counts only together with the footer after it
             position += total
             continue
         if kind == BATCH and position == found.end:
@@ -167,7 +167,7 @@ def scan_segment(data: bytes, base: int, salt: int, on_batch: Callable[[Header],
 
 
 def written_end(data: bytes, start: int = 0) -> int:
-    """Return the place behind the last byte that is not zero, `start` if none behind it is."""
+    """Return the position after the last byte that is not zero, `start` if there is none after it."""
     end = len(data)
     # Comparing with zeros runs at memory speed; stripping them byte by byte takes 14 ms for 8 MiB.
     while end - start >= len(_ZEROS) and data[end - len(_ZEROS) : end] == _ZEROS:
@@ -177,14 +177,14 @@ def written_end(data: bytes, start: int = 0) -> int:
 
 
 def promised_behind(data: bytes, position: int, salt: int) -> int:
-    """Return the highest offset that any valid record at or behind `position` calls durable, 0 if none does."""
+    """Return the highest offset that a valid record from `position` on calls durable, 0 if none does."""
     promised = 0
     while (position := data.find(MAGIC_BYTES, position)) >= 0:
         header = parse_header(data, position, salt)
         if header is None:
             position += 1
             continue
-        # A header that validates was written here, whether or not its body arrived.
+        # A valid header was written here, even if its body is incomplete.
         promised = max(promised, committed_of(header))
         position += 1
     return promised
@@ -193,7 +193,7 @@ def promised_behind(data: bytes, position: int, salt: int) -> int:
 def walk_headers(data: bytes, base: int, salt: int, on_batch: Callable[[Header], None]) -> bytes | None:
     """Call `on_batch` for each batch of a sealed segment, and return its producers snapshot.
 
-    Bodies are not checked, headers are. Raises ValueError at a header that is not valid.
+    Headers are checked, bodies are not. Raises ValueError at an invalid header.
     """
     position, offset, snapshot = SEGMENT_HEADER_BYTES, base, None
     while True:
@@ -213,7 +213,7 @@ def walk_headers(data: bytes, base: int, salt: int, on_batch: Callable[[Header],
 
 
 def position_of(data: bytes, end: int, offset: int, salt: int) -> int:
-    """Return the byte at which the first record that ends behind `offset` begins, `end` if there is none."""
+    """Return the byte at which the first record that ends after `offset` begins, `end` if there is none."""
     position = SEGMENT_HEADER_BYTES
     while position < end:
         header = parse_header(data, position, salt)
@@ -224,7 +224,7 @@ def position_of(data: bytes, end: int, offset: int, salt: int) -> int:
 
 
 def next_record(data: bytes, position: int, at: int, salt: int) -> tuple[int, Header] | None:
-    """Return the first whole batch or footer at byte `position` or behind it, none of whose offsets is below `at`."""
+    """Return the first complete batch or footer from byte `position` on that has no offset below `at`."""
     while (position := data.find(MAGIC_BYTES, position)) >= 0:
         header = parse_header(data, position, salt)
         if (
@@ -239,7 +239,7 @@ def next_record(data: bytes, position: int, at: int, salt: int) -> tuple[int, He
 
 
 def _whole(data: bytes, position: int, header: Header, salt: int) -> bool:
-    """Return whether a record whose header was found has all of its body."""
+    """Return whether the body of a record with a valid header is complete."""
     end = position + header[3]
     if header[3] < HEADER_BYTES or end > len(data):
         return False
@@ -249,7 +249,7 @@ def _whole(data: bytes, position: int, header: Header, salt: int) -> bool:
 
 
 def claimed_end(data: bytes, position: int, salt: int) -> int:
-    """Return behind which offset no valid header at byte `position` or behind it reaches, 0 if there is none."""
+    """Return the offset that the headers from byte `position` on reach at most, 0 if there is none."""
     end = 0
     while (position := data.find(MAGIC_BYTES, position)) >= 0:
         header = parse_header(data, position, salt)
@@ -269,9 +269,10 @@ def broken_ranges(
     sealed: bool,
     on_record: Callable[[Header], None] | None = None,
 ) -> list[DamagedRange]:
-    """Return what of offsets [base, end) the segment in `data` does not hold; every CRC in it is checked.
+    """Return the parts of offsets [base, end) that the segment in `data` does not have, with every CRC in it checked.
 
-    Of one that is not `sealed`, nothing behind `end` is looked at. `on_record` gets the header of each whole record.
+    In a segment that is not `sealed`, nothing after `end` is looked at. `on_record` gets the header of each complete
+    record.
     """
     found: list[DamagedRange] = []
     header = parse_segment_header(data)
@@ -304,5 +305,5 @@ def broken_ranges(
 
 
 def damaged(path: str, position: int, reason: str) -> DamagedError:
-    """Return the error for bytes that are not what was written."""
+    """Return the error for damaged bytes."""
     return DamagedError(f"{path} is damaged at byte {position}: {reason}; nothing was changed")

@@ -1,7 +1,7 @@
-"""Disk space reserved for what must continue when the disk is full: a file that is given up in pieces.
+"""Disk space reserved for writes that must succeed on a full disk: a file that is freed in pieces.
 
-- Writers that need little space (acknowledgments, notes that precede a deletion) ask for a piece when the disk is
-  full, and write at once, before another program takes the space.
+- Writers that need little space (acknowledgments, records that precede a deletion) free a piece when the disk is full,
+  and write at once, before another program takes the space.
 - It is filled up again when the disk has space.
 
 May touch: the Disk it is handed; one file. Any thread.
@@ -17,12 +17,12 @@ from ister.clock import Clock
 from ister.errors import DiskFullError
 from ister.storage.disk import Disk
 
-# An acknowledgment that is flushed by itself takes 32 bytes, and a cursor is rewritten as it grows: this lasts long,
-# also where others take most of what is given back.
+# An acknowledgment that is flushed alone takes 32 bytes, and a cursor is rewritten as it grows: this lasts long, even
+# if other programs take most of what is freed.
 RESERVE_BYTES: Final = 2 << 20
 PIECE_BYTES: Final = 64 << 10
-REFILL_S: Final = 10.0  # how often it is tried to have it whole again
-_PIECE: Final = b"\xff" * PIECE_BYTES  # not zeros, which a file system may store as nothing
+REFILL_S: Final = 10.0  # seconds between attempts to restore it
+_PIECE: Final = b"\xff" * PIECE_BYTES  # not zeros, for which a file system may allocate no space
 
 
 class Reserve:
@@ -33,13 +33,13 @@ class Reserve:
         self._size = size - size % PIECE_BYTES
         self._next_try_s = 0.0
         self._lock = threading.Lock()
-        self.held = 0  # bytes that can be given
+        self.held = 0  # bytes that can be freed
         with contextlib.suppress(OSError):
             held = disk.size(path)
             self.held = held - held % PIECE_BYTES
 
     def keep(self) -> None:
-        """Make it whole as far as there is room, a try from time to time; cheap where it is whole."""
+        """Restore it as far as there is space, at most once per REFILL_S; cheap while it is complete."""
         if self.held == self._size or self._clock.monotonic() < self._next_try_s:
             return
         with self._lock:
@@ -65,7 +65,7 @@ class Reserve:
             file.close()
 
     def give(self) -> bool:
-        """Give a piece back to the disk; False when there is none left."""
+        """Free a piece on the disk; return False if there is none left."""
         with self._lock:
             return self._cut()
 
@@ -74,13 +74,13 @@ class Reserve:
             return False
         try:
             file = self._disk.open(self.path)
-        except OSError:  # it was removed already, which made the room
+        except OSError:  # another process removed it, which freed the space
             self.held = 0
             return False
         try:
             file.truncate(self.held - PIECE_BYTES)
             self.held -= PIECE_BYTES
-            file.datasync()  # what was cut off is free once the file system's journal has it
+            file.datasync()  # the space is free once the file system's journal has the change
         except OSError:
             return False
         finally:

@@ -1,14 +1,14 @@
 """Retention: how much of a log's beginning may be dropped. Pure.
 
-A topic keeps everything unless it has a limit: of age, of bytes, or only what some subscription has not acknowledged
-yet. Each limit drops whole sealed segments from the oldest on; any one suffices.
+A topic keeps everything unless it has a limit: an age, a number of bytes, or only messages that a subscription has not
+acknowledged. Whole sealed segments are dropped from the oldest on; one exceeded limit suffices.
 
 A segment's age is measured in log time: a clock that was set back counts as standing still. A segment written by a
-clock that was ahead has a time in the future; it counts as being as old as the next one, and holds up nothing behind
-it.
+clock that was ahead has a time in the future; it counts as being as old as the next one, and does not delay the
+dropping of later segments.
 
 Invariants
-- nothing at or above `floor` is dropped: what is not in the store yet, if it is to be there
+- nothing at or above `floor` is dropped: with a store, that is what is not uploaded yet
 - a segment is dropped only after every one before it
 """
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What a topic keeps at most; 0 and False: no such limit."""
+    """The limits of a topic's retention; 0 and False: no limit."""
 
-    ms: int = 0  # older than this goes; a segment is as old as its youngest batch
-    bytes: int = 0  # of sealed segments; the active one comes on top
-    acknowledged: bool = False  # what every subscription has acknowledged goes
+    ms: int = 0  # segments whose youngest batch is older are dropped
+    bytes: int = 0  # of sealed segments; the active one is not counted
+    acknowledged: bool = False  # drop what every subscription has acknowledged
 
     def __bool__(self) -> bool:
         return bool(self.ms or self.bytes or self.acknowledged)
 
 
 def retention_of(topic: TopicMeta) -> Retention:
-    """Return what a topic keeps at most, by its settings."""
+    """Return the limits in a topic's settings."""
     settings = topic.settings
     return Retention(
         int(settings.get("retention_ms", 0)),
@@ -47,7 +47,7 @@ def retention_of(topic: TopicMeta) -> Retention:
 
 
 def times_of(sealed: Sequence[SegmentInfo], now_ms: int) -> list[int]:
-    """Return when each segment was ended, as far as that is known: rising, and none of them after now."""
+    """Return when each segment was ended, as far as known: ascending, and none of them in the future."""
     times: list[int] = []
     latest = 0
     for segment in sealed:
@@ -58,7 +58,7 @@ def times_of(sealed: Sequence[SegmentInfo], now_ms: int) -> list[int]:
     for at in range(len(sealed) - 1, -1, -1):
         segment = sealed[at]
         if min(segment.max_timestamp_ms or segment.last_timestamp_ms, segment.last_timestamp_ms) > now_ms:
-            times[at] = following  # not later than what was written after it
+            times[at] = following  # not later than the segments after it
         following = times[at]
     return times
 
@@ -73,8 +73,8 @@ def trim_point(
 ) -> int:
     """Return the offset below which the log may be dropped: 0, or the end of a sealed segment.
 
-    `acknowledged` is the lowest cursor of all subscriptions, None while one of them is not known; a topic without
-    subscriptions has nobody who acknowledges, and keeps its messages for the first.
+    `acknowledged` is the lowest cursor of all subscriptions, None if one of them is unknown. A topic without
+    subscriptions keeps its messages for the first one.
     """
     total = sum(segment.bytes for segment in sealed)
     point = 0

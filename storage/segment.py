@@ -1,8 +1,8 @@
 """A segment: one file of records, named by its first offset. FORMAT.md has the byte tables.
 
 - [header, producers snapshot, batches..., index, footer]; a segment without footer is the one being written.
-- Everything behind the last record of a segment that is being written is zeros, up to its full length.
-- A footer is the last thing of a file that is exactly that long, and says where the next file begins.
+- After the last record of a segment that is being written there are zeros, up to its full length.
+- A footer ends exactly at the end of its file, and says where the next segment begins.
 - A sealed segment never changes; it is the object that is uploaded.
 """
 
@@ -30,7 +30,7 @@ assert _SEGMENT.size + _SEGMENT_CRC.size == SEGMENT_HEADER_BYTES
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """What a segment says of itself: whose it is and where it begins."""
+    """The header of a segment: its topic and its first offset."""
 
     incarnation: bytes
     base: int
@@ -40,7 +40,7 @@ class SegmentHeader:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a sealed segment says of its contents."""
+    """The footer of a sealed segment, which describes its contents."""
 
     next_offset: int
     messages: int
@@ -49,7 +49,7 @@ class Footer:
     last_timestamp_ms: int
     bytes: int
     max_timestamp_ms: int  # log time: the highest batch time in the log up to here
-    index_bytes: int  # of the index record before the footer, 0 if there is none
+    index_bytes: int  # the size of the index record before the footer, 0 if there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class SegmentInfo:
 
 
 def segment_info(path: str, base: int, footer: Footer) -> SegmentInfo:
-    """Return what a footer says of the segment at `path`."""
+    """Return the segment at `path` as its footer describes it."""
     return SegmentInfo(
         path=path,
         base=base,
@@ -91,14 +91,14 @@ def segment_name(base: int) -> str:
 
 
 def base_of(name: str) -> int | None:
-    """Return the first offset that a segment's file name says, or None for any other name."""
+    """Return the first offset in a segment's file name, None for any other name."""
     if len(name) == 24 and name.endswith(".seg") and name[:20].isdecimal() and name.isascii():
         return int(name[:20])
     return None
 
 
 def topic_crc(topic: str) -> int:
-    """Return what a segment keeps of its topic's name."""
+    """Return the CRC32C of the topic's name, which a segment's header contains."""
     return crc32c(topic.encode())
 
 
@@ -119,7 +119,7 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
 
 
 def parse_segment_header(buffer: Buffer) -> SegmentHeader | str:
-    """Return a segment's header, or a few words saying what is wrong with it."""
+    """Return a segment's header, or a few words about what is wrong with it."""
     if len(buffer) < SEGMENT_HEADER_BYTES:
         return f"only {len(buffer)} bytes"
     front = bytes(buffer[: _SEGMENT.size])
@@ -151,7 +151,7 @@ def encode_footer(salt: int, footer: Footer, uncommitted: int) -> bytes:
 
 
 def parse_footer(buffer: Buffer, position: int, header: Header, salt: int) -> Footer | None:
-    """Return the footer whose header was found at `position`, or None if its body is not whole."""
+    """Return the footer whose header is at `position`, or None if its body is incomplete."""
     body = bytes(buffer[position + HEADER_BYTES : position + FOOTER_BYTES])
     if header[1] != FOOTER or header[3] != FOOTER_BYTES or len(body) != _FOOTER.size:
         return None
@@ -161,7 +161,7 @@ def parse_footer(buffer: Buffer, position: int, header: Header, salt: int) -> Fo
 
 
 def footer_at_end(tail: Buffer, size: int, salt: int) -> Footer | None:
-    """Return the footer that the last FOOTER_BYTES of a file of `size` bytes hold, if it is a sealed one."""
+    """Return the footer in the last FOOTER_BYTES of a file of `size` bytes, None if it is not sealed."""
     if len(tail) != FOOTER_BYTES:
         return None
     header = parse_header(tail, 0, salt)

@@ -1,8 +1,8 @@
 """The next segment's file, made ahead of time by a thread if possible.
 
 - A roll on the hot path is then a rename and the writing of a header; creating and filling a file takes milliseconds.
-- A spare that cannot be made is not a failure: the log makes its next file itself.
-- The file belongs to the thread until it is offered, to the log's owner once taken, and to nobody after a cancel.
+- A spare that cannot be created is not an error: the log then creates its next file itself.
+- The file belongs to the thread until it is ready, and to the log's owner once taken; after a cancel it is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ZEROS: Final = bytes(STEP_BYTES)
 
 
 class Spare:
-    """A segment to be: call it in a thread, take it when it is ready."""
+    """A future segment: call it in a thread, and take the file when it is ready."""
 
     __slots__ = ("_cancelled", "_disk", "_done", "_file", "_lock", "_size", "path")
 
@@ -37,7 +37,7 @@ class Spare:
         self._cancelled = False
 
     def __call__(self) -> None:
-        """Create the file and fill it with zeros, in a thread; never raises for what a disk may do."""
+        """Create the file and fill it with zeros, in a thread; disk errors are not raised."""
         file = None
         try:
             file = self._disk.create(self.path, self._size)
@@ -69,7 +69,7 @@ class Spare:
 
     @property
     def given_up(self) -> bool:
-        """Return whether there will never be one."""
+        """Return whether there will never be one: creating it failed, or it was cancelled."""
         return self._done and self._file is None
 
     def take(self) -> File | None:
@@ -79,7 +79,7 @@ class Spare:
         return file
 
     def cancel(self) -> None:
-        """Do without it: what was made is removed, now or by the thread."""
+        """Give it up: the file is removed, now or by the thread."""
         with self._lock:
             self._cancelled = True
             file, self._file = self._file, None

@@ -1,10 +1,10 @@
 """Deleting the beginning of a log: whole segments, oldest first.
 
 - Names are deleted in order, and a folder's changes become durable in order: after a crash in the middle, the log
-  begins at the first remaining segment, and nothing is missing behind it.
+  begins at the first remaining segment, and nothing is missing after it.
 - What retention deletes is recorded first (`begin.py`); anything else that is missing is damage.
-- A damaged file is not deleted. It gets a name that is not a segment's, and is kept for an operator to look at.
-- Readers in other processes keep what they have mapped; later readers are told where the log begins.
+- A damaged file is not deleted. It is renamed, so that it is no segment any more, and kept for an operator to look at.
+- Readers in other processes keep their memory maps; later readers are told where the log begins.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DAMAGED_SUFFIX: Final = ".damaged"
 def droppable(
     sealed: Sequence[SegmentInfo], set_aside: Sequence[SegmentInfo], offset: int, rest_durable: bool
 ) -> list[tuple[SegmentInfo, bool]]:
-    """Return the segments that end at or below `offset`, oldest first, and of each whether it is damaged.
+    """Return the segments that end at or below `offset`, oldest first, each with whether it is damaged.
 
-    If what is being written is not durable yet, the newest one stays.
+    The newest one stays if what is being written is not durable yet.
     """
     found = [(info, False) for info in sealed] + [(info, True) for info in set_aside]
     found.sort(key=lambda one: one[0].base)
@@ -37,7 +37,7 @@ def droppable(
 
 
 class Trim:
-    """Segments on their way out: `run` deletes them, in any thread; `gone` says how far it came."""
+    """Segments to be deleted: `run` deletes them, in any thread; `gone` lists those deleted so far."""
 
     __slots__ = ("_disk", "_folder", "_incarnation", "_segments", "gone", "retained")
 
@@ -54,15 +54,15 @@ class Trim:
         self._incarnation = incarnation
         self._segments = segments
         self.gone: list[SegmentInfo] = []
-        self.retained = retained  # below this everything went by retention, if that is to be written down
+        self.retained = retained  # retention deletes everything below; None: not recorded
 
     def run(self) -> None:
-        """Delete the files and sync the folder. Raises OSError: then `gone` is gone, and the rest is there."""
+        """Delete the files and sync the folder. Raises OSError; then `gone` lists what was deleted."""
         segments = self._segments
         if self.retained is not None:
             try:
                 save_begin(self._disk, self._folder, self._incarnation, self.retained)
-            except DiskFullError:  # what goes first makes room for it
+            except DiskFullError:  # deleting the first files makes space for it
                 self._delete(segments[:1])
                 segments = segments[1:]
                 save_begin(self._disk, self._folder, self._incarnation, self.retained)
@@ -71,7 +71,7 @@ class Trim:
 
     def _delete(self, segments: Sequence[tuple[SegmentInfo, bool]]) -> None:
         for info, damaged in segments:
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
                 if damaged:
                     self._disk.rename(info.path, self._free_name(info.path))
                 else:

@@ -1,7 +1,7 @@
-"""Checking a whole log: every CRC of every record of every segment, and that offsets join.
+"""Checking a whole log: every CRC of every record of every segment, and that offsets are contiguous.
 
-- Nothing is changed, and nothing behind the durable end is read: a log can be checked while it is being written.
-- Files are read one at a time, bypassing maps: what is checked is what the disk returns now.
+- Nothing is changed, and nothing after the durable end is read: a log can be checked while it is being written.
+- Files are read one at a time without memory maps, so that what the disk returns now is checked.
 
 May touch: the Disk it is handed. Reads at the disk's speed: run it in a thread.
 """
@@ -27,7 +27,7 @@ from ister.storage.segment import (
 
 @dataclass(frozen=True, slots=True)
 class VerifyProgress:
-    """How far a check has come."""
+    """The progress of a check."""
 
     segments: int
     segments_total: int
@@ -37,7 +37,7 @@ class VerifyProgress:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a check found: offsets [start_offset, end_offset) were looked at; `damaged` is empty if all is well."""
+    """The result of a check of offsets [start_offset, end_offset); `damaged` is empty if all is well."""
 
     start_offset: int
     end_offset: int
@@ -51,9 +51,9 @@ class VerifyReport:
 def verify_log(
     disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
 ) -> Iterator[VerifyProgress | VerifyReport]:
-    """Check a log up to `durable_end`, all that is there if it is None; the last item is the report.
+    """Check a log up to `durable_end`, or all of it if None; yields the progress, and last the report.
 
-    Segments that are trimmed meanwhile are passed over. Raises OSError.
+    Segments that are trimmed meanwhile are left out. Raises OSError.
     """
     bases = [base for name in disk.listdir(folder) if (base := base_of(name)) is not None]
     if durable_end is not None:
@@ -70,7 +70,7 @@ def verify_log(
         try:
             data = disk.read(path)
         except FileNotFoundError:
-            continue  # trimmed; were it one in the middle, the one before it would say so
+            continue  # it was trimmed; a missing one in the middle is noticed at the segment before it
         start = base if start is None else start
         one = _Segment(path, data, base, salt_of(incarnation, base), following, durable_end, incarnation)
         found += one.check()
@@ -92,7 +92,7 @@ def _size(disk: Disk, path: str) -> int:
 
 
 class _Segment:
-    """One segment under check."""
+    """A segment that is being checked."""
 
     def __init__(
         self,
@@ -107,19 +107,19 @@ class _Segment:
         self.path, self.data, self.base, self.salt = path, data, base, salt
         self.following, self.durable_end, self.incarnation = following, durable_end, incarnation
         self.records = self.messages = 0
-        self.last = base  # behind the last whole record
+        self.last = base  # after the last complete record
         self.end = base
         self.footer: Footer | None = None
 
     def check(self) -> list[DamagedRange]:
-        """Return what is damaged of it."""
+        """Return the damage of the segment."""
         size = len(self.data)
         self.footer = footer_at_end(self.data[max(0, size - FOOTER_BYTES) :], size, self.salt)
         sealed = self.following is not None or self.footer is not None
         limit = self.following
         if limit is None:
             limit = self.footer.next_offset if self.footer is not None else self.durable_end
-        # Of a log that nobody writes, the end of its newest segment is where its records end.
+        # If the log is not being written, the end of its newest segment is where its records end.
         open_end = limit is None
         self.end = limit if limit is not None else 1 << 62
         found = broken_ranges(
@@ -141,7 +141,7 @@ class _Segment:
     def _check_header(self) -> list[DamagedRange]:
         header = parse_segment_header(self.data)
         if isinstance(header, str) or (header.incarnation == self.incarnation and header.base == self.base):
-            return []  # the first was found with the records
+            return []  # the first damage was found with the records
         reason = "its header is of another topic, or of another place in this one"
         return [DamagedRange(self.base, self.base, self.path, 0, reason)]
 

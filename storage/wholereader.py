@@ -1,10 +1,10 @@
 """A reader over the whole history of a topic: from the log where that has it, otherwise from the store's cache.
 
 What the local log no longer has, and what is damaged or missing in it, is read from a folder of downloaded segments
-(the cache). What is not there either is requested. Offsets join, whichever side a record comes from.
+(the cache). What is not there either is requested. Offsets are contiguous, whichever side a record comes from.
 
 Invariants
-- records come in order, each checked, whole and once, whatever is trimmed, sealed or downloaded meanwhile
+- each record is returned once, in order, whole and checked, whatever is trimmed, sealed or downloaded meanwhile
 - nothing is skipped without an operator's decision: what cannot be read anywhere is reported, with its range
 - while it reads what the log does not have, no folder is listed
 """
@@ -21,11 +21,11 @@ from ister.storage.reader import Reader
 from ister.storage.record import Record
 from ister.storage.segment_maps import SegmentMaps
 
-UNKNOWN: Final = 1 << 63  # up to where the store has a topic, while nobody knows: above every offset
+UNKNOWN: Final = 1 << 63  # how far the store has a topic, while that is unknown: above every offset
 
 
 class NotHereError(GapError):
-    """Offsets [offset, until) cannot be read on this machine, but the store may have them: ask, and read again.
+    """Offsets [offset, until) cannot be read here, but the store may have them: fetch them, and read again.
 
     `damage` is what is wrong with them here, None if they are only in the store.
     """
@@ -40,11 +40,11 @@ class NotHereError(GapError):
 
 
 class TieredReader:
-    """A place in a topic's history; reads as `ister.storage.reader.Reader` does.
+    """A position in a topic's history; it reads like `ister.storage.reader.Reader`.
 
-    `start` is where the history begins, as the owner of the topic says; below it everything is trimmed. `stored_end` is
-    up to where the store has it: what is damaged in the log at or behind that is damaged permanently. `from_store` says
-    whether what was read last came out of the cache.
+    `start` is where the history begins, as the topic says; below it everything is trimmed. `stored_end` is up to where
+    the store has it: damage in the log at or after that is permanent. `from_store` says whether what was read last came
+    from the cache.
     """
 
     def __init__(
@@ -57,25 +57,26 @@ class TieredReader:
             0,
             0,
             None,
-        )  # [first, end) the log does not have
+        )  # the range [first, end) that the log does not have
         self._skipped: list[tuple[int, int]] = []
         self.maps = maps
-        self._known: list[tuple[int, int, int]] = []  # (base, end, log time) of segments asked for by time
+        # (base, end, log time) of segments that were fetched for a search by time
+        self._known: list[tuple[int, int, int]] = []
         self.start = 0
         self.stored_end = UNKNOWN
         self.from_store = False
 
     @property
     def offset(self) -> int:
-        """Return the offset that is read next."""
+        """The offset that is read next."""
         return self._log.offset
 
     def seek(self, offset: int) -> None:
-        """Go to another offset, which may lie inside a batch."""
+        """Continue at another offset, which may lie inside a batch."""
         self._log.seek(offset)
 
     def close(self) -> None:
-        """Release the segments at hand; reading continues where it was."""
+        """Release the segments in use; reading continues where it was."""
         self._log.close()
         self._cache.close()
 
@@ -84,14 +85,14 @@ class TieredReader:
         self.maps.note(self._cache_folder, base)
 
     def take_skipped(self) -> list[tuple[int, int]]:
-        """Return the ranges that were jumped over since last asked, by an operator's decision."""
+        """Return the ranges that were skipped since the last call, by an operator's decision."""
         skipped, self._skipped = self._skipped + self._log.take_skipped(), []
         return skipped
 
     def read(self, durable_end: int, bytes_max: int, records_max: int = 256) -> list[Record]:
-        """Return the next whole records, as `Reader.read`.
+        """Return the next complete records, like `Reader.read`.
 
-        Raises NotHereError for what must be brought back first, TrimmedError for what was deleted, DamagedError.
+        Raises NotHereError for what must be fetched first, TrimmedError for what was deleted, DamagedError.
         """
         while self.offset < durable_end:
             if self.offset < self.start:
@@ -108,15 +109,15 @@ class TieredReader:
         return []
 
     def _read_log(self, durable_end: int, bytes_max: int, records_max: int) -> list[Record] | None:
-        """Return what the log has, None where it has nothing: then `_absent` says how much."""
+        """Return what the log has, None if it has nothing here; then `_absent` is that range."""
         offset = self.offset
         try:
             records = self._log.read(durable_end, bytes_max, records_max)
-        except TrimmedError as trimmed:  # its beginning only rises
+        except TrimmedError as trimmed:  # the log's beginning has risen
             self._absent = (0, trimmed.end, None)
             return None
         except DamagedError as error:
-            offset = self.offset  # behind what an operator had skipped
+            offset = self.offset  # after what an operator had skipped
             if error.end is None or offset >= min(error.end, self.stored_end):
                 raise
             self._absent = (offset, error.end, error)
@@ -124,18 +125,18 @@ class TieredReader:
         except (GapError, FileNotFoundError):
             if self._log.search.begins_at() is not None:
                 raise
-            # It came back from the store, and has nothing of its own yet.
+            # It was fetched from the store, and has no records from `offset` on yet.
             self._absent = (offset, durable_end, None)
             return None
         self.from_store = False
         return records
 
     def offset_at(self, timestamp_ms: int, start: int, durable_end: int) -> int:
-        """Return the first offset from `start` on whose log time is `timestamp_ms` or later, `durable_end` without one.
+        """Return the first offset from `start` on whose log time is `timestamp_ms` or later, else `durable_end`.
 
-        Log time is the highest batch time up to there: a clock that stepped back counts as standing still. Segments are
-        searched by halves, by the log time in their footers; of what only the store has, each is asked for once
-        (NotHereError), and known from then on. Where damage may be that late it is found, not what is behind it. Raises
+        Log time is the highest batch time so far: a clock that was set back counts as standing still. The search is
+        binary, by the log times in the segments' footers; segments that only the store has are each requested once
+        (NotHereError) and remembered. Damage that may be that late is reported, instead of an offset after it. Raises
         DamagedError.
         """
         local = self._log.search.begins_at()
@@ -146,7 +147,7 @@ class TieredReader:
                 return max(start, sought.offset)
             found = sought.offset
         low, high = start, durable_end if local is None else min(local, durable_end)
-        begins, middle = None, high - 1  # the newest first: most seeks go to what is not long ago
+        begins, middle = None, high - 1  # the newest first: most searches are for recent times
         while low < high:
             base, end, log_time_ms = self._segment_at(middle)
             if log_time_ms >= timestamp_ms:
@@ -162,7 +163,7 @@ class TieredReader:
         return max(start, self._cache.search.time_in(base, timestamp_ms, end))
 
     def _segment_at(self, offset: int) -> tuple[int, int, int]:
-        """Return base, end and log time at the end of the stored segment that holds an offset. Raises NotHereError."""
+        """Return base, end and log time of the stored segment that contains an offset. Raises NotHereError."""
         at = bisect_right(self._known, offset, key=itemgetter(0)) - 1
         if at >= 0 and offset < self._known[at][1]:
             return self._known[at]
@@ -175,7 +176,7 @@ class TieredReader:
         return known
 
     def _read_cache(self, durable_end: int, bytes_max: int, records_max: int) -> list[Record]:
-        """Return what the cache has; nothing where an operator had the offset skipped."""
+        """Return what the cache has; nothing if an operator had the offset skipped."""
         offset, (_, until, damage) = self.offset, self._absent
         records: list[Record] = []
         self._cache.seek(offset)

@@ -1,10 +1,10 @@
-"""Messages from a ROUTER, frame by frame: a message with more frames than allowed is discarded in steps.
+"""Reading messages from a ROUTER frame by frame: a message with too many frames is discarded in steps.
 
 Invariants
-- a turn never takes more than a bounded number of frames of one message
+- a turn reads at most a bounded number of frames of one message
 - whatever the number of frames, the next message is read from its first frame
 
-May touch: the socket it is made for. Runs on the loop's thread.
+May touch: the socket it is given. Runs on the loop's thread.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import zmq
 
 # Routing id, header, lengths, payloads, and three columns are seven.
 FRAMES_MAX: Final = 16
-# Frames discarded in a turn of the loop: some 5 ms, after which timers, mail and commits have their turn.
+# Frames discarded per turn of the loop: some 5 ms, after which timers, mail and commits have their turn.
 SKIP_FRAMES: Final = 5_000
 
 
 class TooManyFramesError(Exception):
-    """A message has more frames than any; `routing` says whose it is, `fd` over which connection, -1 if not known."""
+    """A message has too many frames; `routing` is its sender, `fd` its connection's descriptor, -1 if unknown."""
 
     def __init__(self, routing: bytes, fd: int) -> None:
         super().__init__(f"a message of more than {FRAMES_MAX - 1} frames")
@@ -28,7 +28,7 @@ class TooManyFramesError(Exception):
 
 
 class FrameReader:
-    """Takes messages off a ROUTER."""
+    """Reads messages from a ROUTER."""
 
     def __init__(self, router: zmq.Socket[bytes]) -> None:
         self._receive = router.recv
@@ -36,9 +36,9 @@ class FrameReader:
         self._header: zmq.Frame | None = None
 
     def take(self) -> list[bytes] | None:
-        """Return the next message, its routing id first; None if there is none now.
+        """Return the next message, beginning with its routing id; None if there is none at present.
 
-        Raises TooManyFramesError, once for such a message; what is left of it is skipped by the calls that follow.
+        Raises TooManyFramesError, once for each such message; the calls that follow discard the rest of it.
         """
         receive = self._receive
         if self._skipping and not self._skip():
@@ -58,7 +58,7 @@ class FrameReader:
         return parts
 
     def _skip(self) -> bool:
-        """Throw away what is left of a message, a part of it a turn; say whether that was all."""
+        """Discard the rest of a message, in parts over several turns; return whether that is done."""
         receive = self._receive
         for _ in range(SKIP_FRAMES):
             if not receive(zmq.NOBLOCK, False).more:
@@ -68,12 +68,12 @@ class FrameReader:
 
     @property
     def source(self) -> int:
-        """The descriptor of the connection over which the last message came, -1 if it is not known."""
+        """The descriptor of the connection of the last message, -1 if unknown."""
         return -1 if self._header is None else source_of(self._header)
 
 
 def source_of(frame: zmq.Frame) -> int:
-    """Return the descriptor of the connection over which a frame came, -1 if it is not known."""
+    """Return the descriptor of the connection over which a frame came, -1 if unknown."""
     try:
         return int(frame.get(zmq.SRCFD))
     except (zmq.ZMQError, AttributeError, TypeError, ValueError):

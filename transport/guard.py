@@ -4,14 +4,13 @@ ZeroMQ gathers all frames of a message before the layers above see one, accepts 
 closes one. It does report the descriptors of its connections; this module watches and closes those.
 
 Invariants
-- a connection without a session that has sent more than a HELLO takes, or has had its time for one, is closed
-- a connection whose message keeps ZeroMQ's thread busy and never ends is closed: such a message has millions of
-  frames
+- a connection without a session is closed when it has sent more bytes than a HELLO has, or after its time for one
+- a connection whose message keeps ZeroMQ's thread busy and never ends is closed: such a message has millions of frames
 - near the limit of descriptors, connections without a session are closed first, the oldest first
 - nothing from a closed connection reaches an actor: what the kernel still holds is discarded
 - a connection that is ended with an answer is closed when the other side has the answer, or after `ANSWERED_S_MAX`
 
-May touch: the descriptors that it is told of. One thread, the loop's.
+May touch: the descriptors it is told of. Runs on the loop's thread.
 """
 
 from __future__ import annotations
@@ -34,12 +33,13 @@ from ister.transport.outgoing import Outgoing
 
 log = logging.getLogger("ister.gateway")
 
-# A greeting, a handshake and a HELLO are less than 9 KB; a message of empty frames is 2 bytes each, and each costs a
-# worker a microsecond.
+# A greeting, a handshake and a HELLO are less than 9 KB; a message of empty frames has 2 bytes per frame, each of
+# which costs a worker a microsecond.
 STRANGER_BYTES_MAX: Final = 64 << 10
-STRANGER_S_MAX: Final = 10.0  # a client says HELLO at once, and after an error again
+STRANGER_S_MAX: Final = 10.0  # a client says HELLO at once, and again after an error
 LOOK_S: Final = (
-    0.01  # as long as somebody is not introduced: what may come in meanwhile costs others some 100 ms
+    # seconds, while there are connections without a session: what they may send meanwhile costs others some 100 ms
+    0.01
 )
 LOOKS_MAX: Final = 500  # connections looked at each time, some microseconds each
 IDLE_LOOK_S: Final = 0.05  # a clock is read
@@ -53,23 +53,23 @@ _BYTES_RECEIVED_AT: Final = 128
 
 
 class Speaker(Protocol):
-    """Who speaks over a connection."""
+    """The session that uses a connection."""
 
     heard_at_s: float
 
 
 class Connection:
-    """One connection; `sent` and `acked` are of bytes since it was introduced."""
+    """One connection; `sent` and `acked` are the bytes since its session began."""
 
     __slots__ = ("acked", "base", "fd", "moved_s", "sent", "since_s", "who")
 
     def __init__(self, fd: int, since_s: float) -> None:
-        self.fd = fd  # -1: it is gone
-        self.since_s = since_s  # without a session
-        self.base = 0  # acknowledged before it was introduced
+        self.fd = fd  # -1: it is closed
+        self.since_s = since_s  # when it last had no session
+        self.base = 0  # bytes acknowledged before its session began
         self.who: Speaker | None = None
         self.sent = self.acked = 0
-        self.moved_s = 0.0  # when `acked` grew last
+        self.moved_s = 0.0  # when `acked` last grew
 
 
 class _Answered(NamedTuple):
@@ -100,13 +100,13 @@ class Guard:
         return len(self._all)
 
     def accepted(self, fd: int) -> None:
-        """Record that there is a connection."""
+        """Note that a connection was accepted."""
         self.closed(fd)
         new = self._all[fd] = Connection(fd, self._clock.monotonic())
         self._strangers[new] = None
 
     def closed(self, fd: int) -> None:
-        """Record that a connection is gone."""
+        """Note that a connection was closed."""
         before = self._all.get(fd)
         if before is not None:
             self._forget(before)
@@ -119,7 +119,7 @@ class Guard:
         connection.fd = -1
 
     def introduced(self, fd: int, who: Speaker) -> Connection | None:
-        """Record that a connection has a session; return it, None if it is gone."""
+        """Note that a connection has a session; return it, None if it is closed."""
         found = self._all.get(fd)
         if found is not None and found in self._strangers:
             del self._strangers[found]
@@ -129,7 +129,7 @@ class Guard:
         return found
 
     def left(self, connection: Connection | None) -> None:
-        """Record that a connection has no session any more."""
+        """Note that a connection has no session any more."""
         if connection is not None and connection.fd >= 0:
             connection.since_s = self._clock.monotonic()
             connection.who = None
@@ -140,9 +140,10 @@ class Guard:
         return not (self._strangers or self._suspects or self._answered) and self._io.rests()
 
     def look(self, messages: int = 0, bytes_: int = 0, *, drained: bool = False) -> float:
-        """End those that must go, and return how soon to look again, in seconds.
+        """Close the connections that must go, and return how soon to check again, in seconds.
 
-        `messages` and `bytes_` passed through the socket so far; `drained` says that nothing waits to be read there.
+        `messages` and `bytes_` are the totals that passed through the socket; `drained`: nothing waits to be read from
+        it.
         """
         hidden = self._hidden.is_much(self._io.cpu_s(), messages, bytes_)
         if hidden and drained:
@@ -157,7 +158,7 @@ class Guard:
         return LOOK_S
 
     def _suspect(self) -> None:
-        """End who has said nothing since the last look, at which, as now, there was something of it to be read."""
+        """Close connections that produced no message since the last check, though bytes of them waited then and now."""
         now = self._clock.monotonic()
         found = {
             each for each in self._all.values() if each.who is not None and unread(each.fd) >= UNREAD_MIN
@@ -206,12 +207,12 @@ class Guard:
                 self.end(each, answered.why)
 
     def end(self, connection: Connection, why: str) -> None:
-        """End a connection, with all that is on its way in both directions."""
+        """Close a connection, and discard what is in transit in both directions."""
         fd = connection.fd
         self._forget(connection)
         try:
             tcp = socket.socket(fileno=fd)
-        except OSError:  # it is gone
+        except OSError:  # it is closed already
             return
         self.ended += 1
         try:
@@ -223,15 +224,15 @@ class Guard:
 
 
 def _reset(tcp: socket.socket) -> None:
-    """End a connection at once, with all that its kernel holds of it in both directions."""
-    if sys.platform == "linux":  # where connecting to nothing is that
+    """Reset a connection, and discard what its kernel holds in both directions."""
+    if sys.platform == "linux":  # where connecting to AF_UNSPEC does that
         ctypes.CDLL(None).connect(tcp.fileno(), bytes(16), 16)
     with contextlib.suppress(OSError):
         tcp.shutdown(socket.SHUT_RDWR)
 
 
 def unread(fd: int) -> int:
-    """Return how many bytes of a connection its kernel has that nobody has read yet."""
+    """Return how many bytes of a connection the kernel has that were not read yet."""
     room = bytearray(4)
     try:
         fcntl.ioctl(fd, termios.FIONREAD, room)
@@ -251,12 +252,12 @@ def unsent(fd: int) -> int:
 
 
 def received(connection: Connection) -> int:
-    """Return how many bytes came over a connection so far; 0 where that is not to be had."""
+    """Return how many bytes were received over a connection; 0 if that is unknown."""
     return _counted(connection.fd, _BYTES_RECEIVED_AT) or 0
 
 
 def acknowledged(connection: Connection) -> int | None:
-    """Return how many bytes the other side has acknowledged since it was introduced; None where nobody knows."""
+    """Return how many bytes the peer has acknowledged since its session began; None if that is unknown."""
     found = _counted(connection.fd, _BYTES_ACKED_AT)
     return None if found is None else found - connection.base
 
@@ -272,7 +273,7 @@ def _counted(fd: int, at: int) -> int | None:
         return int(
             struct.unpack_from("<Q", tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + 8), at)[0]
         )
-    except (OSError, struct.error):  # a kernel that tells less
+    except (OSError, struct.error):  # a kernel that reports less
         return None
     finally:
         tcp.detach()

@@ -1,4 +1,4 @@
-"""How much work ZeroMQ's own thread does without a visible result: gathering a message of millions of frames.
+"""The CPU time that ZeroMQ's I/O thread uses without a visible result, such as for a message of millions of frames.
 
 A message becomes visible when it is complete. Each of its frames costs ZeroMQ's thread a tenth of a microsecond to
 gather, and the worker ten times that to discard; so the sender should be noticed while the message is gathered. The
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Final
 
 MUCH_S: Final = 0.015
-MESSAGE_S: Final = 10e-6  # more than a message costs the thread, with its frames and system calls
+# seconds of the I/O thread; more than a message costs it, with its frames and system calls
+MESSAGE_S: Final = 10e-6
 BYTE_S: Final = 2e-9
-REST_S: Final = 0.002  # a tenth of what is much
-NAMED_LOOKS: Final = 100  # a thread has its name a moment after it began
-KEPT: Final = 0.9  # from look to look: what is little each time never becomes much
+REST_S: Final = 0.002  # seconds; a tenth of what counts as much
+NAMED_LOOKS: Final = 100  # a thread has its name shortly after it started
+KEPT: Final = 0.9  # the part kept from check to check, so that small amounts never add up to much
 
 
 class HiddenWork:
-    """Adds up what cannot be explained."""
+    """Adds up the CPU time that the traffic does not explain."""
 
     def __init__(self) -> None:
         self._cpu_s: float | None = None
@@ -32,7 +33,7 @@ class HiddenWork:
         self.hidden_s = 0.0
 
     def is_much(self, cpu_s: float | None, messages: int, bytes_: int) -> bool:
-        """Return whether much of what the thread did so far is hidden; `cpu_s` is its clock, None if it has none."""
+        """Return whether much CPU time is unexplained; `cpu_s` is the thread's clock, None if there is none."""
         before, self._cpu_s = self._cpu_s, cpu_s
         explained = (messages - self._messages) * MESSAGE_S + (bytes_ - self._bytes) * BYTE_S
         self._messages, self._bytes = messages, bytes_
@@ -43,21 +44,21 @@ class HiddenWork:
 
 
 class IoThread:
-    """The processor's time that ZeroMQ's I/O threads of this process took; a worker has one."""
+    """The CPU time of ZeroMQ's I/O threads in this process; a worker has one."""
 
     def __init__(self) -> None:
         self._clocks: list[int] = []
         self._looks = 0
-        self._seen_s = 0.0  # the first one's
+        self._seen_s = 0.0  # of the first one
 
     def _find(self) -> list[int]:
         found = []
         try:
             for task in Path("/proc/self/task").iterdir():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
                     if (task / "comm").read_text().startswith("ZMQbg/IO"):
                         found.append((~int(task.name) << 3) | 6)  # clock_getcpuclockid(3), of a thread
-        except OSError:  # no descriptor is left to look with
+        except OSError:  # no file descriptor is left for this
             return self._clocks
         return found
 
@@ -66,7 +67,7 @@ class IoThread:
         return not self._clocks and self._looks < NAMED_LOOKS
 
     def rests(self) -> bool:
-        """Return whether it did next to nothing since `cpu_s` was asked last."""
+        """Return whether it did next to nothing since the last call of `cpu_s`."""
         if self._seeks:
             return False
         try:
@@ -75,7 +76,7 @@ class IoThread:
             return False
 
     def cpu_s(self) -> float | None:
-        """Return it in seconds, None where it is not to be had, or others are counted than before."""
+        """Return the CPU time in seconds; None if unknown, or if it is of other threads than before."""
         if sys.platform != "linux":
             return None
         self._looks += 1

@@ -1,15 +1,15 @@
 """The bytes waiting in a worker's memory for clients that do not read, bounded for all of them together.
 
 ZeroMQ's queue to a client is bounded by a number of messages, and a consumer's credit by what its client may hold. A
-hundred clients that stop reading, each with the largest credit, would need gigabytes. This module counts what was
-given to ZeroMQ for each connection, and checks from time to time how much of it the peer's kernel has received.
+hundred clients that stop reading, each with the largest credit, would need gigabytes. This module counts what was given
+to ZeroMQ for each connection, and checks from time to time how much of it the peer's kernel has received.
 
 Invariants
-- beyond `QUEUED_BYTES_MAX` clients with waiting bytes get no more; clients that read have none waiting, and continue
-- beyond `QUEUED_BYTES_END` the connections that owe most and have not moved for a while are closed; their sessions
-  resume
+- above `QUEUED_BYTES_MAX` clients with waiting bytes get no more; clients that read have none waiting, and continue
+- above `QUEUED_BYTES_END` the connections with most bytes waiting and no progress for a while are closed; their
+  sessions resume
 
-Pure but for the clock and what it is handed.
+Pure except for the clock and the functions it is given.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from ister.clock import Clock
 
 QUEUED_BYTES_MAX: Final = 48 << 20
 QUEUED_BYTES_END: Final = 72 << 20
-OWES_MIN: Final = 16 << 10  # who owes less has as good as nothing waiting
-OWES_MOVING: Final = 512 << 10  # who reads at full speed has so much on its way
+OWES_MIN: Final = 16 << 10  # bytes; less than this counts as nothing waiting
+OWES_MOVING: Final = 512 << 10  # bytes; a client that reads at full speed has this much in transit
 MOVED_S: Final = 0.1
 STUCK_S: Final = 2.0
 LOOK_S: Final = 0.01
-LOOK_EACH_S: Final = 0.00005  # so that looking costs some twentieth of the time, however many there are
+# seconds per connection and check, so that checking takes a twentieth of the time at most
+LOOK_EACH_S: Final = 0.00005
 
 
 class Counted(Protocol):
-    """A connection as it is counted here."""
+    """The account of one connection."""
 
     sent: int
     acked: int
@@ -41,9 +42,9 @@ C = TypeVar("C", bound=Counted)
 
 
 class Outgoing:
-    """The bytes on their way to all connections.
+    """The bytes in transit to all connections.
 
-    `acknowledged(c)` returns how many bytes the other side has, `end(c, why)` ends a connection.
+    `acknowledged(c)` returns how many bytes the peer has, `end(c, why)` closes a connection.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Outgoing:
         self._end: Callable[..., None] = end
         self._owing: dict[Counted, None] = {}
         self._look_at_s = 0.0
-        self.queued = 0  # at most so much
+        self.queued = 0  # at most this many bytes
 
     def may_send(self, connection: Counted) -> bool:
-        """Return whether there is room for something that may wait."""
+        """Return whether there is room for a message that may wait."""
         if self.queued <= QUEUED_BYTES_MAX:
             return True
         if self._clock.monotonic() >= self._look_at_s:
@@ -71,7 +72,7 @@ class Outgoing:
         return owes <= OWES_MIN or (owes <= OWES_MOVING and now - connection.moved_s < MOVED_S)
 
     def sent(self, connection: Counted, size: int) -> None:
-        """Record what was given to ZeroMQ."""
+        """Note what was given to ZeroMQ."""
         if connection.sent == connection.acked:
             connection.moved_s = self._clock.monotonic()
         connection.sent += size
@@ -79,13 +80,13 @@ class Outgoing:
         self._owing[connection] = None
 
     def forget(self, connection: Counted) -> None:
-        """Record that a connection is gone, and its queue with it."""
+        """Note that a connection was closed, and its queue dropped."""
         if connection in self._owing:
             del self._owing[connection]
             self.queued -= connection.sent - connection.acked
 
     def _settle(self, connection: Counted, now: float) -> None:
-        """Record what the other side has by now."""
+        """Note what the peer has by now."""
         found = self._acknowledged(connection)
         if found is None or found >= connection.sent:
             found = connection.sent

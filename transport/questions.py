@@ -18,14 +18,14 @@ from typing import Final
 
 from ister.errors import RemoteError
 
-# Some 200 bytes each. Acknowledgments are answered in the turn in which they come, as long as the disk takes them.
+# Some 200 bytes each. Acknowledgments are answered in the turn in which they come, as long as the disk keeps up.
 OPEN_MAX: Final = 10_000
-GIVEN_UP_MAX: Final = 10_000  # refs; an answer that is later than so many others is sent
+GIVEN_UP_MAX: Final = 10_000  # refs; an answer that is later than this many others is sent
 
 
 @dataclass(slots=True)
 class Question:
-    """A frame with a REF about a handle; `times` counts how often a client used that REF again meanwhile."""
+    """A request with a REF about a handle; `times` counts how often the client used that REF again meanwhile."""
 
     ref: int
     handle: object
@@ -35,7 +35,7 @@ class Question:
 
 
 class Questions:
-    """The open questions of one session, the oldest first."""
+    """The open requests of one session, the oldest first."""
 
     __slots__ = ("_given_up", "_of_handle", "_open")
 
@@ -48,7 +48,7 @@ class Questions:
         return len(self._open)
 
     def ask(self, ref: int, handle: object, kind: int, now_s: float) -> None:
-        """Note a question. Raises `RemoteError` busy when too many are open already."""
+        """Note a request. Raises `RemoteError` busy if too many are open."""
         known = self._open.get(ref)
         if known is not None:
             known.times += 1
@@ -61,7 +61,7 @@ class Questions:
         self._of_handle.setdefault(handle, {})[ref] = question
 
     def answered(self, ref: int) -> bool:
-        """Record that the answer to a question is about to be sent; False where it must not be: it had one."""
+        """Note that a request is about to be answered; return False if it was answered before."""
         question = self._open.get(ref)
         if question is None:
             return self._given_up.pop(ref, self) is self
@@ -71,11 +71,11 @@ class Questions:
         return True
 
     def left(self, handle: object, *, but: Sequence[int] = ()) -> list[Question]:
-        """Return what was asked about a handle and is open, except frames of the types `but`."""
+        """Return the open requests about a handle, except frames of the types `but`."""
         return [question for question in self._of_handle.get(handle, {}).values() if question.kind not in but]
 
     def overdue(self, before_s: float) -> list[Question]:
-        """Return what was asked before that time and is still open."""
+        """Return the open requests from before a time."""
         found = []
         for question in self._open.values():
             if question.asked_s >= before_s:
@@ -84,14 +84,14 @@ class Questions:
         return found
 
     def give_up(self, question: Question) -> None:
-        """Record that a question is answered with an error in the place of who should have."""
+        """Note that a request is answered with an error in place of the actor that should have."""
         self._close(question)
         self._given_up[question.ref] = None
         if len(self._given_up) > GIVEN_UP_MAX:
             self._given_up.popitem(last=False)
 
     def forget(self) -> None:
-        """Owe nothing any more: the connection on which it was asked is gone, or the session is over."""
+        """Drop all requests: the connection they came over is gone, or the session has ended."""
         self._open.clear()
         self._of_handle.clear()
         self._given_up.clear()

@@ -5,7 +5,7 @@ socket, so that it survives a reconnect. It owns handles: the producers and cons
 numbers of its own.
 
 Invariants
-- no socket, clock, thread or randomness lives here: routing ids, times and tokens are handed in
+- there is no socket, clock, thread or randomness here: routing ids, times and tokens are parameters
 - what a frame may do is decided by `HANDLE_TABLE` and by nothing else
 - a routing id belongs to at most one session, a session to at most one routing id
 """
@@ -24,7 +24,7 @@ from ister.words import counted
 State = Literal["absent", "opening", "producer", "consumer"]
 Action = Literal["open", "publish", "close", "credit", "ack", "ignore", "unknown", "in-use"]
 
-# (state of the handle, frame type) -> what to do. "opening" lasts until the broker has answered the open.
+# (state of the handle, frame type) -> action. "opening" lasts until the broker has answered the open.
 HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     ("absent", Type.OPEN_PRODUCER): "open",
     ("absent", Type.OPEN_CONSUMER): "open",
@@ -33,7 +33,7 @@ HANDLE_TABLE: Final[dict[tuple[State, int], Action]] = {
     (
         "absent",
         Type.CREDIT,
-    ): "ignore",  # on its way while the handle was being closed; with a REF it is "unknown"
+    ): "ignore",  # in transit while the handle was being closed; with a REF it is "unknown"
     ("absent", Type.ACK): "ignore",
     ("absent", Type.ACK_UNTIL): "ignore",
     ("absent", Type.NACK): "ignore",
@@ -79,17 +79,17 @@ SESSION_FRAMES: Final = frozenset({Type.HELLO, Type.BYE, Type.PING, Type.REQUEST
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One producer or consumer of a session.
+    """A producer or consumer of a session.
 
-    `generation` grows with every open, so that a late answer to an earlier open is known as such; `target` is the
-    composition's own: the actor that stands behind the handle.
+    `generation` grows with every open, so that a late answer to an earlier open is recognized. `target` belongs to the
+    Frontend: the actor behind the handle.
     """
 
     session: Session
     number: int
     state: State = "absent"
     generation: int = 0
-    opener: int = 0  # the frame type it was opened with
+    opener: int = 0  # the type of the frame that opened it
     topic: str = ""
     subscription: str = ""
     target: Any = None
@@ -99,26 +99,26 @@ class Handle:
 class Session:
     """One client's conversation; `routing` is None while nothing can be sent to it.
 
-    `heard_over` is the routing id of the connection it was begun or resumed over last: what was said there before the
-    end may be read after it.
+    `heard_over` is the routing id of the connection on which it last began or resumed: frames sent there before the
+    connection was closed may be read after that.
     """
 
     token: bytes
     routing: bytes | None
     client: str
     heard_at_s: float
-    orphaned_at_s: float | None = None  # since when its connection is known to be closed
+    orphaned_at_s: float | None = None  # when its connection was found closed
     heard_over: bytes = b""
-    lost: bool = False  # it ended without a goodbye: what its consumers held has failed there
+    lost: bool = False  # it ended without a goodbye: what its consumers held has failed
     handles: dict[int, Handle] = field(default_factory=dict)
-    waiting: dict[int, Any] = field(default_factory=dict)  # the composition's own: who waits for room to send
-    questions: Questions = field(default_factory=Questions)  # about handles
-    connection: Any = None  # the gateway's own: the one it speaks over, where connections are known
+    waiting: dict[int, Any] = field(default_factory=dict)  # used by the Consumer: who waits for room to send
+    questions: Questions = field(default_factory=Questions)  # open requests about handles
+    connection: Any = None  # used by the gateway: its present connection, if known
 
 
 @dataclass(slots=True, frozen=True)
 class SessionLimits:
-    """What welcome announces; the units are in the names."""
+    """The limits that WELCOME announces; the units are in the names."""
 
     message_bytes_max: int
     batch_bytes_max: int
@@ -165,9 +165,9 @@ class Sessions:
     def hello(self, routing: bytes, header: Header, now_s: float) -> tuple[Session | None, Header]:
         """Begin or resume a session on this routing id.
 
-        Return the WELCOME to send, and the session that the connection had until now, if it was another: it is over.
+        Return the WELCOME to send, and the session that the connection had before, if it was another: that one is over.
 
-        Raises `RemoteError`: `unsupported-version`, or `limit-exceeded` when the worker has all the sessions it takes.
+        Raises `RemoteError`: `unsupported-version`, or `limit-exceeded` if the worker has as many sessions as it may.
         """
         offered = header[Key.VERSION]
         if PROTOCOL_VERSION not in (offered if isinstance(offered, list) else [offered]):
@@ -187,7 +187,7 @@ class Sessions:
                 )
             session = Session(self._new_token(), None, header.get(Key.CLIENT, "")[:200], now_s)
             self._by_token[session.token] = session
-        if session.routing != routing:  # what was asked on a connection that is gone is asked again
+        if session.routing != routing:  # requests of a lost connection are sent again by the client
             session.questions.forget()
         self.drop_routing(routing)
         if self._by_routing.get(session.heard_over) is session:
@@ -220,7 +220,7 @@ class Sessions:
         return session
 
     def step(self, session: Session, header: Header) -> tuple[Action, Handle]:
-        """Say what a frame about a handle is to do, by `HANDLE_TABLE`.
+        """Return what to do with a frame about a handle, from `HANDLE_TABLE`.
 
         Raises `RemoteError`: `unknown-handle`, `handle-in-use`, or `limit-exceeded`.
         """
@@ -256,7 +256,7 @@ class Sessions:
         handle.generation += 1
 
     def opened(self, handle: Handle, generation: int, state: Literal["producer", "consumer"]) -> bool:
-        """Record that an open succeeded; False when it was closed or opened again meanwhile."""
+        """Note that an open succeeded; return False if the handle was closed or opened again meanwhile."""
         if handle.state != "opening" or handle.generation != generation:
             return False
         handle.state = state
@@ -270,13 +270,13 @@ class Sessions:
             del handle.session.handles[handle.number]
 
     def drop_routing(self, routing: bytes) -> None:
-        """Record that nothing can be sent to this routing id any more; its session waits for a resume."""
+        """Note that nothing can be sent to this routing id any more; its session waits to be resumed."""
         session = self._by_routing.pop(routing, None)
         if session is not None:
             session.routing = None
 
     def unreachable(self, routing: bytes) -> None:
-        """Record that there is no connection with this routing id; what came over it is heard nevertheless."""
+        """Note that the connection of this routing id is gone; frames that came over it still count."""
         session = self._by_routing.get(routing)
         if session is not None:
             session.routing = None
@@ -290,15 +290,15 @@ class Sessions:
         session.routing = None
 
     def orphan(self, session: Session, routing: bytes, now_s: float) -> None:
-        """Record that a session's connection is closed, unless it has been resumed over another.
+        """Note that a session's connection was closed, unless it was resumed over another.
 
-        What it said before may still be read, and does not prolong it.
+        Frames from before that may still be read, and do not prolong the session.
         """
         if session.heard_over == routing and session.orphaned_at_s is None:
             session.orphaned_at_s = now_s
 
     def lost(self, now_s: float) -> list[Session]:
-        """Return the sessions that were silent for too long, or orphaned for too long."""
+        """Return the sessions that were silent, or without a connection, for too long."""
         silent_since = now_s - self.limits.session_timeout_ms / 1000
         orphaned_since = now_s - self.limits.resume_within_ms / 1000
         return [
