@@ -26,15 +26,15 @@ from ister.errors import RemoteError
 from ister.requests import SubscriptionOptions, TopicOptions
 from ister.subscriptions import SubscriptionType
 
-VERIFY_POLL_S: Final = 0.2  # how often a verification is asked how far it is
+VERIFY_POLL_S: Final = 0.2  # seconds between two questions for the progress of a verification
 
 
 class Administration(ABC):
-    """The questions and orders of `Client`; each raises `RemoteError` and `TimeoutExpiredError`."""
+    """The administrative requests of `Client`; each raises `RemoteError` and `TimeoutExpiredError`."""
 
     @abstractmethod
     def _ask(self, request: Request, timeout: float | None) -> Any:
-        """Have a request answered within `timeout` seconds (`None`: the client's own), or raise."""
+        """Send a request and return its answer within `timeout` seconds (`None`: the client's own), or raise."""
 
     # ---- topics --------------------------------------------------------------------------------------------------
 
@@ -48,12 +48,12 @@ class Administration(ABC):
         timeout: float | None = None,
         **options: Unpack[TopicOptions],
     ) -> TopicInfo:
-        """Create a topic and return what the broker knows of it.
+        """Create a topic and return its description.
 
-        `durability` says when a receipt of a reliable topic is given: after an `fsync` (the broker's default), once the
-        `os` has the bytes, or once the store has them (`cloud`). With `exist_ok`, a topic of that name and dispatch is
-        as good as a new one. The options are what a reliable topic keeps at most: see `update_topic`.
-        Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
+        `durability` says when a receipt of a reliable topic is sent: after an `fsync` (the broker's default), once the
+        operating system has the bytes (`os`), or once the store has them (`cloud`). With `exist_ok`, an existing topic
+        of that name and dispatch is returned instead. The options are limits of what a reliable topic keeps: see
+        `update_topic`. Raises `RemoteError` (`topic-exists`, `invalid-name`, ...), `TimeoutExpiredError`.
         """
         request = requests.topic_request(topic, dispatch, durability, options)
         try:
@@ -68,12 +68,12 @@ class Administration(ABC):
     def update_topic(
         self, topic: str, *, timeout: float | None = None, **options: Unpack[TopicOptions]
     ) -> TopicInfo:
-        """Change what a reliable topic keeps, and return what the broker knows of it.
+        """Change what a reliable topic keeps, and return its description.
 
-        `retention`: no longer than that; `retention_bytes`: no more than that, in whole segments;
-        `retention_acknowledged`: only what some subscription has not acknowledged; `message_ttl`: what is older is not
-        delivered any more. Durations are seconds, a `timedelta`, or text like "7d"; 0 lifts a limit. What is not in
-        the store yet is kept whatever they say. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
+        `retention`: the longest time; `retention_bytes`: the most bytes, in whole segments; `retention_acknowledged`:
+        only what some subscription has not acknowledged; `message_ttl`: older messages are not delivered. Durations are
+        seconds, a `timedelta`, or text like "7d"; 0 removes a limit. Messages that are not in the store yet are kept in
+        any case. Raises `RemoteError` (`unknown-topic`, `invalid-argument`).
         """
         answer: TopicInfo = with_booleans(
             self._ask(Request("topic.update", {"topic": topic, **requests.topic_settings(options)}), timeout)
@@ -100,7 +100,7 @@ class Administration(ABC):
             threading.Event().wait(VERIFY_POLL_S)
 
     def repair_topic(self, topic: str, *, skip_damaged: bool, timeout: float | None = None) -> dict[str, Any]:
-        """Let every subscription of a topic go on behind what is damaged; returns the ranges that are skipped now."""
+        """Let every subscription of a topic continue after damaged offsets; returns the ranges that are skipped now."""
         request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
         answer: dict[str, Any] = self._ask(request, timeout)
         return answer
@@ -110,7 +110,7 @@ class Administration(ABC):
         return self._list(requests.Listing("topic.list", "topics", "topic", {}), timeout)
 
     def topic(self, topic: str, *, timeout: float | None = None) -> TopicDetail:
-        """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
+        """Return a topic's description; raises `RemoteError` (`unknown-topic`)."""
         answer: TopicDetail = with_booleans(self._ask(Request("topic.show", {"topic": topic}), timeout))
         return answer
 
@@ -119,20 +119,20 @@ class Administration(ABC):
         self._delete(Request("topic.delete", {"topic": topic}), timeout)
 
     def forget_topic(self, topic: str, *, timeout: float | None = None) -> None:
-        """Drop what this broker has of a topic that another broker has taken over; the store is left alone.
+        """Delete this broker's part of a topic that another broker has taken over; the store is not changed.
 
         That is the topic's log here, which may have messages that the store has not, and its subscriptions. The topic
-        is not brought back by itself: `takeover_topic` does that, or the name is used anew. Raises `RemoteError`
+        is not restored by itself: use `takeover_topic`, or create a new topic of that name. Raises `RemoteError`
         (`unknown-topic`; `invalid-argument` if no other broker has it).
         """
         self._delete(Request("topic.forget", {"topic": topic}), timeout)
 
     def takeover_topic(self, topic: str, *, timeout: float | None = None) -> TopicInfo:
-        """Claim a topic in the store for this broker, and continue where its history ends there.
+        """Claim a topic in the store for this broker, and continue at the end of its history there.
 
-        What this broker had of it is forgotten first (see `forget_topic`); a broker that has it now is fenced. Returns
-        what this broker knows of it then. Raises `RemoteError` (`unknown-topic` if the store has none either;
-        `invalid-argument` if it is this broker's already).
+        This broker's own part of it is deleted first (see `forget_topic`); a broker that owns it now is fenced. Returns
+        the topic's description. Raises `RemoteError` (`unknown-topic` if the store does not have it; `invalid-argument`
+        if it is this broker's already).
         """
         try:
             self.forget_topic(topic, timeout=timeout)
@@ -161,11 +161,10 @@ class Administration(ABC):
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
     ) -> SubscriptionInfo:
-        """Create a subscription without attaching to it; `start` is where it begins to read.
+        """Create a subscription without consuming from it; `start` is where it begins to read.
 
-        With `exist_ok`, one of that name, type and options is as good as a new one. `update_subscription` lists the
-        options.
-        Raises `RemoteError` (`subscription-exists`, `unknown-topic`, ...), `UsageError`.
+        With `exist_ok`, an existing one of that name, type and options is returned instead. `update_subscription` lists
+        the options. Raises `RemoteError` (`subscription-exists`, `unknown-topic`, ...), `UsageError`.
         """
         settings = requests.subscription_settings(options)
         request = requests.subscription_request(topic, subscription, type, start, settings)
@@ -186,7 +185,7 @@ class Administration(ABC):
     def subscription(
         self, topic: str, subscription: str, *, timeout: float | None = None
     ) -> SubscriptionDetail:
-        """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
+        """Return a subscription's description; raises `RemoteError` (`unknown-subscription`)."""
         answer: SubscriptionDetail = with_booleans(
             self._ask(requests.about("subscription.show", topic, subscription), timeout)
         )
@@ -200,16 +199,16 @@ class Administration(ABC):
         timeout: float | None = None,
         **options: Unpack[SubscriptionOptions],
     ) -> SubscriptionInfo:
-        """Change options of a subscription, for its present consumers too, and return what the broker knows of it.
+        """Change options of a subscription, also for its present consumers, and return its description.
 
-        In brackets what a broker gives a new one unless its settings say otherwise. `ack_timeout` (5 minutes): what a
-        consumer holds longer is delivered again. `backoff_min` and `backoff_max` (1 s, 1 minute): how long a failed
-        message waits, doubling with each failure. `max_deliveries` (20; 0: no limit): one that failed so often is
-        poison, and `poison` says what becomes of it: "dead-letter" (the default; to `dead_letter_topic`, by default
-        `<topic>.<subscription>.dlq`), "drop" or "block". `paused`: nothing is delivered. Of non-reliable topics:
-        `buffer_messages_max` (100,000) and `buffer_bytes_max` (16 MiB) are kept for slow consumers, `drop` ("oldest"
-        or "newest") says what goes then. Durations are seconds, a `timedelta`, or text like "15m".
-        Raises `RemoteError` (`unknown-subscription`, `invalid-argument`), `UsageError`.
+        Defaults are in brackets. `ack_timeout` (5 minutes): a message that a consumer holds longer is redelivered.
+        `backoff_min` and `backoff_max` (1 s, 1 minute): how long a failed message waits, doubling with each failure.
+        `max_deliveries` (20; 0: no limit): a message with this many failures is poison, and `poison` says what happens
+        to it: "dead-letter" (the default; to `dead_letter_topic`, by default `<topic>.<subscription>.dlq`), "drop" or
+        "block". `paused`: nothing is delivered. For non-reliable topics: `buffer_messages_max` (100,000) and
+        `buffer_bytes_max` (16 MiB) are buffered for slow consumers, and `drop` ("oldest" or "newest") says what is
+        dropped from a full buffer. Durations are seconds, a `timedelta`, or text like "15m". Raises `RemoteError`
+        (`unknown-subscription`, `invalid-argument`), `UsageError`.
         """
         settings = requests.subscription_settings(options)
         answer: SubscriptionInfo = with_booleans(
@@ -218,11 +217,11 @@ class Administration(ABC):
         return answer
 
     def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
-        """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
+        """Stop delivery from a subscription until `resume`; consumers stay attached."""
         self.update_subscription(topic, subscription, paused=True, timeout=timeout)
 
     def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
-        """Have a paused subscription deliver again."""
+        """Resume delivery from a paused subscription."""
         self.update_subscription(topic, subscription, paused=False, timeout=timeout)
 
     def seek(self, topic: str, subscription: str, position: Position, *, timeout: float | None = None) -> int:
@@ -244,7 +243,7 @@ class Administration(ABC):
         *,
         timeout: float | None = None,
     ) -> int:
-        """Decide what becomes of the messages that block a subscription, and return how many they were.
+        """Decide what happens to the messages that block a subscription, and return how many there were.
 
         Raises `RemoteError` (`unknown-subscription`).
         """
@@ -252,10 +251,10 @@ class Administration(ABC):
         return messages
 
     def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> Explanation:
-        """Return why messages of a subscription flow, or why they do not.
+        """Return why messages of a subscription flow or do not flow.
 
         `flowing` says which; `reasons` is a list of maps with a `code`, a `text` for people, and numbers; `numbers` is
-        a map of what it was concluded from. Raises `RemoteError` (`unknown-subscription`).
+        a map of the values it was concluded from. Raises `RemoteError` (`unknown-subscription`).
         """
         answer: Explanation = self._ask(requests.about("subscription.explain", topic, subscription), timeout)
         return answer
@@ -265,7 +264,7 @@ class Administration(ABC):
         self._delete(requests.about("subscription.delete", topic, subscription), timeout)
 
     def status(self, *, timeout: float | None = None) -> Status:
-        """Return how the broker and its processes are doing."""
+        """Return the state of the broker's processes."""
         answer: Status = self._ask(Request("status", {}), timeout)
         return answer
 

@@ -1,10 +1,10 @@
-"""What a broker answers about topics, subscriptions and itself, as types.
+"""The types of a broker's answers about topics, subscriptions and itself.
 
 They are what `client.topic`, `client.subscription`, `client.explain`, `client.status` and their like return.
 
-A broker may say more than is here, an older one less. A key that is not always there is `NotRequired`, or in a class
-that is `total=False`; what may be unknown is `None`. Times are unix milliseconds, sizes bytes, and `x_end` is the first
-offset behind x. Tests hold all of it against what a broker answers.
+A newer broker may answer with more keys, an older one with fewer. A key that is not always there is `NotRequired`, or
+in a class that is `total=False`; unknown values are `None`. Times are unix milliseconds, sizes are bytes, and `x_end`
+is the first offset after x. Tests compare all of it with a broker's answers.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from ister.subscriptions import SubscriptionType
 
 Strategy = Literal["reliable", "non-reliable"]
 
-# Settings that are yes or no. They travel as 1 and 0, and programs see booleans.
+# Settings that are true or false. They travel as 1 and 0, and programs see booleans.
 FLAGS: Final = ("retention_acknowledged", "dead_letters", "ephemeral", "paused")
 
 
 class TopicSettings(TypedDict, total=False):
-    """What a topic was given of its own; PROTOCOL.md, section 10."""
+    """A topic's own settings; PROTOCOL.md, section 10."""
 
     retention_ms: int
     retention_bytes: int
     retention_acknowledged: bool
     message_ttl_ms: int
-    dead_letters: bool  # it takes dead letters, and patterns do not follow it
+    dead_letters: bool  # it takes dead letters, and patterns do not match it
     ephemeral: bool
 
 
 class _Topic(TypedDict):
-    """A topic, whatever was asked."""
+    """The keys of a topic in every answer."""
 
     topic: str
     strategy: Strategy
@@ -40,7 +40,7 @@ class _Topic(TypedDict):
     settings: TopicSettings
     incarnation: str  # in hexadecimal: a topic of that name created again has another
     created_ms: int
-    node: str  # the process that it lives in
+    node: str  # the process that it runs in
     endpoint: str
 
 
@@ -51,7 +51,7 @@ class TopicInfo(_Topic, total=False):
 
 
 class DamagedPlace(TypedDict):
-    """Offsets that opening a log found damaged."""
+    """Offsets that were found damaged when a log was opened."""
 
     first: int
     end: int
@@ -60,7 +60,7 @@ class DamagedPlace(TypedDict):
 
 
 class Recovery(TypedDict):
-    """What the last opening of a topic's log found."""
+    """The result of the last opening of a topic's log."""
 
     topic: str
     start_offset: int
@@ -76,37 +76,39 @@ class Recovery(TypedDict):
 
 
 class TopicDetail(TopicInfo, total=False):
-    """A topic in detail: `client.topic`. What is said of the log is there while the log is open."""
+    """A topic in detail: `client.topic`. The keys about the log are there while the log is open."""
 
     subscriptions: int
     producers: int
-    messages_in: int  # since its actor was started, as is bytes_in
+    messages_in: int  # since the topic's actor started, as is bytes_in
     bytes_in: int
     last_published_ms: int | None
     next_offset: int
-    relays: int  # non-reliable: workers that it is relayed to
+    relays: int  # non-reliable: how many workers it is relayed to
     commits: int
-    failure: str | None  # why it takes nothing
+    failure: str | None  # why it accepts nothing
     failure_code: str | None
-    start_offset: int  # the first that can be read, here or from the store
+    start_offset: int  # the first offset that can be read, here or from the store
     local_start: int
     stored_start: int
-    behind_bytes: int  # sealed, and not in the store yet
+    behind_bytes: int  # sealed and not in the store yet
     upload_failure: str | None
-    uploads_stopped: bool  # until a person has looked at why
-    missing: list[list[Any]]  # what is nowhere and should be: first offset, the offset behind
-    missing_below: int  # where that is the beginning, up to where; 0: it is not
+    uploads_stopped: bool  # until an operator has acted
+    # offsets that neither the log nor the store has, and should: first offset, offset after the last
+    missing: list[list[Any]]
+    missing_below: int  # if those are at the topic's beginning, their end; else 0
     durable_end: int
     uploaded_end: int
     segments: int
     sealed_bytes: int
-    damaged: list[list[Any]]  # first offset, the offset behind, why
-    damaged_here: list[list[Any]]  # the same of what is damaged in the local log, and served from the store
+    damaged: list[list[Any]]  # first offset, offset after the last, reason
+    # the same for offsets that are damaged in the local log, and read from the store
+    damaged_here: list[list[Any]]
     recovery: Recovery
 
 
 class SubscriptionSettings(TypedDict, total=False):
-    """What a subscription was given of its own; PROTOCOL.md, section 10."""
+    """A subscription's own settings; PROTOCOL.md, section 10."""
 
     ack_timeout_ms: int
     backoff_ms_min: int
@@ -126,17 +128,17 @@ class SubscriptionInfo(TypedDict):
     topic: str
     subscription: str
     type: SubscriptionType
-    start: str | int  # where it began
+    start: str | int  # where it began to read
     settings: SubscriptionSettings
-    options: SubscriptionSettings  # what counts: its own settings, and the defaults of all others
-    instance: str  # one of that name made anew has another
+    options: SubscriptionSettings  # the options in force: its own settings, and the defaults of all others
+    instance: str  # differs for one of that name that is created again
     created_ms: int
     node: str
     endpoint: str
 
 
 class SubscriptionDetail(SubscriptionInfo, total=False):
-    """A subscription in detail: `client.subscription`. What is said of the cursor is there once the topic answered."""
+    """A subscription in detail: `client.subscription`. The cursor's keys are there once the topic has answered."""
 
     strategy: Strategy
     consumers: int
@@ -144,16 +146,16 @@ class SubscriptionDetail(SubscriptionInfo, total=False):
     redelivered: int
     failure: str | None
     paused: bool
-    position: int  # the first offset never delivered
+    position: int  # the first offset that was never delivered
     durable_end: int
-    trimmed: int  # messages that retention took unacknowledged
-    skipped: int  # damaged ones that an operator skipped
-    missing: int  # that are neither here nor in the store
+    trimmed: int  # messages that retention took before they were acknowledged
+    skipped: int  # damaged messages that an operator skipped
+    missing: int  # messages that neither the log nor the store has
     from_store: int
     from_log: int
     from_live: int
-    fetching: int | None  # the offset that is being brought back from the store
-    stalled: str | None  # the damage that it waits at
+    fetching: int | None  # the offset that is being fetched from the store
+    stalled: str | None  # the damage at which it waits
     ack_timeout_ms: int
     cursor: int  # everything below is acknowledged
     acknowledged_above: int
@@ -164,13 +166,13 @@ class SubscriptionDetail(SubscriptionInfo, total=False):
     delayed: int
     dead_lettered: int
     dead_letter_topic: str
-    burying: int  # on their way to the dead-letter topic
+    burying: int  # in transit to the dead-letter topic
     dropped_poison: int
     expired: int
     blocked: bool
-    waiting_for_key: int  # key-shared, as is left_in_log
+    waiting_for_key: int  # of key-shared subscriptions, as is left_in_log
     left_in_log: int
-    dropped: int  # non-reliable, as is all that follows
+    dropped: int  # of non-reliable topics, as are the keys after it
     drop: Literal["oldest", "newest"]
     buffered: int
     buffer_messages_max: int
@@ -178,21 +180,21 @@ class SubscriptionDetail(SubscriptionInfo, total=False):
 
 
 class Reason(TypedDict):
-    """One reason why messages of a subscription do not flow; it has numbers of its own besides."""
+    """A reason why messages of a subscription do not flow; further keys are the numbers it is about."""
 
     code: str
     text: str
 
 
 class ExplanationNumbers(TypedDict):
-    """What an explanation was concluded from; the keys may change."""
+    """The numbers that an explanation was concluded from; the keys may change."""
 
     subscription: dict[str, Any]
     topic: dict[str, Any]
 
 
 class Explanation(TypedDict):
-    """Why messages of a subscription flow, or why they do not: `client.explain`."""
+    """Why messages of a subscription flow or do not flow: `client.explain`."""
 
     state: NotRequired[Literal["flowing", "caught-up", "waiting", "stopped"]]
     flowing: bool
@@ -209,7 +211,7 @@ class MailCounts(TypedDict):
 
 
 class Process(TypedDict, total=False):
-    """One process of a broker: who it is, and what it has used so far. What is only some processes' is at the end."""
+    """One process of a broker: its identity, and its use of resources. Keys of some processes are at the end."""
 
     node: str
     role: Literal["broker", "worker", "tier"]
@@ -218,14 +220,14 @@ class Process(TypedDict, total=False):
     endpoint: str
     cpu_seconds: float
     rss_peak_bytes: int
-    descriptors: int  # open now
-    descriptors_max: int  # how many may be
-    actors: dict[str, int]  # how many there are, by kind
+    descriptors: int  # open at present
+    descriptors_max: int  # the limit
+    actors: dict[str, int]  # their number, by kind
     turns: int
     messages_handled: int
     mail: MailCounts
-    restarts: int  # the broker's: of other processes
-    sessions: int  # a worker's, as is all that follows
+    restarts: int  # of the broker process: restarts of other processes
+    sessions: int  # of workers, as are the keys after it
     frames_in: int
     frames_out: int
     bytes_in: int
@@ -240,14 +242,14 @@ class Process(TypedDict, total=False):
 
 
 class Status(TypedDict):
-    """How a broker is doing: `client.status`."""
+    """The state of a broker: `client.status`."""
 
     broker: Process
     processes: list[Process]
 
 
 def as_flags(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as they travel: what is yes or no as 1 or 0, which every broker takes."""
+    """Return options as they travel: true and false as 1 and 0, which every broker accepts."""
     return {
         name: int(value) if name in FLAGS and isinstance(value, bool) else value
         for name, value in options.items()
@@ -255,7 +257,7 @@ def as_flags(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_booleans(answer: dict[str, Any]) -> Any:
-    """Return an answer about a topic or subscription with the flags among its settings as booleans."""
+    """Return an answer about a topic or subscription with booleans in its settings."""
     for settings in (answer.get("settings"), answer.get("options")):
         if isinstance(settings, dict):
             for name in FLAGS:

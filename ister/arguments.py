@@ -1,4 +1,4 @@
-"""What programs may pass: types and ranges, checked with a clear sentence before anything is sent. Pure."""
+"""Checks of what programs pass: types and ranges, with a clear error before anything is sent. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ister import bodies, wire
 from ister.durations import duration_s
 from ister.errors import IsterError, UsageError
 
-TIME_MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999: what is beyond it is in another unit
+TIME_MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999: a larger number is in another unit
 DELAY_S_MAX: Final = 100 * 365 * 86_400  # a hundred years
 
 
@@ -43,7 +43,7 @@ def duration(value: Any, what: str) -> float:
 
 
 def milliseconds(value: Any, what: str) -> int:
-    """Return a duration in milliseconds, rounded; what is more than nothing is at least 1. Raises `UsageError`."""
+    """Return a duration in milliseconds, rounded, and at least 1 unless it is 0. Raises `UsageError`."""
     found = duration(value, what)
     return max(1, round(found * 1000)) if found else 0
 
@@ -63,7 +63,7 @@ def text(value: Any, what: str) -> str:
 
 
 def credit(value: Any) -> int | None:
-    """Return how many messages a consumer may hold, `None` for as many as its program's pace asks for."""
+    """Return how many messages a consumer may hold, `None` to follow its program's pace. Raises `UsageError`."""
     return None if value is None else number(value, "credit_messages", 1)
 
 
@@ -134,7 +134,7 @@ def attributes(value: Any) -> bytes:
 
 
 def in_words(size: int) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes as people read it."""
     if size < 10 << 10:
         return f"{size} bytes"
     if size < 1 << 20:
@@ -143,5 +143,5 @@ def in_words(size: int) -> str:
 
 
 def in_trouble(trouble: IsterError | None) -> str:
-    """Write what stands in the way, to be put behind a sentence."""
+    """Return the reason why something does not work, to be appended to a sentence."""
     return "" if trouble is None else f" ({trouble.code}: {trouble.text})"

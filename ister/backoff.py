@@ -1,7 +1,7 @@
-"""Waiting longer each time something fails. Pure: chance is handed in.
+"""Waits that grow with each failure. Pure: the random number is a parameter.
 
-A wait doubles with each failure in a row, up to a bound. Where many may fail together, it is shortened by chance to
-between half and all of itself, so that they do not all come back in the same moment.
+A wait doubles with each failure in a row, up to a limit. Where many may fail together, it is shortened at random to
+between half and all of its length, so that they do not all return at the same moment.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 from typing import Final, TypeVar
 
 N = TypeVar("N", int, float)
-DOUBLED_MAX: Final = 60  # times: beyond it every bound is reached, and a float would overflow some day
+DOUBLED_MAX: Final = 60  # doublings; every limit is reached before, and a float would overflow eventually
 
 
 def doubled(first: N, last: N, times: int) -> N:
-    """Return `first`, doubled so many times, and at most `last`; the unit is the caller's."""
+    """Return `first`, doubled `times` times, and at most `last`; the unit is the caller's."""
     return min(last, first * (1 << min(times, DOUBLED_MAX)))
 
 
 def jittered(wait: float, chance: float) -> float:
-    """Return from half of a wait to all of it; `chance` is a random number from 0 to 1."""
+    """Return a wait between half of `wait` and all of it; `chance` is a random number from 0 to 1."""
     return wait * (0.5 + chance / 2)
 
 
 class BackOff:
-    """The waits of one thing that is tried again: `failed` returns the next, `succeeded` begins anew."""
+    """The waits between attempts: `failed` returns the next, `succeeded` starts over."""
 
     __slots__ = ("_failures", "_first", "_last")
 
@@ -33,7 +33,7 @@ class BackOff:
 
     @property
     def next(self) -> float:
-        """How long the next wait is."""
+        """The length of the next wait."""
         return doubled(self._first, self._last, self._failures)
 
     def failed(self) -> float:
@@ -43,5 +43,5 @@ class BackOff:
         return wait
 
     def succeeded(self) -> None:
-        """Record that it went well: the next wait is the first."""
+        """Note a success: the next wait is the shortest again."""
         self._failures = 0

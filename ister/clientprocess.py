@@ -1,7 +1,7 @@
 """Client programs as separate processes, controlled over a pipe, for `ister bench` and `ister demo`.
 
-A parent makes a `ClientProcess`, sends it words and waits for answers; the child's function gets the other end of the
-pipe as a `Connection`.
+A parent creates a `ClientProcess`, sends it commands and waits for answers; the child's function gets the other end of
+the pipe as a `Connection`.
 
 Invariants
 - a child never outlives its parent, and Ctrl-C reaches the parent only
@@ -25,14 +25,14 @@ END_WITHIN_S: Final = 3.0
 
 
 class ClientFailedError(IsterError):
-    """A client process failed, or ended without a word."""
+    """A client process failed, or ended without an answer."""
 
     code = "client-failed"
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a client process could not do its part."""
+    """The error of a client process that failed."""
 
     code: str
     text: str
@@ -41,7 +41,7 @@ class _Failure:
 class ClientProcess:
     """A process that runs `target(control, *arguments)`; it ends when its parent closes the pipe.
 
-    `target` is a function of an importable module, its arguments can be pickled.
+    `target` is a function of an importable module; its arguments must be picklable.
     """
 
     def __init__(self, name: str, target: Callable[..., None], *arguments: object) -> None:
@@ -59,14 +59,14 @@ class ClientProcess:
         return self._process.pid or 0
 
     def tell(self, word: object) -> None:
-        """Say something to it; a process that is gone does not hear it."""
+        """Send it a command; does nothing if the process has ended."""
         try:
             self.control.send(word)
         except (BrokenPipeError, ConnectionResetError):
             pass
 
     def has_answered(self) -> bool:
-        """Whether an answer is there."""
+        """Return whether an answer has arrived."""
         return self.control.poll()
 
     def answer(self, within_s: float) -> Any:
@@ -99,7 +99,7 @@ class ClientProcess:
         return answer
 
     def close(self) -> None:
-        """End it: by the end of the pipe, and if that takes too long, by force."""
+        """Close the pipe, which ends it, and kill it if that takes too long."""
         self.control.close()
         self._process.join(END_WITHIN_S)
         self._process.kill()
@@ -128,12 +128,12 @@ def _child(
     try:
         from setproctitle import setproctitle
     except ImportError:
-        pass  # comes with the extra `broker`; a client does without
+        pass  # part of the extra `broker`, optional for a client
     else:
         setproctitle(f"ister: {name}")
     try:
         target(control, *arguments)
     except (EOFError, ConnectionResetError, BrokenPipeError):
-        pass  # the parent is gone, or wants nothing more
+        pass  # the parent has ended, or waits for nothing more
     except IsterError as error:
         control.send(_Failure(error.code, error.text))

@@ -1,9 +1,9 @@
-"""The consumer that programs hold: what `receiver.py` has, and acknowledgments.
+"""The consumer of programs: a receiver (`receiver.py`) with acknowledgments.
 
-What is said to the broker is in `attachment.py`.
+`attachment.py` has its part of the protocol.
 
 Invariants
-- taking and acknowledging are allowed from any thread
+- messages may be taken and acknowledged from any thread
 - acknowledgments gather for a few milliseconds, so that a million of them cost a few hundred frames
 """
 
@@ -22,7 +22,7 @@ from ister.message import BaseBatch, BaseMessage, Delivery, Message
 from ister.receiver import Receiver
 from ister.requests import Duration
 
-NACK_DELAY_S_MAX: Final = 86_400  # the broker refuses more
+NACK_DELAY_S_MAX: Final = 86_400  # the broker refuses longer delays
 SEEK_S: Final = 10.0  # how long `seek` waits by default
 
 Position = Literal["earliest", "latest"] | int | datetime  # where a subscription or a reader begins
@@ -165,7 +165,7 @@ class Consumer(Receiver):
         self.flushed(self._wait(self.written, deadline), timeout)
 
     def written(self) -> bool:
-        """Whether every acknowledgment is written, or never will be; sends what is gathered (lock held)."""
+        """Whether every acknowledgment is stored or was refused; sends what is gathered (lock held)."""
         attachment = self.attachment
         if attachment.error is not None or attachment.complaint is not None or attachment.phase == "closed":
             return True
@@ -174,7 +174,7 @@ class Consumer(Receiver):
         return attachment.settled
 
     def flushed(self, written: bool, timeout: float | None) -> None:
-        """Raise if not every acknowledgment is written."""
+        """Raise unless every acknowledgment is stored."""
         attachment = self.attachment
         if not written:
             session = attachment.session
@@ -217,7 +217,7 @@ class Consumer(Receiver):
             self._check()
             seeking = Seeking(
                 attachment, request
-            )  # before it is sent: touching the socket may bring the news at once
+            )  # before it is sent: using the socket may bring the answer at once
             attachment.flush()
             network.home.session.request(request, network.clock.monotonic())
             network.home.touch()
@@ -225,13 +225,13 @@ class Consumer(Receiver):
         return seeking
 
     def withdraw_seek(self, seeking: Seeking) -> None:
-        """Have a move that was not answered asked no more: over the next connection it would come out of the blue."""
+        """Withdraw a move that was not answered: sent again over the next connection it would come unexpectedly."""
         with self._lock:
             if not seeking.request.done:
                 self._network.home.session.withdraw(seeking.request)
 
     def end_seek(self, seeking: Seeking, timeout: float | None) -> int:
-        """Return where the subscription stands, or raise why it may be elsewhere."""
+        """Return where the subscription stands, or raise the reason why it may be elsewhere."""
         request = seeking.request
         with self._lock:
             arrived = seeking.arrived()
@@ -246,7 +246,7 @@ class Consumer(Receiver):
 
 
 class Seeking:
-    """A subscription on its way to another place: moved when the broker says so, and when this consumer has heard."""
+    """A move in progress: done when the broker has answered and this consumer was told."""
 
     __slots__ = ("_attachment", "_begun", "request")
 
@@ -260,11 +260,11 @@ class Seeking:
         return self.request.done
 
     def arrived(self) -> bool:
-        """Whether nothing from before the move can come any more (lock held)."""
+        """Whether no message from before the move can arrive any more (lock held)."""
         attachment = self._attachment
         untold = (
             attachment.phase != "open" or attachment.active is False
-        )  # nothing comes, or is about to start again
+        )  # nothing arrives, or the consumer is about to be opened again
         return self.request.error is not None or untold or attachment.begun != self._begun
 
 

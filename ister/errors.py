@@ -30,7 +30,7 @@ from typing import Final, Literal
 Action = Literal["retry", "fix", "stop"]
 
 CODES: Final[dict[str, Action]] = {
-    # the conversation
+    # the session
     "malformed": "fix",  # a frame that is not what PROTOCOL.md says
     "unsupported-version": "stop",  # no protocol version in common
     "unknown-operation": "fix",  # a frame type or request that this broker does not know

@@ -1,8 +1,8 @@
-"""What `pip install ister` leaves out: extras for those who run a broker or use Google Cloud Storage.
+"""The extras that `pip install ister` leaves out, for running a broker or using Google Cloud Storage.
 
-A client needs pyzmq and cbor2, the command line click and rich. Whatever needs more asks for it here first, so that a
-missing library is an error that says what to install. What pyproject.toml has under each extra is listed here too; a
-test holds them equal.
+A client needs pyzmq and cbor2, the command line click and rich. Code that needs more checks for it here first, so that
+a missing library is an error that says what to install. The extras in pyproject.toml are listed here too; a test holds
+them equal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from ister.errors import NotInstalledError
 
-# By extra: which module comes with which distribution.
+# By extra: the modules, and the distributions that have them.
 EXTRAS: Final[dict[str, dict[str, str]]] = {
     "broker": {
         "google_crc32c": "google-crc32c",
@@ -26,9 +26,9 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
 
 
 def need(extra: str, what: str, modules: Iterable[str] | None = None) -> None:
-    """Raise NotInstalledError, with the command that helps, unless what an extra installs is there.
+    """Raise NotInstalledError, with the command that installs it, unless an extra's modules are installed.
 
-    `what` begins the sentence: `ister serve` needs ... . `modules` are those of the extra that are needed, if not all.
+    `what` begins the sentence "`ister serve` needs ...". `modules` are those of the extra that are needed, if not all.
     """
     known = EXTRAS[extra]
     missing = [known[module] for module in modules or known if not _is_there(module)]
@@ -47,8 +47,8 @@ def need_for_store(url: str, what: str) -> None:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module can be found; it is not imported."""
+    """Return whether a module can be found, without importing it."""
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # its parent is missing, or whoever is asked for it refuses
+    except (ImportError, ValueError):  # its parent is missing, or refuses to be imported
         return False

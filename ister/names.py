@@ -1,7 +1,7 @@
-"""What topics and subscriptions may be called, patterns of topics' names, and the folder a topic's log lies in.
+"""Valid names of topics and subscriptions, patterns of topic names, and the folder name of a topic's log.
 
 Invariants
-- A name that passes holds only ASCII letters, digits, `.`, `_`, `-`, and for topics `/` between parts.
+- A valid name has only ASCII letters, digits, `.`, `_`, `-`, and for topics `/` between parts.
 - `topic_folder` gives two topics two folders, also where the file system ignores case (macOS): each one printable name
   of at most 200 bytes, without a separator or a leading dot.
 """
@@ -14,18 +14,19 @@ from typing import Final, NoReturn
 
 from ister.errors import UsageError
 
-NAME_CHARACTERS_MAX: Final = 200  # so that a name fits one folder, an object's key and a line on a terminal
-FOLDER_BYTES_MAX: Final = 200  # file systems allow 255; the rest is for whoever adds an ending
+NAME_CHARACTERS_MAX: Final = 200  # a name fits a folder name, an object's key and a line on a terminal
+FOLDER_BYTES_MAX: Final = 200  # file systems allow 255; the rest is for suffixes
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9._-]*")
 _ALLOWED_OR_SLASH: Final = re.compile(r"[A-Za-z0-9._/-]*")
 _ALLOWED_IN_PATTERN: Final = re.compile(r"[A-Za-z0-9._/*>-]*")
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
-_HASH_MARK: Final = "~"  # in no escaped name, so a long topic's folder is never a short one's
+# no escaped name has it, so that the folder of a long name never equals that of a short one
+_HASH_MARK: Final = "~"
 
 
 def check_topic_name(name: object) -> str:
-    """Return `name` if a topic may be called that: 1 to 200 letters, digits, `.`, `_`, `-`, with `/` between parts.
+    """Return `name` if it is a valid topic name: 1 to 200 letters, digits, `.`, `_`, `-`, with `/` between parts.
 
     Raises UsageError (code `invalid-name`), which says which character or length is wrong.
     """
@@ -41,7 +42,7 @@ def check_topic_name(name: object) -> str:
 
 
 def check_subscription_name(name: object) -> str:
-    """Return `name` if a subscription may be called that: 1 to 200 letters, digits, `.`, `_`, `-`.
+    """Return `name` if it is a valid subscription name: 1 to 200 letters, digits, `.`, `_`, `-`.
 
     Raises UsageError (code `invalid-name`), which says which character or length is wrong.
     """
@@ -52,12 +53,12 @@ def check_subscription_name(name: object) -> str:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether this stands for any number of topics: `*` and `>` are in no topic's name."""
+    """Whether this is a pattern of topic names: no topic's name has `*` or `>`."""
     return "*" in text or ">" in text
 
 
 def topic_pattern(pattern: object) -> re.Pattern[str]:
-    """Return what fully matches the topics that a pattern stands for.
+    """Return a regular expression that fully matches the topics of a pattern.
 
     `*` is one part of a name, whatever it is; `>`, at the end, is one part or more. Raises UsageError (code
     `invalid-name`).
@@ -82,11 +83,11 @@ def topic_pattern(pattern: object) -> re.Pattern[str]:
 
 
 def topic_folder(name: str) -> str:
-    """Return the name of the one folder that belongs to a topic, the same on every machine and forever.
+    """Return a topic's folder name, the same on every machine and in every version.
 
-    Small letters, digits, `_`, `-` and `.` (but not in front) stand for themselves, any other byte is `=` and two small
-    hexadecimal digits. What would be over 200 bytes is cut, and ends in `~` and the SHA-256 of the topic's name.
-    Raises UsageError (code `invalid-name`) for a name that no topic may have.
+    Small letters, digits, `_`, `-` and `.` (except at the beginning) stand for themselves, any other byte is `=` and
+    two small hexadecimal digits. A result over 200 bytes is shortened, and ends in `~` and the SHA-256 of the topic's
+    name. Raises UsageError (code `invalid-name`) for an invalid name.
     """
     raw = check_topic_name(name).encode("ascii")
     escaped = "".join(chr(byte) if byte in _PLAIN else f"={byte:02x}" for byte in raw)

@@ -1,4 +1,4 @@
-"""A broker that runs for as long as a program does: `ister demo`, `ister bench` and tests measure and break it.
+"""A broker that runs as long as a program, for `ister demo`, `ister bench` and tests.
 
 May touch: one child process, `python -m ister serve`, on free ports of this machine.
 
@@ -27,14 +27,14 @@ from ister.extras import need
 
 READY_WITHIN_S: Final = 30.0
 STOP_WITHIN_S: Final = 15.0
-TRIES: Final = 5  # somebody may take a port between the look and the bind
+TRIES: Final = 5  # another program may take a port between the check and the bind
 ADDRESS_IN_USE: Final = 71
-PORT_LOW, PORT_HIGH = 15_000, 30_000  # below what Linux hands out by itself (32768 and up)
+PORT_LOW, PORT_HIGH = 15_000, 30_000  # below the ports that Linux assigns by itself (32768 and up)
 LOG_TAIL_BYTES: Final = 2_000
 
 
 class BrokerNotUpError(IsterError):
-    """The broker did not come up, or ended by itself."""
+    """The broker did not start, or ended by itself."""
 
     code = "broker-failed"
 
@@ -62,7 +62,7 @@ class OwnBroker:
 
     @property
     def log(self) -> str:
-        """The file with what its processes logged."""
+        """The file with the log of its processes."""
         return self._log
 
     def start(self) -> None:
@@ -93,7 +93,7 @@ class OwnBroker:
         for name, value in self._settings.items():
             command += ["--set", f"{name}={value}"]
         with Path(self._log).open("ab") as log:
-            # a group of its own: Ctrl-C goes to whoever started it, who then stops it in order
+            # a process group of its own: Ctrl-C reaches only the program that started it, which stops it in order
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, process_group=0
             )
@@ -116,7 +116,7 @@ class OwnBroker:
             return log.read().decode(errors="replace").strip()
 
     def stop(self) -> int:
-        """Stop it in order, with force if that takes too long; return its exit code."""
+        """Stop it in order, by force if that takes too long; return its exit code."""
         process = self._process
         if process is None:
             return 0
@@ -147,7 +147,7 @@ class OwnBroker:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of `count` ports in a row that nobody listens on now."""
+    """Return the first of `count` consecutive ports on which no program listens now."""
     while True:
         first = PORT_LOW + secrets.randbelow(PORT_HIGH - PORT_LOW - count)
         if all(_is_free(port) for port in range(first, first + count)):

@@ -1,12 +1,12 @@
 """How many messages a consumer has ready for its program: as many as it processes in half a second. Pure.
 
-The program's pace is what it takes in a round, divided by the time it was busy: from when it was handed something
-until it asked for more, and while messages had arrived and waited for it. Time spent waiting for messages does not
-count. A round is a window's worth of messages (at most a thousand), or half a second of work.
+The program's pace is what it takes in a round, divided by the time it was busy: from when it was handed something until
+it asked for more, and while messages had arrived and waited for it. Time spent waiting for messages does not count. A
+round is a window's worth of messages (at most a thousand), or half a second of work.
 
 The window and the messages in hand together are then about a second of work. A slow program takes nothing away from
-other consumers, and no message waits so long that its acknowledgment times out. A fast program has all that it may
-have, after some milliseconds.
+other consumers, and no message waits so long that its acknowledgment times out. A fast program has the largest window
+after some milliseconds.
 
 Invariants
 - a window is from 1 to `most`, and grows at most `GROWTH` times per round
@@ -17,31 +17,31 @@ from __future__ import annotations
 
 from typing import Final
 
-START_SHARED: Final = 2  # one to work on, and one that is ready: what others are there for is left to them
-START_ALONE: Final = 100  # nobody else waits for it
+START_SHARED: Final = 2  # one to work on, and one that is ready: the rest is left to other consumers
+START_ALONE: Final = 100  # there are no other consumers
 HOLD_S: Final = 0.5
-# So much work is handed out at a time where the broker is told of it: a fast program costs a word for thousands of
-# messages, and one that takes longer over a message has that one alone in hand.
+# This much work is handed out at a time if the broker is told of it: a fast program costs one report for thousands
+# of messages, and one that takes longer over a message has only that one in hand.
 AT_ONCE_S: Final = 0.004
 AT_ONCE_MAX: Final = 16_384
 GROWTH: Final = 4  # from 2 to 65,536 in eight rounds
-# Who takes batches may pay for each batch, not for each message: writing a hundred rows costs as much as one. Larger
-# batches are then a better pace, and the window grows; smaller ones are a worse one, and it goes back. Where the pace
-# does not depend on it, it continues shrinking. A pace that changed while the batches did not says nothing about them:
-# some messages are more work than others.
+# A program that takes batches may spend time per batch rather than per message: writing a hundred rows takes as long
+# as one. Larger batches then improve its pace, and the window grows; smaller ones make it worse, and the window goes
+# back. Where the pace does not depend on the batches, the window continues to shrink. A pace that changed while the
+# batches did not says nothing about them: some messages are more work than others.
 BETTER: Final = 1.3
 WORSE: Final = 0.75
 LARGER: Final = 1.5
 SMALLER: Final = 0.67
-ROUND_MAX: Final = 1024  # messages in a round, however large the window: the pace is known by then
-LEAST_S: Final = 1e-6  # what a clock may not see
+ROUND_MAX: Final = 1024  # messages in a round, however large the window: enough to know the pace
+LEAST_S: Final = 1e-6  # the resolution of a clock
 
 
 class Pace:
     """One program's pace, and the window that follows from it."""
 
     def __init__(self, start: int, most: int) -> None:
-        """`start` is the first window, `most` what one may come to."""
+        """`start` is the first window, `most` the largest."""
         self.most = most
         self.window = min(start, most)
         self.at_once = 1  # how many messages are handed out at a time
@@ -49,16 +49,14 @@ class Pace:
         self._done = float("-inf")  # when it last asked for more
         self._busy_s = 0.0
         self._taken = 0
-        self._last = 0  # how many it was handed last
-        self._fits = 0.0  # so many messages would have been a moment's work, by what it was handed last
-        self._batches = (
-            0  # how many pieces of work that was, as the program sees it: a batch, or a single message
-        )
+        self._last = 0  # how many messages it was handed last
+        self._fits = 0.0  # how many messages would have taken a moment, at the pace of the last ones
+        self._batches = 0  # how many calls of the program that was, for a batch or a single message
         self._before = 0.0  # the pace of the round before
-        self._size_before = 0.0  # and how many messages were in a batch
+        self._size_before = 0.0  # the messages per batch in the round before
 
     def asked(self, now: float) -> None:
-        """The program wants more: what it was handed is done."""
+        """Note that the program asks for more: it is done with what it was handed."""
         if self._began is not None:
             took_s = max(now - self._began, LEAST_S)
             self._busy_s += took_s
@@ -69,7 +67,7 @@ class Pace:
             self._end_round()
 
     def _look_at_moment(self, took_s: float) -> None:
-        """Say how many messages are a moment's work; that the machine did something else once is not a sign."""
+        """Set how many messages take a moment of work; a single pause of the machine does not count."""
         before, self._fits = self._fits, self._last * AT_ONCE_S / took_s
         if self._fits >= self.at_once:
             self.at_once = int(min(self._fits, GROWTH * self.at_once, AT_ONCE_MAX))
@@ -77,7 +75,7 @@ class Pace:
             self.at_once = max(1, int(self._fits))
 
     def handed(self, count: int, came: float, now: float, *, together: bool = False) -> None:
-        """The program was handed so many messages, which came at that time; `together`: as one batch."""
+        """Note that the program was handed this many messages, which arrived at that time; `together`: as one batch."""
         waited_since = max(came, self._done) if self._began is None else self._began
         self._busy_s += max(0.0, now - waited_since)
         self._taken += count

@@ -1,6 +1,6 @@
-"""The endpoints that a program names: what is wrong with them is an error at once, not a timeout later.
+"""Checks of the endpoints that a program names, so that a wrong one is an error at once, not a timeout later.
 
-May touch: the resolver of this machine, in `check_hosts`.
+May touch: this machine's name resolver, in `check_hosts`.
 
 Invariants
 - a name that the resolver does not know is an error; when the resolver cannot answer, connecting is tried for as long
@@ -47,12 +47,12 @@ def _parts(endpoint: Any) -> tuple[str, int]:
 
 
 def need_a_resolver(listed: Iterable[str]) -> bool:
-    """Whether `check_hosts` has anybody to ask, which may take a while."""
+    """Return whether `check_hosts` would ask the resolver, which may take a while."""
     return any(not _is_address(_parts(endpoint)[0]) for endpoint in listed)
 
 
 def check_hosts(listed: Iterable[str]) -> None:
-    """Raise `UsageError` when none of the endpoints has a host that exists."""
+    """Raise `UsageError` if none of the endpoints has a host that exists."""
     unknown: list[str] = []
     for endpoint in listed:
         host, port = _parts(endpoint)
@@ -64,7 +64,7 @@ def check_hosts(listed: Iterable[str]) -> None:
             if error.errno not in _UNKNOWN:
                 return
             unknown.append(host)
-        except UnicodeError:  # a label that is empty, or too long
+        except UnicodeError:  # a label is empty or too long
             unknown.append(host)
         else:
             return

@@ -1,7 +1,7 @@
 """The reader that programs use: the messages of a topic from some position on, without a subscription.
 
-It has no cursor and acknowledges nothing. After lost connections and restarts of the broker it continues behind the
-last message it handed out. What is said to the broker is in `attachment.py`.
+It has no cursor and acknowledges nothing. After lost connections and restarts of the broker it continues after the last
+message it handed out. `attachment.py` has its part of the protocol.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ class Reader(Receiver):
 
     @property
     def what(self) -> str:
-        """What it is, in words."""
+        """What this is, for error texts."""
         return f"the reader of topic {self.topic!r}"

@@ -1,10 +1,10 @@
-"""Receiving, for everything that is delivered messages: an iterator, `receive`, `receive_batch`, and `close`.
+"""The base of consumers and readers: an iterator, `receive`, `receive_batch`, and `close`.
 
 `Consumer` and `Reader` are built on it. May touch: the network (to send, and to wait).
 
 Invariants
 - any number of threads may take messages: each message goes to one of them, and none is skipped
-- what was not handed out before the connection was lost is not handed out after it (reliable subscriptions)
+- messages that were not handed out before the connection was lost are not handed out after it (reliable subscriptions)
 - when the broker closed the receiver, the next call raises the broker's error
 """
 
@@ -38,11 +38,11 @@ class Receiver:
         self._network = network
         self._lock = network.lock
         self.attachment = attachment
-        self.current: Iterator[Message] = iter(())  # what all threads take from, without the lock
+        self.current: Iterator[Message] = iter(())  # all threads take from it, without the lock
 
     @property
     def what(self) -> str:
-        """What it is, in words."""
+        """What this is, for error texts."""
         return f"the consumer of subscription {self.attachment.subscription!r}"
 
     @property
@@ -57,7 +57,7 @@ class Receiver:
 
     @property
     def handle(self) -> Handle | None:
-        """Whose connection a thread that waits moves the frames of; `None` when there are several."""
+        """The handle on whose connection a waiting thread reads frames; `None` when there are several."""
         return self.attachment
 
     @property
@@ -75,7 +75,7 @@ class Receiver:
     def __iter__(self) -> Iterator[Message]:
         """Yield messages forever, waiting for them; ends when the consumer is closed by `close`.
 
-        Raises what the broker closed it with.
+        Raises the error with which the broker closed it.
         """
         while True:
             yield from self.current
@@ -92,9 +92,9 @@ class Receiver:
         return self._wait_for(self.try_receive, timeout) if message is None else message
 
     def receive_batch(self, max_messages: int | None = None, timeout: float | None = None) -> Batch | None:
-        """Return messages that came together, at most `max_messages`, or `None` after `timeout` seconds.
+        """Return messages that arrived together, at most `max_messages`, or `None` after `timeout` seconds.
 
-        The messages of a batch are made only when looked at: `batch.payloads` costs least, and `consumer.ack(batch)`
+        The messages of a batch are created only when used: `batch.payloads` is the fastest, and `consumer.ack(batch)`
         acknowledges them all.
         """
         if max_messages is not None:
@@ -103,7 +103,7 @@ class Receiver:
         return self._wait_for(lambda: self.try_batch(max_messages), timeout) if batch is None else batch
 
     def try_receive(self) -> Message | None:
-        """Return the next message if it has come, or raise what the broker said instead; never waits."""
+        """Return the next message if one has arrived, or raise the broker's error; never waits."""
         return self._try(self._next_of)
 
     def _next_of(self, attachment: Attachment) -> Message | None:
@@ -114,12 +114,12 @@ class Receiver:
         return message
 
     def try_batch(self, max_messages: int | None = None) -> Batch | None:
-        """Return the next messages that came together, or raise what the broker said instead; never waits."""
+        """Return the next messages that arrived together, or raise the broker's error; never waits."""
         return self._try(lambda attachment: attachment.grab(max_messages))
 
     def forget_current(self) -> None:
-        """Let nobody see what is left of the delivery in hand."""
-        deque(self.current, maxlen=0)  # also a loop that holds this iterator
+        """Drop what is left of the present delivery."""
+        deque(self.current, maxlen=0)  # so that loops that hold this iterator see no more of it
         self.current = iter(())
 
     def deadline(self, timeout: float | None) -> float:
@@ -127,11 +127,11 @@ class Receiver:
         return self._network.deadline(arguments.timeout(timeout))
 
     def seconds_until(self, deadline: float) -> float | None:
-        """Return how long it is until then; `None` forever."""
+        """Return how many seconds are left until then; `None` for ever."""
         return self._network.seconds_until(deadline)
 
     def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
-        """Return what `attempt()` brings, once it does; `None` when the time (seconds) ran out first."""
+        """Return the first result of `attempt()` that is not None; `None` when the time (seconds) ran out."""
         found = attempt()
         if found is not None:
             return found
@@ -146,14 +146,14 @@ class Receiver:
         return self._network.wait(self.attachment, condition, deadline)
 
     def _try(self, take: Callable[[Attachment], T | None]) -> T | None:
-        """Take something that has come (`take` is called under the lock), or raise what the broker said instead."""
+        """Return what `take` (called under the lock) finds, or raise the broker's error."""
         attachment, network = self.attachment, self._network
         with self._lock:
             attachment.asked(network.clock.monotonic())
             found = take(attachment)
             if found is None:
                 self._check()
-                network.connection_of(attachment).touch()  # perhaps it has come already
+                network.connection_of(attachment).touch()  # a frame may have arrived already
                 found = take(attachment)
             if found is not None:
                 attachment.tick(network.clock.monotonic())
@@ -164,7 +164,7 @@ class Receiver:
         return found
 
     def has_news(self) -> bool:
-        """Whether there is something to take, or to raise (lock held)."""
+        """Whether there is something to take or to raise (lock held)."""
         attachment = self.attachment
         return (
             attachment.has_some
@@ -174,7 +174,7 @@ class Receiver:
         )
 
     def _check(self) -> None:
-        """Raise what the broker has said against it (lock held)."""
+        """Raise the broker's error, if there is one (lock held)."""
         self._network.check()
         attachment = self.attachment
         if attachment.error is not None:
@@ -188,10 +188,10 @@ class Receiver:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def close(self, timeout: float | None = CLOSE_S) -> None:
-        """Send the acknowledgments made so far and leave; what was not acknowledged is delivered again, or to others.
+        """Send the acknowledgments made so far and close; unacknowledged messages are redelivered.
 
-        Waits at most `timeout` seconds for the broker, and raises `TimeoutExpiredError` when it does not answer; then
-        too it is closed. Closing again does nothing.
+        Waits at most `timeout` seconds for the broker, and raises `TimeoutExpiredError` if it does not answer; it is
+        closed then, too. Closing again does nothing.
         """
         network = self._network
         deadline = network.deadline(arguments.timeout(timeout))
@@ -204,11 +204,11 @@ class Receiver:
             self.end()
 
     def is_over(self) -> bool:
-        """Whether there is nothing to close any more."""
+        """Whether there is nothing left to close."""
         return self._network.forked or self._network.closed or self.attachment.phase == "closed"
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: where it is to blame, what the program has in hand has failed."""
+        """Let messages in hand count as failed, if the exception that ends the program's work is a failure."""
         if (reason := reason_of(error)) and not self._network.forked:
             with self._lock:
                 self.attachment.blame(reason)
@@ -218,7 +218,7 @@ class Receiver:
         self.attachment.flush()
 
     def begin_close(self) -> None:
-        """Send what is acknowledged and say CLOSE."""
+        """Send the acknowledgments made so far, then CLOSE."""
         with self._lock:
             self.attachment.close()
             self._network.connection_of(self.attachment).touch()
@@ -233,7 +233,7 @@ class Receiver:
             raise TimeoutExpiredError(f"the broker did not confirm the close of {self.what}")
 
     def end(self) -> None:
-        """Release everything, whatever the broker says."""
+        """Release everything, whatever the broker answered."""
         attachment = self.attachment
         with self._lock:
             attachment.fail(ClosedError(f"{self.what} is closed"))
@@ -243,7 +243,7 @@ class Receiver:
         self._network.settle()
 
     def after_fork(self, lock: threading.Lock) -> None:
-        """In the child of a fork: every call takes the road that raises."""
+        """In the child of a fork: let every call raise."""
         self._lock = lock
         self.attachment.ack_delivery = None
         self.attachment.queue.clear()
@@ -262,4 +262,4 @@ class Receiver:
         try:
             self.close(HURRY_S)
         except IsterError:
-            pass  # the exception on its way out matters more
+            pass  # the exception that leaves the block matters more

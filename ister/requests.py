@@ -1,4 +1,4 @@
-"""Single requests to a broker, and what their answers mean: topics, subscriptions, listings. Pure."""
+"""Administrative requests, and the meaning of their answers: topics, subscriptions, lists. Pure."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ Duration = float | str | timedelta
 
 
 class TopicOptions(TypedDict, total=False):
-    """What a reliable topic keeps at most; 0 lifts a limit, `None` leaves it as it is."""
+    """The limits of what a reliable topic keeps; 0 removes a limit, `None` leaves it as it is."""
 
-    retention: Duration | None  # no longer than that
+    retention: Duration | None  # the longest time
     retention_ms: int | None  # the same in milliseconds
-    retention_bytes: int | None  # no more than that, in whole segments
+    retention_bytes: int | None  # the most bytes, in whole segments
     retention_acknowledged: bool | int | None  # only what some subscription has not acknowledged
-    message_ttl: Duration | None  # what is older is not delivered any more
+    message_ttl: Duration | None  # older messages are not delivered
     message_ttl_ms: int | None  # the same in milliseconds
 
 
 class SubscriptionOptions(TypedDict, total=False):
     """How a subscription treats its messages; PROTOCOL.md, section 10, has the values, and what `None` stands for."""
 
-    ack_timeout: Duration | None  # what a consumer holds longer is delivered again
+    ack_timeout: Duration | None  # a message that a consumer holds longer is redelivered
     ack_timeout_ms: int | None  # the same in milliseconds
     backoff_min: Duration | None  # how long a message waits after its first failure, doubling with each
     backoff_ms_min: int | None  # the same in milliseconds
-    backoff_max: Duration | None  # but no longer than this
+    backoff_max: Duration | None  # the longest of these waits
     backoff_ms_max: int | None  # the same in milliseconds
-    max_deliveries: int | None  # a message that failed so often is poison; 0: no limit
-    poison: Literal["dead-letter", "drop", "block"] | None  # what becomes of it
+    max_deliveries: int | None  # a message with this many failures is poison; 0: no limit
+    poison: Literal["dead-letter", "drop", "block"] | None  # what happens to poison
     dead_letter_topic: str | None
     paused: int | None  # True: nothing is delivered
-    drop: Literal["oldest", "newest"] | None  # non-reliable: what is lost when the buffer is full
+    drop: Literal["oldest", "newest"] | None  # non-reliable: what is dropped from a full buffer
     buffer_messages_max: int | None  # non-reliable
     buffer_bytes_max: int | None  # non-reliable
 
@@ -80,12 +80,12 @@ def subscription_request(
 
 
 def consumer_type(given: SubscriptionType | None, *, force: bool) -> SubscriptionType:
-    """Return the type of a consumer that names none: Shared, or Exclusive where it takes a subscription over."""
+    """Return the type of a consumer that names none: Shared, or Exclusive if it takes the subscription over."""
     return given or ("exclusive" if force else "shared")
 
 
 def unblock_request(topic: str, subscription: str, action: str) -> Request:
-    """Return the request that decides what becomes of the messages that block a subscription."""
+    """Return the request that decides what happens to the messages that block a subscription."""
     arguments.choice(action, "an action", ("retry", "drop", "dead-letter"))
     return about("subscription.unblock", topic, subscription, action=action)
 
@@ -96,12 +96,12 @@ def about(operation: str, topic: str, subscription: str, **more: Any) -> Request
 
 
 def is_there_already(error: RemoteError, request: Request, *, exist_ok: bool) -> bool:
-    """Whether creating failed only because it is there; a request that was sent twice may have made it itself."""
+    """Whether creating failed only because the thing exists; a request that was sent twice may have created it."""
     return error.code in ("topic-exists", "subscription-exists") and (exist_ok or request.resent)
 
 
 def check_same(answer: Mapping[str, Any], request: Request) -> None:
-    """Raise what differs between what is there and what the request asked for; options that it leaves out may differ.
+    """Raise if an existing thing differs from the request; options that the request leaves out may differ.
 
     Raises `RemoteError` topic-exists, subscription-exists, topic-options, subscription-options.
     """
@@ -130,17 +130,17 @@ def check_same(answer: Mapping[str, Any], request: Request) -> None:
 
 
 def is_gone_already(error: RemoteError, request: Request) -> bool:
-    """Whether deleting failed only because an earlier try of the same request had done it."""
+    """Whether deleting failed only because an earlier attempt of the same request has done it."""
     return error.code in ("unknown-topic", "unknown-subscription") and request.resent
 
 
 def is_taken_over_already(error: RemoteError, request: Request) -> bool:
-    """Whether a takeover failed only because an earlier try of the same request had done it."""
+    """Whether a takeover failed only because an earlier attempt of the same request has done it."""
     return error.code == "topic-exists" and (request.resent or request.failures > 0)
 
 
 class Listing:
-    """A listing of any length, asked for a page at a time: iterate over its requests, having each answered."""
+    """A list of any length, requested in pages: iterate over its requests, and have each answered."""
 
     def __init__(self, operation: str, many: str, one: str, asked: dict[str, Any]) -> None:
         """`many` is the list's key in an answer, `one` the name's key in each entry."""
@@ -164,7 +164,7 @@ class Listing:
 
 
 def topic_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a topic is to keep as it travels; raises `UsageError`."""
+    """Return a topic's limits as they travel; raises `UsageError`."""
     settings: dict[str, Any] = {}
     for name, value in _given(as_flags(options), _TOPIC_OPTIONS, "topic"):
         if name in _DURATIONS:
@@ -175,7 +175,7 @@ def topic_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(options: Mapping[str, Any], known: frozenset[str], what: str) -> Iterator[tuple[str, Any]]:
-    """Yield the options that are given; raises `UsageError` for one that is unknown, or given in two units."""
+    """Yield the options that are given; raises `UsageError` for an unknown one, or one given in two units."""
     for name, value in options.items():
         if name not in known:
             raise UsageError(f"a {what} has no option {name!r}; it has {', '.join(sorted(known))}")
@@ -210,13 +210,13 @@ P = TypeVar("P", bound=BaseMessage)
 
 
 class Peek(Generic[P]):
-    """Which messages a look at a subscription wants, found by reading its topic, without touching the subscription.
+    """The next messages of a subscription, found by reading its topic, without touching the subscription.
 
-    What nobody has acknowledged may lie far apart: each of `places` (first, end) is read by a reader of its own.
+    Unacknowledged messages may lie far apart: each of `places` (first, end) is read by a reader of its own.
     """
 
     def __init__(self, shown: Mapping[str, Any], count: int) -> None:
-        """`shown` is what `subscription.show` answered."""
+        """`shown` is the answer of `subscription.show`."""
         if "pending" not in shown:
             raise UsageError(
                 f"subscription {shown.get('subscription')!r} keeps no messages: there is nothing to peek at"
@@ -238,7 +238,7 @@ class Peek(Generic[P]):
                 self.places.append((first, until))
 
     def take(self, batch: BaseBatch[P], end: int) -> bool:
-        """Keep what is wanted of a batch; False once nothing before `end` can come any more."""
+        """Keep the wanted messages of a batch; return False once none before `end` can follow."""
         for first, until in self._wanted:
             self.found += [message for message in batch if first <= message.offset < until]
         return not len(batch) or batch[-1].offset + 1 < end

@@ -59,7 +59,7 @@ _STORE = re.compile(r"file:///[^\x00-\x1f]*|gs://[a-z0-9][a-z0-9._-]+(/[^\x00-\x
 
 
 class SettingInfo(NamedTuple):
-    """One setting as it is documented: `low` and `high` bound a number, `choices` a word."""
+    """A setting and its documentation: `low` and `high` bound a number, `choices` lists the words."""
 
     section: str
     name: str
@@ -142,7 +142,7 @@ def load_settings(
 
 
 class _Given(NamedTuple):
-    """A value on its way in, and where it came from."""
+    """A value that was given, and its source."""
 
     info: SettingInfo
     value: object
@@ -179,7 +179,7 @@ def _from_file(path: str | None, read: Callable[[str], bytes]) -> list[_Given]:
 
 
 def _from_environ(environ: Mapping[str, str]) -> list[_Given]:
-    """Find the settings in an environment.
+    """Return the settings in an environment.
 
     A name without two underscores is somebody else's: Kubernetes gives a service called ister ISTER_PORT and
     ISTER_SERVICE_HOST. Only where it is a known setting but for the second underscore, it is surely meant as one.
@@ -217,7 +217,7 @@ def _from_flags(overrides: Mapping[str, object]) -> list[_Given]:
 
 
 def _from_text(info: SettingInfo, text: str) -> int | str:
-    """Read a value that could only be written as text; what is not a number is left for `_checked` to refuse."""
+    """Convert a value that was given as text; what is not a number is left for `_checked` to refuse."""
     if info.low is None or not re.fullmatch(r"-?[0-9]+(_[0-9]+)*", text, re.ASCII):
         return text
     return (
@@ -231,7 +231,7 @@ def _unknown(what: str, written: str, known: Mapping[str, str], source: str) -> 
 
 
 def _checked(info: SettingInfo, value: object, source: str) -> int | str:
-    """Return `value` if it may be the setting's, or raise SettingsError that says what may."""
+    """Return `value` if it is valid for the setting, or raise SettingsError with the limits."""
     if info.low is not None and info.high is not None:
         if not isinstance(value, int) or isinstance(value, bool):
             _refuse(info, value, source, f"must be an integer, from {info.low} to {info.high} {info.unit}")
@@ -307,7 +307,7 @@ _TEXT_RULES: Final[dict[str, Callable[[str], str | None]]] = {
     "server.store": _bad_store,
 }
 
-# (setting, times, plus, other setting, why): setting x times + plus may not be over the other one
+# (setting, times, plus, other setting, why): setting x times + plus must not exceed the other one
 _RULES: Final[tuple[tuple[str, int, int, str, str], ...]] = (
     ("protocol.message_bytes_max", 1, 0, "protocol.batch_bytes_max", "a message is never cut"),
     (

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 _MOMENTS: Final = ("created_ms", "last_published_ms")  # fields that are times
-PIPE_WIDTH: Final = 250  # columns of a table that no terminal bounds
+PIPE_WIDTH: Final = 250  # columns of a table that no terminal limits
 
 
 def print_json(value: Any) -> None:
@@ -48,7 +48,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     for row in listed:
         table.add_row(*(Text(shown(value)) for value in row))
     terminal = sys.stdout.isatty()
-    drawn = io.StringIO()  # rich's own way with a closed pipe is to exit with 1
+    drawn = io.StringIO()  # rich exits with 1 on a closed pipe
     console = Console(
         file=drawn, force_terminal=terminal, width=_columns() if terminal else PIPE_WIDTH, highlight=False
     )
@@ -68,14 +68,14 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 
 def moment(unix_ms: int | None) -> str:
-    """Return a time in unix milliseconds as people read it, `-` for None."""
+    """Return a time in unix milliseconds as text, `-` for None."""
     if unix_ms is None:
         return "-"
     return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def shown(value: Any) -> str:
-    """Return a value as people read it: thousands apart, nothing for None."""
+    """Return a value as text: thousands separated, nothing for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -92,7 +92,7 @@ def shown(value: Any) -> str:
 
 
 def size_in_words(size: float) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes as text."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -104,7 +104,7 @@ def size_in_words(size: float) -> str:
 def progress(
     what: str, total: int | None, *, unit: str = "messages", wanted: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Show how far something is, on a terminal; gives a function that takes how much is done so far."""
+    """Show progress on a terminal; yields a function that takes how much is done."""
     if not wanted or not sys.stderr.isatty():
         yield lambda _done: None
         return
@@ -125,14 +125,14 @@ def progress(
 
 @contextmanager
 def shares(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far something is that says itself how much there is; gives a function that takes (done, total)."""
+    """Show progress of unknown total on a terminal; yields a function that takes (done, total)."""
     with progress(what, 100, unit="%") as show:
         yield lambda done, total: show(100 * done // total if total else 100)
 
 
 @contextmanager
 def stage() -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is being done; gives a function that takes it in words."""
+    """Show the present step on a terminal; yields a function that takes its text."""
     if not sys.stderr.isatty():
         yield lambda _text: None
         return

@@ -2,21 +2,20 @@
 
 import ister.store
 
-for topic in ister.store.topics("gs://bucket/prefix"):
-    print(topic.name)
-for message in ister.store.read("gs://bucket/prefix", "orders"):
-    print(message.offset, message.key, message.attributes, message.timestamp, message.payload)
+for topic in ister.store.topics("gs://bucket/prefix"): print(topic.name) for message in
+ister.store.read("gs://bucket/prefix", "orders"): print(message.offset, message.key, message.attributes,
+message.timestamp, message.payload)
 
-A store is `file:///folder` or `gs://bucket/prefix`, as `ister serve --store` takes it. Only the right to list and to
-get objects is needed; nothing is written. What the store has is what was uploaded: a broker seals and uploads a segment
-when it is full or old enough, so the newest messages may still be in the broker's own log alone.
+A store is `file:///folder` or `gs://bucket/prefix`, as for `ister serve --store`. Only the right to list and to get
+objects is needed; nothing is written. A broker seals and uploads a segment when it is full or old enough, so the newest
+messages may be in the broker's own log only.
 
-The broker's storage package is imported when a function here is called, never by `import ister`. What it needs
-comes with an extra: `ister[gcs]` for a bucket, `ister[broker]` for a folder.
+The broker's storage package is imported when a function here is called, never by `import ister`. What it needs comes
+with an extra: `ister[gcs]` for a bucket, `ister[broker]` for a folder.
 
 Invariants
-- messages come in order of offsets, none missing and none twice: what is not there is an error, never a skip
-- every record's checksums are checked before a message of it is handed out
+- messages come in the order of offsets, each exactly once: a missing offset is an error, and never skipped
+- the checksums of a record are checked before its messages are handed out
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Reader:
     def __init__(
         self, url: str, topic: str, *, incarnation: str | None = None, prefetch: int = PREFETCH
     ) -> None:
-        """List what there is. Raises UsageError `unknown-topic`, StoreError."""
+        """List the topic's objects. Raises UsageError `unknown-topic`, StoreError."""
         need_for_store(url, "`ister.store`")
         from ister.storage.addresses import open_store
         from ister.storage.replay import Replay
@@ -97,11 +96,11 @@ class Reader:
 
     @property
     def history(self) -> History:
-        """Which offsets there are ([`start`, `end`)), and in which objects."""
+        """The offsets in the store ([`start`, `end`)), and the objects that have them."""
         return self._replay.history
 
     def seek(self, from_offset: int = 0, *, from_time_ms: int | None = None) -> int:
-        """Return the offset that reading from there begins with; 0 is the beginning of what is kept.
+        """Return the first offset that reading from there yields; 0 is the beginning of what is kept.
 
         Raises TrimmedError, UsageError `offset-out-of-range`, StoreError.
         """
@@ -111,7 +110,7 @@ class Reader:
         return start if from_time_ms is None else max(start, self._replay.offset_at(from_time_ms))
 
     def batches(self, offset: int) -> Generator[Batch]:
-        """Yield what was published from `offset` on, in the batches it was published in.
+        """Yield the batches from `offset` on, as they were published.
 
         Raises GapError, TrimmedError, DamagedError, StoreError.
         """
@@ -162,7 +161,7 @@ def read_batches(
     incarnation: str | None = None,
     prefetch: int = PREFETCH,
 ) -> Generator[Batch]:
-    """Yield what `read` does, as the batches it was published in: `batch.payloads` is the cheapest way to read."""
+    """Like `read`, but yield the batches as they were published: `batch.payloads` is the fastest way to read."""
     with Reader(url, topic, incarnation=incarnation, prefetch=prefetch) as reader:
         batches = reader.batches(reader.seek(from_offset, from_time_ms=from_time_ms))
         try:

@@ -1,6 +1,6 @@
-"""What a subscription does unless it was created with something else: for the broker and for `ister.testing`.
+"""Default options of subscriptions, for the broker and for `ister.testing`.
 
-`ister/defaults.py` makes settings of them, with units, limits and reasons; that needs msgspec, which a client has not.
+`ister/defaults.py` makes settings of them, with units, limits and reasons; that needs msgspec, which a client lacks.
 """
 
 from typing import Final

@@ -1,7 +1,7 @@
-"""Which thread or task waits for what, so that of a thousand only those concerned are woken. Pure.
+"""Which waiting threads or tasks are affected by a change, so that of a thousand only those are woken. Pure.
 
-A key is what is waited for: a producer or consumer, a request, a shipment, a reply. A waiter for `None` hears of
-everything.
+A key is what is waited for: a producer or consumer, a request, a shipment, a reply. A waiter for `None` is woken by
+every change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ W = TypeVar("W", bound=Hashable)
 
 
 class News:
-    """What has changed since it was last taken: the keys concerned, or possibly everything."""
+    """What has changed since the last `take`: the keys affected, or possibly everything."""
 
     __slots__ = ("everything", "keys")
 
@@ -25,12 +25,12 @@ class News:
         return self.everything or bool(self.keys)
 
     def add(self, other: News) -> None:
-        """Take in what another has."""
+        """Add the changes of another one."""
         self.keys |= other.keys
         self.everything = self.everything or other.everything
 
     def take(self) -> News:
-        """Return what there is, and start again."""
+        """Return the changes, and start over."""
         taken = News()
         taken.keys, taken.everything = self.keys, self.everything
         self.keys, self.everything = set(), False
@@ -38,12 +38,13 @@ class News:
 
 
 class Waiters(Generic[W]):
-    """Those who wait, by what they wait for."""
+    """The waiters, by what they wait for."""
 
     __slots__ = ("_by_key",)
 
     def __init__(self) -> None:
-        self._by_key: dict[object, dict[W, None]] = {}  # an ordered set each: whoever came first leads first
+        # ordered sets: the first in the queue reads for the others
+        self._by_key: dict[object, dict[W, None]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
@@ -52,11 +53,11 @@ class Waiters(Generic[W]):
         return sum(map(len, self._by_key.values()))
 
     def add(self, key: object, waiter: W) -> None:
-        """Let somebody wait for a key."""
+        """Add a waiter for a key."""
         self._by_key.setdefault(key, {})[waiter] = None
 
     def discard(self, key: object, waiter: W) -> None:
-        """Let somebody wait for a key no more; whoever does not, is not an error."""
+        """Remove a waiter for a key, if it is there."""
         waiting = self._by_key.get(key)
         if waiting is not None:
             waiting.pop(waiter, None)
@@ -64,13 +65,13 @@ class Waiters(Generic[W]):
                 del self._by_key[key]
 
     def first(self) -> W | None:
-        """Return one of them, if there is any."""
+        """Return one of the waiters, or None."""
         for waiting in self._by_key.values():
             return next(iter(waiting))
         return None
 
     def concerned(self, news: News) -> Iterable[W]:
-        """Return those whom some news concern."""
+        """Return the waiters that some changes affect."""
         if news.everything:
             return [waiter for waiting in self._by_key.values() for waiter in waiting]
         keys: list[object] = [None]

@@ -10,12 +10,12 @@
             async for message in consumer:
                 consumer.ack(message)
 
-What never waits is a plain method (`ack`, `nack`, `ack_until`, `done`); everything else is awaited, with the arguments
-and errors of the synchronous client. Sending uses the socket right here; receiving is done by the background threads,
-which wake the loop once for everything that came together, never once a message.
+Methods that never wait are plain (`ack`, `nack`, `ack_until`, `done`); all others are awaited, with the arguments and
+errors of the synchronous client. Sending uses the socket in the loop's thread; receiving is done by background threads,
+which wake the loop once for everything that arrives together.
 
 Invariants
-- only the event loop's thread runs users' coroutines; background threads only say that something has changed
+- only the event loop's thread runs users' coroutines; background threads only report that something has changed
 - nothing here blocks the loop for longer than it takes to copy one batch into a socket
 """
 

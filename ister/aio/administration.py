@@ -1,4 +1,4 @@
-"""Single requests to a broker: topics, subscriptions, status; `ister.administration`, awaited."""
+"""The administrative requests of `ister.administration`, to be awaited."""
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
 
@@ -28,7 +28,7 @@ from ister.subscriptions import SubscriptionType
 
 
 class Administration(Waiting):
-    """The questions and orders of `Client`; each raises `RemoteError` and `TimeoutExpiredError`."""
+    """The administrative requests of `Client`; each raises `RemoteError` and `TimeoutExpiredError`."""
 
     # ---- topics --------------------------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class Administration(Waiting):
     async def repair_topic(
         self, topic: str, *, skip_damaged: bool, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Let subscriptions continue behind what is damaged; see `ister.Client.repair_topic`."""
+        """Let subscriptions continue after damaged offsets; see `ister.Client.repair_topic`."""
         request = Request("topic.repair", {"topic": topic, "skip_damaged": skip_damaged})
         answer: dict[str, Any] = await self._ask(request, timeout)
         return answer
@@ -94,7 +94,7 @@ class Administration(Waiting):
         return listing.found
 
     async def topic(self, topic: str, *, timeout: float | None = None) -> TopicDetail:
-        """Return what the broker knows of a topic; raises `RemoteError` (`unknown-topic`)."""
+        """Return a topic's description; raises `RemoteError` (`unknown-topic`)."""
         answer: TopicDetail = with_booleans(await self._ask(Request("topic.show", {"topic": topic}), timeout))
         return answer
 
@@ -103,7 +103,7 @@ class Administration(Waiting):
         await self._delete(Request("topic.delete", {"topic": topic}), timeout)
 
     async def forget_topic(self, topic: str, *, timeout: float | None = None) -> None:
-        """Drop what this broker has of a topic that another one has; see `ister.Client.forget_topic`."""
+        """Delete this broker's part of a topic that another one owns; see `ister.Client.forget_topic`."""
         await self._delete(Request("topic.forget", {"topic": topic}), timeout)
 
     async def takeover_topic(self, topic: str, *, timeout: float | None = None) -> TopicInfo:
@@ -156,7 +156,7 @@ class Administration(Waiting):
     async def subscription(
         self, topic: str, subscription: str, *, timeout: float | None = None
     ) -> SubscriptionDetail:
-        """Return what the broker knows of a subscription; raises `RemoteError` (`unknown-subscription`)."""
+        """Return a subscription's description; raises `RemoteError` (`unknown-subscription`)."""
         request = requests.about("subscription.show", topic, subscription)
         answer: SubscriptionDetail = with_booleans(await self._ask(request, timeout))
         return answer
@@ -176,11 +176,11 @@ class Administration(Waiting):
         return answer
 
     async def pause(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
-        """Have nothing delivered from a subscription until `resume`; consumers stay attached."""
+        """Stop delivery from a subscription until `resume`; consumers stay attached."""
         await self.update_subscription(topic, subscription, paused=True, timeout=timeout)
 
     async def resume(self, topic: str, subscription: str, *, timeout: float | None = None) -> None:
-        """Have a paused subscription deliver again."""
+        """Resume delivery from a paused subscription."""
         await self.update_subscription(topic, subscription, paused=False, timeout=timeout)
 
     async def seek(
@@ -200,13 +200,13 @@ class Administration(Waiting):
         *,
         timeout: float | None = None,
     ) -> int:
-        """Decide what becomes of the messages that block a subscription; see `ister.Client.unblock`."""
+        """Decide what happens to the messages that block a subscription; see `ister.Client.unblock`."""
         request = requests.unblock_request(topic, subscription, action)
         messages: int = (await self._ask(request, timeout))["messages"]
         return messages
 
     async def explain(self, topic: str, subscription: str, *, timeout: float | None = None) -> Explanation:
-        """Return why messages of a subscription flow, or why they do not; see `ister.Client.explain`."""
+        """Return why messages of a subscription flow or do not flow; see `ister.Client.explain`."""
         request = requests.about("subscription.explain", topic, subscription)
         answer: Explanation = await self._ask(request, timeout)
         return answer
@@ -228,6 +228,6 @@ class Administration(Waiting):
     # ---- the broker ----------------------------------------------------------------------------------------------
 
     async def status(self, *, timeout: float | None = None) -> Status:
-        """Return how the broker and its processes are doing."""
+        """Return the state of the broker's processes."""
         answer: Status = await self._ask(Request("status", {}), timeout)
         return answer

@@ -1,4 +1,4 @@
-"""What is opened by `await` or `async with`, and closed at the end of the block.
+"""Objects that are opened by `await` or `async with`, and closed at the end of the block.
 
 Invariants
 - an exception from inside an `async with` block is never replaced by an `IsterError` of closing
@@ -16,16 +16,16 @@ T = TypeVar("T", bound="Closing")
 
 
 class Closing:
-    """What an `async with` block closes."""
+    """An object that an `async with` block closes."""
 
     async def close(self) -> None:
-        """Give it back."""
+        """Close it."""
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: say so of what it has in hand."""
+        """Let messages in hand count as failed, if the exception that ends the block is a failure."""
 
     async def hurry(self) -> None:
-        """Give it back while an exception is on its way out."""
+        """Close it while an exception leaves the block."""
         await self.close()
 
     async def __aenter__(self) -> Self:
@@ -41,11 +41,11 @@ class Closing:
         try:
             await self.hurry()
         except IsterError:
-            pass  # the exception on its way out matters more
+            pass  # the exception that leaves the block matters more
 
 
 class Opening(Generic[T]):
-    """Something that is being opened: `await` it, or use it in `async with`."""
+    """An object that is being opened: `await` it, or use it in `async with`."""
 
     __slots__ = ("_open", "_opened")
 

@@ -1,7 +1,7 @@
 """Dead letters in the event loop: the work of `ister.deadletters`, done in a thread.
 
 Invariants
-- what is cancelled here ends there after its present batch
+- work that is cancelled here ends in the thread after its present batch
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DeadLetters:
         return lambda done, total: self._loop.call_soon_threadsafe(on_progress, done, total)
 
     async def dead_letter_topic(self) -> str:
-        """Return the name of the topic they lie in."""
+        """Return the name of the dead-letter topic."""
         return str(await self._in_thread(self._letters.dead_letter_topic))
 
     async def count(self) -> int:

@@ -1,7 +1,6 @@
-"""Messages and batches as programs of an event loop have them: a reply is awaited, and a type checker knows it.
+"""Messages and batches with types for asyncio: their reply is awaited, which a type checker knows.
 
-They are the objects of the synchronous client; only their types differ, so that a forgotten `await` is an error before
-the program runs, and so is a message given to a function that would answer it without one.
+They are objects of the synchronous client; only their types differ, so that a type checker reports a forgotten `await`.
 """
 
 from __future__ import annotations

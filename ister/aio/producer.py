@@ -31,7 +31,7 @@ class Receipt:
         self.count = count
 
     def done(self) -> bool:
-        """Whether the broker has answered: stored as the topic promises, or refused."""
+        """Whether the broker has answered: stored at the topic's durability, or refused."""
         return self.shipment.resolved
 
     async def result(self, timeout: float | None = None) -> Published:
@@ -61,7 +61,7 @@ class Producer(Closing):
 
     @property
     def last_sequence(self) -> int:
-        """The sequence number of the last message that was sent, -1 for none; see `ister.Producer.last_sequence`."""
+        """The sequence number of the last message sent, -1 for none; see `ister.Producer.last_sequence`."""
         return self._producer.last_sequence
 
     async def send(
@@ -124,7 +124,7 @@ class Producer(Closing):
         producer.flushed(await self._client.wait(producer.publication, producer.answered, timeout), timeout)
 
     async def close(self, timeout: float | None = CLOSE_S) -> None:
-        """Flush, and tell the broker that this producer is done; see `ister.Producer.close`."""
+        """Flush, and close this producer at the broker; see `ister.Producer.close`."""
         producer = self._producer
         if producer.is_over():
             return
@@ -136,5 +136,5 @@ class Producer(Closing):
             producer.end()
 
     async def hurry(self) -> None:
-        """Close while an exception is on its way out."""
+        """Close while an exception leaves the block."""
         await self.close(HURRY_S)

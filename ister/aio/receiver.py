@@ -1,7 +1,7 @@
 """Receiving in the event loop: `Receiver`, and the `Consumer` and `Reader` that users have.
 
 Invariants
-- only waiting is done here: what has come, credit and acknowledgments are the synchronous receiver's
+- only waiting is done here: arrived messages, credit and acknowledgments are kept by the synchronous receiver
 - any number of tasks may take messages from a receiver: each message goes to one of them
 """
 
@@ -30,15 +30,15 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """The synchronous receiver, as it is seen here: what it gives is answered by `await message.reply(...)`."""
+    """The interface of the synchronous receiver that is used here; its messages have replies to be awaited."""
 
     current: Iterator[Message]
 
     def try_receive(self) -> Message | None:
-        """Return the next message if it has come; never waits."""
+        """Return the next message if one has arrived; never waits."""
 
     def try_batch(self, max_messages: int | None = None) -> Batch | None:
-        """Return the next messages that came together; never waits."""
+        """Return the next messages that arrived together; never waits."""
 
 
 class Receiver(Closing):
@@ -72,7 +72,7 @@ class Receiver(Closing):
     def __aiter__(self) -> AsyncIterator[Message]:
         """Yield messages forever; ends when the consumer is closed by `close`.
 
-        No generator: one of those is over once a time-out or a cancellation has passed through it.
+        It is not a generator, which would be finished after a time-out or cancellation inside it.
         """
         return self
 
@@ -95,7 +95,7 @@ class Receiver(Closing):
     async def receive_batch(
         self, max_messages: int | None = None, timeout: float | None = None
     ) -> Batch | None:
-        """Return messages that came together, or `None` after `timeout` seconds; see `ister.Consumer.receive_batch`."""
+        """Return messages that arrived together, `None` after `timeout` seconds; see `ister.Consumer.receive_batch`."""
         if max_messages is not None:
             arguments.number(max_messages, "max_messages", 1)
         return await self._wait_for(lambda: self._source.try_batch(max_messages), timeout)
@@ -113,7 +113,7 @@ class Receiver(Closing):
         return None
 
     async def close(self, timeout: float | None = CLOSE_S) -> None:
-        """Send the acknowledgments made so far and leave; see `ister.Consumer.close`."""
+        """Send the acknowledgments made so far and close; see `ister.Consumer.close`."""
         receiver = self._receiver
         if receiver.is_over():
             return
@@ -124,11 +124,11 @@ class Receiver(Closing):
             receiver.end()
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: where it is to blame, what the program has in hand has failed."""
+        """Let messages in hand count as failed, if the exception that ends the program's work is a failure."""
         self._receiver.blame(error)
 
     async def hurry(self) -> None:
-        """Close while an exception is on its way out."""
+        """Close while an exception leaves the block."""
         await self.close(HURRY_S)
 
 

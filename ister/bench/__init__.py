@@ -1,5 +1,5 @@
-"""Measuring a broker: one producer and its consumers, each a process of its own, with the client library users have.
+"""Measuring a broker: a producer and its consumers, each in a process of its own, with the client library.
 
-`load.py` says what is measured, `clients.py` holds the hot loops, `run.py` starts everything and collects, `report.py`
-turns what came back into one plain map and a table.
+`load.py` describes a measurement, `clients.py` has the hot loops, `run.py` starts everything and collects the results,
+`report.py` turns them into a plain map and a table.
 """

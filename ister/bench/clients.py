@@ -1,12 +1,12 @@
-"""The processes that load a broker: a producer and a consumer, with one loop for each way to call the library.
+"""The processes that load a broker: a producer and a consumer, with one loop for each API of the library.
 
-Runs in: a process each, started by `run.py`, told what to do over a pipe. The same processes run the warm-up and
-the measurement, so that both have the same memory under them.
+Runs in separate processes, started by `run.py` and controlled over a pipe. The same processes run the warm-up and the
+measurement, so that both use the same memory.
 
 Invariants
-- the loops do what a program has to do and nothing else: one `send` or one `ack` a message with --api message, one
-  call a batch with --api batch; every payload is looked at
-- the time of sending is in one message a batch only (with --rate: in each), so that measuring does not become the load
+- the loops do what a program has to do and nothing else: one `send` or one `ack` per message with --api message, one
+  call per batch with --api batch; every payload is read
+- only one message per batch has the time of sending (with --rate: each one), so that measuring does not become the load
 - times are CLOCK_MONOTONIC in nanoseconds: the same clock in every process of a machine
 """
 
@@ -36,7 +36,7 @@ now: Final = time.monotonic_ns
 
 @dataclass(slots=True)
 class Sent:
-    """What the producer saw; times in ns."""
+    """What the producer measured; times in ns."""
 
     messages: int
     began_ns: int
@@ -46,7 +46,7 @@ class Sent:
 
 @dataclass(slots=True)
 class Received:
-    """What a consumer saw; times in ns, `latencies_ns` of the messages that carried a stamp."""
+    """What a consumer measured; times in ns, `latencies_ns` of the messages that have a time stamp."""
 
     messages: int = 0
     bytes: int = 0
@@ -58,7 +58,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The order to do a load once, through this topic."""
+    """The command to run a load once, through this topic."""
 
     topic: str
     load: Load
@@ -70,14 +70,14 @@ STOP: Final = "stop"
 
 
 def producer_main(control: Connection, endpoint: str) -> None:
-    """Be the producer's process: do every run that is asked for."""
+    """Run the producer's process: do every run that is requested."""
     with ister.connect(endpoint, timeout=CONNECT_S) as client:
         while True:
             _produce(control, client, control.recv())
 
 
 def consumer_main(control: Connection, endpoint: str, number: int) -> None:
-    """Be the process of the consumer of subscription `number`: do every run that is asked for."""
+    """Run the process of the consumer of subscription `number`: do every run that is requested."""
     with ister.connect(endpoint, timeout=CONNECT_S) as client:
         while True:
             _consume(control, client, control.recv(), f"{SUBSCRIPTION}-{number}")
@@ -127,9 +127,9 @@ def _send_batches(producer: ister.Producer, load: Load) -> None:
 
 
 def _send_at_rate(producer: ister.Producer, load: Load) -> None:
-    """Send each message when it is due, and never skip the wait of one: the stamp says when it should have left.
+    """Send each message when it is due. Its time stamp says when it should have been sent.
 
-    What the machine's timer is late by is not the broker's doing: after a sleep the stamp is not before its end.
+    The machine's timer may wake late, which is not the broker's delay: after a sleep the stamp is not before its end.
     """
     assert load.rate is not None
     rest = bytes(load.message_bytes)[STAMP_BYTES:]
@@ -172,7 +172,7 @@ def _consume(control: Connection, client: ister.Client, run: Run, subscription: 
 
 
 def _close_when_told(control: Connection, consumer: ister.Consumer) -> None:
-    """Wait for the next word, which comes when this consumer has everything or will never have it."""
+    """Wait for the command to close, which comes when this consumer has everything or never will."""
     try:
         control.recv()
         consumer.close()
@@ -202,7 +202,7 @@ def _receive_messages(consumer: ister.Consumer, load: Load) -> Received:
                 break
     except ClosedError:
         pass  # told to stop: the last message was dropped
-    received.ended_ns = at  # closed before the last one came: when the last batch did
+    received.ended_ns = at  # closed before the last message arrived: the time of the last batch
     received.messages, received.bytes = count, size
     return received
 
@@ -233,7 +233,7 @@ def _receive_batches(consumer: ister.Consumer, load: Load) -> Received:
 
 
 def _stamped(batch: ister.Batch, every: int) -> Sequence[int]:
-    """Return the places of the messages that carry a time."""
+    """Return the positions of the messages that have a time stamp."""
     offsets = batch.offsets
     if isinstance(offsets, range):
         return range(-offsets.start % every, len(offsets), every)

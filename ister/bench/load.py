@@ -1,4 +1,4 @@
-"""What one measurement is made of. Pure values: they travel to the client processes."""
+"""The parameters of a measurement. Pure values: they are sent to the client processes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ STAMP_BYTES: Final = 8  # the time of sending, at the front of a payload
 MESSAGES_LOW: Final = 20_000
 MESSAGES_HIGH: Final = 2_000_000
 BYTES_AIM: Final = (
-    200_000_000  # of payload in a run of default length: some seconds of work, and it fits any memory
+    200_000_000  # bytes of payload in a run of default length: some seconds of work, and little memory
 )
-SECONDS_AIM: Final = 5.0  # of a run at a given rate
+SECONDS_AIM: Final = 5.0  # of a run with a given rate
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is sent, how, and to whom; sizes in bytes, `rate` in messages a second (None: as fast as it goes)."""
+    """What is sent, how, and to which consumers; sizes in bytes, `rate` in messages per second (None: unlimited)."""
 
     strategy: Literal["reliable", "non-reliable"] = "reliable"
     durability: Literal["fsync", "os", "cloud"] = "fsync"
@@ -28,7 +28,7 @@ class Load:
     batch_bytes: int = 64 * 1024
     linger_ms: float = 1.0
     subscriptions: int = 1
-    type: SubscriptionType = "exclusive"  # by no keys: what is sent has none
+    type: SubscriptionType = "exclusive"  # not by key: messages have none
     api: Literal["message", "batch"] = "message"
     rate: float | None = None
 
@@ -46,14 +46,14 @@ class Load:
 
     @property
     def stamp_every(self) -> int:
-        """Every how many messages one carries the time of its sending; 0: none does, they are too small."""
+        """The interval, in messages, between two with a time stamp; 0: they are too small for one."""
         if self.message_bytes < STAMP_BYTES:
             return 0
         return 1 if self.rate is not None else self.messages_per_batch
 
 
 def messages_by_default(message_bytes: int, rate: float | None) -> int:
-    """Return how many messages make a run long enough to trust, and short enough to wait for."""
+    """Return a number of messages that makes a run long enough to be reliable, and short enough to wait for."""
     if rate is not None:
         return max(1, round(rate * SECONDS_AIM))
     return min(MESSAGES_HIGH, max(MESSAGES_LOW, BYTES_AIM // max(1, message_bytes)))

@@ -1,4 +1,4 @@
-"""What a measurement says: one plain map for scripts, a table for people. Pure, but for printing."""
+"""The result of a measurement: a plain map for scripts, a table for people. Pure except for printing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def describe(measured: Measured) -> dict[str, Any]:
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
-    """Return what people want to know of a measurement, first things first."""
+    """Return the lines of the report, the most important first."""
     size = report["message_bytes"]
     what = f"{counted(report['messages'], 'message')} of {counted(size, 'byte')}, {report['strategy']}"
     if report["strategy"] == "reliable":

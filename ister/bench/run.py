@@ -1,11 +1,11 @@
-"""Running a measurement: broker, topic and client processes, a warm-up, the measured part, and what came back.
+"""Running a measurement: the broker, topics and client processes, a warm-up, the measured part, and the results.
 
 The warm-up is the same load through a topic of its own, deleted before the measured one is made: fresh memory can cost
-ten times what used memory costs, and what the warm-up's log gives back of the page cache is what the measured one gets.
+ten times what used memory costs, and the measured log reuses the page cache that the warm-up's log has freed.
 
 Invariants
-- nothing of the warm-up is in the figures
-- every process and every topic that was made is gone at the end, also after Ctrl-C or a failure
+- the figures do not include the warm-up
+- every process and topic that was created is gone at the end, also after Ctrl-C or a failure
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
 from ister.words import counted
 
-ANSWER_S: Final = 30.0  # for what takes no time: opening, closing
+ANSWER_S: Final = 30.0  # seconds; for quick requests such as opening and closing
 STRAGGLER_S: Final = (
-    2.0  # non-reliable: after the producer's end nothing is delivered for so long: the rest was dropped
+    # seconds; non-reliable: when nothing was delivered for so long after the producer's end, the rest was dropped
+    2.0
 )
-STALLED_S: Final = 60.0  # reliable: the same means that something is broken
+STALLED_S: Final = 60.0  # seconds; reliable: the same, which means that something is broken
 LOOK_EVERY_S: Final = 0.5
 RUN_S_MAX: Final = 900.0
 BUFFER_MESSAGES_MAX: Final = 100_000_000  # what the settings allow
@@ -52,7 +53,7 @@ Say = Callable[[str], None]
 
 
 class BenchFailedError(IsterError):
-    """A measurement that is worth nothing: a process failed, or messages are missing."""
+    """A failed measurement: a process failed, or messages are missing."""
 
     code = "bench-failed"
 
@@ -80,10 +81,10 @@ def measure(
     data: str | None = None,
     say: Say = lambda _text: None,
 ) -> Measured:
-    """Run `load` against the broker at `endpoint`, or one of its own, after `warm_up` messages.
+    """Run `load` against the broker at `endpoint`, or against one of its own, after `warm_up` messages.
 
-    `warm_up` None means as many as are measured; `workers` 0 half the cores; `data` where its broker's folder is made.
-    Raises `BenchFailedError`, `ConnectionLostError` and what the client library raises.
+    `warm_up` None: as many as are measured; `workers` 0: half the cores; `data`: where the folder of its own broker is
+    created. Raises `BenchFailedError`, `ConnectionLostError` and what the client library raises.
     """
     with ExitStack() as stack:
         file_system = "?"
@@ -106,12 +107,12 @@ def measure(
 
 
 def default_workers() -> int:
-    """Return half the cores, at least 1: the clients that load the broker need the others."""
+    """Return half the cores, at least 1: the clients that load the broker need the rest."""
     return max(1, (os.cpu_count() or 1) // 2)
 
 
 def _roomy(load: Load) -> dict[str, object]:
-    """Return settings with which a non-reliable subscription can hold the run: the road is measured, not the drops."""
+    """Return settings whose buffer holds a whole non-reliable run, so that no drops are measured."""
     room = load.messages * (load.message_bytes + 64)
     return {
         "subscription.buffer_messages_max": min(BUFFER_MESSAGES_MAX, max(100_000, load.messages)),
@@ -121,7 +122,7 @@ def _roomy(load: Load) -> dict[str, object]:
 
 @contextmanager
 def bench_folder(under: str | None) -> Iterator[str]:
-    """Make a folder for a broker's data on a real disk, if there is one at hand, and remove it at the end."""
+    """Create a folder for a broker's data, on a real disk if there is one, and remove it at the end."""
     if under is None and file_system_of(tempfile.gettempdir()) in MEMORY_FILE_SYSTEMS:
         under = "."
     folder = tempfile.mkdtemp(prefix="ister-bench-", dir=under)
@@ -132,7 +133,7 @@ def bench_folder(under: str | None) -> Iterator[str]:
 
 
 def file_system_of(path: str) -> str:
-    """Return the type of the file system that holds a path (Linux; elsewhere "?")."""
+    """Return the type of the file system of a path (Linux; elsewhere "?")."""
     try:
         with open("/proc/mounts", encoding="utf-8") as mounts:
             rows = [line.split() for line in mounts]
@@ -163,12 +164,12 @@ class _Party:
         self._consumers = consumers
 
     def run(self, client: ister.Client, load: Load, *, measured: bool, file_system: str = "?") -> Measured:
-        """Do a load once through a topic of its own, and return what came of it."""
+        """Run a load once through a topic of its own, and return the results."""
         topic = f"bench-{secrets.token_hex(6)}"
         reliable = load.strategy == "reliable"
         client.create_topic(topic, dispatch=load.strategy, durability=load.durability if reliable else None)
         try:
-            # consumers first: a non-reliable topic keeps nothing for those who come late
+            # consumers first: a non-reliable topic keeps nothing for later ones
             for process in (*self._consumers, self._producer):
                 process.tell(Run(topic, load))
                 process.answer(ANSWER_S)

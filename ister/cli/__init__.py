@@ -1,7 +1,7 @@
 """The command line: `ister serve`, `produce`, `consume`, `topic`, `subscription`, `store`, `status`, `bench`, `demo`.
 
-A file per command; each imports what it needs when it runs, so that `--help` is there at once. Only `serve` reaches
-up to the broker's packages.
+One file per command; each imports what it needs when it runs, so that `--help` is quick. Only `serve` imports the
+broker's packages.
 """
 
 from __future__ import annotations

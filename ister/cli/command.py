@@ -1,4 +1,4 @@
-"""The shape of every command: lazily imported, errors told in one place, Ctrl-C and closed pipes without a traceback.
+"""The base of every command: lazy imports, errors in one place, no traceback for Ctrl-C or a closed pipe.
 
 Invariants
 - `ister --help` imports click and nothing of Ister's own that needs a socket
@@ -22,7 +22,7 @@ CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 11
 
 
 class Command(click.Command):
-    """A command whose errors become a line on stderr and an exit code; so does a pipe that nobody reads."""
+    """A command whose errors become a line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; raises `click.exceptions.Exit` with the code that its error stands for."""
@@ -52,11 +52,11 @@ class Group(click.Group):
         self._lazy = lazy or {}
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Return the names, in the order they were given in."""
+        """Return the names in their order of definition."""
         return [*self.commands, *self._lazy]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command, None when there is none of that name."""
+        """Import and return a command, None if there is none of that name."""
         if cmd_name not in self._lazy:
             return super().get_command(ctx, cmd_name)
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
@@ -86,6 +86,6 @@ def run(command: click.Command) -> None:
     except BrokenPipeError:
         code = PIPE_CLOSED
     if code in (PIPE_CLOSED, HUNG_UP):
-        # the interpreter flushes stdout once more at its end: let that go nowhere
+        # the interpreter flushes stdout once more at its end: discard that
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0)

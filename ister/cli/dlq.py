@@ -1,6 +1,6 @@
-"""`ister dlq`: look at dead letters, send them back, discard them.
+"""`ister dlq`: list and show dead letters, redrive them, delete them.
 
-Invariant: nothing is discarded without `--yes` or a person's consent.
+Invariant: nothing is deleted without `--yes` or a confirmation.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def dlq() -> None:
 @client_options
 @json_option
 def list_(topic: str, subscription: str, limit: int, endpoint: str, timeout: float, as_json: bool) -> None:
-    """List dead letters that wait, oldest first; nothing is taken."""
+    """List dead letters that wait, oldest first; none is removed."""
     with connected(endpoint, timeout) as client:
         letters = client.dead_letters(topic, subscription)
         found = letters.list(limit)
@@ -143,9 +143,10 @@ def redrive(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Send dead letters back; what dies again meanwhile waits for the next time.
+    """Publish dead letters to their original topic again; letters that fail again meanwhile wait for the next call.
 
-    A letter leaves the dead-letter topic once the other has it: interrupted, run it again; a few may then go twice.
+    A letter is removed from the dead-letter topic once the other topic has it. If interrupted, run it again; a few
+    letters may then be sent twice.
     """
     with connected(endpoint, timeout) as client, shares(f"redriving {subscription}") as on_progress:
         done = client.dead_letters(topic, subscription).redrive(
@@ -173,7 +174,7 @@ def redrive(
 def purge(
     topic: str, subscription: str, limit: int | None, yes: bool, endpoint: str, timeout: float, as_json: bool
 ) -> None:
-    """Throw dead letters away; there is no way back, so it asks first."""
+    """Delete dead letters, permanently; asks first."""
     confirm(f"throw the dead letters of {subscription} of {topic} away?", yes)
     with connected(endpoint, timeout) as client, shares(f"purging {subscription}") as on_progress:
         done = client.dead_letters(topic, subscription).purge(limit, on_progress=on_progress)

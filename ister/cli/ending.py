@@ -1,8 +1,8 @@
-"""Signals that end a command: it leaves in order, so that its places at the broker are free at once.
+"""Signals that end a command: it closes its handles, so that its places at the broker are free at once.
 
 Invariants
-- a signal that whoever started the command chose to ignore (`nohup`) stays ignored
-- leaving takes a few seconds at most; further signals meanwhile change nothing
+- a signal that was ignored when the command started (`nohup`) stays ignored
+- closing takes a few seconds at most; further signals meanwhile change nothing
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class EndedError(KeyboardInterrupt):
-    """A signal asks the command to end; raised wherever it is, as Ctrl-C is."""
+    """A signal asks the command to end; raised in the main thread, like KeyboardInterrupt."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number  # what a shell says of whoever ended by that signal
+        self.exit_code = 128 + number  # the shell's exit code for a process that this signal ended
 
 
 @contextmanager

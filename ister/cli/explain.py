@@ -11,7 +11,7 @@ from ister.cli.command import Command
 from ister.cli.options import client_options, connected, json_option, subscription_argument, topic_argument
 from ister.show import moment, print_json, shown
 
-# What helps where a reason alone does not say how it is done from here.
+# Advice for reasons whose text does not say what to do on the command line.
 _COMMANDS: Final = {
     "paused": "ister subscription resume {topic} {subscription}",
     "poison-block": "ister subscription unblock {topic} {subscription} retry|drop|dead-letter",
@@ -29,7 +29,7 @@ _SHOWN: Final = {
     "ready": "of them with room",
     "in_flight": "delivered, not acknowledged",
     "unacknowledged": "not acknowledged in all",
-    "due": "to be delivered now",  # not failed: also what was given back, or is in a buffer
+    "due": "to be delivered now",  # also messages that were returned without a failure, or are in a buffer
     "backoff": "failed, waiting",
     "delayed": "waiting for their time",
     "keyed": "waiting for their key",
@@ -42,7 +42,7 @@ _SHOWN: Final = {
 
 _ALWAYS: Final = frozenset(
     {"consumers", "unacknowledged", "cursor", "position", "durable_end"}
-)  # also where 0
+)  # shown also when 0
 
 _HELP_END = """\b
 Examples:
@@ -56,7 +56,7 @@ Examples:
 @client_options
 @json_option
 def explain(topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Say why messages of a subscription flow, or why they do not: reasons in the order to look at them."""
+    """Say why messages of a subscription flow or do not flow: reasons in the order in which to look at them."""
     with connected(endpoint, timeout) as client:
         found = client.explain(topic, subscription)
     if as_json:
@@ -67,7 +67,7 @@ def explain(topic: str, subscription: str, endpoint: str, timeout: float, as_jso
 
 
 def in_words(topic: str, subscription: str, found: Mapping[str, Any]) -> list[str]:
-    """Return what the broker answered, as lines for people."""
+    """Return the broker's answer as lines for people."""
     stands = _STATES[found.get("state") or ("flowing" if found["flowing"] else "stopped")]
     lines = [f"subscription {subscription} of {topic} {stands}{':' if found['reasons'] else ''}"]
     for reason in found["reasons"]:

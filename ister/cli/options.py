@@ -1,4 +1,4 @@
-"""The options that commands share, and the client they give.
+"""The options that commands share, and the client made from them.
 
 May touch: the client library, imported when a command runs.
 """
@@ -101,7 +101,7 @@ yes_option: Final = click.option(
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Have a person agree to what is not easily undone; a script says `--yes`."""
+    """Ask for confirmation of something that is not easily undone; scripts pass `--yes`."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -110,7 +110,7 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def client_options(command: Decorated) -> Decorated:
-    """Add --endpoint and --timeout, what every command that is a client takes."""
+    """Add --endpoint and --timeout, which every command that is a client takes."""
     command = click.option(
         "--timeout",
         type=click.FloatRange(min=0.1),
@@ -133,7 +133,7 @@ def client_options(command: Decorated) -> Decorated:
 
 @contextmanager
 def connected(endpoint: str, timeout: float) -> Iterator[Client]:
-    """Give a client of the broker at `endpoint`; raises `ConnectionLostError` when none answers in `timeout` s."""
+    """Open a client of the broker at `endpoint`; raises `ConnectionLostError` if none answers within `timeout` s."""
     import ister
 
     with ending_in_order(), ister.connect(endpoint, timeout=timeout) as client:

@@ -1,6 +1,6 @@
-"""How a command ends: exit codes, and errors as a line that a person can act on.
+"""How a command ends: exit codes, and errors as a line with advice.
 
-Exit codes are those of sysexits.h where it has one, so that a service file or a script can tell what to do next.
+Exit codes are those of sysexits.h where it has one, so that service files and scripts can act on them.
 
 Invariants
 - a command that fails writes `ister: <text> (<code>)` to stderr, then what to do about it, and nothing else
@@ -41,7 +41,7 @@ EXIT_CODES_HELP: Final = (
     "78 a setting is wrong; 130 Ctrl-C; 129 and 143 SIGHUP and SIGTERM."
 )
 
-# What helps most often, by code; other errors get the sentence of their action.
+# The most common advice, by code; other errors get the sentence of their action.
 _HINTS: Final[dict[str, str]] = {
     "connection-lost": "is a broker running there? Start one with `ister serve`, or name another with --endpoint",
     "unknown-host": "correct --endpoint, or ISTER_ENDPOINT",
@@ -69,7 +69,7 @@ _ACTIONS: Final[dict[str, str]] = {
 
 
 def exit_code_of(error: IsterError) -> int:
-    """Return the exit code that an error stands for."""
+    """Return the exit code for an error."""
     given = getattr(error, "exit_code", None)
     if isinstance(given, int):
         return given
@@ -90,8 +90,8 @@ def exit_code_of(error: IsterError) -> int:
 
 
 def hint_of(error: IsterError) -> str:
-    """Return what to do about an error, as half a sentence."""
-    if error.code == "unknown-topic" and isinstance(error, UsageError):  # no broker said it
+    """Return the advice for an error, as half a sentence."""
+    if error.code == "unknown-topic" and isinstance(error, UsageError):  # it was found without a broker
         return "`ister store ls URL` shows the topics that the store has"
     return _HINTS.get(error.code) or _ACTIONS[error.action]
 

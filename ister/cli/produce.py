@@ -1,7 +1,7 @@
 """`ister produce`: send lines to a topic.
 
 Invariants
-- a line is sent as soon as it is there, also when the input continues slowly; lines that are there together go together
+- a line is sent as soon as it is read, also when the input is slow; lines that are read together are sent together
 - exit code 0 means that every line has its receipt
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 64 * 1024
 LINE_BYTES_MAX: Final = 7 << 20  # no broker can be told to take larger messages
-RECEIPTS_KEPT_MAX: Final = 10_000  # beyond it the eldest is waited for: memory stays bounded
+RECEIPTS_KEPT_MAX: Final = 10_000  # above this the oldest is waited for: memory stays bounded
 
 _HELP_END = """\b
 Examples:
@@ -147,7 +147,7 @@ def _create_if_missing(client: Client, topic: str) -> None:
 
 
 class _Sending:
-    """What has been sent so far, and where the broker put it."""
+    """The lines sent so far, and their receipts."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class _Sending:
         self.last_offset: int | None = None
 
     def send(self, lines: list[bytes]) -> None:
-        """Put some lines on their way; raises what an earlier one was refused with."""
+        """Send some lines; raises the error with which an earlier one was refused."""
         count = len(lines)
         receipt = self._producer.send_batch(
             lines,
@@ -185,7 +185,7 @@ class _Sending:
             self._settle_one()
 
     def settle(self) -> None:
-        """Wait for every receipt that is left."""
+        """Wait for all remaining receipts."""
         while self._receipts:
             self._settle_one()
 
@@ -206,8 +206,8 @@ def _send_all(source: io.BufferedReader, sending: _Sending, show: Callable[[int]
 
 
 def _lines(source: io.BufferedReader) -> Iterator[list[bytes]]:
-    """Yield the lines that are there together, as soon as they are there."""
-    parts: list[bytes] = []  # of a line whose end has not come yet
+    """Yield the lines that are available together, as soon as they are."""
+    parts: list[bytes] = []  # of a line whose end was not read yet
     pending = 0
     number = 1
     while chunk := source.read1(READ_BYTES):

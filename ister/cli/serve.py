@@ -1,4 +1,4 @@
-"""`ister serve`: run a broker. The one file of this package that reaches up to `actors`, and only inside a function."""
+"""`ister serve`: run a broker. The only file of this package that imports `actors`, and only inside a function."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _split_set(text: str) -> tuple[str, str]:
 
 
 def _greeting(ready: BrokerReady) -> str:
-    """Say where to connect, what is on, how to stop, and what to try first."""
+    """Return the start message: where to connect, the features in use, how to stop, and what to try first."""
     first, *others = ready.endpoints
     processes = {"broker": os.getpid(), **ready.processes}
     rows: list[tuple[str, Any]] = [
@@ -139,6 +139,6 @@ def _endpoint_flag(endpoint: str) -> str:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel stop this broker when the program that started it is gone (Linux; elsewhere nothing)."""
+    """Have the kernel stop this broker when the program that started it ends (Linux; elsewhere do nothing)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -47,12 +47,12 @@ def store() -> None:
 
 
 def _url(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    """Take a folder's path for its address."""
+    """Return the address for a folder's path."""
     return value if "://" in value or value.startswith("file:") else Path(value).absolute().as_uri()
 
 
 def _topic(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Check a topic's name before anything is asked."""
+    """Check a topic's name before anything is requested."""
     try:
         return None if value is None else check_topic_name(value)
     except UsageError as error:
@@ -60,7 +60,7 @@ def _topic(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
 
 
 def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    """Read a time as unix milliseconds."""
+    """Return a time as unix milliseconds."""
     if value is None or (value.isascii() and value.isdecimal()):
         return None if value is None else int(value)
     moment = moment_of(value, now())
@@ -84,7 +84,7 @@ def incarnation_option(command: Decorated) -> Decorated:
 
 @contextmanager
 def _read_only() -> Iterator[None]:
-    """Let what cannot be read from a store end a command with exit code 1."""
+    """End a command with exit code 1 when something cannot be read from a store."""
     try:
         yield
     except StorageError as error:
@@ -289,7 +289,7 @@ def _write(out: int, batch: Batch, count: int, *, as_json: bool) -> None:
 @incarnation_option
 @json_option
 def verify(url: str, topic: str | None, incarnation: str | None, as_json: bool) -> None:
-    """Check every byte of a topic's history, or of all topics'; exit code 1 when something is damaged or missing."""
+    """Check every byte of one or all topics' history; exit code 1 when something is damaged or missing."""
     import ister.store
 
     if topic is None:

@@ -14,9 +14,10 @@ import click
 
 from ister.durations import duration_s
 
-UNITS_LAST: Final = ("s", "m", "h", "d")  # `-1` is more likely a wrong offset than a second ago
+# a relative time ends with a unit: `-1` is more likely a wrong offset than "one second ago"
+UNITS_LAST: Final = ("s", "m", "h", "d")
 OFFSET: Final = re.compile(r"\d{1,19}", re.ASCII)
-DATE_LIKE: Final = re.compile(r"\d{4}-", re.ASCII)  # else `20260301` would be a date, and an offset
+DATE_LIKE: Final = re.compile(r"\d{4}-", re.ASCII)  # a date has dashes, so that `20260301` is an offset
 
 
 def moment_of(text: str, now: datetime) -> datetime | None:
@@ -39,7 +40,7 @@ def now() -> datetime:
 
 
 class Position(click.ParamType[Any]):
-    """Where reading begins: `earliest`, `latest`, an offset, or a time."""
+    """A position to read from: `earliest`, `latest`, an offset, or a time."""
 
     name = "position"
 

@@ -1,11 +1,11 @@
 """The producers and consumers of the demonstration: ordinary clients, each a process of its own.
 
-They know nothing of what is done to the broker, and do nothing about it: what the client library does by itself is what
-is shown.
+They do not know what is done to the broker, and do nothing about it: the demonstration shows what the client library
+does by itself.
 
 Invariants
-- a producer's receipts are all looked at; one that failed fails the demonstration
-- a consumer writes a batch down before it acknowledges it
+- every receipt is checked; one that failed fails the demonstration
+- a consumer writes a batch to its file before it acknowledges it
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from ister.subscriptions import SubscriptionType
 
 READY: Final = "ready"
 GO: Final = "go"
-HALF: Final = "half"  # half of what there is to send has its receipt
+HALF: Final = "half"  # half of the lines have their receipt
 STOP: Final = "stop"  # acknowledge everything, and end
 LEAVE: Final = "leave"  # end at once, with a batch in hand that is not acknowledged
 
 BATCH_LINES: Final = 1_000
-AMID_S: Final = 0.005  # between batches after half of them, until the worst is over: it happens amid traffic
+# seconds between batches of the second half until the failures are over, so that they happen under traffic
+AMID_S: Final = 0.005
 SAY_EVERY_NS: Final = 100_000_000
 LOOK_EVERY_S: Final = 0.05
 IN_HAND_WITHIN_S: Final = 1.0
@@ -43,7 +44,7 @@ now: Final = time.monotonic_ns
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """What a producer has to show: (line, offset, count) of each receipt; times in ns."""
+    """A producer's results: (line, offset, count) of each receipt; times in ns."""
 
     began_ns: int
     ended_ns: int
@@ -57,7 +58,7 @@ class Produced:
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """What a consumer says at its end: messages received, and whether it was active (of a Failover subscription)."""
+    """A consumer's results: messages received, and whether it was active (of a Failover subscription)."""
 
     messages: int
     active: bool
@@ -72,7 +73,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where a consumer belongs, and the file it writes down what it receives in."""
+    """A consumer's subscription and priority, and the file for what it receives."""
 
     topic: str
     subscription: str
@@ -83,7 +84,7 @@ class Seat:
 
 @contextmanager
 def lost_connections_expected() -> Iterator[None]:
-    """Keep the client's warnings off the screen: the demonstration kills the worker, and says so itself."""
+    """Suppress the client's warnings: the demonstration kills the worker, and reports that itself."""
     log = logging.getLogger("ister")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -102,7 +103,7 @@ def producer_main(
     key: Literal["file", "number"],
     pace_s: float,
 ) -> None:
-    """Send every line of the files, with `pace_s` between batches; its key is its file's name, or its number."""
+    """Send every line of the files, with `pace_s` between batches; the key is the file's name, or the line's number."""
     total = sum(file.count for file in files)
     with ister.connect(endpoint, timeout=CONNECT_S) as client, client.producer(topic) as producer:
         control.send(READY)

@@ -1,7 +1,7 @@
-"""The replay: long after the event a consumer begins at the earliest message, and reads across the seam.
+"""The replay: a late consumer begins at the earliest message, and reads from the store, then from the log.
 
-By then most of the log has been uploaded and dropped locally: what is read comes from the store first, then from the
-log, and at last, live, a message that is sent when everything else has been read.
+By then most of the log has been uploaded and dropped locally. The consumer reads from the store first, then from the
+log, and at last gets, live, a message that is sent when everything else has been read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRIMMED_WITHIN_S: Final = 20.0
 READ_WITHIN_S: Final = 30.0
 BATCH: Final = 5_000
 LET_GO_WITHIN_S: Final = (
-    20.0  # a worker serves what it has mapped for some seconds after the file was dropped
+    20.0  # seconds; a worker serves what it has mapped for some seconds after the file was dropped
 )
 READ_AGAIN_S: Final = 1.0
 
@@ -63,7 +63,7 @@ def replay(client: ister.Client, topic: str, lines: int) -> Replay:
 
 
 def _read_back(consumer: ister.Consumer, lines: int) -> tuple[list[Piece], float]:
-    """Return everything that was sent, and how many seconds that took."""
+    """Return everything that was sent, and how many seconds the reading took."""
     pieces: list[Piece] = []
     began, got = time.monotonic(), 0
     while got < lines and time.monotonic() - began < READ_WITHIN_S:
@@ -78,7 +78,7 @@ def _read_back(consumer: ister.Consumer, lines: int) -> tuple[list[Piece], float
 
 
 def _last_word(client: ister.Client, consumer: ister.Consumer, topic: str, lines: int) -> str:
-    """Send one more message, and say what is wrong if it does not arrive live."""
+    """Send one more message, and return what is wrong if it does not arrive live."""
     with client.producer(topic) as producer:
         offset = producer.send(LAST_WORD).result(timeout=10).offset
     last = consumer.receive(timeout=10)

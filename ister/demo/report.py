@@ -1,4 +1,4 @@
-"""What the demonstration showed: one plain map for scripts, two tables for people."""
+"""The results of the demonstration: a plain map for scripts, two tables for people."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _replay(outcome: Outcome) -> dict[str, Any]:
 
 
 def _places(outcome: Outcome) -> list[list[Any]]:
-    """Return a row a kind of actor: how many there are, and in which processes."""
+    """Return a row for each kind of actor: how many there are, and in which processes."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for each in _actors(outcome):
         rows.setdefault(each["actor"], []).append(each)
@@ -86,7 +86,7 @@ def _places(outcome: Outcome) -> list[list[Any]]:
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Print what was sent and received, where each kind of actor lives, and the verdict."""
+    """Print what was sent and received, where each kind of actor runs, and the verdict."""
     rows = list(_rows(outcome))
     counts = ("sent", "received", "redelivered", "dropped", "lost")
     print_table(

@@ -1,8 +1,8 @@
-"""The play: a broker, eight clients, real input; half way a consumer leaves and a worker is killed.
+"""The sequence of events: a broker, eight clients, real input; half way a consumer leaves and a worker is killed.
 
 Invariants
-- everything that was started is gone at the end, also after Ctrl-C or a failure
-- the demonstration ends: what makes no progress for `STALLED_S` fails it
+- every process that was started is gone at the end, also after Ctrl-C or a failure
+- the demonstration ends: without progress for `STALLED_S` it fails
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ister.ownbroker import OwnBroker
 from ister.subscriptions import SubscriptionType
 from ister.words import counted
 
-# Names decide placement: with two workers, the one that is killed also has the Exclusive subscriptions of both topics.
+# Names decide placement: with two workers, the killed one also has the Exclusive subscriptions of both topics.
 RELIABLE: Final = "stdlib/reliable"
 NON_RELIABLE: Final = "stdlib/non-reliable"
 # topic, subscription, type, how many consumers
@@ -51,9 +51,9 @@ CAST: Final[tuple[tuple[str, str, SubscriptionType, int], ...]] = (
     (RELIABLE, "failover", "failover", 2),
     (NON_RELIABLE, "exclusive", "exclusive", 1),
 )
-# Nothing of what is in the store is kept in the log as well, so that the replay has to cross the seam.
+# The log keeps nothing that the store has, so that the replay has to read from both.
 SEAM_SETTINGS: Final[dict[str, object]] = {"log.local_bytes": 0, "log.segment_age_ms_max": 1_000}
-# With less to send, segments have to be smaller for some of them to be dropped.
+# With less to send, segments must be smaller for some of them to be dropped.
 SMALL_SETTINGS: Final[dict[str, object]] = {
     "protocol.message_bytes_max": 262_144,
     "protocol.batch_bytes_max": 262_144,
@@ -61,22 +61,25 @@ SMALL_SETTINGS: Final[dict[str, object]] = {
 }
 START_S: Final = 30.0
 STALLED_S: Final = 30.0
-QUIET_S: Final = 1.0  # a non-reliable topic whose producer has ended is done when nothing came for so long
+# seconds; a non-reliable topic whose producer has ended is done when nothing arrived for so long
+QUIET_S: Final = 1.0
 LOOK_EVERY_S: Final = 0.1
 PACE_S: Final = (
-    0.006  # between batches to the non-reliable topic, which slows no producer: so that it outlasts the kill
+    # seconds between batches to the non-reliable topic, which delays no producer, so that it is still sent to after
+    # the kill
+    0.006
 )
 
 
 class DemoFailedError(IsterError):
-    """The demonstration shows that something is broken."""
+    """The demonstration found something broken."""
 
     code = "demo-failed"
 
 
 @dataclass(slots=True)
 class Watcher:
-    """Who is told how it goes: `say(text)` of each scene, `show(row, done, total)` of each row's progress."""
+    """Receives the progress: `say(text)` at each step, `show(row, done, total)` for each row."""
 
     say: Callable[[str], None] = lambda _text: None
     show: Callable[[str, int, int], None] = lambda _row, _done, _total: None
@@ -84,7 +87,7 @@ class Watcher:
 
 @dataclass(slots=True)
 class Outcome:
-    """What the demonstration showed; `problems` is empty when the broker kept its promises."""
+    """The results of the demonstration; `problems` is empty if the broker kept its promises."""
 
     source: Source
     seconds: float = 0.0
@@ -102,7 +105,7 @@ class Outcome:
 
 
 def play(*, lines_max: int | None = None, workers: int = 2, watcher: Watcher | None = None) -> Outcome:
-    """Run the demonstration once. Raises `DemoFailedError` where it cannot go on, and what client processes raise."""
+    """Run the demonstration once. Raises `DemoFailedError` if it cannot continue, and what client processes raise."""
     watcher = watcher or Watcher()
     began = time.monotonic()
     with ExitStack() as stack:
@@ -131,7 +134,7 @@ def play(*, lines_max: int | None = None, workers: int = 2, watcher: Watcher | N
 
 
 def seat_of(topic: str, subscription: str, type_: SubscriptionType, number: int, spool: str) -> Seat:
-    """Return where consumer `number` of a row of the cast sits; only those of a Failover subscription have an order."""
+    """Return the seat of consumer `number` of a row; only those of a Failover subscription have a priority."""
     return Seat(topic, subscription, type_, number if type_ == "failover" else 0, spool)
 
 
@@ -153,12 +156,13 @@ class _Stage:
         self._spools: dict[tuple[str, str], list[str]] = {}
         self._progress: dict[ClientProcess, int] = {}
         self._ended: dict[ClientProcess, Produced | Consumed] = {}
-        self._nodes: dict[tuple[str, str], set[str]] = {}  # where a row's topic and subscription live
+        # the processes in which a row's topic and subscription run
+        self._nodes: dict[tuple[str, str], set[str]] = {}
 
     # ---- scenes ---------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Make the topics and start the clients; consumers first, a non-reliable topic keeps nothing for late ones."""
+        """Create the topics and start the clients, consumers first: a non-reliable topic keeps nothing."""
         self._client.create_topic(RELIABLE, dispatch="reliable")
         self._client.create_topic(NON_RELIABLE, dispatch="non-reliable")
         for topic, subscription, type_, count in CAST:
@@ -187,7 +191,7 @@ class _Stage:
         return process
 
     def perform(self) -> None:
-        """Let it run until everything has its receipt and is acknowledged; half way, break things."""
+        """Run until everything has its receipt and is acknowledged; half way, cause the failures."""
         self._watcher.say(f"streaming to {counted(len(self._progress) - 2, 'consumer')}")
         for producer in self._producers.values():
             producer.tell(GO)
@@ -238,7 +242,7 @@ class _Stage:
         producer.tell(GO)
 
     def _drained(self) -> bool:
-        """Whether every subscription of the reliable topic has everything acknowledged, and the other is quiet."""
+        """Whether everything of the reliable topic is acknowledged, and the other topic is quiet."""
         try:
             states = {row: self._client.subscription(*row) for row in self._consumers}
         except IsterError as error:
@@ -252,7 +256,7 @@ class _Stage:
         return True
 
     def leave(self) -> Outcome:
-        """Let the rest of the non-reliable topic arrive, note how the broker is doing, and send the clients home."""
+        """Wait for the rest of the non-reliable topic, note the broker's state, and end the clients."""
         self._wait_for_quiet()
         outcome = self._outcome
         outcome.status = self._client.status()
@@ -283,7 +287,7 @@ class _Stage:
                 quiet_since, before = time.monotonic(), done
 
     def replay(self) -> None:
-        """Read the reliable topic from its beginning, most of which is in the store alone by now."""
+        """Read the reliable topic from its beginning, most of which only the store has by now."""
         outcome = self._outcome
         replayed = outcome.replay = replay(self._client, RELIABLE, self._source.lines)
         if replayed.problem:
@@ -318,7 +322,7 @@ class _Stage:
         outcome.problems += [f"{RELIABLE} {SUBSCRIPTION}: {problem}" for problem in verdict.problems]
 
     def _explain(self, row: tuple[str, str], verdict: Verdict) -> None:
-        """Complain of losses of a non-reliable topic that neither drops nor the killed worker account for."""
+        """Report losses of a non-reliable topic that neither drops nor the killed worker explain."""
         lost = self._source.lines - verdict.received
         if lost > self._outcome.dropped[row] and self._outcome.worker_killed not in self._nodes[row]:
             verdict.complain(

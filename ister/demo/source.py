@@ -1,7 +1,7 @@
 """The input: every line of every source file of the running Python's standard library.
 
-A file becomes one message a line; the lines joined by newlines are the file again, byte for byte. Names are relative to
-the library's folder and sorted, so that every process that reads the source numbers its lines alike.
+Each line becomes a message; the lines of a file joined by newlines are the file again, byte for byte. Names are
+relative to the library's folder and sorted, so that every process that reads the source numbers its lines alike.
 """
 
 from __future__ import annotations

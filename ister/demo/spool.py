@@ -1,9 +1,9 @@
-"""What a consumer has received, written down before it acknowledges: a file of batches, in the order they came.
+"""A file of received batches in the order of arrival, which a consumer writes before it acknowledges them.
 
 A batch is a header (time, first offset, count, attempt, bytes of payloads, bytes of keys; little-endian), the lengths
 of the payloads as u32, the payloads, the lengths of the keys, the keys.
 
-Invariant: what is in the file was received; a batch is there whole, or the file ends before it.
+Invariant: every batch in the file was received; the last one is complete, or the file ends before it.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Piece:
 
     @property
     def end(self) -> int:
-        """The offset behind the last message."""
+        """The offset after the last message."""
         return self.first + len(self.payloads)
 
 
 class Spool:
-    """The writing side; what `write` returned for is handed to the operating system."""
+    """The writing side; what `write` returned for was given to the operating system."""
 
     def __init__(self, path: str) -> None:
         self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115  (closed by `close`)
 
     def write(self, at_ns: int, batch: Batch) -> None:
-        """Write a batch down: a piece for each run of consecutive offsets."""
+        """Write a batch: a piece for each run of consecutive offsets."""
         payloads, keys = batch.payloads, [message.key or b"" for message in batch]
         at = 0
         written: list[bytes] = []

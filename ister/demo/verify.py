@@ -1,4 +1,4 @@
-"""Whether what was received is what was sent. Pure: lists in, verdicts out.
+"""Checks that what was received is what was sent. Pure: lists in, verdicts out.
 
 Invariants that are checked of a reliable topic
 - a receipt for line n says offset n: offsets are dense, and a batch that was sent again is not stored again
@@ -19,14 +19,14 @@ from ister.demo.source import Source
 from ister.demo.spool import Piece
 from ister.words import counted
 
-PROBLEMS_MAX: Final = 10  # named of each subscription; a broken one has thousands
+PROBLEMS_MAX: Final = 10  # reported for each subscription; a broken one has thousands
 
-Run = tuple[int, list[bytes], list[bytes]]  # first offset, payloads, keys: none of which came before
+Run = tuple[int, list[bytes], list[bytes]]  # first offset, payloads, keys: without repetitions
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of the messages of one subscription; `problems` is empty when all is well."""
+    """The verdict on one subscription; `problems` is empty if all is well."""
 
     received: int = 0
     redelivered: int = 0
@@ -36,13 +36,13 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
     def complain(self, problem: str) -> None:
-        """Note a problem, unless there are many already."""
+        """Add a problem, unless there are many already."""
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(problem)
 
     @property
     def rate(self) -> float:
-        """Messages a second, from the first to the last."""
+        """Messages per second, from the first to the last."""
         seconds = (self.ended_ns - self.began_ns) / 1e9
         return self.received / seconds if seconds > 0 else 0.0
 
@@ -97,7 +97,7 @@ def check_reliable(source: Source, pieces: Iterable[Piece], *, ordered: bool) ->
 
 def _first_occurrences(lines: int, pieces: Sequence[Piece], verdict: Verdict, *, ordered: bool) -> list[Run]:
     seen = bytearray(lines)
-    following = 0  # the offset that is next, in order
+    following = 0  # the next offset in order
     runs: list[Run] = []
     for piece in pieces:
         verdict.began_ns = verdict.began_ns or piece.at_ns

@@ -7,12 +7,10 @@
             client.create_topic("orders")
             ...
 
-It speaks protocol version 1 and does what a broker does for producers, consumers, readers and requests, in the
-simplest way. A message that is refused waits for its back-off, and at last goes to the dead-letter topic, as in a
-broker; `paused` is obeyed; there is no acknowledgment timeout, and other options are only kept and shown. It can be
-made to fail: `refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not fast, and promises nothing.
-
-Here are the socket and the thread; `protocol.py` decides what is said.
+It speaks protocol version 1 and does what a broker does for producers, consumers, readers and requests, in the simplest
+way. A refused message waits for its back-off, and finally goes to the dead-letter topic, as in a broker; `paused`
+works; there is no acknowledgment timeout, and other options are only stored and shown. It can be made to fail:
+`refuse`, `disconnect`, `restart`, `silent`, `moved`. It is not fast, and stores nothing durably.
 
 May touch: zmq, one thread, the clock. Invariant: everything but the public methods runs in that thread.
 """
@@ -33,16 +31,16 @@ from ister.testing.protocol import Protocol
 from ister.wire import Limit
 
 TICK_MS: Final = 20
-ANSWER_S: Final = 5.0  # how long a public method waits for the broker's thread
-REBIND_S: Final = 0.002  # between attempts to listen again where the old socket is still being closed
+ANSWER_S: Final = 5.0  # seconds; how long a public method waits for the broker's thread
+REBIND_S: Final = 0.002  # seconds between attempts to listen again while the old socket is being closed
 
 
 class Broker:
     """A small broker in memory; use it in a `with` block.
 
-    `endpoint` is what to connect to. `heard` has the type and header of every frame that came in (the last 10,000), for
-    assertions. While `silent` is true, it takes frames in and answers none. `moved` maps topics to the endpoints at
-    which it says they are.
+    `endpoint` is its address. `heard` has the type and header of every frame that arrived (the last 10,000), for
+    assertions. While `silent` is true, it reads frames and answers none. `moved` maps topics to the endpoints at which
+    it says they are.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class Broker:
         self.close()
 
     def close(self) -> None:
-        """Stop; clients see a broker that is gone."""
+        """Stop; to clients the broker is gone."""
         self._over = True
         self._thread.join()
         self._router.close(0)

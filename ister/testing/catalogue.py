@@ -1,7 +1,7 @@
-"""What exists in the broker for tests: topics, subscriptions, and the topics of their dead letters.
+"""The topics and subscriptions of the broker for tests, and their dead-letter topics.
 
-Knows names, numbers and settings. Who is connected is in `sessions.py`, who gets what next in `model.py`. Pure: no
-socket, clock or thread; times are handed in. What cannot be done raises the `RemoteError` that a broker answers.
+Knows names, numbers and settings. `sessions.py` knows who is connected, `model.py` who gets what next. Pure: no socket,
+clock or thread; times are parameters. Errors are raised as the `RemoteError` that a broker answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Catalogue:
     """All topics with their subscriptions, and the readers of each topic."""
 
     def __init__(self) -> None:
-        self.changes = 0  # how often a topic came or went: the version that watches compare
+        self.changes = 0  # how often a topic was created or deleted: the version that watches compare
         self._topics: dict[str, Topic] = {}
         self._subscribed = 0
         self._named_for_letters: set[str] = set()  # names of topics, whether or not these exist
@@ -37,7 +37,7 @@ class Catalogue:
         return topic
 
     def create(self, asked: dict[str, Any]) -> Topic:
-        """Make a topic, as the arguments of `topic.create` say; raises `RemoteError` (`topic-exists`)."""
+        """Create a topic from the arguments of `topic.create`; raises `RemoteError` (`topic-exists`)."""
         if asked["topic"] in self._topics:
             raise RemoteError("topic-exists", f"topic {asked['topic']!r} exists")
         topic = Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
@@ -49,7 +49,7 @@ class Catalogue:
         return topic
 
     def delete(self, topic: Topic) -> None:
-        """Forget a topic, its messages and its subscriptions."""
+        """Delete a topic, its messages and its subscriptions."""
         del self._topics[topic.name]
         self.changes += 1
 
@@ -59,7 +59,7 @@ class Catalogue:
         return [self._topics[name] for name in names[:limit]], len(names) > limit
 
     def matching(self, pattern: str, subscription: str) -> list[dict[str, Any]]:
-        """Return what a watch is told of the topics that match a pattern; those of dead letters are left out.
+        """Return the answer to a watch about the topics that match a pattern; dead-letter topics are left out.
 
         `later` marks a topic that is newer than the first subscription of that name on any of them.
         """
@@ -97,7 +97,7 @@ class Catalogue:
     def subscribe(
         self, topic: Topic, name: str, kind: str, start: Any, options: dict[str, Any]
     ) -> Subscription:
-        """Make a subscription; raises `RemoteError` (`subscription-exists`, `invalid-argument`)."""
+        """Create a subscription; raises `RemoteError` (`subscription-exists`, `invalid-argument`)."""
         if name in topic.subscriptions:
             raise RemoteError("subscription-exists", f"subscription {name!r} exists")
         if kind not in SUBSCRIPTION_TYPES:
@@ -111,7 +111,7 @@ class Catalogue:
         return subscription
 
     def read(self, topic: Topic, name: str, start: Any) -> Subscription:
-        """Make the place of one reader, which ends with it."""
+        """Create the position of one reader, which ends with it."""
         place = Subscription(topic, name, READER, topic.place(start))
         topic.readers.append(place)
         return place
@@ -129,7 +129,7 @@ class Catalogue:
     # ---- dead letters --------------------------------------------------------------------------------------------
 
     def bury(self, subscription: Subscription, offset: int, reason: str, now_ms: int) -> None:
-        """Put a message that is given up into the subscription's dead-letter topic, which is made as needed."""
+        """Put a message that is given up into the subscription's dead-letter topic, which is created as needed."""
         name = failures.options_of(subscription)["dead_letter_topic"]
         topic = self._topics.get(name)
         if topic is None:

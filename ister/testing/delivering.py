@@ -1,6 +1,6 @@
-"""What the broker for tests sends to consumers, and what they say back: credit, acknowledgments, refusals.
+"""What the broker for tests sends to consumers, and their answers: credit, acknowledgments, refusals.
 
-Which messages come next is decided in `model.py`; here they become frames. Opening consumers is in `handles.py`.
+`model.py` decides which messages come next; here they become frames. Opening consumers is in `handles.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ister.wire import Column, Key, Type
 
 
 class Delivering:
-    """Takes the frames of consumers, and delivers whatever their credit allows."""
+    """Handles the frames of consumers, and delivers as far as their credit allows."""
 
     def __init__(self, catalogue: Catalogue, sessions: Sessions, clock: Clock) -> None:
         self._catalogue = catalogue
@@ -27,7 +27,7 @@ class Delivering:
     # ---- what consumers say --------------------------------------------------------------------------------------
 
     def on_frame(self, consumer: Consumer, kind: int, header: wire.Header) -> None:
-        """Take a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND; raises `RemoteError` (`ack-unknown`)."""
+        """Handle a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND; raises `RemoteError` (`ack-unknown`)."""
         subscription = consumer.subscription
         if kind == Type.CREDIT:
             consumer.messages += header[Key.MESSAGES]
@@ -51,7 +51,7 @@ class Delivering:
             self._sessions.say(consumer.session, {Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
 
     def _refused(self, consumer: Consumer, offsets: set[int], header: wire.Header) -> None:
-        """Have messages wait until they come again, or do with poison what the subscription's options say."""
+        """Let refused messages wait for redelivery, or treat poison as the subscription's options say."""
         subscription, now_s = consumer.subscription, self._clock.monotonic()
         if subscription.kind == READER:
             return
@@ -77,7 +77,7 @@ class Delivering:
     # ---- what consumers get --------------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
-        """Deliver from every subscription until nothing is left, or nobody has credit."""
+        """Deliver from every subscription until nothing is left, or no consumer has credit."""
         now_s = self._clock.monotonic()
         for subscription in self._catalogue.everything_read():
             subscription.wake(now_s)
@@ -127,7 +127,7 @@ class Delivering:
 
 
 def _frames(batch: list[Record]) -> tuple[int, list[bytes]]:
-    """Return the columns that messages have, and the body of the frame that delivers them."""
+    """Return the columns of some messages, and the body of the frame that delivers them."""
     columns = 0
     body = [bodies.pack_lengths([record.payload for record in batch]), b"".join(r.payload for r in batch)]
     if any(record.key for record in batch):

@@ -1,4 +1,4 @@
-"""What becomes of failures in the broker for tests: options, back-off, and what a dead letter says. Pure."""
+"""Failed messages in the broker for tests: options, back-off, and the contents of a dead letter. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUFFIX: Final = ".dlq"
 
 
 def options_of(subscription: Subscription) -> dict[str, Any]:
-    """Return every option that counts: the subscription's own, and the defaults for the others."""
+    """Return every option in force: the subscription's own, and the defaults for the others."""
     given, topic = subscription.settings, subscription.topic
     if topic.strategy != "reliable":
         return {
@@ -38,7 +38,7 @@ def options_of(subscription: Subscription) -> dict[str, Any]:
 
 
 def wait_s(subscription: Subscription, offset: int, delay_ms: int | None) -> float | None:
-    """Count a failure; return how long the message waits until it comes again, None if it is poison now."""
+    """Count a failure; return how long the message waits for redelivery, None if it is poison now."""
     options = options_of(subscription)
     failures = subscription.failures[offset] = subscription.failures.get(offset, 0) + 1
     if 0 < options["max_deliveries"] <= failures:
@@ -50,7 +50,7 @@ def wait_s(subscription: Subscription, offset: int, delay_ms: int | None) -> flo
 
 
 def letter_of(subscription: Subscription, offset: int, producer_id: int, reason: str, now_ms: int) -> Record:
-    """Return a message as it lies in the dead-letter topic."""
+    """Return a message as it is in the dead-letter topic."""
     record = subscription.topic.records[offset]
     told = {
         "topic": subscription.topic.name,
@@ -69,13 +69,13 @@ def letter_of(subscription: Subscription, offset: int, producer_id: int, reason:
 
 
 def make_ready(topic: Topic) -> None:
-    """Make a topic one of dead letters: it is marked, and has the subscription that keeps them."""
+    """Make a topic a dead-letter topic: it is marked, and has the subscription that keeps its letters."""
     topic.settings["dead_letters"] = 1
     if REDRIVE not in topic.subscriptions:
         topic.subscriptions[REDRIVE] = Subscription(topic, REDRIVE, "exclusive", 0)
 
 
 def producer_of(topic: Topic, offset: int) -> int:
-    """Return the producer id of a message, 0 for one that nobody published."""
+    """Return the producer id of a message, 0 if it has none."""
     before = [(first, who) for (who, _), first in topic.placed.items() if first <= offset]
     return max(before, default=(0, 0))[1]

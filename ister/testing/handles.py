@@ -1,7 +1,6 @@
 """Opening producers and consumers in the broker for tests, and publishing.
 
-Decides who may open what, and takes batches in. What goes to consumers, and comes back from them, is in
-`delivering.py`.
+It decides who may open what, and accepts batches. `delivering.py` sends to consumers and handles their frames.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ister.wire import Column, Key, Limit, Type
 
 
 class Handles:
-    """What clients open and close in their sessions, and what they publish."""
+    """The handles that clients open and close in their sessions, and what they publish."""
 
     def __init__(
         self, catalogue: Catalogue, sessions: Sessions, clock: Clock, limits: dict[int, int]
@@ -112,7 +111,7 @@ class Handles:
         return answer
 
     def _subscription(self, topic: Topic, name: str, kind: str, header: wire.Header) -> Subscription:
-        """Return what a consumer reads, made as needed; raises `RemoteError` where it has no place there."""
+        """Return the subscription of a consumer, created as needed; raises `RemoteError` if it may not attach."""
         start, options = header.get(Key.START, "latest"), header.get(Key.ARGUMENTS, {})
         if kind == READER:
             return self._catalogue.read(topic, name, start)
@@ -136,7 +135,7 @@ class Handles:
 
 
 def _records(frames: list[bytes], columns: int, count: int, now_ms: int) -> list[Record]:
-    """Return the messages of a batch that was checked."""
+    """Return the messages of a checked batch."""
     nothing = [b""] * count
     keys = bodies.split_column(frames[2], count) if columns & Column.KEYS else nothing
     at = 2 + (columns & Column.KEYS)

@@ -1,6 +1,6 @@
-"""The state of the broker for tests, and how it changes: topics, subscriptions, consumers, who gets what next.
+"""The state of the broker for tests, and its changes: topics, subscriptions, consumers, who gets what next.
 
-Knows no names of others, no frames of the protocol and no clock: see `catalogue.py`, `handles.py`, `delivering.py`.
+It knows no names of others, no frames of the protocol and no clock: see `catalogue.py`, `handles.py`, `delivering.py`.
 Pure, and not fast.
 """
 
@@ -29,7 +29,7 @@ class Record:
 
 @dataclass(slots=True)
 class Topic:
-    """A topic: all its messages, and who publishes to it."""
+    """A topic: all its messages, and its producers."""
 
     name: str
     strategy: str
@@ -40,11 +40,11 @@ class Topic:
     owners: dict[int, Producer] = field(default_factory=dict)
     number: int = 0  # tells it from others of that name
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
-    readers: list[Subscription] = field(default_factory=list)  # one each; they end with their consumer
+    readers: list[Subscription] = field(default_factory=list)  # one per reader; they end with their consumer
     settings: dict[str, Any] = field(default_factory=dict)
 
     def shown(self) -> dict[str, Any]:
-        """Return what a listing says of it."""
+        """Return its entry in a list."""
         return {
             "topic": self.name,
             "strategy": self.strategy,
@@ -67,26 +67,26 @@ class Topic:
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """A subscription, or the place of one reader."""
+    """A subscription, or the position of one reader."""
 
     topic: Topic
     name: str
     kind: str
     next: int  # everything from here on was never delivered
-    again: list[int] = field(default_factory=list)  # to be delivered again, in order
-    later: list[tuple[float, int]] = field(default_factory=list)  # nacked with a delay
+    again: list[int] = field(default_factory=list)  # to be redelivered, in order
+    later: list[tuple[float, int]] = field(default_factory=list)  # refused with a delay
     attempts: dict[int, int] = field(default_factory=dict)
     acked: set[int] = field(default_factory=set)
     consumers: list[Consumer] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)  # how often messages were refused
-    blocking: list[tuple[int, str]] = field(default_factory=list)  # poison that stops it, and why it is that
+    blocking: list[tuple[int, str]] = field(default_factory=list)  # poison that blocks it, with the reason
     dead_lettered: int = 0
-    number: int = 0  # of the last topic that was made before it
+    number: int = 0  # the number of the last topic created before it
     made: int = 0  # tells it from others of that name
 
     def shown(self) -> dict[str, Any]:
-        """Return what a listing says of it."""
+        """Return its entry in a list."""
         pending = self.pending()
         shown: dict[str, Any] = {
             "topic": self.topic.name,
@@ -107,7 +107,7 @@ class Subscription:
         return shown
 
     def pending(self) -> list[tuple[int, int]]:
-        """Return the ranges that nobody has acknowledged."""
+        """Return the unacknowledged ranges."""
         left = {*range(self.next, len(self.topic.records)), *self.again} - self.acked
         left |= {offset for _, offset in self.later} | {o for each in self.consumers for o in each.held}
         left |= {offset for offset, _ in self.blocking}
@@ -124,7 +124,7 @@ class Subscription:
             consumer.held.clear()
 
     def acknowledge(self, offsets: set[int]) -> None:
-        """Take messages as done, whoever holds them; a reader acknowledges nothing."""
+        """Mark messages as done, whichever consumer holds them; a reader acknowledges nothing."""
         if self.kind == READER:
             return
         self.acked |= offsets
@@ -133,7 +133,7 @@ class Subscription:
         self.again = [offset for offset in self.again if offset not in offsets]
 
     def detach(self, consumer: Consumer) -> None:
-        """A consumer leaves: what it holds is delivered again."""
+        """Detach a consumer: what it holds is redelivered."""
         if self in self.topic.readers:
             self.topic.readers.remove(self)
         self.again = sorted({*self.again, *consumer.held} - self.acked)
@@ -144,14 +144,14 @@ class Subscription:
             self.consumers.remove(consumer)
 
     def wake(self, now_s: float) -> None:
-        """Deliver again what has waited long enough."""
+        """Queue what has waited long enough."""
         due = [offset for when, offset in self.later if when <= now_s]
         if due:
             self.later = [pair for pair in self.later if pair[0] > now_s]
             self.again = sorted({*self.again, *due} - self.acked)
 
     def explain(self) -> dict[str, Any]:
-        """Return why messages flow, or why they do not."""
+        """Return why messages flow or do not flow."""
         pending = sum(end - first for first, end in self.pending())
         reasons = []
         if self.blocking:
@@ -169,7 +169,7 @@ class Subscription:
         return {"flowing": not reasons, "reasons": reasons, "numbers": numbers}
 
     def take(self, consumer: Consumer, now_s: float, now_ms: int) -> list[int]:
-        """Take what a consumer is to get next: ascending, of one attempt, and without gaps if it is not sparse."""
+        """Take the next messages for a consumer: ascending, of one attempt, and without gaps if it is not sparse."""
         most = min(DELIVER_MESSAGES_MAX, consumer.messages)
         self._look_ahead(len(self.topic.records) if TRAITS[self.kind].by_key else most, now_s, now_ms)
         taken: list[int] = []
@@ -231,7 +231,7 @@ class Consumer:
     bytes: int
     sparse: bool = False
     held: set[int] = field(default_factory=set)
-    told: bool | None = None  # whether it was told that it is the active one
+    told: bool | None = None  # whether it was told that it is active
 
     @property
     def topic(self) -> Topic:

@@ -1,7 +1,7 @@
-"""What the broker for tests answers to REQUEST: topics, subscriptions, status, and the watches of patterns.
+"""The answers of the broker for tests to REQUEST: topics, subscriptions, status, and watches of patterns.
 
-Reads arguments and makes results. What exists is in `catalogue.py`; clients are told through `sessions.py`. An
-operation that is not here is refused with `unknown-operation`.
+It reads arguments and makes results. `catalogue.py` has the topics; `sessions.py` sends to clients. An unknown
+operation is refused with `unknown-operation`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ister.testing.model import Session, Subscription, Topic
 from ister.testing.sessions import Sessions
 from ister.wire import Key
 
-WATCH_MS: Final = 5000  # how long a watch waits for a change, if it says nothing
+WATCH_MS: Final = 5000  # how long a watch waits for a change, by default
 _PAGE: Final = 100
 
 
@@ -31,7 +31,7 @@ class Operations:
         self._watches: list[tuple[Session, int, dict[str, Any], float]] = []  # REF, arguments, until when
 
     def on_request(self, session: Session, header: wire.Header) -> None:
-        """Answer a REQUEST, at once or, `topic.watch`, later; raises `RemoteError`."""
+        """Answer a REQUEST, at once or (`topic.watch`) later; raises `RemoteError`."""
         operation, asked, ref = header[Key.OPERATION], header.get(Key.ARGUMENTS, {}), header[Key.REF]
         if operation == "topic.watch":
             until = self._clock.monotonic() + asked.get("wait_ms", WATCH_MS) / 1000
@@ -40,7 +40,7 @@ class Operations:
             self._sessions.result(session, ref, self._answer(operation, asked))
 
     def answer_watches(self) -> None:
-        """Answer every watch that has waited long enough, or that a change concerns."""
+        """Answer every watch that has waited long enough, or that is affected by a change."""
         version, now = self._catalogue.changes, self._clock.monotonic()
         watches, self._watches = self._watches, []
         for watch in watches:

@@ -1,6 +1,6 @@
 """The protocol of the broker for tests, without a socket: frames come in, frames go out, time passes.
 
-Decides which part a frame is for, and answers what is wrong. The parts: `sessions.py` (who is connected), `handles.py`
+It decides which part handles a frame, and answers errors. The parts: `sessions.py` (who is connected), `handles.py`
 (opening, publishing), `delivering.py` (consumers), `operations.py` (requests), `catalogue.py` (what exists). The socket
 and the thread are in `__init__.py`.
 """
@@ -28,14 +28,14 @@ Moved = Callable[[str], str | None]
 
 
 class Protocol:
-    """What the broker says to what it hears."""
+    """The broker's side of the protocol."""
 
     def __init__(
         self, send: Send, moved: Moved, *, limits: dict[int, int], heartbeat_ms: int, clock: Clock
     ) -> None:
-        """`send(routing id, header, *body frames)` takes what is said; `limits` by key of `wire.Limit`.
+        """`send(routing id, header, *body frames)` sends a message; `limits` by key of `wire.Limit`.
 
-        `moved(topic)` returns the endpoint at which a topic is said to be, `None` for this one.
+        `moved(topic)` returns the endpoint at which a topic is said to be, `None` for this broker.
         """
         self.heard: deque[tuple[int, wire.Header]] = deque(maxlen=HEARD_MAX)
         self._moved = moved
@@ -53,11 +53,11 @@ class Protocol:
         self._refusals += [(kind, code)] * times
 
     def unplug(self) -> None:
-        """Every connection broke; sessions are kept."""
+        """All connections broke; sessions are kept."""
         self._sessions.unplug()
 
     def restart(self) -> None:
-        """The broker was started again: every session is forgotten, topics and acknowledgments are kept."""
+        """The broker was restarted: every session is forgotten, topics and acknowledgments are kept."""
         self._sessions.boot += 1
         self._sessions.end_all()
 
@@ -72,7 +72,7 @@ class Protocol:
     # ---- hearing -------------------------------------------------------------------------------------------------
 
     def hear(self, peer: bytes, frames: list[bytes], *, silent: bool) -> None:
-        """Do what a message from a routing id asks for, and answer it; if `silent`, only note that it came."""
+        """Handle a message from a routing id and answer it; if `silent`, only record it."""
         try:
             header = wire.decode_header(frames[0] if frames else b"")
         except RemoteProtocolError as error:

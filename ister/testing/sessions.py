@@ -1,7 +1,7 @@
-"""Who is connected to the broker for tests: sessions, the handles in them, and how they are told things.
+"""The sessions of the broker for tests, their handles, and messages to their clients.
 
-Knows headers, and no socket: frames leave through the `send` that is handed in. What a handle may do is in
-`handles.py` and `delivering.py`.
+It knows headers, and no socket: frames leave through the `send` it is given. `handles.py` and `delivering.py` know what
+a handle may do.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Send = Callable[..., None]  # (routing id, header, *body frames)
 
 
 class Sessions:
-    """All sessions; the broker answers each at the routing id from which it spoke last."""
+    """All sessions; each is answered at the routing id of its last frame."""
 
     def __init__(self, send: Send, limits: dict[int, int], heartbeat_ms: int) -> None:
-        self.boot = 1  # which start of the broker this is; the caller counts
+        self.boot = 1  # the number of this start of the broker, counted by the caller
         self._send = send
         self._limits = limits
         self._heartbeat_ms = heartbeat_ms
@@ -56,7 +56,7 @@ class Sessions:
         self._send(peer, welcome)
 
     def of(self, peer: bytes) -> Session:
-        """Return the session that speaks from a routing id; raises `RemoteError` (`hello-required`)."""
+        """Return the session of a routing id; raises `RemoteError` (`hello-required`)."""
         session = self._peers.get(peer)
         if session is None:
             raise RemoteError("hello-required", "there is no session here: say hello")
@@ -67,7 +67,7 @@ class Sessions:
         return session.secret in self._sessions
 
     def end(self, session: Session) -> None:
-        """Forget a session: its consumers leave, and what they hold is delivered again."""
+        """Forget a session: its consumers leave, and what they hold is redelivered."""
         for number in list(session.handles):
             self.leave(session, number)
         self._sessions.pop(session.secret, None)
@@ -79,7 +79,7 @@ class Sessions:
             self.end(session)
 
     def unplug(self) -> None:
-        """Every connection broke: sessions stay, and are resumed from other routing ids."""
+        """All connections broke: sessions stay, and are resumed from other routing ids."""
         self._peers.clear()
 
     # ---- handles -------------------------------------------------------------------------------------------------
