@@ -41,13 +41,13 @@ LOOK_S: Final = (
     # seconds, while there are connections without a session: what they may send meanwhile costs others some 100 ms
     0.01
 )
-LOOKS_MAX: Final = 500  # connections looked at each time, some microseconds each
-IDLE_LOOK_S: Final = 0.05  # a clock is read
+LOOKS_MAX: Final = 500  # connections checked each time, some microseconds each
+IDLE_LOOK_S: Final = 0.05  # seconds; only a clock is read
 # How long an answer may take to a client whose connection is ended behind it. It is there within a look or two, unless
 # its client does not read, or ZeroMQ's thread has to wait for a processor.
 ANSWERED_S_MAX: Final = 1.0
-UNREAD_MIN: Final = 4096  # who sends so that ZeroMQ cannot follow has more than that waiting
-# Of struct tcp_info (Linux 4.1 and later): what the other side has, and what this one has.
+UNREAD_MIN: Final = 4096  # bytes; a sender that ZeroMQ cannot keep up with has more than this waiting
+# Of struct tcp_info (Linux 4.1 and later): the bytes that the peer has, and those that arrived here.
 _BYTES_ACKED_AT: Final = 120
 _BYTES_RECEIVED_AT: Final = 128
 
@@ -87,7 +87,7 @@ class Guard:
         self._clock = clock
         self._is_short = is_short
         self._all: dict[int, Connection] = {}  # by descriptor
-        self._strangers: dict[Connection, None] = {}  # without a session, the oldest first
+        self._strangers: dict[Connection, None] = {}  # connections without a session, the oldest first
         self._answered: dict[Connection, _Answered] = {}  # to be ended
         self.outgoing = Outgoing(clock, acknowledged, self.end)
         self._hidden = HiddenWork()
@@ -136,7 +136,7 @@ class Guard:
             self._strangers[connection] = None
 
     def is_quiet(self) -> bool:
-        """Return whether nothing happened since the last look that is worth one."""
+        """Return whether nothing has happened since the last check that needs another."""
         return not (self._strangers or self._suspects or self._answered) and self._io.rests()
 
     def look(self, messages: int = 0, bytes_: int = 0, *, drained: bool = False) -> float:
