@@ -203,7 +203,7 @@ class Client(Administration):
                     raise
                 answer = self._ask(members.first_look(), seconds)
             members.follow(answer, later=False)
-            self.network.wait_anywhere(members.is_open, deadline)
+            self.network.waits.anywhere(members.is_open, deadline)
             members.check_open(seconds)
         except BaseException:
             consumer.abandon()
@@ -265,7 +265,7 @@ class Client(Administration):
         """Wait until something is opened, and return it."""
         seconds = self._seconds(timeout)
         try:
-            answered = self.network.wait(plan.handle, plan.ready, self.network.deadline(seconds))
+            answered = self.network.waits.wait(plan.handle, plan.ready, self.network.deadline(seconds))
             plan.finish(answered, seconds)
         except BaseException:
             self.opener.abandon(plan)
@@ -333,7 +333,7 @@ class Client(Administration):
         seconds = self._seconds(timeout)
         self.send_request(request)
         try:
-            self.network.wait(None, lambda: request.done, self.network.deadline(seconds), request)
+            self.network.waits.wait(None, lambda: request.done, self.network.deadline(seconds), request)
         finally:
             if not request.done:  # or it would be asked again over the next connection, for nobody
                 self.withdraw(request)
@@ -380,7 +380,7 @@ def connect(
     places.check_hosts(listed)
     client = Client(listed, timeout=timeout, name=name, on_event=on_event)
     try:
-        client.network.wait(None, client.greeted, client.network.deadline(timeout))
+        client.network.waits.wait(None, client.greeted, client.network.deadline(timeout))
         client.check_greeting(timeout)
     except BaseException:
         client.close()

@@ -18,8 +18,6 @@ Invariants
 from __future__ import annotations
 
 import logging
-import os
-import select
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from ister.clientsession import Session, back_off_s
 from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
 from ister.message import BrokerEvent
+from ister.polling import Wake, poll
 from ister.waking import News, Waiters
 
 TICK_S: Final = 0.01  # how long the background thread looks away while others move frames
@@ -75,44 +74,10 @@ class Owner(Protocol):
         """A broker has come, or gone, perhaps because an exception here cut the connection short (lock held)."""
 
     def close_dropped(self) -> None:
-        """Close at the broker what the program release without a word (lock held)."""
+        """Close at the broker what the program dropped without a word (lock held)."""
 
     def settle(self) -> None:
         """After the lock was let go: make the calls that users asked for."""
-
-
-class Wake:
-    """A file descriptor that is readable after `set`: what wakes one thread from `poll`."""
-
-    __slots__ = ("_write", "fd")
-
-    def __init__(self) -> None:
-        if hasattr(os, "eventfd"):
-            self.fd = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:  # macOS
-            self.fd, self._write = os.pipe()
-            os.set_blocking(self.fd, False)
-            os.set_blocking(self._write, False)
-
-    def set(self) -> None:
-        """Wake the thread, now or when it polls next."""
-        try:
-            os.write(self._write, b"\x01\0\0\0\0\0\0\0")
-        except OSError:
-            pass  # full: it wakes anyway
-
-    def clear(self) -> None:
-        """Forget earlier calls of `set`."""
-        try:
-            os.read(self.fd, 64)
-        except OSError:
-            pass  # nothing there
-
-    def close(self) -> None:
-        """Give the descriptors back."""
-        os.close(self.fd)
-        if self._write != self.fd:
-            os.close(self._write)
 
 
 class Connection:
@@ -416,17 +381,3 @@ class Connection:
         if self.background_until > due + patience and self.leader is None:
             self.background_until = due
             self.background.set()
-
-
-def poll(wake: Wake, fds: tuple[int, ...], timeout_s: float) -> None:
-    """Wait until the wake or one of the descriptors is readable, or the time has passed (without the lock)."""
-    poller = select.poll()
-    poller.register(wake.fd, select.POLLIN)
-    for fd in fds:
-        poller.register(fd, select.POLLIN)
-    milliseconds = None if timeout_s > 3600 else max(0, int(timeout_s * 1000 + 0.999))
-    for fd, event in poller.poll(milliseconds):
-        if fd == wake.fd:
-            wake.clear()
-        elif event & select.POLLNVAL:
-            return  # the socket was closed meanwhile

@@ -202,8 +202,8 @@ class Consumer(Receiver):
         seeking = self.begin_seek(position)
         deadline = self._network.deadline(arguments.timeout(timeout))
         try:
-            self._network.wait(None, seeking.answered, deadline)
-            self._network.wait(self.attachment, seeking.arrived, deadline)
+            self._network.waits.wait(None, seeking.answered, deadline)
+            self._network.waits.wait(self.attachment, seeking.arrived, deadline)
         finally:
             self.withdraw_seek(seeking)
         return self.end_seek(seeking, timeout)

@@ -66,7 +66,7 @@ class Conversation:
                 timeout=network.seconds_until(deadline),
             )
             over = correspondence.sent(receipt.shipment, inbox, waiting)
-            network.wait(inbox.reader.attachment, over, deadline, waiting)
+            network.waits.wait(inbox.reader.attachment, over, deadline, waiting)
         finally:
             correspondence.forget(inbox, waiting)
         if waiting.message is None and not inbox.closed:

@@ -1,11 +1,11 @@
-"""The connections of one client: where each producer and consumer is, and how a thread waits for something.
+"""The connections of one client: where each producer and consumer is, who is told of what, and the end.
+
+Moves the frames of no connection itself (`connection.py` does), and has no thread wait (`waits.py` does).
 
 May touch: threads, the zmq context; sockets only through `Connection`.
 
 Invariants
 - one lock guards everything of a client; user code never runs under it
-- a waiting thread moves the frames itself, or is woken by the one that does: no thread depends on the background
-  thread
 - a client is never used in a forked child, and never keeps an interpreter from exiting
 """
 
@@ -25,9 +25,10 @@ import zmq
 
 from ister.clientsession import Handle
 from ister.clock import Clock
-from ister.connection import Connection, Wake, poll
+from ister.connection import Connection
 from ister.errors import ClosedError, ConnectionLostError, ForkedError
 from ister.message import BrokerEvent
+from ister.waits import Waits
 from ister.waking import News
 
 MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off
@@ -52,7 +53,7 @@ class User(Protocol):
 
 
 class Network:
-    """The connections of one client: where each producer and consumer is, and how to wait for something."""
+    """The connections of one client, and where each of its producers and consumers is."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Network:
         self._left: dict[
             str, tuple[bytes, set[int]]
         ] = {}  # by endpoint: a session given up, and what is open in it
-        self._wakes: list[Wake] = []
+        self.waits = Waits(self)
         with self.lock:
             self.home = self._connection(endpoints, first=True)
         _live.add(self)
@@ -129,7 +130,7 @@ class Network:
             connection.background.set()
 
     def close_dropped(self) -> None:
-        """Close at the broker what the program release without a word (lock held)."""
+        """Close at the broker what the program dropped without a word (lock held)."""
         while self._dropped:
             handle = self._dropped.popleft()
             session = handle.session
@@ -192,7 +193,7 @@ class Network:
             self._connections.remove(connection)
             connection.background.close()
 
-    # ---- waiting -------------------------------------------------------------------------------------------------
+    # ---- time, and telling -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise if this client cannot be used here any more."""
@@ -213,104 +214,6 @@ class Network:
         """Have every background thread look at once (lock held)."""
         for connection in self._connections:
             connection.background.set()
-
-    def wait(
-        self,
-        handle: Handle | None,
-        condition: Callable[[], bool],
-        deadline: float,
-        awaited: object = None,
-    ) -> bool:
-        """Wait until `condition()` (evaluated under the lock) holds; False when the deadline came first.
-
-        The calling thread moves the frames of the connection the handle is at, wherever that is meanwhile. It looks
-        when there is news for what is `awaited`: the handle, unless it is something else.
-        """
-        self.check()
-        wake = self._wakes.pop() if self._wakes else Wake()
-        key = handle if awaited is None else awaited
-        at: Connection | None = None  # where it leads, or follows
-        try:
-            while True:
-                with self.lock:
-                    led = self._look_up(at, key, wake)
-                    at = connection = self.connection_of(handle)
-                    try:
-                        connection.service()
-                        answer = condition()
-                        while connection.session.outbox and connection.pump():
-                            answer = condition()
-                        if self.connection_of(handle) is not connection:
-                            continue  # it has just moved
-                        now = self.clock.monotonic()
-                        done = answer or now >= deadline
-                        lead = not done and connection.leader is None
-                        if lead:
-                            connection.leader = wake
-                            connection.touches += 1
-                        elif not done:
-                            connection.followers.add(key, wake)
-                        fds = connection.fds if lead else ()
-                        until = min(deadline, connection.deadline()) if lead else deadline
-                    finally:
-                        if led is not None and led.leader is None:
-                            _let_lead(led)
-                self.settle()
-                if done:
-                    return answer
-                poll(wake, fds, until - now)
-                self.check()
-        finally:
-            with self.lock:
-                led = self._look_up(at, key, wake)
-                if led is not None:
-                    _let_lead(led)
-            wake.clear()
-            if self.closed:
-                wake.close()
-            else:
-                self._wakes.append(wake)
-
-    @staticmethod
-    def _look_up(at: Connection | None, key: object, wake: Wake) -> Connection | None:
-        """Stop waiting for a moment; return the connection that nobody leads now (lock held)."""
-        if at is None:
-            return None
-        at.followers.discard(key, wake)
-        if at.leader is not wake:
-            return None
-        at.leader = None
-        return at
-
-    def wait_anywhere(self, condition: Callable[[], bool], deadline: float) -> bool:
-        """Do what `wait` does for something that may come over any connection; others move the frames."""
-        self.check()
-        wake = self._wakes.pop() if self._wakes else Wake()
-        try:
-            while True:
-                with self.lock:
-                    answer = condition()
-                    now = self.clock.monotonic()
-                    done = answer or now >= deadline
-                    followed = [] if done else list(self._connections)
-                    for connection in followed:
-                        connection.follow(wake)
-                self.settle()
-                if done:
-                    return answer
-                try:
-                    poll(wake, (), deadline - now)
-                finally:
-                    with self.lock:
-                        for connection in followed:
-                            connection.followers.discard(None, wake)
-                self.check()
-        finally:
-            wake.clear()
-            if self.closed:
-                wake.close()
-            else:
-                self._wakes.append(wake)
 
     def everywhere(self) -> list[Connection]:
         """Return every connection (lock held)."""
@@ -399,9 +302,7 @@ class Network:
             connection.join()
         self.settle()
         self.context.term()
-        for wake in self._wakes:
-            wake.close()
-        self._wakes.clear()
+        self.waits.close()
         _live.discard(self)
 
     def _come_back_for_goodbye(self) -> None:
@@ -416,7 +317,7 @@ class Network:
             )
 
         if not are_back():
-            self.wait_anywhere(are_back, self.clock.monotonic() + GOODBYE_S)
+            self.waits.anywhere(are_back, self.clock.monotonic() + GOODBYE_S)
 
     def after_fork(self) -> None:
         """In the child: nothing of this can be used, and nothing may hang when it is tried."""
@@ -424,13 +325,6 @@ class Network:
         self.lock = threading.Lock()  # the old one may be held by a thread that is not here
         for user in self._users:
             user.after_fork(self.lock)
-
-
-def _let_lead(connection: Connection) -> None:
-    """Nobody leads a connection any more: let one who waits there see that it may (lock held)."""
-    follower = connection.followers.first()
-    if follower is not None:
-        follower.set()
 
 
 _live: weakref.WeakSet[Network] = weakref.WeakSet()

@@ -355,7 +355,7 @@ class Producer:
             )
 
     def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
-        if not self._network.wait(self.publication, lambda: self.has_room(size()), deadline):
+        if not self._network.waits.wait(self.publication, lambda: self.has_room(size()), deadline):
             raise self.window_full(timeout)
 
     def has_room(self, size: int) -> bool:
@@ -379,7 +379,7 @@ class Producer:
     def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
         """Wait until a shipment is resolved; False when the time (seconds) ran out first."""
         deadline = self._network.deadline(arguments.timeout(timeout))
-        return self._network.wait(self.publication, lambda: shipment.resolved, deadline, shipment)
+        return self._network.waits.wait(self.publication, lambda: shipment.resolved, deadline, shipment)
 
     def why_waiting(self) -> str:
         """Say in words what it is waiting for, for the text of an error."""
@@ -396,7 +396,7 @@ class Producer:
         Raises `TimeoutExpiredError`, or the error of a refused message whose receipt was never checked.
         """
         deadline = self._network.deadline(arguments.timeout(timeout))
-        self.flushed(self._network.wait(self.publication, self.answered, deadline), timeout)
+        self.flushed(self._network.waits.wait(self.publication, self.answered, deadline), timeout)
 
     def answered(self) -> bool:
         """Whether nothing waits for a receipt; sends what is gathered (lock held)."""
@@ -431,7 +431,7 @@ class Producer:
             if publication.phase != "closing":
                 self.flush(timeout)
             self.begin_close()
-            self.closed(network.wait(publication, self.is_closed, deadline))
+            self.closed(network.waits.wait(publication, self.is_closed, deadline))
         finally:
             self.end()
 

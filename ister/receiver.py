@@ -143,7 +143,7 @@ class Receiver:
         return None
 
     def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
-        return self._network.wait(self.attachment, condition, deadline)
+        return self._network.waits.wait(self.attachment, condition, deadline)
 
     def _try(self, take: Callable[[Attachment], T | None]) -> T | None:
         """Return what `take` (called under the lock) finds, or raise the broker's error."""

@@ -121,7 +121,7 @@ class WildcardConsumer(Consumer):
     # ---- receiving -----------------------------------------------------------------------------------------------
 
     def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
-        return self._network.wait_anywhere(condition, deadline)
+        return self._network.waits.anywhere(condition, deadline)
 
     def _try(self, take: Callable[[Attachment], T | None]) -> T | None:
         """Take something of the topic whose turn it is, or raise what the broker said instead."""

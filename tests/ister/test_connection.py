@@ -10,7 +10,8 @@ import pytest
 import ister
 from ister import testing
 from ister.clock import SystemClock
-from ister.connection import Connection, Wake, poll
+from ister.connection import Connection
+from ister.polling import Wake, poll
 from ister.wire import Type
 
 

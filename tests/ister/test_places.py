@@ -103,7 +103,7 @@ def test_a_program_is_told_when_its_broker_goes_and_comes(
         assert [(event.code, event.endpoint) for event in client.events] == [("connected", broker.endpoint)]
         broker.disconnect()
         client.status(timeout=20)
-        client.network.wait(None, lambda: len(client.events) == 3, client.network.deadline(20))
+        client.network.waits.wait(None, lambda: len(client.events) == 3, client.network.deadline(20))
         assert [event.code for event in client.events] == ["connected", "lost", "connected"]
         client.status(timeout=20)
         until(lambda: len(told) == 3)  # by the thread that moved the frames, when it has let go of the lock

@@ -13,8 +13,8 @@ import pytest
 import ister
 import ister.aio
 from ister import testing
-from ister.connection import Wake
 from ister.errors import ClosedError, ConnectionLostError
+from ister.polling import Wake
 from ister.receiver import Receiver
 from ister.waking import News, Waiters
 

@@ -30,6 +30,18 @@ class Bell:
         self.set = _nobody
 
 
+class NoWaits:
+    """Nobody waits in a simulation."""
+
+    def wait(self, *_asked: Any) -> bool:
+        raise AssertionError("nobody waits in a simulation")
+
+    anywhere = wait
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def _nobody() -> None:
     """Nobody is there to be woken."""
 
@@ -124,12 +136,8 @@ class SimNetwork(ClientNetwork):
             connection_type=SimConnection,
         )
         self.eager = True
+        self.waits = cast(Any, NoWaits())
         _live.discard(self)  # nothing of it needs an end
-
-    def wait(
-        self, handle: Any, condition: Callable[[], bool], deadline: float, awaited: object = None
-    ) -> bool:
-        raise AssertionError("nobody waits in a simulation")
 
     def close_with(self, receiver: object, handle: Handle) -> None:
         """Have nothing done when garbage is collected: no seed can tell, and no world would be."""
