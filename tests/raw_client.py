@@ -17,7 +17,7 @@ import zmq
 
 from ister.wire import Key, Type
 
-PATIENCE_S = 10.0  # for one answer, on a machine that does other things too
+PATIENCE_S = 30.0  # for one answer, on a machine that does other things too
 
 
 class Frame(NamedTuple):
@@ -199,11 +199,13 @@ class Speaker(ABC):
         force: bool = False,
         tells: bool = False,
         instance: str | None = None,
+        counts_moves: bool = False,
         **options: Any,
     ) -> int:
         """Ask for a consumer and return the REF.
 
-        `tells`: it will say what its program takes; `instance`: it wants to know which of that name it gets.
+        `tells`: it will say what its program takes; `instance`: it wants to know which of that name it gets;
+        `counts_moves`: it will say of which moves of the subscription it has heard.
         """
         ref = next(self._refs)
         header: dict[int, Any] = {
@@ -228,6 +230,8 @@ class Speaker(ABC):
             header[Key.TAKEN] = 0
         if instance is not None:
             header[Key.INSTANCE] = instance
+        if counts_moves:
+            header[Key.SOUGHT] = 0
         if options:
             header[Key.ARGUMENTS] = options
         self.say(header)
@@ -280,13 +284,15 @@ class Speaker(ABC):
             found += self.expect(Type.DELIVER, handle=handle, timeout_s=timeout_s).messages()
         return found
 
-    def ack(self, handle: int, *ranges: tuple[int, int], confirm: bool = True) -> None:
-        """Acknowledge ranges, and wait for the confirmation if asked to."""
+    def ack(self, handle: int, *ranges: tuple[int, int], confirm: bool = True, sought: int = 0) -> None:
+        """Acknowledge ranges, after so many moves, and wait for the confirmation if asked to."""
         header: dict[int, Any] = {
             Key.TYPE: Type.ACK,
             Key.HANDLE: handle,
             Key.RANGES: [offset for each in ranges for offset in each],
         }
+        if sought:
+            header[Key.SOUGHT] = sought
         if not confirm:
             self.say(header)
             return

@@ -32,7 +32,7 @@ def test_bytes_are_counted_once(broker: OwnBroker, strategy: Literal["reliable",
             producer.send_batch([bytes(1000)] * 10).result(10)
             received = 0
             while received < 10:
-                batch = consumer.receive_batch(timeout=20)
+                batch = consumer.receive_batch(timeout=40)
                 assert batch is not None
                 received += len(batch.payloads)
             after = counts(client)

@@ -27,7 +27,7 @@ _names = itertools.count()
 @pytest.fixture
 def client(broker: OwnBroker) -> Iterator[ister.Client]:
     """Return a client of the shared broker."""
-    with ister.connect(broker.endpoint, timeout=10) as connected:
+    with ister.connect(broker.endpoint, timeout=40) as connected:
         yield connected
 
 
@@ -55,7 +55,7 @@ def taken(receiver: ister.Reader | ister.Consumer, count: int) -> list[int]:
     return found
 
 
-def wait_for(so: Callable[[], Any], within_s: float = 10.0) -> Any:
+def wait_for(so: Callable[[], Any], within_s: float = 60.0) -> Any:
     """Return what `so()` returns once that is true."""
     until = time.monotonic() + within_s
     while not (found := so()):
@@ -135,7 +135,7 @@ def test_a_look_shows_what_nobody_acknowledged(client: ister.Client, topic: str)
     with client.consumer(topic, "s", type="shared", start="earliest") as consumer:
         acknowledged: set[int] = set()
         while len(acknowledged) < 4000:
-            batch = consumer.receive_batch(timeout=10)
+            batch = consumer.receive_batch(timeout=40)
             assert batch is not None
             some = [message for message in batch if message.offset % 1000]
             acknowledged |= {message.offset for message in some}
@@ -355,7 +355,7 @@ def test_asyncio_has_all_of_it(broker: OwnBroker, topic: str) -> None:
     """The same calls, awaited."""
 
     async def program() -> None:
-        async with ister.aio.connect(broker.endpoint, timeout=10) as client:
+        async with ister.aio.connect(broker.endpoint, timeout=40) as client:
             async with client.producer(topic) as producer:
                 await (await producer.send_batch([b"%d" % n for n in range(9)]))
             async with client.reader(topic, start=5) as reader:

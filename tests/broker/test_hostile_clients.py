@@ -35,7 +35,7 @@ class Control:
         )
         self.next = 0
 
-    def goes_on(self, within_s: float = 5.0) -> None:
+    def goes_on(self, within_s: float = 30.0) -> None:
         """See that a message gets through, both ways, on the same connections."""
         payload = b"%d" % self.next
         self.producer.publish(1, self.next, payload)
@@ -185,7 +185,7 @@ def test_a_flood_of_requests_leaves_room_for_others(broker: OwnBroker, control: 
         flooder.socket.send(request)
         if number % 5000 == 0:
             control.goes_on()
-    control.goes_on(within_s=10)
+    control.goes_on()
     assert control.admin.request("topic.list")["topics"]
 
 
@@ -207,7 +207,7 @@ def test_a_consumer_that_never_reads_costs_bounded_memory(broker: OwnBroker, con
         if number % 200 == 0:
             control.goes_on()
     seen = 0
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while seen < 600 and time.monotonic() < until:
         frame = lazy.hear(1)
         seen += frame.header[Key.COUNT] if frame is not None and frame.kind == Type.DELIVER else 0

@@ -131,7 +131,7 @@ def test_no_topic_starves_another(client: ister.Client) -> None:
         found: set[str] = set()
         taken = 0
         while len(found) < 6:
-            batch = consumer.receive_batch(timeout=10)
+            batch = consumer.receive_batch(timeout=40)
             assert batch is not None
             taken += len(batch)
             found.add(batch.topic)
