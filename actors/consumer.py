@@ -193,13 +193,12 @@ class Consumer(LoopActor):
 
     def _say_opened(self, position: int) -> None:
         tells = self._acknowledges and Key.TAKEN in self.wire.header
-        instance, moved = self._instance, self.holding.times_moved
+        instance, moved = self._instance, self.holding.times_moved if self._acknowledges else None
         if (
-            self._acknowledges and moved
-            # the client reconnected and may not know that the subscription was moved: its acknowledgments are void
-        ):
+            moved
+        ):  # the client reconnected and may not know that the subscription was moved: its acks are void
             instance = f"{instance}.{moved}"
-        if self.wire.open(position, self._strategy, instance, tells=tells):
+        if self.wire.open(position, self._strategy, instance, tells=tells, times_moved=moved):
             self.holding.begin_anew()
 
     @receives(TimeoutChanged)
@@ -276,9 +275,9 @@ class Consumer(LoopActor):
     def on_sought(self, sought: Sought) -> None:
         """Continue at another offset: acknowledgments of earlier deliveries do not count."""
         self.holding.moved(sought.offset)
-        self.wire.send(
-            Notice("sought", 0, f"the subscription goes on at offset {sought.offset}", sought.offset)
-        )
+        text = f"the subscription goes on at offset {sought.offset}"
+        moved = self.holding.times_moved if self._acknowledges else None
+        self.wire.send(Notice("sought", 0, text, sought.offset, moved))
 
     @receives(Stayed)
     def on_stayed(self, _stayed: Stayed) -> None:
@@ -353,10 +352,7 @@ class Consumer(LoopActor):
             if Key.REF in header:
                 self.wire.done(header[Key.REF])
             return
-        # When a client resumes its session it repeats its last words about deliveries over the old connection. If the
-        # subscription was moved meanwhile, it may not know that: all of it is redelivered.
-        unheard = self.holding.moved_since_opened and not self.wire.is_opened_here
-        if unheard or not self._acknowledges:
+        if not self._acknowledges or self._is_outdated(header):
             if Key.REF in header:
                 self.wire.done(header[Key.REF])
             return
@@ -373,6 +369,17 @@ class Consumer(LoopActor):
                 self._settled()
         except IsterError as error:
             self.wire.refuse(error, {key: header[key] for key in (Key.REF, Key.HANDLE) if key in header})
+
+    def _is_outdated(self, header: Header) -> bool:
+        """Return whether a frame is about deliveries from before a move that its client did not know of.
+
+        When a client resumes its session it repeats its last words about deliveries over the old connection. One that
+        does not count moves may not know of a move since: all of it is redelivered.
+        """
+        if self.wire.counts_moves:
+            known: int = header.get(Key.SOUGHT, 0)
+            return known < self.holding.times_moved
+        return self.holding.moved_since_opened and not self.wire.is_opened_here
 
     def _acknowledge(self, header: Header) -> None:
         holding = self.holding

@@ -100,10 +100,18 @@ class WirePlace:
             min(self.header[Key.BYTES], limits.credit_bytes_max),
         )
 
-    def open(self, position: int, strategy: str, instance: str, *, tells: bool) -> bool:
+    @property
+    def counts_moves(self) -> bool:
+        """Whether the client says with its acknowledgments of how many moves of the subscription it knows."""
+        return Key.SOUGHT in self.header
+
+    def open(
+        self, position: int, strategy: str, instance: str, *, tells: bool, times_moved: int | None
+    ) -> bool:
         """Tell the client that the handle is open, unless it was closed meanwhile; return whether it is open.
 
-        `instance` tells this subscription from others of its name, for a client that asks.
+        `instance` tells this subscription from others of its name, for a client that asks. `times_moved` is None where
+        nothing is acknowledged.
         """
         header, handle = self.header, self.handle
         if not self._gateway.sessions.opened(handle, self._generation, "consumer"):
@@ -120,6 +128,8 @@ class WirePlace:
             answer[Key.TAKEN] = 0
         if Key.INSTANCE in header:
             answer[Key.INSTANCE] = instance
+        if self.counts_moves and times_moved is not None:
+            answer[Key.SOUGHT] = times_moved
         self._gateway.send(handle.session, answer)
         self._opened_over = handle.session.routing or b""
         return True
@@ -227,6 +237,8 @@ class WirePlace:
         }
         if notice.offset is not None:
             header[Key.OFFSET] = notice.offset
+        if notice.sought is not None and self.counts_moves:
+            header[Key.SOUGHT] = notice.sought
         return header
 
     # ---- what waits ---------------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ class Attachment:
         self._at = 0  # its messages up to here were handed out, or are in the iterator that was
         self.lineage = 0  # counts how often the broker forgot what it had delivered here, or was told to
         self._sought = 0  # the lineage since the subscription was last moved
+        self._moves = 0  # of so many the broker has told, where it counts them
         self.begun = 0  # counts how often delivering started again: opened, or moved
         # acknowledgments: one run that grows, closed runs, and what was sent and may yet be lost
         self.ack_delivery: Delivery | None = None
@@ -185,11 +186,11 @@ class Attachment:
         if session is None or not self._acknowledges:
             return
         if self._until is not None:
-            session.emit({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: self.handle, Key.OFFSET: self._until})
+            session.emit(self._word(Type.ACK_UNTIL, {Key.OFFSET: self._until}))
         self._close_run()
         self._ranges = joined(self._ranges)
         for flat in _flat(self._ranges):
-            session.emit({Key.TYPE: Type.ACK, Key.HANDLE: self.handle, Key.RANGES: flat})
+            session.emit(self._word(Type.ACK, {Key.RANGES: flat}))
 
     def _open(self) -> None:
         session = self.session
@@ -214,6 +215,7 @@ class Attachment:
             Key.SPARSE: True,
             Key.TAKEN: 0,
             Key.INSTANCE: self._instance,
+            Key.SOUGHT: 0,
         }
         start = self._start if self._next is None else self._next
         if start is not None:
@@ -246,6 +248,7 @@ class Attachment:
                 self.strategy = header.get(Key.STRATEGY, "")
                 self.position = header.get(Key.OFFSET, 0)
                 self._tells = Key.TAKEN in header
+                self._moves = header.get(Key.SOUGHT, 0)
                 if self.kind == READER and self.strategy == "reliable" and self._next is None:
                     self._next = self.position
                 self.flush()
@@ -313,6 +316,7 @@ class Attachment:
                 self._line_up()
         elif kind == Type.EVENT:
             text, offset = header.get(Key.TEXT, ""), header.get(Key.OFFSET)
+            self._moves = max(self._moves, header.get(Key.SOUGHT, 0))
             self._on_happening(Event(header[Key.CODE], header.get(Key.COUNT, 0), text, offset, self.topic))
         elif kind == Type.ERROR:
             error = remote_error(header)
@@ -607,7 +611,14 @@ class Attachment:
         if self.phase != "open" or session is None:
             return  # opening again releases everything that is not acknowledged
         for flat in _flat(ranges):
-            session.emit({Key.TYPE: kind, Key.HANDLE: self.handle, Key.RANGES: flat, **more})
+            session.emit(self._word(kind, {Key.RANGES: flat, **more}))
+
+    def _word(self, kind: int, more: wire.Header) -> wire.Header:
+        """Return the header of what is said about messages: with the moves of which the broker has told."""
+        header: wire.Header = {Key.TYPE: kind, Key.HANDLE: self.handle, **more}
+        if self._moves:
+            header[Key.SOUGHT] = self._moves
+        return header
 
     @property
     def _acknowledges(self) -> bool:
@@ -646,7 +657,7 @@ class Attachment:
         confirm = confirm or (bool(ranges) and not self.confirming and len(self._unproven) >= UNPROVEN_ASK)
         self._ack_due = None
         if self._until is not None:
-            session.emit({Key.TYPE: Type.ACK_UNTIL, Key.HANDLE: self.handle, Key.OFFSET: self._until})
+            session.emit(self._word(Type.ACK_UNTIL, {Key.OFFSET: self._until}))
             self._last_sent = (self._until, self._until + 1)
             self._unproven_until = True
             self._until = None
@@ -654,11 +665,7 @@ class Attachment:
             ranges = [self._last_sent]  # acknowledging again is free, and its answer covers what went before
         for part in range(0, len(ranges), wire.RANGES_MAX):
             sent = ranges[part : part + wire.RANGES_MAX]
-            header: wire.Header = {
-                Key.TYPE: Type.ACK,
-                Key.HANDLE: self.handle,
-                Key.RANGES: [number for pair in sent for number in pair],
-            }
+            header = self._word(Type.ACK, {Key.RANGES: [number for pair in sent for number in pair]})
             if confirm and part + wire.RANGES_MAX >= len(ranges):
                 ref = session.expect(self._on_confirmed)
                 header[Key.REF] = ref
@@ -707,15 +714,8 @@ class Attachment:
         """The program failed, for this reason: so did all that it has in hand, which only the broker knows."""
         if self.phase == "open" and self.session is not None and self._tells:
             self.flush()
-            self.session.emit(
-                {
-                    Key.TYPE: Type.NACK,
-                    Key.HANDLE: self.handle,
-                    Key.RANGES: [],
-                    Key.TAKEN: self._handed,
-                    Key.REASON: reason,
-                }
-            )
+            what: wire.Header = {Key.RANGES: [], Key.TAKEN: self._handed, Key.REASON: reason}
+            self.session.emit(self._word(Type.NACK, what))
 
     def close(self) -> None:
         """Send what is acknowledged and say CLOSE; the phase becomes closed when the broker has answered."""

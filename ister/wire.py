@@ -112,6 +112,7 @@ class Key:
         39  # true: to be handed out one by one, each once the broker has confirmed that it is TAKEN
     )
     INSTANCE: Final = 40  # which of all the subscriptions that ever had this name it is
+    SOUGHT: Final = 41  # how often the subscription was moved, as far as its consumer knows
 
 
 class Column:
@@ -156,6 +157,7 @@ _KINDS: Final[dict[int, str]] = {
             Key.PRIORITY,
             Key.HEARTBEAT,
             Key.TAKEN,
+            Key.SOUGHT,
         ),
         "uint",
     ),

@@ -107,6 +107,7 @@ class Notice:
     count: int
     text: str
     offset: int | None = None  # the first offset that the event is about
+    sought: int | None = None  # how often the subscription was moved so far
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ type attachment struct {
 	queue     []*delivery
 	reached   uint64 // a reader's first offset that was not handed out
 	moved     bool   // reached counts
+	sought    uint64 // the moves of the subscription of which the broker has told, where it counts them
 	window    uint64
 	used      uint64 // messages taken since credit was given back
 	usedBytes uint64
@@ -113,7 +114,7 @@ func (a *attachment) open() {
 	h := header{
 		kType: tOpenConsumer, kRef: a.session.expect(a.onOpenAnswer), kHandle: a.handle, kTopic: a.topic,
 		kSubscription: a.subscription, kSubscriptionType: a.kind, kMessages: a.window, kBytes: uint64(creditBytes),
-		kSparse: true,
+		kSparse: true, kSought: 0,
 	}
 	if a.reader() && a.moved {
 		h[kStart] = a.reached
@@ -144,6 +145,7 @@ func (a *attachment) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
 	case tOpened:
 		a.phase, a.opened, a.failures, a.trouble = pubOpen, true, 0, nil
 		a.position = h.uint(kOffset)
+		a.sought = h.uint(kSought)
 		a.usedSince = now
 		a.repeatAcks() // a broker that had not finished an earlier open ignored them before
 		a.confirming = false
@@ -303,6 +305,7 @@ func (a *attachment) event(h header) {
 	if h.has(kOffset) {
 		told.Offset = int64(h.uint(kOffset))
 	}
+	a.sought = max(a.sought, h.uint(kSought))
 	switch told.Code {
 	case "active", "standby":
 		active := told.Code == "active"
@@ -463,7 +466,7 @@ func (a *attachment) repeatAcks() {
 
 func (a *attachment) sendUntil() {
 	if a.until != nil && a.session != nil && a.phase != pubClosing && a.phase != pubClosed {
-		a.session.emit(header{kType: tAckUntil, kHandle: a.handle, kOffset: *a.until})
+		a.session.emit(a.about(header{kType: tAckUntil, kHandle: a.handle, kOffset: *a.until}))
 	}
 }
 
@@ -480,7 +483,7 @@ func (a *attachment) sendRanges(h header, spans []span, ref uint64) {
 		for _, each := range some {
 			flat = append(flat, each.first, each.end)
 		}
-		frame := header{kHandle: a.handle, kRanges: flat}
+		frame := a.about(header{kHandle: a.handle, kRanges: flat})
 		for key, value := range h {
 			frame[key] = value
 		}
@@ -489,6 +492,14 @@ func (a *attachment) sendRanges(h header, spans []span, ref uint64) {
 		}
 		a.session.emit(frame)
 	}
+}
+
+// about adds to a frame about messages of which moves of the subscription this client has heard.
+func (a *attachment) about(h header) header {
+	if a.sought > 0 {
+		h[kSought] = a.sought
+	}
+	return h
 }
 
 func (a *attachment) settled() bool {

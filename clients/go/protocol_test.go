@@ -258,6 +258,33 @@ func TestAcknowledgmentsAreRepeatedInAResumedSessionAndForgottenInANewOne(test *
 	}
 }
 
+func TestAcknowledgmentsSayOfWhichMovesTheClientHasHeard(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a := t.consumer(10)
+	t.opened(header{kSought: 0})
+	ack := func(first uint64) any {
+		t.deliver(first, "x")
+		t.said()
+		a.ack(a.next(1, t.now), t.now)
+		a.flush(false)
+		for _, h := range t.said() {
+			if h.uint(kType) == tAck {
+				return h[kSought]
+			}
+		}
+		t.Fatal("nothing is acknowledged")
+		return nil
+	}
+	if got := ack(0); got != nil {
+		t.Fatalf("%v before any move", got)
+	}
+	t.hear(header{kType: tEvent, kHandle: 2, kCode: "sought", kOffset: 0, kSought: 2})
+	if got := ack(0); got != uint64(2) {
+		t.Fatalf("%v after the second move", got)
+	}
+}
+
 func TestManyRangesAreSplit(test *testing.T) {
 	t := newTalk(test)
 	t.welcome(false)

@@ -22,7 +22,7 @@ const (
 	kReason, kCode, kText, kAction, kEndpoint, kSession, kBoot, kVersion           = 15, 16, 17, 18, 19, 20, 21, 22
 	kLimits, kArguments, kProducer, kStart, kReceipts, kSubscriptionType           = 23, 24, 25, 26, 27, 28
 	kPriority, kOperation, kClient, kResumed, kHeartbeat, kClosed                  = 29, 30, 31, 32, 33, 34
-	kStrategy, kSparse, kForce, kTaken, kSingly, kInstance                         = 35, 36, 37, 38, 39, 40
+	kStrategy, kSparse, kForce, kTaken, kSingly, kInstance, kSought                = 35, 36, 37, 38, 39, 40, 41
 	columnKeys, columnAttributes, columnTimes                                      = 1, 2, 4
 	headerBytesMax, rangesMax                                                      = 8192, 400
 	offsetUnknown                                                           uint64 = math.MaxUint64
@@ -76,7 +76,7 @@ var kinds = map[uint64]keyKind{
 	kText: aText, kAction: aText, kEndpoint: aText, kSession: aBytes, kVersion: anything, kLimits: aMap,
 	kArguments: aMap, kStart: anything, kReceipts: uints, kSubscriptionType: aText, kOperation: aText,
 	kClient: aText, kResumed: aBool, kClosed: aBool, kStrategy: aText, kSparse: aBool, kForce: aBool,
-	kSingly: aBool,
+	kSingly: aBool, kInstance: aText,
 }
 
 var required = map[uint64][]uint64{
@@ -118,7 +118,7 @@ func decodeHeader(frame []byte) (header, *Error) {
 		}
 	}
 	for key, value := range found {
-		if key > kInstance {
+		if key > kSought {
 			continue
 		}
 		right := true

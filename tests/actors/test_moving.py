@@ -10,7 +10,7 @@ from ister.actors.addresses import FETCHER_PATH, TIER
 from ister.actors.fetcher import Fetcher
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets, reader
-from tests.stage import Stage
+from tests.stage import Stage, StagedClient
 
 TYPES = ["exclusive", "failover", "shared", "key-shared"]
 
@@ -55,6 +55,87 @@ def test_what_was_delivered_before_a_move_is_acknowledged_no_more(scene: Scene) 
     assert sorted(offsets(client)) == [0, 1, 2, 3]
     client.ack(1, (0, 4))
     assert scene.shown()["cursor"] == 4
+
+
+WORDS: dict[str, Callable[[StagedClient], object]] = {
+    "ack": lambda client: client.ack(1, (0, 4)),
+    "ack_until": lambda client: client.ack_until(1, 3),
+    "nack": lambda client: client.nack(1, (0, 4), delay_ms=60_000),
+    "extend": lambda client: client.extend(1, (0, 4)),
+}
+
+
+@pytest.mark.requirement("9.10-1", "9.10-3")
+@pytest.mark.parametrize("word", WORDS)
+def test_what_is_on_its_way_during_a_move_is_about_nothing_that_is_sent_again(
+    scene: Scene, word: str
+) -> None:
+    """The same consumer has the messages again by then; who closes without a further word leaves them to the next."""
+    client = scene.consumer(counts_moves=True, ack_timeout_ms=10_000)
+    assert client.opened.header[Key.SOUGHT] == 0
+    scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
+    assert offsets(client) == [0, 1, 2, 3]
+    scene.request("seek", to=0)
+    (sought,) = [event for event in events(client) if event.code == "sought"]
+    assert sought.header[Key.SOUGHT] == 1
+    assert offsets(client) == [0, 1, 2, 3]
+    scene.stage.advance(6)
+    WORDS[word](client)  # it was written before "sought" was read
+    scene.stage.settle()
+    assert (scene.shown()["cursor"], scene.shown()["in_flight"]) == (0, 4)
+    scene.stage.advance(4.5)  # and their time was not extended: they wait for their back-off
+    assert scene.shown()["in_flight"] == 0
+    client.close_handle(1)
+    scene.stage.advance(2)
+    assert offsets(scene.consumer()) == [0, 1, 2, 3]
+
+
+@pytest.mark.requirement("9.10-1", "9.10-2")
+def test_who_has_heard_of_a_move_says_so_and_acknowledges(scene: Scene) -> None:
+    """Of every one: a number that is behind does not count, also after the handle is opened again."""
+    client = scene.consumer(counts_moves=True)
+    scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
+    for number in (1, 2):
+        scene.request("seek", to=0)
+        assert [each.header[Key.SOUGHT] for each in events(client) if each.code == "sought"] == [number]
+        client.ack(1, (0, 4), sought=number - 1)
+        assert scene.shown()["cursor"] == 0
+    client.ack(1, (0, 2), sought=2)
+    assert scene.shown()["cursor"] == 2
+    again = client.open_consumer(1, "orders", "s", scene.type, sparse=True, counts_moves=True)
+    assert again.header[Key.SOUGHT] == 2
+    client.ack(1, (2, 4), sought=1)
+    assert scene.shown()["cursor"] == 2
+    client.ack(1, (2, 4), sought=2)
+    assert scene.shown()["cursor"] == 4
+
+
+@pytest.mark.requirement("9.10-2")
+def test_what_was_done_after_a_move_counts_when_a_session_is_resumed(scene: Scene) -> None:
+    """Its client says with it that it has heard of the move: nothing of that comes again."""
+    client = scene.consumer(counts_moves=True, instance="")
+    scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
+    scene.request("seek", to=0)
+    events(client)
+    client.disconnect()
+    client.reconnect()
+    client.ack(1, (0, 3), confirm=False, sought=1)
+    client.open_consumer(1, "orders", "s", scene.type, sparse=True, counts_moves=True, instance="")
+    assert offsets(client)[-1:] == [3]
+    assert scene.shown()["cursor"] == 3
+
+
+@pytest.mark.requirement("9.10-1")
+def test_a_client_that_does_not_count_moves_hears_no_numbers(scene: Scene) -> None:
+    """Nor does a reader, who acknowledges nothing."""
+    client = scene.consumer()
+    reads = scene.stage.at_subscription("orders", "r-1")
+    opened = reads.open_consumer(1, "orders", "r-1", "reader", counts_moves=True)
+    scene.publish(b"0", key=b"k")
+    scene.request("seek", to=0)
+    (sought,) = [event for event in events(client) if event.code == "sought"]
+    for frame in (client.opened, sought, opened):
+        assert Key.SOUGHT not in frame.header
 
 
 @pytest.mark.parametrize("told", ["lost", "waiting"])

@@ -281,7 +281,9 @@ def test_an_exclusive_subscription_is_free_after_close_and_after_silence(
 
 def test_sessions_are_bounded_and_silence_makes_room(make_broker: MakeBroker) -> None:
     """A worker full of sessions refuses more, and takes them when others have ended."""
-    broker = make_broker(workers=1, settings={"protocol.sessions_max": 5, "protocol.session_timeout_ms": 2000})
+    broker = make_broker(
+        workers=1, settings={"protocol.sessions_max": 5, "protocol.session_timeout_ms": 2000}
+    )
     clients = [RawClient(broker.endpoint) for _ in range(5)]
     late = RawClient(broker.endpoint, hello=False)
     refused = late.hello()

@@ -217,6 +217,59 @@ def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
     assert acked(talk) == [[2, 3]]
 
 
+@pytest.mark.requirement("9.10-1", "9.10-2")
+def test_acknowledgments_say_of_which_moves_the_client_has_heard(talk: Talk) -> None:
+    """By the largest number that it was told; nothing before the first move, nor of a broker that counts none."""
+    talk.welcome()
+    attachment = talk.consumer()
+    talk.opened(SOUGHT=0)
+
+    def said() -> int | None:
+        """Acknowledge, refuse and extend messages that have just come; return what that says of moves."""
+        talk.said()
+        talk.deliver(0, b"a", b"b", b"c", b"d")
+        delivery = taken(attachment)
+        attachment.ack(delivery, 0, 1, talk.now)
+        attachment.ack_until(delivery, 1, talk.now)
+        attachment.flush()
+        attachment.nack(delivery, [(2, 3)], None, "")
+        attachment.extend(delivery, [(3, 4)])
+        kinds = (Type.ACK, Type.ACK_UNTIL, Type.NACK, Type.EXTEND)
+        words = [header for header in talk.said() if header[Key.TYPE] in kinds]
+        assert sorted(header[Key.TYPE] for header in words) == sorted(kinds)
+        numbers = {header.get(Key.SOUGHT) for header in words}
+        assert len(numbers) == 1
+        return numbers.pop()
+
+    def moved(number: int | None) -> None:
+        event = {Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "sought", Key.OFFSET: 0}
+        talk.hear(event if number is None else event | {Key.SOUGHT: number})
+
+    assert said() is None
+    moved(2)
+    assert said() == 2
+    moved(1)  # one that waited, and was overtaken by OPENED
+    assert said() == 2
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    again = [
+        header for header in talk.said() if header[Key.TYPE] in (Type.ACK, Type.ACK_UNTIL, Type.OPEN_CONSUMER)
+    ]
+    assert [header[Key.SOUGHT] for header in again] == [2, 0] or [header[Key.SOUGHT] for header in again] == [
+        2,
+        2,
+        0,
+    ]
+    ref = again[-1][Key.REF]
+    talk.hear({Key.TYPE: Type.OPENED, Key.REF: ref, Key.HANDLE: 2, Key.OFFSET: 0, Key.SOUGHT: 3})
+    assert said() == 3
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened()
+    moved(None)
+    assert said() is None
+
+
 @pytest.mark.requirement("9.3-2")
 def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) -> None:
     """It was deleted while nobody could be told, and another has its name: its offsets are other messages."""

@@ -118,6 +118,7 @@ class ConsumerModel:
     passed_over: int = 0
     passed_at_s: float = 0.0
     moved: bool = False  # what was given before the subscription was moved cannot be acknowledged any more
+    moves: int | None = None  # as it was told last; None: it does not say of which it has heard
     anew_s: float = -1e9  # the last restart after which the numbers of a non-reliable topic began again
     full_at_s: float = -1e9
     ready_since_s: float = 0.0

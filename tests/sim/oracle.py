@@ -50,6 +50,13 @@ def identity_of(payload: bytes) -> bytes:
     return payload.partition(b" ")[0]
 
 
+def _is_of_before(consumer: ConsumerModel, kind: int, header: dict[int, Any]) -> bool:
+    """Say whether a frame is about what was delivered before a move, of which its client had not heard."""
+    told = consumer.moves
+    about = kind in (Type.ACK, Type.ACK_UNTIL, Type.NACK, Type.EXTEND)
+    return about and told is not None and header.get(Key.SOUGHT, 0) < told
+
+
 def _offsets(header: dict[int, Any]) -> list[int]:
     """Return the offsets of a DELIVER."""
     if Key.RANGES in header:
@@ -203,7 +210,10 @@ class Oracle:
         elif header.get(Key.HANDLE) in session.unclear:
             self._unclear_frame(session.unclear[header[Key.HANDLE]], kind, header)
         elif Key.HANDLE in header and (consumer := session.consumers.get(header[Key.HANDLE])) is not None:
-            self._consumer_frame(consumer, kind, header)
+            if _is_of_before(consumer, kind, header):
+                consumer.pending.append((header.get(Key.REF), [], {}))
+            else:
+                self._consumer_frame(consumer, kind, header)
 
     def _hello(self, machine: str, worker: int, routing: bytes) -> None:
         before = self._sessions.pop((machine, routing), None)
@@ -588,6 +598,7 @@ class Oracle:
         if subscription.follows is not None and subscription.began_s == float("inf"):
             self._begins(subscription, subscription.follows, header[Key.OFFSET])
         consumer.opening, consumer.opened = None, True
+        consumer.moves = header.get(Key.SOUGHT)
         consumer.credit, consumer.bytes_credit = opening[Key.MESSAGES], opening[Key.BYTES]
         consumer.given.clear()
         consumer.places.clear()
@@ -638,6 +649,7 @@ class Oracle:
             consumer.since.clear()
             consumer.pending.clear()
             consumer.reached, consumer.moved = header[Key.OFFSET], True
+            consumer.moves = header.get(Key.SOUGHT)
             subscription.release(consumer, self.clock.now_s)
         elif code == "recalled":
             consumer.credit = consumer.bytes_credit = 0

@@ -315,6 +315,13 @@ def name_before_rename() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def old_acknowledgments() -> Iterator[None]:
+    """What was acknowledged before a subscription was moved counts for what is sent again."""
+    with patch.object(Consumer, "_is_outdated", lambda _self, _header: False):
+        yield
+
+
 PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "skipped-fsync": skipped_fsync,
     "cursor-past-a-hole": cursor_past_a_hole,
@@ -335,4 +342,5 @@ PLANTED: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "deleted-stays-stored": deleted_stays_stored,
     "waits-forgotten": waits_forgotten,
     "made-meanwhile-unheard": made_meanwhile_unheard,
+    "old-acknowledgments": old_acknowledgments,
 }

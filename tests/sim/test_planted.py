@@ -72,12 +72,25 @@ def lifted_limits() -> Plan:
     return plan
 
 
+def moves_beside_closes() -> Plan:
+    """Return a world of moves over what consumers get that acknowledge, close and come back all the time."""
+    plan = Plan(1, faults={}, lasts_s=8.0)
+    ways = ConsumerWays(think_s=0.02, take=1, credit=200, ack="batch", close=0.5)
+    for number in range(3):
+        topic = TopicPlan(f"topic{number}", settings={"durability": "fsync"}, operator=["seek"])
+        topic.producers.append((ProducerWays(every_s=0.1, burst=1, keys=0), 60))
+        topic.subscriptions.append(SubscriptionPlan("s0", "exclusive", {"max_deliveries": 0}, [ways]))
+        plan.topics.append(topic)
+    return plan
+
+
 # What is drawn seldom: worlds made for it, and from which seed on.
 WRITTEN = {
     "failed-seek-in-force": (failed_moves, 3),
     "gaps-called-retention": (lost_objects, 0),
     "settings-of-creation": (lifted_limits, 0),
     "lifted-retention-unheard": (lifted_limits, 0),
+    "old-acknowledgments": (moves_beside_closes, 9),
 }
 
 
