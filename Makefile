@@ -25,11 +25,11 @@ help: ## list what can be made
 demo: $(STAMP) ## start a broker, stream real files through it, kill a worker, verify every byte
 	@$(BIN)/ister demo $(ARGS)
 
-test: $(STAMP) ## run all the tests (some 8 minutes on two cores)
-	@echo "all the tests: some 8 minutes on two cores; make quick has an answer within one" >&2
+test: $(STAMP) ## run all the tests (12 minutes on two cores)
+	@echo "all the tests: 12 minutes on two cores; make quick has an answer in one or two" >&2
 	@$(BIN)/python -m pytest $(ARGS)
 
-quick: $(STAMP) ## run the tests that start no process, to the first failure (less than a minute)
+quick: $(STAMP) ## run the tests that start no process, to the first failure (a minute or two)
 	@$(MAKE) --no-print-directory -j2 quick-actors quick-others
 
 # Two at once. What counts with thousands and what plays against models takes longer than the rest together.
