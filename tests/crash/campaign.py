@@ -3,19 +3,19 @@
     python -m tests.crash.campaign --rounds 100 --seed 7        (or: make crash ROUNDS=100 SEED=7)
     python -m tests.crash.campaign --client go                  (or: make crash CLIENT=go)
 
-A round: clients publish and consume; at a moment of its own something is killed, or stopped for a while; the campaign
-waits until every topic gives receipts again; then all clients pause, every topic is read back, and a consumer attaches
-to every subscription and must be given exactly what was not acknowledged.
+In a round, clients publish and consume; at a random moment a process is killed, or stopped for a while. The campaign
+waits until every topic gives receipts again. Then all clients pause, every topic is read back, and each subscription
+gets a consumer that must receive exactly the messages that were not acknowledged.
 
-One topic has keys, times of delivery and poison; one subscription is moved about by its consumer; two readers read
-everything from the beginning, and are never opened again. In the end what is poison must be in the dead-letter topic,
-and acknowledged where it came from.
+One topic has keys, delivery times and poison messages; one subscription is moved by its consumer; two readers read
+everything from the beginning, and are never opened again. At the end all poison messages must be in the dead-letter
+topic, and acknowledged in their own.
 
 With `client`, two of three clients are of another language, each thread's behind a driver (through.py): their
-producers, consumers and readers work beside those of the Python client, and the auditor is the Python client's as ever.
+producers, consumers and readers work beside those of the Python client. The final checks use the Python client.
 
-A seed fixes which kills come when and what clients try; the machine decides the rest, so a seed is a direction and
-not a replay: run it again, with more rounds.
+A seed determines the kills and what clients try; the machine decides the rest. So a seed cannot be replayed exactly:
+run it again with more rounds.
 """
 
 from __future__ import annotations
@@ -58,32 +58,32 @@ RECOVER_WITHIN_S: Final = 40.0
 PAUSE_WITHIN_S: Final = 70.0
 DRAIN_WITHIN_S: Final = 30.0
 WRITTEN_WITHIN_S: Final = (
-    0.5  # a dead letter is acknowledged at its source, and nobody is told when that is written
+    0.5  # a dead letter is acknowledged at its source, and when that is written is not reported
 )
-QUIET_S: Final = 0.1  # silence after which a reader believes that there is no more
+QUIET_S: Final = 0.1  # silence after which a reader assumes that nothing more will come
 ACKNOWLEDGE: Final = 0.8
 
 Opened = TypeVar("Opened")
 
 SETTINGS: Final[dict[str, object]] = {
-    # small segments, so that rolls, spares and uploads happen all the time
+    # small segments, so that rolls, spares and uploads are frequent
     "protocol.message_bytes_max": 1_200_000,
     "protocol.batch_bytes_max": 1_200_000,
     "log.segment_bytes_max": 3_000_000,
     "log.segment_age_ms_max": 2_000,
-    # nothing of what is in the store is kept in the log as well: readers cross the seam all the time
+    # the log keeps nothing that the store has, so that consumers read from both all the time
     "log.local_bytes": 0,
-    # a stopped worker is missed, and sessions end, within the patience of a campaign
+    # a stopped worker is noticed, and sessions end, within the campaign's timeouts
     "protocol.heartbeat_ms": 500,
     "protocol.session_timeout_ms": 1_500,
-    # kills are the point
+    # more restarts than this campaign has kills
     "supervision.restarts_max": 10_000,
     "supervision.restart_delay_ms_max": 400,
 }
 
 
 class Wanted(NamedTuple):
-    """A subscription: how many consumers it has, whether they seek, and when a message is dead."""
+    """A subscription: how many consumers it has, whether they seek, and its max_deliveries."""
 
     name: str
     kind: SubscriptionType
@@ -104,12 +104,12 @@ TOPICS: Final[dict[str, tuple[Any, tuple[Wanted, ...]]]] = {
     ),
     "ledger": ("fsync", (Wanted("sought", "exclusive", 1, moves=True), Wanted("shared", "shared", 3))),
     "clicks": ("os", (Wanted("exclusive", "exclusive", 1), Wanted("failover", "failover", 2))),
-    # messages with keys, times of delivery, and poison among them
+    # messages with keys, delivery times, and poison among them
     "parcels": ("fsync", (Wanted("keys", "key-shared", 3, max_deliveries=3), Wanted("shared", "shared", 2))),
 }
-READ: Final = ("orders", "parcels")  # topics with a reader that nothing stops
+READ: Final = ("orders", "parcels")  # topics with a reader that is never stopped
 
-ACTIONS: Final[dict[str, int]] = {  # how often, of all
+ACTIONS: Final[dict[str, int]] = {  # relative frequencies
     "worker": 6,
     "worker, again while it recovers": 3,
     "two workers": 2,
@@ -124,14 +124,14 @@ ACTIONS: Final[dict[str, int]] = {  # how often, of all
 
 
 class Campaign:
-    """One campaign in a folder; `root` is the tree whose broker is run."""
+    """A campaign in a folder; `root` is the source tree whose broker is run."""
 
     def __init__(self, seed: int, folder: Path, *, root: Path = ROOT, client: Kind | None = None) -> None:
         self.result = Result(seed, folder=str(folder), client="" if client is None else client.name)
         self._client = client
         self.oracle = self.result.oracle
-        self._plan = Random(seed)  # what is done to the broker, and when
-        self._random = Random(seed + 1)  # what the auditor acknowledges
+        self._plan = Random(seed)  # for the faults
+        self._random = Random(seed + 1)  # for what the final checks acknowledge
         self._port = free_ports(WORKERS_MAX)
         self._victim = Victim(folder / "data", folder / "broker.log", self._port, SETTINGS, root=root)
         self._signals = Signals()
@@ -141,7 +141,7 @@ class Campaign:
         self._clients: list[Any] = []
         self._readers: list[ReaderThread] = []
         self._subscriptions: list[Subscription] = []
-        self._letters: dict[str, int] = {}  # by dead-letter topic: where to go on reading it
+        self._letters: dict[str, int] = {}  # by dead-letter topic: the offset at which reading continues
         self._backs = {topic: ReadBack(topic) for topic in TOPICS}
         self._began = time.monotonic()
 
@@ -156,7 +156,7 @@ class Campaign:
         return client
 
     def _connect_other(self, name: str) -> Any:
-        """Return a client of the language that is asked for, which has what the campaign uses of `ister.Client`."""
+        """Return a client of the requested language, with the methods of `ister.Client` that the campaign uses."""
         if self._client is None:
             return self._connect(name)
         client = ThroughClient(self._client, self._endpoints())
@@ -215,7 +215,7 @@ class Campaign:
     # ---- the rounds ---------------------------------------------------------------------------------------------
 
     def run(self, rounds: int, on_round: Callable[[Result], None] = lambda _: None) -> Result:
-        """Run some rounds, then the last look at everything; stops early at the first violation."""
+        """Run some rounds, then check everything; stop at the first violation."""
         try:
             self._set_up()
             while self.result.rounds < rounds and not self.result.failed:
@@ -326,7 +326,7 @@ class Campaign:
     # ---- looking ------------------------------------------------------------------------------------------------
 
     def _look(self, *, full: bool) -> None:
-        """Pause everybody, read every topic back, and attach to every subscription."""
+        """Pause all clients, read every topic back, and attach to every subscription."""
         self._signals.running.clear()
         threads: list[ProducerThread | ConsumerThread] = [*self._producers, *self._consumers]
         for thread in threads:
@@ -342,11 +342,11 @@ class Campaign:
                 text = f"{reader.name} stands at {reader.back.next} of {self.oracle.end(reader.back.topic)}"
                 self.oracle.violated("stuck", text)
         for subscription in self._subscriptions:
-            if not self.result.failed:  # each that fails takes all its patience
+            if not self.result.failed:  # after a failure each one would only run into its timeout
                 self._drain(subscription, ACKNOWLEDGE)
 
     def _read_back(self, back: ReadBack, *, everything: bool = False) -> None:
-        """Read on as a reader, for whom nothing waits for its time: every offset comes, and in order."""
+        """Read on as a reader, which ignores delivery times: every offset comes, in order."""
         end = self.oracle.end(back.topic)
         deadline = time.monotonic() + DRAIN_WITHIN_S
 
@@ -365,9 +365,9 @@ class Campaign:
         consumer.close()
 
     def _drain(self, subscription: Subscription, acknowledge: float) -> int:
-        """Attach, take all that was never acknowledged, and return how many messages came.
+        """Attach, take all messages that were never acknowledged, and return how many came.
 
-        Where all is acknowledged, what is poison must be in the dead-letter topic before it is over.
+        If all are acknowledged, it waits until all poison messages are in the dead-letter topic.
         """
         came = 0
         deadline = time.monotonic() + DRAIN_WITHIN_S
@@ -385,7 +385,7 @@ class Campaign:
         return came
 
     def _read_letters(self, subscription: Subscription) -> None:
-        """Read what has come to the dead-letter topic, which is there as soon as somebody is dead."""
+        """Read what has been added to the dead-letter topic, which is created for the first dead letter."""
         if not subscription.max_deliveries:
             return
         topic = f"{subscription}.dlq".replace("/", ".")
@@ -404,7 +404,7 @@ class Campaign:
         reader.close()
 
     def _check_buried(self, subscription: Subscription) -> None:
-        """Everything was acknowledged or refused: the source must have nothing left, and no dead letter be missing."""
+        """Check that nothing is left in the source, once all was acknowledged or refused, and no letter is missing."""
         unburied = self.oracle.unburied(subscription)
         if unburied:
             text = (
@@ -428,7 +428,7 @@ class Campaign:
         return self._patiently(take, deadline)
 
     def _patiently(self, open_one: Callable[[], Opened], deadline: float) -> Opened:
-        """Open a consumer; one that left while its worker was dead holds the place until its session ends."""
+        """Open a consumer, waiting for a place that a lost session still holds."""
         while True:
             try:
                 return open_one()
@@ -439,7 +439,7 @@ class Campaign:
             time.sleep(0.1)
 
     def _last_look(self) -> None:
-        """Read everything from the start, restart, acknowledge all that is left, kill, and find nothing."""
+        """Read everything from the start, restart, acknowledge all that is left, kill, and find nothing left."""
         self._look(full=True)
         self._victim.stop()
         self._restart(None)
@@ -473,7 +473,7 @@ def run_campaign(
     *,
     client: Kind | None = None,
 ) -> Result:
-    """Run a campaign in a folder of its own, which is kept when something was violated."""
+    """Run a campaign in a folder of its own, which is kept after a violation."""
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     result = Campaign(seed, folder, client=client).run(rounds, on_round)
     if result.failed:
@@ -484,7 +484,7 @@ def run_campaign(
 
 
 def _ready(name: str) -> Kind:
-    """Return a driver that can be started, or say what is missing."""
+    """Return a driver that can be started, or exit saying what is missing."""
     try:
         kind = named(name)
     except LookupError as error:
@@ -495,7 +495,7 @@ def _ready(name: str) -> Kind:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a campaign; 0 when nothing was violated."""
+    """Run a campaign; return 0 if nothing was violated."""
     parser = argparse.ArgumentParser(prog="crash", description="Kill a broker again and again, and check it.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)

@@ -1,6 +1,6 @@
-"""Consumers of the crash campaign: they acknowledge at random, give back at random, and leave and come back.
+"""Consumers of the crash campaign: they acknowledge and refuse at random, close, and open again.
 
-Each is a thread that tells the oracle what it was given, what it is about to acknowledge, and what was confirmed.
+Each is a thread that tells the oracle what it received, what it is about to acknowledge, and what was confirmed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ CONFIRM_WITHIN_S: Final = 30.0
 NACK_ONE_IN: Final = 40
 FLUSH_ONE_IN: Final = 25
 LEAVE_ONE_IN: Final = 400
-LEAVE_SOON_ONE_IN: Final = 60  # whoever leaves hands its keys over
+LEAVE_SOON_ONE_IN: Final = 60  # a consumer that closes hands over its keys
 UNTIL_ONE_IN: Final = 60
-CREDITS: Final = (3, 100, CREDIT_MESSAGES)  # with little of it, most of what waits is left in the log
+CREDITS: Final = (3, 100, CREDIT_MESSAGES)  # with little credit, most messages that wait are left in the log
 MOVE_ONE_IN: Final = 150
 MOVED_BACK_MAX: Final = 300  # messages
 MOVE_WITHIN_S: Final = 30.0
 
 
 class Taker:
-    """One consumer, and what the oracle knows of it; `acknowledge` of its messages are acknowledged (0 to 1).
+    """A consumer, and what the oracle is told about it; it acknowledges a part of its messages (`acknowledge`, 0 to 1).
 
-    One that `moves` is the only consumer of its subscription, and seeks now and then.
+    A consumer that `moves` is the only one of its subscription, and seeks now and then.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Taker:
         self._oracle = oracle
         self._random = random
         self._subscription = subscription
-        self._delivery: object = None  # the last message's, and in which opening of the consumer it came
+        # the last message's delivery, and the number of the consumer's opening in which it came
+        self._delivery: object = None
         self._opening: int | None = None
         self._acknowledge = acknowledge
         self.attached: Attached = oracle.attach(subscription, name)
@@ -70,7 +71,7 @@ class Taker:
         )
 
     def take(self, timeout_s: float) -> bool:
-        """Take a message, if there is one, and do with it what chance says."""
+        """Take a message, if there is one, and acknowledge it, refuse it or keep it, at random."""
         try:
             begun = self._consumer.attachment.begun
             message = self._consumer.receive(timeout_s)
@@ -108,7 +109,7 @@ class Taker:
             self._consumer.nack(message, delay=random.choice([0.0, 0.05, 0.3]), reason="by chance")
 
     def _move(self, offset: int) -> None:
-        """Move the subscription to a place that chance says, and ask again until there is an answer."""
+        """Move the subscription to a random offset, and repeat the request until it is answered."""
         near = self._random.randint(max(0, offset - MOVED_BACK_MAX), offset)
         lately = datetime.now(UTC) - timedelta(seconds=1)
         place: Position = self._random.choice([near, near, "latest", lately])
@@ -125,14 +126,14 @@ class Taker:
                 return
 
     def _complaint(self, error: IsterError) -> None:
-        """What was acknowledged since the last confirmation is written, or not: who knows."""
+        """Handle a refused acknowledgment: whether those since the last confirmation are stored is unknown."""
         self._oracle.take_unconfirmed(self.attached)
         self._oracle.counts[f"consumer told {error.code}"] += 1
         if error.action == "stop" and error.code != "closed":
             self._oracle.violated("consumer-failed", f"{self.attached.name}: {error.code}: {error}")
 
     def confirm(self) -> None:
-        """Have the acknowledgments written."""
+        """Wait until the acknowledgments are stored."""
         offsets = self._oracle.take_unconfirmed(self.attached)
         begun = self._consumer.attachment.begun
         try:
@@ -156,7 +157,7 @@ class Taker:
 
 
 class ConsumerThread(threading.Thread):
-    """Opens a consumer, takes messages, leaves, opens again; leaves for every pause."""
+    """Opens a consumer, takes messages, closes, opens again; closes for every pause."""
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class ConsumerThread(threading.Thread):
         except IsterError as error:
             if error.action != "retry":
                 raise
-            # another's session, killed with its worker, may hold an Exclusive subscription until it times out
+            # the session of a killed worker may hold an Exclusive subscription until it times out
             self._oracle.counts[f"open told {error.code}"] += 1
             time.sleep(0.1)
             return
@@ -208,7 +209,7 @@ class ConsumerThread(threading.Thread):
 
 
 class ReaderThread(threading.Thread):
-    """Reads a topic from its first message on, through pauses and kills, with one reader that is never opened again."""
+    """Reads a topic from its first message on, through pauses and kills, with one reader that is never reopened."""
 
     def __init__(self, client: ister.Client, topic: str, oracle: Oracle, signals: Signals) -> None:
         super().__init__(name=f"reader of {topic}", daemon=True)
@@ -231,7 +232,7 @@ class ReaderThread(threading.Thread):
                 self._oracle.violated("client-failed", f"{self.name}: {type(error).__name__}: {error}")
 
     def caught_up(self, timeout_s: float) -> bool:
-        """Wait until it has read all that clients know of; whether it has."""
+        """Wait until it has read all messages that clients know of; return whether it has."""
         deadline = time.monotonic() + timeout_s
         while self.back.next < self._oracle.end(self.back.topic):
             if time.monotonic() > deadline:

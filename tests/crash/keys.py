@@ -1,9 +1,9 @@
-"""Who has a key: one consumer at a time, as far as its clients can know.
+"""Which consumer has a key: one at a time, as far as clients can know.
 
-Pure. A client that was given a message has it until it acknowledges, gives it back or closes; but a broker that lost
-the client's session has taken it back without saying so. Two who have one key are therefore a suspicion at first, and
-a violation only when both turn out to have been attached all the time: the broker confirms, in the same opening,
-acknowledgments that each of them made afterwards.
+Pure. A client has a message until it acknowledges, refuses or closes; but a broker that lost the client's session has
+taken it back without telling. So two consumers with one key are only a suspicion at first. It becomes a violation when
+both turn out to have been attached all the time: in the same opening, the broker confirms acknowledgments that each of
+them made afterwards.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final
 
-# A consumer opens again whenever its session or its worker was lost: then nothing it had is its own any more.
-Opening = tuple[object, int]  # a consumer, and its how many-th opening
+# A consumer opens again when its session or worker was lost: then it has nothing of before any more.
+Opening = tuple[object, int]  # a consumer, and the number of its opening
 
 SUSPICIONS_MAX: Final = 1000
 
 
 class Holders:
-    """The keys of one subscription, and who has a message of them in hand."""
+    """The keys of one subscription, and which consumer has a message of each."""
 
     def __init__(self) -> None:
-        self.found = 0  # suspicions so far
+        self.found = 0  # the number of suspicions so far
         self._in_hand: defaultdict[bytes, dict[int, Opening]] = defaultdict(dict)
         self._keys: dict[int, bytes] = {}
         self._last: dict[bytes, object] = {}
         self._suspicions: dict[frozenset[Opening], _Suspicion] = {}
 
     def give(self, consumer: object, opening: int | None, key: bytes, offset: int) -> bool:
-        """A consumer has a message now; return whether the key was with another before."""
+        """Note that a consumer has a message; return whether another one had the key before."""
         holding = self._in_hand[key]
         if opening is not None:
             who = (consumer, opening)
@@ -46,7 +46,7 @@ class Holders:
         return before is not None and before is not consumer
 
     def release(self, consumer: object, offset: int) -> None:
-        """A consumer acknowledges a message, or gives it back."""
+        """Note that a consumer acknowledges or refuses a message."""
         key = self._keys.get(offset)
         if key is not None:
             holder = self._in_hand[key].get(offset)
@@ -55,7 +55,7 @@ class Holders:
                 del self._keys[offset]
 
     def leave(self, consumer: object) -> None:
-        """A consumer closes: nothing is in its hands any more."""
+        """Note that a consumer closes: it has no messages any more."""
         for holding in self._in_hand.values():
             for offset in [offset for offset, holder in holding.items() if holder[0] is consumer]:
                 del holding[offset]
@@ -64,7 +64,7 @@ class Holders:
             del self._suspicions[pair]
 
     def alive(self, consumer: object, opening: int, mark: int) -> list[str]:
-        """A consumer was attached all the time since `found` was `mark`; return what is certain now."""
+        """Note that a consumer was attached since `found` was `mark`; return the suspicions that are certain now."""
         certain = []
         for pair, suspicion in list(self._suspicions.items()):
             if (consumer, opening) in pair and suspicion.number < mark:

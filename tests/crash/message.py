@@ -1,4 +1,4 @@
-"""The messages of the crash campaign: each says who sent it, which number it has, and whether its bytes are whole.
+"""The messages of the crash campaign: each has its producer, its number and a checksum.
 
 Pure. A payload is a header of 24 bytes and a body of any size; the checksum covers both.
 """
@@ -29,7 +29,7 @@ class Identity(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """A payload that is whole."""
+    """A payload with a correct checksum."""
 
     identity: Identity
     checksum: int
@@ -42,7 +42,7 @@ def make_payload(producer: int, number: int, body: bytes) -> bytes:
 
 
 def parse_payload(payload: bytes) -> Parsed | None:
-    """Return what a payload says of itself, or None when it is not, byte for byte, what a producer made."""
+    """Return the contents of a payload, or None if it is not, byte for byte, what a producer made."""
     if len(payload) < HEADER_BYTES:
         return None
     magic, producer, number, size, checksum = _HEADER.unpack_from(payload)
@@ -54,7 +54,7 @@ def parse_payload(payload: bytes) -> Parsed | None:
 
 
 def random_body(random: Random) -> bytes:
-    """Return a body: mostly small, empty ones too, a large one now and then."""
+    """Return a body: mostly small, some empty, a large one now and then."""
     if random.randrange(LARGE_ONE_IN) == 0:
         return random.randbytes(LARGE_BYTES)
     return random.randbytes(int(random.random() ** 3 * SMALL_BYTES_MAX))

@@ -1,6 +1,6 @@
-"""What the clients of a crash campaign know together: messages, topics, subscriptions and who is attached. Pure.
+"""What the clients of a crash campaign know: messages, topics, subscriptions and attached consumers. Pure.
 
-The oracle keeps it, and says what must not be.
+The oracle keeps it up to date, and finds violations.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tests.crash.keys import Holders
 from tests.crash.message import Identity
 
 DELIVERED: Final = 1
-ACKNOWLEDGED: Final = 2  # a client asked for it: it may come again, or not
-CONFIRMED: Final = 4  # the broker said that it is written
-DELAYED: Final = 8  # a client gave it back, to come later: also behind those that follow it
+ACKNOWLEDGED: Final = 2  # a client asked for it: whether the message comes again is open
+CONFIRMED: Final = 4  # the broker confirmed that it is stored
+DELAYED: Final = 8  # a client refused it with a delay: it may come after later ones
 BURIED: Final = 16  # it is in the dead-letter topic
 
 
@@ -54,17 +54,17 @@ class Flags:
         return fresh
 
     def copy(self) -> Flags:
-        """Return what is set now."""
+        """Return a copy of the present flags."""
         return Flags(self._bits)
 
     @classmethod
     def below(cls, end: int, flags: int) -> Flags:
-        """Return flags that are set for everything below `end`, and for nothing else."""
+        """Return flags that are set for every offset below `end`, and no other."""
         return cls(bytes([flags]) * end)
 
 
 class ReadBack:
-    """One reading of a topic, from an offset on, in order; `once`: nothing of it may come again."""
+    """A reading of a topic, from an offset on, in order; `once`: no message may come twice."""
 
     def __init__(self, topic: str, start: int = 0, *, once: bool = False) -> None:
         self.topic = topic
@@ -76,14 +76,14 @@ class ReadBack:
 
 @dataclass(slots=True)
 class Topic:
-    """What is believed of a topic."""
+    """What is known about a topic."""
 
     sent: dict[Identity, Sent] = field(default_factory=dict)
     at: dict[int, Identity] = field(default_factory=dict)
     by_key: defaultdict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))  # ascending
     poison: list[int] = field(default_factory=list)
-    waiting: list[Identity] = field(default_factory=list)  # receipts not read back yet
-    end: int = 0  # behind the highest offset that anybody has seen
+    waiting: list[Identity] = field(default_factory=list)  # receipts that were not read back yet
+    end: int = 0  # after the highest offset that any client has seen
 
 
 class Attached:
@@ -96,13 +96,13 @@ class Attached:
         self.name = name
         self.before = subscription.flags.copy()
         self.given = Flags()
-        self.reached = 0  # everything below was given to it, or acknowledged by somebody
+        self.reached = 0  # everything below was delivered to it, or acknowledged by some consumer
         self.unconfirmed: list[int] = []
-        self.mark = 0  # what `holders` had found when `unconfirmed` was taken
+        self.mark = 0  # the value of `holders.found` when `unconfirmed` was taken
 
 
 class Subscription:
-    """What the clients of one subscription know together; `max_deliveries`: its consumers refuse what is poison."""
+    """What the clients of one subscription know; `max_deliveries`: its consumers refuse poison messages."""
 
     def __init__(self, topic: str, name: str, kind: SubscriptionType, *, max_deliveries: int = 0) -> None:
         self.topic = topic
@@ -110,25 +110,25 @@ class Subscription:
         self.kind = kind
         self.max_deliveries = max_deliveries
         self.in_order = kind in ("exclusive", "failover")
-        self.timed = kind in ("shared", "key-shared")  # times of delivery count
+        self.timed = kind in ("shared", "key-shared")  # delivery times are observed
         self.holders = Holders() if kind == "key-shared" else None
         self.flags = Flags()
         self._confirmed_below = 0
         self._acknowledged_below = 0
 
     def moved(self, offset: int) -> None:
-        """It goes on there: everything below is done with, nothing else is."""
+        """The subscription continues at an offset: everything below is done, nothing else is."""
         self.flags = Flags.below(offset, DELIVERED | ACKNOWLEDGED | CONFIRMED)
         self._confirmed_below = self._acknowledged_below = offset
 
     def unconfirmed(self, end: int) -> list[int]:
-        """Return what is below `end`, and not known to be written down as acknowledged."""
+        """Return the offsets below `end` whose acknowledgment is not confirmed."""
         while self._confirmed_below < end and self.flags[self._confirmed_below] & CONFIRMED:
             self._confirmed_below += 1
         return [o for o in range(self._confirmed_below, end) if not self.flags[o] & CONFIRMED]
 
     def unacknowledged(self, end: int) -> list[int]:
-        """Return what is below `end`, and nobody ever acknowledged."""
+        """Return the offsets below `end` that no client ever acknowledged."""
         while self._acknowledged_below < end and self.flags[self._acknowledged_below] & ACKNOWLEDGED:
             self._acknowledged_below += 1
         return [o for o in range(self._acknowledged_below, end) if not self.flags[o] & ACKNOWLEDGED]

@@ -1,20 +1,20 @@
-"""The oracle: what clients sent, were promised and were given, and every way in which that does not fit together.
+"""The oracle: what clients sent, what they were promised, what they received, and every contradiction between these.
 
-Pure, and told everything by clients: it knows no file and no process of the broker. Any thread may tell it.
+Pure. Clients tell it everything; it knows no file and no process of the broker. Any thread may call it.
 
-What it holds a broker to
+What it checks
 - a message with a receipt is in its topic, once, at the receipt's offset, byte for byte
 - offsets are dense from 0, and an offset never stands for two messages
 - a producer's messages are stored in the order sent, and none is missing between two of them unless it was refused
-- a consumer in order (Exclusive, Failover) is given nothing before everything below it was given or acknowledged,
-  but for what somebody gave back: that comes when it comes
-- what was acknowledged and confirmed before a consumer attached is never given to it
-- what was never acknowledged is given to who attaches
-- where times of delivery count, nothing is given before its time
-- a key is with one consumer at a time, in order (`keys.py` says what that is where clients and brokers come and go)
-- a dead letter is a message that was refused, as it was, and says where from and how often
-- a subscription that was moved gives everything from there on, and nothing below
-- a reader is given every message once, in order, whatever is killed
+- an ordered consumer (Exclusive, Failover) receives a message only after everything below it was delivered or
+  acknowledged, except refused messages, which may come later
+- a message whose acknowledgment was confirmed before a consumer attached is never delivered to it
+- a message that was never acknowledged is delivered to a consumer that attaches
+- where delivery times are observed, no message is delivered before its time
+- a key is with one consumer at a time, in order (`keys.py` defines that for clients and brokers that come and go)
+- a dead letter is a message that was refused, unchanged, with its origin and the number of attempts
+- a subscription that was moved delivers everything from there on, and nothing below
+- a reader gets every message once, in order, whatever is killed
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from tests.crash.model import (
     Topic,
 )
 
-VIOLATIONS_MAX: Final = 200  # one cause makes thousands; the first ones tell it
+VIOLATIONS_MAX: Final = 200  # one cause makes thousands; the first ones suffice
 
-LOST: Final = "its consumer was lost"  # the reason that a dead letter gives then
+LOST: Final = "its consumer was lost"  # the reason of a dead letter whose consumer was lost
 POISON: Final = "poison"  # the attribute of a message that some consumers always refuse
 
 
 class Violation(NamedTuple):
-    """Something that must not be: `kind` is a word to count by, `text` says what and where."""
+    """A broken promise: `kind` is a word to count by, `text` says what and where."""
 
     kind: str
     text: str
 
 
 class Oracle:
-    """Takes what clients tell, and keeps `violations` and `counts`."""
+    """Collects what clients report, and keeps `violations` and `counts`."""
 
     def __init__(self, unix_ms: Callable[[], float]) -> None:
         self._unix_ms = unix_ms  # the broker's clock
@@ -81,7 +81,7 @@ class Oracle:
     def sent(
         self, topic: str, payload: bytes, *, key: bytes = b"", deliver_at_ms: int = 0, poison: bool = False
     ) -> Identity:
-        """A producer is about to send this."""
+        """A producer is about to send a message."""
         parsed = parse_payload(payload)
         assert parsed is not None
         with self._lock:
@@ -93,7 +93,7 @@ class Oracle:
         return parsed.identity
 
     def receipted(self, topic: str, identity: Identity, offset: int | None) -> None:
-        """The broker said that it is stored there; None: it is, and the broker forgot where."""
+        """The broker reported a message as stored at an offset; None: the broker does not know the offset any more."""
         with self._lock:
             belief = self._topic(topic)
             sent = belief.sent[identity]
@@ -107,13 +107,13 @@ class Oracle:
                 self._is_at(topic, belief, offset, identity, "a receipt")
 
     def refused(self, topic: str, identity: Identity, code: str) -> None:
-        """The broker refused it for good: it must not be stored."""
+        """The broker refused a message for good: it must not be stored."""
         with self._lock:
             self._topic(topic).sent[identity].refused = code
             self.counts["refused"] += 1
 
     def abandoned(self, topic: str, identity: Identity) -> None:
-        """Its producer ended before an answer came: it may be stored, or not."""
+        """The producer ended before an answer came: the message may be stored or not."""
         with self._lock:
             self._topic(topic).sent[identity].may_be_missing = True
             self.counts["abandoned"] += 1
@@ -134,7 +134,7 @@ class Oracle:
             )
 
     def end(self, topic: str) -> int:
-        """Return the offset behind the last message that clients know of."""
+        """Return the offset after the last message that clients know of."""
         with self._lock:
             return self._topic(topic).end
 
@@ -159,10 +159,11 @@ class Oracle:
         return parsed.identity
 
     def read(self, back: ReadBack, offset: int, payload: bytes) -> None:
-        """A reader of the whole topic was given this."""
+        """A reader of the whole topic received a message."""
         with self._lock:
             topic = back.topic
-            if offset < back.next:  # a consumer that lost its worker begins again: the same must come
+            # a consumer that lost its worker starts again: the same messages must come
+            if offset < back.next:
                 if back.once:
                     self.violated(
                         "read-again", f"{topic}: the reader was given {offset} after {back.next - 1}"
@@ -193,7 +194,7 @@ class Oracle:
                     self.violated("lost" if missing.receipted else "hole", text)
 
     def read_to_end(self, back: ReadBack, *, everything: bool = False) -> None:
-        """The reader has come to the end: every receipt (`everything`), or those not looked at, must be found."""
+        """The reader is at the end: every receipt (`everything`), or those not checked yet, must have been read."""
         with self._lock:
             belief = self._topic(back.topic)
             waiting = (
@@ -213,14 +214,14 @@ class Oracle:
     # ---- subscriptions ------------------------------------------------------------------------------------------
 
     def attach(self, subscription: Subscription, name: str) -> Attached:
-        """Call it before a consumer is opened: what is confirmed until now must not come to it."""
+        """Note a consumer that is about to be opened: what is confirmed by now must not be delivered to it."""
         with self._lock:
             return Attached(subscription, name)
 
     def delivered(
         self, attached: Attached, offset: int, payload: bytes, key: bytes = b"", opening: int | None = None
     ) -> None:
-        """A consumer was given this, in its so many-th opening (None: that is not known)."""
+        """A consumer received a message, in its opening of this number (None: unknown)."""
         subscription = attached.subscription
         with self._lock:
             who = f"{subscription} ({attached.name})"
@@ -250,7 +251,7 @@ class Oracle:
             self.violated("too-early", f"{who} was given {offset} {early_ms:.1f} ms before its time")
 
     def _check_key(self, attached: Attached, offset: int, key: bytes, who: str) -> None:
-        """What is older and has no time of its own was given to this consumer, or somebody acknowledged it."""
+        """Check that older messages of a key without a delivery time were delivered here, or acknowledged."""
         flags, belief = attached.subscription.flags, self._topic(attached.subscription.topic)
         for other in belief.by_key[key]:
             if other >= offset:
@@ -272,7 +273,7 @@ class Oracle:
         attached.reached = reached
 
     def acknowledged(self, attached: Attached, offsets: Iterable[int]) -> None:
-        """A consumer is about to acknowledge these."""
+        """A consumer is about to acknowledge messages."""
         with self._lock:
             for offset in offsets:
                 attached.subscription.flags.add(offset, ACKNOWLEDGED)
@@ -281,7 +282,7 @@ class Oracle:
                 self._released(attached, offset)
 
     def given_back(self, attached: Attached, offset: int) -> None:
-        """A consumer is about to refuse this one."""
+        """A consumer is about to refuse a message."""
         with self._lock:
             attached.subscription.flags.add(offset, DELAYED)
             self.counts["given back"] += 1
@@ -303,7 +304,7 @@ class Oracle:
             self.acknowledged(attached, attached.subscription.unconfirmed(offset + 1))
 
     def confirmed(self, attached: Attached, offsets: Iterable[int], opening: int | None = None) -> None:
-        """The broker said that these are written, all in one opening of the consumer if that is told."""
+        """The broker confirmed acknowledgments, all of one opening of the consumer if that is known."""
         subscription = attached.subscription
         with self._lock:
             any_written = False
@@ -316,7 +317,7 @@ class Oracle:
                     self.violated("key-with-two", f"{subscription}: {text}")
 
     def take_unconfirmed(self, attached: Attached) -> list[int]:
-        """Return what was acknowledged since the last time, for `confirmed`, or to be forgotten."""
+        """Return what was acknowledged since the last call, for `confirmed`, or to be forgotten."""
         with self._lock:
             taken, attached.unconfirmed = attached.unconfirmed, []
             if attached.subscription.holders is not None:
@@ -324,13 +325,13 @@ class Oracle:
             return taken
 
     def missing(self, attached: Attached) -> list[int]:
-        """Return what was never acknowledged, and was not given to this consumer."""
+        """Return the messages that were never acknowledged, and not delivered to this consumer."""
         with self._lock:
             end = self._topic(attached.subscription.topic).end
             return [o for o in attached.subscription.unacknowledged(end) if not attached.given[o]]
 
     def drained(self, attached: Attached) -> None:
-        """This consumer waited long enough: it must have been given all that was never acknowledged."""
+        """This consumer has waited long enough: it must have got all messages that were never acknowledged."""
         missing = self.missing(attached)
         if missing:
             text = f"{attached.subscription} ({attached.name}): {len(missing)} unacknowledged messages were not given"
@@ -341,7 +342,7 @@ class Oracle:
     # ---- moving -------------------------------------------------------------------------------------------------
 
     def moved(self, attached: Attached, offset: int) -> None:
-        """The only consumer of a subscription moved it: everything from there on comes again, nothing below does."""
+        """The only consumer of a subscription moved it: everything from there on comes again, nothing below."""
         with self._lock:
             attached.subscription.moved(offset)
             attached.before = attached.subscription.flags.copy()
@@ -355,7 +356,7 @@ class Oracle:
     def buried(
         self, subscription: Subscription, payload: bytes, key: bytes, attributes: Mapping[str, str]
     ) -> None:
-        """This is in the dead-letter topic of a subscription."""
+        """A message is in the dead-letter topic of a subscription."""
         with self._lock:
             who = f"the dead-letter topic of {subscription}"
             told = {name.removeprefix("ister."): value for name, value in attributes.items()}
@@ -373,7 +374,7 @@ class Oracle:
                 self.violated("wrong-letter", f"{who} has {offset} with key {key!r} and {told}")
             if int(told.get("attempts", 0)) < subscription.max_deliveries:
                 self.violated("buried-alive", f"{who} has {offset} after {told.get('attempts')} attempts")
-            if told["reason"] == LOST:  # that counts like a refusal, and no client need have seen the message
+            if told["reason"] == LOST:  # this counts as a failure, and perhaps no client saw the message
                 self.counts["buried for losses"] += 1
             elif not subscription.flags[offset] & DELAYED:
                 self.violated("buried-alive", f"{who} has {offset}, which nobody refused: {told}")
@@ -382,7 +383,7 @@ class Oracle:
             self.counts["buried" if fresh else "buried again"] += 1
 
     def unburied(self, subscription: Subscription) -> list[int]:
-        """Return what is poison to this subscription, and not in its dead-letter topic."""
+        """Return the messages that are poison to this subscription and not in its dead-letter topic."""
         with self._lock:
             poison = self._topic(subscription.topic).poison if subscription.max_deliveries else ()
             return [offset for offset in poison if not subscription.flags[offset] & BURIED]

@@ -1,10 +1,10 @@
 """Producers of the crash campaign: the client library's, in bursts or one by one, and one that speaks raw frames.
 
-Each is a thread that tells the oracle what it sends before it does, and what it was answered.
+Each is a thread that tells the oracle what it is about to send, and the answers.
 
 Invariants
-- a pause is over its last receipt: nothing is on its way while `idle` is set
-- a message is never sent under a number that was used before
+- a pause begins after the last receipt: nothing is in transit while `idle` is set
+- no number is used for two messages
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ister.wire import Key, Type, decode_header, encode_header
 from tests.crash.message import Identity, make_payload, random_body
 from tests.crash.oracle import POISON, Oracle
 
-STUCK_S: Final = 60.0  # no kill of this campaign takes a broker away for so long
+STUCK_S: Final = 60.0  # seconds; no kill of this campaign makes a broker unavailable for so long
 KEYS: Final = 40
 TIMED_ONE_IN: Final = 6
-SHORT_S: Final = 0.8  # from sending to the time of delivery, at most
-LONG_S: Final = 3.0  # for a few
+SHORT_S: Final = 0.8  # seconds from sending to the delivery time, at most
+LONG_S: Final = 3.0  # seconds, for a few messages
 POISON_ONE_IN: Final = 60
 
 
 class Recovery:
-    """When each topic answered a message that was sent after the last kill."""
+    """When each topic sent a receipt for a message that was sent after the last kill."""
 
     def __init__(self, topics: list[str]) -> None:
         self._topics = topics
@@ -42,13 +42,13 @@ class Recovery:
         self._answered: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Something was killed just now."""
+        """Note that a process was killed just now."""
         with self._changed:
             self._killed_at = time.monotonic()
             self._answered = {}
 
     def answered(self, topic: str, sent_at: float) -> None:
-        """A message that was sent then has its receipt now."""
+        """Note the receipt of a message that was sent at a time."""
         if topic in self._answered or sent_at < self._killed_at:
             return
         with self._changed:
@@ -64,7 +64,7 @@ class Recovery:
             return max(self._answered.values()) - self._killed_at
 
     def silent(self) -> list[str]:
-        """Return the topics that have not answered yet."""
+        """Return the topics that have not sent a receipt yet."""
         return [topic for topic in self._topics if topic not in self._answered]
 
 
@@ -73,11 +73,11 @@ class Signals:
 
     def __init__(self) -> None:
         self.ended = threading.Event()
-        self.running = threading.Event()  # cleared: finish what is on its way, and wait
+        self.running = threading.Event()  # cleared: wait for what is in transit, then pause
 
 
 class ProducerThread(threading.Thread):
-    """What all producers share: numbers, payloads, pauses."""
+    """The base of all producers: numbers, payloads, pauses."""
 
     def __init__(
         self, number: int, topic: str, oracle: Oracle, recovery: Recovery, signals: Signals, random: Random
@@ -93,7 +93,7 @@ class ProducerThread(threading.Thread):
         self._next = 0
 
     def make(self, **features: Any) -> tuple[Identity, bytes]:
-        """Return the next message, of which the oracle knows; `features` are those of `Oracle.sent`."""
+        """Return the next message, after telling the oracle; `features` are those of `Oracle.sent`."""
         payload = make_payload(self.number, self._next, random_body(self.random))
         identity = self.oracle.sent(self.topic, payload, **features)
         self._next += 1
@@ -119,7 +119,7 @@ class ProducerThread(threading.Thread):
             self.idle.set()
 
     def begin(self) -> None:
-        """Open."""
+        """Open the producer."""
 
     def send_some(self) -> None:
         """Send a few messages."""
@@ -130,7 +130,7 @@ class ProducerThread(threading.Thread):
 
 
 class LibraryProducer(ProducerThread):
-    """A producer of the client library, with a name; it is closed and opened again now and then."""
+    """A named producer of the client library; it is closed and opened again now and then."""
 
     def __init__(self, client: ister.Client, lone: bool, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -164,7 +164,7 @@ class LibraryProducer(ProducerThread):
         try:
             producer.close(2.0)
         except TimeoutExpiredError:
-            pass  # everything was answered before; it is closed all the same
+            pass  # everything was answered before; it is closed in any case
 
     def _wait(self, receipt: Receipt) -> None:
         try:
@@ -172,7 +172,7 @@ class LibraryProducer(ProducerThread):
         except TimeoutExpiredError as error:
             self.oracle.violated("stuck", f"{self.name}: {error}")
         except IsterError:
-            pass  # `_done` has told it
+            pass  # `_done` has reported it
 
     def _done(self, identity: Identity, sent_at: float, receipt: Receipt) -> None:
         try:
@@ -194,7 +194,7 @@ class LibraryProducer(ProducerThread):
 
 
 class ParcelProducer(LibraryProducer):
-    """One whose messages have keys, times of delivery, and poison among them."""
+    """A producer whose messages have keys and delivery times, some of them poison."""
 
     def _send(self, producer: ister.Producer) -> tuple[Receipt, Identity]:
         random = self.random
@@ -217,7 +217,7 @@ class ParcelProducer(LibraryProducer):
 
 
 class RawProducer(ProducerThread):
-    """Speaks PROTOCOL.md with a socket alone: lone messages, one at a time, resent until there is a receipt."""
+    """A producer with a bare socket: one message at a time, resent until there is a receipt."""
 
     def __init__(self, endpoints: list[str], *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -239,7 +239,7 @@ class RawProducer(ProducerThread):
         self._ask({Key.TYPE: Type.HELLO, Key.VERSION: [1]}, Type.WELCOME)
 
     def _ask(self, header: dict[int, Any], wanted: int, *body: bytes) -> dict[int, Any]:
-        """Send, and return the answer; raises TimeoutError where there is none, or one that says: again."""
+        """Send, and return the answer; raises TimeoutError if there is none, or one with action `retry`."""
         assert self._socket is not None
         self._socket.send_multipart([encode_header(header), *body])
         deadline = time.monotonic() + 1.0

@@ -1,4 +1,4 @@
-"""What a crash campaign found: as plain values, and as tables for people."""
+"""The results of a crash campaign: as plain values, and as tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.crash.oracle import Oracle
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One thing that was done to the broker, for the history; `at_s` since the campaign began."""
+    """A fault of the campaign, for the history; `at_s` since the campaign began."""
 
     round: int
     at_s: float
@@ -21,7 +21,7 @@ class Kill:
 
 @dataclass(slots=True)
 class Result:
-    """What a campaign found."""
+    """The results of a campaign."""
 
     seed: int
     rounds: int = 0
@@ -30,7 +30,7 @@ class Result:
     by_kind: dict[str, list[float]] = field(default_factory=dict)  # recovery times, in seconds
     oracle: Oracle = field(default_factory=lambda: Oracle(lambda: time.time() * 1000))
     folder: str = ""
-    client: str = ""  # the language of two of three clients, where it is another than the Python client
+    client: str = ""  # the language of two of three clients, if it is not Python
 
     @property
     def failed(self) -> bool:
@@ -39,7 +39,7 @@ class Result:
 
 
 def describe(result: Result) -> dict[str, Any]:
-    """Return what a campaign found, as plain values; times in seconds."""
+    """Return the results as plain values; times in seconds."""
     counts = result.oracle.counts
     recoveries = [took for each in result.by_kind.values() for took in each]
     kinds: dict[str, int] = {}
@@ -87,7 +87,7 @@ def describe(result: Result) -> dict[str, Any]:
 
 
 def print_tables(result: Result) -> None:
-    """Print what a campaign found, for people."""
+    """Print the results as tables."""
     from rich.console import Console
     from rich.table import Table
 

@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def run(seed: int, rounds: int, client: Kind | None = None) -> None:
-    """Run a campaign, and fail with all that it said."""
+    """Run a campaign, and fail with its report."""
     result = run_campaign(seed, rounds, client=client)
     told = describe(result)
     assert not result.failed, json.dumps({**told, "history": told["history"][-10:]}, indent=1)
@@ -31,7 +31,7 @@ def run(seed: int, rounds: int, client: Kind | None = None) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_few_kills_lose_nothing() -> None:
-    """What has a receipt is there after three crashes, once and in order, and cursors neither skip nor forget."""
+    """After three kills everything with a receipt is there, once and in order, and cursors neither skip nor forget."""
     run(seed=4, rounds=3)
 
 
@@ -41,7 +41,7 @@ def test_a_few_kills_lose_nothing() -> None:
 )
 @pytest.mark.timeout(900)
 def test_forty_kills_lose_nothing() -> None:
-    """The same, for long enough that every kind of kill comes."""
+    """The same, long enough that every kind of kill occurs."""
     run(seed=40, rounds=40)
 
 
@@ -54,7 +54,7 @@ def test_forty_kills_lose_nothing() -> None:
 )
 @pytest.mark.timeout(900)
 def test_clients_of_other_languages_lose_nothing(kind: Kind) -> None:
-    """Beside the Python client, through their drivers; the smallest client does not come back from a kill."""
+    """They run beside the Python client, through their drivers; the smallest client does not survive a kill."""
     if (why := kind.why_not()) is not None:
         pytest.skip(why)
     run(seed=20, rounds=20, client=kind)

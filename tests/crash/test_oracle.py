@@ -1,4 +1,4 @@
-"""The oracle of the crash campaign: a clean history passes, and each planted violation is reported as what it is."""
+"""The oracle of the crash campaign: a clean history passes, and each planted violation is reported as its kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MESSAGES = 20
 
 
 class Story:
-    """A topic with two producers, told to an oracle: everything has its receipt, and is stored as it should be."""
+    """A topic with two producers, as told to an oracle: everything has its receipt, and is stored correctly."""
 
     def __init__(self) -> None:
         self.now_ms = 1_000_000.0
@@ -27,7 +27,7 @@ class Story:
             self.stored.append(payload)
 
     def read_back(self, stored: list[tuple[int, bytes]] | None = None) -> set[str]:
-        """Read what is stored (or what is given) to the end, and return the kinds of violations."""
+        """Read what is stored (or given) to the end, and return the kinds of violations."""
         back = ReadBack("orders")
         for offset, payload in enumerate(self.stored) if stored is None else stored:
             self.oracle.read(back, offset, payload)
@@ -35,11 +35,11 @@ class Story:
         return self.kinds()
 
     def kinds(self) -> set[str]:
-        """Return what was violated."""
+        """Return the kinds of violations."""
         return {violation.kind for violation in self.oracle.violations}
 
     def attach(self, subscription: Subscription, *offsets: int, acknowledge: bool = False) -> Attached:
-        """Attach a consumer that is given these offsets."""
+        """Attach a consumer that receives these offsets."""
         attached = self.oracle.attach(subscription, "a consumer")
         for offset in offsets:
             self.oracle.delivered(attached, offset, self.stored[offset])
@@ -57,12 +57,12 @@ def story() -> Story:
 
 @pytest.fixture
 def exclusive() -> Subscription:
-    """A subscription in order."""
+    """An ordered subscription."""
     return Subscription("orders", "exclusive", "exclusive")
 
 
 def test_a_clean_history_has_no_violation(story: Story, exclusive: Subscription) -> None:
-    """Acknowledged in part, attached again, given the rest: nothing is reported."""
+    """Some is acknowledged, a consumer attaches again and gets the rest: nothing is reported."""
     assert story.read_back() == set()
     first = story.attach(exclusive, *range(10), acknowledge=True)
     assert story.oracle.missing(first) == list(range(10, MESSAGES))
@@ -76,13 +76,13 @@ def test_a_clean_history_has_no_violation(story: Story, exclusive: Subscription)
 
 
 def test_a_dropped_message_is_lost(story: Story) -> None:
-    """A receipt without its message is the worst a log can do; with dense offsets behind it, too."""
+    """A receipt without its message is a log's worst fault, also when dense offsets follow."""
     del story.stored[7]
     assert "lost" in story.read_back()
 
 
 def test_a_dropped_last_message_is_lost(story: Story) -> None:
-    """Nothing follows it that would show the hole."""
+    """No later message would show the hole."""
     story.stored.pop()
     assert story.read_back() == {"lost"}
 
@@ -94,13 +94,13 @@ def test_a_duplicate_is_reported(story: Story) -> None:
 
 
 def test_messages_of_a_producer_out_of_order_are_reported(story: Story) -> None:
-    """Offsets 4 and 6 are one producer's."""
+    """Offsets 4 and 6 are of one producer."""
     story.stored[4], story.stored[6] = story.stored[6], story.stored[4]
     assert "out-of-order" in story.read_back()
 
 
 def test_a_message_elsewhere_than_its_receipt_said_is_reported(story: Story) -> None:
-    """Two producers' messages changed places: each one's own order is kept."""
+    """Messages of two producers changed places, while each producer's order is kept."""
     story.stored[4], story.stored[5] = story.stored[5], story.stored[4]
     assert {"misplaced", "offset-reused"} <= story.read_back()
 
@@ -112,7 +112,7 @@ def test_a_gap_between_offsets_is_reported(story: Story) -> None:
 
 
 def test_a_log_that_does_not_begin_at_0_is_reported(story: Story) -> None:
-    """The first offset is 0, and nothing here trims."""
+    """The first offset is 0, and this topic is not trimmed."""
     assert "not-dense" in story.read_back(list(enumerate(story.stored))[1:])
 
 
@@ -127,13 +127,13 @@ def test_a_changed_byte_is_reported(story: Story, at: int) -> None:
 
 
 def test_a_message_that_nobody_sent_is_reported(story: Story) -> None:
-    """A whole one too."""
+    """Also when it is intact."""
     story.stored.append(make_payload(9, 0, b"?"))
     assert "wrong-bytes" in story.read_back()
 
 
 def test_a_hole_without_a_receipt_is_reported(story: Story) -> None:
-    """Its follower was stored, it was not, and it was not refused either."""
+    """A later message was stored, this one was not, and it was not refused."""
     unanswered = story.oracle.sent("orders", make_payload(1, 10, b"a"))
     last = make_payload(1, 11, b"b")
     story.oracle.receipted("orders", story.oracle.sent("orders", last), MESSAGES)
@@ -145,7 +145,7 @@ def test_a_hole_without_a_receipt_is_reported(story: Story) -> None:
 
 
 def test_a_refused_message_that_is_stored_is_reported(story: Story) -> None:
-    """Refused for good means: not there."""
+    """Refused for good means not stored."""
     payload = make_payload(1, 10, b"a")
     story.oracle.refused("orders", story.oracle.sent("orders", payload), "message-too-large")
     story.stored.append(payload)
@@ -153,7 +153,7 @@ def test_a_refused_message_that_is_stored_is_reported(story: Story) -> None:
 
 
 def test_an_offset_that_was_given_twice_is_reported(story: Story, exclusive: Subscription) -> None:
-    """A consumer saw a message that was gone after a crash, and another came in its place."""
+    """A consumer got a message that was gone after a crash, and another one took its offset."""
     ghost = make_payload(3, 0, b"seen, and lost")
     story.oracle.sent("orders", ghost)
     attached = story.attach(exclusive, *range(MESSAGES))
@@ -164,7 +164,7 @@ def test_an_offset_that_was_given_twice_is_reported(story: Story, exclusive: Sub
 
 
 def test_a_gap_before_a_consumer_in_order_is_reported(story: Story, exclusive: Subscription) -> None:
-    """Offset 5 was neither given nor acknowledged."""
+    """Offset 5 was neither delivered nor acknowledged."""
     story.attach(exclusive, 0, 1, 2, 3, 4, 6)
     assert story.kinds() == {"gap"}
 
@@ -179,7 +179,7 @@ def test_a_consumer_in_order_begins_at_the_lowest_unacknowledged(
 
 
 def test_what_was_given_back_may_come_later(story: Story, exclusive: Subscription) -> None:
-    """A delay is somebody's wish."""
+    """Its delay was requested."""
     first = story.attach(exclusive, 0, 1, 2)
     story.oracle.given_back(first, 1)
     story.attach(exclusive, 0, 2, 3, 1)
@@ -187,13 +187,13 @@ def test_what_was_given_back_may_come_later(story: Story, exclusive: Subscriptio
 
 
 def test_shared_consumers_need_no_order(story: Story) -> None:
-    """There, only what is missing in the end counts."""
+    """For them, only what is missing at the end counts."""
     story.attach(Subscription("orders", "shared", "shared"), 5, 2, 9)
     assert story.kinds() == set()
 
 
 def test_a_cursor_past_a_hole_is_reported(story: Story, exclusive: Subscription) -> None:
-    """Offset 5 was never acknowledged; a cursor that moved past it never gives it again."""
+    """Offset 5 was never acknowledged; a cursor that moved past it never delivers it again."""
     story.attach(exclusive, *range(5), acknowledge=True)
     story.attach(exclusive, *range(6, 10), acknowledge=True)
     story.oracle.violations.clear()
@@ -203,7 +203,7 @@ def test_a_cursor_past_a_hole_is_reported(story: Story, exclusive: Subscription)
 
 
 def test_acknowledging_until_leaves_no_hole(story: Story, exclusive: Subscription) -> None:
-    """Everything up to there is acknowledged, held by whomever."""
+    """Everything up to there is acknowledged, whichever consumer holds it."""
     attached = story.attach(exclusive, *range(10))
     story.oracle.acknowledged_until(attached, 9)
     story.oracle.confirmed(attached, story.oracle.take_unconfirmed(attached))
@@ -212,14 +212,14 @@ def test_acknowledging_until_leaves_no_hole(story: Story, exclusive: Subscriptio
 
 
 def test_a_confirmed_message_that_comes_back_is_reported(story: Story, exclusive: Subscription) -> None:
-    """The journal said that it is written, and a new consumer gets it."""
+    """The broker confirmed that it is stored, and a new consumer gets the message."""
     story.attach(exclusive, *range(10), acknowledge=True)
     story.attach(exclusive, *range(9, MESSAGES))
     assert story.kinds() == {"acknowledged-came-back"}
 
 
 def test_an_acknowledgment_without_confirmation_may_be_lost(story: Story, exclusive: Subscription) -> None:
-    """At least once: it may come again, and need not."""
+    """At least once: the message may come again or not."""
     first = story.attach(exclusive, *range(10))
     story.oracle.acknowledged(first, range(10))
     story.attach(exclusive, *range(5, MESSAGES))
@@ -231,7 +231,7 @@ def test_an_acknowledgment_without_confirmation_may_be_lost(story: Story, exclus
 
 @pytest.fixture
 def keyed(story: Story) -> Subscription:
-    """A Key-Shared subscription, and three messages of a key: 21 is poison, 22 has a time."""
+    """Return a Key-Shared subscription with three messages of a key: 21 is poison, 22 has a delivery time."""
     for number, (deliver_at_ms, poison) in enumerate(((0, False), (0, True), (2_000_000, False))):
         payload = make_payload(7, number, b"parcel")
         identity = story.oracle.sent("orders", payload, key=b"k", deliver_at_ms=deliver_at_ms, poison=poison)
@@ -241,21 +241,21 @@ def keyed(story: Story) -> Subscription:
 
 
 def letter(at: int, **other: str) -> dict[str, str]:
-    """Return the attributes of a dead letter as it should be."""
+    """Return the attributes of a correct dead letter."""
     told = {"topic": "orders", "subscription": "keys", "offset": str(at), "attempts": "3"}
     told |= {"producer": "07", "timestamp": "1", "reason": "it is poison", "dead_lettered_at": "2"}
     return {"poison": "yes"} | {f"ister.{name}": value for name, value in (told | other).items()}
 
 
 def test_a_key_out_of_order_is_reported(story: Story, keyed: Subscription) -> None:
-    """The second message of a key came first, to a consumer that was never given the first."""
+    """The second message of a key came first, to a consumer that never got the first."""
     attached = story.oracle.attach(keyed, "a consumer")
     story.oracle.delivered(attached, 21, story.stored[21], b"k")
     assert story.kinds() == {"key-order"}
 
 
 def test_a_key_in_order_is_fine(story: Story, keyed: Subscription) -> None:
-    """With another consumer's acknowledgment in between, and behind what somebody gave back, too."""
+    """Also with an acknowledgment by another consumer in between, and after a refused message."""
     first, second = story.oracle.attach(keyed, "first"), story.oracle.attach(keyed, "second")
     story.oracle.delivered(first, 20, story.stored[20], b"k", 1)
     story.oracle.acknowledged(first, (20,))
@@ -267,7 +267,7 @@ def test_a_key_in_order_is_fine(story: Story, keyed: Subscription) -> None:
 
 
 def test_a_key_with_two_consumers_is_reported(story: Story, keyed: Subscription) -> None:
-    """Once the broker has confirmed to both what they acknowledged afterwards."""
+    """Once the broker has confirmed acknowledgments that each made afterwards."""
     pair = [story.oracle.attach(keyed, name) for name in ("first", "second")]
     for attached in pair:
         story.oracle.delivered(attached, 20, story.stored[20], b"k", 1)
@@ -284,7 +284,7 @@ def test_a_wrong_key_is_reported(story: Story, keyed: Subscription) -> None:
 
 
 def test_a_message_before_its_time_is_reported(story: Story, keyed: Subscription) -> None:
-    """Where times count; to an Exclusive consumer they mean nothing."""
+    """Where delivery times are observed; an Exclusive subscription of this test ignores them."""
     attached = story.attach(Subscription("orders", "exclusive", "exclusive"), *range(MESSAGES))
     for offset in (20, 21, 22):
         story.oracle.delivered(attached, offset, story.stored[offset], b"k")
@@ -298,7 +298,7 @@ def test_a_message_before_its_time_is_reported(story: Story, keyed: Subscription
 
 
 def test_a_dead_letter_that_was_refused_is_done_with(story: Story, keyed: Subscription) -> None:
-    """It need not come any more, and need not be buried again."""
+    """It need not come again, nor be buried again."""
     attached = story.oracle.attach(keyed, "a consumer")
     assert story.oracle.unburied(keyed) == [21]
     story.oracle.given_back(attached, 21)
@@ -320,7 +320,7 @@ def test_a_dead_letter_that_was_refused_is_done_with(story: Story, keyed: Subscr
 def test_a_wrong_dead_letter_is_reported(
     story: Story, keyed: Subscription, kind: str, other: dict[str, str]
 ) -> None:
-    """It says where from, and how often."""
+    """It must name its origin and the number of attempts."""
     for offset in (5, 21):
         story.oracle.given_back(story.oracle.attach(keyed, "a consumer"), offset)
     story.oracle.buried(keyed, story.stored[21], b"k", letter(21, **other))
@@ -336,7 +336,7 @@ def test_a_dead_letter_that_nobody_refused_is_reported(story: Story, keyed: Subs
 
 
 def test_what_is_behind_the_place_of_a_seek_comes_again(story: Story, exclusive: Subscription) -> None:
-    """Also what was confirmed; and what is below does not."""
+    """Also what was confirmed; what is below does not."""
     attached = story.attach(exclusive, *range(15), acknowledge=True)
     story.oracle.moved(attached, 10)
     assert story.oracle.missing(attached) == list(range(10, MESSAGES))
@@ -349,7 +349,7 @@ def test_what_is_behind_the_place_of_a_seek_comes_again(story: Story, exclusive:
 
 
 def test_a_seek_that_skips_is_reported(story: Story, exclusive: Subscription) -> None:
-    """It said 10, and the first to come is 11."""
+    """It was moved to 10, and the first to come is 11."""
     attached = story.attach(exclusive, *range(15), acknowledge=True)
     story.oracle.moved(attached, 10)
     story.oracle.delivered(attached, 11, story.stored[11])
@@ -357,7 +357,7 @@ def test_a_seek_that_skips_is_reported(story: Story, exclusive: Subscription) ->
 
 
 def test_a_reader_that_repeats_is_reported(story: Story) -> None:
-    """A consumer may be given a message again, a reader not."""
+    """A consumer may get a message again, a reader may not."""
     for once, kinds in ((False, set()), (True, {"read-again"})):
         back = ReadBack("orders", once=once)
         for offset in (0, 1, 1):

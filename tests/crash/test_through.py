@@ -1,4 +1,4 @@
-"""What the campaign sees of a client behind a driver is what it would see of the Python client."""
+"""The campaign sees the same of a client behind a driver as of the Python client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def broker() -> Iterator[testing.Broker]:
-    """A broker in memory, with a topic."""
+    """Return a broker in memory, with a topic."""
     with testing.Broker() as running:
         with ister.connect(running.endpoint) as client:
             client.create_topic("orders")
@@ -27,14 +27,14 @@ def broker() -> Iterator[testing.Broker]:
 
 @pytest.fixture
 def client(broker: testing.Broker) -> Iterator[ThroughClient]:
-    """The Python client behind its driver."""
+    """Return the Python client behind its driver."""
     made = ThroughClient(named("python"), [broker.endpoint])
     yield made
     made.close()
 
 
 def test_messages_go_and_come_with_all_they_have(client: ThroughClient) -> None:
-    """Key and attributes come back; receipts call back, the newest at the latest in `flush`."""
+    """Key and attributes come back; receipts call back, at the latest in `flush`."""
     producer = client.producer("orders", name="loader", timeout=10)
     told: list[int | None] = []
     for number in range(3):
@@ -61,14 +61,14 @@ def test_messages_go_and_come_with_all_they_have(client: ThroughClient) -> None:
 
 
 def test_in_which_opening_something_came_is_not_known(client: ThroughClient) -> None:
-    """Two looks never agree, so the campaign takes nothing for one opening."""
+    """No two answers agree, so that the campaign never takes two deliveries for the same opening."""
     reader = client.reader("orders", start="earliest", timeout=10)
     assert reader.attachment.begun != reader.attachment.begun
     assert reader.receive(0.0) is None
 
 
 def test_each_thread_has_a_driver_of_its_own(client: ThroughClient) -> None:
-    """One that waits for a message holds nobody else up."""
+    """A thread that waits for a message holds up no other."""
     reader = client.reader("orders", start="latest", timeout=10)
     told: list[bool] = []
 
@@ -95,21 +95,21 @@ def test_each_thread_has_a_driver_of_its_own(client: ThroughClient) -> None:
     ],
 )
 def test_an_error_is_what_the_python_client_would_raise(code: str, kind: type[IsterError]) -> None:
-    """The campaign goes by type, code and action."""
+    """The campaign uses type, code and action."""
     error = error_of(AnsweredError("any", {"code": code, "action": "retry", "text": "why"}))
     assert type(error) is kind
     assert (error.code, error.text) == (code, "why")
 
 
 def test_an_unknown_topic_is_the_brokers_error(client: ThroughClient) -> None:
-    """Its code and its action come through."""
+    """Its code and action are passed on."""
     with pytest.raises(RemoteError) as caught:
         client.producer("nowhere", name="x", timeout=10)
     assert (caught.value.code, caught.value.action) == ("unknown-topic", "fix")
 
 
 def test_a_client_that_lacks_something_is_refused(broker: testing.Broker) -> None:
-    """The campaign needs clients that come back by themselves, and says what is missing."""
+    """The campaign needs clients that reconnect by themselves, and names what is missing."""
     client = ThroughClient(named("python-minimal"), [broker.endpoint])
     with pytest.raises(DriverBrokenError, match="lacks: ack-until"):
         client.producer("orders", name="x", timeout=10)

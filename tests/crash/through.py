@@ -1,11 +1,11 @@
-"""Clients of other languages for the campaign: what it needs of `ister.Client`, said through a driver.
+"""Clients of other languages for the campaign: the methods of `ister.Client` that it needs, through a driver.
 
-Each thread of the campaign that uses such a client has a driver process of its own, for a driver does one thing after
-the other. DRIVER.md in tests/conformance_clients describes what is said.
+Each thread of the campaign that uses such a client has a driver process of its own, because a driver does one thing
+after the other. DRIVER.md in tests/conformance_clients describes the commands.
 
 Invariants
-- errors come as the Python client's: the campaign goes by their codes and actions
-- a receipt's callbacks are called by the thread that sent the message, when it sends, flushes or waits the next time
+- errors come as the Python client's: the campaign uses their codes and actions
+- a receipt's callbacks are called by the thread that sent the message, when it next sends, flushes or waits
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _names = itertools.count(1)
 
 
 def milliseconds(seconds: float | None) -> int:
-    """Return a time as drivers are told it."""
+    """Return a time as drivers take it."""
     return round((ASK_WITHIN_S if seconds is None else seconds) * 1000)
 
 
 def error_of(answered: AnsweredError) -> IsterError:
-    """Return what the Python client would have raised."""
+    """Return the error that the Python client would raise."""
     kinds: dict[str, type[IsterError]] = {
         "timeout": TimeoutExpiredError,
         "connection-lost": ConnectionLostError,
@@ -48,7 +48,7 @@ def error_of(answered: AnsweredError) -> IsterError:
 
 
 class ThroughClient:
-    """A client of another language; stands in for `ister.Client` where the campaign uses one."""
+    """A client of another language, in place of `ister.Client`."""
 
     def __init__(self, kind: Kind, endpoints: Sequence[str]) -> None:
         self._kind = kind
@@ -59,7 +59,7 @@ class ThroughClient:
         self._closed = False
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Have this thread's driver do something; raises `IsterError`, `DriverBrokenError`."""
+        """Send a command to this thread's driver; raises `IsterError`, `DriverBrokenError`."""
         driver: Driver | None = getattr(self._here, "driver", None)
         try:
             if driver is None:
@@ -125,7 +125,7 @@ class ThroughClient:
 
 
 class ThroughReceipt:
-    """A receipt that a driver keeps."""
+    """A receipt of a driver."""
 
     def __init__(self, producer: ThroughProducer, name: str) -> None:
         self._producer = producer
@@ -134,14 +134,14 @@ class ThroughReceipt:
         self.name = name
 
     def add_done_callback(self, call: Callable[[ThroughReceipt], Any]) -> None:
-        """Call it once there is an answer."""
+        """Call `call` once there is an answer."""
         if self._outcome is None:
             self._calls.append(call)
         else:
             call(self)
 
     def resolve(self, outcome: Published | IsterError) -> None:
-        """There is an answer."""
+        """Note the answer."""
         self._outcome = outcome
         calls, self._calls = self._calls, []
         for call in calls:
@@ -174,7 +174,7 @@ class ThroughProducer:
         deliver_at: int | None = None,
         timeout: float,
     ) -> ThroughReceipt:
-        """Have a message taken; look which receipts have come."""
+        """Send a message, and see which receipts have arrived."""
         receipt = ThroughReceipt(self, f"receipt-{next(_names)}")
         message: dict[str, Any] = {"payload": payload.hex()}
         if key:
@@ -194,7 +194,7 @@ class ThroughProducer:
             while len(self._waiting) > 1:  # the newest was sent just now
                 self.collect_one(0.0)
         except TimeoutExpiredError:
-            pass  # the oldest has not come, and so have the others not
+            pass  # the oldest has not arrived, and so neither have the others
 
     def collect_one(self, timeout: float | None) -> None:
         """Wait for the oldest receipt; raises `TimeoutExpiredError`."""
@@ -222,22 +222,22 @@ class ThroughProducer:
 
 
 class ThroughMessage:
-    """A message as a driver shows it."""
+    """A message from a driver."""
 
     def __init__(self, shown: Mapping[str, Any]) -> None:
         self.offset: int = shown["offset"]
         self.payload = bytes.fromhex(shown["payload"])
         self.key = bytes.fromhex(shown["key"]) if shown.get("key") else None
         self.attributes: dict[str, str] = shown.get("attributes", {})
-        self.delivery = object()  # which messages came together is not told
+        self.delivery = object()  # which messages came together is unknown
 
 
 class Unknown:
-    """In which opening of the consumer something came is not told: every look says another."""
+    """The opening of the consumer in which a message came, which is unknown: no two values are equal."""
 
     @property
     def begun(self) -> int:
-        """A number that is never the same twice."""
+        """A different number each time."""
         return next(_names)
 
 
@@ -269,12 +269,12 @@ class ThroughConsumer:
         self._ask("ack_until", offset=message.offset)
 
     def nack(self, message: ThroughMessage, delay: float | None = None, reason: str = "") -> None:
-        """Give a message back."""
+        """Refuse a message."""
         delay_ms = None if delay is None else milliseconds(delay)
         self._ask("nack", offsets=[message.offset], delay_ms=delay_ms, reason=reason)
 
     def flush(self, timeout: float) -> None:
-        """Have the acknowledgments written."""
+        """Wait until the acknowledgments are stored."""
         self._ask("flush", timeout)
 
     def seek(self, place: str | int | datetime, timeout: float) -> int:

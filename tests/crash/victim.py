@@ -1,6 +1,6 @@
 """The broker that is killed: `ister serve` in a process group of its own, on the same ports and folder every time.
 
-May touch: its processes, by their ids. Which they are is read from /proc: a process group, and the names they show.
+May touch: its processes, by their ids. They are found in /proc, by their process group and their names.
 
 Invariants
 - whatever happens, no process of the group outlives `end`
@@ -28,11 +28,11 @@ ADDRESS_IN_USE: Final = 71
 
 
 class VictimError(Exception):
-    """The broker did not come up."""
+    """The broker did not start."""
 
 
 class Victim:
-    """A broker; `port` is its first worker's, the others follow it."""
+    """A broker; `port` is its first worker's, the others follow."""
 
     def __init__(
         self, data: Path, log: Path, port: int, settings: Mapping[str, object], *, root: Path = ROOT
@@ -47,7 +47,7 @@ class Victim:
         self._process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, workers: int) -> None:
-        """Start it, and do not wait."""
+        """Start it, without waiting."""
         self.workers = workers
         command = [
             sys.executable,
@@ -75,7 +75,7 @@ class Victim:
         self.group = self._process.pid
 
     def wait_ready(self) -> dict[str, Any] | None:
-        """Wait until clients can connect; None when it ended because its ports are still taken."""
+        """Wait until clients can connect; return None if it ended because its ports are still in use."""
         process = self._process
         assert process is not None
         assert process.stdout is not None
@@ -113,7 +113,7 @@ class Victim:
         return {name: pid for pid, name in group_members(self.group).items()}
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> bool:
-        """Send a signal to one of its processes; False when there is no such process now."""
+        """Send a signal to one of its processes; return False if there is no such process now."""
         pid = self.processes().get(name)
         if pid is None:
             return False
@@ -127,7 +127,7 @@ class Victim:
             os.killpg(self.group, signal.SIGKILL)
 
     def stop(self) -> int:
-        """Ask it to stop, and return its exit code."""
+        """Stop it in order, and return its exit code."""
         process = self._process
         assert process is not None
         process.terminate()
@@ -138,7 +138,7 @@ class Victim:
         return self._reap()
 
     def gone(self) -> dict[int, str]:
-        """Wait for the end of every process of the group, and return those that are still there."""
+        """Wait for the end of every process of the group, and return those that remain."""
         self._reap()
         deadline = time.monotonic() + GONE_WITHIN_S
         while True:

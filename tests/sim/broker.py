@@ -1,8 +1,8 @@
-"""A staged broker whose mail, threads and disk take their time: one machine of a simulated world.
+"""A simulated broker whose mail, threads and disk take time: one machine of a simulated world.
 
-Mail between two processes keeps its order and takes its time; mail to a process that is gone is gone; a process knows
-of another only once it was told. Work handed to threads is done later, and its end is told later still: a process
-killed in between has done it, and never knows.
+Mail between two processes keeps its order and takes time; mail to a process that is gone is lost; a process knows of
+another only once it was told. Work given to threads is done later, and its end is reported later still: when a process
+is killed in between, the work is done and the process never learns it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from tests.stage import Stage, StagedClock, StagedLoop, StagedMail, StagedRouter
 
 
 class Killed(BaseException):
-    """The process that does this work is killed, here: whatever it is in the middle of."""
+    """Raised where the process that does this work is killed, in the middle of it."""
 
 
 class MachineClock:
-    """A machine's clocks: one goes on with everybody's, the other may be set."""
+    """A machine's clocks: the monotonic one is common to all, the wall clock may be set."""
 
     def __init__(self, true: StagedClock, wall: WallClock) -> None:
         self._true, self._wall = true, wall
 
     @property
     def now_s(self) -> float:
-        """Everybody's time."""
+        """The common time in seconds."""
         return self._true.now_s
 
     def monotonic(self) -> float:
@@ -50,7 +50,7 @@ class MachineClock:
 
 
 class _SlowLoop(_NodeLoop):
-    """A node's loop: what it hands to threads takes time, in any order, and is not done if the node is killed first."""
+    """A node's loop: work of threads takes time, ends in any order, and is not done if the node is killed first."""
 
     def __init__(self, loop: StagedLoop, node: str, machine: Machine) -> None:
         super().__init__(loop, node)
@@ -103,12 +103,13 @@ class Machine(Stage):
         self.slow_disk_s = 0.0
         self.lost_mail = False
         self.had_tier = False
-        self.dies: tuple[str, int] | None = None  # a node that is killed at work, after so many operations
+        # the node that is killed at work, after this many operations
+        self.dies: tuple[str, int] | None = None
         self.on_death: Callable[[str], None] = lambda _node: None
         self.mail_s = random.choice((0.0, 0.0002, 0.005))
         self._lanes: dict[tuple[str, str], float] = {}
-        self._known: dict[str, dict[str, int]] = {}  # what each node knows to be up: node and boot
-        self.overflow: int | None = None  # how many mails held back are kept; later ones are dropped
+        self._known: dict[str, dict[str, int]] = {}  # what each node knows to be up: node and boot number
+        self.overflow: int | None = None  # how many held back mails are kept; later ones are dropped
         super().__init__(
             folder,
             workers,
@@ -126,7 +127,7 @@ class Machine(Stage):
 
     @contextmanager
     def perhaps_dying(self, node: str) -> Iterator[None]:
-        """While a node that is to die works, count what it does to its disk and the store, and end it there."""
+        """While the node that is to die works, count its operations on disk and store, and end it at the last one."""
         if self.dies is None or self.dies[0] != node:
             yield
             return
@@ -153,7 +154,7 @@ class Machine(Stage):
             self.dies = None if left < 0 else (node, left)
 
     def hand_over_s(self) -> float:
-        """Draw how long it takes until a loop hears of its thread's work."""
+        """Draw how long it takes until a loop is told of its thread's work."""
         return self.random.random() * 0.0005
 
     def work_s(self, node: str) -> float:
@@ -202,7 +203,7 @@ class Machine(Stage):
         self.trace.note("kill all", self.name)
 
     def start_all(self, workers: int, *, tier: bool) -> None:
-        """Start the broker, with so many workers."""
+        """Start the broker with this many workers."""
         self.endpoints = [f"{self._endpoints}{number}" for number in range(workers)]
         self.catalogue = self._open_catalogue()
         self.waits_for_store = tier and not self.catalogue.topics()
@@ -214,14 +215,14 @@ class Machine(Stage):
         self.trace.note("start all", self.name, workers)
 
     def lose_power(self, random: Random) -> None:
-        """The power is gone (after `kill_all`): so may be what was not synced."""
+        """Lose the power (after `kill_all`): what was not synced may be lost."""
         self.disk = self.disk.power_loss(random)
         self.tap.lost(self.name, self.disk.names())
         if self.store is not None:
             self.store.disk = cast(Disk, self.disk)
 
     def use_store(self, store: ObjectStore) -> None:
-        """Have the tier use this store, which lies elsewhere."""
+        """Let the tier use this store, which is elsewhere."""
         self.store = FaultyStore(store, cast(Disk, self.disk))
         self.restart_tier()
 
@@ -290,7 +291,7 @@ class Machine(Stage):
             sender.dropped += 1
             return
         if sender.node != BROKER and self._known.get(node, {}).get(sender.node, sender.boot) > sender.boot:
-            return  # of a process that is known to be gone
+            return  # from a process that is known to be gone
         opened = open_mail(sealed, list(frames))
         target.received += 1
         self.trace.note("mail", sender.node, node, type(opened.message).__name__)

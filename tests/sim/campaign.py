@@ -1,7 +1,7 @@
-"""Many histories, one after another or in several processes: `python -m tests.sim.campaign --seeds 1000`.
+"""Many histories, one after the other or in several processes: `python -m tests.sim.campaign --seeds 1000`.
 
-Question: in how many of so many histories does the broker break a promise? Prints a table; every failure with its seed,
-which does it again: `python -m tests.sim.campaign --first SEED --seeds 1 --verbose`.
+Question: in how many of these histories does the broker break a promise? It prints a table, and each failure with its
+seed, which repeats it: `python -m tests.sim.campaign --first SEED --seeds 1 --verbose`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHOWN = (
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one history."""
+    """The outcome of one history."""
 
     seed: int
     events: int
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def live(seed: int, plant: str = "", plan: Plan | None = None) -> Outcome:
-    """Live one history, perhaps with a bug planted in the broker, perhaps of a plan that is not drawn."""
+    """Run one history, perhaps with a bug planted in the broker, perhaps with a given plan."""
     with PLANTED[plant]() if plant else nullcontext():
         world = World(seed, plan)
         violations, text = [], ""
@@ -72,8 +72,8 @@ def live(seed: int, plant: str = "", plan: Plan | None = None) -> Outcome:
 
 
 def _live(asked: tuple[int, str]) -> Outcome:
-    logging.disable(logging.CRITICAL)  # what fails on purpose is said by the table
-    gc.disable()  # a world is a knot of references: untied when there are some, not all the time
+    logging.disable(logging.CRITICAL)  # failures that are caused on purpose are counted in the table
+    gc.disable()  # a world has many reference cycles: they are collected between histories, not during one
     outcome = live(*asked)
     if asked[0] % 8 == 0:
         gc.collect()
@@ -91,7 +91,7 @@ def campaign(seeds: range, plant: str = "", jobs: int = 1) -> Iterator[Outcome]:
 
 
 def main() -> int:
-    """Run a campaign and print what came of it."""
+    """Run a campaign and print its outcome."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many histories")
     parser.add_argument("--first", type=int, default=0, help="the first seed")

@@ -1,6 +1,6 @@
 """Real clients without sockets and threads: `ister.Client` with its producers and consumers, over simulated links.
 
-What a client's background thread does, the loop does: it looks when frames have come, and when something is due.
+The loop does the work of a client's background thread: it looks when frames have arrived, and when something is due.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tests.stage import StagedClock
 
 
 class Bell:
-    """What wakes a client's background thread: here it is looked after at once."""
+    """What wakes a client's background thread: here its work is done at once."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self.set = ring
 
     def close(self) -> None:
-        """Wake nobody any more."""
+        """Wake nothing any more."""
         self.set = _nobody
 
 
@@ -43,7 +43,7 @@ class NoWaits:
 
 
 def _nobody() -> None:
-    """Nobody is there to be woken."""
+    """Do nothing: there is no thread to wake."""
 
 
 class SimConnection(Connection):
@@ -62,7 +62,7 @@ class SimConnection(Connection):
         self.service()
 
     def join(self) -> None:
-        """There is no thread."""
+        """Do nothing: there is no thread."""
 
     def nudge(self, due: float) -> None:
         self._arm(due)
@@ -143,13 +143,13 @@ class SimNetwork(ClientNetwork):
         """Have nothing done when garbage is collected: no seed can tell, and no world would be."""
 
     def thaw(self) -> None:
-        """Go on after having been stopped."""
+        """Continue after having been stopped."""
         self.frozen = False
         for connection in list(self._connections):
             connection.background.set()
 
     def vanish(self) -> None:
-        """Be gone without a word, and without anybody noticing."""
+        """Disappear without a goodbye, and without a closed connection."""
         self.vanished = True
         for connection in self._connections:
             connection.closed = True
@@ -157,7 +157,7 @@ class SimNetwork(ClientNetwork):
                 cast(Dealer, connection._socket).vanish()
 
     def die(self) -> None:
-        """Be gone without a word; the machine's kernel closes what was open."""
+        """Die without a goodbye; the machine's kernel closes its connections."""
         self.vanished = True
         for connection in self._connections:
             connection.closed = True
@@ -166,7 +166,7 @@ class SimNetwork(ClientNetwork):
 
 
 class SimClient(Client):
-    """A client of the broker in one thread: what waits is left out, its `opener` and `try_...` are used instead."""
+    """A client in one thread: instead of methods that wait, its `opener` and `try_...` are used."""
 
     network: SimNetwork
 
@@ -175,7 +175,7 @@ class SimClient(Client):
         super().__init__(endpoints, clock=clock)
 
     def _checked(self, endpoints: Any) -> list[str]:
-        return list(endpoints)  # names of nothing but this simulation
+        return list(endpoints)  # the names exist in this simulation only
 
     def _make_random(self) -> Random:
         return self._given

@@ -1,4 +1,4 @@
-"""What goes wrong in a world: drawn step by step, each kind a method, all of it undone by `heal`."""
+"""The faults of a world: drawn step by step; each kind is a method, and `heal` undoes all of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
 
 YEAR_MS = 365 * 86_400_000
-CLOCKS_MS = (0, 0, -700, 700, -3_600_000, 3_600_000, -YEAR_MS, YEAR_MS)  # how far a clock is off
+# the clock is off by at most this, in ms
+CLOCKS_MS = (0, 0, -700, 700, -3_600_000, 3_600_000, -YEAR_MS, YEAR_MS)
 
 
 class Faults:
-    """Everything that may go wrong."""
+    """All faults that may happen."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.random = Random(world.random.getrandbits(32))
-        self.down: dict[str, list[int]] = {}  # workers by machine
-        self.off: set[str] = set()  # machines without a broker
+        self.down: dict[str, list[int]] = {}  # killed workers, by machine
+        self.off: set[str] = set()  # machines without a running broker
         self.frozen: list[Program] = []
         self._calls: dict[str, Callable[[], Any]] = {
             "cut": self.cut,
@@ -54,7 +55,7 @@ class Faults:
         self._weights = [world.plan.faults[kind] for kind in self._kinds]
 
     def step(self) -> None:
-        """Let one thing go wrong, or mend one, or neither."""
+        """Cause one fault, or repair one, or do nothing."""
         random, plan = self.random, self.world.plan
         if random.random() < 0.3:
             self.mend()
@@ -85,7 +86,7 @@ class Faults:
         return bool(links)
 
     def leave(self) -> bool:
-        """Have a program gone: in order, killed, or with its machine."""
+        """End a program: in order, killed, or with its machine."""
         here = [program for program in self.world.programs if program.here]
         if here:
             program = self.random.choice(here)
@@ -95,7 +96,7 @@ class Faults:
         return bool(here)
 
     def freeze(self) -> bool:
-        """Stop a program: it neither reads nor says anything."""
+        """Stop a program: it neither reads nor sends."""
         here = [program for program in self.world.programs if program.here]
         if here:
             program = self.random.choice(here)
@@ -108,7 +109,7 @@ class Faults:
     # ---- processes ----------------------------------------------------------------------------------------------
 
     def kill_worker(self) -> bool:
-        """Kill a worker; it is started again a little later."""
+        """Kill a worker; it is restarted a little later."""
         machine = self._machine()
         if machine is None or not machine.workers:
             return False
@@ -128,7 +129,7 @@ class Faults:
         )
 
     def die_at_work(self) -> bool:
-        """Let a process be killed in the middle of what its threads do to the disk, or the store."""
+        """Let a process be killed in the middle of what its threads do to the disk or the store."""
         machine = self._machine()
         if machine is None or machine.dies is not None:
             return False
@@ -152,7 +153,7 @@ class Faults:
             machine.start(number)
 
     def kill_broker(self) -> bool:
-        """Kill the broker process, and all others with it; it may come back with another number of workers."""
+        """Kill the broker process with its children; it may return with another number of workers."""
         machine = self._machine()
         if machine is None:
             return False
@@ -179,7 +180,7 @@ class Faults:
             machine.start_all(workers, tier=machine.had_tier)
 
     def power(self) -> bool:
-        """Cut the power of a machine: what was not synced may be gone, in parts."""
+        """Cut the power of a machine: parts of what was not synced may be lost."""
         machine = self._machine()
         if machine is None:
             return False
@@ -202,7 +203,7 @@ class Faults:
         return bool(actors)
 
     def hold_mail(self) -> bool:
-        """Let a process take no mail of another for a while, perhaps so long that some is dropped."""
+        """Let a process receive no mail from another one for a while, perhaps for so long that some is dropped."""
         machine = self._machine()
         if machine is None:
             return False
@@ -221,7 +222,7 @@ class Faults:
     # ---- the tier and its store ---------------------------------------------------------------------------------
 
     def kill_tier(self) -> bool:
-        """Kill the tier; what it had sent to the store is there all the same."""
+        """Kill the tier; what it had sent to the store is there in any case."""
         machine = self._machine()
         if machine is None or TIER not in machine.systems:
             return False
@@ -234,15 +235,15 @@ class Faults:
             machine.restart_tier()
 
     def store_away(self) -> bool:
-        """Let the store be away for a while."""
+        """Make the store unavailable for a while."""
         return self._hurt_store(1.0, before=True)
 
     def store_flaky(self) -> bool:
-        """Let some calls fail for a while, or succeed and lose their answers."""
+        """Let some calls to the store fail for a while, or succeed and lose their answers."""
         return self._hurt_store(self.random.choice((0.1, 0.5)), before=self.random.random() < 0.5)
 
     def lose_object(self) -> bool:
-        """Delete a segment from the store, as somebody does who may not."""
+        """Delete a segment from the store, as somebody without the right to do so."""
         store, random = self.world.store, self.world.more
         names = sorted(info.name for info in store.list("v1/d/") if "/s/" in info.name)
         if not names:
@@ -294,7 +295,7 @@ class Faults:
         return True
 
     def folder_error(self) -> bool:
-        """Let the next syncs of a folder fail: what was renamed or made may have its name or not."""
+        """Let the next syncs of a folder fail: files that were renamed or created may have their names or not."""
         machine = self._machine()
         if machine is None:
             return False
@@ -314,7 +315,7 @@ class Faults:
         return True
 
     def set_clock(self) -> bool:
-        """Set a machine's clock, by up to a year; its monotonic clock goes on."""
+        """Set a machine's clock, by up to a year; its monotonic clock continues."""
         machine = self._machine()
         if machine is None:
             return False
@@ -323,7 +324,7 @@ class Faults:
         return True
 
     def full_disk(self) -> bool:
-        """Let the disk be full for a while."""
+        """Fill the disk for a while."""
         machine = self._machine()
         if machine is None:
             return False
@@ -339,7 +340,7 @@ class Faults:
         return True
 
     def slow_disk(self) -> bool:
-        """Let what blocks take long for a while."""
+        """Let blocking calls take long for a while."""
         machine = self._machine()
         if machine is None:
             return False
@@ -354,13 +355,13 @@ class Faults:
     # ---- well again ---------------------------------------------------------------------------------------------
 
     def mend(self) -> None:
-        """Let go of what is held, one at a time."""
+        """Release what is held up, one at a time."""
         machine = self._machine()
         if machine is not None and machine.held:
             machine.let_go(*min(machine.held))
 
     def heal(self) -> None:
-        """Let everything be well."""
+        """End all faults."""
         world = self.world
         for machine in world.machines.values():
             if machine.name in self.off:

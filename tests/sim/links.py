@@ -1,7 +1,7 @@
 """The network between clients and workers: sockets, their monitors, and links that delay, stall, fill up and break.
 
-A link is one connection of one socket to one start of a worker. Each of its two lanes keeps the order; what is on a
-lane when the link breaks is lost. A socket connects again by itself, as ZeroMQ's do, and gets another routing id.
+A link is one connection of one socket to one start of a worker. Each of its two directions keeps the order; frames in
+transit when the link breaks are lost. A socket reconnects by itself, as ZeroMQ's do, and gets another routing id.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import zmq
 
 from tests.stage import NOTHING_THERE, StagedLoop, StagedRouter
 
-REDIAL_S: Final = (
-    0.05  # a socket that finds nobody tries again after so long; twice that the next time, up to a second
-)
+REDIAL_S: Final = 0.05  # seconds until a socket that reaches no worker tries again; doubling up to a second
 REDIAL_S_MAX: Final = 1.0
 POLLIN: Final = int(zmq.POLLIN)
 POLLOUT: Final = int(zmq.POLLOUT)
@@ -26,7 +24,7 @@ ZMTP_TIMEOUT_S: Final = 15.0  # silence after which ZeroMQ itself gives a connec
 
 
 class Tap(Protocol):
-    """Who sees every frame: as the broker takes it, and as the broker gives it away."""
+    """Sees every frame when the broker reads it and when the broker sends it."""
 
     def to_broker(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
         """A worker is about to find this in its socket."""
@@ -35,16 +33,16 @@ class Tap(Protocol):
         """A worker has sent this."""
 
     def refused(self, router: SimRouter, routing: bytes, parts: list[bytes]) -> None:
-        """A worker could not send this: the connection is full, or gone."""
+        """A worker could not send this: the connection is full or gone."""
 
     def closed(self, router: SimRouter, routing: bytes) -> None:
         """A worker is told that a connection is closed."""
 
     def named(self, machine: str, path: str) -> None:
-        """A file on a machine's disk has this name now."""
+        """A file on a machine's disk was given this name."""
 
     def unnamed(self, machine: str, path: str) -> None:
-        """And now it has not."""
+        """A file's name was removed."""
 
     def lost(self, machine: str, names: list[str]) -> None:
         """The power failed; these names are left."""
@@ -62,7 +60,7 @@ class SimRouter(StagedRouter):
         self.alive = False
 
     def receive_from(self, routing: bytes, parts: list[bytes]) -> None:
-        """Take what came over a link."""
+        """Take a frame from a link."""
         self.tap.to_broker(self, routing, parts)
         self.incoming.append([routing, *parts])
 
@@ -83,7 +81,7 @@ class SimRouter(StagedRouter):
 
 
 class Link:
-    """One connection: two lanes with delays of their own."""
+    """A connection: two directions with delays of their own."""
 
     def __init__(self, network: Network, dealer: Dealer, router: SimRouter) -> None:
         self.network, self.dealer, self.router = network, dealer, router
@@ -91,10 +89,10 @@ class Link:
         self.routing = b"\0%05d" % network.routings
         self.alive = True
         self.delay_s, self.jitter_s = network.delays()
-        self.stalled_until = 0.0  # nothing moves before
+        self.stalled_until = 0.0  # nothing moves before this time
         self.frames_max = (
             network.frames_max()
-        )  # what lies on the way down and unread, before the worker sees "full"
+        )  # frames that may be in transit to the client and unread before the connection is full
         self.under_way = 0
         self._up_at = self._down_at = 0.0
         router.links[self.routing] = self
@@ -109,7 +107,7 @@ class Link:
         )
 
     def send_up(self, parts: list[bytes]) -> None:
-        """Bring a client's frame to the worker."""
+        """Send a client's frame to the worker."""
         self._up_at = max(self._up_at, self._when(self._up_at))
         self.network.at(self._up_at, lambda: self._arrive_up(parts))
 
@@ -121,7 +119,7 @@ class Link:
             self.router.receive_from(self.routing, parts)
 
     def send_down(self, parts: list[bytes]) -> None:
-        """Bring a worker's frame to the client."""
+        """Send a worker's frame to the client."""
         self.under_way += 1
         self._down_at = max(self._down_at, self._when(self._down_at))
         self.network.at(self._down_at, lambda: self._arrive_down(parts))
@@ -136,7 +134,7 @@ class Link:
             self.dealer.on_readable()
 
     def _waits(self, arrive: Callable[[], None]) -> bool:
-        """While the link stalls, what arrives comes when it no longer does: timers keep the order they were made in."""
+        """Return whether the link stalls; what arrives then is delivered afterwards, in the order of sending."""
         if self.alive and self.stalled_until > self.network.loop.time.now_s:
             self._up_at = self._down_at = max(self._up_at, self._down_at, self.stalled_until)
             self.network.at(self.stalled_until, arrive)
@@ -144,17 +142,17 @@ class Link:
         return False
 
     def is_full(self) -> bool:
-        """Whether the worker cannot put more on the way."""
+        """Return whether the worker cannot send more."""
         return self.under_way + len(self.dealer.inbox) >= self.frames_max
 
     def stall(self, seconds: float) -> None:
-        """Let nothing through for a while; beyond ZeroMQ's own patience both sides find it broken."""
+        """Let nothing through for a while; beyond ZeroMQ's timeout both sides find the link broken."""
         self.stalled_until = self.network.loop.time.now_s + seconds
         if seconds > ZMTP_TIMEOUT_S:
             self.network.after(ZMTP_TIMEOUT_S, self.break_)
 
     def break_(self) -> None:
-        """Break: what is on the way is lost, the worker finds nobody there, and the socket connects again."""
+        """Break: frames in transit are lost, the worker finds no connection, and the socket reconnects."""
         if self.alive:
             self.alive = False
             self.router.links.pop(self.routing, None)
@@ -168,7 +166,7 @@ class Link:
 
 
 class Monitor:
-    """The socket that tells what became of another one's connection."""
+    """The socket that reports events of another one's connection."""
 
     def __init__(self) -> None:
         self.events: deque[int] = deque()
@@ -193,7 +191,7 @@ class Dealer:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.inbox: deque[list[bytes]] = deque()
-        self.waiting: deque[list[bytes]] = deque()  # said before there was a connection
+        self.waiting: deque[list[bytes]] = deque()  # sent before there was a connection
         self.monitor = Monitor()
         self.endpoint = ""
         self.link: Link | None = None
@@ -202,7 +200,7 @@ class Dealer:
         self._redial_s = REDIAL_S
 
     def setsockopt(self, _option: int, _value: object) -> None:
-        """Take an option."""
+        """Set an option."""
 
     def getsockopt(self, option: int) -> int:
         if option == EVENTS:
@@ -213,7 +211,7 @@ class Dealer:
         return self.monitor
 
     def disable_monitor(self) -> None:
-        """Watch no more."""
+        """Stop monitoring."""
 
     def connect(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -243,7 +241,7 @@ class Dealer:
             self.on_readable()
 
     def on_broken(self) -> None:
-        """The connection is gone: connect again, and tell the monitor, now or a little later."""
+        """The connection is gone: reconnect, and tell the monitor, now or a little later."""
         self.link = None
         if not self.closed:
             self.network.after(REDIAL_S, self._dial)
@@ -264,7 +262,7 @@ class Dealer:
         return self.inbox.popleft()
 
     def close(self, linger: int = 0) -> None:
-        """Close: with a linger what was said still arrives, without it may not."""
+        """Close; with a linger what was sent still arrives, without one it may not."""
         if self.closed:
             return
         self.closed = True
@@ -276,7 +274,7 @@ class Dealer:
                 link.break_()
 
     def vanish(self) -> None:
-        """The machine is gone: nobody tells the worker, whose frames go nowhere."""
+        """The machine is gone: the worker is not told, and its frames go nowhere."""
         self.closed = True
         link, self.link = self.link, None
         if link is not None:
@@ -286,7 +284,7 @@ class Dealer:
 
 
 class Network:
-    """Who listens where, how long things take, and every socket there is."""
+    """The listening workers, the delays, and all sockets."""
 
     def __init__(self, loop: StagedLoop, random: Random, counts: dict[str, int]) -> None:
         self.loop, self.random, self.counts = loop, random, counts
@@ -305,20 +303,20 @@ class Network:
         self.loop.call_later(seconds, call)
 
     def delays(self) -> tuple[float, float]:
-        """Draw a new link's delay and how much it varies, in seconds."""
+        """Draw a new link's delay and its variation, in seconds."""
         return self.slowness * self.random.choice((0.2, 1.0, 3.0)), self.slowness
 
     def frames_max(self) -> int:
-        """Draw how many frames a link takes."""
+        """Draw how many frames a link holds."""
         return self.random.choice((8, 30, 1000)) if self.narrow else 1000
 
     def listening(self, endpoint: str) -> SimRouter | None:
-        """Return who listens there now."""
+        """Return the router that listens at an endpoint now."""
         router = self.listeners.get(endpoint)
         return router if router is not None and router.alive else None
 
     def links(self) -> list[Link]:
-        """Return the connections there are, in the order they were made."""
+        """Return the existing connections, in the order of their creation."""
         found = [dealer.link for dealer in self.sockets if dealer.link is not None]
         self.sockets = [dealer for dealer in self.sockets if not dealer.closed]
         return found
@@ -326,10 +324,10 @@ class Network:
     # what `ister.network.Network` asks of a zmq context
 
     def socket(self, _kind: int) -> Dealer:
-        """Make a DEALER."""
+        """Create a DEALER."""
         dealer = Dealer(self)
         self.sockets.append(dealer)
         return dealer
 
     def term(self) -> None:
-        """End."""
+        """Do nothing."""

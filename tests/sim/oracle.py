@@ -1,14 +1,16 @@
-"""The oracle: sees every frame at the broker's mouth, keeps a model of its own, and says what must not be.
+"""The oracle: it sees every frame that enters or leaves the broker, keeps a model, and reports violations.
 
-It knows when the broker was told something and when the broker said something; what the broker made of it in between it
-does not ask. Where a frame may have been heard or not (a connection that broke, a process that died), both are right.
+It knows when the broker was told something and when the broker said something, and does not ask what the broker did in
+between. Where a frame may have been read or not (a connection that broke, a process that died), both are right.
 
-What it checks, always
-- a receipt means stored: one place a message, one message an offset, the same for everybody who is told
-- a message is in one consumer's hands at a time, and comes again only when nobody holds it
-- what is confirmed as acknowledged does not come again, and what is acknowledged only after a restart
-- Exclusive and Failover see no gap; a key is with one consumer, in order; nobody with credit is passed over for ever
-- no more than there is credit for; nothing before its time; an attempt is never counted that was not made
+What it checks
+- a receipt means stored: one offset per message, one message per offset, the same for everybody who is told
+- a message is held by one consumer at a time, and comes again only when none holds it
+- a message whose acknowledgment was confirmed does not come again; one that was only acknowledged, after a restart at
+  most
+- Exclusive and Failover see no gap; a key is with one consumer, in order; no consumer with credit is passed over for
+  ever
+- deliveries do not exceed the credit; none comes before its time; no attempt is counted that was not made
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ from tests.stage import StagedClock
 
 VIOLATIONS_MAX = 20
 WAITS_S = (
-    1.0  # what waits for a full connection is sent so much later at most, whatever was acknowledged meanwhile
+    # seconds; deliveries that wait for a full connection are sent at most this late, whatever was acknowledged
+    # meanwhile
+    1.0
 )
 
-RESUME_WITHIN_MS = 3000  # what a lost connection's session holds is others' after that
+RESUME_WITHIN_MS = 3000  # after this, other consumers may get what the session of a lost connection holds
 
 
 def identity_of(payload: bytes) -> bytes:
-    """Return what a payload says it is."""
+    """Return the identity in a payload."""
     return payload.partition(b" ")[0]
 
 
@@ -79,18 +83,20 @@ class Oracle:
         self.sent: dict[bytes, Sent] = {}  # by identity
         self.has_store = False
         self.segments = SegmentNames()
-        self._lowest: dict[str, int] = {}  # of topics that are made anew: the oldest that may be there
-        self._published: dict[bytes, set[int | None]] = {}  # to which of them; None: to any
-        self._owners: dict[tuple[str, int], SessionModel] = {}  # who opened a producer last
-        # topic, producer, sequence: what was sent so, and in which session
+        # of topics that are created again: the oldest generation that may exist
+        self._lowest: dict[str, int] = {}
+        # the generations that a message was published to; None: any
+        self._published: dict[bytes, set[int | None]] = {}
+        self._owners: dict[tuple[str, int], SessionModel] = {}  # the session that opened a producer last
+        # (topic, producer, sequence): what was sent, and in which session
         self._batches: dict[tuple[str, int, int], tuple[list[bytes], SessionModel]] = {}
         self._asked: dict[tuple[bytes, int], tuple[SubscriptionModel, str, dict[str, Any]]] = {}
         self._limiting: dict[tuple[bytes, int], tuple[TopicModel, dict[str, Any]]] = {}
-        self._sessions: dict[tuple[str, bytes], SessionModel] = {}  # machine, routing
+        self._sessions: dict[tuple[str, bytes], SessionModel] = {}  # (machine, routing id)
         self._tokens: dict[tuple[str, bytes], SessionModel] = {}
 
     def violated(self, what: str) -> None:
-        """Note what must not be."""
+        """Note a violation."""
         self.trace.note("VIOLATION", what)
         if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(f"at {self.clock.now_s:.6f}: {what}")
@@ -98,25 +104,25 @@ class Oracle:
     # ---- what the world tells -----------------------------------------------------------------------------------
 
     def add_topic(self, topic: TopicModel) -> TopicModel:
-        """There is a topic."""
+        """A topic exists."""
         self.topics[topic.name] = topic
         return topic
 
     def make_anew(self, topic: TopicModel) -> None:
-        """Somebody is about to make a topic of a name that there is not, and may have been."""
+        """A topic is about to be created under a name that does not exist, and may have existed."""
         self._lowest.setdefault(topic.name, 0)
         self.topics[topic.name] = topic
         for place in [each for each in self.subscriptions if each[1] == topic.name]:
             del self.subscriptions[place]
 
     def deleted(self, topic: str) -> None:
-        """Somebody was told that a topic is deleted."""
+        """A client was told that a topic is deleted."""
         self._lowest[topic] = self.topics[topic].generation + 1
 
     def add_subscription(
         self, machine: str, topic: str, name: str, kind: str, options: dict[str, Any]
     ) -> SubscriptionModel:
-        """There is a subscription, which begins at the earliest message."""
+        """A subscription exists, which begins at the earliest message."""
         found = SubscriptionModel(machine, self.topics[topic], name, kind, options)
         for before in self.subscriptions.values():
             if (before.topic.name, before.name) == (topic, name):
@@ -127,11 +133,11 @@ class Oracle:
     def add_pattern(
         self, pattern: str, subscription: str, kind: str, start: str, options: dict[str, Any]
     ) -> PatternModel:
-        """There is a pattern, whose consumers begin at `start` where nobody can know that a topic came later."""
+        """A pattern exists, whose consumers begin at `start` on topics that are not known to be later."""
         return PatternModel(pattern, subscription, kind, start, options)
 
     def follow(self, machine: str, pattern: PatternModel, topic: TopicModel) -> None:
-        """A topic is about to be created that a pattern matches."""
+        """A topic is about to be created that matches a pattern."""
         found = self.add_subscription(
             machine, topic.name, pattern.subscription, pattern.kind, pattern.options
         )
@@ -144,23 +150,23 @@ class Oracle:
         return [each for each in self.subscriptions.values() if each.machine == machine]
 
     def worker_died(self, machine: str, worker: int, lives_at: dict[tuple[str, str], int]) -> None:
-        """A worker is gone, with its sessions and what its subscriptions knew; `lives_at` says where each one is."""
+        """A worker died, with its sessions and its subscriptions' state; `lives_at` says where each one runs."""
         for token, session in list(self._tokens.items()):
             if session.machine == machine and session.worker == worker:
                 self._end(session)
                 del self._tokens[token]
         for subscription in self.of_machine(machine):
             here = lives_at.get((subscription.topic.name, subscription.name)) == worker
-            if here or subscription.topic.strategy != "reliable":  # whose numbers begin anew with their topic
+            if here or subscription.topic.strategy != "reliable":  # its offsets start over with its topic
                 subscription.disturb(self.clock.now_s)
 
     def disturbed(self, machine: str) -> None:
-        """A disk failed, or an actor: what was in anybody's hands may come again."""
+        """A disk or an actor failed: what any consumer holds may come again."""
         for subscription in self.of_machine(machine):
             subscription.disturb(self.clock.now_s)
 
     def power_lost(self, machine: str) -> None:
-        """Everything that was written and not synced may be gone."""
+        """Everything that was written and not synced may be lost."""
         for subscription in self.of_machine(machine):
             subscription.disturb(self.clock.now_s)
             subscription.forget_confirmed()
@@ -243,7 +249,7 @@ class Oracle:
         payloads = body if len(body) == 1 else split_payloads(body[0], body[1])
         identities = [identity_of(payload) for payload in payloads]
         if self._owners.get(producer) is not session:
-            return  # fenced: another program goes on under this name
+            return  # fenced: another program continues under this name
         if producer[0] in self._lowest:
             of = session.of.get(header[Key.HANDLE])
             for identity in identities:
@@ -319,7 +325,7 @@ class Oracle:
     def _unclear_frame(
         self, subscriptions: list[SubscriptionModel], kind: int, header: dict[int, Any]
     ) -> None:
-        """Somebody acknowledges or gives back what is of one topic or of its successor."""
+        """Handle an acknowledgment or refusal that belongs to a topic or to its successor."""
         flat = header.get(Key.RANGES, [])
         if kind == Type.ACK_UNTIL:
             flat = [0, header[Key.OFFSET] + 1]
@@ -342,7 +348,8 @@ class Oracle:
             consumer.closing = True
             subscription.release(consumer, self.clock.now_s)
         elif not consumer.opened or consumer.opening is not None:
-            if kind == Type.ACK:  # before it opens again: heard, if the open before was finished
+            # repeated before it opens again: it counts if the earlier open had been finished
+            if kind == Type.ACK:
                 flat = header[Key.RANGES]
                 for first, end in zip(flat[::2], flat[1::2], strict=True):
                     subscription.acknowledged.update(range(first, end))
@@ -358,7 +365,7 @@ class Oracle:
         elif kind == Type.ACK:
             flat = header[Key.RANGES]
             ranges = list(zip(flat[::2], flat[1::2], strict=True))
-            if consumer.moved:  # what was given before that does not count, or need not
+            if consumer.moved:  # earlier deliveries do not count, or need not
                 for first, end in ranges:
                     subscription.acknowledged.update(range(first, end))
                 ranges = [
@@ -369,7 +376,7 @@ class Oracle:
             end = header[Key.OFFSET] + 1
             if subscription.in_order and (not consumer.moved or end - 1 in consumer.since):
                 ranges = self._seen_below(subscription, end)
-            else:  # what it holds: what it held once, and may hold still, may be acknowledged by it
+            else:  # it may acknowledge what it held once, and may hold still
                 subscription.acknowledged.update(offset for offset in consumer.given if offset < end)
                 ranges = [
                     (offset, offset + 1)
@@ -383,7 +390,7 @@ class Oracle:
             self._extended(consumer, header)
 
     def _seen_below(self, subscription: SubscriptionModel, end: int) -> list[tuple[int, int]]:
-        """Return what "everything up to here" means: not what waits for its time, and nobody was given."""
+        """Return what "everything up to here" means: without messages that wait undelivered for their time."""
         ranges: list[tuple[int, int]] = []
         at = subscription.begin or 0
         for offset in range(at, end):
@@ -393,7 +400,7 @@ class Oracle:
         return [(first, stop) for first, stop in (*ranges, (at, end)) if first < stop]
 
     def _extended(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
-        """Who still works on a message has it for another timeout, if it had it."""
+        """Restart the timeout of messages that a consumer still works on, if it held them."""
         subscription, flat = consumer.subscription, header[Key.RANGES]
         if consumer.session.uncertain or not self._alive(consumer.session):
             return
@@ -446,12 +453,12 @@ class Oracle:
         return not session.ended and waits and now - session.heard_s < self.session_timeout_s
 
     def _definite(self, subscription: SubscriptionModel, hold: Hold) -> bool:
-        """Whether the broker must know this message to be in that consumer's hands."""
+        """Return whether the broker must know that a consumer holds this message."""
         now, consumer = self.clock.now_s, hold.consumer
         return (
             now - hold.at_s < subscription.ack_timeout_s - 1e-6
             and hold.at_s - consumer.full_at_s
-            >= subscription.ack_timeout_s  # else it may have waited to be sent
+            >= subscription.ack_timeout_s  # otherwise it may have waited to be sent
             and self._alive(consumer.session)
             and hold.at_s > subscription.disturbed_s
         )
@@ -523,12 +530,12 @@ class Oracle:
             if code == "subscription-deleted":
                 self.violated(f"{who} is told {code}: nobody deleted it by itself")
         elif code == "internal" and Key.REF in header and not consumer.opened:
-            pass  # what it asked is answered, after it was told that the broker failed for it
+            pass  # its request is answered after it was told that the broker failed for it
         elif code in ("ack-unknown", "internal", "malformed"):
             self.violated(f"{who} is told {code}: {header[Key.TEXT]}")
 
     def untold(self) -> list[str]:
-        """Return who had to do with a topic that was deleted and was not told, or asked for DONE in vain."""
+        """Return the sessions that used a deleted topic and were not told, or were not answered."""
         found = []
         for session in self._tokens.values():
             if not self._alive(session) or session.uncertain:
@@ -558,7 +565,7 @@ class Oracle:
             header = decode_header(parts[0])
             lost = session.consumers.get(header.get(Key.HANDLE, -1))
             if header[Key.TYPE] == Type.DELIVER and lost is not None:
-                # the broker has handed it out; if the consumer is lost with it, it may have failed, and waits
+                # it was handed out; if its consumer is lost it may have failed, and wait
                 lost.subscription.delayed.update(_offsets(header))
 
     def closed(self, router: SimRouter, routing: bytes) -> None:
@@ -613,7 +620,7 @@ class Oracle:
             subscription.consumers.append(consumer)
 
     def _is_clear(self, consumer: ConsumerModel, opening: dict[int, Any]) -> bool:
-        """Say of which topic of a name a consumer is from now on; False: of one, or of its successor."""
+        """Note which topic of a name a consumer belongs to from now on; return False if it may be its successor's."""
         session, before = consumer.session, consumer.subscription
         newest = self.subscriptions[session.machine, opening[Key.TOPIC], opening[Key.SUBSCRIPTION]]
         if before is not newest:
@@ -627,13 +634,13 @@ class Oracle:
         return False
 
     def _begins(self, subscription: SubscriptionModel, pattern: PatternModel, offset: int) -> None:
-        """A pattern's subscription is there: at the beginning of a topic that came later, for sure."""
+        """A pattern's subscription exists: on a topic that certainly came later, it begins at the beginning."""
         if pattern.alone and pattern.looked_s < subscription.topic.created_s:
             subscription.begin = 0
         if subscription.begin == 0 and offset:
             self.violated(f"{subscription} begins at {offset}: its topic came later, and is due from 0 on")
         subscription.begin, subscription.began_s = offset, self.clock.now_s
-        if subscription.topic.name not in self._lowest:  # which may be gone again
+        if subscription.topic.name not in self._lowest:  # it may be gone again
             pattern.first_s = min(pattern.first_s, self.clock.now_s)
 
     def _event(self, consumer: ConsumerModel, header: dict[int, Any]) -> None:
@@ -653,7 +660,7 @@ class Oracle:
             subscription.release(consumer, self.clock.now_s)
         elif code == "recalled":
             consumer.credit = consumer.bytes_credit = 0
-            # what waited comes back; what the program has in hand stays there
+            # what waited comes back; what the program has in hand stays with it
             waited = subscription.release(consumer, self.clock.now_s, consumer.in_hand())
             subscription.delayed.update(waited)
         elif subscription.topic.lost and code in ("log-damaged", "skipped", "missing"):
@@ -665,20 +672,20 @@ class Oracle:
 
     @staticmethod
     def _spoken_of(subscription: SubscriptionModel, offset: int, count: int) -> Iterator[int]:
-        """Yield the offsets that an event is about: from there on, so many of them not acknowledged."""
+        """Yield the unacknowledged offsets that an event is about: `count` of them from an offset on."""
         while count > 0 and offset < subscription.topic.end:
             count -= offset not in subscription.acknowledged
             yield offset
             offset += 1
 
     def _told(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
-        """So many messages that are not acknowledged, from there on, cannot be served."""
+        """Note that this many unacknowledged messages from an offset on cannot be read."""
         for each in self._spoken_of(subscription, offset, count):
             subscription.told.add(each)
             subscription.topic.told.add(each)
 
     def _trimmed(self, subscription: SubscriptionModel, offset: int, count: int) -> None:
-        """Retention took so many messages that were not acknowledged: whoever has one in hand bars its key no more."""
+        """Note that retention took unacknowledged messages, which do not block their keys any more."""
         for each in self._spoken_of(subscription, offset, count):
             if each in subscription.holds and self._may_be_gone(subscription.topic, each):
                 subscription.taken_by_retention.add(each)
@@ -696,12 +703,12 @@ class Oracle:
                     return
 
     def _waits_written(self, subscription: SubscriptionModel, given: dict[int, float]) -> None:
-        """What was given back with a delay waits as long also after a restart, by the clock that there is then."""
+        """Note that refused messages wait as long after a restart, by the clock at that time."""
         if len(self.clocks[subscription.machine].steps) > 1:
             return
         for offset, due in given.items():
             if subscription.maybe_poison(offset):
-                continue  # it waits for nobody's delay, but blocks, or is gone; a restart has it tried once more
+                continue  # it blocks, or is gone; after a restart it is tried once more
             if subscription.not_before.get(offset) == due and due > self.clock.now_s:
                 subscription.written_waits[offset] = due
 
@@ -728,7 +735,7 @@ class Oracle:
                     self.is_at(topic, offset, identity, "a receipt")
 
     def is_at(self, topic: TopicModel, offset: int, identity: bytes, who: str) -> None:
-        """Somebody was told that a message is there."""
+        """Note that a client was told a message's offset."""
         if topic.name in self._lowest:
             generations = self._published.get(identity, set())
             if topic.generation not in generations and None not in generations:
@@ -830,7 +837,7 @@ class Oracle:
 
     def _check_time(self, subscription: SubscriptionModel, offset: int, sent: Sent) -> None:
         if subscription.topic.times[offset] >= sent.deliver_at_ms:
-            return  # it was due when a broker took it, by the clock of that one
+            return  # it was due when a broker received it, by that broker's clock
         clock = self.clocks[subscription.machine]
         early_ms = sent.deliver_at_ms - clock.highest_ms(sent.sent_s, self.clock.now_s)
         if early_ms > 0:
@@ -874,7 +881,7 @@ class Oracle:
             self._check_key(consumer, offset, key, who)
 
     def _handed_over(self, consumer: ConsumerModel, hold: Hold) -> bool:
-        """Whether a Failover subscription has passed from who holds a message to this consumer."""
+        """Return whether a Failover subscription has passed from the holder of a message to this consumer."""
         since = consumer.subscription.active_since.get(consumer)
         return consumer.subscription.kind == "failover" and since is not None and since >= hold.at_s
 
@@ -899,7 +906,7 @@ class Oracle:
         consumer.reached = reached
 
     def _check_key(self, consumer: ConsumerModel, offset: int, key: bytes, who: str) -> None:
-        """One consumer has a key at a time; and nothing of it goes out before what is older and nobody has."""
+        """Check that one consumer has a key at a time, and that older messages of it were delivered before."""
         subscription, topic, now = consumer.subscription, consumer.subscription.topic, self.clock.now_s
         for other in topic.by_key[key]:
             if other == offset or other in subscription.acknowledged or other in subscription.done_otherwise:
@@ -931,13 +938,13 @@ class Oracle:
         subscription.highest[key] = max(highest, offset)
 
     def _may_be_gone(self, topic: TopicModel, offset: int) -> bool:
-        """Whether a message may have outlived its topic's time to live, or gone by its retention."""
+        """Return whether a message may have outlived its topic's time to live, or been dropped by retention."""
         limits = topic.limits
         if not limits:
             return False
         identity = topic.at.get(offset)
         sent = None if identity is None else self.sent.get(identity)
-        if sent is None:  # nobody was told of it yet
+        if sent is None:  # no client was told of it yet
             return True
         now_s, clocks = self.clock.now_s, list(self.clocks.values())
         return (
@@ -950,9 +957,9 @@ class Oracle:
         )
 
     def _bytes_from(self, topic: TopicModel, offset: int) -> Callable[[float], int]:
-        """Return how many bytes the segment with this message and those behind it may have taken until some time."""
+        """Return how many bytes the segment with this message and later ones may have had until a time."""
         begin, segments = self.segments.of(topic.name, offset)
-        # what nobody was told of yet may be in the log all the same
+        # messages that no client was told of may be in the log nevertheless
         behind = [
             each
             for each in self.sent.values()
@@ -966,16 +973,16 @@ class Oracle:
         return until
 
     def all_may_be_gone(self, topic: TopicModel, offsets: range) -> bool:
-        """Whether all of these may be too old, or gone by their topic's retention."""
+        """Return whether all of these may be too old, or dropped by their topic's retention."""
         return all(offset in topic.told or self._may_be_gone(topic, offset) for offset in offsets)
 
     def _may_have_come_back(self, subscription: SubscriptionModel, offset: int) -> bool:
-        """Whether somebody had a message for as long as he may: it waits for its back-off, perhaps."""
+        """Return whether a consumer held a message for its whole timeout: it may wait for its back-off."""
         hold = subscription.holds.get(offset)
         return hold is not None and self.clock.now_s - hold.at_s >= subscription.ack_timeout_s - 1e-6
 
     def _may_wait(self, topic: TopicModel, offset: int) -> bool:
-        """Whether a message had a time of delivery: those behind it do not wait."""
+        """Return whether a message had a delivery time: later ones do not wait for it."""
         identity = topic.at.get(offset)
         sent = None if identity is None else self.sent.get(identity)
         return sent is None or sent.deliver_at_ms > 0
@@ -997,7 +1004,7 @@ class Oracle:
             )
             if not waits:
                 other.passed_over = 0
-            elif now > other.passed_at_s:  # what is handed out at one moment is sent in any order
+            elif now > other.passed_at_s:  # messages handed out at one moment are sent in any order
                 other.passed_over, other.passed_at_s = other.passed_over + 1, now
             if other.passed_over > PASSED_OVER_MAX:
                 self.violated(
@@ -1009,7 +1016,7 @@ class Oracle:
     # ---- the end ------------------------------------------------------------------------------------------------
 
     def missing(self, subscription: SubscriptionModel) -> list[int]:
-        """Return what was never acknowledged to the broker, nor done with otherwise."""
+        """Return the messages that were neither acknowledged to the broker nor done otherwise."""
         done, topic = subscription.acknowledged | subscription.done_otherwise, subscription.topic
         return [
             offset
@@ -1023,7 +1030,7 @@ class Oracle:
     def dead_letters(
         self, subscription: SubscriptionModel, letters: list[tuple[dict[str, str], bytes]], *, quiet: bool
     ) -> None:
-        """These letters lie in the subscription's dead-letter topic; `quiet`: nothing ever failed around it."""
+        """Check the letters in a subscription's dead-letter topic; `quiet`: nothing ever failed around it."""
         topic, found = subscription.topic, Counter[int]()
         most = subscription.options["max_deliveries"]
         for attributes, payload in letters:
@@ -1051,12 +1058,12 @@ class Oracle:
             self.violated(f"{subscription} has two dead letters of {twice}")
         for offset in range(subscription.begin or 0, topic.end):
             settled = offset in subscription.acknowledged or found[offset] or subscription.was_moved
-            settled = settled or offset in subscription.told  # lost, and said to be
+            settled = settled or offset in subscription.told  # lost, and reported
             if not settled and not self._may_be_gone(topic, offset):
                 self.violated(f"{subscription}: {offset} is neither acknowledged nor a dead letter")
 
     def _may_have_gone(self, topic: TopicModel, offset: int) -> bool:
-        """Whether retention may have taken a message from the log."""
+        """Return whether retention may have taken a message from the log."""
         identity = topic.at.get(offset)
         sent = None if identity is None else self.sent.get(identity)
         if sent is None:
@@ -1064,7 +1071,7 @@ class Oracle:
         return self._may_have_gone_from(topic, sent, offset)
 
     def _may_have_gone_from(self, topic: TopicModel, sent: Sent, offset: int) -> bool:
-        """Whether retention may have taken this message, which is at that place."""
+        """Return whether retention may have taken the message at this offset."""
         limits, now_s = topic.limits, self.clock.now_s
         return (
             limits.done_with(sent.sent_s)
@@ -1073,7 +1080,7 @@ class Oracle:
         )
 
     def _check_sought(self, topic: TopicModel, start: int) -> None:
-        """Where it was moved to by time nothing is passed over that was taken then, or later, in the log's order."""
+        """Check that a move to a time passed over no message that was received then or later, in log order."""
         known = sorted((offset, time_ms) for offset, time_ms in topic.times.items() if offset >= start)
         for who, time_ms, position in topic.sought:
             due = next((offset for offset, taken_ms in known if taken_ms >= time_ms), position)
@@ -1083,7 +1090,7 @@ class Oracle:
                 )
 
     def _check_begin(self, subscription: SubscriptionModel) -> None:
-        """Who began at latest passed over nothing that was sent when it was known to be there."""
+        """Check that a subscription from latest passed over nothing sent when it was known to exist."""
         topic = subscription.topic
         for offset in range(subscription.begin or 0):
             sent = self.sent.get(topic.at.get(offset, b""))
@@ -1093,7 +1100,7 @@ class Oracle:
                 )
 
     def read_back(self, topic: TopicModel, found: list[tuple[int, bytes]]) -> None:
-        """A reader from the first to the last offset was given this."""
+        """Check what a reader got from the first to the last offset."""
         limits = topic.limits
         start = found[0][0] if found else topic.end * (bool(limits) or topic.lost)
         for subscription in self.subscriptions.values():
@@ -1126,9 +1133,9 @@ class Oracle:
         self._check_receipts(topic, start, {identity_of(payload) for _, payload in found})
 
     def _check_receipts(self, topic: TopicModel, start: int, there: set[bytes]) -> None:
-        """What has a receipt is there, from `start` on, unless something allowed that it went."""
+        """Check that every message with a receipt is there, from `start` on, unless something allowed its removal."""
         told = topic.told
-        # Where nobody was told of anything: there lies what has a receipt that says no place. One message a place.
+        # An unknown offset belongs to a message whose receipt names none: one message per offset.
         empty = [offset for offset in range(start) if offset not in topic.at]
         empty_told = sorted(offset for offset in told if offset not in topic.at and offset >= start)
         for identity, said in topic.receipted.items():

@@ -1,7 +1,7 @@
-"""Consumers of patterns, and topics that match and are made while they are there, or not: drawn, and what must be so.
+"""Consumers of patterns, and topics that are created while they are there, or not: drawn, and checked.
 
-What a topic that was made later brings is all due, whatever `start` says, where the broker or the client can know that
-it came later: the subscription was there on another topic that matches, or the consumer had looked before.
+All messages of a topic that was created later are due, whatever `start` says, if the broker or the client can know that
+it came later: because the subscription existed on another matching topic, or the consumer had looked before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def set_up(world: World, plan: PatternPlan) -> PatternModel:
-    """Have the topics made in time, and their consumers come."""
+    """Let the topics be created in time, and their consumers come."""
     pattern = world.oracle.add_pattern(f"{FOLDER}/*", "p", plan.kind, plan.start, plan.options)
     pattern.alone = plan.alone
     world.operators.extend(Making(world, "a", pattern, each) for each in plan.topics)
@@ -47,7 +47,7 @@ def _come(world: World, pattern: PatternModel, ways: ConsumerWays) -> None:
 
 
 class Making(Program):
-    """Somebody who makes a topic when it is time."""
+    """Creates a topic at its time."""
 
     def __init__(self, world: World, machine: str, pattern: PatternModel, plan: MadeLater) -> None:
         self.pattern, self.plan = pattern, plan
@@ -70,7 +70,7 @@ class Making(Program):
         self.ask()
 
     def ask(self) -> None:
-        """Ask, until it is made."""
+        """Ask until it is created."""
         assert self.client is not None
         plan = self.plan
         self.asked = Request(
@@ -98,7 +98,7 @@ class Making(Program):
 
     @property
     def done(self) -> bool:
-        """Whether it is made."""
+        """Whether it is created."""
         return self.made
 
 

@@ -1,4 +1,4 @@
-"""What there is in a world, and how its programs behave: drawn from the seed, small, and different each time."""
+"""The contents of a world, and how its programs behave: drawn from the seed, small, and different each time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLOUD_FLAGS: Final = {
 }
 
 
-FOLDER: Final = "orders"  # of the topics that a pattern stands for
+FOLDER: Final = "orders"  # of the topics that match a pattern
 RETENTIONS: Final = (
     ("retention_ms", (300, 4000, 8000)),
     ("retention_bytes", (3000, 20_000)),
@@ -26,7 +26,7 @@ RETENTIONS: Final = (
 
 @dataclass(slots=True)
 class SubscriptionPlan:
-    """A subscription, and who consumes it."""
+    """A subscription and its consumers."""
 
     name: str
     kind: str
@@ -36,7 +36,7 @@ class SubscriptionPlan:
 
 @dataclass(slots=True)
 class TopicPlan:
-    """A topic, who sends to it, and its subscriptions."""
+    """A topic, its producers, and its subscriptions."""
 
     name: str
     strategy: str = "reliable"
@@ -44,24 +44,24 @@ class TopicPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     producers: list[tuple[ProducerWays, int]] = field(default_factory=list)
     subscriptions: list[SubscriptionPlan] = field(default_factory=list)
-    readers: list[tuple[float, int]] = field(default_factory=list)  # how long each thinks, and its credit
-    operator: list[str] = field(default_factory=list)  # what one does: seek, pause, unblock
+    readers: list[tuple[float, int]] = field(default_factory=list)  # the thinking time and the credit of each
+    operator: list[str] = field(default_factory=list)  # what an operator does: seek, pause, unblock
 
 
 @dataclass(slots=True)
 class MadeLater:
-    """A topic that is made during the history."""
+    """A topic that is created during the history."""
 
     name: str
     at_s: float
     durability: str
     producers: list[tuple[ProducerWays, int]] = field(default_factory=list)
-    early: bool = False  # its producers are there before it is
+    early: bool = False  # its producers come before it exists
 
 
 @dataclass(slots=True)
 class PatternPlan:
-    """A pattern, its subscription, who consumes it, and the topics that match."""
+    """A pattern, its subscription, its consumers, and the topics that match."""
 
     kind: str
     start: str
@@ -69,17 +69,17 @@ class PatternPlan:
     topics: list[MadeLater]
     options: dict[str, Any] = field(default_factory=dict)
     comes_s: float = 0.0  # when the consumers come
-    away_s: float = 0.0  # for how long they are gone when the last topic is made
+    away_s: float = 0.0  # for how long they are away when the last topic is created
 
     @property
     def alone(self) -> bool:
-        """Whether one program is all that consumes it."""
+        """Whether a single program consumes it."""
         return len(self.consumers) == 1
 
 
 @dataclass(slots=True)
 class RemadePlan:
-    """A topic that is deleted and made anew while its programs go on."""
+    """A topic that is deleted and created again while its programs continue."""
 
     name: str
     kind: str
@@ -87,28 +87,29 @@ class RemadePlan:
     options: dict[str, Any]
     producers: list[tuple[ProducerWays, int]]
     consumers: list[ConsumerWays]
-    times: list[tuple[float, float]]  # how long it is there, and then is not
+    times: list[tuple[float, float]]  # how long it exists, and then does not
 
 
 @dataclass(slots=True)
 class Plan:
-    """A world: its broker, its topics, what may go wrong, and for how long."""
+    """A world: its broker, its topics, its faults, and its duration."""
 
     workers: int = 2
     lasts_s: float = 6.0
     topics: list[TopicPlan] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)  # kind: weight
-    fault_every: float = 0.15  # probability of a fault in each step
+    fault_every: float = 0.15  # the probability of a fault in each step
     flags: dict[str, Any] = field(default_factory=dict)
     cloud: bool = False  # with a tier and a store
     takeover_after_s: float = 0.0  # when another broker takes over from the store; 0: never
-    deletes_behind: bool = False  # the first broker's operator then deletes there what is the other's
+    # the operator of the first broker then deletes there what belongs to the other one
+    deletes_behind: bool = False
     steps_clocks: bool = False  # the brokers' clocks are set, by up to a year
     pattern: PatternPlan | None = None
     remade: RemadePlan | None = None
-    rests_files: bool = False  # descriptors of files are given up as soon as they may be
-    rest_at_s: float = 0.0  # when nobody sends anything, and nobody wants anything
-    rest_s: float = 0.0  # for so long
+    rests_files: bool = False  # file descriptors are given up as soon as possible
+    rest_at_s: float = 0.0  # when a pause begins, in which nothing is sent or requested
+    rest_s: float = 0.0  # its length
 
 
 def draw_plan(random: Random) -> Plan:
@@ -127,12 +128,13 @@ def draw_plan(random: Random) -> Plan:
 
 
 def draw_more(random: Random, plan: Plan) -> None:
-    """Draw what came later, from random numbers of its own: limits that change, and clocks that are set."""
+    """Draw what was added later, from random numbers of its own: limits that change, and clocks that are set."""
     if random.random() < 0.2:
         plan.steps_clocks = True
         plan.faults["clock"] = 4
         plan.fault_every = max(plan.fault_every, 0.05)
-    again = {"kill broker", "power"} & plan.faults.keys()  # without topics a broker takes the store's again
+    # a broker without topics restores those of the store again
+    again = {"kill broker", "power"} & plan.faults.keys()
     if plan.takeover_after_s and not again and random.random() < 0.5:
         plan.deletes_behind = True
         _slow_down(plan)
@@ -161,14 +163,14 @@ def draw_more(random: Random, plan: Plan) -> None:
 
 
 def draw_besides(random: Random, plan: Plan) -> None:
-    """Draw what came later still: topics that are made during the history, and such as are made anew."""
+    """Draw what was added last: topics that are created during the history, and some that are created again."""
     if not plan.takeover_after_s and random.random() < 0.15:
         plan.pattern = draw_pattern(random, cloud=plan.cloud, lasts_s=plan.lasts_s)
     if not plan.takeover_after_s and random.random() < (0.4 if plan.cloud else 0.12):
         plan.remade = draw_remade(random, cloud=plan.cloud, lasts_s=plan.lasts_s)
         if plan.pattern is not None and random.random() < 0.5:
-            plan.remade.name = f"{FOLDER}/again"  # it matches
-    if "lose object" in plan.faults and random.random() < 0.5:  # before anybody has got what is in it
+            plan.remade.name = f"{FOLDER}/again"  # it matches the pattern
+    if "lose object" in plan.faults and random.random() < 0.5:  # before any consumer has its messages
         plan.lasts_s, plan.faults["kill worker"] = 8.0, 10
         for topic in plan.topics:
             for ways in [each for subscription in topic.subscriptions for each in subscription.consumers]:
@@ -180,14 +182,14 @@ def draw_besides(random: Random, plan: Plan) -> None:
 
 
 def _slow_down(plan: Plan) -> None:
-    """Let consumers be slow: then there is something that may be passed over."""
+    """Let consumers be slow, so that there is something that may be passed over."""
     for topic in plan.topics:
         for ways in [each for subscription in topic.subscriptions for each in subscription.consumers]:
             ways.think_s, ways.take, ways.credit = 0.5, 1, 5
 
 
 def draw_faults(random: Random, plan: Plan) -> dict[str, int]:
-    """Draw which kinds of faults there are: few at a time find more than all at once."""
+    """Draw which kinds of faults there are: a few at a time find more than all at once."""
     kinds = {
         "cut": 6,
         "stall": 3,
@@ -269,7 +271,7 @@ def draw_subscription(
     plan = SubscriptionPlan(name, kind)
     if random.random() < 0.5:
         timeout_ms = random.choice((300, 1000, 3000))
-        if reliable:  # elsewhere nothing is acknowledged
+        if reliable:  # other topics have no acknowledgments
             plan.options["ack_timeout_ms"] = timeout_ms
     if reliable and random.random() < 0.2:
         plan.options["backoff_ms_min"] = random.choice((50, 500))
@@ -278,7 +280,7 @@ def draw_subscription(
         plan.options["max_deliveries"] = random.choice((1, 2, 3))
         plan.options["poison"] = random.choice(("dead-letter", "dead-letter", "drop", "block"))
     elif reliable:
-        plan.options["max_deliveries"] = 0  # else what failed twenty times would be given up
+        plan.options["max_deliveries"] = 0  # otherwise messages that failed twenty times would be given up
     for _ in range(random.choice((1, 2)) if kind == "exclusive" else random.choice((1, 2, 3, 4))):
         plan.consumers.append(draw_consumer(random, kind))
     return plan
@@ -333,12 +335,12 @@ def draw_pattern(random: Random, *, cloud: bool, lasts_s: float) -> PatternPlan:
         plan.topics.append(topic)
     if len(plan.topics) > 1 and random.random() < 0.5:
         plan.away_s = lasts_s * random.choice((0.1, 0.3))
-        plan.topics[-1].at_s += lasts_s * 0.2  # so that they were there before
+        plan.topics[-1].at_s += lasts_s * 0.2  # so that they existed before
     return plan
 
 
 def draw_remade(random: Random, *, cloud: bool, lasts_s: float) -> RemadePlan:
-    """Draw a topic that is deleted and made anew."""
+    """Draw a topic that is deleted and created again."""
     kind = random.choice(("exclusive", "shared", "failover", "key-shared"))
     durability = "cloud" if cloud and random.random() < 0.5 else "fsync"
     plan = RemadePlan("again", kind, durability, {"max_deliveries": 0}, [], [], [])

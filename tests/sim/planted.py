@@ -1,4 +1,4 @@
-"""Bugs planted on purpose, one at a time: what the oracle must find, or it proves nothing.
+"""Bugs planted on purpose, one at a time, which the oracle must find: otherwise it proves nothing.
 
 Each is a context manager that breaks the broker in one place, as a programmer might have.
 """
@@ -40,7 +40,7 @@ from ister.storage.simulated import SimulatedFile
 
 @contextmanager
 def skipped_fsync() -> Iterator[None]:
-    """Receipts are given for what is only in the page cache."""
+    """Receipts are sent for what is only in the page cache."""
 
     def datasync(self: SimulatedFile) -> None:
         self._disk.happens("sync", self.path)
@@ -53,7 +53,7 @@ def skipped_fsync() -> Iterator[None]:
 
 @contextmanager
 def cursor_past_a_hole() -> Iterator[None]:
-    """Acknowledging something above the cursor moves it there, over what is not acknowledged in between."""
+    """An acknowledgment above the cursor moves the cursor there, over unacknowledged messages in between."""
 
     def acknowledge(self: Cursor, first: int, end: int) -> int:
         new = original(self, first, end)
@@ -68,7 +68,7 @@ def cursor_past_a_hole() -> Iterator[None]:
 
 @contextmanager
 def forgotten_redelivery() -> Iterator[None]:
-    """What a consumer holds whose connection is gone is not given back when its session ends."""
+    """What a consumer with a lost connection holds is not returned when its session ends."""
 
     def leave(self: Consumer) -> None:
         if self.wire.handle.session.routing is None:
@@ -82,7 +82,7 @@ def forgotten_redelivery() -> Iterator[None]:
 
 @contextmanager
 def key_too_early() -> Iterator[None]:
-    """A key is handed to its next consumer while the one before still has messages of it."""
+    """A key moves to its next consumer while the one before still holds messages of it."""
 
     def queue(self: Lanes, lane: Lane) -> None:
         in_flight, lane.in_flight = lane.in_flight, 0
@@ -96,7 +96,7 @@ def key_too_early() -> Iterator[None]:
 
 @contextmanager
 def fenced_writer_counted() -> Iterator[None]:
-    """A writer that another broker has fenced goes on giving receipts for what it uploads."""
+    """A writer that another broker has fenced continues to give receipts for what it uploads."""
 
     def never(_store: ObjectStore, _topic: TopicMeta, _epoch: int) -> None:
         return None
@@ -107,7 +107,7 @@ def fenced_writer_counted() -> Iterator[None]:
 
 @contextmanager
 def dedup_forgotten() -> Iterator[None]:
-    """A log that is opened again knows nothing of the producers whose batches it holds."""
+    """A log that is opened again does not know the producers whose batches it has."""
 
     def producers(self: Examination, *_given: object) -> ProducerTable:
         return ProducerTable(self._producers_max)
@@ -118,7 +118,7 @@ def dedup_forgotten() -> Iterator[None]:
 
 @contextmanager
 def failed_seek_in_force() -> Iterator[None]:
-    """A journal that failed is opened again from what its file shows: a move that failed may be there."""
+    """A journal that failed is opened again from what its file shows, perhaps a move that failed."""
 
     def seek(self: CursorJournal, offset: int) -> None:
         fresh = Compaction(self._disk, f"{self.path}.new", encode_journal(self.incarnation, Cursor(offset)))
@@ -147,14 +147,14 @@ def failed_seek_in_force() -> Iterator[None]:
 
 @contextmanager
 def settings_of_creation() -> Iterator[None]:
-    """What a topic's settings became never reaches the store: whoever takes it over has those of its creation."""
+    """Changed settings of a topic never reach the store: a broker that takes it over has those of its creation."""
     with patch.object(stored_settings, "put_settings", lambda *_given: None):
         yield
 
 
 @contextmanager
 def lifted_retention_unheard() -> Iterator[None]:
-    """The Uploader cuts the store's history by the retention that it heard of first."""
+    """The Uploader trims the store by the retention it was told first."""
     first: dict[bytes, Retention] = {}
 
     def retention(topic: TopicMeta) -> Retention:
@@ -174,7 +174,7 @@ def lifted_retention_unheard() -> Iterator[None]:
 
 @contextmanager
 def raw_times() -> Iterator[None]:
-    """A time is sought by halves over the times of batches, as if no clock were ever set back."""
+    """A time is searched over the times of batches, as if no clock were ever set back."""
 
     def find_time(self: Reader, timestamp_ms: int, durable_end: int) -> FoundTime:
         offset = self.offset
@@ -193,7 +193,7 @@ def raw_times() -> Iterator[None]:
 
 @contextmanager
 def takers_lose() -> Iterator[None]:
-    """Who takes one message drops what another has begun and not seen to its end."""
+    """A receiver that takes one message drops what another has begun."""
 
     def grab(self: Attachment, most: int | None) -> Any:
         self._in_hand = None
@@ -206,7 +206,7 @@ def takers_lose() -> Iterator[None]:
 
 @contextmanager
 def gaps_called_retention() -> Iterator[None]:
-    """What neither the log nor the store has is skipped, and called retention."""
+    """Messages that neither the log nor the store has are skipped, and reported as retention."""
 
     def stall(self: LogAccess, error: DamagedError) -> None:
         self.source.begins(error.end or 0)
@@ -221,7 +221,7 @@ def gaps_called_retention() -> Iterator[None]:
 
 @contextmanager
 def anybody_deletes() -> Iterator[None]:
-    """A broker whose topic is another's deletes it from the store all the same."""
+    """A broker deletes a topic from the store that belongs to another one."""
 
     def erase(store: ObjectStore, topic: TopicMeta, _broker: str, _identity: str) -> int:
         names = [info.name for info in store.list(Layout(topic.name, topic.incarnation).prefix)]
@@ -238,7 +238,7 @@ def anybody_deletes() -> Iterator[None]:
 
 @contextmanager
 def pattern_at_latest() -> Iterator[None]:
-    """A pattern's consumer begins a topic that was made after it looked where `start` says."""
+    """A pattern's consumer begins a topic that was created after it looked at `start`."""
 
     def follow(self: Members, answer: dict[str, Any], *, later: bool) -> None:
         plan = self._open_member
@@ -255,7 +255,7 @@ def pattern_at_latest() -> Iterator[None]:
 
 @contextmanager
 def made_meanwhile_unheard() -> Iterator[None]:
-    """A pattern's consumer that comes back does not hear which topics came while it was away."""
+    """A pattern's consumer that returns is not told which topics were created while it was away."""
 
     def tell(self: Watches, watcher: _Watcher) -> None:
         watcher.subscription = ""
@@ -268,7 +268,7 @@ def made_meanwhile_unheard() -> Iterator[None]:
 
 @contextmanager
 def waits_forgotten() -> Iterator[None]:
-    """Until when a message waits that was given back is in memory alone."""
+    """Until when a refused message waits is kept in memory only."""
 
     def note_failed(
         self: CursorJournal, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0
@@ -296,14 +296,14 @@ def deletion_untold() -> Iterator[None]:
 
 @contextmanager
 def deleted_stays_stored() -> Iterator[None]:
-    """What the store has of a deleted topic stays there."""
+    """The store keeps the objects of a deleted topic."""
     with patch.object(uploader, "erase", lambda *_given: 0):
         yield
 
 
 @contextmanager
 def name_before_rename() -> Iterator[None]:
-    """A file that was renamed and rests is looked for under the name that it had before."""
+    """A file that was renamed and closed for a rest is looked for under its old name."""
 
     def put(self: Compaction, path: str) -> File:
         file = original(self, path)

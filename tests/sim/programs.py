@@ -1,7 +1,7 @@
-"""What users' programs do with a client: producers that send, consumers that work on what they get, each its own way.
+"""User programs: producers that send, consumers that work on what they get, each in its own way.
 
 A program is a few timers over one client. It uses what `ister.Client` offers and never waits; whatever a client raises,
-the program begins again as a user would. Everything it draws comes from its world's random numbers.
+the program starts over as a user would. Everything random comes from its world's random numbers.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from tests.sim.oracle import identity_of
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-BACK_S = 0.3  # a program that was thrown out comes back after so long
+BACK_S = 0.3  # a program that was evicted returns after this
 
 
 class Program:
-    """Somebody with a client."""
+    """A program with a client."""
 
     def __init__(self, world: World, machine: str) -> None:
         self.world, self.machine = world, machine
         self.random: Random = world.random
         self.name = world.next_name(type(self).__name__[0].lower())
         self.client: SimClient | None = None
-        self.gone = False  # for ever
+        self.gone = False  # for good
         self._step_due = False
         self.connect()
 
     def connect(self) -> None:
-        """Make a client, and open what the program opens."""
+        """Create a client, and open what the program opens."""
         self.client = self.world.new_client(self.machine)
         self.client.network.on_progress = self.on_progress
         self.open()
@@ -53,10 +53,10 @@ class Program:
         raise NotImplementedError
 
     def on_progress(self) -> None:
-        """Something has come."""
+        """Something has arrived."""
 
     def later(self, seconds: float, call: Any) -> None:
-        """Do something later, unless the program is gone then, or stopped: then when it goes on."""
+        """Do something later, unless the program is gone then; if it is stopped, when it continues."""
         client = self.client
 
         def run() -> None:
@@ -77,7 +77,7 @@ class Program:
         return self.client is not None and not self.gone
 
     def leave(self, how: str) -> None:
-        """Lose the client: say goodbye, be killed, or have the machine gone."""
+        """End the client: with a goodbye, killed, or with its machine."""
         client, self.client = self.client, None
         if client is None:
             return
@@ -96,7 +96,7 @@ class Program:
             self.connect()
 
     def again(self, seconds: float = BACK_S) -> None:
-        """Begin anew after an error."""
+        """Start over after an error."""
         self.leave("goodbye")
         self.world.after(seconds, self.come_back)
 
@@ -107,7 +107,7 @@ class ProducerWays:
 
     every_s: float
     burst: int
-    keys: int  # of so many; 0: no keys
+    keys: int  # how many keys; 0: none
     attributes: bool = False
     batches: bool = False
     linger_ms: float = 1.0
@@ -122,7 +122,7 @@ class Producing(Program):
     def __init__(self, world: World, machine: str, topic: TopicModel, ways: ProducerWays, left: int) -> None:
         self.topic, self.ways, self.left = topic, ways, left
         self.number = 0
-        self.waiting = 0  # messages whose receipt has not come
+        self.waiting = 0  # messages without a receipt
         self.producer: Producer | None = None
         super().__init__(world, machine)
 
@@ -147,7 +147,7 @@ class Producing(Program):
         if self.world.resting:
             return
         if not producer.publication.opened and self.random.random() < 0.5:
-            return  # most programs wait until they are let in
+            return  # most programs wait until they are connected
         try:
             for _ in range(self.random.randint(1, self.ways.burst)):
                 if self.left <= 0:
@@ -180,7 +180,7 @@ class Producing(Program):
         number = self.number
         payload, key, attributes, due = self._message()
         receipt = producer.try_send(payload, key or None, attributes, due)
-        if receipt is None:  # the window is full: it was not taken
+        if receipt is None:  # the window is full: the message was not accepted
             self.number = number
             return
         self._sent(1, receipt)
@@ -230,18 +230,18 @@ class ConsumerWays:
 
     think_s: float = 0.01  # for what it takes at once
     take: int = 10  # deliveries at once
-    credit: int | None = 50  # None: as much as its pace asks for
+    credit: int | None = 50  # None: follows its pace
     credit_bytes: int = 1 << 20
     ack: str = "each"  # each, batch, until, scattered
-    nack: float = 0.0  # probability that it gives one back
+    nack: float = 0.0  # probability that it refuses one
     nack_delay_s: tuple[float, ...] = (0.0, 0.2)
-    forget: float = 0.0  # probability that it neither acknowledges nor gives back
-    confirm: float = 0.1  # probability that it waits until its acknowledgments are written
+    forget: float = 0.0  # probability that it neither acknowledges nor refuses
+    confirm: float = 0.1  # probability that it waits until its acknowledgments are stored
     priority: int = 0
     force: bool = False  # takes an Exclusive subscription over, now and then
-    extend: float = 0.0  # probability that it says it still works on what it keeps
+    extend: float = 0.0  # probability that it extends what it keeps
     close: float = 0.0  # probability, after each work, that it closes and opens again
-    takers: tuple[str, ...] = ("batch",)  # who takes, in turn: batches, a few messages, one
+    takers: tuple[str, ...] = ("batch",)  # how it takes, in turn: batches, a few messages, single ones
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -257,7 +257,7 @@ class Consuming(Program):
         settings: dict[str, Any] | None = None,
     ) -> None:
         self.subscription, self.ways = subscription, ways
-        self.settings = settings or {}  # with which it makes the subscription
+        self.settings = settings or {}  # the options with which it creates the subscription
         self.consumer: Consumer | None = None
         self.hands: deque[Message] = deque()
         self.turn = 0
@@ -288,12 +288,12 @@ class Consuming(Program):
             self.later(think_s * self.random.random(), self.work)
 
     def finish(self) -> None:
-        """Nothing fails any more: acknowledge whatever is there, and comes."""
+        """Acknowledge everything that is there and comes: the faults are over."""
         if self.here and not self.working:
             self.work()
 
     def work(self) -> None:
-        """Take what has come, and do something with it."""
+        """Take what has arrived, and process it."""
         consumer = self.consumer
         assert consumer is not None
         self.working = False
@@ -319,12 +319,12 @@ class Consuming(Program):
             self.again(2.0 if error.code in ("subscription-busy", "taken-over") else BACK_S)
 
     def _confirm(self, consumer: Consumer) -> None:
-        """Have the broker say when the acknowledgments are written."""
+        """Ask the broker to confirm when the acknowledgments are stored."""
         consumer.written()
         consumer._soon()
 
     def _take(self, consumer: Consumer) -> list[Message] | None:
-        """Take what is next, as the taker whose turn it is does: several share the consumer."""
+        """Take what is next, as the taker whose turn it is; several share the consumer."""
         self.turn += 1
         how = self.ways.takers[self.turn % len(self.ways.takers)]
         if how == "one":
@@ -337,7 +337,7 @@ class Consuming(Program):
         random, ways, hands = self.random, self.ways, self.hands
         if self.world.quiet and self.forgot:
             self.forgot = False
-            self.again()  # what nobody will ever speak of again is freed
+            self.again()  # references that will not be used again are dropped
             return
         if not hands:
             return
@@ -376,14 +376,14 @@ class Consuming(Program):
 
 
 class Reading(Program):
-    """A program that reads a topic from its beginning, without a subscription, and knows where it is."""
+    """A program that reads a topic from its beginning, without a subscription, and knows its position."""
 
     def __init__(self, world: World, machine: str, topic: TopicModel, think_s: float, credit: int) -> None:
         self.topic, self.think_s, self.credit = topic, think_s, credit
         self.next = 0
         self.reader: Reader | None = None
         self.working = False
-        self.behind = False  # what it was to read next is gone
+        self.behind = False  # what it was to read next has been removed
         super().__init__(world, machine)
 
     def open(self) -> None:
@@ -399,7 +399,7 @@ class Reading(Program):
             self.later(self.think_s * self.random.random(), self.work)
 
     def work(self) -> None:
-        """Read what has come: each message once, in order."""
+        """Read what has arrived: each message once, in order."""
         reader = self.reader
         assert reader is not None
         self.working = False
@@ -432,7 +432,7 @@ class Reading(Program):
 
 
 class Deleting(Program):
-    """An operator who finds a topic fenced, and deletes it here."""
+    """An operator who finds a topic fenced, and deletes it at this broker."""
 
     def __init__(self, world: World, machine: str, topic: TopicModel) -> None:
         self.topic = topic
@@ -443,7 +443,7 @@ class Deleting(Program):
         self.later(0.5, self.look)
 
     def look(self) -> None:
-        """Delete it once it is another broker's."""
+        """Delete it once it belongs to another broker."""
         if self.asked is not None and self.asked.done and self.asked.error is None:
             return
         self.later(0.5, self.look)
@@ -457,12 +457,12 @@ class Deleting(Program):
 
     @property
     def done(self) -> bool:
-        """Nobody waits for it."""
+        """Always true: nothing waits for it."""
         return True
 
 
 class Operating(Program):
-    """An operator: moves, pauses and unblocks subscriptions, one after another."""
+    """An operator who moves, pauses and unblocks subscriptions, one after the other."""
 
     def __init__(
         self, world: World, machine: str, does: list[str], subscriptions: list[SubscriptionModel]
@@ -482,7 +482,7 @@ class Operating(Program):
             return
         if self.asked is not None and self.asked.error is not None:
             self.world.counts[f"operator {self.asked.error.code}"] += 1
-            if self.asked.operation == "subscription.seek":  # who is told that it failed looks first
+            if self.asked.operation == "subscription.seek":  # an operator whose request failed looks first
                 self.does = [each for each in self.does if each != "seek"] or ["nothing"]
         if self.paused is not None:
             self._ask("subscription.update", self.paused, paused=0)
@@ -501,7 +501,7 @@ class Operating(Program):
         if what == "seek":
             to: str | int = self.random.choice(("earliest", self.random.randint(0, subscription.topic.end)))
             if self.world.more.random() < 0.4:
-                to = subscription.topic.end  # over what is not acknowledged yet
+                to = subscription.topic.end  # over messages that are not acknowledged yet
             if self.world.plan.steps_clocks and self.world.more.random() < 0.7:
                 to = f"time:{self._moment()}"
             self._ask("subscription.seek", subscription, to=to)
@@ -516,7 +516,7 @@ class Operating(Program):
         return wall_ms(now_s - self.world.more.choice((0.0, 0.5, 2.0, 5.0)), off_ms)
 
     def _limit(self, topic: TopicModel, *, lift: bool) -> None:
-        """Give the topic another limit, or lift them all."""
+        """Set another limit of the topic, or remove all limits."""
         random = self.world.more
         if lift:
             limits = dict.fromkeys(topic.limits.of, 0)
@@ -537,5 +537,5 @@ class Operating(Program):
 
     @property
     def done(self) -> bool:
-        """Whether nothing is asked and nothing is paused."""
+        """Whether no request is open and nothing is paused."""
         return self.paused is None and (self.asked is None or self.asked.done)

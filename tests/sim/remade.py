@@ -1,4 +1,4 @@
-"""Topics that are deleted and made anew under the same name, while their producers and consumers go on."""
+"""Topics that are deleted and created again under the same name, while their producers and consumers continue."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from tests.sim.programs import Consuming, Producing, Program
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-ERASED_S = 120.0  # within which nothing may be left of what was deleted: it is asked for again every 30 s
+# seconds within which a deleted topic must be gone from the store: its deletion is requested again every 30 s
+ERASED_S = 120.0
 DONE = {
     "topic.create": "topic-exists",
     "topic.delete": "unknown-topic",
-}  # what a question asked twice is told
+}  # what a request that is sent twice may be answered
 
 
 def set_up(world: World, plan: RemadePlan, pattern: PatternModel | None) -> None:
-    """Have the topic made, deleted and made again in time, and its programs begin; perhaps `pattern` matches it."""
+    """Let the topic be created, deleted and created again at its times, with its programs; `pattern` may match it."""
     remaking = Remaking(world, "a", plan, pattern if plan.name.startswith(FOLDER) else None)
     world.operators.append(remaking)
     for ways, messages in plan.producers:
@@ -33,7 +34,7 @@ def set_up(world: World, plan: RemadePlan, pattern: PatternModel | None) -> None
 
 
 class Remaking(Program):
-    """Somebody who makes a topic, and deletes it, and makes it anew."""
+    """Creates a topic, deletes it, and creates it again."""
 
     def __init__(self, world: World, machine: str, plan: RemadePlan, pattern: PatternModel | None) -> None:
         self.plan, self.pattern = plan, pattern
@@ -62,7 +63,7 @@ class Remaking(Program):
         self.later(0.0, self.create)
 
     def create(self) -> None:
-        """Have the topic made."""
+        """Create the topic."""
         plan = self.plan
         self.ask(
             Request(
@@ -71,11 +72,11 @@ class Remaking(Program):
         )
 
     def delete(self) -> None:
-        """Have it deleted."""
+        """Delete it."""
         self.ask(Request("topic.delete", {"topic": self.plan.name}))
 
     def ask(self, request: Request) -> None:
-        """Ask for one thing."""
+        """Send one request."""
         assert self.client is not None
         self.asked = request
         self.world.counts[f"operator {request.operation}"] += 1
@@ -113,7 +114,7 @@ class Remaking(Program):
 
 
 def left_behind(world: World, machine: Machine, topic: str) -> list[str]:
-    """Return what the store and the disk have of that name, where it is of more than one topic."""
+    """Return what the store and the disk have of topics of that name, if it is of more than one."""
     begin = f"{encode_topic(topic)}."
     found = [path for path in machine.disk.folders if path.startswith(("/data/topics/", "/data/cursors/"))]
     found += [f"/store/{info.name.split('/')[3]}" for info in world.store.list("v1/d/")]
@@ -122,7 +123,7 @@ def left_behind(world: World, machine: Machine, topic: str) -> list[str]:
 
 
 def check_nothing_left(world: World, machine: Machine, topic: str) -> None:
-    """Wait until there is nothing of the topics that had this name before."""
+    """Wait until nothing is left of the topics that had this name before."""
     end_s = world.clock.now_s + ERASED_S
     while (left := left_behind(world, machine, topic)) and world.clock.now_s < end_s:
         world.loop.advance(2.0)

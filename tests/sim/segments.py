@@ -1,6 +1,6 @@
-"""Where the segments of topics' logs begin, as the names on brokers' disks show it: retention takes whole segments.
+"""The first offsets of the segments of logs, from the file names on brokers' disks: retention takes whole segments.
 
-Every offset that is durable is in one segment for good. What a power failure or a recovery took from a log's end is
+Every durable offset is in one segment permanently. What a power failure or a recovery took from a log's end is
 forgotten; what retention took from its beginning is not.
 """
 
@@ -30,7 +30,7 @@ class SegmentNames:
             insort(bases, base)
 
     def unnamed(self, machine: str, path: str) -> None:
-        """A file's name was taken away: from the beginning that is retention, from elsewhere it never was."""
+        """A file's name was removed: at the beginning by retention; elsewhere the segment never counted."""
         if (found := _parsed(path)) is None:
             return
         folder, base = found
@@ -55,9 +55,9 @@ class SegmentNames:
             self._live[place] = now
 
     def of(self, topic: str, offset: int) -> tuple[int, int]:
-        """Return where the segment with this offset begins, and how many there are from that on.
+        """Return where the segment with this offset begins, and how many segments there are from it on.
 
-        Where the disks do not agree, that is the lowest place, and the highest number.
+        If the disks do not agree: the lowest offset, and the highest number.
         """
         begins, numbers = [0], [1]
         for (_, folder), bases in self._bases.items():
@@ -68,7 +68,7 @@ class SegmentNames:
 
 
 def _parsed(path: str) -> tuple[str, int] | None:
-    """Return a segment's folder's name and where it begins."""
+    """Return the folder's name of a segment, and its first offset."""
     folder, _, name = path.rpartition("/")
     above, _, topic = folder.rpartition("/")
     base = base_of(name) if above.endswith("/topics") else None

@@ -1,4 +1,4 @@
-"""The first thing a simulation must be: the same seed is the same run, event for event."""
+"""The most important property of a simulation: the same seed gives the same run, event for event."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ for seed in range({first}, {end}):
 
 
 def run_elsewhere(hash_seed: str) -> str:
-    """Return what another Python process, with another order of hashes, makes of the seeds."""
+    """Return the digests of the seeds from another Python process, with another order of hashes."""
     program = PROGRAM.format(first=SEEDS.start, end=SEEDS.stop)
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -40,7 +40,7 @@ def run_elsewhere(hash_seed: str) -> str:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_seed_is_the_same_run_event_for_event(seed: int) -> None:
-    """Every frame, every mail and every fault comes again, at the same time and in the same order."""
+    """Every frame, mail and fault comes again at the same time and in the same order."""
     first, second = World(seed), World(seed)
     first.trace.log, second.trace.log = [], []
     first.run()
@@ -51,10 +51,10 @@ def test_the_same_seed_is_the_same_run_event_for_event(seed: int) -> None:
 
 
 def test_the_order_of_hashes_changes_nothing() -> None:
-    """Two processes that hash differently live the same histories: nothing iterates over a set of strings."""
+    """Two processes that hash differently have the same histories: no code iterates over a set of strings."""
     assert run_elsewhere("1") == run_elsewhere("2") != ""
 
 
 def test_another_seed_is_another_run() -> None:
-    """The seed is what a history follows from."""
+    """The history follows from the seed."""
     assert World(1).run().trace.digest != World(2).run().trace.digest

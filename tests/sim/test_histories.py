@@ -1,6 +1,6 @@
-"""A short campaign: every promise holds in these histories, whatever goes wrong in them.
+"""A short campaign: every promise holds in these histories, whatever faults they have.
 
-`make sim SEEDS=1000` lives more of them; a seed that failed once is a scenario below, with what it found.
+`make sim SEEDS=1000` runs more of them; a seed that failed once is a scenario below, with what it found.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ def _what_fails_on_purpose_is_not_told() -> Iterator[None]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_happens_every_promise_holds(seed: int) -> None:
-    """Nothing acknowledged is lost or comes twice, order has no gaps, and when faults stop everything drains."""
+    """Nothing acknowledged is lost or comes twice, order has no gaps, and when the faults end everything drains."""
     World(seed).run()

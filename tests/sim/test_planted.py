@@ -1,4 +1,4 @@
-"""The oracle finds what it is for: each planted bug, within a few histories."""
+"""The oracle finds each planted bug within a few histories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.sim.plans import CLOUD_FLAGS, Plan, SubscriptionPlan, TopicPlan
 from tests.sim.planted import PLANTED
 from tests.sim.programs import ConsumerWays, ProducerWays
 
-# From which seed on to look, so that it is found at once as long as plans are drawn as they are now.
+# The seed at which the search begins, so that a bug is found at once as long as plans are drawn as now.
 FIRST = {
     "skipped-fsync": 12,
     "cursor-past-a-hole": 0,
@@ -34,11 +34,11 @@ FIRST = {
     "deleted-stays-stored": 1,
 }
 
-SEEDS = 150  # how far to look
+SEEDS = 150  # how many seeds are searched
 
 
 def failed_moves() -> Plan:
-    """Return a world of moves over what a slow consumer has not got yet, in which folders cannot be synced."""
+    """Return a world with moves over messages that a slow consumer has not got, in which folders cannot be synced."""
     plan = Plan(1, faults={"folder error": 1}, fault_every=0.3)
     ways = ConsumerWays(think_s=0.5, take=1, credit=5)
     topic = TopicPlan("topic0", settings={"durability": "fsync"}, operator=["seek"])
@@ -49,7 +49,7 @@ def failed_moves() -> Plan:
 
 
 def lost_objects() -> Plan:
-    """Return a world in which objects are deleted from the store before a slow consumer has got what is in them."""
+    """Return a world in which objects are deleted from the store before a slow consumer has their messages."""
     plan = Plan(1, faults={"lose object": 1, "kill worker": 1}, fault_every=0.1, lasts_s=8.0)
     plan.flags, plan.cloud = CLOUD_FLAGS, True
     ways = ConsumerWays(think_s=0.5, take=1, credit=1)
@@ -61,7 +61,7 @@ def lost_objects() -> Plan:
 
 
 def lifted_limits() -> Plan:
-    """Return a world in which a limit is lifted long before another broker takes over what was sent since."""
+    """Return a world in which a limit is removed long before another broker takes over what was sent since."""
     plan = Plan(2, faults={}, lasts_s=14.0, takeover_after_s=9.0)
     plan.flags, plan.cloud = CLOUD_FLAGS, True
     settings = {"durability": "cloud", "retention_bytes": 3000}
@@ -103,18 +103,18 @@ def _what_fails_on_purpose_is_not_told() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", sorted(FIRST))
 def test_a_planted_bug_is_found(name: str) -> None:
-    """A broker broken on purpose breaks a promise, and the oracle says so."""
+    """A broker broken on purpose breaks a promise, and the oracle reports it."""
     assert any(live(seed, name).violations for seed in range(FIRST[name], FIRST[name] + SEEDS))
 
 
 @pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_a_planted_bug_is_found_where_it_matters(name: str) -> None:
-    """In a world that is made for it a broker broken on purpose breaks a promise, and another keeps it."""
+    """In a world made for it, a broker broken on purpose breaks a promise, and an intact one does not."""
     plan, first = WRITTEN[name]
     assert not live(first, plan=plan()).violations
     assert any(live(seed, name, plan()).violations for seed in range(first, first + 10))
 
 
 def test_every_planted_bug_is_looked_for() -> None:
-    """No bug is planted that no test finds."""
+    """Every planted bug has a test that finds it."""
     assert FIRST.keys() | WRITTEN.keys() == PLANTED.keys()

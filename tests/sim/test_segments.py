@@ -1,4 +1,4 @@
-"""The oracle's idea of where segments begin: exact, or retention may take what it may not."""
+"""The oracle's knowledge of segments: if it were inexact, retention could take too much unnoticed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def path(base: int, topic: str = "topic0") -> str:
 
 
 def names_of(*bases: int) -> SegmentNames:
-    """Return what is known of a machine that made these."""
+    """Return what is known of a machine that created these files."""
     names = SegmentNames()
     for base in bases:
         names.named("a", path(base))
@@ -24,7 +24,7 @@ def begins(names: SegmentNames, *offsets: int) -> list[int]:
 
 
 def test_an_offset_is_in_the_segment_that_begins_last_before_it() -> None:
-    """Of its own topic, whatever other files there are."""
+    """In its own topic, whatever other files there are."""
     names = names_of(0, 54, 100)
     names.named("a", path(60, "topic1"))
     names.named("a", "/data/topics/topic0.1/begin")
@@ -43,7 +43,7 @@ def test_what_retention_took_from_the_beginning_was_there() -> None:
 
 
 def test_what_a_recovery_cut_off_at_the_end_never_was() -> None:
-    """The segment before it goes on, with other messages."""
+    """The segment before it continues, with other messages."""
     names = names_of(0, 54, 100)
     names.unnamed("a", path(100))
     names.named("a", path(80))
@@ -51,7 +51,7 @@ def test_what_a_recovery_cut_off_at_the_end_never_was() -> None:
 
 
 def test_a_power_failure_takes_names_and_brings_some_back() -> None:
-    """What was made last may be gone, and what was deleted last may be there again."""
+    """What was created last may be gone, and what was deleted last may be there again."""
     names = names_of(0, 54, 100)
     names.unnamed("a", path(0))
     names.lost("a", [path(0), path(54), path(70, "topic1")])
@@ -61,7 +61,7 @@ def test_a_power_failure_takes_names_and_brings_some_back() -> None:
 
 
 def test_where_two_brokers_had_a_topic_the_lower_answer_counts() -> None:
-    """Nobody asks here which of them is right."""
+    """It is not decided here which of them is right."""
     names = names_of(0, 54)
     names.named("b", path(60))
     assert begins(names, 53, 59, 61) == [0, 54, 54]

@@ -1,4 +1,4 @@
-"""What happened in a run: every event into a digest, and the last ones kept to be read."""
+"""The events of a run: a digest of all, and the last ones in full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Trace:
         self._digest = blake2b(digest_size=16)
         self.events = 0
         self.tail: deque[tuple[object, ...]] = deque(maxlen=TAIL)
-        self.log: list[tuple[object, ...]] | None = None  # all of it, for who looks for the first difference
+        # all events, for finding the first difference of two runs
+        self.log: list[tuple[object, ...]] | None = None
 
     def note(self, *what: object) -> None:
         """Note an event: plain values whose `repr` is the same in every process."""
@@ -30,7 +31,7 @@ class Trace:
 
     @property
     def digest(self) -> str:
-        """What these events are, in 32 letters."""
+        """The digest of the events so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def last(self, count: int) -> str:

@@ -1,7 +1,7 @@
-"""A world: brokers, clients, disks and networks in one thread, under a clock that jumps; all follows from a seed.
+"""A world: brokers, clients, disks and networks in one thread, under a virtual clock; everything follows from a seed.
 
-`World(seed).run()` draws what there is, lets it go on for a while with faults, then lets everything be well, and asks
-the oracle. Two runs of one seed are the same, event for event.
+`World(seed).run()` draws the contents, lets them run for a while with faults, then ends all faults and asks the oracle.
+Two runs of one seed are the same, event for event.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from tests.sim.programs import Consuming, Deleting, Operating, Producing, Progra
 from tests.sim.trace import Trace
 from tests.stage import StagedClient, StagedClock, StagedLoop
 
-DRAIN_S = 90.0  # of virtual time, within which everything must have come to rest once nothing fails any more
-TRIMMED_S = 65.0  # the store's history is cut once a minute at most
-TOLD_S = 45.0  # where mail of a deletion was lost, who was to get it is asked again every half minute
+DRAIN_S = 90.0  # of virtual time; within this everything must have come to rest once the faults have ended
+TRIMMED_S = 65.0  # the store's history is trimmed once a minute at most
+TOLD_S = 45.0  # if mail about a deletion was lost, its receiver is asked again every half minute
 SESSION_TIMEOUT_MS = 4000
 HEARTBEAT_MS = 1500
-SLOTS = 64  # of Key-Shared: sixteen thousand take a while to share out, and there are ten keys
-PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has a bounded cache)
+SLOTS = 64  # of Key-Shared: sharing out 16,384 takes long, and there are ten keys
+PARTS = {  # the parts of an actor that belong to it alone (`ister.actors.source` has a bounded cache)
     "ister.actors.ledger",
     "ister.actors.selection",
     "ister.actors.lanes",
@@ -93,11 +93,12 @@ PARTS = {  # of what an actor keeps, what is its own (`ister.actors.source` has 
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the catalogue is a real file
 
 
-KEPT_MAX = 800  # things in the lists of an actor at rest: ids, names, last batches, a cache of some batches
+# entries in the collections of an idle actor: ids, names, last batches, a cache of some batches
+KEPT_MAX = 800
 
 
 def footprint(actor: LoopActor) -> int:
-    """Return how many things an actor's own lists, maps and heaps hold, and those of the parts it is made of."""
+    """Return how many entries an actor's own lists, maps and heaps have, with those of its parts."""
     found, stack, seen = 0, [vars(actor)], {id(actor)}
     while stack:
         thing: Any = stack.pop()
@@ -119,7 +120,7 @@ def footprint(actor: LoopActor) -> int:
 
 
 class HistoryError(AssertionError):
-    """What must not be, was: with the seed that does it again, and what happened last."""
+    """A broken promise: with the seed that repeats it, and the last events."""
 
     def __init__(self, seed: int, violations: list[str], trace: Trace) -> None:
         text = "\n  ".join(violations)
@@ -140,12 +141,10 @@ class World:
         self.faults_done: Counter[str] = Counter()
         self.oracle = Oracle(self.clock, self.trace, SESSION_TIMEOUT_MS / 1000)
         self.network = Network(self.loop, self.random, self.counts)
-        self.quiet = False  # nothing fails any more, nothing new is sent, everything is acknowledged
-        self.resting = False  # nobody sends, nobody asks
+        self.quiet = False  # there are no faults any more, nothing new is sent, everything is acknowledged
+        self.resting = False  # nothing is sent or requested
         self.plan = draw_plan(self.random) if plan is None else plan
-        self.more = Random(
-            f"more of {seed}"
-        )  # so that what is drawn besides changes nothing of what was drawn before
+        self.more = Random(f"more of {seed}")  # so that additional draws do not change the earlier ones
         if plan is None:
             draw_more(self.more, self.plan)
             draw_besides(Random(f"besides {seed}"), self.plan)
@@ -153,7 +152,7 @@ class World:
         self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         self.machines: dict[str, Machine] = {}
         self.programs: list[Program] = []
-        # who are not subject to faults of their own
+        # programs without faults of their own
         self.operators: list[Operating | Deleting | patterns.Making | remade.Remaking] = []
         self._names = 0
         if self.random.random() < 0.5:
@@ -167,12 +166,12 @@ class World:
         self.loop.call_later(seconds, call)
 
     def next_name(self, prefix: str) -> str:
-        """Return a name that nobody has."""
+        """Return an unused name."""
         self._names += 1
         return f"{prefix}{self._names}"
 
     def new_client(self, machine: str) -> SimClient:
-        """Return a client that knows some of a broker's endpoints, one of them a worker that there always is."""
+        """Return a client that knows some of a broker's endpoints, one of them of a worker that always exists."""
         endpoints = [
             self.machines[machine].endpoints[0],
             self.random.choice(self.machines[machine].endpoints),
@@ -183,7 +182,7 @@ class World:
         )
 
     def admin(self, machine: str, worker: int = 0) -> StagedClient:
-        """Return a raw client beside the network, for what is asked before and after the history."""
+        """Return a raw client beside the network, for requests before and after the history."""
         client = self.machines[machine].client(worker)
         client.patience_s = 30
         return client
@@ -191,7 +190,7 @@ class World:
     # ---- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> World:
-        """Live the history; raises `HistoryError`."""
+        """Run the history; raises `HistoryError`."""
         with patch.object(lanes, "SLOTS", SLOTS):
             self._live()
         return self
@@ -220,7 +219,7 @@ class World:
             self._close()
 
     def _rest(self) -> None:
-        """Let everybody rest, for longer than anything is kept open for; things go wrong more seldom meanwhile."""
+        """Let everything rest for longer than anything is kept open; faults are rarer meanwhile."""
         self.resting, end = True, self.clock.now_s + self.plan.rest_s
         self.trace.note("rest")
         while self.clock.now_s < end:
@@ -292,7 +291,7 @@ class World:
             self.after(plan.takeover_after_s, self._take_over)
 
     def _take_over(self) -> None:
-        """Another broker is started on the store alone; the first one goes on, and knows nothing of it."""
+        """Start another broker on the store alone; the first one continues, and knows nothing of it."""
         (self.folder / "b").mkdir()
         machine = self.machines["b"] = Machine(
             self.folder / "b",
@@ -318,15 +317,16 @@ class World:
                 self.programs.append(Producing(self, "b", model, ways, messages))
             for each in topic.subscriptions:
                 before = self.oracle.subscriptions["a", topic.name, each.name]
-                # what was not in the store yet begins with the settings there are for all
+                # a topic that was not in the store yet begins with the default settings
                 known = {name: each.options[name] for name in ("ack_timeout_ms",) if name in each.options}
                 subscription = self.oracle.add_subscription("b", topic.name, each.name, each.kind, known)
-                subscription.done_otherwise = before.acknowledged  # what it brought to the store, it has done
+                # what was acknowledged before it came to the store
+                subscription.done_otherwise = before.acknowledged
                 for consumer_ways in each.consumers:
                     self.programs.append(Consuming(self, "b", subscription, consumer_ways))
 
     def owner_of(self, topic: TopicModel) -> str:
-        """The broker that has a topic in the end: the one that took it over, unless the first took it back."""
+        """Return the broker that has a topic at the end: the one that took it over, unless the first took it back."""
         if "b" not in self.machines:
             return "a"
         failures = [
@@ -351,7 +351,7 @@ class World:
             raise HistoryError(self.seed, self.oracle.violations, self.trace)
 
     def lives_at(self, machine: str) -> dict[tuple[str, str], int]:
-        """Return on which worker each subscription of a broker lives."""
+        """Return on which worker each subscription of a broker runs."""
         workers = len(self.machines[machine].endpoints)
         return {
             (each.topic.name, each.name): worker_of(subscription_key(each.topic.name, each.name), workers)
@@ -361,7 +361,7 @@ class World:
     # ---- the end ------------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        """Let everything be well, and see that it comes to rest."""
+        """End all faults, and check that everything comes to rest."""
         self.faults.heal()
         self.quiet = True
         self.trace.note("quiet")
@@ -400,7 +400,7 @@ class World:
         raise HistoryError(self.seed, ["nothing is missing, and it does not come to rest"], self.trace)
 
     def _repair(self) -> None:
-        """Where objects are lost an operator lets everybody go on behind what was in them."""
+        """Repair topics that lost objects, so that subscriptions continue after the gaps."""
         for topic in self.oracle.topics.values():
             if topic.lost and self.clock.now_s % 5 < 1:
                 self.admin("a").ask("topic.repair", topic=topic.name, skip_damaged=1)
@@ -427,7 +427,7 @@ class World:
         return not any(self.oracle.missing(each) for each in reliable)
 
     def _read_everything(self) -> None:
-        """Read every reliable topic from its beginning, and ask where the cursors are."""
+        """Read every reliable topic from its beginning, and ask for the cursors."""
         lifted = any(topic.limits.answered_s > 0 for topic in self.oracle.topics.values())
         self.loop.advance(TRIMMED_S if lifted and self.plan.cloud else 2.0)
         lost = any(machine.lost_mail for machine in self.machines.values())
@@ -446,7 +446,7 @@ class World:
                 self._check_cursor(each, end)
                 if each.options.get("max_deliveries") and each.options.get("poison") == "dead-letter":
                     self._check_dead_letters(self.admin(name), each)
-            if topic.limits:  # what is too old is there all the same
+            if topic.limits:  # messages that are too old are still there
                 self.admin(name).request("topic.update", topic=topic.name, **dict.fromkeys(LIMITS, 0))
                 self.loop.advance(0.1)
             if topic.generation:
@@ -454,7 +454,7 @@ class World:
             self.oracle.read_back(topic, self._read(self.machines[name], topic.name, end))
 
     def _end_of(self, machine: str, topic: str) -> int:
-        """Return where a topic ends, once it can say so."""
+        """Return a topic's end, once it can be asked."""
         for _ in range(60):
             shown = self.admin(machine).ask("topic.show", topic=topic)
             if shown.kind == Type.RESULT and "next_offset" in shown.result:
@@ -496,7 +496,7 @@ class World:
         found: list[Frame] = []
         reader = machine.at_subscription(topic, "everything")
         reader.patience_s = 30
-        opened: Frame = reader.open_consumer(1, topic, "everything", "reader")  # who waits for no time
+        opened: Frame = reader.open_consumer(1, topic, "everything", "reader")  # it ignores delivery times
         assert opened.kind == Type.OPENED, opened.header
         count = int(opened.header[Key.OFFSET])
         while count < end:
@@ -519,7 +519,7 @@ class World:
         return found
 
     def _check_memory(self) -> None:
-        """What has come to rest keeps nothing of single messages, and waits for nothing."""
+        """Check that what has come to rest keeps nothing of single messages, and waits for nothing."""
         for machine in self.machines.values():
             for actor in (
                 machine.actors("subscription") + machine.actors("consumer") + machine.actors("topic")
