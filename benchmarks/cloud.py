@@ -1,4 +1,4 @@
-"""What does a broker bring to an object store a second, at what CPU, and how fast does a consumer get it back?
+"""How fast does a broker upload to an object store, at what CPU cost, and how fast does a consumer read it back?
 
     python benchmarks/cloud.py [--megabytes 128] [--message-bytes 1000] [--store file|gcs|URL] [--json]
 
@@ -7,8 +7,8 @@ One broker with one reliable topic (durability fsync) that keeps nothing of what
 - upload: from the first message published until the store has the last segment that was full; the one after it is
   sealed by age. CPU is what the tier process used meanwhile, for each GiB of segments, and what all processes did.
 - catch-up: one consumer from the earliest message on, all of it from the store, acknowledging as it goes.
-- client: the same objects read by the store's own client in this process, one after the other: what the catch-up is to
-  be measured by.
+- client: the same objects read by the store's own client in this process, one after the other, to compare the catch-up
+  with.
 
 `gcs` is fake-gcs-server in memory on this machine (needs ister[test]); it takes its share of the same cores, and both
 ends of the network are this machine. `file` is a folder beside the data.
@@ -42,7 +42,7 @@ PATIENCE_S: Final = 300.0
 
 @contextlib.contextmanager
 def store_at(kind: str, folder: str) -> Iterator[str]:
-    """Give the address of a store of that kind."""
+    """Yield the address of a store of that kind."""
     if kind == "file":
         yield f"file://{folder}/store"
         return
@@ -59,7 +59,7 @@ def store_at(kind: str, folder: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def broker_on(store: str, folder: str) -> Iterator[str]:
-    """Give the endpoint of a broker that keeps nothing local beyond what it must."""
+    """Yield the endpoint of a broker whose local log keeps nothing that the store has."""
     port = free_ports(1)
     command = [sys.executable, "-m", "ister", "serve", "--json", "--die-with-parent", "--workers", "1"]
     command += ["--data", f"{folder}/data", "--listen", f"tcp://127.0.0.1:{port}", "--store", store]
@@ -87,9 +87,9 @@ def cpu_of(client: ister.Client, role: str = "") -> float:
 
 
 def wait_uploaded(client: ister.Client, end: int, *, trimmed: bool = False) -> list[tuple[float, int]]:
-    """Wait until the store has everything, and return when it had how much.
+    """Wait until the store has everything; return when, and how many bytes it had.
 
-    With `trimmed`, until the local log has nothing more that it need not have.
+    With `trimmed`, wait until the local log has dropped everything that it may.
     """
     until = time.monotonic() + PATIENCE_S
     reached: list[tuple[float, int]] = []
@@ -103,7 +103,7 @@ def wait_uploaded(client: ister.Client, end: int, *, trimmed: bool = False) -> l
 
 
 def measure(kind: str, megabytes: int, message_bytes: int) -> dict[str, Any]:
-    """Publish, wait for the upload, read it back through the broker and past it."""
+    """Publish, wait for the upload, read it back through the broker and directly from the store."""
     count = megabytes * 1_000_000 // message_bytes
     payload = os.urandom(message_bytes)
     with tempfile.TemporaryDirectory(prefix="ister-cloud-") as folder, store_at(kind, folder) as store:

@@ -1,11 +1,11 @@
-"""What do clients that stop reading cost a worker, each with all the credit there is?
+"""What do clients that stop reading cost a worker, each with the largest credit?
 
     python benchmarks/deaf.py [--readers 100] [--seconds 10]
 
 A broker of its own with one worker, and 150 MB in a topic (or sent while they are there, of a non-reliable one).
-So many consumers, each with a connection and a subscription of its own, open with all the credit that a broker gives,
-and never read. A row for each strategy: the worker's memory that is not of files before and at most (MB), its
-descriptors, and how many messages a second a healthy consumer beside them takes of a reliable topic.
+`--readers` consumers, each with a connection and a subscription of its own, open with the largest credit and never
+read. A row for each strategy: the worker's anonymous memory before and at most (MB), its descriptors, and how many
+messages per second a healthy consumer beside them gets from a reliable topic.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HELLO: Final = cbor2.dumps({int(Key.TYPE): int(Type.HELLO), int(Key.VERSION): [1
 
 
 def fill(client: ister.Client, topic: str) -> None:
-    """Send what they do not read."""
+    """Send messages that they do not read."""
     with client.producer(topic) as producer:
         for _ in range(MESSAGES):
             receipt = producer.send(bytes(MESSAGE_BYTES))
@@ -40,7 +40,7 @@ def fill(client: ister.Client, topic: str) -> None:
 def open_deaf(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topic: str, number: int
 ) -> zmq.Socket[bytes]:
-    """Open a consumer that never reads; return its socket, which is closed when nobody has it any more."""
+    """Open a consumer that never reads; return its socket, which must be kept."""
     dealer = context.socket(zmq.DEALER)
     dealer.linger, dealer.rcvhwm, dealer.rcvbuf = 0, 1, 64 << 10
     dealer.connect(endpoint)
@@ -62,7 +62,7 @@ def open_deaf(
 
 
 def healthy(client: ister.Client, topic: str) -> float:
-    """Return how many messages a second a consumer takes that reads."""
+    """Return how many messages per second a consumer gets that reads."""
     began, taken = time.monotonic(), 0
     with client.consumer(topic, subscription="healthy", type="shared", start="earliest") as consumer:
         while taken < MESSAGES and (message := consumer.receive(timeout=20)) is not None:
@@ -72,7 +72,7 @@ def healthy(client: ister.Client, topic: str) -> float:
 
 
 def measure(dispatch: Literal["reliable", "non-reliable"], readers: int, seconds: float) -> dict[str, Any]:
-    """Return a row."""
+    """Measure one strategy and return its row."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -2,16 +2,16 @@
 
     python benchmarks/flow.py [--rate 4000] [--bytes 200] [--seconds 3] [--crowd 10000] [--only TEXT] [--json]
 
-A broker of its own with one worker. A producer sends batches at a fixed rate to a topic (`--rate 0`: as fast as it
-may); a healthy consumer of the client library reads and acknowledges. Beside it, in a process of their own and without
-a library, are
+A broker of its own with one worker. A producer sends batches at a fixed rate to a topic (`--rate 0`: as fast as
+possible); a healthy consumer of the client library reads and acknowledges. Beside it, in another process and without
+the library, are
 
-    stopped   a consumer with all the credit there is, whose socket is not read
+    stopped   a consumer with the largest credit, whose socket is not read
     second    one with a credit of 1,000 that reads a message a second
     tiny      one with a credit of one message, that reads and acknowledges at once
     silent    one that reads everything, gives credit, and never acknowledges
     all       all of them
-    crowd     so many consumers over 40 connections, that read and acknowledge
+    crowd     `--crowd` consumers over 40 connections, that read and acknowledge
 
 in the healthy one's subscription, if several can share it, else each in its own; the crowd is in another subscription
 of the same topic. `due` is the part of the messages that is the healthy one's: all, but for the keys of others. `kept`
@@ -46,10 +46,10 @@ from ister.wire import Key, Type
 CONNECTIONS: Final = 40  # of the crowd
 OPENING_MAX: Final = 1_000  # opens of the crowd without an answer
 PATIENCE_S: Final = 60.0
-SETTLE_S: Final = 1.5  # until what is measured begins
+SETTLE_S: Final = 1.5  # seconds before the measurement begins
 BATCHES_PER_SECOND: Final = 100
 KEYS: Final = 1_000
-ALL_MESSAGES, ALL_BYTES = 1_000_000, 64 << 20  # the most credit that a broker gives, by default
+ALL_MESSAGES, ALL_BYTES = 1_000_000, 64 << 20  # the largest credit that a broker gives, by default
 PING_S: Final = 2.0
 CREDIT: Final = {"stopped": ALL_MESSAGES, "second": 1_000, "tiny": 1, "silent": 10_000, "crowd": 100}
 KINDS: Final = ("stopped", "second", "tiny", "silent")
@@ -59,7 +59,7 @@ KINDS: Final = ("stopped", "second", "tiny", "silent")
 
 
 class Others:
-    """Consumers without a library, each kind with its manners."""
+    """Consumers without the library, of each kind."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -69,11 +69,12 @@ class Others:
         self._opening = self._opened = 0
         self._pinged_s = 0.0
         self._read_s: dict[zmq.Socket[bytes], float] = {}
-        self._queue: dict[zmq.Socket[bytes], deque[tuple[int, int]]] = {}  # (handle, offset)
+        # (handle, offset) of unacknowledged messages
+        self._queue: dict[zmq.Socket[bytes], deque[tuple[int, int]]] = {}
         self.received = 0
 
     def open(self, topic: str, type_: str, kind: str, subscription: str, count: int) -> float:
-        """Open `count` consumers, and return the seconds until the last was open."""
+        """Open `count` consumers, and return the seconds until the last one was open."""
         connections = [self._connect(kind) for _ in range(min(count, CONNECTIONS))]
         began = time.perf_counter()
         self._opening, self._opened = count, 0
@@ -120,7 +121,7 @@ class Others:
         socket.send(cbor2.dumps(header))
 
     def run(self, until: Connection) -> None:
-        """Read as each kind does, until something is said."""
+        """Read as each kind does, until a command arrives."""
         for socket, kind in self._kind.items():
             if kind == "stopped":
                 self._poller.unregister(socket)
@@ -145,7 +146,7 @@ class Others:
                     break
 
     def _read_one(self, socket: zmq.Socket[bytes], now: float) -> None:
-        """Take one message a second, and read no more before all that came is taken."""
+        """Read one message per second, and nothing more before all that arrived is read."""
         if now - self._read_s.get(socket, 0.0) < 1.0:
             return
         self._read_s[socket] = now
@@ -181,7 +182,7 @@ class Others:
             self._done(socket, header[Key.HANDLE], ranges, count, sum(map(len, parts[1:])))
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Close all consumers."""
         for socket in self._sockets:
             self._say(socket, {Key.TYPE: Type.BYE})
             socket.close(linger=1000)
@@ -189,7 +190,7 @@ class Others:
 
 
 def others(endpoint: str, told: Connection) -> None:
-    """Do as told: the process of those beside."""
+    """Run the process of the other consumers, following commands."""
     them = Others(endpoint)
     while (command := told.recv()) is not None:
         if command == "close":
@@ -206,7 +207,7 @@ def others(endpoint: str, told: Connection) -> None:
 
 
 class Healthy:
-    """A producer at a fixed rate and a consumer, in threads of their own; every batch carries its time."""
+    """A producer with a fixed rate and a consumer, each in a thread; every batch contains its time."""
 
     def __init__(self, endpoint: str, topic: str, type_: str, strategy: str, rate: int, size: int) -> None:
         self._client, self._sender = ister.connect(endpoint), ister.connect(endpoint)
@@ -223,7 +224,7 @@ class Healthy:
         self.took: list[float] = []
 
     def start(self) -> None:
-        """Begin."""
+        """Start both threads."""
         for thread in self._threads:
             thread.start()
 
@@ -253,7 +254,7 @@ class Healthy:
                 self._consumer.ack(batch)
 
     def close(self) -> None:
-        """End."""
+        """Stop both threads."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
@@ -265,19 +266,19 @@ class Healthy:
 
 
 class Worker:
-    """The worker's process, as Linux and the broker know it."""
+    """The worker's process, as Linux and the broker see it."""
 
     def __init__(self, client: ister.Client) -> None:
         self._client = client
         self._pid = next(row["pid"] for row in client.status()["processes"] if row["role"] == "worker")
 
     def rss_mb(self, field: str = "VmRSS") -> float:
-        """Return its resident memory now, or (`VmHWM`) the most since `forget_peak`."""
+        """Return its resident memory now, or (`VmHWM`) its peak since `forget_peak`."""
         text = Path(f"/proc/{self._pid}/status").read_text("ascii")
         return int(text.partition(field + ":")[2].split()[0]) / 1024
 
     def forget_peak(self) -> None:
-        """Let the peak begin anew."""
+        """Reset the peak."""
         Path(f"/proc/{self._pid}/clear_refs").write_text("5", "ascii")
 
     def cpu_s(self) -> float:
@@ -287,14 +288,14 @@ class Worker:
 
 
 def dropped(client: ister.Client, topic: str) -> int:
-    """Return how many messages the subscriptions of a topic dropped."""
+    """Return how many messages the subscriptions of a topic have dropped."""
     rows = client.subscriptions(topic)
     return sum(int(client.subscription(topic, row["subscription"]).get("dropped", 0)) for row in rows)
 
 
 @contextmanager
 def topic_of(client: ister.Client, name: str, strategy: str) -> Iterator[str]:
-    """Make a topic for a row, and delete it behind it."""
+    """Create a topic for a row, and delete it afterwards."""
     client.create_topic(name, dispatch=strategy)
     yield name
     client.delete_topic(name)
@@ -352,7 +353,7 @@ def measure(
 
 
 def rows_of(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what is to be measured, in order."""
+    """Return the rows to be measured, in order."""
     rows: list[dict[str, Any]] = []
     for strategy in ("reliable", "non-reliable"):
         for type_ in ("exclusive", "shared", "key-shared"):
@@ -388,7 +389,7 @@ def main() -> None:
         told, hears = spawn.Pipe()
         process = spawn.Process(target=others, args=(broker.endpoint, hears), daemon=True)
         process.start()
-        hears.close()  # so that its end is noticed
+        hears.close()  # so that the end of the other process is noticed
         rows = rows_of(given)
         for number, row in enumerate([rows[0], *rows]):
             result = measure(broker, told, row, given, number)

@@ -1,10 +1,10 @@
-"""What do others feel of a message of millions of frames?
+"""How much does a message of millions of frames delay other clients?
 
     python benchmarks/frames.py [--frames 6000000] [--seconds 5]
 
-A broker of its own with one worker. A client that is there already pings every 5 ms; meanwhile somebody sends one
-message of so many empty frames, first without a session, then with one. A row each: the longest and the median wait
-for a PONG in ms, and whether the sender's connection was ended, and after how long.
+A broker of its own with one worker. A connected client sends a PING every 5 ms; meanwhile another one sends a message
+of `--frames` empty frames, first without a session, then with one. A row for each: the longest and the median wait for
+a PONG in ms, and whether and when the sender's connection was closed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HELLO: Final = cbor2.dumps({int(Key.TYPE): int(Type.HELLO), int(Key.VERSION): [1
 
 
 def flood(host: str, port: int, frames: int, introduce: bool, told: dict[str, Any]) -> None:
-    """Send one message of so many frames, and note when the connection was ended."""
+    """Send one message of `count` frames, and note when the connection was closed."""
     raw = socket.create_connection((host, port))
     raw.sendall(GREETING)
     raw.recv(64)
@@ -53,7 +53,7 @@ def flood(host: str, port: int, frames: int, introduce: bool, told: dict[str, An
 
 
 def waits(endpoint: str, frames: int, introduce: bool, seconds: float) -> dict[str, Any]:
-    """Return what a client beside it waited."""
+    """Return how long another client waited for each PONG."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0

@@ -1,20 +1,20 @@
-"""What does it cost to make the batches of many topics durable at once, file by file, in threads, or all together?
+"""What does it cost to make batches of many topics durable: file by file, in threads, or all together?
 
     python benchmarks/fsync.py [--files 1,10,100,1000] [--bytes 100,4096,65536] [--beside MB] [--folder DIR] [--json]
 
-Each round appends one batch to each of n files whose blocks were written before, as segments are; what is timed is from
-there until all of it is durable. The ways:
+Each round appends one batch to each of n files whose blocks were written before, as segments are; the time from there
+until all of it is durable is measured. The ways:
 
 - serial: fdatasync, one file after the other
 - pool k: the same in k threads that take the next file from one queue
-- syncfs: one syncfs(2) for the file system. Linux reports its write errors since 5.8. What anybody else has written
-  there and not synced is waited for too: `--beside` has another process write so many MB a second meanwhile.
+- syncfs: one syncfs(2) for the file system. Linux reports its write errors since 5.8. It also waits for unsynced writes
+  of other programs: with `--beside` another process writes so many MB per second meanwhile.
 - journal: the batches are written once more, into one file of the process's own, and that is synced; their own files
-  are written back by the kernel when it likes (that is left out of the time, and shows in the rounds after)
+  are written back by the kernel later (which is not in the time, and slows down later rounds)
 
-sync_file_range(2) is no candidate: it does not flush the disk's cache, and promises nothing after a power failure.
+sync_file_range(2) is no alternative: it does not flush the disk's cache, so it promises nothing after a power failure.
 Times are medians; writes and flushes are the disk's own counts (Linux), and CPU is the whole machine's, kernel threads
-included, so both are of use only where nobody else is busy.
+included, so both are useful only on an idle machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-REGION_BYTES: Final = 256 << 10  # of each file, written over and over; 1,000 files are 256 MB
+REGION_BYTES: Final = 256 << 10  # of each file, overwritten again and again; 1,000 files are 256 MB
 JOURNAL_BYTES: Final = 128 << 20
 IOV_MAX: Final = 1024
 ROUNDS_MAX: Final = 400
@@ -46,7 +46,7 @@ Sync = Callable[[Sequence[int], bytes], None]
 
 
 class Pool:
-    """Threads that sync what they are given, each the next in line."""
+    """Threads that sync files, each taking the next one from a queue."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -78,7 +78,7 @@ class Pool:
 
 
 class Journal:
-    """One file for everybody's batches; it begins again at its front when it is full, as a real one would."""
+    """One file for the batches of all topics; when it is full it starts again at its beginning, as a real one would."""
 
     def __init__(self, folder: str) -> None:
         self._fd = os.open(f"{folder}/journal", os.O_RDWR | os.O_CREAT, 0o644)
@@ -88,7 +88,7 @@ class Journal:
         self._end = 0
 
     def sync(self, files: Sequence[int], batch: bytes) -> None:
-        """Write a batch a file, and sync."""
+        """Write one batch per file, and sync."""
         if self._end + len(files) * len(batch) > JOURNAL_BYTES:
             self._end = 0
         for first in range(0, len(files), IOV_MAX):
@@ -116,7 +116,7 @@ def _syncfs(folder: str) -> Sync | None:
 
 
 def device_of(folder: str) -> str | None:
-    """Return the file in which the kernel counts what the disk under `folder` does, None where there is none."""
+    """Return the kernel's file with the counts of the disk below `folder`, or None."""
     device = os.stat(folder).st_dev
     path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
     return path if Path(path).exists() else None
@@ -130,7 +130,7 @@ def _counts(device: str | None) -> tuple[int, int]:
 
 
 def _cpu_ms() -> float:
-    """Return how long the machine's cores were busy, and waited for no disk."""
+    """Return how long the machine's cores were busy, without waiting for disks."""
     if not Path("/proc/stat").exists():
         return time.process_time() * 1000
     fields = [int(field) for field in Path("/proc/stat").read_text("ascii").split("\n")[0].split()[1:9]]
@@ -150,7 +150,7 @@ def _files(folder: str, count: int) -> list[int]:
 def measure(
     sync: Sync, files: Sequence[int], size: int, seconds: float, device: str | None
 ) -> dict[str, Any]:
-    """Run rounds for so long and return their figures, in milliseconds and counts a round."""
+    """Run rounds for `seconds` and return their figures, in milliseconds and counts per round."""
     times: list[float] = []
     position, batch = 0, os.urandom(size)
     until, before, cpu = 0.0, (0, 0), 0.0
@@ -179,7 +179,7 @@ def measure(
 
 
 def _write_beside(folder: str, megabytes: float) -> None:
-    """Write so many MB a second into one file, and never sync: a copy, a download, a backup."""
+    """Write so many MB per second into one file, and never sync, like a copy, a download or a backup."""
     fd = os.open(f"{folder}/beside", os.O_RDWR | os.O_CREAT, 0o644)
     chunk, position, began = os.urandom(1 << 20), 0, time.monotonic()
     while True:
@@ -190,7 +190,7 @@ def _write_beside(folder: str, megabytes: float) -> None:
 
 @contextmanager
 def beside(folder: str, megabytes: float) -> Iterator[None]:
-    """Have somebody else write, if `megabytes` (a second) is not 0."""
+    """Let another process write, if `megabytes` (per second) is not 0."""
     if not megabytes:
         yield
         return
@@ -207,7 +207,7 @@ def beside(folder: str, megabytes: float) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure every way with every number of files and size, and print one table."""
+    """Measure every way with every number of files and every size, and print one table."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--files", default="1,10,100,1000")
     parse.add_argument("--bytes", default="100,4096,65536", help="of a batch")

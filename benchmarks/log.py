@@ -1,11 +1,11 @@
-"""How long do append, commit, read and recovery of the log take, and does preparing segments ahead pay?
+"""How long do append, commit, read and recovery of the log take, and what do prepared segments save?
 
     python benchmarks/log.py [--batch-bytes 65536] [--megabytes 256] [--group 4] [--folder DIR] [--json]
-    python benchmarks/log.py --recovery-gib 2           how long does it take to open, search, verify and trim so much?
-    python benchmarks/log.py --cursor-holes 1000000     what does a cursor with so many ranges cost?
+    python benchmarks/log.py --recovery-gib 2           how long do opening, searching, verifying and trimming take?
+    python benchmarks/log.py --cursor-holes 1000000     what does a cursor with this many ranges cost?
 
 Batches are appended in groups; a group is committed in a thread while the next is appended, as a topic does. The second
-row does without spare segments. Everything is read back through maps twice, and the log is opened again.
+row is without spare segments. Everything is read back through memory maps twice, and the log is opened again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def quantile(times: list[float], part: float) -> float:
 
 
 def measure(folder: str, batch_bytes: int, megabytes: int, group: int, spares: bool) -> dict[str, Any]:
-    """Run one log through its life and return what it took."""
+    """Run one log from creation to reopening, and return the measurements."""
     disk, clock, incarnation = LocalDisk(), SystemClock(), bytes(range(16))
     count = max(1, batch_bytes // MESSAGE_BYTES)
     size = min(batch_bytes, MESSAGE_BYTES)
@@ -121,7 +121,7 @@ def measure(folder: str, batch_bytes: int, megabytes: int, group: int, spares: b
 
 
 def drop_caches() -> bool:
-    """Empty the page cache, if this user may; say whether it was."""
+    """Empty the page cache, if this user may; return whether it was."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("1\n")
@@ -131,7 +131,7 @@ def drop_caches() -> bool:
 
 
 def measure_recovery(folder: str, gib: float) -> dict[str, Any]:
-    """Make a log of so many GiB, open it with and without a page cache, look for a time, verify and trim it."""
+    """Create a log of this many GiB, open it with and without a page cache, search a time, verify and trim it."""
     disk, clock, incarnation = LocalDisk(), SystemClock(), bytes(range(16))
     frames = [(array("I", [MESSAGE_BYTES]) * 64).tobytes(), os.urandom(64 * MESSAGE_BYTES)]
 
@@ -202,7 +202,7 @@ def measure_recovery(folder: str, gib: float) -> dict[str, Any]:
 
 
 def measure_cursor(folder: str, holes: int) -> dict[str, Any]:
-    """Acknowledge every second message, a thousand to a flush, and open the journal again."""
+    """Acknowledge every second message, a thousand per flush, and open the journal again."""
     disk, incarnation, path = LocalDisk(), bytes(range(16)), f"{folder}/cursor"
     journal = CursorJournal.open(disk, path, incarnation, 0)
     tracemalloc.start()

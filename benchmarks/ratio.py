@@ -1,13 +1,13 @@
-"""How much of the bare road does Ister keep, where it does everything a broker is for?
+"""How fast is Ister, with all that a broker does, compared with the bare transfer of the same messages?
 
 Runs `road.py` and `ister bench` alternately, so that both meet the same machine, and prints medians, and the median of
-the rounds' ratios beside the goal. The first round warms memory up and is thrown away.
+the rounds' ratios beside the goal. The first round is a warm-up and does not count.
 
     python benchmarks/ratio.py                       every case, 3 rounds: about 2 minutes
     python benchmarks/ratio.py --case "reliable 1024 message" --rounds 7
     python benchmarks/ratio.py --json > ratio.json
 
-Both sides are what the consumer saw: messages a second from its first message on. Exit code 1 when a goal is missed.
+Both sides are measured by the consumer: messages per second from its first message on. Exit code 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MESSAGES: Final = {1024: 300_000, 100: 2_000_000}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison, and which part of the road Ister must reach."""
+    """One comparison, and the ratio that Ister must reach."""
 
     strategy: str
     message_bytes: int
@@ -36,12 +36,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What it is called on the command line."""
+        """Its name on the command line."""
         return f"{self.strategy} {self.message_bytes} {self.api}"
 
     @property
     def mode(self) -> str:
-        """The road beside it."""
+        """The mode of `road.py` to compare it with."""
         return "walsync" if self.strategy == "reliable" else "mem"
 
 
@@ -58,7 +58,7 @@ CASES: Final = tuple(
 
 
 def road(case: Case, messages: int, data: str) -> dict[str, Any]:
-    """Run the bare road once."""
+    """Run `road.py` once."""
     command = [sys.executable, str(ROAD), "--json", "--mode", case.mode, "--bytes", str(case.message_bytes)]
     return _run([*command, "--messages", str(messages), "--data", data])
 
@@ -88,7 +88,7 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 def compare(case: Case, rounds: int, data: str, *, progress: bool) -> dict[str, Any]:
-    """Run road and Ister alternately; return medians, ratio and what each round gave."""
+    """Run `road.py` and Ister alternately; return medians, ratio and the figures of each round."""
     messages = MESSAGES[case.message_bytes]
     roads, isters, dropped = [], [], 0
     for number in range(rounds + 1):

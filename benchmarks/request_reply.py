@@ -1,9 +1,9 @@
-"""How many requests a second are answered, and how long does one wait?
+"""How many requests per second are answered, and how long does each take?
 
     python benchmarks/request_reply.py [--bytes 100] [--seconds 5] [--data DIR] [--json]
 
-A broker of its own with two workers, a server in a process of its own (one consumer that answers with what it was
-asked), and a client here: first one request at a time, then from eight threads, then a hundred at a time from one
+A broker of its own with two workers, a server in a process of its own (one consumer that replies with the request's
+payload), and a client here: first one request at a time, then from eight threads, then a hundred at a time from one
 event loop. A round trip is four hops through the broker's workers: request, receipt, delivery, reply.
 """
 
@@ -49,7 +49,7 @@ def one_by_one(client: ister.Client, payload: bytes, seconds: float) -> list[flo
 
 
 def from_threads(client: ister.Client, payload: bytes, seconds: float) -> list[float]:
-    """Return how long each request took, of several threads."""
+    """Return how long each request took, from several threads."""
     taken: list[float] = []
     threads = [
         threading.Thread(target=lambda: taken.extend(one_by_one(client, payload, seconds)))
@@ -63,7 +63,7 @@ def from_threads(client: ister.Client, payload: bytes, seconds: float) -> list[f
 
 
 async def from_tasks(endpoint: str, payload: bytes, seconds: float) -> list[float]:
-    """Return how long each request took, of many tasks in one loop."""
+    """Return how long each request took, from many tasks in one loop."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -78,7 +78,7 @@ async def from_tasks(endpoint: str, payload: bytes, seconds: float) -> list[floa
 
 
 def row(name: str, taken: list[float], seconds: float) -> dict[str, Any]:
-    """Return a line of the table."""
+    """Return a row of the table."""
     taken.sort()
     return {
         "how": name,

@@ -1,13 +1,13 @@
-"""How fast can the road of a batch be on this machine, with everything a broker is for taken away?
+"""How fast can batches travel on this machine, without anything else that a broker does?
 
-Producer -> ROUTER -> log -> consumer, and nothing else: no topics, no sessions, no recovery, no credit beyond a
-window. Three processes in Python over ZeroMQ, as in Ister, so that what Ister adds is what is seen. A figure holds for
-one machine on one day; the ratio of Ister to this road, measured side by side (`ratio.py`), holds longer.
+Producer -> ROUTER -> log -> consumer, and nothing else: no topics, no sessions, no recovery, no credit beyond a window.
+Three processes in Python over ZeroMQ, as in Ister, so that the difference is what Ister adds. A figure is valid for one
+machine on one day; the ratio of Ister to this one, measured side by side (`ratio.py`), is valid longer.
 
     python benchmarks/road.py --mode walsync --bytes 1024 --messages 600000
 
-Modes: mem (dispatch from memory), wal (from the page cache), walsync (one fdatasync a group before receipt and
-dispatch). Prints messages a second as the producer and the consumer saw them; --json prints one object.
+Modes: mem (dispatch from memory), wal (from the page cache), walsync (one fdatasync per group before receipt and
+dispatch). Prints the messages per second of the producer and the consumer; --json prints one object.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Results = Queue  # of (name, messages per second)
 PUBLISH, RECEIPT, CREDIT, DELIVER, SUBSCRIBE = range(1, 6)
 RECORD: Final = struct.Struct(
     "<IIQIIQ"
-)  # bytes in all, crc32c, first offset, count, bytes of the length table, reserved
+)  # total bytes, crc32c, first offset, count, bytes of the length table, reserved
 SEGMENT_BYTES: Final = 64 << 20
-WINDOW_BATCHES: Final = 64  # without a receipt
+WINDOW_BATCHES: Final = 64  # batches without a receipt
 CREDIT_MESSAGES: Final = 20_000
-TURN_FRAMES_MAX: Final = 64  # taken in before what they caused is sent
+TURN_FRAMES_MAX: Final = 64  # read before their results are sent
 CONNECT_S: Final = 0.3
 RESULT_WITHIN_S: Final = 120
 
@@ -72,7 +72,7 @@ class Segment:
         self.end = 0
 
     def append(self, offset: int, count: int, lengths: bytes, payloads: bytes) -> Batch:
-        """Write a record and return the batch as it lies in the map."""
+        """Write a record and return the batch as views of the map."""
         total = record_bytes(lengths, payloads)
         head = RECORD.pack(total, google_crc32c.value(payloads), offset, count, len(lengths), 0)
         os.pwritev(self.fd, (head, lengths, payloads), self.end)
@@ -83,12 +83,12 @@ class Segment:
 
 
 def record_bytes(lengths: bytes, payloads: bytes) -> int:
-    """Return how many bytes a record takes."""
+    """Return the size of a record in bytes."""
     return RECORD.size + len(lengths) + len(payloads)
 
 
 class Broker:
-    """What is left of a broker: order, log, group commit, and batches for whoever has credit."""
+    """The minimum of a broker: order, log, group commit, and batches for consumers with credit."""
 
     def __init__(self, port: int, mode: Mode, folder: str) -> None:
         self._mode = mode
@@ -193,12 +193,12 @@ class Broker:
 
 
 def broker_main(port: int, mode: Mode, folder: str) -> None:
-    """Be the broker's process."""
+    """Run the broker's process."""
     Broker(port, mode, folder).run()
 
 
 def producer_main(port: int, messages: int, message_bytes: int, per_batch: int, results: Results) -> None:
-    """Be the producer's process: gather, send, and wait where the window is full."""
+    """Run the producer's process: gather, send, and wait while the window is full."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(f"tcp://127.0.0.1:{port}")
     payload, sent, sequence, received = bytes(message_bytes), 0, 0, -1
@@ -219,7 +219,7 @@ def producer_main(port: int, messages: int, message_bytes: int, per_batch: int, 
 
 
 def consumer_main(port: int, messages: int, results: Results) -> None:
-    """Be the consumer's process: check that offsets join, look at every payload, give credit back."""
+    """Run the consumer's process: check that offsets are contiguous, read every payload, return credit."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.set(zmq.RCVHWM, 0)
     socket.connect(f"tcp://127.0.0.1:{port}")
@@ -246,7 +246,7 @@ def consumer_main(port: int, messages: int, results: Results) -> None:
 def run_road(
     mode: Mode, message_bytes: int, messages: int, *, batch_bytes: int = 64 << 10, data: str = "."
 ) -> dict[str, Any]:
-    """Run the road once and return what the producer and the consumer saw, in messages a second."""
+    """Run once and return the messages per second of the producer and the consumer."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=data, prefix="road-") as folder, zmq.Context() as context:
         with context.socket(zmq.ROUTER) as probe:
@@ -274,7 +274,7 @@ def run_road(
 
 
 def main() -> None:
-    """Run the road once and print what came of it."""
+    """Run once and print the result."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--mode", choices=("mem", "wal", "walsync"), default="walsync")
     parse.add_argument("--bytes", type=int, default=1024, help="of a message")

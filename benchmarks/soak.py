@@ -1,4 +1,4 @@
-"""Does a broker that works for long stay as it was: descriptors, maps, memory and disk?
+"""Does a broker that runs for long keep its descriptors, maps, memory and disk usage constant?
 
     python benchmarks/soak.py [--minutes 20] [--workers 2] [--every 60] [--data FOLDER] [--json FILE]
 
@@ -9,12 +9,12 @@ process, all at once:
     small     batches of 1 KiB messages, Shared; consumers come and go, with what they hold
     ordered   4 KiB messages to an Exclusive subscription, and a reader that reads the history again and again
     live      a non-reliable topic with a consumer that stops reading for seconds
-    brief     topics that are made, used with a subscription, and deleted
+    brief     topics that are created, used with a subscription, and deleted
 
-Every topic has a retention, so that nothing grows by right. Every minute (`--every`, seconds) a line for each process:
-descriptors, maps of segments and how many of their files are deleted, RSS and what of it is not of files (MB), and the
-data folder. At the end the median of the second quarter of the run is compared with that of the last one: flat is what
-grew by no more than a fifth, and a little that the bounds allow. Exit code 1 when something is not flat.
+Every topic has a retention, so that nothing may keep growing. Every minute (`--every`, seconds) it prints a line for
+each process: descriptors, maps of segments and how many of their files are deleted, RSS and its anonymous part (MB),
+and the size of the data folder. At the end the median of the second quarter of the run is compared with that of the
+last one: growth by a fifth, and a little more, is allowed. Exit code 1 if something grew by more.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SETTINGS: Final = {
     "tier.orphan_grace_ms": 60_000,
 }
 SAMPLE_S: Final = 5.0
-# What may come on top of a fifth: pools that fill only when all their threads have been busy once, the allocator's own.
+# What may be added to a fifth: pools that fill only when all threads have been busy once, the allocator's own.
 SLACK: Final = {
     "descriptors": 16,
     "maps": 48,
@@ -58,7 +58,7 @@ SLACK: Final = {
 
 
 class Sample(NamedTuple):
-    """What a process has at a time."""
+    """The measurements of a process at a time."""
 
     descriptors: int
     maps: int
@@ -68,7 +68,7 @@ class Sample(NamedTuple):
 
 
 def sample_of(pid: int) -> Sample:
-    """Return what a process has now. Raises OSError when it is gone."""
+    """Measure a process. Raises OSError if it is gone."""
     process = Path(f"/proc/{pid}")
     maps = [line for line in (process / "maps").read_text().splitlines() if ".seg" in line]
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
@@ -82,9 +82,9 @@ def sample_of(pid: int) -> Sample:
 
 
 def disk_mb(folder: str) -> float:
-    """Return how much a folder takes on the disk."""
+    """Return the disk usage of a folder."""
     total = 0
-    for root, _, names in os.walk(folder):  # which passes over folders that were just deleted
+    for root, _, names in os.walk(folder):  # which skips folders that were just deleted
         for name in names:
             with contextlib.suppress(OSError):
                 total += (Path(root) / name).stat().st_blocks * 512
@@ -95,7 +95,7 @@ def disk_mb(folder: str) -> float:
 
 
 class Load:
-    """The clients, each a thread that begins again after an error, until it is stopped."""
+    """The clients, each a thread that starts over after an error, until it is stopped."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -121,18 +121,18 @@ class Load:
         self._threads[-1].start()
 
     def count(self, name: str, messages: int = 1) -> None:
-        """Note what was done."""
+        """Count what was done."""
         self.counts[name] = self.counts.get(name, 0) + messages
 
     def end(self) -> None:
-        """Stop all of it."""
+        """Stop all threads."""
         self.stopped.set()
         for thread in self._threads:
             thread.join(20)
 
 
 def produce(load: Load, topic: str, size: int, each_s: float, burst: int, keys: int) -> Callable[..., None]:
-    """Return what sends bursts of messages to a topic at a fixed pace."""
+    """Return work that sends bursts of messages to a topic at a fixed pace."""
 
     def work(client: ister.Client, name: str) -> None:
         payload, number = bytes(size), 0
@@ -150,7 +150,7 @@ def produce(load: Load, topic: str, size: int, each_s: float, burst: int, keys: 
 def consume(
     load: Load, topic: str, subscription: str, kind: Any, *, stay_s: float = 1e9, slow_s: float = 0.0
 ) -> Callable[..., None]:
-    """Return what consumes for `stay_s` seconds, then goes with what it holds and comes again."""
+    """Return work that consumes for `stay_s` seconds, leaves with what it holds, and comes again."""
 
     def work(client: ister.Client, name: str) -> None:
         until = time.monotonic() + stay_s
@@ -168,7 +168,7 @@ def consume(
 
 
 def read_again(load: Load, topic: str) -> Callable[..., None]:
-    """Return what reads a topic from its beginning, and again."""
+    """Return work that reads a topic from its beginning, again and again."""
 
     def work(client: ister.Client, name: str) -> None:
         with client.reader(topic, start="earliest") as reader:
@@ -182,7 +182,7 @@ def read_again(load: Load, topic: str) -> Callable[..., None]:
 
 
 def brief_topics(load: Load) -> Callable[..., None]:
-    """Return what makes topics, uses them, and deletes them."""
+    """Return work that creates topics, uses them, and deletes them."""
 
     def work(client: ister.Client, name: str) -> None:
         number = 0
@@ -203,7 +203,7 @@ def brief_topics(load: Load) -> Callable[..., None]:
 
 
 def begin(endpoint: str) -> Load:
-    """Make the topics, and start everything."""
+    """Create the topics, and start all threads."""
     load = Load(endpoint)
     with ister.connect(endpoint) as client:
         for topic, most in RETENTION.items():
@@ -230,12 +230,12 @@ def begin(endpoint: str) -> Load:
 
 
 def grown(before: list[float], after: list[float], slack: float) -> bool:
-    """Say whether the later values are above what is flat."""
+    """Return whether the later values have grown by more than allowed."""
     return median(after) > 1.2 * median(before) + slack
 
 
 def unflat(samples: dict[str, list[Sample]], disk: list[float]) -> list[str]:
-    """Return a sentence for everything that grew, from the second quarter of the run to the last."""
+    """Return a sentence for everything that grew from the second quarter of the run to the last."""
     found = []
     columns = {
         (node, field): [float(getattr(each, field)) for each in series]

@@ -41,7 +41,7 @@ ROUNDS = 3
 
 
 def make_segments(folder: str, segments: int, message_bytes: int) -> list[SegmentInfo]:
-    """Write a log of so many full segments and return them."""
+    """Create a log of this many full segments and return them."""
     count = max(1, (64 << 10) // message_bytes)
     frames = [(array("I", [message_bytes]) * count).tobytes(), b"x" * (message_bytes * count)]
     wal = Wal.open(
@@ -90,7 +90,7 @@ def upload(store: ObjectStore, segments: list[SegmentInfo], threads: int) -> Non
 
 
 def plain_download(url: str, endpoint: str | None, names: list[str], threads: int) -> None:
-    """Get the same objects without anything of Ister's, and throw them away."""
+    """Download the same objects with the vendor's client alone, and discard them."""
     if endpoint is None:
         with ThreadPoolExecutor(threads) as pool:
             list(
@@ -110,7 +110,7 @@ def plain_download(url: str, endpoint: str | None, names: list[str], threads: in
 
 
 def measure(url: str, endpoint: str | None, segments: list[SegmentInfo], threads: int) -> dict[str, Any]:
-    """Upload to one store, read it back in three ways, and return what it took."""
+    """Upload to one store, read it back in three ways, and return the measurements."""
     size = sum(segment.bytes for segment in segments)
     messages = sum(segment.messages for segment in segments)
     store = open_store(url)
@@ -153,7 +153,7 @@ def measure(url: str, endpoint: str | None, segments: list[SegmentInfo], threads
 
 @contextlib.contextmanager
 def stores(folder: str) -> Iterator[list[tuple[str, str | None]]]:
-    """Give the addresses of the stores to measure, with the emulator's own."""
+    """Yield the addresses of the stores to measure, with the emulator's own."""
     found: list[tuple[str, str | None]] = [(f"file://{folder}/store", None)]
     if find_program() is None:
         print("no fake-gcs-server for this machine: the folder alone", file=sys.stderr)

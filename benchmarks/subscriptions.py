@@ -3,8 +3,8 @@
     python benchmarks/subscriptions.py [--messages 200000] [--bytes 100] [--keys 1000] [--consumers 1,2,8] [--json]
 
 A broker of its own with one worker; a reliable topic is filled once with keyed messages in batches, and drained by each
-type in turn, by so many consumers of one client in a process of its own, each batch acknowledged. `worker us` is the
-CPU time of the worker process a message. The first drain of each type is warm-up.
+type in turn, by `--consumers` consumers of one client in a process of its own, which acknowledges each batch. `worker
+us` is the CPU time of the worker process per message. The first drain of each type is a warm-up.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How long do receipts take when one, ten or a thousand reliable topics are written at once?
+"""How long do receipts take when one, ten or a thousand reliable topics are written at the same time?
 
     python benchmarks/topics.py [--topics 1,10,1000] [--bytes 100] [--seconds 5] [--data DIR] [--json]
 
 A broker of its own with one worker, and one client without a library: each round publishes one message to every topic
 and waits for all receipts. Latency is from the send of a message to its receipt; with a thousand topics most of it is
-the queue before the worker. `probe` is one more topic in another connection, written ten times a second in the middle
-of it all: what a neighbour feels. Commits are counted by the topics, flushes by the disk (Linux).
+the queue before the worker. `probe` is one more topic on another connection, written ten times a second meanwhile: the
+delay of an uninvolved topic. Commits are counted by the topics, flushes by the disk (Linux).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Producers:
         return took
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self._socket.close()
 
 
@@ -106,19 +106,19 @@ class Probe:
             self.took += self._producers.round(self._payload)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End, when the last receipt is there."""
+        """Stop, after the last receipt."""
         self._end.set()
         self._thread.join()
         self._producers.close()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which so many of them are, in milliseconds."""
+    """Return the value below which this part of the values is, in milliseconds."""
     return round(sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1000, 3)
 
 
@@ -139,7 +139,7 @@ def _worker_cpu(client: ister.Client) -> float:
 
 
 def measure(endpoint: str, folder: str, count: int, size: int, seconds: float) -> dict[str, Any]:
-    """Run rounds over `count` new topics for so long, and return their figures."""
+    """Run rounds over `count` new topics for `seconds`, and return the figures."""
     topics = [f"b{count}-{number}" for number in range(count)]
     probe_topic = f"p{count}"
     payload = os.urandom(size)

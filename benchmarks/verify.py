@@ -2,12 +2,12 @@
 
     python benchmarks/verify.py [--topics 8] [--megabytes 256] [--rate 1000] [--seconds 5] [--rounds 4] [--json]
 
-A broker of its own with one worker. `--topics` topics are filled with 1 KiB messages, then a producer sends `--rate`
-of them a second to one more, and each receipt is timed, in windows that alternate: in every second one all the large
-topics are verified at once, over and over. Printed are p50 and p99 of both, and the medians over the rounds of their
-ratios.
+A broker of its own with one worker. `--topics` topics are filled with 1 KiB messages, then a producer sends `--rate` of
+them per second to one more, and each receipt is timed, in alternating windows: in every second one all the large topics
+are verified at the same time, again and again. Printed are p50 and p99 of both, and the medians over the rounds of
+their ratios.
 
-The goal is a p99 of at most 1.3 times what it is without. The first round warms memory up and is thrown away.
+The goal is a p99 of at most 1.3 times what it is without. The first round is a warm-up and does not count.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AT_ONCE: Final = 64
 
 
 def main() -> int:
-    """Measure, print, and say by the exit code whether the goal is met."""
+    """Measure, print, and return the exit code: 0 if the goal is met."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def measure(endpoint: str, given: argparse.Namespace) -> dict[str, object]:
-    """Fill the topics, run the windows, and return what they show."""
+    """Fill the topics, run the windows, and return the figures."""
     names = [f"large-{number}" for number in range(given.topics)]
     with ister.connect(endpoint) as client:
         for name in [*names, "timed"]:
@@ -109,7 +109,7 @@ def measure(endpoint: str, given: argparse.Namespace) -> dict[str, object]:
 
 
 def verify(endpoint: str, topic: str, stop: threading.Event, verified: list[int]) -> None:
-    """Verify a topic over and over."""
+    """Verify a topic again and again."""
     with ister.connect(endpoint) as client:
         while not stop.is_set():
             report = client.verify_topic(topic, timeout=600)

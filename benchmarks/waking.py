@@ -1,10 +1,10 @@
-"""What does a message cost a client in which a thousand others wait for theirs?
+"""What does a message cost a client in which a thousand other tasks wait for theirs?
 
     python benchmarks/waking.py [--waiting 1,100,1000] [--messages 500] [--json]
 
-One process with one client, against a broker of its own with one worker. So many tasks (or threads) wait for a message,
-each of a consumer of its own, or for a reply that never comes; one of them at a time gets what it waits for. The figure
-is the processor time of the client's process for each of those messages, sending it included.
+One process with one client, against a broker of its own with one worker. `--waiting` tasks (or threads) wait for a
+message, each at a consumer of its own, or for a reply that never comes; one at a time gets what it waits for. The
+figure is the CPU time of the client's process per such message, including sending it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_S = 60
 
 
 def tasks_with_consumers(endpoint: str, waiting: int, messages: int) -> float:
-    """Tasks that wait at consumers."""
+    """Measure tasks that wait at consumers."""
 
     async def scene() -> float:
         async with ister.aio.connect(endpoint, timeout=PATIENCE_S) as client:
@@ -54,7 +54,7 @@ def tasks_with_consumers(endpoint: str, waiting: int, messages: int) -> float:
 
 
 def tasks_with_requests(endpoint: str, waiting: int, messages: int) -> float:
-    """Tasks that wait for replies."""
+    """Measure tasks that wait for replies."""
 
     async def scene() -> float:
         async with ister.aio.connect(endpoint, timeout=PATIENCE_S) as client:
@@ -86,7 +86,7 @@ def tasks_with_requests(endpoint: str, waiting: int, messages: int) -> float:
 
 
 def threads_with_requests(endpoint: str, waiting: int, messages: int) -> float:
-    """Threads that wait for replies."""
+    """Measure threads that wait for replies."""
     with ister.connect(endpoint, timeout=PATIENCE_S) as client, ister.connect(endpoint) as other:
         for name in ("silence", "echo"):
             client.create_topic(name, dispatch="non-reliable", exist_ok=True)

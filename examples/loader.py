@@ -2,8 +2,8 @@
 
     python examples/loader.py tcp://127.0.0.1:5555 rows lines.txt
 
-The line with number n (from 0 on) is the message with number n of the producer called `loader`. The broker remembers,
-by that name, the number of the last message that it has stored; whoever comes again continues behind it.
+The line with number n (from 0 on) is the message with number n of the producer called `loader`. The broker remembers by
+that name the number of the last message it has stored, and a program that starts again continues after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ister
 
 
 def load(endpoint: str, topic: str, path: str) -> None:
-    """Send what is not there yet; returns once all of it is."""
+    """Send the lines that are not stored yet; return once all of them are."""
     with ister.connect(endpoint) as client:
         client.create_topic(topic, exist_ok=True)
         with client.producer(topic, name="loader") as producer, open(path, "rb") as lines:
@@ -26,7 +26,7 @@ def load(endpoint: str, topic: str, path: str) -> None:
             for line in islice(lines, start, None):
                 receipts.append(producer.send(line.rstrip(b"\n")))
                 while receipts and receipts[0].done():
-                    receipts.popleft().result()  # raises what a line was refused with
+                    receipts.popleft().result()  # raises the error with which a line was refused
             for receipt in receipts:
                 receipt.result(timeout=60)
 

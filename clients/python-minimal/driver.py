@@ -1,6 +1,6 @@
 """The driver of the smallest client; tests/conformance_clients/DRIVER.md says how one works.
 
-What the client lacks is not declared, and not made up for here.
+Features that the client lacks are not declared, and not emulated here.
 """
 
 import inspect
@@ -38,7 +38,7 @@ class Handle:
     def __init__(self, endpoint, header, timeout_ms):
         self.there, self.answer = opened(connected(endpoint, timeout_ms), {1: 1, 2: 1} | header)
         self.sequence = self.answer.get(5, 0)
-        self.waiting = []  # messages that came and were not asked for yet
+        self.waiting = []  # messages that arrived and were not asked for yet
 
     def take(self, timeout_ms):
         """Wait for a delivery and cut it into (offset, payload, attempt)."""
@@ -56,7 +56,7 @@ def connected(endpoint, timeout_ms):
 
 
 def patient(connection, timeout_ms):
-    """Let a connection wait so long for the next answer."""
+    """Let a connection wait this long for the next answer."""
     connection.socket.setsockopt(zmq.RCVTIMEO, max(0, int(timeout_ms)))
     return connection
 
@@ -136,13 +136,13 @@ class Driver:
 
 
 def called(method, given):
-    """Call a method with those of the arguments that it has."""
+    """Call a method with those arguments that it has."""
     names = inspect.signature(method).parameters
     return method(**{key: value for key, value in given.items() if key in names}) or {}
 
 
 def answer(driver, line):
-    """Carry a command out; the client ends the program with "code: text (action)" where something is refused."""
+    """Carry out a command; the client ends the program with "code: text (action)" where something is refused."""
     command = json.loads(line)
     number, name = command.pop("id"), command.pop("do")
     given = {key: value for key, value in command.items() if value is not None}

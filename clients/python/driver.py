@@ -28,7 +28,7 @@ CAPABILITIES = [
     *("orderly-close", "cancel", "drop", "codec"),
 ]
 TIMEOUT_MS = 10_000
-EXACT_MAX = (1 << 53) - 1  # above it, readers of JSON in some languages round
+EXACT_MAX = (1 << 53) - 1  # above this, JSON readers of some languages round
 # operation: the client's method, the arguments that it takes by place, and the member its result is given as
 OPERATIONS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "topic.create": ("create_topic", ("topic",), None),
@@ -53,7 +53,7 @@ class UnsupportedError(Exception):
 
 
 class CancelledError(Exception):
-    """The time that a command was given until it is cancelled is over."""
+    """The time after which a command is to be cancelled is over."""
 
 
 def place(given: Any) -> Any:
@@ -64,7 +64,7 @@ def place(given: Any) -> Any:
 
 
 def shown(message: ister.Message) -> dict[str, Any]:
-    """Return a message as it is answered."""
+    """Return a message as an answer."""
     return {
         "topic": message.topic,
         "offset": message.offset,
@@ -91,7 +91,7 @@ def in_json(value: Any) -> Any:
 
 
 class Driver:
-    """The tables of what the test has named, and a method for each command."""
+    """The objects that the test has named, and a method for each command."""
 
     def __init__(self) -> None:
         self.clients: dict[str, ister.Client] = {}
@@ -99,7 +99,7 @@ class Driver:
         self.consumers: dict[str, Any] = {}
         self.receipts: dict[str, Any] = {}
         self.held: dict[str, dict[int, ister.Message]] = {}  # of each consumer, by offset
-        self.late: dict[str, Exception] = {}  # what failed after messages had been taken
+        self.late: dict[str, Exception] = {}  # errors that came after messages had been taken
 
     def hello(self) -> dict[str, Any]:
         return {"protocol": 1, "language": "python", "client": CLIENT_TEXT, "capabilities": CAPABILITIES}
@@ -363,14 +363,14 @@ COMMANDS = {name for name in vars(Driver) if not name.startswith("_")}
 
 
 def called(method: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Call a method with those of the arguments that it has."""
+    """Call a method with those arguments that it has."""
     names = inspect.signature(method).parameters
     return method(**{key: value for key, value in given.items() if key in names}) or {}
 
 
 @contextlib.contextmanager
 def cancelled_after(milliseconds: int | None) -> Iterator[None]:
-    """Interrupt what is done here after so long, as Ctrl-C would."""
+    """Interrupt what is done here after this time, as Ctrl-C would."""
     if milliseconds is None:
         yield
         return
@@ -387,7 +387,7 @@ def cancelled_after(milliseconds: int | None) -> Iterator[None]:
 
 
 def answer(driver: Driver, line: str) -> dict[str, Any]:
-    """Carry a command out."""
+    """Carry out a command."""
     command = json.loads(line)
     number, name = command.pop("id"), command.pop("do")
     given = {key: value for key, value in command.items() if value is not None}
