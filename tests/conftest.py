@@ -1,6 +1,6 @@
-"""What every test may use: the markers are declared here, Hypothesis is set up here.
+"""Setup for all tests: the markers and Hypothesis.
 
-Fixtures that belong to one package live in that package's own folder.
+Fixtures of one package are in that package's folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A deadline an example would fail on a loaded machine without telling anything about the code.
+# A deadline per example would fail on a busy machine, without a fault in the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.register_profile("quick", parent=settings.get_profile("ci"), max_examples=10)
@@ -27,7 +27,7 @@ MARKERS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers that tests may carry, and hear Ctrl-C, which what a shell runs in the background ignores."""
+    """Declare the markers, and restore Ctrl-C, which shells disable for background jobs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)

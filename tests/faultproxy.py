@@ -1,16 +1,16 @@
-"""A proxy that stands before the emulator of an object store, and does to requests what networks and clouds do.
+"""A proxy before the emulator of an object store, which does to requests what networks and clouds do.
 
-Faults come by script (`proxy.script(Fault(...), ...)`: each is done once, to the first request it fits) or with a
-probability, drawn from a seed, the request and how often it was made: threads that come in another order draw the same.
+Faults come by script (`proxy.script(Fault(...), ...)`: each is applied once, to the first request it matches) or with a
+probability, drawn from a seed, the request and its number, so that threads in another order draw the same.
 
-    503, 429, 403, ...   the status is the answer, and nothing is done
+    503, 429, 403, ...   the answer is this status, and nothing is done
     slow                 the answer comes `delay_s` later
     refused              the connection is reset before anything is done
-    lost                 all is done, and the connection is reset instead of an answer
-    reset                all is done, and the connection is reset in the middle of the answer
+    lost                 the request is done, and the connection is reset instead of an answer
+    reset                the request is done, and the connection is reset in the middle of the answer
     truncated            the answer is half of what its Content-Length says
     cut                  the answer is half, and its Content-Length agrees
-    corrupted            one bit of the answer is another
+    corrupted            one bit of the answer is flipped
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from random import Random
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
-# What may be done to any request, and what only to a download: a listing has no checksum of its own.
+# Faults for any request, and faults for downloads only: a listing has no checksum of its own.
 TO_ANY = ("503", "429", "slow", "refused", "lost", "reset", "truncated")
 TO_DOWNLOADS = ("cut", "corrupted")
 
@@ -49,12 +49,12 @@ class Fault:
     delay_s: float = 0.3
 
     def fits(self, method: str, path: str) -> bool:
-        """Say whether it is for such a request."""
+        """Return whether it matches a request."""
         return self.method in ("", method) and self.path in path
 
 
 class FaultProxy:
-    """A proxy before `upstream`; as a context manager it runs until left."""
+    """A proxy before `upstream`; as a context manager it runs until the end of the block."""
 
     def __init__(
         self,
@@ -65,15 +65,13 @@ class FaultProxy:
         seed: int = 0,
         delay_s: float = 0.05,
     ) -> None:
-        """Listen on a free port; with `probability` each request meets one of `kinds`."""
+        """Listen on a free port; with `probability` each request gets one of `kinds`."""
         parts = urlsplit(upstream)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
         self.probability, self.kinds, self.seed, self.delay_s = probability, tuple(kinds), seed, delay_s
         self.done: Counter[str] = Counter()  # faults by kind
         self.requests: list[tuple[str, str]] = []
-        self.edit: Callable[[bytes], bytes] = lambda answer: (
-            answer
-        )  # what becomes of every answer that is JSON
+        self.edit: Callable[[bytes], bytes] = lambda answer: answer  # applied to every JSON answer
         self._script: list[Fault] = []
         self._times: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -94,18 +92,18 @@ class FaultProxy:
         self._thread.join(5)
 
     def script(self, *faults: Fault) -> None:
-        """Add faults; the oldest that fits a request is done to it, once."""
+        """Add faults; a request gets the oldest one that matches, once."""
         with self._lock:
             self._script += faults
 
     @property
     def left(self) -> list[Fault]:
-        """Return scripted faults that met no request yet."""
+        """Return scripted faults that matched no request yet."""
         with self._lock:
             return list(self._script)
 
     def choose(self, method: str, path: str) -> Fault | None:
-        """Return what is done to a request, and count it."""
+        """Return what to do to a request, and count it."""
         with self._lock:
             self.requests.append((method, path))
             self._times[method, path] += 1
@@ -134,7 +132,7 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: connections that break are what this is for."""
+        """Do nothing: broken connections are intended."""
 
 
 class _ResetError(Exception):
@@ -146,27 +144,27 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
-        """Connect to the server behind."""
+        """Connect to the upstream server."""
         super().setup()
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         proxy = self.server.proxy
         self._behind = http.client.HTTPConnection(proxy.host, proxy.port, timeout=30)
 
     def finish(self) -> None:
-        """Let go of the server behind."""
+        """Close the connection to the upstream server."""
         self._behind.close()
         with contextlib.suppress(OSError):
             super().finish()
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def _serve(self) -> None:
         try:
             self._pass_on()
         except (_ResetError, ConnectionError):
             self.close_connection = True
-            with contextlib.suppress(OSError):  # linger for 0 s: a reset instead of an orderly end
+            with contextlib.suppress(OSError):  # linger for 0 s: a reset instead of an orderly close
                 self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.request.close()
 
@@ -230,6 +228,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def before(upstream: str, **given: Any) -> Iterator[FaultProxy]:
-    """Give a running proxy before `upstream`."""
+    """Run a proxy before `upstream`, and yield it."""
     with FaultProxy(upstream, **given) as proxy:
         yield proxy

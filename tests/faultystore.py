@@ -1,6 +1,6 @@
-"""An object store that fails as a test says: before a call, or after it was done and its answer is lost.
+"""An object store that fails as a test says: before a call, or after it, with a lost answer.
 
-Says what was asked of it in `calls`, as (operation, name).
+`calls` records all calls as (operation, name).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Hook = Callable[[str, str], None]
 
 
 def nothing(_operation: str, _name: str) -> None:
-    """Do no harm."""
+    """Do nothing."""
 
 
 class FaultyStore:
-    """A store before another one: `before` and `after` each call may raise."""
+    """A wrapper of a store: `before` and `after` each call may raise."""
 
     def __init__(self, store: ObjectStore, disk: Disk | None = None) -> None:
-        """Stand before `store`; files to upload lie on `disk`, if that is another than the store's own."""
+        """Wrap `store`; files to upload are on `disk`, if that is not the store's own."""
         self.store = store
         self.disk = disk
         self.before: Hook = nothing
@@ -31,7 +31,7 @@ class FaultyStore:
         self.calls: list[tuple[str, str]] = []
 
     def away(self) -> None:
-        """From now on fail every call."""
+        """Let every call fail from now on."""
 
         def fail(operation: str, name: str) -> None:
             raise StoreError(f"the store is away: {operation} {name}")
@@ -39,11 +39,11 @@ class FaultyStore:
         self.before = fail
 
     def back(self) -> None:
-        """From now on do what is asked."""
+        """Let calls succeed from now on."""
         self.before = self.after = nothing
 
     def lose_answer(self, operation: str, part: str) -> None:
-        """Do the next such call on a name that contains `part`, and let its answer be lost."""
+        """Do the next such call on a name that contains `part`, and lose its answer."""
 
         def fail(done: str, name: str) -> None:
             if done.startswith(operation) and part in name:
@@ -80,7 +80,7 @@ class FaultyStore:
         return bytes(self._do("get_range", name, start, length))
 
     def head(self, name: str) -> Any:
-        """Return what is known of an object."""
+        """Return the description of an object."""
         return self._do("head", name)
 
     def list_page(self, prefix: str, **more: Any) -> Any:
@@ -92,11 +92,11 @@ class FaultyStore:
         return iter(self._do("list", prefix))
 
     def delete(self, name: str) -> bool:
-        """Remove an object."""
+        """Delete an object."""
         return bool(self._do("delete", name))
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         self.store.close()
 
 

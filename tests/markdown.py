@@ -35,7 +35,7 @@ ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:")
 
 
 def files(root: Path) -> list[Path]:
-    """Return the Markdown files below `root`, without those of environments and builds."""
+    """Return the Markdown files below `root`, except those of environments and builds."""
     found = list(root.glob("*.md"))
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and folder.name not in SKIPPED and not folder.name.startswith("."):
@@ -44,7 +44,7 @@ def files(root: Path) -> list[Path]:
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line that is not in a code block."""
+    """Yield number and text of each line outside code blocks."""
     fenced = False
     for number, line in enumerate(text.splitlines(), 1):
         if FENCE.match(line):
@@ -55,7 +55,7 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 @cache
 def anchors(path: Path) -> frozenset[str]:
-    """Return the anchors of a file's headings, as Git hosts and Sphinx make them of the titles."""
+    """Return the anchors of a file's headings, as Git hosts and Sphinx generate them from the titles."""
     found: set[str] = set()
     for _, line in prose(path.read_text(encoding="utf-8")):
         heading = HEADING.match(line)
@@ -90,7 +90,7 @@ def names(path: Path) -> frozenset[str]:
 
 
 def problems(path: Path, root: Path) -> Iterator[str]:
-    """Yield what is wrong with a file, a sentence each that begins with its place."""
+    """Yield the problems of a file, each as a sentence that begins with its place."""
     shown = path.relative_to(root)
     for number, line in prose(path.read_text(encoding="utf-8")):
         if len(line) > COLUMNS_MAX and not line.lstrip().startswith("|") and path.name not in HISTORY:
@@ -112,7 +112,7 @@ def problems(path: Path, root: Path) -> Iterator[str]:
 
 
 def broken(target: str, path: Path) -> str | None:
-    """Return what is wrong with a link's target in the file `path`, or None."""
+    """Return the problem of a link's target in the file `path`, or None."""
     if ELSEWHERE.match(target):
         return None
     place, _, anchor = target.partition("#")

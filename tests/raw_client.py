@@ -1,6 +1,6 @@
-"""Raw clients for tests: they speak frames as `transport/PROTOCOL.md` has them, with nothing of the client library.
+"""Raw clients for tests: they send frames as in `transport/PROTOCOL.md`, without the client library.
 
-`Speaker` is the conversation; `RawClient` holds it over a ZeroMQ socket, `tests.stage.StagedClient` in one thread.
+`Speaker` has the frames; `RawClient` sends them over a ZeroMQ socket, `tests.stage.StagedClient` in one thread.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Frame(NamedTuple):
 
 
 def split(table: bytes, items: bytes) -> list[bytes]:
-    """Cut items that lie end to end."""
+    """Split items that lie end to end."""
     found, at = [], 0
     for (length,) in struct.iter_unpack("<I", table):
         found.append(items[at : at + length])
@@ -82,10 +82,11 @@ def batch(payloads: Sequence[bytes], *columns: Sequence[bytes]) -> list[bytes]:
 
 
 class Speaker(ABC):
-    """A client's side of the conversation; frames that were not asked for yet wait in `unread`, in order."""
+    """A client's side of the protocol; frames that were not asked for yet wait in `unread`, in order."""
 
     patience_s = PATIENCE_S
-    _refs = itertools.count(1)  # never used twice, for an answer may come over the session's next connection
+    # never used twice, because an answer may come over the session's next connection
+    _refs = itertools.count(1)
 
     def __init__(self) -> None:
         self.unread: list[Frame] = []
@@ -113,7 +114,7 @@ class Speaker(ABC):
         return None if parts is None else Frame(cbor2.loads(parts[0]), parts[1:])
 
     def expect(self, *kinds: int, timeout_s: float | None = None, **where: Any) -> Frame:
-        """Return the first frame of these kinds whose keys are as said (`handle=2`); the others stay unread."""
+        """Return the first frame of these kinds with these keys (`handle=2`); others stay unread."""
         keys = {getattr(Key, name.upper()): value for name, value in where.items()}
         skipped: list[Frame] = []
         until = time.monotonic() + (self.patience_s if timeout_s is None else timeout_s)
@@ -129,14 +130,14 @@ class Speaker(ABC):
             self.unread[:0] = skipped
 
     def silent(self, seconds: float = 0.2) -> bool:
-        """Say whether nothing is heard for so long."""
+        """Return whether nothing is received for so long."""
         frame = self.hear(seconds)
         if frame is not None:
             self.unread.insert(0, frame)
         return frame is None
 
     def hello(self, *, session: bytes | None = None, **more: Any) -> Frame:
-        """Say hello and return the answer."""
+        """Send HELLO and return the answer."""
         header: dict[int, Any] = {Key.TYPE: Type.HELLO, Key.VERSION: [1], Key.CLIENT: "raw"}
         if session is not None:
             header[Key.SESSION] = session
@@ -269,7 +270,7 @@ class Speaker(ABC):
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def receipts(self, handle: int, batches: int) -> dict[int, int]:
-        """Return offset by sequence, once so many batches have their receipts."""
+        """Return offsets by sequence, once this many batches have their receipts."""
         found: dict[int, int] = {}
         while len(found) < batches:
             found.update(self.receipt(handle))
@@ -278,7 +279,7 @@ class Speaker(ABC):
     def deliveries(
         self, handle: int, messages: int, timeout_s: float | None = None
     ) -> list[tuple[int, bytes]]:
-        """Return (offset, payload) of at least so many messages, in the order they came."""
+        """Return (offset, payload) of at least so many messages, in the order of arrival."""
         found: list[tuple[int, bytes]] = []
         while len(found) < messages:
             found += self.expect(Type.DELIVER, handle=handle, timeout_s=timeout_s).messages()
@@ -302,14 +303,14 @@ class Speaker(ABC):
         assert answer.kind == Type.DONE, answer.header
 
     def extend(self, handle: int, *ranges: tuple[int, int]) -> None:
-        """Let the acknowledgment timeout of ranges begin anew."""
+        """Restart the acknowledgment timeout of ranges."""
         flat = [offset for each in ranges for offset in each]
         self.say({Key.TYPE: Type.EXTEND, Key.HANDLE: handle, Key.RANGES: flat})
 
     def nack(
         self, handle: int, *ranges: tuple[int, int], delay_ms: int | None = None, reason: str = ""
     ) -> None:
-        """Give ranges back."""
+        """Refuse ranges."""
         header: dict[int, Any] = {
             Key.TYPE: Type.NACK,
             Key.HANDLE: handle,
@@ -332,7 +333,7 @@ class Speaker(ABC):
         self.say({Key.TYPE: Type.CREDIT, Key.HANDLE: handle, Key.MESSAGES: messages, Key.BYTES: bytes})
 
     def taken(self, handle: int, count: int, *, alone: bool = False) -> None:
-        """Say that the program may have the first `count` messages; `alone`: have the broker answer for the last."""
+        """Report that the program may have the first `count` messages; `alone`: with an answer for the last."""
         header: dict[int, Any] = {Key.TYPE: Type.CREDIT, Key.HANDLE: handle, Key.MESSAGES: 0, Key.BYTES: 0}
         header[Key.TAKEN] = count
         if not alone:
@@ -350,9 +351,9 @@ class Speaker(ABC):
 
 
 class RawClient(Speaker):
-    """A client of one worker over TCP; says hello when it is made, unless told not to."""
+    """A client of one worker over TCP; it sends HELLO when created, unless told not to."""
 
-    connected: ClassVar[set[RawClient]] = set()  # those not closed yet: a test's fixture sees to them
+    connected: ClassVar[set[RawClient]] = set()  # those not closed yet: a test's fixture closes them
 
     def __init__(self, endpoint: str, *, hello: bool = True) -> None:
         super().__init__()
@@ -371,7 +372,7 @@ class RawClient(Speaker):
         return socket
 
     def reconnect(self) -> None:
-        """Lose the connection, and make another; what was unread is gone."""
+        """Break the connection, and make another; unread frames are lost."""
         self.socket.close(linger=0)
         self.unread.clear()
         self.socket = self._socket()
@@ -385,13 +386,13 @@ class RawClient(Speaker):
         return self.socket.recv_multipart()
 
     def close(self) -> None:
-        """Close the socket, without a word."""
+        """Close the socket, without a goodbye."""
         self.socket.close(linger=0)
         self.connected.discard(self)
 
 
 def follow(endpoint: str, open: Any) -> tuple[RawClient, Frame]:
-    """Return a client at the worker that `open(client)` is answered OPENED by, following MOVED, and that answer."""
+    """Return a client at the worker that answers `open(client)` with OPENED, following MOVED, and that answer."""
     for _ in range(5):
         client = RawClient(endpoint)
         answer = open(client)

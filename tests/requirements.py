@@ -1,8 +1,8 @@
 """Which tests name which requirement of PROTOCOL.md: `python -m tests.requirements` prints the table.
 
 A requirement is `**[ISTER-7.3-2]**` in the document. A test names it with `@pytest.mark.requirement("7.3-2")`, a
-recorded conversation in its list `requirements`. Exits with 1 where a requirement has no test, or a test names what is
-no requirement.
+recorded conversation in its list `requirements`. Exits with 1 if a requirement has no test, or a test names an unknown
+requirement.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A whole broker in one thread: several workers, their mail, their disk, under a clock that only tests move.
+"""A whole broker in one thread: several workers, their mail and their disk, under a clock that only tests move.
 
-Everything above sockets, processes and threads is the real thing: Directory, Frontends, gateways, topics, logs,
-subscriptions, consumers. What is staged: ZeroMQ's ROUTER (`StagedRouter`), mail (every message is sealed and opened,
-as between processes), the disk (`ister.storage.simulated`) and time. The same calls give the same run.
+Everything above sockets, processes and threads is real: Directory, Frontends, gateways, topics, logs, subscriptions,
+consumers. Replaced are ZeroMQ's ROUTER (`StagedRouter`), mail (every message is encoded and decoded, as between
+processes), the disk (`ister.storage.simulated`) and time. The same calls give the same run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.raw_client import Frame, Speaker
 T = TypeVar("T")
 
 
-NOTHING_THERE = zmq.Again()  # one for all: making one costs as much as a frame
+NOTHING_THERE = zmq.Again()  # one for all: creating one costs as much as a frame
 
 
 class StagedClock:
@@ -50,7 +50,7 @@ class StagedClock:
 
     def __init__(self) -> None:
         self.now_s = 1000.0
-        self.stepped_ms = 0  # the wall clock was set by so much
+        self.stepped_ms = 0  # by how much the wall clock was set
 
     def monotonic(self) -> float:
         return self.now_s
@@ -60,18 +60,18 @@ class StagedClock:
 
 
 class StagedLoop(Scheduler):
-    """Turns without waiting; work handed to threads is done between turns, or when a test says so."""
+    """A loop without waiting; work for threads is done between turns, or when a test says so."""
 
     def __init__(self, clock: StagedClock) -> None:
         super().__init__(clock)
         self.time = clock
-        self.chaos: Random | None = None  # turns end early, and inboxes take turns in any order
-        self.holds_work = False  # offloaded work waits in `work` until `do_work`
+        self.chaos: Random | None = None  # turns end early, and inboxes are run in any order
+        self.holds_work = False  # work for threads waits in `work` until `do_work`
         self.work: deque[tuple[str, Callable[[], Any], Callable[[Any, BaseException | None], None]]] = deque()
         self._watched: dict[Any, Call] = {}
 
     def run_turn(self, now: float) -> None:
-        """Run a turn as the real loop does, or under chaos: as where far more waits than a turn handles."""
+        """Run a turn as the real loop does, or, with chaos, as if far more waited than a turn handles."""
         if self.chaos is None:
             super().run_turn(now)
             return
@@ -97,7 +97,7 @@ class StagedLoop(Scheduler):
         self.call_soon(call)
 
     def do_work(self, *, error: BaseException | None = None) -> None:
-        """Do the oldest offloaded work, or let it fail instead."""
+        """Do the oldest waiting work, or let it fail."""
         _, work, done = self.work.popleft()
         result: Any = None
         if error is None:
@@ -113,13 +113,13 @@ class StagedLoop(Scheduler):
         self.run_turn(self.time.now_s)
 
     def sockets(self) -> None:
-        """Read what clients said, and do nothing else: what comes of it waits in inboxes."""
+        """Read what clients sent, and do nothing else: the resulting messages wait in inboxes."""
         spoken = [ready for source, ready in self._watched.items() if source.incoming]
         for ready in spoken:
             ready()
 
     def turns_until(self, so: Callable[[], object]) -> None:
-        """Run turn after turn until something is so."""
+        """Run turn after turn until a condition holds."""
         for _ in range(1000):
             if so():
                 return
@@ -144,7 +144,7 @@ class StagedLoop(Scheduler):
         return any(source.incoming for source in self._watched)
 
     def advance(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass, timer by timer, at most until something is so."""
+        """Let time pass, timer by timer, at most until a condition holds."""
         end = self.time.now_s + seconds
         self.settle()
         while not until():
@@ -157,7 +157,7 @@ class StagedLoop(Scheduler):
 
 
 class _NodeLoop:
-    """The loop as one node sees it: work it hands to threads is its own, and dies with it."""
+    """The loop as one node sees it: its work for threads ends with the node."""
 
     def __init__(self, loop: StagedLoop, node: str) -> None:
         self._loop, self._node = loop, node
@@ -170,31 +170,32 @@ class _NodeLoop:
 
 
 class StagedFrame(NamedTuple):
-    """A frame that was taken off a router."""
+    """A frame that was taken from a router."""
 
     bytes: bytes
     more: bool
 
 
 class StagedRouter:
-    """The ROUTER of one worker: what clients said, and what they are told."""
+    """The ROUTER of one worker: frames from clients, and frames to them."""
 
     def __init__(self) -> None:
         self.incoming: deque[list[bytes]] = deque()
-        self._parts: deque[bytes] = deque()  # of the message that is being taken
-        self.out: dict[bytes, deque[list[bytes]]] = {}  # by routing id of those connected
+        self._parts: deque[bytes] = deque()  # of the message that is being read
+        self.out: dict[bytes, deque[list[bytes]]] = {}  # by routing id of connected clients
         self.full: set[bytes] = set()
         self.on_send: Callable[[bytes, list[bytes]], None] = lambda _routing, _parts: None
-        self.on_closed: Callable[[bytes], None] = lambda _routing: None  # a connection: what a monitor tells
+        # called for each new connection, like a monitor
+        self.on_closed: Callable[[bytes], None] = lambda _routing: None
 
     def setsockopt(self, *_option: Any) -> None:
-        """Take an option."""
+        """Set an option."""
 
     def bind(self, _endpoint: str) -> None:
         """Listen."""
 
     def recv(self, _flags: int = 0, copy: bool = True) -> Any:
-        """Return the next frame, as bytes or as one that says whether more follow."""
+        """Return the next frame, as bytes or as an object that says whether more follow."""
         if not self._parts:
             if not self.incoming:
                 raise NOTHING_THERE.with_traceback(None)
@@ -217,7 +218,7 @@ class StagedRouter:
 
 
 class StagedMail:
-    """A node's mail: sealed and opened as between processes, in order, and held back where a test says so."""
+    """A node's mail: encoded and decoded as between processes, in order, and held back when a test says so."""
 
     def __init__(self, stage: Stage, node: str, boot: int) -> None:
         self.stage, self.node, self.boot = stage, node, boot
@@ -236,8 +237,8 @@ class StagedMail:
 class StagedClient(Speaker):
     """A client of one staged worker; time passes while it waits."""
 
-    patience_s = 13.0  # the Directory waits for what is about to be there
-    opened: Frame  # what a test may note of it: the answer to its open, its topic, its next sequence
+    patience_s = 13.0  # the Directory waits for what is about to be available
+    opened: Frame  # what a test may note: the answer to its open, its topic, its next sequence
     topic = ""
     sequence = 0
 
@@ -251,27 +252,27 @@ class StagedClient(Speaker):
 
     @property
     def router(self) -> StagedRouter:
-        """The router of the worker it talks to, as of now."""
+        """The present router of the worker it uses."""
         return self.stage.routers[self.worker]
 
     def connect(self) -> None:
-        """Connect, under a new routing id, to the worker as it is now."""
+        """Connect, under a new routing id, to the present worker."""
         self.stage.routings += 1
         self.routing = b"\0%04d" % self.stage.routings
         self.router.out[self.routing] = deque()
 
     def disconnect(self) -> None:
-        """Lose the connection, unnoticed as yet: what was on its way to this client is gone."""
+        """Lose the connection, unnoticed: what was in transit to this client is lost."""
         self.router.out.pop(self.routing, None)
         self.unread.clear()
 
     def die(self) -> None:
-        """Be killed: the kernel closes the connection."""
+        """Die: the kernel closes the connection."""
         self.disconnect()
         self.router.on_closed(self.routing)
 
     def reconnect(self, *, resume: bool = True) -> Frame:
-        """Connect again and say hello."""
+        """Connect again and send HELLO."""
         self.disconnect()
         self.connect()
         return self.hello(session=self.session if resume else None)
@@ -309,7 +310,7 @@ class Stage:
         waits_for_store: bool = False,
         **flags: Any,
     ) -> None:
-        """`loop` and its clock may be shared with other stages; `random` makes incarnations and secrets."""
+        """`loop` and its clock may be shared with other stages; `random` generates incarnations and secrets."""
         self.settings = settings_of(**flags)
         self.loop = StagedLoop(StagedClock()) if loop is None else loop
         self.clock = self._clock_of(self.loop)
@@ -416,7 +417,7 @@ class Stage:
     # ---- the tier -----------------------------------------------------------------------------------------------
 
     def start_tier(self) -> FaultyStore:
-        """Start the tier, whose store lies on the same disk, and return the store: it can be made to fail."""
+        """Start the tier, whose store is on the same disk, and return the store, which can be made to fail."""
         if self.store is None:
             self.store = FaultyStore(FolderStore("/store", cast(Disk, self.disk), self.clock))
         self._spawn_tier(self.store)
@@ -430,7 +431,7 @@ class Stage:
         self._tell_all(NodeUp(TIER, self.mail[TIER].boot, 1, ""))
 
     def kill_tier(self) -> None:
-        """Kill the tier as SIGKILL does; what its threads were doing is not done."""
+        """Kill the tier like SIGKILL; the work of its threads is not done."""
         self._drop(TIER)
         self._tell_all(NodeDown(TIER, 0, "killed"))
 
@@ -440,12 +441,12 @@ class Stage:
             self._tell(node_of(number), change)
 
     def _tell(self, node: str, change: NodeUp | NodeDown) -> None:
-        """Let one node hear that another came or went."""
+        """Tell one node that another came or went."""
         path = DIRECTORY_PATH if node == BROKER else FRONTEND_PATH
         self.systems[node].ref(node, path).tell(change)
 
     def _drop(self, node: str) -> None:
-        """Let nothing of a node run any more."""
+        """Stop everything of a node."""
         system = self.systems.pop(node)
         del self.mail[node]
         for path in system.paths():
@@ -455,11 +456,11 @@ class Stage:
             system.unregister(actor)
 
     def kill(self, number: int) -> None:
-        """Kill a worker as SIGKILL does: nothing runs any more, what was written stays."""
+        """Kill a worker like SIGKILL: nothing of it runs any more, what was written stays."""
         node = node_of(number)
         self.loop.unwatch(self.routers[number])
         del self.workers[number]
-        self.routers[number] = self._make_router()  # nobody is connected
+        self.routers[number] = self._make_router()  # without connected clients
         self._drop(node)
         self.holding = [entry for entry in self.holding if node not in (entry[0].node, entry[1])]
         self.loop.work = deque(entry for entry in self.loop.work if entry[0] != node)
@@ -471,7 +472,7 @@ class Stage:
         self.kill(number)
 
     def restart(self, workers: int, *, in_order: bool = False) -> None:
-        """End the whole broker, and start it with so many workers on the same data."""
+        """Stop the whole broker, and start it with this many workers on the same data."""
         had_tier = TIER in self.systems
         if had_tier:
             self.kill_tier()
@@ -490,7 +491,7 @@ class Stage:
     # ---- mail ---------------------------------------------------------------------------------------------------
 
     def post(self, sender: StagedMail, node: str, sealed: bytes, frames: list[bytes]) -> None:
-        """Bring a mail on its way."""
+        """Send a mail."""
         entry = (sender, node, sealed, frames)
         if (sender.node, node) in self.held:
             self.holding.append(entry)
@@ -512,7 +513,7 @@ class Stage:
         self.held.add((sender, node))
 
     def let_go(self, sender: str, node: str) -> None:
-        """Let mail through again, first what was held."""
+        """Let mail through again, the held back mail first."""
         self.held.discard((sender, node))
         kept = []
         for entry in self.holding:
@@ -535,12 +536,12 @@ class Stage:
         return self.endpoints.index(endpoint)
 
     def at_topic(self, topic: str) -> StagedClient:
-        """Return a client of the worker on which a topic lives."""
+        """Return a client of the worker on which a topic runs."""
         shown = self.client().request("topic.show", topic=topic)
         return self.client(self.worker_at(shown["endpoint"]))
 
     def at_subscription(self, topic: str, subscription: str) -> StagedClient:
-        """Return a client of the worker on which a subscription lives, or would."""
+        """Return a client of the worker on which a subscription runs, or would."""
         from ister.actors.placement import subscription_key, worker_of
 
         return self.client(worker_of(subscription_key(topic, subscription), len(self.endpoints)))
@@ -558,7 +559,7 @@ class Stage:
         return found
 
     def actor(self, kind: str, *names: str) -> Any:
-        """Return the one such actor."""
+        """Return the only such actor."""
         (one,) = self.actors(kind, *names)
         return one
 
@@ -571,7 +572,7 @@ class Stage:
         self.loop.advance(seconds)
 
     def close(self) -> None:
-        """End everything; an actor that failed unexpectedly fails the test."""
+        """Stop everything; an actor that failed unexpectedly fails the test."""
         if TIER in self.systems:
             self.systems[TIER].stop_all()
         for number in list(self.workers):
@@ -589,20 +590,20 @@ class Recorder(LoopActor):
         self.heard: list[Any] = []
 
     def take(self, kind: type[T]) -> list[T]:
-        """Return what was heard of one kind, and forget it."""
+        """Return and remove what was heard of one kind."""
         found = [each for each in self.heard if isinstance(each, kind)]
         self.heard = [each for each in self.heard if not isinstance(each, kind)]
         return found
 
 
 def inbox_holds(actor: LoopActor, kind: type) -> bool:
-    """Say whether a message of that kind waits for an actor."""
+    """Return whether a message of that kind waits for an actor."""
     return any(isinstance(message, kind) for message in actor.inbox._queue)
 
 
 @contextmanager
 def held_up(actor: LoopActor) -> Iterator[None]:
-    """Let an actor handle nothing for a while, as where more waits for it than one turn handles."""
+    """Let an actor handle nothing for a while, as if more waited for it than one turn handles."""
     inbox = actor.inbox
     inbox._scheduled = True
     yield
@@ -621,7 +622,7 @@ Recorder.handlers = cast(Any, _Everything(Recorder.handlers))
 
 
 class StagedGateway(Gateway):
-    """A gateway whose clients are lists: for tests of single actors."""
+    """A gateway whose clients are lists, for tests of single actors."""
 
     def __init__(self, clock: StagedClock, limits: SessionLimits) -> None:
         tokens = iter(range(1, 1 << 30))

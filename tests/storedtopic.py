@@ -21,27 +21,27 @@ FIRST_MS = 1_772_000_000_000
 
 
 def column(items: list[bytes]) -> bytes:
-    """Return keys or attributes as the wire has them."""
+    """Return keys or attributes as a column of the wire."""
     return array("I", map(len, items)).tobytes() + b"".join(items)
 
 
 def payload(offset: int) -> bytes:
-    """Return what the message at an offset says."""
+    """Return the payload of the message at an offset."""
     return b"message %d" % offset + b"." * (offset % 50)
 
 
 def key(offset: int) -> bytes | None:
-    """Return its key: every third has one."""
+    """Return its key: every third message has one."""
     return b"k%d" % offset if offset % 3 == 0 else None
 
 
 def attributes(offset: int) -> dict[str, str]:
-    """Return its attributes: every fifth has some."""
+    """Return its attributes: every fifth message has some."""
     return {"n": str(offset)} if offset % 5 == 0 else {}
 
 
 class StoredTopic:
-    """A topic's log on disk, and its objects in a store. Batch n is taken at FIRST_MS + n s."""
+    """A topic's log on disk, and its objects in a store. Batch n is published at FIRST_MS + n s."""
 
     def __init__(
         self, path: Path, store: ObjectStore, name: str = "orders", incarnation: bytes = INCARNATION
@@ -58,7 +58,7 @@ class StoredTopic:
         )
 
     def write(self, counts: Iterable[int]) -> SegmentInfo:
-        """Append batches of so many messages and seal them into a segment."""
+        """Append batches of these sizes and seal them into a segment."""
         for count in counts:
             first = self.wal.next_offset
             offsets = range(first, first + count)
@@ -79,19 +79,19 @@ class StoredTopic:
         return self.wal.sealed()[-1]
 
     def upload(self, segment: SegmentInfo, epoch: int = 1, **changed: Any) -> str:
-        """Upload a segment; `changed` metadata replaces what is right. Returns the object's name."""
+        """Upload a segment; `changed` metadata replaces the correct one. Returns the object's name."""
         name = self.layout.segment(segment.base, epoch)
         known = segment_metadata(segment, "test") | {each: str(value) for each, value in changed.items()}
         assert self.store.put_file_if_absent(name, segment.path, metadata=known)
         return name
 
     def begin(self, epoch: int, start: int) -> None:
-        """Claim an epoch and say where it begins."""
+        """Claim an epoch and record where it begins."""
         assert self.store.put_if_absent(self.layout.epoch(epoch), b"")
         assert self.store.put_if_absent(self.layout.begins(epoch, start), b"")
 
     def enter(self) -> None:
-        """Put the topic into the store's catalogue."""
+        """Enter the topic in the store's catalogue."""
         told: dict[str, Any] = {
             "name": self.layout.topic,
             "incarnation": self.layout.incarnation.hex(),
@@ -104,7 +104,7 @@ class StoredTopic:
         assert self.store.put_if_absent(self.layout.catalogue, json.dumps(told).encode())
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the log."""
         self.wal.close()
 
 

@@ -1,4 +1,4 @@
-"""Tests of `ister bench` as it is run: its own broker, its own client processes."""
+"""Tests of `ister bench`: its own broker, its own client processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bench(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("api", ["message", "batch"])
 @pytest.mark.parametrize("strategy", ["reliable", "non-reliable"])
 def test_every_road_is_measured_whole(tmp_path: Path, strategy: str, api: str) -> None:
-    """Both strategies, both ways to call the library: everything arrives, and every promised figure is there."""
+    """Both strategies, both APIs: everything arrives, and every promised figure is there."""
     report = bench(tmp_path, "--strategy", strategy, "--api", api, "--messages", "5000", "--warm-up", "500")
     assert report["strategy"] == strategy
     assert report["durability"] == ("fsync" if strategy == "reliable" else "none")
@@ -38,7 +38,7 @@ def test_every_road_is_measured_whole(tmp_path: Path, strategy: str, api: str) -
 
 
 def test_a_rate_is_kept(tmp_path: Path) -> None:
-    """Sending at a pace measures latency without a queue: every message carries its time."""
+    """Sending at a fixed rate measures latency without a queue: every message has a time stamp."""
     report = bench(tmp_path, "--rate", "500", "--messages", "500", "--warm-up", "0", "--message-bytes", "100")
     assert report["latency_us"]["samples"] == 500
     assert 400 < report["messages_per_second"] < 520

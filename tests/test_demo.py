@@ -1,4 +1,4 @@
-"""The demonstration on part of its input, whole: the broker loses a worker, a consumer leaves, nothing is missing."""
+"""The demonstration on part of its input: the broker loses a worker, a consumer leaves, no message is missing."""
 
 from __future__ import annotations
 

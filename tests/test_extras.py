@@ -1,4 +1,4 @@
-"""What `pip install ister` brings is enough for clients; what needs more says so, with the command that helps."""
+"""`pip install ister` installs enough for clients; everything else says which command installs what it needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ister.extras import EXTRAS, need
 
 ROOT = Path(__file__).parents[1]
 CORE = {"cbor2", "click", "pyzmq", "rich"}
-# Nobody can import what only an extra installs: a finder before all others refuses.
+# Blocks the modules of extras: a finder before all others refuses to import them.
 BLOCKED = """
 import sys
 class Refuse:
@@ -49,7 +49,7 @@ except ImportError as error:
 
 
 def run(blocked: list[str], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that cannot import what is blocked."""
+    """Run a program that cannot import blocked modules."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ISTER")}
     return subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked=tuple(blocked)) + program, *arguments],
@@ -62,12 +62,12 @@ def run(blocked: list[str], program: str, *arguments: str) -> subprocess.Complet
 
 
 def requirements(of: list[str]) -> set[str]:
-    """Return the names of the distributions that requirements ask for."""
+    """Return the names of the distributions in requirements."""
     return {re.split(r"[^A-Za-z0-9_-]", each)[0] for each in of}
 
 
 def test_the_extras_are_those_of_the_package() -> None:
-    """The lists in pyproject.toml and in ister/extras.py name the same, and nothing that every client gets."""
+    """The lists in pyproject.toml and in ister/extras.py have the same names, and none that every client gets."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert requirements(project["dependencies"]) == CORE
     for extra, modules in EXTRAS.items():
@@ -76,7 +76,7 @@ def test_the_extras_are_those_of_the_package() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    """`ister.__version__` is what is built and installed."""
+    """`ister.__version__` is the version that is built and installed."""
     assert ister.__version__ == importlib.metadata.version("ister")
 
 
@@ -90,14 +90,14 @@ def test_a_client_needs_no_extra() -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("arguments", ["--help", "--version", "serve --help", "store --help", "bench --help"])
 def test_the_command_line_needs_no_extra_to_say_what_there_is(arguments: str) -> None:
-    """Every command is there and explains itself."""
+    """Every command is listed and has its help."""
     done = run(BROKER + GCS, CLI, *arguments.split())
     assert (done.stderr, done.returncode) == ("", 0)
 
 
 @pytest.mark.process
 def test_commands_for_a_running_broker_need_no_extra() -> None:
-    """What stops them is that nobody is there, and not a library."""
+    """They fail because no broker runs, and not for lack of a library."""
     done = run(BROKER + GCS, CLI, "topic", "list", "--endpoint", "tcp://127.0.0.1:9", "--timeout", "0.2")
     assert (done.returncode, "connection-lost" in done.stderr or "timeout" in done.stderr) == (69, True), done
 
@@ -119,7 +119,7 @@ def test_commands_for_a_running_broker_need_no_extra() -> None:
 def test_a_command_that_needs_an_extra_says_which(
     blocked: list[str], arguments: str, extra: str, tmp_path: Path
 ) -> None:
-    """One line with the command to type, instead of a traceback; and nothing was begun."""
+    """One line with the command to type, instead of a traceback; and nothing was started."""
     done = run(blocked, CLI, *arguments.format(tmp=tmp_path).split())
     assert f"pip install 'ister[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -128,7 +128,7 @@ def test_a_command_that_needs_an_extra_says_which(
 
 @pytest.mark.process
 def test_what_is_missing_is_said_as_json_too(tmp_path: Path) -> None:
-    """With a code that programs can go by."""
+    """With a code that programs can use."""
     done = run(BROKER, CLI, "serve", "--data", f"{tmp_path}/data", "--json")
     error = json.loads(done.stderr)["error"]
     assert (error["code"], error["action"]) == ("not-installed", "fix")
@@ -147,13 +147,13 @@ def test_what_is_missing_is_said_as_json_too(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize(("url", "extra"), [("file:///tmp", "broker"), ("gs://bucket/prefix", "gcs")])
 def test_reading_a_store_says_which_extra_it_needs(call: str, url: str, extra: str) -> None:
-    """An error of Ister's that is an ImportError too, by whatever way the store is opened."""
+    """It is an Ister error and an ImportError, whichever way the store is opened."""
     done = run(BROKER + GCS, STORE.format(call=call.format(url=url)))
     assert f"pip install 'ister[{extra}]'" in done.stdout, done.stderr
 
 
 def test_an_extra_that_is_there_is_not_complained_of() -> None:
-    """Nor is anything imported to find out."""
+    """Nothing is imported to find out."""
     program = (
         "import sys\nfrom ister.extras import need\nneed('broker', 'this')\nneed('gcs', 'this')\n"
         "print(*sorted({'msgspec', 'pykka', 'setproctitle', 'google.cloud.storage'} & sys.modules.keys()))"
@@ -165,7 +165,7 @@ def test_an_extra_that_is_there_is_not_complained_of() -> None:
 
 
 def test_only_what_is_needed_is_asked_for() -> None:
-    """A store in a folder is read with the checksums alone."""
+    """A store in a folder needs only the library for checksums."""
     need("broker", "this", ["google_crc32c"])
 
 

@@ -1,4 +1,4 @@
-"""Tests of the house itself: what importing Ister brings in, and what a broker needs to be installed."""
+"""Tests of the package's structure: what importing Ister loads, and how the broker's folders are part of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = f"import sys, ister; print(*sorted(set({BROKERS}) & sys.modules.keys()
 
 
 def test_importing_ister_imports_none_of_the_brokers_packages() -> None:
-    """A client needs none of them, and a user's own storage.py or actors.py can never be what it imports."""
+    """A client needs none of them, and never imports a user's own storage.py or actors.py."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
@@ -23,7 +23,7 @@ def test_importing_ister_imports_none_of_the_brokers_packages() -> None:
 
 
 def test_the_brokers_folders_are_linked_into_the_package() -> None:
-    """They stand at the top of the repository, and are imported as `ister.actors` and its like."""
+    """They are at the top of the repository, and imported as `ister.actors` and so on."""
     for name in ("actors", "transport", "storage"):
         link = ROOT / "ister" / name
         if not link.is_symlink():
@@ -33,7 +33,7 @@ def test_the_brokers_folders_are_linked_into_the_package() -> None:
 
 
 def test_every_package_says_what_lives_in_it() -> None:
-    """The four packages open with a sentence, and ship their types and their specifications."""
+    """The four packages begin with a sentence, and contain their types and specifications."""
     for package in ("", "actors", "transport", "storage"):
         assert (ROOT / "ister" / package / "__init__.py").read_text(encoding="utf-8").startswith('"""')
     assert (ROOT / "ister" / "py.typed").exists()

@@ -1,4 +1,4 @@
-"""Tests of tests/markdown.py, the lint of documents, and of what else keeps documents true."""
+"""Tests of tests/markdown.py, the lint of documents, and of other checks that keep documents true."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def house(tmp_path: Path) -> Path:
 
 
 def complaints(house: Path, text: str) -> list[str]:
-    """Return what is wrong with a page that holds `text`."""
+    """Return the problems of a page with this text."""
     page = house / "docs.md"
     page.write_text(text, encoding="utf-8")
     return list(markdown.problems(page, house))
 
 
 def test_the_documents_have_no_broken_links_and_no_long_lines() -> None:
-    """`make check` asks the same."""
+    """`make check` runs the same check."""
     assert [each for path in markdown.files(ROOT) for each in markdown.problems(path, ROOT)] == []
 
 
@@ -52,7 +52,7 @@ def test_the_documents_have_no_broken_links_and_no_long_lines() -> None:
     ],
 )
 def test_what_is_right_is_let_be(house: Path, text: str) -> None:
-    """Long tables and code, links that lead somewhere, and words that only look like paths."""
+    """Long tables and code, valid links, and words that only look like paths."""
     assert complaints(house, text) == []
 
 
@@ -70,7 +70,7 @@ def test_what_is_right_is_let_be(house: Path, text: str) -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(house: Path, text: str, problem: str) -> None:
-    """One complaint each, that says which line and what about it."""
+    """One complaint each, with the line and the problem."""
     (found,) = complaints(house, text)
     assert problem in found
 
@@ -86,7 +86,7 @@ def test_the_lint_says_by_its_exit_code_whether_all_is_well(
 
 @pytest.mark.parametrize("folder", ["docs/how-to", "docs/decisions"])
 def test_an_index_lists_every_page_beside_it(folder: str) -> None:
-    """A page that no index names is not found."""
+    """A page that no index lists is not found."""
     pages = {path.name for path in (ROOT / folder).glob("*.md")} - {"index.md"}
     index = (ROOT / folder / "index.md").read_text(encoding="utf-8")
     assert pages
@@ -112,7 +112,7 @@ def test_make_conf_writes_the_settings(tmp_path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """As `make docs` builds it; a link to a page that is not of the site is a warning."""
+    """As `make docs` builds it; a link to a page outside the site is a warning."""
     pytest.importorskip("sphinx", reason="make docs installs it")
     sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs"]
     done = subprocess.run(

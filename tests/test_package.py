@@ -1,4 +1,4 @@
-"""What is built is one package: installed, it works beside programs that have folders called as those in it."""
+"""The built distributions are one package, and work beside a program with folders of the same names as its parts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_wheel_has_one_package(built: Path) -> None:
-    """With everything that the links in it lead to, its types and its specifications; and nothing for tests."""
+    """With everything that its links lead to, its types and specifications, and nothing for tests only."""
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ister"}
@@ -75,7 +75,7 @@ def test_a_wheel_has_one_package(built: Path) -> None:
 
 
 def test_a_wheel_asks_for_what_a_client_needs_and_has_the_rest_in_extras(built: Path) -> None:
-    """Installing it brings no broker's library and nothing of Google's; its version is that of the code."""
+    """Installing it installs no library of the broker or of Google; its version is the code's."""
     (wheel,) = built.glob("*.whl")
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -87,7 +87,7 @@ def test_a_wheel_asks_for_what_a_client_needs_and_has_the_rest_in_extras(built: 
 
 
 def test_an_sdist_has_what_a_wheel_and_its_tests_are_made_of(built: Path) -> None:
-    """Each file once: in it the links are folders."""
+    """Each file once: the links are folders in it."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as found:
         names = {name.split("/", 1)[1] for name in found.getnames()}
@@ -102,7 +102,7 @@ def test_an_sdist_has_what_a_wheel_and_its_tests_are_made_of(built: Path) -> Non
 
 @pytest.fixture(params=["wheel", "sdist"])
 def python(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> Path:
-    """Return the Python of a clean environment that has Ister from there, and what it needs from this one."""
+    """Return the Python of a clean environment with Ister from there, and its dependencies from this one."""
     folder = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=50)
     python = folder / "bin" / "python"
@@ -127,7 +127,7 @@ def python(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(180)
 def test_it_works_beside_a_program_with_folders_of_the_same_names(python: Path, tmp_path: Path) -> None:
-    """Serve, produce, consume, read the store, and the broker for tests, in a folder with `storage/` and its like."""
+    """Serve, produce, consume, read the store, and the broker for tests, in a folder with `storage/` and so on."""
     theirs = tmp_path / "program"
     theirs.mkdir()
     for name in THEIRS:

@@ -1,4 +1,4 @@
-"""Every example of README.md and its like is run as it stands, twice: it works, and works again the next day.
+"""Every example of README.md and other documents is run as it stands, twice: it also works the second time.
 
 A comment before each block says how: `run: ...`, or `not run: ...` with the reason.
 """
@@ -58,7 +58,7 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
-    """Return the broker that the examples are about, with what they presume."""
+    """Return the broker that the examples use, with the topics they assume."""
     folder = tmp_path_factory.mktemp("readme")
     settings = {"log.segment_age_ms_max": 300, "server.store": f"file://{folder}/store"}
     with OwnBroker(f"{folder}/data", f"{folder}/log", settings=settings) as broker:
@@ -79,19 +79,19 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
 
 
 def environment(broker: OwnBroker) -> dict[str, str]:
-    """Return the environment in which a person tries an example."""
+    """Return the environment for an example."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "ISTER_ENDPOINT": broker.endpoint, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def prepared(code: str, broker: OwnBroker) -> str:
-    """Return an example with the test's broker and store in the place of the reader's."""
+    """Return an example with the test's broker and store in place of the reader's."""
     store = "file://" + str(Path(broker.log).parent / "store")
     return code.replace(ENDPOINT, broker.endpoint).replace(STORE, store)
 
 
 def test_every_example_is_run_or_says_why_not() -> None:
-    """A block without a word about how it is run would not be noticed when it stops working."""
+    """Without such a comment, a block that stops working would not be noticed."""
     assert [str(each) for each in examples() if not each.how.startswith(("run: ", "not run: "))] == []
 
 
@@ -99,7 +99,7 @@ def test_every_example_is_run_or_says_why_not() -> None:
     "example", [each for each in examples() if each.how.startswith("run: commands")], ids=str
 )
 def test_the_commands_work_twice(example: Example, broker: OwnBroker, tmp_path: Path) -> None:
-    """Line by line, as a person types them; what follows for ever is left to the person."""
+    """Line by line, as a reader types them, except lines that run for ever."""
     for _ in range(2):
         for line in prepared(example.code, broker).splitlines():
             if not line.strip() or "--follow" in line:
@@ -112,13 +112,13 @@ def test_the_commands_work_twice(example: Example, broker: OwnBroker, tmp_path: 
     "example", [each for each in examples() if each.how.startswith("run: checkout")], ids=str
 )
 def test_the_commands_for_a_checkout_work(example: Example, broker: OwnBroker) -> None:
-    """Line by line, where they are meant to be typed."""
+    """Line by line, in the checkout."""
     for line in example.code.splitlines():
         type_in(line, broker, ROOT, timeout_s=300)
 
 
 def type_in(line: str, broker: OwnBroker, folder: Path, *, timeout_s: float) -> None:
-    """Run a line of a shell there; it must succeed."""
+    """Run a line in a shell; it must succeed."""
     done = subprocess.run(
         ["bash", "-c", line],
         env=environment(broker),
@@ -131,7 +131,7 @@ def type_in(line: str, broker: OwnBroker, folder: Path, *, timeout_s: float) -> 
 
 
 def running(code: str, broker: OwnBroker) -> subprocess.Popen[str]:
-    """Start a program of README.md, which may presume a client."""
+    """Start a program of a document, with a client if it assumes one."""
     preamble = "" if re.search(r"^import ister$|^import signal", code, re.MULTILINE) else CLIENT
     if "ister.store" in code:
         preamble = ""
@@ -145,7 +145,7 @@ def running(code: str, broker: OwnBroker) -> subprocess.Popen[str]:
 
 
 def stop(program: subprocess.Popen[str]) -> None:
-    """End a program that goes on for ever, with Ctrl-C."""
+    """End a program that runs for ever, with Ctrl-C."""
     program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=30)
     assert errors.rstrip().endswith("KeyboardInterrupt"), errors
@@ -156,7 +156,7 @@ PROGRAMS = [each for each in examples() if each.how.startswith("run: program")]
 
 @pytest.mark.parametrize("example", [each for each in PROGRAMS if "until" not in each.how], ids=str)
 def test_the_programs_work_twice(example: Example, broker: OwnBroker) -> None:
-    """Each as it stands, with a client where it presumes one; who asks finds the server that README has next."""
+    """As they stand, with a client if they assume one; requests are answered by the server that README shows next."""
     beside = None
     if "with the next one" in example.how:
         beside = running(
@@ -188,7 +188,7 @@ def test_the_programs_work_twice(example: Example, broker: OwnBroker) -> None:
 
 @pytest.mark.parametrize("example", [each for each in PROGRAMS if "until" in each.how], ids=str)
 def test_the_programs_that_go_on_for_ever_can_be_stopped(example: Example, broker: OwnBroker) -> None:
-    """They begin to work, and Ctrl-C ends them."""
+    """They work, and Ctrl-C ends them."""
     with ister.connect(broker.endpoint) as client:
         client.create_topic("prices", dispatch="non-reliable", exist_ok=True)
         for topic in ("orders/eu", "prices"):
@@ -204,14 +204,14 @@ def test_the_programs_that_go_on_for_ever_can_be_stopped(example: Example, broke
 
 
 def shown(client: ister.Client, topic: str) -> list[dict[str, object]]:
-    """Return what there is of the subscriptions of a topic."""
+    """Return the subscriptions of a topic."""
     names = [each["subscription"] for each in client.subscriptions(topic)]
     return [dict(client.subscription(topic, name)) for name in names]
 
 
 @pytest.mark.timeout(300)
 def test_it_is_installed_as_it_says(tmp_path: Path) -> None:
-    """In an environment that the commands make; the broker that they start is used and stopped."""
+    """In an environment made by the commands; the broker that they start is used and stopped."""
     (example,) = [each for each in examples() if each.how == "run: install"]
     lines = [line.partition("#")[0].strip() for line in example.code.splitlines()]
     *install, serve = lines

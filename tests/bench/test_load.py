@@ -1,4 +1,4 @@
-"""Tests of what a measurement is made of."""
+"""Tests of the parameters of a measurement."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ister.errors import UsageError
 
 
 def test_one_message_a_batch_is_stamped_and_with_a_rate_every_one() -> None:
-    """Measuring throughput does not become the load; measuring latency misses nothing."""
+    """Stamps must not become the load when throughput is measured, and every message has one when latency is."""
     assert Load(message_bytes=1024, batch_bytes=65536).stamp_every == 64
     assert Load(message_bytes=1024, rate=1000.0).stamp_every == 1
     assert Load(message_bytes=100_000).stamp_every == 1
 
 
 def test_messages_too_small_for_a_stamp_are_measured_without_latency() -> None:
-    """Throughput of empty messages can be measured; their latency cannot, and asking for it is refused."""
+    """The throughput of empty messages can be measured; their latency cannot, and asking for it is refused."""
     assert Load(message_bytes=0).stamp_every == 0
     with pytest.raises(UsageError):
         Load(message_bytes=7, rate=10.0)

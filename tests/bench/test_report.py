@@ -1,4 +1,4 @@
-"""Tests of what is made of a measurement."""
+"""Tests of the report of a measurement."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ister.bench.run import Measured
 
 @pytest.mark.parametrize(("part", "value"), [(0.0, 1), (0.5, 50), (0.99, 99), (0.999, 100), (1.0, 100)])
 def test_percentiles_are_by_nearest_rank(part: float, value: int) -> None:
-    """A percentile is a latency that was seen, never one between two."""
+    """A percentile is a latency that was measured, never a value between two."""
     assert percentile(range(1, 101), part) == value
     assert percentile([7], part) == 7
 
 
 def measured(load: Load, **changes: object) -> Measured:
-    """A run of two seconds: produced in one, received in the second one."""
+    """Return a run of two seconds: produced in the first, received in the second."""
     received = Received(1000, 1_024_000, 1_000_000_000, 2_000_000_000, 0.5, array("q", range(1000, 2000)))
     values: dict[str, object] = {
         "load": load,
@@ -36,7 +36,7 @@ def measured(load: Load, **changes: object) -> Measured:
 
 
 def test_the_rate_is_from_the_first_send_to_the_last_message() -> None:
-    """End to end is the slowest view; the producer's and the consumer's own stand beside it."""
+    """The end-to-end rate is the lowest; the rates of producer and consumer are beside it."""
     report = describe(measured(Load(messages=1000)))
     assert report["messages_per_second"] == 500
     assert report["megabytes_per_second"] == 0.5
@@ -48,7 +48,7 @@ def test_the_rate_is_from_the_first_send_to_the_last_message() -> None:
 
 
 def test_people_read_what_was_measured_and_what_went_wrong() -> None:
-    """Drops, redeliveries and a file system that syncs nothing are never hidden."""
+    """Drops, redeliveries and a file system that does not sync are never hidden."""
     text = "\n".join(lines_of(describe(measured(Load(messages=1000), dropped=5, file_system="tmpfs"))))
     assert "500 messages/s" in text
     assert "dropped" in text
@@ -57,7 +57,7 @@ def test_people_read_what_was_measured_and_what_went_wrong() -> None:
 
 
 def test_without_stamps_latency_is_said_to_be_missing() -> None:
-    """Nothing is made up for messages too small to carry a time."""
+    """No latency is invented for messages that are too small for a time stamp."""
     received = Received(1000, 0, 1, 2_000_000_000)
     report = describe(measured(Load(messages=1000, message_bytes=0), received=(received,)))
     assert report["latency_us"]["p50"] is None

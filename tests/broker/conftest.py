@@ -1,4 +1,4 @@
-"""Brokers of real processes for raw clients, with short times: one for everything that leaves it whole."""
+"""Brokers as processes for raw clients, with short timeouts: one is shared by all tests that leave it intact."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _no_client_stays() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def make_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeBroker]:
-    """Return what starts a broker: `make_broker(data=..., workers=2, settings={})`."""
+    """Return a function that starts a broker: `make_broker(data=..., workers=2, settings={})`."""
     made: list[OwnBroker] = []
 
     def make(

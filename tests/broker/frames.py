@@ -1,4 +1,4 @@
-"""Frames as clients may send them, and with something wrong with them: what the fuzzing tests throw."""
+"""Valid frames of clients, and broken ones, for the fuzzing tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.raw_client import batch
 
 
 def mutated(random: Random, frames: list[bytes]) -> list[bytes]:
-    """Return frames with something wrong with them."""
+    """Return frames with something changed for the worse."""
     frames = list(frames)
     at = random.randrange(len(frames))
     frame = bytearray(frames[at])

@@ -1,4 +1,4 @@
-"""Any frames at all, in any order, against a broker on a stage: no actor fails, and nothing stays behind."""
+"""Random frames in any order against a staged broker: no actor fails, and nothing is left over."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A broker on a stage, under clients that publish and consume while anything happens; the same seed is the same run.
+"""A staged broker whose clients publish and consume while faults happen; the same seed gives the same run.
 
-Workers are killed and started again, connections are lost, disks fail, mail is late, commits take their time. What must
-hold all the time, and at the end, is checked against what the clients themselves know: the invariants of the design.
+Workers are killed and restarted, connections are lost, disks fail, mail is late, commits take time. The invariants are
+checked all the time, and at the end, against what the clients know.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PATIENCE_S = 3.0
 
 
 class Agent:
-    """A client that keeps one handle open, wherever it lives, over whatever happens."""
+    """A client that keeps one handle open, on whichever worker, whatever happens."""
 
     def __init__(self, play: Play) -> None:
         self.play = play
@@ -43,7 +43,7 @@ class Agent:
         raise NotImplementedError
 
     def connect(self) -> bool:
-        """Open the handle, following MOVED; say whether it is open."""
+        """Open the handle, following MOVED; return whether it is open."""
         stage = self.play.stage
         worker = self.random.randrange(len(stage.endpoints)) if self.client is None else self.client.worker
         for _ in range(4):
@@ -61,7 +61,7 @@ class Agent:
                 self.sessions[worker] = client.session
                 ref = self.say_open(client)
                 answer = client.expect(Type.OPENED, Type.MOVED, Type.ERROR, ref=ref)
-            except AssertionError:  # no answer: it was killed meanwhile, or its mail is held
+            except AssertionError:  # no answer: the worker was killed meanwhile, or its mail is held
                 self.client = None
                 return False
             if answer.kind == Type.MOVED:
@@ -83,7 +83,7 @@ class Agent:
         self.open = False
 
     def pump(self) -> None:
-        """Take in what was heard, and be heard: a session that ended shows when something is said."""
+        """Read what arrived, and send something, so that a session that has ended is noticed."""
         client = self.client
         if client is None or not self.open:
             return
@@ -99,7 +99,7 @@ class Agent:
 
 
 class Publishing(Agent):
-    """A producer that resends, byte for byte, whatever has no receipt."""
+    """A producer that resends, byte for byte, every batch without a receipt."""
 
     def __init__(self, play: Play, number: int) -> None:
         super().__init__(play)
@@ -145,7 +145,7 @@ class Publishing(Agent):
 
 
 class Consuming(Agent):
-    """A consumer of one of several that share a subscription; `group` is what they know together."""
+    """One of several consumers of a subscription; `group` is what they know together."""
 
     def __init__(self, play: Play, group: Group) -> None:
         super().__init__(play)
@@ -195,7 +195,7 @@ class Consuming(Agent):
             for at in range(0, len(some), 300):
                 part = sorted(some)[at : at + 300]
                 self.client.ack(1, *((offset, offset + 1) for offset in part), confirm=False)
-            self.group.acknowledged.update(some)  # though nobody may hear of it
+            self.group.acknowledged.update(some)  # though the broker may not receive it
             self.holds.difference_update(some)
         elif mine and not self.group.ordered:
             offset = self.random.choice(mine)
@@ -206,12 +206,12 @@ class Consuming(Agent):
 
 
 class Group:
-    """A subscription and what its consumers know of it together."""
+    """A subscription, and what its consumers know together."""
 
     def __init__(self, name: str, type: str) -> None:
         self.name, self.type = name, type
         self.ordered = type != "shared"
-        self.acknowledged: set[int] = set()  # by somebody; whether the broker heard of it is another matter
+        self.acknowledged: set[int] = set()  # by a consumer; whether the broker received it is another matter
         self.delivered: set[int] = set()
 
 
@@ -222,10 +222,10 @@ class Play:
     flags: Mapping[str, Any] = {}
 
     def prepare(self) -> None:
-        """Do what must be done before there is a topic."""
+        """Do what is needed before the topic is created."""
 
     def more_things(self) -> list[tuple[int, Callable[[], Any]]]:
-        """Return what else may happen, and how often."""
+        """Return further events, with their frequencies."""
         return []
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -248,7 +248,7 @@ class Play:
             self.stage.loop.chaos = self.random
         self.durability = self.random.choice(self.durabilities)
         self.stage.client().request("topic.create", topic="orders", durability=self.durability)
-        self.messages: dict[int, bytes] = {}  # by offset, as receipts and deliveries have told
+        self.messages: dict[int, bytes] = {}  # by offset, from receipts and deliveries
         self.groups = [Group("e", "exclusive"), Group("f", "failover"), Group("s", "shared")]
         self.producers = [Publishing(self, number) for number in range(2)]
         self.consumers = [
@@ -269,7 +269,7 @@ class Play:
         assert self.messages.setdefault(offset, payload) == payload, f"offset {offset} is two messages"
 
     def step(self) -> None:
-        """Let one thing happen."""
+        """Let one event happen."""
         random, stage = self.random, self.stage
         things: list[tuple[int, Callable[[], Any]]] = [
             (30, lambda: random.choice(self.producers).publish(random.choice([1, 1, 5]))),
@@ -313,7 +313,7 @@ class Play:
 
     def power_cut(self) -> None:
         if self.durability == "os":
-            return  # receipts do not promise to outlive that
+            return  # receipts do not promise to survive that
         for worker in list(self.stage.workers):
             self.stage.kill(worker)
             self.down.add(worker)
@@ -352,7 +352,7 @@ class Play:
             self.stage.let_go(*pair)
 
     def lose_mail(self) -> None:
-        self.stage.holding.clear()  # as where a process takes none for so long that it is dropped
+        self.stage.holding.clear()  # as if the mail had waited for so long that it was dropped
 
     def slow_disk(self) -> None:
         self.stage.loop.holds_work = not self.stage.loop.holds_work
@@ -362,7 +362,7 @@ class Play:
             self.stage.loop.once()
 
     def finish(self) -> None:
-        """Let everything be well again, and see that nothing was lost."""
+        """End all faults, and check that nothing was lost."""
         stage = self.stage
         stage.disk.on_operation = None
         stage.loop.holds_work = False
@@ -408,7 +408,7 @@ class Play:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_happens_nothing_acknowledged_is_lost(seed: int, tmp_path: Path) -> None:
-    """Receipts hold, offsets are dense and given out once, order has no gaps, and everybody gets everything."""
+    """Receipts hold, offsets are dense and assigned once, order has no gaps, and every subscription gets everything."""
     play = Play(tmp_path, seed)
     for _ in range(STEPS):
         play.step()

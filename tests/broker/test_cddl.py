@@ -1,4 +1,4 @@
-"""What goes over a real broker's sockets is what `transport/protocol.cddl` says."""
+"""The frames on a real broker's sockets match `transport/protocol.cddl`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.process
 
 
 class CheckedClient(RawClient):
-    """A client whose every header, said or heard, is held to the CDDL."""
+    """A client that checks the header of every frame, sent or received, against the CDDL."""
 
     def __init__(self, endpoint: str) -> None:
         self.seen: set[int] = set()
@@ -39,7 +39,7 @@ class CheckedClient(RawClient):
 
 
 def there(broker: OwnBroker, kind: str, topic: str) -> CheckedClient:
-    """Return a client of the worker where a producer or a consumer of a topic is opened, as handle 9, and closed."""
+    """Return a client of the worker on which a topic's producer or consumer can be opened (tried as handle 9)."""
 
     def open_it(client: RawClient) -> Frame:
         if kind == "producer":
@@ -53,10 +53,10 @@ def there(broker: OwnBroker, kind: str, topic: str) -> CheckedClient:
 
 
 def test_every_frame_type_goes_over_the_wire_as_the_cddl_says(broker: OwnBroker) -> None:
-    """A whole life of a topic against real processes: each header of it is valid, and every type was there."""
+    """The whole life of a topic against real processes: each header is valid, and every frame type occurs."""
     first = CheckedClient(broker.endpoint)
     topics = [f"cddl-{number}" for number in range(20)]
-    for topic in topics:  # some of them live elsewhere
+    for topic in topics:  # some of them run on another worker
         first.request("topic.create", topic=topic, dispatch="reliable")
         first.open_producer(1, topic, 77)
         if Type.MOVED in first.seen:

@@ -1,4 +1,4 @@
-"""Topics and subscriptions that come and go under chaos: what exists works, and nothing else is there."""
+"""Topics and subscriptions created and deleted amid faults: existing ones work, and nothing is left of others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SUBSCRIPTIONS = ["s", "t"]
 
 
 class Bustle:
-    """Clients that do anything with a few names, and never wait for an answer."""
+    """Clients that do random things with a few names, and never wait for an answer."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = Random(seed)
         self.stage = Stage(folder, 2, protocol__session_timeout_ms=8000, protocol__heartbeat_ms=1000)
         self.stage.loop.chaos = self.random if seed % 3 else None
         self.clients = [self.stage.client(number % 2) for number in range(5)]
-        self.asked: dict[int, str] = {}  # by REF: what still waits for an answer
+        self.asked: dict[int, str] = {}  # by REF: requests without an answer
         self.opens: dict[tuple[bytes, int], int] = {}  # by client and handle: the REF of its last open
 
     def ask(self, client: StagedClient, operation: str, **arguments: Any) -> None:
@@ -72,7 +72,7 @@ class Bustle:
         self.listen()
 
     def opened(self, client: StagedClient, handle: int, ref: int) -> None:
-        """Note an open: it must be answered, unless another of its handle overtakes it."""
+        """Note an open: it must be answered, unless a later one of the same handle overtakes it."""
         self.asked.pop(self.opens.get((client.routing, handle), 0), None)
         self.opens[client.routing, handle] = ref
         self.asked[ref] = "open"
@@ -92,7 +92,7 @@ class Bustle:
         stage.loop.holds_work = False
         for pair in list(stage.held):
             stage.let_go(*pair)
-        for _ in range(4):  # of seconds each, in which sessions stay
+        for _ in range(4):  # of seconds each, so short that sessions survive
             stage.advance(3)
             self.listen(always=True)
             for client in self.clients:
@@ -124,7 +124,7 @@ class Bustle:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_exists_works_and_what_was_deleted_is_gone(seed: int, tmp_path: Path) -> None:
-    """Every request is answered; every topic there is takes and gives messages; no file or actor of another is left."""
+    """Every request is answered; every existing topic accepts and delivers; no file or actor of another is left."""
     bustle = Bustle(tmp_path, seed)
     for _ in range(STEPS):
         bustle.step()

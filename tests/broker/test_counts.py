@@ -1,4 +1,4 @@
-"""What a broker of real processes counts is what its clients send and receive."""
+"""The counts of a broker of real processes are what its clients send and receive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 
 @pytest.mark.parametrize("strategy", ["reliable", "non-reliable"])
 def test_bytes_are_counted_once(broker: OwnBroker, strategy: Literal["reliable", "non-reliable"]) -> None:
-    """In are payloads, out are payloads and their lengths of four bytes each: of ten messages, not of twenty."""
+    """Bytes in are payloads, bytes out are payloads with lengths of four bytes: of ten messages, not of twenty."""
 
     def counts(client: ister.Client) -> tuple[int, int]:
         processes = client.status()["processes"]
@@ -37,4 +37,4 @@ def test_bytes_are_counted_once(broker: OwnBroker, strategy: Literal["reliable",
                 received += len(batch.payloads)
             after = counts(client)
     assert after[0] - before[0] == 10_000
-    assert 10_040 <= after[1] - before[1] < 15_000  # the answers about the status are among them
+    assert 10_040 <= after[1] - before[1] < 15_000  # the answers about the status are included

@@ -1,4 +1,4 @@
-"""Dead letters through the client: looking, redriving, purging, on a broker of real processes."""
+"""Dead letters through the client, on a broker of real processes: listing, redriving, purging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def client(broker: OwnBroker) -> Iterator[ister.Client]:
-    """A client of the broker."""
+    """Return a client of the broker."""
     with ister.connect(broker.endpoint) as connected:
         yield connected
 
@@ -31,7 +31,7 @@ def client(broker: OwnBroker) -> Iterator[ister.Client]:
 def kill(
     client: ister.Client, topic: str, count: int, subscription: str = "billing", **options: str
 ) -> DeadLetters:
-    """Have `count` messages of a topic given up, and return what looks after them."""
+    """Let `count` messages of a topic be given up, and return their DeadLetters."""
     client.create_topic(topic, exist_ok=True)
     client.create_subscription(
         topic,
@@ -52,7 +52,7 @@ def kill(
 
 
 def fail(client: ister.Client, topic: str, count: int, subscription: str = "billing") -> None:
-    """Refuse so many messages."""
+    """Refuse messages."""
     with client.consumer(topic, subscription, type="shared") as consumer:
         for _ in range(count):
             message = consumer.receive(10)
@@ -75,7 +75,7 @@ def texts(letters: DeadLetters) -> list[bytes]:
 
 @pytest.mark.requirement("10.6-1")
 def test_a_letter_says_where_it_was_and_why_it_died(client: ister.Client) -> None:
-    """Topic, offset, time, attempts and reason; key and attributes are the producer's own."""
+    """Topic, offset, time, attempts and reason are added; key and attributes are the producer's."""
     letters = kill(client, "told", 2)
     letter = letters.list()[1]
     assert (letter.topic, letter.subscription, letter.origin_offset) == ("told", "billing", 1)
@@ -91,7 +91,7 @@ def test_a_letter_says_where_it_was_and_why_it_died(client: ister.Client) -> Non
 
 
 def test_a_subscription_without_dead_letters_has_none(client: ister.Client) -> None:
-    """Nothing was ever given up: nothing is listed, sent or thrown away, and nothing is created."""
+    """Nothing was given up, so nothing is listed, sent or deleted, and no topic is created."""
     client.create_topic("healthy")
     letters = client.dead_letters("healthy", "billing")
     assert (letters.list(), letters.count(), letters.redrive(), letters.purge()) == ([], 0, 0, 0)
@@ -102,7 +102,7 @@ def test_a_subscription_without_dead_letters_has_none(client: ister.Client) -> N
 
 @pytest.mark.requirement("10.6-2")
 def test_redriven_messages_are_what_they_were_and_say_where_they_come_from(client: ister.Client) -> None:
-    """Payload, key, attributes and order stay; nothing tells of the death but where the letter lay, and for whom."""
+    """Payload, key, attributes and order are unchanged; new attributes say where the letter was, and for whom."""
     letters = kill(client, "back", 5)
     seen: list[tuple[int, int]] = []
     assert letters.redrive(on_progress=lambda done, total: seen.append((done, total))) == 5
@@ -122,7 +122,7 @@ def test_redriven_messages_are_what_they_were_and_say_where_they_come_from(clien
 
 
 def test_what_dies_again_waits_for_the_next_time(client: ister.Client) -> None:
-    """Redriving ends although every message fails at once; the second death is told of the second time."""
+    """Redriving ends although every message fails again at once; the second death is reported the second time."""
     letters = kill(client, "circle", 3)
     assert letters.redrive() == 3
     fail(client, "circle", 3)
@@ -154,7 +154,7 @@ def test_some_letters_can_be_redriven_and_the_others_stay(client: ister.Client) 
 
 
 def test_purged_letters_are_gone_and_the_topic_heard_nothing(client: ister.Client) -> None:
-    """Thrown away is not sent anywhere."""
+    """Purged letters are not sent anywhere."""
     letters = kill(client, "purged", 4)
     assert letters.purge(limit=1) == 1
     assert letters.purge() == 3
@@ -176,7 +176,7 @@ def test_letters_of_others_in_the_same_topic_are_left_alone(client: ister.Client
 
 
 def test_letters_are_never_sent_where_they_would_be_lost(client: ister.Client) -> None:
-    """Not to a topic that keeps nothing, not in a circle, and not into nowhere."""
+    """Not to a topic without a log, not to the dead-letter topic itself, and not to a topic that does not exist."""
     letters = kill(client, "careful", 1)
     client.create_topic("air", dispatch="non-reliable")
     with pytest.raises(ister.UsageError, match="stores nothing"):
@@ -189,7 +189,7 @@ def test_letters_are_never_sent_where_they_would_be_lost(client: ister.Client) -
 
 
 def test_a_redrive_that_is_interrupted_loses_nothing(client: ister.Client) -> None:
-    """An exception after the first batch: what went is acknowledged, what did not go waits."""
+    """After an exception in the second batch, what was sent is acknowledged, and what was not still waits."""
     letters = kill(client, "interrupted", 1200)
 
     def stop(done: int, _total: int) -> None:
@@ -205,7 +205,7 @@ def test_a_redrive_that_is_interrupted_loses_nothing(client: ister.Client) -> No
 
 
 def test_a_redrive_whose_broker_dies_loses_nothing(client: ister.Client) -> None:
-    """Workers are killed in the middle: every letter is in its topic again, or still waits; then none waits."""
+    """Workers are killed in the middle: every letter is in its topic again or still waits; in the end none waits."""
     letters = kill(client, "killed", 4000)
     killed = False
 
@@ -228,7 +228,7 @@ def test_a_redrive_whose_broker_dies_loses_nothing(client: ister.Client) -> None
     assert left | again.keys() == {b"m%d" % number for number in range(4000)}
     letters.redrive()
     assert letters.count() == 0
-    assert client.topic("killed")["next_offset"] < 4000 + 4000 + 1000  # what went twice is a batch or two
+    assert client.topic("killed")["next_offset"] < 4000 + 4000 + 1000  # at most a batch or two was sent twice
 
 
 def test_a_paused_redrive_says_so(client: ister.Client) -> None:
@@ -242,14 +242,14 @@ def test_a_paused_redrive_says_so(client: ister.Client) -> None:
 
 
 def test_letters_survive_their_subscription(client: ister.Client) -> None:
-    """What somebody deleted by mistake does not take its dead letters along."""
+    """Deleting a subscription by mistake does not delete its dead letters."""
     letters = kill(client, "orphans", 2)
     client.delete_subscription("orphans", "billing")
     assert letters.redrive() == 2
 
 
 def test_asyncio_does_the_same_without_stopping_the_loop(client: ister.Client, broker: OwnBroker) -> None:
-    """List, show, redrive and purge are awaited; progress is told in the loop's thread."""
+    """List, show, redrive and purge are awaited; progress is reported in the loop's thread."""
     kill(client, "async", 4)
 
     async def run() -> list[tuple[int, int]]:
@@ -269,7 +269,7 @@ def test_asyncio_does_the_same_without_stopping_the_loop(client: ister.Client, b
 
 
 def test_a_cancelled_redrive_ends_after_its_present_batch(client: ister.Client, broker: OwnBroker) -> None:
-    """The thread that does the work stops soon, and what did not go waits."""
+    """The thread that does the work stops soon, and what was not sent still waits."""
     letters = kill(client, "cancelled", 3000)
 
     async def run() -> None:
@@ -288,12 +288,12 @@ def test_a_cancelled_redrive_ends_after_its_present_batch(client: ister.Client, 
     went = client.topic("cancelled")["next_offset"] - 3000
     left = letters.count()
     assert went > 0
-    assert 3000 <= went + left <= 3500  # a batch that was sent when the client was closed goes twice
+    assert 3000 <= went + left <= 3500  # a batch that was sent when the client was closed is sent twice
     assert letters.redrive() == left
 
 
 def test_the_largest_message_dies_and_goes_back(client: ister.Client) -> None:
-    """What dying and going back add is not counted, as often as it happens."""
+    """The attributes added by burying and redriving are not counted, however often that happens."""
     with_key = {"attributes": {"own": "x" * 1000}, "key": b"k" * 100}
     client.create_topic("large")
     client.create_subscription("large", "billing", type="shared", start="earliest", max_deliveries=1)
@@ -307,7 +307,7 @@ def test_the_largest_message_dies_and_goes_back(client: ister.Client) -> None:
 
 
 def test_a_letter_that_cannot_go_back_stops_no_other(client: ister.Client) -> None:
-    """It stays, and the error says which it is; the others are where they were."""
+    """It stays, and the error names it; the others are in their topic again."""
     letters = kill(client, "mixed", 2)
     note = {"ister.note": "y" * 4_060}
     own = {

@@ -1,4 +1,4 @@
-"""A broker that may have few descriptors: topics cost none, and who takes all that there are shuts nobody out."""
+"""A broker with few file descriptors: topics need none, and a client that uses up all of them shuts out no other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def descriptors(client: ister.Client) -> int:
 
 
 def goes_on(client: ister.Client, topic: str) -> None:
-    """See that a message is stored, delivered and acknowledged."""
+    """Check that a message is stored, delivered and acknowledged."""
     with client.producer(topic) as producer:
         offset = producer.send(b"x").result(timeout=PATIENCE_S).offset
     with client.consumer(topic, subscription="s", type="shared", start="earliest") as consumer:
@@ -51,7 +51,7 @@ def goes_on(client: ister.Client, topic: str) -> None:
 
 
 def test_topics_and_subscriptions_cost_no_descriptors(broker: OwnBroker) -> None:
-    """Twice as many topics as there are descriptors, each with a message and a cursor, and the first goes on."""
+    """Twice as many topics as descriptors, each with a message and a cursor, and the first one still works."""
     with ister.connect(broker.endpoint, timeout=PATIENCE_S) as client:
         for number in range(2 * LIMIT):
             client.create_topic(f"t-{number}")
@@ -62,7 +62,7 @@ def test_topics_and_subscriptions_cost_no_descriptors(broker: OwnBroker) -> None
 
 
 def test_connections_without_a_session_shut_nobody_out(broker: OwnBroker) -> None:
-    """Who opens more connections than there are descriptors is ended; others go on, and come, at once and after."""
+    """Connections above the number of descriptors are closed; other clients continue, and new ones connect."""
     with ister.connect(broker.endpoint, timeout=PATIENCE_S) as client:
         client.create_topic("t")
         goes_on(client, "t")
@@ -79,7 +79,7 @@ def test_connections_without_a_session_shut_nobody_out(broker: OwnBroker) -> Non
 
 
 def test_sessions_are_as_many_as_there_are_descriptors_for(broker: OwnBroker) -> None:
-    """One too many is refused, told to try again, and served once others have left; those that are there go on."""
+    """One too many is refused, told to try again, and served once others have left; existing ones continue."""
     clients: list[ister.Client] = []
     with ister.connect(broker.endpoint, timeout=PATIENCE_S) as client:
         client.create_topic("t")
@@ -103,7 +103,7 @@ def fill(endpoint: str, clients: list[ister.Client]) -> None:
 
 
 def comes(endpoint: str) -> None:
-    """See that a client that comes now is served within a while."""
+    """Check that a new client is served within a while."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""However a program ends, its Exclusive place is free at once; only one that was killed is missed for a while."""
+"""However a program ends, its Exclusive place is free at once; only a killed one's is held for a while."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def broker(make_broker: MakeBroker) -> OwnBroker:
-    """A broker that misses nobody for an hour."""
+    """Return a broker that holds places for an hour."""
     return make_broker(
         settings={"protocol.session_timeout_ms": 3_600_000, "protocol.resume_within_ms": 3_600_000}
     )
@@ -96,5 +96,5 @@ def test_a_program_that_ends_leaves_its_place(broker: OwnBroker, ending: str) ->
                 process.send_signal(signal.SIGTERM)
             _, told = process.communicate(timeout=40)
         assert b"never retrieved" not in told
-        # what was said last may still be under way when its process is gone
+        # the last frames may still be in transit when the process is gone
         client.consumer(topic, "s", type="exclusive", timeout=20).close()

@@ -1,4 +1,4 @@
-"""End to end with real processes: what programs can do with subscriptions, through the client library."""
+"""What programs can do with subscriptions, through the client library, with real processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(broker: OwnBroker) -> Iterator[ister.Client]:
 
 @pytest.fixture
 def topic(client: ister.Client) -> str:
-    """Return the name of a new reliable topic; its subscriptions may live in either worker."""
+    """Return the name of a new reliable topic; its subscriptions may run on either worker."""
     name = f"engine/topic-{next(_names)}"
     client.create_topic(name)
     return name
@@ -83,7 +83,7 @@ def kill_workers(client: ister.Client) -> None:
 
 
 def test_a_reader_goes_on_over_the_death_of_every_worker(client: ister.Client, topic: str) -> None:
-    """Every message once and in order; and it leaves nothing behind."""
+    """It reads every message once and in order, and leaves nothing behind."""
     fill(client, topic, 4000)
     seen: list[int] = []
     with client.reader(topic, start="earliest", credit_messages=300) as reader:
@@ -100,7 +100,7 @@ def test_a_reader_goes_on_over_the_death_of_every_worker(client: ister.Client, t
 
 
 def test_a_reader_begins_at_a_time(client: ister.Client, topic: str) -> None:
-    """At the first batch that was taken in then or later."""
+    """It begins at the first batch that was received then or later."""
     fill(client, topic, 3)
     time.sleep(0.05)
     between = datetime.now(UTC)
@@ -114,7 +114,7 @@ def test_a_reader_begins_at_a_time(client: ister.Client, topic: str) -> None:
 
 
 def test_a_reader_of_a_non_reliable_topic_gets_what_comes(client: ister.Client) -> None:
-    """From now on; and a message cannot wait there."""
+    """It gets what is published from now on; such a topic refuses delivery times."""
     name = f"engine/news-{next(_names)}"
     client.create_topic(name, dispatch="non-reliable")
     with client.reader(name) as reader, client.producer(name) as producer:
@@ -130,7 +130,7 @@ def test_a_reader_of_a_non_reliable_topic_gets_what_comes(client: ister.Client) 
 
 
 def test_a_look_shows_what_nobody_acknowledged(client: ister.Client, topic: str) -> None:
-    """Whoever has it in his hands; and it changes nothing."""
+    """Whichever consumer holds them; and it changes nothing."""
     fill(client, topic, 5000)
     with client.consumer(topic, "s", type="shared", start="earliest") as consumer:
         acknowledged: set[int] = set()
@@ -151,7 +151,7 @@ def test_a_look_shows_what_nobody_acknowledged(client: ister.Client, topic: str)
 
 
 def test_a_subscription_is_moved_while_it_is_consumed(client: ister.Client, topic: str) -> None:
-    """By its consumer, and by somebody else; backwards, forwards, and to a time."""
+    """By its consumer, and by another client; backwards, forwards, and to a time."""
     fill(client, topic, 3000)
     with client.consumer(topic, "s", start="earliest", credit_messages=100) as consumer:
         first = taken(consumer, 50)
@@ -170,7 +170,7 @@ def test_a_subscription_is_moved_while_it_is_consumed(client: ister.Client, topi
 
 
 def test_acknowledgments_are_about_what_came_since_the_move(client: ister.Client, topic: str) -> None:
-    """What was received before and finished late does not take anything from those who read it again."""
+    """A late acknowledgment of a message from before does not take it from those who read it again."""
     fill(client, topic, 20)
     with client.consumer(topic, "s", start="earliest") as consumer:
         old = [consumer.receive(10) for _ in range(10)]
@@ -181,7 +181,7 @@ def test_acknowledgments_are_about_what_came_since_the_move(client: ister.Client
 
 
 def test_paused_is_explained_and_ends(client: ister.Client, topic: str) -> None:
-    """Nothing comes until it is resumed, and `explain` says why."""
+    """Nothing is delivered until it is resumed, and `explain` says why."""
     fill(client, topic, 10)
     with client.consumer(topic, "s", start="earliest", paused=1) as consumer:
         assert consumer.receive(0.2) is None
@@ -202,7 +202,7 @@ def test_paused_is_explained_and_ends(client: ister.Client, topic: str) -> None:
 
 
 def test_force_takes_an_exclusive_subscription_over(client: ister.Client, topic: str) -> None:
-    """The new one gets first what the old one held, and the old one hears what happened."""
+    """The new consumer first gets what the old one held, and the old one is told."""
     fill(client, topic, 5)
     older = client.consumer(topic, "s", type="exclusive", start="earliest")
     assert taken(older, 3) == [0, 1, 2]
@@ -221,7 +221,7 @@ def test_force_takes_an_exclusive_subscription_over(client: ister.Client, topic:
 def test_keys_keep_their_order_while_consumers_come_and_go(client: ister.Client, topic: str) -> None:
     """A key is with one consumer at a time; sparse deliveries are acknowledged exactly."""
     total, keys = 6000, 23
-    seen: list[tuple[int, int, int]] = []  # key, offset, who
+    seen: list[tuple[int, int, int]] = []  # key, offset, consumer
     lock = threading.Lock()
     done = threading.Event()
 
@@ -259,7 +259,7 @@ def test_keys_keep_their_order_while_consumers_come_and_go(client: ister.Client,
 
 
 def test_work_that_takes_longer_keeps_its_messages(client: ister.Client, topic: str) -> None:
-    """With `extend` nothing comes again; without it does, and is counted as an attempt."""
+    """With `extend` nothing is redelivered; without it messages are, and count as an attempt."""
     fill(client, topic, 1)
     with client.consumer(topic, "s", start="earliest", ack_timeout_ms=400) as consumer:
         message = consumer.receive(10)
@@ -279,7 +279,7 @@ def test_work_that_takes_longer_keeps_its_messages(client: ister.Client, topic: 
 
 
 def test_messages_wait_for_their_time(client: ister.Client, topic: str) -> None:
-    """In a batch with others too; what is behind them comes first. A reader waits for nothing."""
+    """Also in a batch with others; later messages come first. A reader does not wait."""
     with client.producer(topic) as producer:
         began = time.monotonic()
         producer.send(b"0", delay=6)
@@ -309,7 +309,7 @@ def test_messages_wait_for_their_time(client: ister.Client, topic: str) -> None:
 
 
 def test_poison_goes_to_the_dead_letters(client: ister.Client, topic: str) -> None:
-    """With where it came from, and why; what is behind it goes on."""
+    """With origin and reason; later messages are delivered."""
     fill(client, topic, 3, keys=[b"a", b"b", b"c"])
     with client.consumer(topic, "s", start="earliest", max_deliveries=2) as consumer:
         attempts: list[int] = []
@@ -334,7 +334,7 @@ def test_poison_goes_to_the_dead_letters(client: ister.Client, topic: str) -> No
 
 
 def test_a_blocked_subscription_waits_for_a_word(client: ister.Client, topic: str) -> None:
-    """It says so to its consumer and to whoever asks, and goes on when it is told how."""
+    """It tells its consumer and everybody who asks, and continues when an operator decides."""
     fill(client, topic, 2)
     with client.consumer(topic, "s", start="earliest", max_deliveries=1, poison="block") as consumer:
         message = consumer.receive(10)

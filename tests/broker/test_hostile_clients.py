@@ -1,4 +1,4 @@
-"""Clients that send anything, flood, or never read: they get errors, and nobody else notices."""
+"""Clients that send anything, flood, or never read: they get errors, and no other client is affected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _names = itertools.count()
 
 
 class Control:
-    """A stream of messages from a producer to a consumer that behave, to be looked at while others don't."""
+    """A stream of messages between a correct producer and consumer, to be checked while others misbehave."""
 
     def __init__(self, broker: OwnBroker) -> None:
         self.topic = f"control-{next(_names)}"
@@ -52,7 +52,7 @@ class Control:
 
 @pytest.fixture
 def control(broker: OwnBroker) -> Iterator[Control]:
-    """Return a stream that must go on, on the same processes from begin to end."""
+    """Return a stream that must continue, on the same processes from beginning to end."""
     control = Control(broker)
     before = control.pids()
     control.goes_on()
@@ -67,7 +67,7 @@ def control(broker: OwnBroker) -> Iterator[Control]:
 def test_everything_wrong_with_one_client_is_answered_and_nobody_elses_business(
     broker: OwnBroker, control: Control
 ) -> None:
-    """Unknown things, wrong versions, broken CBOR, batches that do not add up: one coded error each, and on it goes."""
+    """Unknown operations, wrong versions, broken CBOR, wrong lengths: one coded error each, and work goes on."""
     client = RawClient(broker.endpoint, hello=False)
     client.say({Key.TYPE: Type.HELLO, Key.VERSION: [99]})
     assert client.expect(Type.ERROR).code == "unsupported-version"
@@ -125,7 +125,7 @@ def test_everything_wrong_with_one_client_is_answered_and_nobody_elses_business(
 
 
 def test_bytes_that_are_no_zeromq_disturb_nobody(broker: OwnBroker, control: Control) -> None:
-    """Strangers on the port: web browsers, random bytes, connections that say nothing, and ones that stop half way."""
+    """Web browsers, random bytes, connections that say nothing, and connections that stop half way."""
     random = Random(1)
     ports = [int(endpoint.rsplit(":", 1)[1]) for endpoint in broker.ready["endpoints"]]
     greeting = b"\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL" + bytes(16) + bytes(1) + bytes(31)
@@ -147,7 +147,7 @@ def test_bytes_that_are_no_zeromq_disturb_nobody(broker: OwnBroker, control: Con
             try:
                 stranger.sendall(garbage)
             except OSError:
-                pass  # cut off already
+                pass  # closed already
             control.goes_on()
     for stranger in strangers:
         stranger.close()
@@ -191,7 +191,7 @@ def test_a_flood_of_requests_leaves_room_for_others(broker: OwnBroker, control: 
 
 @pytest.mark.requirement("16-3")
 def test_a_consumer_that_never_reads_costs_bounded_memory(broker: OwnBroker, control: Control) -> None:
-    """What it was given waits in bounds set by its credit; its producer and everybody else go on."""
+    """What it is sent is bounded by its credit; its producer and all others continue."""
     topic = f"unread-{next(_names)}"
     control.admin.request("topic.create", topic=topic)
     producer, _ = follow(broker.endpoint, lambda c: c.open_producer(1, topic, 7))

@@ -1,4 +1,4 @@
-"""What a program has in hand, and what only waits for it: with a real broker, and programs that are killed or stuck."""
+"""Messages that a program has in hand or that wait for it: with a real broker, and killed or stuck programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_only_the_message_that_kills_its_consumer_becomes_a_dead_letter(
     broker: OwnBroker, client: ister.Client
 ) -> None:
-    """Killed at the moment it is handed out; the thousand around it were fetched, or done with, and live."""
+    """It is killed at the moment it gets the message; the thousand around it were fetched, or done, and survive."""
     client.create_topic("deadly")
     client.create_subscription(
         "deadly", "workers", type="shared", start="earliest", max_deliveries=2, backoff_ms_min=0
@@ -118,7 +118,7 @@ asyncio.run(main())
 def test_a_program_that_ends_by_an_exception_fails_what_it_has_in_hand(
     broker: OwnBroker, client: ister.Client, where: str
 ) -> None:
-    """As one that was killed: a message that breaks whoever takes it is given up, and those around it are not."""
+    """Like a killed one: a message that breaks every program is given up, and those around it are not."""
     topic = f"broken-{where.replace(' ', '-').replace(chr(39), '')}/jobs"
     client.create_topic(topic)
     client.create_subscription(topic, "workers", start="earliest", max_deliveries=2, backoff_min=0)
@@ -140,7 +140,7 @@ def test_a_program_that_ends_by_an_exception_fails_what_it_has_in_hand(
 def test_what_was_acknowledged_is_said_when_a_client_is_closed(
     broker: OwnBroker, client: ister.Client
 ) -> None:
-    """Also where its consumer was not closed before: acknowledgments gather for some milliseconds."""
+    """Also when its consumer was not closed before: acknowledgments gather for some milliseconds."""
     client.create_topic("parting")
     client.create_subscription("parting", "workers", start="earliest")
     with client.producer("parting") as producer:
@@ -156,7 +156,7 @@ def test_what_was_acknowledged_is_said_when_a_client_is_closed(
 
 
 def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(client: ister.Client) -> None:
-    """A full buffer does not time out while the program takes from it; one that is stuck keeps nobody from it."""
+    """A full buffer does not time out while the program takes from it; a stuck one keeps no message from others."""
     client.create_topic("stuck")
     client.create_subscription(
         "stuck", "workers", type="shared", start="earliest", ack_timeout_ms=500, max_deliveries=1
@@ -171,7 +171,7 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(client: 
         ister.connect(client._endpoints) as another,
         another.consumer("stuck", "workers", type="shared") as other,
     ):
-        while len(seen) < 199:  # all but the one that the stuck program has in hand, and fails by that
+        while len(seen) < 199:  # all but the one that the stuck program has in hand, which fails
             message = other.receive(PATIENCE_S)
             assert message is not None, len(seen)
             seen.add(message.offset)
@@ -179,7 +179,7 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(client: 
         other.flush(10)
     assert first.offset not in seen
     wait_until(lambda: client.subscription("stuck", "workers")["dead_lettered"] == 1)
-    assert stuck.receive(0.2) is None  # what it had not looked at is not its own any more
+    assert stuck.receive(0.2) is None  # what it had not looked at was recalled
     with client.producer("stuck") as producer:
         producer.send(b"more").result(10)
     again = stuck.receive(PATIENCE_S)

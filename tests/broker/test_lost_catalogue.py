@@ -1,4 +1,4 @@
-"""A broker whose catalogue was lost: what is on its disk is all there again."""
+"""A broker whose catalogue was lost restores everything from its disk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ pytestmark = pytest.mark.process
 
 
 def lose(data: Path) -> None:
-    """Take the catalogue away."""
+    """Delete the catalogue."""
     for path in data.glob("catalogue.sqlite*"):
         path.unlink()
 
 
 def test_a_consumer_that_opens_with_latest_finds_its_backlog(tmp_path: Path) -> None:
-    """The subscription is the one it was, with its settings; nothing is said to be lost."""
+    """The subscription is the old one, with its settings; nothing is reported as lost."""
     data, log = tmp_path / "data", str(tmp_path / "log")
     with OwnBroker(str(data), log) as broker, ister.connect(broker.endpoint) as client:
         client.create_topic("orders", retention_ms=86_400_000)

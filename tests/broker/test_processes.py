@@ -1,4 +1,4 @@
-"""End to end with real processes and raw clients: what a broker does while its parts are killed."""
+"""Real processes and raw clients: what a broker does while its processes are killed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def new_topic(client: RawClient, worker: int | None = None, workers: int = 2, **
 
 
 def name_on(topic: str, worker: int, workers: int = 2) -> str:
-    """Return the name of a subscription that lives on a worker."""
+    """Return the name of a subscription that runs on a worker."""
     return next(
         f"s{n}" for n in itertools.count() if worker_of(subscription_key(topic, f"s{n}"), workers) == worker
     )
@@ -63,7 +63,7 @@ def pids(client: RawClient) -> dict[str, int]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process so that it cannot do anything about it."""
+    """Kill a process with SIGKILL."""
     os.kill(pid, signal.SIGKILL)
 
 
@@ -98,7 +98,7 @@ class Lasting:
                 try:
                     client.hello()
                     answer = self.open(client)
-                except AssertionError:  # nobody answers: it is being started again
+                except AssertionError:  # no answer: the worker is being restarted
                     client.close()
                     break
                 if answer.kind == Type.OPENED:
@@ -118,13 +118,13 @@ class Lasting:
         raise NotImplementedError
 
     def lost(self) -> None:
-        """Begin again with another connection."""
+        """Start over with another connection."""
         if self.client is not None:
             self.client.close()
         self.client = None
 
     def next_frame(self, timeout_s: float = 1.0) -> Frame | None:
-        """Return the next frame for the handle; None when the connection is as good as lost."""
+        """Return the next frame for the handle; None when the connection counts as lost."""
         client = self.ready()
         frame = client.hear(timeout_s)
         if frame is None:
@@ -140,7 +140,7 @@ class Lasting:
 
 
 class Stream(Lasting):
-    """Publishes batches, and resends byte for byte those without a receipt."""
+    """Publishes batches, and resends those without a receipt byte for byte."""
 
     WINDOW = 20
 
@@ -172,7 +172,7 @@ class Stream(Lasting):
         self.next += len(payloads)
 
     def hear(self) -> None:
-        """Take in a RECEIPT."""
+        """Handle a RECEIPT."""
         frame = self.next_frame()
         if frame is not None and frame.kind == Type.RECEIPT:
             flat = frame.header[Key.RECEIPTS]
@@ -195,7 +195,7 @@ class Reading(Lasting):
         self.topic, self.subscription, self.type = topic, subscription, type
         self.messages: dict[int, bytes] = {}
         self.acknowledged = 0
-        self.at = 0  # in this attachment
+        self.at = 0  # since the last attachment
 
     def open(self, client: RawClient) -> Frame:
         return client.open_consumer(1, self.topic, self.subscription, self.type, messages=200)
@@ -204,7 +204,7 @@ class Reading(Lasting):
         self.at = 0
 
     def read(self) -> None:
-        """Take in a DELIVER."""
+        """Handle a DELIVER."""
         frame = self.next_frame()
         if frame is None or frame.kind != Type.DELIVER:
             return
@@ -228,7 +228,7 @@ class Reading(Lasting):
 def test_messages_go_from_producer_to_consumers_on_every_worker(
     broker: OwnBroker, client: RawClient, dispatch: str
 ) -> None:
-    """Keys, order and bytes arrive, wherever topic and subscriptions live."""
+    """Keys, order and bytes arrive, wherever topic and subscriptions run."""
     for home in range(2):
         topic = new_topic(client, home, dispatch=dispatch)
         consumers = [
@@ -251,7 +251,7 @@ def test_messages_go_from_producer_to_consumers_on_every_worker(
 
 
 def test_processes_are_separate_and_named(client: RawClient) -> None:
-    """`ps` shows broker, workers and tier as what they are."""
+    """`ps` shows the names of broker, workers and tier."""
     found = {
         node: Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") for node, pid in pids(client).items()
     }
@@ -261,14 +261,14 @@ def test_processes_are_separate_and_named(client: RawClient) -> None:
 def test_an_exclusive_subscription_is_free_after_close_and_after_silence(
     broker: OwnBroker, client: RawClient
 ) -> None:
-    """A consumer that closes frees it at once, one that vanishes when its session has timed out."""
+    """A consumer that closes frees it at once, one that disappears when its session has timed out."""
     topic = new_topic(client)
     first, _ = follow(broker.endpoint, lambda c: c.open_consumer(2, topic, "s"))
     second, refused = follow(broker.endpoint, lambda c: c.open_consumer(2, topic, "s"))
     assert (refused.code, refused.header[Key.ACTION]) == ("subscription-busy", "retry")
     first.close_handle(2)
     assert second.open_consumer(2, topic, "s").kind == Type.OPENED
-    second.close()  # without a word
+    second.close()  # without a goodbye
     assert first.open_consumer(2, topic, "s").code == "subscription-busy"
 
     def opens() -> bool:
@@ -355,7 +355,7 @@ def test_a_killed_tier_is_started_again_and_uploads_go_on(broker: OwnBroker, cli
 
 
 def test_a_killed_broker_leaves_no_process_and_no_loss(make_broker: MakeBroker, tmp_path: Path) -> None:
-    """Its children go with it; the next one, with more workers or fewer, has everything and every cursor."""
+    """Its children end with it; the next one, with more or fewer workers, has all messages and cursors."""
     sent: list[bytes] = []
     acknowledged = 0
     for life, workers in enumerate((2, 3, 1)):
@@ -389,7 +389,7 @@ def test_a_killed_broker_leaves_no_process_and_no_loss(make_broker: MakeBroker, 
 
 
 def test_a_worker_that_stood_still_keeps_its_clients(broker: OwnBroker, client: RawClient) -> None:
-    """SIGSTOP for longer than a session's timeout, then SIGCONT: whoever spoke meanwhile is still there."""
+    """After SIGSTOP for longer than the session timeout, clients that sent something keep their sessions."""
     topic = new_topic(client, 1)
     producer, _ = follow(broker.endpoint, lambda c: c.open_producer(1, topic, 7))
     worker = pids(client)["worker-1"]

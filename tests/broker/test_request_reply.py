@@ -22,14 +22,14 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def client(broker: OwnBroker) -> Iterator[ister.Client]:
-    """A client of the broker."""
+    """Return a client of the broker."""
     with ister.connect(broker.endpoint) as connected:
         yield connected
 
 
 @contextmanager
 def served(endpoint: str, topic: str, answer: Callable[[ister.Message], None]) -> Iterator[None]:
-    """Have the messages of a topic answered by a client of its own, in a thread."""
+    """Let a client of its own answer the messages of a topic, in a thread."""
     with ister.connect(endpoint) as client:
         client.create_topic(topic, dispatch="non-reliable", exist_ok=True)
         consumer = client.consumer(topic, "servers", type="shared")
@@ -47,13 +47,13 @@ def served(endpoint: str, topic: str, answer: Callable[[ister.Message], None]) -
 
 
 def double(message: ister.Message) -> None:
-    """Answer with twice the payload."""
+    """Reply with twice the payload."""
     message.reply(message.payload * 2, key=message.key, attributes={"by": "double"})
 
 
 @pytest.mark.requirement("10.6-3")
 def test_a_request_is_answered(client: ister.Client, broker: OwnBroker) -> None:
-    """Payload, key and attributes of the reply are the server's; its topic is the client's own inbox."""
+    """Payload, key and attributes of the reply are the server's; its topic is the client's inbox."""
     with served(broker.endpoint, "sums", double):
         reply = client.request("sums", b"12", key=b"k", attributes={"a": "b"})
     assert (reply.payload, reply.key, reply.attributes["by"]) == (b"1212", b"k", "double")
@@ -62,7 +62,7 @@ def test_a_request_is_answered(client: ister.Client, broker: OwnBroker) -> None:
 
 
 def test_the_first_request_of_every_client_is_answered(broker: OwnBroker) -> None:
-    """The inbox is open before the request goes out."""
+    """The inbox is open before the request is sent."""
     with served(broker.endpoint, "firsts", double):
         for number in range(15):
             with ister.connect(broker.endpoint) as fresh:
@@ -72,7 +72,7 @@ def test_the_first_request_of_every_client_is_answered(broker: OwnBroker) -> Non
 def test_many_requests_from_many_threads_each_get_their_own_reply(
     client: ister.Client, broker: OwnBroker
 ) -> None:
-    """Eight threads, two servers, replies in any order: nobody gets another's."""
+    """Eight threads, two servers, replies in any order: each request gets its own."""
     with served(broker.endpoint, "crowd", double), served(broker.endpoint, "crowd", double):
 
         def ask(thread: int) -> None:
@@ -87,7 +87,7 @@ def test_many_requests_from_many_threads_each_get_their_own_reply(
 def test_a_request_that_nobody_answers_says_whether_somebody_is_there(
     client: ister.Client, broker: OwnBroker
 ) -> None:
-    """No consumer, or one that is silent: another sentence; a topic that is not there: at once."""
+    """Without a consumer and with a silent one the errors differ; an unknown topic is an error at once."""
     client.create_topic("empty-room", dispatch="non-reliable")
     with pytest.raises(ister.TimeoutExpiredError, match=r"within 0.2 s: no consumer"):
         client.request("empty-room", b"?", timeout=0.2)
@@ -102,7 +102,7 @@ def test_a_request_that_nobody_answers_says_whether_somebody_is_there(
 
 
 def test_a_late_reply_is_dropped_and_disturbs_nobody(client: ister.Client, broker: OwnBroker) -> None:
-    """Who waits no longer gets nothing, and neither does the next."""
+    """A client that does not wait any more gets nothing, and neither does the next request."""
     late = threading.Event()
 
     def answer(message: ister.Message) -> None:
@@ -119,7 +119,7 @@ def test_a_late_reply_is_dropped_and_disturbs_nobody(client: ister.Client, broke
 
 @pytest.mark.requirement("10.6-4")
 def test_whoever_asked_and_left_does_not_disturb_the_server(broker: OwnBroker) -> None:
-    """A reply to an inbox that is gone goes nowhere, and the server serves on."""
+    """A reply to an inbox that is gone is dropped, and the server continues."""
     hold = threading.Event()
 
     def answer(message: ister.Message) -> None:
@@ -139,7 +139,7 @@ def test_whoever_asked_and_left_does_not_disturb_the_server(broker: OwnBroker) -
 
 
 def test_a_message_that_asks_for_nothing_cannot_be_answered(client: ister.Client) -> None:
-    """The sentence names the message."""
+    """The error names the message."""
     client.create_topic("plain")
     with client.producer("plain") as producer:
         producer.send(b"x").result(5)
@@ -151,7 +151,7 @@ def test_a_message_that_asks_for_nothing_cannot_be_answered(client: ister.Client
 
 
 def test_a_reliable_topic_works_too(client: ister.Client, broker: OwnBroker) -> None:
-    """Then the request outlives a server that dies, if the asker waits for so long."""
+    """Then the request survives a server that dies, if the client waits for long enough."""
     client.create_topic("durable")
     client.create_subscription("durable", "servers", type="shared")
     with ThreadPoolExecutor(1) as pool:
@@ -195,7 +195,7 @@ def test_asyncio_asks_and_answers(client: ister.Client, broker: OwnBroker) -> No
 
 @pytest.mark.requirement("10.6-4")
 def test_a_lost_session_costs_the_reply_and_nothing_more(client: ister.Client, broker: OwnBroker) -> None:
-    """The inbox went with the workers: who waits hears it at once, and the next request has a new inbox."""
+    """The inbox was lost with the workers: waiting requests fail at once, and the next one has a new inbox."""
     got = threading.Event()
 
     def answer(message: ister.Message) -> None:
@@ -218,6 +218,6 @@ def test_a_lost_session_costs_the_reply_and_nothing_more(client: ister.Client, b
             try:
                 reply = client.request("lost", b"y", timeout=2)
                 break
-            except ister.IsterError:  # the server's consumer is not back yet
+            except ister.IsterError:  # the server's consumer is not connected again yet
                 assert time.monotonic() < deadline
         assert (reply.payload, reply.topic != first) == (b"yy", True)

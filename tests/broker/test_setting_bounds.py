@@ -1,4 +1,4 @@
-"""Every bound of every setting: a broker that has it starts and passes a message, or it is refused with a sentence."""
+"""Every limit of every setting: a broker with it starts and passes a message, or it is refused with an explanation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bounds = dict[str, int]
 BOUNDS = [
     (info.key, value) for info in known_settings() for value in (info.low, info.high) if value is not None
 ]
-# A process each, of some 35 MB: more than a machine for tests has room for.
+# A process each, of some 35 MB: more than a test machine has room for.
 TOO_MANY = ("server.workers", 256)
 
 
@@ -30,7 +30,7 @@ def _refusal(settings: Bounds) -> str:
 
 
 def _together() -> list[Bounds]:
-    """Return the bounds that are allowed, a section's low and high ones together as far as they agree."""
+    """Return the allowed limits, a section's lower and upper ones together as far as they are compatible."""
     groups: dict[tuple[str, bool], list[Bounds]] = {}
     for at, (key, value) in enumerate(BOUNDS):
         if (key, value) == TOO_MANY or _refusal({key: value}):
@@ -47,7 +47,7 @@ def _together() -> list[Bounds]:
 
 @pytest.mark.parametrize(("key", "value"), BOUNDS)
 def test_a_bound_is_allowed_or_refused_by_name(key: str, value: int) -> None:
-    """What other settings forbid is said with the setting's name, its value, and why."""
+    """A value that contradicts other settings is refused with the setting's name, its value, and the reason."""
     refusal = _refusal({key: value})
     if refusal:
         assert key in refusal
@@ -57,7 +57,7 @@ def test_a_bound_is_allowed_or_refused_by_name(key: str, value: int) -> None:
 
 @pytest.mark.parametrize("bounds", _together(), ids=lambda bounds: " ".join(bounds))
 def test_a_broker_passes_messages_at_the_bounds(bounds: Bounds, tmp_path: Path) -> None:
-    """With settings at the ends of their ranges a broker starts, and a message passes, of both strategies."""
+    """With settings at the ends of their ranges a broker starts, and a message of each strategy passes."""
     workers = bounds.get("server.workers", 1) or 1
     settings = {key: value for key, value in bounds.items() if key != "server.workers"}
     with OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=workers, settings=settings) as broker:
@@ -67,7 +67,7 @@ def test_a_broker_passes_messages_at_the_bounds(bounds: Bounds, tmp_path: Path) 
 
 
 def _pass_message(endpoint: str, dispatch: Literal["reliable", "non-reliable"]) -> None:
-    """Pass a message of one byte, with one handle open at a time: one may be all that there are."""
+    """Pass a message of one byte, with one handle open at a time: there may be only one."""
     with ister.connect(endpoint) as client:
         client.create_topic(dispatch, dispatch=dispatch)
         with client.producer(dispatch) as producer:

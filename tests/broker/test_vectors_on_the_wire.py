@@ -1,4 +1,4 @@
-"""The recorded conversations hold with a broker of real processes too, over TCP: what varies from run to run aside.
+"""The recorded conversations also hold with a real broker over TCP, except for what varies from run to run.
 
 One broker serves them one after the other; its topics are deleted in between.
 """
@@ -39,7 +39,7 @@ VARYING_RESULTS = {"incarnation", "created_ms", "endpoint", "instance", "version
 
 @pytest.fixture(scope="module")
 def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
-    """Return a broker of one worker with the settings it comes with."""
+    """Return a broker of one worker with default settings."""
     folder = tmp_path_factory.mktemp("vectors")
     with OwnBroker(f"{folder}/data", f"{folder}/log", workers=1) as broker:
         yield broker
@@ -47,7 +47,7 @@ def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
 
 @pytest.fixture
 def broker(own_broker: OwnBroker) -> Iterator[OwnBroker]:
-    """Return the broker, and leave it without topics."""
+    """Return the broker, and delete its topics afterwards."""
     yield own_broker
     client = RawClient(own_broker.endpoint)
     for topic in client.request("topic.list")["topics"]:
@@ -56,7 +56,7 @@ def broker(own_broker: OwnBroker) -> Iterator[OwnBroker]:
 
 
 def essence(step: dict[str, Any]) -> str:
-    """Return what of a message is the same in every run."""
+    """Return the part of a message that is the same in every run."""
     header = {key: value for key, value in step["header"].items() if key not in VARYING_KEYS}
     result = step.get("result")
     if isinstance(result, dict):
@@ -70,10 +70,10 @@ class Run:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.clients: dict[int, RawClient] = {}
-        self.secrets: dict[bytes, bytes] = {}  # the recorded one, and the one of this run
+        self.secrets: dict[bytes, bytes] = {}  # the recorded one, and that of this run
 
     def do(self, step: dict[str, Any]) -> None:
-        """Take a step that is no answer."""
+        """Take a step that is not an answer."""
         what, number = step.get("do"), step.get("connection", 0)
         if what == "connect":
             self.clients[number] = RawClient(self.endpoint, hello=False)
@@ -88,7 +88,7 @@ class Run:
             self.clients[number].put([header, *body])
 
     def hear(self, steps: list[dict[str, Any]]) -> None:
-        """Hear what these steps say, in whatever order frames of different handles come."""
+        """Read the frames of these steps, in whatever order frames of different handles come."""
         client = self.clients[steps[0]["connection"]]
         heard = []
         for step in steps:
@@ -103,7 +103,7 @@ class Run:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_real_broker_holds_a_transcript(broker: OwnBroker, name: str) -> None:
-    """What its clients said is answered as it was recorded."""
+    """The recorded frames of its clients get the recorded answers."""
     steps = json.loads((FOLDER / f"transcript-{name}.json").read_text(encoding="utf-8"))["steps"]
     run = Run(broker.endpoint)
     at = 0

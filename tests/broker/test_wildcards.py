@@ -1,4 +1,4 @@
-"""Consumers of patterns, on a broker of real processes: topics that come and go, fairness, acknowledgments."""
+"""Consumers of patterns, on a broker of real processes: new and deleted topics, fairness, acknowledgments."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def client(broker: OwnBroker) -> Iterator[ister.Client]:
-    """A client of the broker."""
+    """Return a client of the broker."""
     with ister.connect(broker.endpoint) as connected:
         yield connected
 
 
 def fill(client: ister.Client, topic: str, *payloads: bytes) -> None:
-    """Create a topic if need be, and put messages in."""
+    """Create a topic if it does not exist, and publish messages."""
     client.create_topic(topic, exist_ok=True)
     with client.producer(topic) as producer:
         if payloads:
@@ -42,12 +42,12 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def unacknowledged(client: ister.Client, topic: str, subscription: str = "s") -> int:
-    """Return how many messages of a subscription wait for an acknowledgment."""
+    """Return how many messages of a subscription are unacknowledged."""
     return int(client.subscription(topic, subscription)["unacknowledged"])
 
 
 def test_a_pattern_stands_for_every_topic_that_matches(client: ister.Client) -> None:
-    """`*` is one part, `>` one or more; messages say where they are from, and are acknowledged there."""
+    """`*` is one part, `>` one or more; messages name their topic, and are acknowledged there."""
     for topic in ("parts/a", "parts/b", "parts/c/d", "partsx/a"):
         fill(client, topic, topic.encode())
     with client.consumer("parts/*", "s", start="earliest") as consumer:
@@ -66,7 +66,7 @@ def test_a_pattern_stands_for_every_topic_that_matches(client: ister.Client) -> 
 
 
 def test_a_star_within_a_part_is_an_error_that_says_so(client: ister.Client) -> None:
-    """Half a pattern is never taken for a name."""
+    """An incomplete pattern is never taken for a name."""
     with pytest.raises(ister.UsageError, match=r"'\*' is a whole part"):
         client.consumer("orders-*", "s")
     with pytest.raises(ister.UsageError, match="'>' the whole last one"):
@@ -74,7 +74,7 @@ def test_a_star_within_a_part_is_an_error_that_says_so(client: ister.Client) -> 
 
 
 def test_topics_created_later_are_followed_from_their_beginning(client: ister.Client) -> None:
-    """Nothing that was sent before the consumer heard of the topic is missed; nothing matched at first."""
+    """Nothing that was sent before the consumer knew the topic is missed, also if nothing matched at first."""
     with client.consumer("later/*", "s", start="latest") as consumer:
         assert consumer.receive(0.05) is None
         for number in range(5):
@@ -89,7 +89,7 @@ def test_topics_created_later_are_followed_from_their_beginning(client: ister.Cl
 
 
 def test_deleted_topics_go_and_the_others_go_on(client: ister.Client) -> None:
-    """What is in hand of a topic that is gone can be acknowledged, and goes nowhere; a new one is followed anew."""
+    """Messages in hand of a deleted topic can be acknowledged, without effect; a new topic of its name is followed."""
     fill(client, "going/a", b"a")
     fill(client, "going/b", b"b")
     with client.consumer("going/*", "s", start="earliest") as consumer:
@@ -108,7 +108,7 @@ def test_deleted_topics_go_and_the_others_go_on(client: ister.Client) -> None:
 
 
 def test_a_topic_made_anew_while_nobody_looked_is_another(client: ister.Client) -> None:
-    """Deleted and created between two calls: no error, and nothing of the new one is missed."""
+    """Deleted and created between two calls: no error, and no message of the new one is missed."""
     fill(client, "anew/a", b"old")
     with client.consumer("anew/*", "s", start="earliest") as consumer:
         assert consumer.receive(10) is not None
@@ -120,7 +120,7 @@ def test_a_topic_made_anew_while_nobody_looked_is_another(client: ister.Client) 
 
 
 def test_no_topic_starves_another(client: ister.Client) -> None:
-    """One topic has 50,000 messages more than the others: theirs come all the same, soon."""
+    """One topic has 50,000 messages more than the others, whose messages still come soon."""
     fill(client, "fair/busy")
     with client.producer("fair/busy") as producer:
         for _ in range(50):
@@ -160,7 +160,7 @@ def test_credit_is_shared_by_the_topics(client: ister.Client) -> None:
 
 
 def test_a_flush_is_answered_at_once_for_all_topics(client: ister.Client) -> None:
-    """Answers come over several connections, also while it looks: none is overlooked until the next heartbeat."""
+    """Answers come over several connections, also while it looks: none waits until the next heartbeat."""
     for number in range(6):
         fill(client, f"flushed/{number}")
     producers = [client.producer(f"flushed/{number}") for number in range(6)]
@@ -180,7 +180,7 @@ def test_a_flush_is_answered_at_once_for_all_topics(client: ister.Client) -> Non
 
 
 def test_what_is_refused_comes_again_and_dead_letters_do_not(client: ister.Client) -> None:
-    """The topic of what was given up matches the pattern, and is left out."""
+    """The dead-letter topic matches the pattern, and is left out."""
     fill(client, "poison/a", b"bad")
     with client.consumer("poison/*", "s", type="shared", start="earliest", max_deliveries=2) as consumer:
         for attempt in (1, 2):
@@ -196,7 +196,7 @@ def test_what_is_refused_comes_again_and_dead_letters_do_not(client: ister.Clien
 
 
 def test_somebody_elses_message_is_not_acknowledged_here(client: ister.Client) -> None:
-    """Nor can a consumer of many topics be moved, or say at which offset it stands."""
+    """Nor can a consumer of many topics be moved, or have a single position."""
     fill(client, "mine/a", b"x")
     with (
         client.consumer("mine/a", "other", start="earliest") as other,
@@ -217,7 +217,7 @@ def test_somebody_elses_message_is_not_acknowledged_here(client: ister.Client) -
 
 
 def test_a_topic_whose_subscription_somebody_has_is_named(client: ister.Client) -> None:
-    """At the beginning it is an error with the topic in it, and nothing stays open."""
+    """At opening it is an error that names the topic, and nothing stays open."""
     fill(client, "taken/a")
     fill(client, "taken/b")
     with client.consumer("taken/b", "s", type="exclusive"):
@@ -237,7 +237,7 @@ def test_a_topic_whose_subscription_somebody_has_is_named(client: ister.Client) 
 
 
 def test_non_reliable_topics_can_be_consumed_so_too(client: ister.Client) -> None:
-    """What comes from now on, of both kinds of topics."""
+    """It gets what is published from now on, of both kinds of topics."""
     client.create_topic("mixed/air", dispatch="non-reliable")
     client.create_topic("mixed/log")
     with client.consumer("mixed/*", "s") as consumer:
@@ -278,7 +278,7 @@ def test_asyncio_consumes_patterns(client: ister.Client, broker: OwnBroker) -> N
 
 
 def test_workers_that_die_cost_nothing(client: ister.Client) -> None:
-    """Every topic's consumer comes back by itself, and so does the watch for new ones."""
+    """Every topic's consumer reconnects by itself, and so does the watch for new topics."""
     for number in range(4):
         fill(client, f"dying/{number}", b"before")
     with client.consumer("dying/*", "s", start="earliest") as consumer:

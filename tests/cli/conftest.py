@@ -1,4 +1,4 @@
-"""One broker for all tests of client commands, and a way to run `ister` as a person would."""
+"""One broker for all tests of client commands, and a way to run `ister`."""
 
 from __future__ import annotations
 

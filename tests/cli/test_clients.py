@@ -22,7 +22,7 @@ BYTES = [b"plain", b"", b"\xff\x00 not text \x80", "Дунай".encode(), b"tab\
 
 
 def test_what_is_produced_line_by_line_is_consumed_line_by_line(ister: Ister) -> None:
-    """Any bytes but a newline travel in a line: empty ones, spaces, and what is no text."""
+    """A line may have any bytes but a newline: it may be empty, spaces, or no valid text."""
     stdin = b"\n".join(BYTES) + b"\n"
     produced = ister("produce", "lines", "--create", "--json", stdin=stdin)
     assert produced.returncode == 0, produced.stderr
@@ -33,7 +33,7 @@ def test_what_is_produced_line_by_line_is_consumed_line_by_line(ister: Ister) ->
 
 
 def test_a_last_line_without_its_newline_is_a_message_too(ister: Ister, tmp_path: Path) -> None:
-    """Nothing at the end of a file is lost, and no empty message is made up."""
+    """The end of a file is not lost, and no empty message is added."""
     path = tmp_path / "file"
     path.write_bytes(b"one\n\ntwo")
     assert ister("produce", "tail", "--create", "--file", str(path)).returncode == 0
@@ -42,7 +42,7 @@ def test_a_last_line_without_its_newline_is_a_message_too(ister: Ister, tmp_path
 
 
 def test_json_output_tells_everything_of_a_message(ister: Ister) -> None:
-    """Key, attributes, offset, time and attempt are there; a payload that is no text is base64."""
+    """Key, attributes, offset, time and attempt are there; a payload that is no valid text is base64."""
     ister("produce", "told", "--create", "--key", "k", "--attribute", "a=b=c", stdin=b"text\n\xff\n")
     consumed = ister("consume", "told", "-s", "s", "--start", "earliest", "--json")
     first, second = map(json.loads, consumed.stdout.splitlines())
@@ -53,7 +53,7 @@ def test_json_output_tells_everything_of_a_message(ister: Ister) -> None:
 
 
 def test_consume_goes_on_where_it_stopped(ister: Ister) -> None:
-    """What was printed is acknowledged, and what was not printed is not."""
+    """What was printed is acknowledged, and nothing else."""
     ister("produce", "resume", "--create", stdin=b"".join(b"%d\n" % number for number in range(100)))
     first = ister("consume", "resume", "-s", "s", "--start", "earliest", "--count", "30")
     assert first.stdout.split() == [b"%d" % number for number in range(30)]
@@ -82,7 +82,7 @@ def test_the_life_of_a_topic(ister: Ister) -> None:
 
 
 def test_the_life_of_a_subscription(ister: Ister) -> None:
-    """Created before anybody consumes, it gathers; shown, it says what is left; deleted, it is gone."""
+    """Created before it is consumed, it collects messages; `show` says how many are left; deleted, it is gone."""
     ister("topic", "create", "subs")
     assert ister("subscription", "create", "subs", "s", "--type", "failover").returncode == 0
     ister("produce", "subs", stdin=b"a\nb\n")
@@ -96,7 +96,7 @@ def test_the_life_of_a_subscription(ister: Ister) -> None:
 
 
 def test_status_names_every_process(ister: Ister) -> None:
-    """Broker, two workers and tier, each with its pid, also for people."""
+    """Broker, two workers and tier, each with its pid, also in the table."""
     found = json.loads(ister("status", "--json").stdout)
     nodes = {process["node"]: process["pid"] for process in found["processes"]}
     assert nodes.keys() == {"broker", "worker-0", "worker-1", "tier"}
@@ -105,7 +105,7 @@ def test_status_names_every_process(ister: Ister) -> None:
 
 
 def test_producing_to_a_topic_that_is_not_there_says_how_to_make_it(ister: Ister) -> None:
-    """The error names the topic, and the hint the command that creates it."""
+    """The error names the topic, and the advice has the command that creates it."""
     done = ister("produce", "nowhere", stdin=b"x\n")
     assert done.returncode == 1
     assert b"nowhere" in done.stderr
@@ -113,7 +113,7 @@ def test_producing_to_a_topic_that_is_not_there_says_how_to_make_it(ister: Ister
 
 
 def test_a_line_that_is_too_long_is_refused(ister: Ister) -> None:
-    """The error says the size and the limit; what came before it is sent."""
+    """The error has the size and the limit; earlier lines are sent."""
     done = ister("produce", "long", "--create", stdin=b"short\n" + b"x" * (5 << 20) + b"\n")
     assert done.returncode != 0
     assert b"message-too-large" in done.stderr
@@ -121,10 +121,10 @@ def test_a_line_that_is_too_long_is_refused(ister: Ister) -> None:
 
 
 def test_a_closed_pipe_ends_quietly_and_acknowledges_nothing_unwritten(ister: Ister) -> None:
-    """`ister consume | head` leaves no traceback, and what was not written whole for the next consumer."""
+    """`ister consume | head` prints no traceback, and what was not written completely goes to the next consumer."""
     stdin = b"".join(
         b"%d" % number * 200_000 + b"\n" for number in range(5)
-    )  # each is more than a pipe holds
+    )  # each is larger than a pipe's buffer
     assert ister("produce", "piped", "--create", stdin=stdin).returncode == 0
     command = [sys.executable, "-m", "ister", "consume", "piped", "-s", "s", "--start", "earliest"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -138,7 +138,7 @@ def test_a_closed_pipe_ends_quietly_and_acknowledges_nothing_unwritten(ister: Is
 
 
 def test_ctrl_c_ends_a_follower_without_a_traceback(ister: Ister) -> None:
-    """130 is what a shell says of Ctrl-C; what was printed stays acknowledged."""
+    """Exit code 130, as shells report Ctrl-C; what was printed stays acknowledged."""
     ister("produce", "followed", "--create", stdin=b"a\n")
     command = [
         sys.executable,
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_a_follower_without_a_traceback(ister: Ister) -> None:
 
 
 def test_a_pattern_is_consumed_like_a_topic(ister: Ister) -> None:
-    """Every topic that matches, until all are drained; messages say where they are from; half a pattern is refused."""
+    """Every topic that matches, until all are drained; messages name their topic; an invalid pattern is refused."""
     for number in range(3):
         ister("produce", f"pattern/{number}", "--create", stdin=b"a\nb\n")
     command = ["consume", "pattern/*", "-s", "s", "--start", "earliest", "--json"]
@@ -180,7 +180,7 @@ def test_a_pattern_is_consumed_like_a_topic(ister: Ister) -> None:
 def test_whoever_is_asked_to_end_leaves_its_place_at_once(
     ister: Ister, broker: OwnBroker, number: signal.Signals
 ) -> None:
-    """A service manager's SIGTERM and a terminal that is closed are no reason to keep an Exclusive place busy."""
+    """After a service manager's SIGTERM or a closed terminal, its Exclusive place is free at once."""
     topic = f"ended/{number.name}"
     ister("produce", topic, "--create", stdin=b"a\n")
     command = [sys.executable, "-m", "ister", "consume", topic, "-s", "s", "--type", "exclusive"]
@@ -199,7 +199,7 @@ def test_whoever_is_asked_to_end_leaves_its_place_at_once(
 
 
 def test_a_signal_in_the_middle_of_the_work_leaves_the_place_too(ister: Ister, broker: OwnBroker) -> None:
-    """Wherever it hits, also where frames are being moved: nobody has to wait for a session to end."""
+    """Whenever it comes, also while frames are sent or read: no client has to wait for a session to end."""
     ister("topic", "create", "ended/busy")
     command = [sys.executable, "-m", "ister", "consume", "ended/busy", "-s", "s", "--type", "exclusive"]
     command += ["--start", "earliest", "--follow"]
@@ -247,7 +247,7 @@ def test_nohup_is_obeyed(ister: Ister) -> None:
 
 
 def test_a_consumer_that_was_killed_can_come_back_soon(ister: Ister, broker: OwnBroker) -> None:
-    """Its connection was closed by the kernel: the broker need not wait for the session to time out (15 s)."""
+    """The kernel closes its connection: the broker need not wait for the session timeout (15 s)."""
     ister("produce", "killed", "--create", stdin=b"a\n")
     command = [sys.executable, "-m", "ister", "consume", "killed", "-s", "s", "--type", "exclusive"]
     command += ["--start", "earliest", "--follow"]

@@ -14,7 +14,7 @@ COMMANDS = ["serve", "topic", "subscription", "produce", "consume", "status", "d
 
 
 def test_help_lists_every_command_with_an_example_and_the_exit_codes() -> None:
-    """The first thing that is typed says what there is."""
+    """A new user sees all commands."""
     result = CliRunner().invoke(command_line, ["--help"])
     assert result.exit_code == 0
     for expected in (*COMMANDS, "Examples:", "Exit codes:"):
@@ -31,7 +31,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """Help is there at once: tables, stores and the broker's own packages are not loaded for it."""
+    """Help is quick: tables, stores and the broker's own packages are not loaded for it."""
     program = (
         "import sys; from click.testing import CliRunner; from ister.cli import ister as c; "
         "assert CliRunner().invoke(c, ['--help']).exit_code == 0; "
@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_an_unknown_command_is_wrong_usage() -> None:
-    """A misspelt command ends with 2, and says that it is none."""
+    """A misspelt command exits with 2, and the error says so."""
     result = CliRunner().invoke(command_line, ["prodcue"])
     assert result.exit_code == 2
     assert "No such command 'prodcue'" in result.output
@@ -50,7 +50,7 @@ def test_an_unknown_command_is_wrong_usage() -> None:
 
 @pytest.mark.parametrize("name", ["a b", "../x", "/x", "x/", "x//y", "x" * 201, "snow☃", "tab\tx", ""])
 def test_a_bad_topic_name_is_refused_before_anything_is_sent(name: str) -> None:
-    """The name's fault is said at once, also where no broker runs."""
+    """An invalid name is an error at once, also when no broker runs."""
     result = CliRunner().invoke(command_line, ["topic", "create", name, "--endpoint", "tcp://127.0.0.1:9"])
     assert result.exit_code == 2
     assert "topic name" in result.output
@@ -65,7 +65,7 @@ def test_a_bad_start_is_wrong_usage(start: str) -> None:
 
 
 def test_a_broker_that_is_not_there_is_exit_code_69() -> None:
-    """Scripts can wait for a broker by this code; the error says where nobody answered, and what to do."""
+    """Scripts can wait for a broker by this code; the error names the endpoint, and says what to do."""
     result = CliRunner().invoke(
         command_line, ["topic", "list", "--endpoint", "tcp://127.0.0.1:9", "--timeout", "0.3"]
     )
@@ -75,7 +75,7 @@ def test_a_broker_that_is_not_there_is_exit_code_69() -> None:
 
 
 def test_the_version_is_printed() -> None:
-    """`ister --version` is what goes into a bug report."""
+    """`ister --version` is for bug reports."""
     result = CliRunner().invoke(command_line, ["--version"])
     assert result.exit_code == 0
     assert result.output.startswith("ister ")

@@ -1,4 +1,4 @@
-"""Tests of `ister dlq`, as a person would use it."""
+"""Tests of `ister dlq`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.process
 
 
 def dead(broker: OwnBroker, topic: str, count: int) -> None:
-    """Have `count` messages of a topic given up by subscription `billing`."""
+    """Let subscription `billing` of a topic give up `count` messages."""
     with client_library.connect(broker.endpoint) as client:
         client.create_topic(topic)
         client.create_subscription(topic, "billing", type="shared", start="earliest", max_deliveries=1)
@@ -55,7 +55,7 @@ def test_dead_letters_are_listed_shown_and_redriven(broker: OwnBroker, ister: Is
 
 
 def test_an_offset_that_is_not_there_is_a_failure(broker: OwnBroker, ister: Ister) -> None:
-    """A script that names a letter hears that it is not among those that wait."""
+    """A script that names an unknown letter gets an error."""
     dead(broker, "dlq/missing", 1)
     done = ister("dlq", "redrive", "dlq/missing", "billing", "--offset", "7", "--offset", "0")
     assert (done.returncode, b"1 of the offsets" in done.stderr) == (1, True)
@@ -76,13 +76,13 @@ def test_an_offset_that_is_not_there_is_a_failure(broker: OwnBroker, ister: Iste
     ],
 )
 def test_what_is_not_easily_undone_wants_consent(command: str, ister: Ister) -> None:
-    """Every such command alike: where nobody can be asked, --yes must be said, and nothing is sent."""
+    """All such commands: without a terminal they need --yes, and send nothing without it."""
     refused = ister(*command.split())
     assert (refused.returncode, b"consent" in refused.stderr, b"--yes" in refused.stderr) == (2, True, True)
 
 
 def test_a_purge_wants_consent(broker: OwnBroker, ister: Ister) -> None:
-    """Where nobody can be asked, --yes must be said."""
+    """Without a terminal it needs --yes."""
     dead(broker, "dlq/purged", 2)
     refused = ister("dlq", "purge", "dlq/purged", "billing")
     assert (refused.returncode, b"--yes" in refused.stderr) == (2, True)

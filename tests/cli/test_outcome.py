@@ -1,4 +1,4 @@
-"""Tests of how commands end: exit codes and hints."""
+"""Tests of how commands end: exit codes and advice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ister.errors import (
     ],
 )
 def test_every_kind_of_error_has_its_exit_code(error: IsterError, code: int) -> None:
-    """A script can tell from the exit code alone whether to try again, to correct itself, or to give up."""
+    """A script can tell from the exit code whether to try again, to correct its call, or to give up."""
     assert outcome.exit_code_of(error) == code
 
 
@@ -48,13 +48,13 @@ def test_an_error_may_bring_its_own_exit_code() -> None:
 
 
 def test_every_error_of_the_broker_is_followed_by_what_to_do() -> None:
-    """No code leaves its reader without a next step."""
+    """Every code comes with a next step."""
     for code, action in CODES.items():
         assert len(outcome.hint_of(RemoteError(code, "text", action))) > 15
 
 
 def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    """The text, its code, its action, and nothing on stdout."""
+    """The text, the code, the advice, and nothing on stdout."""
     outcome.print_error(RemoteError("unknown-topic", "there is no topic 'x'"), as_json=False)
     printed = capsys.readouterr()
     first, second = printed.err.splitlines()

@@ -1,4 +1,4 @@
-"""Tests of `ister serve`: what it says when it is up, and how it refuses to start."""
+"""Tests of `ister serve`: its start message, and how it refuses to start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_broker_says_where_it_is_and_stops_when_asked(tmp_path: Path) -> None:
-    """One JSON object names addresses, folder, store and processes; SIGINT ends it with 0 and leaves nothing behind."""
+    """One JSON object has addresses, folder, store and processes; SIGINT ends it with 0, and no process is left."""
     port = free_ports(2)
     data = tmp_path / "data"
     command = [sys.executable, "-m", "ister", "serve", "--json", "--data", str(data), "--workers", "2"]
@@ -44,7 +44,7 @@ def test_a_broker_says_where_it_is_and_stops_when_asked(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_another_broker_holds_is_exit_code_75(tmp_path: Path) -> None:
-    """Two brokers never share a log: the second says who holds it, and that trying later may help."""
+    """Two brokers never share a log: the second names the holder, and says that trying later may help."""
     with OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=1):
         done = serve("--data", f"{tmp_path}/data", "--listen", f"tcp://127.0.0.1:{free_ports(1)}")
     assert done.returncode == 75
@@ -98,7 +98,7 @@ def test_an_unknown_setting_is_exit_code_78_and_the_nearest_is_named(tmp_path: P
 
 
 def test_the_greeting_says_how_to_connect_stop_and_begin() -> None:
-    """Whoever starts a broker for the first time can go on from what it prints."""
+    """A new user can continue from what it prints."""
     from ister.actors.broker import BrokerReady
 
     endpoints = ("tcp://127.0.0.1:6000", "tcp://127.0.0.1:6001")

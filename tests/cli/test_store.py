@@ -1,4 +1,4 @@
-"""`ister store`: what a person sees of a store, without any broker."""
+"""`ister store`: reading a store without a broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 @pytest.fixture
 def topic(tmp_path: Path) -> Iterator[StoredTopic]:
-    """A topic `orders` in a store in a folder."""
+    """Return a topic `orders` of a store in a folder."""
     topic = store_a_topic(tmp_path, FolderStore(f"{tmp_path}/store"))
     yield topic
     topic.close()
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_cat_prints_every_payload(topic: StoredTopic, run: Run) -> None:
-    """A line each, in order, and nothing else on stdout or stderr."""
+    """One line each, in order, and nothing else on stdout or stderr."""
     done = run("cat", "URL", "orders")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"".join(payload(offset) + b"\n" for offset in range(61))
@@ -55,7 +55,7 @@ def test_cat_begins_and_ends_where_it_is_told(topic: StoredTopic, run: Run) -> N
 
 
 def test_cat_json_is_a_message_a_line(topic: StoredTopic, run: Run) -> None:
-    """With everything that belongs to it."""
+    """With all its fields."""
     lines = run("cat", "URL", "orders", "--from-offset", "15", "--count", "1", "--json").stdout.splitlines()
     assert [json.loads(line) for line in lines] == [
         {
@@ -70,7 +70,7 @@ def test_cat_json_is_a_message_a_line(topic: StoredTopic, run: Run) -> None:
 
 
 def test_ls_shows_topics_and_their_objects(topic: StoredTopic, run: Run, tmp_path: Path) -> None:
-    """For people and for scripts; a folder's path is as good as its address."""
+    """For people and for scripts; a folder's path is accepted like its address."""
     (listed,) = json.loads(run("ls", "URL", "--json").stdout)
     assert (listed["topic"], listed["start_offset"], listed["end_offset"], listed["segments"]) == (
         "orders",
@@ -94,7 +94,7 @@ def test_ls_shows_topics_and_their_objects(topic: StoredTopic, run: Run, tmp_pat
 
 
 def test_verify_says_that_all_is_well(topic: StoredTopic, run: Run) -> None:
-    """Exit code 0, and what was looked at."""
+    """Exit code 0, and a summary."""
     done = run("verify", "URL")
     assert done.returncode == 0
     assert "offsets 0 to before 61 in 3 segments" in done.stdout.decode()
@@ -108,7 +108,7 @@ def test_damage_and_gaps_end_with_exit_code_1(topic: StoredTopic, run: Run, tmp_
     path = tmp_path / "store" / topic.layout.segment(36, 1)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.unlink()  # it is the log's own file too
+    path.unlink()  # it is a hard link to the log's own file
     path.write_bytes(data)
     done = run("verify", "URL")
     assert done.returncode == 1
@@ -140,7 +140,7 @@ def test_damage_and_gaps_end_with_exit_code_1(topic: StoredTopic, run: Run, tmp_
 def test_what_cannot_be_read_is_said(
     topic: StoredTopic, run: Run, arguments: tuple[str, ...], code: int, says: str
 ) -> None:
-    """A line on stderr, no traceback, nothing on stdout, and an exit code of its kind."""
+    """A line on stderr, no traceback, nothing on stdout, and the fitting exit code."""
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (code, b"")
     assert says in done.stderr.decode()

@@ -1,4 +1,4 @@
-"""Tests of the commands about subscriptions: moving, pausing, options, looking, explaining."""
+"""Tests of the commands about subscriptions: moving, pausing, options, peeking, explaining."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def filled(ister: Ister, topic: str, count: int = 5) -> None:
 
 
 def test_a_subscription_is_moved_while_it_lives(ister: Ister) -> None:
-    """To an offset, to the earliest, to a time; the next consumer goes on there."""
+    """To an offset, to the earliest, to a time; the next consumer continues there."""
     filled(ister, "moved")
     assert ister("consume", "moved", "-s", "s", "--start", "earliest").stdout.split() == [
         *b"0 1 2 3 4".split()
@@ -37,7 +37,7 @@ def test_a_subscription_is_moved_while_it_lives(ister: Ister) -> None:
 
 
 def test_a_paused_subscription_says_so_and_goes_on_when_resumed(ister: Ister) -> None:
-    """`consume` does not wait for ever on what delivers nothing: it says why and what to do."""
+    """`consume` does not wait for ever for a paused subscription: it says why, and what to do."""
     filled(ister, "still")
     ister("subscription", "create", "still", "s", "--start", "earliest", "--paused")
     waiting = ister("consume", "still", "-s", "s")
@@ -53,7 +53,7 @@ def test_a_paused_subscription_says_so_and_goes_on_when_resumed(ister: Ister) ->
 
 
 def test_explain_is_for_people_and_for_scripts(ister: Ister) -> None:
-    """Reasons in words with their codes, and numbers; with --json what the broker said."""
+    """Reasons in words with their codes, and numbers; with --json the broker's answer."""
     filled(ister, "why", 3)
     ister("subscription", "create", "why", "s", "--start", "earliest")
     told = ister("explain", "why", "s").stdout.decode()
@@ -65,7 +65,7 @@ def test_explain_is_for_people_and_for_scripts(ister: Ister) -> None:
 
 
 def test_what_was_only_fetched_has_not_failed(ister: Ister) -> None:
-    """A consumer that takes one message and leaves gives the others back: `explain` does not call them failed."""
+    """A consumer that takes one message and closes returns the others: `explain` does not call them failed."""
     filled(ister, "fetched", 3)
     ister("consume", "fetched", "-s", "s", "--start", "earliest", "--count", "1")
     told = ister("explain", "fetched", "s").stdout.decode()
@@ -74,7 +74,7 @@ def test_what_was_only_fetched_has_not_failed(ister: Ister) -> None:
 
 
 def test_options_of_a_subscription_can_be_changed(ister: Ister) -> None:
-    """What was given is set, in the broker's units, and what was not given stays."""
+    """What was given is set, in the broker's units, and everything else is unchanged."""
     filled(ister, "options", 1)
     ister("subscription", "create", "options", "s", "--max-deliveries", "3", "--type", "key-shared")
     command = ["subscription", "update", "options", "s", "--ack-timeout", "2m", "--backoff-min", "500ms"]
@@ -90,7 +90,7 @@ def test_options_of_a_subscription_can_be_changed(ister: Ister) -> None:
 
 
 def test_a_blocked_subscription_is_unblocked(broker: OwnBroker, ister: Ister) -> None:
-    """Poison that stops everything is dropped, and the rest is delivered."""
+    """A poison message that blocks is dropped, and the rest is delivered."""
     filled(ister, "stuck", 2)
     command = ["subscription", "create", "stuck", "s", "--type", "exclusive", "--start", "earliest"]
     ister(*command, "--max-deliveries", "1", "--poison", "block")
@@ -117,7 +117,7 @@ def test_a_blocked_subscription_is_unblocked(broker: OwnBroker, ister: Ister) ->
 
 
 def test_peek_shows_and_takes_nothing(ister: Ister) -> None:
-    """The newest of a topic, from some place on, or what a subscription has before it."""
+    """The newest messages of a topic, those from an offset on, or the next ones of a subscription."""
     filled(ister, "looked", 20)
     assert ister("peek", "looked", "-n", "3").stdout.split() == [b"17", b"18", b"19"]
     assert ister("peek", "looked", "--start", "5", "-n", "2").stdout.split() == [b"5", b"6"]
@@ -135,7 +135,7 @@ def test_peek_shows_and_takes_nothing(ister: Ister) -> None:
 
 
 def test_consume_without_a_subscription_reads_and_acknowledges_nothing(ister: Ister) -> None:
-    """Everything the topic holds, again and again; from an offset or a time; what is about subscriptions is refused."""
+    """Everything in the topic, each time; from an offset or a time; options of subscriptions are refused."""
     filled(ister, "read", 4)
     for _ in range(2):
         assert ister("consume", "read").stdout.split() == [b"0", b"1", b"2", b"3"]
@@ -147,7 +147,7 @@ def test_consume_without_a_subscription_reads_and_acknowledges_nothing(ister: Is
 
 
 def test_an_exclusive_subscription_is_taken_with_force(broker: OwnBroker, ister: Ister) -> None:
-    """Whoever had it is told; what it held is delivered to the new one."""
+    """The former consumer is told; what it held is delivered to the new one."""
     filled(ister, "taken", 3)
     with client_library.connect(broker.endpoint) as client:
         consumer = client.consumer("taken", "s", type="exclusive", start="earliest")
@@ -160,7 +160,7 @@ def test_an_exclusive_subscription_is_taken_with_force(broker: OwnBroker, ister:
 
 
 def test_messages_are_produced_for_later(ister: Ister) -> None:
-    """A delay keeps them from a Shared subscription until their time, and `explain` says so."""
+    """A Shared subscription does not deliver them before their time, and `explain` says so."""
     ister("topic", "create", "later")
     ister("subscription", "create", "later", "s", "--start", "earliest")
     ister("produce", "later", "--delay", "10s", stdin=b"second\n")
@@ -177,7 +177,7 @@ def test_messages_are_produced_for_later(ister: Ister) -> None:
 
 
 def test_a_topic_has_a_time_to_live(ister: Ister) -> None:
-    """Given in words, kept in milliseconds, lifted by 0."""
+    """Given as text, kept in milliseconds, removed by 0."""
     made = json.loads(ister("topic", "create", "mortal", "--message-ttl", "15m", "--json").stdout)
     assert made["settings"]["message_ttl_ms"] == 900_000
     ister("topic", "update", "mortal", "--message-ttl", "0")

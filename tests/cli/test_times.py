@@ -1,4 +1,4 @@
-"""Times and durations as people type them."""
+"""Times and durations on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
     [("90", 90), ("1.5", 1.5), ("500ms", 0.5), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("30s", 30)],
 )
 def test_a_duration_is_seconds_or_has_a_unit(text: str, seconds: float) -> None:
-    """A bare number is seconds, as everywhere."""
+    """A bare number means seconds, as everywhere."""
     assert duration_s(text) == seconds
 
 
@@ -38,11 +38,11 @@ def test_what_is_no_duration_is_none(text: str) -> None:
     ],
 )
 def test_a_time_is_iso_8601_or_counted_from_now(text: str, moment: datetime) -> None:
-    """Without a zone it is UTC, as everything that is printed."""
+    """Without a zone it is UTC, like everything that is printed."""
     assert moment_of(text, NOW) == moment
 
 
 @pytest.mark.parametrize("text", ["", "-", "-1", "15m", "20260301", "tomorrow", "2026-13-01"])
 def test_what_is_no_time_is_none(text: str) -> None:
-    """An offset, or a slip, is not taken for a time."""
+    """An offset, or a typing error, is not taken for a time."""
     assert moment_of(text, NOW) is None

@@ -1,4 +1,4 @@
-"""Brokers as processes on one emulated Google store, behind a proxy that lets requests fail."""
+"""Brokers as processes on an emulated Google store, behind a proxy that lets requests fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MakeBroker = Callable[..., tuple[Victim, str]]
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
-    """A running emulator with one empty bucket; skips where there is none."""
+    """Return a running emulator with one empty bucket; skips if there is none."""
     if find_program() is None:
         pytest.skip("there is no fake-gcs-server for this machine")
     with running() as emulator:
@@ -48,7 +48,7 @@ def emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before it that brokers are told to use; does no harm until its probability is set."""
+    """Return a proxy before it that brokers use; it does nothing until its probability is set."""
     with FaultProxy(emulator.url, kinds=FAULTS, seed=5) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         yield proxy
@@ -56,7 +56,7 @@ def proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault
 
 @pytest.fixture
 def make_broker(proxy: FaultProxy, tmp_path: Path) -> Iterator[MakeBroker]:
-    """Start brokers on that store: `make_broker("a")` returns it and its endpoint; all are killed at the end."""
+    """Return a function that starts brokers on that store: `make_broker("a")` returns one and its endpoint."""
     made: list[Victim] = []
 
     def make(name: str, **more: Any) -> tuple[Victim, str]:

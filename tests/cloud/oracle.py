@@ -1,4 +1,4 @@
-"""What producers were told, compared with what the store holds and what a consumer is given from the beginning."""
+"""Compares what producers were told with what the store has, and with what a consumer gets from the beginning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ister.errors import IsterError
 
 
 class Publisher(threading.Thread):
-    """Publishes numbered messages of one name until told to stop; keeps what it was told of each."""
+    """Publishes numbered messages of one name until told to stop, and keeps the answers."""
 
     def __init__(self, endpoint: str, topic: str, name: str, *, size: int = 2_000, window: int = 20) -> None:
         super().__init__(name=name, daemon=True)
@@ -43,19 +43,19 @@ class Publisher(threading.Thread):
                 time.sleep(0.2)
 
     def note(self, payload: bytes, offset: object) -> None:
-        """Keep a receipt; one without an offset is of a batch that was sent again."""
+        """Keep a receipt; one without an offset is of a batch that was resent."""
         found = offset if isinstance(offset, int) else getattr(offset, "offset", None)
         self.receipts[payload] = -1 if found is None else int(found)
 
     def end(self) -> None:
-        """Publish nothing more."""
+        """Stop publishing."""
         self.running.clear()
         self.join(40)
         assert not self.is_alive()
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until, f"not so within {seconds} s"
@@ -63,7 +63,7 @@ def wait_for(what: Callable[[], object], seconds: float) -> None:
 
 
 def read_store(url: str, topic: str) -> dict[int, bytes]:
-    """Return everything that the store holds of a topic, read without a broker."""
+    """Return everything that the store has of a topic, read without a broker."""
     found: dict[int, bytes] = {}
     for message in ister.store.read(url, topic):
         assert message.offset == len(found), "offsets of the store are not dense"
@@ -72,7 +72,7 @@ def read_store(url: str, topic: str) -> dict[int, bytes]:
 
 
 def read_broker(endpoint: str, topic: str, end: int) -> dict[int, bytes]:
-    """Return what a consumer that begins at the earliest message is given, up to `end`."""
+    """Return what a consumer gets from the earliest message on, up to `end`."""
     found: dict[int, bytes] = {}
     with (
         ister.connect(endpoint, timeout=30) as client,
@@ -87,7 +87,7 @@ def read_broker(endpoint: str, topic: str, end: int) -> dict[int, bytes]:
 
 
 def compare(stored: dict[int, bytes], given: dict[int, bytes], *publishers: Publisher) -> None:
-    """Nothing acknowledged is missing or elsewhere, nothing is there twice, and both readings agree."""
+    """Check that every acknowledged message is there once, at its offset, and that both readings agree."""
     assert given == {offset: stored[offset] for offset in given}
     assert len(stored) == len(given)
     places: dict[bytes, int] = {}

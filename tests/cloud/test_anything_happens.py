@@ -1,6 +1,6 @@
-"""The broker under anything, with its cloud tier: killed at any time, and with a store that fails and loses answers.
+"""The broker with its cloud tier under faults: killed at any time, with a store that fails and loses answers.
 
-The store has a disk of its own, which no power cut reaches; what a killed tier had sent to it arrives all the same.
+The store has a disk of its own, which loses no power; what a killed tier had sent to it arrives.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ister.wire import Type
 from tests.broker.test_anything_happens import STEPS, Play
 from tests.faultystore import FaultyStore
 
-# Seeds that failed once stay: 95 (a reader that had not heard was taken for one that met damage), 608 (credit said
-# again before there was a place was given twice).
+# Seeds that failed once: 95 (a reader without an answer was taken for one that met damage), 608 (credit that was
+# repeated before the consumer was attached was given twice).
 SEEDS = sorted({*range(int(os.environ.get("ISTER_TEST_SEEDS", "25"))), 95, 608})
 
 
@@ -104,7 +104,7 @@ class CloudPlay(Play):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_happens_the_store_has_it_all(seed: int, tmp_path: Path) -> None:
-    """Receipts hold, everybody gets everything, and the history in the store is whole, each message once."""
+    """Receipts hold, every subscription gets everything, and the store's history is complete, each message once."""
     play = CloudPlay(tmp_path, seed)
     for _ in range(STEPS):
         play.step()

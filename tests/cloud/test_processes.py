@@ -1,4 +1,4 @@
-"""Real brokers on a store that fails: kills, pauses and two owners at once, against what producers were told."""
+"""Real brokers on a store that fails: kills, pauses and two owners at once, compared with what producers were told."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEED = int(os.environ.get("ISTER_CLOUD_SEED", "3"))
 
 
 def create(endpoint: str) -> None:
-    """Create the topic, whose receipts promise that the store has the message."""
+    """Create a topic whose receipts promise that the store has the message."""
     with ister.connect(endpoint, timeout=30) as client:
         client.create_topic("orders", durability="cloud")
 
@@ -40,7 +40,7 @@ def signal_all(victim: Victim, number: int) -> None:
 
 
 def check(endpoint: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *publishers: Publisher) -> int:
-    """Read everything both ways and compare it with every receipt; return how many messages there are."""
+    """Read everything both ways and compare it with every receipt; return the number of messages."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
     stored = read_store(URL, "orders")
     compare(stored, read_broker(endpoint, "orders", len(stored)), *publishers)
@@ -50,7 +50,7 @@ def check(endpoint: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *p
 def test_kills_and_a_failing_store_lose_nothing(
     make_broker: MakeBroker, proxy: FaultProxy, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tier, worker and broker are killed while one request in ten fails: every receipt is kept, once."""
+    """Tier, worker and broker are killed while a tenth of requests fails: every message with a receipt is there."""
     victim, endpoint = make_broker("a")
     create(endpoint)
     publisher = Publisher(endpoint, "orders", "one")
@@ -79,7 +79,7 @@ def test_kills_and_a_failing_store_lose_nothing(
 def test_a_broker_that_was_stopped_past_a_takeover_spoils_nothing(
     make_broker: MakeBroker, proxy: FaultProxy, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first broker sleeps, another takes its topic, the first wakes: it refuses, and so it does when restarted."""
+    """The first broker is stopped, another takes its topic, the first continues: it refuses, also after a restart."""
     first, endpoint = make_broker("a")
     create(endpoint)
     one = Publisher(endpoint, "orders", "one")

@@ -1,4 +1,4 @@
-"""Every implementation of the object store, each empty for each test."""
+"""Every implementation of the object store, empty for each test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "conformance"
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[Emulator]:
-    """A running fake-gcs-server; skips where there is none."""
+    """Return a running fake-gcs-server; skips if there is none."""
     if find_program() is None:
         pytest.skip("there is no fake-gcs-server for this machine")
     with running() as emulator:
@@ -26,7 +26,7 @@ def emulator() -> Iterator[Emulator]:
 
 @pytest.fixture(params=["folder", pytest.param("gcs", marks=pytest.mark.gcs)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
-    """An empty store of each kind."""
+    """Return an empty store of each kind."""
     found: ObjectStore
     if request.param == "folder":
         found = FolderStore(str(tmp_path / "store"))

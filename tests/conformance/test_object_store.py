@@ -1,4 +1,4 @@
-"""What every object store must do, whatever it is made of: one suite, run over all implementations."""
+"""What every object store must do: one suite for all implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def names(store: ObjectStore, prefix: str = "") -> list[str]:
 
 
 def test_an_object_comes_back_with_what_is_known_of_it(store: ObjectStore) -> None:
-    """Bytes, size, checksum and metadata are what they were when it was created."""
+    """Bytes, size, checksum and metadata are as they were when it was created."""
     metadata = {"next": "17", "id": "æ \n"}
     assert store.put_if_absent("v1/d/ab/x", b"hello", metadata=metadata, crc32c=crc32c(b"hello"))
     assert store.get("v1/d/ab/x") == b"hello"
@@ -31,7 +31,7 @@ def test_an_object_comes_back_with_what_is_known_of_it(store: ObjectStore) -> No
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, SEGMENT_BYTES_MAX])
 def test_any_size_is_stored_whole(store: ObjectStore, size: int) -> None:
-    """An empty object is one too."""
+    """Also an empty object."""
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     assert store.put_if_absent("a", memoryview(data))
     assert store.get("a") == data
@@ -41,7 +41,7 @@ def test_any_size_is_stored_whole(store: ObjectStore, size: int) -> None:
 
 
 def test_an_object_is_created_once_and_never_replaced(store: ObjectStore) -> None:
-    """The second creator is told so, and neither bytes nor metadata change."""
+    """The second creator gets False, and neither bytes nor metadata change."""
     assert store.put_if_absent("a/b", b"first", metadata={"who": "first"})
     assert not store.put_if_absent("a/b", b"second", metadata={"who": "second"})
     assert store.get("a/b") == b"first"
@@ -51,7 +51,7 @@ def test_an_object_is_created_once_and_never_replaced(store: ObjectStore) -> Non
 
 
 def test_of_racing_creators_exactly_one_wins(store: ObjectStore) -> None:
-    """Ten at a time, many times over; bytes and metadata are the winner's, not a mixture."""
+    """Ten at a time, many times over; bytes and metadata are the winner's, never a mixture."""
     for round_number in range(10):
         name = f"race/{round_number}"
 
@@ -69,7 +69,7 @@ def test_of_racing_creators_exactly_one_wins(store: ObjectStore) -> None:
 
 
 def test_racing_creators_of_the_same_bytes_are_told_apart(store: ObjectStore) -> None:
-    """Who claims something with an empty object knows whether the claim is its own."""
+    """A writer that claims something with an empty object knows whether the claim is its own."""
     for round_number in range(10):
         with ThreadPoolExecutor(10) as pool:
             won = list(pool.map(lambda _: store.put_if_absent(f"claim/{round_number}", b""), range(10)))  # noqa: B023
@@ -77,7 +77,7 @@ def test_racing_creators_of_the_same_bytes_are_told_apart(store: ObjectStore) ->
 
 
 def test_threads_use_one_store_at_a_time(store: ObjectStore) -> None:
-    """Writing, reading, listing and deleting at once do not disturb each other."""
+    """Concurrent writing, reading, listing and deleting do not disturb each other."""
 
     def life(who: int) -> bool:
         mine = [f"t/{who:02d}/{number}" for number in range(5)]
@@ -93,14 +93,14 @@ def test_threads_use_one_store_at_a_time(store: ObjectStore) -> None:
 
 
 def test_closing_twice_is_closing(store: ObjectStore) -> None:
-    """Whoever closes need not know whether somebody did."""
+    """The second call does nothing."""
     store.put_if_absent("a", b"")
     store.close()
     store.close()
 
 
 def test_a_file_becomes_an_object_and_outlives_its_name(store: ObjectStore, tmp_path: Path) -> None:
-    """An object made of a file stays when the file is unlinked, and is created once like any other."""
+    """An object created from a file stays when the file is deleted, and is created once like any other."""
     path = tmp_path / "segment"
     path.write_bytes(b"sealed" * 100)
     assert store.put_file_if_absent("s/1", str(path), metadata={"next": "5"}, crc32c=crc32c(b"sealed" * 100))
@@ -116,7 +116,7 @@ def test_a_file_becomes_an_object_and_outlives_its_name(store: ObjectStore, tmp_
 
 
 def test_bytes_with_another_checksum_are_refused(store: ObjectStore, tmp_path: Path) -> None:
-    """What does not have the CRC32C its creator says is not stored."""
+    """Bytes without the CRC32C that their creator states are not stored."""
     path = tmp_path / "segment"
     path.write_bytes(b"abc")
     with pytest.raises(StoreError) as refused:
@@ -129,7 +129,7 @@ def test_bytes_with_another_checksum_are_refused(store: ObjectStore, tmp_path: P
 
 
 def test_ranges_are_parts_of_an_object(store: ObjectStore) -> None:
-    """A range is cut off at the object's end."""
+    """A range ends at the object's end."""
     store.put_if_absent("a", b"0123456789")
     assert store.get_range("a", 0, 3) == b"012"
     assert store.get_range("a", 7, 100) == b"789"
@@ -142,7 +142,7 @@ def test_ranges_are_parts_of_an_object(store: ObjectStore) -> None:
 
 
 def test_what_is_not_there_is_missing(store: ObjectStore) -> None:
-    """Reading it is a coded error, asking for it gives None, deleting it False."""
+    """Reading it is a coded error, `head` returns None, deleting it False."""
     store.put_if_absent("a/b", b"")
     for name in ("x", "a", "a/c", "x/y/z"):
         with pytest.raises(StoreError) as refused:
@@ -167,7 +167,7 @@ def test_deleting_makes_room_for_another(store: ObjectStore) -> None:
 
 
 def test_listings_are_in_order_of_names_and_by_prefix(store: ObjectStore) -> None:
-    """A prefix may end anywhere in a name, and order is that of the names' bytes."""
+    """A prefix may end anywhere in a name, and the order is that of the names' bytes."""
     all_names = ["a-b", "a.b", "a/b", "a/b2", "a/c/d", "a0", "ab/c", "b", "v1/d/0a/t~x.00/s/01.01"]
     for name in reversed(all_names):
         store.put_if_absent(name, name.encode())
@@ -221,7 +221,7 @@ def test_pages_join_to_the_whole_listing(store: ObjectStore, page_size: int) -> 
     ],
 )
 def test_bad_names_are_refused(store: ObjectStore, name: str) -> None:
-    """A name that could leave the store, or that some store cannot have, is refused with a code."""
+    """A name that would leave the store, or that some store cannot have, is refused with a code."""
     for call in (
         lambda: store.put_if_absent(name, b""),
         lambda: store.get(name),
@@ -234,7 +234,7 @@ def test_bad_names_are_refused(store: ObjectStore, name: str) -> None:
 
 
 def test_an_object_tells_when_it_was_created(store: ObjectStore, tmp_path: Path) -> None:
-    """By the store's own clock, for one made of an old file too; in listings as well; and it does not change."""
+    """By the store's own clock, also when created from an old file; also in listings; and it does not change."""
     path = tmp_path / "segment"
     path.write_bytes(b"sealed")
     os.utime(path, (1_000_000_000, 1_000_000_000))
@@ -252,7 +252,7 @@ def test_an_object_tells_when_it_was_created(store: ObjectStore, tmp_path: Path)
 
 
 def test_whoever_deletes_all_leaves_no_names(store: ObjectStore) -> None:
-    """Nothing of deleted objects is listed under any prefix, and their names are free again."""
+    """No listing shows deleted objects, and their names are free again."""
     for name in ("v1/d/ab/t.1/s/1", "v1/d/ab/t.1/e/1", "v1/topics/t"):
         assert store.put_if_absent(name, b"x")
         assert store.delete(name)

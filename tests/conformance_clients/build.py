@@ -9,7 +9,7 @@ from tests.conformance_clients import drivers
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build one language's driver, or all; 0 when none failed."""
+    """Build one language's driver, or all; return 0 if none failed."""
     names = [name for argument in arguments for name in argument.split(",")]
     kinds = [drivers.named(name) for name in names] or drivers.find()
     told = drivers.build(kinds)

@@ -1,4 +1,4 @@
-"""Every driver of the tree, one after the other, and brokers of real processes for them."""
+"""All drivers of the repository, one after the other, and brokers of real processes for them."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ SETTINGS: Final = {
     "supervision.restart_delay_ms_min": 10,
 }
 
-CLIENT_PROPERTY: Final = "client"  # of a test's report: which client it was about
-CELLS = pytest.StashKey[Mapping[tuple[str, str], str]]()  # who publishes, who consumes: how it went
-LACKS = pytest.StashKey[Mapping[str, list[str]]]()  # what a client has no word for
+CLIENT_PROPERTY: Final = "client"  # in a test's report: the client it was about
+CELLS = pytest.StashKey[Mapping[tuple[str, str], str]]()  # (publisher, consumer): the outcome
+LACKS = pytest.StashKey[Mapping[str, list[str]]]()  # the features that a client lacks
 
 Play = Callable[[], Player]
 
 
 def kinds() -> list[Kind]:
-    """Return the drivers that are asked for: all, or those of CLIENT, which may name several with commas between."""
+    """Return the requested drivers: all, or those that CLIENT names, separated by commas."""
     return [drivers.named(name) for name in ONLY.split(",")] if ONLY else drivers.find()
 
 
 def parameter(kind: Kind) -> object:
-    """Return a driver as the parameter of a test, which is skipped, with the reason, where it cannot be started."""
+    """Return a driver as a test's parameter; the test is skipped, with the reason, if the driver cannot be started."""
     why = kind.why_not()
     return pytest.param(kind, id=kind.name, marks=[] if why is None else pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(params=[parameter(kind) for kind in kinds()])
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Return each language's driver in turn."""
+    """Return the drivers of all languages in turn."""
     found: Kind = request.param
     request.node.user_properties.append((CLIENT_PROPERTY, found.name))
     return found
@@ -67,7 +67,7 @@ def _players() -> Iterator[list[Player]]:
 
 @pytest.fixture
 def play(kind: Kind, _players: list[Player]) -> Play:
-    """Return what starts a driver of the language; a scenario may have several."""
+    """Return a function that starts a driver of the language; a scenario may have several."""
     return lambda: Player(kind, _players)
 
 
@@ -79,7 +79,7 @@ def player(play: Play) -> Player:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
-    """Return a broker with two workers that scenarios leave whole, each with topics of its own."""
+    """Return a broker with two workers that scenarios do not harm, each with topics of its own."""
     folder = tmp_path_factory.mktemp("broker")
     with OwnBroker(f"{folder}/data", f"{folder}/log", workers=2, settings=SETTINGS) as running:
         yield running
@@ -87,7 +87,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Victim]:
-    """Return a broker with one worker that may be killed and started again."""
+    """Return a broker with one worker that may be killed and restarted."""
     killed = Victim(tmp_path / "data", tmp_path / "log", free_ports(2), SETTINGS)
     killed.start(1)
     yield killed
@@ -96,13 +96,13 @@ def victim(tmp_path: Path) -> Iterator[Victim]:
 
 @pytest.fixture
 def topic(request: pytest.FixtureRequest) -> str:
-    """Return a name for a topic that no other scenario has."""
+    """Return a topic name that no other scenario uses."""
     letters = [letter if letter.isalnum() else "-" for letter in request.node.name]
     return "".join(letters)[:150]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how each client did, and the matrix, where they were looked at."""
+    """Print the outcome for each client, and the matrix, if they were tested."""
     outcomes: dict[str, Counter[str]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):

@@ -15,7 +15,7 @@ CHUNK_BYTES: Final = 1 << 16
 
 
 class Proxy:
-    """Listens on a free port and passes everything on to `port`; used in a `with` block."""
+    """Listens on a free port and forwards everything to `port`; used in a `with` block."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -38,11 +38,11 @@ class Proxy:
         self._thread.join(5)
 
     def cut(self) -> None:
-        """Reset every connection, as a network that breaks would."""
+        """Reset every connection, as a network failure would."""
         with self._lock:
             taken, self._open = self._open, []
         for each in taken:
-            with contextlib.suppress(OSError):  # linger for 0 s: a reset instead of an orderly end
+            with contextlib.suppress(OSError):  # linger for 0 s: a reset instead of an orderly close
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 each.shutdown(socket.SHUT_RDWR)
             each.close()

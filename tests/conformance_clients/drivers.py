@@ -1,10 +1,10 @@
-"""Finding drivers, and speaking to one: the test's side of DRIVER.md.
+"""Finding drivers, and talking to one: the test's side of DRIVER.md.
 
 May touch: one child process for each `Driver`, by its id; the files `clients/*/driver.json`.
 
 Invariants
 - no driver outlives the test that started it
-- a driver that answers nothing, ends, or says something that is no answer, fails the test with what it wrote
+- a driver that does not answer, ends, or sends an invalid answer, fails the test with what it wrote
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 CLIENTS: Final = Path(__file__).parents[2] / "clients"
-PATIENCE_S: Final = 40.0  # beyond what a command itself may take: a machine that does other things too
+PATIENCE_S: Final = 40.0  # seconds beyond a command's own timeout, for a busy machine
 END_WITHIN_S: Final = 20.0
-DEFAULT_TIMEOUT_MS: Final = 10_000  # what DRIVER.md says
+DEFAULT_TIMEOUT_MS: Final = 10_000  # as DRIVER.md says
 STDERR_TAIL: Final = 2_000
 BROKEN: Final = ("driver-failed", "unsupported")  # errors that no scenario may count as an answer
 
 
 class DriverBrokenError(Exception):
-    """The driver is no driver: it ended, fell silent, or does not speak the protocol."""
+    """The driver does not work: it ended, fell silent, or violates the protocol."""
 
 
 class AnsweredError(Exception):
-    """The driver answered a command with an error of the client's."""
+    """The driver answered a command with an error of the client."""
 
     def __init__(self, command: str, error: dict[str, str]) -> None:
         self.code, self.action, self.text = error["code"], error["action"], error.get("text", "")
@@ -43,7 +43,7 @@ class AnsweredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A driver that is somewhere in the tree: which language, how it is started, what it needs."""
+    """A driver in the repository: its language, how it is started, what it needs."""
 
     name: str
     folder: Path
@@ -54,14 +54,14 @@ class Kind:
     libraries: tuple[str, ...] = ()
 
     def lacks(self) -> str | None:
-        """Say why it cannot be started or built on this machine; None when it can."""
+        """Return why it cannot be started or built on this machine; None if it can."""
         missing = [program for program in self.needs if shutil.which(program) is None]
         if not missing:
             missing = [f"headers of {library}" for library in self.libraries if not _has_library(library)]
         return f"{self.name}: this machine has no {' and no '.join(missing)}" if missing else None
 
     def why_not(self) -> str | None:
-        """Say why it cannot be started; None when it can."""
+        """Return why it cannot be started; None if it can."""
         if (lacking := self.lacks()) is not None:
             return lacking
         if self.built is not None and not (self.folder / self.built).exists():
@@ -70,7 +70,7 @@ class Kind:
 
 
 def find(folder: Path = CLIENTS) -> list[Kind]:
-    """Return every driver of the tree, by name."""
+    """Return every driver of the repository, by name."""
     return sorted(
         (_read(path) for path in folder.glob("*/driver.json")),
         key=lambda kind: (kind.name != "python", kind.name),
@@ -78,7 +78,7 @@ def find(folder: Path = CLIENTS) -> list[Kind]:
 
 
 def named(name: str, folder: Path = CLIENTS) -> Kind:
-    """Return the driver of a name: a language, with or without `-driver` behind it. Raises `LookupError`."""
+    """Return the driver of a name: a language, with or without `-driver`. Raises `LookupError`."""
     wanted = name.removesuffix("-driver")
     kinds = find(folder)
     for kind in kinds:
@@ -107,13 +107,13 @@ def _has_library(name: str) -> bool:
 
 
 class Driver:
-    """A driver that runs; as a context manager it is ended when left.
+    """A running driver; as a context manager it is ended at the end of the block.
 
-    `ask` is one command and its answer. `send` and `answer` are the halves, for commands that go ahead together.
+    `ask` is a command with its answer; `send` and `answer` are its halves, for commands that run at the same time.
     """
 
     def __init__(self, kind: Kind) -> None:
-        """Start it and ask what it can do."""
+        """Start it and ask for its capabilities."""
         self.kind = kind
         command = [sys.executable if word == "{python}" else word for word in kind.command]
         first = kind.folder / command[0]
@@ -165,7 +165,7 @@ class Driver:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return self._process.pid
 
     def send(self, do: str, **arguments: Any) -> int:
@@ -222,12 +222,12 @@ class Driver:
     # ---- the end ------------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
-        """Kill it, as a machine that loses power would."""
+        """Kill it with SIGKILL."""
         self._process.kill()
         self._end()
 
     def finish(self) -> int:
-        """End its standard input, and return its exit code; killed when that takes too long."""
+        """Close its standard input, and return its exit code; it is killed if that takes too long."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -258,7 +258,7 @@ class Driver:
 
 
 def build(kinds: Sequence[Kind]) -> list[str]:
-    """Build the drivers that this machine has the programs for; return a line for each that has a build."""
+    """Build the drivers that this machine can build; return a line for each."""
     told = []
     for kind in kinds:
         if not kind.build:

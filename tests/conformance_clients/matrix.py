@@ -1,11 +1,11 @@
-"""What the matrix publishes, and the table of who understood whom. Pure."""
+"""The messages of the matrix, and the table of which client understood which. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-# What a message may have, and what a client must be able to do for it.
+# What a message may have, and the capability that a client needs for it.
 MEMBERS: Final = {
     "payload": None,
     "key": "keys",
@@ -14,7 +14,7 @@ MEMBERS: Final = {
     "timestamp_ms": "timestamps",
     "attempt": "attempts",
 }
-LONG_AGO_MS: Final = 1_000_000_000_000  # a time of delivery that has come: nothing waits for it
+LONG_AGO_MS: Final = 1_000_000_000_000  # a delivery time in the past: the message does not wait
 
 _LONE: Final[list[dict[str, Any]]] = [
     {"payload": b""},
@@ -57,12 +57,13 @@ _BATCHES: Final[list[list[dict[str, Any]]]] = [
     [{"payload": b"alone in a batch"}],
     [{"payload": bytes([number]) * 10_000} for number in range(20)],
 ]
-GROUPS: Final[list[list[dict[str, Any]]]] = [*([each] for each in _LONE), *_BATCHES]  # what goes out together
+# messages that are published together
+GROUPS: Final[list[list[dict[str, Any]]]] = [*([each] for each in _LONE), *_BATCHES]
 MESSAGES: Final[list[dict[str, Any]]] = [message for group in GROUPS for message in group]
 
 
 def as_sent(message: Mapping[str, Any], can: Iterable[str]) -> dict[str, Any]:
-    """Return a message as a driver is told to publish it, without what its client has no word for."""
+    """Return a message as a driver is told to publish it, without what its client lacks."""
     able = {None, *can}
     return {
         name: value.hex() if isinstance(value, bytes) else value
@@ -72,7 +73,7 @@ def as_sent(message: Mapping[str, Any], can: Iterable[str]) -> dict[str, Any]:
 
 
 def difference(expected: Mapping[str, Any], shown: Mapping[str, Any], can: Iterable[str]) -> str | None:
-    """Say how a message that was shown differs from what it should be, in what the client can show."""
+    """Return how a received message differs from the expected one, in what the client can show."""
     able = {None, *can}
     for name, capability in MEMBERS.items():
         if capability not in able:
@@ -84,12 +85,12 @@ def difference(expected: Mapping[str, Any], shown: Mapping[str, Any], can: Itera
 
 
 def left_out(can: Iterable[str]) -> list[str]:
-    """Return which members of a message a client cannot publish or show."""
+    """Return which parts of a message a client cannot publish or show."""
     return [name for name, capability in MEMBERS.items() if capability is not None and capability not in can]
 
 
 def table(cells: Mapping[tuple[str, str], str], notes: Mapping[str, list[str]]) -> list[str]:
-    """Return the lines of the table: who publishes down, who consumes across."""
+    """Return the lines of the table: publishers in rows, consumers in columns."""
     publishers = list(dict.fromkeys(publisher for publisher, _ in cells))
     consumers = list(dict.fromkeys(consumer for _, consumer in cells))
     first = max(len("publishes \\ consumes"), *map(len, publishers))

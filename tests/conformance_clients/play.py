@@ -1,6 +1,6 @@
 """Type commands to a driver: python -m tests.conformance_clients.play LANGUAGE.
 
-A line is a command's name and its arguments, those that are no text in JSON: `connect client=c
+A line is a command's name and its arguments; those that are not text are JSON: `connect client=c
 endpoints=["tcp://127.0.0.1:5555"]`.
 """
 
@@ -16,7 +16,7 @@ from tests.conformance_clients.drivers import AnsweredError, Driver
 
 
 def read(line: str) -> tuple[str, dict[str, Any]]:
-    """Cut a line into a command and its arguments."""
+    """Parse a line into a command and its arguments."""
     name, *words = shlex.split(line.replace('"', '\\"'))
     arguments: dict[str, Any] = {}
     for word in words:

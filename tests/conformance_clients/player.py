@@ -1,4 +1,4 @@
-"""What scenarios are written with: a driver with one client, and short words for what is asked of it."""
+"""The vocabulary of scenarios: a driver with one client, and short methods for its commands."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from tests.conformance_clients.drivers import AnsweredError, Driver, Kind
 
 Shown = dict[str, Any]  # a message as a driver shows it
-ANSWER_MS: Final = 20_000  # for what should come at once, on a machine that does other things too
-QUIET_MS: Final = 300  # silence after which a scenario believes that nothing comes
+ANSWER_MS: Final = 20_000  # for what should be immediate, on a busy machine
+QUIET_MS: Final = 300  # silence after which a scenario assumes that nothing will come
 
 
 class Player:
-    """A driver that runs, with a client `c`; names are made up here."""
+    """A running driver with a client `c`; names are generated here."""
 
     def __init__(self, kind: Kind, started: list[Player]) -> None:
         self.driver = Driver(kind)
@@ -29,7 +29,7 @@ class Player:
         return self.driver.kind.name
 
     def can(self, *capabilities: str) -> bool:
-        """Whether the client has all of these."""
+        """Return whether the client has all of these."""
         return self.driver.capabilities.issuperset(capabilities)
 
     def need(self, *capabilities: str) -> None:
@@ -39,7 +39,7 @@ class Player:
             pytest.skip(f"the client {self.name} lacks: {', '.join(missing)}")
 
     def fresh(self, what: str) -> str:
-        """Return a name that was not used."""
+        """Return an unused name."""
         return f"{what}-{next(self._names)}"
 
     # ---- what scenarios say
@@ -49,7 +49,7 @@ class Player:
         self.driver.ask("connect", client=client, endpoints=list(endpoints), timeout_ms=ANSWER_MS)
 
     def admin(self, operation: str, *, client: str = "c", **arguments: Any) -> Any:
-        """Ask the broker something, and return the result."""
+        """Send an administrative request, and return the result."""
         asked = {"client": client, "operation": operation, "arguments": arguments, "timeout_ms": ANSWER_MS}
         return self.driver.ask("admin", **asked)["result"]
 
@@ -59,7 +59,7 @@ class Player:
         return name
 
     def producer(self, topic: str, *, client: str = "c", **more: Any) -> str:
-        """Open a producer and return its name here."""
+        """Open a producer and return its name."""
         name = self.fresh("producer")
         asked: dict[str, Any] = {
             "client": client,
@@ -71,14 +71,14 @@ class Player:
         return name
 
     def publish(self, producer: str, payload: bytes, *, timeout_ms: int = ANSWER_MS, **columns: Any) -> str:
-        """Have a message taken, and return the receipt's name."""
+        """Publish a message, and return the receipt's name."""
         name = self.fresh("receipt")
         message = {"payload": payload.hex(), **columns}
         self.driver.ask("publish", producer=producer, receipt=name, message=message, timeout_ms=timeout_ms)
         return name
 
     def publish_all(self, producer: str, payloads: Sequence[bytes]) -> list[str]:
-        """Have messages taken one by one, as fast as the client takes them, and return the receipts' names."""
+        """Publish messages one by one, as fast as the client accepts them, and return the receipts' names."""
         names = [self.fresh("receipt") for _ in payloads]
         sent = [
             self.driver.send(
@@ -95,14 +95,14 @@ class Player:
         return names
 
     def publish_batch(self, producer: str, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Have messages taken with one call, and return the receipt's name."""
+        """Publish messages with one call, and return the receipt's name."""
         name = self.fresh("receipt")
         asked = {"producer": producer, "receipt": name, "messages": messages, "timeout_ms": ANSWER_MS}
         self.driver.ask("publish_batch", **asked)
         return name
 
     def receipt(self, name: str, *, timeout_ms: int = ANSWER_MS) -> dict[str, Any]:
-        """Wait for the broker's answer."""
+        """Wait for the broker's answer, and return it."""
         return self.driver.ask("receipt", receipt=name, timeout_ms=timeout_ms)
 
     def offsets(self, receipts: Sequence[str]) -> list[int]:
@@ -117,7 +117,7 @@ class Player:
         return offsets
 
     def consumer(self, topic: str, subscription: str, type: str, *, client: str = "c", **more: Any) -> str:
-        """Open a consumer, of the subscription from the earliest message on, and return its name here."""
+        """Open a consumer, by default from the earliest message on, and return its name."""
         name = self.fresh("consumer")
         asked: dict[str, Any] = {"client": client, "consumer": name, "topic": topic}
         asked |= {"subscription": subscription}
@@ -126,7 +126,7 @@ class Player:
         return name
 
     def reader(self, topic: str, *, client: str = "c", **more: Any) -> str:
-        """Open a reader and return its name here."""
+        """Open a reader and return its name."""
         name = self.fresh("reader")
         asked: dict[str, Any] = {"client": client, "consumer": name, "topic": topic, "timeout_ms": ANSWER_MS}
         self.driver.ask("reader", **(asked | more))
@@ -135,13 +135,13 @@ class Player:
     def receive(
         self, consumer: str, max: int = 1, *, timeout_ms: int = ANSWER_MS, **more: Any
     ) -> list[Shown]:
-        """Take up to so many messages."""
+        """Take at most `count` messages."""
         told = self.driver.ask("receive", consumer=consumer, max=max, timeout_ms=timeout_ms, **more)
         messages: list[Shown] = told["messages"]
         return messages
 
     def nothing(self, consumer: str) -> bool:
-        """Whether nothing comes for a while."""
+        """Return whether nothing comes for a while."""
         return not self.receive(consumer, timeout_ms=QUIET_MS)
 
     def ack(self, consumer: str, *messages: Shown) -> None:
@@ -149,7 +149,7 @@ class Player:
         self.driver.ask("ack", consumer=consumer, offsets=[each["offset"] for each in messages])
 
     def flush(self, consumer: str) -> None:
-        """Wait until acknowledgments are written."""
+        """Wait until acknowledgments are stored."""
         self.driver.ask("flush", consumer=consumer, timeout_ms=ANSWER_MS)
 
     def close(self, **what: Any) -> None:
@@ -157,12 +157,12 @@ class Player:
         self.driver.ask("close", timeout_ms=ANSWER_MS, **what)
 
     def events(self, **what: Any) -> list[dict[str, Any]]:
-        """Return what was told since the last time."""
+        """Return the events since the last call."""
         events: list[dict[str, Any]] = self.driver.ask("events", **what)["events"]
         return events
 
     def until_event(self, code: str, *, within: int = 100, **what: Any) -> dict[str, Any]:
-        """Have messages looked for until an event of that code has come, and return it."""
+        """Receive until an event of that code has come, and return it."""
         for _ in range(within):
             for event in self.events(**what):
                 if event["code"] == code:
@@ -172,7 +172,7 @@ class Player:
         raise AssertionError(f"the event {code!r} did not come")
 
     def refused(self, what: Callable[[], Any]) -> AnsweredError:
-        """Return the error that a call ends in."""
+        """Return the error with which a call ends."""
         with pytest.raises(AnsweredError) as caught:
             what()
         return caught.value

@@ -1,7 +1,7 @@
-"""A broker that a test plays: a ROUTER that answers by PROTOCOL.md, tells what it heard, and does wrong when told to.
+"""A broker controlled by a test: a ROUTER that follows PROTOCOL.md, records frames, and breaks rules on request.
 
-It keeps what is published and delivers what the test says. Frames are made here by hand, not by the codec of the Python
-client, so that it can say what no codec would.
+It keeps what is published and delivers what the test says. Frames are built here by hand, without the codec of the
+Python client, so that it can send what no codec would.
 
 May touch: one socket, on a port of its own; one thread, which alone uses it.
 """
@@ -52,7 +52,7 @@ class Heard:
 
     @property
     def size(self) -> int:
-        """The bytes of its body."""
+        """The size of its body."""
         return sum(map(len, self.body))
 
     @property
@@ -75,7 +75,7 @@ class Router:
         self.heard: list[Heard] = []
         self.receipts = receipts  # whether a PUBLISH is answered
         self.silent = False  # answers nothing at all
-        self.credit = [0, 0]  # messages and bytes that the consumer may be sent
+        self.credit = [0, 0]  # messages and bytes that may be sent to the consumer
         self.granted = 0  # messages, since the consumer was opened
         self._limits = {1: 1 << 20, 2: 1 << 20, 3: batches_in_flight_max, 4: window_bytes, 5: 10_000, 6: 64}
         self._limits |= {7: 1 << 20, 8: 1 << 30}
@@ -90,7 +90,7 @@ class Router:
         self._offset_of: dict[int, int] = {}  # by the first sequence of a batch
         self._stored = 0
         self._unanswered: list[list[int]] = []  # receipts that are held back
-        self._handles: dict[int, int] = {}  # the type it was opened with
+        self._handles: dict[int, int] = {}  # by handle: the type of the frame that opened it
         self._jobs: deque[tuple[Callable[[], None], threading.Event]] = deque()
         self._over = False
         self._failed: BaseException | None = None
@@ -111,7 +111,7 @@ class Router:
     # ---- what a test says
 
     def say(self, *frames: bytes | Header) -> None:
-        """Send the client a message, of bytes as they are and of headers."""
+        """Send the client a message, of raw bytes and of headers."""
         parts = [cbor2.dumps(each) if isinstance(each, dict) else each for each in frames]
 
         def send() -> None:
@@ -143,7 +143,7 @@ class Router:
         return [number for number, opened in self._handles.items() if opened == kind][-1]
 
     def answer_publishes(self, most: int | None = None) -> None:
-        """Give the receipts that were held back, the oldest first, and, without `most`, all those to come."""
+        """Send the receipts that were held back, the oldest first; without `most`, also all later ones at once."""
 
         def give() -> None:
             if most is None:
@@ -154,7 +154,7 @@ class Router:
         self._in_thread(give)
 
     def disconnect(self) -> None:
-        """Break the connection; the session is known still."""
+        """Break the connection; the session stays known."""
 
         def again() -> None:
             self._socket.close(0)
@@ -171,7 +171,7 @@ class Router:
         self._in_thread(again)
 
     def wait(self, condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
-        """Wait until something holds of what was heard, or fail."""
+        """Wait until a condition on the received frames holds, or fail."""
         until = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > until:
@@ -180,12 +180,12 @@ class Router:
             time.sleep(0.01)
 
     def of(self, kind: int) -> list[Heard]:
-        """Return what was heard of a type."""
+        """Return the received frames of a type."""
         return [each for each in self.heard if each.kind == kind]
 
     @property
     def outstanding(self) -> list[Heard]:
-        """Return the batches that have no receipt."""
+        """Return the batches without a receipt."""
         waiting = {sequence for sequence, _ in self._unanswered}
         return [each for each in self.of(PUBLISH) if each.header[5] in waiting]
 

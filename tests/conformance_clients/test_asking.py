@@ -1,4 +1,4 @@
-"""Scenarios of administration, and of request and reply, for the client of every language."""
+"""Scenarios of administration, and of request and reply, for the clients of all languages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.conformance_clients.player import ANSWER_MS, Player, payloads_of
 
 pytestmark = pytest.mark.process
 
-PAGE = 500  # the most that a broker lists in one answer
+PAGE = 500  # the most entries in one answer
 
 
 def test_topics_are_made_changed_listed_and_deleted(player: Player, broker: OwnBroker, topic: str) -> None:
-    """The answers say what was asked for, and the end of a topic is the end."""
+    """The answers show what was requested, and a deleted topic is gone."""
     player.need("admin")
     player.connect(broker.endpoint)
     made = player.admin(
@@ -33,7 +33,7 @@ def test_topics_are_made_changed_listed_and_deleted(player: Player, broker: OwnB
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_listing_has_every_page(player: Player, broker: OwnBroker, topic: str) -> None:
-    """More topics than one answer holds: all are there, once, by name."""
+    """More topics than fit one answer: each is listed once, by name."""
     player.need("admin")
     player.connect(broker.endpoint)
     names = [f"{topic[:80]}/{number:04}" for number in range(PAGE + 20)]
@@ -54,7 +54,7 @@ def test_a_listing_has_every_page(player: Player, broker: OwnBroker, topic: str)
 def test_subscriptions_are_made_changed_explained_and_deleted(
     player: Player, broker: OwnBroker, topic: str
 ) -> None:
-    """Create, list, show, seek, pause, explain, delete: each says what a program needs."""
+    """Create, list, show, seek, pause, explain, delete: each answer has what a program needs."""
     player.need("admin")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -81,7 +81,7 @@ def test_subscriptions_are_made_changed_explained_and_deleted(
 
 
 def test_a_wrong_type_and_wrong_options_are_refused(player: Player, broker: OwnBroker, topic: str) -> None:
-    """The type of a subscription never changes, and options of one that is there are what they are."""
+    """The type of a subscription never changes, and neither do the options of an existing one."""
     player.need("admin", "options")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -93,7 +93,7 @@ def test_a_wrong_type_and_wrong_options_are_refused(player: Player, broker: OwnB
 
 
 def test_the_status_names_the_processes(player: Player, broker: OwnBroker) -> None:
-    """Broker and workers are there, each with what it is."""
+    """Broker and workers are listed, each with its kind."""
     player.need("admin")
     player.connect(broker.endpoint)
     roles = [each["role"] for each in player.admin("status")["processes"]]
@@ -101,7 +101,7 @@ def test_the_status_names_the_processes(player: Player, broker: OwnBroker) -> No
 
 
 def test_a_request_is_answered(play: Play, broker: OwnBroker, topic: str) -> None:
-    """The reply comes to whoever asked, with attributes of its own, however many ask."""
+    """Each client gets its own reply, with the reply's attributes, however many ask."""
     asking, answering = play(), play()
     asking.need("request-reply")
     for each in (asking, answering):
@@ -140,7 +140,7 @@ def test_a_request_that_nobody_answers_ends_in_time(player: Player, broker: OwnB
 
 
 def test_a_broker_that_is_not_there_is_told(player: Player) -> None:
-    """Nobody listens at the endpoint: `connection-lost` or `timeout`, to be tried again, and no wait for ever."""
+    """With no broker at the endpoint: `connection-lost` or `timeout`, action `retry`, and no endless wait."""
     refused = player.refused(
         lambda: player.driver.ask("connect", client="c", endpoints=["tcp://127.0.0.1:9"], timeout_ms=500)
     )

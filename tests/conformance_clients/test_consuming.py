@@ -1,4 +1,4 @@
-"""Scenarios of consumers and readers, for the client of every language."""
+"""Scenarios of consumers and readers, for the clients of all languages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TYPES = ("exclusive", "shared", "failover", "key-shared")
 
 @pytest.mark.parametrize("type", TYPES)
 def test_every_type_delivers_once_and_remembers(play: Play, broker: OwnBroker, topic: str, type: str) -> None:
-    """What was acknowledged does not come again to whoever opens the subscription next, and what was not does."""
+    """The next consumer of the subscription gets what was not acknowledged, and nothing else."""
     player = play()
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -38,7 +38,7 @@ def test_every_type_delivers_once_and_remembers(play: Play, broker: OwnBroker, t
 
 
 def test_an_exclusive_subscription_has_one_consumer(play: Play, broker: OwnBroker, topic: str) -> None:
-    """The second is refused at once; whoever is killed leaves the place to it when the session has ended."""
+    """The second is refused at once; when the first was killed, the second gets its place after the session's end."""
     first, second = play(), play()
     for each in (first, second):
         each.connect(broker.endpoint)
@@ -62,7 +62,7 @@ def test_an_exclusive_subscription_has_one_consumer(play: Play, broker: OwnBroke
 
 
 def test_force_takes_an_exclusive_subscription_over(play: Play, broker: OwnBroker, topic: str) -> None:
-    """The one that had it is told `taken-over`, and what it held comes to the new one."""
+    """The former consumer is told `taken-over`, and the new one gets what it held."""
     first, second = play(), play()
     first.need("force")
     for each in (first, second):
@@ -100,7 +100,7 @@ def test_shared_consumers_share(play: Play, broker: OwnBroker, topic: str) -> No
 
 
 def test_a_failover_consumer_stands_by(play: Play, broker: OwnBroker, topic: str) -> None:
-    """One is given everything; when it is killed, the other goes on with what was not acknowledged."""
+    """One gets everything; when it is killed, the other continues with what was not acknowledged."""
     first, second = play(), play()
     first.need("heartbeat")
     for each in (first, second):
@@ -128,7 +128,7 @@ def test_a_failover_consumer_stands_by(play: Play, broker: OwnBroker, topic: str
 
 
 def test_a_preferred_failover_consumer_becomes_active(play: Play, broker: OwnBroker, topic: str) -> None:
-    """The lower priority is preferred, once the active one has nothing left."""
+    """The lower priority is preferred, once the active one holds nothing any more."""
     first, second = play(), play()
     first.need("priority", "events")
     for each in (first, second):
@@ -169,7 +169,7 @@ def test_a_key_keeps_its_order_and_its_consumer(play: Play, broker: OwnBroker, t
 
 
 def test_what_is_given_back_comes_again(player: Player, broker: OwnBroker, topic: str) -> None:
-    """A refused message is delivered again, with the next attempt, and at once if the delay is 0."""
+    """A refused message is redelivered with the next attempt, and at once if the delay is 0."""
     player.need("nack", "attempts")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -187,7 +187,7 @@ def test_what_is_given_back_comes_again(player: Player, broker: OwnBroker, topic
 
 
 def test_a_poison_message_becomes_a_dead_letter(player: Player, broker: OwnBroker, topic: str) -> None:
-    """After `max_deliveries` it is in the dead-letter topic, with its payload and why."""
+    """After `max_deliveries` it is in the dead-letter topic, with its payload and the reason."""
     player.need("nack", "options", "attributes", "keys")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -208,7 +208,7 @@ def test_a_poison_message_becomes_a_dead_letter(player: Player, broker: OwnBroke
 
 
 def test_what_is_not_acknowledged_in_time_comes_again(player: Player, broker: OwnBroker, topic: str) -> None:
-    """The acknowledgment timeout brings it back; "still working" keeps it away."""
+    """The acknowledgment timeout brings it back, unless `extend` restarts it."""
     player.need("options", "extend", "attempts")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -225,7 +225,7 @@ def test_what_is_not_acknowledged_in_time_comes_again(player: Player, broker: Ow
 
 
 def test_what_a_killed_consumer_held_goes_to_another(play: Play, broker: OwnBroker, topic: str) -> None:
-    """Nothing says goodbye when a program is killed: its session ends, and others get what it held."""
+    """A killed program sends no goodbye: its session ends, and others get what it held."""
     first, second = play(), play()
     first.need("heartbeat")
     for each in (first, second):
@@ -240,7 +240,7 @@ def test_what_a_killed_consumer_held_goes_to_another(play: Play, broker: OwnBrok
 
 
 def test_ack_until_acknowledges_everything_before(player: Player, broker: OwnBroker, topic: str) -> None:
-    """Up to and including the message, and nothing behind it."""
+    """Up to and including the message, and no later one."""
     player.need("ack-until", "confirm")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -254,7 +254,7 @@ def test_ack_until_acknowledges_everything_before(player: Player, broker: OwnBro
 
 
 def test_a_confirmed_acknowledgment_survives_a_kill(play: Play, broker: OwnBroker, topic: str) -> None:
-    """When `flush` has returned, the cursor is written: the program may die."""
+    """When `flush` has returned, the cursor is stored, and the program may die."""
     first, second = play(), play()
     first.need("confirm")
     for each in (first, second):
@@ -274,7 +274,7 @@ def test_a_confirmed_acknowledgment_survives_a_kill(play: Play, broker: OwnBroke
 def test_messages_that_came_together_are_acknowledged_together(
     player: Player, broker: OwnBroker, topic: str
 ) -> None:
-    """Batch calls give out the same messages as single ones."""
+    """Batch calls return the same messages as single ones."""
     player.need("batch-receive", "batch", "confirm")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -295,7 +295,7 @@ def test_messages_that_came_together_are_acknowledged_together(
 
 
 def test_seeking_moves_the_subscription(player: Player, broker: OwnBroker, topic: str) -> None:
-    """Back to an offset, to a time, to the beginning and to the end: what comes next is what lies there."""
+    """To an offset, to a time, to the beginning and to the end: the next message is the one there."""
     player.need("seek", "timestamps")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -323,7 +323,7 @@ def test_seeking_moves_the_subscription(player: Player, broker: OwnBroker, topic
 
 
 def test_a_reader_reads_and_leaves_nothing(player: Player, broker: OwnBroker, topic: str) -> None:
-    """From any place, as often as wanted; no subscription comes of it."""
+    """From any position, as often as wanted; it creates no subscription."""
     player.need("reader", "admin")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -339,7 +339,7 @@ def test_a_reader_reads_and_leaves_nothing(player: Player, broker: OwnBroker, to
 
 
 def test_a_consumer_takes_no_more_than_its_credit(play: Play, broker: OwnBroker, topic: str) -> None:
-    """What a client may not hold goes to the others while its program sleeps."""
+    """Messages beyond its credit go to others while its program sleeps."""
     sleepy, awake = play(), play()
     sleepy.need("credit")
     for each in (sleepy, awake):
@@ -359,7 +359,7 @@ def test_a_consumer_takes_no_more_than_its_credit(play: Play, broker: OwnBroker,
 
 
 def test_a_non_reliable_topic_delivers_what_comes(player: Player, broker: OwnBroker, topic: str) -> None:
-    """Receipts count from 0, consumers that are there get everything, and nothing is kept."""
+    """Receipts count from 0, connected consumers get everything, and nothing is kept."""
     player.connect(broker.endpoint)
     player.topic(topic, dispatch="non-reliable")
     consumer = player.consumer(topic, "live", "exclusive")
@@ -372,7 +372,7 @@ def test_a_non_reliable_topic_delivers_what_comes(player: Player, broker: OwnBro
 
 
 def test_the_end_of_a_topic_is_told(player: Player, broker: OwnBroker, topic: str) -> None:
-    """Its consumers and producers are told `topic-deleted`, and to stop."""
+    """Its consumers and producers get `topic-deleted`, with action `stop`."""
     player.need("admin", "pipeline")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -385,7 +385,7 @@ def test_the_end_of_a_topic_is_told(player: Player, broker: OwnBroker, topic: st
 
 
 def test_waiting_ends_when_the_time_is_over(player: Player, broker: OwnBroker, topic: str) -> None:
-    """No message within the time is no error, and the next call finds what came meanwhile."""
+    """No message within the time is no error, and the next call finds what arrived meanwhile."""
     player.connect(broker.endpoint)
     player.topic(topic)
     consumer = player.consumer(topic, "all", "exclusive")

@@ -1,4 +1,4 @@
-"""Finding drivers, speaking to one, and what is said of one that is none."""
+"""Finding drivers, talking to one, and the errors about a broken one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELLO = '{"id": 1, "ok": {"protocol": 1, "language": "x", "client": "x", "capabi
 
 
 def scripted(folder: Path, *lines: str) -> Kind:
-    """Return a driver that says hello, and one of these lines for each command after it."""
+    """Return a driver that says hello, and answers each command with one of these lines."""
     program = folder / "driver.py"
     program.write_text(
         f"import sys\nfor answer in {[HELLO, *lines]!r}:\n    sys.stdin.readline()\n    print(answer, flush=True)\n"
@@ -29,7 +29,7 @@ def scripted(folder: Path, *lines: str) -> Kind:
 
 
 def test_the_drivers_of_the_tree_are_found() -> None:
-    """The Python client's comes first, and each of this repository that needs nothing can be started."""
+    """The Python client's comes first, and each one of this repository that needs nothing can be started."""
     kinds = drivers.find()
     assert kinds[0].name == "python"
     assert {kind.name for kind in kinds if not kind.needs} >= {"python", "python-minimal"}
@@ -37,14 +37,14 @@ def test_the_drivers_of_the_tree_are_found() -> None:
 
 
 def test_a_driver_is_found_by_its_language() -> None:
-    """Also as `python-driver`; another name is an error that says which there are."""
+    """Also as `python-driver`; another name is an error that lists all."""
     assert drivers.named("python-driver") == drivers.named("python")
     with pytest.raises(LookupError, match="no driver for 'cobol'; it has python"):
         drivers.named("cobol")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    """A program that the machine lacks, or a file that is not built, with the command that builds it."""
+    """A missing program, or a file that is not built, with the command that builds it."""
     folder = tmp_path / "go"
     folder.mkdir()
     said = {"language": "go", "command": ["build/driver"], "built": "build/driver", "build": ["true"]}
@@ -59,7 +59,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_an_answer_is_its_commands(tmp_path: Path) -> None:
-    """Several commands may be on their way; an error of the client's has its code, action and text."""
+    """Several commands may be in progress; an error of the client has its code, action and text."""
     refused = '{"id": 3, "error": {"code": "busy", "action": "retry", "text": "full"}}'
     with Driver(scripted(tmp_path, '{"id": 2, "ok": {"n": 1}}', refused)) as driver:
         first, second = driver.send("one"), driver.send("two")
@@ -78,7 +78,7 @@ def test_an_answer_is_its_commands(tmp_path: Path) -> None:
     ],
 )
 def test_a_driver_that_is_none_fails_the_test(tmp_path: Path, line: str, why: str) -> None:
-    """Nonsense, and errors that are no answers of a client, are told with what the driver wrote."""
+    """Nonsense, and errors that are not the client's, are reported with what the driver wrote."""
     with Driver(scripted(tmp_path, line)) as driver, pytest.raises(DriverBrokenError, match=re.escape(why)):
         driver.ask("anything")
 
@@ -91,7 +91,7 @@ def test_a_driver_that_ends_fails_the_test(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_cannot_be_spoken_to_is_an_error(tmp_path: Path) -> None:
-    """One of another version is refused when it says hello."""
+    """A driver of another version is refused when it says hello."""
     kind = scripted(tmp_path)
     program = tmp_path / "driver.py"
     program.write_text(program.read_text().replace('"protocol": 1', '"protocol": 2'))
@@ -101,7 +101,7 @@ def test_a_driver_that_cannot_be_spoken_to_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["python", "python-minimal"])
 def test_the_reference_says_what_it_does_not_know(name: str) -> None:
-    """An unknown command is `unsupported`, a name that is in no table `driver-failed`, and the end of input code 0."""
+    """An unknown command is `unsupported`, an unknown name `driver-failed`, and the end of input exit code 0."""
     with Driver(drivers.named(name)) as driver:
         with pytest.raises(DriverBrokenError, match="unsupported"):
             driver.ask("dance")
@@ -121,7 +121,7 @@ def test_a_typed_line_is_a_command() -> None:
 
 
 def test_everything_the_reference_does_is_documented() -> None:
-    """DRIVER.md names every command and every capability."""
+    """DRIVER.md has every command and every capability."""
     text = (Path(__file__).parent / "DRIVER.md").read_text(encoding="utf-8")
     with Driver(drivers.named("python")) as driver:
         undocumented = [name for name in driver.capabilities if f"`{name}`" not in text]

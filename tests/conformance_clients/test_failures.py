@@ -1,4 +1,4 @@
-"""Scenarios of what breaks: workers, brokers, connections, processes that stop. For the client of every language."""
+"""Scenarios of failures, for the clients of all languages: workers, brokers, connections, stopped processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.crash.victim import Victim
 
 pytestmark = pytest.mark.process
 
-PATIENCE_MS = 40_000  # a worker or broker that starts again on a machine that does other things too
+PATIENCE_MS = 40_000  # for a worker or broker that restarts on a busy machine
 
 
 def at(victim: Victim) -> str:
@@ -29,12 +29,12 @@ def at(victim: Victim) -> str:
 
 
 def kill_the_worker(victim: Victim) -> None:
-    """The broker starts it again."""
+    """Kill the worker; the broker restarts it."""
     assert victim.kill("worker-0")
 
 
 def restart_the_broker(victim: Victim) -> None:
-    """Stop it in order, and start it again on the same port."""
+    """Stop the broker in order, and start it again on the same port."""
     assert victim.stop() == 0
     victim.start(1)
 
@@ -58,12 +58,12 @@ Break = Callable[[Victim], None]
 
 
 def numbers(first: int, end: int) -> list[bytes]:
-    """Return payloads that say which they are, each with a tail of its own."""
+    """Return numbered payloads with tails of different lengths."""
     return [b"%d " % number + bytes([number % 251]) * (number % 97) for number in range(first, end)]
 
 
 def check_stored_once(player: Player, topic: str, sent: list[bytes]) -> None:
-    """A new consumer is given everything that was sent, in order, once."""
+    """Check that a new consumer gets everything that was sent, in order, once."""
     consumer = player.consumer(topic, "check", "exclusive", timeout_ms=PATIENCE_MS)
     assert payloads_of(player.receive(consumer, len(sent), timeout_ms=PATIENCE_MS)) == sent
     assert player.nothing(consumer)
@@ -74,7 +74,7 @@ def check_stored_once(player: Player, topic: str, sent: list[bytes]) -> None:
 def test_what_has_no_receipt_is_sent_again_and_stored_once(
     player: Player, victim: Victim, topic: str, what: Break
 ) -> None:
-    """Every receipt comes, for what was on its way too; each message is there once, and in order."""
+    """Every receipt comes, also for what was in transit; each message is stored once, and in order."""
     player.need("reconnect", "pipeline")
     player.connect(at(victim))
     player.topic(topic)
@@ -106,7 +106,7 @@ def test_what_has_no_receipt_is_sent_again_and_stored_once(
 def test_a_consumer_goes_on_and_forgets_nothing(
     player: Player, victim: Victim, topic: str, what: Break
 ) -> None:
-    """What was confirmed does not come again, everything else does, and acknowledgments are taken as before."""
+    """Confirmed acknowledgments hold, everything else comes again, and acknowledgments work as before."""
     player.need("reconnect", "confirm")
     player.connect(at(victim))
     player.topic(topic)
@@ -129,7 +129,7 @@ def test_a_consumer_goes_on_and_forgets_nothing(
             for message in player.receive(consumer, timeout_ms=1_000):
                 seen += payloads_of([message])
                 player.ack(consumer, message)
-        except AnsweredError as error:  # a client may tell its program that acknowledgments were forgotten
+        except AnsweredError as error:  # a client may report that acknowledgments were lost
             if error.action != "retry":
                 raise
     assert not left - set(seen), f"never came: {sorted(left - set(seen))[:5]}"
@@ -138,7 +138,7 @@ def test_a_consumer_goes_on_and_forgets_nothing(
 
 @pytest.mark.parametrize("by", ["proxy", "drop"])
 def test_a_connection_that_is_cut_is_made_again(play: Play, victim: Victim, topic: str, by: str) -> None:
-    """The session is resumed: nothing is lost, nothing stored twice, and an Exclusive subscription stays its own."""
+    """The session is resumed: nothing is lost or stored twice, and an Exclusive subscription keeps its consumer."""
     player, other = play(), play()
     player.need("reconnect", "pipeline", "confirm", *(["drop"] if by == "drop" else []))
     with Proxy(victim.port) as proxy:
@@ -172,7 +172,7 @@ def test_a_connection_that_is_cut_is_made_again(play: Play, victim: Victim, topi
 
 @pytest.mark.timeout(120)
 def test_a_reader_goes_on_where_it_was(player: Player, victim: Victim, topic: str) -> None:
-    """Over a kill of its worker it hands out every message once, in order."""
+    """Although its worker is killed, it returns every message once, in order."""
     player.need("reconnect", "reader")
     player.connect(at(victim))
     player.topic(topic)
@@ -222,7 +222,7 @@ def test_what_lives_elsewhere_is_gone_to(player: Player, broker: OwnBroker, topi
 
 @pytest.mark.timeout(120)
 def test_what_lives_elsewhere_is_found_again(player: Player, tmp_path: Path, topic: str) -> None:
-    """A worker that a client was sent to is killed: producer and consumer go on there when it is back."""
+    """A worker that a client was sent to is killed: producer and consumer continue when it is back."""
     player.need("moved", "reconnect")
     victim = Victim(tmp_path / "data", tmp_path / "log", free_ports(2), SETTINGS)
     try:
@@ -245,7 +245,7 @@ def test_what_lives_elsewhere_is_found_again(player: Player, tmp_path: Path, top
 
 
 def test_an_idle_client_keeps_its_session(play: Play, broker: OwnBroker, topic: str) -> None:
-    """It says nothing for twice a session's time but its heartbeats: what it holds stays its own."""
+    """For twice the session timeout it sends only heartbeats, and keeps what it holds."""
     player, other = play(), play()
     player.need("heartbeat")
     for each in (player, other):
@@ -267,7 +267,7 @@ def test_an_idle_client_keeps_its_session(play: Play, broker: OwnBroker, topic: 
 def test_a_broker_that_stands_still_for_twenty_seconds_comes_back(
     player: Player, tmp_path: Path, topic: str
 ) -> None:
-    """With the heartbeat that brokers have by default: longer than three of them, and than a session."""
+    """With the default heartbeat: longer than three of them, and than the session timeout."""
     player.need("reconnect", "heartbeat", "pipeline")
     victim = Victim(tmp_path / "data", tmp_path / "log", free_ports(1), {})
     try:

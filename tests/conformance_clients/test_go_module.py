@@ -14,7 +14,7 @@ from tests.conformance_clients import drivers
 
 FOLDER = drivers.CLIENTS / "go"
 WHY_NOT = drivers.named("go").lacks()
-PATIENCE_S = 240  # the first build of a machine compiles all of the libraries
+PATIENCE_S = 240  # the first build on a machine compiles all libraries
 EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```go\n(.*?)```', re.DOTALL)
 
 pytestmark = [
@@ -42,7 +42,7 @@ def broker() -> Iterator[testing.Broker]:
 
 
 def test_it_is_formatted_and_vetted() -> None:
-    """The language's own formatter and checker have nothing to say."""
+    """The language's formatter and checker find nothing."""
     assert run(FOLDER, "gofmt", "-l", ".") == ""
     run(FOLDER, "go", "vet", "./...")
 
@@ -53,7 +53,7 @@ def test_its_own_tests_pass() -> None:
 
 
 def test_its_modules_are_what_it_uses() -> None:
-    """`go mod tidy` would change nothing."""
+    """`go mod tidy` changes nothing."""
     run(FOLDER, "go", "mod", "tidy", "-diff")
 
 

@@ -1,7 +1,7 @@
-"""The matrix: every client publishes, and every client reads what every other has published, byte for byte.
+"""The matrix: every client publishes, and every client reads what each other one has published, byte for byte.
 
-One broker, and a topic for each client that publishes. What a client has no word for is left out of the comparison, and
-named below the table that is printed at the end of the run.
+One broker, and a topic for each client that publishes. Features that a client lacks are left out of the comparison, and
+listed below the table that is printed at the end of the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = list({kind.name: kind for kind in (*([named("python")] if ONLY else []),
 
 
 class Stage:
-    """Who has published what, as the Python client reads it; each publishes once."""
+    """What each client has published, as the Python client reads it; each publishes once."""
 
     def __init__(self, broker: OwnBroker) -> None:
         self.broker = broker
@@ -36,7 +36,7 @@ class Stage:
         self._published: dict[str, list[Shown]] = {}
 
     def player(self, kind: Kind) -> Player:
-        """Return the player of a language, connected."""
+        """Return the connected player of a language."""
         if kind.name not in self._players:
             player = self._players[kind.name] = Player(kind, self.started)
             player.connect(self.broker.endpoint)
@@ -44,7 +44,7 @@ class Stage:
         return self._players[kind.name]
 
     def topic(self, kind: Kind) -> str:
-        """Return the topic of a language, with a name of every kind of character that names have."""
+        """Return the topic of a language, whose name has every kind of character that names may have."""
         return f"matrix/{kind.name}/A-z_0.9"
 
     def published(self, kind: Kind) -> list[Shown]:
@@ -92,7 +92,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(broker: OwnBroker, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """Return where all publish and consume."""
+    """Return the stage shared by all."""
     made = Stage(broker)
     request.config.stash[CELLS], request.config.stash[LACKS] = made.cells, made.lacks
     yield made
@@ -129,7 +129,7 @@ def ways(player: Player, topic: str, subscription: str) -> Iterator[tuple[str, l
 
 
 def differences(came: list[Shown], stored: list[Shown], player: Player) -> list[str]:
-    """Say which messages are not what is stored."""
+    """Return the differences from what is stored."""
     if [each["offset"] for each in came] != [each["offset"] for each in stored]:
         return [f"{len(came)} messages came, at other offsets than the {len(stored)} that are stored"]
     told = (
@@ -140,7 +140,7 @@ def differences(came: list[Shown], stored: list[Shown], player: Player) -> list[
 
 
 def test_what_one_publishes_another_reads(publisher: Kind, consumer: Kind, stage: Stage) -> None:
-    """Payloads, keys, attributes, times and offsets are the same, in every way that there is to read them."""
+    """Payloads, keys, attributes, times and offsets are the same, whichever way they are read."""
     cell = (publisher.name, consumer.name)
     stage.cells[cell] = "FAILED"
     stored, sending = stage.published(publisher), stage.player(publisher)
@@ -161,7 +161,7 @@ def test_what_one_publishes_another_reads(publisher: Kind, consumer: Kind, stage
 
 
 def test_a_client_speaks_of_names_as_the_broker_does(consumer: Kind, stage: Stage) -> None:
-    """The longest name is one; letters of other alphabets are refused by their code, and cost nothing else."""
+    """The longest name is accepted; letters of other alphabets are refused by code, and nothing else happens."""
     player = stage.player(consumer)
     longest = f"{consumer.name}/" + "n" * (199 - len(consumer.name))
     player.topic(longest)

@@ -1,4 +1,4 @@
-"""What the matrix compares, and how it is shown."""
+"""The comparison of the matrix, and its table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_client_is_told_only_what_it_has_words_for() -> None:
 
 
 def test_a_difference_is_found_in_every_member_that_can_be_shown() -> None:
-    """A missing key and an empty one are the same, and so are no attributes and none shown."""
+    """A missing key equals an empty one, and no attributes equal none shown."""
     stored: dict[str, Any] = {
         "payload": "61",
         "key": None,
@@ -38,7 +38,7 @@ def test_a_difference_is_found_in_every_member_that_can_be_shown() -> None:
 
 
 def test_the_table_names_who_lacks_what() -> None:
-    """Who publishes down, who consumes across, and what was left out below."""
+    """Publishers in rows, consumers in columns, and below what was left out."""
     cells = {("python", "python"): "ok", ("python", "go"): "FAILED", ("go", "python"): "ok"}
     assert matrix.table(cells, {"python": [], "go": ["key"]}) == [
         "publishes \\ consumes  python   go",

@@ -1,4 +1,4 @@
-"""Scenarios of producers, for the client of every language."""
+"""Scenarios of producers, for the clients of all languages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGE_BYTES_MAX = 4 << 20  # the broker's default
 
 
 def test_what_is_published_comes_back_in_order(player: Player, broker: OwnBroker, topic: str) -> None:
-    """Receipts say 0, 1, 2, ..., and a consumer is given the same bytes at the same offsets."""
+    """Receipts say 0, 1, 2, ..., and a consumer gets the same bytes at the same offsets."""
     player.connect(broker.endpoint)
     player.topic(topic)
     sent = [b"", b"a", bytes(range(256)), b"\x00" * 1000]
@@ -35,7 +35,7 @@ def test_what_is_published_comes_back_in_order(player: Player, broker: OwnBroker
 def test_a_thousand_messages_without_waiting_keep_their_order(
     player: Player, broker: OwnBroker, topic: str
 ) -> None:
-    """Receipts may be outstanding by the hundred: offsets follow the order of the calls."""
+    """With hundreds of receipts outstanding, offsets follow the order of the calls."""
     player.need("pipeline")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -67,7 +67,7 @@ def test_a_batch_has_one_receipt_and_consecutive_offsets(
 
 
 def test_the_largest_message_goes_through(player: Player, broker: OwnBroker, topic: str) -> None:
-    """A payload of exactly MESSAGE_BYTES_MAX is taken, stored and given out whole."""
+    """A payload of exactly MESSAGE_BYTES_MAX is accepted, stored and delivered unchanged."""
     player.connect(broker.endpoint)
     player.topic(topic)
     payload = bytes(range(256)) * (MESSAGE_BYTES_MAX // 256)
@@ -80,7 +80,7 @@ def test_the_largest_message_goes_through(player: Player, broker: OwnBroker, top
 def test_a_message_over_the_limit_is_refused_before_it_is_sent(
     player: Player, broker: OwnBroker, topic: str
 ) -> None:
-    """The worker would close the connection without a word; the client says `message-too-large` and goes on."""
+    """The worker would close the connection without an answer; the client raises `message-too-large` and continues."""
     player.need("pipeline")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -91,7 +91,7 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(
 
 
 def test_a_producer_with_a_name_goes_on_where_it_was(play: Play, broker: OwnBroker, topic: str) -> None:
-    """A program that was killed is told the next number, and what it sends under an old one is not stored again."""
+    """A restarted program is told the next number, and what it sends under an old one is not stored again."""
     first = play()
     first.need("named-producer")
     first.connect(broker.endpoint)
@@ -112,7 +112,7 @@ def test_a_producer_with_a_name_goes_on_where_it_was(play: Play, broker: OwnBrok
 
 
 def test_the_ids_of_named_producers_agree(player: Player, broker: OwnBroker, topic: str) -> None:
-    """A name makes the same id in every language: another one's producer of that name is fenced."""
+    """A name gives the same id in every language: another producer of that name is fenced."""
     import ister
 
     player.need("named-producer")
@@ -127,7 +127,7 @@ def test_the_ids_of_named_producers_agree(player: Player, broker: OwnBroker, top
 
 
 def test_a_message_waits_for_its_time(player: Player, broker: OwnBroker, topic: str) -> None:
-    """It is delivered when its time of delivery has come; those behind it do not wait."""
+    """It is delivered when its delivery time has come; later messages do not wait."""
     player.need("delivery-time")
     player.connect(broker.endpoint)
     player.topic(topic)
@@ -142,7 +142,7 @@ def test_a_message_waits_for_its_time(player: Player, broker: OwnBroker, topic: 
 
 
 def test_an_error_of_the_broker_has_its_code(player: Player, broker: OwnBroker, topic: str) -> None:
-    """A topic that is not there: `unknown-topic`, to be fixed by whoever called; the client is as good as before."""
+    """A missing topic: `unknown-topic`, action `fix`; the client still works."""
     player.connect(broker.endpoint)
     refused = player.refused(lambda: player.producer("nowhere/" + topic))
     assert (refused.code, refused.action) == ("unknown-topic", "fix")
@@ -173,7 +173,7 @@ def test_closing_waits_for_the_receipts(play: Play, broker: OwnBroker, topic: st
 
 
 def test_a_program_that_ends_in_order_loses_nothing(play: Play, broker: OwnBroker, topic: str) -> None:
-    """Receipts waited for, then BYE and the end of the program: everything is there, and its place is free."""
+    """After all receipts it sends BYE and ends: everything is stored, and its place is free."""
     player = play()
     player.connect(broker.endpoint)
     player.topic(topic)

@@ -1,4 +1,4 @@
-"""The vectors of tests/vectors, given to the codec of every client that shows it."""
+"""The vectors of tests/vectors, read by the codec of every client that gives access to it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.conformance_clients.player import Player
 pytestmark = pytest.mark.process
 
 FOLDER = Path(__file__).parents[1] / "vectors"
-CLIENTS_OWN = "a10003"  # a PING: right in itself, and said by the wrong side; test_wire.py has it
+CLIENTS_OWN = "a10003"  # a PING: valid, but from the wrong side; test_wire.py has it
 REFUSED = ("malformed", "lengths-mismatch", "unknown-operation")
-WORST = 10  # vectors that a failure tells of
+WORST = 10  # how many failing vectors are reported
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    """Return a file of vectors; skip where there are none."""
+    """Read a file of vectors; skip if there is none."""
     path = FOLDER / f"{name}.json"
     if not path.exists():
         pytest.skip(f"tests/vectors has no {path.name}")
@@ -36,7 +36,7 @@ def failures(player: Player, vectors: list[dict[str, Any]], *, check: Any) -> li
 
 
 def differs(player: Player, vector: dict[str, Any], command: dict[str, Any], member: str) -> str | None:
-    """Have a vector decoded and say how the answer differs."""
+    """Decode a vector and return how the result differs."""
     number = player.driver.send(**command)
     if "error" in vector:
         try:
@@ -50,14 +50,14 @@ def differs(player: Player, vector: dict[str, Any], command: dict[str, Any], mem
 
 
 def header_differs(player: Player, vector: dict[str, Any]) -> str | None:
-    """Say how a header is not what it should be."""
+    """Return how a header differs from the vector."""
     if vector["frames"][0].startswith(CLIENTS_OWN):
         return None
     return differs(player, vector, {"do": "decode", "frame": vector["frames"][0]}, "header")
 
 
 def batch_differs(player: Player, vector: dict[str, Any]) -> str | None:
-    """Say how a batch is not what it should be, decoded, and encoded and decoded."""
+    """Return how a batch differs from the vector, decoded, and encoded and decoded again."""
     asked = {"do": "decode_batch", "columns": vector["columns"], "frames": vector["frames"]}
     why = differs(player, vector, asked, "messages")
     if why is not None or "error" in vector:
@@ -75,7 +75,7 @@ def test_headers_from_a_broker_are_read_as_the_vectors_say(player: Player) -> No
 def test_batches_are_cut_as_the_vectors_say(player: Player) -> None:
     """Payloads, keys, attributes and times; lengths that do not add up are refused."""
     player.need("codec")
-    # a DELIVER always has the lengths; what is wrong with one frame alone concerns the broker
+    # a DELIVER always has the lengths; vectors with a single frame concern the broker
     vectors = [each for each in read("batches") if len(each["frames"]) > 1]
     assert failures(player, vectors, check=batch_differs) == []
 

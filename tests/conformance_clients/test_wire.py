@@ -1,4 +1,4 @@
-"""Scenarios on the wire: a broker that a test plays, who looks at every frame, and says what no broker should."""
+"""Scenarios on the wire: a broker controlled by the test checks every frame, and sends what no broker should."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ LATER = 4_000_000_000  # a handle, or a REF, that no client has used yet
 
 
 def works(player: Player, router: Router, producer: str, consumer: str, first: int) -> None:
-    """Publishing is answered, and what is delivered comes."""
+    """Check that publishing is answered, and a delivery arrives."""
     assert player.receipt(player.publish(producer, b"after"))["offset"] == first
     router.deliver(first, b"right")
     [message] = player.receive(consumer)
     assert (message["offset"], payloads_of([message])) == (first, [b"right"])
 
 
-# What breaks the document: the client gives the connection up, or passes it over; it never shows any of it.
+# Violations of the protocol: the client closes the connection or ignores the frame; the program never sees it.
 GARBAGE: dict[str, list[bytes | dict[int, object]]] = {
     "no-frame-worth-the-name": [b""],
     "no-cbor": [b"\xff\xff\xff"],
@@ -70,7 +70,7 @@ GARBAGE: dict[str, list[bytes | dict[int, object]]] = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 def test_garbage_from_the_broker_costs_a_connection_at_most(player: Player, name: str) -> None:
-    """The program is shown nothing of it, and producer and consumer go on, over a new connection if need be."""
+    """The program sees nothing of it, and producer and consumer continue, over a new connection if necessary."""
     player.need("reconnect")
     with Router() as router:
         player.connect(router.endpoint)
@@ -83,7 +83,7 @@ def test_garbage_from_the_broker_costs_a_connection_at_most(player: Player, name
         opened = len(router.of(OPEN_CONSUMER))
         try:
             assert player.nothing(consumer), "the program was shown a message that nobody sent"
-        except AnsweredError as error:  # a client may tell its program, once
+        except AnsweredError as error:  # a client may report it to its program, once
             if error.code not in ("malformed", "lengths-mismatch"):
                 raise
         if len(router.of(HELLO)) > 1:
@@ -91,7 +91,7 @@ def test_garbage_from_the_broker_costs_a_connection_at_most(player: Player, name
         works(player, router, producer, consumer, 0)
 
 
-# What a later version of the protocol, or a resend, may bring: it is passed over, and the connection stays.
+# What a later version of the protocol, or a resend, may bring: it is ignored, and the connection stays.
 HARMLESS: dict[str, list[bytes | dict[int, object]]] = {
     "an-unknown-key": [{0: PONG, 21: 7, 200: {1: [b"x", None, "y", -5]}}],
     "an-answer-that-nobody-asked-for": [{0: DONE, 1: LATER}],
@@ -110,7 +110,7 @@ HARMLESS: dict[str, list[bytes | dict[int, object]]] = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_a_client_need_not_know_is_passed_over(player: Player, name: str) -> None:
-    """Unknown keys, codes, references and handles disturb nothing, and cost no connection."""
+    """Unknown keys, codes, references and handles have no effect, and the connection stays."""
     player.need("heartbeat", "pipeline")
     with Router() as router:
         player.connect(router.endpoint)
@@ -125,7 +125,7 @@ def test_what_a_client_need_not_know_is_passed_over(player: Player, name: str) -
 
 
 def test_a_second_receipt_is_ignored(player: Player) -> None:
-    """Of what is resolved already nothing changes, whatever the second one says."""
+    """What is resolved does not change, whatever the second receipt says."""
     player.need("pipeline")
     with Router() as router:
         player.connect(router.endpoint)
@@ -142,7 +142,7 @@ def test_a_second_receipt_is_ignored(player: Player) -> None:
 
 
 def test_a_duplicate_whose_place_is_forgotten_has_no_offset(player: Player) -> None:
-    """The offset 2^64-1 is no number of a message: the program is told that there is none."""
+    """The offset 2^64-1 is not a message's: the program is told that there is none."""
     player.need("pipeline")
     with Router(receipts=False) as router:
         player.connect(router.endpoint)
@@ -157,7 +157,7 @@ def test_a_duplicate_whose_place_is_forgotten_has_no_offset(player: Player) -> N
 
 
 def test_no_more_bytes_are_out_than_the_window_allows(player: Player) -> None:
-    """OPENED's BYTES bound what has no receipt; `publish` waits then, times out, and goes on when receipts come."""
+    """OPENED's BYTES limits what has no receipt; then `publish` waits, times out, and continues when receipts come."""
     player.need("pipeline", "window")
     window, payload = 2_000, bytes(100)
     with Router(receipts=False, window_bytes=window) as router:
@@ -181,7 +181,7 @@ def test_no_more_bytes_are_out_than_the_window_allows(player: Player) -> None:
 
 
 def test_no_more_batches_are_out_than_the_limits_allow(player: Player) -> None:
-    """BATCHES_IN_FLIGHT_MAX bounds PUBLISH frames without a receipt, however small they are."""
+    """BATCHES_IN_FLIGHT_MAX limits PUBLISH frames without a receipt, however small they are."""
     player.need("pipeline", "window", "batch")
     with Router(receipts=False, batches_in_flight_max=3) as router:
         player.connect(router.endpoint)
@@ -242,7 +242,7 @@ def test_what_has_no_receipt_is_sent_again_as_it_was_cut(player: Player) -> None
 
 
 def test_credit_never_exceeds_what_the_program_allows(player: Player) -> None:
-    """With `credit_messages` no more are asked for than the program takes and may hold, and credit comes back."""
+    """With `credit_messages` a client asks for no more than the program takes and may hold, and returns credit."""
     player.need("credit")
     with Router() as router:
         player.connect(router.endpoint)
@@ -262,7 +262,7 @@ def test_credit_never_exceeds_what_the_program_allows(player: Player) -> None:
 
 
 def test_credit_does_not_grow_while_the_program_takes_nothing(player: Player) -> None:
-    """The first credit is all that a client gives for a program that never asks for a message."""
+    """A program that never asks for a message gets the first credit only."""
     player.need("credit", "heartbeat")
     with Router(heartbeat_ms=200) as router:
         player.connect(router.endpoint)

@@ -1,4 +1,4 @@
-"""Tests of how the demonstration is cast."""
+"""Tests of the demonstration's cast."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ister.errors import UsageError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small library: an empty file, one without a last newline, one of all bytes."""
+    """Return a small library: an empty file, one without a last newline, one of all bytes."""
     (tmp_path / "b").mkdir()
     (tmp_path / "a.py").write_bytes(b"")
     (tmp_path / "b" / "c.py").write_bytes(b"one\r\n\n\ntwo")
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_lines_joined_are_the_file_again(folder: Path) -> None:
-    """No byte of a file is lost or made up by cutting it into lines."""
+    """Cutting a file into lines neither loses nor adds a byte."""
     source = read_source(root=str(folder))
     assert [file.name for file in source.files] == ["a.py", "b/c.py", "d.py"]
     for file, lines in lines_of(source.files):
@@ -41,7 +41,7 @@ def test_lines_are_numbered_through(folder: Path) -> None:
 
 
 def test_a_limit_keeps_whole_files(folder: Path) -> None:
-    """Digests are of whole files, so a file is in or out; one is always in."""
+    """Digests are of whole files, so a file is included or not; at least one is."""
     assert read_source(5, str(folder)).lines == 5
     assert read_source(6, str(folder)).lines == 5
     assert read_source(1, str(folder)).lines == 1

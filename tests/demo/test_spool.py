@@ -1,4 +1,4 @@
-"""Tests of what consumers of the demonstration write down."""
+"""Tests of the files that consumers of the demonstration write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ister.wire import Column, Key, Type
 
 
 def make_batch(first: int, payloads: list[bytes], keys: list[bytes], attempt: int = 1) -> Batch:
-    """A batch as a consumer gets it."""
+    """Return a batch as a consumer gets it."""
     header = {
         Key.TYPE: Type.DELIVER,
         Key.OFFSET: first,
@@ -25,7 +25,7 @@ def make_batch(first: int, payloads: list[bytes], keys: list[bytes], attempt: in
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    """Payloads, keys, offsets, attempts and times come back as they were, empty ones too."""
+    """Payloads, keys, offsets, attempts and times are read as they were written, empty ones too."""
     path = str(tmp_path / "spool")
     spool = Spool(path)
     spool.write(5, make_batch(10, [b"a", b"", b"\xff" * 1000], [b"k", b"", b"kk"]))

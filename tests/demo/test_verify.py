@@ -1,4 +1,4 @@
-"""Tests of the comparison: it must see every way in which a broker could break its promises."""
+"""Tests of the comparison: it must notice every way in which a broker could break its promises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = [name.encode() for name, lines in TEXTS.items() for _ in lines]
 
 
 def make_source() -> Source:
-    """The source of `TEXTS`."""
+    """Return the source of `TEXTS`."""
     files, first = [], 0
     for name, lines in TEXTS.items():
         digest = hashlib.sha256(b"\n".join(lines)).digest()
@@ -31,7 +31,7 @@ SOURCE = make_source()
 
 
 def piece(first: int, end: int, at: int = 0) -> Piece:
-    """A batch as it should be: lines `first` to `end - 1`."""
+    """Return a correct batch of lines `first` to `end - 1`."""
     return Piece(at or first + 1, first, 1, LINES[first:end], NAMES[first:end])
 
 
@@ -42,13 +42,13 @@ def verdict_of(*pieces: Piece, ordered: bool = True) -> Verdict:
 
 
 def test_everything_in_order_is_well() -> None:
-    """All messages, no repetition: every file verified, nothing to complain of."""
+    """All messages without repetitions: every file is verified, and there are no problems."""
     verdict = verdict_of(piece(0, 2), piece(2, 6))
     assert (verdict.received, verdict.redelivered, verdict.files, verdict.problems) == (6, 0, 3, [])
 
 
 def test_repetitions_are_counted_and_forgiven() -> None:
-    """At least once: what comes again is a redelivery, also when it overlaps what is new."""
+    """At least once: a repetition is a redelivery, also when it overlaps what is new."""
     verdict = verdict_of(piece(0, 4), piece(2, 5), piece(0, 1), piece(5, 6))
     assert (verdict.received, verdict.redelivered, verdict.problems) == (6, 3, [])
 
@@ -64,7 +64,7 @@ def test_repetitions_are_counted_and_forgiven() -> None:
 )
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_missing_message_is_seen(pieces: list[Piece], ordered: bool) -> None:
-    """One message short, wherever it was, fails the subscription."""
+    """One message too few, wherever it was, fails the subscription."""
     verdict = verdict_of(*pieces, ordered=ordered)
     assert any("missing" in problem for problem in verdict.problems)
 
@@ -77,7 +77,7 @@ def test_disorder_is_seen_where_order_is_promised() -> None:
 
 
 def test_a_changed_byte_a_changed_key_and_a_stranger_are_seen() -> None:
-    """Payloads by digest, keys by name, and nothing that nobody sent."""
+    """Payloads by digest, keys by name, and no message that nobody sent."""
     wrong = piece(2, 6)
     wrong.payloads[0] += b"!"
     assert any("a.py did not arrive" in problem for problem in verdict_of(piece(0, 2), wrong).problems)
@@ -90,7 +90,7 @@ def test_a_changed_byte_a_changed_key_and_a_stranger_are_seen() -> None:
 
 @given(st.data())
 def test_any_cutting_and_repeating_is_well_and_any_gap_is_not(data: st.DataObject) -> None:
-    """However batches are cut and repeated in order, all is found; leave out one message, and that is found."""
+    """However batches are cut and repeated in order, everything is found; a missing message is noticed."""
     missing = data.draw(st.none() | st.integers(0, 5))
     pieces, at = [], 0
     while at < 6:
@@ -110,7 +110,7 @@ def test_any_cutting_and_repeating_is_well_and_any_gap_is_not(data: st.DataObjec
 
 
 def test_receipts_must_cover_every_line_at_its_own_offset() -> None:
-    """A batch that was stored twice moves what follows, and is seen; so is a line without a receipt."""
+    """A batch that was stored twice shifts later ones, and is noticed; so is a line without a receipt."""
     assert check_receipts(SOURCE, [(0, 0, 4), (4, 4, 2)]) == []
     assert "says offset 8" in check_receipts(SOURCE, [(0, 0, 4), (4, 8, 2)])[0]
     assert "no receipt for lines 4 to 5" in check_receipts(SOURCE, [(0, 0, 4)])[0]
@@ -118,7 +118,7 @@ def test_receipts_must_cover_every_line_at_its_own_offset() -> None:
 
 
 def test_a_non_reliable_topic_may_lose_and_never_change() -> None:
-    """What arrives must be the line of its number; what does not is only counted."""
+    """What arrives must be the line of its number; what does not arrive is only counted."""
     numbers = [number.to_bytes(8) for number in range(6)]
     good = Piece(1, 0, 1, LINES[:3], numbers[:3])
     verdict = check_non_reliable(LINES, [good, good])

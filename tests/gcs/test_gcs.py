@@ -1,4 +1,4 @@
-"""The Google store: what it does with faults, and what it says of them."""
+"""The Google store: how it handles faults, and its errors."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ BODY = Random(5).randbytes(200_000)
 
 @pytest.fixture
 def plain(emulator: Emulator, make_store: MakeStore) -> GcsStore:
-    """A store that meets no fault."""
+    """Return a store without faults."""
     return make_store(emulator.url)
 
 
 @pytest.fixture
 def store(proxy: FaultProxy, make_store: MakeStore) -> GcsStore:
-    """A store behind the proxy."""
+    """Return a store behind the proxy."""
     return make_store(proxy.url)
 
 
 def test_a_second_creation_answers_412(emulator: Emulator, proxy: FaultProxy, store: GcsStore) -> None:
-    """The canary: everything here rests on the server refusing to create what is there."""
+    """Everything here depends on the server refusing to create an existing object."""
     assert store.put_if_absent("a", b"1")
     assert not store.put_if_absent("a", b"1")
     put = [path for method, path in proxy.requests if method == "POST"]
@@ -50,16 +50,16 @@ def test_a_second_creation_answers_412(emulator: Emulator, proxy: FaultProxy, st
 
 @pytest.mark.parametrize("kind", [*TO_ANY, "500", "502", "504", "408"])
 def test_a_creation_survives(kind: str, proxy: FaultProxy, store: GcsStore, plain: GcsStore) -> None:
-    """Whatever becomes of the first two attempts, the creator is told True, and the object is there once."""
+    """Whatever happens to the first two attempts, the creator gets True, and the object is there once."""
     proxy.script(*[Fault(kind, "POST")] * 2)
     assert store.put_if_absent("a", BODY, metadata={"next": "5"})
-    assert not proxy.left or kind == "slow"  # a slow answer is an answer: there was no second attempt
+    assert not proxy.left or kind == "slow"  # a slow answer counts: there was no second attempt
     assert plain.get("a") == BODY
     assert list(plain.list("")) == [ObjectInfo("a", len(BODY), plain.head("a").crc32c, {"next": "5"})]  # type: ignore[union-attr]
 
 
 def test_a_lost_answer_of_a_loser_stays_lost(proxy: FaultProxy, store: GcsStore, plain: GcsStore) -> None:
-    """The same bytes and metadata by somebody else are not one's own creation, also if one cannot be sure at first."""
+    """The same bytes and metadata of another creator do not count as one's own, also after a lost answer."""
     assert plain.put_if_absent("a", BODY, metadata={"x": "y"})
     proxy.script(Fault("lost", "POST"), Fault("lost", "GET"), Fault("503", "GET"))
     assert not store.put_if_absent("a", BODY, metadata={"x": "y"})
@@ -67,7 +67,7 @@ def test_a_lost_answer_of_a_loser_stays_lost(proxy: FaultProxy, store: GcsStore,
 
 
 def test_lost_answers_while_many_race_have_one_winner(emulator: Emulator, make_store: MakeStore) -> None:
-    """Ten creators, half of whose answers are lost: exactly one is told that it won."""
+    """Ten creators, half of whose answers are lost: exactly one gets True."""
     for seed in range(3):
         with FaultProxy(emulator.url, probability=0.5, kinds=("lost", "503", "reset"), seed=seed) as proxy:
             stores = [make_store(proxy.url) for _ in range(10)]
@@ -79,7 +79,7 @@ def test_lost_answers_while_many_race_have_one_winner(emulator: Emulator, make_s
 
 @pytest.mark.parametrize("kind", [*TO_ANY, "cut", "corrupted", "500"])
 def test_a_download_survives(kind: str, proxy: FaultProxy, store: GcsStore, plain: GcsStore) -> None:
-    """What is handed out is what was stored, whatever became of the first two attempts."""
+    """The result is what was stored, whatever happened to the first two attempts."""
     plain.put_if_absent("a", BODY)
     proxy.script(*[Fault(kind, "GET", "alt=media")] * 2)
     assert store.get("a") == BODY
@@ -90,7 +90,7 @@ def test_a_download_survives(kind: str, proxy: FaultProxy, store: GcsStore, plai
 def test_a_download_that_never_checks_is_refused(
     kind: str, proxy: FaultProxy, store: GcsStore, plain: GcsStore
 ) -> None:
-    """Bytes with another CRC32C than the store says are never handed out."""
+    """Bytes with another CRC32C than the store states are never returned."""
     plain.put_if_absent("a", BODY)
     proxy.script(*[Fault(kind, "GET", "alt=media")] * 9)
     with pytest.raises(StoreError) as refused:
@@ -101,7 +101,7 @@ def test_a_download_that_never_checks_is_refused(
 
 @pytest.mark.parametrize("kind", TO_ANY)
 def test_everything_else_survives(kind: str, proxy: FaultProxy, store: GcsStore, plain: GcsStore) -> None:
-    """Listing, looking up, reading a part and deleting answer as if nothing had been."""
+    """Listing, head, ranges and deleting return what they would without faults."""
     for name in ("x/1", "x/2"):
         plain.put_if_absent(name, BODY)
     fault = Fault(kind)
@@ -121,7 +121,7 @@ def test_everything_else_survives(kind: str, proxy: FaultProxy, store: GcsStore,
 
 
 def test_a_store_that_stays_away_is_an_error_to_retry(make_store: MakeStore) -> None:
-    """After the deadline the caller decides: nobody waits for ever in here."""
+    """After the deadline the caller decides: no call waits for ever."""
     store = make_store("http://127.0.0.1:9", deadline_s=0.6)
     for call in (lambda: store.put_if_absent("a", b""), lambda: store.get("a"), lambda: store.head("a")):
         with pytest.raises(StoreError) as refused:
@@ -130,7 +130,7 @@ def test_a_store_that_stays_away_is_an_error_to_retry(make_store: MakeStore) -> 
 
 
 def test_closing_ends_waits(proxy: FaultProxy, make_store: MakeStore) -> None:
-    """A process that stops does not wait for a store that is away."""
+    """A process that stops does not wait for an unreachable store."""
     store = make_store(proxy.url, deadline_s=60.0)
     proxy.script(*[Fault("503")] * 100)
     threading.Timer(0.2, store.close).start()
@@ -177,7 +177,7 @@ def test_the_role_that_is_missing_is_named(proxy: FaultProxy, store: GcsStore) -
 
 
 def test_a_missing_bucket_is_not_a_missing_object(emulator: Emulator, make_store: MakeStore) -> None:
-    """Every call says so, although the server answers 404 to both."""
+    """Every call distinguishes them, although the server answers 404 to both."""
     for call in ("get", "head", "delete"):
         with pytest.raises(StoreError) as refused:
             getattr(make_store(emulator.url, bucket="no-such-bucket"), call)("a")
@@ -190,7 +190,7 @@ def test_a_missing_bucket_is_not_a_missing_object(emulator: Emulator, make_store
 def test_without_credentials_it_says_how_to_give_some(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nobody has to guess that Google's client looked for a key."""
+    """The error says where Google's client looks for them."""
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
@@ -203,7 +203,7 @@ def test_without_credentials_it_says_how_to_give_some(
 
 
 def test_too_large_an_object_is_refused_here(store: GcsStore, proxy: FaultProxy) -> None:
-    """What would not be created in one request never leaves."""
+    """What cannot be created in one request is not sent."""
     with pytest.raises(StoreError) as refused:
         store.put_if_absent("a", bytes((8 << 20) + 1))
     assert (refused.value.code, refused.value.action) == ("object-too-large", "fix")
@@ -211,7 +211,7 @@ def test_too_large_an_object_is_refused_here(store: GcsStore, proxy: FaultProxy)
 
 
 def test_bytes_on_their_way_are_bounded(emulator: Emulator, make_store: MakeStore) -> None:
-    """Sixteen threads with room for two transfers: all arrive, two at a time, and look-ups pass them."""
+    """Sixteen threads with room for two transfers: all succeed, two at a time, and small requests pass them."""
     with FaultProxy(emulator.url, probability=1.0, kinds=("slow",), delay_s=0.02) as proxy:
         store = make_store(proxy.url, transfer_bytes_max=2 * len(BODY))
         under_way, most = 0, 0
@@ -252,7 +252,7 @@ def test_the_emulators_address_is_taken_from_the_environment(
 
 
 def test_no_background_request_asks_for_the_bucket(proxy: FaultProxy, store: GcsStore) -> None:
-    """`storage.buckets.get` is not among the roles that a broker needs."""
+    """`storage.buckets.get` is not among the permissions that a broker needs."""
     store.put_if_absent("a", b"x")
     store.get("a")
     list(store.list(""))
@@ -265,7 +265,7 @@ def test_a_spawned_process_makes_a_client_of_its_own(emulator: Emulator, make_st
     store = make_store(emulator.url)
     store.put_if_absent("a", b"parent")
     first = store._connected()
-    store._process += 1  # what a forked child would see
+    store._process += 1  # as a forked child would see it
     assert store._connected() is not first
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(read_elsewhere, (emulator.url,)) == b"parent"
@@ -281,7 +281,7 @@ def read_elsewhere(endpoint: str) -> bytes:
 
 
 def test_prefixes_are_apart(emulator: Emulator, make_store: MakeStore) -> None:
-    """Two stores in one bucket do not see each other, also if one's name begins the other's."""
+    """Two stores in one bucket do not see each other, also if one's prefix begins the other's."""
     one, other, whole = (make_store(emulator.url, prefix=prefix) for prefix in ("a", "/ab/c/", ""))
     one.put_if_absent("x", b"1")
     other.put_if_absent("x", b"2")
@@ -291,7 +291,7 @@ def test_prefixes_are_apart(emulator: Emulator, make_store: MakeStore) -> None:
 
 
 def test_opening_a_folder_imports_nothing_of_google() -> None:
-    """Nobody without a gs:// store pays for Google's client."""
+    """A store without gs:// does not load Google's client."""
     program = (
         "import sys; from ister.storage.addresses import open_store; import tempfile;"
         "open_store('file://' + tempfile.mkdtemp()); print([m for m in sys.modules if m.startswith('google.')])"
@@ -307,13 +307,13 @@ def test_opening_a_folder_imports_nothing_of_google() -> None:
     "url", ["", "s3://bucket/x", "gs://", "gs://B/x", "file://host/x", "file:", "/a/folder", "http://x/y"]
 )
 def test_other_addresses_are_refused(url: str) -> None:
-    """An address that means no store says so before anything is made."""
+    """An invalid address is an error before anything is created."""
     with pytest.raises(UsageError):
         open_store(url)
 
 
 def test_a_reader_makes_no_folder(tmp_path: Path) -> None:
-    """A mistyped path stays missing."""
+    """A mistyped path is not created."""
     with pytest.raises(StoreError) as refused:
         open_store(f"file://{tmp_path}/missing", create=False)
     assert (refused.value.code, refused.value.action) == ("store-missing", "fix")

@@ -1,4 +1,4 @@
-"""A history in Google's store, read while the network does what networks do."""
+"""A history in Google's store, read while requests fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_gs_address_is_read_as_any_other(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """From Python, with damage on the way of one download, and nothing asked that a viewer may not."""
+    """From Python, with a download damaged in transit, and only with a viewer's permissions."""
     store_a_topic(tmp_path, make_store(emulator.url, prefix="here")).close()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
     proxy.script(Fault("corrupted", "GET", "/s/"))

@@ -1,4 +1,4 @@
-"""What servers leave out, and what none is asked for: nothing rests on what one of them does not keep."""
+"""What servers leave out: the store relies on nothing that one of them lacks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LAYOUT = Layout(TOPIC.name, TOPIC.incarnation)
 
 @pytest.fixture
 def store(proxy: FaultProxy, make_store: MakeStore) -> GcsStore:
-    """A store behind the proxy."""
+    """Return a store behind the proxy."""
     return make_store(proxy.url)
 
 
 def live(store: GcsStore, path: Path) -> None:
-    """Do to a store all that a broker does to it, from a topic's first claim to its last object."""
+    """Do everything to a store that a broker does, from a topic's first claim to its last object."""
     path.write_bytes(b"segment" * 1000)
     first = claim(store, TOPIC, "one", broker="us")
     put_settings(store, TOPIC, first.epoch, 0)
@@ -64,7 +64,7 @@ def live(store: GcsStore, path: Path) -> None:
 def test_every_upload_is_create_only_and_multipart_and_nothing_else_has_a_condition(
     proxy: FaultProxy, store: GcsStore, tmp_path: Path
 ) -> None:
-    """Of all uploads some servers keep a condition for this kind alone, and none on deleting, composing or copying."""
+    """Some servers check conditions for this kind of upload only, and none for deleting, composing or copying."""
     live(store, tmp_path / "segment")
     writes = [(method, path) for method, path in proxy.requests if method != "GET"]
     uploads = [path for method, path in writes if method == "POST"]
@@ -82,7 +82,7 @@ def test_every_upload_is_create_only_and_multipart_and_nothing_else_has_a_condit
 
 
 def without(key: str, when: Callable[[dict[str, Any]], bool]) -> Callable[[bytes], bytes]:
-    """Return what takes a key out of each object of an answer that is so."""
+    """Return a function that removes a key from each matching object of an answer."""
 
     def strip(told: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in told.items() if name != key or not when(told)}
@@ -101,7 +101,7 @@ def without(key: str, when: Callable[[dict[str, Any]], bool]) -> Callable[[bytes
 
 
 def test_an_absent_size_counts_as_nothing(proxy: FaultProxy, store: GcsStore, tmp_path: Path) -> None:
-    """Some servers leave the size of an empty object out: claims and notes are such."""
+    """Some servers omit the size of an empty object, such as claims and notes."""
     proxy.edit = without("size", lambda told: told.get("size") in ("0", 0))
     live(store, tmp_path / "segment")
     assert store.put_if_absent("empty", b"")
@@ -114,7 +114,7 @@ def test_an_absent_size_counts_as_nothing(proxy: FaultProxy, store: GcsStore, tm
 
 
 def test_a_missing_checksum_is_said_as_such(proxy: FaultProxy, store: GcsStore) -> None:
-    """Bytes that nobody vouches for are not called damaged; nor are they handed out as checked."""
+    """Bytes without a checksum are neither called damaged nor returned as checked."""
     assert store.put_if_absent("a", b"hello")
     proxy.edit = without("crc32c", lambda _told: True)
     info = store.head("a")

@@ -1,4 +1,4 @@
-"""Headers and batches that are right, and ones that are wrong in one way each."""
+"""Valid headers and batches, and others that are wrong in one way each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PING: Final = Type.PING
 
 
 class HeaderCase(NamedTuple):
-    """A header's bytes, and why a client's author should look at it."""
+    """A header's bytes, and why they matter to a client's author."""
 
     name: str
     data: bytes
@@ -27,7 +27,7 @@ def _h(text: str) -> bytes:
 
 
 def _nested(depth: int) -> bytes:
-    """Return a PING whose unknown key 4000 holds lists and a number, so that the header has `depth` levels."""
+    """Return a PING whose unknown key 4000 has nested lists, so that the header has `depth` levels."""
     value: Any = [1]
     for _ in range(depth - 2):
         value = [value]
@@ -59,7 +59,7 @@ def _ack(ranges: Any, **more: Any) -> bytes:
     return cbor2.dumps(header | {getattr(Key, name.upper()): value for name, value in more.items()})
 
 
-# What a client sends; a broker answers, with the session in place.
+# Headers of a client; a broker answers, within a session.
 TO_BROKER: Final = [
     HeaderCase("ping", _h("a10003"), "the shortest header there is"),
     HeaderCase("ping-with-ref", _h("a2000301182a"), "PONG repeats REF"),
@@ -171,7 +171,7 @@ _WELCOME: Final = {
     Key.RESUMED: True,
 }
 
-# What a broker sends: a client reads it, or gives the connection up.
+# Headers of a broker: a client reads them, or closes the connection.
 TO_CLIENT: Final = [
     HeaderCase("welcome", cbor2.dumps(_WELCOME), "BOOT above 2^53; a limit of a later version, 99"),
     HeaderCase(
@@ -210,7 +210,7 @@ TO_CLIENT: Final = [
 
 
 class BatchCase(NamedTuple):
-    """Body frames of a PUBLISH, and why a client's author should look at them."""
+    """Body frames of a PUBLISH, and why they matter to a client's author."""
 
     name: str
     columns: int

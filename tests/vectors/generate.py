@@ -1,7 +1,7 @@
 """Writes the vectors beside this file: python -m tests.vectors.generate [folder].
 
-They are frozen: clients of other languages are tested with them. What is written is the same bytes each time; where
-it is not any more, either the broker changed what it says, or this script changed, and both need a reason.
+They are frozen: clients of other languages are tested with them. The same bytes are written each time. If not, either
+the broker's answers or this script have changed, and both need a reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _decoded(data: bytes) -> dict[str, Any]:
 
 
 def reply_to(client: StagedClient, parts: list[bytes]) -> dict[str, Any] | None:
-    """Return what a broker answers, without what varies."""
+    """Return a broker's answer, without what varies."""
     client.put(parts)
     heard = client.take(0.5)
     if heard is None:
@@ -48,7 +48,7 @@ def reply_to(client: StagedClient, parts: list[bytes]) -> dict[str, Any] | None:
 
 
 def headers_to_broker(folder: Path) -> list[dict[str, Any]]:
-    """Return the headers a client sends, each with what is read and what is answered."""
+    """Return headers of clients, each with its contents and the answer."""
     stage = stage_for(folder, 1, {})
     try:
         return [
@@ -66,7 +66,7 @@ def headers_to_broker(folder: Path) -> list[dict[str, Any]]:
 
 
 def headers_to_client() -> list[dict[str, Any]]:
-    """Return the headers a broker sends, or should not."""
+    """Return headers of brokers, valid and invalid."""
     found = []
     for case in codecs.TO_CLIENT:
         decoded = _decoded(case.data)
@@ -77,7 +77,7 @@ def headers_to_client() -> list[dict[str, Any]]:
 
 
 def batches(folder: Path) -> list[dict[str, Any]]:
-    """Return bodies of PUBLISH, each with its messages and what is answered."""
+    """Return bodies of PUBLISH, each with its messages and the answer."""
     stage = stage_for(folder, 1, {})
     try:
         found = []

@@ -1,7 +1,4 @@
-"""How vectors write what frames hold in JSON; README.md beside this file is the description.
-
-Pure: values in, values out.
-"""
+"""The JSON notation of frames in vectors, which README.md beside this file describes."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from ister import bodies, wire
 from ister.errors import RemoteProtocolError
 from ister.wire import Column, Key, Type
 
-EXACT_MAX: Final = (1 << 53) - 1  # above it, readers of JSON in some languages round
+EXACT_MAX: Final = (1 << 53) - 1  # above this, JSON readers of some languages round
 FRAME_NAMES: Final = {value: name for name, value in vars(Type).items() if name.isupper()}
 KEY_NAMES: Final = {value: name for name, value in vars(Key).items() if name.isupper()}
 VARIES: Final = ("SESSION", "BOOT", "TIMESTAMPS", "TEXT", "ENDPOINT", "LIMITS", "HEARTBEAT")
 
 
 def to_json(value: Any) -> Any:
-    """Write a CBOR value: a large integer as {"uint": "..."} or {"nint": "..."}, bytes as {"bytes": "hex"}."""
+    """Return a CBOR value in JSON: a large integer as {"uint": "..."} or {"nint": "..."}, bytes as {"bytes": "hex"}."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, int):
@@ -38,7 +35,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any, *, numbered: bool = False) -> Any:
-    """Read what `to_json` wrote; `numbered`: the keys of this map are integers."""
+    """Return what `to_json` was given; `numbered`: the keys of this map are integers."""
     if isinstance(value, list):
         return [from_json(each) for each in value]
     if not isinstance(value, dict):
@@ -57,12 +54,12 @@ def from_json(value: Any, *, numbered: bool = False) -> Any:
 
 
 def header_to_json(header: wire.Header) -> dict[str, Any]:
-    """Write a header, its keys as decimal numbers, in its order."""
+    """Return a header in JSON, its keys as decimal numbers, in its order."""
     return {str(key): to_json(value) for key, value in header.items()}
 
 
 def messages_of(frames: Sequence[bytes], columns: int) -> list[dict[str, Any]]:
-    """Write the messages of a batch."""
+    """Return the messages of a batch in JSON."""
     if len(frames) == 1:
         return [{"payload": frames[0].hex()}]
     payloads = bodies.split_payloads(frames[0], frames[1])
@@ -84,7 +81,7 @@ def messages_of(frames: Sequence[bytes], columns: int) -> list[dict[str, Any]]:
 
 
 def described(parts: Sequence[bytes]) -> dict[str, Any]:
-    """Write a message: its frames in hex, and what they hold where they can be read."""
+    """Return a message in JSON: its frames in hex, and their contents where they can be read."""
     found: dict[str, Any] = {"frames": [part.hex() for part in parts]}
     try:
         header = wire.decode_header(parts[0])

@@ -1,6 +1,6 @@
-"""Conversations with a staged broker, written down as they happen, and held again as they were written down.
+"""Conversations with a staged broker: recorded, and replayed for comparison.
 
-The broker is the real one under virtual time (`tests.stage`): the same words give the same answers, byte for byte.
+The broker is real, under virtual time (`tests.stage`): the same frames get the same answers, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATIENCE_S: Final = 13.0  # virtual
 
 
 class RecordedClient(StagedClient):
-    """A client whose every word, and every word to it, is a step of a transcript."""
+    """A client that records every frame it sends and receives as a step of a transcript."""
 
     def __init__(self, scene: Scene, number: int, worker: int, *, hello: bool = True) -> None:
         self.scene, self.number = scene, number
@@ -42,24 +42,24 @@ class RecordedClient(StagedClient):
         return parts
 
     def break_connection(self) -> None:
-        """Lose the connection, and make another."""
+        """Break the connection, and make another."""
         self.scene.note({"connection": self.number, "do": "lose the connection and connect again"})
         self.disconnect()
         self.connect()
 
     def again(self, *, resume: bool = True) -> Frame:
-        """Lose the connection, make another, and say hello."""
+        """Break the connection, make another, and send HELLO."""
         self.break_connection()
         return self.hello(session=self.session if resume else None)
 
     def raw(self, *parts: bytes) -> Frame | None:
-        """Send frames as they are, and return what is heard."""
+        """Send raw frames, and return what is received."""
         self.put(parts)
         return self.hear()
 
 
 class Scene:
-    """One transcript while it comes about."""
+    """One transcript while it is recorded."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -67,7 +67,7 @@ class Scene:
         self._numbers = itertools.count(1)
 
     def note(self, step: dict[str, Any]) -> None:
-        """Write a step down."""
+        """Record a step."""
         self.steps.append(step)
 
     def client(self, worker: int = 0, *, hello: bool = True) -> RecordedClient:
@@ -88,7 +88,7 @@ class Scene:
 
 
 def stage_for(folder: Path, workers: int, settings: dict[str, Any]) -> Stage:
-    """Return a broker as all transcripts are recorded with."""
+    """Return a broker as used for all transcripts."""
     folder.mkdir()
     return Stage(folder, workers, random=Random(1), **settings)
 
@@ -107,11 +107,11 @@ def record(
 
 
 class Difference(AssertionError):  # noqa: N818 - it is one
-    """A broker said something else than a transcript has."""
+    """A broker's answer differs from the transcript."""
 
 
 def hold_again(folder: Path, transcript: dict[str, Any]) -> None:
-    """Say what the transcript's clients said; raises `Difference` where the broker's answer is another, in any byte."""
+    """Replay the frames of a transcript's clients; raises `Difference` if an answer differs in any byte."""
     stage = stage_for(folder, transcript["workers"], transcript["settings"])
     clients: dict[int, StagedClient] = {}
     try:

@@ -1,4 +1,4 @@
-"""What the recorded conversations are about: each scene is one transcript, told in the frames of `tests.raw_client`."""
+"""The recorded conversations: each scene is one transcript, in the frames of `tests.raw_client`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCENES: Final[dict[str, Told]] = {}
 def scene(
     *requirements: str, workers: int = 1, **settings: Any
 ) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
-    """Register a scene under its function's name; its docstring says what it shows, `requirements` what it holds."""
+    """Register a scene under its function's name; its docstring says what it shows, `requirements` what it covers."""
 
     def register(play: Callable[[Scene], None]) -> Callable[[Scene], None]:
         name = play.__name__.replace("_", "-")
@@ -43,7 +43,7 @@ def _topic(client: RecordedClient, topic: str = "orders", dispatch: str = "relia
 
 
 def _filled(scene: Scene, messages: int = 3) -> RecordedClient:
-    """Return a client with a topic of some messages, one a batch, published over handle 1."""
+    """Return a client with a topic of some messages, one per batch, published over handle 1."""
     client = scene.client()
     _topic(client)
     client.open_producer(1, "orders", 77)
