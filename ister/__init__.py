@@ -23,9 +23,10 @@ from ister.errors import (
     TimeoutExpiredError,
     UsageError,
 )
-from ister.message import BaseMessage, Batch, BatchReceipt, BrokerEvent, Event, Message, Published, Receipt
+from ister.message import BaseMessage, Batch, BrokerEvent, Event, Message
 from ister.producer import Producer
 from ister.reader import Reader
+from ister.receipts import BatchReceipt, Published, Receipt
 from ister.version import __version__
 
 __all__ = [

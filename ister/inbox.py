@@ -22,9 +22,10 @@ from typing import Final
 from ister import arguments
 from ister.clientsession import Request
 from ister.errors import ConnectionLostError, IsterError, RemoteProtocolError, UsageError
-from ister.message import BaseMessage, BatchReceipt, Delivery, Message, Shipment
+from ister.message import BaseMessage, Delivery, Message
 from ister.network import Network
 from ister.producer import Producer
+from ister.receipts import BatchReceipt, Shipment
 from ister.receiver import Receiver
 from ister.words import counted
 

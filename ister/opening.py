@@ -116,7 +116,7 @@ class Opener:
             callbacks=network.callbacks,
         )
         producer = Producer(network, publication)
-        publication.wait_with(producer)
+        publication.gathered.wait_with(producer)
         with network.lock:
             publication.handle = network.next_handle()
             network.attach(publication, producer)

@@ -1,6 +1,7 @@
 """The producer that programs hold: `send`, `send_batch`, receipts, back-pressure.
 
-May touch: the network (to send, and to wait). What is said to the broker is in `publication.py`.
+May touch: the network (to send, and to wait). Messages are gathered in `gathering.py`, batches that a program gives are
+packed in `packing.py`, and what is said to the broker is in `publication.py`.
 
 Invariants
 - `send` returns at once, except when the window is full: then it waits, or raises, and the message is not taken
@@ -16,10 +17,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ister import arguments, bodies, wire
+from ister import arguments
 from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageError
-from ister.message import BatchReceipt, Receipt, Shipment
-from ister.publication import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES, Publication
+from ister.gathering import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES
+from ister.packing import Packed, check_size, pack
+from ister.publication import Publication
+from ister.receipts import BatchReceipt, Receipt, Shipment
 from ister.requests import Duration
 from ister.words import counted
 
@@ -38,6 +41,7 @@ class Producer:
         self._network = network
         self._lock = network.lock
         self.publication = publication
+        self._gathered = publication.gathered
 
     def __repr__(self) -> str:
         return f"<Producer topic={self.topic!r} {self.publication.phase}>"
@@ -99,13 +103,13 @@ class Producer:
             and sequence is None
             and type(payload) is bytes
         ):
-            publication = self.publication
+            gathered = self._gathered
             with self._lock:
-                room = publication.room - len(payload) - MESSAGE_ENTRY_BYTES
-                if room >= 0 and publication.plain:
-                    publication.room = room
-                    payloads = publication.payloads
-                    receipt = Receipt(publication.shipment, len(payloads))
+                room = gathered.room - len(payload) - MESSAGE_ENTRY_BYTES
+                if room >= 0 and gathered.plain:
+                    gathered.room = room
+                    payloads = gathered.payloads
+                    receipt = Receipt(gathered.shipment, len(payloads))
                     payloads.append(payload)
                     return receipt
         due = self.due(deliver_at, delay)
@@ -114,13 +118,13 @@ class Producer:
     def send_fast(self, payload: bytes) -> Receipt | None:
         """Put a message into a batch that has been begun and has room, else return `None`."""
         if type(payload) is bytes:
-            publication = self.publication
+            gathered = self._gathered
             with self._lock:
-                room = publication.room - len(payload) - MESSAGE_ENTRY_BYTES
-                if room >= 0 and publication.plain:
-                    publication.room = room
-                    publication.payloads.append(payload)
-                    return Receipt(publication.shipment, len(publication.payloads) - 1)
+                room = gathered.room - len(payload) - MESSAGE_ENTRY_BYTES
+                if room >= 0 and gathered.plain:
+                    gathered.room = room
+                    gathered.payloads.append(payload)
+                    return Receipt(gathered.shipment, len(gathered.payloads) - 1)
         return None
 
     def _send_carefully(
@@ -140,7 +144,7 @@ class Producer:
                 return receipt
             if deadline is None:
                 deadline = self._network.deadline(arguments.timeout(timeout))
-            self._wait_for_room(self.publication.gathered_bytes, deadline, timeout)
+            self._wait_for_room(self._gathered.size, deadline, timeout)
 
     def due(self, deliver_at: When | None, delay: Duration | None) -> int:
         """Return when a message is to be delivered, in unix milliseconds; 0 for at once."""
@@ -160,13 +164,16 @@ class Producer:
         sequence: int | None = None,
     ) -> Receipt | None:
         """Do what `send` does, or return `None` when the window is full; never waits. `due` is in unix ms."""
-        publication, network = self.publication, self._network
+        publication, gathered, network = self.publication, self._gathered, self._network
         network.check()
         payload = arguments.data(payload, "payload")
         columns = (arguments.data(key, "key") if key else b"", arguments.attributes(attributes))
         size = len(payload) + MESSAGE_ENTRY_BYTES
         size += sum(len(column) + MESSAGE_ENTRY_BYTES for column in columns if column) + (due and TIME_BYTES)
-        self._check_size(len(payload), len(payload), size, 1, [attributes] if attributes else None)
+        if publication.session is not None:
+            limits = publication.session.limits
+            alone = [attributes] if attributes else None
+            check_size(publication.topic, 1, len(payload), len(payload), size, alone, limits)
         if sequence is not None:
             arguments.number(sequence, "a sequence")
         receipt = None
@@ -177,14 +184,14 @@ class Producer:
                     if sequence < publication.next_sequence:
                         return Receipt(*publication.taken_before(sequence))
                     if sequence > publication.next_sequence:
-                        if publication.payloads:
+                        if gathered.payloads:
                             self._seal()
-                        if publication.payloads:
+                        if gathered.payloads:
                             return None
                         publication.skip_to(sequence)
-                if publication.payloads and publication.room < size:
+                if gathered.payloads and gathered.room < size:
                     self._seal()
-                if not publication.payloads or publication.room >= size:
+                if not gathered.payloads or gathered.room >= size:
                     receipt = self._add(payload, *columns, due)
             except BaseException as error:
                 network.connection_of(publication).interrupted(error)
@@ -193,22 +200,24 @@ class Producer:
         return receipt
 
     def _add(self, payload: bytes, key: bytes, attributes: bytes, due: int) -> Receipt:
-        publication, network = self.publication, self._network
-        begins = not publication.payloads
+        publication, gathered, network = self.publication, self._gathered, self._network
+        begins = not gathered.payloads
         if begins:
-            publication.begin(network.clock.monotonic())
-        shipment = publication.shipment
-        receipt = Receipt(shipment, publication.add(payload, key, attributes, due))
-        if publication.room <= 0 or (begins and publication.lone):
+            gathered.begin(network.clock.monotonic())
+        shipment = gathered.shipment
+        receipt = Receipt(shipment, gathered.add(payload, key, attributes, due))
+        # A message with nothing before it on its way, whose receipt it could wait for, goes at once.
+        lone = begins and (not publication.batches or not gathered.linger_s)
+        if lone or gathered.room <= 0:
             self._seal()
         elif begins:
-            network.connection_of(publication).nudge(publication.linger_at)
+            network.connection_of(publication).nudge(gathered.linger_at)
         return receipt
 
     def _seal(self) -> None:
         """Send what is gathered, if the window allows it (lock held)."""
         publication = self.publication
-        if publication.has_room(publication.gathered_bytes()):
+        if publication.has_room(self._gathered.size()):
             publication.seal()
             self._network.connection_of(publication).touch()
 
@@ -236,7 +245,7 @@ class Producer:
                 return receipt
             if deadline is None:
                 deadline = self._network.deadline(arguments.timeout(timeout))
-            self._wait_for_room(lambda: self.publication.gathered_bytes() or batch.size, deadline, timeout)
+            self._wait_for_room(lambda: self._gathered.size() or batch.size, deadline, timeout)
 
     def pack(
         self,
@@ -250,27 +259,12 @@ class Producer:
         self._network.check()
         if not isinstance(payloads, list | tuple):
             payloads = list(payloads)
-        if not payloads:
-            raise UsageError("a batch holds at least one message")
-        try:
-            joined = b"".join(payloads)
-            table = bodies.pack_lengths(payloads)
-        except TypeError:
-            wrong = next((p for p in payloads if not isinstance(p, bytes | bytearray | memoryview)), None)
-            arguments.data(wrong, "payload")
-            raise
-        if bodies.sum_of_lengths(table) != len(joined):
-            raise UsageError("payloads are bytes; a memoryview of larger items is not")
         times: Sequence[int] | None = None
         if deliver_at is not None or delay is not None:
             times = self._times(len(payloads), deliver_at, delay)
-        columns, body = _columns_of(len(payloads), keys, attributes, times)
-        packed = Packed(payloads, columns, [table, joined, *body])
-        session = self.publication.session
-        if session is not None and len(joined) > session.limits.message_bytes_max:
-            self._check_size(max(bodies.lengths_of(table)))
-        self._check_size(0, len(joined), packed.size, len(payloads), attributes)
-        return packed
+        publication = self.publication
+        limits = None if publication.session is None else publication.session.limits
+        return pack(publication.topic, payloads, keys, attributes, times, limits)
 
     def _times(
         self, count: int, deliver_at: When | Sequence[When | None] | None, delay: Duration | None
@@ -287,20 +281,20 @@ class Producer:
 
     def try_batch(self, batch: Packed) -> BatchReceipt | None:
         """Do what `send_batch` does, or return `None` when the window is full; never waits."""
-        publication, network = self.publication, self._network
+        publication, gathered, network = self.publication, self._gathered, self._network
         receipt = None
         with self._lock:
             self._check_open()
             try:
-                if not batch.columns and 2 * batch.size < publication.room and publication.plain:
-                    index = len(publication.payloads)
-                    publication.payloads.extend(map(bytes, batch.payloads))
-                    publication.room -= batch.size
-                    return BatchReceipt(publication.shipment, index, len(batch.payloads))
-                if publication.payloads:
+                if not batch.columns and 2 * batch.size < gathered.room and gathered.plain:
+                    index = len(gathered.payloads)
+                    gathered.payloads.extend(map(bytes, batch.payloads))
+                    gathered.room -= batch.size
+                    return BatchReceipt(gathered.shipment, index, len(batch.payloads))
+                if gathered.payloads:
                     self._seal()
-                if not publication.payloads and publication.has_room(batch.size):
-                    receipt = BatchReceipt(publication.shipment, 0, len(batch.payloads))
+                if not gathered.payloads and publication.has_room(batch.size):
+                    receipt = BatchReceipt(gathered.shipment, 0, len(batch.payloads))
                     publication.seal_frames(len(batch.payloads), batch.columns, batch.body)
                     network.connection_of(publication).touch()
             except BaseException as error:
@@ -317,42 +311,6 @@ class Producer:
             raise publication.error
         if publication.phase in ("closing", "closed"):
             raise ClosedError(f"the producer for topic {publication.topic!r} is closed")
-
-    def _check_size(
-        self,
-        payload_bytes: int,
-        payloads_bytes: int = 0,
-        size: int = 0,
-        count: int = 1,
-        attributes: Sequence[Mapping[str, str] | None] | None = None,
-    ) -> None:
-        """Raise if one payload, all of a batch, or these with all that goes with them is too large.
-
-        What a dead letter or a redrive has more, beside what its producer sent, is not counted.
-        """
-        session = self.publication.session
-        if session is None:
-            return
-        limits = session.limits
-        if payload_bytes > limits.message_bytes_max:
-            raise UsageError(
-                f"message of {arguments.in_words(payload_bytes)} is over message_bytes_max "
-                f"({arguments.in_words(limits.message_bytes_max)}) of topic {self.topic!r}",
-                code="message-too-large",
-            )
-        most, around = limits.batch_bytes_max, size - payloads_bytes
-        if bodies.batch_fits(count, payloads_bytes, around, most):
-            return
-        if attributes is not None and count == 1:
-            around -= bodies.marked_bytes(arguments.attributes(attributes[0]))
-        if not bodies.batch_fits(count, payloads_bytes, around, most):
-            beside = arguments.in_words(bodies.around_bytes_max(most))
-            raise UsageError(
-                f"batch of {arguments.in_words(payloads_bytes + around)} is over batch_bytes_max "
-                f"({arguments.in_words(most)}) of topic {self.topic!r}: {arguments.in_words(around)} of it are "
-                f"lengths, keys and attributes; a lone message may have {beside} of these beside a large payload",
-                code="batch-too-large",
-            )
 
     def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
         if not self._network.waits.wait(self.publication, lambda: self.has_room(size()), deadline):
@@ -400,10 +358,10 @@ class Producer:
 
     def answered(self) -> bool:
         """Whether nothing waits for a receipt; sends what is gathered (lock held)."""
-        publication = self.publication
-        if publication.payloads and publication.has_room(publication.gathered_bytes()):
+        publication, gathered = self.publication, self._gathered
+        if gathered.payloads and publication.has_room(gathered.size()):
             publication.seal()
-        return not publication.payloads and not publication.batches
+        return not gathered.payloads and not publication.batches
 
     def flushed(self, answered: bool, timeout: float | None) -> None:
         """Raise if not everything is answered, or if something was refused and nobody looked."""
@@ -438,7 +396,7 @@ class Producer:
     def is_idle(self) -> bool:
         """Whether nothing is gathered, and everything sent is answered."""
         with self._lock:
-            return not self.publication.payloads and not self.publication.batches
+            return not self._gathered.payloads and not self.publication.batches
 
     def is_over(self) -> bool:
         """Whether there is nothing to close any more."""
@@ -486,7 +444,7 @@ class Producer:
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: every `send` takes the road that raises."""
         self._lock = lock
-        self.publication.room = NOTHING
+        self._gathered.room = NOTHING
 
     def __enter__(self) -> Self:
         return self
@@ -501,43 +459,3 @@ class Producer:
             self.close(HURRY_S)
         except IsterError:
             pass  # the exception on its way out matters more
-
-
-class Packed:
-    """The frames of a batch that has no sequence yet."""
-
-    __slots__ = ("body", "columns", "payloads", "size")
-
-    def __init__(self, payloads: Sequence[bytes], columns: int, body: list[bytes]) -> None:
-        self.payloads = payloads
-        self.columns = columns
-        self.body = body
-        self.size = sum(map(len, body))
-
-
-def _columns_of(
-    count: int,
-    keys: Sequence[bytes | None] | None,
-    attributes: Sequence[Mapping[str, str] | None] | None,
-    times: Sequence[int] | None,
-) -> tuple[int, list[bytes]]:
-    columns = 0
-    body: list[bytes] = []
-    if keys is not None:
-        if len(keys) != count:
-            raise UsageError(
-                f"{counted(len(keys), 'key was', 'keys were')} given for {counted(count, 'payload')}"
-            )
-        columns |= wire.Column.KEYS
-        body.append(bodies.pack_column([arguments.data(key, "key") if key else b"" for key in keys]))
-    if attributes is not None:
-        if len(attributes) != count:
-            raise UsageError(
-                f"attributes were given {counted(len(attributes), 'time')} for {counted(count, 'payload')}"
-            )
-        columns |= wire.Column.ATTRIBUTES
-        body.append(bodies.pack_column([arguments.attributes(each) for each in attributes]))
-    if times is not None and any(times):
-        columns |= wire.Column.DELIVER_AT
-        body.append(bodies.pack_times(times))
-    return columns, body

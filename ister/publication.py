@@ -1,6 +1,7 @@
-"""What a producer says to a worker: gather messages, seal them into batches, send, resend, and resolve receipts.
+"""What a producer says to a worker: seal what is gathered into batches, send, resend, and resolve receipts.
 
-Pure: no socket, clock or thread lives here. The caller holds the client's lock.
+Messages are gathered in `gathering.py`; receipts are in `receipts.py`; `producer.py` waits. Pure: no socket, clock or
+thread lives here. The caller holds the client's lock.
 
 Invariants
 - a batch is cut once: what is resent is byte for byte what was sent, in order, with the same sequence
@@ -16,10 +17,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from ister import bodies, wire
+from ister import wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
-from ister.message import Outgoing, Shipment, Waiter
+from ister.gathering import Gathering
+from ister.receipts import Shipment
 from ister.wire import Key, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
@@ -49,14 +51,25 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("closing", "fail"): "closed",
 }
 
-MESSAGE_ENTRY_BYTES: Final = 4  # a message's place in the length table
 REFUSED_MAX: Final = 64  # refused batches whose numbers are remembered, for a program that gives them again
-TIME_BYTES: Final = 8  # a message's time of delivery, where any message of the batch has one
-NOTHING: Final = -1  # room for nothing: the next message takes the careful road
+
+
+class Outgoing:
+    """A sealed batch on its way: the frames as they are sent, and sent again, until it is resolved."""
+
+    __slots__ = ("count", "frames", "refused", "sequence", "shipment", "size")
+
+    def __init__(self, sequence: int, count: int, frames: list[bytes], shipment: Shipment) -> None:
+        self.sequence = sequence
+        self.count = count
+        self.frames = frames
+        self.shipment = shipment
+        self.size = sum(map(len, frames)) - len(frames[0])
+        self.refused = False
 
 
 class Publication:
-    """One producer's state; `room`, `payloads` and `shipment` are what its fast path touches."""
+    """One producer's state, apart from what it gathers, which is in `gathered`."""
 
     def __init__(
         self,
@@ -79,17 +92,7 @@ class Publication:
         self.trouble: IsterError | None = None  # why it is being tried again
         self.strategy = ""
         self.opened = False
-        # gathering
-        self.room = NOTHING
-        self.payloads: list[bytes] = []
-        self.plain = (
-            True  # no message of the batch has anything but a payload: none of the columns below is begun
-        )
-        self.keys: list[bytes] | None = None
-        self.attributes: list[bytes] | None = None
-        self.times: list[int] | None = None
-        self.shipment = Shipment(topic, None)
-        self.linger_at = 0.0
+        self.gathered = Gathering(topic, linger_s)
         # sealed, and not resolved
         self.batches: deque[Outgoing] = deque()
         self.refused: Shipment | None = None  # one that failed, to be raised if nobody looks at its receipt
@@ -102,71 +105,17 @@ class Publication:
         self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
         self._gap = False  # a refused batch was dropped, and the broker still expects its sequence
         self._batch_bytes = batch_bytes
-        self._begun_with = 0
-        self._batch_bytes_now = 0  # what the broker's limits leave of it
-        self._linger_s = linger_s
         self._window_bytes = window_bytes
-        self._waiter: Waiter | None = None
         self._callbacks = callbacks
         self._failures = 0
         self._due = 0.0
-
-    def wait_with(self, waiter: Waiter) -> None:
-        """Receipts ask this one to wait for them; called once, before anything is sent."""
-        self._waiter = waiter
-        self.shipment = Shipment(self.topic, waiter)
-
-    # ---- gathering -----------------------------------------------------------------------------------------------
-
-    @property
-    def lone(self) -> bool:
-        """Whether a message that comes now goes at once: there is nothing whose receipt it could wait for."""
-        return not self.batches or not self._linger_s
-
-    def begin(self, now: float) -> None:
-        """The first message is about to be put into an empty batch."""
-        self.linger_at = now + self._linger_s
-        self.room = self._begun_with = self._batch_bytes_now
-
-    def add(self, payload: bytes, key: bytes, attributes: bytes, deliver_at: int = 0) -> int:
-        """Put a message into the batch and return its index there; empty columns (and the time 0) are absent."""
-        index = len(self.payloads)
-        if key or self.keys is not None:
-            if self.keys is None:
-                self.keys = [b""] * index
-                self.room -= MESSAGE_ENTRY_BYTES * index
-            self.keys.append(key)
-            self.room -= len(key) + MESSAGE_ENTRY_BYTES
-        if attributes or self.attributes is not None:
-            if self.attributes is None:
-                self.attributes = [b""] * index
-                self.room -= MESSAGE_ENTRY_BYTES * index
-            self.attributes.append(attributes)
-            self.room -= len(attributes) + MESSAGE_ENTRY_BYTES
-        if deliver_at or self.times is not None:
-            if self.times is None:
-                self.times = [0] * index
-                self.room -= TIME_BYTES * index
-            self.times.append(deliver_at)
-            self.room -= TIME_BYTES
-        self.plain = self.keys is None and self.attributes is None and self.times is None
-        self.payloads.append(payload)
-        self.room -= len(payload) + MESSAGE_ENTRY_BYTES
-        return index
-
-    def _fresh(self) -> None:
-        self.room = NOTHING
-        self.payloads = []
-        self.plain = True
-        self.keys = self.attributes = self.times = None
-        self.shipment = Shipment(self.topic, self._waiter)
 
     # ---- numbers -------------------------------------------------------------------------------------------------
 
     @property
     def next_sequence(self) -> int:
         """The number of the next message; all below it have been taken, in this run or before."""
-        return self._next + len(self.payloads)
+        return self._next + len(self.gathered.payloads)
 
     def skip_to(self, sequence: int) -> None:
         """Leave numbers out, while nothing is gathered: the next message has this one."""
@@ -175,7 +124,7 @@ class Publication:
     def taken_before(self, sequence: int) -> tuple[Shipment, int]:
         """Return where a message with a number below the next one is; raises why it was refused."""
         if sequence >= self._next:
-            return self.shipment, sequence - self._next
+            return self.gathered.shipment, sequence - self._next
         for first, end, error in self._numbers_refused:
             if first <= sequence < end:
                 raise error
@@ -185,10 +134,6 @@ class Publication:
         stored = Shipment(self.topic, None)
         stored.first, stored.resolved = wire.OFFSET_UNKNOWN, True
         return stored, 0
-
-    def gathered_bytes(self) -> int:
-        """The body bytes of what is gathered."""
-        return self._begun_with - self.room if self.payloads else 0
 
     def has_room(self, size: int) -> bool:
         """Whether a batch of `size` body bytes may be sealed now."""
@@ -200,35 +145,18 @@ class Publication:
 
     def seal(self) -> None:
         """Make a batch of what is gathered and send it as soon as may be."""
-        payloads = self.payloads
-        if not payloads:
-            return
-        columns = 0
-        if self.keys is not None:
-            columns |= wire.Column.KEYS
-        if self.attributes is not None:
-            columns |= wire.Column.ATTRIBUTES
-        if self.times is not None:
-            columns |= wire.Column.DELIVER_AT
-        if len(payloads) == 1 and not columns:
-            body = payloads
-        else:
-            body = [bodies.pack_lengths(payloads), b"".join(payloads)]
-            for column in (self.keys, self.attributes):
-                if column is not None:
-                    body.append(bodies.pack_column(column))
-            if self.times is not None:
-                body.append(bodies.pack_times(self.times))
-        self.seal_frames(len(payloads), columns, body)
+        gathered = self.gathered
+        if gathered.payloads:
+            self.seal_frames(len(gathered.payloads), *gathered.frames())
 
     def seal_frames(self, count: int, columns: int, body: list[bytes]) -> None:
         """Take body frames as a batch of their own; its receipts are those of `shipment`."""
         header: wire.Header = {Key.TYPE: Type.PUBLISH, Key.HANDLE: self.handle, Key.SEQUENCE: self._next}
         if columns:
             header[Key.COLUMNS] = columns
-        batch = Outgoing(self._next, count, [wire.encode_header(header), *body], self.shipment)
+        batch = Outgoing(self._next, count, [wire.encode_header(header), *body], self.gathered.shipment)
         self.batches.append(batch)  # from here on it is on its way: `mend` counts on this order
-        self._fresh()
+        self.gathered.clear()
         self._next += count
         self.bytes += batch.size
         self._send()
@@ -238,8 +166,8 @@ class Publication:
         """An exception (Ctrl-C) came in between: put right what `seal_frames` may have left undone."""
         if self.batches:
             last = self.batches[-1]
-            if last.shipment is self.shipment:
-                self._fresh()
+            if last.shipment is self.gathered.shipment:
+                self.gathered.clear()
             self._next = last.sequence + last.count
         self.bytes = sum(batch.size for batch in self.batches if not batch.refused)
 
@@ -298,7 +226,7 @@ class Publication:
         granted = header.get(Key.BYTES, limits.producer_window_bytes)
         self._window = granted if self._window_bytes is None else min(granted, self._window_bytes)
         self._in_flight_max = limits.batches_in_flight_max
-        self._batch_bytes_now = min(self._batch_bytes, limits.batch_bytes_max, limits.message_bytes_max)
+        self.gathered.batch_bytes = min(self._batch_bytes, limits.batch_bytes_max, limits.message_bytes_max)
         self.strategy = header.get(Key.STRATEGY, "")
         if not self.opened:
             self.opened = True
@@ -393,7 +321,7 @@ class Publication:
 
     def _settle(self) -> None:
         """Nothing may be in flight any more: what is gathered need not wait, and a lone message goes at once."""
-        if not self.batches and self.payloads:
+        if not self.batches and self.gathered.payloads:
             self.seal()
 
     # ---- the end -------------------------------------------------------------------------------------------------
@@ -429,10 +357,10 @@ class Publication:
                 self._resolve(batch.shipment)
         self.batches.clear()
         self.bytes = 0
-        if self.payloads:
-            self.shipment.error = error
-            self._resolve(self.shipment)
-        self._fresh()
+        if self.gathered.payloads:
+            self.gathered.shipment.error = error
+            self._resolve(self.gathered.shipment)
+        self.gathered.clear()
 
     # ---- time ----------------------------------------------------------------------------------------------------
 
@@ -441,15 +369,17 @@ class Publication:
         if self.phase == "waiting" and now >= self._due:
             self._step("due")
             self._open()
-        elif self.payloads and now >= self.linger_at and self.has_room(self.gathered_bytes()):
+        elif (
+            self.gathered.payloads and now >= self.gathered.linger_at and self.has_room(self.gathered.size())
+        ):
             self.seal()
 
     def deadline(self) -> float:
         """When `tick` is wanted next."""
         if self.phase == "waiting":
             return self._due
-        if self.payloads and self.has_room(self.gathered_bytes()):
-            return self.linger_at
+        if self.gathered.payloads and self.has_room(self.gathered.size()):
+            return self.gathered.linger_at
         return float("inf")
 
     def _step(self, what: What) -> bool:

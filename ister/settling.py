@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ister import arguments
 from ister.answers import SubscriptionDetail
 from ister.errors import ConnectionLostError, IsterError, RemoteError
-from ister.message import BatchReceipt, Message
+from ister.message import Message
+from ister.receipts import BatchReceipt
 from ister.words import counted
 
 if TYPE_CHECKING:

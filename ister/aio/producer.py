@@ -13,9 +13,9 @@ from typing import Any
 
 from ister.aio.closing import Closing
 from ister.aio.waiting import Waiting
-from ister.message import Published, Shipment
 from ister.producer import CLOSE_S, HURRY_S, When
 from ister.producer import Producer as SyncProducer
+from ister.receipts import Published, Shipment
 from ister.requests import Duration
 
 
@@ -85,7 +85,7 @@ class Producer(Closing):
         if receipt is None:
             deadline = producer.deadline(timeout)
             while receipt is None:
-                await self._wait_for_room(producer.publication.gathered_bytes, deadline, timeout)
+                await self._wait_for_room(producer.publication.gathered.size, deadline, timeout)
                 receipt = producer.try_send(payload, key, attributes, due, sequence)
         return Receipt(self._client, receipt.shipment, receipt.index, 1)
 
@@ -107,7 +107,7 @@ class Producer(Closing):
             deadline = producer.deadline(timeout)
             while receipt is None:
                 await self._wait_for_room(
-                    lambda: producer.publication.gathered_bytes() or batch.size, deadline, timeout
+                    lambda: producer.publication.gathered.size() or batch.size, deadline, timeout
                 )
                 receipt = producer.try_batch(batch)
         return Receipt(self._client, receipt.shipment, receipt.index, receipt.count)

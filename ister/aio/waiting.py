@@ -19,8 +19,8 @@ from ister import arguments
 from ister.aio.closing import Closing
 from ister.client import Client as SyncClient
 from ister.clientsession import Handle, Request
-from ister.message import Shipment
 from ister.opening import Plan
+from ister.receipts import Shipment
 from ister.waking import Waiters
 
 T = TypeVar("T")

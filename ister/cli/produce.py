@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ister.client import Client
-    from ister.message import BatchReceipt
     from ister.producer import Producer
+    from ister.receipts import BatchReceipt
 
 READ_BYTES: Final = 64 * 1024
 LINE_BYTES_MAX: Final = 7 << 20  # no broker can be told to take larger messages

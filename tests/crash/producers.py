@@ -19,7 +19,7 @@ import zmq
 
 import ister
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
-from ister.message import Receipt
+from ister.receipts import Receipt
 from ister.wire import Key, Type, decode_header, encode_header
 from tests.crash.message import Identity, make_payload, random_body
 from tests.crash.oracle import POISON, Oracle

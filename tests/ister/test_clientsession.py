@@ -267,8 +267,8 @@ def test_any_conversation_leaves_a_usable_session(
     talk.welcome()
     publication = talk.producer()
     talk.consumer()
-    publication.begin(talk.now)
-    publication.add(b"x", b"", b"")
+    publication.gathered.begin(talk.now)
+    publication.gathered.add(b"x", b"", b"")
     publication.seal()
     for header, body in said:
         talk.hear(header, *body)

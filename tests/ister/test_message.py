@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ister import bodies, wire
 from ister.errors import RemoteError, RemoteProtocolError, TimeoutExpiredError
-from ister.message import Batch, BatchReceipt, Delivery, Message, Published, Receipt, Shipment
+from ister.message import Batch, Delivery, Message
+from ister.receipts import BatchReceipt, Published, Receipt, Shipment
 from ister.wire import Column, Key
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ister import bodies, wire
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
-from ister.message import Shipment
-from ister.publication import NOTHING, TRANSITIONS, Publication
+from ister.gathering import NOTHING
+from ister.publication import TRANSITIONS, Publication
+from ister.receipts import Shipment
 from ister.wire import Column, Key, Type
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 def ship(publication: Publication, *payloads: bytes) -> Shipment:
     """Seal messages as a batch of their own."""
-    publication.begin(0.0)
-    shipment = publication.shipment
+    publication.gathered.begin(0.0)
+    shipment = publication.gathered.shipment
     for payload in payloads:
-        publication.add(payload, b"", b"")
+        publication.gathered.add(payload, b"", b"")
     publication.seal()
     return shipment
 
@@ -67,10 +68,10 @@ def test_sequences_count_messages(talk: Talk) -> None:
 def test_columns_are_filled_for_messages_that_have_none(talk: Talk) -> None:
     """A key on the third message leaves the first two without one, not with another's."""
     publication = opened(talk)
-    publication.begin(0.0)
-    publication.add(b"a", b"", b"")
-    publication.add(b"b", b"", bodies.encode_attributes({"x": "y"}))
-    publication.add(b"c", b"k", b"")
+    publication.gathered.begin(0.0)
+    publication.gathered.add(b"a", b"", b"")
+    publication.gathered.add(b"b", b"", bodies.encode_attributes({"x": "y"}))
+    publication.gathered.add(b"c", b"k", b"")
     publication.seal()
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.KEYS | Column.ATTRIBUTES
@@ -85,10 +86,10 @@ def test_columns_are_filled_for_messages_that_have_none(talk: Talk) -> None:
 def test_the_room_left_is_exact(talk: Talk) -> None:
     """What `room` says is taken is what the body frames have, columns included."""
     publication = opened(talk)
-    publication.begin(0.0)
+    publication.gathered.begin(0.0)
     for key in (b"", b"", b"kk", b""):
-        publication.add(b"1234567", key, b"")
-    size = publication.gathered_bytes()
+        publication.gathered.add(b"1234567", key, b"")
+    size = publication.gathered.size()
     publication.seal()
     [(_, body)] = talk.frames()
     assert size == sum(map(len, body))
@@ -132,8 +133,8 @@ def test_what_is_gathered_goes_when_the_batch_before_it_is_answered(talk: Talk) 
     """Nobody waits for the linger when there is nothing to wait for."""
     publication = opened(talk)
     ship(publication, b"a")
-    publication.begin(talk.now)
-    publication.add(b"b", b"", b"")
+    publication.gathered.begin(talk.now)
+    publication.gathered.add(b"b", b"", b"")
     talk.said()
     receipts(talk, 0, 0)
     assert sequences(talk) == [1]
@@ -143,8 +144,8 @@ def test_what_lingers_goes_after_its_time(talk: Talk) -> None:
     """A slow receipt does not hold messages back longer than the linger."""
     publication = opened(talk)
     ship(publication, b"a")
-    publication.begin(talk.now)
-    publication.add(b"b", b"", b"")
+    publication.gathered.begin(talk.now)
+    publication.gathered.add(b"b", b"", b"")
     talk.said()
     assert talk.session.deadline() <= talk.now + 0.001
     talk.later(0.001)
@@ -261,7 +262,7 @@ def test_a_fenced_producer_fails_everything(talk: Talk) -> None:
     talk.refuse("producer-fenced", "stop", HANDLE=1, CLOSED=True)
     assert publication.phase == "closed"
     assert shipment.error is publication.error
-    assert publication.room == NOTHING
+    assert publication.gathered.room == NOTHING
 
 
 @pytest.mark.requirement("8.4-3")
@@ -336,9 +337,9 @@ def test_an_end_fails_what_has_no_receipt(talk: Talk) -> None:
     """Nobody waits for ever: sealed or gathered, everything is resolved."""
     publication = opened(talk)
     sealed = ship(publication, b"a")
-    publication.begin(0.0)
-    gathered = publication.shipment
-    publication.add(b"b", b"", b"")
+    publication.gathered.begin(0.0)
+    gathered = publication.gathered.shipment
+    publication.gathered.add(b"b", b"", b"")
     publication.fail(ClosedError("closed"))
     assert isinstance(sealed.error, ClosedError)
     assert isinstance(gathered.error, ClosedError)
@@ -347,17 +348,17 @@ def test_an_end_fails_what_has_no_receipt(talk: Talk) -> None:
 def test_mending_after_an_interruption_seals_nothing_twice(talk: Talk) -> None:
     """Ctrl-C between taking a batch and beginning the next leaves one batch, not two."""
     publication = opened(talk)
-    publication.begin(0.0)
-    publication.add(b"a", b"", b"")
-    payloads, shipment = publication.payloads, publication.shipment
+    publication.gathered.begin(0.0)
+    publication.gathered.add(b"a", b"", b"")
+    payloads, shipment = publication.gathered.payloads, publication.gathered.shipment
     publication.seal()
-    publication.payloads, publication.shipment = (
+    publication.gathered.payloads, publication.gathered.shipment = (
         payloads,
         shipment,
-    )  # as if the interruption came before `_fresh`
+    )  # as if the interruption came before `clear`
     publication._next = 0
     publication.mend()
-    assert publication.payloads == []
+    assert publication.gathered.payloads == []
     ship(publication, b"b")
     assert [batch.sequence for batch in publication.batches] == [0, 1]
 
@@ -481,28 +482,28 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
 def test_times_of_delivery_are_a_column(talk: Talk) -> None:
     """A time on the second message leaves the others at once; what they take up is counted."""
     publication = opened(talk)
-    publication.begin(0.0)
-    before = publication.room
-    assert publication.plain
-    publication.add(b"a", b"", b"")
-    assert publication.plain
-    publication.add(b"b", b"", b"", 1_767_225_600_000)
-    assert not publication.plain
-    publication.add(b"c", b"", b"")
-    size = before - publication.room
+    publication.gathered.begin(0.0)
+    before = publication.gathered.room
+    assert publication.gathered.plain
+    publication.gathered.add(b"a", b"", b"")
+    assert publication.gathered.plain
+    publication.gathered.add(b"b", b"", b"", 1_767_225_600_000)
+    assert not publication.gathered.plain
+    publication.gathered.add(b"c", b"", b"")
+    size = before - publication.gathered.room
     publication.seal()
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.DELIVER_AT
     assert bodies.split_times(body[-1], 3).tolist() == [0, 1_767_225_600_000, 0]
     assert size == sum(map(len, body))
-    assert publication.plain
+    assert publication.gathered.plain
 
 
 def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
     """Only a message without columns may travel without."""
     publication = opened(talk)
-    publication.begin(0.0)
-    publication.add(b"a", b"k", b"", 5)
+    publication.gathered.begin(0.0)
+    publication.gathered.add(b"a", b"k", b"", 5)
     publication.seal()
     [(header, body)] = talk.frames()
     assert header[Key.COLUMNS] == Column.KEYS | Column.DELIVER_AT
@@ -551,13 +552,13 @@ def test_a_number_that_was_taken_leads_to_the_message_it_is(talk: Talk) -> None:
     answered, under_way = ship(publication, b"a"), ship(publication, b"b", b"c")
     refused = ship(publication, b"d")
     receipts(talk, 0, 40)
-    publication.begin(0.0)
-    publication.add(b"e", b"", b"")
+    publication.gathered.begin(0.0)
+    publication.gathered.add(b"e", b"", b"")
     assert answered.resolved
     stored, _ = publication.taken_before(0)
     assert stored.outcome(0, 1, None).duplicate
     assert publication.taken_before(2) == (under_way, 1)
-    assert publication.taken_before(4) == (publication.shipment, 0)
+    assert publication.taken_before(4) == (publication.gathered.shipment, 0)
     talk.refuse("message-too-large", "fix", HANDLE=1, SEQUENCE=3)
     assert refused.error is not None
     with pytest.raises(RemoteError, match="too-large"):

@@ -1,0 +1,144 @@
+"""What became of the messages a program sent: receipts, as views of the shipment they left with.
+
+A `Receipt` points into the `Shipment` of its batch, so that an answer is written down once per batch. Waiting is asked
+of the producer. What is sent, and sent again, is in `publication.py`. No socket, clock or thread lives here.
+
+Invariants
+- a `Shipment` is resolved once, with an offset or an error, never both
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ister import wire
+from ister.errors import IsterError, TimeoutExpiredError
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Where published messages are: the first one's `offset`, and how many follow it without a gap.
+
+    `duplicate` means that nothing new was stored, because the message had been stored before. `offset` is `None` for a
+    duplicate so old that the broker no longer knows the offset of the original.
+    """
+
+    topic: str
+    offset: int | None
+    count: int = 1
+    duplicate: bool = False
+
+
+class Waiter(Protocol):
+    """Who can wait for a shipment: the producer that sent it."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """What guards the shipment while it is resolved."""
+
+    def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
+        """Wait until the shipment is resolved; False when the time (seconds) ran out first."""
+
+    def why_waiting(self) -> str:
+        """Say in words what the producer is waiting for."""
+
+
+class Shipment:
+    """What becomes of one batch on the wire; every receipt of its messages points here."""
+
+    __slots__ = ("callbacks", "error", "first", "observed", "resolved", "topic", "waiter")
+
+    def __init__(self, topic: str, waiter: Waiter | None) -> None:
+        self.topic = topic
+        self.waiter = waiter
+        self.resolved = False
+        self.observed = False  # somebody has seen its error, or asked to be called
+        self.first = 0
+        self.error: IsterError | None = None
+        self.callbacks: list[Callable[[], Any]] | None = None
+
+    def published(self, index: int, count: int, timeout: float | None) -> Published:
+        """Wait and return where `count` messages from `index` on are, or raise why they are nowhere."""
+        if not self.resolved and self.waiter is not None:
+            self.waiter.wait_for(self, timeout)
+        return self.outcome(index, count, timeout)
+
+    def outcome(self, index: int, count: int, timeout: float | None) -> Published:
+        """Return where messages are, or raise why they are nowhere, or not yet; never waits."""
+        if not self.resolved:
+            why = "" if self.waiter is None else self.waiter.why_waiting()
+            raise TimeoutExpiredError(f"no receipt from topic {self.topic!r} within {timeout} s{why}")
+        if self.error is not None:
+            self.observed = True
+            raise self.error
+        if self.first == wire.OFFSET_UNKNOWN:
+            return Published(self.topic, None, count, duplicate=True)
+        return Published(self.topic, self.first + index, count)
+
+
+class BatchReceipt:
+    """The receipt of messages that were sent together; it is answered later."""
+
+    __slots__ = ("count", "index", "shipment")
+
+    def __init__(self, shipment: Shipment, index: int, count: int) -> None:
+        self.shipment = shipment
+        self.index = index
+        self.count = count
+
+    def done(self) -> bool:
+        """Whether the broker has answered: stored as the topic promises, or refused."""
+        return self.shipment.resolved
+
+    def result(self, timeout: float | None = None) -> Published:
+        """Wait up to `timeout` seconds (`None`: forever) and return where the messages are.
+
+        Raises `TimeoutExpiredError`, or the error with which the broker refused them.
+        """
+        return self.shipment.published(self.index, self.count, timeout)
+
+    def add_done_callback(self, call: Callable[[BatchReceipt], Any]) -> None:
+        """Call `call(receipt)` once the broker has answered, in the thread that reads the answer; keep it short."""
+        _call_when_done(self.shipment, lambda: call(self))
+
+
+class Receipt:
+    """The receipt of one message; it is answered later."""
+
+    __slots__ = ("index", "shipment")
+
+    def __init__(self, shipment: Shipment, index: int) -> None:
+        self.shipment = shipment
+        self.index = index
+
+    def done(self) -> bool:
+        """Whether the broker has answered: stored as the topic promises, or refused."""
+        return self.shipment.resolved
+
+    def result(self, timeout: float | None = None) -> Published:
+        """Wait up to `timeout` seconds (`None`: forever) and return where the message is.
+
+        Raises `TimeoutExpiredError`, or the error with which the broker refused it.
+        """
+        return self.shipment.published(self.index, 1, timeout)
+
+    def add_done_callback(self, call: Callable[[Receipt], Any]) -> None:
+        """Call `call(receipt)` once the broker has answered, in the thread that reads the answer; keep it short."""
+        _call_when_done(self.shipment, lambda: call(self))
+
+
+def _call_when_done(shipment: Shipment, call: Callable[[], Any]) -> None:
+    with nullcontext() if shipment.waiter is None else shipment.waiter.lock:
+        if not shipment.resolved:
+            if shipment.callbacks is None:
+                shipment.callbacks = []
+            shipment.callbacks.append(call)
+            return
+    try:
+        call()
+    except Exception:
+        logging.getLogger("ister").exception("a callback failed")
