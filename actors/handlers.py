@@ -18,7 +18,7 @@ logger = logging.getLogger("ister.actors")
 
 
 def receives(*message_types: type) -> Callable[[Method], Method]:
-    """Mark a method as the handler of messages of exactly these types (subclasses have handlers of their own)."""
+    """Mark a method as the handler of messages of exactly these types (subclasses need handlers of their own)."""
 
     def mark(method: Method) -> Method:
         method.__dict__["_receives"] = message_types
@@ -56,9 +56,9 @@ def handlers_of(cls: type) -> dict[type, Handler]:
 
 
 class Part:
-    """What an actor may be made of: it handles messages of types of its own, which are told to the actor.
+    """A part of an actor: it handles messages of its own types, which are sent to the actor.
 
-    Handlers are methods marked with `@receives(MessageType)`, as an actor's are; see `LoopActor.compose`.
+    Handlers are methods marked with `@receives(MessageType)`, as in an actor; see `LoopActor.compose`.
     """
 
     handlers: ClassVar[Mapping[type, Handler]] = {}
@@ -70,7 +70,7 @@ class Part:
 
 @cache
 def composed(actor_class: Any, part_classes: tuple[type[Part], ...]) -> Handlers:
-    """Return the handlers of an actor made of parts, one table for all that are made of the same."""
+    """Return the handlers of an actor made of parts, one table for all actors made of the same parts."""
     table = Handlers(actor_class.handlers)
     receiver = dict.fromkeys(table, actor_class.__qualname__)
     for place, part_class in enumerate(part_classes):

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class MailboxFullError(IsterError):
-    """An actor's inbox holds as many messages as it may; nothing was told."""
+    """An actor's inbox is full; nothing was told."""
 
     code = "busy"
     action = "retry"
@@ -46,7 +46,7 @@ class Owner(Protocol):
 
 
 class Inbox:
-    """What is told to one actor and not yet handled: a bounded deque that puts itself up to be run."""
+    """The messages for one actor that are not handled yet: a bounded deque that schedules itself to be run."""
 
     __slots__ = ("_actor", "_limit", "_queue", "_ready", "_scheduled", "closed")
 
@@ -59,11 +59,11 @@ class Inbox:
         self.closed = False
 
     def open(self, actor: Owner, ready: deque[Any]) -> None:
-        """Take messages for `actor`, running among `ready`."""
+        """Accept messages for `actor`, and run among `ready`."""
         self._actor, self._ready, self._limit = actor, ready, actor.inbox_messages_max
 
     def tell(self, message: object) -> bool:
-        """Take a message; False if the actor is gone. Raises MailboxFullError."""
+        """Add a message; return False if the actor is gone. Raises MailboxFullError."""
         if not self._scheduled:
             self._scheduled = True
             self._ready.append(self)
@@ -75,9 +75,9 @@ class Inbox:
         return True
 
     def run(self, limit: int) -> int:
-        """Have the actor handle at most `limit` messages; return how many it did."""
+        """Let the actor handle at most `limit` messages; return how many it did."""
         actor, queue = self._actor, self._queue
-        if actor is None:  # it ended since it was ready
+        if actor is None:  # the actor ended since the inbox was ready
             return 0
         take, handlers, handled = queue.popleft, actor.handlers, 0
         try:
@@ -94,26 +94,26 @@ class Inbox:
         return handled
 
     def close(self) -> list[object]:
-        """Take nothing more; return what is left."""
-        # A closed inbox looks full, so that `tell` needs no check of its own on its short road.
+        """Accept nothing more; return what is left."""
+        # A closed inbox looks full, so that `tell` needs no check for it.
         self.closed, self._limit, self._scheduled = True, -1, True
         left = list(self._queue)
         self._queue.clear()
         return left
 
     def let_go(self) -> None:
-        """Hold the actor no more, which ended."""
+        """Drop the reference to the actor, which has ended."""
         self._actor = None
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    # What Pykka's ActorRef uses, from any thread.
+    # Used by Pykka's ActorRef, from any thread.
 
     def put(self, envelope: Envelope[Any], /) -> None:
-        """Take an envelope from Pykka's ActorRef."""
+        """Add an envelope from Pykka's ActorRef."""
         actor = self._actor
-        if actor is None:  # it ended
+        if actor is None:  # the actor has ended
             refuse([envelope])
             return
         if isinstance(envelope.reply_to, LoopFuture):
@@ -139,12 +139,12 @@ class Inbox:
         raise NotImplementedError
 
     def empty(self) -> bool:
-        """True if nothing waits."""
+        """True if no message waits."""
         return not self._queue
 
 
 class LoopFuture(pykka.ThreadingFuture[T]):
-    """The answer to an `ask`: waited for by any thread but the loop's, which would wait for itself."""
+    """The answer to an `ask`: any thread may wait for it except the loop's, which would wait for itself."""
 
     loop: Scheduler | None = None
 
@@ -156,7 +156,7 @@ class LoopFuture(pykka.ThreadingFuture[T]):
 
 
 def refuse(left: Iterable[object]) -> Iterator[object]:
-    """Answer the asks among `left` that nobody will; return the other messages."""
+    """Fail the asks among `left`, which nobody will answer; return the other messages."""
     others = []
     for message in left:
         if not isinstance(message, Envelope):

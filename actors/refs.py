@@ -11,14 +11,14 @@ from ister.actors.mailbox import Inbox
 
 
 class Address(NamedTuple):
-    """Where an actor is: its process's node name and its path there, as ("worker-0", "topic/orders")."""
+    """An actor's address: its process's node name and its path there, such as ("worker-0", "topic/orders")."""
 
     node: str
     path: str
 
 
 class Ref(ABC):
-    """A reference to an actor that may be anywhere, also to one that does not exist (yet)."""
+    """A reference to an actor in any process, also to one that does not exist (yet)."""
 
     __slots__ = ("address",)
 
@@ -26,7 +26,7 @@ class Ref(ABC):
 
     @abstractmethod
     def tell(self, message: object) -> None:
-        """Put a message (a frozen dataclass) on its way; it arrives at most once.
+        """Send a message (a frozen dataclass); it arrives at most once.
 
         Raises MailboxFullError if the actor is in this process and its inbox is full.
         """
@@ -42,10 +42,10 @@ class Ref(ABC):
 
 
 class Carrier(Protocol):
-    """What takes messages to other processes: `ister.actors.mail.Mail`, or a simulated network."""
+    """Carries messages to other processes: `ister.actors.mail.Mail`, or a simulated network."""
 
     def send(self, address: Address, message: object) -> None:
-        """Send `message` on its way to another node."""
+        """Send `message` to another node."""
 
     def attach(self, loop: Scheduler, deliver: Callable[[str, object], None]) -> None:
         """Start receiving: call `deliver(path, message)` on `loop` for everything that arrives."""
@@ -74,7 +74,7 @@ class LocalRef(Ref):
     def tell(self, message: object) -> None:
         """Put a message on its way."""
         if not self._inbox.tell(message):
-            # Gone, or not there when this reference was made: perhaps there is another by now.
+            # The actor is gone, or did not exist when this reference was made: there may be another by now.
             self._inbox = self._system.inbox_at(self.address.path)
             if not self._inbox.tell(message):
                 self._system.leave_unclaimed(self.address.path, (message,))

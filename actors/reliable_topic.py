@@ -1,18 +1,19 @@
 """Reliable topics: a log, group commit, receipts once durable.
 
-Runs in a worker process, one actor a topic. This file is the topic's conversation with watchers, the tier and
-operators; its parts own what there is:
+Runs in a worker process, one actor per topic. This file is the topic's conversation with watchers, the tier and
+operators; its parts own the state:
 
     TopicLog     the log: opened, committed, sealed, failed, fenced, deleted
-    TopicIntake  what producers bring, and what waits until the log is durable so far
-    StoreLink    what the store has, and what it is told
+    TopicIntake  batches of producers, and what waits until the log is durable
+    StoreLink    what the store has, and the conversation with the Uploader
     Upkeep       retention, verification, repair
 
 Invariants
-- no receipt is sent and no subscription told of a message before the log says that it is durable at the topic's level
-- a log that failed takes nothing more; whatever waits for it is refused, and may be there or not
-- one receipt frame a producer, one notice a watcher, follow a commit
-- settings reach whoever acts on them: the parts, the watchers, the Uploader
+- no receipt is sent, and no subscription told of a message, before the log is durable to that point at the topic's
+  level
+- a log that failed accepts nothing; what waits for it is refused, with an unknown outcome
+- a commit is followed by one receipt frame per producer and one notice per watcher
+- changed settings reach the parts, the watchers and the Uploader
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ log = logging.getLogger("ister.topic")
 
 
 class ReliableTopic(Topic):
-    """A topic whose messages are durable before anybody hears of them.
+    """A topic whose messages are durable before anybody is told of them.
 
     `open_log(known_end)` opens its write-ahead log, which must reach `known_end`, and is called again after the log
-    failed; `erase` deletes its folder; `uploader` is told of sealed segments, `directory` is
-    asked who subscribes.
+    failed. `erase` deletes its folder; `uploader` is told of sealed segments, `directory` is asked which subscriptions
+    it has.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class ReliableTopic(Topic):
         )
         cloud = (
             meta.durability == "cloud"
-        )  # what comes is sealed, so that it is uploaded and its receipts can be sent
+        )  # everything is sealed soon, so that it is uploaded and its receipts can be sent
         self._intake = TopicIntake(
             meta,
             self.publishers,
@@ -124,21 +125,21 @@ class ReliableTopic(Topic):
             on_taken=(lambda: self._log.seal_soon(care.cloud_linger_s)) if cloud else None,
         )
         self._receipts = self._intake.receipts
-        self._told_end = 0  # what the watchers know to be durable
-        self._acknowledged: int | None = None  # what all subscriptions are done with
+        self._told_end = 0  # up to where the watchers know the log to be durable
+        self._acknowledged: int | None = None  # the offset below which all subscriptions are done
 
     def on_start(self) -> None:
-        """Open the log (in the worker's loop); a log that cannot be opened is said to whoever asks."""
+        """Open the log (in the worker's loop); if it cannot be opened, those that ask are told."""
         self._log.open()
         self.call_later(SEAL_CHECK_S, self._seal_check)
 
     def on_stop(self) -> None:
-        """Write down what came in, and close the log."""
+        """Write out what was appended, and close the log."""
         self._upkeep.stop()
         self._log.stop()
 
     def on_failure(self, *error: object) -> None:
-        """Let go of the log: the next actor finds what is really on disk."""
+        """Close the log: the next actor finds what is really on disk."""
         super().on_failure(*error)
         self._upkeep.stop()
         self._intake.end(RemoteError("unavailable", f"topic {self.meta.name!r} failed and is started again"))
@@ -147,7 +148,7 @@ class ReliableTopic(Topic):
     # ---- what the log says --------------------------------------------------------------------------------------
 
     def log_opened(self, wal: Wal) -> None:
-        """Continue where the log is."""
+        """Continue with the log that was opened."""
         self._intake.log_opened(wal.producers)
         log.info("topic %s: %s", self.meta.name, wal.report.in_words())
         self._told_end = self._reached(wal)
@@ -156,15 +157,15 @@ class ReliableTopic(Topic):
         self._log.prepare_spare()
         self._link.committed(
             wal
-        )  # first: what is sealed must fit the store before the topic is claimed there
+        )  # first: sealed segments must fit the store before the topic is claimed there
         self._link.keep(wal)
 
     def log_failing(self, error: StorageError, wal: Wal | None) -> None:
-        """Refuse whatever has no receipt yet."""
+        """Refuse everything that has no receipt yet."""
         self._intake.log_failing(error, wal)
 
     def log_failed(self, error: StorageError) -> None:
-        """Tell whoever watches."""
+        """Tell the watchers."""
         self.watchers.tell(TopicFailed(error.code, error.text))
         self._link.answer_fenced(self._log.state is LogState.FENCED)
 
@@ -204,16 +205,16 @@ class ReliableTopic(Topic):
 
     @receives(Deposit)
     def on_deposit(self, deposit: Deposit) -> None:
-        """Append a batch that comes from inside the broker."""
+        """Append a batch from inside the broker."""
         self._intake.deposit(deposit)
 
     @receives(CloseProducer)
     def on_close_producer(self, command: CloseProducer) -> None:
-        """Let a handle go once everything it sent before has its receipt."""
+        """Close a handle once everything it sent before has its receipt."""
         self._intake.close(command)
 
     def producer_closed(self, producer_id: int) -> None:
-        """A producer has all its receipts, and closed."""
+        """Forget a producer that has all its receipts and closed."""
         self._intake.closed(producer_id)
 
     # ---- watchers -----------------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ class ReliableTopic(Topic):
             watcher.tell(TopicFailed(failure.code, failure.text))
 
     def _tell_attached(self, watcher: Ref, wal: Wal) -> None:
-        """Say how far may be read; with durability cloud nobody knows before the store has said what it has."""
+        """Tell a watcher how far it may read; with durability cloud that is unknown before the store was listed."""
         store = self._link.view
         if store.known or self.meta.durability != "cloud":
             begin = self._begins(wal) if wal.start_offset == 0 or store.answered else None
@@ -251,12 +252,12 @@ class ReliableTopic(Topic):
 
     @receives(NodeStarted)
     def on_node_started(self, started: NodeStarted) -> None:
-        """Tell the tier again what is sealed, where it was started again."""
+        """Tell a tier that was restarted what is sealed."""
         self._link.node_started(started.node, self._log.wal)
 
     @receives(Uploaded)
     def on_uploaded(self, command: Uploaded) -> None:
-        """Note how far the store has the log; with durability cloud, that is what receipts wait for."""
+        """Note how far the store has the log; with durability cloud, receipts wait for that."""
         wal, store = self._log.wal, self._link.view
         before = self._begins(wal) if wal is not None and store.known else None
         store.uploaded(command)
@@ -281,7 +282,7 @@ class ReliableTopic(Topic):
             self._tell_start(wal)
 
     def _miss_history(self, wal: Wal) -> None:
-        """Know what of the topic is nowhere, though no retention took it, and say so."""
+        """Note which messages of the topic are nowhere, though no retention dropped them, and log it."""
         stored, begins = self._link.view.stored(wal.damaged), self._begins(wal)
         lost = stored.gaps(begins, wal.start_offset) if begins < wal.start_offset else []
         for first, end in lost:
@@ -296,7 +297,7 @@ class ReliableTopic(Topic):
 
     @receives(Fenced)
     def on_fenced(self, fenced: Fenced) -> None:
-        """Take nothing more: another broker has the topic; what is here is kept."""
+        """Accept nothing more: another broker has the topic; the local log is kept."""
         wal = self._log.wal
         if fenced.end is not None and (wal is None or wal.sealed_end >= fenced.end):
             self._link.keep(wal)
@@ -313,7 +314,7 @@ class ReliableTopic(Topic):
 
     @receives(UploadsStopped)
     def on_uploads_stopped(self, stopped: UploadsStopped) -> None:
-        """Serve what is here, and what the Fetcher can bring; with durability cloud nothing more can be taken."""
+        """Serve what is here, and what the Fetcher can fetch; with durability cloud nothing more can be accepted."""
         refuses = self.meta.durability == "cloud"
         self._link.view.stops(stopped.text, refuses=refuses)
         if refuses:
@@ -324,7 +325,7 @@ class ReliableTopic(Topic):
 
     @receives(AskFenced)
     def on_ask_fenced(self, command: AskFenced) -> None:
-        """Say whether another broker has this topic, once the store has told; it is asked for within a few seconds."""
+        """Answer whether another broker has this topic, once the store has told, or after some seconds."""
         self._link.ask_fenced(command)
         if self._log.failure is not None:
             self._link.answer_fenced(self._log.state is LogState.FENCED)
@@ -343,7 +344,7 @@ class ReliableTopic(Topic):
         self._log.look_after()
 
     def _check_retention(self) -> None:
-        """Drop what retention allows; where acknowledgments count, ask first who is to acknowledge."""
+        """Drop what retention allows; if acknowledgments count, first ask which subscriptions there are."""
         retention = self._upkeep.retention
         if retention.acknowledged:
             known = sorted(self._upkeep.consumed)
@@ -374,14 +375,14 @@ class ReliableTopic(Topic):
 
     @receives(FoundDamage)
     def on_found_damage(self, found: FoundDamage) -> None:
-        """Note it, for whoever asks what there is; what the store lost must stay here, where it is here."""
+        """Note damage that a reader found; what the store has lost must stay here, if it is here."""
         self._upkeep.note_damage(found)
         if found.asked:
             self._link.survey(lambda: None)
 
     @receives(Surveyed)
     def on_surveyed(self, surveyed: Surveyed) -> None:
-        """Go on with what waited for it."""
+        """Make the calls that waited for a listing."""
         self._link.surveys.surveyed(surveyed)
 
     def _skipped(self) -> None:
@@ -389,7 +390,7 @@ class ReliableTopic(Topic):
 
     @receives(Verify, Repair)
     def on_care(self, command: Verify | Repair) -> None:
-        """Verify the log, or let readers skip what is damaged, as an operator asks."""
+        """Verify the log, or let readers skip damage, as an operator asks."""
 
         def reply(body: dict[str, Any] | IsterError) -> None:
             answer = (
@@ -419,7 +420,7 @@ class ReliableTopic(Topic):
 
     @receives(Update)
     def on_update(self, command: Update) -> None:
-        """Take new settings; the Uploader is told with the next look at retention."""
+        """Apply new settings; the Uploader is told with the next check of retention."""
         self.take_settings(command.topic)
         for part in (self._upkeep, self._intake, self._link):
             part.go_by(command.topic)
@@ -437,7 +438,7 @@ class ReliableTopic(Topic):
 
     @property
     def damaged_ranges(self) -> int:
-        """How many damaged places of the log are known."""
+        """How many damaged ranges of the log are known."""
         return 0 if self._log.wal is None else len(self._upkeep.damaged(self._log.wal))
 
     @property
@@ -447,7 +448,7 @@ class ReliableTopic(Topic):
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
-        """Say what there is."""
+        """Describe the topic."""
         store, failure, wal = self._link.view, self._log.failure, self._log.wal
         body = self.description()
         body["commits"] = self._log.commits

@@ -67,9 +67,9 @@ class LoopActor(pykka.Actor):
     `on_actor_failure` decides what comes next. `on_start` comes before the first message, `on_stop` after the last.
     """
 
-    # A message told here is a reference to a batch or less, some 200 bytes: 13 MB at worst. What a message carries
-    # is bounded where it enters the process (credit, producer windows, mail), so that reaching this bound means a
-    # runaway, and failing loudly is right.
+    # A message is a reference to a batch or less, some 200 bytes: 13 MB at worst. Its contents are bounded where they
+    # enter the process (credit, producer windows, mail). Reaching this bound means that an actor is out of control, and
+    # failing loudly is right.
     inbox_messages_max: ClassVar[int] = 65_536
 
     handlers: Handlers = Handlers()  # of the class, or of all actors that are made of the same parts
@@ -90,9 +90,9 @@ class LoopActor(pykka.Actor):
         return f"{type(self).__name__} {self.path}"
 
     def compose(self, parts: Sequence[Part]) -> None:
-        """Be made of parts: what none of this class's own handlers receives goes to the one that does.
+        """Add parts: messages that this class does not handle itself go to the part that does.
 
-        Raises TypeError where two receive the same.
+        Raises TypeError if two handle the same type.
         """
         self.parts = tuple(parts)
         self.handlers = composed(type(self), tuple(map(type, parts)))
@@ -110,12 +110,12 @@ class LoopActor(pykka.Actor):
     def _start_actor_loop(self) -> None:
         inbox = self.inbox
         inbox.open(self, self.loop.ready)
-        # The System knows who lives; Pykka's own register is a list, searched whenever one of thousands ends.
+        # The System has the register of actors; Pykka's own is a list, searched whenever one of thousands ends.
         ActorRegistry.unregister(self.actor_ref)
         self.system.register(self)
         inbox.tell(_Start())
 
-    # What an actor may use.
+    # The methods for actors.
 
     @property
     def inbox(self) -> Inbox:
@@ -125,7 +125,7 @@ class LoopActor(pykka.Actor):
 
     @property
     def address(self) -> Address:
-        """Where this actor is."""
+        """This actor's address."""
         return Address(self.system.node, self.path)
 
     @property
@@ -134,7 +134,7 @@ class LoopActor(pykka.Actor):
         return self.system.ref(self.system.node, self.path)
 
     def call_later(self, delay_s: float, call: Call) -> Timer:
-        """Make `call` in `delay_s` seconds, unless this actor is gone by then; if it raises, this actor fails."""
+        """Make `call` in `delay_s` seconds, unless this actor has ended by then; if it raises, this actor fails."""
         return self.loop.call_later(delay_s, lambda: self._guarded(call))
 
     def call_soon(self, call: Call) -> None:
@@ -148,7 +148,7 @@ class LoopActor(pykka.Actor):
     def offload(self, work: Callable[[], T], done: Done[T], purpose: Purpose = Purpose.OTHER) -> None:
         """Run `work` in a thread for that purpose, then `done(result, error)` here, guarded like `call_later`.
 
-        `work` must not touch this actor; what it needs, it is given.
+        `work` must not touch this actor; it is given what it needs.
         """
         self.loop.offload(work, lambda result, error: self._guarded(lambda: done(result, error)), purpose)
 
@@ -162,7 +162,7 @@ class LoopActor(pykka.Actor):
 
     def fail(self, error: Exception) -> None:
         """Stop at once because of `error`: log it, call `on_failure`, tell the system."""
-        if self.inbox.closed:  # it failed while it stopped: there is nothing left to stop
+        if self.inbox.closed:  # it failed while it stopped: nothing is left to stop
             logger.error("%s failed after it had stopped", self, exc_info=error)
             return
         logger.error("%s failed", self, exc_info=error)
@@ -182,7 +182,7 @@ class LoopActor(pykka.Actor):
         return left
 
     def stop_now(self) -> None:
-        """Stop at once, leaving what is in the inbox unclaimed; `stop` is for after what was told before."""
+        """Stop at once, leaving what is in the inbox unclaimed; `stop` handles the messages told before."""
         if self.inbox.closed:
             return
         left = self._end()
@@ -200,7 +200,7 @@ class LoopActor(pykka.Actor):
         self.__dict__.pop("actor_ref", None)
 
     def on_receive(self, message: Any) -> Any:
-        """Handle a message that came through Pykka's own ActorRef; what the handler returns answers an `ask`."""
+        """Handle a message from Pykka's own ActorRef; the handler's return value answers an `ask`."""
         return self.handlers[type(message)](self, message)
 
     @receives(_Start)
@@ -228,9 +228,9 @@ class LoopActor(pykka.Actor):
 class System:
     """The actors of one process, by path.
 
-    `on_unclaimed(path, message)` is called for a message to a path nobody has: the composition may spawn an actor
-    and tell it, or let it be counted as a dead letter. `on_actor_failure(path, error)` is called after an actor
-    failed and is gone. Both run on the loop; by default they log.
+    `on_unclaimed(path, message)` is called for a message to a path without an actor: the composition may spawn an actor
+    and tell it, or let the message count as a dead letter. `on_actor_failure(path, error)` is called after an actor
+    failed. Both run on the loop; by default they log.
     """
 
     def __init__(
@@ -238,12 +238,12 @@ class System:
     ) -> None:
         self.node = node
         self.loop = loop
-        self.clock_steps = ClockSteps(loop)  # for who waits for a time of day
+        self.clock_steps = ClockSteps(loop)  # for actors that wait for a time of day
         self.mail = mail
         self.clock = clock
         self.random = random
-        self.dead_letters = 0  # messages to a path nobody has, and nobody wanted
-        self.unexpected = 0  # messages an actor had no handler for
+        self.dead_letters = 0  # messages to a path without an actor that nobody claimed
+        self.unexpected = 0  # messages for which an actor had no handler
         self.on_unclaimed: Callable[[str, object], None] = self.dead_letter
         self.on_actor_failure: Callable[[str, Exception], None] = lambda _path, _error: None
         self._actors: dict[str, LoopActor] = {}
@@ -261,7 +261,7 @@ class System:
         return self.ref(self.node, path)
 
     def ref(self, node: str, path: str) -> Ref:
-        """Return a reference to the actor at `path` of `node`; whether there is one shows when it is told."""
+        """Return a reference to the actor at `path` of `node`, whether it exists or not."""
         if node == self.node:
             return LocalRef(self, Address(node, path))
         if self.mail is None:
@@ -281,7 +281,7 @@ class System:
         return list(self._actors)
 
     def stop_actor(self, path: str) -> None:
-        """Stop the actor at `path` after it handled what it was told before; unknown paths are ignored."""
+        """Stop the actor at `path` after it has handled the messages told before; unknown paths are ignored."""
         if (actor := self._actors.get(path)) is not None:
             actor.inbox.tell(_ActorStop())
 
@@ -292,7 +292,7 @@ class System:
                 actor.stop_now()
 
     def deliver(self, path: str, message: object) -> None:
-        """Take a message that came by mail; one for a full inbox is dropped, counted and logged."""
+        """Deliver a message that came by mail; if the inbox is full it is dropped, counted and logged."""
         try:
             if self.inbox_at(path).tell(message):
                 return
@@ -303,25 +303,25 @@ class System:
         self.leave_unclaimed(path, (message,))
 
     def dead_letter(self, path: str, message: object) -> None:
-        """Count and log a message that nobody wants."""
+        """Count and log a message that nobody claimed."""
         self.dead_letters += 1
         logger.warning("%s has no actor at %s for %.200r", self.node, path, message)
 
     def leave_unclaimed(self, path: str, messages: Iterable[object]) -> None:
-        """Hand messages that found no actor to the process."""
+        """Hand messages without an actor to the process."""
         for message in messages:
             self.on_unclaimed(path, message)
 
     def inbox_at(self, path: str) -> Inbox:
-        """Return the inbox of the actor at `path`, or one that takes nothing."""
+        """Return the inbox of the actor at `path`, or one that accepts nothing."""
         actor = self._actors.get(path)
         return NOBODY if actor is None else actor.inbox
 
     def register(self, actor: LoopActor) -> None:
-        """Enter an actor that starts."""
+        """Add an actor that starts."""
         self._actors[actor.path] = actor
 
     def unregister(self, actor: LoopActor) -> None:
-        """Forget an actor that ended."""
+        """Remove an actor that ended."""
         if self._actors.get(actor.path) is actor:
             del self._actors[actor.path]

@@ -114,8 +114,7 @@ class Spawner:
         # multiprocessing's resource tracker unblocks SIGINT when it starts, so it is started first.
         resource_tracker.ensure_running()
         # A child would import its parent's __main__, here the command line, which no child needs: hiding it makes the
-        # start
-        # quick, and independent of how the broker was started.
+        # start quick, and independent of how the broker was started.
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         # Blocked during the start, so that Ctrl-C cannot end the child before it ignores it.

@@ -62,13 +62,13 @@ from ister.words import counted
 
 log = logging.getLogger("ister.uploader")
 
-CONSULT_AGAIN_S: Final = 5.0  # mail can be lost: what the Directory has not answered is asked again
+CONSULT_AGAIN_S: Final = 5.0  # seconds; mail can be lost: what the Directory has not answered is asked again
 
 
 class Uploader(LoopActor):
-    """Brings one topic to the store; `retry_ms` bounds the wait after a failure, which doubles.
+    """Uploads one topic to the store; `retry_ms` bounds the wait after a failure, which doubles.
 
-    `directory` says what the catalogue has; `broker` is the name under which topics are this broker's in the store.
+    `directory` knows what the catalogue has; `broker` is the name under which this broker owns topics in the store.
     """
 
     def __init__(
@@ -95,18 +95,18 @@ class Uploader(LoopActor):
             self, writer, self._settings, consult=self._consult, on_cut=self._settled
         )
         self._cursors = StoredCursors(self, writer, claim_first=self._claim_first, consult=self._consult)
-        self._history: StoredHistory | None = None  # once it is claimed
+        self._history: StoredHistory | None = None  # once the topic is claimed
         self._claiming = False
         self._begin = 0  # where the local log begins
-        self._log_end: int | None = None  # up to where it is sealed, once the topic has said so
+        self._log_end: int | None = None  # up to where it is sealed, once the topic has reported it
         self._sealed: dict[int, SegmentInfo] = {}
-        # of the local log: what is left of them is uploaded as well
+        # damaged segments of the local log: what is left of them is uploaded as well
         self._damaged: dict[int, SegmentInfo] = {}
         self._missing: tuple[tuple[int, int], ...] = ()  # in no segment of the local log, permanently
         self._reply: Ref | None = None
         self._erase_for: Ref | None = None  # the topic is deleted: who is told when its objects are, too
         self._erasing = False
-        self._not_ours = False  # whatever the store has of it
+        self._not_ours = False  # the topic belongs to another broker, whatever the store has of it
         self._governed = False  # the Directory has said what the catalogue has
         self._consulting: Timer | None = None
         self.uploaded_segments = 0
@@ -114,7 +114,7 @@ class Uploader(LoopActor):
 
     @property
     def failure(self) -> str | None:
-        """What failed last, unless something went well since."""
+        """The last failure, unless a call succeeded since."""
         return self.writer.failure
 
     def on_start(self) -> None:
@@ -122,13 +122,13 @@ class Uploader(LoopActor):
         self._retention.begin()
 
     def on_stop(self) -> None:
-        """Give the store the last cursors, if it has answered lately: the broker stops in order."""
+        """Store the last cursors, if the store has answered lately: the broker stops."""
         self._cursors.store_last(self._farewell)
 
     # ---- what the writer says -----------------------------------------------------------------------------------
 
     def writer_is_behind(self, error: AheadError) -> None:
-        """Ask the topic what it has."""
+        """Ask the topic to report its log."""
         self._log_end = None
         if self._reply is not None:
             self._reply.tell(Fenced(str(error), error.end))
@@ -149,7 +149,7 @@ class Uploader(LoopActor):
             self._reply.tell(UploadDelayed(why))
 
     def writer_goes_on(self) -> None:
-        """Retry what is to be done."""
+        """Start again what is to be done."""
         self._settings.store()
         self._cursors.soon()
         if self._history is not None:
@@ -157,14 +157,14 @@ class Uploader(LoopActor):
         self._go_on()
 
     def call_ended(self) -> None:
-        """A deletion waits until nothing is on its way to the store."""
+        """Continue with a deletion that waits for running calls."""
         if self._erase_for is not None:
             self._erase()
 
     # ---- claiming -----------------------------------------------------------------------------------------------
 
     def _claim_first(self) -> bool:
-        """Return whether an epoch is ours; if not, begin to claim one."""
+        """Return whether an epoch is claimed; if not, start to claim one."""
         writer, end = self.writer, self._log_end
         if self._history is None and end is not None and not (self._claiming or writer.waits or writer.ended):
             if not self._governed:
@@ -188,7 +188,7 @@ class Uploader(LoopActor):
     def _claimed(self, claimed: Claim) -> None:
         self._claiming = False
         writer, listed = self.writer, claimed.history
-        try:  # once more, with what the topic has said meanwhile
+        try:  # once more, with what the topic has reported meanwhile
             begin, end = min(self._sealed, default=self._begin), max(self._log_end or 0, listed.end)
             check_joins(writer.topic, listed, tuple(self._sealed.values()), end, begin)
         except FencedError as error:
@@ -218,7 +218,7 @@ class Uploader(LoopActor):
 
     @receives(KeepTopic)
     def on_keep_topic(self, command: KeepTopic) -> None:
-        """Enter the topic, claim it, and say what the store has of it."""
+        """Enter the topic in the store, claim it, and report what the store has of it."""
         self._begin = command.start
         self._log_end = max(command.end, self._log_end or 0)
         if command.reply is not None:
@@ -243,7 +243,7 @@ class Uploader(LoopActor):
 
     @receives(Governs)
     def on_governs(self, command: Governs) -> None:
-        """Go by what the catalogue has, and store it, too."""
+        """Use what the catalogue has, and store it as well."""
         if self._consulting is not None:
             self._consulting.cancel()
             self._consulting = None
@@ -265,7 +265,7 @@ class Uploader(LoopActor):
 
     @receives(Retain)
     def on_retain(self, command: Retain) -> None:
-        """Record what all subscriptions are done with; of settings that are news the Directory is asked."""
+        """Note what all subscriptions are done with; if settings changed, ask the Directory."""
         self._retention.acknowledged = command.acknowledged
         if command.topic.settings != self.writer.topic.settings:
             self._consult()
@@ -343,7 +343,7 @@ class Uploader(LoopActor):
         writer.do(work, uploaded, failed, Purpose.UPLOADS)
 
     def _settled(self) -> None:
-        """Forget what the store has, and tell the topic what that is."""
+        """Forget what the store has, and tell the topic."""
         assert self._history is not None
         watermark = self._history.watermark
         for base in [base for base, segment in self._sealed.items() if segment.end <= watermark]:
@@ -354,7 +354,7 @@ class Uploader(LoopActor):
 
     @receives(Survey)
     def on_survey(self, command: Survey) -> None:
-        """Look what the store has now: objects may have been deleted by somebody else."""
+        """List the store: objects may have been deleted by others."""
         reply = self.system.at(command.reply)
         writer, history = self.writer, self._history
         if history is None or writer.ended:
@@ -377,19 +377,19 @@ class Uploader(LoopActor):
 
     @receives(StoreCursor)
     def on_store_cursor(self, command: StoreCursor) -> None:
-        """Keep a cursor for the next round."""
+        """Store a cursor in the next round."""
         self._cursors.keep(command.subscription, b"".join(bytes(frame) for frame in command.journal))
 
     @receives(ForgetCursor)
     def on_forget_cursor(self, command: ForgetCursor) -> None:
-        """Delete what the store has of a subscription."""
+        """Delete a subscription's cursor from the store."""
         self._cursors.forget(command.subscription)
 
     # ---- the end of a topic -------------------------------------------------------------------------------------
 
     @receives(EraseStored)
     def on_erase(self, command: EraseStored) -> None:
-        """Delete everything the store has of the topic, if it is ours there, and stop."""
+        """Delete everything the store has of the topic, if it belongs to this broker, and stop."""
         self._erase_for = self.system.at(command.reply)
         self._not_ours = command.fenced or isinstance(self.writer.stopped, FencedError)
         self.writer.deletes = True
@@ -421,7 +421,7 @@ class Uploader(LoopActor):
         writer.do(lambda: erase(store, topic, broker, identity), erased, failed)
 
     def _leave(self, why: str) -> None:
-        """The topic is deleted here alone."""
+        """Stop: the topic is deleted in this broker only."""
         topic = self.writer.topic
         log.warning("topic %s was deleted here, and kept in the store: %s", topic.name, why)
         assert self._erase_for is not None
@@ -435,7 +435,7 @@ class Uploader(LoopActor):
 
     @receives(Describe)
     def on_describe(self, command: Describe) -> None:
-        """Say what there is."""
+        """Describe the Uploader."""
         history = self._history
         body = {
             "topic": self.writer.topic.name,

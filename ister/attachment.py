@@ -1,10 +1,10 @@
-"""What a consumer says to a worker: open, take deliveries in, give credit, acknowledge.
+"""A consumer's part of the protocol: opening, deliveries, credit, acknowledgments.
 
-Pure: no socket, clock or thread lives here. The caller holds the client's lock.
+Pure: no socket, clock or thread. The caller holds the client's lock.
 
 Invariants
 - what is in `queue` never exceeds the credit given (bytes: by one delivery), so memory is bounded
-- credit is returned only for messages that were handed to the program
+- credit is returned only for messages that the program was given
 - an acknowledgment from before the broker forgot the session is never sent: it would make its whole frame fail
 - nor is one from before the subscription was moved: its message is to be delivered again
 - nor is one for a topic or subscription that was deleted sent to its successor: the offsets are other messages there
@@ -28,7 +28,7 @@ from ister.wire import Key, Type
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
 What = Literal["ready", "opened", "refused", "due", "close", "lost", "done", "fail"]
 
-# The whole state machine of a consumer. An event that has no line here is ignored.
+# The state machine of a consumer. An event without an entry is ignored.
 TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("idle", "ready"): "opening",
     ("opening", "opened"): "open",
@@ -40,7 +40,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("opening", "lost"): "idle",
     ("open", "lost"): "idle",
     ("waiting", "lost"): "idle",
-    ("closing", "lost"): "closed",  # the broker hears of it with the next hello
+    ("closing", "lost"): "closed",  # the broker is told with the next HELLO
     ("idle", "fail"): "closed",
     ("opening", "fail"): "closed",
     ("open", "fail"): "closed",
@@ -49,28 +49,29 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
 }
 
 ACK_DELAY_S: Final = (
-    0.005  # acknowledgments gather for so long: at a million messages a second that is 5,000 a frame
+    0.005  # seconds that acknowledgments gather: at a million messages a second, 5,000 per frame
 )
 ACK_AT_ONCE: Final = (
-    64  # of a program that takes no more at a time, acknowledgments go before the word of what is next
+    # messages; a program that takes no more at a time has its acknowledgments sent before the report of what is next
+    64
 )
 ACK_RANGES_MAX: Final = 256  # scattered acknowledgments that are sent without waiting longer
-# Ranges sent and not confirmed, kept to be sent again when the connection is lost; a program that acknowledges in order
-# needs one. Consumers that share a subscription have as many as there are gaps between their messages: so many, and the
-# broker is asked to say when they are written. Beyond the limit messages come again, and `flush` says so.
+# Ranges that were sent and not confirmed, kept to be sent again when the connection is lost. A program that
+# acknowledges in order needs one. Consumers that share a subscription have as many as there are gaps between their
+# messages: at half of this the broker is asked to confirm. Above it messages are redelivered, and `flush` says so.
 UNPROVEN_MAX: Final = 4096
 UNPROVEN_ASK: Final = 1024
-EVENTS_MAX: Final = 256  # kept for a program that never looks at them
-# Credit goes back once so much of it is used, and a sixteenth of all, or half of a small credit: often enough that the
-# broker knows who reads, and a frame for many messages.
+EVENTS_MAX: Final = 256  # kept for a program that never reads them
+# Credit is returned once this much of it is used, and a sixteenth of all, or half of a small credit: often enough to
+# show that the program reads, and rarely enough that a frame stands for many messages.
 CREDIT_BACK_MESSAGES: Final = 256
 CREDIT_MESSAGES_MAX: Final = 65_536  # of a consumer whose credit follows its program's pace
 CREDIT_BACK_BYTES: Final = 256 << 10
-BUSY_S: Final = 0.5  # how often whoever waits for an Exclusive place asks for it, at least
+BUSY_S: Final = 0.5  # seconds; a consumer that waits for an Exclusive place asks at least this often
 
 
 class Attachment:
-    """One consumer's state; `ack_delivery` and `ack_end` are what its fast path touches."""
+    """One consumer's state; its fast path uses `ack_delivery` and `ack_end`."""
 
     def __init__(
         self,
@@ -89,14 +90,15 @@ class Attachment:
         force: bool = False,
         patient: bool = False,
     ) -> None:
-        """`patient`: wait for the place of whoever has an Exclusive subscription.
+        """`patient`: wait while another consumer has an Exclusive subscription.
 
-        Without `credit_messages` the credit follows the program's pace.
-        `callbacks` takes what the user asked to be called; the shell calls it after letting go of the lock.
+        Without `credit_messages` the credit follows the program's pace. `callbacks` collects the calls to the user's
+        functions; they are made after the lock was released.
         """
-        self.replier: Callable[..., Any] | None = None  # sends the reply to a message that came here
-        self.listener: Callable[[], None] | None = None  # hears when something has come, or it is over
-        self._turns: OrderedDict[Attachment, None] | None = None  # where it lines up when there is something
+        self.replier: Callable[..., Any] | None = None  # sends the reply to a message that arrived here
+        # called when something has arrived, or the consumer is closed
+        self.listener: Callable[[], None] | None = None
+        self._turns: OrderedDict[Attachment, None] | None = None  # the queue it joins when there is something
         self.handle = handle
         self.topic = topic
         self.subscription = subscription
@@ -105,8 +107,8 @@ class Attachment:
         self.phase: Phase = "idle"
         self.error: IsterError | None = None  # why it is closed
         self.trouble: IsterError | None = None  # why it is being tried again
-        self.complaint: IsterError | None = None  # what the broker said about an acknowledgment; raised once
-        self.forgotten = False  # acknowledgments were lost with what the broker forgot; `flush` says so once
+        self.complaint: IsterError | None = None  # the broker's error about an acknowledgment; raised once
+        self.forgotten = False  # acknowledgments were lost because the broker forgot; `flush` says so once
         self.opened = False
         self.strategy = ""
         self.position = 0
@@ -115,8 +117,9 @@ class Attachment:
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.queue: deque[Delivery] = deque()
         self._in_hand: Delivery | None = None  # the last one that was taken
-        self._at = 0  # its messages up to here were handed out, or are in the iterator that was
-        self.lineage = 0  # counts how often the broker forgot what it had delivered here, or was told to
+        self._at = 0  # its messages up to this index were handed out, or are in the iterator that was
+        # counts how often earlier deliveries became void, because the broker forgot them or was told to
+        self.lineage = 0
         self._sought = 0  # the lineage since the subscription was last moved
         self._moves = 0  # of so many the broker has told, where it counts them
         self.begun = 0  # counts how often delivering started again: opened, or moved
@@ -127,7 +130,7 @@ class Attachment:
         self._ranges: list[tuple[int, int]] = []
         self._until: int | None = None
         self._ack_due: float | None = None
-        self._last_sent: tuple[int, int] | None = None  # since the broker last said that all is written
+        self._last_sent: tuple[int, int] | None = None  # since the broker last confirmed everything
         self._unproven: list[tuple[int, int]] = []  # sent since then: they may be lost with the connection
         self._unproven_until = False  # an ACK_UNTIL, or more than is kept, is among what may be lost
         self.confirming: dict[int, list[tuple[int, int]]] = {}
@@ -145,18 +148,19 @@ class Attachment:
         self._credit_messages = start if credit_messages is None else credit_messages
         self._credit_bytes = credit_bytes
         self._now = 0.0  # when the program last asked for something
-        # What the broker is told of what the program takes, in messages since OPENED
-        self._tells = False  # the broker wants to know
+        # What the broker is told about messages that the program takes, counted since OPENED
+        self._tells = False  # the broker wants to be told
         self._came = 0
-        self._handed = 0  # are the program's, or in the iterator that it takes from
-        self._told = 0  # may be handed out
+        self._handed = 0  # these are the program's, or in the iterator that it takes from
+        self._told = 0  # these may be handed out
         self._singly = 0  # deliveries in the queue that are handed out one by one
-        self._asking: int | None = None  # the REF of the question whether the next one may be
+        self._asking: int | None = None  # the REF of the question whether the next one may be handed out
         self._leave = False  # it may
-        # What was handed out last was so, and the word that it is done may be on its way: what follows waits for the
-        # answer to a question behind that word, or a program killed meanwhile would be thought to have died of both.
+        # The last message was handed out alone, and its acknowledgment may be in transit: the next one waits for the
+        # answer to a question after that acknowledgment; otherwise a program that is killed would seem to have died of
+        # both.
         self._after_singly = False
-        self._recalled = False  # credit waits here until the program asks for something
+        self._recalled = False  # the credit is withheld until the program asks for something
         self._used_messages = 0
         self._used_bytes = 0
         self._callbacks = callbacks
@@ -164,12 +168,12 @@ class Attachment:
         self._failures = 0
         self._due = 0.0
         self._delivered_in: bytes | None = None  # the session that knows what was delivered
-        self._instance = ""  # which of all that had this name it was, as the broker said last
+        self._instance = ""  # the INSTANCE of the subscription, as the broker said last
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
     def on_ready(self, *, resumed: bool) -> None:
-        """WELCOME came; unless the session was resumed, the broker knows nothing of what it delivered before."""
+        """Handle WELCOME; unless the session was resumed, the broker has forgotten its deliveries."""
         if not resumed or self.session is None or self.session.secret != self._delivered_in:
             self.lineage += 1
             self._drop_acks()
@@ -178,9 +182,10 @@ class Attachment:
             self._open()
 
     def _acknowledge_again(self) -> None:
-        """Say once more, before it is opened again, what the session that continues knows: that does not come again.
+        """Repeat acknowledgments in a resumed session before opening again, so that nothing is redelivered.
 
-        All of it is kept, and sent when the handle is open: only then is it certain that the broker takes it.
+        All of them are kept, and sent again when the handle is open: only then is it certain that the broker accepts
+        them.
         """
         session = self.session
         if session is None or not self._acknowledges:
@@ -222,7 +227,7 @@ class Attachment:
             header[Key.START] = start
         if (
             self._force and not self.opened
-        ):  # afterwards two that both want it would throw each other out forever
+        ):  # otherwise two clients that both want it would evict each other for ever
             header[Key.FORCE] = True
         if self._priority:
             header[Key.PRIORITY] = self._priority
@@ -256,11 +261,11 @@ class Attachment:
             raise RemoteProtocolError(f"a frame of type {kind} answered OPEN_CONSUMER")
 
     def _is_the_same(self, instance: str) -> bool:
-        """Record what is open; a reader of another topic than before is told so, as one is that was connected."""
+        """Record which subscription is open; if it is another than before, acknowledgments of the old one are void."""
         before, self._instance = self._instance, instance or self._instance
         if not (before and instance and before != instance):
             return True
-        if self.kind == READER and self._next is not None:  # which is a place in the other one
+        if self.kind == READER and self._next is not None:  # its position belongs to the other topic
             if self.session is not None:
                 ref = self.session.expect(self._on_closed)
                 self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
@@ -277,7 +282,7 @@ class Attachment:
             self._arguments, fatal = (
                 {},
                 False,
-            )  # they were changed since: it is the same subscription still
+            )  # they were changed since: it is the same subscription
         if error.code == "subscription-busy" and not self.opened:
             if not self._patient:
                 self.fail(busy(error))
@@ -298,14 +303,14 @@ class Attachment:
         """Open again at that time."""
         self.trouble = error
         if self._step("refused"):
-            self.lineage += 1  # whoever answers then may not know what was delivered before
+            self.lineage += 1  # the worker that answers then may not know what was delivered before
             self._drop_acks()
             self._drop_unseen()
             self._due = due
             self._failures += 1
 
     def on_frame(self, frame: Frame) -> None:
-        """A DELIVER, an EVENT or an ERROR."""
+        """Handle a DELIVER, an EVENT or an ERROR."""
         kind, header, body, now = frame
         if kind == Type.DELIVER:
             if self.phase == "open":
@@ -321,7 +326,7 @@ class Attachment:
         elif kind == Type.ERROR:
             error = remote_error(header)
             if error.code == "not-active":
-                pass  # acknowledged too late: whoever is active now gets it again
+                pass  # acknowledged too late: the consumer that is active now gets it again
             elif error.code == "unknown-handle" or error.action == "retry":
                 self._again(error, now)
             elif header.get(Key.CLOSED):
@@ -339,7 +344,7 @@ class Attachment:
             self.dropped = event.count
         elif (
             event.code == "log-damaged"
-        ):  # nothing more comes until an operator decides: the program must hear that
+        ):  # nothing more comes until an operator decides: the program must be told
             self.complaint = RemoteError(event.code, event.text)
             self._line_up()
         elif event.code == "sought":
@@ -355,18 +360,18 @@ class Attachment:
             self._callbacks.append(lambda: call(event))
 
     def _on_sought(self) -> None:
-        """Somebody moved the subscription: what was delivered before is moot, and so is every word about it."""
+        """Handle the event of a move: what was delivered before is void, and so are acknowledgments of it."""
         self.begun += 1
         self.lineage += 1
         self._sought = self.lineage
         forgotten = self.forgotten
         self._drop_acks()
-        self.forgotten = forgotten  # nothing comes again that was not meant to
+        self.forgotten = forgotten  # only what was meant to be redelivered is
         self._drop_waiting()
         self._give_credit()
 
     def _drop_waiting(self) -> None:
-        """Drop what the program was not handed: the broker has taken it back."""
+        """Drop what the program was not given: the broker has taken it back."""
         for delivery in self.queue:
             self._used_messages += delivery.count
             self._used_bytes += delivery.size
@@ -375,12 +380,12 @@ class Attachment:
         self.queue.clear()
         self.withhold()
         self._singly, self._asking, self._leave = 0, None, False
-        self._handed = self._came  # what follows is behind it
+        self._handed = self._came  # later messages come after it
 
     # ---- handing out ---------------------------------------------------------------------------------------------
 
     def asked(self, now: float) -> None:
-        """The program wants more: what it was handed is done, and says how much credit it should have."""
+        """Note that the program asks for more: it is done with what it had; adjust its credit."""
         self._now = now
         pace = self._pace
         if self._in_hand is None or not self._in_hand.unseen:
@@ -392,7 +397,7 @@ class Attachment:
             self._give_credit()
 
     def take(self) -> Delivery | None:
-        """Hand the next delivery to the user, whole."""
+        """Return the next delivery as a whole."""
         delivery = self._begin()
         if delivery is not None:
             self._at = delivery.count
@@ -400,7 +405,7 @@ class Attachment:
         return delivery
 
     def _begin(self) -> Delivery | None:
-        """Have the next delivery in hand."""
+        """Take the next delivery in hand."""
         if not self.queue:
             return None
         delivery = self._in_hand = self.queue.popleft()
@@ -412,7 +417,7 @@ class Attachment:
         return delivery
 
     def _hand_over(self, count: int, *, together: bool) -> None:
-        """So many messages go to the program: say so first, and give credit back once that is a good part of all."""
+        """Give messages to the program: report that first, and return credit once that is a good part of all."""
         assert self._in_hand is not None
         self._pace.handed(count, self._in_hand.came, self._now, together=together)
         self._used_messages += count
@@ -426,25 +431,25 @@ class Attachment:
             if not (self._singly or self._in_hand.singly):
                 self._told = max(self._told, self._handed - count + self._pace.at_once)
             if self._pace.at_once <= ACK_AT_ONCE:
-                self.flush()  # what it has done with is in its hands no more
+                self.flush()  # messages that are done are not in the program's hands any more
             self._give_credit(taken=self._told, back=due)
         elif due:
             self._give_credit()
 
     @property
     def has_in_hand(self) -> bool:
-        """Whether something of the delivery that was taken last is still to be seen."""
+        """Whether something of the delivery that was taken last was not handed out."""
         delivery = self._in_hand
         return delivery is not None and (self._at < delivery.count or delivery.unseen > 0)
 
     @property
     def asks(self) -> bool:
-        """Whether the broker is still to say that the next message may be handed out."""
+        """Whether the broker still has to say that the next message may be handed out."""
         return self._asking is not None
 
     @property
     def has_some(self) -> bool:
-        """Whether there is a message to hand out, or something to ask the broker for."""
+        """Whether there is a message to hand out, or a question to ask the broker."""
         if self._recalled:
             return True
         if self.asks:
@@ -452,15 +457,15 @@ class Attachment:
         return bool(self.queue) or self.has_in_hand
 
     def hand_out(self) -> Iterator[Message] | None:
-        """Return an iterator over the messages that are next, for all who take from it; None when there are none.
+        """Return an iterator over the next messages, shared by all who take from it; None if there are none.
 
-        Where the broker is told of what is taken, those are no more than the program is through with in a moment.
+        If the broker is told what is taken, they are no more than the program processes in a moment.
         """
         batch = self._cut(self._pace.at_once if self._tells else None, together=False)
         return None if batch is None else batch.hand_out()
 
     def grab(self, most: int | None) -> Batch | None:
-        """Return the messages that are next, at most so many; what an iterator has not yielded is taken from it."""
+        """Return the next messages, at most `most`; what an iterator has not yielded is taken from it."""
         if self._in_hand is not None and (unseen := self._in_hand.take_back()):
             self._at -= unseen
             self._handed -= unseen
@@ -485,7 +490,7 @@ class Attachment:
         return Batch(delivery, first, stop)
 
     def _may_have_one(self) -> bool:
-        """Return whether the broker knows that the program gets the next message, which may be its last; else ask."""
+        """Return whether the broker knows that the program gets the next message, which may kill it; otherwise ask."""
         if self._leave:
             self._leave = False
             return True
@@ -505,13 +510,13 @@ class Attachment:
             self._line_up()
 
     def withhold(self) -> None:
-        """Hand nothing more out of the delivery in hand."""
+        """Hand out nothing more of the present delivery."""
         if self._in_hand is not None:
             self._in_hand.withhold()
             self._in_hand = None
 
     def _give_credit(self, *, taken: int | None = None, ref: int | None = None, back: bool = True) -> None:
-        """Give `back` the credit of what is used, and say how many messages the program may have `taken`."""
+        """Return the credit of `back`, and report how many messages the program may have `taken`."""
         messages, size = (max(0, self._used_messages), max(0, self._used_bytes)) if back else (0, 0)
         if self.phase == "open" and self.session is not None and (messages or size or taken is not None):
             header: wire.Header = {Key.TYPE: Type.CREDIT, Key.HANDLE: self.handle}
@@ -524,35 +529,35 @@ class Attachment:
             self._used_bytes -= size
 
     def resize(self, credit_messages: int, credit_bytes: int) -> None:
-        """Have so much credit from now on, or at most so much where it follows the program's pace."""
+        """Set the credit, or its upper limit if it follows the program's pace."""
         if self._paced:
             self._most = credit_messages
             credit_messages = self._window()
         self._set_credit(credit_messages, credit_bytes)
 
     def _window(self) -> int:
-        """Return how many messages the program is to have ready here, by its pace and what it works on beside them."""
+        """Return how many messages the program should have ready, by its pace and what it is working on."""
         return max(1, min(self._pace.window // self.sharing, self._most))
 
     def _set_credit(self, credit_messages: int, credit_bytes: int) -> None:
-        """Have so much credit from now on: more is given at once, less as deliveries are handed out."""
+        """Set the credit: a larger one is given at once, a smaller one is reached as deliveries are handed out."""
         self._used_messages += (
             credit_messages - self._credit_messages
-        )  # below zero: more is out than should be
+        )  # below zero: more is given than should be
         self._used_bytes += credit_bytes - self._credit_bytes
         self._credit_messages, self._credit_bytes = credit_messages, credit_bytes
         if self._used_messages > 0 or self._used_bytes > 0:
             self._give_credit()
 
     def take_turns(self, turns: OrderedDict[Attachment, None]) -> None:
-        """Line up there, behind the others, whenever there is something to hand out or to raise."""
+        """Join this queue whenever there is something to hand out or to raise."""
         self._turns = turns
         if self.queue or self.complaint is not None or self.phase == "closed":
             self._line_up()
 
     def _line_up(self) -> None:
         if self._turns is not None:
-            self._turns[self] = None  # whoever stands there already keeps the place
+            self._turns[self] = None  # an attachment in the queue keeps its place
         if self.listener is not None:
             self.listener()
 
@@ -586,10 +591,10 @@ class Attachment:
     def nack(
         self, delivery: Delivery, ranges: list[tuple[int, int]], delay_ms: int | None, reason: str
     ) -> None:
-        """Give messages back, to be delivered again after the delay, or the back-off where there is none.
+        """Refuse messages, to be redelivered after the delay, or after the back-off without one.
 
-        0 goes before the broker's default back-off, not before one that this consumer asked for itself: 0 used to be
-        the default here, and whoever asks for a back-off means it for what is refused without a time.
+        A delay of 0 overrides the broker's default back-off, but not one that this consumer set itself: 0 used to be
+        the default here, and a program that sets a back-off means it for refusals without a delay.
         """
         more: wire.Header = {}
         if delay_ms or (delay_ms == 0 and not self._arguments.get("backoff_ms_min")):
@@ -622,13 +627,13 @@ class Attachment:
 
     @property
     def _acknowledges(self) -> bool:
-        return self.strategy != "non-reliable" and self.kind != READER  # there the broker never asks
+        return self.strategy != "non-reliable" and self.kind != READER  # for these the broker never asks
 
     def _is_void(self, delivery: Delivery) -> bool:
         if delivery.lineage == self.lineage:
             return False
         if delivery.lineage >= self._sought:
-            self.forgotten = True  # and it delivers again what it forgot
+            self.forgotten = True  # and the broker redelivers what it forgot
         return True
 
     def _close_run(self) -> None:
@@ -647,7 +652,7 @@ class Attachment:
         self._until = self._ack_due = self._last_sent = None
 
     def flush(self, *, confirm: bool = False) -> None:
-        """Send the acknowledgments gathered so far; with `confirm`, have the broker say when they are written."""
+        """Send the acknowledgments gathered so far; with `confirm`, ask the broker to say when they are stored."""
         session = self.session
         if self.phase != "open" or session is None or not self._acknowledges:
             return
@@ -662,7 +667,8 @@ class Attachment:
             self._unproven_until = True
             self._until = None
         if not ranges and confirm and self._last_sent is not None:
-            ranges = [self._last_sent]  # acknowledging again is free, and its answer covers what went before
+            # acknowledging again is harmless, and the answer covers the earlier ones
+            ranges = [self._last_sent]
         for part in range(0, len(ranges), wire.RANGES_MAX):
             sent = ranges[part : part + wire.RANGES_MAX]
             header = self._word(Type.ACK, {Key.RANGES: [number for pair in sent for number in pair]})
@@ -679,7 +685,7 @@ class Attachment:
             self._keep(ranges)
 
     def _keep(self, ranges: list[tuple[int, int]]) -> None:
-        """Remember what was sent, for when it is lost on its way."""
+        """Keep what was sent, in case it is lost in transit."""
         self._unproven.extend(ranges)
         most = UNPROVEN_MAX - sum(map(len, self.confirming.values()))
         if len(self._unproven) > most:
@@ -699,7 +705,7 @@ class Attachment:
 
     @property
     def settled(self) -> bool:
-        """Whether the broker has written every acknowledgment made so far."""
+        """Whether the broker has stored every acknowledgment made so far."""
         return not self._acknowledges or (
             not self._ranges
             and not self.confirming
@@ -711,16 +717,16 @@ class Attachment:
     # ---- the end, and time ---------------------------------------------------------------------------------------
 
     def blame(self, reason: str) -> None:
-        """The program failed, for this reason: so did all that it has in hand, which only the broker knows."""
+        """Let everything in hand fail, for this reason; only the broker knows all of it."""
         if self.phase == "open" and self.session is not None and self._tells:
             self.flush()
             what: wire.Header = {Key.RANGES: [], Key.TAKEN: self._handed, Key.REASON: reason}
             self.session.emit(self._word(Type.NACK, what))
 
     def close(self) -> None:
-        """Send what is acknowledged and say CLOSE; the phase becomes closed when the broker has answered."""
+        """Send the acknowledgments, then CLOSE; the phase becomes closed when the broker has answered."""
         self.flush()
-        opening = self.phase == "opening"  # the broker is about to have it: it must hear that nobody wants it
+        opening = self.phase == "opening"  # the broker is about to open it, and must be told to close it
         if (self._step("close") or opening) and self.session is not None:
             ref = self.session.expect(self._on_closed)
             self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
@@ -732,7 +738,7 @@ class Attachment:
         self.withhold()
 
     def _drop_unseen(self) -> None:
-        """Drop what was not handed out: it is delivered again, if the broker keeps it."""
+        """Drop what was not handed out: it is redelivered, if the broker keeps it."""
         self.queue.clear()
         if self._acknowledges:
             self.withhold()
@@ -741,7 +747,7 @@ class Attachment:
         self._step("done")
 
     def on_lost(self, reason: IsterError) -> None:
-        """The connection is gone: what was not handed out is dropped, what was not confirmed is kept to be resent."""
+        """Handle a lost connection: drop what was not handed out, keep what was not confirmed to send it again."""
         self.trouble = reason
         self._drop_unseen()
         self._close_run()
@@ -751,13 +757,13 @@ class Attachment:
         self._ranges.extend(self._unproven)
         self._unproven = []
         self._last_sent = None
-        if self._unproven_until:  # what it covered is not known here: it is delivered again
+        if self._unproven_until:  # what it covered is not known here: it is redelivered
             self._unproven_until = False
             self.forgotten = True
         self._step("lost")
 
     def fail(self, error: IsterError) -> None:
-        """It is over, for this reason."""
+        """Close it, for this reason."""
         if self._step("fail"):
             self.error = error
             self._drop_unseen()
@@ -773,7 +779,7 @@ class Attachment:
             self.flush()
 
     def deadline(self) -> float:
-        """When `tick` is wanted next."""
+        """When `tick` is to be called next."""
         if self.phase == "waiting":
             return self._due
         if self.phase == "open" and self._ack_due is not None:
@@ -789,13 +795,13 @@ class Attachment:
 
 
 def busy(error: RemoteError) -> RemoteError:
-    """Say of an Exclusive subscription that somebody has it what this program can do about that."""
+    """Return the error for an occupied Exclusive subscription, with what this program can do."""
     hint = "force=True takes it over, timeout= waits for it"
     return RemoteError(error.code, f"{error.text} ({hint})", error.action)
 
 
 def _part(credit: int, least: int) -> int:
-    """Return how much of a credit is given back at once."""
+    """Return how much of a credit is returned at once."""
     return max(credit // 16, min((credit + 1) // 2, least))
 
 

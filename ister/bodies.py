@@ -26,13 +26,13 @@ from ister.errors import RemoteProtocolError
 from ister.wire import Column
 from ister.words import counted
 
-# What goes with a lone payload that reaches the limit of a batch (its length, key, attributes, time) may have so much
-# beyond it, or a sixteenth of a small limit: a payload of exactly the limit has a length too, and perhaps a key.
+# A single message may exceed the limit of a batch by this much for its length, key, attributes and time, or by a
+# sixteenth of a small limit: a payload of exactly the limit also has a length, and perhaps a key.
 AROUND_BYTES_MAX: Final = 65_536
 AROUND_BYTES_MIN: Final = 64
-MARK: Final = "ister."  # what the names of attributes begin with that the broker or a redrive adds
-MARKED_BYTES_MAX: Final = 4_096  # of such, not counted: a dead letter has some 2 KB of them
-CUT_AT_ONCE: Final = 64  # messages of one length that are cut out of a payload frame together
+MARK: Final = "ister."  # the prefix of attributes that the broker or a redrive adds
+MARKED_BYTES_MAX: Final = 4_096  # of such attributes, not counted: a dead letter has some 2 KB of them
+CUT_AT_ONCE: Final = 64  # messages of one length that are cut from a payload frame together
 
 Buffer = bytes | bytearray | memoryview
 
@@ -53,9 +53,9 @@ def lengths_of(table: Buffer) -> array[int]:
 
 
 def same_length(table: bytes) -> int | None:
-    """Return the one length that all messages of a table have, None where they differ, or the table is empty or cut.
+    """Return the length that all messages of a table have, None if they differ, or the table is empty or cut.
 
-    Most topics hold messages of one kind, and then nothing needs to look at each of them.
+    Most topics have messages of one kind, and then the messages need not be looked at one by one.
     """
     if len(table) % 4 or not table or table[4:] != table[:-4]:
         return None
@@ -63,7 +63,7 @@ def same_length(table: bytes) -> int | None:
 
 
 def sum_of_lengths(table: Buffer) -> int:
-    """Return what the lengths of a table add up to; raises `RemoteProtocolError` when it is cut short."""
+    """Return the sum of a table's lengths; raises `RemoteProtocolError` when it is cut short."""
     table = bytes(table)
     length = same_length(table)
     return sum(lengths_of(table)) if length is None else length * (len(table) // 4)
@@ -107,7 +107,7 @@ def split_payloads(lengths: Buffer, payload: Buffer) -> list[bytes]:
 
 @lru_cache(maxsize=64)
 def _cutter(length: int) -> Callable[[Buffer], Iterator[tuple[bytes, ...]]]:
-    """Return what cuts a buffer into items of one length, many at a time: as fast again as reading them."""
+    """Return a function that cuts a buffer into items of one length, many at a time: twice as fast as reading them."""
     return struct.Struct(f"{length}s" * CUT_AT_ONCE).iter_unpack
 
 
@@ -151,12 +151,12 @@ def latest_time(column: Buffer) -> int:
 
 
 def around_bytes_max(batch_bytes_max: int) -> int:
-    """Return what a lone message may have beside its payload, however large that is."""
+    """Return how many bytes a single message may have beside its payload, however large that is."""
     return max(AROUND_BYTES_MIN, min(AROUND_BYTES_MAX, batch_bytes_max // 16))
 
 
 def batch_fits(count: int, payload_bytes: int, around_bytes: int, batch_bytes_max: int) -> bool:
-    """Return whether so many messages, bytes of payloads, and bytes of columns, fit in a batch."""
+    """Return whether this many messages, bytes of payloads, and bytes of columns fit in a batch."""
     if payload_bytes + around_bytes <= batch_bytes_max:
         return True
     most = around_bytes_max(batch_bytes_max)
@@ -164,9 +164,9 @@ def batch_fits(count: int, payload_bytes: int, around_bytes: int, batch_bytes_ma
 
 
 def marked_bytes(attributes: Buffer) -> int:
-    """Return how many bytes of one message's attributes its producer did not send: those that do not count.
+    """Return how many bytes of a message's attributes its producer did not send: these do not count.
 
-    What cannot be read counts.
+    Attributes that cannot be read count.
     """
     try:
         found = decode_attributes(bytes(attributes))

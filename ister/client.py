@@ -86,11 +86,11 @@ class Client(Administration):
         return places.endpoints(endpoints)
 
     def _make_random(self) -> random.Random:
-        """Return where jitter and made-up names come from; a simulation has its own."""
+        """Return the random generator for jitter and generated names; a simulation has its own."""
         return random.Random()
 
     def _make_network(self, endpoints: list[str], clock: Clock, client_text: str) -> Network:
-        """Return what moves the frames; a simulation has its own."""
+        """Return the network of this client; a simulation has its own."""
         return Network(endpoints, clock=clock, jitter=self._random.random, client_text=client_text)
 
     @property
@@ -103,7 +103,7 @@ class Client(Administration):
         return self.network.home.session.phase in ("ready", "ended")
 
     def check_greeting(self, timeout: float | None) -> None:
-        """Raise why there is no session."""
+        """Raise the reason why there is no session."""
         session = self.network.home.session
         if session.phase == "ready":
             return
@@ -308,7 +308,7 @@ class Client(Administration):
         return self._timeout if timeout is None else arguments.timeout(timeout)
 
     def send_request(self, request: Request) -> None:
-        """Put a request on its way; used by every question here and in `ister.aio`."""
+        """Send a request; used by every request here and in `ister.aio`."""
         network = self.network
         network.check()
         with network.lock:
@@ -316,12 +316,12 @@ class Client(Administration):
             network.home.touch()
 
     def withdraw(self, request: Request) -> None:
-        """The answer to this request is not awaited any more."""
+        """Stop waiting for the answer to a request."""
         with self.network.lock:
             self.network.home.session.withdraw(request)
 
     def answer(self, request: Request, seconds: float | None) -> Any:
-        """Return what a request brought, or raise."""
+        """Return the result of a request, or raise its error."""
         if not request.done:
             trouble = arguments.in_trouble(request.trouble or self.network.home.session.trouble)
             raise TimeoutExpiredError(f"{request.operation} was not answered within {seconds} s{trouble}")
@@ -335,7 +335,7 @@ class Client(Administration):
         try:
             self.network.waits.wait(None, lambda: request.done, self.network.deadline(seconds), request)
         finally:
-            if not request.done:  # or it would be asked again over the next connection, for nobody
+            if not request.done:  # otherwise it would be sent again over the next connection
                 self.withdraw(request)
         return self.answer(request, seconds)
 

@@ -1,7 +1,7 @@
-"""The client's half of a conversation with one worker: hello, heartbeats, requests, and matching answers.
+"""The client's side of a session with one worker: HELLO, heartbeats, requests, and matching answers.
 
-Pure: frames in, frames out (`outbox`), time handed in; no socket, clock or thread lives here. `connection.py` moves
-the frames; `publication.py` and `attachment.py` have what a producer and a consumer say.
+Pure: frames in, frames out (`outbox`), with times as parameters; no socket, clock or thread. `connection.py` moves the
+frames; `publication.py` and `attachment.py` have the parts of producers and consumers.
 
 Invariants
 - nothing but HELLO is sent before WELCOME
@@ -25,7 +25,7 @@ from ister.wire import Key, Limit, Type
 Phase = Literal["idle", "greeting", "ready", "ended"]
 What = Literal["connect", "welcome", "lost", "refused", "end"]
 
-# The whole state machine. An event that has no line here is ignored.
+# The state machine of a session. An event without an entry is ignored.
 TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("idle", "connect"): "greeting",
     ("idle", "end"): "ended",
@@ -37,7 +37,8 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("ready", "end"): "ended",
 }
 
-GREETING_S: Final = 3.0  # HELLO unanswered for so long: another socket, and the next endpoint
+# seconds; after this long without an answer to HELLO: another socket, and the next endpoint
+GREETING_S: Final = 3.0
 BACK_OFF_FIRST_S: Final = 0.05
 BACK_OFF_LAST_S: Final = 2.0
 
@@ -49,7 +50,7 @@ def back_off_s(failures: int, jitter: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What WELCOME said the broker takes; the defaults stand in until it has."""
+    """The limits in WELCOME; defaults until it has come."""
 
     message_bytes_max: int = 10 << 20
     batch_bytes_max: int = 16 << 20
@@ -72,7 +73,7 @@ _LIMIT_NAMES: Final = {
 
 
 class Frame(NamedTuple):
-    """One message from the broker, decoded, and when it came."""
+    """A decoded message from the broker, and when it arrived."""
 
     kind: int
     header: wire.Header
@@ -84,7 +85,7 @@ Answer = Callable[[Frame], None]
 
 
 class Handle(Protocol):
-    """A producer's or consumer's side of the conversation."""
+    """A producer's or consumer's part of the protocol."""
 
     handle: int
     session: Session | None
@@ -93,16 +94,16 @@ class Handle(Protocol):
         """WELCOME came: open (again)."""
 
     def on_lost(self, reason: IsterError) -> None:
-        """The connection is gone, and with it what was on the wire."""
+        """The connection is lost, and everything in transit with it."""
 
     def on_frame(self, frame: Frame) -> None:
         """A frame for this handle that answers no REF."""
 
     def close(self) -> None:
-        """Say CLOSE."""
+        """Send CLOSE."""
 
     def fail(self, error: IsterError) -> None:
-        """It is over, for this reason."""
+        """It is closed, for this reason."""
 
     def postpone(self, error: IsterError, due: float) -> None:
         """Open again at that time, for this reason."""
@@ -111,12 +112,12 @@ class Handle(Protocol):
         """Do what is due."""
 
     def deadline(self) -> float:
-        """When `tick` is wanted next, in the clock's seconds; infinity for not at all."""
+        """When `tick` is to be called next, in the clock's seconds; infinity: not at all."""
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One REQUEST and what became of it; kept over reconnects until it is answered."""
+    """A REQUEST and its outcome; kept over reconnects until it is answered."""
 
     operation: str
     arguments: dict[str, Any]
@@ -140,15 +141,15 @@ class Session:
         self.limits = Limits()
         self.boot: int | None = None
         self.trouble: IsterError | None = None  # why the connection was last lost or refused
-        self.moves: list[tuple[Handle, str]] = []  # handles that live elsewhere; the shell takes them there
-        self.news = News()  # for whom something has changed, since the shell last took it
+        self.moves: list[tuple[Handle, str]] = []  # handles that run elsewhere; the network moves them
+        self.news = News()  # the keys for which something has changed, since the connection last took it
         self.jitter = jitter
         self._client = client
-        self.secret: bytes | None = None  # of the session, as WELCOME said; the next HELLO shows it
+        self.secret: bytes | None = None  # of the session, from WELCOME; the next HELLO has it
         self._answers: dict[int, Answer] = {}
         self._waiting: list[Request] = []  # not sent, or to be sent again
         self._sent: dict[int, Request] = {}
-        self._departed: set[int] = set()  # handles closed while there was nobody to tell
+        self._departed: set[int] = set()  # handles that were closed while there was no connection
         self._ref = 0
         self._heartbeat_s = 5.0
         self._greeted = 0.0
@@ -164,7 +165,7 @@ class Session:
     # ---- the connection ------------------------------------------------------------------------------------------
 
     def connect(self, now: float) -> None:
-        """There is a new socket: say HELLO."""
+        """Start with a new socket: say HELLO."""
         if not self._step("connect"):
             return
         self.outbox.clear()
@@ -180,7 +181,7 @@ class Session:
         self.emit(hello)
 
     def lost(self, reason: IsterError) -> None:
-        """The socket is gone, or as good as gone."""
+        """Handle a socket that is lost, or counts as lost."""
         if not self._step("lost"):
             return
         self.trouble = reason
@@ -195,17 +196,17 @@ class Session:
             handle.on_lost(reason)
 
     def forget(self) -> None:
-        """The next HELLO goes to another worker: it has never heard of this session."""
+        """Forget the session: the next HELLO goes to another worker, which does not know it."""
         self.secret = None
         self.boot = None
 
     def inherit(self, secret: bytes, handles: set[int]) -> None:
-        """Continue with the session that another connection to this worker had; those handles are open there."""
+        """Continue the session that another connection to this worker had; those handles are open there."""
         self.secret = secret
         self._departed |= handles
 
     def end(self, reason: IsterError) -> None:
-        """Say BYE and be done; whatever still waits fails with `reason`."""
+        """Say BYE; whatever still waits fails with `reason`."""
         speaking = self.phase == "ready"
         if not self._step("end"):
             return
@@ -240,14 +241,14 @@ class Session:
     def expect(self, answer: Answer) -> int:
         """Return a new REF whose answer goes to `answer(frame)`; a lost connection drops it.
 
-        A method of whom it concerns: whoever waits for that looks then.
+        `answer` is a method of the object that is waited for: those that wait for it are woken.
         """
         self._ref += 1
         self._answers[self._ref] = answer
         return self._ref
 
     def attach(self, handle: Handle) -> None:
-        """Take a producer or consumer in; it opens at once, or when WELCOME comes."""
+        """Add a producer or consumer; it opens at once, or when WELCOME comes."""
         handle.session = self
         self.handles[handle.handle] = handle
         self._departed.discard(handle.handle)
@@ -257,7 +258,7 @@ class Session:
             handle.fail(self.trouble or ConnectionLostError("the session is over"))
 
     def detach(self, handle: Handle) -> None:
-        """Release a producer or consumer; a closed one that the broker could not be told of is told of later."""
+        """Remove a producer or consumer; if the broker cannot be told of its close now, it is told later."""
         if self.handles.pop(handle.handle, None) is not None and self.phase != "ready":
             self._departed.add(handle.handle)
 
@@ -269,7 +270,7 @@ class Session:
             self._fail_all(self.trouble or ConnectionLostError("the session is over"))
 
     def withdraw(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+        """Stop waiting for the answer to a request."""
         if request in self._waiting:
             self._waiting.remove(request)
         for ref in [ref for ref, sent in self._sent.items() if sent is request]:
@@ -295,7 +296,7 @@ class Session:
     # ---- listening -----------------------------------------------------------------------------------------------
 
     def receive(self, frames: Sequence[bytes], now: float) -> None:
-        """Take in one message from the socket; a broken one costs the connection."""
+        """Handle one message from the socket; a broken one closes the connection."""
         self._heard = now
         self._pinged = None
         try:
@@ -314,7 +315,7 @@ class Session:
         if self.phase == "greeting":
             if kind == Type.ERROR:
                 self._on_refused(header)
-            return  # an answer to what an earlier socket said
+            return  # an answer to something sent over an earlier socket
         if self.phase != "ready":
             return
         if Key.REF in header:
@@ -403,7 +404,7 @@ class Session:
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Do what is due: heartbeats, tries again, and what producers and consumers gathered."""
+        """Do what is due: heartbeats, retries, and what producers and consumers have gathered."""
         if self.phase == "greeting":
             if now - self._greeted >= GREETING_S:
                 self.lost(ConnectionLostError(f"no welcome within {GREETING_S:g} s"))
@@ -424,11 +425,11 @@ class Session:
             handle.tick(now)
 
     def spoke(self, now: float) -> None:
-        """Something was sent: no heartbeat is needed for a while."""
+        """Note that something was sent: no heartbeat is needed for a while."""
         self._spoke = now
 
     def deadline(self) -> float:
-        """When `tick` is wanted next."""
+        """When `tick` is to be called next."""
         if self.phase == "greeting":
             return self._greeted + GREETING_S
         if self.phase != "ready":
@@ -441,7 +442,7 @@ class Session:
             due = min(due, request.due)
         for (
             handle
-        ) in self.handles.values():  # a thousand of them, perhaps, at every turn of the background thread
+        ) in self.handles.values():  # there may be a thousand of them, at every turn of the background thread
             wanted = handle.deadline()
             if wanted < due:
                 due = wanted
@@ -449,7 +450,7 @@ class Session:
 
 
 def remote_error(header: wire.Header) -> RemoteError:
-    """Make an exception of an ERROR frame."""
+    """Return the exception for an ERROR frame."""
     code, action = header[Key.CODE], header[Key.ACTION]
     if action not in ("retry", "fix", "stop"):
         action = CODES.get(code, "stop")
@@ -457,4 +458,4 @@ def remote_error(header: wire.Header) -> RemoteError:
 
 
 def _ignore(_frame: Frame) -> None:
-    """Take an answer that changes nothing."""
+    """Ignore an answer that changes nothing."""

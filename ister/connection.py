@@ -1,12 +1,11 @@
-"""Moving frames: one socket, its back-off, and the thread that waits for it when no other thread does.
+"""One socket: sending and receiving frames, its back-off, and a background thread for when no other thread waits.
 
-Frames are moved without a thread hop. A thread with something to send sends it, under the client's one lock, and
-takes in what has arrived before it releases the lock. A thread that must wait polls the socket's file descriptor
-itself (it *leads* the connection). A background thread per connection stays out of the way of both, because waking it
-costs the busy thread the interpreter lock. It takes over when no thread leads: receipts, heartbeats, lingering
-batches, reconnecting.
+Frames are moved without a thread hop. A thread with something to send sends it, under the client's one lock, and takes
+in what has arrived before it releases the lock. A thread that must wait polls the socket's file descriptor itself (it
+*leads* the connection). A background thread per connection leaves the socket to them, because waking it costs the busy
+thread the interpreter lock. It takes over when no thread leads: receipts, heartbeats, lingering batches, reconnecting.
 
-May touch: zmq, threads, file descriptors. What frames mean is in `clientsession.py`.
+May touch: zmq, threads, file descriptors. `clientsession.py` interprets the frames.
 
 Invariants
 - a socket is used only under the lock, and ZMQ_EVENTS is read after its last use: its descriptor is edge-triggered
@@ -33,9 +32,11 @@ from ister.message import BrokerEvent
 from ister.polling import Wake, poll
 from ister.waking import News, Waiters
 
-TICK_S: Final = 0.01  # how long the background thread looks away while others move frames
-TICK_LAST_S: Final = 0.2  # the same, when one thread leads on and on
-TOUCHES_MAX: Final = 2  # frames sent by others within a tick, beyond which the background thread looks away
+# seconds for which the background thread leaves the socket alone while others move frames
+TICK_S: Final = 0.01
+TICK_LAST_S: Final = 0.2  # the same, when one thread leads all the time
+# frames sent by others within a tick, above which the background thread leaves the socket alone
+TOUCHES_MAX: Final = 2
 REHOME_FAILURES: Final = 3  # at an endpoint learned by "moved", before the first endpoints are asked again
 LINGER_MS: Final = 500  # for the last frames (BYE) when a client is closed
 FAREWELL_S: Final = 1.0
@@ -49,7 +50,7 @@ MONITORED: Final = (
 
 
 class Owner(Protocol):
-    """What a connection needs of the client it belongs to: `ister.network.Network`."""
+    """What a connection uses of its client: `ister.network.Network`."""
 
     lock: threading.Lock
     clock: Clock
@@ -59,34 +60,34 @@ class Owner(Protocol):
     eager: bool
 
     def follow_moves(self, connection: Connection) -> None:
-        """Take the handles that live elsewhere there (lock held)."""
+        """Move the handles that run elsewhere to their workers (lock held)."""
 
     def rehome(self, connection: Connection) -> None:
-        """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held)."""
+        """Ask the first endpoints where producers and consumers of an unreachable one run (lock held)."""
 
     def forget(self, connection: Connection) -> None:
         """A background thread has ended (lock held)."""
 
     def note(self, news: News) -> None:
-        """Something has changed for somebody (lock held)."""
+        """Note that something has changed for a key (lock held)."""
 
     def tell(self, event: BrokerEvent, *, own_doing: bool = False) -> None:
-        """A broker has come, or gone, perhaps because an exception here cut the connection short (lock held)."""
+        """Report that a broker came or went, perhaps because an exception here broke the connection (lock held)."""
 
     def close_dropped(self) -> None:
         """Close at the broker what the program dropped without a word (lock held)."""
 
     def settle(self) -> None:
-        """After the lock was let go: make the calls that users asked for."""
+        """Make the calls that users asked for, after the lock was released."""
 
 
 class Connection:
-    """One session's socket, its back-off, and its background thread. Every method wants the lock held."""
+    """One session's socket, its back-off, and its background thread. Every method needs the lock."""
 
     def __init__(self, network: Owner, endpoints: list[str], *, first: bool) -> None:
         self.network = network
         self.endpoints = endpoints
-        self.first = first  # one of those the user named: it asks again forever
+        self.first = first  # one of those that the user named: it reconnects for ever
         self.session = Session(network.client_text, network.jitter)
         self.leader: Wake | None = None
         self.followers: Waiters[Wake] = Waiters()
@@ -94,10 +95,10 @@ class Connection:
         self.background = Wake()
         self.away = False  # the background thread leaves the socket to others for a moment
         self.background_until = 0.0  # when the background thread looks again by itself
-        self.due = 0.0  # when `service` is wanted next, as it was when that ended
+        self.due = 0.0  # when `service` is to be called next, as of its last end
         self.closed = False
-        self.cut_short = False  # by an exception on this side; the broker knows its session still
-        self.leaving = False  # its producers and consumers are being taken elsewhere; then it is closed
+        self.cut_short = False  # by an exception on this side; the broker still knows its session
+        self.leaving = False  # its producers and consumers are being moved elsewhere; then it is closed
         self.fds: tuple[int, ...] = ()
         self._up = False  # the program was told that there is a session
         self._at = 0
@@ -109,7 +110,7 @@ class Connection:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint this connection is at now."""
+        """The endpoint this connection uses now."""
         return self.endpoints[self._at]
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class Connection:
     # ---- moving frames -------------------------------------------------------------------------------------------
 
     def pump(self) -> bool:
-        """Send everything queued and take in everything that has come; True when something had."""
+        """Send everything queued and read everything that has arrived; return True if something had."""
         socket = self._socket
         if socket is None:
             return False
@@ -162,12 +163,12 @@ class Connection:
         return heard
 
     def tell_all(self) -> None:
-        """Something has changed that no frame told of: let everybody who waits look."""
+        """Let all waiting threads check: something has changed that no frame told of."""
         self.session.news.everything = True
         self.spread()
 
     def spread(self) -> None:
-        """Let those whom the session's news concern look whether what they wait for has come."""
+        """Let those threads check that the session's news concern."""
         news = self.session.news.take()
         self.wake(news)
         if self.session.moves:
@@ -175,7 +176,7 @@ class Connection:
         self.network.note(news)
 
     def wake(self, news: News) -> None:
-        """Wake the threads that wait here and are concerned; whoever leads looks in any case."""
+        """Wake the threads that wait here and are concerned; the leader checks in any case."""
         if self.leader is not None:
             self.leader.set()
         if self.followers:
@@ -183,7 +184,7 @@ class Connection:
                 wake.set()
 
     def touch(self) -> None:
-        """Move frames on behalf of a thread that does not wait."""
+        """Move frames for a thread that does not wait."""
         self.touches += 1
         self.pump()
 
@@ -220,11 +221,11 @@ class Connection:
             self.cut_short = False
 
     def deadline(self) -> float:
-        """When `service` is wanted next, if nothing comes."""
+        """When `service` is to be called next, if nothing arrives."""
         return self._due if self.session.idle else self.session.deadline()
 
     def interrupted(self, error: BaseException) -> None:
-        """An exception came in the middle of something: make the connection anew, so that nothing is half done."""
+        """Make the connection anew after an exception in the middle of something, so that nothing is half done."""
         for handle in self.session.handles.values():
             mend = getattr(handle, "mend", None)
             if mend is not None:
@@ -265,7 +266,7 @@ class Connection:
         self.pump()
 
     def _hang_up(self) -> None:
-        """Close the socket and choose when, and where, to try again."""
+        """Close the socket and choose when and where to try again."""
         if self._up:
             self._up = False
             why = self.session.trouble
@@ -295,7 +296,7 @@ class Connection:
                 event = int.from_bytes(monitor.recv_multipart(zmq.NOBLOCK)[0][:2], sys.byteorder)
                 if event == zmq.EVENT_CONNECT_RETRIED:
                     if self.session.phase == "ready":
-                        continue  # of an attempt before the one that succeeded
+                        continue  # of an earlier attempt than the one that succeeded
                     refused = ConnectionLostError(f"nobody listens at {self.endpoint}")
                     self.session.trouble = refused
                     if len(self.endpoints) > 1 or not self.first:
@@ -308,7 +309,7 @@ class Connection:
             pass
 
     def close(self) -> None:
-        """Say BYE, and give everything back (except the thread, see `join`)."""
+        """Say BYE, and close everything (except the thread, see `join`)."""
         if self.closed:
             return
         self.closed = True
@@ -338,7 +339,7 @@ class Connection:
     # ---- the background thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Run in the background thread until the connection is closed; an exception makes the connection anew."""
+        """Run in the background thread until the connection is closed; after an exception, make the connection anew."""
         network = self.network
         wake = self.background
         look_away = TICK_S
@@ -370,13 +371,13 @@ class Connection:
             network.forget(self)
 
     def follow(self, wake: Wake) -> None:
-        """Wake it whenever something has come; others move the frames."""
+        """Wake a thread whenever something has arrived; others move the frames."""
         self.followers.add(None, wake)
         if self.away and self.leader is None:
             self.background.set()
 
     def nudge(self, due: float) -> None:
-        """Something is due that the background thread does not know of; wake it unless it looks soon enough."""
+        """Wake the background thread for something that is due, unless it looks soon enough."""
         patience = 0.0 if self.network.eager else TICK_S
         if self.background_until > due + patience and self.leader is None:
             self.background_until = due

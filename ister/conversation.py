@@ -20,8 +20,8 @@ from ister.network import Network
 from ister.producer import HURRY_S
 from ister.reader import Reader
 
-DIAGNOSIS_S: Final = 1.0  # how much longer a request that nobody answered may take to say why
-DIAGNOSIS_MAX: Final = 20  # subscriptions looked at for that
+DIAGNOSIS_S: Final = 1.0  # seconds that a request without an answer may take in addition, to find out why
+DIAGNOSIS_MAX: Final = 20  # subscriptions that are looked at for that
 
 
 class Conversation:
@@ -70,7 +70,8 @@ class Conversation:
         finally:
             correspondence.forget(inbox, waiting)
         if waiting.message is None and not inbox.closed:
-            receipt.shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
+            # raises if it was refused, or not even accepted
+            receipt.shipment.outcome(receipt.index, 1, seconds)
             raise TimeoutExpiredError(nobody(topic, seconds, self._consumers_of(topic)))
         return correspondence.reply(inbox, waiting, topic)
 
@@ -99,7 +100,7 @@ class Conversation:
             try:
                 producer.flush(HURRY_S)
             except IsterError:
-                pass  # nobody is there to hear it
+                pass  # no broker is there to receive it
 
     def _open_inbox(self, seconds: float | None) -> Inbox:
         with self._opening:
@@ -114,7 +115,7 @@ class Conversation:
             return inbox
 
     def _consumers_of(self, topic: str) -> int | None:
-        """Return how many consumers a topic has, if that is quickly known."""
+        """Return how many consumers a topic has, if that can be found out quickly."""
         client = self._client
         try:
             names = [each["subscription"] for each in client.subscriptions(topic, timeout=DIAGNOSIS_S)]

@@ -46,12 +46,12 @@ class DeadLetter:
     offset: int  # in the dead-letter topic
     payload: bytes
     key: bytes | None
-    attributes: dict[str, str]  # without those below
-    topic: str  # where it was
-    subscription: str  # who gave it up
-    origin_offset: int | None  # where it was in `topic`
-    producer: str  # whose it was: the producer id, hexadecimal
-    timestamp: int | None  # when the broker took it, unix milliseconds
+    attributes: dict[str, str]  # without the attributes about the failure
+    topic: str  # the topic it was published to
+    subscription: str  # the subscription that gave it up
+    origin_offset: int | None  # its offset in `topic`
+    producer: str  # its producer's id, hexadecimal
+    timestamp: int | None  # when the broker received it, unix milliseconds
     attempts: int  # how often it was delivered
     reason: str  # of the last failure
     dead_lettered_at: int | None  # unix milliseconds
@@ -83,7 +83,7 @@ class DeadLetters:
     def __init__(
         self, client: Client, topic: str, subscription: str, *, timeout: float | None, stop: threading.Event
     ) -> None:
-        """`timeout` in seconds is that of each question; once `stop` is set, work ends after its present batch."""
+        """`timeout` in seconds applies to each request; once `stop` is set, work ends after its present batch."""
         self.topic = arguments.text(topic, "a topic's name")
         self.subscription = arguments.text(subscription, "a subscription's name")
         self._client = client
@@ -91,7 +91,7 @@ class DeadLetters:
         self._stop = stop
 
     def dead_letter_topic(self) -> str:
-        """Return the name of the topic they are in; for a deleted subscription the default name."""
+        """Return the name of the dead-letter topic; for a deleted subscription the default name."""
         try:
             shown = self._client.subscription(self.topic, self.subscription, timeout=self._timeout)
             named = shown.get("dead_letter_topic")
@@ -104,11 +104,11 @@ class DeadLetters:
     # ---- looking -------------------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """Return how many letters wait, of every subscription that shares the dead-letter topic."""
+        """Return how many letters wait, of all subscriptions that share the dead-letter topic."""
         return int(self._settling(self.dead_letter_topic()).waiting()[0])
 
     def list(self, limit: int = LIST_MAX) -> Sequence[DeadLetter]:
-        """Return the letters that wait, oldest first, at most `limit`; nothing is taken."""
+        """Return the letters that wait, oldest first, at most `limit`; none is removed."""
         arguments.number(limit, "limit", 1)
         topic = self.dead_letter_topic()
         if not self._settling(topic).waiting()[0]:
@@ -119,7 +119,7 @@ class DeadLetters:
             found = [message for message in peeked if self._is_mine(message)]
             if len(found) >= limit or len(peeked) < looked_at:
                 return [letter_of(message) for message in found[:limit]]
-            looked_at *= 4  # others' letters lie between them
+            looked_at *= 4  # there are letters of others between them
 
     def show(self, offset: int) -> DeadLetter:
         """Return the letter at this offset of the dead-letter topic, also if it was redriven meanwhile.
@@ -145,7 +145,7 @@ class DeadLetters:
         raise UsageError(missing)
 
     def _is_mine(self, message: Message) -> bool:
-        """Whether this subscription gave it up; what somebody put there by hand is anybody's."""
+        """Return whether this subscription gave a letter up; one that was published by hand belongs to all."""
         told = message.attributes
         of = told.get(f"{MARK}topic", self.topic), told.get(f"{MARK}subscription", self.subscription)
         return of == (self.topic, self.subscription)
@@ -203,7 +203,7 @@ class DeadLetters:
 
 
 def letter_of(message: Message) -> DeadLetter:
-    """Read what the broker wrote on a dead letter."""
+    """Return the dead letter in a message."""
     told = message.attributes
     return DeadLetter(
         offset=message.offset,

@@ -16,7 +16,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
-# What a record may add to its batch: header, length table, keys; so a batch and a segment differ by at least this.
+# What a record may have beside its batch: header, length table, keys; a batch and a segment differ by at least this.
 RECORD_OVERHEAD_BYTES_MAX: Final = 1 * MIB
 
 
@@ -29,11 +29,11 @@ def _text(unit: str, reason: str) -> Meta:
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all sections share: frozen, by keyword only."""
+    """The base of all sections: frozen, keywords only."""
 
 
 class ServerSettings(_Section, frozen=True, kw_only=True):
-    """Where the broker listens and keeps things."""
+    """Where the broker listens and keeps its data."""
 
     data: Annotated[
         str,
@@ -83,7 +83,7 @@ class ServerSettings(_Section, frozen=True, kw_only=True):
 
 
 class ProtocolSettings(_Section, frozen=True, kw_only=True):
-    """What one client may ask of the broker; told to it in welcome."""
+    """What one client may use; told to it in WELCOME."""
 
     message_bytes_max: Annotated[
         int,
@@ -249,7 +249,7 @@ class LogSettings(_Section, frozen=True, kw_only=True):
 
 
 class SubscriptionSettings(_Section, frozen=True, kw_only=True):
-    """What a subscription does unless it was created with something else."""
+    """What a subscription does by default."""
 
     ack_timeout_ms: Annotated[
         int,
@@ -319,7 +319,7 @@ class SubscriptionSettings(_Section, frozen=True, kw_only=True):
 
 
 class SupervisionSettings(_Section, frozen=True, kw_only=True):
-    """What happens to a process that dies."""
+    """How processes that die are handled."""
 
     restart_delay_ms_min: Annotated[
         int, _number("ms", 1, 60_000, "The wait before the first restart; doubled for each one that follows.")

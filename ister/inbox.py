@@ -32,12 +32,12 @@ from ister.words import counted
 REPLY_TO: Final = "ister.reply_to"
 CORRELATION_ID: Final = "ister.correlation_id"
 INBOX_PREFIX: Final = "_inbox/"
-OUTLETS_MAX: Final = 128  # topics with a producer kept open: far below what a session may have
-GONE: Final = frozenset({"unknown-topic", "topic-deleted"})  # whoever asked is not there any more
+OUTLETS_MAX: Final = 128  # topics with an open producer: far below the limit of a session
+GONE: Final = frozenset({"unknown-topic", "topic-deleted"})  # the client that asked is gone
 
 
 class Waiting:
-    """One request, and what became of it."""
+    """A request, and its outcome."""
 
     __slots__ = ("correlation_id", "message")
 
@@ -47,7 +47,7 @@ class Waiting:
 
 
 class Inbox:
-    """A topic of one's own, the reader that is attached to it, and who waits for what."""
+    """An inbox topic, the reader attached to it, and the requests that wait."""
 
     def __init__(self, topic: str, reader: Receiver, tell: Callable[[object], None]) -> None:
         """`tell(waiting)` is called when a reply has come, or none will."""
@@ -59,7 +59,7 @@ class Inbox:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing will come here any more: its session is lost, and the topic with it."""
+        """Whether no more replies will come: its session is lost, and the topic with it."""
         return self.reader.attachment.phase in ("closing", "closed")
 
     @property
@@ -76,11 +76,11 @@ class Inbox:
         self._waiting[waiting.correlation_id] = waiting
 
     def forget(self, waiting: Waiting) -> None:
-        """Nobody waits for this reply any more."""
+        """Stop waiting for this reply."""
         self._waiting.pop(waiting.correlation_id, None)
 
     def sort(self) -> None:
-        """Give what has come to those who wait for it."""
+        """Give replies that arrived to the requests that wait for them."""
         attachment = self.reader.attachment
         while (delivery := attachment.take()) is not None:
             self._give(delivery)
@@ -93,7 +93,7 @@ class Inbox:
             try:
                 correlation_id = delivery.attributes(index).get(CORRELATION_ID, "")
             except RemoteProtocolError:
-                continue  # from a stranger
+                continue  # not a reply to one of these requests
             waiting = self._waiting.pop(correlation_id, None)
             if waiting is not None:
                 waiting.message = Message(delivery, delivery.first + index, delivery.payloads[index])
@@ -104,13 +104,13 @@ class Outlets:
     """Producers for the topics that requests and replies go to, kept open for the next one."""
 
     def __init__(self, open_producer: Callable[[str], Producer]) -> None:
-        """`open_producer(topic)` begins to open one, and does not wait."""
+        """`open_producer(topic)` starts to open one, and does not wait."""
         self._open = open_producer
         self._lock = threading.Lock()
         self._producers: OrderedDict[str, Producer] = OrderedDict()
 
     def producer(self, topic: str) -> Producer:
-        """Return a producer for a topic; those not used for longest are closed when there are too many."""
+        """Return a producer for a topic; if there are too many, the least recently used ones are closed."""
         with self._lock:
             producer = self._producers.get(topic)
             if producer is not None and producer.publication.phase in ("closing", "closed"):
@@ -135,7 +135,7 @@ class Outlets:
             _let_go(producer)
 
     def busy(self) -> list[Producer]:
-        """Return the producers that have something on its way."""
+        """Return the producers that have messages without a receipt."""
         with self._lock:
             return [producer for producer in self._producers.values() if not producer.is_idle()]
 
@@ -161,7 +161,7 @@ class Correspondence:
         return Inbox(request.arguments["topic"], reader, self._network.wake)
 
     def expect(self, inbox: Inbox) -> Waiting:
-        """Begin to wait for a reply."""
+        """Start to wait for a reply."""
         waiting = Waiting(f"{self._random.getrandbits(64):016x}")
         with self._network.lock:
             inbox.expect(waiting)
@@ -219,7 +219,7 @@ def answered(message: BaseMessage, attributes: Mapping[str, str] | None) -> tupl
 
 
 def nobody(topic: str, seconds: float | None, consumers: int | None) -> str:
-    """Say in words that a request was not answered; `consumers` of the topic, if that is known."""
+    """Return the error text for a request without a reply; `consumers` of the topic, if that is known."""
     text = f"nobody answered a request to topic {topic!r} within {seconds} s"
     if consumers is None:
         return text

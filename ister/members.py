@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class OpenMember(Protocol):
-    """Begins to open the consumer of one topic, which has come `later` or was there at first."""
+    """Starts to open the consumer of one topic, which was created `later` or existed at first."""
 
     def __call__(
         self, topic: str, *, later: bool, credit_messages: int | None, credit_bytes: int
@@ -68,12 +68,13 @@ class Members:
         )  # who changes the rest; taken before the network's lock, never after it
         self._followed = Following(list(left_out))
         self._members: dict[str, Consumer] = {}  # by topic
-        self._created: dict[str, int] = {}  # by topic: when, which tells it from others of that name
+        # by topic: its creation time, which tells it from others of that name
+        self._created: dict[str, int] = {}
         self._dropped = 0  # by topics that are gone
         self._watch: Request | None = None
         # topics of which the broker deleted the subscription, perhaps with the topic: when created, and the error
         self._suspected: dict[str, tuple[int, IsterError]] = {}
-        self._plain = False  # the broker does not say which topics came meanwhile
+        self._plain = False  # the broker does not say which topics were created meanwhile
 
     def __len__(self) -> int:
         return len(self._members)
@@ -95,19 +96,19 @@ class Members:
     # ---- which topics there are ----------------------------------------------------------------------------------
 
     def first_look(self) -> Request:
-        """Return the request that asks which topics there are, and which of them came while nobody was here."""
+        """Return the request for the matching topics, and which were created while no consumer was connected."""
         asked = {"pattern": self._pattern}
         return Request("topic.watch", asked if self._plain else {**asked, "subscription": self._subscription})
 
     def asked_too_much(self, error: BaseException) -> bool:
-        """Whether the broker is too old to say which topics came meanwhile: it is asked without that from now on."""
+        """Note whether the broker is too old to say which topics were created meanwhile, and is not asked for it."""
         if self._plain or not isinstance(error, RemoteError) or error.code != "invalid-argument":
             return False
         self._plain = True
         return True
 
     def follow(self, answer: dict[str, Any], *, later: bool = True) -> None:
-        """Have the topics that there are now, and ask to be told when they are others."""
+        """Consume the topics that match now, and ask to be told of changes."""
         with self._following:
             self._follow(answer, later=later)
 
@@ -168,14 +169,14 @@ class Members:
             self._network.home.session.withdraw(self._watch)
 
     def look(self) -> None:
-        """See whether the broker has told of other topics."""
+        """Handle the broker's report of a change."""
         watch = self._watch
         if watch is None or not watch.done:
             return
         with self._following:
             watch = self._watch
             if watch is None or not watch.done:
-                return  # another thread has seen to it
+                return  # another thread has done it
             if watch.error is not None:
                 self._watch = None
                 self._network.check()
@@ -187,7 +188,7 @@ class Members:
             self.follow(watch.result)
 
     def _leave(self, member: Consumer) -> None:
-        """Have nothing to do with a topic any more."""
+        """Stop consuming a topic."""
         self._members.pop(member.topic, None)
         self._created.pop(member.topic, None)
         self.by_attachment.pop(member.attachment, None)
@@ -197,7 +198,7 @@ class Members:
         member.end()
 
     def lost(self, member: Consumer) -> None:
-        """The broker has closed a topic's consumer: raise why, unless the topic is gone."""
+        """Handle the closing of a topic's consumer by the broker: raise its error, unless the topic is gone."""
         with self._following:
             if self._members.get(member.topic) is member:
                 self._leave_lost(member)
@@ -207,7 +208,7 @@ class Members:
         self._leave(member)
         if error is None or error.code in (*GONE, "subscription-deleted"):
             if error is not None and error.code == "subscription-deleted":
-                self._suspected[member.topic] = created, error  # by itself, or with its topic?
+                self._suspected[member.topic] = created, error  # was it closed by itself, or with its topic?
             self._ask(self.first_look())
             return
         self._followed.refuse(member.topic, created)
@@ -240,7 +241,7 @@ class Members:
 
 
 def about(topic: str, error: IsterError) -> IsterError:
-    """Say of which topic an error is."""
+    """Return an error that names its topic."""
     if not isinstance(error, RemoteError):
         return error
     return RemoteError(error.code, f"topic {topic!r}: {error.text}", error.action)

@@ -23,7 +23,7 @@ from ister.words import counted
 
 
 class Delivery:
-    """One DELIVER frame as it came; it is cut into messages when somebody first looks."""
+    """One DELIVER frame; it is cut into messages when first used."""
 
     __slots__ = (
         "_attributes",
@@ -59,7 +59,7 @@ class Delivery:
     ) -> None:
         """Check what can be checked without looking at messages; raises `RemoteProtocolError`.
 
-        `came` is when it came, in the clock's seconds.
+        `came` is when it arrived, in the clock's seconds.
         """
         self.owner = owner
         self.came = came
@@ -99,7 +99,7 @@ class Delivery:
 
     @property
     def end(self) -> int:
-        """The offset behind the last message."""
+        """The offset after the last message."""
         return self.first + self.count if self.ranges is None else self.ranges[-1][1]
 
     @property
@@ -112,11 +112,11 @@ class Delivery:
         return self._offsets
 
     def index(self, offset: int) -> int:
-        """The index of the message with this offset, which must be in it."""
+        """Return the index of the message with this offset, which must be in it."""
         return offset - self.first if self.ranges is None else bisect_left(self.offsets, offset)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The half-open ranges of offsets of the messages from index `start` up to `stop`, which are not none."""
+        """Return the half-open ranges of offsets of the messages from index `start` up to `stop`; at least one."""
         if self.ranges is None:
             return [(self.first + start, self.first + stop)]
         offsets = self.offsets
@@ -148,11 +148,11 @@ class Delivery:
 
     @property
     def unseen(self) -> int:
-        """How many messages of the last `hand_out` nobody has seen yet."""
+        """How many messages of the last `hand_out` were not yielded yet."""
         return length_hint(self._hand)
 
     def take_back(self) -> int:
-        """End what `hand_out` returned, and return how many messages it has not yielded: nobody will see them there.
+        """End the iterator of `hand_out`, and return how many messages it has not yielded.
 
         Other threads may be iterating: the list is made in one step of the interpreter.
         """
@@ -186,7 +186,7 @@ class Delivery:
         return bodies.decode_attributes(self._attributes[index])
 
     def deliver_at(self, index: int) -> int | None:
-        """Before when the message at `index` should not be delivered, in unix milliseconds."""
+        """The earliest delivery time that the producer set for the message at `index`, in unix milliseconds."""
         if not self.columns & wire.Column.DELIVER_AT:
             return None
         if self._times is None:
@@ -194,7 +194,7 @@ class Delivery:
         return self._times[index] or None
 
     def timestamp(self, index: int) -> int:
-        """When the broker took the message at `index`, in unix milliseconds."""
+        """When the broker received the message at `index`, in unix milliseconds."""
         pairs = self.timestamps
         for at in range(0, len(pairs), 2):
             index -= pairs[at]
@@ -204,7 +204,7 @@ class Delivery:
 
 
 class BaseMessage:
-    """What a `Message` is, of whichever client: `payload` and `offset`; everything else is looked up when asked for."""
+    """The base of all messages: `payload` and `offset`; everything else is looked up when used."""
 
     __slots__ = ("delivery", "offset", "payload")
 
@@ -215,27 +215,27 @@ class BaseMessage:
 
     @property
     def topic(self) -> str:
-        """The topic it came from."""
+        """The topic it was published to."""
         return self.delivery.topic
 
     @property
     def key(self) -> bytes | None:
-        """Its key, `None` when it has none (an empty key is none)."""
+        """Its key, `None` if it has none (an empty key counts as none)."""
         return self.delivery.key(self.delivery.index(self.offset))
 
     @property
     def attributes(self) -> dict[str, str]:
-        """Its attributes, text to text; empty when it has none."""
+        """Its attributes, text to text; empty if it has none."""
         return self.delivery.attributes(self.delivery.index(self.offset))
 
     @property
     def timestamp(self) -> int:
-        """When the broker took it, in unix milliseconds."""
+        """When the broker received it, in unix milliseconds."""
         return self.delivery.timestamp(self.delivery.index(self.offset))
 
     @property
     def deliver_at(self) -> int | None:
-        """Before when its producer did not want it delivered, in unix milliseconds; `None` when it said nothing."""
+        """The earliest delivery time that its producer set, in unix milliseconds; `None` if it set none."""
         return self.delivery.deliver_at(self.delivery.index(self.offset))
 
     @property
@@ -257,21 +257,21 @@ class Message(BaseMessage):
     ) -> None:
         """Answer a message that came from `Client.request`; with `ister.aio`, await it.
 
-        Whoever asked may be gone, or wait no longer: then nobody hears it. Raises `UsageError` when the message asks
-        for no reply, `TimeoutExpiredError` when the broker takes nothing for the client's timeout.
+        The client that asked may be gone, or not wait any more: then the reply is dropped. Raises `UsageError` if the
+        message asks for no reply, `TimeoutExpiredError` if the broker accepts nothing within the client's timeout.
         """
         replier = getattr(self.delivery.owner, "replier", None)
         if replier is None:
             raise UsageError("this message did not come from a client's consumer or reader")
         answering: None = replier(self, payload, key, attributes)
-        return answering  # what `ister.aio` has awaited
+        return answering  # `ister.aio` returns a coroutine
 
 
 M_co = TypeVar("M_co", bound=BaseMessage, covariant=True)
 
 
 class BaseBatch(Sequence[M_co]):
-    """Messages that were delivered together, in the order of their offsets; they are made when you look at them.
+    """Messages that were delivered together, in the order of their offsets; they are created when used.
 
     The offsets are consecutive, except where other consumers share the subscription (Shared, Key-Shared).
     """
@@ -285,7 +285,7 @@ class BaseBatch(Sequence[M_co]):
 
     @property
     def payloads(self) -> list[bytes]:
-        """The payloads alone: the cheapest way to read a batch."""
+        """The payloads alone: the fastest way to read a batch."""
         if self._stop - self._start == self.delivery.count:
             return self.delivery.payloads
         return self.delivery.payloads[self._start : self._stop]
@@ -311,7 +311,7 @@ class BaseBatch(Sequence[M_co]):
         return self.delivery.attempt
 
     def hand_out(self) -> Iterator[M_co]:
-        """Iterate over the messages, for several threads if need be; see `Delivery.hand_out`."""
+        """Iterate over the messages, which several threads may do; see `Delivery.hand_out`."""
         return cast("Iterator[M_co]", self.delivery.hand_out(self._start, self._stop))
 
     def __len__(self) -> int:
@@ -348,17 +348,16 @@ class Batch(BaseBatch[Message]):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a broker tells a consumer besides messages.
+    """An event that a broker reports to a consumer.
 
     `active`, `standby` (Failover); `dropped` (non-reliable: `count` so far); `trimmed` (retention took `count`
-    messages that were not acknowledged, from `offset` on); `log-damaged` (`count` messages from `offset` on cannot be
-    served, and an operator must decide); `skipped` (the operator decided so); `missing` (`count` messages from
-    `offset` on, with which a new subscription from the earliest on was to begin, are lost: it begins behind them);
-    `sought` (somebody moved the subscription: it continues at `offset`); `blocked` (the message at `offset` failed too
-    often, and the subscription waits for an operator); `expired` (`count` messages from `offset` on outlived the
-    topic's `message_ttl_ms`);
-    `paused` and `resumed`; `recalled` (the program has not acknowledged in time: `count` messages that waited for it
-    were given to others).
+    unacknowledged messages, from `offset` on); `log-damaged` (`count` messages from `offset` on cannot be read, and an
+    operator must decide); `skipped` (the operator decided to skip them); `missing` (`count` messages from `offset` on,
+    with which a new subscription from the earliest was to begin, are lost: it begins after them); `sought` (the
+    subscription was moved: it continues at `offset`); `blocked` (the message at `offset` failed too often, and the
+    subscription waits for an operator); `expired` (`count` messages from `offset` on outlived the topic's
+    `message_ttl_ms`); `paused` and `resumed`; `recalled` (the program has not acknowledged in time: `count` messages
+    that waited for it were given to others).
     """
 
     code: str

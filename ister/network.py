@@ -32,24 +32,24 @@ from ister.waits import Waits
 from ister.waking import News
 
 MOVES_MAX: Final = 8  # answers "moved" in a row before a back-off
-MOVES_WITHIN_S: Final = 1.0  # what counts as in a row
-EVENTS_MAX: Final = 256  # kept for a program that never looks at them
+MOVES_WITHIN_S: Final = 1.0  # seconds within which they count as in a row
+EVENTS_MAX: Final = 256  # kept for a program that never reads them
 GOODBYE_S: Final = (
-    1.0  # how long a connection that was cut short may take to come back when the client is closed
+    1.0  # seconds that a connection that was cut short may take to be made again when the client is closed
 )
 
 
 class User(Protocol):
-    """What holds the lock for itself: a producer, a consumer."""
+    """A producer or consumer, which uses the lock directly."""
 
     def after_fork(self, lock: threading.Lock) -> None:
-        """In the child of a fork: use this lock, and take no fast path any more."""
+        """In the child of a fork: use this lock, and leave the fast path."""
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work."""
+        """Let messages in hand fail if the exception is a failure."""
 
     def part(self) -> None:
-        """Say what is still to be said: the client is about to say BYE (lock held)."""
+        """Send what is still to be sent: the client is about to say BYE (lock held)."""
 
 
 class Network:
@@ -67,7 +67,7 @@ class Network:
     ) -> None:
         """`jitter` returns random numbers from 0 to 1; `client_text` tells people who this is.
 
-        `context` is where sockets come from, and `connection_type` what moves their frames: a simulation has its own.
+        `context` creates the sockets, and `connection_type` moves their frames: a simulation has its own.
         """
         self.lock = threading.Lock()
         self.clock = clock
@@ -76,22 +76,24 @@ class Network:
         self.context: zmq.Context[Any] = zmq.Context() if context is None else context
         self._connection_type = connection_type
         self.callbacks: deque[Callable[[], Any]] = deque()
-        self.on_progress: Callable[[], Any] | None = None  # told without the lock that something has changed
+        # called without the lock when something has changed
+        self.on_progress: Callable[[], Any] | None = None
         self.events: deque[BrokerEvent] = deque(maxlen=EVENTS_MAX)
         self.on_event: Callable[[BrokerEvent], Any] | None = None
-        self._news = News()  # since whoever is told by `on_progress` took it last
+        self._news = News()  # since the last call of `take_news`
         self._progressed = False
         self.eager = False  # the background threads do all the waiting (asyncio)
         self.forked = False
         self.closed = False
-        self._dropped: deque[Handle] = deque()  # of receivers that the program holds no more
+        self._dropped: deque[Handle] = deque()  # of receivers that the program does not use any more
         self._handles = 0
-        self._moves: dict[int, tuple[int, float]] = {}  # handle: answers "moved" in a row, when the last came
+        # handle: answers "moved" in a row, and when the last came
+        self._moves: dict[int, tuple[int, float]] = {}
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._connections: list[Connection] = []
         self._left: dict[
             str, tuple[bytes, set[int]]
-        ] = {}  # by endpoint: a session given up, and what is open in it
+        ] = {}  # by endpoint: a session given up, and the handles that were open in it
         self.waits = Waits(self)
         with self.lock:
             self.home = self._connection(endpoints, first=True)
@@ -145,7 +147,7 @@ class Network:
         return self._handles
 
     def connection_of(self, handle: Handle | None) -> Connection:
-        """Return the connection that a producer or consumer is at now (lock held)."""
+        """Return the connection that a producer or consumer uses now (lock held)."""
         if handle is not None and handle.session is not None:
             for connection in self._connections:
                 if connection.session is handle.session:
@@ -153,7 +155,7 @@ class Network:
         return self.home
 
     def follow_moves(self, connection: Connection) -> None:
-        """Take the handles that live elsewhere there (lock held)."""
+        """Move the handles that run elsewhere to their workers (lock held)."""
         moves, connection.session.moves = connection.session.moves, []
         now = self.clock.monotonic()
         for handle, endpoint in moves:
@@ -174,14 +176,15 @@ class Network:
         there.background.set()
 
     def rehome(self, connection: Connection) -> None:
-        """An endpoint does not come back: ask the first ones where its producers and consumers are (lock held).
+        """Ask the first endpoints where producers and consumers of an unreachable one run (lock held).
 
-        If they say, there after all, its session is resumed: else that would hold an Exclusive consumer's place.
+        If they name that endpoint again, its session is resumed; otherwise it would keep an Exclusive consumer's place.
         """
         session = connection.session
         if session.secret is not None:
             self._left[connection.endpoint] = (session.secret, set(session.handles))
-        connection.leaving = True  # an answer read on the way may send a handle there: over a new connection
+        # an answer that is still read may send a handle there: over a new connection
+        connection.leaving = True
         for handle in list(session.handles.values()):
             self._moves.pop(handle.handle, None)
             self._take(handle, connection, self.home)
@@ -207,11 +210,11 @@ class Network:
         return float("inf") if timeout is None else self.clock.monotonic() + timeout
 
     def seconds_until(self, deadline: float) -> float | None:
-        """Return how many seconds it is until then, at least 0; `None` forever."""
+        """Return how many seconds are left until then, at least 0; `None` for ever."""
         return None if deadline == float("inf") else max(0.0, deadline - self.clock.monotonic())
 
     def wake_background(self) -> None:
-        """Have every background thread look at once (lock held)."""
+        """Let every background thread check its connection at once (lock held)."""
         for connection in self._connections:
             connection.background.set()
 
@@ -220,14 +223,14 @@ class Network:
         return list(self._connections)
 
     def move_frames(self) -> bool:
-        """Send what is queued, and take in what has come, over every connection; True when something has (lock held).
+        """Send what is queued, and read what arrived, over all connections; return whether something had (lock held).
 
-        Who asks for it in a condition must look again then: nobody is woken for what came meanwhile.
+        A caller in a condition must check it again: no thread is woken for what arrived meanwhile.
         """
         return sum(connection.pump() for connection in list(self._connections)) > 0
 
     def settle(self) -> None:
-        """After the lock was let go: make the calls that users asked for."""
+        """Make the calls that users asked for, after the lock was released."""
         while self.callbacks:
             try:
                 call = self.callbacks.popleft()
@@ -243,18 +246,18 @@ class Network:
                 self.on_progress()
 
     def note(self, news: News) -> None:
-        """Something has changed for somebody (lock held)."""
+        """Note that something has changed for a key (lock held)."""
         if self.on_progress is not None and news:
             self._progressed = True
             self._news.add(news)
 
     def take_news(self) -> News:
-        """Return for whom something has changed since the last call, where `on_progress` is told of it."""
+        """Return for which keys something has changed since the last call, if `on_progress` is set."""
         with self.lock:
             return self._news.take()
 
     def wake(self, key: object) -> None:
-        """Let whoever waits for this look, wherever that is (lock held)."""
+        """Let the threads that wait for this key check their conditions, on any connection (lock held)."""
         news = News()
         news.keys.add(key)
         for connection in self._connections:
@@ -262,9 +265,9 @@ class Network:
         self.note(news)
 
     def tell(self, event: BrokerEvent, *, own_doing: bool = False) -> None:
-        """A broker has come, or gone: tell the program, and its log (lock held).
+        """Report to the program and its log that a broker has come or gone (lock held).
 
-        What this program did itself (Ctrl-C while frames were being moved) is no warning to it.
+        A connection that this program broke itself (Ctrl-C while frames were moved) is not logged as a warning.
         """
         log = logging.getLogger("ister")
         if event.code == "lost":
@@ -280,7 +283,7 @@ class Network:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: where it is to blame, what it has in hand has failed."""
+        """Let messages in hand fail, if the exception that ends the program's work is a failure."""
         if not self.closed and not self.forked:
             for user in list(self._users):
                 user.blame(error)
@@ -306,9 +309,9 @@ class Network:
         _live.discard(self)
 
     def _come_back_for_goodbye(self) -> None:
-        """Where an exception (Ctrl-C) cut a connection short: make it anew, for nothing but to say BYE.
+        """Reconnect where an exception (Ctrl-C) cut a connection short, only to say BYE.
 
-        Else what this client had at the broker would stay its own until its session ends there.
+        Otherwise the client's places at the broker would stay occupied until its session ends there.
         """
 
         def are_back() -> bool:
@@ -320,9 +323,9 @@ class Network:
             self.waits.anywhere(are_back, self.clock.monotonic() + GOODBYE_S)
 
     def after_fork(self) -> None:
-        """In the child: nothing of this can be used, and nothing may hang when it is tried."""
+        """In the child of a fork: nothing here can be used, and trying it must not hang."""
         self.forked = True
-        self.lock = threading.Lock()  # the old one may be held by a thread that is not here
+        self.lock = threading.Lock()  # the old one may be held by a thread that does not exist here
         for user in self._users:
             user.after_fork(self.lock)
 

@@ -26,9 +26,9 @@ from ister.receiver import Receiver
 from ister.subscriptions import READER, SUBSCRIPTION_TYPES, SubscriptionType
 from ister.wildcard import WildcardConsumer
 
-BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this, batches only add latency
+BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this size, batches only add latency
 LINGER_MS: Final = 1.0
-CREDIT_MESSAGES: Final = 65_536  # of what takes messages at once: an inbox, a tool
+CREDIT_MESSAGES: Final = 65_536  # for consumers that take messages at once, such as an inbox
 CREDIT_BYTES: Final = 8 << 20
 
 T_co = TypeVar("T_co", covariant=True)
@@ -220,7 +220,7 @@ class Opener:
             handle = plan.handle
             connection = self._network.connection_of(handle)
             handle.close()
-            connection.touch()  # the broker hears of it now: nobody waits here who would send it
+            connection.touch()  # the broker is told now, because no thread waits here that would send it
             if handle.session is not None:
                 handle.session.detach(handle)
 

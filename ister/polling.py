@@ -27,17 +27,17 @@ class Wake:
         try:
             os.write(self._write, b"\x01\0\0\0\0\0\0\0")
         except OSError:
-            pass  # full: it wakes anyway
+            pass  # the pipe is full: the thread wakes anyway
 
     def clear(self) -> None:
         """Forget earlier calls of `set`."""
         try:
             os.read(self.fd, 64)
         except OSError:
-            pass  # nothing there
+            pass  # nothing to read
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         os.close(self.fd)
         if self._write != self.fd:
             os.close(self._write)

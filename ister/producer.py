@@ -1,12 +1,12 @@
-"""The producer that programs hold: `send`, `send_batch`, receipts, back-pressure.
+"""The producer of programs: `send`, `send_batch`, receipts, back-pressure.
 
 May touch: the network (to send, and to wait). Messages are gathered in `gathering.py`, batches that a program gives are
 packed in `packing.py`, and what is said to the broker is in `publication.py`.
 
 Invariants
-- `send` returns at once, except when the window is full: then it waits, or raises, and the message is not taken
+- `send` returns at once, except when the window is full: then it waits, or raises, and the message is not accepted
 - any number of threads may send; messages of one thread keep their order
-- a message that was refused raises somewhere: from its receipt, or from `flush` or `close` if nobody looked at that
+- the error of a refused message is raised: by its receipt, or by `flush` or `close` if the receipt was not used
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 When = int | datetime  # unix milliseconds, or a datetime (one without a time zone is local time)
 CLOSE_S = 10.0  # how long `close` waits for receipts by default
-HURRY_S = 1.0  # the same, when an exception is on its way out
+HURRY_S = 1.0  # the same, when an exception leaves the block
 
 
 class Producer:
@@ -58,17 +58,16 @@ class Producer:
 
     @property
     def last_sequence(self) -> int:
-        """The sequence number of the last message that was sent, -1 for none; at first, of the last one stored under
-        its name.
+        """The number of the last message sent, -1 for none; at first, of the last one stored under its name.
 
-        A program that was killed continues behind it: messages are numbered from 0.
+        A program that was killed continues after it: messages are numbered from 0.
         """
         with self._lock:
             return self.publication.next_sequence - 1
 
     @property
     def lock(self) -> threading.Lock:
-        """What guards receipts while they are resolved; for `Shipment` only."""
+        """The lock that guards receipts; for `Shipment` only."""
         return self._lock
 
     # ---- sending -------------------------------------------------------------------------------------------------
@@ -84,15 +83,15 @@ class Producer:
         sequence: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Send one message and return its receipt, which is answered later.
+        """Send one message and return its receipt.
 
         Subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or after `delay` (30, "15m", a
         `timedelta`); other messages do not wait for it. A `datetime` without a time zone is local time. Readers do not
-        wait, and a non-reliable topic cannot delay. `sequence` is its number, for a named producer: a number that was
-        stored before, by this run of the program or an earlier one, is not stored again, and its receipt says
+        wait, and a non-reliable topic cannot delay. `sequence` is the message's number, for a named producer: a number
+        that was stored before, by this run of the program or an earlier one, is not stored again, and its receipt says
         `duplicate`. Numbers may be left out, at the cost of a round trip each time. Without `sequence`, messages are
-        numbered consecutively. Waits only while the producer's window is full, at most `timeout` seconds (`None`: as
-        long as it takes). Raises `TimeoutExpiredError` (the message was not sent), `UsageError` (its type or size),
+        numbered consecutively. Waits only while the producer's window is full, at most `timeout` seconds (`None`:
+        without a limit). Raises `TimeoutExpiredError` (the message was not sent), `UsageError` (its type or size),
         `ClosedError`, or the error with which the broker closed this producer.
         """
         if (
@@ -116,7 +115,7 @@ class Producer:
         return self._send_carefully(payload, key, attributes, due, sequence, timeout)
 
     def send_fast(self, payload: bytes) -> Receipt | None:
-        """Put a message into a batch that has been begun and has room, else return `None`."""
+        """Add a message to a batch that was begun and has room, else return `None`."""
         if type(payload) is bytes:
             gathered = self._gathered
             with self._lock:
@@ -136,7 +135,7 @@ class Producer:
         sequence: int | None,
         timeout: float | None,
     ) -> Receipt:
-        """The road of a message that begins or ends a batch, or has columns or a number."""
+        """Send a message that begins or ends a batch, or has columns or a number."""
         deadline: float | None = None
         while True:
             receipt = self.try_send(payload, key, attributes, due, sequence)
@@ -147,7 +146,7 @@ class Producer:
             self._wait_for_room(self._gathered.size, deadline, timeout)
 
     def due(self, deliver_at: When | None, delay: Duration | None) -> int:
-        """Return when a message is to be delivered, in unix milliseconds; 0 for at once."""
+        """Return when a message is to be delivered, in unix milliseconds; 0: at once."""
         due = arguments.due(deliver_at, delay, self._network.clock.time_ms)
         if due and self.publication.strategy == "non-reliable":
             raise UsageError(
@@ -317,7 +316,7 @@ class Producer:
             raise self.window_full(timeout)
 
     def has_room(self, size: int) -> bool:
-        """Whether a batch of that size can go out, or never will (lock held)."""
+        """Whether a batch of that size can be sent, or never will (lock held)."""
         return self.publication.phase == "closed" or self.publication.has_room(size)
 
     def deadline(self, timeout: float | None) -> float:
@@ -325,22 +324,22 @@ class Producer:
         return self._network.deadline(arguments.timeout(timeout))
 
     def seconds_until(self, deadline: float) -> float | None:
-        """Return how long it is until then; `None` forever."""
+        """Return how many seconds are left until then; `None` for ever."""
         return self._network.seconds_until(deadline)
 
     def window_full(self, timeout: float | None) -> TimeoutExpiredError:
-        """Return the error for a message that found no room in time."""
+        """Return the error for a message that was not accepted in time."""
         return TimeoutExpiredError(
             f"the window of the producer for topic {self.topic!r} stayed full for {timeout} s{self.why_waiting()}"
         )
 
     def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
-        """Wait until a shipment is resolved; False when the time (seconds) ran out first."""
+        """Wait until a shipment is resolved; return False if the time (seconds) ran out first."""
         deadline = self._network.deadline(arguments.timeout(timeout))
         return self._network.waits.wait(self.publication, lambda: shipment.resolved, deadline, shipment)
 
     def why_waiting(self) -> str:
-        """Say in words what it is waiting for, for the text of an error."""
+        """Return what it is waiting for, for the text of an error."""
         session = self.publication.session
         return arguments.in_trouble(
             self.publication.trouble or (None if session is None else session.trouble)
@@ -364,7 +363,7 @@ class Producer:
         return not gathered.payloads and not publication.batches
 
     def flushed(self, answered: bool, timeout: float | None) -> None:
-        """Raise if not everything is answered, or if something was refused and nobody looked."""
+        """Raise if something has no receipt, or was refused without its receipt being used."""
         publication = self.publication
         if not answered:
             raise TimeoutExpiredError(
@@ -377,7 +376,7 @@ class Producer:
             raise refused.error
 
     def close(self, timeout: float | None = CLOSE_S) -> None:
-        """Flush, and tell the broker that this producer is done; closing again does nothing.
+        """Flush, and close this producer at the broker; closing again does nothing.
 
         Raises as `flush` does. The producer is closed even then, and open receipts fail.
         """
@@ -399,17 +398,17 @@ class Producer:
             return not self._gathered.payloads and not self.publication.batches
 
     def is_over(self) -> bool:
-        """Whether there is nothing to close any more."""
+        """Whether there is nothing left to close."""
         return self._network.forked or self._network.closed or self.publication.phase == "closed"
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: a producer has no messages in hand."""
+        """Do nothing: a producer has no messages in hand."""
 
     def part(self) -> None:
-        """The client is about to say BYE: what has no receipt is lost, as `Client.close` says."""
+        """Do nothing: at BYE, messages without a receipt are lost, as `Client.close` says."""
 
     def begin_close(self) -> None:
-        """Say CLOSE."""
+        """Send CLOSE."""
         with self._lock:
             self.publication.close()
             self._network.connection_of(self.publication).touch()
@@ -426,7 +425,7 @@ class Producer:
             )
 
     def end(self) -> None:
-        """Release everything, whatever the broker says; open receipts fail."""
+        """Release everything, whatever the broker answered; open receipts fail."""
         publication = self.publication
         with self._lock:
             if publication.phase == "open":  # it is given up before everything was answered
@@ -442,7 +441,7 @@ class Producer:
         self._network.settle()
 
     def after_fork(self, lock: threading.Lock) -> None:
-        """In the child of a fork: every `send` takes the road that raises."""
+        """In the child of a fork: let every `send` raise."""
         self._lock = lock
         self._gathered.room = NOTHING
 

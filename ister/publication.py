@@ -4,11 +4,11 @@ Messages are gathered in `gathering.py`; receipts are in `receipts.py`; `produce
 thread lives here. The caller holds the client's lock.
 
 Invariants
-- a batch is cut once: what is resent is byte for byte what was sent, in order, with the same sequence
+- batches do not change: what is resent is byte for byte what was sent, in order, with the same sequence
 - every shipment is resolved once: by a receipt, by a refusal, or by the end of the producer
 - sealed bytes without a receipt never exceed the window (one batch may, when it is alone)
-- after a refusal nothing behind the refused batch is sent before the broker was told to skip it; the same holds where
-  the program left numbers out
+- after a refusal no later batch is sent before the broker was told to skip the refused one; the same holds for numbers
+  that the program left out
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ister.wire import Key, Type
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
 What = Literal["ready", "opened", "refused", "due", "reopen", "close", "lost", "done", "fail"]
 
-# The whole state machine of a producer. An event that has no line here is ignored.
+# The state machine of a producer. An event without an entry is ignored.
 TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("idle", "ready"): "opening",
     ("opening", "opened"): "open",
     ("opening", "refused"): "waiting",  # `retry`: again after a back-off
     ("open", "refused"): "waiting",
     ("waiting", "due"): "opening",
-    ("open", "reopen"): "opening",  # a hole: the sequences of a batch refused permanently are skipped
+    ("open", "reopen"): "opening",  # a hole: the sequences of a batch that was refused for good are skipped
     ("open", "close"): "closing",
     ("closing", "done"): "closed",
     ("opening", "lost"): "idle",
@@ -43,7 +43,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     (
         "closing",
         "lost",
-    ): "closed",  # everything was receipted before; the broker hears of it with the next hello
+    ): "closed",  # everything had its receipt; the broker is told with the next HELLO
     ("idle", "fail"): "closed",
     ("opening", "fail"): "closed",
     ("open", "fail"): "closed",
@@ -82,7 +82,7 @@ class Publication:
         window_bytes: int | None,
         callbacks: deque[Callable[[], Any]],
     ) -> None:
-        """`callbacks` takes what users asked to be called; the shell calls it after letting go of the lock."""
+        """`callbacks` collects the calls to users' functions; they are made after the lock was released."""
         self.handle = handle
         self.topic = topic
         self.producer_id = producer_id
@@ -95,11 +95,11 @@ class Publication:
         self.gathered = Gathering(topic, linger_s)
         # sealed, and not resolved
         self.batches: deque[Outgoing] = deque()
-        self.refused: Shipment | None = None  # one that failed, to be raised if nobody looks at its receipt
+        self.refused: Shipment | None = None  # one that failed, to be raised if its receipt is not used
         self.bytes = 0
         self._window = 0
         self._in_flight_max = 1
-        self._sent = 0  # how many of `batches` are on the wire of this connection
+        self._sent = 0  # how many of `batches` were sent over this connection
         self._next = 0
         self._expected = 0  # what the broker expects next on this connection
         self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
@@ -122,7 +122,7 @@ class Publication:
         self._next = sequence
 
     def taken_before(self, sequence: int) -> tuple[Shipment, int]:
-        """Return where a message with a number below the next one is; raises why it was refused."""
+        """Return where a message with a used number is; raises the error with which it was refused."""
         if sequence >= self._next:
             return self.gathered.shipment, sequence - self._next
         for first, end, error in self._numbers_refused:
@@ -150,7 +150,7 @@ class Publication:
             self.seal_frames(len(gathered.payloads), *gathered.frames())
 
     def seal_frames(self, count: int, columns: int, body: list[bytes]) -> None:
-        """Take body frames as a batch of their own; its receipts are those of `shipment`."""
+        """Accept body frames as a batch of their own; its receipts are those of `shipment`."""
         header: wire.Header = {Key.TYPE: Type.PUBLISH, Key.HANDLE: self.handle, Key.SEQUENCE: self._next}
         if columns:
             header[Key.COLUMNS] = columns
@@ -163,7 +163,7 @@ class Publication:
         self._advance()
 
     def mend(self) -> None:
-        """An exception (Ctrl-C) came in between: put right what `seal_frames` may have left undone."""
+        """Complete what `seal_frames` left undone when an exception (Ctrl-C) interrupted it."""
         if self.batches:
             last = self.batches[-1]
             if last.shipment is self.gathered.shipment:
@@ -181,13 +181,13 @@ class Publication:
         while self._sent < len(batches):
             batch = batches[self._sent]
             if batch.refused or batch.sequence != self._expected:
-                break  # what is behind it, or behind a hole, waits until the broker has been told to skip it
+                break  # later batches wait until the broker has been told to skip the refused one or the hole
             session.outbox.append(batch.frames)
             self._expected = batch.sequence + batch.count
             self._sent += 1
 
     def on_ready(self, *, resumed: bool) -> None:  # noqa: ARG002 (sequences make it all the same)
-        """WELCOME came."""
+        """Handle WELCOME."""
         if self._step("ready"):
             self._open()
 
@@ -213,7 +213,7 @@ class Publication:
             if self.session is not None:
                 self.session.moves.append((self, header[Key.ENDPOINT]))
         elif kind == Type.ERROR:
-            self._on_refusal(header, None, now)  # a SEQUENCE in it is that of the open: it is about no batch
+            self._on_refusal(header, None, now)  # its SEQUENCE is that of the open, not of a batch
         elif kind == Type.OPENED:
             self._on_opened(header)
         else:
@@ -236,7 +236,7 @@ class Publication:
         self._settle()
 
     def on_frame(self, frame: Frame) -> None:
-        """A RECEIPT or an ERROR."""
+        """Handle a RECEIPT or an ERROR."""
         kind, header, _body, now = frame
         if kind == Type.RECEIPT:
             self._on_receipts(header[Key.RECEIPTS])
@@ -290,7 +290,7 @@ class Publication:
         self.postpone(error, now + back_off_s(self._failures, jitter))
 
     def _refuse(self, sequence: int, error: IsterError) -> None:
-        """One batch failed permanently; if it was resolved already, this is old news."""
+        """Resolve a batch that was refused for good; if it was resolved before, do nothing."""
         refused = next((b for b in self.batches if b.sequence == sequence and not b.refused), None)
         if refused is not None:
             refused.refused = True
@@ -327,8 +327,8 @@ class Publication:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say CLOSE (everything is receipted); the phase becomes closed when the broker has answered."""
-        opening = self.phase == "opening"  # the broker is about to have it: it must hear that nobody wants it
+        """Send CLOSE (everything has its receipt); the phase becomes closed when the broker has answered."""
+        opening = self.phase == "opening"  # the broker is about to open it, and must be told to close it
         if (self._step("close") or opening) and self.session is not None:
             ref = self.session.expect(self._on_closed)
             self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
@@ -341,13 +341,13 @@ class Publication:
         self._step("done")
 
     def on_lost(self, reason: IsterError) -> None:
-        """The connection is gone: nothing of what is unresolved counts as sent."""
+        """Handle a lost connection: no unresolved batch counts as sent."""
         self.trouble = reason
         self._sent = 0
         self._step("lost")
 
     def fail(self, error: IsterError) -> None:
-        """It is over: whatever waits for a receipt gets the error."""
+        """Close it: whatever waits for a receipt gets the error."""
         if not self._step("fail"):
             return
         self.error = error
@@ -375,7 +375,7 @@ class Publication:
             self.seal()
 
     def deadline(self) -> float:
-        """When `tick` is wanted next."""
+        """When `tick` is to be called next."""
         if self.phase == "waiting":
             return self._due
         if self.gathered.payloads and self.has_room(self.gathered.size()):

@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from ister.consumer import Consumer
     from ister.producer import Producer
 
-REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic that its letters are taken from
-LETTERS_MAX: Final = 500  # settled together
-BATCH_BYTES: Final = 256 * 1024  # sent together, or one letter
+REDRIVE: Final = "redrive"  # the subscription of a dead-letter topic through which its letters are taken
+LETTERS_MAX: Final = 500  # how many letters are settled together
+BATCH_BYTES: Final = 256 * 1024  # how much is sent together, unless a single letter is larger
 CREDIT_BYTES: Final = 8 << 20
-IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
-# What is wrong with one letter, and not with its topic: those behind it continue.
+IDLE_S: Final = 0.3  # seconds of silence after which the broker is asked whether anything is left
+# Errors that concern one letter and not its topic: later ones continue.
 OF_A_LETTER: Final = frozenset({"message-too-large", "batch-too-large", "invalid-argument"})
 
-Progress = Callable[[int, int], Any]  # how many are done, and of how many
-Settle = Callable[[list[Message]], dict[int, IsterError]]  # returns which cannot be, and why, by offset
+Progress = Callable[[int, int], Any]  # (how many are done, how many there are)
+# settles letters; returns those that cannot be, with the reason, by offset
+Settle = Callable[[list[Message]], dict[int, IsterError]]
 
 
 class Client(Protocol):
@@ -187,7 +188,7 @@ class Sending:
 
 
 class _Work:
-    """How far settling is: a fresh consumer gets what waits in order, and after a lost session some of it again."""
+    """The progress of settling: a new consumer gets letters in order, and some again after a lost session."""
 
     def __init__(
         self, consumer: Consumer, end: int, waiting: int, most: int, wanted: Collection[int] | None
@@ -198,17 +199,17 @@ class _Work:
         self._unseen = waiting
         self._most = most
         self._wanted = wanted
-        self._reached = 0  # behind the last offset that was looked at
+        self._reached = 0  # after the last offset that was looked at
         self._gone: set[int] = set()  # settled, and not known to be acknowledged
         self.refused: dict[int, IsterError] = {}  # letters that cannot be settled, and why
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do; what may come again is waited for."""
+        """Whether nothing is left to do; letters that may come again are waited for."""
         return (self._unseen <= 0 or self.done >= self._most) and not self._gone
 
     def look_at(self, batch: Iterable[Message]) -> Iterator[Message]:
-        """Yield the messages of a batch that were there at the beginning and are wanted."""
+        """Yield the messages of a batch that existed at the beginning and are wanted."""
         for message in batch:
             offset = message.offset
             if offset >= self._end:
@@ -221,7 +222,7 @@ class _Work:
                 yield message
 
     def settle(self, messages: list[Message], settle: Settle, timeout: float | None) -> None:
-        """Settle messages that were not settled yet, as many as are wanted, and acknowledge them."""
+        """Settle messages that were not settled yet, up to the limit, and acknowledge them."""
         again = [message for message in messages if message.offset in self._gone]
         fresh = [m for m in messages if m.offset not in self._gone and m.offset not in self.refused]
         fresh = fresh[: self._most - self.done]
@@ -242,14 +243,14 @@ class _Work:
 
 
 def _of_a_letter(error: IsterError) -> IsterError:
-    """Return an error that is about one letter; raise any other."""
+    """Return an error that concerns one letter; raise any other."""
     if error.code not in OF_A_LETTER:
         raise error
     return error
 
 
 def _in_parts(messages: list[Message]) -> Iterator[list[Message]]:
-    """Cut messages into lists that are small enough for one batch."""
+    """Divide messages into lists that are small enough for one batch."""
     part: list[Message] = []
     room = BATCH_BYTES
     for message in messages:

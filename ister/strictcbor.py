@@ -20,16 +20,17 @@ def decode(data: bytes, depth_max: int) -> Any:
     try:
         value = cbor2.loads(data, max_depth=depth_max, allow_indefinite=False, allow_duplicate_keys=False)
         if cbor2.dumps(value) == data:
-            return value  # shortest form throughout: nothing trailing, and no tag but one that gives another type
+            # shortest form throughout: nothing trailing, and no tag except those that give another type
+            return value
     except Exception as error:  # noqa: BLE001  (whatever the decoder finds wrong with a peer's bytes is the peer's)
         raise RemoteProtocolError(f"not strict CBOR: {error}") from None
-    if _skip_item(data, 0, depth_max) != len(data):  # a legal but longer form: look at every byte
+    if _skip_item(data, 0, depth_max) != len(data):  # a valid but longer form: check every byte
         raise RemoteProtocolError("not strict CBOR: bytes after the end")
     return value
 
 
 def _skip_item(data: bytes, at: int, depth: int) -> int:
-    """Return the index behind the item at `at`; raise where it is no strict CBOR (RFC 8949, section 3)."""
+    """Return the index after the item at `at`; raise if it is not strict CBOR (RFC 8949, section 3)."""
     if depth < 0:
         raise RemoteProtocolError("not strict CBOR: too deep")
     try:

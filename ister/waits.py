@@ -63,16 +63,16 @@ class Waits:
         deadline: float,
         awaited: object = None,
     ) -> bool:
-        """Wait until `condition()` (evaluated under the lock) holds; False when the deadline came first.
+        """Wait until `condition()` (evaluated under the lock) holds; return False if the deadline came first.
 
-        The calling thread moves the frames of the connection the handle is at, wherever that is meanwhile. It looks
-        when there is news for what is `awaited`: the handle, unless it is something else.
+        The calling thread moves the frames of the handle's connection, whichever that is meanwhile. It checks the
+        condition when there is news for `awaited`, by default the handle.
         """
         network = self._network
         network.check()
         wake = self._wakes.pop() if self._wakes else Wake()
         key = handle if awaited is None else awaited
-        at: Connection | None = None  # where it leads, or follows
+        at: Connection | None = None  # the connection that it leads, or follows
         try:
             while True:
                 with network.lock:
@@ -84,7 +84,7 @@ class Waits:
                         while connection.session.outbox and connection.pump():
                             answer = condition()
                         if network.connection_of(handle) is not connection:
-                            continue  # it has just moved
+                            continue  # the handle has just moved
                         now = network.clock.monotonic()
                         done = answer or now >= deadline
                         lead = not done and connection.leader is None
@@ -116,7 +116,7 @@ class Waits:
 
     @staticmethod
     def _look_up(at: Connection | None, key: object, wake: Wake) -> Connection | None:
-        """Stop waiting for a moment; return the connection that nobody leads now (lock held)."""
+        """Stop waiting for a moment; return the connection that has no leader now (lock held)."""
         if at is None:
             return None
         at.followers.discard(key, wake)
@@ -126,7 +126,7 @@ class Waits:
         return at
 
     def anywhere(self, condition: Callable[[], bool], deadline: float) -> bool:
-        """Do what `wait` does for something that may come over any connection; others move the frames."""
+        """Like `wait`, for something that may come over any connection; other threads move the frames."""
         network = self._network
         network.check()
         wake = self._wakes.pop() if self._wakes else Wake()
@@ -158,7 +158,7 @@ class Waits:
 
 
 def _let_lead(connection: Connection) -> None:
-    """Nobody leads a connection any more: let one who waits there see that it may (lock held)."""
+    """Let a waiting thread take over a connection that has no leader any more (lock held)."""
     follower = connection.followers.first()
     if follower is not None:
         follower.set()

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class WildcardConsumer(Consumer):
-    """Receives the messages of every topic that a pattern stands for; made by `Client.consumer`."""
+    """Receives the messages of every topic that matches a pattern; made by `Client.consumer`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class WildcardConsumer(Consumer):
             left_out=left_out,
         )
         self._turns = self.members.turns
-        self._in_turn: Attachment | None = None  # whose delivery is being handed out
+        self._in_turn: Attachment | None = None  # the attachment whose delivery is being handed out
         self._over = False
 
     def __repr__(self) -> str:
@@ -75,7 +75,7 @@ class WildcardConsumer(Consumer):
 
     @property
     def what(self) -> str:
-        """What it is, in words."""
+        """What this is, for error texts."""
         return f"the consumer of subscription {self._subscription!r} of topics {self._pattern!r}"
 
     @property
@@ -95,12 +95,12 @@ class WildcardConsumer(Consumer):
 
     @property
     def handle(self) -> Handle | None:
-        """None: its topics may be anywhere."""
+        """None: its topics use several connections."""
         return None
 
     @property
     def active(self) -> bool | None:
-        """None: each topic has its own active consumer; `events` tells."""
+        """None: each topic has its own active consumer; see `events`."""
         return None
 
     @property
@@ -115,7 +115,7 @@ class WildcardConsumer(Consumer):
 
     @property
     def events(self) -> deque[Event]:
-        """What the broker told besides messages, oldest first (the last 256); `event.topic` says of which topic."""
+        """Events of all topics, oldest first (the last 256); `event.topic` names the topic."""
         return self.members.events
 
     # ---- receiving -----------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class WildcardConsumer(Consumer):
         return self._network.waits.anywhere(condition, deadline)
 
     def _try(self, take: Callable[[Attachment], T | None]) -> T | None:
-        """Take something of the topic whose turn it is, or raise what the broker said instead."""
+        """Take something of the topic whose turn it is, or raise the broker's error."""
         network = self._network
         looked = False
         while True:
@@ -143,7 +143,7 @@ class WildcardConsumer(Consumer):
                 if found is None:
                     if not self._turns and not looked:
                         looked = True
-                        network.move_frames()  # perhaps it has come already
+                        network.move_frames()  # a frame may have arrived already
                     attachment = self._turns.popitem(last=False)[0] if self._turns else None
                     if attachment is not None:
                         self._raise_complaint(attachment)
@@ -159,7 +159,7 @@ class WildcardConsumer(Consumer):
                 self.members.lost(member)
 
     def _raise_complaint(self, attachment: Attachment) -> None:
-        """Raise what the broker has said against a topic, and let it line up again (lock held)."""
+        """Raise the broker's error about a topic, and let the topic join the queue again (lock held)."""
         if attachment.complaint is not None:
             complaint, attachment.complaint = attachment.complaint, None
             if attachment.queue:
@@ -167,9 +167,9 @@ class WildcardConsumer(Consumer):
             raise about(attachment.topic, complaint)
 
     def _take(self, attachment: Attachment, take: Callable[[Attachment], T | None]) -> T | None:
-        """Take of a topic, and let it line up again behind the others (lock held)."""
+        """Take messages of a topic, and let it join the queue again (lock held)."""
         found = take(attachment)
-        if attachment.queue and not attachment.asks:  # who asks lines up when there is an answer
+        if attachment.queue and not attachment.asks:  # one that asks the broker joins when there is an answer
             self._turns.setdefault(attachment)
         if found is not None:
             attachment.tick(self._network.clock.monotonic())
@@ -179,7 +179,7 @@ class WildcardConsumer(Consumer):
         return found
 
     def forget_current(self) -> None:
-        """Let nobody see what is left of the delivery in hand."""
+        """Drop what is left of the present delivery."""
         super().forget_current()
         self._in_turn = None
 
@@ -202,18 +202,18 @@ class WildcardConsumer(Consumer):
             member.ack_until(part)
 
     def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
-        """Give messages back, to be delivered again after `delay`; see `Consumer.nack`."""
+        """Refuse messages, to be redelivered after `delay`; see `Consumer.nack`."""
         for member, part in self._parts(what):
             member.nack(part, delay, reason)
 
     def extend(self, *what: Acknowledged) -> None:
-        """Say that messages are still being worked on: their acknowledgment timeout starts again."""
+        """Report that messages are still being worked on: their acknowledgment timeout starts again."""
         for one in what:
             for member, part in self._parts(one):
                 member.extend(part)
 
     def _parts(self, what: Acknowledged) -> list[tuple[Consumer, Acknowledged]]:
-        """Return what belongs to which topic's consumer; what is of a topic that is gone is left out."""
+        """Return which messages belong to which topic's consumer, without those of deleted topics."""
         self._network.check()
         if self._over:
             raise ClosedError(f"{self.what} is closed")
@@ -244,14 +244,14 @@ class WildcardConsumer(Consumer):
         return None
 
     def written(self) -> bool:
-        """Whether every acknowledgment is written, or never will be; sends what is gathered (lock held)."""
+        """Whether every acknowledgment is stored or was refused; sends what is gathered (lock held)."""
         while True:
             written = [member.written() for member in self.members.all()]
             if not self._network.move_frames():
                 return all(written)
 
     def flushed(self, written: bool, timeout: float | None) -> None:
-        """Raise if not every acknowledgment is written."""
+        """Raise unless every acknowledgment is stored."""
         for member in self.members.all():
             if member.attachment.phase != "closed":
                 with self._network.lock:
@@ -259,7 +259,7 @@ class WildcardConsumer(Consumer):
                 member.flushed(settled, timeout)
 
     def begin_seek(self, position: Position) -> Seeking:
-        """Raise `UsageError`: each topic's subscription is moved by itself, with `Client.seek`."""
+        """Raise `UsageError`: each topic's subscription is moved separately, with `Client.seek`."""
         raise UsageError(
             f"a consumer of many topics cannot be moved to {position!r}: use client.seek for each"
         )
@@ -267,16 +267,16 @@ class WildcardConsumer(Consumer):
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def is_over(self) -> bool:
-        """Whether there is nothing to close any more."""
+        """Whether there is nothing left to close."""
         return self._network.forked or self._network.closed or self._over
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: what it has in hand of any topic has failed."""
+        """Let messages in hand of all topics fail, if the exception is a failure."""
         for member in self.members.all():
             member.blame(error)
 
     def begin_close(self) -> None:
-        """Send what is acknowledged and say CLOSE, for every topic."""
+        """Send the acknowledgments made so far, then CLOSE, for every topic."""
         self._over = True
         with self._network.lock:
             for member in self.members.all():
@@ -289,7 +289,7 @@ class WildcardConsumer(Consumer):
         return all(member.attachment.phase == "closed" for member in self.members.all())
 
     def end(self) -> None:
-        """Release everything, whatever the broker says."""
+        """Release everything, whatever the broker answered."""
         self._over = True
         with self._network.lock:
             self.members.withdraw()
@@ -300,9 +300,9 @@ class WildcardConsumer(Consumer):
         self._turns.clear()
 
     def abandon(self) -> None:
-        """Release what nobody will have."""
+        """Release a consumer that is not used."""
         self.begin_close()
         self.end()
 
     def after_fork(self, lock: threading.Lock) -> None:
-        """In the child of a fork: every call raises, by the network's own word."""
+        """In the child of a fork: every call raises, because the network does."""

@@ -23,22 +23,22 @@ from ister.strictcbor import U64_MAX
 
 PROTOCOL_VERSION: Final = 1
 HEADER_BYTES_MAX: Final = (
-    8192  # a header holds numbers and names; this bounds what a hostile one can cost to decode
+    8192  # a header has numbers and names; this limits the cost of decoding a hostile one
 )
 HEADER_DEPTH_MAX: Final = 4
-RESULT_BYTES_MAX: Final = 1 << 20  # listings are paged far below it
+RESULT_BYTES_MAX: Final = 1 << 20  # lists are paged far below it
 RANGES_MAX: Final = (
-    400  # two 9-byte numbers a range: 7.2 KB, so that any such header stays under HEADER_BYTES_MAX
+    400  # two 9-byte numbers per range: 7.2 KB, so that any such header stays under HEADER_BYTES_MAX
 )
 RECEIPTS_MAX: Final = 400  # the same bound for (sequence, offset) pairs
 DELIVER_RECORDS_MAX: Final = 256  # records in one DELIVER, each a (count, timestamp) pair in its header
-OFFSET_UNKNOWN: Final = (1 << 64) - 1  # a receipt for a duplicate so old that its offset is forgotten
+OFFSET_UNKNOWN: Final = (1 << 64) - 1  # in a receipt for a duplicate so old that its offset is forgotten
 
 Header = dict[int, Any]
 
 
 class Type:
-    """The frame types (key 0 of every header); below 32 a client speaks, from 32 the broker."""
+    """The frame types (key 0 of every header); below 32 those of clients, from 32 those of the broker."""
 
     HELLO: Final = 1
     BYE: Final = 2
@@ -109,18 +109,18 @@ class Key:
     FORCE: Final = 37  # true: take an Exclusive subscription over
     TAKEN: Final = 38  # how many of the messages delivered since OPENED the program has, or may have by now
     SINGLY: Final = (
-        39  # true: to be handed out one by one, each once the broker has confirmed that it is TAKEN
+        39  # true: to be handed out one by one, each after the broker has confirmed that it is TAKEN
     )
     INSTANCE: Final = 40  # which of all the subscriptions that ever had this name it is
     SOUGHT: Final = 41  # how often the subscription was moved, as far as its consumer knows
 
 
 class Column:
-    """Optional columns of a batch, in this order behind the payloads, one frame each."""
+    """Optional columns of a batch, in this order after the payloads, one frame each."""
 
     KEYS: Final = 1
     ATTRIBUTES: Final = 2
-    DELIVER_AT: Final = 4  # no length table: one u64 a message
+    DELIVER_AT: Final = 4  # no length table: one u64 per message
     ALL: Final = 7
 
 
@@ -191,7 +191,7 @@ _KINDS: Final[dict[int, str]] = {
     Key.VERSION: "version",
 }
 
-# What each frame must carry; other known keys are allowed where PROTOCOL.md says so, unknown keys are ignored.
+# The required keys of each frame; other known keys are allowed as PROTOCOL.md says, unknown keys are ignored.
 REQUIRED: Final[dict[int, frozenset[int]]] = {
     Type.HELLO: frozenset({Key.VERSION}),
     Type.BYE: frozenset(),
@@ -262,7 +262,7 @@ def decode_header(data: bytes) -> Header:
 
 
 def readable_numbers(data: bytes) -> Header:
-    """Return what can be read of REF, HANDLE and SEQUENCE in a header that is wrong: its answer repeats them."""
+    """Return the readable values of REF, HANDLE and SEQUENCE in a malformed header: its answer repeats them."""
     if len(data) > HEADER_BYTES_MAX:
         return {}
     try:

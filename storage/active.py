@@ -31,16 +31,16 @@ class Active:
     file: File
     base: int
     salt: int
-    end: int  # the byte behind the last record
+    end: int  # the byte after the last record
     zeroed: int  # blocks are written up to here
     index: SparseIndex
     records: int = 0
     first_timestamp_ms: int = 0
     last_timestamp_ms: int = 0
-    cut: bool = False  # nothing is behind the last record but the room for an index and a footer
+    cut: bool = False  # after the last record there is only the space for an index and a footer
 
     def room_behind(self) -> int:
-        """Return how much room index and footer need behind the next record."""
+        """Return how many bytes index and footer need after the next record."""
         return FOOTER_BYTES + index_bytes(len(self.index) + (self.end >= self.index.due))
 
     def ending(

@@ -46,9 +46,9 @@ class Catalogue:
     """The topics and subscriptions of a broker."""
 
     def __init__(self, path: str, abouts: Abouts | None = None) -> None:
-        """Open the file at `path`, or create it; its folder must exist. Raises DamagedError, StorageError.
+        """Open the database at `path`, or create it; its folder must exist. Raises DamagedError, StorageError.
 
-        What is created, changed and deleted is described in `abouts` as well.
+        Everything that is created, changed or deleted is described in `abouts` as well.
         """
         self.path = path
         self._abouts = abouts
@@ -59,7 +59,7 @@ class Catalogue:
         return self._file.change()
 
     def go_on_from(self, change: int) -> None:
-        """Give the changes to come higher numbers than that one. Raises StorageError."""
+        """Continue with change numbers above this one. Raises StorageError."""
         self._file.go_on_from(change)
 
     def _delete(self, statement: str, values: tuple[str, ...], gone: dict[str, list[Row]]) -> None:
@@ -125,7 +125,7 @@ class Catalogue:
             return [_topic(row) for row in database.execute(f"SELECT {TOPIC} FROM topics ORDER BY name")]
 
     def update_topic(self, name: str, settings: dict[str, Any]) -> TopicMeta:
-        """Replace a topic's settings, and return it as it is then.
+        """Replace a topic's settings, and return the new entry.
 
         Raises IsterError `unknown-topic`, StorageError.
         """
@@ -257,7 +257,7 @@ class Catalogue:
             return [_subscription(row) for row in database.execute(query, values)]
 
     def update_subscription(self, topic: str, name: str, settings: dict[str, Any]) -> SubscriptionMeta:
-        """Replace a subscription's settings, and return it as it is then.
+        """Replace a subscription's settings, and return the new entry.
 
         Raises IsterError `unknown-topic` or `unknown-subscription`, StorageError.
         """

@@ -25,7 +25,7 @@ Row = tuple[Any, ...]
 SCHEMA_VERSION: Final = 2
 # No database is shorter; SQLite takes a shorter file for an empty one, and would start again.
 SQLITE_BYTES_MIN: Final = 512
-# What SQLite needs to write down a deletion, or to open its file, with nothing left on the disk: a few pages of 4 KiB.
+# What SQLite needs to write a deletion, or to open its file, on a full disk: a few pages of 4 KiB.
 RESERVE_BYTES: Final = 256 << 10
 
 # The columns of a row, in the order in which the digest has them.
@@ -58,7 +58,7 @@ INSERT INTO digest VALUES (0, 0);
 """
 
 
-# Topics that were deleted, until nothing of them is in the store; without it, they would come back from there.
+# Deleted topics, until the store has nothing of them; without this list they would be restored from there.
 _ERASING: Final = """
 CREATE TABLE IF NOT EXISTS erasing (
     name TEXT NOT NULL,
@@ -70,7 +70,7 @@ CREATE TABLE IF NOT EXISTS erasing (
 ) STRICT, WITHOUT ROWID
 """
 
-# How many changes there were: a description beside a log that tells of a later one is newer than this file.
+# The number of changes: a description beside a log with a higher number is newer than this file.
 _CHANGES: Final = "CREATE TABLE IF NOT EXISTS changes (number INTEGER NOT NULL) STRICT"
 
 
@@ -161,13 +161,13 @@ class CatalogueFile:
                 code="unsupported-version",
                 action="stop",
             )
-        execute(_ERASING)  # an older broker's file has none
+        execute(_ERASING)  # files of older versions do not have it
         execute(_CHANGES)
         execute("INSERT INTO changes SELECT 0 WHERE NOT EXISTS (SELECT * FROM changes)")
         self._verify()
 
     def _verify(self) -> None:
-        """Read everything once, and compare it with what was written. Raises DamagedError."""
+        """Read everything once, and compare the digest. Raises DamagedError."""
         (found, *_) = self._database.execute("PRAGMA integrity_check").fetchone()
         if found != "ok":
             raise DamagedError(f"the catalogue {self.path} is damaged: {found}")
@@ -183,7 +183,7 @@ class CatalogueFile:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
-        """Make a change of rows and digest one transaction."""
+        """Make a change of rows and digest a single transaction."""
         with self.reading() as database:
             database.execute("BEGIN IMMEDIATE")
             try:

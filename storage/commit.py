@@ -34,7 +34,7 @@ class Commit:
     def run(self) -> None:
         """Sync the files, and the folder if names changed; any thread.
 
-        Raises OSError: then nothing of it counts.
+        Raises OSError; then nothing of it counts.
         """
         for file, info in self.seals:
             file.truncate(info.bytes)

@@ -50,7 +50,7 @@ class Tail:
     salt: int
     data: bytes
     scan: Scan
-    headed: bool  # its segment header is whole
+    headed: bool  # its segment header is intact
     batches: list[Header]
     damaged: bool = False
 
@@ -136,10 +136,10 @@ class Examination:
         return f"{self._folder}/{segment_name(base)}"
 
     def _scan_tail(self, bases: list[int]) -> tuple[list[Tail], list[int]]:
-        """Scan from the newest segment back until those before it are known to have been sealed durably.
+        """Scan from the newest segment back until the earlier ones are known to have been sealed durably.
 
-        A segment that ends at offset n was, if something behind it says that the log was durable beyond n: the
-        commit that made it so covered the seal. Durable up to n alone may be from before the footer was written.
+        A segment that ends at offset n was, if something after it says that the log was durable beyond n: the commit
+        that made it so covered the seal. Durable up to n alone may be from before the footer was written.
         """
         tails: list[Tail] = []
         proven = -1
@@ -248,7 +248,7 @@ class Examination:
             if later and ended:
                 self._joins(tail.path, scan.next_offset, later[0].base)
                 continue
-            # The log ends in this segment, at the first thing in it that is not valid, or this is damage.
+            # The log ends in this segment, at its first invalid bytes, or these are damage.
             promised = max(
                 self._known_end,
                 scan.promised,
@@ -259,7 +259,7 @@ class Examination:
             if promised > scan.next_offset or in_store:
                 self._go_on_behind(tail, later, promised, in_store)
                 continue
-            if scan.snapshot is None:  # not even its head is there
+            if scan.snapshot is None:  # not even the head is intact
                 if self._start_offset < tail.base == self._oldest and scan.torn_bytes:
                     raise damaged(tail.path, scan.end, "nothing says how far the log went")
                 return tails[:number], tails[number:]
@@ -267,7 +267,7 @@ class Examination:
         return tails, []
 
     def _go_on_behind(self, tail: Tail, later: list[Tail], promised: int, in_store: bool) -> None:
-        """Record that a segment of the tail is damaged, and where the log continues behind it."""
+        """Note that a segment of the tail is damaged, and where the log continues after it."""
         scan = tail.scan
         if later:
             end = later[0].base

@@ -34,7 +34,7 @@ from ister.storage.objectstore import (
 from ister.storage.reserve import PIECE_BYTES, Reserve
 
 _NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
-# A folder that was named wrongly, or is somebody else's; anything else may pass.
+# A folder that does not exist or belongs to another user; other errors may pass.
 _NOT_OURS: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 )
@@ -43,12 +43,12 @@ _TEMPORARY: Final = ".tmp"
 
 
 def _check(about: Mapping[str, Any]) -> int:
-    """Return the checksum of what is known of an object."""
+    """Return the checksum of an object's description."""
     return crc32c(json.dumps(about, sort_keys=True).encode())
 
 
 def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
-    """Return what is known of an object. Raises ValueError, KeyError, TypeError."""
+    """Return the description of an object. Raises ValueError, KeyError, TypeError."""
     known = json.loads(contents)
     about = {key: known[key] for key in ("size", "crc32c", "metadata")}
     if "created_ms" in known:
@@ -58,7 +58,7 @@ def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
         raise ValueError("it is not what was written")
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not text")
-    if "check" in known and known["check"] != _check(about):  # older ones have none
+    if "check" in known and known["check"] != _check(about):  # older versions wrote none
         raise ValueError("it is not what was written")
     created_ms = about.get("created_ms")
     if created_ms is not None and type(created_ms) is not int:
@@ -107,13 +107,13 @@ class FolderStore:
     def put_if_absent(
         self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
-        """Create an object; False if the name is taken. Raises StoreError."""
+        """Create an object; return False if the name is taken. Raises StoreError."""
         return self._put(name, data, None, metadata, crc32c)
 
     def put_file_if_absent(
         self, name: str, path: str, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
-        """Create an object that is the same file as `path`, or a copy where links do not work. Raises StoreError."""
+        """Create an object as a hard link to `path`, or as a copy if links are not supported. Raises StoreError."""
         try:
             data = self._disk.read(path)
         except OSError as error:
@@ -171,7 +171,7 @@ class FolderStore:
                     return self._taken(target, meta)
                 # Inside the lock, because a deletion removes empty folders.
                 disk.makedirs(os.path.dirname(meta))
-                # Metadata first: without its object it means nothing, and a later creator replaces it.
+                # The description first: without its object it means nothing, and a later creator replaces it.
                 disk.rename(temporary[0], meta)
                 temporary.clear()
                 disk.sync_folder(os.path.dirname(meta))
@@ -203,18 +203,18 @@ class FolderStore:
     def _taken(self, target: str, meta: str) -> bool:
         """Return False, after syncing the names: the creator of the object may not have done that yet."""
         for path in (meta, target):
-            with contextlib.suppress(FileNotFoundError):  # it was deleted just now
+            with contextlib.suppress(FileNotFoundError):  # it was just deleted
                 self._disk.sync_folder(os.path.dirname(path))
         return False
 
     def _write(self, data: Buffer) -> str:
-        """Return the path of a new synced file that nothing else uses."""
+        """Return the path of a new, synced file with a unique name."""
         while True:
             path = f"{self.path}/{_TEMPORARY}/{self._disk.process_id()}-{next(self._numbers)}"
             try:
                 file = self._disk.create(path)
                 break
-            except FileExistsError:  # left over from a process of the same number
+            except FileExistsError:  # left by an earlier process with the same id
                 continue
         try:
             file.pwritev((data,), 0)
@@ -255,7 +255,7 @@ class FolderStore:
             raise self._error(f"asked for {name!r}", error) from error
 
     def head(self, name: str) -> ObjectInfo | None:
-        """Return what is known of an object, None if there is none. Raises StoreError."""
+        """Return the description of an object, None if there is none. Raises StoreError."""
         target, meta = self._places(name)
         try:
             if not self._disk.isfile(target):
@@ -264,7 +264,7 @@ class FolderStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             try:
                 size = self._disk.size(target)
-            except FileNotFoundError:  # deleted just now
+            except FileNotFoundError:  # it was just deleted
                 return None
             except OSError as failure:
                 raise self._error(f"asked for {name!r}", failure) from failure
@@ -293,7 +293,7 @@ class FolderStore:
                 if name.startswith(prefix) and (after is None or name > after):
                     yield name
                 continue
-            # Everything in a folder begins with its name: skip one that lies wholly outside.
+            # Names in a folder begin with the folder's: skip one that is wholly outside.
             if not (name.startswith(prefix) or prefix.startswith(name)):
                 continue
             if after is not None and name < after and not after.startswith(name):
@@ -320,28 +320,28 @@ class FolderStore:
                 yield info
 
     def delete(self, name: str) -> bool:
-        """Remove an object; False if there is none. Raises StoreError."""
+        """Delete an object; return False if there is none. Raises StoreError."""
         target, meta = self._places(name)
         try:
             with self._disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
                 if not self._disk.isfile(target):
                     return False
                 self._disk.unlink(target)
-                with contextlib.suppress(FileNotFoundError):  # it was gone before
+                with contextlib.suppress(FileNotFoundError):  # it was deleted before
                     self._disk.unlink(meta)
                 kept = self._remove_empty(os.path.dirname(target))
-            with contextlib.suppress(FileNotFoundError):  # the next deletion may have removed it as well
+            with contextlib.suppress(FileNotFoundError):  # another deletion may have removed it as well
                 self._disk.sync_folder(kept)
         except OSError as error:
             raise self._error(f"rid of {name!r}", error) from error
         return True
 
     def _remove_empty(self, folder: str) -> str:
-        """Remove a folder in which nothing is left, and those above it; return the lowest that stays."""
+        """Remove an empty folder, and its parents as far as they are empty; return the lowest that stays."""
         with contextlib.suppress(OSError):
             self._disk.rmdir(f"{folder}/{_META}")
         try:
-            self._disk.rmdir(folder)  # there may be thousands of objects: they are not listed for this
+            self._disk.rmdir(folder)  # not by listing: there may be thousands of objects
         except OSError:
             return folder
         folder = os.path.dirname(folder)
@@ -352,7 +352,7 @@ class FolderStore:
         return folder
 
     def _holds_object(self, folder: str) -> bool:
-        """Whether there is any object below a folder; the search ends with the first."""
+        """Return whether there is any object below a folder; the search ends with the first one."""
         for name in self._disk.listdir(folder):
             path = f"{folder}/{name}"
             if name != _META and (self._disk.isfile(path) or self._holds_object(path)):
@@ -370,4 +370,4 @@ class FolderStore:
         self._disk.rmdir(folder)
 
     def close(self) -> None:
-        """Release what is held; may be called again."""
+        """Release resources; may be called again."""

@@ -1,14 +1,15 @@
 """Google Cloud Storage as object store: the only file that knows Google's client.
 
-- An object is created with `ifGenerationMatch=0`, in one request: nobody replaces one. A creation whose answer was lost
-  is found again by an id of its own in the object's metadata, so that `put_if_absent` says True to its creator alone.
-- Google's own retries are off: they answer 412 to one's own write. What may work again is tried again here, with
-  growing, jittered waits, until `deadline_s` has passed; no attempt begins after that.
-- Bytes on their way are bounded (`transfer_bytes_max`), and so are connections (`connections_max`): threads wait.
-- The client is made at the first call, in the process that makes it: one that crossed a fork returned wrong data.
+- An object is created with `ifGenerationMatch=0`, in one request, and never replaced. A creation whose answer was lost
+  is recognized by a unique id in the object's metadata, so that `put_if_absent` returns True to its creator only.
+- Google's own retries are off: they return 412 for one's own write. Temporary failures are tried again here, with
+  growing, jittered waits, until `deadline_s` has passed.
+- Bytes in transit are bounded (`transfer_bytes_max`), and so are connections (`connections_max`): threads wait.
+- The client is created at the first call, in the calling process: one that was created before a fork returned wrong
+  data.
 - `STORAGE_EMULATOR_HOST` is honoured, without credentials.
 
-What a failure means to the caller is in `StoreError.code` and `.action`:
+`StoreError.code` and `.action` tell the caller what a failure means:
 
     store-unavailable   retry   429, 5xx, timeouts, lost connections, for as long as the deadline
     store-credentials   fix     none found, or refused
@@ -62,20 +63,20 @@ from ister.storage.objectstore import (
 )
 from ister.storage.segment import SEGMENT_BYTES_MAX
 
-# How long a call continues trying. The callers that must not give up have waits of their own around it.
+# How long a call is tried. Callers that must not give up wait and call again.
 DEADLINE_S: Final = 60.0
-# To connect, and between two bytes of an answer.
+# Timeouts for connecting, and between two bytes of an answer.
 TIMEOUT_S: Final = (10.0, 30.0)
-# What the wait between attempts begins with, and what it doubles up to; each is jittered down to half.
+# The first wait between attempts, and the limit up to which it doubles; each is jittered down to half.
 RETRY_S: Final = (0.25, 8.0)
-# Four segments. Each costs about 40 MB of memory while it is on its way, because the client copies it.
+# Four segments. Each costs about 40 MB of memory while in transit, because the client copies it.
 TRANSFER_BYTES_MAX: Final = 4 * SEGMENT_BYTES_MAX
 # Transfers, and the look-ups between them.
 CONNECTIONS_MAX: Final = 16
-# A download whose bytes have another checksum than the store says is tried this often: it was hurt on its way.
+# How often a download with a wrong checksum is tried: it was damaged in transit.
 DOWNLOADS_MAX: Final = 3
 
-# In an object's metadata: which call created it. No caller sees it.
+# The key in an object's metadata that says which call created it. Callers do not see it.
 PUT_ID: Final = "ister-put"
 
 _ENDPOINT: Final = "STORAGE_EMULATOR_HOST"
@@ -103,7 +104,7 @@ T = TypeVar("T")
 
 
 class _DamagedOnItsWayError(Exception):
-    """A download's bytes do not have the checksum that the store says."""
+    """A download's bytes do not have the checksum that the store states."""
 
     def __init__(self, found: int, expected: int) -> None:
         super().__init__(found, expected)
@@ -111,7 +112,7 @@ class _DamagedOnItsWayError(Exception):
 
 
 class _Transfers:
-    """How many bytes may be on their way at a time; threads beyond that wait."""
+    """The bytes that may be in transit at a time; threads above that limit wait."""
 
     def __init__(self, bytes_max: int) -> None:
         self._free = self._bytes_max = bytes_max
@@ -119,7 +120,7 @@ class _Transfers:
 
     @contextmanager
     def of(self, size: int, timeout_s: float) -> Iterator[None]:
-        """Hold `size` bytes of it; raises StoreError when there was no room for `timeout_s`."""
+        """Reserve `size` bytes; raises StoreError if they were not available within `timeout_s`."""
         size = min(size, self._bytes_max)
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= size, timeout_s):
@@ -154,7 +155,7 @@ class GcsStore:
         transfer_bytes_max: int = TRANSFER_BYTES_MAX,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
-        """Speak to nobody yet. `endpoint` is an emulator's address, by default that of STORAGE_EMULATOR_HOST."""
+        """Contacts no server yet. `endpoint` is an emulator's address, by default that of STORAGE_EMULATOR_HOST."""
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         if self.prefix:
@@ -180,7 +181,7 @@ class GcsStore:
     # the client
 
     def _connected(self) -> storage.Client:
-        """Return this process's client."""
+        """Return the client of this process."""
         with self._lock:
             if self._client is None or self._process != os.getpid():
                 self._client, self._process = self._connect(), os.getpid()
@@ -197,14 +198,14 @@ class GcsStore:
             else google.auth.default(scopes=(_SCOPE,))[0]
         )
         session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
-        session.trust_env = not endpoint  # no proxy lies before an emulator
+        session.trust_env = not endpoint  # an emulator is not behind a proxy
         for scheme in ("https://", "http://"):
             session.mount(
                 scheme,
                 requests.adapters.HTTPAdapter(pool_maxsize=self._connections_max, pool_block=True),
             )
         return storage.Client(
-            project="ister",  # nothing here is done to a project
+            project="ister",  # no call here concerns a project
             credentials=credentials,
             client_info=ClientInfo(user_agent="ister"),  # type: ignore[no-untyped-call]
             client_options={"api_endpoint": endpoint} if endpoint else None,
@@ -214,7 +215,7 @@ class GcsStore:
     # calls
 
     def _call(self, done: str, permission: str, work: Callable[[storage.Client, bool], T]) -> T:
-        """Return what `work(client, unsure)` does, tried again while that may help; `unsure` if it may be done already.
+        """Return the result of `work(client, unsure)`, trying again while that helps; `unsure`: it may be done.
 
         Raises StoreError.
         """
@@ -243,7 +244,7 @@ class GcsStore:
             self._closed.wait(pause_s)
 
     def _failure(self, error: BaseException, done: str, permission: str) -> StoreError:
-        """Return what a failed attempt means to whoever wants something done."""
+        """Return the StoreError for a failed attempt."""
         status = _status(error)
         said = _said(error)
         code, action, text = "store-unavailable", "retry", f"{self!r} could not {done}: {said}"
@@ -277,14 +278,14 @@ class GcsStore:
         return StoreError(text, code=code, action=_ACTIONS[action])
 
     def _absent(self, error: Exception, client: storage.Client) -> None:
-        """Return if it is the object that a 404 is about; raises `error` if it is the bucket."""
+        """Return if a 404 is about the object; raises `error` if it is about the bucket."""
         if "bucket does not exist" in str(error):
             raise error
         if not self._bucket_seen:  # not every server says which of the two is missing
             try:
                 next(self._listing(client, self.prefix, None, 1).pages, None)
             except api.Forbidden:
-                pass  # whoever may not list cannot be told
+                pass  # without the right to list, that cannot be found out
             self._bucket_seen = True
 
     def _blob(self, client: storage.Client, name: str) -> storage.Blob:
@@ -302,7 +303,7 @@ class GcsStore:
     def put_if_absent(
         self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
-        """Create an object of up to 8 MiB; False if the name is taken by an object that this call did not make.
+        """Create an object of up to 8 MiB; return False if the name is taken by an object of another call.
 
         Raises StoreError; with action `retry` the object may be there or not.
         """
@@ -323,7 +324,7 @@ class GcsStore:
         def work(client: storage.Client, unsure: bool) -> bool:
             blob = self._blob(client, name)
             blob.metadata = known
-            blob.crc32c = _encode(checksum)  # the server compares
+            blob.crc32c = _encode(checksum)  # the server compares it
             try:
                 blob.upload_from_string(
                     body,
@@ -346,13 +347,13 @@ class GcsStore:
             return self._call(f"create {name!r}", "storage.objects.create", work)
 
     def _is_mine(self, client: storage.Client, name: str, mine: str, unsure: bool) -> bool:
-        """Return whether an object that is there was made by an attempt of this same call, whose answer was lost."""
+        """Return whether an existing object was created by an attempt of this call, whose answer was lost."""
         blob = self._blob(client, name)
         try:
             blob.reload(timeout=self._timeout_s, retry=None)
         except api.NotFound as error:
             text = f"object {name!r} existed, and is missing now"
-            if unsure:  # it may have been ours: making it again would bring back what somebody deleted
+            if unsure:  # it may have been ours: creating it again would restore what was deleted meanwhile
                 raise StoreError(text, code="store-unavailable") from error
             raise ConnectionError(text) from error
         return (blob.metadata or {}).get(PUT_ID) == mine
@@ -368,7 +369,7 @@ class GcsStore:
         return self.put_if_absent(name, data, metadata=metadata, crc32c=crc32c)
 
     def delete(self, name: str) -> bool:
-        """Remove an object; False if there is none. Raises StoreError."""
+        """Delete an object; return False if there is none. Raises StoreError."""
         self._check(name)
 
         def work(client: storage.Client, unsure: bool) -> bool:
@@ -390,7 +391,7 @@ class GcsStore:
         def work(client: storage.Client, _unsure: bool) -> bytes:
             blob = self._blob(client, name)
             data = self._download(client, blob)
-            if blob.crc32c is None:  # not in the answer
+            if blob.crc32c is None:  # the answer does not have it
                 blob.reload(timeout=self._timeout_s, retry=None)
             found, expected = checksum_of(data), _decode(blob.crc32c)
             if expected is None:
@@ -428,7 +429,7 @@ class GcsStore:
                 end=end,
                 raw_download=True,
                 checksum=None,
-                single_shot_download=True,  # a fifth of the CPU of reading it in pieces
+                single_shot_download=True,  # a fifth of the CPU time of reading it in pieces
                 timeout=self._timeout_s,
                 retry=None,
             )
@@ -438,7 +439,7 @@ class GcsStore:
         return data
 
     def head(self, name: str) -> ObjectInfo | None:
-        """Return what is known of an object, None if there is none. Raises StoreError."""
+        """Return the description of an object, None if there is none. Raises StoreError."""
         self._check(name)
 
         def work(client: storage.Client, _unsure: bool) -> ObjectInfo | None:
@@ -491,7 +492,7 @@ class GcsStore:
             yield from page.objects
 
     def close(self) -> None:
-        """Release connections; calls under way that wait to try again end. May be called again."""
+        """Release connections, and end calls that wait between attempts. May be called again."""
         self._closed.set()
         with self._lock:
             if self._client is not None and self._process == os.getpid():
@@ -503,22 +504,22 @@ _ACTIONS: Final[dict[str, Action]] = {"retry": "retry", "fix": "fix", "stop": "s
 
 
 def _encode(checksum: int) -> str:
-    """Return a CRC32C as Google writes it: base64 of four bytes, the highest first."""
+    """Return a CRC32C in Google's form: base64 of four bytes, the highest first."""
     return base64.b64encode(checksum.to_bytes(4, "big")).decode()
 
 
 def _decode(text: str | None) -> int | None:
-    """Return a CRC32C as Google writes it, None where there is none."""
+    """Return a CRC32C from Google's form, None if there is none."""
     return int.from_bytes(base64.b64decode(text), "big") if text else None
 
 
 def _size(blob: storage.Blob) -> int:
-    """Return an object's bytes; some servers leave the size of an empty one out."""
+    """Return an object's size in bytes; some servers omit that of an empty one."""
     return int(blob.size or 0)
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error is about, if it is about one."""
+    """Return the HTTP status of an error, None if it has none."""
     if isinstance(error, api.GoogleAPICallError):
         return int(error.code) if error.code is not None else None
     if isinstance(error, InvalidResponse):
@@ -527,7 +528,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _said(error: BaseException) -> str:
-    """Return what went wrong in one line: what the server says, without the address of the request."""
+    """Return what went wrong in one line: the server's text, without the address of the request."""
     response = getattr(error, "response", None)
     if response is None:
         return " ".join(str(error).split()) or type(error).__name__

@@ -58,7 +58,7 @@ class LogSearch:
                 and doubt is None
                 and self._is_sealed_by(base, timestamp_ms)
             ):
-                found = base  # none of its batches says so: it was that late before the log begins
+                found = base  # every batch is that late: it was before the log begins
             if found is not None:
                 return FoundTime(found, found if doubt is None else doubt, first > 0)
         return FoundTime(durable_end, durable_end if doubt is None else doubt, first > 0)

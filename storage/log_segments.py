@@ -27,7 +27,7 @@ class Unmapped(NamedTuple):
 
 
 class BrokenError(Exception):
-    """There is no whole record at `position` of `segment`, where offset `at` should be."""
+    """There is no intact record at `position` of `segment`, where offset `at` should be."""
 
     def __init__(self, segment: SegmentMap | Unmapped, position: int, at: int, reason: str) -> None:
         super().__init__(reason)

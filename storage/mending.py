@@ -91,7 +91,7 @@ class Mending:
         )
 
     def _go_on(self, base: int) -> Active:
-        """Make the segment in which a log continues behind damage, durably."""
+        """Create the segment in which a log continues after damage, durably."""
         snapshot, path = self._found.producers.encode(), f"{self._folder}/{segment_name(base)}"
         file = self._disk.create(path, self._segment_bytes_max)
         try:
@@ -105,14 +105,14 @@ class Mending:
         return begun(file, self._incarnation, base, len(snapshot), 0)
 
     def _mend(self, tail: Tail, proven: int, *, last: bool) -> Active | None:
-        """Cut, complete and sync one segment of the tail; return it if it is the one to continue writing."""
+        """Cut, complete and sync one segment of the tail; return it if it is the one in which writing continues."""
         scan = tail.scan
         scan.index.raise_times(self.log_time_ms)
         file = self._disk.open(tail.path)
         keep = False
         try:
             if scan.footer is None and scan.torn_bytes:
-                file.truncate(scan.end)  # what was behind it reads as zeros from now on
+                file.truncate(scan.end)  # what was after it reads as zeros from now on
                 self.torn_bytes += scan.torn_bytes
             start = position_of(tail.data, scan.end, proven, tail.salt) if proven > tail.base else 0
             if start < scan.end:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 Dispatch = Literal["reliable", "non-reliable"]
 Durability = Literal["fsync", "os", "cloud"]
-FORGOTTEN: Final = "forgotten"  # a setting of a deleted topic whose objects are another broker's
+FORGOTTEN: Final = "forgotten"  # the setting of a deleted topic whose objects belong to another broker
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from typing import Final, Protocol
 from ister.errors import StoreError
 from ister.storage.checksum import Buffer
 
-# What one page of a listing holds at most, because Google Cloud Storage returns no more.
+# The most entries of a page of a listing, because Google Cloud Storage returns no more.
 PAGE_OBJECTS_MAX: Final = 1000
-# GCS takes names of 1,024 bytes; file systems parts of 255.
+# Limits of names: 1,024 bytes in Google Cloud Storage, 255 bytes per part in file systems.
 NAME_BYTES_MAX: Final = 1024
-# What `get` raises where an object's bytes can be had and not be vouched for.
+# What `get` raises when an object's bytes cannot be verified.
 UNCHECKED: Final = frozenset(("object-damaged", "checksum-missing"))
 _NAME = re.compile(
     r"[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254}(?:/[A-Za-z0-9_~%=+-][A-Za-z0-9_.~%=+-]{0,254})*"
@@ -34,7 +34,7 @@ _NAME = re.compile(
 class ObjectInfo:
     """What a store says of one object, without its bytes.
 
-    `crc32c` is None where the store gives none, `problem` says why nothing else is known of one that is there.
+    `crc32c` is None if the store does not state it; `problem` says why nothing else is known of an existing object.
     """
 
     name: str
@@ -42,14 +42,14 @@ class ObjectInfo:
     crc32c: int | None
     metadata: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
-    # When it was created, by the store's clock; None where the store does not say. Not what it is: two are the same
-    # object whatever this says.
+    # When it was created, by the store's clock; None if the store does not say. It is not compared: two descriptions of
+    # an object are equal whatever this says.
     created_ms: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a listing, in order of names; `next` continues it, None at its end."""
+    """A page of a listing, in order of names; `next` continues it, None at its end."""
 
     objects: tuple[ObjectInfo, ...]
     next: str | None
@@ -61,9 +61,9 @@ class ObjectStore(Protocol):
     def put_if_absent(
         self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
-        """Create an object; False if the name is taken, by any object.
+        """Create an object; return False if the name is taken, by any object.
 
-        `crc32c` is checked against the bytes, if given. Raises StoreError: then the object may be there or not.
+        `crc32c` is checked against the bytes, if given. Raises StoreError; then the object may be there or not.
         """
 
     def put_file_if_absent(
@@ -78,7 +78,7 @@ class ObjectStore(Protocol):
         """Return up to `length` bytes from `start`, fewer only at the object's end, unchecked. Raises StoreError."""
 
     def head(self, name: str) -> ObjectInfo | None:
-        """Return what is known of an object, None if there is none. Raises StoreError."""
+        """Return the description of an object, None if there is none. Raises StoreError."""
 
     def list_page(self, prefix: str, *, page: str | None = None, page_size: int = PAGE_OBJECTS_MAX) -> Page:
         """Return objects whose names begin with `prefix`, in order; `page` is `next` of the page before."""
@@ -87,14 +87,14 @@ class ObjectStore(Protocol):
         """Yield all objects whose names begin with `prefix`, in order of names. Raises StoreError."""
 
     def delete(self, name: str) -> bool:
-        """Remove an object; False if there is none. Raises StoreError."""
+        """Delete an object; return False if there is none. Raises StoreError."""
 
     def close(self) -> None:
-        """Release what is held; may be called again."""
+        """Release resources; may be called again."""
 
 
 def check_name(name: str) -> str:
-    """Return `name` if an object may be called that. Raises StoreError `invalid-name`."""
+    """Return `name` if it is a valid object name. Raises StoreError `invalid-name`."""
     if len(name) > NAME_BYTES_MAX or _NAME.fullmatch(name) is None:
         raise StoreError(f"an object cannot be called {name[:80]!r}", code="invalid-name", action="fix")
     return name
@@ -106,7 +106,7 @@ def missing(name: str) -> StoreError:
 
 
 def unchecked(name: str, problem: str = "") -> StoreError:
-    """Return the error for bytes that cannot be checked, because nothing says what they should be."""
+    """Return the error for bytes that cannot be checked, because their checksum is unknown."""
     if problem:
         return StoreError(problem, code="object-damaged", action="stop")
     return StoreError(
@@ -117,7 +117,7 @@ def unchecked(name: str, problem: str = "") -> StoreError:
 
 
 def mismatch(name: str, found: int, expected: int) -> StoreError:
-    """Return the error for bytes that are not the ones they should be."""
+    """Return the error for bytes with a wrong checksum."""
     return StoreError(
         f"the bytes of object {name!r} have the CRC32C {found:08x}, and should have {expected:08x}",
         code="object-damaged",

@@ -48,15 +48,16 @@ class WalSettings:
 
 @dataclass(slots=True)
 class OpenedLog:
-    """What a log continues from."""
+    """The state in which a log continues."""
 
     report: RecoveryReport
     sealed: list[SegmentInfo]
     active: Active | None
     producers: ProducerTable
-    set_aside: list[SegmentInfo]  # damaged segments: part of the log, and never uploaded
+    # damaged segments: part of the log, and uploaded only as far as they are intact
+    set_aside: list[SegmentInfo]
     log_time_ms: int  # the highest batch time so far
-    retained: int  # below this everything went by retention, as the log's folder says
+    retained: int  # retention deleted everything below, as recorded in the log's folder
 
 
 def open_log(
@@ -69,10 +70,7 @@ def open_log(
     start_offset: int,
     known_end: int,
 ) -> OpenedLog:
-    """Find, check, mend and sync the log in `folder`.
-
-    Raises DamagedError, GapError, DiskFullError, LogFailedError.
-    """
+    """Find, check, repair and sync the log in `folder`."""
     if len(incarnation) != 16:
         raise ValueError(f"an incarnation has 16 bytes, not {len(incarnation)}")
     try:
@@ -88,7 +86,7 @@ def open_log(
             known_end=known_end,
         )
         found = examination.run()
-        # From here on the log is known to be good, or to be damaged where it says; and files are written.
+        # From here on the log is known to be intact, or damaged only in known places; and files are written.
         mending = Mending(disk, folder, topic, incarnation, settings.segment_bytes_max, found)
         active = mending.run()
         return OpenedLog(

@@ -37,7 +37,7 @@ def _record(segment: SegmentMap, position: int, header: Header, at: int) -> Reco
 
 
 class Reader:
-    """A place in one log, from which whole records are read in order.
+    """A position in one log, from which records are read in order.
 
     With `listed` false the folder is never listed: only segments that `SegmentMaps.note` was told of are found.
     """
@@ -55,13 +55,13 @@ class Reader:
         self._skipped: list[tuple[int, int]] = []
 
     def seek(self, offset: int) -> None:
-        """Go to another offset, which may lie inside a batch."""
+        """Continue at another offset, which may lie inside a batch."""
         if offset != self.offset:
             self.offset = offset
             self._segment = None
 
     def close(self) -> None:
-        """Release the segment at hand; reading continues where it was."""
+        """Release the segment in use; reading continues where it was."""
         self._segment = None
 
     def take_skipped(self) -> list[tuple[int, int]]:
@@ -70,12 +70,12 @@ class Reader:
         return skipped
 
     def read(self, durable_end: int, bytes_max: int, records_max: int = 256) -> list[Record]:
-        """Return the next whole records, and continue behind them; none if there are none below `durable_end`.
+        """Return the next complete records, and continue after them; none if there are none below `durable_end`.
 
-        The first may begin below `offset`, if that lies inside a batch. It is returned however big it is;
-        those after it as long as `bytes_max` of frames and `records_max` are not exceeded. Raises TrimmedError if
-        `offset` is below the log, DamagedError with the smallest range of offsets that cannot be served, GapError for
-        an offset of which there never was anything; whole records before such a place are returned first.
+        The first may begin below `offset`, if that lies inside a batch. It is returned whatever its size; further ones
+        as long as `bytes_max` of frames and `records_max` are not exceeded. Raises TrimmedError if `offset` is below
+        the log, DamagedError with the smallest range of offsets that cannot be read, GapError for an offset that never
+        existed; intact records before such a place are returned first.
         """
         while self.offset < durable_end:
             try:
@@ -143,7 +143,7 @@ class Reader:
     def _walk(
         self, segment: SegmentMap, position: int, at: int, offset: int, durable_end: int
     ) -> tuple[SegmentMap, int, int]:
-        """Return the record that holds `offset`, going on from the one at `position` in the same segment."""
+        """Return the record that contains `offset`, from the one at `position` on in the same segment."""
         while True:
             header = segment.header(position)
             if header is None:
@@ -161,7 +161,7 @@ class Reader:
 
     def _grown(self, segment: SegmentMap, position: int, at: int) -> tuple[SegmentMap, Header]:
         """Return a map in which there is a valid header at `position`, and that header."""
-        if position + HEADER_BYTES > segment.size:  # mapped before the file had its full length
+        if position + HEADER_BYTES > segment.size:  # it was mapped before the file had its full length
             again = self._log.map(segment.base, fresh=True)
             header = again.header(position)
             if header is not None:
@@ -169,7 +169,7 @@ class Reader:
         raise BrokenError(segment, position, at, f"there is no valid record where offset {at} should be")
 
     def _next(self, segment: SegmentMap, position: int, header: Header, at: int) -> tuple[SegmentMap, int]:
-        """Return the segment that a footer leads to, and the byte of its first record."""
+        """Return the segment that follows according to a footer, and the position of its first record."""
         footer = parse_footer(segment.view, position, header, segment.salt)
         if footer is None:
             raise BrokenError(segment, position, at, "its footer does not match its checksum")
@@ -225,7 +225,7 @@ class Reader:
         return self.search.find_time(timestamp_ms, durable_end)
 
     def seek_time(self, timestamp_ms: int, durable_end: int) -> int:
-        """Go to the first offset whose log time is `timestamp_ms` or later, as `offset_at` says; return it."""
+        """Continue at the first offset whose log time is `timestamp_ms` or later, like `offset_at`; return it."""
         found = self.offset_at(timestamp_ms, durable_end)
         self.seek(found)
         return found

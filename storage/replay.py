@@ -42,15 +42,15 @@ from ister.storage.segment import (
     parse_segment_header,
 )
 
-# One is being read while the next comes: that hides a store's latency, which is far below a segment's time to be read.
+# One segment is fetched while the one before is read: that hides a store's latency, which is less than reading takes.
 PREFETCH: Final = 2
-# How long a gap before segments that are there already is waited for, since their writer uploads several at a time; and
-# a writer that has claimed an epoch and not said yet where it begins.
+# How long to wait for a gap before existing segments to be filled, since writers upload several at a time; and for a
+# writer that has claimed an epoch and not recorded yet where it begins.
 GAP_WAIT_S: Final = 2.0
 
 
 class Part(NamedTuple):
-    """Offsets [first, end) of a record: all of it, but for the first and the last of a piece."""
+    """Offsets [first, end) of a record: all of it, except in the first and last part of a piece."""
 
     record: Record
     first: int
@@ -102,7 +102,7 @@ def _damaged(piece: Piece, at: int, reason: str) -> DamagedError:
 
 
 class Replay:
-    """A reader of one topic's history in a store, as it is when it is listed."""
+    """A reader of one topic's history in a store, as it was when it was listed."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Replay:
     def check(self, offset: int) -> int:
         """Return the offset to begin at: `offset`, or the log's start for 0.
 
-        Raises TrimmedError if it is below the log's start, UsageError if it is behind the end.
+        Raises TrimmedError if it is below the log's start, UsageError if it is after the end.
         """
         history = self.history
         if offset == 0:
@@ -142,10 +142,9 @@ class Replay:
         return offset
 
     def read(self, offset: int) -> Generator[Part]:
-        """Yield everything from `offset` on, in order, up to the end that the store has.
+        """Yield everything from `offset` on, in order, up to the end of what the store has.
 
-        Raises GapError where offsets are missing, TrimmedError where they were deleted meanwhile, DamagedError,
-        StoreError.
+        Raises GapError for missing offsets, TrimmedError for those deleted meanwhile, DamagedError, StoreError.
         """
         at = offset
         with ThreadPoolExecutor(self._prefetch, thread_name_prefix="ister-prefetch") as pool:
@@ -183,7 +182,7 @@ class Replay:
                     return
 
     def _joined(self, at: int) -> bool:
-        """Say where pieces end whether there is more by now. Raises GapError if what is there does not join."""
+        """Look for more where the contiguous pieces end; return whether there is. Raises GapError if there is a gap."""
         if self.history.end <= at:
             return False
         self._wait(self._gap_wait_s)
@@ -236,7 +235,7 @@ def _read(store: ObjectStore, segment: StoredSegment) -> bytes:
 
 
 def _joining(pieces: Iterable[Piece], at: int) -> Iterator[Piece]:
-    """Yield pieces from `at` on for as long as they join."""
+    """Yield contiguous pieces from `at` on."""
     for piece in pieces:
         if piece.start > at:
             return

@@ -62,13 +62,13 @@ class SegmentMap:
         self.marks = [SEGMENT_HEADER_BYTES]
 
     def mark(self, offset: int, position: int) -> None:
-        """Remember where the record at `offset` begins, if no mark is near."""
+        """Remember where the record at `offset` begins, unless a position near it is known."""
         if position - self.marks[-1] >= MARK_BYTES:
             self.offsets.append(offset)
             self.marks.append(position)
 
     def nearest(self, offset: int) -> tuple[int, int]:
-        """Return offset and byte of the last marked record that does not begin behind `offset`."""
+        """Return offset and position of the last remembered record that begins at or before `offset`."""
         if not self._indexed and len(self.marks) == 1:
             self._load_index()
         at = bisect_right(self.offsets, offset) - 1
@@ -99,12 +99,12 @@ def read_footer(disk: Disk, path: str, salt: int) -> Footer | None:
 
 
 def read_index(disk: Disk, path: str, salt: int) -> SparseIndex | None:
-    """Return the index of a sealed segment, None if it has none that is whole."""
+    """Return the index of a sealed segment, None if it has no intact one."""
     try:
         footer = read_footer(disk, path, salt)
         if footer is None or not footer.index_bytes:
             return None
-        # Read, not mapped: the file may have been cut behind its footer since it was mapped.
+        # Read, not mapped: the file may have been cut after its footer since it was mapped.
         start = max(0, footer.bytes - FOOTER_BYTES - footer.index_bytes)
         record = disk.read(path, start, footer.index_bytes)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ class SegmentMaps:
         self._maps: OrderedDict[tuple[str, bytes, int], SegmentMap] = OrderedDict()
         self._bases: OrderedDict[str, list[int]] = (
             OrderedDict()
-        )  # by folder: segments known to have been there
+        )  # by folder: segments that are known to exist, or to have existed
         self.copied_bytes = 0
 
     @property
@@ -138,7 +138,7 @@ class SegmentMaps:
         return len(self._maps)
 
     def get(self, folder: str, incarnation: bytes, base: int, *, fresh: bool = False) -> SegmentMap:
-        """Return the map of the segment at `base`; `fresh` maps it again, because the file has grown.
+        """Return the map of the segment at `base`; `fresh`: map it again, because the file has grown.
 
         Raises FileNotFoundError, DamagedError.
         """
@@ -169,7 +169,7 @@ class SegmentMaps:
         return self._bases.get(folder, [])
 
     def note(self, folder: str, base: int) -> None:
-        """Record that a folder has the segment at `base`."""
+        """Note that a folder has the segment at `base`."""
         known = self._bases.setdefault(folder, [])
         at = bisect_left(known, base)
         if known[at : at + 1] != [base]:
@@ -180,7 +180,7 @@ class SegmentMaps:
             self._bases.popitem(last=False)
 
     def gone(self, folder: str, base: int) -> None:
-        """Record that the segment at `base` is not there any more."""
+        """Note that the segment at `base` is gone."""
         known = self._bases.get(folder, [])
         if base in known:
             known.remove(base)

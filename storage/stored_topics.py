@@ -20,7 +20,7 @@ _DATA: Final = "v1/d/"
 
 @dataclass(frozen=True, slots=True)
 class StoredTopic:
-    """A topic as a store knows it; dispatch and durability are empty where the store has no catalogue entry for it."""
+    """A topic as a store knows it; dispatch and durability are empty if the store has no catalogue entry for it."""
 
     name: str
     incarnation: bytes
@@ -36,7 +36,7 @@ class StoredTopic:
 
 
 def list_topics(store: ObjectStore) -> list[StoredTopic]:
-    """Return the topics of a store's catalogue, by name; of a store without one, those that have objects.
+    """Return the topics of a store's catalogue, by name; if it has no catalogue, those that have objects.
 
     Raises StoreError.
     """
@@ -113,7 +113,7 @@ def _key_of(name: str) -> tuple[str, bytes] | None:
 
 
 def _topic_of(name: str) -> StoredTopic | None:
-    """Return whose object `v1/d/<hh>/<topic>.<incarnation>/...` is."""
+    """Return the topic that an object `v1/d/<hh>/<topic>.<incarnation>/...` belongs to."""
     parts = name.split("/")
     if len(parts) < 5 or not name.startswith(_DATA):
         return None

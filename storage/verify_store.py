@@ -24,7 +24,7 @@ from ister.storage.segment import FOOTER_BYTES, footer_at_end, parse_segment_hea
 
 @dataclass(frozen=True, slots=True)
 class StoreDamage:
-    """Something of an object that is not what was written; offsets [first, end) cannot be read for it."""
+    """Damage of an object: offsets [first, end) cannot be read because of it."""
 
     name: str
     first: int
@@ -34,7 +34,7 @@ class StoreDamage:
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What a check of a topic's history found. All is well if `damaged` and `history.gaps` are empty."""
+    """The result of a check of a topic's history. All is well if `damaged` and `history.gaps` are empty."""
 
     topic: str
     incarnation: str
@@ -46,7 +46,7 @@ class StoreReport:
 
     @property
     def sound(self) -> bool:
-        """Return whether everything is what was written, and joins."""
+        """Return whether everything is intact and contiguous."""
         return not self.damaged and not self.history.gaps
 
 
@@ -57,7 +57,7 @@ def verify_history(
     progress: Callable[[int], object] | None = None,
     prefetch: int = PREFETCH,
 ) -> StoreReport:
-    """Check every byte of every segment that a topic's history is read from, or may be once it joins.
+    """Check every byte of every segment of a topic's history, also of those after a gap.
 
     `progress` is called with the bytes checked so far. Raises StoreError if the store fails.
     """
@@ -99,7 +99,7 @@ def verify_history(
 
 
 def _verify_segment(data: bytes, layout: Layout, segment: StoredSegment) -> tuple[list[StoreDamage], int]:
-    """Return what is wrong with a segment's bytes, and how many batches are whole."""
+    """Return what is wrong with a segment's bytes, and how many batches are intact."""
     salt = salt_of(layout.incarnation, segment.base)
     counted = 0
 

@@ -42,7 +42,7 @@ from ister.storage.trim import Trim
 # one. Each byte is then written twice, so it pays only while commits are small: at 64 KiB it made no difference, at
 # 256 KiB it cost a quarter of the throughput.
 ZERO_AHEAD_BYTES: Final = 256 << 10
-# But no further than what the segment holds already, or this: of thousands of topics most have a few messages.
+# But no further than the segment's contents so far, or this: of thousands of topics most have a few messages.
 ZERO_AHEAD_BYTES_MIN: Final = 8 << 10
 ZERO_AHEAD_COMMIT_BYTES_MAX: Final = 64 << 10
 _ZEROS: Final = bytes(ZERO_AHEAD_BYTES)
@@ -86,7 +86,7 @@ class Wal:
         )
         self._active = opened.active
         self._log_time_ms = opened.log_time_ms  # the highest batch time so far
-        self._commit_bytes = 0.0  # of a commit, on average over the last few
+        self._commit_bytes = 0.0  # bytes per commit, averaged over the last few
         self._uncommitted_bytes = 0
         self._seals: list[tuple[File, SegmentInfo]] = []  # footers written since the last commit began
         self._active_dirty = False
@@ -256,7 +256,7 @@ class Wal:
         active.cut = False
 
     def _roll(self, total: int) -> Active:
-        """Seal the active segment, if any, and begin the next for a record of `total` bytes."""
+        """Seal the active segment, if any, and begin the next one for a record of `total` bytes."""
         snapshot = self.producers.encode()
         room = (
             self.settings.segment_bytes_max
@@ -334,11 +334,11 @@ class Wal:
 
     @property
     def committing(self) -> bool:
-        """Return whether a commit has begun and not ended."""
+        """Return whether a commit is running."""
         return self._commit is not None
 
     def begin_commit(self) -> Commit | None:
-        """Return the commit of everything appended so far; None if there is nothing, one is running, or it failed.
+        """Return the commit of everything appended so far; None if nothing is, one is running, or the log failed.
 
         Call `run` on it in any thread, then `end_commit` here; appends may continue in between.
         """
@@ -359,7 +359,7 @@ class Wal:
         return self._commit
 
     def end_commit(self, commit: Commit, error: BaseException | None) -> int:
-        """Take the outcome of `commit.run()` and return the durable end.
+        """Handle the outcome of `commit.run()` and return the durable end.
 
         After an error the log is `failed`.
         """
@@ -403,7 +403,7 @@ class Wal:
         return tuple(self._segments.whole)
 
     def set_aside(self) -> tuple[SegmentInfo, ...]:
-        """Return the segments that are sealed and were found damaged when the log was opened, oldest first."""
+        """Return the sealed segments that were found damaged when the log was opened, oldest first."""
         return tuple(self._segments.set_aside)
 
     @property
@@ -433,7 +433,7 @@ class Wal:
         )
 
     def end_trim(self, trim: Trim, error: BaseException | None = None) -> tuple[SegmentInfo, ...]:
-        """Take the outcome of `trim.run()`; return what was deleted, oldest first. The rest is tried again later."""
+        """Handle the outcome of `trim.run()`; return what was deleted, oldest first. The rest is tried again later."""
         gone = self._segments.end_trim(trim, error)
         if gone:
             sealing = (*(self._commit.seals if self._commit is not None else ()), *self._seals)
@@ -503,7 +503,7 @@ class Wal:
 
 
 def remove_log(disk: Disk, folder: str) -> None:
-    """Delete a topic's log permanently, with its folder; a folder that is not there is deleted already."""
+    """Delete a topic's log permanently, with its folder; a missing folder counts as deleted."""
     try:
         names = disk.listdir(folder)
     except FileNotFoundError:

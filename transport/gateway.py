@@ -1,9 +1,10 @@
-"""The gateway: the only file with the ROUTER socket; frames in, calls on `GatewayEvents` out, and back.
+"""The gateway: the only file with the ROUTER socket. It turns frames into calls on `GatewayEvents`, and answers into
+frames.
 
 Invariants
 - it never looks at single messages of a batch: its cost is per frame
-- whatever a client sends, the answer is an error to that client and nothing to anybody else
-- a client that does not read cannot make it wait: sends never block, and what does not fit is said to the caller
+- whatever a client sends, the worst result is an error for that client, and nothing for others
+- a client that does not read cannot make it wait: sends never block, and the caller is told when a message does not fit
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from ister.words import counted
 
 log = logging.getLogger("ister.gateway")
 
-# One turn takes at most this many messages off the socket, so that timers, mail and commits get their turn: 64 batches
-# of 64 KiB are 4 MiB, some 10 ms of work.
+# A turn reads at most this many messages, so that timers, mail and commits get their turn: 64 batches of 64 KiB are
+# 4 MiB, some 10 ms of work.
 RECEIVE_MAX: Final = 64
-# ZeroMQ counts messages, not bytes. A consumer's bytes are bounded by its credit; this bounds the small answers to a
-# client that asks and never reads (some 200 bytes each) to a few megabytes.
+# ZeroMQ counts messages, not bytes. A consumer's bytes are limited by its credit; this limits the small answers (some
+# 200 bytes each) to a client that asks and never reads to a few megabytes.
 SEND_HWM: Final = 10_000
-# What one connection may have waiting to be read, in messages of the largest batch; fewer and smaller ones are less.
+# What one connection may have waiting to be read, in messages of the largest batch; smaller ones are less.
 RECEIVE_BYTES_MAX: Final = 64 << 20
-RECEIVE_HWM_MIN: Final = 16  # below it the I/O thread and the loop would wait for each other
+RECEIVE_HWM_MIN: Final = 16  # with fewer, the I/O thread and the loop would wait for each other
 RECEIVE_HWM_MAX: Final = 1_000
-# An acknowledgment that is not written, or a CLOSE whose batches have no receipts, is answered so late with an error:
-# longer than anything takes that is not stuck.
+# After this time an acknowledgment that is not stored, or a CLOSE whose batches have no receipts, is answered with an
+# error: it is longer than anything takes that is not stuck.
 ANSWER_WITHIN_S: Final = 30.0
 HANDSHAKE_MS: Final = 5_000
 ZMTP_HEARTBEAT_MS: Final = 5_000
@@ -66,15 +67,15 @@ _OVERDUE: Final = RemoteError(
 
 
 class Sent(Enum):
-    """What became of a message to a client."""
+    """The outcome of sending a message to a client."""
 
     OK = "ok"
-    FULL = "full"  # its queue is full, and the message may wait: try again later
-    GONE = "gone"  # no connection: it may come back and resume
+    FULL = "full"  # its queue is full: try again later
+    GONE = "gone"  # there is no connection: the client may come back and resume
 
 
 class GatewayEvents(Protocol):
-    """What the gateway calls; each method may raise an `IsterError`, which is answered to the client."""
+    """The calls of the gateway; each may raise an `IsterError`, which is sent to the client."""
 
     def open_producer(self, handle: Handle, header: Header) -> None:
         """A handle (now "opening") asks to publish to a topic."""
@@ -85,24 +86,24 @@ class GatewayEvents(Protocol):
     def publish(
         self, handle: Handle, sequence: int, count: int, columns: int, frames: Sequence[Buffer], /
     ) -> None:
-        """A checked batch came in: `frames` is `[lengths, payloads, keys?, attributes?, times?]`."""
+        """A checked batch arrived: `frames` is `[lengths, payloads, keys?, attributes?, times?]`."""
 
     def consumer_frame(self, handle: Handle, header: Header) -> None:
-        """CREDIT, ACK, ACK_UNTIL, NACK or EXTEND came in."""
+        """A CREDIT, ACK, ACK_UNTIL, NACK or EXTEND arrived."""
 
     def close(self, handle: Handle, ref: int | None) -> None:
-        """A handle is to be closed, and DONE to be sent if there is a ref."""
+        """A handle is to be closed, and DONE sent if there is a ref."""
 
     def request(self, session: Session, ref: int, operation: str, arguments: dict[str, object]) -> None:
-        """An administrative request came in."""
+        """An administrative request arrived."""
 
     def session_ended(self, session: Session) -> None:
-        """A session said bye, or was silent for too long; its handles are still listed."""
+        """A session said BYE, or was silent for too long; its handles are still listed."""
 
 
 @dataclass(slots=True)
 class GatewayCounts:
-    """What the gateway counted since it started."""
+    """The gateway's counts since it started."""
 
     frames_in: int = 0
     frames_out: int = 0
@@ -125,7 +126,7 @@ class Gateway:
         self._context = context
         self._connections: Connections[Session] = Connections()
         self._monitor: zmq.Socket[bytes] | None = None
-        self.guard: Guard | None = None  # where there is a monitor
+        self.guard: Guard | None = None  # if there is a monitor
         router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.ROUTER_HANDOVER, 0)
@@ -136,14 +137,14 @@ class Gateway:
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
-        # One frame: the largest batch or header, and room to answer what is somewhat too large with an error.
+        # One frame: the largest batch or header, and room to answer somewhat larger ones with an error.
         around = around_bytes_max(sessions.limits.batch_bytes_max) + MARKED_BYTES_MAX
         router.setsockopt(zmq.MAXMSGSIZE, 2 * max(sessions.limits.batch_bytes_max + around, HEADER_BYTES_MAX))
         self.socket = router
         self._frames = FrameReader(router)
 
     def bind(self, endpoint: str, events: GatewayEvents) -> None:
-        """Listen on an endpoint; raises `UsageError` where that is taken or not this machine's."""
+        """Listen on an endpoint; raises `UsageError` if it is in use or not of this machine."""
         self._events = events
         if "[" in endpoint:
             self.socket.setsockopt(zmq.IPV6, 1)
@@ -166,15 +167,15 @@ class Gateway:
     # ---- connections that are closed ----------------------------------------------------------------------------
 
     def watch_connections(self, is_short: Callable[[], bool] = lambda: False) -> zmq.Socket[bytes]:
-        """Be told of connections that are closed; return the socket that `read_connections` reads when it can.
+        """Watch for closed connections; return the socket to watch, for which `read_connections` is to be called.
 
-        `is_short()` says whether descriptors are nearly used up.
+        `is_short()` says whether file descriptors are nearly used up.
         """
         self.guard = Guard(self._clock, is_short)
         address = f"inproc://gateway-{id(self)}"
         self.socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
-        # ZeroMQ's I/O thread waits for room where there is none: it must not, while this loop does something else.
+        # ZeroMQ's I/O thread waits when this queue is full, which must not happen while the loop does something else.
         monitor.setsockopt(zmq.RCVHWM, 0)
         monitor.setsockopt(zmq.LINGER, 0)
         monitor.connect(address)
@@ -182,7 +183,7 @@ class Gateway:
         return monitor
 
     def read_connections(self) -> None:
-        """Take what the monitor tells."""
+        """Read the monitor's events."""
         monitor = self._monitor
         while monitor is not None:
             try:
@@ -203,11 +204,11 @@ class Gateway:
                     self._connection_closed(*gone)
 
     def _connection_closed(self, session: Session, routing: bytes) -> None:
-        """A session has no connection any more: it has a while to come back."""
+        """Note that a session has no connection: it has some time to resume."""
         self.sessions.orphan(session, routing, self._clock.monotonic())
 
     def connection_closed(self, routing: bytes) -> None:
-        """The connection with this routing id is closed: where there is no monitor to tell."""
+        """Note that the connection with this routing id is closed, where there is no monitor."""
         session = self.sessions.at(routing)
         if session is not None:
             self._connection_closed(session, routing)
@@ -215,7 +216,7 @@ class Gateway:
     # ---- in -----------------------------------------------------------------------------------------------------
 
     def receive(self) -> None:
-        """Take what has come in, at most `RECEIVE_MAX` messages."""
+        """Read what has arrived, at most `RECEIVE_MAX` messages."""
         take = self._frames.take
         now_s = self._clock.monotonic()
         for _ in range(RECEIVE_MAX):
@@ -241,7 +242,7 @@ class Gateway:
             self._answer_error(error.routing, {}, RemoteProtocolError(str(error)))
 
     def look_after_connections(self) -> float:
-        """End the connections that must go; return how soon to call this again, in seconds."""
+        """Close the connections that must go; return how soon to call this again, in seconds."""
         assert self.guard is not None, "watch_connections() was not called"
         if self.guard.is_quiet():
             return IDLE_LOOK_S
@@ -299,7 +300,8 @@ class Gateway:
             pong: Header = {Key.TYPE: Type.PONG, Key.BOOT: self.sessions.boot}
             if Key.REF in header:
                 pong[Key.REF] = header[Key.REF]
-            self.send(session, pong, may_wait=True)  # where there is no room for it, there is plenty to hear
+            # if there is no room for it, the client has enough other frames to read
+            self.send(session, pong, may_wait=True)
         elif kind == Type.REQUEST:
             events.request(session, header[Key.REF], header[Key.OPERATION], header.get(Key.ARGUMENTS, {}))
         elif kind == Type.BYE:
@@ -308,16 +310,16 @@ class Gateway:
             self._handle_frame(session, header)
 
     def _hello(self, routing: bytes, header: Header, now_s: float) -> None:
-        self.read_connections()  # first: a descriptor that was closed may be used again
+        self.read_connections()  # first, because the descriptor of a closed connection may be used again
         before, welcome = self.sessions.hello(routing, header, now_s)
-        if before is not None:  # or a client that says nothing but hello would use up all sessions
+        if before is not None:  # otherwise a client that says nothing but HELLO would use up all sessions
             self._end(before)
         if self.guard is not None:
             session, descriptor = self.sessions.of_routing(routing), self._frames.source
             earlier, session.connection = session.connection, self.guard.introduced(descriptor, session)
             if earlier is not session.connection:
                 self.guard.left(earlier)
-            # Of a peer of an older protocol than ZMTP 3 nobody knows over which connection it speaks.
+            # The connection of a peer with a protocol older than ZMTP 3 is unknown.
             for gone in self._connections.greeted(descriptor, session, routing) if descriptor >= 0 else ():
                 self._connection_closed(*gone)
         self._send_to(routing, welcome)
@@ -332,7 +334,7 @@ class Gateway:
         events = self._events
         assert events is not None, "bind() was not called"
         action, handle = self.sessions.step(session, header)
-        if action == "open":  # the one before, if it still waits, will not be answered by anybody
+        if action == "open":  # an earlier open that still waits will not be answered by any actor
             self._answer_left(handle, _SUPERSEDED, but=_NO_OPEN)
         if Key.REF in header:
             session.questions.ask(header[Key.REF], handle, header[Key.TYPE], session.heard_at_s)
@@ -358,19 +360,19 @@ class Gateway:
             self.send_error(handle.session, error, header)
             if handle.target is None:
                 self.forget(handle)
-            else:  # it was opened again: what stands behind it must not stay behind
+            else:  # it was opened again: what is behind it must be released
                 events.close(handle, None)
 
     def forget(self, handle: Handle, why: IsterError | None = None) -> None:
-        """Release a handle: it was closed, refused, or moved, which was said; answer what was asked about it.
+        """Release a handle that was closed, refused or moved, and answer the open requests about it.
 
-        `why`: what became of it, where it was not closed by its client.
+        `why` says what happened to it, if its client did not close it.
         """
         self.sessions.closed(handle)
         self._answer_left(handle, why or _CLOSED, but=_NOT_LEFT)
 
     def _answer_left(self, handle: Handle, error: IsterError, *, but: Sequence[int]) -> None:
-        """Answer what nobody else will; a CLOSE is answered by whoever closes."""
+        """Answer the requests that no actor will answer; a CLOSE is answered by who closes."""
         for question in handle.session.questions.left(handle, but=but):
             self._answer_for(handle.session, question, error)
 
@@ -384,9 +386,9 @@ class Gateway:
                 self._send_error(session.routing, error, echo)
 
     def sweep(self) -> None:
-        """End the sessions that have been silent for too long, and those that were not resumed in time.
+        """End the sessions that were silent for too long, or not resumed in time.
 
-        And answer what has been open for too long.
+        Also answer requests that were open for too long.
         """
         now_s = self._clock.monotonic()
         limits = self.sessions.limits
@@ -422,13 +424,13 @@ class Gateway:
     ) -> Sent:
         """Send one message to a session's client, without waiting.
 
-        What may wait is sent only where there is room, and the caller tries again. Anything else a client must not miss
-        (a receipt, the answer to an open): where there is no room for it, the connection counts as lost. The client
-        hears so with its next frame, and resumes.
+        A message that may wait is sent only if there is room, and the caller tries again. If there is no room for any
+        other message (a receipt, the answer to an open), which the client must not miss, the connection counts as lost:
+        the client is told with its next frame, and resumes.
         """
         ref = header.get(Key.REF)
         if ref is not None and not session.questions.answered(ref):
-            return Sent.OK  # it had its answer
+            return Sent.OK  # it was answered before
         if session.routing is None:
             return Sent.GONE
         if not frames:
@@ -468,10 +470,10 @@ class Gateway:
         return Sent.OK
 
     def send_error(self, session: Session, error: IsterError, echo: Header) -> Sent:
-        """Answer with an error; `echo` holds what is to be repeated of REF, HANDLE, SEQUENCE, CLOSED."""
+        """Answer with an error; `echo` has the values of REF, HANDLE, SEQUENCE and CLOSED to be repeated."""
         ref = echo.get(Key.REF)
         if ref is not None and not session.questions.answered(ref):
-            return Sent.OK  # it had its answer
+            return Sent.OK  # it was answered before
         if session.routing is None:
             return Sent.GONE
         return self._send_error(session.routing, error, echo)
@@ -498,5 +500,5 @@ class Gateway:
 
 
 def _action_for_client(error: IsterError) -> str:
-    """A protocol error raised here is the client's to fix, whatever it means to this side."""
+    """Return the action for the client: a protocol error that is raised here is the client's to fix."""
     return "fix" if isinstance(error, RemoteProtocolError) else error.action

@@ -1,4 +1,4 @@
-"""`connect` and `Client`: what opens producers, consumers and readers in the event loop."""
+"""`connect` and `Client` for asyncio: opening producers, consumers and readers in the event loop."""
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
 
@@ -176,7 +176,7 @@ class Client(Conversation):
         return lambda event: self._loop.call_soon_threadsafe(on_event, event)
 
     def blame(self, error: BaseException | None) -> None:
-        """An exception ends the program's work: where it is to blame, what it has in hand has failed."""
+        """Let messages in hand fail, if the exception that ends the program's work is a failure."""
         self._client.network.blame(error)
 
     async def close(self) -> None:
@@ -205,7 +205,7 @@ def connect(
 
         def tell(event: BrokerEvent) -> None:
             if on_event is not None:
-                with suppress(RuntimeError):  # the loop is closed: nobody is there to hear
+                with suppress(RuntimeError):  # the loop is closed: the event reaches nobody
                     loop.call_soon_threadsafe(on_event, event)
 
         inner = SyncClient(listed, timeout=timeout, name=name, on_event=tell)

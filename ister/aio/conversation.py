@@ -1,7 +1,7 @@
 """Request and reply in the event loop: the part of `Client` that asks and answers (see `ister.inbox`).
 
 Invariants
-- a client has one inbox; the thread that moves the frames sorts replies, and the loop wakes the task concerned
+- a client has one inbox; the thread that moves frames assigns replies, and the loop wakes the waiting task
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
@@ -25,10 +25,10 @@ from ister.opening import CREDIT_MESSAGES
 
 
 class Conversation(Administration):
-    """The requests that await a reply, and the replies to those of others."""
+    """The requests that wait for a reply, and the replies to requests of others."""
 
     def __init__(self, client: SyncClient, timeout: float | None) -> None:
-        """Take over a synchronous client; it belongs to the running loop from now on."""
+        """Wrap a synchronous client; it belongs to the running loop from now on."""
         super().__init__(client, timeout)
         self._inbox: Inbox | None = None
         self._inbox_opening: asyncio.Task[Inbox] | None = None
@@ -43,7 +43,7 @@ class Conversation(Administration):
         key: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> Message:
-        """Send a message and return the reply that some consumer gives it; see `ister.Client.request`."""
+        """Send a message and return the reply of a consumer; see `ister.Client.request`."""
         network, correspondence = self._client.network, self._client.correspondence
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         deadline = network.deadline(seconds)
@@ -62,12 +62,13 @@ class Conversation(Administration):
         finally:
             correspondence.forget(inbox, waiting)
         if waiting.message is None and not inbox.closed:
-            receipt.shipment.outcome(receipt.index, 1, seconds)  # raises if it was refused, or not even taken
+            # raises if it was refused, or not even accepted
+            receipt.shipment.outcome(receipt.index, 1, seconds)
             raise TimeoutExpiredError(nobody(topic, seconds, await self._consumers_of(topic)))
         return cast("Message", correspondence.reply(inbox, waiting, topic))
 
     async def _open_inbox(self, seconds: float | None) -> Inbox:
-        """Return the inbox; a task of its own makes it, as the task that asked first may be cancelled meanwhile."""
+        """Return the inbox; a task of its own creates it, because the task that asked first may be cancelled."""
         inbox = self._inbox
         if inbox is not None and not inbox.closed:
             return inbox
@@ -118,6 +119,6 @@ class Conversation(Administration):
 
 
 def _noted(task: asyncio.Task[Inbox]) -> None:
-    """Take note of how a task ended: the task that waited for it may have been cancelled."""
+    """Retrieve the outcome of a task: the task that waited for it may have been cancelled."""
     if not task.cancelled():
         task.exception()

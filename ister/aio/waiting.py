@@ -1,10 +1,10 @@
 """How the event loop waits for the background threads: for a condition, an answer, a shipment.
 
 Invariants
-- background threads only report that something has changed, and at most one call to look is in transit to the loop
-- a task registers first and looks then: a change in between is not missed
-- a cancelled task gets its cancellation, whatever arrived at the same moment, and leaves nothing behind: what it
-  waited for is there for the next one
+- background threads only report that something has changed, and at most one such call is in transit to the loop
+- a task registers before it checks its condition, so that no change is missed
+- a cancelled task gets its cancellation, whatever arrived at the same moment, and takes nothing: what it waited for is
+  left for the next one
 """
 
 # ruff: noqa: ASYNC109 (every call has a timeout of its own, as in the synchronous client; asyncio.timeout works too)
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 
 class Waiting(Closing):
-    """The part of `Client` that waits, for everything else here."""
+    """The waiting of `Client`, used by everything else here."""
 
     def __init__(self, client: SyncClient, timeout: float | None) -> None:
-        """Take over a synchronous client; it belongs to the running loop from now on."""
+        """Wrap a synchronous client; it belongs to the running loop from now on."""
         self._client = client
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
@@ -43,7 +43,7 @@ class Waiting(Closing):
             network.wake_background()
 
     def _progressed(self) -> None:
-        """Have the loop look; called in any thread, and at most one call is on its way at a time."""
+        """Let the loop check its tasks; called in any thread, and at most one such call is in transit at a time."""
         if self._waking:
             return
         self._waking = True
@@ -53,7 +53,7 @@ class Waiting(Closing):
         try:
             self._loop.call_soon_threadsafe(call, *given)
         except RuntimeError:
-            pass  # the loop is closed: nobody waits
+            pass  # the loop is closed: no task waits
 
     def _wake(self) -> None:
         self._waking = False
@@ -67,9 +67,9 @@ class Waiting(Closing):
         timeout: float | None,
         awaited: object = None,
     ) -> bool:
-        """Wait until `condition()` (evaluated under the lock) holds; False when the time (seconds) ran out first.
+        """Wait until `condition()` (evaluated under the lock) holds; return False if the time (seconds) ran out first.
 
-        It looks when there is news for what is `awaited`: the handle, unless it is something else.
+        The condition is checked when there is news for `awaited`, by default the handle.
         """
         network = self._client.network
         key = handle if awaited is None else awaited
@@ -95,7 +95,7 @@ class Waiting(Closing):
             network.check()
 
     async def _until(self, future: asyncio.Future[None], seconds: float) -> None:
-        """Wait for a future or a time; unlike `asyncio.wait_for` before Python 3.12, a cancellation always counts."""
+        """Wait for a future or a time; unlike in `asyncio.wait_for` before Python 3.12, a cancellation takes effect."""
         if seconds == float("inf"):
             await future
             return
@@ -131,7 +131,7 @@ class Waiting(Closing):
         return self._client.answer(request, seconds)
 
     async def _drive(self, steps: Iterator[Request], timeout: float | None) -> None:
-        """Answer every request that some steps of the synchronous client ask."""
+        """Answer every request that a generator of the synchronous client yields."""
         for request in steps:
             await self._ask(request, timeout)
 
@@ -148,6 +148,6 @@ class Waiting(Closing):
 
 
 def fulfil(future: asyncio.Future[None]) -> None:
-    """Let whoever awaits a future go on, unless it does already."""
+    """Resolve a future, unless it is resolved already."""
     if not future.done():
         future.set_result(None)

@@ -2,7 +2,7 @@
 
 Invariants
 - a message is acknowledged only once it has been written to stdout
-- without --follow it ends when what there is has been handed out, never before
+- without --follow it ends when all existing messages were printed, and not before
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from ister.consumer import Position as Start
     from ister.subscriptions import SubscriptionType
 
-COUNT_SMALL: Final = 100  # with so few wanted, no more is fetched: it would come to others late
-IDLE_S: Final = 0.3  # silence after which the broker is asked whether anything is left
-IDLE_NON_RELIABLE_S: Final = 1.0  # nobody can be asked what is left of a topic that keeps nothing
+COUNT_SMALL: Final = 100  # if fewer are wanted, no more are fetched, because others would get those late
+IDLE_S: Final = 0.3  # seconds of silence after which the broker is asked whether anything is left
+IDLE_NON_RELIABLE_S: Final = 1.0  # for a topic without a log, where the broker cannot say what is left
 
 _HELP_END = """\b
 Examples:
@@ -136,7 +136,7 @@ def consume(
 def _print(
     client: Client, receiver: Consumer | Reader, count: int | None, follow: bool, as_json: bool
 ) -> None:
-    """Print what comes, and acknowledge what is printed, until there is nothing more or enough."""
+    """Print messages, and acknowledge what is printed, until there are no more or enough."""
     out = sys.stdout.fileno()
     done, behind = 0, None
     with progress(f"from {receiver.topic}", count, wanted=not sys.stdout.isatty()) as show:
@@ -147,7 +147,8 @@ def _print(
                 wait = _wait_if_drained(client, receiver, behind)
                 if wait is None:
                     continue
-                batch = receiver.receive_batch(room, wait)  # what was on its way while the broker answered
+                # messages that were in transit while the broker answered
+                batch = receiver.receive_batch(room, wait)
                 if batch is None:
                     break
             write(out, batch, as_json)
@@ -159,7 +160,7 @@ def _print(
 
 
 def _tell(event: Event) -> None:
-    """Tell a person what the broker told besides messages."""
+    """Print an event for people."""
     if event.code not in ("active", "standby", "dropped"):
         about = "" if event.offset is None else f" at offset {event.offset}"
         told = event.text or f"{counted(event.count, 'message')} of {event.topic}{about}"
@@ -199,9 +200,9 @@ def text_or_base64(name: str, data: bytes) -> dict[str, str]:
 
 
 def _wait_if_drained(client: Client, receiver: Consumer | Reader, behind: int | None) -> float | None:
-    """Return None while something is left to hand out, else how long to wait for what may be on its way, in seconds.
+    """Return None while messages are left, else for how many seconds to wait for those in transit.
 
-    `behind` is the offset behind the last message that a reader handed out.
+    `behind` is the offset after the last message that a reader returned.
     """
     if isinstance(receiver, Reader):
         topic = client.topic(receiver.topic)

@@ -1,4 +1,4 @@
-"""`ister peek`: look at messages, and consume none."""
+"""`ister peek`: print messages without consuming them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def peek(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Print messages of a reliable topic, or the next ones of a subscription; nobody is kept from receiving them."""
+    """Print messages of a reliable topic, or the next ones of a subscription, without consuming any."""
     if subscription is not None and start is not None:
         raise UsageError("a subscription starts at its position: use --start without one")
     with connected(endpoint, timeout) as client:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ister.requests import SubscriptionOptions
     from ister.subscriptions import SubscriptionType
 
-PENDING_SHOWN: Final = 10  # ranges of what is not acknowledged; --json has those that the broker tells
+PENDING_SHOWN: Final = 10  # unacknowledged ranges; --json has all that the broker reports
 
 _HELP_END = """\b
 Examples:
@@ -48,7 +48,7 @@ def subscription() -> None:
 
 
 def setting_options(command: Decorated) -> Decorated:
-    """Add the options that say how a subscription treats its messages."""
+    """Add the options of how a subscription treats its messages."""
     for option in reversed(_SETTINGS):
         command = option(command)
     return command
@@ -143,7 +143,7 @@ def create(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Create a subscription without consuming from it: it gathers messages from now on."""
+    """Create a subscription without consuming from it: it collects messages from now on."""
     options = _settings(settings)
     if paused:
         options["paused"] = True
@@ -166,7 +166,7 @@ def create(
 def update(
     topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool, **settings: Any
 ) -> None:
-    """Change how a subscription treats its messages, for its present consumers too."""
+    """Change how a subscription treats its messages, also for its present consumers."""
     options = _settings(settings)
     if all(value is None for value in options.values()):
         raise UsageError("give at least one option to change")
@@ -224,7 +224,7 @@ def _pause(
 @client_options
 @json_option
 def pause(topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Have a subscription deliver nothing; its consumers stay attached, and nothing is lost."""
+    """Stop delivery from a subscription; its consumers stay attached, and no message is lost."""
     _pause(topic, subscription, endpoint, timeout, as_json, paused=True)
 
 
@@ -254,7 +254,7 @@ def unblock(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Decide what becomes of poison that blocks a subscription: try again, drop it (asks first), or bury it."""
+    """Decide about a poison message that blocks a subscription: try again, drop it (asks first), or bury it."""
     if action == "drop":
         confirm(f"drop what blocks subscription {subscription} of {topic}?", yes)
     with connected(endpoint, timeout) as client:
@@ -292,7 +292,7 @@ def list_(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
 @client_options
 @json_option
 def show(topic: str, subscription: str, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Show a subscription: its consumers, how far it is, what is left."""
+    """Show a subscription: its consumers, its progress, and how many messages are left."""
     with connected(endpoint, timeout) as client:
         found = client.subscription(topic, subscription)
     if as_json:
@@ -311,7 +311,7 @@ def show(topic: str, subscription: str, endpoint: str, timeout: float, as_json: 
 @client_options
 @json_option
 def delete(topic: str, subscription: str, yes: bool, endpoint: str, timeout: float, as_json: bool) -> None:
-    """Delete a subscription and what it has acknowledged; asks first."""
+    """Delete a subscription and its acknowledgments; asks first."""
     confirm(f"delete subscription {subscription} of {topic}?", yes)
     with connected(endpoint, timeout) as client:
         client.delete_subscription(topic, subscription)
