@@ -79,7 +79,7 @@ serve: $(STAMP) ## start a broker with its data in ./data
 	@$(BIN)/ister serve $(ARGS)
 
 clean: ## remove the environment and every cache (not ./data)
-	rm -rf clients/*/build .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf clients/*/build clients/*/dist clients/*/node_modules .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find ister actors transport storage tests benchmarks clients -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python-version:

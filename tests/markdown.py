@@ -39,7 +39,7 @@ def files(root: Path) -> list[Path]:
     found = list(root.glob("*.md"))
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and folder.name not in SKIPPED and not folder.name.startswith("."):
-            found += folder.rglob("*.md")
+            found += (path for path in folder.rglob("*.md") if "node_modules" not in path.parts)
     return sorted(found)
 
 

@@ -1,0 +1,114 @@
+"""The Node.js client as a package: linted, tested, and installed where its README's programs are run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ister import testing
+from tests.conformance_clients import drivers
+
+FOLDER = drivers.CLIENTS / "node"
+WHY_NOT = drivers.named("node").why_not()
+PATIENCE_S = 240
+EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```js\n(.*?)```', re.DOTALL)
+EXAMPLES = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+TSC = FOLDER / "node_modules" / "typescript" / "bin" / "tsc"
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.timeout(PATIENCE_S + 60),
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+]
+
+
+def run(folder: Path, *command: str | Path) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def broker() -> Iterator[testing.Broker]:
+    """Return a broker in memory."""
+    with testing.Broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pack the client and install it into an empty project."""
+    folder = tmp_path_factory.mktemp("node-project")
+    [packed] = json.loads(run(FOLDER, "npm", "pack", "--json", "--silent", "--pack-destination", folder))
+    names = {each["path"] for each in packed["files"]}
+    assert {"package.json", "README.md", "dist/index.js", "dist/index.d.ts"} <= names
+    assert all(name.startswith("dist/") or "/" not in name for name in names), names
+    (folder / "package.json").write_text('{"name": "empty", "private": true, "type": "module"}')
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    done = subprocess.run(
+        [*install, packed["filename"]], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        unreachable = re.search(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT", done.stderr)
+        if unreachable:
+            pytest.skip(f"the package's dependencies cannot be fetched: {unreachable.group()}")
+        raise AssertionError(done.stdout + done.stderr)
+    return folder
+
+
+def test_it_is_formatted_and_linted() -> None:
+    """The formatter, the linter and the compiler have nothing to say."""
+    run(FOLDER, "npm", "run", "--silent", "check")
+
+
+def test_its_own_tests_pass() -> None:
+    """The protocol without a socket, the vectors, and what its libraries do that nobody would expect."""
+    tests = sorted((FOLDER / "build" / "test").glob("*.test.js"))
+    assert len(tests) >= 6
+    run(FOLDER, "node", "--test", *tests)
+
+
+def test_its_lock_file_names_no_host() -> None:
+    """Packages are fetched from whatever registry a machine uses; what they must be is said by their hashes."""
+    lock = json.loads((FOLDER / "package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: each for name, each in lock["packages"].items() if name}
+    assert [name for name, each in packages.items() if "resolved" in each] == []
+    assert [name for name, each in packages.items() if "integrity" not in each] == []
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_a_program_of_the_readme_runs_in_an_empty_project(
+    number: int, broker: testing.Broker, project: Path
+) -> None:
+    """As the README says: install the packed file, and run."""
+    assert len(EXAMPLES) == 3
+    printed, program = EXAMPLES[number]
+    (project / "main.js").write_text(program, encoding="utf-8")
+    assert run(project, "node", "main.js", broker.endpoint).strip() == printed
+
+
+def test_its_types_are_what_the_readme_says(project: Path) -> None:
+    """The README's programs are right by the types of the packed file, as an editor would see them."""
+    if not TSC.exists():
+        pytest.skip("the TypeScript compiler is not installed in clients/node")
+    for number, (_, program) in enumerate(EXAMPLES):
+        typed = program.replace("process.argv[2]", '"tcp://127.0.0.1:5555"')
+        (project / f"typed{number}.ts").write_text(typed, encoding="utf-8")
+    shutil.copytree(
+        FOLDER / "node_modules" / "@types", project / "node_modules" / "@types", dirs_exist_ok=True
+    )
+    if (FOLDER / "node_modules" / "undici-types").exists():
+        types = "undici-types"
+        shutil.copytree(FOLDER / "node_modules" / types, project / "node_modules" / types, dirs_exist_ok=True)
+    options = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--types", "node"]
+    run(project, "node", TSC, *options, *(f"typed{number}.ts" for number in range(len(EXAMPLES))))
