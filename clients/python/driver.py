@@ -17,9 +17,10 @@ from typing import Any
 
 import ister
 from ister import bodies, wire
-from ister.client import CLIENT_TEXT, producer_id
+from ister.client import CLIENT_TEXT
 from ister.errors import ConnectionLostError, IsterError
 from ister.message import Delivery
+from ister.opening import producer_id
 
 CAPABILITIES = [
     *("batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer"),
