@@ -1,0 +1,98 @@
+"""The Java client as a library: checked and packed as it would be published, and its README's programs run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ister import testing
+from tests.conformance_clients import drivers
+
+FOLDER = drivers.CLIENTS / "java"
+WHY_NOT = drivers.named("java").lacks()
+PATIENCE_S = 400  # the first build of a machine fetches the plugins
+EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```java\n(.*?)```', re.DOTALL)
+EMPTY_PROJECT = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>example.empty</groupId>
+  <artifactId>project</artifactId>
+  <version>1</version>
+  <dependencies>
+    DEPENDENCY
+  </dependencies>
+</project>
+"""
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.timeout(PATIENCE_S + 60),
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+]
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def broker() -> Iterator[testing.Broker]:
+    """Return a broker in memory."""
+    with testing.Broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return an empty project that the packed library was installed for, as the README says, and its class path."""
+    run(FOLDER, "mvn", "-q", "-B", "-DskipTests", "install")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    dependency = readme.split("```xml\n")[1].split("```")[0]
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "pom.xml").write_text(EMPTY_PROJECT.replace("DEPENDENCY", dependency), encoding="utf-8")
+    run(folder, "mvn", "-q", "-B", "dependency:build-classpath", "-Dmdep.outputFile=classpath")
+    return folder, (folder / "classpath").read_text(encoding="utf-8")
+
+
+def test_it_is_formatted() -> None:
+    """google-java-format would change nothing; javac's warnings are errors in every build."""
+    run(FOLDER, "mvn", "-q", "-B", "spotless:check")
+
+
+def test_its_own_tests_pass() -> None:
+    """The protocol without a socket, the vectors, and what guards against the libraries."""
+    run(FOLDER, "mvn", "-q", "-B", "test")
+
+
+def test_it_is_packed_as_its_registry_expects() -> None:
+    """Beside the jar there are one of the sources and one of the documentation, which has no errors."""
+    run(FOLDER, "mvn", "-q", "-B", "-Prelease", "-DskipTests", "package")
+    for kind in ("", "-sources", "-javadoc"):
+        assert (FOLDER / f"build/ister-client-0.1.0{kind}.jar").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_program_of_the_readme_runs_in_an_empty_project(
+    number: int, broker: testing.Broker, project: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Installed, named as a dependency, compiled with every warning on, and run."""
+    _, libraries = project
+    examples = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+    assert len(examples) == 2
+    printed, program = examples[number]
+    (tmp_path / "Main.java").write_text(program, encoding="utf-8")
+    run(tmp_path, "javac", "-Xlint:all,-try", "-Werror", "-cp", libraries, "Main.java")
+    assert (
+        run(tmp_path, "java", "-cp", f".{os.pathsep}{libraries}", "Main", broker.endpoint).strip() == printed
+    )
