@@ -40,7 +40,7 @@ class Catalogue:
         """Create a topic from the arguments of `topic.create`; raises `RemoteError` (`topic-exists`)."""
         if asked["topic"] in self._topics:
             raise RemoteError("topic-exists", f"topic {asked['topic']!r} exists")
-        topic = Topic(asked["topic"], asked["dispatch"], asked.get("durability", "fsync"))
+        topic = Topic(asked["topic"], asked.get("dispatch", "reliable"), asked.get("durability", "fsync"))
         topic.settings = {key: asked[key] for key in asked if key not in _NO_SETTINGS}
         if topic.name in self._named_for_letters:
             topic.settings.setdefault("dead_letters", 1)

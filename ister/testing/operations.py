@@ -33,11 +33,15 @@ class Operations:
     def on_request(self, session: Session, header: wire.Header) -> None:
         """Answer a REQUEST, at once or (`topic.watch`) later; raises `RemoteError`."""
         operation, asked, ref = header[Key.OPERATION], header.get(Key.ARGUMENTS, {}), header[Key.REF]
-        if operation == "topic.watch":
-            until = self._clock.monotonic() + asked.get("wait_ms", WATCH_MS) / 1000
-            self._watches.append((session, ref, asked, until))
-        else:
-            self._sessions.result(session, ref, self._answer(operation, asked))
+        try:
+            if operation == "topic.watch":
+                until = self._clock.monotonic() + asked.get("wait_ms", WATCH_MS) / 1000
+                _ = asked["pattern"]  # missing now, and not when the answer is due
+                self._watches.append((session, ref, asked, until))
+            else:
+                self._sessions.result(session, ref, self._answer(operation, asked))
+        except KeyError as missing:
+            raise RemoteError("invalid-argument", f"{operation} needs the argument {missing}") from None
 
     def answer_watches(self) -> None:
         """Answer every watch that has waited long enough, or that is affected by a change."""
@@ -73,10 +77,8 @@ class Operations:
             shown = [_shown(each) for _, each in sorted(topic.subscriptions.items())]
             return {"subscriptions": shown, "more": False}
         if operation == "subscription.create":
-            start = asked.get("start", "latest")
-            return _shown(
-                self._catalogue.subscribe(topic, asked["subscription"], asked["type"], start, asked)
-            )
+            kind, start = asked.get("type", "shared"), asked.get("start", "latest")
+            return _shown(self._catalogue.subscribe(topic, asked["subscription"], kind, start, asked))
         return self._answer_about(
             self._catalogue.subscription(topic, asked["subscription"]), operation, asked
         )
