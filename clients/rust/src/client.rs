@@ -1,0 +1,273 @@
+use std::future::{poll_fn, Future};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::cbor::Value;
+use crate::error::{Error, Result};
+use crate::io::Shared;
+use crate::network::{ConnectionEvent, Core};
+use crate::request::Exchange;
+use crate::session::Phase;
+
+const NAME_LETTERS_MAX: usize = 100;
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the client calls itself.
+pub const CLIENT_TEXT: &str = concat!("ister-rust/", env!("CARGO_PKG_VERSION"));
+
+/// A connection to a broker; cloning it gives another hold of the same one.
+///
+/// Its calls may be made from any task and any thread. A future that is dropped takes its call back: a message that
+/// was not taken, or not received, is as it was. A lost connection is made again for as long as the client lives, and
+/// everything goes on where it was.
+///
+/// [`close`](Client::close) ends it in an orderly way. When the last client, producer and consumer is dropped instead,
+/// the same is done in the background, for as long as the program lives.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) owner: Arc<Owner>,
+}
+
+pub(crate) struct Owner {
+    pub shared: Arc<Shared>,
+    pub exchange: Exchange,
+    close_within: Duration,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.lock().end(self.close_within, Instant::now());
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+/// How a [`Client`] is to be made.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ClientBuilder {
+    endpoints: Vec<String>,
+    name: String,
+    timeout: Option<Duration>,
+    close_within: Duration,
+}
+
+impl ClientBuilder {
+    /// Another endpoint where a worker may be, like `tcp://127.0.0.1:5555`: the first one that answers is taken.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoints.push(endpoint.into());
+        self
+    }
+
+    /// A name, for people who look at the broker.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How long [`connect`](ClientBuilder::connect) may take; for ever without it.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long the end of the client may take: receipts and acknowledgments that are outstanding (5 s).
+    pub fn close_within(mut self, limit: Duration) -> Self {
+        self.close_within = limit;
+        self
+    }
+
+    /// Connect; ready when there is a session.
+    pub async fn connect(self) -> Result<Client> {
+        if self.endpoints.is_empty() {
+            return Err(Error::invalid("an endpoint is needed, like tcp://127.0.0.1:5555"));
+        }
+        let text = match self.name.as_str() {
+            "" => CLIENT_TEXT.to_owned(),
+            name => format!("{} {CLIENT_TEXT}", name.chars().take(NAME_LETTERS_MAX).collect::<String>()),
+        };
+        let core = Core::new(text, self.endpoints, Instant::now());
+        let shared = Shared::start(core)?;
+        let owner = Owner { shared, exchange: Exchange::default(), close_within: self.close_within };
+        let client = Client { owner: Arc::new(owner) };
+        let greeted = client.shared().until(|core, waker| {
+            core.changed.wait(waker);
+            let session = &core.home().session;
+            match session.phase {
+                Phase::Ready => Some(Ok(())),
+                Phase::Ended => Some(Err(session.trouble.clone().unwrap_or_else(|| Error::closed("the client")))),
+                _ => None,
+            }
+        });
+        match self.timeout {
+            Some(timeout) => client.within(timeout, greeted).await?,
+            None => greeted.await?,
+        }
+        Ok(client)
+    }
+}
+
+impl Client {
+    /// Say how a client is to be made.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder { endpoints: Vec::new(), name: String::new(), timeout: None, close_within: CLOSE_WITHIN }
+    }
+
+    /// Connect to a broker at an endpoint, like `tcp://127.0.0.1:5555`.
+    pub async fn connect(endpoint: impl Into<String>) -> Result<Client> {
+        Client::builder().endpoint(endpoint).connect().await
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.owner.shared
+    }
+
+    /// Give a call a time: when it is over, the call is dropped, and the answer is [`Error::Timeout`].
+    ///
+    /// It needs no runtime. With one, its own time-outs do as well.
+    pub async fn within<T>(&self, limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.shared().within(limit, call).await
+    }
+
+    /// What became of the connections since the last call, oldest first; at most the last 256.
+    pub fn events(&self) -> Vec<ConnectionEvent> {
+        self.shared().lock().events.drain(..).collect()
+    }
+
+    /// End the session, once what is outstanding is answered: every producer's receipts, every consumer's
+    /// acknowledgments. What is not answered within the time of [`close_within`](ClientBuilder::close_within) is lost,
+    /// and the answer [`Error::Timeout`]. Closing again does nothing.
+    pub async fn close(&self) -> Result<()> {
+        self.owner.exchange.forget();
+        self.shared().lock().end(self.owner.close_within, Instant::now());
+        let limit = self.owner.close_within;
+        self.shared()
+            .until(|core, waker| {
+                core.changed.wait(waker);
+                let late = || Error::timeout(format!("not everything was answered within {limit:?}"));
+                core.ended.then(|| if core.unfinished { Err(late()) } else { Ok(()) })
+            })
+            .await
+    }
+
+    /// Cut every connection without a word, as a broken network would; for tests. They are made again at once.
+    #[doc(hidden)]
+    pub fn drop_connections(&self) {
+        let mut core = self.shared().lock();
+        for link in core.links.values_mut() {
+            link.session.lose(Error::lost("the program cut it"));
+        }
+        core.poke = true;
+    }
+
+    /// Ask the broker something; with the answer comes whether it may have been asked twice.
+    pub(crate) async fn ask(&self, operation: &str, arguments: Vec<(Value, Value)>) -> (Result<Bytes>, bool) {
+        let shared = self.shared();
+        let number = {
+            let mut core = shared.lock();
+            if let Err(error) = core.check() {
+                return (Err(error), false);
+            }
+            core.home().session.ask(operation, Value::Map(arguments), Instant::now())
+        };
+        let _withdrawn = Asking { shared, number };
+        let answered = shared.until(|core, waker| core.home().session.asked(number, waker).map(Ok)).await;
+        answered.unwrap_or_else(|error| (Err(error), false))
+    }
+}
+
+struct Asking<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().home().session.withdraw(self.number);
+    }
+}
+
+impl Shared {
+    /// Wait until something is so; who looks and finds it is not has been told to wake the waker when that may change.
+    pub(crate) fn until<'a, T>(
+        &'a self,
+        mut look: impl FnMut(&mut Core, &Waker) -> Option<Result<T>> + 'a,
+    ) -> impl Future<Output = Result<T>> + 'a {
+        poll_fn(move |context: &mut Context<'_>| match look(&mut self.lock(), context.waker()) {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        })
+    }
+
+    pub(crate) async fn within<T>(&self, limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let due = Instant::now().checked_add(limit);
+        let mut timer = Timer { shared: self, set: None };
+        let mut call = pin!(call);
+        poll_fn(|context| {
+            if let Poll::Ready(answer) = call.as_mut().poll(context) {
+                return Poll::Ready(answer);
+            }
+            let Some(due) = due else { return Poll::Pending };
+            timer.clear();
+            let mut core = self.lock();
+            if core.ended {
+                return Poll::Ready(Err(Error::closed("the client")));
+            }
+            if Instant::now() >= due {
+                let trouble = core.home().session.trouble.as_ref().map(|error| format!(" ({error})"));
+                let text = format!("not done within {limit:?}{}", trouble.unwrap_or_default());
+                return Poll::Ready(Err(Error::timeout(text)));
+            }
+            timer.set = Some(core.set_timer(due, context.waker()));
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+struct Timer<'a> {
+    shared: &'a Shared,
+    set: Option<(Instant, u64)>,
+}
+
+impl Timer<'_> {
+    fn clear(&mut self) {
+        if let Some(set) = self.set.take() {
+            self.shared.lock().clear_timer(set);
+        }
+    }
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Wait for a future in a program, or a thread, without a runtime.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Parked(Thread);
+    impl Wake for Parked {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Parked(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! The sockets of a client, and the thread that alone uses them. What frames mean is in `session.rs`.
+//!
+//! Invariants
+//! - a socket that has lost its peer is closed, and never left to reconnect: it would lose messages in silence
+//! - everything but waiting happens under the client's lock
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::network::{Core, FAREWELL};
+use crate::session::{Phase, Session};
+use crate::signal::random;
+
+const LONG: Duration = Duration::from_secs(3600);
+const TAKEN_AT_ONCE: usize = 1000; // messages, before what they brought about is sent
+
+/// The numbers of events of a socket's monitor. The binding's own reader panics at numbers that are new to it.
+mod event {
+    pub const CONNECT_RETRIED: u16 = 0x0004;
+    pub const DISCONNECTED: u16 = 0x0200;
+    pub const HANDSHAKE_FAILED: [u16; 3] = [0x0800, 0x2000, 0x4000];
+    pub const WANTED: i32 = 0x0004 | 0x0200 | 0x0800 | 0x2000 | 0x4000;
+}
+
+/// What programs' calls and the thread share.
+pub(crate) struct Shared {
+    core: Mutex<Core>,
+    wake: Mutex<Option<zmq::Socket>>, // none once the thread has ended
+}
+
+/// The client's state; the thread is woken, where there is something for it, when this is dropped.
+pub(crate) struct Locked<'a> {
+    core: MutexGuard<'a, Core>,
+    shared: &'a Shared,
+}
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        &mut self.core
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.core.sleeping.is_some() && self.core.wants_service() {
+            self.core.sleeping = None;
+            if let Some(wake) = &*self.shared.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+                // It fails where there is no room for another one: then the thread is woken anyway.
+                let _ = wake.send(&b"!"[..], zmq::DONTWAIT);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Start the thread.
+    pub fn start(core: Core) -> Result<Arc<Shared>> {
+        let context = zmq::Context::new();
+        let (woken, wake) = pair(&context).map_err(|error| failed("cannot make a socket", error))?;
+        let shared = Arc::new(Shared { core: Mutex::new(core), wake: Mutex::new(Some(wake)) });
+        let thread = Thread { shared: Arc::clone(&shared), context, woken, sockets: HashMap::new() };
+        std::thread::Builder::new()
+            .name("ister".into())
+            .spawn(move || thread.run())
+            .map_err(|error| Error::Socket(format!("cannot start a thread: {error}").into()))?;
+        Ok(shared)
+    }
+
+    pub fn lock(&self) -> Locked<'_> {
+        Locked { core: self.core.lock().unwrap_or_else(PoisonError::into_inner), shared: self }
+    }
+}
+
+fn failed(what: &str, error: zmq::Error) -> Error {
+    Error::Socket(format!("{what}: {error}").into())
+}
+
+/// Two ends of a pipe within the process.
+fn pair(context: &zmq::Context) -> std::result::Result<(zmq::Socket, zmq::Socket), zmq::Error> {
+    let address = format!("inproc://ister-{:016x}", random());
+    let ends = (context.socket(zmq::PAIR)?, context.socket(zmq::PAIR)?);
+    for end in [&ends.0, &ends.1] {
+        end.set_linger(0)?;
+    }
+    ends.0.bind(&address)?;
+    ends.1.connect(&address)?;
+    Ok(ends)
+}
+
+/// Which event a monitor tells of.
+fn number_of(frames: &[Vec<u8>]) -> u16 {
+    let two = frames.first().and_then(|frame| frame.first_chunk());
+    two.map_or(0, |two| u16::from_ne_bytes(*two)) // in the order of the machine, unlike everything else
+}
+
+struct Sockets {
+    socket: zmq::Socket,
+    monitor: zmq::Socket,
+}
+
+impl Sockets {
+    fn connect(context: &zmq::Context, endpoint: &str) -> std::result::Result<Sockets, zmq::Error> {
+        let socket = context.socket(zmq::DEALER)?;
+        socket.set_linger(0)?;
+        socket.set_sndhwm(0)?;
+        socket.set_rcvhwm(0)?;
+        socket.set_ipv6(true)?;
+        socket.set_reconnect_ivl(50)?;
+        socket.set_reconnect_ivl_max(1000)?;
+        socket.set_heartbeat_ivl(5000)?;
+        socket.set_heartbeat_timeout(15_000)?;
+        let address = format!("inproc://ister-{:016x}", random());
+        socket.monitor(&address, event::WANTED)?;
+        let monitor = context.socket(zmq::PAIR)?;
+        monitor.set_linger(0)?;
+        monitor.connect(&address)?;
+        socket.connect(endpoint)?;
+        Ok(Sockets { socket, monitor })
+    }
+
+    /// Send what is in the outbox, as far as ZeroMQ takes it.
+    fn send(&self, session: &mut Session, endpoint: &str, now: Instant) {
+        while let Some(frames) = session.wire.outbox.pop_front() {
+            match self.socket.send_multipart(frames.iter().map(|frame| &frame[..]), zmq::DONTWAIT) {
+                Ok(()) => session.on_spoken(now),
+                Err(zmq::Error::EAGAIN) => {
+                    session.wire.outbox.push_front(frames);
+                    return;
+                }
+                Err(error) => {
+                    session.lose(Error::lost(format!("cannot send to {endpoint}: {error}")));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Take in what has come; true where there may be more.
+    fn receive(&self, session: &mut Session, endpoint: &str, now: Instant) -> bool {
+        for _ in 0..TAKEN_AT_ONCE {
+            if !matches!(session.phase, Phase::Greeting | Phase::Ready) {
+                return false;
+            }
+            match self.socket.recv_multipart(zmq::DONTWAIT) {
+                Ok(frames) => {
+                    let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
+                    session.receive(&frames, now);
+                }
+                Err(zmq::Error::EAGAIN) => return false,
+                Err(error) => {
+                    session.lose(Error::lost(format!("cannot receive from {endpoint}: {error}")));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn look_at_monitor(&self, session: &mut Session, endpoint: &str) {
+        while let Ok(frames) = self.monitor.recv_multipart(zmq::DONTWAIT) {
+            match number_of(&frames) {
+                event::CONNECT_RETRIED if session.phase == Phase::Greeting => {
+                    session.lose(Error::lost(format!("nobody listens at {endpoint}")));
+                }
+                event::DISCONNECTED => session.lose(Error::lost(format!("the connection to {endpoint} broke"))),
+                number if event::HANDSHAKE_FAILED.contains(&number) => {
+                    session.lose(Error::lost(format!("who listens at {endpoint} does not speak ZeroMQ as needed")));
+                }
+                // What newer libraries tell, and nobody asked for.
+                _ => {}
+            }
+        }
+    }
+
+    fn close(self, linger: Duration) {
+        // Errors do not matter any more: the socket goes.
+        let _ = self.socket.set_linger(i32::try_from(linger.as_millis()).unwrap_or(0));
+    }
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    context: zmq::Context,
+    woken: zmq::Socket,
+    sockets: HashMap<u64, Sockets>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let mut core = shared.core.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            core.poke = false;
+            let more = self.serve(&mut core, now);
+            if core.is_over() && self.sockets.is_empty() {
+                break;
+            }
+            let now = Instant::now();
+            let due = core.deadline().unwrap_or(now + LONG).min(now + LONG);
+            core.sleeping = if more || core.wants_service() { None } else { Some(due) };
+            let sleep = if core.sleeping.is_some() { due.saturating_duration_since(now) } else { Duration::ZERO };
+            drop(core);
+            self.wait(sleep);
+        }
+        let Thread { context, woken, .. } = self;
+        drop(woken);
+        drop(shared.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(context); // waits until what was said last is on its way
+        shared.core.lock().unwrap_or_else(PoisonError::into_inner).on_ended();
+    }
+
+    /// Do everything that is due; true where more may have come.
+    fn serve(&mut self, core: &mut Core, now: Instant) -> bool {
+        let mut more = false;
+        core.tidy(now);
+        let mut left: Vec<u64> = core.links.keys().copied().collect();
+        while let Some(number) = left.pop() {
+            more |= self.serve_link(core, number, now);
+            core.follow(number, now);
+            core.look(number);
+            let Some(link) = core.links.get_mut(&number) else { continue };
+            if matches!(link.session.phase, Phase::Idle | Phase::Ended) && !link.over {
+                if let Some(sockets) = self.sockets.remove(&number) {
+                    sockets.close(Duration::ZERO);
+                    if link.session.phase == Phase::Idle {
+                        core.hang_up(number, now);
+                    }
+                }
+            }
+        }
+        core.tidy(now);
+        let numbers: Vec<u64> = core.links.keys().copied().collect();
+        for number in numbers {
+            let Some(link) = core.links.get_mut(&number) else { continue };
+            let endpoint = link.endpoint().to_owned();
+            if let Some(sockets) = self.sockets.get(&number) {
+                sockets.send(&mut link.session, &endpoint, now);
+            } else {
+                link.session.wire.outbox.clear();
+            }
+            if link.over {
+                if let Some(sockets) = self.sockets.remove(&number) {
+                    sockets.close(FAREWELL);
+                }
+                core.forget(number);
+            }
+        }
+        more
+    }
+
+    fn serve_link(&mut self, core: &mut Core, number: u64, now: Instant) -> bool {
+        let Some(link) = core.links.get_mut(&number) else { return false };
+        let endpoint = link.endpoint().to_owned();
+        if link.wants_socket(now) && !self.sockets.contains_key(&number) {
+            match Sockets::connect(&self.context, &endpoint) {
+                Ok(sockets) => {
+                    link.session.connect(now);
+                    self.sockets.insert(number, sockets);
+                }
+                Err(error) => {
+                    link.session.trouble = Some(failed(&format!("cannot connect to {endpoint}"), error));
+                    core.hang_up(number, now);
+                    return false;
+                }
+            }
+        }
+        let Some(sockets) = self.sockets.get(&number) else { return false };
+        let session = &mut link.session;
+        sockets.send(session, &endpoint, now);
+        let more = sockets.receive(session, &endpoint, now);
+        sockets.look_at_monitor(session, &endpoint);
+        session.tick(now);
+        more
+    }
+
+    fn wait(&self, sleep: Duration) {
+        let mut items = vec![self.woken.as_poll_item(zmq::POLLIN)];
+        for sockets in self.sockets.values() {
+            items.push(sockets.socket.as_poll_item(zmq::POLLIN));
+            items.push(sockets.monitor.as_poll_item(zmq::POLLIN));
+        }
+        // Rounded up: to wake too early would be to turn around in circles.
+        let milliseconds = i64::try_from(sleep.as_micros().div_ceil(1000)).unwrap_or(i64::MAX);
+        // An interrupted wait is one that ended early.
+        let _ = zmq::poll(&mut items, milliseconds);
+        while self.woken.recv_bytes(zmq::DONTWAIT).is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // `zmq::SocketEvent::from_raw` (zmq 0.9.2 and 0.10.0, zmq2 0.5.0) panics at such a number.
+    #[test]
+    fn an_event_of_a_monitor_that_nobody_knows_is_passed_over() {
+        let told = |number: u16| vec![[&number.to_ne_bytes()[..], &[0; 4]].concat(), b"tcp://127.0.0.1:1".to_vec()];
+        assert_eq!(number_of(&told(event::DISCONNECTED)), event::DISCONNECTED);
+        assert_eq!(number_of(&told(0x8000)), 0x8000);
+        assert_eq!(number_of(&[vec![1]]), 0);
+        assert_eq!(number_of(&[]), 0);
+    }
+
+    #[test]
+    fn a_socket_loses_its_connection_in_one_that_is_closed_and_says_so() {
+        let context = zmq::Context::new();
+        let broker = context.socket(zmq::ROUTER).unwrap();
+        broker.set_linger(0).unwrap();
+        broker.bind("tcp://127.0.0.1:*").unwrap();
+        let endpoint = broker.get_last_endpoint().unwrap().unwrap();
+        let sockets = Sockets::connect(&context, &endpoint).unwrap();
+        let mut session = Session::new("test", 1, Instant::now());
+        session.connect(Instant::now());
+        sockets.send(&mut session, &endpoint, Instant::now());
+        assert_eq!(broker.recv_multipart(0).unwrap().len(), 2); // whose it is, and HELLO without an empty frame
+        drop(broker);
+        let until = Instant::now() + Duration::from_secs(30);
+        while session.phase != Phase::Idle {
+            assert!(Instant::now() < until, "nobody tells of the lost connection");
+            let mut items = [sockets.monitor.as_poll_item(zmq::POLLIN)];
+            zmq::poll(&mut items, 100).unwrap();
+            sockets.look_at_monitor(&mut session, &endpoint);
+        }
+        sockets.close(Duration::ZERO);
+    }
+}
