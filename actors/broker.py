@@ -82,7 +82,8 @@ def run_broker(
     name_process(BROKER)
     log_to_stderr(BROKER, getattr(logging, settings.server.log_level.upper()))
     data = os.path.abspath(settings.server.data)
-    log.info("descriptors: at most %d per process", raise_descriptor_limit())  # children inherit the limit
+    # children inherit the limit
+    log.info("file descriptors: at most %d per process", raise_descriptor_limit())
     disk = LocalDisk()
     disk.makedirs(data)
     lock = disk.lock(data)

@@ -306,7 +306,7 @@ class Fetcher(LoopActor):
             for offset, reply in waiting:
                 self._tell_fetched(offset, reply, path)
         else:
-            log.warning("%s was not brought back: %s", path, error)
+            log.warning("%s could not be downloaded from the store: %s", path, error)
             gone = isinstance(error, IsterError) and error.code == "object-missing"
             if gone:  # trimmed since it was listed: a new listing says where the history begins
                 listing.history = None
@@ -321,7 +321,7 @@ class Fetcher(LoopActor):
         try:
             self._disk.unlink(path)
         except OSError as error:
-            log.warning("%s is still in the cache: %s", path, error)
+            log.warning("%s could not be deleted from the cache: %s", path, error)
 
     @receives(DropCache)
     def on_drop_cache(self, command: DropCache) -> None:

@@ -89,7 +89,7 @@ class Restorer(LoopActor):
 
     def _list(self) -> None:
         def damaged(name: str, error: StoreError) -> None:
-            log.error("%s is passed over: %s", name, error)
+            log.error("catalogue entry %s of the store is ignored: %s", name, error)
 
         self.offload(lambda: list_topics(self._store, damaged), self._listed, Purpose.STORE)
 
@@ -174,8 +174,8 @@ class Restorer(LoopActor):
                 )
             if self._disk.exists(path := self._log_path(topic)):
                 raise StoreError(
-                    f"the log that this broker had of it is still in {path}; the broker clears it away when it is "
-                    "started next"
+                    f"this broker's former log of topic {command.topic!r} is still in {path}: restart the broker, "
+                    "which deletes it, and try again"
                 )
             return self._bring_back(topic, identity)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from ister.actors.messages import CloseProducer, Deposit, Deposited, DepositRefused, OpenProducer, Publish
 from ister.actors.publishers import Publisher, Publishers, expected_sequence, producer_of, sequence_error
-from ister.actors.receipts import AWAITING_MAX, Receipts
+from ister.actors.receipts import AWAITING_MAX, DEPOSITS_MAX, Receipts
 from ister.actors.runtime import Address
 from ister.actors.store_view import StoreView
 from ister.actors.topic import Intake
@@ -95,7 +95,8 @@ class TopicIntake:
         batches = self.receipts.batches
         try:
             if len(batches) >= AWAITING_MAX:
-                raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
+                text = f"{AWAITING_MAX} batches of topic {self._topic!r} wait for its disk, the limit; resend later"
+                raise RemoteError("busy", text)
             end, offset = self._take(publish, publisher.producer_id)
         except IsterError as error:
             if self._log.wal is not None:
@@ -112,7 +113,8 @@ class TopicIntake:
         """Append a batch from inside the broker like a client's; it is answered when it is durable."""
         try:
             if self.receipts.full_of_deposits:
-                raise RemoteError("busy", "too many batches wait for this topic's disk; resend later")
+                text = f"{DEPOSITS_MAX} letters for topic {self._topic!r} wait for its disk, the limit; resend later"
+                raise RemoteError("busy", text)
             self._log.ready().producers.expect(deposit.producer_id, deposit.sequence)
             end, _ = self._take(deposit, deposit.producer_id)
         except IsterError as error:

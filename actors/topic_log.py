@@ -261,7 +261,9 @@ class TopicLog:
     def _spare_prepared(self, error: BaseException | None) -> None:
         if error is not None and self.state not in (LogState.CLOSED, LogState.DELETED):
             # the next roll will have the same problem, and tell producers
-            log.warning("topic %s: no spare segment: %s", self._topic, error)
+            log.warning(
+                "topic %s: the next segment could not be created ahead of time: %s", self._topic, error
+            )
 
     # ---- sealing and resting ------------------------------------------------------------------------------------
 
@@ -297,7 +299,7 @@ class TopicLog:
         try:
             wal.seal()
         except DiskFullError as error:
-            log.warning("topic %s: cannot seal: %s", self._topic, error)
+            log.warning("topic %s: its segment could not be sealed: %s", self._topic, error)
             if self._seals_for_receipts:
                 self.seal_soon(SEAL_CHECK_S)
             return

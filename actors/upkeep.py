@@ -133,7 +133,7 @@ class Upkeep:
     def _trimmed(self, wal: Wal, trim: Trim, error: BaseException | None) -> None:
         self.trimming = None
         if error is not None:
-            log.warning("topic %s: its beginning was not dropped: %s", self._topic, error)
+            log.warning("topic %s: old segments could not be deleted: %s", self._topic, error)
         dropped = wal.end_trim(trim, error)
         if dropped:
             log.info("topic %s now begins at offset %d", self._topic, wal.start_offset)

@@ -199,7 +199,7 @@ class Uploader(LoopActor):
         self._retention.claimed(history)
         history.pass_gaps(self._missing)
         log.info(
-            "topic %s: epoch %d is ours; the store has offsets %d to %d%s",
+            "topic %s: claimed epoch %d in the store, which has offsets %d to before %d%s",
             writer.topic.name,
             claimed.epoch,
             listed.start,

@@ -140,7 +140,11 @@ class Worker:
         """Return whether file descriptors are nearly used up."""
         short = self._disk.files.is_short()
         if short and not self._was_short:
-            log.warning("descriptors are short (limit %d): new connections are closed", descriptor_limit())
+            log.warning(
+                "file descriptors are nearly used up (limit %d): connections without a session are closed; raise the "
+                "limit (ulimit -n)",
+                descriptor_limit(),
+            )
         self._was_short = short
         return short
 

@@ -269,7 +269,9 @@ class Attachment:
             if self.session is not None:
                 ref = self.session.expect(self._on_closed)
                 self.session.emit({Key.TYPE: Type.CLOSE, Key.REF: ref, Key.HANDLE: self.handle})
-            self.fail(RemoteError("topic-deleted", f"topic {self.topic!r} was deleted, and made anew since"))
+            self.fail(
+                RemoteError("topic-deleted", f"topic {self.topic!r} was deleted, and created again since")
+            )
             return False
         self.lineage += 1
         self._drop_acks()

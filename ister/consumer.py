@@ -98,7 +98,8 @@ class Consumer(Receiver):
         wait_ms = None if delay is None else arguments.milliseconds(delay, "a delay")
         if wait_ms is not None and wait_ms > NACK_DELAY_S_MAX * 1000:
             raise UsageError(
-                f"a delay of {wait_ms / 1000:g} s is over {NACK_DELAY_S_MAX} s, a day: send the message anew"
+                f"a delay of {wait_ms / 1000:g} s is over {NACK_DELAY_S_MAX} s, a day: publish the message again, with "
+                "that delay"
             )
         if len(arguments.text(reason, "a reason")) > REASON_MAX:
             raise UsageError(f"a reason has at most {REASON_MAX} characters")

@@ -137,7 +137,7 @@ class Network:
             handle = self._dropped.popleft()
             session = handle.session
             handle.close()
-            handle.fail(ClosedError("it was let go of"))
+            handle.fail(ClosedError("the program dropped it without closing it"))
             if session is not None:
                 session.detach(handle)
 

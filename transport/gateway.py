@@ -266,7 +266,7 @@ class Gateway:
                     header = readable_numbers(parts[1])
             self._answer_error(routing, header, error)
         except Exception:
-            log.exception("a frame of type %s failed", header.get(Key.TYPE))
+            log.exception("a frame of type %s could not be handled", header.get(Key.TYPE))
             self._answer_error(routing, header, RemoteError("internal", "the broker failed; see its log"))
 
     def _handle(self, routing: bytes, header: Header, body: list[bytes], now_s: float) -> None:

@@ -279,7 +279,7 @@ class Directory(LoopActor):
         except IsterError:
             raise
         except Exception:  # without the Directory there is no broker: no request may end it
-            log.exception("request %.60r failed", ask.operation)
+            log.exception("operation %.60r failed", ask.operation)
             raise RemoteError("internal", "the broker failed to serve this request; see its log") from None
 
     def _refuse(self, reply: Address, ticket: int, error: IsterError) -> None:

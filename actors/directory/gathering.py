@@ -175,7 +175,7 @@ class Gatherings:
             self._refuse(gathering, error)
             return
         except Exception:
-            log.exception("an answer could not be encoded")
+            log.exception("the answer to a request could not be made")
             text = "the broker failed to serve this request; see its log"
             self._refuse(gathering, RemoteError("internal", text))
             return

@@ -293,7 +293,7 @@ class Topics:
                 raise RemoteError(
                     "invalid-argument",
                     f"topic {topic.name!r} is this broker's own in the store: there is nothing to take over or to "
-                    "forget. What is not wanted any more is deleted",
+                    f"forget. To delete it: ister topic delete {topic.name}",
                 )
             known = self._registry.topic(topic.name)
             if known is None or known.incarnation != topic.incarnation:

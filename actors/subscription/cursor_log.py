@@ -151,7 +151,12 @@ class CursorLog(SubscriptionPart):
                 journal = self._journal = journal.written_anew()
             journal.flush()
         except StorageError as error:  # the acknowledgments are still in memory
-            log.warning("cursor of %s not written: %s", self._name, error)
+            log.warning(
+                "the cursor of subscription %s could not be written: %s; trying again in %g s",
+                self._name,
+                error,
+                FLUSH_RETRY_S,
+            )
             self._flush_timer = self._subscription.call_later(FLUSH_RETRY_S, self.flush)
             return
         self._flushed_low = journal.cursor.low
@@ -176,7 +181,7 @@ class CursorLog(SubscriptionPart):
 
     def _compacted(self, journal: CursorJournal, compaction: Compaction, error: BaseException | None) -> None:
         if error is not None:
-            log.warning("cursor of %s not compacted: %s", self._name, error)
+            log.warning("the cursor of subscription %s could not be rewritten: %s", self._name, error)
         journal.end_compaction(compaction, error)
 
     def _sync(self) -> None:
@@ -196,7 +201,9 @@ class CursorLog(SubscriptionPart):
         if self._closed or journal is not self._journal:
             return
         if error is not None:
-            log.warning("cursor of %s not synced: %s", self._name, error)
+            log.warning(
+                "the cursor of subscription %s could not be synced, and is rewritten: %s", self._name, error
+            )
             self.flush_soon()  # which rewrites the file
             return
         self.synced_low = low
@@ -299,7 +306,7 @@ class CursorLog(SubscriptionPart):
         try:
             self._erase()
         except OSError as error:
-            log.warning("cursor of %s is still there: %s", self._name, error)
+            log.warning("the cursor of deleted subscription %s could not be deleted: %s", self._name, error)
 
     def opened(self) -> None:
         """Send the cursor to the store at once."""

@@ -133,7 +133,7 @@ class Failures(SubscriptionPart):
                     f"offset {first} failed {times}, the last time: {why}; nothing is delivered until: "
                     f"ister subscription unblock {self._topic} {self._name}"
                 )
-                log.warning("subscription %s of %s is blocked: %s", self._name, self._topic, text)
+                log.warning("subscription %s of topic %s is blocked: %s", self._name, self._topic, text)
                 self._subscription.consumers.notify(Notice("blocked", end - first, text, first))
             else:
                 self.poison.bury(poisoned)
@@ -143,7 +143,7 @@ class Failures(SubscriptionPart):
         held = poisoned.held
         self._dropped += self._journal.finish(held.first, held.end)
         log.warning(
-            "subscription %s of %s drops offsets %d to before %d after %d failures: %s",
+            "subscription %s of topic %s drops offsets %d to before %d after %d failures: %s",
             self._name,
             self._topic,
             held.first,

@@ -127,7 +127,7 @@ class LogAccess(SubscriptionPart):
                 f"retention took {counted(lost, 'message that was', 'messages that were')} not acknowledged, "
                 f"between offset {low} and {start}"
             )
-            log.warning("subscription %s of %s: %s", self._name, self._topic, text)
+            log.warning("subscription %s of topic %s: %s", self._name, self._topic, text)
             self.count_trimmed(lost, text, low)
         self._subscription.wake()
 
@@ -223,7 +223,7 @@ class LogAccess(SubscriptionPart):
             f"{counted(lost, 'message is', 'messages are')} lost from offset {first} on, "
             f"and the subscription begins at offset {end}: {error.text}"
         )
-        log.error("subscription %s of %s: %s", self._name, self._topic, text)
+        log.error("subscription %s of topic %s: %s", self._name, self._topic, text)
         self._subscription.consumers.notify(Notice("missing", lost, text, first))
 
     def forget(self) -> None:
@@ -233,7 +233,7 @@ class LogAccess(SubscriptionPart):
 
     def _halt(self, error: StorageError) -> None:
         """Serve no consumer any more, and say why."""
-        log.error("subscription %s of %s stops: %s", self._name, self._topic, error.text)
+        log.error("subscription %s of topic %s stops: %s", self._name, self._topic, error.text)
         self._subscription.evict_all(error.code, error.text)
 
     def _stall(self, error: DamagedError) -> None:
@@ -244,7 +244,7 @@ class LogAccess(SubscriptionPart):
         self._stalled_at = ASKED if first < self.source.stored_end else first
         what = f"offsets {first} to before {end} of topic {self._topic!r} are damaged, nothing is skipped by itself"
         text = f"{what} ({error.text}); to go on behind them: ister topic repair {self._topic} --skip-damaged"
-        log.error("subscription %s of %s waits: %s", self._name, self._topic, text)
+        log.error("subscription %s of topic %s waits: %s", self._name, self._topic, text)
         self._topic_ref.tell(FoundDamage(first, end, error.text, self._stalled_at == ASKED))
         self._stalled = Notice("log-damaged", end - first, text, first)
         self._subscription.consumers.tell_all(self._stalled)
@@ -274,7 +274,7 @@ class LogAccess(SubscriptionPart):
                 text = (
                     f"an operator decided to skip {counted(lost, 'damaged message')} from offset {first} on"
                 )
-                log.warning("subscription %s of %s: %s", self._name, self._topic, text)
+                log.warning("subscription %s of topic %s: %s", self._name, self._topic, text)
                 self._subscription.consumers.notify(Notice("skipped", lost, text, first))
 
     @property

@@ -91,7 +91,7 @@ class Moving(SubscriptionPart):
         subscription.forget()
         self._access.source.begin(offset)
         log.info(
-            "subscription %s of %s goes on at offset %d",
+            "subscription %s of topic %s was moved to offset %d",
             subscription.meta.name,
             subscription.topic.name,
             offset,
