@@ -126,6 +126,7 @@ class ReliableTopic(Topic):
         )
         self._receipts = self._intake.receipts
         self._told_end = 0  # up to where the watchers know the log to be durable
+        self._repairs = 0  # how often operators decided to skip damage
         self._acknowledged: int | None = None  # the offset below which all subscriptions are done
 
     def on_start(self) -> None:
@@ -237,7 +238,7 @@ class ReliableTopic(Topic):
         if store.known or self.meta.durability != "cloud":
             begin = self._begins(wal) if wal.start_offset == 0 or store.answered else None
             stored = store.watermark if store.known else None
-            watcher.tell(Attached(begin, self._reached(wal), stored, wal.durable_end))
+            watcher.tell(Attached(begin, self._reached(wal), stored, wal.durable_end, self._repairs))
 
     def _tell_start(self, wal: Wal) -> None:
         if wal.start_offset and not self._link.view.known:
@@ -386,7 +387,8 @@ class ReliableTopic(Topic):
         self._link.surveys.surveyed(surveyed)
 
     def _skipped(self) -> None:
-        self.watchers.tell(Repaired())
+        self._repairs += 1
+        self.watchers.tell(Repaired(self._repairs))
 
     @receives(Verify, Repair)
     def on_care(self, command: Verify | Repair) -> None:

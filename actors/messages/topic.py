@@ -74,13 +74,15 @@ class Attached:
 
     `start_offset` is None while the store, which may have older messages than the log, has not been listed; the message
     is sent again when it has. The store has the topic up to `stored_end`, None while unknown. The local log is durable
-    up to `log_end`: with durability cloud this proves acknowledgments of messages that the store has lost.
+    up to `log_end`: with durability cloud this proves acknowledgments of messages that the store has lost. `repairs` is
+    that of the last `Repaired`, which may have been lost.
     """
 
     start_offset: int | None
     durable_end: int
     stored_end: int | None = None
     log_end: int = 0
+    repairs: int = 0
 
 
 @message
@@ -102,7 +104,12 @@ class Trimmed:
 @message
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """An operator decided that readers continue after damaged offsets: read again."""
+    """An operator decided that readers continue after damaged offsets: read again.
+
+    `repairs` counts such decisions since the topic's actor started.
+    """
+
+    repairs: int
 
 
 @message

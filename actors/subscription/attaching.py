@@ -120,6 +120,7 @@ class Attaching(SubscriptionPart):
         self._source.advance(attached.durable_end)
         self._subscription.become_ready()
         self._journal.tell_consumed()  # the topic may have been restarted
+        self._access.repaired(attached.repairs)
         if attached.start_offset is not None:
             self._access.on_trimmed(Trimmed(attached.start_offset))
         self._subscription.wake()

@@ -79,6 +79,7 @@ class LogAccess(SubscriptionPart):
         self._begun_behind = 0  # the end of what was missing where the subscription was to begin
         self._stalled: Notice | None = None  # reading waits at damage until an operator decides
         self._stalled_at = ASKED  # the offset it waits at, if the store was not asked for it
+        self._repairs = 0  # how many of the topic's are known here
         self._trimmed = 0
         self._skipped = 0
         self._missing = 0
@@ -255,10 +256,16 @@ class LogAccess(SubscriptionPart):
             consumer.tell(self._stalled)
 
     @receives(Repaired)
-    def on_repaired(self, _repaired: Repaired) -> None:
+    def on_repaired(self, repaired: Repaired) -> None:
         """Read again from where damage stopped the subscription."""
+        self._repairs = repaired.repairs
         if self._journal.is_open and self._stalled is not None:
             self._read_again()
+
+    def repaired(self, repairs: int) -> None:
+        """Read again if the topic says that there were more repairs than are known here: the mail of one was lost."""
+        if repairs != self._repairs:  # less: the topic was started again
+            self.on_repaired(Repaired(repairs))
 
     def _read_again(self) -> None:
         self._stalled = None

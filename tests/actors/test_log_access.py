@@ -177,8 +177,25 @@ def test_damage_is_waited_at_until_an_operator_decides() -> None:
     assert late.heard == consumer.heard
     assert bench.access.description()["stalled"]
     bench.log.errors.clear()
-    bench.access.on_repaired(Repaired())
+    bench.access.on_repaired(Repaired(1))
     assert bench.access.read(bench.access.source.read_ahead) is not None
+
+
+def test_a_repair_is_heard_of_also_if_its_mail_was_lost() -> None:
+    """The topic says with each answer how many there were; the same number again is no news."""
+    bench = bench_of()
+    attached(bench)
+    bench.log.errors[0] = damage(0, 2)
+    assert bench.access.read(bench.access.source.read_ahead) is None
+    attached(bench, repairs=0)
+    assert bench.access.description()["stalled"]
+    attached(bench, repairs=1)
+    assert not bench.access.description()["stalled"]
+    assert bench.access.read(bench.access.source.read_ahead) is None  # not of this
+    attached(bench, repairs=1)
+    assert bench.access.description()["stalled"]
+    attached(bench, repairs=0)  # the topic was started again, and may have been asked before
+    assert not bench.access.description()["stalled"]
 
 
 def test_damage_may_concern_only_who_wanted_to_go_there() -> None:

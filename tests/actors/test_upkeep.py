@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from ister.actors.asking import AGAIN_S
 from ister.actors.messages import Uploaded
 from ister.storage.verify import VerifyProgress
 from ister.wire import Key, Type
+from tests.actors.test_subscription import name_on
 from tests.stage import Stage, StagedClient
 
 PAYLOAD = b"x" * 60_000
@@ -346,6 +348,25 @@ def test_an_operator_lets_subscriptions_go_on_behind_damage(stage: Stage) -> Non
     shown = stage.client().request("subscription.show", topic="orders", subscription="all")
     assert shown["skipped"] == 1
     assert shown["cursor"] == 11
+
+
+def test_a_repair_that_a_subscription_did_not_hear_of_is_heard_of_soon(stage: Stage) -> None:
+    """The mail that says so was lost between their workers; the operator need not repeat what is done."""
+    fill_here(stage, 60)
+    damage(stage, 10)
+    worker = int(stage.actor("topic", "orders").address.node.removeprefix("worker-"))
+    name = name_on(stage, "orders", 1 - worker)
+    consumer = stage.at_subscription("orders", name)
+    consumer.open_consumer(2, "orders", name, bytes=1 << 26)
+    consumer.deliveries(2, 10)
+    consumer.expect(Type.EVENT, handle=2, code="log-damaged")
+    lost = f"worker-{worker}", f"worker-{1 - worker}"
+    stage.hold(*lost)
+    stage.client().request("topic.repair", topic="orders", skip_damaged=True)
+    stage.holding[:] = [each for each in stage.holding if (each[0].node, each[1]) != lost]
+    stage.let_go(*lost)
+    stage.advance(AGAIN_S + 1)
+    assert [offset for offset, _ in consumer.deliveries(2, 49)] == list(range(11, 60))
 
 
 def test_damage_under_a_message_that_comes_back_loses_no_other(stage: Stage) -> None:
