@@ -142,30 +142,49 @@ class Frontend(LoopActor):
             self._gateway.sweep()
         for ticket in self.questions.overdue(now_s):
             self._give_up(ticket)
+        for ticket, question, asked_s in self.questions.unheard(now_s):
+            self._locate(ticket, question, asked_s)
 
     # ---- GatewayEvents: called by the gateway, in the worker's loop ---------------------------------------------
 
     def open_producer(self, handle: Handle, header: Header) -> None:
         """Locate the topic."""
-        topic = check_topic_name(header[Key.TOPIC])
+        check_topic_name(header[Key.TOPIC])
         if not header[Key.PRODUCER]:
             raise UsageError("producer id 0 is reserved: choose another number")
-        ticket = self._expect(Opening(handle, handle.generation, header))
-        self._directory.tell(Locate(topic, self.address, ticket))
+        self._ask_where(Opening(handle, handle.generation, header))
 
     def open_consumer(self, handle: Handle, header: Header) -> None:
         """Locate the subscription, or tell its consumer that the client reconnected."""
         if handle.target is not None:
             handle.target.tell(Reopen(handle, handle.generation, header))
             return
-        topic = check_topic_name(header[Key.TOPIC])
-        subscription = check_subscription_name(header[Key.SUBSCRIPTION])
-        type_, start = header[Key.SUBSCRIPTION_TYPE], str(header.get(Key.START, "latest"))
-        options = header.get(Key.ARGUMENTS, {})
-        ticket = self._expect(Opening(handle, handle.generation, header))
-        self._directory.tell(
-            LocateSubscription(topic, subscription, type_, start, options, self.address, ticket)
-        )
+        check_topic_name(header[Key.TOPIC])
+        check_subscription_name(header[Key.SUBSCRIPTION])
+        self._ask_where(Opening(handle, handle.generation, header))
+
+    def _ask_where(self, question: Opening | Attaching) -> None:
+        """Ask the Directory where a topic or subscription runs. Raises RemoteError `busy`."""
+        self._locate(self._expect(question), question, None)
+
+    def _locate(self, ticket: int, question: Question, asked_s: float | None) -> None:
+        """Send that question, or repeat it: it was asked first at `asked_s`."""
+        where = self.address
+        if isinstance(question, Attaching):
+            self._directory.tell(Locate(question.message.topic.name, where, ticket))
+        elif isinstance(question, Opening):
+            if question.handle.generation != question.generation:
+                return  # closed, or opened again, meanwhile
+            header = question.header
+            topic = header[Key.TOPIC]
+            if header[Key.TYPE] == Type.OPEN_PRODUCER:
+                self._directory.tell(Locate(topic, where, ticket))
+                return
+            type_, start = header[Key.SUBSCRIPTION_TYPE], str(header.get(Key.START, "latest"))
+            name, options = header[Key.SUBSCRIPTION], header.get(Key.ARGUMENTS, {})
+            self._directory.tell(
+                LocateSubscription(topic, name, type_, start, options, where, ticket, asked_s)
+            )
 
     def publish(
         self, handle: Handle, sequence: int, count: int, columns: int, frames: Sequence[Buffer], /
@@ -362,11 +381,9 @@ class Frontend(LoopActor):
         gone = RemoteError("unavailable", "it failed, or was deleted, and is started again: open it again")
         if isinstance(message, Attach | Deposit) and path.startswith("topic/"):
             try:
-                ticket = self._expect(Attaching(message))
+                self._ask_where(Attaching(message))
             except RemoteError as error:
                 self._refuse(Attaching(message), error)
-                return
-            self._directory.tell(Locate(message.topic.name, self.address, ticket))
         elif isinstance(message, _ANSWERED):
             text = "it was being deleted or restarted; try again"
             self.system.at(message.reply).tell(Refused(message.ticket, "unavailable", text))

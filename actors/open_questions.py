@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # seconds; longer than the Directory waits before it can ask others, and then for them
 ANSWER_WITHIN_S: Final = 12.0
+# seconds; where something runs is asked again after that, then after twice as long: mail can be lost, both ways
+AGAIN_S: Final = 1.0
+AGAIN_MAX: Final = 100  # asked again at a time: a Directory that is merely slow must not get twice the work
 PENDING_MAX: Final = 10_000  # a few hundred bytes each; the Directory answers thousands per second
 REQUESTS_MAX: Final = 100  # of one session, so that it cannot keep the Directory from others
 
@@ -54,12 +57,14 @@ Question = Opening | Requesting | Attaching
 class OpenQuestions:
     """The questions without an answer, by ticket. Times are seconds of the monotonic clock."""
 
-    __slots__ = ("_due_s", "_open", "_requests", "_tickets")
+    __slots__ = ("_again", "_due_s", "_open", "_requests", "_tickets")
 
     def __init__(self) -> None:
         self._tickets = 0
         self._open: dict[int, Question] = {}  # oldest first
         self._due_s: dict[int, float] = {}  # of the same tickets
+        # of those that may be asked twice: when that is due, and how long that was after the last time
+        self._again: dict[int, tuple[float, float]] = {}
         self._requests: dict[Session, int] = {}  # how many requests of each session are open
 
     def __len__(self) -> int:
@@ -83,11 +88,14 @@ class OpenQuestions:
         self._due_s[ticket] = now_s + ANSWER_WITHIN_S
         if isinstance(question, Requesting):
             self._requests[question.session] = self._requests.get(question.session, 0) + 1
+        else:
+            self._again[ticket] = now_s + AGAIN_S, AGAIN_S
         return ticket
 
     def answered(self, ticket: int) -> Question | None:
         """Remove the question that has an answer, or is given up; None if it is not open."""
         self._due_s.pop(ticket, None)
+        self._again.pop(ticket, None)
         question = self._open.pop(ticket, None)
         if isinstance(question, Requesting):
             self._requests[question.session] -= 1
@@ -98,3 +106,17 @@ class OpenQuestions:
     def overdue(self, now_s: float) -> list[int]:
         """Return the tickets of questions that were not answered in time."""
         return [ticket for ticket, due_s in self._due_s.items() if due_s <= now_s]
+
+    def unheard(self, now_s: float) -> list[tuple[int, Question, float]]:
+        """Return what is to be asked again now: ticket, question, and when it was asked first.
+
+        Only questions that change nothing, or nothing twice: where something runs. A request is not among them.
+        """
+        found: list[tuple[int, Question, float]] = []
+        for ticket, (due_s, wait_s) in list(self._again.items()):
+            if len(found) == AGAIN_MAX:
+                break
+            if due_s <= now_s:
+                self._again[ticket] = now_s + 2 * wait_s, 2 * wait_s
+                found.append((ticket, self._open[ticket], self._due_s[ticket] - ANSWER_WITHIN_S))
+        return found

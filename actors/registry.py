@@ -42,6 +42,7 @@ class Registry:
         self._now_s = now_s
         # when things were created, by topic and subscription; "": the topic itself
         self._made_s: dict[str, dict[str, float]] = {}
+        self.deleted_s = -inf  # the monotonic time at which anything was deleted last
         self.on_change: Callable[[str], None] = lambda _topic: None
         self._topics: dict[str, TopicMeta] = {}  # the ephemeral topics
         self._subscriptions: dict[str, dict[str, SubscriptionMeta]] = {}  # their subscriptions
@@ -135,6 +136,7 @@ class Registry:
     def delete_topic(self, name: str) -> tuple[TopicMeta, list[SubscriptionMeta]]:
         """Remove a topic and its subscriptions; return what was there. Raises IsterError `unknown-topic`."""
         topic = self._topics.pop(name, None)
+        self.deleted_s = self._now_s()
         if topic is None:
             deleted = self._catalogue.delete_topic(name)
             self._made_s.pop(name, None)
@@ -216,6 +218,7 @@ class Registry:
         else:
             self._catalogue.delete_subscription(topic, name)
         self._made_s.get(topic, {}).pop(name, None)
+        self.deleted_s = self._now_s()
 
 
 def _exists(name: str) -> IsterError:

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ister.actors.directory.aim import take_aim
+from ister.actors.directory.aim import check_repeated, take_aim
 from ister.actors.directory.arguments import Arguments
 from ister.actors.directory.erasing import Erasing
 from ister.actors.directory.gathering import Gatherings
@@ -256,6 +256,8 @@ class Directory(LoopActor):
     def _locate_subscription(self, command: LocateSubscription) -> None:
         """Answer where a subscription runs; a new one is created."""
         topic = self._restoring.topic(command.topic)
+        if command.asked_s is not None:
+            check_repeated(self._registry, topic.name, command.subscription, command.asked_s)
         subscription = self._subscriptions.opened(topic, command)
         node, endpoint = self._homes.of_subscription(topic.name, subscription.name)
         topic_node = self._homes.of_topic(topic.name).node

@@ -58,6 +58,19 @@ def take_aim(registry: Registry, operation: str, arguments: Arguments, asked_s: 
     return {key: value for key, value in arguments.items() if key != which}
 
 
+def check_repeated(registry: Registry, name: str, subscription: str, asked_s: float) -> None:
+    """Check a repeated question about a subscription, which is created where it is not there; first asked at `asked_s`.
+
+    The first question may have created it, and it may have been deleted since: it is not created again. Raises
+    RemoteError `unavailable` where that is possible.
+    """
+    if registry.deleted_s >= asked_s and registry.subscription(name, subscription) is None:
+        text = (
+            f"it is not known whether subscription {subscription!r} of topic {name!r} was deleted meanwhile"
+        )
+        raise RemoteError("unavailable", f"{text}; try again")
+
+
 def _there(registry: Registry, name: str, subscription: str) -> str | None:
     topic = registry.topic(name)
     if topic is None or not subscription:

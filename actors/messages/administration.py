@@ -36,6 +36,7 @@ class LocateSubscription:
     options: dict[str, Any]  # as the client sent them: the Directory checks them
     reply: Address
     ticket: int
+    asked_s: float | None = None  # monotonic; when it was asked first, if this repeats it
 
 
 @message

@@ -292,6 +292,44 @@ def test_a_subscription_created_again_starts_anew(stage: Stage) -> None:
     assert [name for name in stage.disk._names if "/cursors/" in name] == []
 
 
+@pytest.mark.parametrize("what", ["producer", "consumer"])
+@pytest.mark.parametrize("lost", [("worker-0", "broker"), ("broker", "worker-0")])
+def test_an_open_whose_question_gets_lost_is_answered_soon(
+    stage: Stage, lost: tuple[str, str], what: str
+) -> None:
+    """Where something runs is asked again, and what came of a first question is not done twice."""
+    stage.client().request("topic.create", topic="orders")
+    client = stage.client(0)
+    stage.hold(*lost)
+    if what == "producer":
+        ref = client.say_open_producer(1, "orders", 7)
+    else:
+        ref = client.say_open_consumer(1, "orders", "s")
+    stage.settle()
+    stage.holding.clear()
+    stage.let_go(*lost)
+    assert client.expect(Type.OPENED, Type.MOVED, ref=ref, timeout_s=2)
+    names = ["s"] if what == "consumer" else []
+    listed = stage.client().request("subscription.list", topic="orders")["subscriptions"]
+    assert [each["subscription"] for each in listed] == names
+
+
+def test_a_question_that_is_repeated_brings_no_deleted_subscription_back(stage: Stage) -> None:
+    """It may have been made by the first, and deleted since: its consumer is told to try again."""
+    stage.client().request("topic.create", topic="orders")
+    name = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 1)
+    client = stage.client(0)
+    stage.hold("broker", "worker-0")
+    ref = client.say_open_consumer(1, "orders", name)
+    stage.settle()
+    stage.client(1).request("subscription.delete", topic="orders", subscription=name)
+    stage.holding.clear()
+    stage.let_go("broker", "worker-0")
+    refused = client.expect(Type.ERROR, ref=ref, timeout_s=2)
+    assert (refused.code, refused.header[Key.ACTION]) == ("unavailable", "retry")
+    assert stage.client().request("subscription.list", topic="orders")["subscriptions"] == []
+
+
 # ---- bounds ----------------------------------------------------------------------------------------------------
 
 

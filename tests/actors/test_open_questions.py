@@ -7,6 +7,8 @@ from typing import Any, cast
 import pytest
 
 from ister.actors.open_questions import (
+    AGAIN_MAX,
+    AGAIN_S,
     ANSWER_WITHIN_S,
     PENDING_MAX,
     REQUESTS_MAX,
@@ -47,6 +49,23 @@ def test_what_is_not_answered_is_overdue_and_what_is_answered_never() -> None:
     assert questions.overdue(1.0 + ANSWER_WITHIN_S) == [first]
     questions.answered(first)
     assert questions.overdue(100.0) == [second]
+
+
+def test_where_something_runs_is_asked_again_and_a_request_is_not() -> None:
+    """After a second, and then after twice as long each time; what is answered no more, and few at a time."""
+    questions = OpenQuestions()
+    questions.ask(Requesting(session("a"), 7), 0.0)
+    question = attaching()
+    ticket = questions.ask(question, 0.0)
+    asked = [now for now in range(2 * int(ANSWER_WITHIN_S)) if questions.unheard(now / 2)]
+    assert asked == [2, 6, 14]
+    again = questions.ask(question, 20.0)
+    questions.answered(ticket)
+    assert questions.unheard(20.0 + AGAIN_S) == [(again, question, 20.0)]
+    questions.answered(again)
+    for _ in range(AGAIN_MAX + 5):
+        questions.ask(question, 30.0)
+    assert [len(questions.unheard(31.0)) for _ in range(3)] == [AGAIN_MAX, 5, 0]
 
 
 def test_a_session_may_ask_again_once_it_was_answered() -> None:
