@@ -428,13 +428,14 @@ class Attachment:
         due = self._used_messages >= messages or self._used_bytes >= _part(
             self._credit_bytes, CREDIT_BACK_BYTES
         )
-        if self._tells and self._handed > self._told:
-            self._told = self._handed
+        if self._tells and (due or self._handed > self._told):
+            self._told = max(self._told, self._handed)
             if not (self._singly or self._in_hand.singly):
                 self._told = max(self._told, self._handed - count + self._pace.at_once)
             if self._pace.at_once <= ACK_AT_ONCE:
                 self.flush()  # messages that are done are not in the program's hands any more
-            self._give_credit(taken=self._told, back=due)
+            # One frame for both: a frame costs the worker more than its content. A small credit waits until it is due.
+            self._give_credit(taken=self._told, back=due or 2 * self._used_messages >= messages)
         elif due:
             self._give_credit()
 
