@@ -142,7 +142,9 @@ class Delivery:
 
         Several threads may share the iterator: each message goes to one of them.
         """
-        payloads = [] if self.withheld else self.payloads[start:stop]
+        payloads = [] if self.withheld else self.payloads
+        if start or (stop is not None and stop < len(payloads)):
+            payloads = payloads[start:stop]
         self._hand = iter(payloads)
         return self._made(start, start + len(payloads), self._hand)
 

@@ -149,14 +149,15 @@ class Receiver:
         """Return what `take` (called under the lock) finds, or raise the broker's error."""
         attachment, network = self.attachment, self._network
         with self._lock:
-            attachment.asked(network.clock.monotonic())
+            now = network.clock.monotonic()
+            attachment.asked(now)
             found = take(attachment)
             if found is None:
                 self._check()
                 network.connection_of(attachment).touch()  # a frame may have arrived already
                 found = take(attachment)
             if found is not None:
-                attachment.tick(network.clock.monotonic())
+                attachment.tick(now)
                 session = attachment.session
                 if session is not None and session.outbox:
                     network.connection_of(attachment).touch()
