@@ -241,7 +241,7 @@ class Driver:
     def flush(
         self, producer: str | None = None, consumer: str | None = None, timeout_ms: int = TIMEOUT_MS
     ) -> None:
-        flushed: Any = self.consumers[consumer] if producer is None else self.producers[producer]
+        flushed: Any = self.consumers.get(consumer or "") or self.producers[producer or ""]
         flushed.flush(timeout_ms / 1000)
 
     # ---- receiving
@@ -252,7 +252,7 @@ class Driver:
         consumer: str,
         topic: str,
         subscription: str,
-        type: str,
+        type: Any,
         start: Any = None,
         priority: int = 0,
         force: bool = False,
@@ -334,7 +334,7 @@ class Driver:
         return {"position": self.consumers[consumer].seek(place(to), timeout_ms / 1000)}
 
     def events(self, client: str | None = None, consumer: str | None = None) -> dict[str, Any]:
-        source = self.consumers[consumer].events if client is None else self.clients[client].events
+        source: Any = (self.clients.get(client or "") or self.consumers[consumer or ""]).events
         told = [source.popleft() for _ in range(len(source))]
         names = ("code", "count", "offset", "text") if client is None else ("code",)
         return {"events": [{name: getattr(event, name) for name in names} for event in told]}
