@@ -24,7 +24,8 @@ from ister.actors.process import (
     process_description,
     run_folder,
 )
-from ister.actors.supervisor import RestartPolicy, Supervisor
+from ister.actors.restarts import RestartPolicy
+from ister.actors.supervisor import Supervisor
 from ister.actors.tier import TierProcessSettings, run_tier
 from ister.actors.worker import WorkerSettings, run_worker
 from ister.clock import SystemClock

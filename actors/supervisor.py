@@ -1,8 +1,7 @@
 """The Supervisor: starts the broker's other processes, restarts those that die, stops all of them in order.
 
-Runs in: the broker process. May touch: the processes it started, the signals of its own, and mail. When to restart
-is decided by `RestartHistory`, which is pure; how a process is started is `Spawner`'s business, so that tests hand
-in another.
+Runs in: the broker process. May touch: the processes it started, the signals of its own, and mail. When to restart is
+decided in `restarts.py`; how a process is started is in `spawning.py`, in whose place tests hand in another.
 
 Invariants:
 - At most one process of a node lives at a time, and every start has a boot number greater than all before.
@@ -13,16 +12,11 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from types import ModuleType
-from typing import Final, Protocol
+from typing import Final
 
 from ister.actors.addresses import PROCESS_PATH
 from ister.actors.process import (
@@ -36,115 +30,16 @@ from ister.actors.process import (
     ProcessSpec,
     Ready,
     SignalWatch,
-    child_main,
     has_terminal,
 )
+from ister.actors.restarts import RestartHistory, RestartPolicy
 from ister.actors.runtime import LoopActor, System, Timer, receives
-from ister.backoff import BackOff
+from ister.actors.spawning import Child, Spawner, Starter
 
 logger = logging.getLogger("ister.supervisor")
 
 # A process that has not reported after this long hangs: imports and recovery take seconds at worst.
 READY_WITHIN_S: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """When a process that died is started again; all times in seconds."""
-
-    delay_first_s: float = 0.1  # a chance crash delays clients little
-    delay_max_s: float = 5.0  # a repeated crash costs the machine little
-    steady_s: float = 30.0  # after running this long, the next death counts as the first
-    restarts_max: int = 5  # this many restarts ...
-    restarts_window_s: float = 60.0  # ... within this time; the next death makes the broker give up
-    stop_grace_s: float = 5.0  # from SIGTERM to SIGKILL
-
-
-class RestartHistory:
-    """The deaths of one node, and what follows from the next one. Pure."""
-
-    def __init__(self, policy: RestartPolicy) -> None:
-        self._policy = policy
-        self._deaths: deque[float] = deque(maxlen=policy.restarts_max + 1)  # one more than allowed
-        self._delay = BackOff(policy.delay_first_s, policy.delay_max_s)
-
-    def died(self, now: float, lived_s: float) -> float | None:
-        """Note a death; return the seconds to wait before the next start, or None to give up."""
-        policy = self._policy
-        if lived_s >= policy.steady_s:
-            self._delay.succeeded()
-        self._deaths.append(now)
-        if len(self._deaths) > policy.restarts_max and now - self._deaths[0] <= policy.restarts_window_s:
-            return None
-        return self._delay.failed()
-
-
-class Child(Protocol):
-    """A process that was started."""
-
-    pid: int
-    sentinel: int  # a file descriptor that becomes readable when the process is dead
-
-    def terminate(self) -> None:
-        """Ask it to stop (SIGTERM)."""
-
-    def kill(self) -> None:
-        """Kill it (SIGKILL)."""
-
-    def reap(self) -> int:
-        """Return the exit code of a dead process (-n: ended by signal n), and free what it held."""
-
-
-class Starter(Protocol):
-    """Starts processes."""
-
-    def start(self, birth: Birth) -> Child:
-        """Start the process that `birth` describes."""
-
-
-class Spawner:
-    """Starts real processes, with multiprocessing's spawn method."""
-
-    def __init__(self) -> None:
-        self._spawn = multiprocessing.get_context("spawn")
-
-    def start(self, birth: Birth) -> Child:
-        """Start the process that `birth` describes. Raises OSError if the machine lacks the resources."""
-        process = self._spawn.Process(target=child_main, args=(birth,), name=birth.spec.node, daemon=True)
-        # multiprocessing's resource tracker unblocks SIGINT when it starts, so it is started first.
-        resource_tracker.ensure_running()
-        # A child would import its parent's __main__, here the command line, which no child needs: hiding it makes the
-        # start quick, and independent of how the broker was started.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        # Blocked during the start, so that Ctrl-C cannot end the child before it ignores it.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            sys.modules["__main__"] = main
-        return _SpawnedChild(process)
-
-
-class _SpawnedChild:
-    def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
-        assert process.pid is not None
-        self.pid = process.pid
-        self.sentinel = process.sentinel
-        self._process = process
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def reap(self) -> int:
-        self._process.join()
-        code = self._process.exitcode
-        self._process.close()
-        return -signal.SIGKILL if code is None else code
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ import sys
 from typing import Any
 
 from ister.actors.process import NodeDown, NodeUp, ProcessContext, ProcessSpec, log_to_stderr, run_folder
+from ister.actors.restarts import RestartPolicy
 from ister.actors.runtime import LoopActor, System, receives
-from ister.actors.supervisor import RestartPolicy, Supervisor
+from ister.actors.supervisor import Supervisor
 from ister.clock import SystemClock
 from ister.errors import SettingsError
 

@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from ister.actors.process import Birth, CannotWork, NodeDown, NodeUp, ProcessContext, ProcessSpec, Ready
+from ister.actors.restarts import RestartHistory, RestartPolicy
 from ister.actors.runtime import Address, Loop, Scheduler, System
-from ister.actors.supervisor import READY_WITHIN_S, RestartHistory, RestartPolicy, StopProcesses, Supervisor
+from ister.actors.supervisor import READY_WITHIN_S, StopProcesses, Supervisor
 
 
 class ManualClock:
