@@ -1,9 +1,8 @@
 """Key-Shared: which consumer gets which key, and when; pure.
 
 The waiting messages of a key form a lane. Every key belongs to one of `SLOTS` slots (by the CRC32 of its bytes), and
-every slot to one consumer. A new consumer takes slots from those that have most; one that leaves hands its slots to
-those that have least, so that most keys stay where they are. A consumer's lanes take turns, one message each, so that a
-hot key never starves others. A message without a key goes to any consumer, before younger messages of any key.
+every slot to one consumer (`slots.py`). A consumer's lanes take turns, one message each, so that a hot key never
+starves others. A message without a key goes to any consumer, before younger messages of any key.
 
 Messages for which there is no room here are left in the log: their slot remembers from which offset on (`overflow`),
 and is filled again from there (`refill`) once its consumer takes more. So memory is bounded, and a slow consumer or a
@@ -27,8 +26,8 @@ from zlib import crc32
 
 from ister.actors.ledger import Held
 from ister.actors.selection import Member
+from ister.actors.slots import SLOTS, Slots
 
-SLOTS: Final = 1 << 14  # additional consumers would get no slot; 128 KB
 WAITING_MAX: Final = (
     # waiting messages, some 150 bytes each; above this, slots of consumers that take nothing overflow
     100_000
@@ -66,11 +65,8 @@ class Lanes:
     """The lanes of one subscription."""
 
     def __init__(self) -> None:
-        self._slots: list[Member | None] = [None] * SLOTS
-        self._slots_of: dict[Member, list[int]] = {}  # in the order of their age
-        # Heaps of (count, age, consumer) for the consumers with most and least slots; some entries are outdated.
-        self._most: list[tuple[int, int, Member]] = []
-        self._least: list[tuple[int, int, Member]] = []
+        self._table = Slots()
+        self._slots = self._table.owners  # the same list, which is looked up for each message
         self._runnable: dict[Member, deque[Lane]] = {}
         self._lanes: dict[bytes, Lane] = {}
         # by offset: the lane of each message in flight; None: it has no key
@@ -98,71 +94,36 @@ class Lanes:
     # ---- consumers ----------------------------------------------------------------------------------------------
 
     def attach(self, member: Member) -> None:
-        """Give a consumer its share of the slots, taken from those that have most."""
-        mine: list[int] = []
-        if not self._slots_of:
-            mine = list(range(SLOTS))
-        else:
-            donors: dict[Member, None] = {}  # not a set: the order must be the same in every run
-            for _ in range(SLOTS // (len(self._slots_of) + 1)):
-                donor = self._first_of(self._most, -1)
-                mine.append(slot := self._slots_of[donor].pop())
-                self._over_of[donor] -= slot in self._over
-                donors[donor] = None
-                self._count(donor)
-        self._slots_of[member] = mine
-        self._count(member)
+        """Give a consumer its share of the slots, and queue the lanes in them with it."""
+        mine, given = self._table.attach(member)
+        over = self._over
+        for donor, slots in given.items() if over else ():
+            self._over_of[donor] -= sum(slot in over for slot in slots)
         self._runnable[member] = deque()
-        self._over_of[member] = sum(slot in self._over for slot in mine) if self._over else 0
-        for slot in mine:
-            self._slots[slot] = member
-        if len(self._slots_of) == 1:
+        self._over_of[member] = sum(slot in over for slot in mine) if over else 0
+        if len(self._runnable) == 1:
             self._route(self._lanes.values())
         else:
-            for donor in donors:
+            for donor in given:
                 self._reroute(donor)
 
     def detach(self, member: Member) -> None:
-        """Give a consumer's slots to those that have least; what it has in flight is returned separately."""
-        mine = self._slots_of.pop(member, None)
-        if mine is None:
+        """Give a consumer's slots to others; what it has in flight is returned separately."""
+        lanes = self._runnable.pop(member, None)
+        if lanes is None:
             return
-        lanes = self._runnable.pop(member)
+        mine, got = self._table.detach(member)
         self.called.pop(member, None)
         del self._over_of[member]
-        for slot in mine:
-            if not self._slots_of:
-                self._slots[slot] = None
-                continue
-            heir = self._first_of(self._least, 1)
-            self._slots[slot] = heir
-            self._slots_of[heir].append(slot)
-            self._over_of[heir] += slot in self._over
-            self._count(heir)
+        over = self._over
+        for heir, slots in got.items() if over else ():
+            self._over_of[heir] += sum(slot in over for slot in slots)
         for lane in lanes:
             lane.queued_at = None
         self._route(lanes)
         if self._astray:  # lanes that were to move to it may stay with the consumer that has their messages
             for slot in mine:
                 self._route(self._astray.pop(slot, ()))
-
-    def _count(self, member: Member) -> None:
-        """Note that a consumer's number of slots has changed."""
-        count, bound = len(self._slots_of[member]), 4 * len(self._slots_of) + 64
-        for heap, sign in ((self._most, -1), (self._least, 1)):
-            if len(heap) < bound:
-                heapq.heappush(heap, (sign * count, member.age, member))
-            else:  # most of the heap is outdated
-                heap[:] = [(sign * len(slots), each.age, each) for each, slots in self._slots_of.items()]
-                heapq.heapify(heap)
-
-    def _first_of(self, heap: list[tuple[int, int, Member]], sign: int) -> Member:
-        """Return the first consumer of `_most` or `_least`, which must not be empty."""
-        while True:
-            count, _, member = heap[0]
-            if member in self._slots_of and len(self._slots_of[member]) == sign * count:
-                return member
-            heapq.heappop(heap)
 
     def _reroute(self, donor: Member) -> None:
         lanes = self._runnable[donor]

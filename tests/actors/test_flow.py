@@ -12,10 +12,11 @@ from weakref import ref
 import pytest
 
 from ister.actors.consumer_wire import FULL_RETRY_S_MAX
-from ister.actors.lanes import SLOTS, Lanes
+from ister.actors.lanes import Lanes
 from ister.actors.ledger import Held
 from ister.actors.loop import CANCELLED_TIMERS_KEPT
 from ister.actors.selection import HOARD_SPARE, Member
+from ister.actors.slots import SLOTS
 from ister.actors.subscription.from_memory import DROP_NOTICE_S, DROP_NOTICES
 from ister.wire import Key, Type
 from tests.raw_client import Frame
@@ -361,7 +362,7 @@ def test_keys_are_shared_out_among_thousands_evenly() -> None:
                 lanes.attach(member)
         costs.append(count[0])
     assert max(costs[1:]) < costs[0]
-    sizes = [len(slots) for slots in lanes._slots_of.values()]
+    sizes = [len(slots) for slots in lanes._table.of.values()]
     assert sum(sizes) == SLOTS
     assert max(sizes) - min(sizes) <= 1
     for offset in range(5_000):
@@ -373,10 +374,10 @@ def test_keys_are_shared_out_among_thousands_evenly() -> None:
         for member in members[:4_000]:
             lanes.detach(member)
     assert count[0] < 200 * 4_000
-    sizes = [len(slots) for slots in lanes._slots_of.values()]
+    sizes = [len(slots) for slots in lanes._table.of.values()]
     assert sum(sizes) == SLOTS
     assert max(sizes) - min(sizes) <= 1
-    assert len(lanes._most) + len(lanes._least) < 10 * 5_000
+    assert len(lanes._table._most) + len(lanes._table._least) < 10 * 5_000
 
 
 def test_a_key_on_its_way_to_who_leaves_may_stay_where_it_is() -> None:

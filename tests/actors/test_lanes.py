@@ -8,9 +8,10 @@ from zlib import crc32
 import pytest
 
 from ister.actors import lanes as module
-from ister.actors.lanes import SLOTS, Entry, Lanes
+from ister.actors.lanes import Entry, Lanes
 from ister.actors.ledger import Held
 from ister.actors.selection import Member
+from ister.actors.slots import SLOTS
 
 
 def member(number: int, messages: int = 1000) -> Member:
@@ -189,7 +190,7 @@ def test_most_keys_stay_where_they_are() -> None:
         change(who)
         moved = sum(a is not b for a, b in zip(before, lanes._slots, strict=True))
         assert moved <= SLOTS // 9 + 1
-    assert {len(slots) * 9 // SLOTS for slots in lanes._slots_of.values()} <= {0, 1}
+    assert {len(slots) * 9 // SLOTS for slots in lanes._table.of.values()} <= {0, 1}
 
 
 @pytest.mark.usefixtures("small")

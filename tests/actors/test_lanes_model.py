@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ister.actors import lanes as module
+from ister.actors import slots
 from ister.actors.lanes import Lanes
 from ister.actors.ledger import Held
 from ister.actors.selection import Member
@@ -54,6 +55,7 @@ class LanesMachine(RuleBasedStateMachine):
         for name, value in globals().items():
             if name in ("SLOTS", "WAITING_MAX", "WAITING_HARD_MAX", "LANE_MAX"):
                 self.patch.setattr(module, name, value)
+        self.patch.setattr(slots, "SLOTS", SLOTS)
         self.lanes = Lanes()
         self.log: list[Message] = []
         self.read = 0  # where new messages begin
@@ -410,11 +412,11 @@ class LanesMachine(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_shared_out(self) -> None:
-        counts = {key: len(self.lanes._slots_of[member]) for key, member in self.members.items()}
+        counts = {key: len(self.lanes._table.of[member]) for key, member in self.members.items()}
         assert sum(counts.values()) == (SLOTS if counts else 0)
         assert not counts or max(counts.values()) - min(counts.values()) <= 1
         for member in self.members.values():
-            assert all(self.lanes._slots[slot] is member for slot in self.lanes._slots_of[member])
+            assert all(self.lanes._slots[slot] is member for slot in self.lanes._table.of[member])
 
     @invariant()
     def a_key_is_at_one_consumer(self) -> None:

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, cast
 from unittest.mock import patch
 
-from ister.actors import lanes
+from ister.actors import lanes, slots
 from ister.actors.placement import subscription_key, worker_of
 from ister.actors.runtime import LoopActor
 from ister.bodies import decode_attributes
@@ -47,6 +47,7 @@ PARTS = {  # the parts of an actor that belong to it alone (`ister.actors.source
     "ister.actors.ledger",
     "ister.actors.selection",
     "ister.actors.lanes",
+    "ister.actors.slots",
     "ister.actors.delays",
     "ister.actors.poison",
     "ister.actors.consumer_holding",
@@ -191,7 +192,7 @@ class World:
 
     def run(self) -> World:
         """Run the history; raises `HistoryError`."""
-        with patch.object(lanes, "SLOTS", SLOTS):
+        with patch.object(lanes, "SLOTS", SLOTS), patch.object(slots, "SLOTS", SLOTS):
             self._live()
         return self
 
