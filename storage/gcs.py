@@ -1,4 +1,4 @@
-"""Google Cloud Storage as object store: the only file that knows Google's client.
+"""Google Cloud Storage as object store. This file and `gcs_failures.py` alone know Google's client.
 
 - An object is created with `ifGenerationMatch=0`, in one request, and never replaced. A creation whose answer was lost
   is recognized by a unique id in the object's metadata, so that `put_if_absent` returns True to its creator only.
@@ -9,14 +9,8 @@
   data.
 - `STORAGE_EMULATOR_HOST` is honoured, without credentials.
 
-`StoreError.code` and `.action` tell the caller what a failure means:
-
-    store-unavailable   retry   429, 5xx, timeouts, lost connections, for as long as the deadline
-    store-credentials   fix     none found, or refused
-    store-permission    fix     the text names permission and role
-    store-missing       fix     there is no such bucket
-    object-too-large    fix     over 8 MiB, what one request creates atomically everywhere
-    object-missing, object-damaged, checksum-missing, store-refused       stop
+What a failure means to the caller is in `gcs_failures.py`; besides, `StoreError.code` may be object-too-large (fix:
+over 8 MiB, what one request creates atomically everywhere), object-missing, object-damaged or checksum-missing (stop).
 
 May touch: the network, the environment, a Disk for files to upload.
 """
@@ -24,7 +18,6 @@ May touch: the network, the environment, a Disk for files to upload.
 from __future__ import annotations
 
 import base64
-import http.client
 import os
 import threading
 import uuid
@@ -36,21 +29,19 @@ from typing import Any, Final, TypeVar
 import google.auth
 import requests
 import requests.adapters
-import urllib3.exceptions
 from google.api_core import exceptions as api
 from google.api_core.client_info import ClientInfo
-from google.auth import exceptions as auth
 from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
-from google.cloud.storage.exceptions import InvalidResponse
 
 from ister.backoff import BackOff, jittered
 from ister.clock import Clock, SystemClock
-from ister.errors import Action, StoreError
+from ister.errors import StoreError
 from ister.storage.checksum import Buffer
 from ister.storage.checksum import crc32c as checksum_of
 from ister.storage.disk import Disk, LocalDisk
+from ister.storage.gcs_failures import FAILURES, failure_of
 from ister.storage.objectstore import (
     NAME_BYTES_MAX,
     PAGE_OBJECTS_MAX,
@@ -82,28 +73,10 @@ PUT_ID: Final = "ister-put"
 _ENDPOINT: Final = "STORAGE_EMULATOR_HOST"
 _NO_BACKGROUND_LOOKUP: Final = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 _SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
-_AGAIN: Final = frozenset((408, 429, 500, 502, 503, 504))
-_RATE_LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded")
-_ROLES: Final = {
-    "storage.objects.create": "roles/storage.objectUser",
-    "storage.objects.delete": "roles/storage.objectUser",
-    "storage.objects.get": "roles/storage.objectViewer (to write as well: roles/storage.objectUser)",
-    "storage.objects.list": "roles/storage.objectViewer (to write as well: roles/storage.objectUser)",
-}
-_FAILURES: Final = (
-    api.GoogleAPICallError,
-    auth.GoogleAuthError,
-    InvalidResponse,
-    requests.RequestException,
-    urllib3.exceptions.HTTPError,
-    http.client.HTTPException,
-    OSError,
-)
-
 T = TypeVar("T")
 
 
-class _DamagedOnItsWayError(Exception):
+class _DamagedInTransitError(Exception):
     """A download's bytes do not have the checksum that the store states."""
 
     def __init__(self, found: int, expected: int) -> None:
@@ -125,7 +98,7 @@ class _Transfers:
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= size, timeout_s):
                 raise StoreError(
-                    f"{self._bytes_max} bytes have been on their way to or from the store for {timeout_s:.0f} s",
+                    f"{self._bytes_max} bytes have been in transit to or from the store for {timeout_s:.0f} s",
                     code="store-unavailable",
                 )
             self._free -= size
@@ -228,13 +201,13 @@ class GcsStore:
                 found = work(self._connected(), unsure)
                 self._bucket_seen = True
                 return found
-            except _DamagedOnItsWayError as error:
+            except _DamagedInTransitError as error:
                 damaged += 1
                 failure = mismatch(done, error.found, error.expected)
                 if damaged >= DOWNLOADS_MAX:
                     raise failure from error
-            except _FAILURES as error:
-                failure = self._failure(error, done, permission)
+            except FAILURES as error:
+                failure = failure_of(error, self, done, permission)
                 if failure.action != "retry":
                     raise failure from error
                 unsure = True
@@ -242,40 +215,6 @@ class GcsStore:
             if self._clock.monotonic() + pause_s > give_up:
                 raise failure
             self._closed.wait(pause_s)
-
-    def _failure(self, error: BaseException, done: str, permission: str) -> StoreError:
-        """Return the StoreError for a failed attempt."""
-        status = _status(error)
-        said = _said(error)
-        code, action, text = "store-unavailable", "retry", f"{self!r} could not {done}: {said}"
-        match error:
-            case auth.InvalidOperation():  # an emulator that wants credentials
-                code, action = "store-credentials", "fix"
-                text = f"the emulator refused the credentials for {self!r}, which were none"
-            case auth.DefaultCredentialsError():
-                code, action = "store-credentials", "fix"
-                text = (
-                    f"there are no Google credentials for {self!r}: name a key file in GOOGLE_APPLICATION_CREDENTIALS, "
-                    f"run `gcloud auth application-default login`, or run where a service account is attached ({said})"
-                )
-            case auth.RefreshError() if not error.retryable:
-                code, action = "store-credentials", "fix"
-                text = f"Google refused the credentials for {self!r}: {said}"
-            case _ if status == 401:
-                code, action = "store-credentials", "fix"
-                text = f"Google refused the credentials for {self!r}: {said}"
-            case _ if status == 403 and not any(limit in said for limit in _RATE_LIMITS):
-                code, action = "store-permission", "fix"
-                text = (
-                    f"no permission to {done} in bucket {self.bucket}: give the account {permission}, "
-                    f"for example by {_ROLES[permission]} on the bucket ({said})"
-                )
-            case _ if status == 404:
-                code, action = "store-missing", "fix"
-                text = f"there is no bucket {self.bucket}: make it, or correct the store's address ({said})"
-            case _ if status is not None and status not in _AGAIN and status != 403:
-                code, action = "store-refused", "stop"
-        return StoreError(text, code=code, action=_ACTIONS[action])
 
     def _absent(self, error: Exception, client: storage.Client) -> None:
         """Return if a 404 is about the object; raises `error` if it is about the bucket."""
@@ -397,7 +336,7 @@ class GcsStore:
             if expected is None:
                 raise unchecked(name)
             if found != expected:
-                raise _DamagedOnItsWayError(found, expected)
+                raise _DamagedInTransitError(found, expected)
             return data
 
         with self._transfers.of(SEGMENT_BYTES_MAX, self._deadline_s):
@@ -500,9 +439,6 @@ class GcsStore:
             self._client = None
 
 
-_ACTIONS: Final[dict[str, Action]] = {"retry": "retry", "fix": "fix", "stop": "stop"}
-
-
 def _encode(checksum: int) -> str:
     """Return a CRC32C in Google's form: base64 of four bytes, the highest first."""
     return base64.b64encode(checksum.to_bytes(4, "big")).decode()
@@ -516,26 +452,3 @@ def _decode(text: str | None) -> int | None:
 def _size(blob: storage.Blob) -> int:
     """Return an object's size in bytes; some servers omit that of an empty one."""
     return int(blob.size or 0)
-
-
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status of an error, None if it has none."""
-    if isinstance(error, api.GoogleAPICallError):
-        return int(error.code) if error.code is not None else None
-    if isinstance(error, InvalidResponse):
-        return int(error.response.status_code)
-    return None
-
-
-def _said(error: BaseException) -> str:
-    """Return what went wrong in one line: the server's text, without the address of the request."""
-    response = getattr(error, "response", None)
-    if response is None:
-        return " ".join(str(error).split()) or type(error).__name__
-    try:
-        told = response.json()["error"]
-        reasons = " ".join(str(each["reason"]) for each in told.get("errors", ()) if "reason" in each)
-        said = f"{told['message']} [{reasons}]" if reasons else str(told["message"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        said = str(response.text)[:200]
-    return " ".join(f"{response.status_code} {said}".split())
