@@ -1,5 +1,5 @@
-"""The gateway: the only file with the ROUTER socket. It turns frames into calls on `GatewayEvents`, and answers into
-frames.
+"""The gateway: the only user of the ROUTER socket (`router.py`). It turns frames into calls on `GatewayEvents`, and
+answers into frames.
 
 Invariants
 - it never looks at single messages of a batch: its cost is per frame
@@ -10,7 +10,6 @@ Invariants
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,16 +17,16 @@ from typing import Final, Protocol
 
 import zmq
 
-from ister.bodies import MARKED_BYTES_MAX, Buffer, around_bytes_max, check_batch, pack_lengths
+from ister.bodies import Buffer, check_batch, pack_lengths
 from ister.clock import Clock
-from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError, UsageError
+from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError
 from ister.transport.connections import Connections
 from ister.transport.frames import FrameReader, TooManyFramesError
 from ister.transport.guard import IDLE_LOOK_S, Guard
 from ister.transport.questions import Question
+from ister.transport.router import Monitor, bind, open_router
 from ister.transport.session import HANDLE_FRAMES, SESSION_FRAMES, Handle, Session, Sessions
 from ister.wire import (
-    HEADER_BYTES_MAX,
     RANGES_MAX,
     Header,
     Key,
@@ -43,18 +42,9 @@ log = logging.getLogger("ister.gateway")
 # A turn reads at most this many messages, so that timers, mail and commits get their turn: 64 batches of 64 KiB are
 # 4 MiB, some 10 ms of work.
 RECEIVE_MAX: Final = 64
-# ZeroMQ counts messages, not bytes. A consumer's bytes are limited by its credit; this limits the small answers (some
-# 200 bytes each) to a client that asks and never reads to a few megabytes.
-SEND_HWM: Final = 10_000
-# What one connection may have waiting to be read, in messages of the largest batch; smaller ones are less.
-RECEIVE_BYTES_MAX: Final = 64 << 20
-RECEIVE_HWM_MIN: Final = 16  # with fewer, the I/O thread and the loop would wait for each other
-RECEIVE_HWM_MAX: Final = 1_000
 # After this time an acknowledgment that is not stored, or a CLOSE whose batches have no receipts, is answered with an
 # error: it is longer than anything takes that is not stuck.
 ANSWER_WITHIN_S: Final = 30.0
-HANDSHAKE_MS: Final = 5_000
-ZMTP_HEARTBEAT_MS: Final = 5_000
 
 _OPENS: Final = (Type.OPEN_PRODUCER, Type.OPEN_CONSUMER)
 _NO_OPEN: Final = tuple(kind for kind in HANDLE_FRAMES if kind not in _OPENS)
@@ -125,42 +115,20 @@ class Gateway:
         self._events: GatewayEvents | None = None
         self._context = context
         self._connections: Connections[Session] = Connections()
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._monitor: Monitor | None = None
         self.guard: Guard | None = None  # if there is a monitor
-        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.ROUTER_HANDOVER, 0)
-        router.setsockopt(zmq.SNDHWM, SEND_HWM)
-        fit = RECEIVE_BYTES_MAX // sessions.limits.batch_bytes_max
-        router.setsockopt(zmq.RCVHWM, max(RECEIVE_HWM_MIN, min(fit, RECEIVE_HWM_MAX)))
-        router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
-        # One frame: the largest batch or header, and room to answer somewhat larger ones with an error.
-        around = around_bytes_max(sessions.limits.batch_bytes_max) + MARKED_BYTES_MAX
-        router.setsockopt(zmq.MAXMSGSIZE, 2 * max(sessions.limits.batch_bytes_max + around, HEADER_BYTES_MAX))
-        self.socket = router
-        self._frames = FrameReader(router)
+        self.socket = open_router(context, sessions.limits.batch_bytes_max)
+        self._frames = FrameReader(self.socket)
 
     def bind(self, endpoint: str, events: GatewayEvents) -> None:
         """Listen on an endpoint; raises `UsageError` if it is in use or not of this machine."""
         self._events = events
-        if "[" in endpoint:
-            self.socket.setsockopt(zmq.IPV6, 1)
-        try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise UsageError(
-                f"cannot listen on {endpoint}: {error.strerror} (is another broker running there?)",
-                code="address-in-use",
-            ) from error
+        bind(self.socket, endpoint)
 
     def close(self) -> None:
         """Close the socket at once."""
         if self._monitor is not None:
-            self.socket.disable_monitor()
-            self._monitor.close(linger=0)
+            self._monitor.close()
             self._monitor = None
         self.socket.close(linger=0)
 
@@ -172,36 +140,24 @@ class Gateway:
         `is_short()` says whether file descriptors are nearly used up.
         """
         self.guard = Guard(self._clock, is_short)
-        address = f"inproc://gateway-{id(self)}"
-        self.socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
-        # ZeroMQ's I/O thread waits when this queue is full, which must not happen while the loop does something else.
-        monitor.setsockopt(zmq.RCVHWM, 0)
-        monitor.setsockopt(zmq.LINGER, 0)
-        monitor.connect(address)
-        self._monitor = monitor
-        return monitor
+        self._monitor = Monitor(self._context, self.socket)
+        return self._monitor.socket
 
     def read_connections(self) -> None:
         """Read the monitor's events."""
-        monitor = self._monitor
-        while monitor is not None:
-            try:
-                told = monitor.recv_multipart(zmq.NOBLOCK)[0]
-            except zmq.Again:
-                return
-            event = int.from_bytes(told[:2], sys.byteorder)
-            descriptor = int.from_bytes(told[2:6], sys.byteorder)
-            if event == zmq.EVENT_ACCEPTED:
+        if self._monitor is None:
+            return
+        for accepted, descriptor in self._monitor.news():
+            if accepted:
                 self._connections.accepted(descriptor)
                 if self.guard is not None:
                     self.guard.accepted(descriptor)
-            elif event == zmq.EVENT_DISCONNECTED:
-                if self.guard is not None:
-                    self.guard.closed(descriptor)
-                gone = self._connections.closed(descriptor)
-                if gone is not None:
-                    self._connection_closed(*gone)
+                continue
+            if self.guard is not None:
+                self.guard.closed(descriptor)
+            gone = self._connections.closed(descriptor)
+            if gone is not None:
+                self._connection_closed(*gone)
 
     def _connection_closed(self, session: Session, routing: bytes) -> None:
         """Note that a session has no connection: it has some time to resume."""

@@ -562,7 +562,7 @@ def flooded(served: Served, client: ServedClient) -> Session:
 @pytest.fixture
 def small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a client's queue hold few messages."""
-    monkeypatch.setattr("ister.transport.gateway.SEND_HWM", 50)
+    monkeypatch.setattr("ister.transport.router.SEND_HWM", 50)
 
 
 @pytest.mark.requirement("7.3-7")

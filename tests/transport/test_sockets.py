@@ -13,7 +13,7 @@ import cbor2
 import pytest
 import zmq
 
-from ister.transport import gateway as gateway_module
+from ister.transport import router as router_module
 from ister.wire import Key, Type
 from tests.transport.test_gateway import BATCH_BYTES_MAX, Served, until
 
@@ -111,7 +111,7 @@ def test_a_peer_of_zmtp_3_0_is_served_and_hears_pings(
     make_served: Callable[[], Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """3.0 is enough; PING comes as a command, flags 4, and never as a message. Who answers it stays."""
-    monkeypatch.setattr(gateway_module, "ZMTP_HEARTBEAT_MS", 200)
+    monkeypatch.setattr(router_module, "ZMTP_HEARTBEAT_MS", 200)
     peer = Peer(make_served())
     peer.say(cbor2.dumps({Key.TYPE: Type.HELLO, Key.VERSION: [1]}))
     flags, data = peer.frame()
@@ -137,7 +137,7 @@ def test_a_peer_that_answers_no_ping_is_cut_off(
     make_served: Callable[[], Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three intervals without a byte from it, and its connection is closed."""
-    monkeypatch.setattr(gateway_module, "ZMTP_HEARTBEAT_MS", 100)
+    monkeypatch.setattr(router_module, "ZMTP_HEARTBEAT_MS", 100)
     peer = Peer(make_served())
     until(peer.served, lambda: peer._has(1 << 30))
     assert peer.closed
@@ -148,7 +148,7 @@ def test_a_peer_that_never_shakes_hands_is_cut_off(
     make_served: Callable[[], Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handshake has its time."""
-    monkeypatch.setattr(gateway_module, "HANDSHAKE_MS", 100)
+    monkeypatch.setattr(router_module, "HANDSHAKE_MS", 100)
     peer = Peer(make_served(), shakes_hands=False)
     until(peer.served, lambda: peer._has(1 << 30))
     assert peer.closed
