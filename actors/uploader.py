@@ -1,19 +1,17 @@
 """Uploaders: one per reliable topic. Each uploads sealed segments and cursors to the store, and keeps a watermark.
 
 Runs in the tier process. `storage/claiming.py` and `storage/upload.py` have the protocol with the store,
-`ister.storage.layout.UploadPlan` the order of uploads. This file claims the topic, uploads its segments, and deletes
-it; its parts own the rest:
+`ister.storage.layout.UploadPlan` the order of uploads. This file claims the topic and uploads its
+segments; its parts own the rest:
 
     StoreWriter      epoch, calls in progress, retries      StoredHistory    what the store has
     StoredSettings   the topic's settings there             StoredRetention  when its history is trimmed
-    StoredCursors    cursors in transit
+    StoredCursors    cursors in transit                     StoredErasure    the deletion of its objects
 
 Invariants
 - a writer that is fenced uploads nothing more, and tells its topic whenever that asks
 - nothing is claimed before the topic has said what it has, this fits what the store has, and the Directory has said
   that the topic exists
-- a topic's objects are deleted once nothing is in transit to the store any more, so that nothing reappears, and only
-  while the topic belongs to this broker there (`storage/erase.py`)
 - an unavailable store delays uploads, and nothing else
 """
 
@@ -26,7 +24,6 @@ from ister.actors.messages import (
     Answer,
     Consult,
     Describe,
-    Erased,
     EraseStored,
     Fenced,
     ForgetCursor,
@@ -44,13 +41,13 @@ from ister.actors.messages import (
 from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.actors.store_writer import StoreWriter
 from ister.actors.stored_cursors import Farewell, StoredCursors
+from ister.actors.stored_erasure import StoredErasure
 from ister.actors.stored_history import StoredHistory, piece_of
 from ister.actors.stored_retention import StoredRetention
 from ister.actors.stored_settings import StoredSettings
 from ister.actors.threads import Purpose
 from ister.storage.claiming import Claim, claim, list_history
 from ister.storage.continuing import AheadError, FencedError, check_joins
-from ister.storage.erase import NotOwnerError, erase
 from ister.storage.history import History
 from ister.storage.layout import Layout
 from ister.storage.meta import TopicMeta
@@ -58,7 +55,6 @@ from ister.storage.objectstore import ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.upload import put_segment, put_stored
 from ister.wire import encode_result
-from ister.words import counted
 
 log = logging.getLogger("ister.uploader")
 
@@ -94,6 +90,7 @@ class Uploader(LoopActor):
         self._retention = StoredRetention(
             self, writer, self._settings, consult=self._consult, on_cut=self._settled
         )
+        self._erasure = StoredErasure(self, writer, broker)
         self._cursors = StoredCursors(self, writer, claim_first=self._claim_first, consult=self._consult)
         self._history: StoredHistory | None = None  # once the topic is claimed
         self._claiming = False
@@ -104,9 +101,6 @@ class Uploader(LoopActor):
         self._damaged: dict[int, SegmentInfo] = {}
         self._missing: tuple[tuple[int, int], ...] = ()  # in no segment of the local log, permanently
         self._reply: Ref | None = None
-        self._erase_for: Ref | None = None  # the topic is deleted: who is told when its objects are, too
-        self._erasing = False
-        self._not_ours = False  # the topic belongs to another broker, whatever the store has of it
         self._governed = False  # the Directory has said what the catalogue has
         self._consulting: Timer | None = None
         self.uploaded_segments = 0
@@ -158,8 +152,8 @@ class Uploader(LoopActor):
 
     def call_ended(self) -> None:
         """Continue with a deletion that waits for running calls."""
-        if self._erase_for is not None:
-            self._erase()
+        if self._erasure.asked:
+            self._erasure.go_on()
 
     # ---- claiming -----------------------------------------------------------------------------------------------
 
@@ -247,7 +241,7 @@ class Uploader(LoopActor):
         if self._consulting is not None:
             self._consulting.cancel()
             self._consulting = None
-        if self._erase_for is not None:
+        if self._erasure.asked:
             return
         if command.topic is None:  # deleted; whoever erases it starts another Uploader
             log.info("topic %s is no longer in the catalogue: it is not uploaded", self.writer.topic.name)
@@ -300,8 +294,8 @@ class Uploader(LoopActor):
             self._settled()
 
     def _go_on(self) -> None:
-        if self._erase_for is not None:
-            self._erase()
+        if self._erasure.asked:
+            self._erasure.go_on()
             return
         if self.writer.waits or self.writer.stopped is not None or not self._claim_first():
             return
@@ -390,43 +384,8 @@ class Uploader(LoopActor):
     @receives(EraseStored)
     def on_erase(self, command: EraseStored) -> None:
         """Delete everything the store has of the topic, if it belongs to this broker, and stop."""
-        self._erase_for = self.system.at(command.reply)
-        self._not_ours = command.fenced or isinstance(self.writer.stopped, FencedError)
-        self.writer.deletes = True
-        self._erase()
-
-    def _erase(self) -> None:
-        writer = self.writer
-        if self._erasing or writer.waits or writer.under_way:
-            return
-        self._erasing = True
-        if self._not_ours:
-            self._leave("another broker has it")
-            return
-        topic, store, identity, broker = writer.topic, writer.store, writer.identity, self._broker
-
-        def erased(objects: int) -> None:
-            log.info("topic %s: %s deleted from the store", topic.name, counted(objects, "object"))
-            assert self._erase_for is not None
-            self._erase_for.tell(Erased(topic))
-            self.stop()
-
-        def failed(error: BaseException) -> None:
-            if isinstance(error, NotOwnerError):
-                self._leave(str(error))
-                return
-            self._erasing = False
-            writer.failed("its objects were not deleted", error)
-
-        writer.do(lambda: erase(store, topic, broker, identity), erased, failed)
-
-    def _leave(self, why: str) -> None:
-        """Stop: the topic is deleted in this broker only."""
-        topic = self.writer.topic
-        log.warning("topic %s was deleted here, and kept in the store: %s", topic.name, why)
-        assert self._erase_for is not None
-        self._erase_for.tell(Erased(topic, kept=True))
-        self.stop()
+        not_ours = command.fenced or isinstance(self.writer.stopped, FencedError)
+        self._erasure.ask(self.system.at(command.reply), not_ours=not_ours)
 
     # ---- the rest -----------------------------------------------------------------------------------------------
 

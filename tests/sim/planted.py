@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-from ister.actors import stored_retention, stored_settings, uploader
+from ister.actors import stored_erasure, stored_retention, stored_settings, uploader
 from ister.actors.consumer import Consumer
 from ister.actors.lanes import Lane, Lanes
 from ister.actors.messages import Trimmed
 from ister.actors.publishers import Publishers
+from ister.actors.stored_erasure import StoredErasure
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.watches import Watches, _Watcher
 from ister.attachment import Attachment
@@ -227,12 +228,12 @@ def anybody_deletes() -> Iterator[None]:
         names = [info.name for info in store.list(Layout(topic.name, topic.incarnation).prefix)]
         return sum(store.delete(name) for name in names)
 
-    def begin(self: uploader.Uploader) -> None:
+    def begin(self: StoredErasure) -> None:
         self._not_ours = False
         original(self)
 
-    original = uploader.Uploader._erase
-    with patch.object(uploader, "erase", erase), patch.object(uploader.Uploader, "_erase", begin):
+    original = StoredErasure.go_on
+    with patch.object(stored_erasure, "erase", erase), patch.object(StoredErasure, "go_on", begin):
         yield
 
 
@@ -297,7 +298,7 @@ def deletion_untold() -> Iterator[None]:
 @contextmanager
 def deleted_stays_stored() -> Iterator[None]:
     """The store keeps the objects of a deleted topic."""
-    with patch.object(uploader, "erase", lambda *_given: 0):
+    with patch.object(stored_erasure, "erase", lambda *_given: 0):
         yield
 
 

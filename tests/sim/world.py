@@ -74,6 +74,7 @@ PARTS = {  # the parts of an actor that belong to it alone (`ister.actors.source
     "ister.actors.store_view",
     "ister.actors.store_writer",
     "ister.actors.stored_cursors",
+    "ister.actors.stored_erasure",
     "ister.actors.stored_history",
     "ister.actors.stored_retention",
     "ister.actors.stored_settings",
