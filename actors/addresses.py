@@ -1,6 +1,6 @@
 """Where actors are: the names of the broker's processes, and the paths of actors in them; pure.
 
-An actor's address is a node, which is a process, and a path in it (`actors/runtime.py` has `Address`). Mail to an actor
+An actor's address is a node, which is a process, and a path in it (`actors/refs.py` has `Address`). Mail to an actor
 whose reference is not known goes to one of these addresses. `actors/placement.py` decides which worker runs what.
 
 Invariants

@@ -37,7 +37,7 @@ from ister.storage.disk import LocalDisk
 from ister.storage.folders import CURSORS_FOLDER, TOPICS_FOLDER, folder_of
 from ister.storage.lost_catalogue import open_catalogue
 from ister.storage.openfiles import raise_descriptor_limit
-from ister.storage.wal import remove_log
+from ister.storage.trim import remove_log
 
 log = logging.getLogger("ister.broker")
 

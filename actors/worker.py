@@ -41,7 +41,8 @@ from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.openfiles import OpenFiles, descriptor_limit
 from ister.storage.reserve import Reserve
 from ister.storage.segment_maps import SegmentMaps
-from ister.storage.wal import Wal, WalSettings, remove_log
+from ister.storage.trim import remove_log
+from ister.storage.wal import Wal, WalSettings
 from ister.storage.wholereader import TieredReader
 from ister.subscriptions import READER
 from ister.transport.gateway import Gateway

@@ -29,8 +29,9 @@ from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import LocalDisk
 from ister.storage.reader import Reader
 from ister.storage.segment_maps import SegmentMaps
+from ister.storage.trim import remove_log
 from ister.storage.verify import verify_log
-from ister.storage.wal import Wal, WalSettings, remove_log
+from ister.storage.wal import Wal, WalSettings
 
 MESSAGE_BYTES = 1024
 

@@ -1,4 +1,4 @@
-"""Deleting the beginning of a log: whole segments, oldest first.
+"""Deleting the beginning of a log, whole segments, oldest first; and deleting all of it.
 
 - Names are deleted in order, and a folder's changes become durable in order: after a crash in the middle, the log
   begins at the first remaining segment, and nothing is missing after it.
@@ -83,3 +83,14 @@ class Trim:
         while self._disk.exists(name := f"{path}{DAMAGED_SUFFIX}-{number}"):
             number += 1
         return name
+
+
+def remove_log(disk: Disk, folder: str) -> None:
+    """Delete a topic's log permanently, with its folder; a missing folder counts as deleted."""
+    try:
+        names = disk.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        disk.unlink(f"{folder}/{name}")
+    disk.rmdir(folder)

@@ -502,15 +502,4 @@ class Wal:
         return f"Wal({self.topic!r}, [{self.start_offset}, {self.durable_end}) of {self.next_offset})"
 
 
-def remove_log(disk: Disk, folder: str) -> None:
-    """Delete a topic's log permanently, with its folder; a missing folder counts as deleted."""
-    try:
-        names = disk.listdir(folder)
-    except FileNotFoundError:
-        return
-    for name in names:
-        disk.unlink(f"{folder}/{name}")
-    disk.rmdir(folder)
-
-
-__all__ = ["Wal", "WalSettings", "remove_log"]
+__all__ = ["Wal", "WalSettings"]

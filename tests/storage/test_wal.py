@@ -16,7 +16,8 @@ from ister.storage.reader import Reader
 from ister.storage.segment import FOOTER_BYTES
 from ister.storage.segment_maps import SegmentMaps
 from ister.storage.simulated import SimulatedDisk
-from ister.storage.wal import Wal, WalSettings, remove_log
+from ister.storage.trim import remove_log
+from ister.storage.wal import Wal, WalSettings
 
 Open = Callable[..., Wal]
 Put = Callable[..., int]
