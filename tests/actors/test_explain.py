@@ -1,4 +1,4 @@
-"""Tests of explaining why nothing flows."""
+"""Tests of `explain`: the reasons why a subscription does not deliver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.stage import Stage
 
 NOW = 1_700_000_000_000
 
-# A subscription that delivers: a consumer with room, and messages for it.
+# A subscription that delivers: its consumer has credit, and messages are there.
 RUNNING: State = {
     "type": "shared",
     "consumers": 1,
@@ -50,7 +50,7 @@ def text(state: State | None, code: str, topic: TopicState | None = TOPIC) -> st
 
 
 def test_what_flows_needs_no_reason() -> None:
-    """A consumer has room and there are messages: that is all."""
+    """A consumer has credit and messages are there: no reason is given."""
     answer = explain("s", RUNNING, TOPIC, NOW)
     assert (answer["flowing"], answer["reasons"]) == (True, [])
     assert answer["numbers"]["subscription"] == RUNNING
@@ -103,7 +103,7 @@ def test_what_flows_needs_no_reason() -> None:
     ],
 )
 def test_what_stops_everything_is_said(change: State, code: str, words: str) -> None:
-    """Each is a reason of its own, and nothing flows while it is so."""
+    """Each of them has a reason of its own, and nothing is delivered meanwhile."""
     state: State = {**RUNNING, **change}
     assert codes(state) == [code]
     assert words in text(state, code)
@@ -111,7 +111,7 @@ def test_what_stops_everything_is_said(change: State, code: str, words: str) -> 
 
 
 def test_a_silent_process_is_a_reason() -> None:
-    """Half an answer is better than none: the half that is missing is said."""
+    """If one of the two actors does not answer, that is said beside the other's answer."""
     assert codes(None) == ["starting"]
     assert codes(RUNNING, None) == ["topic-failed"]
     assert codes(None, None) == ["topic-failed", "starting"]
@@ -119,7 +119,7 @@ def test_a_silent_process_is_a_reason() -> None:
 
 
 def test_a_failed_topic_is_said_with_its_words() -> None:
-    """What was durable before is delivered all the same, so that both can be so."""
+    """Messages that were durable before are still delivered, so both reasons can hold."""
     failed: TopicState = {**TOPIC, "failure": "no space left"}
     assert codes(RUNNING, failed) == ["topic-failed"]
     assert "no space left" in text(RUNNING, "topic-failed", failed)
@@ -154,7 +154,7 @@ def test_a_failed_topic_is_said_with_its_words() -> None:
     ],
 )
 def test_what_makes_some_wait_is_said(change: State, code: str, words: str) -> None:
-    """It comes with what else is so; alone it does not stop the rest."""
+    """It is listed among other reasons; alone it does not say that delivery has stopped."""
     state: State = {**RUNNING, **change}
     assert words in text(state, code)
     assert codes(state) == [code, "unacknowledged"]
@@ -166,7 +166,7 @@ def test_what_makes_some_wait_is_said(change: State, code: str, words: str) -> N
 
 
 def test_everything_delivered_waits_for_acknowledgments() -> None:
-    """Who holds what since when is what an operator looks for."""
+    """The reason says who holds how much since when, which is what an operator looks for."""
     state: State = {
         **RUNNING,
         "position": 100,
@@ -179,7 +179,7 @@ def test_everything_delivered_waits_for_acknowledgments() -> None:
 
 
 def test_nothing_left_is_said_with_who_sends_nothing() -> None:
-    """With nobody who publishes, the best subscription delivers nothing."""
+    """A subscription without messages says so, and how many producers there are."""
     assert codes(DONE) == ["caught-up", "producer-not-publishing"]
     assert "1 producer is connected, and sends nothing; the last message came 60 s ago" in text(
         DONE, "producer-not-publishing"
@@ -191,7 +191,7 @@ def test_nothing_left_is_said_with_who_sends_nothing() -> None:
 
 
 def test_what_is_not_durable_is_not_nothing() -> None:
-    """With durability cloud and a store that is away, messages come and none may go."""
+    """With durability cloud and the store away, messages arrive and none may be delivered."""
     topic: TopicState = {**TOPIC, "next_offset": 130, "upload_failure": "no network"}
     assert codes(DONE, topic) == ["waiting-for-durability"]
     assert "30 messages arrived and cannot be delivered before they are durable" in text(
@@ -201,7 +201,7 @@ def test_what_is_not_durable_is_not_nothing() -> None:
 
 
 def test_the_first_reason_is_the_first_to_look_at() -> None:
-    """Somebody who reads one line only reads the right one."""
+    """An operator who reads only one line reads the cause."""
     everything: State = {
         **RUNNING,
         "starting": True,
@@ -261,7 +261,7 @@ states = st.fixed_dictionaries(
     st.fixed_dictionaries({}, optional={"producers": counts, "next_offset": counts, "failure": st.none()}),
 )
 def test_whatever_is_said_is_explained(state: Any, topic: Any) -> None:
-    """Any numbers give an answer that can be sent; what does not flow has a reason."""
+    """Any numbers give an answer that can be sent, and a subscription that does not deliver has a reason."""
     answer = explain("s", state, topic, NOW)
     encode_result(answer)
     assert answer["flowing"] or answer["reasons"]
@@ -269,7 +269,7 @@ def test_whatever_is_said_is_explained(state: Any, topic: Any) -> None:
 
 
 def test_a_client_is_told_why_nothing_comes(stage: Stage) -> None:
-    """From the numbers of both actors, wherever they live, to words."""
+    """From both actors' numbers, wherever they run, to the text the client gets."""
     client = stage.client()
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     client.request("subscription.create", topic="quotes", subscription="s")
@@ -294,7 +294,7 @@ def test_a_client_is_told_why_nothing_comes(stage: Stage) -> None:
 
 
 def test_half_an_answer_is_given(stage: Stage) -> None:
-    """While a process is away, what the other knows is said, and who is missing."""
+    """While a process is down, the other's answer is given, with the name of the missing process."""
     client = stage.client(0)
     name = next(
         f"t{n}"
@@ -312,7 +312,7 @@ def test_half_an_answer_is_given(stage: Stage) -> None:
 
 
 def test_an_actor_that_refuses_is_done_without(stage: Stage) -> None:
-    """The topic's actor may be ending at that moment: the rest is said all the same."""
+    """The topic's actor may be ending at that moment: the subscription's reasons are given all the same."""
     client = stage.client(0)
     home = {f"t{n}": worker_of(topic_key(f"t{n}"), 2) for n in range(99)}
     name = next(name for name, worker in home.items() if worker == 1)

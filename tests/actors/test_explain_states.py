@@ -1,6 +1,6 @@
-"""Tests of what `explain` says of a live subscription, in every state it can be in: the true sentence, with numbers.
+"""Tests of `explain` for a live subscription in every state: a true sentence, with the right numbers.
 
-A scene has one reliable topic and one subscription `s` of it; each line brings it into a state, and says what is heard.
+A scene has a reliable topic and a subscription `s`; each line brings it into a state, and gives the expected answer.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tests.stage import Stage, StagedClient
 
 
 class Told(NamedTuple):
-    """What a subscription in some state is to be told of: its state, its first reason, and words of that."""
+    """The answer expected in a state: the state, the first reason, and parts of its text."""
 
     bring: Callable[[Scene], object]
     state: str
     code: str
     words: tuple[str, ...]
-    never: tuple[str, ...] = ()  # what would not be true
+    never: tuple[str, ...] = ()  # texts that would be untrue
     type: str = "shared"
     topic: dict[str, Any] = {}  # noqa: RUF012 - a constant
 
 
 def made(scene: Scene, **options: Any) -> None:
-    """Create the subscription, with ten messages."""
+    """Create the subscription, with ten messages in the topic."""
     scene.request("create", type=scene.type, start="earliest", **options)
     scene.publish(*(b"%d" % number for number in range(10)))
 
 
 def consumes(scene: Scene, **options: Any) -> StagedClient:
-    """Create the subscription, with ten messages and a consumer."""
+    """Create the subscription, with ten messages in the topic and a consumer."""
     made(scene)
     client = scene.consumer(**options)
     scene.stage.settle()
@@ -45,7 +45,7 @@ def consumes(scene: Scene, **options: Any) -> StagedClient:
 
 
 def breathe(scene: Scene, seconds: float, *clients: StagedClient) -> None:
-    """Let time pass in which these clients are heard of, and no others."""
+    """Let time pass in which only these clients send anything."""
     for _ in range(int(seconds * 2)):
         scene.stage.advance(0.5)
         for client in (scene.producer, *clients):
@@ -54,7 +54,7 @@ def breathe(scene: Scene, seconds: float, *clients: StagedClient) -> None:
 
 
 def fully_acknowledged(scene: Scene) -> None:
-    """Everything is delivered and acknowledged."""
+    """All messages are delivered and acknowledged."""
     client = consumes(scene)
     client.deliveries(1, 10)
     client.ack(1, (0, 10))
@@ -62,14 +62,14 @@ def fully_acknowledged(scene: Scene) -> None:
 
 
 def not_acknowledged(scene: Scene) -> None:
-    """Everything is delivered, nothing acknowledged."""
+    """All messages are delivered, none acknowledged."""
     client = consumes(scene)
     client.deliveries(1, 10)
     breathe(scene, 3, client)
 
 
 def killed(scene: Scene) -> None:
-    """The consumer says nothing any more, and its connection looks well."""
+    """The consumer sends nothing any more, and its connection looks intact."""
     consumes(scene, messages=3)
     breathe(scene, 9)
 
@@ -83,7 +83,7 @@ def killed_and_noticed(scene: Scene) -> None:
 
 
 def slow(scene: Scene) -> None:
-    """The consumer is well, and takes no more than it has."""
+    """The consumer is alive, and has no credit left."""
     client = consumes(scene, messages=3)
     breathe(scene, 9, client)
 
@@ -99,13 +99,13 @@ def deaf(scene: Scene) -> None:
 
 
 def paused(scene: Scene) -> None:
-    """Somebody has paused it."""
+    """The subscription is paused."""
     consumes(scene)
     scene.update(paused=1)
 
 
 def blocked(scene: Scene) -> None:
-    """A message failed as often as it may, and blocks."""
+    """A message failed as often as allowed, and blocks."""
     made(scene, max_deliveries=1, poison="block", backoff_ms_min=0)
     client = scene.consumer()
     client.deliveries(1, 10)
@@ -114,7 +114,7 @@ def blocked(scene: Scene) -> None:
 
 
 def backing_off(scene: Scene) -> None:
-    """One message failed, and waits; the others are done."""
+    """One message failed and waits; the others are done."""
     client = consumes(scene)
     client.deliveries(1, 10)
     client.ack(1, (1, 10))
@@ -123,7 +123,7 @@ def backing_off(scene: Scene) -> None:
 
 
 def delayed(scene: Scene) -> None:
-    """One message waits for its time."""
+    """One message waits for its delivery time."""
     scene.request("create", type="shared", start="earliest")
     client = scene.consumer()
     scene.publish(b"later", deliver_at=[scene.now_ms() + 60_000])
@@ -138,14 +138,14 @@ def left(scene: Scene) -> None:
 
 
 def stands_by(scene: Scene) -> None:
-    """The active consumer takes no more, and another stands by."""
+    """The active consumer has no credit left, and another stands by."""
     first = consumes(scene, messages=3)
     second = scene.consumer()
     breathe(scene, 9, first, second)
 
 
 def key_is_held(scene: Scene) -> None:
-    """A second consumer has taken keys over of which the first still holds messages."""
+    """A second consumer has been given keys of which the first still holds messages."""
     scene.request("create", type="key-shared", start="earliest")
     client = scene.consumer()
     for _ in range(2):
@@ -158,7 +158,7 @@ def key_is_held(scene: Scene) -> None:
 
 
 def full_of_pieces(scene: Scene) -> None:
-    """The consumer holds as many pieces as it may."""
+    """The consumer holds as many separate ranges as it may."""
     client = consumes(scene, messages=3)
     consumer = consumer_of(scene)
     client.credit(1, 100)
@@ -169,9 +169,9 @@ def full_of_pieces(scene: Scene) -> None:
 
 
 def being_moved(scene: Scene) -> None:
-    """Somebody moves it, and the consumer is slow to give back what it holds."""
+    """A seek is running, and the consumer is slow to return what it holds."""
     consumes(scene)
-    consumer_of(scene).inbox._scheduled = True  # it is slow to give back what it holds
+    consumer_of(scene).inbox._scheduled = True  # it is slow to return what it holds
     asker = scene.stage.at_subscription("orders", "s")
     say_seek(asker, "earliest")
     scene.stage.settle()
@@ -186,7 +186,7 @@ def topic_is_fenced(scene: Scene) -> None:
 
 
 def log_fails(scene: Scene) -> None:
-    """The topic's log failed, and there is more that is durable."""
+    """The topic's log failed, and there are undelivered durable messages."""
     client = consumes(scene, messages=3)
 
     def fail(operation: str, path: str) -> None:
@@ -209,7 +209,7 @@ def topic_is_silent(scene: Scene) -> None:
 
 
 def expired(scene: Scene) -> None:
-    """Everything outlived its time to live."""
+    """All messages have expired."""
     scene.request("create", type="shared", start="earliest")
     scene.publish(b"a", b"b")
     breathe(scene, 20)
@@ -330,7 +330,7 @@ STATES = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_each_state_is_told_truly(stage: Stage, name: str) -> None:
-    """The first reason is what is in the way; what is said is so, and says what to do or what happens by itself."""
+    """The first reason is what stops delivery; its text is true, and says what to do or what happens by itself."""
     told = STATES[name]
     stage.expects_failures = True
     scene = Scene(stage, type=told.type, **told.topic)
@@ -350,7 +350,7 @@ def test_each_state_is_told_truly(stage: Stage, name: str) -> None:
 
 
 def test_a_subscription_of_a_deleted_topic_is_not_explained(stage: Stage) -> None:
-    """There is nothing to explain: the answer names the topic."""
+    """The error names the topic."""
     scene = Scene(stage)
     made(scene)
     stage.client().request("topic.delete", topic="orders")
@@ -359,7 +359,7 @@ def test_a_subscription_of_a_deleted_topic_is_not_explained(stage: Stage) -> Non
 
 
 def test_a_silent_consumer_beside_one_that_takes_stops_nothing(stage: Stage) -> None:
-    """What it holds waits; the rest flows, and both are said."""
+    """Only what it holds waits; the rest is delivered, and both are reported."""
     scene = Scene(stage)
     consumes(scene, messages=3)
     other = scene.consumer()

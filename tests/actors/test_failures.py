@@ -1,4 +1,4 @@
-"""Tests of what fails: how long it waits, and what becomes of it when it has failed too often."""
+"""Tests of failed messages: how long they wait, and what happens to them after too many failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.actors.hosts import ASKER, Bench, Told
 
 
 class Failing(Bench):
-    """A bench with failures, of ten messages."""
+    """A bench with failures and ten messages."""
 
     def __init__(self, type_: str = "shared", **options: Any) -> None:
         super().__init__(type_)
@@ -35,16 +35,16 @@ class Failing(Bench):
         self.begin()
 
     def fail(self, first: int, end: int, failures: int = 0) -> None:
-        """Have messages fail once more."""
+        """Report messages as failed once more."""
         self.failures.take_back([Held(first, end, failures + 1, failures)], None, "no flour", failed=True)
 
     def letters(self) -> list[int]:
-        """Return the offsets of the letters that were sent since this was last asked."""
+        """Return the offsets of the letters sent since the last call."""
         return [letter.offset for bury in self.undertaker.take(Bury) for letter in bury.letters]
 
 
 def test_what_failed_waits_twice_as_long_each_time() -> None:
-    """Within the bounds of its policy; what comes back without having failed waits for nothing."""
+    """Within the limits of the policy; a message that came back without having failed waits for nothing."""
     bench = Failing(max_deliveries=0)
     for failures in range(5):
         bench.fail(0, 1, failures)
@@ -55,14 +55,14 @@ def test_what_failed_waits_twice_as_long_each_time() -> None:
 
 
 def test_who_asks_for_a_delay_gets_that() -> None:
-    """Instead of the back-off."""
+    """The requested delay replaces the back-off."""
     bench = Failing()
     bench.failures.take_back([Held(0, 1, 1)], 30.0, "later", failed=True)
     assert bench.queue.back == [(Held(0, 1, 2, 1), 30.0)]
 
 
 def test_what_failed_too_often_becomes_a_letter_and_is_done_once_it_is_durable() -> None:
-    """And not before: a broker that dies meanwhile delivers it again."""
+    """It is done when the letter is durable and not before: a broker that dies meanwhile delivers it again."""
     bench = Failing(max_deliveries=2)
     bench.fail(3, 5, 1)
     assert bench.queue.holds == [(3, 5)]
@@ -77,7 +77,7 @@ def test_what_failed_too_often_becomes_a_letter_and_is_done_once_it_is_durable()
 
 
 def test_what_was_acknowledged_late_becomes_no_letter() -> None:
-    """Somebody did it after all."""
+    """The message was processed after all."""
     bench = Failing(max_deliveries=1)
     bench.journal.note(0, 2)
     bench.fail(0, 3)
@@ -85,7 +85,7 @@ def test_what_was_acknowledged_late_becomes_no_letter() -> None:
 
 
 def test_letters_that_nobody_answers_for_are_sent_again() -> None:
-    """Who was to bury them may have failed."""
+    """The actor that was to store them may have failed."""
     bench = Failing(max_deliveries=1)
     bench.fail(0, 2)
     assert bench.letters() == [0, 1]
@@ -97,7 +97,7 @@ def test_letters_that_nobody_answers_for_are_sent_again() -> None:
 
 
 def test_a_letter_that_is_not_taken_waits_apart() -> None:
-    """Those behind it go on; it is tried again a minute later."""
+    """Later letters are stored; the refused one is tried again a minute later."""
     bench = Failing(max_deliveries=1)
     bench.fail(0, 2)
     bench.letters()
@@ -114,7 +114,7 @@ def test_a_letter_that_is_not_taken_waits_apart() -> None:
 
 
 def test_a_letter_that_cannot_be_read_now_is_sent_once_it_can() -> None:
-    """It is in the store alone, and asked for."""
+    """It is in the store only, and requested from there."""
     bench = Failing(max_deliveries=1)
     bench.log.errors[0] = NotHereError(0, 10)
     bench.fail(0, 1)
@@ -127,7 +127,7 @@ def test_a_letter_that_cannot_be_read_now_is_sent_once_it_can() -> None:
 
 
 def test_what_is_dropped_by_policy_is_done_and_counted() -> None:
-    """Without a letter."""
+    """No letter is sent."""
     bench = Failing(max_deliveries=1, poison="drop")
     bench.fail(0, 3)
     assert (bench.journal.cursor.low, bench.letters()) == (3, [])
@@ -141,7 +141,7 @@ def test_what_is_dropped_by_policy_is_done_and_counted() -> None:
 def test_what_blocks_waits_for_an_operator(
     action: str, back: list[Held], low: int, letters: list[int]
 ) -> None:
-    """Who decides what becomes of it; the consumers are told."""
+    """An operator decides; the consumers get an event."""
     bench = Failing(max_deliveries=1, poison="block")
     bench.fail(0, 2)
     assert bench.failures.is_blocked()
@@ -154,7 +154,7 @@ def test_what_blocks_waits_for_an_operator(
 
 
 def test_what_was_acknowledged_late_blocks_no_more() -> None:
-    """Nobody need decide about it."""
+    """No decision is needed any more."""
     bench = Failing(max_deliveries=1, poison="block")
     bench.fail(0, 2)
     bench.journal.note(0, 2)
@@ -162,7 +162,7 @@ def test_what_was_acknowledged_late_blocks_no_more() -> None:
 
 
 def test_another_policy_holds_for_what_fails_from_now_on() -> None:
-    """The subscription's settings say so."""
+    """An update of the subscription's settings brings the new policy."""
     bench = Failing(max_deliveries=1)
     bench.fail(0, 1)
     bench.host.meta.settings["max_deliveries"] = 3
@@ -173,7 +173,7 @@ def test_another_policy_holds_for_what_fails_from_now_on() -> None:
 
 
 def test_a_subscription_that_is_deleted_sends_no_letters() -> None:
-    """Whoever has them is told; of none, nobody is."""
+    """The dead-letter actor is told to end if there are letters; if there are none, no mail is sent."""
     bench = Failing(max_deliveries=1)
     bench.failures.erase()
     assert bench.undertaker.take(StopBurying) == []
@@ -183,7 +183,7 @@ def test_a_subscription_that_is_deleted_sends_no_letters() -> None:
 
 
 def test_after_a_move_nothing_is_poison() -> None:
-    """A letter on its way is buried for nobody."""
+    """A letter that is stored after the seek marks no message as done."""
     bench = Failing(max_deliveries=1)
     bench.fail(0, 1)
     bench.failures.forget()

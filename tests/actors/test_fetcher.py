@@ -1,4 +1,4 @@
-"""The Fetcher alone: what it answers when the store is away, has less, or has lost an object since it was listed."""
+"""Tests of the Fetcher alone: its answers when the store is away, has less, or lost an object after a listing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYOUT = Layout(TOPIC.name, TOPIC.incarnation)
 
 
 class Scene:
-    """A Fetcher, a store with some segments of ten messages, and somebody who asks."""
+    """A Fetcher, a store with some segments of ten messages, and a topic that asks."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -38,7 +38,7 @@ class Scene:
         self.fetcher = system.ref(system.node, FETCHER_PATH)
         system.spawn(Recorder, "reader")
         self.reader = cast(Recorder, system.find("reader"))
-        self.copies: list[int] = []  # which downloads it was told of
+        self.copies: list[int] = []  # the numbers of the downloads it was told of
         self.epoch = claim(self.store, TOPIC, "writer").epoch
 
     def add(self, base: int) -> None:
@@ -47,7 +47,7 @@ class Scene:
         assert self.store.put_if_absent(LAYOUT.segment(base, self.epoch), bytes(1000), metadata=about)
 
     def ask(self, offset: int, seconds: float = 0.0, *, looked: bool = False) -> list[object]:
-        """Ask for an offset, and return what is answered within so many seconds; `looked`: at what came last."""
+        """Ask for an offset; return the answer that comes within so many seconds. `looked`: the last download used."""
         self.fetcher.tell(Fetch(TOPIC, offset, self.reader.address, self.copies[-1] if looked else 0))
         self.stage.advance(seconds)
         heard, self.reader.heard = self.reader.heard, []
@@ -55,7 +55,7 @@ class Scene:
         return [replace(each, copy=0) if isinstance(each, Fetched) else each for each in heard]
 
     def downloads(self) -> int:
-        """Return how many segments were brought."""
+        """Return how many segments were downloaded."""
         return len([call for call in self.store.calls if call[0] == "get" and "/s/" in call[1]])
 
     def cached(self) -> list[str]:
@@ -66,7 +66,7 @@ class Scene:
 
 @pytest.fixture
 def scene(stage: Stage) -> Scene:
-    """A store with three segments."""
+    """Return a scene whose store has three segments."""
     made = Scene(stage)
     for base in (0, 10, 20):
         made.add(base)
@@ -74,7 +74,7 @@ def scene(stage: Stage) -> Scene:
 
 
 def test_what_is_asked_for_comes_and_what_follows_is_made_ready(scene: Scene) -> None:
-    """One question brings a segment and the next ones, and the cache keeps to its bound but for one segment."""
+    """One question fetches a segment and the next ones; the cache exceeds its limit by one segment at most."""
     assert scene.ask(3) == [Fetched(3, 0)]
     assert 1 <= len(scene.cached()) <= 3
     scene.stage.advance(1)
@@ -82,7 +82,7 @@ def test_what_is_asked_for_comes_and_what_follows_is_made_ready(scene: Scene) ->
 
 
 def test_a_store_that_is_away_is_a_reason_to_ask_again(scene: Scene) -> None:
-    """Neither a listing nor a download that fails is taken for a gap, and the answer takes its time."""
+    """A listing or download that fails is not taken for a gap, and the answer comes after a delay."""
     scene.store.away()
     assert scene.ask(3) == []
     scene.stage.advance(RETRY_S)
@@ -93,7 +93,7 @@ def test_a_store_that_is_away_is_a_reason_to_ask_again(scene: Scene) -> None:
 
 
 def test_what_is_uploaded_after_a_listing_is_found(scene: Scene) -> None:
-    """An offset behind what was listed is looked for again, in a listing that is at most so old."""
+    """An offset after the end of the listing is looked up again, in a listing of limited age."""
     assert scene.ask(25) == [Fetched(25, 20)]
     scene.add(30)
     scene.stage.advance(LISTING_S + 0.01)
@@ -101,7 +101,7 @@ def test_what_is_uploaded_after_a_listing_is_found(scene: Scene) -> None:
 
 
 def test_what_was_trimmed_after_a_listing_is_not_taken_for_damage(scene: Scene) -> None:
-    """An object that is gone since is a reason to list anew, which says where the history begins."""
+    """If an object of the listing is gone, a new listing says where the history begins."""
     assert scene.ask(25) == [Fetched(25, 20)]
     trim(scene.store, TOPIC, scene.epoch, 20)
     (first,) = scene.ask(3, RETRY_S)
@@ -112,7 +112,7 @@ def test_what_was_trimmed_after_a_listing_is_not_taken_for_damage(scene: Scene) 
 
 
 def test_who_asks_for_the_same_again_and_again_is_told_that_it_is_damaged(scene: Scene) -> None:
-    """A segment is brought anew once; a reader that still cannot use it gets an answer that ends the asking."""
+    """A segment is downloaded again once; a reader that still cannot use it is told that it is damaged."""
     assert scene.ask(3) == [Fetched(3, 0)]
     assert scene.ask(3, looked=True) == [Fetched(3, 0)]
     (answer,) = scene.ask(3, RETRY_S, looked=True)
@@ -123,7 +123,7 @@ def test_who_asks_for_the_same_again_and_again_is_told_that_it_is_damaged(scene:
 
 
 def test_who_asks_again_because_it_has_heard_nothing_costs_nothing(scene: Scene) -> None:
-    """Its mail was late, or lost: it is told what there is, which is neither brought anew nor taken for damaged."""
+    """If the answer is late or lost, it is repeated: no new download, and no report of damage."""
     assert scene.ask(3, 0.1) == [Fetched(3, 0)]
     brought = scene.downloads()
     for _ in range(5):
@@ -134,7 +134,7 @@ def test_who_asks_again_because_it_has_heard_nothing_costs_nothing(scene: Scene)
 
 
 def test_who_asks_again_meanwhile_is_answered_once(scene: Scene) -> None:
-    """However long a listing, a download or an answer takes: or every answer would make two questions."""
+    """However long a listing, a download or an answer takes: otherwise each answer would lead to two questions."""
     loop = scene.stage.loop
     loop.holds_work = True
     for _ in range(2):  # a listing, then the download
@@ -156,7 +156,7 @@ def test_who_asks_again_meanwhile_is_answered_once(scene: Scene) -> None:
 
 
 def test_a_segment_that_made_room_before_it_was_looked_at_is_not_taken_for_damaged(scene: Scene) -> None:
-    """However often that happens, and whoever else has it brought back meanwhile."""
+    """However often it is evicted, also if others have it downloaded meanwhile."""
     scene.ask(3)
     system = next(iter(scene.stage.systems.values()))
     system.spawn(Recorder, "other")
@@ -169,7 +169,7 @@ def test_a_segment_that_made_room_before_it_was_looked_at_is_not_taken_for_damag
 
 
 def test_what_the_store_has_lost_is_said_with_its_range(scene: Scene) -> None:
-    """A gap is no reason to wait: nobody uploads it any more. What lies before and behind it is brought."""
+    """Nobody will upload a gap, so waiting is of no use; the messages before and after it are fetched."""
     scene.store.store.delete(LAYOUT.segment(10, scene.epoch))
     (answer,) = scene.ask(13, RETRY_S)
     assert (cast(NotFetched, answer).retry, cast(NotFetched, answer).end) == (False, 20)
@@ -179,7 +179,7 @@ def test_what_the_store_has_lost_is_said_with_its_range(scene: Scene) -> None:
 
 
 def test_an_offset_behind_a_history_is_final_by_a_listing_made_after_it_was_asked_for(scene: Scene) -> None:
-    """What a listing from before the question lacks may have been uploaded since; what a later one lacks was not."""
+    """A segment missing in an earlier listing may have been uploaded since; one missing in a later listing was not."""
     assert scene.ask(25) == [Fetched(25, 20)]
     (answer,) = scene.ask(35, RETRY_S)
     assert cast(NotFetched, answer).retry
@@ -188,7 +188,7 @@ def test_an_offset_behind_a_history_is_final_by_a_listing_made_after_it_was_aske
 
 
 def test_while_a_writer_has_not_said_where_it_begins_nothing_is_final(scene: Scene) -> None:
-    """Its note may make another segment count."""
+    """Its note may decide which segments count."""
     scene.store.put_if_absent(LAYOUT.epoch(scene.epoch + 1), b"")
     (answer,) = scene.ask(35, RETRY_S)
     assert cast(NotFetched, answer).retry
@@ -197,7 +197,7 @@ def test_while_a_writer_has_not_said_where_it_begins_nothing_is_final(scene: Sce
 def test_an_object_that_fails_its_checksum_is_brought_for_the_records_in_it(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each record has a checksum of its own: one flipped byte costs no more than its record."""
+    """Each record has a checksum of its own: one flipped byte costs only its record."""
     path = f"{scene.store.store.path}/{LAYOUT.segment(0, scene.epoch)}"  # type: ignore[attr-defined]
     file = scene.store.store._disk.open(path)  # type: ignore[attr-defined]
     file.pwritev((b"?",), 500)

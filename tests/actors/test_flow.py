@@ -1,4 +1,4 @@
-"""Tests of flow control: thousands of consumers, and some that do not read, cost the broker and the others little."""
+"""Tests of flow control: thousands of consumers, and some that stop reading, cost the broker and the others little."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BYTES = 1 << 20
 
 
 class Crowd:
-    """Consumers of one subscription over a few connections; what each was given is in `given`, by its number."""
+    """Consumers of one subscription over a few connections; `given` has the offsets each one got, by its number."""
 
     def __init__(self, stage: Stage, count: int, type: str, **topic: Any) -> None:
         self.stage, self.type = stage, type
@@ -50,7 +50,7 @@ class Crowd:
     def open(
         self, clients: list[StagedClient], numbers: range, messages: int = 100, bytes: int = BYTES
     ) -> None:
-        """Open consumers of these numbers, and see that all are open."""
+        """Open consumers with these numbers, and check that all are open."""
         for number in numbers:
             client = self.of[number] = clients[number % len(clients)]
             client.say_open_consumer(
@@ -67,14 +67,14 @@ class Crowd:
         assert opened == len(numbers)
 
     def frames(self, client: StagedClient) -> list[Frame]:
-        """Return what a connection was sent until now."""
+        """Return the frames sent to a connection so far."""
         found, client.unread = client.unread, []
         while (frame := client.hear(0)) is not None:
             found.append(frame)
         return found
 
     def publish(self, count: int, *, keys: int = 0) -> None:
-        """Publish a batch, with so many different keys."""
+        """Publish a batch with so many different keys."""
         rows = [
             (b"k%d" % (n % keys) if keys else b"", b"%d" % n) for n in range(self.sent, self.sent + count)
         ]
@@ -83,7 +83,7 @@ class Crowd:
         self.stage.settle()
 
     def read(self, *but: StagedClient) -> dict[int, list[int]]:
-        """Read everything but those connections; return the offsets that came now, by consumer."""
+        """Read from all connections except those; return the new offsets by consumer."""
         came: dict[int, list[int]] = {}
         for client in self.clients:
             for frame in [] if client in but else self.frames(client):
@@ -97,7 +97,7 @@ class Crowd:
         return came
 
     def acknowledge(self, came: dict[int, list[int]]) -> None:
-        """Acknowledge what came, and give credit for it."""
+        """Acknowledge these messages, and grant credit for as many."""
         for number, offsets in came.items():
             ranges = [(offset, offset + 1) for offset in offsets]
             for at in range(0, len(ranges), 200):
@@ -107,11 +107,11 @@ class Crowd:
 
     @property
     def subscription(self) -> Any:
-        """The actor."""
+        """The subscription's actor."""
         return self.stage.actor("subscription", "orders", "s")
 
     def waits_nowhere(self) -> None:
-        """Nothing lies in an inbox."""
+        """Check that no inbox holds a message."""
         for system in self.stage.systems.values():
             for path in system.paths():
                 actor = system.find(path)
@@ -121,7 +121,7 @@ class Crowd:
 
 @contextmanager
 def calls() -> Iterator[list[int]]:
-    """Count calls, of Python's functions and of C's, in a block: work, in a measure that knows no time."""
+    """Count the calls of Python and C functions in a block: a measure of work that does not depend on time."""
     count = [0]
 
     def note(_frame: Any, event: str, _arg: Any) -> None:
@@ -140,7 +140,7 @@ MANY = 2_000
 
 @pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
 def test_thousands_that_share_get_the_same(stage: Stage, dispatch: str) -> None:
-    """Whoever has credit is given within two messages of what the others are, however batches are cut."""
+    """Consumers with credit differ by two messages at most, however the batches are cut."""
     crowd = Crowd(stage, MANY, "shared", dispatch=dispatch)
     for count in (MANY, 300, MANY // 2, 3 * MANY, 1):
         crowd.publish(count)
@@ -152,7 +152,7 @@ def test_thousands_that_share_get_the_same(stage: Stage, dispatch: str) -> None:
 
 
 def test_thousands_that_share_keys_get_their_keys(stage: Stage) -> None:
-    """Each key goes to one of them, in order, and every consumer that has keys is given its messages."""
+    """Each key goes to one consumer, in order, and every consumer with keys gets their messages."""
     crowd = Crowd(stage, MANY, "key-shared")
     for _ in range(3):
         crowd.publish(4_000, keys=4_000)
@@ -160,7 +160,7 @@ def test_thousands_that_share_keys_get_their_keys(stage: Stage) -> None:
     assert sum(map(len, crowd.given.values())) == crowd.sent
     owner: dict[int, int] = {}
     for number, offsets in crowd.given.items():
-        assert len(offsets) <= 3 * 40  # of 4,000 keys, two a consumer
+        assert len(offsets) <= 3 * 40  # of 4,000 keys, two for each consumer
         for offset in offsets:
             assert owner.setdefault(offset % 4_000, number) == number
     lanes = crowd.subscription.delivery._lanes
@@ -172,7 +172,7 @@ def test_thousands_that_share_keys_get_their_keys(stage: Stage) -> None:
 def test_what_thousands_hold_is_bounded_and_comes_back(
     stage: Stage, type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody acknowledges: what they hold is their credit; when they have left, nothing of them is left."""
+    """Without acknowledgments they hold at most their credit; once they have left, no memory is kept for them."""
     monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 2_000)
     monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 4_000)
     crowd = Crowd(stage, 0, type)
@@ -186,7 +186,7 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
     assert held == sum(map(len, came.values())) <= 3 * MANY
     if type == "key-shared":
         lanes = subscription.delivery._lanes
-        assert lanes.waiting <= 4_000 + 2_000  # and a batch
+        assert lanes.waiting <= 4_000 + 2_000  # plus a batch
         assert lanes.overflowed
         assert lanes.in_flight == held
     else:
@@ -217,7 +217,7 @@ def test_what_thousands_hold_is_bounded_and_comes_back(
 
 @pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
 def test_who_stops_reading_gets_little_and_the_others_the_rest(stage: Stage, dispatch: str) -> None:
-    """It comes late, asks for a million, and reads nothing: a few messages are its own; the others' do not wait."""
+    """A consumer opens late, grants a million and stops reading: it gets a few messages, and the others do not wait."""
     crowd = Crowd(stage, 8, "shared", dispatch=dispatch)
     for _ in range(50):
         crowd.publish(40)
@@ -238,7 +238,7 @@ def test_who_stops_reading_gets_little_and_the_others_the_rest(stage: Stage, dis
 
 @pytest.mark.parametrize("type", ["shared", "key-shared"])
 def test_a_full_connection_of_hundreds_is_looked_at_once_for_all(stage: Stage, type: str) -> None:
-    """Its consumers wait together: a try now and then for the connection, not for each; then all goes out in order."""
+    """One of its consumers retries now and then for all of them; then everything goes out in order."""
     crowd = Crowd(stage, 500, type)
     full = crowd.clients[0]
     full.router.full.add(full.routing)
@@ -254,7 +254,7 @@ def test_a_full_connection_of_hundreds_is_looked_at_once_for_all(stage: Stage, t
     crowd.publish(2_000, keys=2_000)
     crowd.acknowledge(crowd.read(full))
     first, tries = tries, 0
-    assert first <= 70  # each of some 63 noticed it once
+    assert first <= 70  # each of some 63 consumers found it full once
     stage.advance(10.0)
     assert tries <= 10 + 10 / FULL_RETRY_S_MAX
     for _ in range(20):
@@ -277,7 +277,7 @@ def test_a_full_connection_of_hundreds_is_looked_at_once_for_all(stage: Stage, t
 
 
 def test_who_waits_for_room_and_leaves_lets_the_next_one_look(stage: Stage) -> None:
-    """The one that looked for all of them ends: the others are not forgotten."""
+    """When the consumer that retried for all of them leaves, another one takes over."""
     crowd = Crowd(stage, 0, "shared")
     full = crowd.connect()
     crowd.open([full], range(1, 4))
@@ -294,7 +294,7 @@ def test_who_waits_for_room_and_leaves_lets_the_next_one_look(stage: Stage) -> N
 
 @pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
 def test_a_window_of_one_message_moves_on(stage: Stage, dispatch: str) -> None:
-    """Credit for one message at a time brings everything, one at a time, and holds nobody else up."""
+    """Credit for one message at a time brings all messages one by one, and delays no other consumer."""
     crowd = Crowd(stage, 0, "shared", dispatch=dispatch)
     crowd.open([crowd.connect()], range(1, 2), messages=1)
     crowd.open([crowd.connect()], range(2, 3), messages=1_000)
@@ -311,7 +311,7 @@ def test_a_window_of_one_message_moves_on(stage: Stage, dispatch: str) -> None:
 
 
 def test_thousands_are_told_of_losses_a_few_at_a_time(stage: Stage) -> None:
-    """Nobody has credit and the buffer is full: each is told the last count, and never all of them at once."""
+    """Without credit and with a full buffer, each is told the latest count, a few of them per turn."""
     crowd = Crowd(stage, 0, "shared", dispatch="non-reliable")
     crowd.open([crowd.connect() for _ in range(CONNECTIONS)], range(1, 1_001), messages=1)
     stage.client().request("subscription.update", topic="orders", subscription="s", buffer_messages_max=10)
@@ -326,12 +326,12 @@ def test_thousands_are_told_of_losses_a_few_at_a_time(stage: Stage) -> None:
     assert set(crowd.dropped.values()) == {crowd.subscription.delivery._dropped}
     assert crowd.subscription.delivery._dropped > 1_000
     stage.advance(5.0)
-    assert not any(crowd.frames(client) for client in crowd.clients)  # what was told is not told again
+    assert not any(crowd.frames(client) for client in crowd.clients)  # a count is sent once
 
 
 @pytest.mark.parametrize("type", ["shared", "key-shared", "failover"])
 def test_the_last_of_thousands_comes_and_goes_as_cheaply_as_the_first(stage: Stage, type: str) -> None:
-    """Coming and going costs what it costs, however many are there already."""
+    """Opening and closing cost the same however many consumers there are."""
     crowd = Crowd(stage, 0, type)
     clients = [crowd.connect() for _ in range(CONNECTIONS)]
     crowd.open(clients, range(1, 101))
@@ -352,7 +352,7 @@ def test_the_last_of_thousands_comes_and_goes_as_cheaply_as_the_first(stage: Sta
 
 
 def test_keys_are_shared_out_among_thousands_evenly() -> None:
-    """Each of them has its part of the slots, within one, as they come and as they go; the costs stay the same."""
+    """Each has its share of the slots, plus or minus one, as others come and go; the cost stays the same."""
     lanes = Lanes()
     members = [Member(key, 0, key, 100, BYTES) for key in range(5_000)]
     costs = []
@@ -381,7 +381,7 @@ def test_keys_are_shared_out_among_thousands_evenly() -> None:
 
 
 def test_a_key_on_its_way_to_who_leaves_may_stay_where_it_is() -> None:
-    """Its messages wait for those in flight elsewhere; the one they wait to go to leaves, and they wait no more."""
+    """Its messages wait for those in flight elsewhere; if the consumer they were to go to leaves, the wait ends."""
     lanes = Lanes()
     first, second = (Member(key, 0, key, 100, BYTES) for key in (1, 2))
     lanes.attach(first)
@@ -409,7 +409,7 @@ def test_a_key_on_its_way_to_who_leaves_may_stay_where_it_is() -> None:
 
 @pytest.mark.parametrize("type", ["shared", "key-shared"])
 def test_a_deleted_topic_stays_mapped_nowhere(stage: Stage, type: str) -> None:
-    """Its files would keep their place on the disk, and their pages in memory."""
+    """Mapped files would keep their space on the disk, and their pages in memory."""
     crowd = Crowd(stage, 10, type)
     crowd.publish(100, keys=10)
     source = crowd.subscription.delivery._source
@@ -422,7 +422,7 @@ def test_a_deleted_topic_stays_mapped_nowhere(stage: Stage, type: str) -> None:
 
 
 def test_consumers_that_ended_are_freed_at_once(stage: Stage) -> None:
-    """Nothing of them waits for the garbage collection, which would stop everybody for a while."""
+    """They are no reference cycles that wait for the garbage collector, whose run pauses the whole process."""
     crowd = Crowd(stage, 50, "shared")
     crowd.publish(100)
     consumers = [ref(actor) for actor in stage.actors("consumer")]

@@ -1,4 +1,4 @@
-"""Tests of delivery from memory: a bounded buffer, and a count of what did not fit."""
+"""Tests of delivery from memory: a bounded buffer, and a count of the messages that did not fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fleeting:
         self.delivery.on_attached(Attached(0, 0))
 
     def publish(self, *counts: int) -> None:
-        """Have the relay send batches of so many messages."""
+        """Let the relay send batches of so many messages."""
         made = []
         for count in counts:
             made.append(RelayedBatch.of_frames(self.end, count, 1, 0, batch([b"x"] * count)))
@@ -46,7 +46,7 @@ class Fleeting:
 
 
 def test_the_topic_is_asked_to_send_once_somebody_comes() -> None:
-    """And to stop when nobody is left; then nothing is kept."""
+    """And to stop when the last consumer leaves; then nothing is kept."""
     bench = Fleeting()
     bench.delivery.expected()
     assert len(bench.relay.take(Attach)) == 1
@@ -59,7 +59,7 @@ def test_the_topic_is_asked_to_send_once_somebody_comes() -> None:
 
 
 def test_what_comes_is_joined_or_cut_to_the_credit() -> None:
-    """Each message goes out once, in order."""
+    """Each message is delivered once, in order."""
     bench = Fleeting()
     bench.publish(2, 2, 3)
     assert bench.delivery.backlog() == 7
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_dropped_by_the_policy(drop: str, left: list[tuple[
 
 
 def test_losses_are_told_together() -> None:
-    """A notice a while, with the count so far: of the buffer, between workers, and on full connections."""
+    """One event per interval with the total so far: losses of the buffer, between workers, and on full connections."""
     bench = Fleeting()
     consumer = bench.host.attach()
     bench.end += 3  # lost between the workers
@@ -95,7 +95,7 @@ def test_losses_are_told_together() -> None:
 
 
 def test_what_a_consumer_takes_it_holds_no_more() -> None:
-    """Nothing is acknowledged: its credit says it; who comes back holds nothing."""
+    """Nothing is acknowledged: a consumer grants credit for what it took; one that reopens holds nothing."""
     bench = Fleeting()
     bench.host.attach()
     bench.publish(6)
@@ -108,7 +108,7 @@ def test_what_a_consumer_takes_it_holds_no_more() -> None:
 
 
 def test_another_bound_holds_for_what_comes_next() -> None:
-    """The subscription's settings say so."""
+    """It comes with an update of the subscription's settings."""
     bench = Fleeting()
     bench.publish(4, 4)
     bench.host.meta.settings["buffer_messages_max"] = 5
@@ -119,14 +119,14 @@ def test_another_bound_holds_for_what_comes_next() -> None:
 
 
 def test_nothing_can_be_delivered_again() -> None:
-    """Whoever asks is told why."""
+    """The error says why."""
     bench = Fleeting()
     bench.delivery.on_impossible(Seek("earliest", ASKER, 1))
     assert bench.host.answers == ["invalid-argument"]
 
 
 def test_a_reader_ends_with_its_consumer_or_its_topic() -> None:
-    """Other subscriptions stay, and are deleted with the topic."""
+    """Other subscriptions remain, and are deleted with the topic."""
     for type_, ended, evicted in (("shared", False, []), (READER, True, ["topic-deleted"])):
         bench = Fleeting(type_)
         bench.delivery.topic_failed(TopicFailed("topic-deleted", "gone"))

@@ -14,7 +14,7 @@ from tests.stage import Stage, StagedClient, held_up, inbox_holds
 
 
 def opened_topic(stage: Stage, topic: str = "orders", **settings: str) -> StagedClient:
-    """Create a topic, and return a client that publishes to it as handle 1."""
+    """Create a topic, and return a client that has it open for publishing as handle 1."""
     stage.client().request("topic.create", topic=topic, **settings)
     producer = stage.at_topic(topic)
     assert producer.open_producer(1, topic, 7).kind == Type.OPENED
@@ -25,7 +25,7 @@ def opened_topic(stage: Stage, topic: str = "orders", **settings: str) -> Staged
 
 
 def test_an_open_in_the_inbox_of_a_topic_that_fails_is_refused(stage: Stage) -> None:
-    """A producer that opens while its topic falls over hears that it should try again."""
+    """A producer that opens while its topic fails is told to try again."""
     stage.expects_failures = True
     producer = opened_topic(stage)
     topic = stage.actor("topic", "orders")
@@ -40,7 +40,7 @@ def test_an_open_in_the_inbox_of_a_topic_that_fails_is_refused(stage: Stage) -> 
 
 
 def test_batches_in_the_inbox_of_a_topic_that_fails_are_refused_once(stage: Stage) -> None:
-    """Whoever published to it is told that the handle is closed, and can open it again."""
+    """The publishers are told that the handle is closed, and can open it again."""
     stage.expects_failures = True
     producer = opened_topic(stage)
     for number in range(3):
@@ -56,7 +56,7 @@ def test_batches_in_the_inbox_of_a_topic_that_fails_are_refused_once(stage: Stag
 
 
 def test_a_consumer_that_opens_while_its_subscription_fails_is_refused(stage: Stage) -> None:
-    """Its place was asked for of somebody who is gone: it hears so, and may ask again."""
+    """Its open is refused when the subscription's actor ends, and it may open again."""
     stage.expects_failures = True
     opened_topic(stage)
     consumer = stage.at_subscription("orders", "s")
@@ -69,7 +69,7 @@ def test_a_consumer_that_opens_while_its_subscription_fails_is_refused(stage: St
     if not consumer.router.out[consumer.routing]:
         subscription.fail(RuntimeError("a mistake"))
         assert consumer.expect(Type.ERROR, ref=ref).code in ("unavailable", "internal")
-    else:  # it was quicker: then it is told that the handle is closed
+    else:  # its open was granted before: then its handle is closed
         subscription.fail(RuntimeError("a mistake"))
         assert consumer.expect(Type.OPENED, ref=ref)
         assert consumer.expect(Type.ERROR, handle=2).header[Key.CLOSED]
@@ -78,7 +78,7 @@ def test_a_consumer_that_opens_while_its_subscription_fails_is_refused(stage: St
 
 
 def test_a_consumer_that_comes_back_as_its_actor_ends_gets_another(stage: Stage) -> None:
-    """An open again that arrives behind an eviction is an open, and is answered."""
+    """An open that arrives after its consumer was evicted is a new open, and is answered."""
     producer = opened_topic(stage)
     consumer = stage.at_subscription("orders", "s")
     consumer.open_consumer(1, "orders", "s")
@@ -93,7 +93,7 @@ def test_a_consumer_that_comes_back_as_its_actor_ends_gets_another(stage: Stage)
 
 
 def test_a_close_behind_an_eviction_is_answered(stage: Stage) -> None:
-    """Whoever closes a handle hears DONE, also where the broker has just closed it itself."""
+    """A client that closes a handle gets DONE, also if the broker has just closed it itself."""
     opened_topic(stage)
     consumer = stage.at_subscription("orders", "s")
     consumer.open_consumer(1, "orders", "s")
@@ -104,7 +104,7 @@ def test_a_close_behind_an_eviction_is_answered(stage: Stage) -> None:
 
 
 def test_a_close_in_the_inbox_of_a_topic_that_fails_is_answered(stage: Stage) -> None:
-    """The same for producers."""
+    """As for consumers."""
     stage.expects_failures = True
     producer = opened_topic(stage)
     producer.say({Key.TYPE: Type.CLOSE, Key.REF: 99, Key.HANDLE: 1})
@@ -117,7 +117,7 @@ def test_a_close_in_the_inbox_of_a_topic_that_fails_is_answered(stage: Stage) ->
 
 
 def test_a_late_close_does_not_close_what_was_opened_again(stage: Stage) -> None:
-    """CLOSE waits for its receipts; a client that lost the connection and opens again must not lose that handle."""
+    """CLOSE waits for its receipts; a client that reconnects and opens again must keep the new handle."""
     producer = opened_topic(stage)
     stage.loop.holds_work = True
     producer.publish(1, 0, b"x")
@@ -135,7 +135,7 @@ def test_a_late_close_does_not_close_what_was_opened_again(stage: Stage) -> None
 
 
 def test_the_last_of_several_opens_counts(stage: Stage) -> None:
-    """Opens that overtake each other leave one open handle, answered for the last."""
+    """Opens that overtake each other leave one open handle, which is answered for the last."""
     opened_topic(stage)
     producer = stage.at_topic("orders")
     refs = [producer.say_open_producer(1, "orders", 70 + number, number) for number in range(3)]
@@ -147,7 +147,7 @@ def test_the_last_of_several_opens_counts(stage: Stage) -> None:
 
 
 def test_a_session_that_ends_while_it_opens_leaves_nothing(stage: Stage) -> None:
-    """Neither a producer nor a consumer is left behind by a client that said BYE before its answers came."""
+    """A client that sends BYE before its opens are answered leaves neither a producer nor a consumer behind."""
     opened_topic(stage)
     home = worker_of(topic_key("orders"), 2)
     name = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == home)
@@ -171,7 +171,7 @@ def test_a_session_that_ends_while_it_opens_leaves_nothing(stage: Stage) -> None
 
 
 def test_an_open_that_reaches_the_topic_after_its_session_ended_is_void(stage: Stage) -> None:
-    """It neither fences who publishes under that id, nor stays behind."""
+    """It fences no producer with the same id, and leaves no handle."""
     producer = opened_topic(stage)
     topic = stage.actor("topic", "orders")
     late = stage.at_topic("orders")
@@ -187,7 +187,7 @@ def test_an_open_that_reaches_the_topic_after_its_session_ended_is_void(stage: S
 
 
 def test_a_session_that_falls_silent_while_it_opens_leaves_nothing(make_stage: Callable[..., Stage]) -> None:
-    """The topic's worker is away, the consumer waits, its session ends: an Exclusive subscription is free then."""
+    """If the session ends while the topic's worker is down, an Exclusive subscription becomes free."""
     stage = make_stage(2, protocol__session_timeout_ms=300, protocol__heartbeat_ms=100)
     away = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     name = next(f"s{n}" for n in range(99) if worker_of(subscription_key(away, f"s{n}"), 2) == 0)
@@ -208,8 +208,8 @@ def test_a_session_that_falls_silent_while_it_opens_leaves_nothing(make_stage: C
 def test_a_deleted_topic_is_not_brought_back_by_who_still_asks_for_it(stage: Stage) -> None:
     """A subscription that attaches after the deletion must not start the topic again.
 
-    It would have served its old incarnation to whoever creates the name again, and the broker would have deleted those
-    acknowledged messages as belonging to no topic at its next start.
+    The topic would serve its old incarnation to clients that create the name again, and at its next start the broker
+    would delete their acknowledged messages as belonging to no topic.
     """
     client = stage.client()
     client.request("topic.create", topic="orders")
@@ -219,7 +219,7 @@ def test_a_deleted_topic_is_not_brought_back_by_who_still_asks_for_it(stage: Sta
     stage.restart(2)
     client = stage.client()
     nodes = (f"worker-{1 - home}", f"worker-{home}")
-    stage.hold(*nodes)  # the deletion starts the subscription, whose question to the topic is slow
+    stage.hold(*nodes)  # the deletion starts the subscription, whose message to the topic is slow
     client.request("topic.delete", topic="orders")
     stage.let_go(*nodes)
     stage.settle()
@@ -237,7 +237,7 @@ def test_a_deleted_topic_is_not_brought_back_by_who_still_asks_for_it(stage: Sta
 
 @pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
 def test_a_topic_created_again_starts_empty_and_works(stage: Stage, dispatch: str) -> None:
-    """Nothing of a deleted topic reaches the next one of its name, and its consumers hear that it is gone."""
+    """Nothing of a deleted topic reaches its successor, and its consumers are told that it is gone."""
     consumers: list[StagedClient] = []
     for life in range(3):
         stage.client().request("topic.create", topic="orders", dispatch=dispatch)
@@ -260,7 +260,7 @@ def test_a_topic_created_again_starts_empty_and_works(stage: Stage, dispatch: st
 
 
 def test_a_topic_may_be_created_again_while_its_last_commit_still_runs(stage: Stage) -> None:
-    """The old log is erased when its disk lets go; the new topic does not wait for that."""
+    """The old log is deleted when its sync ends; the new topic does not wait for that."""
     producer = opened_topic(stage)
     stage.loop.holds_work = True
     producer.publish(1, 0, b"old")
@@ -277,7 +277,7 @@ def test_a_topic_may_be_created_again_while_its_last_commit_still_runs(stage: St
 
 
 def test_a_subscription_created_again_starts_anew(stage: Stage) -> None:
-    """Its cursor is another file, its consumers of before were sent away."""
+    """Its cursor is another file, and the consumers of the deleted one were closed."""
     producer = opened_topic(stage)
     producer.publish(1, 0, b"a", b"b")
     producer.receipt(1)
@@ -297,7 +297,7 @@ def test_a_subscription_created_again_starts_anew(stage: Stage) -> None:
 def test_an_open_whose_question_gets_lost_is_answered_soon(
     stage: Stage, lost: tuple[str, str], what: str
 ) -> None:
-    """Where something runs is asked again, and what came of a first question is not done twice."""
+    """The question is repeated, and the effect of the first one is not repeated."""
     stage.client().request("topic.create", topic="orders")
     client = stage.client(0)
     stage.hold(*lost)
@@ -315,7 +315,7 @@ def test_an_open_whose_question_gets_lost_is_answered_soon(
 
 
 def test_a_question_that_is_repeated_brings_no_deleted_subscription_back(stage: Stage) -> None:
-    """It may have been made by the first, and deleted since: its consumer is told to try again."""
+    """The first question may have created it, and it was deleted since: the consumer is told to try again."""
     stage.client().request("topic.create", topic="orders")
     name = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 1)
     client = stage.client(0)
@@ -335,7 +335,7 @@ def test_a_question_that_is_repeated_brings_no_deleted_subscription_back(stage: 
 
 @pytest.mark.requirement("10.2-6", "16-3")
 def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None:
-    """A client that floods requests hears "busy", and nobody else does."""
+    """A client that floods the broker with requests gets "busy", and no other client does."""
     flooder, other = stage.client(0), stage.client(0)
     stage.hold("worker-0", "broker")
     frontend = stage.workers[0].frontend
@@ -355,7 +355,7 @@ def test_requests_beyond_what_may_wait_are_refused_at_once(stage: Stage) -> None
 
 
 def test_what_waits_for_the_directory_is_bounded(make_stage: Callable[..., Stage]) -> None:
-    """However many sessions ask and open: beyond it the answer is "busy", at once."""
+    """However many sessions ask and open: over the limit the answer is "busy", at once."""
     stage = make_stage(1, protocol__session_timeout_ms=60_000)
     stage.hold("worker-0", "broker")
     clients = [stage.client(0) for _ in range(4)]
@@ -370,7 +370,7 @@ def test_what_waits_for_the_directory_is_bounded(make_stage: Callable[..., Stage
 
 
 def test_a_silent_session_ends_and_its_place_is_free(make_stage: Callable[..., Stage]) -> None:
-    """What a vanished consumer held goes to the next one, once its session has timed out and not before."""
+    """The messages of a consumer that vanished go to the next one when its session has timed out, and not before."""
     stage = make_stage(2, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
     producer = opened_topic(stage)
     producer.publish(1, 0, b"x")
@@ -391,7 +391,7 @@ def test_a_silent_session_ends_and_its_place_is_free(make_stage: Callable[..., S
 
 
 def test_whoever_speaks_keeps_its_session(make_stage: Callable[..., Stage]) -> None:
-    """Any frame counts as a sign of life, also one that is refused."""
+    """Any frame keeps the session, also one that is refused."""
     stage = make_stage(1, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
     client = stage.client(0)
     for number in range(8):
@@ -403,12 +403,12 @@ def test_whoever_speaks_keeps_its_session(make_stage: Callable[..., Stage]) -> N
 
 
 def test_a_worker_that_stood_still_does_not_blame_its_clients(make_stage: Callable[..., Stage]) -> None:
-    """After a pause of the process it first reads what waits in its sockets: nobody was silent but itself."""
+    """After a pause of the process, frames that wait in its sockets are read before sessions are timed out."""
     stage = make_stage(1, protocol__session_timeout_ms=2000, protocol__heartbeat_ms=500)
     talker, quiet = stage.client(0), stage.client(0)
     stage.settle()
     stage.clock.now_s += 60
-    for _ in range(300):  # more than one turn reads, in front of what the other said
+    for _ in range(300):  # more than one turn reads, ahead of the other client's frame
         talker.say({Key.TYPE: Type.PING})
     quiet.say({Key.TYPE: Type.PING})
     stage.settle()
@@ -419,7 +419,7 @@ def test_a_worker_that_stood_still_does_not_blame_its_clients(make_stage: Callab
 
 
 def test_a_receipt_that_finds_no_room_is_given_after_a_resume(stage: Stage) -> None:
-    """A producer that does not read is cut off rather than left waiting for a receipt that was dropped."""
+    """A producer that does not read is disconnected instead of waiting for a receipt that was dropped."""
     producer = opened_topic(stage)
     producer.router.full.add(producer.routing)
     producer.publish(1, 0, b"x")

@@ -1,4 +1,4 @@
-"""Tests of gathered answers: a request that others answer is answered once, whatever becomes of these."""
+"""Tests of gathered answers: a request that depends on others' answers is answered once, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ister.errors import RemoteError
 from ister.wire import RESULT_BYTES_MAX, decode_result, encode_result
 
 ASKER = Address("worker-0", "frontend")
-ASKED = 77  # the ticket of who waits
+ASKED = 77  # the ticket of the request that waits
 ALL = {"partial": True, "takes_no": True}
 
 
 class Table:
-    """Gatherings with a clock, and what was told."""
+    """Gatherings with a clock, and the answers that were sent."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -44,11 +44,11 @@ class Table:
         return tickets
 
     def said(self, answers: Answers) -> dict[str, Any] | None:
-        """Answer with what was said, in the order in which was asked."""
+        """Answer with the answers, in the order of the questions."""
         return {"said": [each["said"] for each in answers.values()]}
 
     def answer(self, ticket: int, said: object) -> None:
-        """Let one of those asked answer."""
+        """Let one of the processes answer."""
         self.gatherings.answered(Answer(ticket, encode_result({"said": said})))
 
     def passes(self, seconds: float) -> None:
@@ -62,7 +62,7 @@ class Table:
             call()
 
     def outcome(self) -> Any:
-        """Return what who asked was told: what was said, or a code; None: nothing yet."""
+        """Return the answer to the request: the answers, or a code; None if there is none yet."""
         assert len(self.told) <= 1
         if not self.told:
             return None
@@ -71,7 +71,7 @@ class Table:
 
 
 def happens(table: Table, tickets: tuple[int, int], what: str) -> None:
-    """Let something happen to the second of those asked."""
+    """Let something happen to the second process."""
     if what == "answer":
         table.answer(tickets[1], 2)
     elif what == "refusal":
@@ -113,7 +113,7 @@ def happens(table: Table, tickets: tuple[int, int], what: str) -> None:
 def test_what_a_request_is_answered_with(
     first: bool, options: dict[str, Any], what: str, expected: object
 ) -> None:
-    """One of two has answered; what becomes of the other decides, whichever comes first."""
+    """One of two has answered; what happens to the other decides, and only the first thing that happens counts."""
     table = Table()
     tickets = table.ask(**options)
     if first:
@@ -123,7 +123,7 @@ def test_what_a_request_is_answered_with(
         table.answer(tickets[0], 1)
     if first or what != "silence":
         assert table.outcome() == expected
-    for ticket in tickets:  # whatever comes later changes nothing
+    for ticket in tickets:  # later events change nothing
         table.answer(ticket, 9)
         table.gatherings.refused(Refused(ticket, "internal", "late"))
     table.gatherings.node_gone("a")
@@ -133,7 +133,7 @@ def test_what_a_request_is_answered_with(
 
 
 def test_answers_come_in_the_order_of_the_questions() -> None:
-    """Who answers first is no news."""
+    """Whoever answers first."""
     table = Table()
     first, second = table.ask()
     table.answer(second, "b")
@@ -142,7 +142,7 @@ def test_answers_come_in_the_order_of_the_questions() -> None:
 
 
 def test_a_question_to_nobody_is_answered_at_once() -> None:
-    """Where no process is up, there is nothing to wait for."""
+    """If no process is up, there is nothing to wait for."""
     table = Table()
     table.gatherings.gather(ASKER, ASKED, {}, table.finish, partial=True)
     assert (table.outcome(), table.timers) == ([], [])
@@ -157,7 +157,7 @@ def test_a_question_to_nobody_is_answered_at_once() -> None:
     ],
 )
 def test_an_answer_that_cannot_be_made_is_a_refusal(makes: Callable[[Answers], Any], code: str) -> None:
-    """It costs the request, not the Directory."""
+    """Only the request fails, not the Directory."""
     table = Table()
     table.finish = makes
     for ticket in table.ask():
@@ -166,7 +166,7 @@ def test_an_answer_that_cannot_be_made_is_a_refusal(makes: Callable[[Answers], A
 
 
 def test_an_answer_that_is_none_leaves_the_rest_to_another() -> None:
-    """What was asked first decides what is to be asked next; that answers."""
+    """The first answers decide what is asked next, and that gives the answer."""
     table = Table()
     table.finish = lambda _: None
     for ticket in table.ask():
@@ -175,7 +175,7 @@ def test_an_answer_that_is_none_leaves_the_rest_to_another() -> None:
 
 
 def test_an_answer_that_nobody_can_read_is_a_refusal() -> None:
-    """A process may answer with more than a request's answer holds."""
+    """A process may answer with more than an answer frame can hold."""
     table = Table()
     ticket, other = table.ask()
     table.gatherings.answered(Answer(ticket, b"\xff"))

@@ -1,4 +1,4 @@
-"""Tests of homes: where things live, and that nobody who is not there is told anything."""
+"""Tests of homes: which process a topic or subscription lives on, and that no mail goes to a process that is down."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BILLING = SubscriptionMeta("orders", "billing", "shared", "latest", 1, {})
 
 
 class Post:
-    """A system that notes what is told, and to whom."""
+    """A system that records which mail is sent to whom."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Address, object]] = []
@@ -37,24 +37,24 @@ class Post:
 
 @pytest.fixture
 def post() -> Post:
-    """Return what notes the mail."""
+    """Return the system that records mail."""
     return Post()
 
 
 @pytest.fixture
 def homes(post: Post) -> Homes:
-    """Return the homes of a broker with four workers, none of which is up yet."""
+    """Return the homes of a broker with four workers, none of them up."""
     return Homes(cast(System, post), ME, [f"tcp://h:{number}" for number in range(4)])
 
 
 def test_a_home_is_a_process_and_its_endpoint(homes: Homes) -> None:
-    """As placement says: these two are for ever."""
+    """Placement decides, and never changes for a given name."""
     assert homes.of_topic("orders") == ("worker-0", "tcp://h:0")
     assert homes.of_subscription("orders", "billing") == ("worker-3", "tcp://h:3")
 
 
 def test_who_is_not_up_is_told_nothing(homes: Homes, post: Post) -> None:
-    """The error says who is missing, and to try again."""
+    """The error names the missing process, and says to try again."""
     asks: list[Callable[[], None]] = [
         lambda: homes.have_topic_do("describe", ORDERS, 1),
         lambda: homes.have_subscription_do("start", ORDERS, BILLING, 1),
@@ -88,7 +88,7 @@ def test_tasks_go_where_things_live(homes: Homes, post: Post) -> None:
 
 
 def test_who_went_is_not_up(homes: Homes) -> None:
-    """Until it came again."""
+    """Until it comes up again."""
     homes.came("worker-2")
     homes.came("worker-1")
     assert homes.up() == ["worker-1", "worker-2"]

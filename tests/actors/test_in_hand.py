@@ -1,4 +1,4 @@
-"""What of its messages a program has in hand, against a model with one entry a message."""
+"""Tests of which messages a program has in hand, against a model with one entry per message."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def each(ranges: list[Range]) -> list[int]:
 
 
 class Told(RuleBasedStateMachine):
-    """A client that tells, and what the broker believes of it."""
+    """A client that reports what it takes, and the broker's state for it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.in_hand = InHand()
         self.delivered: list[tuple[int, bool]] = []  # offset, singly: in the order of delivery
         self.taken: set[int] = set()  # places
-        self.gone: set[int] = set()  # places that were taken back
+        self.gone: set[int] = set()  # places that were recalled
         self.told = 0
         self.offset = 0
 
@@ -38,7 +38,7 @@ class Told(RuleBasedStateMachine):
         singly=st.booleans(),
     )
     def deliver(self, gaps: list[tuple[int, int]], singly: bool) -> None:
-        """A piece, perhaps of offsets that do not follow each other."""
+        """Deliver a piece, perhaps of offsets that are not consecutive."""
         parts = []
         for gap, count in gaps:
             first = self.offset + gap
@@ -54,13 +54,13 @@ class Told(RuleBasedStateMachine):
 
     @rule(ahead=st.integers(-3, 8))
     def tell(self, ahead: int) -> None:
-        """More may be taken, or a word comes late."""
+        """Report that more is taken; the report may come late."""
         count = max(0, self.told + ahead)
         self._takes(count, self.in_hand.tell(count), alone=False)
 
     @rule(ahead=st.integers(0, 4))
     def confirm(self, ahead: int) -> None:
-        """One message is about to be handed out alone."""
+        """Confirm one message that is about to be handed out singly."""
         count = max(1, self.told + ahead)
         self._takes(count, self.in_hand.confirm(count), alone=True)
 
@@ -86,13 +86,13 @@ class Told(RuleBasedStateMachine):
 
     @rule()
     def forget(self) -> None:
-        """Everything was taken back."""
+        """Recall everything."""
         self.in_hand.forget()
         self.gone.update(set(range(len(self.delivered))) - self.taken)
 
     @invariant()
     def the_first_that_waits_is_known(self) -> None:
-        """It fails when the client is lost and its program had nothing."""
+        """It is the one that fails when the client is lost and its program had nothing."""
         waiting = [place for place in range(len(self.delivered)) if place not in self.taken | self.gone]
         first = self.delivered[waiting[0]] if waiting else None
         assert self.in_hand.first() == (None if first is None or first[1] else first[0])
@@ -103,7 +103,7 @@ TestTold = Told.TestCase
 
 @given(st.integers(1, 50), st.integers(0, 60))
 def test_a_word_ahead_covers_what_comes_later(count: int, told: int) -> None:
-    """So that a fast program costs no word a message."""
+    """A fast program therefore sends less than one report per message."""
     in_hand = InHand()
     assert in_hand.tell(told) == []
     taken, waiting = in_hand.deliver([(100, 100 + count)], singly=False)
@@ -120,7 +120,7 @@ def scene(stage: Stage) -> Scene:
 
 
 def delivered(client: StagedClient) -> list[Frame]:
-    """Return every DELIVER until now."""
+    """Return the DELIVER frames so far."""
     client.stage.settle()
     frames = []
     while (frame := client.hear(0)) is not None:
@@ -130,20 +130,20 @@ def delivered(client: StagedClient) -> list[Frame]:
 
 
 def lose(scene: Scene, client: StagedClient) -> None:
-    """Let a client fall silent until its session is over."""
+    """Let a client send nothing until its session has ended."""
     client.die()
     scene.stage.advance(SESSION_S)
 
 
 def dead(scene: Scene) -> int:
-    """Return how many dead letters there are."""
+    """Return the number of dead letters."""
     scene.stage.advance(2)
     return int(scene.shown()["dead_lettered"])
 
 
 @pytest.mark.requirement("9.6-4")
 def test_only_what_was_in_hand_fails_with_its_consumer(scene: Scene) -> None:
-    """The rest waited in the client: it comes again, counts as an attempt, and never becomes poison by it."""
+    """Messages that waited in the client come again with a higher attempt, and that never makes them dead letters."""
     scene.publish(*[b"%d" % number for number in range(20)])
     for attempt in range(1, 4):
         client = scene.consumer(tells=True, max_deliveries=3)
@@ -158,7 +158,7 @@ def test_only_what_was_in_hand_fails_with_its_consumer(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.6-5")
 def test_the_last_chance_comes_singly(scene: Scene) -> None:
-    """Only what is confirmed alone can fail for the last time with its consumer."""
+    """Only a message that was confirmed singly can have its last failure when its consumer is lost."""
     scene.publish(b"a", b"b", b"c")
     client = scene.consumer(tells=True, max_deliveries=2)
     (frame,) = delivered(client)
@@ -168,7 +168,7 @@ def test_the_last_chance_comes_singly(scene: Scene) -> None:
     client = scene.consumer(tells=True)
     (frame,) = delivered(client)
     assert frame.header[Key.SINGLY] is True
-    client.taken(1, 3)  # no word of one of them alone
+    client.taken(1, 3)  # no report of one of them singly
     lose(scene, client)
     assert dead(scene) == 0
     client = scene.consumer(tells=True)
@@ -183,7 +183,7 @@ def test_the_last_chance_comes_singly(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.6-4")
 def test_who_dies_before_it_can_say_what_it_took_is_found_out(scene: Scene) -> None:
-    """The first that waited fails, and no other; but not for the last time."""
+    """The first message that waited fails, and no other; but this is never its last failure."""
     scene.publish(b"poison", b"good", b"good")
     for _ in range(5):
         client = scene.consumer(tells=True, max_deliveries=3)
@@ -197,7 +197,7 @@ def test_who_dies_before_it_can_say_what_it_took_is_found_out(scene: Scene) -> N
 
 @pytest.mark.requirement("9.6-8")
 def test_of_a_client_that_tells_nothing_everything_is_in_hand(scene: Scene) -> None:
-    """As it always was."""
+    """A client without the feature behaves as before."""
     scene.publish(b"a", b"b")
     client = scene.consumer(max_deliveries=1)
     assert Key.TAKEN not in client.opened.header
@@ -208,7 +208,7 @@ def test_of_a_client_that_tells_nothing_everything_is_in_hand(scene: Scene) -> N
 
 @pytest.mark.requirement("9.6-3")
 def test_what_waits_in_a_client_does_not_time_out(scene: Scene) -> None:
-    """The time of a message begins when the program has it."""
+    """The acknowledgment timeout begins when the program takes the message."""
     scene.publish(b"a", b"b", b"c")
     client = scene.consumer(tells=True, ack_timeout_ms=1000)
     assert offsets(client) == [0, 1, 2]
@@ -225,14 +225,14 @@ def test_what_waits_in_a_client_does_not_time_out(scene: Scene) -> None:
 @pytest.mark.requirement("9.6-6")
 @pytest.mark.parametrize("type", ["shared", "key-shared", "failover"])
 def test_what_waits_for_a_program_that_forgot_it_goes_to_others(scene: Scene, type: str) -> None:
-    """It has done with all it had in hand, and asks for nothing; when it does again, it is given more."""
+    """The program has acknowledged all it had, and takes nothing; when it does again, it gets more."""
     scene.type = type
     scene.publish(b"a", b"b", b"c")
     idle = scene.consumer(tells=True, ack_timeout_ms=1000, max_deliveries=1, priority=2)
     assert offsets(idle) == [0, 1, 2]
     idle.taken(1, 1)
     idle.ack(1, (0, 1))
-    scene.stage.advance(5)  # alone, it may
+    scene.stage.advance(5)  # without other consumers it may
     assert (offsets(idle), scene.shown()["in_flight"]) == ([], 2)
     other = scene.consumer(tells=True)
     scene.stage.advance(3)
@@ -243,7 +243,7 @@ def test_what_waits_for_a_program_that_forgot_it_goes_to_others(scene: Scene, ty
 
 @pytest.mark.requirement("9.6-6")
 def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: Scene) -> None:
-    """The client hears of it, and hands none of it out."""
+    """The client is told, and hands none of it out."""
     scene.publish(b"a", b"b", b"c")
     stuck = scene.consumer(
         tells=True, ack_timeout_ms=1000, max_deliveries=2, backoff_ms_min=50_000, messages=30
@@ -257,7 +257,7 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: S
     (event,) = events(stuck)
     assert (event.code, event.header[Key.COUNT]) == ("recalled", 2)
     scene.publish(b"d")
-    assert offsets(stuck) == []  # its credit went with what was recalled
+    assert offsets(stuck) == []  # its credit was dropped with what was recalled
     stuck.credit(1, 10)
     other.ack(1, (1, 2))
     for _ in range(2):  # they never failed
@@ -268,13 +268,13 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: S
 
 
 def test_a_reader_is_asked_for_nothing(scene: Scene) -> None:
-    """Nothing of it can fail."""
+    """Its messages cannot fail."""
     client = scene.stage.at_subscription("orders", "r-1")
     assert Key.TAKEN not in client.open_consumer(1, "orders", "r-1", "reader", tells=True).header
 
 
 def test_what_has_not_left_the_broker_does_not_time_out(scene: Scene) -> None:
-    """A client whose connection is full has not seen it, whatever it said it would take."""
+    """A client whose connection is full has not received it, whatever it said it would take."""
     client = scene.consumer(tells=True, ack_timeout_ms=500, backoff_ms_min=0)
     client.taken(1, 100)
     scene.stage.settle()
@@ -289,7 +289,7 @@ def test_what_has_not_left_the_broker_does_not_time_out(scene: Scene) -> None:
 
 
 def test_who_opens_again_hears_nothing_of_what_was_recalled_before(scene: Scene) -> None:
-    """Its credit is that of the new beginning."""
+    """The credit is what the new open granted."""
     client = scene.consumer(tells=True, ack_timeout_ms=500, backoff_ms_min=60_000, messages=2)
     scene.publish(b"a", b"b")
     assert offsets(client) == [0, 1]

@@ -1,4 +1,4 @@
-"""Tests of delivery in the order of the log, and of a reader's."""
+"""Tests of delivery in log order, for subscriptions and readers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.actors.hosts import ASKER, Delivering
 
 
 def ordered(type_: str = "exclusive", *, consumers: int = 1, sparse: bool = True, **given: Any) -> Delivering:
-    """Return a delivery in order, with consumers."""
+    """Return a delivery in log order, with consumers."""
     bench = Delivering(InOrder, type_, **given)
     for key in range(1, consumers + 1):
         bench.host.attach(key, sparse=sparse)
@@ -32,18 +32,18 @@ def ordered(type_: str = "exclusive", *, consumers: int = 1, sparse: bool = True
 
 
 def give_back(bench: Delivering, first: int, end: int, delay_s: float = 0.0) -> None:
-    """Have a consumer give messages back."""
+    """Let a consumer return messages."""
     bench.part(Acknowledgments).on_returned(Returned(1, (Held(first, end, 1),), delay_s, "no"))
 
 
 def acknowledge(bench: Delivering, *ranges: tuple[int, int]) -> None:
-    """Have a consumer acknowledge messages."""
+    """Let a consumer acknowledge messages."""
     settled = sum(end - first for first, end in ranges)
     bench.part(Acknowledgments).on_acknowledged(Acknowledged(1, ranges, None, settled))
 
 
 def test_batches_that_follow_each_other_go_together() -> None:
-    """In order, once."""
+    """Each is delivered once, in order."""
     bench = ordered()
     for _ in range(3):
         bench.publish(b"a", b"b")
@@ -53,7 +53,7 @@ def test_batches_that_follow_each_other_go_together() -> None:
 
 
 def test_what_came_back_goes_before_anything_new() -> None:
-    """The lowest first; it says how often it was delivered."""
+    """The lowest offset first, with its attempt."""
     bench = ordered(sparse=False)
     bench.publish(*[b"x"] * 4)
     assert bench.hand_out() == [((0, 4),)]
@@ -66,7 +66,7 @@ def test_what_came_back_goes_before_anything_new() -> None:
 
 
 def test_scattered_messages_go_together_to_who_understands_that() -> None:
-    """With their ranges."""
+    """They are sent with their ranges."""
     bench = ordered()
     bench.publish(*[b"x"] * 6)
     bench.hand_out()
@@ -76,7 +76,7 @@ def test_scattered_messages_go_together_to_who_understands_that() -> None:
 
 
 def test_what_waits_for_its_back_off_comes_when_that_is_over() -> None:
-    """The subscription is to be woken then."""
+    """`next_ms` says when the subscription has to run."""
     bench = ordered()
     bench.publish(b"x")
     bench.hand_out()
@@ -89,7 +89,7 @@ def test_what_waits_for_its_back_off_comes_when_that_is_over() -> None:
 
 
 def test_what_was_acknowledged_meanwhile_does_not_come_again() -> None:
-    """By who held it before."""
+    """Acknowledged by the consumer that held them before."""
     bench = ordered()
     bench.publish(*[b"x"] * 3)
     bench.hand_out()
@@ -99,7 +99,7 @@ def test_what_was_acknowledged_meanwhile_does_not_come_again() -> None:
 
 
 def test_after_a_restart_only_what_is_not_acknowledged_comes() -> None:
-    """As often as the journal says."""
+    """With the attempts that the journal has."""
     bench = ordered()
     bench.log.publish(*[b"x"] * 6)
     journal = bench.part(CursorLog)
@@ -115,7 +115,7 @@ def test_after_a_restart_only_what_is_not_acknowledged_comes() -> None:
 
 
 def test_nothing_is_delivered_while_it_is_moved_or_somebody_must_decide() -> None:
-    """Also where there is somebody to deliver it to."""
+    """Although a consumer has credit."""
     bench = ordered()
     bench.host.meta.settings.update({"poison": "block", "max_deliveries": 1})
     bench.part(Failures).settings_updated()
@@ -148,7 +148,7 @@ def test_beyond_the_bound_nothing_new_is_looked_at(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_cannot_be_read_now_waits() -> None:
-    """And loses nothing of what came back."""
+    """And no returned message is lost."""
     bench = ordered()
     bench.publish(b"x")
     bench.hand_out()
@@ -169,7 +169,7 @@ def reading(start: str | int = "earliest", **given: Any) -> Delivering:
 
 
 def test_a_reader_is_given_everything_and_holds_nothing() -> None:
-    """What was sent is done; nobody is told of its cursor."""
+    """What was sent is done; a reader has no stored cursor."""
     bench = reading()
     bench.host.topic.settings["retention_acknowledged"] = 1
     bench.publish(*[b"x"] * 4, deliver_at=[0, 0, 1 << 60, 0])
@@ -183,7 +183,7 @@ def test_a_reader_is_given_everything_and_holds_nothing() -> None:
 
 
 def test_a_reader_goes_on_where_it_says() -> None:
-    """What was on its way to it is lost with its connection; what retention took of that is said."""
+    """Messages lost with its connection are sent again; what retention deleted of them is reported."""
     bench = reading()
     bench.publish(*[b"x"] * 4)
     bench.hand_out()
@@ -196,7 +196,7 @@ def test_a_reader_goes_on_where_it_says() -> None:
 
 
 def test_a_reader_waits_at_what_the_log_has_and_the_store_lost() -> None:
-    """It was delivered once; another subscription cannot begin there."""
+    """They were delivered once; another subscription cannot begin there."""
     bench = reading(start=6)
     bench.log.publish(*[b"x"] * 4)
     bench.part(Attaching).on_attached(Attached(0, 4, log_end=8))
@@ -207,7 +207,7 @@ def test_a_reader_waits_at_what_the_log_has_and_the_store_lost() -> None:
 
 
 def test_a_reader_ends_with_its_consumer_and_with_its_topic() -> None:
-    """No catalogue says so to it."""
+    """No catalogue lists it, so these end it."""
     bench = reading()
     bench.publish(b"x")
     bench.delivery.topic_failed(TopicFailed("log-failed", "for now"))
@@ -219,7 +219,7 @@ def test_a_reader_ends_with_its_consumer_and_with_its_topic() -> None:
 
 
 def test_where_nothing_is_readers_and_others_wait_for_an_operator() -> None:
-    """The delivery is the same; so is what stops it."""
+    """Both use the same delivery, and the same things stop it."""
     for bench in (ordered(), reading()):
         bench.publish(b"x")
         error = DamagedError("torn")

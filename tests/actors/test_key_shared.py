@@ -1,4 +1,4 @@
-"""Tests of Key-Shared subscriptions: each key in order, to one consumer at a time, whoever comes and goes."""
+"""Tests of Key-Shared subscriptions: each key in order, at one consumer at a time, whichever consumers come and go."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def scene(stage: Stage) -> Scene:
 
 
 def heard(client: StagedClient) -> Iterator[tuple[int, bytes, bytes, int]]:
-    """Yield (offset, key, payload, attempt) of what a consumer was delivered until now."""
+    """Yield (offset, key, payload, attempt) of the messages a consumer received so far."""
     while (frame := client.hear(0)) is not None:
         if frame.kind == Type.DELIVER:
             yield from rows(frame)
 
 
 def rows(frame: Frame) -> list[tuple[int, bytes, bytes, int]]:
-    """Return (offset, key, payload, attempt) of a DELIVER."""
+    """Return (offset, key, payload, attempt) of each message of a DELIVER frame."""
     keys = frame.column(1) if frame.header.get(Key.COLUMNS, 0) & 1 else [b""] * frame.header[Key.COUNT]
     attempt = frame.header[Key.ATTEMPT]
     return [
@@ -68,7 +68,7 @@ def rows(frame: Frame) -> list[tuple[int, bytes, bytes, int]]:
 
 @pytest.mark.requirement("9.2-7")
 def test_every_key_goes_to_one_consumer_in_order(scene: Scene) -> None:
-    """Each consumer gets some keys, each key one consumer, each message comes once and as it was sent."""
+    """Each key goes to one consumer, and each message comes once, unchanged."""
     clients = [scene.consumer() for _ in range(3)]
     for turn in range(5):
         scene.publish(*((key, b"%d" % turn) for key in KEYS))
@@ -87,7 +87,7 @@ def test_every_key_goes_to_one_consumer_in_order(scene: Scene) -> None:
 
 @pytest.mark.requirement("5.3-2", "9.1-5")
 def test_a_consumer_that_understands_no_ranges_gets_offsets_that_follow_each_other(scene: Scene) -> None:
-    """An old client acknowledges what it was given, and nothing else."""
+    """An old client can only acknowledge consecutive ranges."""
     old, new = scene.consumer(sparse=False), scene.consumer()
     scene.publish(*((key, b"x") for key in KEYS))
     frames = []
@@ -100,7 +100,7 @@ def test_a_consumer_that_understands_no_ranges_gets_offsets_that_follow_each_oth
 
 
 def test_a_key_changes_hands_when_everything_of_it_is_acknowledged(scene: Scene) -> None:
-    """A consumer that comes takes keys over, but never one of which another still has something."""
+    """A new consumer takes keys over, but none of which another consumer still has a message in flight."""
     first = scene.consumer()
     scene.publish(*((key, b"1") for key in KEYS))
     mine = {key: offset for offset, key, _, _ in heard(first)}
@@ -116,7 +116,7 @@ def test_a_key_changes_hands_when_everything_of_it_is_acknowledged(scene: Scene)
 
 
 def test_what_a_lost_consumer_held_is_given_to_others_in_order(scene: Scene) -> None:
-    """All of a key comes again, lowest offset first, and before what is newer."""
+    """All messages of a key come again, lowest offset first, before newer ones."""
     first, second = scene.consumer(), scene.consumer()
     for turn in range(3):
         scene.publish(*((key, b"%d" % turn) for key in KEYS))
@@ -134,7 +134,7 @@ def test_what_a_lost_consumer_held_is_given_to_others_in_order(scene: Scene) -> 
 
 
 def test_a_slow_consumer_does_not_stop_the_others(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for it is bounded, the rest is left in the log, and it gets all of it when it takes more."""
+    """Its waiting messages are bounded, the rest stays in the log; it gets all of them when it grants credit."""
     monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 20)
     monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 40)
     monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
@@ -157,7 +157,7 @@ def test_a_slow_consumer_does_not_stop_the_others(scene: Scene, monkeypatch: pyt
 
 
 def test_a_hot_key_does_not_starve_cold_ones(scene: Scene) -> None:
-    """A consumer's keys take turns, however much waits of one of them."""
+    """A consumer's keys take turns, however many messages one of them has."""
     client = scene.consumer(messages=1)
     scene.publish(*((b"hot", b"%d" % n) for n in range(500)))
     scene.publish((b"cold", b"!"))
@@ -170,7 +170,7 @@ def test_a_hot_key_does_not_starve_cold_ones(scene: Scene) -> None:
 
 
 def test_a_key_waits_while_one_of_its_messages_backs_off(scene: Scene) -> None:
-    """A refused message comes again before anything newer of its key; other keys go on."""
+    """A nacked message comes again before newer ones of its key; other keys go on."""
     client = scene.consumer()
     scene.publish((b"a", b"1"))
     assert [row[2] for row in heard(client)] == [b"1"]
@@ -184,7 +184,7 @@ def test_a_key_waits_while_one_of_its_messages_backs_off(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.2-7")
 def test_messages_without_a_key_go_to_anybody_and_come_again(scene: Scene) -> None:
-    """They have no order; what is refused of them is delivered again."""
+    """They have no order, and nacked ones are delivered again."""
     clients = [scene.consumer(messages=10) for _ in range(2)]
     scene.publish(*((b"", b"%d" % n) for n in range(20)))
     got = [list(heard(client)) for client in clients]
@@ -197,7 +197,7 @@ def test_messages_without_a_key_go_to_anybody_and_come_again(scene: Scene) -> No
 
 
 def test_a_restart_goes_on_with_what_was_not_acknowledged(scene: Scene) -> None:
-    """Exact ranges: what was acknowledged of any key does not come again, the rest does, in order."""
+    """Exactly the acknowledged messages, of whatever keys, do not come again; the others do, in order."""
     client = scene.consumer()
     scene.publish(*((KEYS[n % 4], b"%d" % n) for n in range(40)))
     got = list(heard(client))

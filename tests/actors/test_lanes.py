@@ -1,4 +1,4 @@
-"""Tests of lanes: stories that a state machine comes upon too seldom."""
+"""Tests of lanes: sequences that the state machine of test_lanes_model.py generates too rarely."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ister.actors.slots import SLOTS
 
 
 def member(number: int, messages: int = 1000) -> Member:
-    """Return a consumer with room."""
+    """Return a consumer with credit."""
     return Member(number, 0, number, messages, 1 << 20)
 
 
 def taken(lanes: Lanes, by: Member, most: int = 1000) -> list[int]:
-    """Hand out what there is for a consumer, and return the offsets."""
+    """Deliver to a consumer, and return the offsets."""
     found: list[int] = []
     while len(found) < most and (entry := lanes.next(by)) is not None:
         lanes.take(by, entry)
@@ -36,21 +36,21 @@ def keys_of(lanes: Lanes, owner: Member) -> Iterator[bytes]:
 
 
 def arrive(lanes: Lanes, keys: Iterable[bytes]) -> None:
-    """Let messages come, from offset 0 on."""
+    """Let messages arrive, from offset 0 on."""
     for offset, key in enumerate(keys):
         lanes.arrive(offset, key)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four messages of a key, and eight in all before consumers that take nothing overflow."""
+    """Return lanes with room for four messages of a key, and eight in all that wait for consumers without credit."""
     monkeypatch.setattr(module, "LANE_MAX", 4)
     monkeypatch.setattr(module, "WAITING_MAX", 8)
     monkeypatch.setattr(module, "WAITING_HARD_MAX", 16)
 
 
 def test_a_key_that_was_to_go_over_stays_when_the_newcomer_leaves_first() -> None:
-    """What is in flight at the old consumer holds it up only as long as there is somebody to hand over to."""
+    """What is in flight at the old consumer delays the key only as long as a new consumer waits for it."""
     lanes, old, new = Lanes(), member(1), member(2)
     lanes.attach(old)
     arrive(lanes, (b"%d" % (number % 100) for number in range(200)))
@@ -64,7 +64,7 @@ def test_a_key_that_was_to_go_over_stays_when_the_newcomer_leaves_first() -> Non
 
 
 def test_a_key_goes_over_once_nothing_of_it_is_in_flight() -> None:
-    """Not with the first of two acknowledgments: with the second, and then in order."""
+    """Not at the first of two acknowledgments but at the second, and then in order."""
     lanes, old, new = Lanes(), member(1), member(2)
     lanes.attach(old)
     lanes.attach(new)
@@ -81,7 +81,7 @@ def test_a_key_goes_over_once_nothing_of_it_is_in_flight() -> None:
 
 
 def test_a_key_waits_for_the_longest_back_off_of_its_messages() -> None:
-    """Two messages come back, for one second and for three: nothing goes before three have passed."""
+    """Two messages come back, for one second and for three: nothing is delivered before three have passed."""
     for delays in ((1.0, 3.0), (3.0, 1.0)):
         lanes, one = Lanes(), member(1)
         lanes.attach(one)
@@ -110,7 +110,7 @@ def test_what_was_acknowledged_meanwhile_does_not_come_back() -> None:
 
 
 def test_a_message_without_a_key_is_not_starved_by_keys() -> None:
-    """It goes to whoever asks, before what is younger."""
+    """It goes to any consumer with credit, before newer messages."""
     lanes, one, two = Lanes(), member(1), member(2)
     lanes.attach(one)
     lanes.attach(two)
@@ -122,7 +122,7 @@ def test_a_message_without_a_key_is_not_starved_by_keys() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_pass_over_the_log_leaves_alone_what_left_messages_before_it() -> None:
-    """A consumer that has credit again in the middle of the pass of another must not begin in the middle."""
+    """If a consumer gets credit during a pass that began for another, a new pass must begin before its messages."""
     lanes, slow, fast = Lanes(), member(1, messages=0), member(2)
     lanes.attach(slow)
     lanes.attach(fast)
@@ -143,7 +143,7 @@ def test_a_pass_over_the_log_leaves_alone_what_left_messages_before_it() -> None
 
 @pytest.mark.usefixtures("small")
 def test_a_pass_over_the_log_takes_nothing_for_a_consumer_that_went_out_of_credit() -> None:
-    """Where it ended is where the next pass goes on."""
+    """The next pass begins at the message that was not taken."""
     lanes, one = Lanes(), member(1)
     lanes.attach(one)
     arrive(lanes, [b"k"] * 8)
@@ -163,7 +163,7 @@ def test_a_pass_over_the_log_takes_nothing_for_a_consumer_that_went_out_of_credi
 
 @pytest.mark.usefixtures("small")
 def test_a_pass_over_the_log_ends_where_there_is_room_for_nothing() -> None:
-    """A hot key with a long log behind it does not have all of it read each time that it has taken a little."""
+    """The log of a hot key is not read in full each time its consumer has taken a little."""
     lanes, one = Lanes(), member(1)
     lanes.attach(one)
     arrive(lanes, [b"k"] * 1000)
@@ -180,7 +180,7 @@ def test_a_pass_over_the_log_ends_where_there_is_room_for_nothing() -> None:
 
 
 def test_most_keys_stay_where_they_are() -> None:
-    """Of ten consumers one comes and one goes: a tenth of the slots changes hands each time."""
+    """When one of ten consumers comes or goes, a tenth of the slots moves."""
     lanes = Lanes()
     members = [member(number) for number in range(10)]
     for each in members[:9]:
@@ -195,7 +195,7 @@ def test_most_keys_stay_where_they_are() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_what_is_put_off_without_a_key_takes_room() -> None:
-    """A consumer that gives everything back for later does not make the broker read on for ever."""
+    """If a consumer returns everything for later, the broker stops reading the log."""
     lanes, one = Lanes(), member(1)
     lanes.attach(one)
     for offset in range(module.WAITING_HARD_MAX):
@@ -210,7 +210,7 @@ def test_what_is_put_off_without_a_key_takes_room() -> None:
 
 
 def test_ten_consumers_of_one_key_in_turn_keep_its_order() -> None:
-    """However often the key changes hands, each message is handed out once, in order."""
+    """However often the key moves, each message is delivered once, in order."""
     lanes = Lanes()
     arrive(lanes, [b"k"] * 100)
     order: list[int] = []
@@ -224,7 +224,7 @@ def test_ten_consumers_of_one_key_in_turn_keep_its_order() -> None:
 
 
 def test_a_key_that_is_held_goes_on_when_what_held_it_is_done() -> None:
-    """Held by one of two messages in flight: not the end of the other one lets it go on, only its own."""
+    """The key is held for one of two messages in flight: only the end of that one lets it go on."""
     for back in (False, True):
         lanes, one = Lanes(), member(1)
         lanes.attach(one)
@@ -242,7 +242,7 @@ def test_a_key_that_is_held_goes_on_when_what_held_it_is_done() -> None:
 
 
 def test_keys_that_hand_out_nothing_do_not_fill_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many hot keys back off, there is room for the others."""
+    """However many hot keys back off, there is room for other keys."""
     monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 400)
     monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 800)
     monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 100)

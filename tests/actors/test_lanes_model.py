@@ -1,4 +1,5 @@
-"""Lanes against one entry a message: a log, a place for every offset, and limits so small that all is always full.
+"""Model test of lanes, against one entry per message: a log, a state for each offset, and limits so small that they are
+always reached.
 
 HYPOTHESIS_PROFILE=long runs it for minutes.
 """
@@ -30,7 +31,7 @@ KEYS = [b"", b"0", b"10", b"3", b"8", b"2", b"9", b"1", b"7"]  # 0 and 10 share 
 
 @dataclass
 class Message:
-    """One message, and where it is."""
+    """One message and its state."""
 
     key: bytes
     delayed: bool
@@ -39,7 +40,7 @@ class Message:
     attempt: int = 1
     failures: int = 0
     acknowledged: bool = False
-    held: bool = False  # in flight, and what comes after it in its key waits for that
+    held: bool = False  # in flight, and later messages of its key wait for that
 
     @property
     def slot(self) -> int:
@@ -47,7 +48,7 @@ class Message:
 
 
 class LanesMachine(RuleBasedStateMachine):
-    """The lanes of a subscription, used as a subscription does, and a plain list of messages."""
+    """The lanes of a subscription, used as a subscription uses them, and a list of messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class LanesMachine(RuleBasedStateMachine):
         return self.lanes._slots[crc32(key) & (SLOTS - 1)]
 
     def heads(self, member: Member) -> dict[bytes, int]:
-        """Return what this consumer may have next: of each key the lowest offset that waits."""
+        """Return what this consumer may get next: the lowest waiting offset of each key."""
         found: dict[bytes, int] = {}
         holders: dict[bytes, set[int]] = {}
         for offset, message in enumerate(self.log):
@@ -104,7 +105,7 @@ class LanesMachine(RuleBasedStateMachine):
         }
 
     def forget_naps(self) -> None:
-        """A key of which nothing is here has nothing to wait for."""
+        """Forget the back-off of keys that have no messages here."""
         here = {message.key for message in self.log if message.place in ("waiting", "flight")}
         self.asleep = {key: until for key, until in self.asleep.items() if key in here}
 
@@ -291,7 +292,7 @@ class LanesMachine(RuleBasedStateMachine):
         return True
 
     def has_taken(self, slot: int) -> bool:
-        """Say whether most of what waited in a slot is gone, so that reading the log again is worth it."""
+        """Return whether most of what waited in a slot is gone, so that reading the log again is worth it."""
         waiting = [message for message in self.log if message.place == "waiting" and message.key]
         return sum(message.slot == slot for message in waiting) * 4 <= LANE_MAX
 
@@ -299,7 +300,7 @@ class LanesMachine(RuleBasedStateMachine):
         return [lane.key for lane in self.lanes._runnable[member]]
 
     def check_order(self, offset: int) -> None:
-        """Nothing of the key that came before may still be here or in the log, unless its time came later."""
+        """Check that no earlier message of the key is still here or in the log, unless its delivery time came later."""
         message = self.log[offset]
         for before in self.log[:offset]:
             if message.key and before.key == message.key and not before.acknowledged:
@@ -307,7 +308,7 @@ class LanesMachine(RuleBasedStateMachine):
                 assert before.place != "waiting"
 
     def turn(self, member: Member, key: bytes) -> None:
-        """No key has a second turn while another one of the same consumer waits for its first."""
+        """Check that a key has no second turn while another one of the same consumer waits for its first."""
         for other in self.heads(member):
             if other and other != key:
                 passed = self.passed_by.setdefault((member.key, other), set())
@@ -350,7 +351,7 @@ class LanesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.at("flight"))
     @rule(which=st.integers(0, 30), delays=st.lists(st.sampled_from([0.5, 1, 3]), min_size=2, max_size=4))
     def refuse_one_by_one(self, which: int, delays: list[float]) -> None:
-        """Give messages of one key back with another delay each: none of the key goes before the longest is over."""
+        """Return messages of one key with different delays: none of the key may go before the longest has passed."""
         flight = self.at("flight")
         key = self.log[flight[which % len(flight)]].key
         same = [offset for offset in flight if self.log[offset].key == key]
@@ -367,7 +368,7 @@ class LanesMachine(RuleBasedStateMachine):
             message.held = message.place == "flight"
 
     def give_back(self, first: int, end: int, attempt: int, failures: int, until_s: float) -> None:
-        """Give back what one consumer holds of a range; what others hold is not in it."""
+        """Return those messages of a range that one consumer holds."""
         self.lanes.give_back(Held(first, end, attempt, failures), until_s)
         for offset in range(first, end):
             message = self.log[offset]
@@ -441,7 +442,7 @@ class LanesMachine(RuleBasedStateMachine):
     # ---- in the end -----------------------------------------------------------------------------------------
 
     def everything_drains(self) -> None:
-        """With credit for everybody, and time for everything, all that was published is delivered and done."""
+        """With credit for all consumers and enough time, every published message is delivered and done."""
         if not self.members:
             self.come(1)
         self.lost_comes_back()

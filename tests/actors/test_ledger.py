@@ -1,4 +1,4 @@
-"""Tests of what is owed, against models with one entry a message."""
+"""Tests of the ledgers of messages in flight and waiting, against models with one entry per message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ister.actors.ledger import Held, InFlight, Redelivery
 
 
 def flat(held: list[Held]) -> dict[int, int]:
-    """Return attempt by offset; parts must be in order, none empty, none twice."""
+    """Return the attempt of each offset; the parts must be in order, not empty and disjoint."""
     found: dict[int, int] = {}
     end = -1
     for part in held:
@@ -25,7 +25,7 @@ def flat(held: list[Held]) -> dict[int, int]:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_what_is_in_flight_is_what_a_map_of_messages_would_say(seed: int) -> None:
-    """Deliver, settle, expire and release in any order, against one entry a message."""
+    """Deliver, settle, expire and release in any order."""
     random = Random(seed)
     ledger = InFlight()
     model: dict[int, tuple[int, float]] = {}  # offset -> attempt, deadline
@@ -61,12 +61,12 @@ def test_what_is_in_flight_is_what_a_map_of_messages_would_say(seed: int) -> Non
         next_s = ledger.next_deadline_s()
         assert (next_s is None) == (not model)
         assert next_s is None or next_s <= min(each for _, each in model.values())
-        assert len(ledger._queue) <= 2 * len(ledger) + 65  # bounded, whatever was settled
+        assert len(ledger._queue) <= 2 * len(ledger) + 65  # bounded, however many were settled
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_what_waits_is_what_a_map_of_messages_would_say(seed: int) -> None:
-    """Ranges come back, at once or later, and are taken again: the lowest that is due, at most so many."""
+    """Ranges come back, with or without a delay, and are taken again: the lowest that is due first, up to a count."""
     random = Random(seed)
     redelivery = Redelivery()
     model: dict[int, tuple[float, int]] = {}  # offset -> ready, attempt
@@ -102,7 +102,7 @@ def test_what_waits_is_what_a_map_of_messages_would_say(seed: int) -> None:
 
 @given(st.permutations(list(range(12))))
 def test_what_came_back_in_any_order_is_taken_in_order(order: list[int]) -> None:
-    """The lowest offset that is due is next, whatever the order of return."""
+    """The lowest due offset is next."""
     redelivery = Redelivery()
     for number in order:
         redelivery.add(Held(10 * number, 10 * number + 10, 2), 0.0, 0.0)
@@ -113,7 +113,7 @@ def test_what_came_back_in_any_order_is_taken_in_order(order: list[int]) -> None
 
 
 def test_a_million_unacknowledged_messages_cost_kilobytes() -> None:
-    """Bookkeeping is by delivery, not by message."""
+    """The ledger has an entry per delivery, not per message."""
     ledger = InFlight()
     for number in range(1000):
         ledger.deliver(1000 * number, 1000 * number + 1000, 1, float(number))
@@ -124,7 +124,7 @@ def test_a_million_unacknowledged_messages_cost_kilobytes() -> None:
 
 
 def test_acknowledging_one_by_one_costs_no_memory() -> None:
-    """Neither many small deliveries nor a large one acknowledged message by message leave anything behind."""
+    """Neither many small deliveries nor a large one leave entries behind when acknowledged message by message."""
     ledger = InFlight()
     for number in range(2000):
         ledger.deliver(number, number + 1, 1, 1.0)
@@ -138,7 +138,7 @@ def test_acknowledging_one_by_one_costs_no_memory() -> None:
 
 
 def test_what_expires_together_leaves_no_deadline_behind() -> None:
-    """Also where the queue of deadlines is made anew in the middle of it: the next one is that of what is left."""
+    """Also if the queue of deadlines is rebuilt during it: the next deadline is that of what is left."""
     ledger = InFlight()
     for number in range(210):
         ledger.deliver(number, number + 1, 1, 1.0 if number < 100 else 5.0)
@@ -148,7 +148,7 @@ def test_what_expires_together_leaves_no_deadline_behind() -> None:
 
 
 def test_an_empty_range_settles_nothing() -> None:
-    """Nor does it cut in two what is in flight around it."""
+    """It also does not split a range in flight."""
     ledger = InFlight()
     ledger.deliver(0, 10, 1, 1.0)
     assert ledger.settle(5, 5) == []

@@ -1,4 +1,4 @@
-"""What is owed, against dictionaries with one entry a message.
+"""Model tests of the ledgers, against dictionaries with one entry per message.
 
 HYPOTHESIS_PROFILE=long runs it for minutes.
 """
@@ -26,14 +26,14 @@ class Owed(NamedTuple):
 
 
 class Deadline(NamedTuple):
-    """When one in flight is due, and what else is known of it."""
+    """When a message in flight is due, and what else is known of it."""
 
     at_s: float
     owed: Owed
 
 
 def single(parts: Iterable[Held]) -> dict[int, Owed]:
-    """Return what ranges say, message by message; none may be empty, none overlap."""
+    """Return the messages of the ranges, one entry each; the ranges must be disjoint and not empty."""
     found: dict[int, Owed] = {}
     for part in parts:
         assert part.first < part.end
@@ -79,7 +79,7 @@ class InFlightMachine(RuleBasedStateMachine):
         timeout_s=st.sampled_from([1, 2, 5]),
     )
     def deliver_again(self, back: int, count: int, attempt: int, failures: int, timeout_s: float) -> None:
-        """Deliver what lies between what is in flight, as far as it is free."""
+        """Deliver the free offsets between those in flight."""
         first = max(0, self.end - back)
         end = next((offset for offset in range(first, first + count) if offset in self.model), first + count)
         if first < end:
@@ -138,14 +138,14 @@ test_what_is_in_flight_is_what_one_entry_a_message_would_say = InFlightMachine.T
 
 
 class RedeliveryMachine(RuleBasedStateMachine):
-    """What comes back, and is taken again."""
+    """Messages that come back and are taken again."""
 
     def __init__(self) -> None:
         super().__init__()
         self.redelivery = Redelivery()
         self.model: dict[int, Deadline] = {}  # when it is ready
         self.now_s = 0.0
-        self.looked_s = 0.0  # when it was taken from, the last time
+        self.looked_s = 0.0  # the last time messages were taken
 
     @rule(
         first=st.integers(0, 60),
@@ -209,7 +209,7 @@ test_what_waits_is_what_one_entry_a_message_would_say = RedeliveryMachine.TestCa
 
 @given(st.integers(0, 3) | st.integers(0, 10_000), st.integers(0, 100_000), st.integers(0, 1_000_000))
 def test_back_off_doubles_within_its_bounds(failures: int, ms_min: int, more: int) -> None:
-    """None without a failure or where none is wanted; else twice as long each time, and never more than the most."""
+    """It is zero without a failure or a back-off; otherwise it doubles each time, up to the maximum."""
     ms_max = ms_min + more
     wait_ms = back_off_ms(failures, ms_min, ms_max)
     if not failures or not ms_min:

@@ -1,4 +1,4 @@
-"""Tests of access to a topic's log: where to begin, what is asked for, and what is waited at."""
+"""Tests of access to a topic's log: where a subscription begins, what it requests, and what it waits for."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from tests.actors.hosts import Bench
 
 
 def damage(first: int, end: int) -> DamagedError:
-    """Return what is raised where these are damaged."""
+    """Return the errors of damage in these ranges."""
     error = DamagedError(f"offset {first} is damaged")
     error.first, error.end = first, end
     return error
 
 
 def attached(bench: Bench, start: int | None = 0, **more: Any) -> None:
-    """Have the topic answer."""
+    """Let the topic answer."""
     bench.attaching.on_attached(Attached(start, bench.log.end, **more))
 
 
 def bench_of(messages: int = 10, **given: Any) -> Bench:
-    """Return a bench with so many messages, one a batch."""
+    """Return a bench with so many messages, one per batch."""
     bench = Bench(**given)
     for number in range(messages):
         bench.log.publish(b"%d" % number)
@@ -61,7 +61,7 @@ def test_a_new_subscription_begins_where_it_was_to(start: str | int, position: i
 
 
 def test_an_offset_that_the_topic_does_not_have_undoes_the_subscription() -> None:
-    """Its name is free for another start; a reader, of which nobody knows, is told alone."""
+    """Its name can be used again with another start; a reader, which has no name, only gets the error."""
     bench = bench_of(start=11)
     attached(bench)
     assert bench.host.failure is not None
@@ -70,7 +70,7 @@ def test_an_offset_that_the_topic_does_not_have_undoes_the_subscription() -> Non
 
 
 def test_where_the_topic_begins_may_not_be_known_yet() -> None:
-    """The store knows, and tells the topic, which tells us."""
+    """The store knows; the topic asks it and tells the subscription."""
     bench = bench_of(start="earliest")
     attached(bench, None)
     assert (bench.host.is_ready, bench.host.failure) == (False, None)
@@ -79,7 +79,7 @@ def test_where_the_topic_begins_may_not_be_known_yet() -> None:
 
 
 def test_a_topic_is_asked_again_until_it_answers() -> None:
-    """Mail is no promise; who was answered asks now and then."""
+    """The mail may be lost; after the answer the subscription asks again now and then."""
     bench = bench_of()
     bench.attaching.start()
     bench.host.loop.advance(4)
@@ -94,7 +94,7 @@ def test_a_topic_is_asked_again_until_it_answers() -> None:
 
 
 def test_a_topic_that_failed_before_it_answered_is_why_nobody_is_served() -> None:
-    """It is asked again; once there, it is forgotten that it failed."""
+    """The topic is asked again; once it answers, its failure is no longer a reason."""
     bench = bench_of()
     bench.attaching.topic_failed(TopicFailed("log-failed", "its disk is gone"))
     assert bench.host.failure is not None
@@ -105,7 +105,7 @@ def test_a_topic_that_failed_before_it_answered_is_why_nobody_is_served() -> Non
 
 
 def test_more_that_is_durable_wakes_the_subscription_once() -> None:
-    """What is known already does not."""
+    """An offset that is not new does not wake it."""
     bench = bench_of()
     attached(bench)
     wakes = bench.host.wakes
@@ -115,7 +115,7 @@ def test_more_that_is_durable_wakes_the_subscription_once() -> None:
 
 
 def test_what_is_in_the_store_alone_is_asked_for_and_waited_for() -> None:
-    """Meanwhile nothing is read; when it is here, whatever waits looks again."""
+    """Nothing is read meanwhile; when it is here, all waiting parts look again."""
     bench = bench_of()
     attached(bench)
     bench.log.errors[0] = NotHereError(0, 5)
@@ -132,7 +132,7 @@ def test_what_is_in_the_store_alone_is_asked_for_and_waited_for() -> None:
 
 
 def test_the_fetcher_is_asked_soon_again_and_then_more_rarely() -> None:
-    """Its mail may be lost, there or back; it is told which download was of no use, once one came."""
+    """Mail may be lost in both directions; once a download came, the question names the one that did not help."""
     bench = bench_of()
     attached(bench)
     bench.access.fetch(NotHereError(3, 5))
@@ -152,7 +152,7 @@ def test_the_fetcher_is_asked_soon_again_and_then_more_rarely() -> None:
 
 
 def test_a_store_that_is_away_is_asked_again() -> None:
-    """And what it says is what is shown."""
+    """And the last answer is shown."""
     bench = bench_of()
     attached(bench)
     bench.access.fetch(NotHereError(0, 5))
@@ -164,7 +164,7 @@ def test_a_store_that_is_away_is_asked_again() -> None:
 
 
 def test_damage_is_waited_at_until_an_operator_decides() -> None:
-    """The topic hears of it, and every consumer, also who comes later."""
+    """The topic is told, and every consumer, also one that opens later."""
     bench = bench_of()
     attached(bench)
     consumer = bench.host.attach()
@@ -182,7 +182,7 @@ def test_damage_is_waited_at_until_an_operator_decides() -> None:
 
 
 def test_a_repair_is_heard_of_also_if_its_mail_was_lost() -> None:
-    """The topic says with each answer how many there were; the same number again is no news."""
+    """Each of the topic's answers has the number of repairs; an unchanged number is no news."""
     bench = bench_of()
     attached(bench)
     bench.log.errors[0] = damage(0, 2)
@@ -199,7 +199,7 @@ def test_a_repair_is_heard_of_also_if_its_mail_was_lost() -> None:
 
 
 def test_damage_may_concern_only_who_wanted_to_go_there() -> None:
-    """Then nothing is waited at."""
+    """The subscription itself does not wait then."""
     bench = bench_of()
     attached(bench)
     bench.log.errors[0] = damage(0, 2)
@@ -218,7 +218,7 @@ def test_damage_may_concern_only_who_wanted_to_go_there() -> None:
 
 
 def test_what_retention_took_is_done_counted_and_said() -> None:
-    """Only what was not acknowledged is lost."""
+    """Only messages that were not acknowledged are counted as lost."""
     bench = bench_of()
     attached(bench)
     bench.journal.note(1, 3)
@@ -231,7 +231,7 @@ def test_what_retention_took_is_done_counted_and_said() -> None:
 
 
 def test_what_retention_took_is_waited_for_no_more() -> None:
-    """Whatever waited for it looks again."""
+    """All parts that waited for it look again."""
     bench = bench_of()
     attached(bench)
     bench.access.fetch(NotHereError(0, 5))
@@ -243,7 +243,7 @@ def test_what_retention_took_is_waited_for_no_more() -> None:
 
 
 def test_a_subscription_from_the_earliest_on_begins_behind_what_is_nowhere() -> None:
-    """Which is said, and counted: the topic's first messages were lost before it was there."""
+    """The topic's first messages were lost before the subscription existed: that is reported and counted."""
     bench = bench_of(start="earliest")
     attached(bench)
     bench.access.fetch(NotHereError(0, 5))
@@ -254,7 +254,7 @@ def test_a_subscription_from_the_earliest_on_begins_behind_what_is_nowhere() -> 
 
 
 def test_what_is_nowhere_behind_that_is_damage() -> None:
-    """Nothing is skipped by itself."""
+    """Nothing is skipped without a decision."""
     bench = bench_of(start="earliest")
     attached(bench)
     bench.journal.note(0, 2)
@@ -265,7 +265,7 @@ def test_what_is_nowhere_behind_that_is_damage() -> None:
 
 
 def test_an_error_that_nobody_can_mend_ends_the_service() -> None:
-    """Everybody is sent away with its code."""
+    """Every consumer is closed with the error's code."""
     bench = bench_of()
     attached(bench)
     bench.log.errors[0] = StorageError("no", code="log-damaged", action="stop")
@@ -274,7 +274,7 @@ def test_an_error_that_nobody_can_mend_ends_the_service() -> None:
 
 
 def test_acknowledged_messages_that_the_log_has_lost_are_given_out_again() -> None:
-    """With durability `os`, which does not promise that it cannot be; elsewhere it is damage."""
+    """Durability `os` does not promise that a log keeps them; with any other it is damage."""
     bench = bench_of(messages=2)
     attached(bench, log_end=2)
     assert bench.host.failure is None
@@ -290,7 +290,7 @@ def test_acknowledged_messages_that_the_log_has_lost_are_given_out_again() -> No
 
 
 def test_a_subscription_that_is_deleted_is_told_nothing_more() -> None:
-    """The topic forgets it."""
+    """The topic removes it from its list."""
     bench = bench_of()
     bench.attaching.erase()
     assert len(bench.topic.take(Detach)) == 1

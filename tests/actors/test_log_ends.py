@@ -1,4 +1,4 @@
-"""Where a log ended is proven: what is cut off behind it is damage, and no offset is given twice."""
+"""Tests of how the end of a log is proven: a missing end is damage, and no offset is given twice."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.stage import Stage
 
 
 def newest_segment(stage: Stage) -> str:
-    """Return the path of the file that the topic's log ends in."""
+    """Return the path of the topic's last segment."""
     folder = log_folder("/data", stage.catalogue.get_topic("orders"))
     return f"{folder}/{max(name for name in stage.disk.listdir(folder) if base_of(name) is not None)}"
 
 
 def cut_short(stage: Stage, keep: int) -> None:
-    """Cut the newest segment, as a copy that broke off or a disk that was full would."""
+    """Cut the last segment short, as an aborted copy or a full disk would."""
     file = stage.disk.open(newest_segment(stage))
     file.truncate(keep)
     file.close()
@@ -34,7 +34,7 @@ def reopen(scene: Scene) -> None:
 @pytest.mark.parametrize("keep", [0, 64, 400, 700])
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 def test_a_log_cut_short_after_a_clean_stop_is_damaged(stage: Stage, keep: int, durability: str) -> None:
-    """What had a receipt is missed and said to be, and its offsets are never given again."""
+    """Messages with receipts are missing and reported, and their offsets are never given again."""
     stage.start_tier()
     scene = Scene(stage, durability=durability)
     scene.consumer()
@@ -63,7 +63,7 @@ def test_a_log_cut_short_after_a_clean_stop_is_damaged(stage: Stage, keep: int, 
 
 
 def test_a_log_that_is_whole_after_a_clean_stop_is_as_it_was(stage: Stage) -> None:
-    """However often it is stopped."""
+    """However often the broker is stopped."""
     scene = Scene(stage)
     for number in range(3):
         scene.publish(b"%d" % number)
@@ -74,7 +74,7 @@ def test_a_log_that_is_whole_after_a_clean_stop_is_as_it_was(stage: Stage) -> No
 
 
 def test_a_cursor_proves_where_a_log_ended_that_was_not_stopped(stage: Stage) -> None:
-    """What was acknowledged had been durable, whatever the log looks like now."""
+    """Acknowledged messages had been durable, whatever the log contains now."""
     scene = Scene(stage)
     client = scene.consumer()
     scene.publish(*(b"%d" % number for number in range(5)))
@@ -90,7 +90,7 @@ def test_a_cursor_proves_where_a_log_ended_that_was_not_stopped(stage: Stage) ->
 
 @pytest.mark.parametrize("verified", [True, False])
 def test_what_was_cut_off_is_skipped_by_a_repair_whoever_came_upon_it(stage: Stage, verified: bool) -> None:
-    """Also once what is left of the segment is in the store, and a verification has been over it."""
+    """Also once the rest of the segment is in the store, and a verification has run."""
     stage.start_tier()
     scene = Scene(stage)
     for number in range(10):
@@ -114,7 +114,7 @@ def test_what_was_cut_off_is_skipped_by_a_repair_whoever_came_upon_it(stage: Sta
 
 
 def test_a_log_whose_files_are_all_gone_is_served_from_the_store(stage: Stage) -> None:
-    """It goes on where a clean stop says that it ended: what the store has is delivered, and no offset given twice."""
+    """It goes on at the end that the clean stop noted: stored messages are delivered, no offset is given twice."""
     stage.start_tier()
     scene = Scene(stage)
     for number in range(10):
@@ -134,7 +134,7 @@ def test_a_log_whose_files_are_all_gone_is_served_from_the_store(stage: Stage) -
 def test_a_log_whose_files_are_all_gone_everywhere_is_damage_that_an_operator_decides_on(
     stage: Stage,
 ) -> None:
-    """The range is told; what comes behind it is taken, and delivered."""
+    """The range is reported; later messages are accepted and delivered."""
     scene = Scene(stage)
     for number in range(10):
         scene.publish(b"%d" % number)
@@ -153,7 +153,7 @@ def test_a_log_whose_files_are_all_gone_everywhere_is_damage_that_an_operator_de
 
 
 def remove_segments(stage: Stage) -> None:
-    """Remove every file that the topic's messages are in."""
+    """Remove every segment file."""
     folder = log_folder("/data", stage.catalogue.get_topic("orders"))
     for name in stage.disk.listdir(folder):
         if base_of(name) is not None:

@@ -1,4 +1,4 @@
-"""Tests of the turn: order, fairness, bounds, and the ways in for threads."""
+"""Tests of the event loop: order, fairness, bounds, and calls from threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ManualClock:
 
 
 class Chatter:
-    """An inbox that always has one more message."""
+    """An inbox that always has another message."""
 
     def __init__(self, loop: Loop, on_message: Callable[[], None] = lambda: None) -> None:
         self.loop, self.on_message, self.handled = loop, on_message, 0
@@ -44,20 +44,20 @@ class Chatter:
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """Time that stands still until the test moves it."""
+    """Return a clock that stands still until the test moves it."""
     return ManualClock()
 
 
 @pytest.fixture
 def loop(clock: ManualClock) -> Iterator[Loop]:
-    """A loop under that time."""
+    """Return a loop with that clock."""
     loop = Loop(clock)
     yield loop
     loop.close()
 
 
 def test_timers_run_in_the_order_of_their_deadlines(loop: Loop, clock: ManualClock) -> None:
-    """The earlier deadline runs first, and of equal deadlines the one made first."""
+    """The earlier deadline runs first; of equal deadlines the one set first."""
     ran: list[str] = []
     loop.call_later(3.0, lambda: ran.append("third"))
     loop.call_later(1.0, lambda: ran.append("first"))
@@ -73,7 +73,7 @@ def test_timers_run_in_the_order_of_their_deadlines(loop: Loop, clock: ManualClo
 
 
 def test_a_cancelled_timer_never_runs(loop: Loop, clock: ManualClock) -> None:
-    """Cancelling is final, may be repeated, and is harmless afterwards."""
+    """Cancelling is final, may be repeated, and does nothing after the timer has run."""
     ran: list[str] = []
     cancelled = loop.call_later(1.0, lambda: ran.append("no"))
     kept = loop.call_later(1.0, lambda: ran.append("yes"))
@@ -97,7 +97,7 @@ def test_cancelled_timers_do_not_pile_up(loop: Loop, clock: ManualClock) -> None
 
 
 def test_a_timer_that_sets_itself_again_leaves_the_turn(loop: Loop) -> None:
-    """A timer of no delay runs once a turn, so that it can't hold the loop."""
+    """A timer without a delay runs once per turn, so that it cannot occupy the loop."""
     ran: list[int] = []
 
     def again() -> None:
@@ -119,7 +119,7 @@ def test_a_busy_inbox_lets_its_neighbours_run(loop: Loop) -> None:
 
 
 def test_a_busy_inbox_starves_neither_timers_nor_sockets(loop: Loop, clock: ManualClock) -> None:
-    """However much there is to handle, every turn looks at the clock and at the sockets."""
+    """However many messages there are, every turn looks at the clock and at the sockets."""
     ran: list[str] = []
     read, write = os.pipe()
     loop.watch(read, lambda: ran.append("socket"))
@@ -136,7 +136,7 @@ def test_a_busy_inbox_starves_neither_timers_nor_sockets(loop: Loop, clock: Manu
 
 
 def test_turn_end_calls_come_after_all_inboxes_and_once(loop: Loop) -> None:
-    """What is registered while inboxes run is called once behind them: one commit for a whole turn."""
+    """A call registered while inboxes run is made once after them: one commit for a whole turn."""
     ran: list[str] = []
 
     class Once:
@@ -155,7 +155,7 @@ def test_turn_end_calls_come_after_all_inboxes_and_once(loop: Loop) -> None:
 
 
 def test_a_call_from_another_thread_wakes_the_poll() -> None:
-    """A loop that waits for ever hears a thread at once, in the thread's order."""
+    """A loop that waits without a timeout sees a thread's calls at once, in the thread's order."""
     loop = Loop(SystemClock())
     heard: list[int] = []
     on_thread: list[bool] = []
@@ -178,7 +178,7 @@ def test_a_call_from_another_thread_wakes_the_poll() -> None:
 
 
 def test_offloaded_work_runs_elsewhere_and_comes_back(loop: Loop) -> None:
-    """The work runs in a thread of the pool, its result is handed over on the loop."""
+    """The work runs in a thread of the pool, and its result is handed over on the loop."""
     results: list[tuple[object, bool]] = []
     loop.offload(threading.get_ident, lambda result, error: results.append((result, loop.on_loop_thread)))
     loop.run_until_idle()
@@ -188,7 +188,7 @@ def test_offloaded_work_runs_elsewhere_and_comes_back(loop: Loop) -> None:
 
 
 def test_an_error_of_offloaded_work_comes_back_as_an_error(loop: Loop) -> None:
-    """No exception is lost in a thread, and the thread lives on."""
+    """No exception is lost in a thread, and the thread goes on."""
     errors: list[BaseException | None] = []
 
     def fail() -> int:
@@ -202,7 +202,7 @@ def test_an_error_of_offloaded_work_comes_back_as_an_error(loop: Loop) -> None:
 
 
 def test_the_pool_runs_no_more_than_its_threads_at_once() -> None:
-    """A thousand blocking calls wait in line for two threads."""
+    """A thousand blocking calls queue for two threads."""
     loop = Loop(SystemClock(), threads={Purpose.OTHER: 2})
     now, most, lock = [0], [0], threading.Lock()
 
@@ -223,7 +223,7 @@ def test_the_pool_runs_no_more_than_its_threads_at_once() -> None:
 
 
 def test_sockets_are_read_as_long_as_they_have_something(loop: Loop) -> None:
-    """A callback that reads one message of many is called again in the next turn."""
+    """A callback that reads one of many messages is called again in the next turn."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as push:
         pull.bind("inproc://loop")
@@ -240,7 +240,7 @@ def test_sockets_are_read_as_long_as_they_have_something(loop: Loop) -> None:
 
 
 def test_a_callback_that_raises_ends_the_run(loop: Loop) -> None:
-    """What the composition itself gets wrong ends the process, and does not go on half alive."""
+    """A bug in the composition ends the process instead of leaving it half alive."""
     loop.call_soon(lambda: 1 // 0)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         loop.run()

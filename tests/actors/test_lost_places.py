@@ -1,4 +1,4 @@
-"""Tests of who is gone: consumers, subscriptions and topics that end in the middle, and readers that come back."""
+"""Tests of consumers, subscriptions and topics that end unexpectedly, and of readers that come back."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.stage import Stage, held_up, inbox_holds
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker that waits for silent clients for hours."""
+    """Return a broker that keeps the session of a silent client for hours."""
     return make_stage(protocol__session_timeout_ms=3_600_000)
 
 
 def test_exactly_what_a_lost_consumer_was_never_given_comes_again(stage: Stage) -> None:
-    """Also where its messages do not follow each other."""
+    """Also if its messages are not consecutive."""
     scene = Scene(stage, type="key-shared")
     first, second = scene.consumer(), scene.consumer()
     for number in range(40):
@@ -50,7 +50,7 @@ def test_exactly_what_a_lost_consumer_was_never_given_comes_again(stage: Stage) 
 
 
 def test_acknowledgments_for_a_subscription_that_failed_do_not_hurt_the_next(stage: Stage) -> None:
-    """What its consumers still say may meet the next actor before that knows where its topic stands."""
+    """Its consumers' acknowledgments may reach the next actor before that knows where its topic stands."""
     scene = Scene(stage)
     client = scene.consumer()
     scene.publish(b"0", b"1", b"2")
@@ -74,7 +74,7 @@ def test_acknowledgments_for_a_subscription_that_failed_do_not_hurt_the_next(sta
 
 
 def test_a_reader_whose_place_was_trimmed_goes_on_where_the_history_begins(stage: Stage) -> None:
-    """It is told what it missed; what is still there behind that is not skipped."""
+    """It is told what it missed, and no message still in the log is skipped."""
     scene = Scene(stage)
     scene.publish(*(b"%d" % n for n in range(4)))
     scene.publish(*(b"%d" % n for n in range(4, 8)))
@@ -93,7 +93,7 @@ def test_a_reader_whose_place_was_trimmed_goes_on_where_the_history_begins(stage
 
 @pytest.mark.parametrize("dispatch", ["reliable", "non-reliable"])
 def test_a_reader_of_a_topic_that_is_deleted_is_told(stage: Stage, dispatch: str) -> None:
-    """It would wait for ever."""
+    """Otherwise it would wait for ever."""
     scene = Scene(stage, dispatch=dispatch)
     client = reader(scene)
     scene.publish(b"0")
@@ -106,7 +106,7 @@ def test_a_reader_of_a_topic_that_is_deleted_is_told(stage: Stage, dispatch: str
 
 
 def test_who_comes_to_a_damaged_log_is_told(stage: Stage) -> None:
-    """As those were who were there when it was found."""
+    """Like the consumers that were there when the damage was found."""
     scene = Scene(stage)
     client = scene.consumer()
     error = DamagedError("broken")
@@ -117,7 +117,7 @@ def test_who_comes_to_a_damaged_log_is_told(stage: Stage) -> None:
 
 
 def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
-    """Mail is no promise."""
+    """The mail may be lost."""
     scene = Scene(stage)
     scene.consumer()
     access = part(scene, LogAccess)
@@ -130,7 +130,7 @@ def test_what_is_to_be_brought_back_is_asked_for_again(stage: Stage) -> None:
 
 @pytest.mark.requirement("7.3-6", "7.5-3")
 def test_the_place_of_a_consumer_that_was_killed_is_free_soon(make_stage: Callable[..., Stage]) -> None:
-    """Its closed connection tells: after a short while, not when its session times out; and what it held has failed."""
+    """The broker sees the closed connection: after a short grace what the consumer held counts as failed."""
     stage = make_stage(protocol__session_timeout_ms=3_600_000, protocol__resume_within_ms=2_000)
     scene = Scene(stage, type="exclusive")
     first = scene.consumer()
@@ -148,7 +148,7 @@ def test_the_place_of_a_consumer_that_was_killed_is_free_soon(make_stage: Callab
 def test_a_connection_that_broke_costs_nothing_when_the_client_comes_back(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """The session is resumed: what it held is its own, and no attempt has failed."""
+    """The session is resumed: it keeps what it held, and no attempt counts as failed."""
     stage = make_stage(protocol__session_timeout_ms=3_600_000, protocol__resume_within_ms=2_000)
     scene = Scene(stage, type="exclusive")
     client = scene.consumer()

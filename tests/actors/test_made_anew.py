@@ -1,4 +1,4 @@
-"""Tests of names that are used again: what was meant for a topic or subscription never meets the next of its name."""
+"""Tests of names that are used again: mail for a topic or subscription never reaches the next one of its name."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ TOPIC, NAME = "orders", "s"
 
 
 def make(client: StagedClient, start: str = "earliest") -> None:
-    """Let there be the topic and its subscription."""
+    """Create the topic and its subscription."""
     client.request("topic.create", topic=TOPIC)
     client.request("subscription.create", topic=TOPIC, subscription=NAME, start=start)
 
 
 def made_anew(client: StagedClient) -> None:
-    """Delete the topic, and let there be another, with another subscription."""
+    """Delete the topic, and create another with another subscription."""
     client.request("topic.delete", topic=TOPIC)
     make(client)
 
 
 def subscription_made_anew(client: StagedClient) -> None:
-    """Delete the subscription, and let there be another."""
+    """Delete the subscription, and create another."""
     client.request("subscription.delete", topic=TOPIC, subscription=NAME)
     client.request("subscription.create", topic=TOPIC, subscription=NAME, start="latest")
 
 
 def shown(client: StagedClient) -> tuple[Any, ...]:
-    """Return what there is of that name."""
+    """Return the result of `show` for that name."""
     topics = client.request("topic.list")["topics"]
     subscriptions = client.request("subscription.list", topic=TOPIC)["subscriptions"]
     return [topic["incarnation"] for topic in topics], subscriptions
@@ -52,7 +52,7 @@ OF_SUBSCRIPTION: list[tuple[str, dict[str, Any]]] = [
 
 
 def held_back(stage: Stage, ways: list[tuple[str, str]], say: Callable[[], int]) -> tuple[int, list[Any]]:
-    """Say something and keep the mails that it makes on these ways; return its REF, and them."""
+    """Send a request and hold back the mail it causes on these ways; return its REF, and the mail."""
     for way in ways:
         stage.hold(*way)
     ref = say()
@@ -72,7 +72,7 @@ def held_back(stage: Stage, ways: list[tuple[str, str]], say: Callable[[], int])
 def test_a_request_that_comes_late_does_not_change_what_was_made_since(
     stage: Stage, anew: Callable[[StagedClient], None], operation: str, more: dict[str, Any]
 ) -> None:
-    """It was asked for another topic or subscription, whose name is used again: mail takes as long as it takes."""
+    """It was meant for another topic or subscription of that name: mail may take any time."""
     asking, other = stage.client(0), stage.client(1)
     make(other)
     ref, late = held_back(
@@ -89,7 +89,7 @@ def test_a_request_that_comes_late_does_not_change_what_was_made_since(
 
 
 def test_a_request_that_comes_late_is_carried_out_where_nothing_was_made_since(stage: Stage) -> None:
-    """What it is about is there still."""
+    """The topic or subscription is still the same one."""
     make(stage.client(1))
     stage.hold("worker-0", "broker")
     asking = stage.client(0)
@@ -103,7 +103,7 @@ def test_a_request_that_comes_late_is_carried_out_where_nothing_was_made_since(s
 def test_a_deletion_that_comes_late_to_who_carries_it_out_leaves_the_next_of_that_name(
     stage: Stage, task: str
 ) -> None:
-    """The Directory has deleted it; its worker hears so when the name is used again already."""
+    """The Directory has deleted it; its worker is told when the name is in use again."""
     client = stage.client(0)
     make(client)
     arguments = {"topic": TOPIC} if task == "topic.delete" else {"topic": TOPIC, "subscription": NAME}
@@ -129,7 +129,7 @@ def test_a_deletion_that_comes_late_to_who_carries_it_out_leaves_the_next_of_tha
 
 
 def test_a_creation_that_is_undone_late_leaves_the_next_of_that_name(stage: Stage) -> None:
-    """It could not begin where it was to; by the time that is known to all, somebody made it otherwise."""
+    """It could not begin at its start; before that is known everywhere, a client creates it with another start."""
     client = stage.client()
     client.request("topic.create", topic=TOPIC)
     stage.at_topic(TOPIC).open_producer(1, TOPIC, 7)  # it runs
@@ -152,7 +152,7 @@ def test_a_creation_that_is_undone_late_leaves_the_next_of_that_name(stage: Stag
 @pytest.mark.requirement("10.3-2")
 @pytest.mark.parametrize("operation", ["topic.delete", "topic.forget"])
 def test_a_deletion_may_name_the_topic_it_is_about(stage: Stage, operation: str) -> None:
-    """Who asks again, because the answer was lost, deletes no other one."""
+    """A client that repeats the request because the answer was lost deletes no other topic."""
     client = stage.client()
     make(client)
     old = client.request("topic.show", topic=TOPIC)["incarnation"]
@@ -166,7 +166,7 @@ def test_a_deletion_may_name_the_topic_it_is_about(stage: Stage, operation: str)
 
 @pytest.mark.requirement("10.3-2")
 def test_a_deletion_may_name_the_subscription_it_is_about(stage: Stage) -> None:
-    """By the instance that consumers and listings are told."""
+    """By the instance that consumers and listings are given."""
     client = stage.client()
     make(client)
     (old,) = client.request("subscription.list", topic=TOPIC)["subscriptions"]
@@ -180,7 +180,7 @@ def test_a_deletion_may_name_the_subscription_it_is_about(stage: Stage) -> None:
 
 @pytest.mark.parametrize("value", [7, b"x", ["x"], True])
 def test_an_incarnation_is_text(stage: Stage, value: object) -> None:
-    """Whatever else it is, it is refused, and nothing deleted."""
+    """Any other type is refused, and nothing is deleted."""
     client = stage.client()
     make(client)
     answer = client.ask("topic.delete", topic=TOPIC, incarnation=value)
@@ -193,7 +193,7 @@ def test_an_incarnation_is_text(stage: Stage, value: object) -> None:
 def test_a_consumer_is_told_which_of_that_name_it_has(
     stage: Stage, anew: Callable[[StagedClient], None]
 ) -> None:
-    """The same as long as it is the same, on whatever worker it runs meanwhile."""
+    """The instance stays the same as long as the subscription exists, whichever worker it runs on."""
     client = stage.client()
     make(client)
 
@@ -215,7 +215,7 @@ def test_a_consumer_is_told_which_of_that_name_it_has(
 
 @pytest.mark.requirement("9.3-1", "15-3")
 def test_a_consumer_that_does_not_ask_is_not_told(stage: Stage) -> None:
-    """An older client gets what it always got."""
+    """An older client gets the same answer as before."""
     make(stage.client())
     consumer = stage.at_subscription(TOPIC, NAME)
     assert Key.INSTANCE not in consumer.open_consumer(1, TOPIC, NAME, "shared").header

@@ -1,4 +1,4 @@
-"""Tests of mail between processes' post offices, here two in one process, over real ipc sockets."""
+"""Tests of mail between two processes' post offices, here in one process, over real ipc sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Note:
 
 
 class Office:
-    """A post office with a loop of its own and everything that arrived."""
+    """A post office with a loop of its own, which records everything that arrives."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str, node: str, boot: int) -> None:
         self.loop = Loop(SystemClock())
@@ -39,7 +39,7 @@ class Office:
         self.mail.attach(self.loop, lambda path, note: self.got.append((path, note)))
 
     def receive(self, count: int, sender: Office | None = None, patience_s: float = 1.0) -> list[int]:
-        """Run until `count` notes arrived (or nothing comes for `patience_s`); return their numbers."""
+        """Run until `count` notes arrived, or none comes for `patience_s`; return their numbers."""
         idle = 0
         while len(self.got) < count and idle * 0.01 < patience_s:
             before = len(self.got)
@@ -72,7 +72,7 @@ class Street:
 
 @pytest.fixture
 def street() -> Iterator[Street]:
-    """A run folder with no office in it yet."""
+    """Return a run folder without post offices."""
     with run_folder() as folder:
         street = Street(folder)
         yield street
@@ -82,7 +82,7 @@ def street() -> Iterator[Street]:
 
 
 def test_mail_arrives_in_order_with_its_frames(street: Street) -> None:
-    """Small frames arrive as bytes, large ones as a view of ZeroMQ's own memory, all equal."""
+    """Small frames arrive as bytes, large ones as a view of ZeroMQ's memory, all equal."""
     here, there = street.open("here"), street.open("there")
     here.mail.meet("there", 1)
     sent = [Note(0), Note(1, (b"", b"small")), Note(2, (memoryview(b"x" * 300_000), b"y" * 70_000))]
@@ -99,7 +99,7 @@ def test_mail_arrives_in_order_with_its_frames(street: Street) -> None:
 def test_mail_for_a_process_nobody_knows_is_dropped_and_said_once(
     street: Street, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No peer, no error: counted, and one line in the log however many there are."""
+    """Not an error: it is counted, and logged once however much there is."""
     here = street.open("here")
     for number in range(100):
         here.mail.send(THERE, Note(number))
@@ -108,7 +108,7 @@ def test_mail_for_a_process_nobody_knows_is_dropped_and_said_once(
 
 
 def test_mail_for_a_dead_process_never_reaches_the_next(street: Street) -> None:
-    """What was meant for boot 1 is not delivered to boot 2 of the same node."""
+    """Mail for boot 1 is not delivered to boot 2 of the same node."""
     here, first = street.open("here"), street.open("there", boot=1)
     here.mail.meet("there", 1)
     here.mail.send(THERE, Note(1))
@@ -127,7 +127,7 @@ def test_mail_for_a_dead_process_never_reaches_the_next(street: Street) -> None:
 
 
 def test_mail_from_a_process_known_to_be_gone_is_stale(street: Street) -> None:
-    """After NodeDown nothing of the dead process is heard any more; its successor is."""
+    """After NodeDown no mail of the dead process is accepted; mail of its successor is."""
     here, old, new = street.open("here"), street.open("there", boot=5), street.open("there", boot=6)
     me = Address("here", "sink")
     here.mail.meet("there", 5)
@@ -143,7 +143,7 @@ def test_mail_from_a_process_known_to_be_gone_is_stale(street: Street) -> None:
 
 
 def test_news_of_an_older_boot_are_ignored(street: Street) -> None:
-    """NodeUp and NodeDown that come late don't undo what is known by now."""
+    """NodeUp and NodeDown that come late do not undo later news."""
     here, there = street.open("here"), street.open("there", boot=2)
     here.mail.meet("there", 2)
     here.mail.meet("there", 1)
@@ -153,7 +153,7 @@ def test_news_of_an_older_boot_are_ignored(street: Street) -> None:
 
 
 def test_a_slow_peer_gets_everything_later_and_in_order(street: Street) -> None:
-    """More mail than the queues hold waits here, and none overtakes another."""
+    """Mail that does not fit into the queues waits here, and none overtakes another."""
     here, there = street.open("here"), street.open("there")
     here.mail.meet("there", 1)
     count = 3 * mail_module.QUEUED_MAILS_MAX + 1000
@@ -167,7 +167,7 @@ def test_a_slow_peer_gets_everything_later_and_in_order(street: Street) -> None:
 def test_mail_for_a_peer_that_takes_nothing_is_bounded(
     street: Street, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over the bound it is dropped, counted, and said once; memory stays what it is."""
+    """Over the limit mail is dropped, counted, and logged once; memory is bounded."""
     monkeypatch.setattr(mail_module, "WAITING_BYTES_MAX", 100_000)
     here, _there = street.open("here"), street.open("there")
     here.mail.meet("there", 1)
@@ -183,7 +183,7 @@ def test_mail_for_a_peer_that_takes_nothing_is_bounded(
 def test_malformed_mail_is_dropped_and_the_next_is_read(
     street: Street, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever lies in the letter box, the process lives and reads on."""
+    """Whatever arrives, the process goes on and reads the next mail."""
     there = street.open("there")
     with street.context.socket(zmq.PUSH) as stranger:
         stranger.connect(f"ipc://{street.folder}/there.1")
@@ -199,7 +199,7 @@ def test_malformed_mail_is_dropped_and_the_next_is_read(
 
 
 def test_a_run_folder_too_long_for_a_socket_is_refused() -> None:
-    """The operating system would cut the path or refuse it without saying why."""
+    """The operating system would cut the path, or refuse it without a reason."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with pytest.raises(UsageError, match=r"run folder .* is too long"):
         Mail(context, "/tmp/" + "x" * 100, "here", 1)

@@ -1,4 +1,4 @@
-"""More producers than a topic remembers: none that may resend is forgotten."""
+"""Tests of a topic with more producers than it remembers: none that may still resend is forgotten."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def topic(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> StagedClient:
 
 
 def flood(stage: Stage, first: int, producers: int, *, close: bool) -> list[int]:
-    """Publish a message each with so many new producers, and close them or vanish; return the types of the answers."""
+    """Publish a message with each of so many new producers, which then close or vanish; return the answers' types."""
     kinds = []
     for producer in range(first, first + producers):
         client = stage.at_topic("orders")
@@ -44,14 +44,14 @@ def flood(stage: Stage, first: int, producers: int, *, close: bool) -> list[int]
 def test_a_flood_of_producers_does_not_make_a_resend_stored_twice(
     stage: Stage, topic: StagedClient, close: bool
 ) -> None:
-    """Whether they close or vanish; who is new may be refused for a while, and is told why."""
+    """Whether they close or vanish; a new producer may be refused for a while, and is told why."""
     topic.open_producer(1, "orders", 7)
     topic.publish(1, 0, b"once")
     [(_, offset)] = topic.receipt(1)
     stage.clock.now_s += 1
     kinds = flood(stage, 100, 30, close=close)
     assert (Type.ERROR in kinds) is not close
-    topic.publish(1, 0, b"once")  # its receipt was lost on the way
+    topic.publish(1, 0, b"once")  # its receipt is lost
     assert topic.receipt(1) == [(0, offset)]
     before = stage.client().request("topic.show", topic="orders")["next_offset"]
     assert before == 1 + kinds.count(Type.OPENED)

@@ -1,4 +1,4 @@
-"""Tests of the messages: each is in one file, is imported from one place, and cannot be changed by who gets it."""
+"""Tests of the messages: each is defined in one file, imported from one place, and cannot be changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def own(file: ModuleType) -> list[type]:
 
 
 def test_every_message_is_imported_from_one_place() -> None:
-    """Whoever looks for one finds it, whichever pair it belongs to."""
+    """Whichever pair of actors it belongs to."""
     exported = {name for name in messages.__all__ if isinstance(getattr(messages, name), type)}
     found = [each.__name__ for file in FILES for each in own(file)]
     assert sorted(found) == sorted(exported)
