@@ -69,6 +69,12 @@ def sum_of_lengths(table: Buffer) -> int:
     return sum(lengths_of(table)) if length is None else length * (len(table) // 4)
 
 
+def check_sum(lengths: Buffer, size: int) -> None:
+    """Raise `RemoteProtocolError` if the lengths of a table do not add up to `size` bytes."""
+    if sum_of_lengths(lengths) != size:
+        raise RemoteProtocolError("the lengths of a batch do not add up", code="lengths-mismatch")
+
+
 def pack_lengths(items: Iterable[Buffer]) -> bytes:
     """Return the length table of some buffers: their lengths as little-endian u32."""
     found = list(map(len, items))
@@ -85,18 +91,17 @@ def pack_column(items: Sequence[bytes]) -> bytes:
     return pack_lengths(items) + b"".join(items)
 
 
-def split_payloads(lengths: Buffer, payload: Buffer) -> list[bytes]:
+def split_payloads(lengths: Buffer, payload: Buffer, *, checked: bool = False) -> list[bytes]:
     """Cut the payload frame of a batch into its messages.
 
     The buffers may be memoryviews; what comes back are bytes. Raises `RemoteProtocolError` when the lengths
-    do not add up.
+    do not add up, unless that was `checked` before.
     """
     payload, lengths = bytes(payload), bytes(lengths)
+    if not checked:
+        check_sum(lengths, len(payload))
     length = same_length(lengths)
     table = lengths_of(lengths) if length is None else repeat(length, len(lengths) // 4)
-    total = sum(table) if length is None else length * (len(lengths) // 4)
-    if total != len(payload):
-        raise RemoteProtocolError("the lengths of a batch do not add up", code="lengths-mismatch")
     if length and len(payload) >= CUT_AT_ONCE * length:
         whole = len(payload) - len(payload) % (CUT_AT_ONCE * length)
         found = list(chain.from_iterable(_cutter(length)(memoryview(payload)[:whole])))
@@ -111,15 +116,18 @@ def _cutter(length: int) -> Callable[[Buffer], Iterator[tuple[bytes, ...]]]:
     return struct.Struct(f"{length}s" * CUT_AT_ONCE).iter_unpack
 
 
-def split_column(column: Buffer, count: int) -> list[bytes]:
-    """Cut a column frame of `count` items into the items; raises `RemoteProtocolError` when it does not add up."""
+def split_column(column: Buffer, count: int, *, checked: bool = False) -> list[bytes]:
+    """Cut a column frame of `count` items into the items.
+
+    Raises `RemoteProtocolError` when it does not add up, unless that was `checked` before.
+    """
     if len(column) < 4 * count:
         raise RemoteProtocolError(
             f"a column of {counted(len(column), 'byte')} has no lengths for {counted(count, 'message')}",
             code="lengths-mismatch",
         )
     view = memoryview(column)
-    return split_payloads(view[: 4 * count], view[4 * count :])
+    return split_payloads(view[: 4 * count], view[4 * count :], checked=checked)
 
 
 def pack_times(times: Iterable[int]) -> bytes:
@@ -220,6 +228,13 @@ def check_batch(
                 f"({batch_bytes_max}; a lone message may have {around_bytes_max(batch_bytes_max)} beside its payload)",
                 code="batch-too-large",
             )
+    if columns:
+        check_columns(frames, columns, count)
+    return count
+
+
+def check_columns(frames: Sequence[Buffer], columns: int, count: int) -> None:
+    """Raise `RemoteProtocolError` if a column of a batch's body frames does not hold what `count` messages need."""
     if columns & Column.DELIVER_AT and len(frames[-1]) != 8 * count:
         raise RemoteProtocolError(
             f"{counted(count, 'time of delivery takes', 'times of delivery take')} {8 * count} bytes, "
@@ -230,7 +245,6 @@ def check_batch(
         view = memoryview(column)
         if len(view) < 4 * count or sum_of_lengths(view[: 4 * count]) != len(view) - 4 * count:
             raise RemoteProtocolError("the lengths of a column do not add up", code="lengths-mismatch")
-    return count
 
 
 def encode_attributes(attributes: Mapping[str, str]) -> bytes:

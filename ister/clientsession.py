@@ -39,6 +39,8 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
 
 # seconds; after this long without an answer to HELLO: another socket, and the next endpoint
 GREETING_S: Final = 3.0
+# seconds; a second error within this time that does not say what it is about comes of what was sent again
+UNCLEAR_AGAIN_S: Final = 60.0
 BACK_OFF_FIRST_S: Final = 0.05
 BACK_OFF_LAST_S: Final = 2.0
 
@@ -156,6 +158,7 @@ class Session:
         self._spoke = 0.0
         self._heard = 0.0
         self._pinged: float | None = None
+        self._unclear_s = float("-inf")  # when an error came last that said not what it was about
 
     @property
     def idle(self) -> bool:
@@ -337,9 +340,25 @@ class Session:
             if handle is not None:
                 handle.on_frame(frame)
                 self.news.keys.add(handle)
-        elif kind == Type.ERROR:
-            self.trouble = remote_error(header)
-            self.news.everything = True
+        elif kind == Type.ERROR and Key.REF not in header:
+            self._on_unclear(remote_error(header), frame.now)
+
+    def _on_unclear(self, error: RemoteError, now: float) -> None:
+        """Handle an error that does not say what it answers: something of this client will never be answered.
+
+        At the first one the connection counts as lost, so that everything is asked and sent again. If that brings
+        another one, everything that waits fails with it: sending it once more would never end.
+        """
+        again = now - self._unclear_s < UNCLEAR_AGAIN_S
+        self._unclear_s = now
+        if not again:
+            self.lost(error)
+            return
+        self.trouble = error
+        self._fail_all(error)
+        for number in self.handles:  # the broker has them open still
+            self.emit({Key.TYPE: Type.CLOSE, Key.REF: self.expect(_ignore), Key.HANDLE: number})
+        self.news.everything = True
 
     def _on_welcome(self, header: wire.Header, now: float) -> None:
         if header[Key.VERSION] != wire.PROTOCOL_VERSION:

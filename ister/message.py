@@ -77,6 +77,9 @@ class Delivery:
             raise RemoteProtocolError(
                 f"a delivery does not hold the {counted(self.count, 'message')} it announces"
             )
+        bodies.check_sum(frames[0], len(frames[1]))
+        if self.columns:
+            bodies.check_columns(frames, self.columns, self.count)
         self.size = sum(map(len, frames))
         flat = header.get(wire.Key.RANGES)
         self.ranges = None if flat is None else self._ranges_of(flat)
@@ -125,9 +128,9 @@ class Delivery:
 
     @property
     def payloads(self) -> list[bytes]:
-        """Every payload; raises `RemoteProtocolError` when the lengths do not add up."""
+        """Every payload."""
         if self._payloads is None:
-            self._payloads = bodies.split_payloads(self._frames[0], self._frames[1])
+            self._payloads = bodies.split_payloads(self._frames[0], self._frames[1], checked=True)
         return self._payloads
 
     def messages(self, start: int = 0, stop: int | None = None) -> Iterator[Message]:
@@ -176,7 +179,7 @@ class Delivery:
         if not self.columns & wire.Column.KEYS:
             return None
         if self._keys is None:
-            self._keys = bodies.split_column(self._frames[2], self.count)
+            self._keys = bodies.split_column(self._frames[2], self.count, checked=True)
         return self._keys[index] or None
 
     def attributes(self, index: int) -> dict[str, str]:
@@ -184,7 +187,9 @@ class Delivery:
         if not self.columns & wire.Column.ATTRIBUTES:
             return {}
         if self._attributes is None:
-            self._attributes = bodies.split_column(self._frames[2 + (self.columns & 1)], self.count)
+            self._attributes = bodies.split_column(
+                self._frames[2 + (self.columns & 1)], self.count, checked=True
+            )
         return bodies.decode_attributes(self._attributes[index])
 
     def deliver_at(self, index: int) -> int | None:

@@ -507,6 +507,10 @@ def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> Non
     header = {Key.TYPE: Type.DELIVER, Key.HANDLE: 2, Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 1]}
     talk.hear(header, bodies.pack_lengths([b"a"]), b"a")
     assert talk.session.idle
+    talk.welcome(resumed=True)
+    talk.opened()
+    talk.hear(header, bodies.pack_lengths([b"a", b"b"]), b"abc")
+    assert talk.session.idle
 
 
 @pytest.mark.requirement("9.9-1")

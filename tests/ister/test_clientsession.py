@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister import wire
-from ister.clientsession import GREETING_S, TRANSITIONS, Request, Session, back_off_s
+from ister.clientsession import (
+    GREETING_S,
+    TRANSITIONS,
+    UNCLEAR_AGAIN_S,
+    Request,
+    Session,
+    back_off_s,
+)
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
 from ister.wire import Key, Type
 
@@ -198,6 +205,40 @@ def test_a_broken_frame_costs_the_connection_and_nothing_else(talk: Talk) -> Non
     assert talk.session.trouble is not None
     talk.welcome(resumed=True)
     assert talk.session.phase == "ready"
+
+
+@pytest.mark.requirement("11.1-5")
+def test_an_error_that_does_not_say_what_it_is_about_leaves_nothing_waiting(talk: Talk) -> None:
+    """All is asked and sent again over another connection; if that brings another one, all that waits fails with it."""
+    talk.welcome()
+    producer, consumer = talk.producer(), talk.consumer()
+    request = Request("topic.list", {})
+    talk.session.request(request, talk.now)
+    said = talk.said()
+    unclear = {Key.TYPE: Type.ERROR, Key.CODE: "malformed", Key.TEXT: "not CBOR", Key.ACTION: "fix"}
+    talk.hear(unclear | {Key.REF: 10**6})  # of a question that nobody waits for any more
+    assert talk.session.phase == "ready"
+    talk.hear(unclear)
+    assert talk.session.idle
+    assert not request.done
+    talk.welcome(resumed=True)
+    again = talk.said()
+    assert sorted(header[Key.TYPE] for header in again) == sorted(header[Key.TYPE] for header in said)
+    talk.now += 1
+    talk.hear(unclear)
+    assert talk.session.phase == "ready"
+    errors = [request.error, producer.error, consumer.error]
+    assert [error.code for error in errors if isinstance(error, RemoteError)] == ["malformed"] * 3
+    closed = {header[Key.HANDLE] for header in talk.said() if header[Key.TYPE] == Type.CLOSE}
+    assert closed == {producer.handle, consumer.handle}
+    later = Request("topic.list", {})
+    talk.session.request(later, talk.now)
+    (asked,) = talk.said()
+    talk.hear({Key.TYPE: Type.RESULT, Key.REF: asked[Key.REF]}, wire.encode_result({"topics": []}))
+    assert later.result == {"topics": []}
+    talk.now += UNCLEAR_AGAIN_S + 1
+    talk.hear(unclear)
+    assert talk.session.idle
 
 
 @pytest.mark.requirement("7.4-1", "11.1-7")

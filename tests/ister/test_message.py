@@ -102,12 +102,27 @@ def test_a_delivery_that_does_not_add_up_is_refused(change: dict[int, object]) -
         Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"ab"])
 
 
-def test_lengths_that_do_not_add_up_raise_where_they_are_looked_at() -> None:
-    """A damaged payload frame is an error, not other messages."""
-    header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5]}
-    delivery = Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"abc"])
+TABLE = bodies.pack_lengths([b"a", b"b"])
+
+
+@pytest.mark.requirement("5.3-5")
+@pytest.mark.parametrize(
+    ("columns", "frames"),
+    [
+        (0, [TABLE, b"abc"]),
+        (0, [bodies.pack_lengths([b"a", b"bb"]), b"ab"]),
+        (1, [TABLE, b"ab", TABLE + b"k"]),
+        (1, [TABLE, b"ab", TABLE[:-1]]),
+        (2, [TABLE, b"ab", bodies.pack_lengths([b"", b"bbb"]) + b"bb"]),
+        (3, [TABLE, b"ab", TABLE + b"kk", TABLE + b"aaa"]),
+        (4, [TABLE, b"ab", bytes(15)]),
+    ],
+)
+def test_lengths_that_do_not_add_up_are_refused_when_they_come(columns: int, frames: list[bytes]) -> None:
+    """Of payloads and of each column: a damaged frame is an error of the connection, not of the program that looks."""
+    header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.COLUMNS: columns}
     with pytest.raises(RemoteProtocolError):
-        delivery.payloads  # noqa: B018
+        Delivery(None, "orders", 0, header, frames)
 
 
 def test_a_receipt_counts_from_the_first_offset_of_its_shipment() -> None:
