@@ -232,17 +232,24 @@ class Client(Administration):
         return self._opened(plan, timeout)
 
     def peek(
-        self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
+        self,
+        topic: str,
+        subscription: str,
+        count: int = 10,
+        *,
+        start: int = 0,
+        timeout: float | None = None,
     ) -> list[Message]:
         """Return the next unacknowledged messages of a subscription without consuming them.
 
-        At most `count`, and what arrives within `timeout` seconds. Raises `RemoteError` (`unknown-subscription`, ...),
-        `UsageError` for a non-reliable topic, which stores nothing.
+        At most `count`, from the offset `start` on, and what arrives within `timeout` seconds. Raises `RemoteError`
+        (`unknown-subscription`, ...), `UsageError` for a non-reliable topic, which stores nothing.
         """
         arguments.number(count, "count", 1)
+        arguments.number(start, "start")
         deadline = self.network.deadline(self._seconds(timeout))
         peek: requests.Peek[Message] = requests.Peek(
-            self.subscription(topic, subscription, timeout=timeout), count
+            self.subscription(topic, subscription, timeout=timeout), count, start
         )
         for first, end in peek.places:
             with self.reader(topic, start=first, credit_messages=end - first, timeout=timeout) as reader:

@@ -8,7 +8,7 @@ other user.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -18,6 +18,7 @@ from ister.bodies import MARK
 from ister.errors import RemoteError, TimeoutExpiredError, UsageError
 from ister.message import Message
 from ister.settling import REDRIVE, Progress, Sending, Settling
+from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.producer import Producer
@@ -107,19 +108,56 @@ class DeadLetters:
         """Return how many letters wait, of all subscriptions that share the dead-letter topic."""
         return int(self._settling(self.dead_letter_topic()).waiting()[0])
 
-    def list(self, limit: int = LIST_MAX) -> Sequence[DeadLetter]:
-        """Return the letters that wait, oldest first, at most `limit`; none is removed."""
+    def list(self, limit: int = LIST_MAX, *, after: int | None = None) -> Sequence[DeadLetter]:
+        """Return the letters that wait, oldest first, at most `limit`; none is removed.
+
+        `after` goes on behind an earlier answer: the `offset` of its last letter. To look at all letters, iterate over
+        this object.
+        """
         arguments.number(limit, "limit", 1)
+        start = 0 if after is None else arguments.number(after, "after") + 1
         topic = self.dead_letter_topic()
         if not self._settling(topic).waiting()[0]:
             return []
-        looked_at = limit
-        while True:
-            peeked = self._client.peek(topic, REDRIVE, looked_at, timeout=self._timeout)
-            found = [message for message in peeked if self._is_mine(message)]
-            if len(found) >= limit or len(peeked) < looked_at:
-                return [letter_of(message) for message in found[:limit]]
-            looked_at *= 4  # there are letters of others between them
+        found: list[Message] = []
+        look_at, in_vain = limit, 0
+        while len(found) < limit:
+            peeked = self._client.peek(topic, REDRIVE, look_at, start=start, timeout=self._timeout)
+            found += filter(self._is_mine, peeked)
+            if peeked:
+                start = peeked[-1].offset + 1
+            if len(peeked) < look_at and len(found) < limit:
+                if not self._follow(topic, start):
+                    break
+                in_vain = 0 if peeked else in_vain + 1
+                if in_vain == 2:
+                    raise TimeoutExpiredError(f"letters of {topic!r} did not come in time")
+            look_at = max(
+                limit - len(found), min(2 * look_at, LIST_MAX)
+            )  # there are letters of others between them
+        return [letter_of(message) for message in found[:limit]]
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        """Iterate over all letters that wait, oldest first; none is removed. Memory is bounded by a part of them."""
+        after: int | None = None
+        while page := self.list(LIST_MAX, after=after):
+            yield from page
+            after = page[-1].offset
+
+    def _follow(self, topic: str, start: int) -> bool:
+        """Whether letters wait from an offset on. Raises `UsageError` if the broker does not say where they all are."""
+        shown = self._client.subscription(topic, REDRIVE, timeout=self._timeout)
+        pending = shown.get("pending", [])
+        untold = shown["unacknowledged"] - sum(end - first for first, end in pending)
+        if any(end > start for _, end in pending):
+            return True
+        if untold > 0 and pending:
+            raise UsageError(
+                f"{counted(untold, 'letter')} of {topic!r} cannot be listed: they lie behind the first {len(pending)} "
+                f"runs of letters, up to offset {pending[-1][1] - 1}, which are all that a broker tells; redrive or "
+                "purge some of these, then list again"
+            )
+        return False
 
     def show(self, offset: int) -> DeadLetter:
         """Return the letter at this offset of the dead-letter topic, also if it was redriven meanwhile.

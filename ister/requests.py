@@ -215,8 +215,8 @@ class Peek(Generic[P]):
     Unacknowledged messages may lie far apart: each of `places` (first, end) is read by a reader of its own.
     """
 
-    def __init__(self, shown: Mapping[str, Any], count: int) -> None:
-        """`shown` is the answer of `subscription.show`."""
+    def __init__(self, shown: Mapping[str, Any], count: int, start: int = 0) -> None:
+        """`shown` is the answer of `subscription.show`; only messages from the offset `start` on are looked for."""
         if "pending" not in shown:
             raise UsageError(
                 f"subscription {shown.get('subscription')!r} keeps no messages: there is nothing to peek at"
@@ -226,9 +226,12 @@ class Peek(Generic[P]):
         self._count = count
         self._wanted: list[tuple[int, int]] = []
         left = count
-        for first, end in shown["pending"]:
+        for begin, end in shown["pending"]:
             if left <= 0:
                 break
+            first = max(begin, start)
+            if first >= end:
+                continue
             until = min(end, first + left)
             left -= until - first
             self._wanted.append((first, until))

@@ -136,15 +136,22 @@ class Client(Conversation):
         return Opening(opened)
 
     async def peek(
-        self, topic: str, subscription: str, count: int = 10, *, timeout: float | None = None
+        self,
+        topic: str,
+        subscription: str,
+        count: int = 10,
+        *,
+        start: int = 0,
+        timeout: float | None = None,
     ) -> list[Message]:
         """Return the next unacknowledged messages without consuming them; see `ister.Client.peek`."""
         arguments.number(count, "count", 1)
+        arguments.number(start, "start")
         seconds = self._timeout if timeout is None else arguments.timeout(timeout)
         network = self._client.network
         deadline = network.deadline(seconds)
         peek: requests.Peek[Message] = requests.Peek(
-            await self.subscription(topic, subscription, timeout=timeout), count
+            await self.subscription(topic, subscription, timeout=timeout), count, start
         )
         for first, end in peek.places:
             async with self.reader(

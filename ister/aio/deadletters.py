@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from ister.deadletters import LIST_MAX, DeadLetter
@@ -47,10 +47,18 @@ class DeadLetters:
         """Return how many letters wait, of every subscription that shares the dead-letter topic."""
         return int(await self._in_thread(self._letters.count))
 
-    async def list(self, limit: int = LIST_MAX) -> Sequence[DeadLetter]:
+    async def list(self, limit: int = LIST_MAX, *, after: int | None = None) -> Sequence[DeadLetter]:
         """Return the letters that wait, oldest first; see `ister.DeadLetters.list`."""
-        found: Sequence[DeadLetter] = await self._in_thread(lambda: self._letters.list(limit))
+        found: Sequence[DeadLetter] = await self._in_thread(lambda: self._letters.list(limit, after=after))
         return found
+
+    async def __aiter__(self) -> AsyncIterator[DeadLetter]:
+        """Iterate over all letters that wait, oldest first; none is removed."""
+        after: int | None = None
+        while page := await self.list(after=after):
+            for letter in page:
+                yield letter
+            after = page[-1].offset
 
     async def show(self, offset: int) -> DeadLetter:
         """Return the letter at this offset of the dead-letter topic; see `ister.DeadLetters.show`."""

@@ -53,13 +53,24 @@ def dlq() -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most this many."
 )
+@click.option(
+    "--after", type=click.IntRange(min=0), help="Only those behind this offset, the last of an earlier list."
+)
 @client_options
 @json_option
-def list_(topic: str, subscription: str, limit: int, endpoint: str, timeout: float, as_json: bool) -> None:
+def list_(
+    topic: str,
+    subscription: str,
+    limit: int,
+    after: int | None,
+    endpoint: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
     """List dead letters that wait, oldest first; none is removed."""
     with connected(endpoint, timeout) as client:
         letters = client.dead_letters(topic, subscription)
-        found = letters.list(limit)
+        found = letters.list(limit, after=after)
         waiting = letters.count()
     if as_json:
         print_json([describe(letter) for letter in found])
@@ -80,7 +91,8 @@ def list_(topic: str, subscription: str, limit: int, endpoint: str, timeout: flo
         ]
         print_table(["offset", "was at", "died", "attempts", "reason", "key", "payload"], rows)
         if waiting > len(found):
-            print(f"... of {waiting:,}; --limit shows more", file=sys.stderr)
+            more = f"--limit shows more, --after {found[-1].offset} what follows"
+            print(f"... of {waiting:,}; {more}", file=sys.stderr)
 
 
 @dlq.command(cls=Command)

@@ -175,6 +175,34 @@ def test_letters_of_others_in_the_same_topic_are_left_alone(client: ister.Client
     assert client.topic("mine")["next_offset"] == 2
 
 
+def test_all_letters_can_be_looked_at_in_parts(client: ister.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list has a limit and goes on behind its last letter; an iteration ends with the last one, others' left out."""
+    monkeypatch.setattr("ister.deadletters.LIST_MAX", 4)
+    mine = kill(client, "many", 5, dead_letter_topic="many-graves")
+    kill(client, "others", 3, dead_letter_topic="many-graves")
+    eventually(lambda: mine.count() == 8)
+    again = kill(client, "many", 4, dead_letter_topic="many-graves")
+    eventually(lambda: mine.count() == 12)
+    offsets = [0, 1, 2, 3, 4, 8, 9, 10, 11]
+    assert [letter.offset for letter in again] == offsets
+    assert [letter.offset for letter in mine.list(6)] == offsets[:6]
+    assert [letter.offset for letter in mine.list(2, after=3)] == [4, 8]
+    assert mine.list(after=11) == []
+    with pytest.raises(ister.UsageError, match="after"):
+        mine.list(after=-1)
+
+
+def test_what_cannot_be_listed_is_said(client: ister.Client) -> None:
+    """A broker tells where the first hundred runs of letters are: a list that needs more is an error, not short."""
+    letters = kill(client, "scattered", 210)
+    assert letters.redrive(offsets=range(1, 210, 2), to="scattered") == 105
+    assert [letter.offset for letter in letters.list(90)] == list(range(0, 180, 2))
+    with pytest.raises(ister.UsageError, match=r"5 letters of 'scattered\.billing\.dlq' cannot"):
+        letters.list(101)
+    assert letters.purge(limit=10) == 10
+    assert len(list(letters)) == 95
+
+
 def test_letters_are_never_sent_where_they_would_be_lost(client: ister.Client) -> None:
     """Not to a topic without a log, not to the dead-letter topic itself, and not to a topic that does not exist."""
     letters = kill(client, "careful", 1)
@@ -258,6 +286,8 @@ def test_asyncio_does_the_same_without_stopping_the_loop(client: ister.Client, b
             letters = connected.dead_letters("async", "billing")
             assert await letters.count() == 4
             [first, *_] = await letters.list()
+            assert [letter.offset async for letter in letters] == [0, 1, 2, 3]
+            assert [letter.offset for letter in await letters.list(after=2)] == [3]
             assert await letters.show(first.offset) == first
             assert await letters.redrive(limit=3, on_progress=lambda *now: seen.append(now)) == 3
             assert await letters.purge() == 1

@@ -40,6 +40,8 @@ def test_dead_letters_are_listed_shown_and_redriven(broker: OwnBroker, ister: Is
     assert table.returncode == 0, table.stderr
     assert table.stdout.count(b"no flour") == 3
     listed = json.loads(ister("dlq", "list", "dlq/shown", "billing", "--limit", "2", "--json").stdout)
+    rest_of_it = json.loads(ister("dlq", "list", "dlq/shown", "billing", "--after", "1", "--json").stdout)
+    assert [letter["offset"] for letter in rest_of_it] == [2]
     assert [(letter["offset"], letter["payload"]) for letter in listed] == [(0, "m0"), (1, "m1")]
     shown = ister("dlq", "show", "dlq/shown", "billing", "1")
     assert b"no flour" in shown.stdout
