@@ -18,7 +18,7 @@ from typing import Any
 import ister
 from ister import bodies, wire
 from ister.client import CLIENT_TEXT
-from ister.errors import ConnectionLostError, IsterError
+from ister.errors import ConnectionLostError, IsterError, TimeoutExpiredError
 from ister.message import Delivery
 from ister.opening import producer_id
 
@@ -26,7 +26,7 @@ CAPABILITIES = [
     *("batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer"),
     *("batch-receive", "confirm", "nack", "ack-until", "extend", "reader", "seek", "priority", "force"),
     *("options", "credit", "window", "events", "admin", "request-reply", "moved", "reconnect", "heartbeat"),
-    *("orderly-close", "cancel", "drop", "codec"),
+    *("orderly-close", "cancel", "drop", "codec", "bench"),
 ]
 TIMEOUT_MS = 10_000
 EXACT_MAX = (1 << 53) - 1  # above this, JSON readers of some languages round
@@ -338,6 +338,66 @@ class Driver:
         told = [source.popleft() for _ in range(len(source))]
         names = ("code", "count", "offset", "text") if client is None else ("code",)
         return {"events": [{name: getattr(event, name) for name in names} for event in told]}
+
+    # ---- being measured
+
+    def bench_publish(
+        self, producer: str, messages: int, message_bytes: int, batch: int, timeout_ms: int = TIMEOUT_MS
+    ) -> dict[str, Any]:
+        publisher, payload = self.producers[producer], bytes(message_bytes)
+        send = publisher.send
+        began = time.perf_counter()
+        if batch:
+            for first in range(0, messages, batch):
+                publisher.send_batch([payload] * min(batch, messages - first))
+        else:
+            for _ in range(messages):
+                send(payload)
+        publisher.flush(timeout_ms / 1000)
+        return {"seconds": time.perf_counter() - began}
+
+    def bench_receive(
+        self, consumer: str, messages: int, batch: bool, timeout_ms: int = TIMEOUT_MS
+    ) -> dict[str, Any]:
+        taker = self.consumers[consumer]
+        count = size = 0
+        began = -1.0
+        if batch:
+            while count < messages:
+                together = taker.receive_batch(timeout=timeout_ms / 1000)
+                if together is None:
+                    raise TimeoutExpiredError(f"{count} of {messages} messages came")
+                began = time.perf_counter() if began < 0 else began
+                count += len(together.payloads)
+                size += sum(map(len, together.payloads))
+                taker.ack(together)
+        else:
+            ack = taker.ack
+            for message in taker:
+                if began < 0:
+                    began = time.perf_counter()
+                size += len(message.payload)
+                assert message.offset >= 0
+                ack(message)
+                count += 1
+                if count == messages:
+                    break
+        taker.flush(timeout_ms / 1000)
+        return {"seconds": time.perf_counter() - began, "bytes": size}
+
+    def bench_round_trips(
+        self, producer: str, consumer: str, messages: int, message_bytes: int, timeout_ms: int = TIMEOUT_MS
+    ) -> dict[str, Any]:
+        publisher, taker, payload = self.producers[producer], self.consumers[consumer], bytes(message_bytes)
+        took = []
+        for _ in range(messages):
+            began = time.perf_counter()
+            publisher.send(payload)
+            message = taker.receive(timeout_ms / 1000)
+            took.append(time.perf_counter() - began)
+            taker.ack(message)
+        took.sort()
+        return {"p50_us": took[len(took) // 2] * 1e6, "p99_us": took[len(took) * 99 // 100] * 1e6}
 
     # ---- request and reply
 

@@ -189,3 +189,36 @@ def test_a_program_that_ends_in_order_loses_nothing(play: Play, broker: OwnBroke
     other.connect(broker.endpoint)
     [left] = other.receive(other.consumer(topic, "only", "exclusive", timeout_ms=None))
     assert payloads_of([left]) == [b"two"]
+
+
+@pytest.mark.parametrize("batch", [0, 40], ids=["message", "batch"])
+def test_what_a_driver_measures_is_sent_and_received(
+    player: Player, broker: OwnBroker, topic: str, batch: int
+) -> None:
+    """Its loops send and take every message, whole, once; `benchmarks/clients.py` goes by them."""
+    player.need("bench")
+    player.connect(broker.endpoint)
+    player.topic(topic)
+    producer = player.producer(topic)
+    sent = player.driver.ask(
+        "bench_publish", producer=producer, messages=1_010, message_bytes=30, batch=batch, timeout_ms=30_000
+    )
+    consumer = player.consumer(topic, "all", "exclusive")
+    came = player.driver.ask(
+        "bench_receive", consumer=consumer, messages=1_010, batch=batch > 0, timeout_ms=30_000
+    )
+    assert sent["seconds"] > 0
+    assert came["seconds"] > 0
+    assert came["bytes"] == 1_010 * 30
+    trips = player.driver.ask(
+        "bench_round_trips",
+        producer=producer,
+        consumer=consumer,
+        messages=20,
+        message_bytes=30,
+        timeout_ms=30_000,
+    )
+    assert 0 < trips["p50_us"] <= trips["p99_us"]
+    player.close(consumer=consumer)
+    left = player.consumer(topic, "all", "exclusive")
+    assert player.driver.ask("receive", consumer=left, timeout_ms=300)["messages"] == []
