@@ -163,7 +163,7 @@ fn is_done(answer: &Result<Bytes>, twice: bool, codes: &[&str]) -> bool {
 }
 
 impl Client {
-    async fn info(&self, operation: &str, arguments: Vec<(Value, Value)>) -> Result<Info> {
+    pub(crate) async fn info(&self, operation: &str, arguments: Vec<(Value, Value)>) -> Result<Info> {
         read(&self.ask(operation, arguments).await.0?)
     }
 

@@ -12,84 +12,112 @@ use crate::client::{Client, Owner};
 use crate::error::{Error, Result};
 use crate::io::Shared;
 use crate::message::Message;
+use crate::pattern::PatternConsumer;
 use crate::session::{Handle, Wire};
 use crate::signal::random;
+
+/// What a consumer is to be like.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub topic: Arc<str>,
+    pub subscription: String,
+    pub kind: Option<SubscriptionType>,
+    pub start: Option<Start>,
+    pub priority: u64,
+    pub force: bool,
+    pub credit_messages: Option<u64>,
+    pub options: Vec<(Value, Value)>,
+    pub patient: bool,
+}
+
+impl Plan {
+    fn target(&self) -> Target {
+        let usual = if self.force { SubscriptionType::Exclusive } else { SubscriptionType::Shared };
+        Target {
+            topic: Arc::clone(&self.topic),
+            subscription: self.subscription.clone(),
+            kind: self.kind.unwrap_or(usual).as_str(),
+            start: self.start,
+            priority: self.priority,
+            force: self.force,
+            arguments: self.options.clone(),
+            patient: self.patient,
+            credit_messages: self.credit_messages,
+        }
+    }
+
+    pub async fn open(&self, client: &Client) -> Result<Consumer> {
+        let receiver = Receiver::open(Arc::clone(client.shared()), None, self.target(), None).await?;
+        Ok(Consumer { receiver, client: client.clone() })
+    }
+}
 
 /// How a [`Consumer`] is to be opened.
 #[must_use]
 pub struct ConsumerBuilder<'a> {
     client: &'a Client,
-    topic: Arc<str>,
-    subscription: String,
-    kind: Option<SubscriptionType>,
-    start: Option<Start>,
-    priority: u64,
-    force: bool,
-    credit_messages: Option<u64>,
-    options: Vec<(Value, Value)>,
+    plan: Plan,
     wait: Option<Duration>,
 }
 
 impl ConsumerBuilder<'_> {
     /// How the subscription gives its messages out (Shared).
     pub fn kind(mut self, kind: SubscriptionType) -> Self {
-        self.kind = Some(kind);
+        self.plan.kind = Some(kind);
         self
     }
 
     /// Where a new subscription begins (behind the last message).
     pub fn start(mut self, start: Start) -> Self {
-        self.start = Some(start);
+        self.plan.start = Some(start);
         self
     }
 
     /// Of a Failover consumer: lower is preferred (0).
     pub fn priority(mut self, priority: u64) -> Self {
-        self.priority = priority;
+        self.plan.priority = priority;
         self
     }
 
     /// Take an Exclusive subscription over from whoever has it.
     pub fn force(mut self) -> Self {
-        self.force = true;
+        self.plan.force = true;
         self
     }
 
     /// A fixed number of messages that may wait here. Without it, it follows the program's pace: as much as it works
     /// off in half a second.
     pub fn credit_messages(mut self, messages: u64) -> Self {
-        self.credit_messages = Some(messages.max(1));
+        self.plan.credit_messages = Some(messages.max(1));
         self
     }
 
     /// An option of a new subscription, like `max_deliveries`; section 10 of PROTOCOL.md has them.
     pub fn option(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.options.push((Value::Text(name.into()), value.into()));
+        self.plan.options.push((Value::Text(name.into()), value.into()));
         self
     }
 
     /// Wait so long for an Exclusive subscription that somebody has, instead of being refused at once.
     pub fn wait_for_place(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
+        self.plan.patient = true;
         self
     }
 
     /// Open it; a subscription that does not exist is created.
     pub async fn open(self) -> Result<Consumer> {
-        let usual = if self.force { SubscriptionType::Exclusive } else { SubscriptionType::Shared };
-        let target = Target {
-            topic: self.topic,
-            subscription: self.subscription,
-            kind: self.kind.unwrap_or(usual).as_str(),
-            start: self.start,
-            priority: self.priority,
-            force: self.force,
-            arguments: self.options,
-            patient: self.wait.is_some(),
-            credit_messages: self.credit_messages,
-        };
-        let receiver = Receiver::open(Arc::clone(self.client.shared()), None, target, self.wait).await?;
+        let shared = Arc::clone(self.client.shared());
+        let receiver = Receiver::open(shared, None, self.plan.target(), self.wait).await?;
         Ok(Consumer { receiver, client: self.client.clone() })
+    }
+
+    /// Open one for every topic that matches, now or later, where the topic's name is a pattern: `*` stands for one
+    /// part of a name, `>` at the end for one or more. Fixed credit is each topic's. An Exclusive subscription that
+    /// somebody has is waited for, topic by topic.
+    pub async fn open_pattern(mut self) -> Result<PatternConsumer> {
+        self.plan.patient = true;
+        PatternConsumer::open(self.client.clone(), self.plan).await
     }
 }
 
@@ -146,8 +174,7 @@ impl ReaderBuilder<'_> {
 impl Client {
     /// Say how a consumer of a subscription is to be opened.
     pub fn consumer(&self, topic: impl Into<Arc<str>>, subscription: impl Into<String>) -> ConsumerBuilder<'_> {
-        ConsumerBuilder {
-            client: self,
+        let plan = Plan {
             topic: topic.into(),
             subscription: subscription.into(),
             kind: None,
@@ -156,8 +183,9 @@ impl Client {
             force: false,
             credit_messages: None,
             options: Vec::new(),
-            wait: None,
-        }
+            patient: false,
+        };
+        ConsumerBuilder { client: self, plan, wait: None }
     }
 
     /// Say how a reader of a topic is to be opened: it reads without a subscription, and leaves nothing.
@@ -279,6 +307,14 @@ impl Receiver {
         self.poll_next(context, Attachment::next_one)
     }
 
+    pub(crate) fn poll_batch(&self, context: &mut Context<'_>, most: usize) -> Poll<Result<Vec<Message>>> {
+        self.poll_next(context, |attachment, wire, now| attachment.next(most, wire, now))
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.with(|attachment, _| Some(attachment.is_ending())).unwrap_or(true)
     }
@@ -299,10 +335,7 @@ impl Receiver {
 
     /// Messages that came together, at least one and at most so many.
     pub async fn receive_batch(&self, most: usize) -> Result<Vec<Message>> {
-        std::future::poll_fn(|context| {
-            self.poll_next(context, |attachment, wire, now| attachment.next(most, wire, now))
-        })
-        .await
+        std::future::poll_fn(|context| self.poll_batch(context, most)).await
     }
 
     /// A stream of messages. It ends behind the error that ended the consumer; what the broker complains of besides is

@@ -26,6 +26,7 @@ mod error;
 mod io;
 mod message;
 mod network;
+mod pattern;
 mod producer;
 mod publication;
 mod request;
@@ -43,4 +44,5 @@ pub use consumer::{Consumer, ConsumerBuilder, Messages, Nack, Reader, ReaderBuil
 pub use error::{Action, Error, Result};
 pub use message::{Message, Outgoing, Published, Receipt};
 pub use network::ConnectionEvent;
+pub use pattern::PatternConsumer;
 pub use producer::{Producer, ProducerBuilder};
