@@ -1,4 +1,4 @@
-"""What tests of the actors may use: a whole broker on a stage, made as a test wants it."""
+"""Fixtures for the tests of the actors: a whole broker on a stage, with the settings a test asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.stage import Stage
 
 @pytest.fixture
 def make_stage(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Return what makes a broker in one thread: `make_stage(workers, section__setting=value)`."""
+    """Return a function that makes a broker in one thread: `make_stage(workers, section__setting=value)`."""
     made: list[Stage] = []
 
     def make(workers: int = 2, **flags: Any) -> Stage:
@@ -29,5 +29,5 @@ def make_stage(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker of two workers with the settings it comes with."""
+    """Return a broker of two workers with the default settings."""
     return make_stage()

@@ -1,4 +1,4 @@
-"""What tests of a subscription's parts play with: a host that keeps what it is told, and a log in memory."""
+"""Stand-ins for the tests of a subscription's parts: a host that records its calls, and a topic's log in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Told(Ref):
-    """Somebody who keeps what he is told."""
+    """An actor reference that records the messages sent to it."""
 
     def __init__(self, path: str = "told", node: str = "worker-0") -> None:
         self.address = Address(node, path)
@@ -44,14 +44,14 @@ class Told(Ref):
         self.heard.append(message)
 
     def take(self, kind: type) -> list[Any]:
-        """Return what was heard of one kind, and forget it."""
+        """Return the messages of one type received so far, and forget them."""
         found = [each for each in self.heard if isinstance(each, kind)]
         self.heard = [each for each in self.heard if not isinstance(each, kind)]
         return found
 
 
 class NotingConsumers(Consumers):
-    """Consumers of whom all is known that they were notified of, though nobody was there."""
+    """Consumers that record the messages sent to them; none of them exists."""
 
     def __init__(self, type_: str, name: str, wake: Callable[[], None]) -> None:
         super().__init__(type_, name, wake)
@@ -63,7 +63,7 @@ class NotingConsumers(Consumers):
 
 
 class StubHost:
-    """A `Host` that decides nothing: it notes what the parts ask of it."""
+    """A `Host` that decides nothing: it records what the parts ask of it."""
 
     def __init__(self, type_: str = "shared", *, start: str | int = "earliest", **topic: Any) -> None:
         self.time = StagedClock()
@@ -99,7 +99,7 @@ class StubHost:
         return self.me.address
 
     def attach(self, key: int = 1, *, sparse: bool = True) -> Told:
-        """Add a consumer with room for anything."""
+        """Add a consumer with unlimited credit."""
         consumer = Told(f"consumer/{key}")
         member = self.consumers.attach(AttachConsumer(consumer, key, 0, 1 << 20, 1 << 30, sparse))
         self.consumers.elect()
@@ -168,7 +168,7 @@ class StubHost:
 
 
 class StubQueue:
-    """A `Queue` that queues nothing: it notes what the parts tell it."""
+    """A `Queue` that queues nothing: it records what the parts tell it."""
 
     def __init__(self) -> None:
         self.settles: list[tuple[int, int]] = []
@@ -206,7 +206,7 @@ class Stored(RelayedBatch):
 
 
 class MemoryLog:
-    """A topic's log without a disk; `errors` is raised where an offset is read that is in it."""
+    """A topic's log in memory; reading an offset that is in `errors` raises that error."""
 
     def __init__(self, clock: StagedClock) -> None:
         self._clock = clock
@@ -232,7 +232,7 @@ class MemoryLog:
         self.end += len(payloads)
 
     def reader(self, offset: int) -> TieredReader:
-        """Return a reader at an offset."""
+        """Return a reader that starts at an offset."""
         return cast(TieredReader, _Reader(self, offset))
 
 
@@ -270,14 +270,14 @@ class _Reader:
         self.offset = offset
 
     def brought(self, base: int) -> None:
-        """Whatever was brought back is in the log at once."""
+        """Ignore it: messages brought back from the store are in this log at once."""
 
     def close(self) -> None:
-        """There is no file."""
+        """Ignore it: there is no file to close."""
 
 
 class Bench:
-    """A host, a log, its journal, and access to it: what most parts are tested with."""
+    """A host, a log, its journal and its log access: the setting of most tests of parts."""
 
     def __init__(self, type_: str = "shared", *, start: str | int = "earliest", **topic: Any) -> None:
         self.host = StubHost(type_, start=start, **topic)
@@ -309,7 +309,7 @@ class Bench:
         self.host.parts = [self.journal, self.access, self.attaching]
 
     def begin(self) -> None:
-        """Open the journal where the log begins, and have all of it durable."""
+        """Open the journal at the first offset of the log, with the whole log durable."""
         self.journal.open(lambda: 0, lambda _journal: None)
         self.access.source.begin(0)
         self.access.source.advance(self.log.end)
@@ -318,7 +318,7 @@ class Bench:
 
 
 class Delivering(Bench):
-    """A host, a log, and a whole delivery; what the delivery is made of is its own."""
+    """A host, a log and a whole delivery with parts of its own."""
 
     def __init__(
         self, make: Callable[[Host, LogGiven], Delivery], type_: str = "shared", **given: Any
@@ -342,16 +342,16 @@ class Delivering(Bench):
         self.host.parts = list(self.delivery.parts)
 
     def part(self, kind: type[T]) -> T:
-        """Return the part of a kind."""
+        """Return the delivery's part of one class."""
         return next(each for each in self.host.parts if isinstance(each, kind))
 
     def publish(self, *payloads: bytes, **given: Any) -> None:
-        """Append one batch, and have it durable."""
+        """Append one batch and make it durable."""
         self.log.publish(*payloads, **given)
         self.part(Attaching).on_attached(Attached(0, self.log.end))
 
     def hand_out(self) -> list[tuple[tuple[int, int], ...]]:
-        """Dispatch once, and return the ranges of what was delivered."""
+        """Dispatch once, and return the offset ranges that were delivered."""
         self.host.delivered.clear()
         self.delivery.hand_out()
         return [piece.parts for piece in self.host.delivered]

@@ -1,4 +1,4 @@
-"""What tests of reliable subscriptions play with: a topic, its producer, consumers, and what they hear."""
+"""Scenes for the tests of reliable subscriptions: a topic, its producer, consumers, and the frames they receive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.stage import Stage, StagedClient
 
 
 class Scene:
-    """One reliable topic on a staged broker, and one subscription of it."""
+    """One reliable topic on a staged broker, with one subscription."""
 
     def __init__(self, stage: Stage, *, type: str = "shared", **topic: Any) -> None:
         self.stage = stage
@@ -21,11 +21,11 @@ class Scene:
         self.sent = 0
 
     def now_ms(self) -> int:
-        """Return the broker's time."""
+        """Return the broker's time in ms."""
         return self.stage.clock.time_ms()
 
     def publish(self, *payloads: bytes, key: bytes = b"", deliver_at: list[int] | None = None) -> None:
-        """Publish one batch, and wait for its receipt."""
+        """Publish one batch and wait for its receipt."""
         messages = [(key, payload) for payload in payloads]
         self.producer.publish_keyed(1, self.sent, *messages, deliver_at=deliver_at or ())
         self.sent += len(payloads)
@@ -41,33 +41,33 @@ class Scene:
         return client
 
     def ask(self, operation: str, **arguments: Any) -> Frame:
-        """Ask something about the subscription."""
+        """Send a request about the subscription, and return the answer's header."""
         arguments = {"topic": "orders", "subscription": "s"} | arguments
         return self.stage.client().ask(f"subscription.{operation}", **arguments)
 
     def request(self, operation: str, **arguments: Any) -> Any:
-        """Ask something about the subscription, and return the result."""
+        """Send a request about the subscription, and return its result."""
         answer = self.ask(operation, **arguments)
         assert answer.kind == Type.RESULT, answer.header
         return answer.result
 
     def shown(self) -> dict[str, Any]:
-        """Return what the broker says of the subscription."""
+        """Return the result of `subscription.show`."""
         found: dict[str, Any] = self.request("show")
         return found
 
     def update(self, **options: Any) -> None:
-        """Change the subscription's settings."""
+        """Update the subscription's settings."""
         self.request("update", **options)
 
 
 def rows(frame: Frame) -> list[tuple[int, bytes, int]]:
-    """Return (offset, payload, attempt) of a DELIVER."""
+    """Return (offset, payload, attempt) of each message of a DELIVER frame."""
     return [(offset, payload, frame.header[Key.ATTEMPT]) for offset, payload in frame.messages()]
 
 
 def heard(client: StagedClient) -> list[tuple[int, bytes, int]]:
-    """Return (offset, payload, attempt) of what a consumer was delivered until now; events stay unread."""
+    """Return (offset, payload, attempt) of the messages a consumer received so far; events stay unread."""
     found: list[tuple[int, bytes, int]] = []
     others: list[Frame] = []
     while (frame := client.hear(0)) is not None:
@@ -80,12 +80,12 @@ def heard(client: StagedClient) -> list[tuple[int, bytes, int]]:
 
 
 def offsets(client: StagedClient) -> list[int]:
-    """Return the offsets that a consumer was delivered until now."""
+    """Return the offsets that a consumer received so far."""
     return [offset for offset, _, _ in heard(client)]
 
 
 def events(client: StagedClient) -> list[Frame]:
-    """Return the events that a consumer was told of until now."""
+    """Return the events that a consumer received so far."""
     client.stage.settle()
     found: list[Frame] = []
     others: list[Frame] = []
@@ -101,17 +101,17 @@ def subscription(scene: Scene) -> Any:
 
 
 def part(scene: Scene, kind: type) -> Any:
-    """Return the part of a kind that the scene's subscription has."""
+    """Return a part of the scene's subscription by its class."""
     return next(each for each in subscription(scene).parts if isinstance(each, kind))
 
 
 def consumer_of(scene: Scene, number: int = 0) -> Any:
-    """Return the actor of one of the consumers, the oldest first."""
+    """Return the actor of one of the consumers; number 0 is the oldest."""
     return scene.stage.actors("consumer")[number]
 
 
 def say_seek(client: StagedClient, to: str | int) -> int:
-    """Ask for the subscription to be moved, and wait for nothing; return the REF."""
+    """Send a seek request, wait for nothing, and return its REF."""
     ref = next(client._refs)
     arguments = {"topic": "orders", "subscription": "s", "to": to}
     client.say(

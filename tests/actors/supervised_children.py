@@ -1,7 +1,7 @@
-"""Real processes for the Supervisor's tests: what its children do, and a broker around them to be run as a program.
+"""Real processes for the Supervisor's tests: the functions its children run, and a broker with only a Supervisor.
 
-Run with one argument, a JSON object {"children": {node: [function, stop_rank]}, "policy": {...}, "settings": {...}};
-prints a JSON line for everything that happens.
+Run as a program with one argument, a JSON object {"children": {node: [function, stop_rank]}, "policy": {...},
+"settings": {...}}; it prints one line of JSON for each thing that happens.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from ister.errors import SettingsError
 
 
 def steady(context: ProcessContext) -> None:
-    """Be up until asked to stop."""
+    """Report up, and run until asked to stop."""
     context.ready(f"tcp://{context.node}")
 
 
 def steady_without_the_kernels_help(context: ProcessContext) -> None:
-    """Be up, on a system that does not kill the children of a dead parent."""
+    """Report up, and run on a system that does not kill the children of a dead parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
     context.ready()
 
 
 def stubborn(context: ProcessContext) -> None:
-    """Be up, and don't stop when asked to."""
+    """Report up, and ignore the request to stop."""
     context.on_terminate = lambda: None
     context.ready()
 
 
 def crashing(context: ProcessContext) -> None:
-    """Die at once."""
+    """Exit at once with an error."""
     os._exit(3)
 
 
 def refusing(context: ProcessContext) -> None:
-    """Find the settings wrong."""
+    """Reject the settings."""
     raise SettingsError("listen: port 5555 is in use")
 
 
 class Neighbourhood(LoopActor):
-    """Prints who comes and goes, as one process sees it."""
+    """Prints which processes come up and go down, as one process is told."""
 
     def __init__(self, system: System, path: str, node: str) -> None:
         super().__init__(system, path)
@@ -58,30 +58,30 @@ class Neighbourhood(LoopActor):
 
     @receives(NodeUp)
     def up(self, up: NodeUp) -> None:
-        """Print it."""
+        """Print that a process is up."""
         say(
             seen_by=self._node, viewer=os.getpid(), up=up.node, boot=up.boot, pid=up.pid, endpoint=up.endpoint
         )
 
     @receives(NodeDown)
     def down(self, down: NodeDown) -> None:
-        """Print it."""
+        """Print that a process is down."""
         say(seen_by=self._node, viewer=os.getpid(), down=down.node, boot=down.boot, reason=down.reason)
 
 
 def watching(context: ProcessContext) -> None:
-    """Be up, and print what is heard of other processes."""
+    """Report up, and print what this process is told about other processes."""
     context.listen(context.system.spawn(Neighbourhood, "neighbourhood", context.node))
     context.ready(f"tcp://{context.node}")
 
 
 def say(**event: Any) -> None:
-    """Print one line, at once."""
+    """Print one line and flush it."""
     os.write(1, json.dumps(event).encode() + b"\n")
 
 
 def broker(arguments: dict[str, Any]) -> int:
-    """Be a broker with nothing but a Supervisor."""
+    """Run a broker that consists of a Supervisor."""
     log_to_stderr("broker", logging.INFO)
     clock = SystemClock()
     began = clock.monotonic()

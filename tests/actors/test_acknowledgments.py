@@ -1,4 +1,4 @@
-"""Tests of what consumers say of their messages."""
+"""Tests of acknowledgments, nacks and other reports of consumers about their messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.actors.hosts import Bench, Told
 
 
 class Acknowledging(Bench):
-    """A bench whose consumers say something, of ten messages."""
+    """A bench with ten messages, whose consumers send reports."""
 
     def __init__(self, type_: str = "shared") -> None:
         super().__init__(type_)
@@ -46,7 +46,7 @@ class Acknowledging(Bench):
         self.said = Acknowledgments(self.host, self.queue, self.journal, self.schedule, failures)
 
     def deliver(self, key: int, first: int, end: int) -> None:
-        """Have a consumer hold messages."""
+        """Deliver messages to a consumer."""
         member = self.host.consumers.roster.get(key)
         assert member is not None
         piece = cut(self.log.batches[0], first, end, 1)
@@ -54,14 +54,14 @@ class Acknowledging(Bench):
         self.said.delivered(member, piece)
 
     def held(self, key: int = 1) -> Any:
-        """Return (messages, since when in ms) that a consumer holds."""
+        """Return how many messages a consumer holds, and since when (in ms)."""
         member = self.host.consumers.roster.get(key)
         assert member is not None
         return member.outstanding, member.holds_since_ms
 
 
 def test_what_is_acknowledged_is_done_once() -> None:
-    """To say it again is no harm; whoever asked is told when the journal has it."""
+    """A repeated acknowledgment does no harm; it is answered once the journal has it."""
     bench = Acknowledging()
     consumer = bench.host.attach()
     bench.deliver(1, 0, 4)
@@ -75,7 +75,7 @@ def test_what_is_acknowledged_is_done_once() -> None:
 
 
 def test_everything_up_to_an_offset_is_what_was_seen_of_it() -> None:
-    """What waits for its time was passed over."""
+    """Acknowledging up to an offset covers messages that were delivered, not those waiting for a delivery time."""
     bench = Acknowledging("exclusive")
     bench.host.attach()
     bench.schedule.unseen.add(1, 3)
@@ -84,7 +84,7 @@ def test_everything_up_to_an_offset_is_what_was_seen_of_it() -> None:
 
 
 def test_since_when_a_consumer_holds_something_is_known() -> None:
-    """From the first delivery on, or as it says when it has acknowledged some."""
+    """The time counts from the first delivery, or from the last acknowledgment of some of them."""
     bench = Acknowledging()
     bench.host.attach()
     begin = bench.host.time.time_ms()
@@ -100,7 +100,7 @@ def test_since_when_a_consumer_holds_something_is_known() -> None:
 
 @pytest.mark.parametrize("until", [False, True])
 def test_a_standby_acknowledges_nothing_new(until: bool) -> None:
-    """Whoever is active gets it; what is acknowledged already may be said again."""
+    """Only the active consumer may acknowledge; a message that is acknowledged already may be acknowledged again."""
     bench = Acknowledging("failover")
     bench.host.attach(1)
     standby = bench.host.attach(2)
@@ -121,7 +121,7 @@ def test_a_standby_acknowledges_nothing_new(until: bool) -> None:
 
 
 def test_what_comes_back_goes_to_who_decides_what_becomes_of_it() -> None:
-    """What a lost consumer held comes at once, and what its program never had did not fail."""
+    """What a lost consumer held comes back at once; messages its program never had do not count as failed."""
     bench = Acknowledging()
     bench.host.attach()
     bench.deliver(1, 0, 6)
@@ -136,7 +136,7 @@ def test_what_comes_back_goes_to_who_decides_what_becomes_of_it() -> None:
 
 
 def test_what_an_actor_before_this_one_delivered_comes_through_the_log_alone() -> None:
-    """It would come twice."""
+    """Messages delivered before a restart are read from the log again, and not also returned by their consumer."""
     bench = Acknowledging()
     bench.said.on_returned(Returned(1, (Held(0, 2, 1),), 0.0, "no"))
     bench.said.given_back(Left(1, (Held(0, 2, 1),)))
@@ -144,7 +144,7 @@ def test_what_an_actor_before_this_one_delivered_comes_through_the_log_alone() -
 
 
 def test_an_idle_program_is_left_what_nobody_else_would_get() -> None:
-    """With others there, what waits for it goes to them."""
+    """If there are other consumers, the messages waiting for the idle program go to them."""
     bench = Acknowledging()
     consumer = bench.host.attach(1)
     bench.said.on_idle(Idle(1))
@@ -155,7 +155,7 @@ def test_an_idle_program_is_left_what_nobody_else_would_get() -> None:
 
 
 def test_when_the_last_consumer_left_is_known() -> None:
-    """`explain` says it."""
+    """`explain` shows when the last consumer left."""
     bench = Acknowledging()
     bench.host.attach()
     bench.said.consumer_left()

@@ -1,4 +1,4 @@
-"""Addresses: no two actors share one, and nobody needs an actor's code to know where it is."""
+"""Tests of addresses: no two actors share one, and an address can be made without importing the actor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = st.text("ab.-_", min_size=1, max_size=4)
 
 
 def topic(name: str, number: int = 0) -> TopicMeta:
-    """Return the topic of a name that was made so many times before."""
+    """Return the topic of a name in its n-th incarnation."""
     return TopicMeta(name, number.to_bytes(16), "reliable", "fsync", 0)
 
 
@@ -27,7 +27,7 @@ def subscription(of: TopicMeta, name: str, created_ms: int) -> SubscriptionMeta:
 
 
 def test_every_path_and_process_has_a_name_of_its_own() -> None:
-    """Two actors of one process at one path would hear each other's mail."""
+    """Two actors at one path of one process would receive each other's mail."""
     paths = [value for name, value in vars(addresses).items() if name.endswith("_PATH")]
     nodes = [addresses.BROKER, addresses.TIER, *(node_of(number) for number in range(12))]
     assert len(paths) == len(set(paths)) == 6
@@ -35,27 +35,27 @@ def test_every_path_and_process_has_a_name_of_its_own() -> None:
 
 
 def test_the_names_that_operators_see_stay() -> None:
-    """`status`, `ps` and the logs show them."""
+    """`status`, `ps` and the logs show these names."""
     assert (addresses.BROKER, addresses.TIER, node_of(0)) == ("broker", "tier", "worker-0")
 
 
 @given(st.tuples(KINDS, NAMES, st.integers(0, 2)), st.tuples(KINDS, NAMES, st.integers(0, 2)))
 def test_a_topic_made_again_has_other_paths(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
-    """What was meant for the one before finds nobody, rather than the new one."""
+    """Mail for the deleted topic finds no actor instead of reaching the new topic."""
     paths = [actor_path(kind, topic(name, number)) for kind, name, number in (one, other)]
     assert (paths[0] == paths[1]) == (one == other)
 
 
 @given(st.tuples(NAMES, st.integers(1, 3)), st.tuples(NAMES, st.integers(1, 3)))
 def test_a_subscription_made_again_has_another_path(one: tuple[str, int], other: tuple[str, int]) -> None:
-    """It is told from the one before by when it was created."""
+    """The time of creation distinguishes it from the subscription before."""
     of = topic("orders")
     paths = [actor_path("subscription", of, subscription(of, name, ms)) for name, ms in (one, other)]
     assert (paths[0] == paths[1]) == (one == other)
 
 
 def test_an_address_needs_nobodys_code() -> None:
-    """Importing the addresses brings in no actor and no database."""
+    """Importing the addresses imports no actor and no database."""
     program = (
         "import sys, ister.actors.addresses\n"
         "print(*sorted(name for name in sys.modules if name.startswith('ister.actors.') or name == 'sqlite3'))"

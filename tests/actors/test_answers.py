@@ -1,7 +1,7 @@
-"""Tests that every question is answered: any valid frame with a REF, in any state, once, whatever happens meanwhile.
+"""Tests that every question is answered exactly once: any valid frame with a REF, in any state, whatever fails.
 
-A question is a frame with a REF that is not PING. Its answer is DONE, RESULT, OPENED, MOVED or ERROR with that REF.
-None is due to a connection that was lost, nor to a session that ended; at most one comes in any case.
+A question is a frame with a REF that is not PING. Its answer is DONE, RESULT, OPENED, MOVED or ERROR with that REF. No
+answer is due on a connection that was lost or for a session that ended; in no case may more than one come.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.stage import Stage, StagedClient
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 ANSWERS = (Type.DONE, Type.RESULT, Type.OPENED, Type.MOVED, Type.ERROR)
-ANSWERED_WITHIN_S = 60.0  # nothing that a client asks takes longer, whatever dies
+ANSWERED_WITHIN_S = 60.0  # the longest time any answer may take, whatever process dies
 TOPICS = {"orders": "reliable", "ticks": "non-reliable"}
 TYPES = ("exclusive", "shared", "failover", "key-shared", "reader")
 
 
 class Asker:
-    """A client that asks and keeps count of what it was answered; `due` are the REFs whose answer must come."""
+    """A client that counts the answers to its questions; `due` holds the REFs that still need one."""
 
     def __init__(self, stage: Stage, worker: int) -> None:
         self.stage, self.worker = stage, worker
@@ -44,7 +44,7 @@ class Asker:
         self.heard: list[Frame] = []
 
     def ask(self, header: dict[int, Any], *body: bytes) -> int:
-        """Say something that is to be answered."""
+        """Send a frame that must be answered."""
         ref = next(self.client._refs)
         self.asked[ref] = header
         if (
@@ -55,7 +55,7 @@ class Asker:
         return ref
 
     def listen(self) -> None:
-        """Take in what has come."""
+        """Read the frames that have arrived."""
         waiting = self.client.router.out.get(self.client.routing)
         while waiting:
             parts = waiting.popleft()
@@ -65,12 +65,12 @@ class Asker:
                 self.answers[frame.header[Key.REF]] += 1
 
     def lose(self) -> None:
-        """Note that nothing more is due on this connection."""
+        """Note that no answer is due on this connection any more."""
         self.listen()
         self.due.clear()
 
     def come_back(self, *, resume: bool) -> None:
-        """Lose the connection, and make another."""
+        """Lose the connection and open another."""
         self.lose()
         if self.worker in self.stage.workers:
             self.client.disconnect()
@@ -78,7 +78,7 @@ class Asker:
             self.say_hello(resume=resume)
 
     def say_hello(self, *, resume: bool) -> None:
-        """Say hello, and take the answer."""
+        """Send HELLO and read the answer."""
         header: dict[int, Any] = {Key.TYPE: Type.HELLO, Key.VERSION: [1], Key.CLIENT: "asker"}
         if resume and self.client.session is not None:
             header[Key.SESSION] = self.client.session
@@ -92,7 +92,7 @@ class Asker:
             self.client.session = welcome[-1].header[Key.SESSION]
 
     def check(self) -> None:
-        """Every answer that is due came, and none came twice."""
+        """Check that every due answer came, and none came twice."""
         self.listen()
         missing = {ref: self.asked[ref] for ref in self.due if not self.answers[ref]}
         assert not missing, f"never answered: {missing}; heard {self.heard[-20:]}"
@@ -119,7 +119,7 @@ def open_consumer(handle: int, topic: str, subscription: str, type_: str, **keys
 
 
 class Play:
-    """A staged broker, some clients, and what may happen to them."""
+    """A staged broker, some clients, and the faults that may happen to them."""
 
     def __init__(self, folder: Path) -> None:
         self.stage = stage = Stage(folder, 2)
@@ -200,7 +200,7 @@ class Play:
         self.stage.advance(seconds)
 
     def do_ping(self) -> None:
-        """Let nobody's session time out."""
+        """Send PING so that no session times out."""
         for asker in self.askers:
             asker.client.say(frame(Type.PING))
 
@@ -267,7 +267,7 @@ class Play:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Let everything recover, give every answer its time, and look."""
+        """Let every fault recover, wait as long as answers may take, and check them."""
         self.do_let_go()
         self.stage.settle()
         for _ in range(int(ANSWERED_WITHIN_S)):
@@ -304,7 +304,7 @@ OPERATIONS = (
 
 
 def always(what: str, *given: Any) -> st.SearchStrategy[Any]:
-    """Return steps of one kind."""
+    """Return the strategy for steps of one kind."""
     return st.tuples(st.just(what), *given)
 
 
@@ -363,7 +363,7 @@ def live(story: Sequence[tuple[Any, ...]]) -> None:
 @settings(max_examples=1500 if LONG else 60)
 @given(STORY)
 def test_every_question_is_answered_once(story: list[tuple[Any, ...]]) -> None:
-    """Whatever is asked, in whatever state, and whatever dies meanwhile."""
+    """Any request in any state is answered once, whatever process dies."""
     live(story)
 
 
@@ -372,7 +372,7 @@ def test_every_question_is_answered_once(story: list[tuple[Any, ...]]) -> None:
 
 @pytest.fixture
 def consumer(stage: Stage) -> StagedClient:
-    """Return a client at a subscription of a topic with ten messages, which it has not opened yet."""
+    """Return a client of a topic with ten messages that has not opened the subscription yet."""
     stage.client().request("topic.create", topic="orders")
     producer = stage.at_topic("orders")
     producer.open_producer(1, "orders", 7)
@@ -382,14 +382,14 @@ def consumer(stage: Stage) -> StagedClient:
 
 
 def say(client: StagedClient, kind: int, **keys: Any) -> int:
-    """Say something that is to be answered, and return its REF."""
+    """Send a frame that must be answered, and return its REF."""
     ref = next(client._refs)
     client.say(frame(kind, ref=ref, **keys))
     return ref
 
 
 def answers(client: StagedClient, ref: int) -> list[Frame]:
-    """Return what a question was answered until now."""
+    """Return the answers to a question so far."""
     found: list[Frame] = []
     others: list[Frame] = []
     while (each := client.hear(0)) is not None:
@@ -411,7 +411,7 @@ ABOUT_DELIVERIES = (
 def test_an_acknowledgment_of_a_handle_that_is_not_open_is_answered(
     consumer: StagedClient, header: dict[int, Any]
 ) -> None:
-    """With a REF it is a question; without one it was on its way while the handle was being closed."""
+    """With a REF it is a question; without one it may have crossed the CLOSE, and is ignored."""
     ref = next(consumer._refs)
     consumer.say({**header, Key.HANDLE: 1, Key.REF: ref})
     refused = consumer.expect(Type.ERROR, ref=ref)
@@ -425,7 +425,7 @@ def test_an_acknowledgment_of_a_handle_that_is_not_open_is_answered(
 def test_an_open_that_is_closed_before_it_was_answered_is_answered_and_so_is_the_close(
     consumer: StagedClient,
 ) -> None:
-    """OPEN and CLOSE in one breath: the first hears that it was closed, the second that it is done."""
+    """With OPEN and CLOSE sent together, the OPEN is answered that it was closed, and the CLOSE with DONE."""
     opened = consumer.say_open_consumer(1, "orders", "s", "shared")
     closed = say(consumer, Type.CLOSE, handle=1)
     assert consumer.expect(Type.ERROR, ref=opened).code == "closed"
@@ -435,7 +435,7 @@ def test_an_open_that_is_closed_before_it_was_answered_is_answered_and_so_is_the
 
 @pytest.mark.requirement("4.1-4")
 def test_an_open_that_is_repeated_before_it_was_answered_is_answered_too(consumer: StagedClient) -> None:
-    """The handle is open for the second one."""
+    """The second OPEN gets the handle."""
     first = consumer.say_open_consumer(1, "orders", "s", "shared")
     second = consumer.say_open_consumer(1, "orders", "s", "shared")
     assert consumer.expect(Type.ERROR, ref=first).code == "closed"
@@ -445,7 +445,7 @@ def test_an_open_that_is_repeated_before_it_was_answered_is_answered_too(consume
 
 @pytest.mark.requirement("4.1-6")
 def test_acknowledgments_that_cannot_be_written_are_answered(consumer: StagedClient) -> None:
-    """A disk that takes nothing: an error within the time that is allowed, and one answer only."""
+    """With a disk that fails every write, an error comes within the allowed time, and no second answer."""
     consumer.open_consumer(1, "orders", "s", "shared")
     consumer.deliveries(1, 10)
 
@@ -472,7 +472,7 @@ def test_acknowledgments_that_cannot_be_written_are_answered(consumer: StagedCli
 def test_acknowledgments_that_are_not_written_are_answered_when_the_handle_goes(
     consumer: StagedClient, what: str
 ) -> None:
-    """Whoever waits for one hears that it may come again."""
+    """A client that waits for the answer is told that the messages may be delivered again."""
     consumer.open_consumer(1, "orders", "s", "exclusive")
     consumer.deliveries(1, 10)
 
@@ -502,7 +502,7 @@ def test_acknowledgments_that_are_not_written_are_answered_when_the_handle_goes(
 def test_an_open_of_a_subscription_whose_topic_never_answers_is_refused_in_time(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """It hears what is missing, its handle is free again, and it can be opened once the topic is there."""
+    """The error names what is missing, the handle is free again, and opening works once the topic exists."""
     stage = make_stage(2)
     number = 0
     while True:  # a topic and a subscription of it on different workers
@@ -529,7 +529,7 @@ def test_an_open_of_a_subscription_whose_topic_never_answers_is_refused_in_time(
 def test_questions_of_a_connection_that_is_lost_are_not_answered_on_the_next_one(
     consumer: StagedClient,
 ) -> None:
-    """What could not be answered there is asked again; an error for it would be taken for another's."""
+    """The client asks again on the new connection; an error for an old REF could be taken for another's answer."""
     opened = consumer.say_open_consumer(1, "orders", "s", "shared")
     consumer.stage.loop.sockets()
     consumer.reconnect()
@@ -541,7 +541,7 @@ def test_questions_of_a_connection_that_is_lost_are_not_answered_on_the_next_one
 @pytest.mark.requirement("9.5-11")
 @pytest.mark.parametrize("kind", [Type.ACK, Type.NACK, Type.EXTEND])
 def test_more_ranges_than_a_frame_may_have_are_refused_as_too_many(consumer: StagedClient, kind: int) -> None:
-    """The answer names how many there were and how many there may be; nothing of it is applied."""
+    """The error gives the number of ranges and the limit; no part of the frame is applied."""
     consumer.open_consumer(1, "orders", "s", "shared")
     consumer.deliveries(1, 10)
     ranges = [number for _ in range(RANGES_MAX + 101) for number in (0, 1)]
@@ -566,7 +566,7 @@ def test_more_ranges_than_a_frame_may_have_are_refused_as_too_many(consumer: Sta
 def test_a_request_is_answered_once_and_in_time_when_a_worker_dies(
     make_stage: Callable[..., Stage], operation: str, moment: str
 ) -> None:
-    """Whatever is asked of a worker that is gone, is going, or hears nothing."""
+    """That holds for requests to a worker that is dead, stopping, or receives no mail."""
     stage = make_stage(2)
     topic = next(f"t{number}" for number in range(99) if worker_of(topic_key(f"t{number}"), 2) == 1)
     name = next(

@@ -1,4 +1,4 @@
-"""Tests of what is bounded: memory, one turn, and what ten thousand consumers cost each other."""
+"""Tests of limits: memory, the length of one turn, and what ten thousand consumers cost each other."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.stage import Stage
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker that waits for silent clients for hours."""
+    """Return a broker that keeps the session of a silent client for hours."""
     return make_stage(protocol__session_timeout_ms=3_600_000)
 
 
 def test_thousands_who_hold_much_cost_a_delivery_nothing() -> None:
-    """Who is next is found among a few, however many would have to be passed over."""
+    """The consumer for the next delivery is found without looking at the many that hold too much."""
     roster = Roster("shared", "s")
     members = [
         roster.attach(key, priority=0, messages=100 if key < 3000 else 0, bytes=1000) for key in range(10_000)
@@ -42,7 +42,7 @@ def test_thousands_who_hold_much_cost_a_delivery_nothing() -> None:
 
 
 def test_who_leaves_costs_nothing_of_what_others_have_in_flight() -> None:
-    """A thousand consumers may go at once, and the rest go on."""
+    """A thousand consumers may leave at once without disturbing what the others hold."""
     lanes = Lanes()
     members = [Member(key, 0, key, 1000, 1000) for key in range(1000)]
     for member in members:
@@ -60,7 +60,7 @@ def test_who_leaves_costs_nothing_of_what_others_have_in_flight() -> None:
 
 
 def test_what_slow_consumers_left_in_the_log_is_not_looked_through_for_the_others() -> None:
-    """As long as they take nothing, it is known at once that nobody wants it."""
+    """While the slow consumers take nothing, the dispatcher knows that nobody wants those messages."""
     lanes = Lanes()
     slow, fast = Member(1, 0, 1, 0, 0), Member(2, 0, 2, 1000, 1000)
     lanes.attach(slow)
@@ -85,7 +85,7 @@ def test_what_slow_consumers_left_in_the_log_is_not_looked_through_for_the_other
 def test_a_cursor_full_of_holes_takes_nothing_new_until_they_are_filled(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
 ) -> None:
-    """And then goes on by itself."""
+    """Delivery resumes by itself once enough holes are acknowledged."""
     monkeypatch.setattr("ister.actors.subscription.log_parts.PIECES_BYTES_MAX", 160)
     scene = Scene(stage, type=type_)
     client = scene.consumer()
@@ -101,7 +101,7 @@ def test_a_cursor_full_of_holes_takes_nothing_new_until_they_are_filled(
 
 
 def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) -> None:
-    """Events pile up behind a full connection: the oldest of a kind are let go."""
+    """When the connection is full, only the newest events of each kind are kept."""
     scene = Scene(stage)
     client = scene.consumer()
     client.router.full.add(client.routing)
@@ -116,7 +116,7 @@ def test_what_is_told_to_a_client_that_does_not_listen_is_bounded(stage: Stage) 
 
 @pytest.mark.requirement("9.4-4")
 def test_who_holds_far_more_than_others_is_passed_over() -> None:
-    """As long as one of the others can take something."""
+    """It gets no messages while another consumer has room."""
     roster = Roster("shared", "s")
     hoarder, other = (roster.attach(key, priority=0, messages=10_000, bytes=1 << 30) for key in range(2))
     for _ in range(50):
@@ -131,7 +131,7 @@ def test_who_holds_far_more_than_others_is_passed_over() -> None:
 
 
 def test_few_messages_are_shared_among_all_who_wait(stage: Stage) -> None:
-    """At low rates nobody is given all of a batch."""
+    """At low rates no consumer is given all of a batch."""
     scene = Scene(stage)
     clients = [scene.consumer() for _ in range(4)]
     scene.publish(*[b"x"] * 40)
@@ -142,7 +142,7 @@ def test_few_messages_are_shared_among_all_who_wait(stage: Stage) -> None:
 def test_what_is_in_flight_of_single_messages_is_bounded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing new is handed out beyond it, and it goes on with acknowledgments."""
+    """At the limit nothing new is delivered; acknowledgments make room."""
     monkeypatch.setattr("ister.actors.subscription.by_key.IN_FLIGHT_MAX", 10)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(messages=0)
@@ -162,7 +162,7 @@ def test_what_is_in_flight_of_single_messages_is_bounded(
 def test_one_turn_looks_at_so_many_messages_and_no_more(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, type_: str
 ) -> None:
-    """Where single messages are looked at, others have their turn in between."""
+    """Where messages are examined one by one, a turn ends after a bounded number of them."""
     monkeypatch.setattr("ister.actors.subscription.schedule.LOOKED_AT_MAX", 10)
     scene = Scene(stage, type=type_)
     client = scene.consumer(messages=0)
@@ -188,7 +188,7 @@ def test_one_turn_looks_at_so_many_messages_and_no_more(
 
 
 def test_acknowledging_the_same_again_and_again_is_no_work(stage: Stage) -> None:
-    """However often one frame names it, and however much is in flight."""
+    """That holds however often one frame names the message, and however many are in flight."""
     scene = Scene(stage, type="key-shared")
     client = scene.consumer()
     scene.publish(*[b"x"] * 50, key=b"k")

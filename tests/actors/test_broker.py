@@ -1,4 +1,4 @@
-"""Tests of what the broker does before its processes start: addresses, and what an earlier life left behind."""
+"""Tests of what the broker does before its processes start: ports, addresses, and leftovers of an earlier run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.stage import settings_of
 
 
 def test_each_worker_has_the_next_port() -> None:
-    """The listen port is the first worker's, those after it the others'."""
+    """Worker 0 listens on the configured port, the following workers on the ports after it."""
     binds, told = worker_addresses(settings_of(server__listen="tcp://127.0.0.1:7000", server__workers=3))
     assert binds == told == [f"tcp://127.0.0.1:{port}" for port in (7000, 7001, 7002)]
 
 
 def test_clients_are_told_an_address_they_can_connect_to() -> None:
-    """Where every interface is listened on, and behind NAT, that is another than the one bound."""
+    """With a wildcard listen address, or behind NAT, that differs from the address bound."""
     listen = "tcp://*:7000"
     assert worker_addresses(settings_of(server__listen=listen, server__workers=1)) == (
         ["tcp://*:7000"],
@@ -39,13 +39,13 @@ def test_clients_are_told_an_address_they_can_connect_to() -> None:
 
 
 def test_without_a_number_there_is_a_worker_a_core() -> None:
-    """As many as this process may use."""
+    """One worker for each core that this process may use."""
     binds, _ = worker_addresses(settings_of(server__listen="tcp://127.0.0.1:7000"))
     assert len(binds) == cores() >= 1
 
 
 def test_a_port_in_use_is_named_before_anything_starts() -> None:
-    """Also when it is not the first."""
+    """The port is named in the error, also if it is not the first worker's."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"127.0.0.1:{port}") as raised:
@@ -55,25 +55,25 @@ def test_a_port_in_use_is_named_before_anything_starts() -> None:
 
 
 def test_a_port_that_cannot_be_is_an_error_too() -> None:
-    """More workers than there are ports behind the first."""
+    """The error also comes if a later worker's port would be above 65535."""
     with pytest.raises(UsageError, match="65536"):
         check_free(["tcp://127.0.0.1:65536"])
 
 
 def folders(data: Path) -> set[str]:
-    """Return the folders of logs and cursors there are."""
+    """Return the folders of logs and cursors that exist."""
     return {f"{path.parent.name}/{path.name}" for path in data.glob("*/*")}
 
 
 def leave(data: Path, name: str) -> None:
-    """Make the folders of a topic's log and cursors, with something in them."""
+    """Make the folders of a topic's log and cursors, each with a file."""
     for kind in (TOPICS_FOLDER, CURSORS_FOLDER):
         (data / kind / name).mkdir(parents=True)
         (data / kind / name / "file").write_bytes(b"x")
 
 
 def test_what_a_deleted_topic_left_behind_is_deleted_at_the_next_start(tmp_path: Path) -> None:
-    """Folders of no topic go, of an earlier incarnation too; those of topics stay."""
+    """Folders without a topic, also those of earlier incarnations, are deleted; the folders of topics stay."""
     catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"))
     topic = TopicMeta("orders/eu", bytes(range(16)), "reliable", "fsync", 1)
     catalogue.create_topic(topic)
@@ -88,7 +88,7 @@ def test_what_a_deleted_topic_left_behind_is_deleted_at_the_next_start(tmp_path:
 
 
 def test_a_catalogue_that_is_empty_deletes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It may be a new one in the place of one that was lost: the logs are all that is left then."""
+    """The catalogue may have been lost and made again: then the logs are the only copy left."""
     leave(tmp_path, "orders.00")
     before = folders(tmp_path)
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Tests of delivery by key: what is read for the lanes, and what comes back to them."""
+"""Tests of delivery by key: which messages are read into the lanes, and where returned messages go."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def offsets(bench: Delivering) -> list[int]:
 
 
 def give_back(bench: Delivering, first: int, end: int, delay_s: float | None = 0.0) -> None:
-    """Have a consumer give messages back, as failed."""
+    """Let a consumer return messages as failed."""
     held = (Held(first, end, 1),)
     bench.part(Acknowledgments).on_returned(Returned(1, held, delay_s, "no", delay_s is None))
 
 
 def test_a_key_that_waits_lets_others_go_on() -> None:
-    """Its later messages wait behind the one that came back, each in its order."""
+    """Its later messages wait behind the one that came back, in order."""
     bench = keyed()
     for key in (b"a", b"b"):
         bench.publish(b"x", b"x", key=key)
@@ -50,7 +50,7 @@ def test_a_key_that_waits_lets_others_go_on() -> None:
 
 
 def test_poison_holds_its_key_and_no_other() -> None:
-    """Until an operator has decided."""
+    """Its key stays blocked until an operator decides."""
     bench = keyed()
     bench.host.meta.settings.update({"poison": "block", "max_deliveries": 1})
     for part in bench.host.parts:
@@ -66,7 +66,7 @@ def test_poison_holds_its_key_and_no_other() -> None:
 
 
 def test_a_message_takes_its_place_in_its_key_when_its_time_has_come() -> None:
-    """Those that came later went before it."""
+    """Messages of the key with a higher offset went before it."""
     bench = keyed()
     bench.publish(b"later", b"now", key=b"a", deliver_at=[bench.host.time.time_ms() + 5_000, 0])
     assert offsets(bench) == [1]
@@ -75,7 +75,7 @@ def test_a_message_takes_its_place_in_its_key_when_its_time_has_come() -> None:
 
 
 def test_after_a_restart_what_waited_for_its_back_off_waits_on() -> None:
-    """In its lane, once the log is read up to it."""
+    """It waits in its lane as soon as the log is read up to it."""
     bench = keyed()
     bench.log.publish(b"0", b"1", key=b"a")
     journal, access = bench.part(CursorLog), bench.part(LogAccess)
@@ -92,7 +92,7 @@ def test_after_a_restart_what_waited_for_its_back_off_waits_on() -> None:
 
 
 def test_a_move_begins_anew_with_the_consumers_there_are() -> None:
-    """Their keys are theirs, and what was in flight is in nobody's way."""
+    """After a seek the consumers keep their keys, and messages in flight from before block nothing."""
     bench = keyed()
     bench.publish(b"x", b"x", key=b"a")
     assert offsets(bench) == [0, 1]
@@ -104,7 +104,7 @@ def test_a_move_begins_anew_with_the_consumers_there_are() -> None:
 
 
 def test_so_much_is_in_flight_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is an entry here; then nothing new is looked at."""
+    """Each message in flight is an entry here; at the limit no new message is read."""
     monkeypatch.setattr(module, "IN_FLIGHT_MAX", 2)
     bench = keyed()
     bench.publish(b"x", b"x", key=b"a")
@@ -117,7 +117,7 @@ def test_so_much_is_in_flight_and_not_more(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_who_holds_a_key_is_said() -> None:
-    """With the messages that wait for it."""
+    """`explain` names the consumer, and the messages waiting for the key."""
     bench = keyed(2)
     bench.publish(b"x", key=b"a")
     (first,) = offsets(bench)

@@ -1,4 +1,4 @@
-"""How often a cursor goes to a store that is paid by the call."""
+"""Tests of how often a cursor is written to an object store, where each call costs money."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ister.actors.cadence import Cadence
 
 
 def writes(changes: list[float], first_s: float, bound_s: float) -> list[float]:
-    """Return when changes at these times are written."""
+    """Return the times at which changes made at these times are written."""
     cadence = Cadence(first_s, bound_s)
     found: list[float] = []
     for at in changes:
@@ -22,12 +22,12 @@ def writes(changes: list[float], first_s: float, bound_s: float) -> list[float]:
 
 
 def test_what_moves_after_a_rest_is_written_soon() -> None:
-    """A change after a while of quiet waits for the first interval alone, each time."""
+    """Each time, a change after a quiet period waits only for the first interval."""
     assert writes([0, 100, 200, 500], 10, 60) == [10, 110, 210, 510]
 
 
 def test_what_moves_all_the_time_is_written_ever_less_often() -> None:
-    """The time between writes doubles up to the bound, and stays there."""
+    """The time between writes doubles until it reaches the limit."""
     found = writes([float(at) for at in range(600)], 10, 60)
     between = [round(b - a) for a, b in pairwise(found)]
     assert between[:4] == [10, 20, 40, 60]
@@ -35,13 +35,13 @@ def test_what_moves_all_the_time_is_written_ever_less_often() -> None:
 
 
 def test_a_bound_below_the_first_interval_is_the_interval() -> None:
-    """Whoever asks for a cursor that is never more than 200 ms behind gets that."""
+    """With a limit of 200 ms, the cursor in the store is never more than 200 ms behind."""
     assert writes([0, 0.3, 0.6], 10, 0.2) == [0.2, 0.5, 0.8]
 
 
 @given(st.lists(st.floats(0.0, 100.0), max_size=200), st.floats(0.1, 20.0), st.floats(0.1, 100.0))
 def test_a_change_is_written_within_the_bound(gaps: list[float], first_s: float, bound_s: float) -> None:
-    """Whatever came before, never later; and never twice within the first interval."""
+    """No change waits longer than the limit, and no two writes come within the first interval."""
     at, changes = 0.0, []
     for gap in gaps:
         at += gap

@@ -36,7 +36,7 @@ MakeStage = Callable[..., Stage]
 
 @pytest.fixture
 def cloud(make_stage: MakeStage) -> Stage:
-    """A broker of two workers with its tier, small segments, and no more of its log than must be local."""
+    """Return a broker of two workers with its tier, small segments, and the smallest local log that is allowed."""
     stage = make_stage(**SMALL)
     stage.start_tier()
     return stage
@@ -58,7 +58,7 @@ def producer(stage: Stage, topic: str = "orders", number: int = 7, sequence: int
 
 
 def payload(number: int) -> bytes:
-    """Return what message `number` holds."""
+    """Return the payload of message `number`."""
     return b"%06d" % number + b"x" * 9_994
 
 
@@ -70,13 +70,13 @@ def publish(client: StagedClient, first: int, count: int, *, each: int = 5) -> N
 
 
 def fill(client: StagedClient, stage: Stage, first: int, count: int) -> None:
-    """Publish messages, and let them be sealed, uploaded and trimmed."""
+    """Publish messages, and run until they are sealed, uploaded and trimmed."""
     publish(client, first, count)
     stage.advance(4)
 
 
 def shown(stage: Stage, topic: str = "orders") -> dict[str, Any]:
-    """Return what the broker says of a topic."""
+    """Return the result of `topic.show`."""
     body = stage.client().request("topic.show", topic=topic)
     assert isinstance(body, dict)
     return body
@@ -91,7 +91,7 @@ def consumer(stage: Stage, subscription: str = "s", topic: str = "orders", **opt
 
 
 def expect_messages(client: StagedClient, first: int, end: int, timeout_s: float = 30.0) -> None:
-    """Take deliveries: exactly these, in order, each once; acknowledges them."""
+    """Read deliveries: exactly these messages in order, each once; acknowledge them."""
     at = first
     client.patience_s = timeout_s
     while at < end:
@@ -113,7 +113,7 @@ def objects(stage: Stage, part: str = "") -> list[str]:
 
 
 def test_a_reader_goes_from_the_store_to_the_log_to_what_is_new(cloud: Stage) -> None:
-    """What was uploaded and trimmed, what is local, and what comes live join, each message once, and are counted."""
+    """Uploaded and trimmed, local, and live messages join without a gap; each is delivered and counted once."""
     client = create(cloud)
     fill(client, cloud, 0, 1500)
     publish(client, 1500, 100)
@@ -130,7 +130,7 @@ def test_a_reader_goes_from_the_store_to_the_log_to_what_is_new(cloud: Stage) ->
 
 
 def test_what_is_sealed_uploaded_and_trimmed_under_a_slow_reader_is_not_missed(cloud: Stage) -> None:
-    """A reader that takes ten messages at a time, while the log is cut behind and before it, gets every one once."""
+    """A reader that takes ten messages at a time gets each message once while the log is cut behind and ahead of it."""
     client = create(cloud)
     publish(client, 0, 100)
     reader = consumer(cloud, messages=10)
@@ -153,7 +153,7 @@ def test_what_is_sealed_uploaded_and_trimmed_under_a_slow_reader_is_not_missed(c
 
 
 def test_a_reader_at_the_seam_does_not_wait_for_an_old_listing(cloud: Stage) -> None:
-    """What was uploaded and trimmed after the Fetcher listed the topic is brought back within a second or two."""
+    """Messages uploaded and trimmed after the Fetcher listed the topic are fetched within a second or two."""
     client = create(cloud)
     fill(client, cloud, 0, 400)
     reader = consumer(cloud)
@@ -275,7 +275,7 @@ def test_a_log_too_far_ahead_of_the_store_refuses_and_comes_back(make_stage: Mak
 
 
 def test_many_small_segments_are_not_taken_for_big_ones(make_stage: MakeStage) -> None:
-    """What waits for the store is counted in bytes: a slow topic's hours of outage are not refused."""
+    """The limit counts bytes: a slow topic is not refused after hours of outage because it has many segments."""
     stage = make_stage(**{**SMALL, "log__behind_bytes_max": 16 << 20})
     store = stage.start_tier()
     client = create(stage)
@@ -290,7 +290,7 @@ def test_many_small_segments_are_not_taken_for_big_ones(make_stage: MakeStage) -
 @pytest.mark.parametrize("operation", ["put_if_absent", "put_file_if_absent"])
 @pytest.mark.parametrize("part", ["/e/", "/f/", "/s/", "topics/"])
 def test_an_answer_that_was_lost_makes_no_second_message(cloud: Stage, operation: str, part: str) -> None:
-    """Whatever write was done without an answer, the history has each message once."""
+    """If a write was done and its answer lost, the history still has each message once."""
     assert cloud.store is not None
     cloud.store.lose_answer(operation, part)
     client = create(cloud, durability="cloud")
@@ -346,7 +346,7 @@ def test_a_tier_killed_at_any_step_loses_and_doubles_nothing(cloud: Stage, at: i
 
 
 def test_a_reader_does_not_wait_half_a_minute_for_a_tier_that_was_killed(cloud: Stage) -> None:
-    """What was asked of a tier that died is asked of the next one as soon as it is there."""
+    """A question to a tier that died is put to the next tier as soon as that is up."""
     client = create(cloud)
     fill(client, cloud, 0, 1000)
     cloud.loop.holds_work = True
@@ -367,7 +367,7 @@ def test_a_reader_does_not_wait_half_a_minute_for_a_tier_that_was_killed(cloud: 
 
 @pytest.mark.parametrize("to_tier", [True, False])
 def test_a_reader_does_not_wait_half_a_minute_for_mail_that_was_lost(cloud: Stage, to_tier: bool) -> None:
-    """Neither for its question nor for the answer."""
+    """Neither if the question was lost, nor if the answer was."""
     client = create(cloud)
     fill(client, cloud, 0, 1000)
     reader = cloud.at_subscription("orders", "s")
@@ -388,7 +388,7 @@ def test_a_reader_does_not_wait_half_a_minute_for_mail_that_was_lost(cloud: Stag
 
 
 def test_a_fenced_topic_refuses_and_says_why_as_often_as_it_is_asked(cloud: Stage) -> None:
-    """Once another writer has the topic, publishing fails with `fenced`, also after the worker was started again."""
+    """Once another writer owns the topic, publishing fails with `fenced`, also after the worker has restarted."""
     store = cloud.store
     assert store is not None
     client = create(cloud, durability="cloud")
@@ -410,7 +410,7 @@ def test_a_fenced_topic_refuses_and_says_why_as_often_as_it_is_asked(cloud: Stag
 
 
 def two_brokers(make_stage: MakeStage) -> tuple[Stage, Stage]:
-    """Return a broker with ten messages in the store, and one that took the topic over from there alone."""
+    """Return a broker with ten messages in the store, and another that took the topic over from the store."""
     first = make_stage(**SMALL)
     store = first.start_tier()
     publish(create(first, durability="cloud"), 0, 10)
@@ -421,7 +421,7 @@ def two_brokers(make_stage: MakeStage) -> tuple[Stage, Stage]:
 
 
 def test_a_broker_that_comes_back_does_not_take_a_topic_that_went_on_elsewhere(make_stage: MakeStage) -> None:
-    """Started again with a log that went another way, it claims nothing, refuses, and leaves the owner alone."""
+    """Restarted with a log that has diverged, it claims nothing, refuses publishes, and leaves the owner alone."""
     first, second = two_brokers(make_stage)
     mine = second.at_topic("orders")
     mine.open_producer(1, "orders", 8)
@@ -452,7 +452,7 @@ def test_a_broker_that_comes_back_does_not_take_a_topic_that_went_on_elsewhere(m
 
 
 def lose_disk(stage: Stage) -> None:
-    """Lose everything local, and start again with the store alone."""
+    """Delete everything local, and start again from the store."""
     assert stage.store is not None
     old = stage.store.store
     assert isinstance(old, FolderStore)
@@ -504,7 +504,7 @@ def test_a_new_reader_of_a_restored_topic_does_not_begin_at_the_local_log(cloud:
 
 
 def lose_first(stage: Stage, kind: str) -> list[bytes]:
-    """Lose the first mail of a kind from now on; return where it is noted."""
+    """Lose the first mail of a kind from now on; return the list that records the loss."""
     post, lost = stage.post, list[bytes]()
 
     def losing(sender: Any, node: str, sealed: bytes, frames: list[bytes]) -> None:
@@ -519,7 +519,7 @@ def lose_first(stage: Stage, kind: str) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", ["StoredTopics", "RestoreTopics", "Restored"])
 def test_all_comes_back_from_the_store_though_mail_is_lost(cloud: Stage, kind: str) -> None:
-    """Whichever of it: neither of the two waits for ever for what the other has said already."""
+    """Whichever mail is lost, neither process waits for ever for an answer that the other has already sent."""
     fill(create(cloud), cloud, 0, 100)
     cloud.advance(3)
     lose_disk(cloud)
@@ -535,7 +535,7 @@ def test_all_comes_back_from_the_store_though_mail_is_lost(cloud: Stage, kind: s
 
 @pytest.mark.parametrize("kind", ["TakeOver", "Restored"])
 def test_a_takeover_whose_mail_was_lost_goes_on(make_stage: MakeStage, kind: str) -> None:
-    """Who asks for it may be told to try again; the name is not taken for ever by what nobody does."""
+    """The client may be told to try again; the name is not blocked for ever by a takeover that nobody runs."""
     first, second = two_brokers(make_stage)
     second.advance(1)
     assert shown(second)["next_offset"] == 10
@@ -556,7 +556,7 @@ def test_a_takeover_whose_mail_was_lost_goes_on(make_stage: MakeStage, kind: str
 
 
 def test_no_topic_is_created_before_the_store_has_said_what_it_has(cloud: Stage) -> None:
-    """On a new disk a topic that the store may have is not made anew: that would hide the old one for good."""
+    """On a new disk a topic that the store may have is not created: that would hide the old topic for good."""
     fill(create(cloud), cloud, 0, 100)
     lose_disk(cloud)
     cloud.kill_tier()
@@ -571,7 +571,7 @@ def test_no_topic_is_created_before_the_store_has_said_what_it_has(cloud: Stage)
 
 
 def test_a_deleted_topic_leaves_nothing_and_stays_deleted(cloud: Stage) -> None:
-    """Its objects go, and neither another tier nor another broker brings it back."""
+    """Its objects are deleted, and neither another tier nor another broker brings it back."""
     fill(create(cloud), cloud, 0, 300)
     consumer(cloud).ack(1, (0, 10))
     cloud.advance(2)
@@ -600,7 +600,7 @@ def test_a_topic_deleted_while_no_tier_is_there_does_not_come_back(cloud: Stage)
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_topic_deleted_while_a_worker_dies_leaves_nothing_either(cloud: Stage, number: int) -> None:
-    """What the worker had not deleted goes once it is there again; until then the deletion is not forgotten."""
+    """What the worker had not deleted is deleted once it is back; until then the deletion is not forgotten."""
     fill(create(cloud), cloud, 0, 300)
     for name in "abcd":
         expect_messages(consumer(cloud, name), 0, 100)
@@ -625,7 +625,7 @@ def test_a_topic_deleted_while_a_worker_dies_leaves_nothing_either(cloud: Stage,
 
 
 def local_files(stage: Stage) -> list[str]:
-    """Return what there is in the data folder of topics and cursors."""
+    """Return the files of topics and cursors in the data folder."""
     folders = ("/data/topics", "/data/cursors")
     return [
         f"{each}/{name}" for each in folders if stage.disk.exists(each) for name in stage.disk.listdir(each)
@@ -633,7 +633,7 @@ def local_files(stage: Stage) -> list[str]:
 
 
 def test_a_topic_deleted_while_it_is_claimed_leaves_nothing(cloud: Stage) -> None:
-    """What is on its way to the store when a topic is deleted is not there afterwards."""
+    """Uploads that are running when a topic is deleted leave nothing in the store."""
     cloud.loop.holds_work = True
     cloud.client().request("topic.create", topic="orders")
     cloud.settle()
@@ -656,7 +656,7 @@ def test_a_topic_deleted_while_it_is_claimed_leaves_nothing(cloud: Stage) -> Non
 
 
 def test_deletion_outlasts_a_store_that_is_away(cloud: Stage) -> None:
-    """An erasure that failed is tried again, and nothing is uploaded of the topic meanwhile."""
+    """A failed erasure is retried, and nothing of the topic is uploaded meanwhile."""
     assert cloud.store is not None
     client = create(cloud)
     fill(client, cloud, 0, 300)
@@ -671,7 +671,7 @@ def test_deletion_outlasts_a_store_that_is_away(cloud: Stage) -> None:
 
 
 def test_a_topic_made_anew_never_mixes_with_the_old_one(cloud: Stage) -> None:
-    """Deleted and created at once under the same name, it has its own messages alone, and they are uploaded."""
+    """Deleted and created again at once under the same name, it has only its own messages, and these are uploaded."""
     fill(create(cloud), cloud, 0, 300)
     cloud.loop.holds_work = True
     asked = cloud.client()
@@ -709,7 +709,7 @@ def test_a_topic_made_anew_never_mixes_with_the_old_one(cloud: Stage) -> None:
 
 
 def test_a_subscription_made_anew_keeps_its_own_cursor_in_the_store(cloud: Stage) -> None:
-    """Forgetting a deleted one comes before storing what has its name now, and is tried again until it is done."""
+    """Forgetting the deleted one comes before storing the cursor of the new one, and is retried until it succeeds."""
     assert cloud.store is not None
     client = create(cloud)
     fill(client, cloud, 0, 100)
@@ -733,7 +733,7 @@ def test_a_subscription_made_anew_keeps_its_own_cursor_in_the_store(cloud: Stage
 
 @pytest.mark.parametrize("at", range(1, 6))
 def test_retention_cuts_the_store_and_a_crash_in_between_leaves_nothing(cloud: Stage, at: int) -> None:
-    """The boundary is written before anything goes; killed at any deletion, the next tier deletes the rest."""
+    """The boundary is written before anything is deleted; killed at any deletion, the next tier deletes the rest."""
     assert cloud.store is not None
     client = create(cloud, retention_ms=60_000)
     fill(client, cloud, 0, 300)
@@ -765,7 +765,7 @@ def test_retention_cuts_the_store_and_a_crash_in_between_leaves_nothing(cloud: S
 
 
 def test_a_reader_below_what_retention_took_goes_on_behind_it(cloud: Stage) -> None:
-    """A slow reader whose messages retention took from the store is told, and goes on; it is not stopped."""
+    """A slow reader whose messages retention deleted from the store is told, and goes on after them."""
     client = create(cloud, retention_ms=20_000)
     fill(client, cloud, 0, 300)
     reader = consumer(cloud, messages=10)
@@ -784,7 +784,7 @@ def test_a_reader_below_what_retention_took_goes_on_behind_it(cloud: Stage) -> N
 
 
 def test_the_cache_is_bounded_and_a_reader_survives_eviction(make_stage: MakeStage) -> None:
-    """With room for two segments, readers of different places still get everything, and no more is kept."""
+    """With room for two segments, readers at different places still get everything, and the limit holds."""
     stage = make_stage(**{**SMALL, "tier__cache_bytes_max": 16 << 20})
     stage.start_tier()
     client = create(stage)
@@ -810,7 +810,7 @@ def test_the_cache_is_bounded_and_a_reader_survives_eviction(make_stage: MakeSta
 
 @pytest.mark.parametrize("damage", ["bytes", "frames"])
 def test_a_damaged_object_stops_its_readers_and_says_so(cloud: Stage, damage: str) -> None:
-    """What the store cannot give whole is asked for a few times, not for ever; the reader is told, and waits."""
+    """An object that is damaged in the store is fetched a few times, not for ever; the reader is told, and waits."""
     assert cloud.store is not None
     client = create(cloud)
     fill(client, cloud, 0, 600)
@@ -835,7 +835,7 @@ def test_a_damaged_object_stops_its_readers_and_says_so(cloud: Stage, damage: st
 
 
 def test_claims_that_a_person_deleted_fence_nobody(cloud: Stage) -> None:
-    """The topic goes on uploading, and the next writer's epoch is above all that uploaded before it."""
+    """The topic goes on uploading, and the next writer's epoch is above that of every upload before it."""
     assert cloud.store is not None
     client = create(cloud)
     fill(client, cloud, 0, 120)
@@ -853,7 +853,7 @@ def test_claims_that_a_person_deleted_fence_nobody(cloud: Stage) -> None:
 
 
 def test_old_mail_to_a_new_tier_fences_nobody(cloud: Stage) -> None:
-    """A tier that was told of less than the store has asks once more; only a log that is really shorter stops."""
+    """A tier told that the log is shorter than the store asks once more; only if that is still so does it stop."""
     client = create(cloud, durability="cloud")
     publish(client, 0, 10)
     topic = cloud.actor("topic", "orders")
@@ -873,7 +873,7 @@ def test_old_mail_to_a_new_tier_fences_nobody(cloud: Stage) -> None:
 
 
 def test_a_subscription_waits_for_what_the_store_has(cloud: Stage) -> None:
-    """With durability cloud a topic started again knows nothing before its store answers: no cursor is refused."""
+    """With durability cloud, a restarted topic has no watermark before the store answers: no cursor is refused."""
     publish(create(cloud, durability="cloud"), 0, 10)
     reader = consumer(cloud)
     reader.deliveries(1, 10)
@@ -909,7 +909,7 @@ def lose(stage: Stage, *bases: int, topic: str = "orders") -> None:
 def test_what_the_store_lost_and_the_log_has_is_no_damage_of_a_cursor(
     make_stage: MakeStage, type_: str
 ) -> None:
-    """A cursor, or a reader, is ahead of what is durable in the store again until the log was uploaded once more."""
+    """A cursor or reader is ahead of what the store has until the log is uploaded again; that is no damage."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
     store = stage.start_tier()
     client = create(stage, durability="cloud")
@@ -938,30 +938,30 @@ def test_what_the_store_lost_and_the_log_has_is_no_damage_of_a_cursor(
 
 
 def fail_put(operation: str, name: str) -> None:
-    """Let no segment into the store."""
+    """Let the upload of every segment fail."""
     if operation.startswith("put") and "/s/" in name:
         raise StoreError(f"{operation} {name} failed")
 
 
 def stored_bases(stage: Stage) -> list[int]:
-    """Return where the segments in the store begin."""
+    """Return the first offsets of the segments in the store."""
     return [piece.start for piece in history(stage).pieces]
 
 
 def history(stage: Stage) -> History:
-    """Return what the store has of the topic."""
+    """Return the topic's history in the store."""
     assert stage.store is not None
     return list_history(stage.store, layout(stage)).history
 
 
 def heard(client: StagedClient, code: str) -> tuple[int, int]:
-    """Return offset and count of the next event of this code."""
+    """Return offset and count of the next event with this code."""
     event = client.expect(Type.EVENT, handle=1, code=code, timeout_s=60)
     return event.header[Key.OFFSET], event.header[Key.COUNT]
 
 
 def test_a_gap_in_the_store_is_damage_with_its_range_and_an_operator_decides(cloud: Stage) -> None:
-    """What lies before it arrives; then an event with the range; nobody calls it retention; a repair lasts."""
+    """Messages before it arrive, then an event with its range, which is not called retention; a repair is permanent."""
     fill(create(cloud), cloud, 0, 600)
     bases = stored_bases(cloud)
     gap = (bases[1], bases[2])
@@ -986,7 +986,7 @@ def test_a_gap_in_the_store_is_damage_with_its_range_and_an_operator_decides(clo
 
 
 def test_the_beginning_that_is_nowhere_is_said_and_what_is_there_delivered(cloud: Stage) -> None:
-    """A new subscription begins at the earliest message there is; one that was there before waits for a decision."""
+    """A new subscription begins at the earliest message there is; an existing one waits for a decision."""
     fill(create(cloud), cloud, 0, 600)
     cloud.client().request(
         "subscription.create", topic="orders", subscription="old", type="exclusive", start=0
@@ -1004,7 +1004,7 @@ def test_the_beginning_that_is_nowhere_is_said_and_what_is_there_delivered(cloud
 
 
 def test_a_verification_finds_what_the_store_has_lost_before_anybody_reads_it(cloud: Stage) -> None:
-    """Its report has the range, and a repair at once covers it: the store is listed for both."""
+    """Its report has the range, and a repair right after it covers the range: both list the store."""
     fill(create(cloud), cloud, 0, 600)
     bases = stored_bases(cloud)
     gap = (bases[1], bases[2])
@@ -1021,7 +1021,7 @@ def test_a_verification_finds_what_the_store_has_lost_before_anybody_reads_it(cl
 
 
 def test_what_the_store_is_known_to_have_lost_stays_in_the_log(make_stage: MakeStage) -> None:
-    """Room is made by what the store has, not by what it had."""
+    """Local segments are deleted by what the store has now, not by what it had."""
     stage = make_stage(**SMALL | {"log__local_bytes": 3_000_000})
     stage.start_tier()
     client = create(stage)
@@ -1038,7 +1038,7 @@ def test_what_the_store_is_known_to_have_lost_stays_in_the_log(make_stage: MakeS
 
 
 def test_what_the_store_lost_and_the_log_has_is_delivered(make_stage: MakeStage) -> None:
-    """All objects are gone, also those that say where the history begins: the local log is served all the same."""
+    """All objects are gone, also those that say where the history begins: the local log is still served."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
     stage.start_tier()
     fill(create(stage), stage, 0, 300)
@@ -1060,7 +1060,7 @@ def test_what_the_store_lost_and_the_log_has_is_delivered(make_stage: MakeStage)
 
 
 def test_a_gap_that_the_log_can_fill_is_filled_by_the_next_writer(cloud: Stage) -> None:
-    """After a restart what the store lost, and the log has, is uploaded again, and the watermark goes on."""
+    """After a restart, what the store lost and the log has is uploaded again, and the watermark advances."""
     client = create(cloud)
     cloud.advance(1)
     for number in range(4):
@@ -1079,7 +1079,7 @@ def test_a_gap_that_the_log_can_fill_is_filled_by_the_next_writer(cloud: Stage) 
 
 
 def test_behind_a_gap_that_nobody_can_fill_uploads_go_on(cloud: Stage) -> None:
-    """The history before and behind it stays what it is, and new segments join behind."""
+    """The history before and after it is unchanged, and new segments are appended after it."""
     fill(create(cloud), cloud, 0, 600)
     bases = stored_bases(cloud)
     lose(cloud, bases[1])
@@ -1099,7 +1099,7 @@ def test_behind_a_gap_that_nobody_can_fill_uploads_go_on(cloud: Stage) -> None:
 def test_what_the_end_of_the_log_and_of_the_store_lost_is_skipped_and_uploads_go_on(
     make_stage: MakeStage, restarts: int
 ) -> None:
-    """Exactly what is nowhere is damage, a verification and a repair know it too, and what comes behind is uploaded."""
+    """Exactly the range that is nowhere is damage, also to a verification and a repair; later messages are uploaded."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
     stage.start_tier()
     client = create(stage)
@@ -1130,7 +1130,7 @@ def test_what_the_end_of_the_log_and_of_the_store_lost_is_skipped_and_uploads_go
 
 
 def test_a_topic_that_comes_back_from_a_store_with_a_gap_keeps_what_is_there(cloud: Stage) -> None:
-    """Offsets go on behind everything the store has; the gap is damage, not the end of the history."""
+    """New offsets come after everything the store has; the gap is damage, not the end of the history."""
     fill(create(cloud), cloud, 0, 600)
     bases, end = stored_bases(cloud), history(cloud).end
     lose(cloud, bases[1])
@@ -1151,7 +1151,7 @@ def test_a_topic_that_comes_back_from_a_store_with_a_gap_keeps_what_is_there(clo
 def test_what_is_damaged_or_missing_locally_is_read_from_the_store(
     make_stage: MakeStage, place: str, how: str
 ) -> None:
-    """A local segment that is gone, or has a flipped byte, costs nothing where the store has it whole."""
+    """A local segment that is missing or has a flipped byte is read from the store if that has it whole."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
     stage.start_tier()
     fill(create(stage), stage, 0, 600)
@@ -1186,7 +1186,7 @@ def test_what_is_damaged_here_and_lost_there_is_damage(make_stage: MakeStage, ho
 
 
 def hurt(stage: Stage, place: str, how: str) -> int:
-    """Remove a local segment, or flip a byte in it; return where it begins."""
+    """Remove a local segment, or flip a byte in it; return its first offset."""
     folder = stage.actor("topic", "orders").wal.folder
     names = sorted(name for name in stage.disk.listdir(folder) if name.endswith(".seg"))
     name = names[0] if place == "first" else names[len(names) // 2]
@@ -1212,7 +1212,7 @@ def hurt(stage: Stage, place: str, how: str) -> int:
 
 
 def flip_meta(stage: Stage, part: str, value: bytes = b"\xff") -> int:
-    """Make what the store knows of objects whose name has `part` unreadable; return of how many."""
+    """Flip a byte in the metadata objects whose name contains `part`; return how many there were."""
     assert stage.store is not None
     store = cast(FolderStore, stage.store.store)
     prefix = part if part.startswith("v1/") else layout(stage).prefix + part[1:]
@@ -1228,7 +1228,7 @@ def flip_meta(stage: Stage, part: str, value: bytes = b"\xff") -> int:
 
 @pytest.mark.parametrize("part", ["/s/", "/e/", "/f/", "/t/", "/c/", "v1/topics/", "v1/"])
 def test_a_flipped_byte_in_what_the_store_knows_stops_nobody(cloud: Stage, part: str) -> None:
-    """After a restart a consumer is answered at once, everything is delivered, and uploads go on."""
+    """After a restart a consumer is answered at once, all messages are delivered, and uploads go on."""
     client = create(cloud, retention_bytes=4_000_000)
     fill(client, cloud, 0, 600)
     cloud.advance(10)
@@ -1254,7 +1254,7 @@ def test_a_flipped_byte_in_what_the_store_knows_stops_nobody(cloud: Stage, part:
 def test_what_the_store_knows_of_cursors_and_segments_may_be_damaged_when_a_topic_comes_back(
     cloud: Stage, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Everything is there but a subscription of which nothing says what it was; that is said."""
+    """Everything is restored except a subscription of which no object says what it was; that is reported."""
     fill(create(cloud), cloud, 0, 600)
     expect_messages(consumer(cloud), 0, 100)
     cloud.advance(3)
@@ -1273,7 +1273,7 @@ def test_what_the_store_knows_of_cursors_and_segments_may_be_damaged_when_a_topi
 
 
 def test_a_catalogue_entry_that_says_nothing_any_more_is_said_and_stops_uploads_alone(cloud: Stage) -> None:
-    """Nobody may choose but a person; what is here and in the store is delivered meanwhile."""
+    """Only a person can decide; the messages here and in the store are delivered meanwhile."""
     fill(create(cloud), cloud, 0, 600)
     store = cast(FolderStore, cloud.store.store)  # type: ignore[union-attr]
     file = store._disk.open(f"{store.path}/{layout(cloud).catalogue}")
@@ -1291,7 +1291,7 @@ def test_a_catalogue_entry_that_says_nothing_any_more_is_said_and_stops_uploads_
 
 
 def test_with_durability_cloud_a_store_that_cannot_be_used_is_a_coded_error(cloud: Stage) -> None:
-    """No receipt can be given: producers hear why, and that trying again does not help."""
+    """No receipt can be given: producers are told why, and that trying again does not help."""
     publish(create(cloud, durability="cloud"), 0, 10)
     store = cast(FolderStore, cloud.store.store)  # type: ignore[union-attr]
     file = store._disk.open(f"{store.path}/{layout(cloud).catalogue}")
@@ -1305,7 +1305,7 @@ def test_with_durability_cloud_a_store_that_cannot_be_used_is_a_coded_error(clou
 
 
 def test_a_damaged_segment_that_the_store_does_not_have_stops_no_uploads(make_stage: MakeStage) -> None:
-    """What is whole in it goes to the store as it is; what follows joins, and the watermark passes it."""
+    """Its whole records go to the store in the file as it is; later segments join, and the watermark passes it."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
     stage.start_tier()
     assert stage.store is not None

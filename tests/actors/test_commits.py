@@ -1,4 +1,4 @@
-"""The commits of a worker's topics: which run together, who is told what, and that no one waits for another's disk."""
+"""Tests of commits: which share a sync, who is told what, and that no topic waits for another's slow disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISK_FAILED = OSError(errno.EIO, "Input/output error")
 
 
 def learned(lanes: int = 3, file_s: float = FILE_S) -> Choice:
-    """Return a choice that has seen what a file costs."""
+    """Return a choice that knows what syncing one file costs."""
     choice = Choice(lanes)
     choice.lane_ended(1, file_s)
     return choice
@@ -44,41 +44,41 @@ def test_a_lone_commit_takes_a_lane_at_once() -> None:
 
 
 def test_more_commits_than_lanes_run_together() -> None:
-    """A thousand topics cost one sync of the file system, not a thousand fdatasyncs."""
+    """A thousand topics cost one sync of the whole file system instead of a thousand fdatasyncs."""
     assert learned().next_group(3, 0, None, 0.0) == Group(False, 1)
     assert learned().next_group(4, 0, None, 0.0) == Group(True, 4)
     assert learned().next_group(1000, 3, None, 0.0) == Group(True, 1000)
 
 
 def test_nothing_runs_together_before_the_cost_of_a_file_is_known() -> None:
-    """Without it nobody could say whether a sync of the file system is slow."""
+    """Without that cost it cannot be decided whether a sync of the file system is slow."""
     assert Choice(3).next_group(1000, 0, None, 0.0) == Group(False, LANE_COMMITS_MAX)
 
 
 def test_many_that_come_during_a_sync_together_wait_for_the_next_one() -> None:
-    """Group commit: what comes meanwhile shares."""
+    """Group commit: commits that come during a sync share the next one."""
     assert learned().next_group(100, 0, 0.05, 0.0) is None
 
 
 def test_few_that_come_during_a_sync_together_take_a_lane() -> None:
-    """A neighbour of a flood does not wait for it."""
+    """A single topic does not wait for a flood of other topics."""
     assert learned().next_group(1, 0, 0.001, 0.0) == Group(False, 1)
 
 
 def test_many_take_lanes_when_a_sync_together_takes_longer_than_their_own_would() -> None:
-    """Somebody else's gigabytes hold up what they caught, not what came after."""
+    """When others have written gigabytes, only the commits that share that sync wait for it, not later ones."""
     choice = learned()
     assert choice.next_group(100, 0, choice.patience_s(100), 0.0) == Group(False, 2)
 
 
 def test_no_more_lanes_run_than_there_are() -> None:
-    """A flood takes no more threads than it was given."""
+    """A flood of commits uses only the threads it was given."""
     assert learned().next_group(2, 3, None, 0.0) is None
     assert Choice(3).next_group(100, 3, None, 0.0) is None
 
 
 def test_a_lane_takes_several_where_the_disk_is_fast_and_one_where_it_is_slow() -> None:
-    """Hand-overs to threads are shared, as long as nobody waits for it."""
+    """Several commits share one hand-over to a thread as long as none of them waits for it."""
     for file_s, commits in ((0.0001, LANE_COMMITS_MAX), (0.0005, 4), (0.008, 1)):
         choice = learned(file_s=file_s)
         choice.together_ended(1, 1.0, 0.0)  # slow: files it is
@@ -86,7 +86,7 @@ def test_a_lane_takes_several_where_the_disk_is_fast_and_one_where_it_is_slow() 
 
 
 def test_a_slow_sync_together_is_not_tried_again_for_ten_times_its_slowness() -> None:
-    """Whoever fills the disk beside us costs a tenth of the time at most."""
+    """If others fill the disk, trying costs at most a tenth of the time."""
     choice = learned()
     choice.together_ended(100, 0.3, now=10.0)
     until = 10.0 + BAN_FACTOR * (0.3 - 100 * FILE_S)
@@ -97,14 +97,14 @@ def test_a_slow_sync_together_is_not_tried_again_for_ten_times_its_slowness() ->
 
 
 def test_a_sync_together_that_is_quicker_than_the_files_is_tried_again_at_once() -> None:
-    """The cheap way stays open as long as it is cheap."""
+    """Syncing together stays in use as long as it is cheaper."""
     choice = learned()
     choice.together_ended(100, 100 * FILE_S, now=10.0)
     assert choice.next_group(100, 0, None, 10.0) == Group(True, 100)
 
 
 def test_the_cost_of_a_file_falls_at_once_and_rises_slowly() -> None:
-    """What waits for the interpreter looks slow, and is not the disk."""
+    """A measurement that waited for the interpreter lock looks slow although the disk is not."""
     choice = learned(file_s=0.001)
     choice.lane_ended(10, 0.001)
     assert choice.file_s == pytest.approx(0.0001)
@@ -117,7 +117,7 @@ def test_the_cost_of_a_file_falls_at_once_and_rises_slowly() -> None:
 
 
 class Topics:
-    """Logs on one disk, and what each heard of its commits."""
+    """Logs on one disk, and the results of each one's commits."""
 
     def __init__(self, count: int, disk: SimulatedDisk, *, segment_bytes: int = 1 << 20) -> None:
         self.disk = disk
@@ -173,7 +173,7 @@ class Topics:
 
 
 def faults(disk: SimulatedDisk, operation: str, part: str = "") -> list[str]:
-    """Let an operation on paths with `part` fail; return the list of operations that will be filled."""
+    """Let an operation on paths that contain `part` fail; return the list that failed operations are added to."""
     seen: list[str] = []
 
     def happens(name: str, path: str) -> None:
@@ -186,7 +186,7 @@ def faults(disk: SimulatedDisk, operation: str, part: str = "") -> list[str]:
 
 
 def test_a_round_of_many_topics_is_one_sync() -> None:
-    """The first of 50 topics begins at once; what the others appended in its turn is one sync of the file system."""
+    """The first of 50 topics begins at once; what the others append in the same turn is one sync of the file system."""
     topics = Topics(50, SimulatedDisk())
     seen = faults(topics.disk, "none")
     topics.publish(*range(50))
@@ -199,7 +199,7 @@ def test_a_round_of_many_topics_is_one_sync() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_what_was_committed_together_outlasts_power(seed: int) -> None:
-    """Also where a segment was sealed and the next begun: contents, length and names are there."""
+    """Contents, length and names are on the disk, also where a segment was sealed and the next begun."""
     topics = Topics(9, SimulatedDisk(), segment_bytes=4096)
     for number in range(9):
         for _ in range(3):  # the second and third of 1,500 bytes each begin a segment
@@ -217,7 +217,7 @@ def test_what_was_committed_together_outlasts_power(seed: int) -> None:
 
 
 def test_one_file_that_fails_in_a_lane_fails_alone() -> None:
-    """The others of its lane get their receipts."""
+    """The other logs of its lane get their receipts."""
     topics = Topics(6, SimulatedDisk())
     topics.choice.together_ended(1, 1000.0, 0.0)
     topics.clock.now_s = 0.0
@@ -231,7 +231,7 @@ def test_one_file_that_fails_in_a_lane_fails_alone() -> None:
 
 
 def test_a_seal_that_fails_before_a_sync_together_fails_alone() -> None:
-    """The cut of a sealed segment is its topic's own business."""
+    """Only the topic whose sealed segment cannot be cut fails."""
     topics = Topics(6, SimulatedDisk(), segment_bytes=4096)
     faults(topics.disk, "truncate", "/data/4/")
     for number in range(6):
@@ -244,7 +244,7 @@ def test_a_seal_that_fails_before_a_sync_together_fails_alone() -> None:
 
 
 def test_a_sync_together_that_fails_fails_all_that_it_covered() -> None:
-    """Nobody can say whose write it was: all logs are opened again, and the sync is not repeated for them."""
+    """Which write failed is unknown: all logs are opened again, and the sync is not repeated for them."""
     topics = Topics(6, SimulatedDisk())
     seen = faults(topics.disk, "sync_all")
     topics.publish(*range(6))
@@ -256,7 +256,7 @@ def test_a_sync_together_that_fails_fails_all_that_it_covered() -> None:
 
 
 def test_a_log_on_another_file_system_is_never_covered_by_a_sync_together() -> None:
-    """A folder may be a mount or a link to another disk: its files are synced themselves."""
+    """A folder may be a mount or a link to another disk: its files are synced one by one."""
     topics = Topics(10, SimulatedDisk())
     whole = topics.disk.file_system("/data")
 
@@ -275,7 +275,7 @@ def test_a_log_on_another_file_system_is_never_covered_by_a_sync_together() -> N
 
 
 def test_a_log_whose_folder_cannot_be_looked_at_is_synced_by_itself() -> None:
-    """An error of the look is no error of the commit."""
+    """An error while its device is looked up is no error of the commit."""
 
     class Blind:
         def covers(self, path: str) -> bool:
@@ -293,7 +293,7 @@ def test_a_log_whose_folder_cannot_be_looked_at_is_synced_by_itself() -> None:
 
 
 def test_where_nothing_can_be_synced_together_every_file_is() -> None:
-    """A pool of lanes is what is left, and is enough."""
+    """Commits then use the pool of lanes."""
     topics = Topics(40, SimulatedDisk())
     topics.commits = Commits(topics.loop, None, choice=topics.choice)
     seen = faults(topics.disk, "sync_all")
@@ -304,7 +304,7 @@ def test_where_nothing_can_be_synced_together_every_file_is() -> None:
 
 
 def test_what_comes_during_a_slow_sync_together_gets_its_receipt_before_it_ends() -> None:
-    """A disk full of somebody else's writes does not stop the worker's topics for as long as it takes."""
+    """If the disk is busy with other programs' writes, the worker's topics do not wait for the whole sync."""
     topics = Topics(20, SimulatedDisk())
     topics.loop.holds_work = True
     topics.publish(*range(10))
@@ -325,7 +325,7 @@ def test_what_comes_during_a_slow_sync_together_gets_its_receipt_before_it_ends(
 
 
 def test_the_disk_is_kept_busy_and_sockets_are_looked_at_while_a_flood_is_told() -> None:
-    """The next sync begins before the last one's receipts, of which a turn sends only some."""
+    """The next sync begins before all receipts of the last one are sent; a turn sends only some of them."""
     topics = Topics(200, SimulatedDisk())
     topics.loop.holds_work = True
     topics.publish(*range(150))
@@ -343,7 +343,7 @@ def test_the_disk_is_kept_busy_and_sockets_are_looked_at_while_a_flood_is_told()
 
 
 def test_work_aside_takes_one_thread_in_the_order_of_asking() -> None:
-    """A thousand topics that want a spare segment at once leave the threads to the commits."""
+    """A thousand topics that want a spare segment at once leave the other threads to the commits."""
     topics = Topics(1, SimulatedDisk())
     topics.loop.holds_work = True
     heard: list[tuple[int, BaseException | None]] = []
@@ -362,7 +362,7 @@ def test_work_aside_takes_one_thread_in_the_order_of_asking() -> None:
 
 
 def test_threads_and_a_real_disk_do_the_same(tmp_path: Path) -> None:
-    """Many logs, many rounds, with whatever this machine's file system can do."""
+    """Many logs and many rounds, on this machine's file system."""
     disk = LocalDisk()
     loop = Loop(SystemClock())
     commits = Commits(loop, disk.file_system(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""Tests of single consumers, with a scripted subscription: what they send, hold and give back."""
+"""Tests of single consumers with a scripted subscription: what they send, hold and return."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ACK_TIMEOUT_S = 30.0
 
 
 class Scene:
-    """One consumer between a client, whose frames are kept, and a subscription that is played by the test."""
+    """One consumer between a client, whose frames are recorded, and a subscription that the test plays."""
 
     def __init__(self, *, strategy: str = "reliable", type: str = "exclusive") -> None:
         self.clock = StagedClock()
@@ -89,7 +89,7 @@ class Scene:
         self.loop.settle()
 
     def open_frame(self, messages: int = 100, bytes: int = 1000) -> tuple[Handle, dict[int, Any]]:
-        """Let the client open its handle, first or again."""
+        """Let the client open its handle, for the first time or again."""
         header: dict[int, Any] = {
             Key.TYPE: Type.OPEN_CONSUMER,
             Key.REF: next(self.refs),
@@ -104,24 +104,24 @@ class Scene:
         return handle, header
 
     def tell(self, *messages: object) -> None:
-        """Tell the consumer, and let it work."""
+        """Send a message to the consumer, and run it."""
         for message in messages:
             self.ref.tell(message)
         self.settle()
 
     def grant(self, position: int = 0) -> None:
-        """Give the consumer its place."""
+        """Send the consumer its `Granted`."""
         self.tell(Granted(position, int(ACK_TIMEOUT_S * 1000)))
         assert self.heard(Type.OPENED)
 
     def reopen(self, **credit: int) -> int:
-        """Let the client open again; return the REF."""
+        """Let the client open its handle again; return the REF."""
         handle, header = self.open_frame(**credit)
         self.tell(Reopen(handle, handle.generation, header))
         return int(header[Key.REF])
 
     def deliver(self, first: int, count: int = 1, attempt: int = 1) -> None:
-        """Give the consumer a piece."""
+        """Deliver a piece to the consumer."""
         self.tell(Deliver(self.piece(first, count, attempt), self.subscription.ref))
 
     @staticmethod
@@ -130,26 +130,26 @@ class Scene:
         return Piece(first, count, 0, attempt, (count, 5), tuple(frames), sum(map(len, frames)))
 
     def frame(self, kind: int, **keys: Any) -> None:
-        """Let the client say something about its handle."""
+        """Let the client send a frame about its handle."""
         header = {Key.TYPE: kind, Key.HANDLE: 4} | {
             getattr(Key, name.upper()): value for name, value in keys.items()
         }
         self.tell(ConsumerFrame(header))
 
     def heard(self, *kinds: int) -> list[Frame]:
-        """Return what the client heard of these kinds since it was asked last; the rest is forgotten."""
+        """Return the frames of these types that the client received since the last call; forget all others."""
         frames = [Frame(cbor2.loads(parts[0]), parts[1:]) for parts in self.out]
         self.out.clear()
         return [frame for frame in frames if frame.kind in kinds]
 
     def told(self, kind: type[Any]) -> list[Any]:
-        """Return what the subscription was told of one kind, and forget it."""
+        """Return the messages of one type that the subscription received, and forget them."""
         return self.subscription.take(kind)
 
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
-    """Return a consumer of an Exclusive reliable subscription that has its place."""
+    """Return a consumer of an Exclusive reliable subscription that was granted its place."""
     scene = Scene()
     scene.grant()
     scene.subscription.heard.clear()
@@ -158,7 +158,7 @@ def scene() -> Iterator[Scene]:
 
 
 def test_it_asks_for_a_place_and_says_opened_when_it_has_it() -> None:
-    """Credit is capped at the limits; OPENED names the position and the strategy."""
+    """Credit is capped at the limits; OPENED has the position and the strategy."""
     scene = Scene()
     (asked,) = scene.told(AttachConsumer)
     assert (asked.key, asked.messages, asked.bytes, asked.priority) == (1, 100, 1000, 0)
@@ -176,7 +176,7 @@ def test_it_asks_for_a_place_and_says_opened_when_it_has_it() -> None:
 
 
 def test_a_refused_consumer_says_so_and_goes() -> None:
-    """The error answers the open, closes the handle, and nobody stays behind."""
+    """The error answers the open, closes the handle, and the actor ends."""
     scene = Scene()
     scene.tell(Evicted("subscription-busy", "somebody has it"))
     (refused,) = scene.heard(Type.ERROR)
@@ -191,7 +191,7 @@ def test_a_refused_consumer_says_so_and_goes() -> None:
 
 
 def test_what_was_sent_is_held_until_it_is_acknowledged(scene: Scene) -> None:
-    """An acknowledgment may be of parts, of all, again; what is left is given back by who goes."""
+    """An acknowledgment may cover parts or all, repeatedly; a consumer that leaves returns the rest."""
     scene.deliver(0, 5)
     scene.deliver(5, 5, attempt=3)
     assert [frame.messages()[0] for frame in scene.heard(Type.DELIVER)] == [(0, b"0"), (5, b"5")]
@@ -208,7 +208,7 @@ def test_what_was_sent_is_held_until_it_is_acknowledged(scene: Scene) -> None:
 
 
 def test_ack_until_is_passed_on_as_what_it_means() -> None:
-    """Of an ordered subscription all below, of a shared one what this consumer holds."""
+    """In an ordered subscription it covers all offsets below, in a shared one those that this consumer holds."""
     for kind, told in (
         ("failover", AcknowledgedUntil(1, 7, 3, 4)),
         ("shared", Acknowledged(1, ((2, 4), (5, 7)), 3, 4)),
@@ -224,7 +224,7 @@ def test_ack_until_is_passed_on_as_what_it_means() -> None:
 
 
 def test_a_nack_gives_back_what_is_held_and_nothing_else(scene: Scene) -> None:
-    """With delay and reason; what was acknowledged already does not come again."""
+    """They return with delay and reason; acknowledged messages do not come again."""
     scene.deliver(0, 4)
     scene.frame(Type.ACK, ranges=[0, 2])
     scene.frame(Type.NACK, ranges=[0, 4], delay=250, reason="not now", ref=8)
@@ -235,7 +235,7 @@ def test_a_nack_gives_back_what_is_held_and_nothing_else(scene: Scene) -> None:
 
 
 def tells(scene: Scene) -> None:
-    """Have the client open again, and say from now on what its program takes."""
+    """Let the client open again with the flag that it reports what its program takes."""
     handle, header = scene.open_frame()
     header[Key.TAKEN] = 0
     scene.tell(Reopen(handle, handle.generation, header), Paused())
@@ -244,7 +244,7 @@ def tells(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.6-7")
 def test_a_program_that_failed_gives_back_what_it_has_in_hand(scene: Scene) -> None:
-    """Without knowing what that is: what it has acknowledged is done, and what waits in its client did not fail."""
+    """Without knowing which failed: acknowledged messages are done, and those waiting in the client did not fail."""
     tells(scene)
     scene.deliver(0, 10)
     scene.frame(Type.CREDIT, messages=0, bytes=0, taken=4)
@@ -256,7 +256,7 @@ def test_a_program_that_failed_gives_back_what_it_has_in_hand(scene: Scene) -> N
 
 
 def test_what_waits_for_a_program_that_asks_for_nothing_goes_to_others(scene: Scene) -> None:
-    """Where there are others: it acknowledged all it had, and did not come again within the acknowledgment timeout."""
+    """If there are others: the program acknowledged all it had, and took nothing within the acknowledgment timeout."""
     tells(scene)
     scene.deliver(0, 10)
     scene.loop.advance(ACK_TIMEOUT_S - 1)
@@ -265,7 +265,7 @@ def test_what_waits_for_a_program_that_asks_for_nothing_goes_to_others(scene: Sc
     scene.frame(Type.ACK, ranges=[0, 4])
     scene.loop.advance(ACK_TIMEOUT_S - 1)
     assert scene.told(Idle) == []
-    scene.tell(Recall())  # a late word, about a time before
+    scene.tell(Recall())  # a late Recall, about an earlier delivery
     assert scene.told(Returned) == []
     scene.loop.advance(2)
     assert scene.told(Idle) == [Idle(1)]
@@ -281,7 +281,7 @@ def test_what_waits_for_a_program_that_asks_for_nothing_goes_to_others(scene: Sc
 @pytest.mark.parametrize("kind", [Type.ACK, Type.NACK])
 @pytest.mark.parametrize("ranges", [[0, 6], [5, 6], [3, 3], [4, 2], [0, 1, 9, 10], [0, (1 << 64) - 1]])
 def test_ranges_that_were_never_delivered_change_nothing(scene: Scene, kind: int, ranges: list[int]) -> None:
-    """The whole frame is refused with its REF; what is in flight stays so."""
+    """The whole frame is refused with its REF; messages in flight stay in flight."""
     scene.deliver(0, 5)
     scene.heard()
     scene.frame(kind, ranges=ranges, ref=5)
@@ -293,7 +293,7 @@ def test_ranges_that_were_never_delivered_change_nothing(scene: Scene, kind: int
 
 
 def test_everything_below_its_position_may_be_acknowledged() -> None:
-    """A consumer that follows another may acknowledge what that one was given."""
+    """A consumer that succeeds another may acknowledge what the other was delivered."""
     scene = Scene()
     scene.grant(position=50)
     scene.frame(Type.ACK, ranges=[10, 50])
@@ -303,7 +303,7 @@ def test_everything_below_its_position_may_be_acknowledged() -> None:
 
 
 def test_what_is_held_too_long_is_given_back_once(scene: Scene) -> None:
-    """Each delivery has its own timeout; what was acknowledged in time is not in it."""
+    """Each delivery has its own timeout, which does not count messages acknowledged in time."""
     scene.deliver(0, 3)
     scene.loop.advance(ACK_TIMEOUT_S - 1)
     scene.deliver(3, 2)
@@ -318,7 +318,7 @@ def test_what_is_held_too_long_is_given_back_once(scene: Scene) -> None:
 
 
 def test_a_full_connection_is_tried_again_and_keeps_its_order(scene: Scene) -> None:
-    """The subscription is told to wait, what was on its way waits here, and goes out in order when there is room."""
+    """The subscription is told to wait; queued pieces stay here, and go out in order when there is room."""
     scene.router.full.add(b"client")
     for number in range(4):
         scene.deliver(number)
@@ -335,7 +335,7 @@ def test_a_full_connection_is_tried_again_and_keeps_its_order(scene: Scene) -> N
 
 @pytest.mark.requirement("9.7-2")
 def test_an_event_keeps_its_place_behind_what_waits(scene: Scene) -> None:
-    """Whoever hears that the log is damaged has got what lies before; a full connection is not lost for it."""
+    """A client that hears of damage has the messages before it; a full connection does not lose the event."""
     scene.router.full.add(b"client")
     scene.deliver(0)
     scene.tell(Notice("log-damaged", 1, "one is damaged", 1))
@@ -351,7 +351,7 @@ def test_an_event_keeps_its_place_behind_what_waits(scene: Scene) -> None:
 
 
 def test_an_event_waits_for_room_by_itself(scene: Scene) -> None:
-    """A full connection gets it later, and keeps its session."""
+    """It is sent once the connection has room, and the session stays."""
     scene.router.full.add(b"client")
     scene.tell(Notice("trimmed", 3, "three are gone", 0))
     assert scene.session.routing is not None
@@ -362,7 +362,7 @@ def test_an_event_waits_for_room_by_itself(scene: Scene) -> None:
 
 
 def test_an_event_that_went_nowhere_is_told_to_who_comes_back(scene: Scene) -> None:
-    """It follows OPENED; what was given to this consumer meanwhile goes back."""
+    """It is sent after OPENED; what was delivered to this consumer meanwhile goes back."""
     del scene.router.out[b"client"]
     scene.tell(Notice("skipped", 1, "one was skipped", 0))
     scene.deliver(1)
@@ -381,7 +381,7 @@ def test_an_event_that_went_nowhere_is_told_to_who_comes_back(scene: Scene) -> N
 
 
 def test_a_lost_connection_holds_what_it_may_have_sent(scene: Scene) -> None:
-    """What went nowhere is held, blocked, and given back when the client opens again."""
+    """Pieces that could not be sent are held, blocked, and returned when the client opens again."""
     scene.deliver(0)
     del scene.router.out[b"client"]
     scene.deliver(1)
@@ -406,7 +406,7 @@ def test_a_lost_connection_holds_what_it_may_have_sent(scene: Scene) -> None:
 
 
 def test_opening_again_and_again_is_answered_for_the_last_time(scene: Scene) -> None:
-    """One pause serves them all."""
+    """One pause of the subscription serves all the opens."""
     scene.reopen(messages=1)
     ref = scene.reopen(messages=2)
     assert len(scene.told(Pause)) == 1
@@ -416,7 +416,7 @@ def test_opening_again_and_again_is_answered_for_the_last_time(scene: Scene) -> 
 
 
 def test_a_client_that_comes_back_before_it_had_its_place_says_its_credit_again() -> None:
-    """The place was asked for with what it had room for then; the subscription is told once what holds now."""
+    """The first request had its credit of that time; the subscription is told once what it is now."""
     scene = Scene()
     ref = scene.reopen(messages=3)
     scene.tell(Paused())
@@ -428,7 +428,7 @@ def test_a_client_that_comes_back_before_it_had_its_place_says_its_credit_again(
 
 
 def test_close_waits_for_what_is_on_its_way(scene: Scene) -> None:
-    """Everything the subscription ever gave goes back with Left; then the client hears DONE."""
+    """Everything the subscription ever delivered goes back with Left; then the client gets DONE."""
     scene.deliver(0, 2)
     scene.heard()
     scene.frame(Type.ACK, ranges=[0, 1])
@@ -445,7 +445,7 @@ def test_close_waits_for_what_is_on_its_way(scene: Scene) -> None:
 
 
 def test_opened_again_after_a_close_it_stays(scene: Scene) -> None:
-    """The close is answered, and void."""
+    """The close is answered, and has no effect."""
     scene.tell(CloseConsumer(scene.handle, 12))
     ref = scene.reopen()
     scene.tell(Paused())
@@ -457,7 +457,7 @@ def test_opened_again_after_a_close_it_stays(scene: Scene) -> None:
 
 
 def test_a_backlog_is_not_sent_to_a_client_that_begins_anew(scene: Scene) -> None:
-    """A retry that falls between the open and the pause sends nothing."""
+    """A retry that runs between the open and the pause sends nothing."""
     scene.router.full.add(b"client")
     scene.deliver(0)
     scene.reopen()
@@ -472,7 +472,7 @@ def test_a_backlog_is_not_sent_to_a_client_that_begins_anew(scene: Scene) -> Non
 
 
 def test_who_yields_gives_everything_back_and_stays(scene: Scene) -> None:
-    """A Failover consumer that is active no more keeps its handle, and acknowledges late if it likes."""
+    """A Failover consumer that is no longer active keeps its handle, and may still acknowledge."""
     scene.deliver(0, 3)
     scene.tell(Yield())
     assert [type(message) for message in scene.subscription.heard] == [Returned, Yielded]
@@ -483,7 +483,7 @@ def test_who_yields_gives_everything_back_and_stays(scene: Scene) -> None:
 
 
 def test_credit_and_events_pass_through(scene: Scene) -> None:
-    """What a client has room for goes to the subscription, what happens there comes to the client."""
+    """Credit goes from the client to the subscription, events go from the subscription to the client."""
     scene.frame(Type.CREDIT, messages=5, bytes=6)
     assert scene.told(AddCredit) == [AddCredit(1, 5, 6)]
     scene.tell(Notice("active", 0, "you are"))
@@ -492,7 +492,7 @@ def test_credit_and_events_pass_through(scene: Scene) -> None:
 
 
 def test_a_consumer_that_fails_gives_back_and_says_so(scene: Scene) -> None:
-    """The client hears that its handle is closed; nothing it held is lost."""
+    """The client is told that its handle is closed; nothing it held is lost."""
     scene.deliver(0, 3)
     scene.heard()
     scene.consumer.fail(RuntimeError("a mistake"))
@@ -503,7 +503,7 @@ def test_a_consumer_that_fails_gives_back_and_says_so(scene: Scene) -> None:
 
 
 def test_without_a_log_nothing_is_held_and_losses_are_told() -> None:
-    """A non-reliable consumer acknowledges to nobody; what its connection did not take is counted."""
+    """A non-reliable consumer acknowledges nothing; messages its connection did not take are counted."""
     scene = Scene(strategy="non-reliable")
     scene.grant()
     scene.deliver(0, 3)

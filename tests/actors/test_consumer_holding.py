@@ -1,4 +1,4 @@
-"""Tests of what a consumer holds: what fails when it is lost, what may be acknowledged, and what counts of it."""
+"""Tests of what a consumer holds: what fails when it is lost, what may be acknowledged, and what it counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def piece(*parts: tuple[int, int], attempt: int = 1, failures: int = 0) -> Piece
 
 @pytest.fixture
 def holding() -> Holding:
-    """Return what a consumer of a reliable subscription holds: nothing yet."""
+    """Return the holding of a consumer of a reliable subscription: empty."""
     made = Holding(acknowledges=True)
     made.go_by(int(TIMEOUT_S * 1000), 3)
     return made
@@ -30,14 +30,14 @@ def holding() -> Holding:
 def give(
     holding: Holding, first: int, end: int, *, tells: bool = True, singly: bool = False
 ) -> tuple[bool, bool]:
-    """Deliver offsets, and have them sent."""
+    """Deliver offsets, and mark them as sent."""
     delivered = piece((first, end))
     holding.deliver(delivered)
     return holding.sent(delivered, 100.0, tells=tells, singly=singly)
 
 
 def test_where_nothing_is_acknowledged_nothing_is_held() -> None:
-    """Only how far it got is known."""
+    """Only the last delivered offset is known."""
     holding = Holding(acknowledges=False)
     assert not holding.deliver(piece((3, 8)))
     assert (holding.delivered_end, holding.in_flight.messages) == (8, 0)
@@ -56,7 +56,7 @@ def test_where_nothing_is_acknowledged_nothing_is_held() -> None:
 def test_what_is_sent_has_a_deadline_where_the_program_may_have_it(
     holding: Holding, tells: bool, singly: bool, told: int, taken: bool, waits: bool
 ) -> None:
-    """What waits in the client has none."""
+    """A message that waits in the client has no deadline."""
     holding.take(told, 100.0, alone=False)
     assert give(holding, 0, 5, tells=tells, singly=singly) == (taken, waits)
     assert holding.in_flight.next_deadline_s() == (100.0 + TIMEOUT_S if taken else None)
@@ -64,7 +64,7 @@ def test_what_is_sent_has_a_deadline_where_the_program_may_have_it(
 
 
 def test_what_is_taken_has_a_deadline_from_then_on(holding: Holding) -> None:
-    """By the hundred, or one alone that is handed out singly."""
+    """That holds for messages taken by the hundred and for one that is confirmed singly."""
     give(holding, 0, 5)
     give(holding, 5, 6, singly=True)
     assert holding.take(5, 110.0, alone=False)
@@ -78,7 +78,7 @@ def test_what_is_taken_has_a_deadline_from_then_on(holding: Holding) -> None:
     ("failures_max", "failures", "last"), [(0, 9, False), (3, 1, False), (3, 2, True), (3, 5, True)]
 )
 def test_a_last_chance_is_one_failure_before_the_end(failures_max: int, failures: int, last: bool) -> None:
-    """0: nothing is ever the last."""
+    """With 0 deliveries allowed there is no last one."""
     holding = Holding(acknowledges=True)
     holding.go_by(1000, failures_max)
     assert holding.is_last_chance(piece((0, 1), failures=failures)) == last
@@ -102,7 +102,7 @@ def test_an_acknowledgment_counts_each_message_once(holding: Holding) -> None:
 def test_ranges_that_were_never_delivered_are_refused(
     holding: Holding, flat: tuple[int, ...], code: str
 ) -> None:
-    """Nothing of the frame counts then."""
+    """No part of the frame is applied."""
     give(holding, 0, 10)
     with pytest.raises(RemoteError) as refused:
         holding.ranges(flat)
@@ -113,7 +113,7 @@ def test_ranges_that_were_never_delivered_are_refused(
 @pytest.mark.parametrize(
     ("moved", "shared", "end", "counts"),
     [
-        (False, False, 8, None),  # everything below it, whoever holds it
+        (False, False, 8, None),  # everything below it, whichever consumer holds it
         (False, True, 8, ((0, 8),)),
         (True, False, 8, ((0, 8),)),  # delivered before the move, given back meanwhile
         (True, False, 25, None),  # delivered since
@@ -122,7 +122,7 @@ def test_ranges_that_were_never_delivered_are_refused(
 def test_what_counts_of_everything_up_to_here(
     holding: Holding, moved: bool, shared: bool, end: int, counts: tuple[tuple[int, int], ...] | None
 ) -> None:
-    """Where others hold messages too, only those that were in flight here."""
+    """Where other consumers hold messages too, it covers only those that were in flight here."""
     give(holding, 0, 10)
     if moved:
         holding.moved(20)
@@ -131,7 +131,7 @@ def test_what_counts_of_everything_up_to_here(
 
 
 def test_an_acknowledgment_from_before_a_move_changes_nothing_and_is_none(holding: Holding) -> None:
-    """What was given back meanwhile is not done; what is delivered since is."""
+    """Messages returned meanwhile are not done by it; those delivered since are."""
     give(holding, 0, 10)
     holding.moves()
     holding.release([])
@@ -143,7 +143,7 @@ def test_an_acknowledgment_from_before_a_move_changes_nothing_and_is_none(holdin
 
 
 def test_a_move_that_failed_changes_nothing(holding: Holding) -> None:
-    """Acknowledgments count as before."""
+    """Acknowledgments count as before the seek."""
     give(holding, 0, 10)
     holding.moves()
     assert holding.acknowledge(((0, 2),)) == (((0, 2),), 2)  # it is still in flight
@@ -153,7 +153,7 @@ def test_a_move_that_failed_changes_nothing(holding: Holding) -> None:
 
 
 def test_what_was_delivered_since_a_move_is_bounded(holding: Holding) -> None:
-    """What is forgotten by that can be acknowledged as long as it is in flight."""
+    """What is forgotten because of the limit can be acknowledged as long as it is in flight."""
     holding.moved(0)
     for number in range(SINCE_RANGES_MAX + 2):
         give(holding, 2 * number, 2 * number + 1)
@@ -165,7 +165,7 @@ def test_what_was_delivered_since_a_move_is_bounded(holding: Holding) -> None:
 
 
 def test_what_was_never_sent_was_no_attempt(holding: Holding) -> None:
-    """And what waited in the client is told from what its program had."""
+    """Messages that waited in the client are told apart from those its program had."""
     holding.take(3, 100.0, alone=False)
     give(holding, 0, 5)
     unsent = piece((5, 7), attempt=2)
@@ -178,7 +178,7 @@ def test_what_was_never_sent_was_no_attempt(holding: Holding) -> None:
     ("told", "failed", "not_failed"),
     [
         (2, [Held(0, 2, 1)], [Held(2, 5, 1)]),
-        (0, [Held(0, 1, 1)], [Held(1, 5, 1)]),  # its word of the first may have died with it
+        (0, [Held(0, 1, 1)], [Held(1, 5, 1)]),  # its report of the first may have been lost with it
         (5, [Held(0, 5, 1)], []),
     ],
 )
@@ -192,12 +192,12 @@ def test_who_is_lost_is_blamed_for_what_it_had_in_hand(
 
 
 def test_who_holds_nothing_is_blamed_for_nothing(holding: Holding) -> None:
-    """A consumer that dies idle fails no message."""
+    """A consumer that dies while its program has nothing fails no message."""
     assert holding.blame(*holding.release([])) == ([], [])
 
 
 def test_a_program_that_failed_gives_back_all_it_had(holding: Holding) -> None:
-    """It does not know at what; what waits in the client it never had."""
+    """The program does not know which failed; it never had those that wait in the client."""
     holding.take(4, 100.0, alone=False)
     give(holding, 0, 6)
     assert holding.refuse(((0, 1),), taken_too=False) == [Held(0, 1, 1)]
@@ -207,7 +207,7 @@ def test_a_program_that_failed_gives_back_all_it_had(holding: Holding) -> None:
 
 
 def test_who_holds_too_much_in_pieces_gets_nothing_until_half_of_it_is_done(holding: Holding) -> None:
-    """It is said once, when it begins, and once, when it ends."""
+    """The subscription is told when that begins and when it ends, once each."""
     said = [holding.deliver(piece((2 * n, 2 * n + 1))) for n in range(IN_FLIGHT_RANGES_MAX + 2)]
     assert said == [False] * IN_FLIGHT_RANGES_MAX + [True, False]
     assert not holding.relieved()

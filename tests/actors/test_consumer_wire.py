@@ -1,4 +1,4 @@
-"""Tests of a consumer's place on the wire: in order, whatever the connection takes, and nothing while it is paused."""
+"""Tests of a consumer's queue to its connection: order, full connections, and pauses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def piece(first: int) -> Piece:
 
 
 class Connection:
-    """A connection that is full or gone when a test says so, and the places that share it."""
+    """A connection that is full or gone when a test says so, and the consumers that share it."""
 
     def __init__(self) -> None:
         self.takes = Sent.OK
@@ -36,7 +36,7 @@ class Connection:
 
 
 class Owner:
-    """A consumer of a test, and what its place says."""
+    """A consumer of a test, which records what its queue reports."""
 
     def __init__(self, connection: Connection, key: int) -> None:
         self.heard: list[Any] = []
@@ -63,14 +63,14 @@ class Owner:
         self.place.room()
 
     def look(self) -> float:
-        """Let the timer that looks for room run, and return how long it waited."""
+        """Run the timer that looks for room, and return how long it waited."""
         delay_s, call = self.timers.pop(0)
         call()
         return delay_s
 
 
 def test_what_goes_out_is_said() -> None:
-    """With whether it is handed out singly, where the client tells what it takes."""
+    """Reported with whether each is confirmed singly, where the client reports what it takes."""
     connection = Connection()
     owner = Owner(connection, 1)
     owner.place.send(piece(7))
@@ -81,7 +81,7 @@ def test_what_goes_out_is_said() -> None:
 
 
 def test_a_full_connection_is_looked_at_ever_less_often() -> None:
-    """What waits goes out in order, events in their place among it."""
+    """Queued pieces go out in order, with events in their place among them."""
     connection = Connection()
     owner = Owner(connection, 1)
     connection.takes = Sent.FULL
@@ -101,7 +101,7 @@ def test_a_full_connection_is_looked_at_ever_less_often() -> None:
 
 
 def test_one_of_those_that_wait_for_a_connection_looks_for_all() -> None:
-    """Who had room lets the next one send; who leaves, too."""
+    """A consumer that found room, or leaves, lets the next one send."""
     connection = Connection()
     owners = [Owner(connection, key) for key in range(3)]
     connection.takes = Sent.FULL
@@ -115,7 +115,7 @@ def test_one_of_those_that_wait_for_a_connection_looks_for_all() -> None:
 
 
 def test_without_a_connection_events_wait_and_pieces_are_lost() -> None:
-    """The client may come back: it is told then what it missed."""
+    """If the client comes back, it is sent them."""
     connection = Connection()
     owner = Owner(connection, 1)
     connection.takes = next(each for each in Sent if each not in (Sent.OK, Sent.FULL))
@@ -128,7 +128,7 @@ def test_without_a_connection_events_wait_and_pieces_are_lost() -> None:
 
 
 def test_nothing_goes_out_while_it_is_paused() -> None:
-    """What waits can be taken back; events stay, but for the kind that is dropped."""
+    """The queued pieces can be taken back; events stay, except those of a kind that is dropped."""
     connection = Connection()
     owner = Owner(connection, 1)
     assert owner.place.pause()
@@ -145,7 +145,7 @@ def test_nothing_goes_out_while_it_is_paused() -> None:
 
 
 def test_events_that_wait_are_bounded() -> None:
-    """The oldest of a kind goes: the last word is what counts."""
+    """The oldest of a kind is dropped: the newest is what counts."""
     connection = Connection()
     owner = Owner(connection, 1)
     owner.place.pause()
@@ -158,7 +158,7 @@ def test_events_that_wait_are_bounded() -> None:
 
 
 def test_who_left_says_nothing_more() -> None:
-    """It holds nothing of its consumer, which is freed at once."""
+    """The queue keeps no reference to its consumer, which is freed at once."""
     connection = Connection()
     owner = Owner(connection, 1)
     owner.place.leave()

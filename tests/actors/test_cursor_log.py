@@ -1,4 +1,4 @@
-"""A subscription's cursor on a disk that fails: what is said of it is what the disk has."""
+"""Tests of a subscription's cursor on a disk that fails: it only reports what the disk has."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.stage import Stage
 
 @pytest.fixture
 def scene(stage: Stage) -> Scene:
-    """Return a shared subscription's scene."""
+    """Return the scene of a shared subscription."""
     return Scene(stage, retention_acknowledged=1)
 
 
 def failing(stage: Stage, operation: str, which: Callable[[int], bool]) -> list[str]:
-    """Let some of an operation on cursors fail, by number; return the paths of those that did."""
+    """Let some of an operation's calls on cursors fail, by number; return the paths of those that failed."""
     count: Iterator[int] = iter(range(1 << 30))
     failed: list[str] = []
 
@@ -36,7 +36,7 @@ def failing(stage: Stage, operation: str, which: Callable[[int], bool]) -> list[
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_move_forward_that_failed_skips_nothing_ever(scene: Scene, number: int) -> None:
-    """Refused is refused: also after a restart every message comes that was not acknowledged."""
+    """The seek is refused: after a restart, too, every message comes that was not acknowledged."""
     client = scene.consumer()
     scene.publish(*(b"%d" % n for n in range(10)))
     client.ack(1, (0, 2))
@@ -50,7 +50,7 @@ def test_a_move_forward_that_failed_skips_nothing_ever(scene: Scene, number: int
 
 
 def test_a_move_forward_that_failed_is_not_in_force_after_an_acknowledgment(scene: Scene) -> None:
-    """The journal is written anew from what is acknowledged, whatever its file shows."""
+    """The journal is written again from the acknowledgments, whatever the failed file shows."""
     client = scene.consumer()
     scene.publish(*(b"%d" % n for n in range(10)))
     client.ack(1, (0, 2))
@@ -67,7 +67,7 @@ def test_a_move_forward_that_failed_is_not_in_force_after_an_acknowledgment(scen
 
 
 def test_what_is_told_as_synced_is_on_the_disk(scene: Scene) -> None:
-    """After a sync that failed all of it is written once more: a power failure then takes nothing of it."""
+    """After a failed sync everything is written once more, so that a power failure takes none of it."""
     client = scene.consumer()
     scene.publish(*(b"%d" % n for n in range(10)))
     journal = part(scene, CursorLog)
@@ -89,7 +89,7 @@ def test_what_is_told_as_synced_is_on_the_disk(scene: Scene) -> None:
 
 
 def test_no_compaction_begins_while_a_sync_runs(scene: Scene) -> None:
-    """It would close the file that is being synced."""
+    """Compaction would close the file that is being synced."""
     client = scene.consumer()
     scene.publish(*(b"" for _ in range(10)))
     log = part(scene, CursorLog)
@@ -114,7 +114,7 @@ def test_no_compaction_begins_while_a_sync_runs(scene: Scene) -> None:
 
 
 def test_acknowledgments_are_answered_on_a_full_disk(scene: Scene) -> None:
-    """Each is in the journal: after a restart none of them comes again."""
+    """Each one answered is in the journal: after a restart none of the messages comes again."""
     client = scene.consumer()
     scene.publish(*(b"" for _ in range(600)))
     scene.stage.disk.room = 0

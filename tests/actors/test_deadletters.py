@@ -1,4 +1,4 @@
-"""Tests of dead letters: what is buried is in its topic once, whatever dies or is lost on the way."""
+"""Tests of dead letters: each is stored in its topic once, whatever process dies or mail is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def letter(offset: int, payload: bytes = b"bad", key: bytes = b"") -> Letter:
 
 
 class Scene:
-    """A subscription that only records, and its DeadLetters."""
+    """A subscription that only records, and its DeadLetters actor."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -43,22 +43,22 @@ class Scene:
 
     @property
     def actor(self) -> DeadLetters:
-        """The one it is about."""
+        """The DeadLetters actor."""
         found = self.stage.actor("deadletters", "orders")
         assert isinstance(found, DeadLetters)
         return found
 
     def bury(self, *offsets: int) -> None:
-        """Have some buried."""
+        """Send letters to be stored."""
         self.ref.tell(Bury([letter(offset) for offset in offsets]))
 
     def buried(self, seconds: float = 40.0) -> list[int]:
-        """Return the offsets that are said to be buried, after a while."""
+        """Return the offsets reported as stored, after a while."""
         self.stage.advance(seconds)
         return [offset for command in self.subscription.take(Buried) for offset in command.offsets]
 
     def stored(self) -> list[tuple[str, bytes]]:
-        """Return original offset and payload of what the dead-letter topic holds."""
+        """Return original offset and payload of the messages in the dead-letter topic."""
         client = self.stage.at_subscription(DLQ, "redrive")
         assert client.open_consumer(1, DLQ, "redrive", "exclusive", bytes=1 << 26).kind == Type.OPENED
         found: list[tuple[str, bytes]] = []
@@ -85,12 +85,12 @@ def scene(make_stage: Callable[..., Stage]) -> Scene:
 
 
 def origins(*offsets: int) -> list[tuple[str, bytes]]:
-    """Return what `Scene.stored` finds of such letters."""
+    """Return what `Scene.stored` returns for such letters."""
     return [(str(offset), b"bad") for offset in offsets]
 
 
 def test_a_letter_is_buried(scene: Scene) -> None:
-    """The topic and its subscription are created as needed; the letter has its payload, key and attributes."""
+    """Topic and subscription are created when needed; the letter has the message's payload, key and attributes."""
     scene.ref.tell(Bury([letter(5, b"five", b"k"), letter(9, b"nine")]))
     assert scene.buried(0.0) == [5, 9]
     shown = scene.stage.client().request("topic.show", topic=DLQ)
@@ -101,7 +101,7 @@ def test_a_letter_is_buried(scene: Scene) -> None:
 
 
 def test_what_is_asked_for_again_is_buried_once(scene: Scene) -> None:
-    """In hand, on its way or just buried: it is one letter. Much later it is another, as after a seek."""
+    """Waiting, sent or just stored, it is one letter. Asked for much later, as after a seek, it is another."""
     scene.bury(5)
     scene.bury(5, 6)
     assert scene.buried(0.0) == [5, 6]
@@ -116,7 +116,7 @@ def test_what_is_asked_for_again_is_buried_once(scene: Scene) -> None:
 
 @pytest.mark.parametrize("lost", [("worker-0", "worker-1"), ("worker-1", "worker-0"), ("broker", "worker-0")])
 def test_lost_mail_costs_time_and_no_letter(scene: Scene, lost: tuple[str, str]) -> None:
-    """Whichever mail is lost is sent again, and what it stands for is stored once."""
+    """Whichever mail is lost is sent again, and each letter is stored once."""
     stage = scene.stage
     stage.hold(*lost)
     scene.bury(1, 2)
@@ -129,7 +129,7 @@ def test_lost_mail_costs_time_and_no_letter(scene: Scene, lost: tuple[str, str])
 
 
 def test_a_lost_answer_stores_nothing_twice(scene: Scene) -> None:
-    """The batch is there already, the mail that said so is not: the resend is known by its number."""
+    """The batch is stored and only the answer is lost: the resend is recognised by its sequence number."""
     scene.bury(1)
     assert scene.buried() == [1]
     scene.stage.hold("worker-1", "worker-0")
@@ -144,7 +144,7 @@ def test_a_lost_answer_stores_nothing_twice(scene: Scene) -> None:
 
 
 def test_a_topic_that_is_killed_loses_and_doubles_nothing(scene: Scene) -> None:
-    """Before or after it was written: the resend finds what the log has, and the letter is there once."""
+    """Before or after the write: the resend finds what the log has, and the letter is stored once."""
     stage = scene.stage
     scene.bury(1)
     assert scene.buried() == [1]
@@ -163,7 +163,7 @@ def test_a_topic_that_is_killed_loses_and_doubles_nothing(scene: Scene) -> None:
 
 
 def test_an_answer_sent_before_the_kill_counts(scene: Scene) -> None:
-    """What was said to be durable is there after a power failure."""
+    """A letter reported as durable is there after a power failure."""
     stage = scene.stage
     scene.bury(*range(50))
     assert scene.buried(0.0) == list(range(50))
@@ -177,7 +177,7 @@ def test_an_answer_sent_before_the_kill_counts(scene: Scene) -> None:
 
 
 def test_the_directory_may_be_away(scene: Scene) -> None:
-    """Nothing is found while nobody says where; then it is."""
+    """Without it the topic's worker is not known; the letters are stored once it is back."""
     stage = scene.stage
     stage.hold("worker-0", "broker")
     scene.bury(1)
@@ -189,7 +189,7 @@ def test_the_directory_may_be_away(scene: Scene) -> None:
 
 
 def test_a_full_disk_is_said_and_waited_for(scene: Scene) -> None:
-    """The subscription can say what is wrong; with room again the letters go."""
+    """The subscription can say what is wrong; with room again the letters are stored."""
     stage = scene.stage
     scene.bury(0)
     assert scene.buried() == [0]
@@ -206,7 +206,7 @@ def test_a_full_disk_is_said_and_waited_for(scene: Scene) -> None:
 
 
 def test_a_topic_of_the_wrong_kind_takes_no_letters(scene: Scene) -> None:
-    """A non-reliable topic would lose them: that is said, until the topic is another."""
+    """A non-reliable topic would lose them: that is reported, until the name is a reliable topic's."""
     client = scene.stage.client()
     client.request("topic.create", topic=DLQ, dispatch="non-reliable")
     scene.bury(1)
@@ -218,7 +218,7 @@ def test_a_topic_of_the_wrong_kind_takes_no_letters(scene: Scene) -> None:
 
 
 def test_a_deleted_topic_is_created_again(scene: Scene) -> None:
-    """Also when its name is taken by another one meanwhile."""
+    """Also when its name is another topic's meanwhile."""
     client = scene.stage.client()
     scene.bury(1)
     assert scene.buried() == [1]
@@ -229,7 +229,7 @@ def test_a_deleted_topic_is_created_again(scene: Scene) -> None:
 
 
 def test_what_is_in_hand_is_bounded(scene: Scene) -> None:
-    """What is over is ignored, and taken when it is asked for again."""
+    """Letters over the limit are ignored, and taken when the subscription asks again."""
     scene.stage.hold("worker-0", "broker")
     scene.ref.tell(Bury([letter(offset) for offset in range(LETTERS_MAX + 50)]))
     scene.ref.tell(Bury([letter(5000, b"x" * (20 << 20))]))
@@ -241,7 +241,7 @@ def test_what_is_in_hand_is_bounded(scene: Scene) -> None:
 
 
 def test_a_letter_over_the_bound_goes_alone(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound is on what waits together: no message is too large to be buried."""
+    """The limit is on letters waiting together: no message is too large to be stored."""
     monkeypatch.setattr("ister.actors.deadletters.LETTERS_BYTES_MAX", 1 << 20)
     scene.ref.tell(Bury([letter(1, b"x" * (5 << 20)), letter(2)]))
     assert scene.buried() == [1]
@@ -250,7 +250,7 @@ def test_a_letter_over_the_bound_goes_alone(scene: Scene, monkeypatch: pytest.Mo
 
 
 def test_the_topic_may_change(scene: Scene) -> None:
-    """Where the next letters go is what the subscription says; those in hand go where they were to go."""
+    """The subscription says where the next letters go; letters already waiting go where they were to go."""
     scene.stage.hold("worker-0", "broker")
     scene.bury(1)
     scene.ref.tell(Bury([letter(2)], "orders/bad"))
@@ -263,7 +263,7 @@ def test_the_topic_may_change(scene: Scene) -> None:
 
 
 def test_it_ends_when_there_is_nothing_to_do(scene: Scene) -> None:
-    """Ten thousand subscriptions have poison now and then: what is not needed is not there."""
+    """Ten thousand subscriptions have dead letters now and then: actors without work end."""
     scene.bury(1)
     assert scene.buried(IDLE_S - 1) == [1]
     assert len(scene.stage.actors("deadletters")) == 1
@@ -280,7 +280,7 @@ def test_it_ends_when_there_is_nothing_to_do(scene: Scene) -> None:
 
 
 def test_it_ends_when_it_is_told_to(scene: Scene) -> None:
-    """Nothing is left of it, and a late answer finds nobody."""
+    """Nothing is left of it, and a late answer finds no actor."""
     scene.stage.hold("worker-1", "worker-0")
     scene.bury(1)
     scene.stage.settle()
@@ -292,7 +292,7 @@ def test_it_ends_when_it_is_told_to(scene: Scene) -> None:
 
 
 def test_nothing_is_buried_before_it_is_durable(scene: Scene) -> None:
-    """While the disk still syncs, a power failure may take the letter: it is not said to be buried."""
+    """While the disk still syncs, a power failure may take the letter: it is not reported as stored."""
     scene.bury(1)
     assert scene.buried() == [1]
     scene.stage.loop.holds_work = True
@@ -304,7 +304,7 @@ def test_nothing_is_buried_before_it_is_durable(scene: Scene) -> None:
 
 
 def test_a_topic_that_lost_its_end_goes_on_with_what_comes(scene: Scene) -> None:
-    """A topic of durability os may forget batches that were answered: the next one is no gap to it."""
+    """A topic of durability os may forget answered batches: the next batch is no gap in its sequence."""
     scene.bury(1)
     assert scene.buried() == [1]
     scene.actor._sequence += 7  # as after seven letters that the topic's log has lost
@@ -394,7 +394,7 @@ class Trouble:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_each_letter_is_there_once(make_stage: Callable[..., Stage], seed: int) -> None:
-    """Lost and late mail, killed and failing topics, full disks: while the subscription lives, once."""
+    """Lost and late mail, killed and failing topics, full disks: each letter is stored once."""
     small = {
         "protocol__message_bytes_max": 65_536,
         "protocol__batch_bytes_max": 262_144,
@@ -413,7 +413,7 @@ def test_whatever_happens_each_letter_is_there_once(make_stage: Callable[..., St
 
 
 def test_a_letter_that_its_topic_does_not_take_stops_no_other(scene: Scene) -> None:
-    """It is larger than a segment; those before and behind it, in its batch and after, are buried."""
+    """The letter is larger than a segment; those before and after it, in its batch or later, are stored."""
     huge = letter(2, bytes(8_000_000))
     scene.ref.tell(Bury([letter(1), huge, letter(3)]))
     scene.bury(4)

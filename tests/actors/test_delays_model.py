@@ -1,4 +1,4 @@
-"""Messages that wait for their time, against one entry a message: never early, never lost, never twice.
+"""Model test of delayed messages, against one entry per message: never early, never lost, never twice.
 
 HYPOTHESIS_PROFILE=long runs it for minutes.
 """
@@ -31,14 +31,14 @@ _AHEAD = st.one_of(
 
 @dataclass
 class Waiting:
-    """A message that waits."""
+    """A message that waits for its time."""
 
     when_ms: int
     since_ms: int  # when it was added, the last time
 
 
 class DelaysMachine(RuleBasedStateMachine):
-    """Delays and a dictionary of messages; whoever uses them looks at every `next_ms`, or sleeps over it."""
+    """Delays and a dictionary of messages; the caller looks at every `next_ms`, or sleeps past it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DelaysMachine(RuleBasedStateMachine):
 
     @rule(ahead=_AHEAD, count=st.integers(1, 5), spread=st.sampled_from([0, 0, 1, 300, 5000]))
     def add(self, ahead: int, count: int, spread: int) -> None:
-        """Add messages that were published together, for one time or for one after the other."""
+        """Add messages that were published together, for one time or for consecutive times."""
         when_ms = self.now_ms + ahead
         if spread == 0:
             self.delays.add(when_ms, self.end, self.end + count, self.now_ms)
@@ -82,7 +82,7 @@ class DelaysMachine(RuleBasedStateMachine):
         self.end += count
 
     def look(self, *, read_at_once: bool = True) -> None:
-        """Do what there is to do now."""
+        """Do what is due now."""
         for _ in range(10 * (len(self.waiting) + 1)):
             for first, end in self.delays.take_due(self.now_ms):
                 for offset in range(first, end):
@@ -125,7 +125,7 @@ class DelaysMachine(RuleBasedStateMachine):
 
     @rule(ms=st.sampled_from([1, 400, SECOND, NEAR_MS, MINUTE, HOUR, 24 * HOUR]))
     def time_passes(self, ms: int) -> None:
-        """Time passes, and everything is looked at when it says so."""
+        """Let time pass, and look at each time that `next_ms` names."""
         until_ms = self.now_ms + ms
         while (next_ms := self.delays.next_ms()) is not None and next_ms <= until_ms:
             self.to_the_next()
@@ -134,7 +134,7 @@ class DelaysMachine(RuleBasedStateMachine):
 
     @rule(ms=st.sampled_from([1, 400, SECOND, NEAR_MS, MINUTE, HOUR, 24 * HOUR]))
     def sleep(self, ms: int) -> None:
-        """Time passes, and nobody looks before the end of it."""
+        """Let time pass without looking before its end."""
         self.now_ms += ms
         self.slept_until_ms = self.now_ms
         self.look()
@@ -160,7 +160,7 @@ test_delays_are_what_one_entry_a_message_would_say = DelaysMachine.TestCase
 
 
 def test_what_was_published_together_for_one_time_costs_one_range() -> None:
-    """A million messages for tomorrow are one entry, however many batches they came in."""
+    """A million messages for one time tomorrow are one entry, however many batches they came in."""
     delays = Delays()
     for number in range(1_000):
         delays.add(START_MS + 25 * HOUR + number, 1_000 * number, 1_000 * number + 1_000, START_MS)
@@ -168,7 +168,7 @@ def test_what_was_published_together_for_one_time_costs_one_range() -> None:
 
 
 def test_a_bucket_that_was_opened_is_not_filled_again() -> None:
-    """What is read again because it is near does not go back to where it came from, to be read once more."""
+    """Messages read again because they are due soon do not return to the bucket they came from."""
     delays = Delays()
     begin_ms = START_MS + MINUTE
     for number in range(SECOND):

@@ -15,13 +15,13 @@ from tests.stage import Stage
 
 
 def test_every_type_has_its_delivery() -> None:
-    """Whoever adds a type is told where else it is to be named."""
+    """The error of a missing type says where else the type must be named."""
     assert set(DELIVERIES) == set(TRAITS)
 
 
 @pytest.mark.parametrize("type_", SUBSCRIPTION_TYPES)
 def test_the_strategy_and_the_type_decide_what_delivers(stage: Stage, type_: str) -> None:
-    """From the log, by key where keys have an order; from memory where there is no log."""
+    """From the log, or by key where keys are ordered; from memory where there is no log."""
     scene = Scene(stage, type=type_)
     scene.consumer()
     delivery = subscription(scene).delivery
@@ -33,7 +33,7 @@ def test_the_strategy_and_the_type_decide_what_delivers(stage: Stage, type_: str
 
 
 def test_a_reader_has_a_delivery_of_its_own(stage: Stage) -> None:
-    """It is a type like the others, though no catalogue has it."""
+    """It is a type like the others, though never in a catalogue."""
     scene = Scene(stage, type=READER)
     reader(scene)
     assert type(stage.actor("subscription", "orders", "r-1").delivery) is Reading

@@ -1,4 +1,4 @@
-"""Tests of the Directory: what clients ask of it, and what no request may do to it."""
+"""Tests of the Directory: its answers to clients' requests, and that no request ends it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.stage import Stage
 
 
 def test_a_topic_is_created_shown_listed_and_deleted(stage: Stage) -> None:
-    """What was created is there for everybody, and what was deleted for nobody."""
+    """A created topic is visible to everybody, a deleted one to nobody."""
     client = stage.client()
     created = client.request("topic.create", topic="orders/eu", dispatch="non-reliable")
     assert (created["topic"], created["strategy"]) == ("orders/eu", "non-reliable")
@@ -87,7 +87,7 @@ def test_a_bad_request_gets_its_code(
 
 
 def test_a_start_of_thousands_of_digits_ends_nothing(stage: Stage) -> None:
-    """Python refuses to make a number of them: an error for that client, not the end of the broker."""
+    """Python refuses to convert so long a number: the client gets an error, and the broker goes on."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     answer = client.ask("subscription.create", topic="orders", subscription="s", start="9" * 5000)
@@ -96,7 +96,7 @@ def test_a_start_of_thousands_of_digits_ends_nothing(stage: Stage) -> None:
 
 
 def test_a_request_that_fails_inside_ends_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake in the Directory costs the request that met it, not the broker."""
+    """A bug in the Directory fails the request that met it, not the broker."""
     client = stage.client()
     directory = stage.actor("directory")
     assert isinstance(directory, Directory)
@@ -108,7 +108,7 @@ def test_a_request_that_fails_inside_ends_nothing(stage: Stage, monkeypatch: pyt
 
 @pytest.mark.parametrize("value", [[1], None, 1.5, {"a": 1}, b"oldest", True, "none"])
 def test_a_consumers_options_of_any_kind_are_answered(stage: Stage, value: object) -> None:
-    """What an option may hold is checked by the Directory, so it must arrive there, whatever it is."""
+    """The Directory checks the values of options, so options of any type must reach it."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     began = stage.clock.now_s
@@ -120,7 +120,7 @@ def test_a_consumers_options_of_any_kind_are_answered(stage: Stage, value: objec
 
 @pytest.mark.requirement("10.2-4")
 def test_listings_come_in_pages(stage: Stage) -> None:
-    """A page says whether more follows, and the next begins behind its last name."""
+    """Each page says whether more follows, and the next begins after its last name."""
     client = stage.client()
     names = [f"topic-{number:02d}" for number in range(7)]
     for name in reversed(names):
@@ -135,7 +135,7 @@ def test_listings_come_in_pages(stage: Stage) -> None:
 
 
 def test_a_subscription_is_created_once(stage: Stage) -> None:
-    """A second creation is refused; opening an existing one needs its type, and keeps its start."""
+    """A second creation is refused; opening an existing one must name its type, and keeps its start."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     made = client.request(
@@ -150,7 +150,7 @@ def test_a_subscription_is_created_once(stage: Stage) -> None:
 
 
 def test_nothing_is_created_while_its_worker_is_away(stage: Stage) -> None:
-    """An answer "try again" must leave nothing behind that makes the next try fail."""
+    """A request answered "try again" must leave nothing behind that makes the next try fail."""
     client = stage.client(0)
     client.request("topic.create", topic="orders")
     name = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 1)
@@ -164,7 +164,7 @@ def test_nothing_is_created_while_its_worker_is_away(stage: Stage) -> None:
 @pytest.mark.requirement("10.2-5")
 @pytest.mark.parametrize("operation", ["topic.show", "topic.delete"])
 def test_a_topic_whose_worker_is_away_is_unavailable(stage: Stage, operation: str) -> None:
-    """Such a request waits for the worker, for a while, is answered once, and changes nothing."""
+    """The request waits for the worker for a while, is answered once, and changes nothing."""
     name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     client = stage.client(0)
     client.request("topic.create", topic=name)
@@ -179,7 +179,7 @@ def test_a_topic_whose_worker_is_away_is_unavailable(stage: Stage, operation: st
 
 
 def test_a_worker_that_does_not_answer_is_given_up(make_stage: Callable[..., Stage]) -> None:
-    """A hanging worker costs the asker some seconds, and then an answer that says so."""
+    """If the worker hangs, the client is told so after some seconds."""
     stage = make_stage(2, protocol__session_timeout_ms=60_000)
     name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     client = stage.client(0)
@@ -198,7 +198,7 @@ def test_a_worker_that_does_not_answer_is_given_up(make_stage: Callable[..., Sta
 def test_a_deletion_that_a_worker_never_heard_of_is_told_again(
     make_stage: Callable[..., Stage], dispatch: str
 ) -> None:
-    """Whoever sends to the topic, or consumes it, hears in some seconds that it is gone, and nothing of it is left."""
+    """Producers and consumers are told within seconds that the topic is gone, and nothing of it is left."""
     stage = make_stage(2, protocol__session_timeout_ms=60_000)
     name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     client = stage.client(0)
@@ -231,7 +231,7 @@ def test_a_deletion_that_a_worker_never_heard_of_is_told_again(
 
 
 def test_who_dies_is_not_waited_for(make_stage: Callable[..., Stage]) -> None:
-    """A request that waits for a process which is gone is answered when that is known, with what there is."""
+    """The request is answered as soon as the process is known to be gone, with the answers there are."""
     stage = make_stage(2)
     name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     client = stage.client(0)
@@ -257,7 +257,7 @@ def test_who_dies_is_not_waited_for(make_stage: Callable[..., Stage]) -> None:
 
 
 def test_status_describes_every_process(stage: Stage) -> None:
-    """Each process says who it is and what it has done."""
+    """Each process reports its name and its counters."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     stage.at_topic("orders").open_producer(1, "orders", 7)
@@ -267,7 +267,7 @@ def test_status_describes_every_process(stage: Stage) -> None:
 
 
 def test_opens_are_sent_to_where_things_live(stage: Stage) -> None:
-    """A producer belongs to its topic's worker, a consumer to its subscription's: elsewhere the answer is MOVED."""
+    """A producer belongs on its topic's worker, a consumer on its subscription's: on others the answer is MOVED."""
     stage.client().request("topic.create", topic="orders")
     home = worker_of(topic_key("orders"), 2)
     for worker in range(2):
@@ -283,7 +283,7 @@ def test_opens_are_sent_to_where_things_live(stage: Stage) -> None:
 
 
 def test_a_moved_handle_is_free_again(stage: Stage) -> None:
-    """After MOVED the handle's number may be used for something else."""
+    """After MOVED the handle's number may be used for another open."""
     client = stage.client(0)
     client.request("topic.create", topic="orders")
     away = next(f"s{n}" for n in range(99) if worker_of(subscription_key("orders", f"s{n}"), 2) == 1)
@@ -311,7 +311,7 @@ def test_an_open_the_directory_does_not_answer_is_given_up(make_stage: Callable[
 
 
 def test_a_subscription_is_updated(stage: Stage) -> None:
-    """What is given replaces what was, and the rest stays; nothing is changed by what may not be."""
+    """Given settings replace the old ones, the others stay; a refused update changes nothing."""
     client = stage.client()
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     client.request(
@@ -327,7 +327,7 @@ def test_a_subscription_is_updated(stage: Stage) -> None:
 
 
 def test_settings_that_do_not_fit_together_are_refused(stage: Stage) -> None:
-    """Each may be right for itself, and yet there is nothing to be done with them."""
+    """Each setting may be valid by itself, but not both together."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     client.request("subscription.create", topic="orders", subscription="s", backoff_ms_min=5_000)
@@ -359,7 +359,7 @@ def test_settings_that_do_not_fit_together_are_refused(stage: Stage) -> None:
     ],
 )
 def test_what_keeps_nothing_cannot_go_back(stage: Stage, operation: str, arguments: dict[str, Any]) -> None:
-    """A subscription of a non-reliable topic refuses what only kept messages make possible."""
+    """A subscription of a non-reliable topic refuses what needs stored messages."""
     client = stage.client()
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     client.request("subscription.create", topic="quotes", subscription="s")
@@ -388,7 +388,7 @@ def test_what_keeps_nothing_cannot_go_back(stage: Stage, operation: str, argumen
 def test_a_bad_task_for_a_subscription_is_refused_at_once(
     stage: Stage, operation: str, arguments: dict[str, Any]
 ) -> None:
-    """What a subscription is asked to do is checked before it hears of it."""
+    """The request is checked before it is sent to the subscription."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     client.request("subscription.create", topic="orders", subscription="s")
@@ -397,7 +397,7 @@ def test_a_bad_task_for_a_subscription_is_refused_at_once(
 
 
 def test_a_reader_is_in_no_catalogue(stage: Stage) -> None:
-    """It is there while its consumer is, hears what comes meanwhile, and leaves nothing behind."""
+    """It exists as long as its consumer, receives what is published meanwhile, and leaves nothing behind."""
     client = stage.client()
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     reader = stage.at_subscription("quotes", "r-1")
@@ -416,7 +416,7 @@ def test_a_reader_is_in_no_catalogue(stage: Stage) -> None:
 
 
 def test_a_reader_cannot_be_created(stage: Stage) -> None:
-    """It is opened, and by nobody else: creating one would leave something that nobody ends."""
+    """A reader is only opened: creating one would leave something that nobody ends."""
     client = stage.client()
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     refused = client.ask("subscription.create", topic="quotes", subscription="s", type="reader")
@@ -431,7 +431,7 @@ def test_a_reader_cannot_be_created(stage: Stage) -> None:
 
 @pytest.mark.requirement("10.2-5")
 def test_what_is_asked_while_a_worker_starts_is_answered_once_it_is_up(stage: Stage) -> None:
-    """Nobody is told to try again who only was early."""
+    """A request that came too early is not answered "try again"."""
     client = stage.client(0)
     name = next(f"t{n}" for n in range(99) if worker_of(topic_key(f"t{n}"), 2) == 1)
     client.request("topic.create", topic=name)
@@ -447,7 +447,7 @@ def test_what_is_asked_while_a_worker_starts_is_answered_once_it_is_up(stage: St
 
 
 def test_what_is_asked_before_the_store_was_read_waits_for_that(make_stage: Callable[..., Stage]) -> None:
-    """`topic.create` and opens straight after a start: each does what it says, as soon as it is known what there is."""
+    """`topic.create` and opens straight after a start are carried out once the store's topics are known."""
     stage = make_stage(2, waits_for_store=True)
     client = stage.at_subscription("orders", "s")
     refs = [next(client._refs) for _ in range(2)]
@@ -472,7 +472,7 @@ def test_what_is_asked_before_the_store_was_read_waits_for_that(make_stage: Call
 def test_what_waits_for_a_store_that_never_answers_is_refused_in_the_end(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """It says what it waited for, for how long, and to try again."""
+    """The error says what it waited for, for how long, and to try again."""
     stage = make_stage(1, waits_for_store=True)
     client = stage.client()
     ref = client.say_open_producer(1, "orders", 7)
@@ -484,7 +484,7 @@ def test_what_waits_for_a_store_that_never_answers_is_refused_in_the_end(
 
 @pytest.mark.requirement("2.3-1")
 def test_an_answer_that_is_too_large_is_refused_and_ends_nothing(stage: Stage) -> None:
-    """A topic with more to say than an answer holds: its own question is refused, the Directory lives on."""
+    """A request whose answer would be too large is refused, and the Directory goes on."""
     client = stage.client()
     client.request("topic.create", topic="orders")
     topic = stage.actor("topic", "orders") if stage.actors("topic", "orders") else None
@@ -499,7 +499,7 @@ def test_an_answer_that_is_too_large_is_refused_and_ends_nothing(stage: Stage) -
 
 @pytest.mark.requirement("7.6-4")
 def test_any_worker_answers_a_request_about_what_lives_elsewhere(stage: Stage) -> None:
-    """A REQUEST is never moved, whatever it is about."""
+    """A REQUEST never gets MOVED, whatever it is about."""
     for number in range(4):
         stage.client(number % 2).request("topic.create", topic=f"t-{number}", dispatch="reliable")
     for worker in range(2):
@@ -514,7 +514,7 @@ def test_any_worker_answers_a_request_about_what_lives_elsewhere(stage: Stage) -
 
 @pytest.mark.requirement("8.1-1")
 def test_zero_is_no_producer_id(stage: Stage) -> None:
-    """It is refused; the largest number is one."""
+    """Zero is refused; the largest number is accepted."""
     stage.client().request("topic.create", topic="orders", dispatch="reliable")
     client = stage.at_topic("orders")
     assert client.open_producer(1, "orders", 0).code == "invalid-argument"

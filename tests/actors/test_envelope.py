@@ -1,4 +1,4 @@
-"""Tests of mail's bytes: what goes in comes out, and nothing else ever does."""
+"""Tests of the encoding of mail: it decodes to what was encoded, and bytes that are no mail are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Inner:
 @message
 @dataclass(frozen=True, slots=True)
 class Everything:
-    """A field of every kind that can be posted."""
+    """A message with a field of every type that can be posted."""
 
     number: int
     share: float
@@ -73,7 +73,7 @@ class Unregistered:
 
 
 def through(sent: object) -> object:
-    """Post and open a message."""
+    """Encode and decode a message."""
     envelope, frames = seal_mail("worker-0", 7, "topic/orders", sent)
     opened = open_mail(envelope, frames)
     assert (opened.node, opened.boot, opened.path) == ("worker-0", 7, "topic/orders")
@@ -112,7 +112,7 @@ MESSAGES = st.builds(
 
 @given(MESSAGES)
 def test_a_message_arrives_as_it_was_posted(sent: Everything) -> None:
-    """Every field comes back equal, of its own type, and bulk bytes never enter the envelope."""
+    """Every field comes back equal and of its own type, and bulk bytes are not copied into the envelope."""
     got = through(sent)
     assert got == sent
     assert isinstance(got, Everything)
@@ -124,7 +124,7 @@ def test_a_message_arrives_as_it_was_posted(sent: Everything) -> None:
 
 @pytest.mark.parametrize("sent", [OneField(5), Bare()])
 def test_messages_of_one_field_and_of_none_can_be_posted(sent: object) -> None:
-    """The shape of a message has no lower end."""
+    """A message may have no fields at all."""
     assert through(sent) == sent
 
 
@@ -137,7 +137,7 @@ def test_bytes_that_are_no_mail_are_malformed(envelope: bytes) -> None:
 
 @given(MESSAGES, st.data())
 def test_a_damaged_envelope_is_malformed_or_another_message(sent: Everything, data: st.DataObject) -> None:
-    """One wrong byte gives MalformedMailError or a message of the right types, never another error."""
+    """One wrong byte gives MalformedMailError or a message with fields of the right types, never another error."""
     envelope, frames = seal_mail("n", 1, "p", sent)
     at = data.draw(st.integers(0, len(envelope) - 1))
     damaged = bytearray(envelope)
@@ -166,13 +166,13 @@ def test_a_damaged_envelope_is_malformed_or_another_message(sent: Everything, da
     ],
 )
 def test_what_is_wrong_with_a_mail_is_said(values: Any, frames: list[bytes], why: str) -> None:
-    """The error names the message, the field and what it should have been."""
+    """The error names the message, the field and the expected type."""
     with pytest.raises(MalformedMailError, match=why):
         open_mail(cbor2.dumps(values), frames)
 
 
 def test_frames_must_be_as_many_as_announced() -> None:
-    """A lost frame is an error, not a shorter message."""
+    """A missing frame is an error, not a shorter message."""
 
     @message
     @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def test_frames_must_be_as_many_as_announced() -> None:
 
 
 def test_only_registered_dataclasses_can_be_posted() -> None:
-    """A class that was not meant to travel is refused where it is posted."""
+    """A class that is not registered is refused by the sender."""
     with pytest.raises(TypeError, match="Unregistered is not a @message"):
         seal_mail("n", 1, "p", Unregistered(1))
     with pytest.raises(TypeError, match="str is not a dataclass"):
@@ -194,13 +194,13 @@ def test_only_registered_dataclasses_can_be_posted() -> None:
 
 
 def test_two_messages_of_one_name_are_refused() -> None:
-    """A name on the wire means one class."""
+    """A name stands for one class."""
     with pytest.raises(TypeError, match="two messages named OneField"):
         message(dataclass(frozen=True, slots=True)(type("OneField", (), {"__annotations__": {"a": int}})))
 
 
 def test_every_message_of_the_broker_can_be_posted() -> None:
-    """No definition waits for its first use to turn out wrong."""
+    """No message type fails only when it is first used."""
     import ister.actors.messages  # noqa: F401 - registers them
 
     check_messages()

@@ -1,4 +1,4 @@
-"""Tests of how topics go and come back: step by step, whoever is there or not, in whatever order they answer."""
+"""Tests of deleting and restoring topics step by step, with processes missing and answers in any order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RESTORER = Address(TIER, RESTORER_PATH)
 
 
 class Broker:
-    """The two parts, with what they need, a catalogue of their own, and mail that is noted."""
+    """The two parts with what they need, a catalogue of their own, and mail that is recorded."""
 
     def __init__(self, path: str, *, waits_for_store: bool = False) -> None:
         self.now_s = 0.0
@@ -96,33 +96,33 @@ class Broker:
         return To()
 
     def take(self, kind: type) -> list[Any]:
-        """Return what was told of one kind, and forget it."""
+        """Return the messages of one type that were sent, and forget them."""
         found = [what for _, what in self.told if isinstance(what, kind)]
         self.told = [each for each in self.told if not isinstance(each[1], kind)]
         return found
 
     def create(self) -> None:
-        """Let there be the topic and its subscription."""
+        """Create the topic and its subscription."""
         self.registry.create_topic(ORDERS, [BILLING])
 
     def delete(self, *, whole: bool = False) -> tuple[int, int]:
-        """Have the topic deleted, and return the tickets of its log and of its subscription."""
+        """Delete the topic, and return the tickets of its log and of its subscription."""
         self.erasing.delete(ASKER, ASKED, ORDERS, whole=whole)
         return self.tickets()
 
     def tickets(self) -> tuple[int, int]:
-        """Return the tickets of the two tasks that were handed out just now."""
+        """Return the tickets of the two tasks that were just sent."""
         (subscription,), (topic,) = self.take(SubscriptionTask), self.take(TopicTask)
         assert (subscription.task, topic.task, subscription.argument) == ("delete", "delete", "topic")
         return topic.ticket, subscription.ticket
 
     def done(self, *tickets: int) -> None:
-        """Let those who were asked say that their part is deleted."""
+        """Let the processes that were asked answer that their part is deleted."""
         for ticket in tickets:
             self.gatherings.answered(Answer(ticket, encode_result({})))
 
     def answer(self) -> Any:
-        """Return what who asked was told: a map, or a code."""
+        """Return the answer to the client: a map or a code."""
         ((_, told),) = [each for each in self.told if each[0] == ASKER]
         self.told = [each for each in self.told if each[0] != ASKER]
         assert told.ticket == ASKED
@@ -130,13 +130,13 @@ class Broker:
 
     @property
     def is_erasing(self) -> bool:
-        """Whether the catalogue still has the topic among those that are to be erased."""
+        """Return whether the catalogue still lists the topic as being erased."""
         return ORDERS.incarnation in {gone.incarnation for gone in self.registry.erasing()}
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
-    """Return what makes the parts."""
+    """Return a function that makes the parts."""
     made: list[Broker] = []
 
     def broker(**options: Any) -> Broker:
@@ -160,7 +160,7 @@ def broker(make: Callable[..., Broker]) -> Broker:
 
 
 def test_a_topic_is_gone_once_all_have_said_so(broker: Broker) -> None:
-    """The log, the subscription, the store, in this order."""
+    """The log, the subscription and the store answer, in this order."""
     tickets = broker.delete()
     assert broker.take(DropCache) == [DropCache(ORDERS)]
     assert (broker.registry.topic("orders"), broker.erasing.is_at("orders")) == (None, True)
@@ -172,7 +172,7 @@ def test_a_topic_is_gone_once_all_have_said_so(broker: Broker) -> None:
 
 
 def test_nothing_is_deleted_while_a_part_of_it_cannot_be_reached(broker: Broker) -> None:
-    """The request may be made again, when all are there."""
+    """The request may be repeated once all are up."""
     for node in ("worker-0", "worker-3"):
         broker.homes.went(node)
         with pytest.raises(NotYetError):
@@ -182,7 +182,7 @@ def test_nothing_is_deleted_while_a_part_of_it_cannot_be_reached(broker: Broker)
 
 
 def test_what_the_store_says_meanwhile_counts_once_all_here_have_answered(broker: Broker) -> None:
-    """Its word may come first; a topic whose log is left here is not forgotten by it."""
+    """The store's answer may come first; a topic whose log is left here is not forgotten because of it."""
     tickets = broker.delete()
     broker.erasing.erased(Erased(ORDERS))
     assert broker.is_erasing
@@ -192,7 +192,7 @@ def test_what_the_store_says_meanwhile_counts_once_all_here_have_answered(broker
 
 @pytest.mark.parametrize("missing", [0, 1])
 def test_what_is_left_is_deleted_by_who_comes_back(broker: Broker, missing: int) -> None:
-    """As long as something is left here, nothing is forgotten, whatever the store says."""
+    """As long as something is left here, nothing is forgotten, whatever the store answers."""
     tickets = broker.delete()
     broker.done(tickets[1 - missing])
     broker.passes(ANSWER_WITHIN_S)
@@ -213,7 +213,7 @@ def test_what_is_left_is_deleted_by_who_comes_back(broker: Broker, missing: int)
 
 
 def test_what_is_left_stays_left_until_somebody_deletes_it(broker: Broker) -> None:
-    """Who says no, or nothing, is asked again; who is not there is not asked."""
+    """A process that refuses or does not answer is asked again; one that is down is not asked."""
     broker.delete()
     broker.gatherings.node_gone("worker-0")
     broker.gatherings.node_gone("worker-3")
@@ -233,7 +233,7 @@ def test_what_is_left_stays_left_until_somebody_deletes_it(broker: Broker) -> No
 
 
 def test_a_topic_that_is_forgotten_is_whole_gone_or_the_answer_says_so(broker: Broker) -> None:
-    """Who takes it over again next must know that nothing of it is here."""
+    """A later takeover must know that nothing of the topic is here."""
     tickets = broker.delete(whole=True)
     broker.done(tickets[0])
     broker.passes(ANSWER_WITHIN_S)
@@ -241,7 +241,7 @@ def test_a_topic_that_is_forgotten_is_whole_gone_or_the_answer_says_so(broker: B
 
 
 def test_what_another_broker_has_is_kept_there_and_may_be_taken_over_again(broker: Broker) -> None:
-    """It is noted as forgotten until a listing says that its owner has deleted it."""
+    """It stays marked as forgotten until a listing shows that its owner has deleted it."""
     broker.done(*broker.delete())
     broker.erasing.erased(Erased(ORDERS, kept=True))
     assert (broker.is_erasing, broker.erasing.is_at("orders")) == (True, False)
@@ -254,7 +254,7 @@ def test_what_another_broker_has_is_kept_there_and_may_be_taken_over_again(broke
 
 
 def test_a_non_reliable_topic_leaves_nothing_to_erase(make: Callable[..., Broker]) -> None:
-    """It has no log, and the store has nothing of it."""
+    """It has no log, and nothing in the store."""
     broker = make()
     topic = replace(ORDERS, dispatch="non-reliable")
     broker.registry.create_topic(topic, [BILLING])
@@ -272,7 +272,7 @@ def test_a_non_reliable_topic_leaves_nothing_to_erase(make: Callable[..., Broker
 
 
 def test_no_topic_is_unknown_before_the_store_has_spoken(make: Callable[..., Broker]) -> None:
-    """Nor is a reliable one created under a name that the store may have."""
+    """And no reliable topic is created under a name that the store may have."""
     broker = make(waits_for_store=True)
     for ask in (lambda: broker.restoring.topic("orders"), lambda: broker.restoring.check_new(ORDERS)):
         with pytest.raises(NotYetError):
@@ -286,7 +286,7 @@ def test_no_topic_is_unknown_before_the_store_has_spoken(make: Callable[..., Bro
 
 
 def test_a_topic_comes_back_with_its_subscriptions(make: Callable[..., Broker]) -> None:
-    """While it is on its way nobody creates it, takes it over, or is told that there is none."""
+    """While it is being restored it cannot be created or taken over, and is not reported as unknown."""
     broker = make(waits_for_store=True)
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
     assert broker.told == [(RESTORER, RestoreTopics((ORDERS,)))]
@@ -304,7 +304,7 @@ def test_a_topic_comes_back_with_its_subscriptions(make: Callable[..., Broker]) 
 
 
 def test_a_topic_that_does_not_come_is_waited_for_no_more(make: Callable[..., Broker]) -> None:
-    """It is unknown then, and clients need not wait."""
+    """It is then unknown, and clients need not wait."""
     broker = make()
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
     broker.restoring.does_not_come(NotRestored("orders"))
@@ -315,7 +315,7 @@ def test_a_topic_that_does_not_come_is_waited_for_no_more(make: Callable[..., Br
 def test_what_came_back_is_entered_when_the_disk_has_room(
     make: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then it is on its way."""
+    """Until then it counts as being restored."""
     broker = make()
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
 
@@ -333,7 +333,7 @@ def test_what_came_back_is_entered_when_the_disk_has_room(
 
 
 def test_what_was_deleted_here_does_not_come_back(broker: Broker) -> None:
-    """A listing may be older than the deletion, or its erasure not be done; it is asked for again."""
+    """The listing may be older than the deletion, or the erasure unfinished; it is requested again."""
     broker.done(*broker.delete())
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
     assert (broker.take(RestoreTopics), broker.heard) == ([RestoreTopics(())], ["news", "done"])
@@ -346,14 +346,14 @@ def test_what_was_deleted_here_does_not_come_back(broker: Broker) -> None:
 def test_another_topic_of_the_same_name_in_the_store_stays_there(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is a topic of that name here: the log says that the store has another."""
+    """There is a topic of that name here: a warning says that the store has another."""
     broker.restoring.stored(StoredTopics((replace(ORDERS, incarnation=bytes(16)),), RESTORER))
     assert broker.take(RestoreTopics) == [RestoreTopics(())]
     assert "the store has another topic orders" in caplog.text
 
 
 def test_the_restorer_is_asked_until_it_has_said_how_it_ended(make: Callable[..., Broker]) -> None:
-    """Sooner at first, then more rarely: mail is no promise."""
+    """More often at first, later less: the mail may be lost."""
     broker = make(waits_for_store=True)
     other = replace(ORDERS, name="other", incarnation=b"\x02" * 16)
     broker.restoring.stored(StoredTopics((ORDERS, other), RESTORER))
@@ -380,7 +380,7 @@ def test_the_restorer_is_asked_until_it_has_said_how_it_ended(make: Callable[...
 def test_what_came_back_and_was_deleted_is_not_brought_back_by_mail_that_comes_twice(
     make: Callable[..., Broker],
 ) -> None:
-    """It was asked for again, and is answered again."""
+    """The deletion is requested and answered again."""
     broker = make()
     broker.restoring.stored(StoredTopics((ORDERS,), RESTORER))
     back = Restored(ORDERS, (BILLING,), "orders came back")
@@ -395,12 +395,12 @@ def test_what_came_back_and_was_deleted_is_not_brought_back_by_mail_that_comes_t
 
 
 def take_over(broker: Broker) -> None:
-    """Ask for the topic by its name."""
+    """Request the topic by name."""
     broker.restoring.take_over(ASKER, ASKED, "orders", lambda topic: {"topic": topic.name})
 
 
 def test_a_topic_is_taken_over_though_it_was_deleted_here(broker: Broker) -> None:
-    """Who asks for it by its name wants it back."""
+    """A request by name overrides the deletion."""
     broker.done(*broker.delete())
     broker.answer()
     with pytest.raises(IsterError, match="is still being deleted"):
@@ -415,7 +415,7 @@ def test_a_topic_is_taken_over_though_it_was_deleted_here(broker: Broker) -> Non
 
 
 def test_a_takeover_is_asked_for_until_it_ended(make: Callable[..., Broker]) -> None:
-    """Also by who asks meanwhile; its name is nobody else's until then, and free afterwards."""
+    """Requests made meanwhile repeat it; the name is reserved until it ended, and free afterwards."""
     broker = make()
     take_over(broker)
     (first,) = broker.take(TakeOver)
@@ -435,7 +435,7 @@ def test_a_takeover_is_asked_for_until_it_ended(make: Callable[..., Broker]) -> 
 
 
 def test_a_topic_that_did_not_come_over_is_no_success(make: Callable[..., Broker]) -> None:
-    """Whatever the tier says."""
+    """Whatever the tier answers."""
     broker = make()
     take_over(broker)
     (command,) = broker.take(TakeOver)
@@ -444,14 +444,14 @@ def test_a_topic_that_did_not_come_over_is_no_success(make: Callable[..., Broker
 
 
 def test_what_is_here_is_not_taken_over(broker: Broker) -> None:
-    """It is to be forgotten first."""
+    """It must be forgotten here first."""
     with pytest.raises(IsterError) as refused:
         take_over(broker)
     assert refused.value.code == "topic-exists"
 
 
 def test_nothing_is_taken_over_without_the_tier(make: Callable[..., Broker]) -> None:
-    """The request may be made again, and is not in its own way then."""
+    """The request may be repeated, and is not blocked by the first."""
     broker = make()
     broker.homes.went(TIER)
     for _ in range(2):
@@ -460,7 +460,7 @@ def test_nothing_is_taken_over_without_the_tier(make: Callable[..., Broker]) -> 
 
 
 def test_the_fetcher_is_told_only_while_the_tier_is_up(broker: Broker) -> None:
-    """It begins with an empty cache anyway."""
+    """A restarted tier begins with an empty cache anyway."""
     broker.homes.went(TIER)
     broker.done(*broker.delete())
     assert [to for to, _ in broker.told if to == Address(TIER, FETCHER_PATH)] == []

@@ -32,7 +32,7 @@ def test_every_message_is_imported_from_one_place() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.__name__.rpartition(".")[2])
 def test_a_message_cannot_be_changed(file: ModuleType) -> None:
-    """It may be in several inboxes at once: frozen, slotted, and with a sentence that says what it is."""
+    """A message may be in several inboxes at once: it is frozen, slotted, and has a docstring with its meaning."""
     for each in own(file):
         assert dataclasses.is_dataclass(each)
         assert each.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -42,7 +42,7 @@ def test_a_message_cannot_be_changed(file: ModuleType) -> None:
 
 
 def test_the_files_do_not_import_each_other() -> None:
-    """A pair's messages can be read without those of another."""
+    """Each pair of actors has its own file, which can be read without the others."""
     names = {file.__name__ for file in FILES}
     for file in FILES:
         others = {each.__module__ for each in vars(file).values() if isinstance(each, type)} - {file.__name__}

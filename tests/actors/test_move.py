@@ -1,4 +1,4 @@
-"""Tests of the states of a move."""
+"""Tests of the states of a seek."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def take(move: Move, step: Step) -> None:
 
 
 def test_a_move_finds_its_place_then_waits_for_consumers_then_for_the_journal() -> None:
-    """And is nothing any more once it is there."""
+    """Afterwards it is idle again."""
     move = Move()
     states: list[State] = [move.state]
     steps: tuple[Step, ...] = ("ask", "found", "yielded", "moved")
@@ -39,14 +39,14 @@ def test_a_move_finds_its_place_then_waits_for_consumers_then_for_the_journal() 
 
 
 def test_every_state_can_be_left() -> None:
-    """And the table has no state that is none."""
+    """And the table names only states that exist."""
     assert {state for state, _ in TABLE} == {*get_args(State)} == {*TABLE.values()}
     assert {step for _, step in TABLE} == {*get_args(Step)}
 
 
 @given(st.lists(st.sampled_from(get_args(Step)), max_size=12))
 def test_only_the_steps_of_the_table_are_taken(steps: list[Step]) -> None:
-    """Whatever else is tried is an error and changes nothing; command and target are there when they are to be."""
+    """Any other step is an error and changes nothing; command and target are present when a state needs them."""
     move = Move()
     for step in steps:
         before = (move.state, move.command, move.target)

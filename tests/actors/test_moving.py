@@ -1,4 +1,4 @@
-"""Tests of places: seeking, reading without a subscription, taking over, pausing, starting by time."""
+"""Tests of positions: seek, readers, takeover, pause, and starts by time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPES = ["exclusive", "failover", "shared", "key-shared"]
 
 @pytest.fixture(params=TYPES)
 def scene(request: pytest.FixtureRequest, stage: Stage) -> Scene:
-    """Return a scene of each type."""
+    """Return a scene of each subscription type."""
     return Scene(stage, type=request.param)
 
 
@@ -26,7 +26,7 @@ def scene(request: pytest.FixtureRequest, stage: Stage) -> Scene:
 
 @pytest.mark.parametrize(("to", "first"), [("earliest", 0), ("latest", 6), (2, 2), (5, 5)])
 def test_a_live_subscription_goes_on_where_it_is_moved_to(scene: Scene, to: str | int, first: int) -> None:
-    """Consumers are told, keep their place, and get everything from there on again, and nothing else."""
+    """Consumers are told, stay attached, and get all messages from the new position again, and no others."""
     client = scene.consumer()
     scene.publish(*(b"%d" % n for n in range(6)), key=b"k")
     assert offsets(client) == [0, 1, 2, 3, 4, 5]
@@ -43,12 +43,12 @@ def test_a_live_subscription_goes_on_where_it_is_moved_to(scene: Scene, to: str 
 
 @pytest.mark.requirement("9.7-4")
 def test_what_was_delivered_before_a_move_is_acknowledged_no_more(scene: Scene) -> None:
-    """An acknowledgment on its way must not make a message vanish that was asked for again."""
+    """An acknowledgment that was sent before the seek must not acknowledge a message that was asked for again."""
     client = scene.consumer(messages=4)
     scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
     assert offsets(client) == [0, 1, 2, 3]
     scene.request("seek", to=0)
-    client.ack(1, (0, 4))  # of the first delivery; there is no credit for the second yet
+    client.ack(1, (0, 4))  # of the first delivery; it has no credit yet for the second
     assert scene.shown()["cursor"] == 0
     client.credit(1, 10)
     scene.stage.settle()
@@ -70,7 +70,7 @@ WORDS: dict[str, Callable[[StagedClient], object]] = {
 def test_what_is_on_its_way_during_a_move_is_about_nothing_that_is_sent_again(
     scene: Scene, word: str
 ) -> None:
-    """The same consumer has the messages again by then; who closes without a further word leaves them to the next."""
+    """The consumer has the messages again by then; if it closes without another frame, the next consumer gets them."""
     client = scene.consumer(counts_moves=True, ack_timeout_ms=10_000)
     assert client.opened.header[Key.SOUGHT] == 0
     scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
@@ -80,10 +80,10 @@ def test_what_is_on_its_way_during_a_move_is_about_nothing_that_is_sent_again(
     assert sought.header[Key.SOUGHT] == 1
     assert offsets(client) == [0, 1, 2, 3]
     scene.stage.advance(6)
-    WORDS[word](client)  # it was written before "sought" was read
+    WORDS[word](client)  # it was sent before "sought" was read
     scene.stage.settle()
     assert (scene.shown()["cursor"], scene.shown()["in_flight"]) == (0, 4)
-    scene.stage.advance(4.5)  # and their time was not extended: they wait for their back-off
+    scene.stage.advance(4.5)  # and their timeout was not extended: they wait for their back-off
     assert scene.shown()["in_flight"] == 0
     client.close_handle(1)
     scene.stage.advance(2)
@@ -92,7 +92,7 @@ def test_what_is_on_its_way_during_a_move_is_about_nothing_that_is_sent_again(
 
 @pytest.mark.requirement("9.10-1", "9.10-2")
 def test_who_has_heard_of_a_move_says_so_and_acknowledges(scene: Scene) -> None:
-    """Of every one: a number that is behind does not count, also after the handle is opened again."""
+    """The number must be the latest seek's, also once the handle is opened again; an older one acknowledges nothing."""
     client = scene.consumer(counts_moves=True)
     scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
     for number in (1, 2):
@@ -112,7 +112,7 @@ def test_who_has_heard_of_a_move_says_so_and_acknowledges(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.10-2")
 def test_what_was_done_after_a_move_counts_when_a_session_is_resumed(scene: Scene) -> None:
-    """Its client says with it that it has heard of the move: nothing of that comes again."""
+    """The client's open has the number of the seek it has heard of: nothing acknowledged since comes again."""
     client = scene.consumer(counts_moves=True, instance="")
     scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
     scene.request("seek", to=0)
@@ -127,7 +127,7 @@ def test_what_was_done_after_a_move_counts_when_a_session_is_resumed(scene: Scen
 
 @pytest.mark.requirement("9.10-1")
 def test_a_client_that_does_not_count_moves_hears_no_numbers(scene: Scene) -> None:
-    """Nor does a reader, who acknowledges nothing."""
+    """Nor does a reader, which acknowledges nothing."""
     client = scene.consumer()
     reads = scene.stage.at_subscription("orders", "r-1")
     opened = reads.open_consumer(1, "orders", "r-1", "reader", counts_moves=True)
@@ -142,7 +142,7 @@ def test_a_client_that_does_not_count_moves_hears_no_numbers(scene: Scene) -> No
 def test_what_is_acknowledged_again_after_a_move_that_was_not_heard_of_is_not_done(
     scene: Scene, told: str
 ) -> None:
-    """A client that was away says again what it acknowledged, and opens its handle: it is told to drop the rest."""
+    """A client that was away repeats its acknowledgments and opens its handle: it is told to drop the rest."""
     client = scene.consumer(messages=100, instance="")
     scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
     assert sorted(offsets(client)) == [0, 1, 2, 3]
@@ -176,7 +176,7 @@ def test_a_move_without_consumers_lasts(scene: Scene) -> None:
 
 
 def test_a_place_that_is_not_there_is_refused(scene: Scene) -> None:
-    """And the subscription stays where it is."""
+    """The subscription stays where it is."""
     client = scene.consumer()
     scene.publish(b"0", key=b"k")
     assert scene.ask("seek", to=17).code == "offset-out-of-range"
@@ -185,7 +185,7 @@ def test_a_place_that_is_not_there_is_refused(scene: Scene) -> None:
 
 
 def test_a_subscription_may_begin_or_go_on_at_a_time(scene: Scene) -> None:
-    """At the first message that was taken in then or later."""
+    """At the first message that arrived at that time or later."""
     times = []
     for number in range(6):
         times.append(scene.now_ms())
@@ -200,7 +200,7 @@ def test_a_subscription_may_begin_or_go_on_at_a_time(scene: Scene) -> None:
 
 
 def test_a_time_may_lie_in_the_store(make_stage: Callable[..., Stage]) -> None:
-    """The search goes on in what only the store has."""
+    """The search continues in segments that only the store has."""
     stage = make_stage(
         2,
         log__segment_bytes_max=(1 << 20) + 400_000,
@@ -230,7 +230,7 @@ def test_a_time_may_lie_in_the_store(make_stage: Callable[..., Stage]) -> None:
 
 @pytest.mark.requirement("9.2-2")
 def test_an_exclusive_subscription_can_be_taken_over(stage: Stage) -> None:
-    """The old consumer is told, and the new one begins with what that held."""
+    """The old consumer is told, and the new one gets first what that held."""
     scene = Scene(stage, type="exclusive")
     old = scene.consumer()
     scene.publish(b"0", b"1", b"2")
@@ -248,14 +248,14 @@ def test_an_exclusive_subscription_can_be_taken_over(stage: Stage) -> None:
 
 
 def test_taking_over_what_nobody_has_is_opening_it(stage: Stage) -> None:
-    """Force is no obstacle."""
+    """With force, too."""
     scene = Scene(stage, type="exclusive")
     scene.publish(b"0")
     assert offsets(scene.consumer(force=True)) == [0]
 
 
 def test_a_paused_subscription_delivers_nothing_until_it_goes_on(scene: Scene) -> None:
-    """Consumers are told, acknowledgments count, and it stays paused over a restart."""
+    """Consumers are told, acknowledgments count, and the subscription stays paused over a restart."""
     client = scene.consumer()
     scene.publish(b"0", key=b"k")
     assert offsets(client) == [0]
@@ -278,7 +278,7 @@ def test_a_paused_subscription_delivers_nothing_until_it_goes_on(scene: Scene) -
 
 @pytest.mark.requirement("9.2-8")
 def test_a_reader_needs_no_subscription(stage: Stage) -> None:
-    """It gets everything from where it begins, acknowledges nothing, and leaves nothing behind."""
+    """A reader gets everything from its start, acknowledges nothing, and leaves nothing behind."""
     scene = Scene(stage)
     scene.publish(b"0", b"1")
     first, second = reader(scene), reader(scene, "r-2", start=1, messages=1)
@@ -299,7 +299,7 @@ def test_a_reader_needs_no_subscription(stage: Stage) -> None:
 
 @pytest.mark.requirement("9.2-9")
 def test_a_reader_that_comes_back_goes_on_where_it_says(stage: Stage) -> None:
-    """What was on its way when its connection was lost comes again."""
+    """Messages lost with its connection are sent again."""
     scene = Scene(stage)
     scene.publish(*(b"%d" % n for n in range(10)))
     client = reader(scene, messages=8)
@@ -312,7 +312,7 @@ def test_a_reader_that_comes_back_goes_on_where_it_says(stage: Stage) -> None:
 
 
 def test_a_reader_comes_back_while_every_thread_is_busy(stage: Stage) -> None:
-    """Its place is in memory: nothing is synced that it would have to wait for, and jump over what is due meanwhile."""
+    """A reader's position is in memory: it waits for no sync, and misses no message that becomes durable meanwhile."""
     scene = Scene(stage)
     scene.publish(*(b"%d" % n for n in range(10)))
     client = reader(scene, messages=8)
@@ -326,7 +326,7 @@ def test_a_reader_comes_back_while_every_thread_is_busy(stage: Stage) -> None:
 
 
 def test_retention_does_not_wait_for_readers(stage: Stage) -> None:
-    """They are nobody's who has acknowledged nothing."""
+    """Readers acknowledge nothing."""
     scene = Scene(stage, retention_acknowledged=1)
     scene.publish(b"0")
     client = reader(scene)
@@ -336,7 +336,7 @@ def test_retention_does_not_wait_for_readers(stage: Stage) -> None:
 
 
 def test_what_is_acknowledged_above_the_cursor_stays_so_when_the_cursor_reaches_it(stage: Stage) -> None:
-    """After a restart only the hole is delivered; once it is acknowledged too, nothing of what follows comes again."""
+    """After a restart only the hole is delivered; once that is acknowledged too, no later message comes again."""
     scene = Scene(stage)
     scene.publish(*[b"%d" % number for number in range(5)])
     before = scene.consumer()
@@ -352,7 +352,7 @@ def test_what_is_acknowledged_above_the_cursor_stays_so_when_the_cursor_reaches_
 
 
 def test_after_a_move_late_acknowledgments_count_as_ever(scene: Scene) -> None:
-    """What was delivered since can be acknowledged after its timeout, and all below it where order is kept."""
+    """Messages delivered since can be acknowledged after their timeout; in an ordered subscription all below them."""
     client = scene.consumer(ack_timeout_ms=1000)
     scene.publish(*(b"%d" % n for n in range(4)), key=b"k")
     offsets(client)
@@ -368,7 +368,7 @@ def test_after_a_move_late_acknowledgments_count_as_ever(scene: Scene) -> None:
 
 
 def test_a_move_that_fails_changes_nothing(scene: Scene) -> None:
-    """The operator is told, and what was delivered before can be acknowledged as ever."""
+    """The operator is told, and messages delivered before can be acknowledged as usual."""
     client = scene.consumer(messages=3)  # no credit for a second delivery
     scene.publish(*(b"%d" % n for n in range(3)), key=b"k")
     assert offsets(client) == [0, 1, 2]
@@ -386,7 +386,7 @@ def test_a_move_that_fails_changes_nothing(scene: Scene) -> None:
 
 
 def test_a_time_is_found_though_the_clock_stepped_back(scene: Scene) -> None:
-    """A clock that stepped back counts as standing still: nothing that was taken in later is left out."""
+    """A clock that was set back counts as standing still: no message that arrived later is left out."""
     stage, times = scene.stage, []
     for number, step_s in enumerate((0, 3600, 0, -3600, -7200, 3600, 0, 7200)):
         stage.clock.stepped_ms += step_s * 1000
@@ -403,7 +403,7 @@ def test_a_time_is_found_though_the_clock_stepped_back(scene: Scene) -> None:
 def test_a_search_by_time_goes_on_in_the_store_whatever_the_clock_did(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """Also where the clock stepped back, and where the cache holds few of them."""
+    """Also if the clock was set back, and if the cache holds few segments."""
     stage = make_stage(
         2,
         log__segment_bytes_max=(1 << 20) + 400_000,

@@ -1,4 +1,6 @@
-"""Tests of moves that meet something else: late acknowledgments, waits, poison, letters, retention, lost consumers."""
+"""Tests of seeks together with late acknowledgments, waiting messages, blocked ones, dead letters, retention and lost
+consumers.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ from tests.stage import Stage, held_up, inbox_holds
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker that waits for silent clients for hours."""
+    """Return a broker that keeps the session of a silent client for hours."""
     return make_stage(protocol__session_timeout_ms=3_600_000)
 
 
 def test_a_consumer_that_held_too_much_gets_messages_again_after_a_move(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it gave back counts no more, so that nothing keeps it from being given more."""
+    """The messages it returned no longer count against its limit."""
     monkeypatch.setattr("ister.actors.consumer_holding.IN_FLIGHT_RANGES_MAX", 3)
     scene = Scene(stage)
     client = scene.consumer()
@@ -39,7 +41,7 @@ def test_a_consumer_that_held_too_much_gets_messages_again_after_a_move(
 
 
 def test_an_acknowledgment_between_giving_back_and_moving_counts_for_nothing(stage: Stage) -> None:
-    """It reaches the subscription behind the move, and is of what was delivered before it."""
+    """It reaches the subscription after the seek, and is for an earlier delivery."""
     scene = Scene(stage, type="exclusive")
     client = scene.consumer(messages=4)
     scene.publish(b"0", b"1", b"2", b"3")
@@ -64,7 +66,7 @@ def test_an_acknowledgment_between_giving_back_and_moving_counts_for_nothing(sta
 
 
 def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits_for(stage: Stage) -> None:
-    """Nobody need be there for it."""
+    """No further request is needed."""
     scene = Scene(stage)
     scene.consumer().close_handle(1)
     scene.publish(b"0", b"1", b"2")
@@ -92,7 +94,7 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
 
 
 def test_acknowledging_up_to_an_offset_means_nothing_of_before_a_move(stage: Stage) -> None:
-    """Only what is delivered again since can be acknowledged, also where it is said with one number."""
+    """Only messages delivered since can be acknowledged, also if all below one offset are named."""
     scene = Scene(stage, type="exclusive")
     client = scene.consumer(messages=4)
     scene.publish(b"0", b"1", b"2", b"3")
@@ -108,7 +110,7 @@ def test_acknowledging_up_to_an_offset_means_nothing_of_before_a_move(stage: Sta
 
 @pytest.mark.parametrize("type_", ["shared", "key-shared"])
 def test_who_shares_acknowledges_up_to_an_offset_only_what_is_his(stage: Stage, type_: str) -> None:
-    """What others hold below it stays theirs."""
+    """Messages below it that others hold are not acknowledged."""
     scene = Scene(stage, type=type_)
     clients = [scene.consumer(), scene.consumer()]
     for number in range(20):
@@ -129,7 +131,7 @@ def test_who_shares_acknowledges_up_to_an_offset_only_what_is_his(stage: Stage, 
 def test_what_waits_for_its_time_or_its_back_off_is_forgotten_by_a_move(
     stage: Stage, type_: str, to: str
 ) -> None:
-    """What is behind comes once, and what is before does not come at all."""
+    """Messages after the new position come once, and those before it do not come."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     scene.publish(b"0", b"1", b"2", key=b"k", deliver_at=[scene.now_ms() + 5000, scene.now_ms() + 80_000, 0])
@@ -154,7 +156,7 @@ def test_what_waits_for_its_time_or_its_back_off_is_forgotten_by_a_move(
 
 @pytest.mark.parametrize("type_", ["exclusive", "shared", "key-shared"])
 def test_a_move_lifts_a_block(stage: Stage, type_: str) -> None:
-    """Whoever moves a subscription has decided what becomes of the message that blocked it."""
+    """The operator has decided about the message that blocked."""
     scene = Scene(stage, type=type_)
     client = scene.consumer(max_deliveries=1, poison="block")
     scene.publish(b"bad", key=b"k")
@@ -169,11 +171,11 @@ def test_a_move_lifts_a_block(stage: Stage, type_: str) -> None:
 
 
 def test_a_letter_on_its_way_is_one_letter_after_a_move_too(stage: Stage) -> None:
-    """Its message comes again because of the move; that it is buried of before does not acknowledge that."""
+    """Its message is delivered again because of the seek; that its letter was stored does not acknowledge it."""
     scene = Scene(stage)
     client = scene.consumer(max_deliveries=1)
     node = scene.stage.actor("subscription", "orders", "s").system.node
-    stage.hold(node, "broker")  # the dead-letter topic cannot be had
+    stage.hold(node, "broker")  # the dead-letter topic's worker is away
     scene.publish(b"bad")
     assert offsets(client) == [0]
     client.nack(1, (0, 1))
@@ -190,7 +192,7 @@ def test_a_letter_on_its_way_is_one_letter_after_a_move_too(stage: Stage) -> Non
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_move_does_not_wait_for_a_consumer_that_dies_in_the_middle(stage: Stage, others: int) -> None:
-    """Nor for one that nobody is left beside; what it held comes with the rest."""
+    """Nor for the last one; what it held is delivered with the rest."""
     scene = Scene(stage)
     clients = [scene.consumer() for _ in range(1 + others)]
     scene.publish(b"0")
@@ -206,7 +208,7 @@ def test_a_move_does_not_wait_for_a_consumer_that_dies_in_the_middle(stage: Stag
 
 
 def test_of_several_who_take_over_at_once_the_last_has_it(stage: Stage) -> None:
-    """The others are told, and nothing is lost on the way from one to the next."""
+    """The others are told, and nothing is lost from one to the next."""
     scene = Scene(stage, type="exclusive")
     first = scene.consumer()
     scene.publish(b"0", b"1", b"2")
@@ -228,7 +230,7 @@ def test_of_several_who_take_over_at_once_the_last_has_it(stage: Stage) -> None:
 
 
 def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(stage: Stage) -> None:
-    """What the tier says counts, until the topic says it too."""
+    """The store's answer counts until the topic has given its own."""
     scene = Scene(stage)
     for number in range(4):
         scene.publish(b"%d" % number)

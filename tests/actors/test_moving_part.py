@@ -1,4 +1,4 @@
-"""Tests of what carries a move out: the place, the consumers, the journal, each in its turn."""
+"""Tests of the part that carries out a seek: position, consumers and journal in their order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.actors.hosts import ASKER, Bench
 
 
 class Movable(Bench):
-    """A bench that can be moved, of ten messages."""
+    """A bench that can seek, with ten messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,12 +23,12 @@ class Movable(Bench):
         self.begin()
 
     def seek(self, to: str) -> None:
-        """Ask for it to be moved."""
+        """Request a seek."""
         self.moving.on_seek(Seek(to, ASKER, 1))
 
 
 def test_without_consumers_it_is_there_at_once() -> None:
-    """The journal, the log and the store go by it."""
+    """Journal, log access and store follow it."""
     bench = Movable()
     bench.uploader.heard.clear()
     bench.seek("7")
@@ -39,7 +39,7 @@ def test_without_consumers_it_is_there_at_once() -> None:
 
 
 def test_every_consumer_gives_back_what_it_holds_first() -> None:
-    """Until the last one has, nothing is done."""
+    """Until the last one has, nothing changes."""
     bench = Movable()
     consumers = [bench.host.attach(1), bench.host.attach(2)]
     bench.seek("7")
@@ -55,7 +55,7 @@ def test_every_consumer_gives_back_what_it_holds_first() -> None:
 
 
 def test_a_place_that_is_in_the_store_alone_is_asked_for() -> None:
-    """Consumers go on meanwhile; it is looked for again when something can be read."""
+    """Consumers continue meanwhile; the position is looked up again when there is something to read."""
     bench = Movable()
     consumer = bench.host.attach()
     bench.log.errors[0] = NotHereError(0, 5)
@@ -69,7 +69,7 @@ def test_a_place_that_is_in_the_store_alone_is_asked_for() -> None:
 
 
 def test_only_one_move_at_a_time() -> None:
-    """A second one is refused, and so is one before the journal is open."""
+    """A second request is refused, and so is one before the journal is open."""
     bench = Movable()
     bench.host.attach()
     bench.seek("7")
@@ -84,7 +84,7 @@ def test_only_one_move_at_a_time() -> None:
 
 
 def test_a_place_that_there_is_not_changes_nothing() -> None:
-    """Whoever asked is told."""
+    """The request is answered with an error."""
     bench = Movable()
     bench.journal.note(0, 2)
     bench.seek("11")
@@ -93,7 +93,7 @@ def test_a_place_that_there_is_not_changes_nothing() -> None:
 
 
 def test_damage_on_the_way_there_concerns_only_who_wanted_to_go() -> None:
-    """Once the place is found it concerns everybody."""
+    """Once the position is found, damage concerns every consumer."""
     bench = Movable()
     bench.log.errors[0] = NotHereError(0, 5)
     bench.seek("time:0")
@@ -106,7 +106,7 @@ def test_damage_on_the_way_there_concerns_only_who_wanted_to_go() -> None:
 
 
 def test_a_journal_that_cannot_be_written_leaves_it_where_it_was() -> None:
-    """The consumers are told that they stay."""
+    """The consumers are told that the position is unchanged."""
     bench = Movable()
     consumer = bench.host.attach()
     bench.journal.note(0, 2)

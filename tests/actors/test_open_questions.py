@@ -1,4 +1,4 @@
-"""Tests of open questions: bounded, answered once, overdue in time."""
+"""Tests of open questions: bounded, answered once, and overdue in time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ister.transport.session import Session
 
 
 def session(name: str) -> Session:
-    """Return something that stands for a session."""
+    """Return an object that stands for a session."""
     return cast(Session, name)
 
 
 def attaching() -> Attaching:
-    """Return a question of no session."""
+    """Return a question that belongs to no session."""
     return Attaching(cast(Any, None))
 
 
 def test_a_question_is_answered_once() -> None:
-    """The second answer, and one to a ticket of nobody, finds nothing."""
+    """A second answer, and one with an unknown ticket, finds no question."""
     questions = OpenQuestions()
     question = Requesting(session("a"), 7)
     ticket = questions.ask(question, 0.0)
@@ -52,7 +52,7 @@ def test_what_is_not_answered_is_overdue_and_what_is_answered_never() -> None:
 
 
 def test_where_something_runs_is_asked_again_and_a_request_is_not() -> None:
-    """After a second, and then after twice as long each time; what is answered no more, and few at a time."""
+    """After a second, then after twice as long each time; not after the answer, and only few at a time."""
     questions = OpenQuestions()
     questions.ask(Requesting(session("a"), 7), 0.0)
     question = attaching()
@@ -69,7 +69,7 @@ def test_where_something_runs_is_asked_again_and_a_request_is_not() -> None:
 
 
 def test_a_session_may_ask_again_once_it_was_answered() -> None:
-    """The bound is one of open requests, and other sessions have their own."""
+    """The limit counts a session's open requests, and each session has its own."""
     questions = OpenQuestions()
     tickets = [questions.ask(Requesting(session("a"), ref), 0.0) for ref in range(REQUESTS_MAX)]
     with pytest.raises(RemoteError, match="of this session"):
@@ -80,7 +80,7 @@ def test_a_session_may_ask_again_once_it_was_answered() -> None:
 
 
 def test_no_more_questions_are_open_than_may_be() -> None:
-    """Beyond the bound a question is refused, and changes nothing."""
+    """Over the limit a question is refused, and changes nothing."""
     questions = OpenQuestions()
     for _ in range(PENDING_MAX):
         questions.ask(attaching(), 0.0)

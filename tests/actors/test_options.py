@@ -1,4 +1,4 @@
-"""Tests of what topics and subscriptions can be given of their own."""
+"""Tests of the options of topics and subscriptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ister.storage.meta import SubscriptionMeta
 
 
 def test_options_have_limits_that_their_errors_name() -> None:
-    """An option out of range says which one, what was given, and what it may be."""
+    """An error about an option names the option, the value and the allowed range."""
     check_options(
         {"ack_timeout_ms": 10, "buffer_messages_max": 1, "drop": "newest", "dead_letter_topic": "a/b"},
         SUBSCRIPTION_OPTIONS,
@@ -43,7 +43,7 @@ def test_options_have_limits_that_their_errors_name() -> None:
     ],
 )
 def test_a_position_has_one_form(given: object, meant: str | int) -> None:
-    """However a client writes it, the catalogue has it in one way, and that again means the same."""
+    """In whatever form a client gives it, the catalogue stores one form, which parses to the same position."""
     assert check_position(given, "start") == meant
     assert check_position(str(meant), "start") == meant
 
@@ -69,13 +69,13 @@ def test_a_position_has_one_form(given: object, meant: str | int) -> None:
     ],
 )
 def test_whatever_is_no_position_is_refused(given: object) -> None:
-    """A position is a word, an offset or a time, and nothing that looks like one."""
+    """A position is a word, an offset or a time; anything else is refused."""
     with pytest.raises(UsageError, match="neither 'earliest' nor 'latest'"):
         check_position(given, "start")
 
 
 def test_dead_letters_have_a_topic_by_default() -> None:
-    """It is named after topic and subscription, unless the subscription names another."""
+    """Its name is made of topic and subscription, unless the subscription names another."""
     meta = SubscriptionMeta("orders/eu", "billing", "shared", 0, 1)
     assert dead_letter_topic(meta) == "orders/eu.billing.dlq"
     named = SubscriptionMeta("orders/eu", "billing", "shared", 0, 1, {"dead_letter_topic": "bad"})

@@ -1,4 +1,4 @@
-"""Who owns a topic in the store, on the stage: deletion by a fenced broker, forgetting, taking over."""
+"""Tests of who owns a topic in the store: deletion by a fenced broker, forgetting, takeover."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MakeStage = Callable[..., Stage]
 
 
 def fenced_pair(make_stage: MakeStage) -> tuple[Stage, Stage]:
-    """Return a broker that is fenced, and knows it, and the one that has its topic now, with 15 messages."""
+    """Return a broker that is fenced and knows it, and the one that owns its topic now, with 15 messages."""
     first, second = two_brokers(make_stage)
     mine = producer(second, number=8)
     mine.patience_s = 60
@@ -56,7 +56,7 @@ def left_of(stage: Stage, topic: str, folder: str = "/data") -> list[str]:
 
 
 def whole(stage: Stage, count: int) -> None:
-    """Check that an owner has its topic whole, in the store, and still owns it."""
+    """Check that an owner's topic is complete in the store, and that it still owns it."""
     assert stage.store is not None
     told = list_history(stage.store, layout(stage)).history
     assert (told.start, told.end, told.unjoined) == (0, count, ())
@@ -71,7 +71,7 @@ def whole(stage: Stage, count: int) -> None:
 def test_a_fenced_broker_deletes_what_is_here_and_nothing_in_the_store(
     make_stage: MakeStage, restarted: bool
 ) -> None:
-    """The owner's objects, claims and entry stay; also where the broker was started again and has not been told."""
+    """The owner's objects, claims and entry stay; also if the fenced broker was restarted and has not been told."""
     first, second = fenced_pair(make_stage)
     if restarted:
         first.restart(2)
@@ -82,14 +82,14 @@ def test_a_fenced_broker_deletes_what_is_here_and_nothing_in_the_store(
     assert first.client().request("topic.list")["topics"] == []
     assert left_of(first, "orders") == []
     whole(second, 15)
-    first.restart(2)  # and it does not take it back by itself
+    first.restart(2)  # and it does not take the topic back by itself
     first.advance(60)
     assert first.client().request("topic.list")["topics"] == []
     whole(second, 16)
 
 
 def test_a_broker_that_was_away_when_it_was_fenced_deletes_nothing_either(make_stage: MakeStage) -> None:
-    """A deletion that had to wait for the store finds there that the topic is another broker's now."""
+    """A deletion that had to wait for the store finds that the topic is another broker's now."""
     first = make_stage(**SMALL)
     store = first.start_tier()
     publish(create(first, durability="cloud"), 0, 10)
@@ -109,7 +109,7 @@ def test_a_broker_that_was_away_when_it_was_fenced_deletes_nothing_either(make_s
 
 @pytest.mark.parametrize("at", range(12))
 def test_a_deletion_cut_short_anywhere_is_finished_by_the_next_run(make_stage: MakeStage, at: int) -> None:
-    """Killed before its nth call, the tier's next self goes on deleting, and no other broker takes the rest."""
+    """If the tier is killed before any of its calls, its successor finishes; no other broker takes the rest over."""
     first = make_stage(**SMALL)
     store = first.start_tier()
     publish(create(first, durability="cloud"), 0, 10)
@@ -147,7 +147,7 @@ def test_a_deletion_cut_short_anywhere_is_finished_by_the_next_run(make_stage: M
 
 
 def test_a_fenced_topic_is_forgotten_and_then_taken_over(make_stage: MakeStage) -> None:
-    """Forgotten, it is neither here nor brought back; taken over, it goes on where the owner was, which is fenced."""
+    """Forgotten, it is not here and not restored; taken over, it continues at the owner's end, which is fenced."""
     first, second = fenced_pair(make_stage)
     assert "takeover" in shown(first)["failure"]
     assert "forget" in shown(first)["failure"]
@@ -173,7 +173,7 @@ def test_a_fenced_topic_is_forgotten_and_then_taken_over(make_stage: MakeStage) 
 
 
 def test_who_was_fenced_stays_so_when_retention_has_dropped_what_shows_it(make_stage: MakeStage) -> None:
-    """Its log has other messages where the owner's were; started again, it finds nothing there, and serves none."""
+    """Its log has other messages at the owner's offsets; restarted, it finds none in the store, and serves none."""
     first = make_stage(**SMALL)
     store = first.start_tier()
     client = create(first)
@@ -208,7 +208,7 @@ def test_who_was_fenced_stays_so_when_retention_has_dropped_what_shows_it(make_s
 
 
 def test_an_owner_forgets_nothing(make_stage: MakeStage) -> None:
-    """What is this broker's own is deleted, not forgotten; a name that is taken is not taken over."""
+    """A broker's own topic is deleted, not forgotten; a name that is in use is not taken over."""
     first = make_stage(**SMALL)
     first.start_tier()
     publish(create(first), 0, 10)
@@ -223,7 +223,7 @@ def test_an_owner_forgets_nothing(make_stage: MakeStage) -> None:
 
 
 def test_a_fenced_topic_is_not_opened_again_by_a_timer(make_stage: MakeStage) -> None:
-    """A log that failed and was to be opened again is left alone once another broker has the topic."""
+    """A failed log that was to be opened again stays closed once another broker owns the topic."""
     stage = make_stage(**SMALL)
     stage.start_tier()
     publish(create(stage), 0, 10)
@@ -239,7 +239,7 @@ def test_a_fenced_topic_is_not_opened_again_by_a_timer(make_stage: MakeStage) ->
 
 
 def test_a_subscription_deleted_by_a_stale_broker_stays_the_owners(make_stage: MakeStage) -> None:
-    """The cursors that the owner stored are not deleted by a broker that does not know yet that it is fenced."""
+    """A broker that does not know yet that it is fenced deletes no cursors that the owner stored."""
     first = make_stage(**SMALL)
     store = first.start_tier()
     publish(create(first, durability="cloud"), 0, 10)

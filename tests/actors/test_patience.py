@@ -1,4 +1,4 @@
-"""Tests of what is asked too early: it waits for its time, in order, for a while, and not too much of it."""
+"""Tests of requests that come too early: they wait in order, for a limited time, in limited numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ister.errors import IsterError, RemoteError
 
 
 class Early:
-    """Something that is not there yet, and what becomes of questions to it."""
+    """Something that is not there yet, and the outcome of requests to it."""
 
     def __init__(self) -> None:
         self.there = False
@@ -45,7 +45,7 @@ class Early:
 
 
 def test_what_is_early_is_done_in_order_once_that_is_possible() -> None:
-    """Those who came first come first."""
+    """First come, first served."""
     early = Early()
     for question in range(3):
         early.patience.take(question)
@@ -59,14 +59,14 @@ def test_what_is_early_is_done_in_order_once_that_is_possible() -> None:
 
 
 def test_what_is_wrong_is_refused_at_once() -> None:
-    """Only what may change is waited for."""
+    """Only an error that may pass is waited for."""
     early = Early()
     early.patience.take(-1)
     assert [code for _, code, _ in early.refused] == ["unknown-topic"]
 
 
 def test_nobody_waits_for_ever_and_whoever_came_later_waits_as_long() -> None:
-    """Each its time, however often it is tried again meanwhile."""
+    """Each request has its own time limit, however often it is retried meanwhile."""
     early = Early()
     early.patience.take(1)
     early.passes(WAIT_S - 1)
@@ -80,7 +80,7 @@ def test_nobody_waits_for_ever_and_whoever_came_later_waits_as_long() -> None:
 
 
 def test_no_more_wait_than_the_bound_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes when it is full is refused as if nobody waited."""
+    """When the queue is full, a request is refused as if there were no waiting."""
     monkeypatch.setattr(patience, "WAITING_MAX", 2)
     early = Early()
     for question in range(3):

@@ -1,4 +1,4 @@
-"""Tests of pieces: whatever is cut or joined, each message is byte for byte what was published."""
+"""Tests of pieces: however batches are cut or joined, each message is byte for byte what was published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMNS = st.integers(0, Column.KEYS | Column.ATTRIBUTES | Column.DELIVER_AT)
 def batch_of(
     messages: Sequence[Message], columns: int, first: int = 0, *, views: bool = False
 ) -> RelayedBatch:
-    """Return messages as a batch that begins at an offset, its frames bytes or views of a map."""
+    """Return messages as a batch that begins at an offset; its frames are bytes or views of a mapped file."""
     payloads, keys, attributes, times = zip(*messages, strict=True)
     wanted = [keys] * bool(columns & Column.KEYS) + [attributes] * bool(columns & Column.ATTRIBUTES)
     frames: list[Any] = batch(payloads, *wanted)
@@ -63,7 +63,7 @@ def messages_of(piece: Piece) -> list[tuple[int, Message]]:
 
 
 def visible(messages: Sequence[Message], columns: int) -> list[Message]:
-    """Return messages without what their columns do not carry."""
+    """Return messages without the fields that their columns do not carry."""
     bits = (Column.KEYS, Column.ATTRIBUTES, Column.DELIVER_AT)
     return [
         (
@@ -80,7 +80,7 @@ def visible(messages: Sequence[Message], columns: int) -> list[Message]:
 def test_a_whole_batch_is_sent_as_it_is(
     messages: list[Message], columns: int, views: bool, first: int
 ) -> None:
-    """The very frames, not copies of them."""
+    """The same frames, not copies."""
     source = batch_of(messages, columns, first, views=views)
     piece = whole(source, 3)
     assert messages_of(piece) == list(enumerate(visible(messages, columns), first))
@@ -109,7 +109,7 @@ def test_a_cut_is_those_messages_and_no_others(
 def test_cuts_that_follow_each_other_are_the_batch(
     messages: list[Message], columns: int, data: st.DataObject
 ) -> None:
-    """However credit cuts a batch up, the pieces together are it."""
+    """However credit cuts a batch, its pieces together have all its messages."""
     source = batch_of(messages, columns, 50)
     found, at = [], 50
     while at < 50 + len(messages):
@@ -140,7 +140,7 @@ def test_joined_batches_are_their_messages_in_order(
 def test_a_relayed_batch_knows_its_columns_by_their_bits(
     messages: list[Message], columns: int, views: bool
 ) -> None:
-    """Whatever columns there are, each frame is the one it is, and all of them come out again as they went in."""
+    """With any combination of columns, each frame is identified by its bit, and all are passed on unchanged."""
     source = batch_of(messages, columns, views=views)
     assert RelayedBatch.of_frames(0, len(messages), 1000, columns, source.frames).frames == source.frames
     assert len(source.frames) == 2 + columns.bit_count()
@@ -153,7 +153,7 @@ def test_a_relayed_batch_knows_its_columns_by_their_bits(
 def test_a_sheet_tells_single_messages(
     messages: list[Message], columns: int, views: bool, data: st.DataObject
 ) -> None:
-    """Each one's key, attributes, time and size, in any order of asking."""
+    """Each one's key, attributes, time and size, asked for in any order."""
     sheet = Sheet(batch_of(messages, columns, 7, views=views))
     seen = visible(messages, columns)
     assert (sheet.first, sheet.end) == (7, 7 + len(messages))
@@ -178,7 +178,7 @@ def test_a_sheet_tells_single_messages(
 def test_gathered_messages_are_those_that_were_chosen(
     parts: list[tuple[list[Message], int, bool]], columns: int, data: st.DataObject
 ) -> None:
-    """Any of several batches, with gaps between them or not: what each would be, cut out alone, in one piece."""
+    """Messages chosen from several batches, with or without gaps, equal those cut out one by one, in one piece."""
     rows: list[tuple[Sheet, int]] = []
     at = 7
     for messages, gap, views in parts:

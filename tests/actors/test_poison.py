@@ -1,4 +1,4 @@
-"""Tests of what fails: back-off, how often it is tried, and where it goes then."""
+"""Tests of failing messages: back-off, the number of attempts, and what happens after the last."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.stage import Stage, StagedClient
 
 @pytest.fixture
 def scene(stage: Stage) -> Scene:
-    """Return a shared subscription's scene."""
+    """Return the scene of a shared subscription."""
     return Scene(stage)
 
 
 def fail(client: StagedClient, offset: int, times: int = 1, reason: str = "") -> None:
-    """Refuse a message so often, as soon as it comes again."""
+    """Nack a message so often, each time as soon as it comes again."""
     for _ in range(times):
         client.nack(1, (offset, offset + 1), delay_ms=0, reason=reason)
         client.stage.settle()
@@ -29,7 +29,7 @@ def fail(client: StagedClient, offset: int, times: int = 1, reason: str = "") ->
 
 
 def letters(scene: Scene, topic: str = "orders.s.dlq") -> list[tuple[bytes, bytes, dict[str, str]]]:
-    """Return (payload, key, attributes) of what the dead-letter topic's redrive subscription has."""
+    """Return (payload, key, attributes) of the messages that the dead-letter topic's redrive subscription gets."""
     scene.stage.advance(2)
     listed = scene.stage.client().request("subscription.list", topic=topic)["subscriptions"]
     (redrive,) = [each for each in listed if each["subscription"] == "redrive"]
@@ -50,7 +50,7 @@ def letters(scene: Scene, topic: str = "orders.s.dlq") -> list[tuple[bytes, byte
 
 
 def test_what_fails_waits_twice_as_long_each_time(scene: Scene) -> None:
-    """Between the bounds the subscription gives; a delay that is given goes before them."""
+    """Within the limits of the subscription; a delay given with the nack replaces the back-off."""
     client = scene.consumer(backoff_ms_min=1000, backoff_ms_max=3000)
     scene.publish(b"x")
     assert heard(client) == [(0, b"x", 1)]
@@ -66,7 +66,7 @@ def test_what_fails_waits_twice_as_long_each_time(scene: Scene) -> None:
 
 
 def test_what_fails_waits_a_second_then_two_and_is_given_up_after_twenty(tmp_path: Path) -> None:
-    """Without any option: a program that refuses whatever comes does not run hot, and it ends."""
+    """With default options a program that nacks everything does not run hot, and each message ends."""
     stage = Stage(tmp_path, protocol__session_timeout_ms=3_600_000)
     scene = Scene(stage)
     client = scene.consumer()
@@ -88,7 +88,7 @@ def test_what_fails_waits_a_second_then_two_and_is_given_up_after_twenty(tmp_pat
 
 
 def test_at_once_goes_before_the_default_back_off(scene: Scene) -> None:
-    """Whoever says so means it; it counts as a failure all the same."""
+    """An explicit delay of 0 is obeyed; it counts as a failure all the same."""
     client = scene.consumer()
     scene.publish(b"x")
     assert heard(client) == [(0, b"x", 1)]
@@ -99,7 +99,7 @@ def test_at_once_goes_before_the_default_back_off(scene: Scene) -> None:
 
 
 def test_one_bound_that_is_given_is_kept_by_the_other(scene: Scene) -> None:
-    """The default of the other gives way to it."""
+    """The default of the other one is adjusted."""
     client = scene.consumer(backoff_ms_max=100)
     scene.publish(b"x")
     assert heard(client) == [(0, b"x", 1)]
@@ -110,7 +110,7 @@ def test_one_bound_that_is_given_is_kept_by_the_other(scene: Scene) -> None:
 
 
 def test_the_defaults_of_a_broker_are_its_settings(tmp_path: Path) -> None:
-    """For subscriptions that have none of their own."""
+    """They hold for subscriptions without options of their own."""
     stage = Stage(
         tmp_path,
         subscription__backoff_ms_min=0,
@@ -130,7 +130,7 @@ def test_the_defaults_of_a_broker_are_its_settings(tmp_path: Path) -> None:
 
 
 def test_letters_of_letters_are_not_made_by_default(scene: Scene) -> None:
-    """What looks after dead letters may refuse them as often as it likes."""
+    """Consumers of dead letters may nack them any number of times."""
     client = scene.consumer(max_deliveries=1)
     scene.publish(b"x")
     assert offsets(client) == [0]
@@ -146,7 +146,7 @@ def test_letters_of_letters_are_not_made_by_default(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.5-9")
 def test_a_message_that_failed_often_enough_is_a_dead_letter(scene: Scene) -> None:
-    """It is in the dead-letter topic with its key and all that is known of it, and acknowledged where it was."""
+    """The dead-letter topic has it with its key and its history, and it is acknowledged in its own topic."""
     client = scene.consumer(max_deliveries=3)
     scene.publish(b"good", b"bad", key=b"k")
     scene.publish(b"later")
@@ -189,7 +189,7 @@ def test_a_closed_or_reconnected_consumer_is_no_failure(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.5-9", "9.6-8")
 def test_a_consumer_that_falls_silent_fails_what_it_held(scene: Scene) -> None:
-    """A message that kills its consumers is a dead letter at last."""
+    """A message that kills its consumers becomes a dead letter in the end."""
     scene.consumer(max_deliveries=2).close_handle(1)
     scene.publish(b"killer")
     for _ in range(2):
@@ -204,7 +204,7 @@ def test_a_consumer_that_falls_silent_fails_what_it_held(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.5-9")
 def test_an_acknowledgment_timeout_is_a_failure(scene: Scene) -> None:
-    """Whoever neither acknowledges nor says that it is working has failed."""
+    """A consumer that neither acknowledges nor extends the timeout has failed."""
     client = scene.consumer(max_deliveries=2, ack_timeout_ms=1000, backoff_ms_min=0)
     scene.publish(b"slow")
     assert heard(client) == [(0, b"slow", 1)]
@@ -218,7 +218,7 @@ def test_an_acknowledgment_timeout_is_a_failure(scene: Scene) -> None:
 
 @pytest.mark.requirement("9.5-6")
 def test_who_is_still_working_is_left_alone(scene: Scene) -> None:
-    """Saying so lets the timeout begin anew, for what is named."""
+    """Extending restarts the timeout of the messages it names."""
     client = scene.consumer(ack_timeout_ms=1000)
     scene.publish(b"a", b"b")
     assert offsets(client) == [0, 1]
@@ -233,7 +233,7 @@ def test_who_is_still_working_is_left_alone(scene: Scene) -> None:
 
 
 def test_poison_may_be_dropped(scene: Scene) -> None:
-    """Then it is counted, and done with."""
+    """A dropped message is counted and done."""
     client = scene.consumer(max_deliveries=1, poison="drop")
     scene.publish(b"a", b"b")
     heard(client)
@@ -245,7 +245,7 @@ def test_poison_may_be_dropped(scene: Scene) -> None:
 
 @pytest.mark.parametrize("action", ["retry", "drop", "dead-letter"])
 def test_poison_may_block_until_somebody_decides(scene: Scene, action: str) -> None:
-    """Nothing is delivered meanwhile, whoever is there is told, and the operator's word is done."""
+    """Nothing is delivered meanwhile, the consumers are told, and the operator's decision is carried out."""
     client = scene.consumer(max_deliveries=1, poison="block")
     scene.publish(b"a")
     heard(client)
@@ -268,7 +268,7 @@ def test_poison_may_block_until_somebody_decides(scene: Scene, action: str) -> N
 def test_what_an_operator_has_tried_again_begins_to_count_anew_over_restarts_too(
     stage: Stage, type: str
 ) -> None:
-    """After `unblock retry` a message may fail as often as a new one, whatever the broker does meanwhile."""
+    """After `unblock retry` a message may fail as often as a new one, also if the broker is restarted meanwhile."""
     scene = Scene(stage, type=type)
     client = scene.consumer(max_deliveries=2, poison="block")
     scene.publish(b"a", key=b"k")
@@ -290,7 +290,7 @@ def test_what_an_operator_has_tried_again_begins_to_count_anew_over_restarts_too
 
 
 def test_a_poisoned_key_waits_and_others_go_on(stage: Stage) -> None:
-    """Of a Key-Shared subscription, what blocks is one key."""
+    """In a Key-Shared subscription only the message's key is blocked."""
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(max_deliveries=1, poison="block")
     scene.publish(b"1", key=b"a")
@@ -305,7 +305,7 @@ def test_a_poisoned_key_waits_and_others_go_on(stage: Stage) -> None:
 
 
 def test_many_dead_letters_arrive_once_each(scene: Scene) -> None:
-    """More than are on their way at a time, in the order in which they were given up."""
+    """More letters than may be on their way at once are stored in the order in which their messages failed."""
     client = scene.consumer(max_deliveries=1, messages=10_000)
     scene.publish(*(b"%d" % n for n in range(1200)))
     heard(client)
@@ -316,7 +316,7 @@ def test_many_dead_letters_arrive_once_each(scene: Scene) -> None:
 
 
 def test_the_policy_can_be_changed(scene: Scene) -> None:
-    """From then on; what is delivered has the new timeout too."""
+    """The new policy holds from then on; messages delivered already get the new timeout too."""
     client = scene.consumer()
     scene.publish(b"a")
     heard(client)
@@ -331,7 +331,7 @@ def test_the_policy_can_be_changed(scene: Scene) -> None:
 
 @pytest.mark.parametrize("type", ["exclusive", "failover", "shared", "key-shared"])
 def test_failures_are_counted_over_restarts(stage: Stage, type: str) -> None:
-    """A message that fails is given up after as many deliveries as it should be, however often the broker starts."""
+    """A failing message has the configured number of attempts, however often the broker is restarted."""
     scene = Scene(stage, type=type)
     scene.consumer(max_deliveries=3).close_handle(1)
     scene.publish(*(b"%d" % n for n in range(6)), key=b"k")
@@ -350,7 +350,7 @@ def test_failures_are_counted_over_restarts(stage: Stage, type: str) -> None:
 
 @pytest.mark.parametrize("type", ["shared", "key-shared"])
 def test_failures_of_messages_that_wait_for_their_time_are_counted_too(stage: Stage, type: str) -> None:
-    """They are met again in another way, and counted the same."""
+    """They are read again by another path, and counted the same."""
     scene = Scene(stage, type=type)
     client = scene.consumer(max_deliveries=2)
     scene.publish(b"x", b"y", key=b"k", deliver_at=[scene.now_ms() + 1000, 0])
@@ -366,7 +366,7 @@ def test_failures_of_messages_that_wait_for_their_time_are_counted_too(stage: St
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("type", ["exclusive", "shared"])
 def test_only_what_is_missing_inside_a_batch_comes_again(stage: Stage, type: str, sparse: bool) -> None:
-    """Together in few deliveries for who understands that, each message once and as it was, and after a restart too."""
+    """In few deliveries for clients that understand ranges, each message once and unchanged, also after a restart."""
     scene = Scene(stage, type=type)
     client = scene.consumer()
     scene.publish(*(b"%d" % n for n in range(300)))
@@ -391,7 +391,7 @@ def test_only_what_is_missing_inside_a_batch_comes_again(stage: Stage, type: str
 
 
 def test_what_is_held_for_longest_is_known(scene: Scene) -> None:
-    """A consumer that acknowledges is not said to hold since its first message what it was given just now."""
+    """The time of a consumer's oldest message moves on with its acknowledgments."""
     client = scene.consumer()
     for number in range(5):
         scene.publish(b"%d" % number)
@@ -404,12 +404,12 @@ def test_what_is_held_for_longest_is_known(scene: Scene) -> None:
 
 
 def test_a_letter_that_is_refused_waits_apart_and_is_tried_again(scene: Scene) -> None:
-    """It fills nobody's hands; whoever asks is told why it waits, and what became of the others."""
+    """It occupies no room of other letters; `explain` tells why it waits, and what happened to the others."""
     client = scene.consumer(max_deliveries=1)
     scene.publish(b"0", b"1", b"2")
     assert offsets(client) == [0, 1, 2]
     actor = subscription(scene)
-    actor.ref.tell(Unburied(0, "too large"))  # about nothing that is on its way
+    actor.ref.tell(Unburied(0, "too large"))  # about a letter that is not on its way
     failures = part(scene, Failures)
     take = failures._undertaker
     told: list[list[int]] = []
@@ -439,7 +439,7 @@ def test_a_letter_that_is_refused_waits_apart_and_is_tried_again(scene: Scene) -
 
 
 def test_a_dead_letter_is_explained(scene: Scene) -> None:
-    """Which it was last, why, and where to look."""
+    """Which message was the last one, why it failed, and where its letter is."""
     client = scene.consumer(max_deliveries=2)
     scene.publish(b"x")
     assert offsets(client) == [0]

@@ -1,4 +1,4 @@
-"""Tests of poison that meets something else: retention, time to live, lost letters, keys behind it."""
+"""Tests of failed messages together with retention, time to live, lost letters, and messages of the same key."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.stage import Stage
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker that waits for silent clients for hours."""
+    """Return a broker that keeps the session of a silent client for hours."""
     return make_stage(protocol__session_timeout_ms=3_600_000)
 
 
 def test_poison_that_was_trimmed_on_its_way_stops_nobody(stage: Stage) -> None:
-    """It is asked for again while the dead-letter topic is away, and is not in the log any more."""
+    """The letter is sent again while the dead-letter topic is away, and its message is no longer in the log."""
     scene = Scene(stage)
     client = scene.consumer(max_deliveries=1)
     scene.publish(b"bad")
@@ -51,7 +51,7 @@ def test_poison_that_was_trimmed_on_its_way_stops_nobody(stage: Stage) -> None:
 
 
 def test_what_is_acknowledged_or_trimmed_blocks_no_more(stage: Stage) -> None:
-    """A message that blocked and that retention took is no reason to wait for an operator."""
+    """A blocked message that retention deleted needs no operator."""
     scene = Scene(stage)
     client = scene.consumer(max_deliveries=1, poison="block")
     scene.publish(b"bad")
@@ -67,7 +67,7 @@ def test_what_is_acknowledged_or_trimmed_blocks_no_more(stage: Stage) -> None:
 
 @pytest.mark.parametrize("how", ["trimmed", "expired", "acknowledged"])
 def test_a_key_that_is_blocked_goes_on_when_what_blocks_it_is_done(stage: Stage, how: str) -> None:
-    """However it comes to be done: nobody need decide about it any more."""
+    """Whatever ends the blocking message, no decision is needed any more."""
     scene = Scene(stage, type="key-shared", message_ttl_ms=60_000)
     client = scene.consumer(max_deliveries=1, poison="block")
     scene.publish(b"bad", key=b"k")
@@ -88,7 +88,7 @@ def test_a_key_that_is_blocked_goes_on_when_what_blocks_it_is_done(stage: Stage,
 
 
 def test_blocked_keys_leave_room_for_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much waits behind poisoned messages, other keys go on."""
+    """However many messages wait behind blocked ones, other keys go on."""
     monkeypatch.setattr("ister.actors.lanes.WAITING_MAX", 20)
     monkeypatch.setattr("ister.actors.lanes.WAITING_HARD_MAX", 40)
     monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
@@ -108,7 +108,7 @@ def test_blocked_keys_leave_room_for_others(stage: Stage, monkeypatch: pytest.Mo
 
 
 def test_letters_that_were_lost_on_their_way_are_sent_again(stage: Stage) -> None:
-    """Who was to bury them may have failed."""
+    """The actor that was to store them may have failed."""
     scene = Scene(stage)
     client = scene.consumer(max_deliveries=1)
     scene.publish(b"bad")
@@ -126,7 +126,7 @@ def test_letters_that_were_lost_on_their_way_are_sent_again(stage: Stage) -> Non
 
 
 def test_a_key_goes_on_when_its_poison_is_buried(stage: Stage) -> None:
-    """Not before, and without anybody's help."""
+    """Not before, and without an operator."""
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(max_deliveries=1)
     scene.publish(b"bad", key=b"k")

@@ -1,4 +1,4 @@
-"""Tests with real processes: a broker of nothing but a Supervisor and its children, and what signals do to them."""
+"""Tests with real processes: a broker of a Supervisor and its children only, and its reaction to signals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Broker:
             self.log += line.decode()
 
     def wait_for(self, **wanted: Any) -> dict[str, Any]:
-        """Return the first event that has all of `wanted` (... stands for anything), also a past one."""
+        """Return the first event, also a past one, that has all fields of `wanted` (... matches any value)."""
         deadline = time.monotonic() + 15
         at = 0
         while True:
@@ -73,21 +73,21 @@ class Broker:
                 raise AssertionError(f"no event {wanted}; the log:\n{self.log}") from None
 
     def take(self, timeout_s: float = 15.0) -> None:
-        """Take one event, and note the pids that it tells."""
+        """Read one event, and record the pids in it."""
         event = self.events.get(timeout=timeout_s)
         self.seen.append(event)
         if "pid" in event:
             self.pids[event["up"]] = event["pid"]
 
     def end(self) -> int:
-        """Wait for the end of the broker, and return its exit code."""
+        """Wait for the broker to end, and return its exit code."""
         code = self.process.wait(15)
         for thread in self._threads:
             thread.join(5)
         return code
 
     def close(self) -> None:
-        """End whatever a failed test left."""
+        """Kill what a failed test left running."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.end()
@@ -98,7 +98,7 @@ class Broker:
 
 @pytest.fixture
 def broker() -> Iterator[Callable[..., Broker]]:
-    """Start brokers, and leave none behind."""
+    """Return a function that starts brokers; end them all after the test."""
     brokers: list[Broker] = []
 
     def start(**arguments: Any) -> Broker:
@@ -111,7 +111,7 @@ def broker() -> Iterator[Callable[..., Broker]]:
 
 
 def gone(pid: int) -> bool:
-    """True if no process has `pid`, or a dead one that nobody has waited for."""
+    """Return True if there is no process `pid`, or a zombie that nobody has waited for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -124,7 +124,7 @@ def gone(pid: int) -> bool:
 
 
 def all_gone_within(seconds: float, pids: list[int]) -> bool:
-    """Wait until none of `pids` is left."""
+    """Wait until none of `pids` is running."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if all(gone(pid) for pid in pids):
@@ -137,7 +137,7 @@ TWO_WORKERS_AND_TIER = {"worker-0": ["watching", 0], "worker-1": ["watching", 0]
 
 
 def test_a_killed_worker_comes_back_and_everyone_hears_of_it(broker: Callable[..., Broker]) -> None:
-    """ps names them; SIGKILL gives NodeDown, a new process of a greater boot and NodeUp; SIGTERM ends all in order."""
+    """SIGKILL gives NodeDown, then a new process with a higher boot, and NodeUp; SIGTERM ends all in order."""
     running = broker(children=TWO_WORKERS_AND_TIER)
     folder = running.wait_for(all_up=...)["folder"]
     before = dict(running.pids)
@@ -156,7 +156,7 @@ def test_a_killed_worker_comes_back_and_everyone_hears_of_it(broker: Callable[..
     assert down["reason"] == "SIGKILL"
     assert up["boot"] > down["boot"]
     assert up["endpoint"] == "tcp://worker-0"
-    running.wait_for(viewer=up["pid"], up="worker-1")  # the newcomer is told who was there
+    running.wait_for(viewer=up["pid"], up="worker-1")  # the new process is told which others are up
 
     running.process.send_signal(signal.SIGTERM)
     assert running.wait_for(finished=...) == {"finished": 0, "reason": "SIGTERM"}
@@ -169,7 +169,7 @@ def test_a_killed_worker_comes_back_and_everyone_hears_of_it(broker: Callable[..
 
 @pytest.mark.parametrize("child", ["steady", "steady_without_the_kernels_help"])
 def test_nothing_survives_a_broker_that_is_killed(broker: Callable[..., Broker], child: str) -> None:
-    """After kill -9 of the broker all its children are gone within a second, with the kernel's help or without."""
+    """After kill -9 of the broker all its children are gone within a second, with or without the kernel's help."""
     running = broker(children={"worker-0": [child, 0], "tier": [child, 1]})
     running.wait_for(all_up=...)
     running.process.kill()
@@ -178,7 +178,7 @@ def test_nothing_survives_a_broker_that_is_killed(broker: Callable[..., Broker],
 
 
 def test_ctrl_c_stops_cleanly_and_a_second_one_at_once(broker: Callable[..., Broker]) -> None:
-    """Ctrl-C goes to the whole terminal: children leave it to the broker; one that hangs is killed by the second."""
+    """Ctrl-C goes to the whole terminal: children leave it to the broker; the second one kills a child that hangs."""
     running = broker(children={"worker-0": ["stubborn", 0], "tier": ["steady", 1]})
     running.wait_for(all_up=...)
     os.killpg(running.pid, signal.SIGINT)
@@ -194,7 +194,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_one_at_once(broker: Callable[..., Bro
 
 
 def test_a_hang_up_ends_a_broker_only_with_its_terminal(broker: Callable[..., Broker]) -> None:
-    """SIGHUP to a broker without a terminal, or to one of its children, is no order to stop."""
+    """SIGHUP to a broker without a terminal, or to one of its children, does not stop it."""
     running = broker(children={"worker-0": ["steady", 0], "tier": ["steady", 1]})
     running.wait_for(all_up=...)
     before = dict(running.pids)
@@ -209,7 +209,7 @@ def test_a_hang_up_ends_a_broker_only_with_its_terminal(broker: Callable[..., Br
 
 
 def test_a_broker_stops_in_order_when_its_terminal_is_gone(tmp_path: Path) -> None:
-    """A terminal window that is closed stops what was started in it, children too, and leaves nothing behind."""
+    """Closing a terminal window stops the broker started in it and its children, in order."""
     child, terminal = pty.fork()
     if child == 0:
         log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
@@ -229,7 +229,7 @@ def test_a_broker_stops_in_order_when_its_terminal_is_gone(tmp_path: Path) -> No
 
 
 def test_ctrl_c_during_the_start_is_clean_too(broker: Callable[..., Broker]) -> None:
-    """A child that has not yet said that it ignores Ctrl-C is not ended by it."""
+    """A child that does not ignore Ctrl-C yet is not ended by it."""
     running = broker(children={"worker-0": ["steady", 0], "tier": ["steady", 1]})
     while "started worker-0" not in running.log:
         time.sleep(0.001)
@@ -240,7 +240,7 @@ def test_ctrl_c_during_the_start_is_clean_too(broker: Callable[..., Broker]) -> 
 
 
 def test_one_that_hangs_is_killed_after_its_grace(broker: Callable[..., Broker]) -> None:
-    """A process that ignores SIGTERM holds the others up for the grace, not longer."""
+    """A process that ignores SIGTERM delays the others for the grace period, not longer."""
     running = broker(
         children={"worker-0": ["stubborn", 0], "tier": ["steady", 1]}, policy={"stop_grace_s": 0.2}
     )
@@ -252,7 +252,7 @@ def test_one_that_hangs_is_killed_after_its_grace(broker: Callable[..., Broker])
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_broker_loudly(broker: Callable[..., Broker]) -> None:
-    """Giving up says who and how often, stops the others in order, and exits with 1."""
+    """The error names the process and the number of restarts; the others are stopped in order; the exit code is 1."""
     running = broker(
         children={"worker-0": ["crashing", 0], "tier": ["steady", 1]},
         policy={"delay_first_s": 0.01, "restarts_max": 2},
@@ -267,7 +267,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_broker_loudly(broker: Calla
 
 
 def test_a_worker_that_cannot_work_ends_the_broker_with_its_reason(broker: Callable[..., Broker]) -> None:
-    """Wrong settings are not tried five times: the first refusal is the broker's own error."""
+    """Wrong settings are not tried five times: the broker ends with the child's error."""
     running = broker(children={"worker-0": ["refusing", 0], "tier": ["steady", 1]})
     finished = running.wait_for(finished=...)
     assert finished["finished"] == 78

@@ -1,4 +1,4 @@
-"""Tests of a topic's producers and watchers: one handle an id, and who left is told nothing more."""
+"""Tests of a topic's producers and watchers: one handle per producer id, and none is told anything after it left."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ GONE = RemoteError("topic-deleted", "it is gone")
 
 
 class Asking(SimpleNamespace):
-    """A handle of a test, which is no other's equal."""
+    """A handle of a test; no two are equal."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
 
 class Front:
-    """A gateway that notes what is sent; every handle is opened that asks."""
+    """A gateway that records what is sent; every handle that asks is opened."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, Any]] = []
@@ -63,18 +63,18 @@ class Front:
         return cast(Handle, handle)
 
     def open(self, handle: Handle, producer_id: int) -> None:
-        """Let a handle publish under an id."""
+        """Let a handle publish under a producer id."""
         self.publishers.open(OpenProducer(handle, 1, 50, producer_id, 0), 4)
 
 
 @pytest.fixture
 def front() -> Front:
-    """Return a gateway, and the publishers of a topic."""
+    """Return a gateway, and a topic's publishers."""
     return Front()
 
 
 def test_an_id_belongs_to_the_handle_that_opened_last(front: Front) -> None:
-    """The one before is closed, and told why; one that was closed already is not."""
+    """The older handle is closed with a reason; one that was closed before is not."""
     handles = [front.handle(number) for number in range(3)]
     front.open(handles[0], 7)
     front.open(handles[1], 7)
@@ -87,7 +87,7 @@ def test_an_id_belongs_to_the_handle_that_opened_last(front: Front) -> None:
 
 
 def test_a_handle_that_opens_for_another_producer_leaves_the_one_before(front: Front) -> None:
-    """A client may use a handle's number again."""
+    """A client may use a handle's number again for another producer."""
     handle = front.handle(1)
     front.open(handle, 7)
     handle.state = "opening"
@@ -99,7 +99,7 @@ def test_a_handle_that_opens_for_another_producer_leaves_the_one_before(front: F
 def test_what_was_closed_or_opened_again_meanwhile_is_left_alone(
     front: Front, generation: int, state: str
 ) -> None:
-    """It is neither opened nor refused: whoever closed it answered it."""
+    """It is neither opened nor refused: the close has answered it."""
     handle = front.handle(1)
     handle.generation, handle.state = generation, state  # type: ignore[assignment]
     front.open(handle, 7)
@@ -118,7 +118,7 @@ def test_what_was_closed_or_opened_again_meanwhile_is_left_alone(
 def test_a_producer_that_closes_with_its_receipts_need_not_be_remembered(
     front: Front, generation: int, ref: int | None, here: bool, closed: list[int]
 ) -> None:
-    """One whose session ended may come back; a handle that was opened again stays."""
+    """One whose session ended may come back; a handle that was opened again is kept."""
     handle = front.handle(1)
     front.open(handle, 7)
     handle.generation = generation
@@ -128,14 +128,14 @@ def test_a_producer_that_closes_with_its_receipts_need_not_be_remembered(
 
 
 def test_receipts_are_sent_so_many_a_frame(front: Front) -> None:
-    """A frame has a limit."""
+    """A frame holds a limited number of receipts."""
     handle = front.handle(1)
     front.publishers.receipt({handle: [0] * (2 * RECEIPTS_MAX + 2)})
     assert front.sent == [(Type.RECEIPT, 1)] * 2
 
 
 def test_all_are_sent_away(front: Front) -> None:
-    """Each with the error."""
+    """Each gets the error."""
     for number in range(3):
         front.open(front.handle(number), number + 1)
     front.publishers.send_away(GONE)
@@ -143,7 +143,7 @@ def test_all_are_sent_away(front: Front) -> None:
 
 
 def test_who_watches_is_told() -> None:
-    """Once each, however often it attached; not when it left, or its process did."""
+    """Once each, however often it attached; not after it left, or its process went down."""
     told: list[tuple[Address, object]] = []
     system = SimpleNamespace(at=lambda to: SimpleNamespace(tell=lambda what: told.append((to, what))))
     watchers = Watchers(cast(System, system))

@@ -1,4 +1,4 @@
-"""Tests of what a journal remembers of what an actor before this one delivered."""
+"""Tests of what a journal remembers of deliveries before a restart: failures and delays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.actors.hosts import Bench
 
 
 class WithFailures(Bench):
-    """A bench whose journal knows of failures and waits."""
+    """A bench whose journal has failures and delays."""
 
     def __init__(self, failed: dict[int, tuple[int, int]], waits: dict[int, tuple[int, int]]) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class WithFailures(Bench):
 
 
 def test_messages_that_failed_as_often_go_together() -> None:
-    """And what never failed is cut before what did."""
+    """And messages that never failed are cut off before those that did."""
     bench = WithFailures({3: (2, 1), 4: (2, 1), 5: (3, 2)}, {})
     alike = bench.remembered.alike
     assert alike(0, 20) == (3, 0, 0)
@@ -32,7 +32,7 @@ def test_messages_that_failed_as_often_go_together() -> None:
 
 
 def test_behind_the_last_failure_nothing_is_known() -> None:
-    """From there on nobody looks at single messages."""
+    """From there on messages need not be examined one by one."""
     bench = WithFailures({3: (2, 1)}, {})
     assert [bench.remembered.knows(offset) for offset in (0, 3, 4)] == [True, True, False]
     bench.remembered.forget()
@@ -40,7 +40,7 @@ def test_behind_the_last_failure_nothing_is_known() -> None:
 
 
 def test_what_waits_goes_on_waiting_and_is_not_met_in_the_log_again() -> None:
-    """The rest of its time, and no longer than it was to: the clock may have been set back."""
+    """For the rest of the delay, and never longer than the delay itself: the clock may have been set back."""
     bench = WithFailures({}, {})
     now_s, now_ms = bench.host.time.monotonic(), bench.host.time.time_ms()
     waits = bench.journal.cursor.waits
@@ -57,7 +57,7 @@ def test_what_waits_goes_on_waiting_and_is_not_met_in_the_log_again() -> None:
 
 
 def test_failures_of_messages_that_the_log_has_lost_do_not_count() -> None:
-    """Their offsets are others' now."""
+    """Their offsets belong to other messages now."""
     bench = Bench()
     bench.log.publish(b"x")
     bench.begin()

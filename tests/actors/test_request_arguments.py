@@ -1,4 +1,4 @@
-"""Tests of a request's arguments: strict, and every refusal names what was wrong."""
+"""Tests of a request's arguments: they are checked strictly, and every refusal names what was wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ister.errors import UsageError
 
 
 def test_what_is_right_is_returned() -> None:
-    """Defaults count where nothing is given."""
+    """Missing arguments get their defaults."""
     assert text({"topic": "orders"}, "topic") == "orders"
     assert text({}, "type", "shared") == "shared"
     assert all_but({"topic": "t", "drop": "oldest"}, "topic", "type") == {"drop": "oldest"}
@@ -37,6 +37,6 @@ def test_what_is_right_is_returned() -> None:
     ],
 )
 def test_what_is_wrong_is_named(read: Any, said: str) -> None:
-    """With its name, its value as far as that is short, and what may be there."""
+    """With the argument's name, its value if that is short, and the allowed values."""
     with pytest.raises(UsageError, match=said):
         read()

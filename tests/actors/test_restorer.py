@@ -1,4 +1,4 @@
-"""What a Restorer brings back, and what it clears away, from stores that are damaged in places."""
+"""Tests of what a Restorer brings back from a partly damaged store, and what it deletes there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEPT = TopicMeta("kept", bytes(range(16)), "reliable", "fsync", 1)
 
 
 class HandClock:
-    """A clock that the store's objects get their times from."""
+    """A clock that gives the store's objects their times."""
 
     def __init__(self) -> None:
         self.now_ms = 1000
@@ -42,25 +42,25 @@ CLOCK = HandClock()
 
 
 def put(store: FolderStore, topic: TopicMeta, created_ms: int, base: int = 0) -> None:
-    """Upload a segment at that time; its messages are of another one."""
+    """Upload a segment at that time; its messages have another time."""
     about = {"next": str(base + 10), "first-timestamp": "1", "last-timestamp": "1"}
     CLOCK.now_ms = created_ms
     assert store.put_if_absent(Layout(topic.name, topic.incarnation).segment(base, 1), b"x", metadata=about)
 
 
 def names(store: FolderStore) -> set[str]:
-    """Return which topics have objects."""
+    """Return the topics that have objects."""
     return {info.name.split("/")[3].split(".")[0] for info in store.list("v1/d/")}
 
 
 @pytest.fixture
 def store() -> FolderStore:
-    """An empty store on a simulated disk."""
+    """Return an empty store on a simulated disk."""
     return FolderStore("/store", cast(Disk, SimulatedDisk()), CLOCK)
 
 
 def test_only_objects_of_no_topic_go_and_only_after_their_grace(store: FolderStore) -> None:
-    """What was written lately may be of a topic that is just being entered; what has an entry stays for ever."""
+    """Objects written lately may belong to a topic that is being entered; those of an entered topic always stay."""
     put(store, GONE, 1000)
     put(store, KEPT, 1000)
     enter_topic(store, KEPT)
@@ -71,7 +71,7 @@ def test_only_objects_of_no_topic_go_and_only_after_their_grace(store: FolderSto
 
 
 def test_old_messages_in_new_objects_are_not_old_objects(store: FolderStore) -> None:
-    """Whatever the times of the messages, the age of an object is the store's own; one new object keeps all."""
+    """Whatever the times of the messages, the store's own time of an object counts; one new object keeps all."""
     put(store, GONE, 1000)
     put(store, GONE, 5000, 10)
     assert sweep_orphans(store, 5000) == 0
@@ -79,7 +79,7 @@ def test_old_messages_in_new_objects_are_not_old_objects(store: FolderStore) -> 
 
 
 def test_objects_whose_age_the_store_does_not_say_stay(store: FolderStore) -> None:
-    """What may have been created just now is not cleared away."""
+    """They may just have been written."""
     put(store, GONE, 1000)
     disk = store._disk
     (info,) = store.list("v1/d/")
@@ -92,7 +92,7 @@ def test_objects_whose_age_the_store_does_not_say_stay(store: FolderStore) -> No
 
 
 def test_a_topic_that_is_being_created_is_not_cleared_away(store: FolderStore) -> None:
-    """Entered after the catalogue was listed, with clocks that differ by anything: what is there stays there."""
+    """Entered after the catalogue was listed, and with clocks that differ by any amount, its objects stay."""
     put(store, KEPT, 1000)
     faulty = FaultyStore(store)
 
@@ -107,7 +107,7 @@ def test_a_topic_that_is_being_created_is_not_cleared_away(store: FolderStore) -
 
 
 def test_nothing_is_cleared_away_while_an_entry_cannot_be_read(store: FolderStore) -> None:
-    """One damaged catalogue entry must not make a topic's whole history look like nobody's."""
+    """One damaged catalogue entry must not make a topic's whole history look like leftovers."""
     put(store, GONE, 1000)
     store.put_if_absent("v1/topics/gone", b"{ not what was written")
     with pytest.raises(StoreError):
@@ -116,7 +116,7 @@ def test_nothing_is_cleared_away_while_an_entry_cannot_be_read(store: FolderStor
 
 
 def test_a_damaged_cursor_costs_a_repetition_not_the_topic(make_stage: Callable[..., Stage]) -> None:
-    """A subscription whose cursor cannot be read comes back at the beginning, and that is said."""
+    """A subscription whose cursor cannot be read starts at the beginning, and that is reported."""
     stage = make_stage()
     disk = SimulatedDisk()
     store = FolderStore("/store", cast(Disk, disk), stage.clock)

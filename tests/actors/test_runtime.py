@@ -1,4 +1,4 @@
-"""Tests of actors and references: delivery, bounds, failure, and Pykka's own ways in."""
+"""Tests of actors and references: delivery, bounds, failure, and Pykka's own interface."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Sum(LoopActor):
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    """A loop of this thread."""
+    """Return a loop of this thread."""
     loop = Loop(SystemClock())
     yield loop
     loop.close()
@@ -76,7 +76,7 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture
 def system(loop: Loop) -> Iterator[System]:
-    """A process's actors, without mail."""
+    """Return the actor system of a process without mail."""
     system = System("here", loop, None, loop.clock, Random(1))
     yield system
     system.stop_all()
@@ -84,7 +84,7 @@ def system(loop: Loop) -> Iterator[System]:
 
 @pytest.fixture
 def loop_in_thread(loop: Loop) -> Iterator[Callable[[], None]]:
-    """Start the loop in a thread of its own, for tests that are an edge."""
+    """Run the loop in a thread of its own, for tests that call from outside."""
     thread = threading.Thread(target=loop.run)
 
     def start() -> None:
@@ -110,7 +110,7 @@ def test_messages_arrive_in_the_order_they_were_told(loop: Loop, system: System)
 
 
 def test_an_actor_that_tells_itself_does_not_hold_the_loop(loop: Loop, system: System) -> None:
-    """An endless conversation leaves other actors their turns."""
+    """Other actors have their turns all the same."""
 
     class Echo(LoopActor):
         @receives(Add)
@@ -127,7 +127,7 @@ def test_an_actor_that_tells_itself_does_not_hold_the_loop(loop: Loop, system: S
 
 
 def test_an_inbox_over_its_bound_refuses_and_recovers(loop: Loop, system: System) -> None:
-    """The message over the bound is refused with the code busy; drained, the inbox takes messages again."""
+    """The message over the limit is refused with the code busy; once emptied, the inbox accepts messages again."""
 
     class Small(Sum):
         inbox_messages_max: ClassVar[int] = 10
@@ -147,7 +147,7 @@ def test_an_inbox_over_its_bound_refuses_and_recovers(loop: Loop, system: System
 
 
 def test_dispatch_is_by_exact_type_and_inherited(loop: Loop, system: System) -> None:
-    """A subclass keeps its parent's handlers, and overrides them by name without marking them again."""
+    """A subclass inherits handlers, and overrides them by name without the decorator."""
 
     class Twice(Sum):
         def add(self, message: Add) -> int:
@@ -177,7 +177,7 @@ class Composed(Sum):
 
 
 def test_a_part_handles_what_is_told_to_the_actor(loop: Loop, system: System) -> None:
-    """Each message goes to the one that receives its type, the actor itself or one of its parts."""
+    """Each message goes to the handler of its type, in the actor or one of its parts."""
     counter = Counter()
     ref = system.spawn(Composed, "composed", counter)
     ref.tell(Unheard())
@@ -189,7 +189,7 @@ def test_a_part_handles_what_is_told_to_the_actor(loop: Loop, system: System) ->
 
 
 def test_actors_of_the_same_parts_share_their_table(loop: Loop, system: System) -> None:
-    """Ten thousand actors have one, and each message reaches the parts of the actor that it was told to."""
+    """Ten thousand actors share one table, and each message reaches the parts of the actor it was sent to."""
     counters = [Counter(), Counter()]
     refs = [system.spawn(Composed, f"composed-{number}", each) for number, each in enumerate(counters)]
     refs[1].tell(Unheard())
@@ -202,7 +202,7 @@ def test_actors_of_the_same_parts_share_their_table(loop: Loop, system: System) 
 
 
 def test_two_parts_that_receive_the_same_are_refused(system: System) -> None:
-    """Whose message it is would depend on their order."""
+    """Their order would decide which one gets the message."""
 
     class Other(Counter):
         pass
@@ -220,7 +220,7 @@ def test_two_parts_that_receive_the_same_are_refused(system: System) -> None:
 
 
 def test_two_handlers_of_one_type_are_refused_when_the_class_is_made() -> None:
-    """It can't depend on the order of definition who gets a message."""
+    """The order of definition must not decide which one gets a message."""
     with pytest.raises(TypeError, match="both receive Add"):
 
         class Torn(LoopActor):
@@ -249,7 +249,7 @@ def test_a_message_without_a_handler_is_loud_and_harmless(
 def test_a_handler_that_raises_ends_its_actor_and_tells_the_system(
     loop: Loop, system: System, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Logged with its traceback, on_failure called, the process told, and what was left is unclaimed."""
+    """The traceback is logged, on_failure is called, the process is told, and messages left over are unclaimed."""
     log: list[Any] = []
     failed: list[tuple[str, str]] = []
     unclaimed: list[Any] = []
@@ -272,7 +272,7 @@ def test_a_handler_that_raises_ends_its_actor_and_tells_the_system(
 
 
 def test_an_actor_that_fails_to_start_fails_like_any_other(loop: Loop, system: System) -> None:
-    """on_start runs in the loop; its error ends the actor and reaches the system."""
+    """on_start runs in the loop; its error ends the actor and is reported to the system."""
 
     class Stillborn(LoopActor):
         def on_start(self) -> None:
@@ -287,7 +287,7 @@ def test_an_actor_that_fails_to_start_fails_like_any_other(loop: Loop, system: S
 
 
 def test_a_failed_actor_can_be_replaced_under_the_same_references(loop: Loop, system: System) -> None:
-    """A reference names a path, not one actor's life."""
+    """A reference names a path, and works for the next actor there."""
     log: list[Any] = []
 
     def restart(path: str, error: Exception) -> None:
@@ -303,7 +303,7 @@ def test_a_failed_actor_can_be_replaced_under_the_same_references(loop: Loop, sy
 
 
 def test_an_actor_may_be_started_when_its_first_message_comes(loop: Loop, system: System) -> None:
-    """on_unclaimed may spawn, and tell the message to the newcomer."""
+    """on_unclaimed may start an actor and send it the message."""
     log: list[Any] = []
     system.on_unclaimed = lambda path, message: system.spawn(Sum, path, log).tell(message)
     ref = system.ref("here", "late")
@@ -316,14 +316,14 @@ def test_an_actor_may_be_started_when_its_first_message_comes(loop: Loop, system
 def test_a_message_nobody_wants_is_a_counted_dead_letter(
     loop: Loop, system: System, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By default a message to nobody is logged and counted."""
+    """By default a message to a missing actor is logged and counted."""
     system.ref("here", "nobody").tell(Add(1))
     assert system.dead_letters == 1
     assert "here has no actor at nobody" in caplog.text
 
 
 def test_stopping_lets_an_actor_finish_what_it_was_told(loop: Loop, system: System) -> None:
-    """stop_actor takes its place in the inbox; on_stop is the last thing that happens."""
+    """stop_actor takes its place in the inbox; on_stop is called last."""
     log: list[Any] = []
     left: list[Any] = []
     system.on_unclaimed = lambda path, message: left.append(message)
@@ -337,7 +337,7 @@ def test_stopping_lets_an_actor_finish_what_it_was_told(loop: Loop, system: Syst
 
 
 def test_stopping_everything_stops_the_youngest_first(loop: Loop, system: System) -> None:
-    """What was started later may lean on what was started before, and is stopped before it."""
+    """An actor may depend on those started before it, and is stopped before them."""
     order: list[str] = []
 
     class Ordered(LoopActor):
@@ -351,21 +351,21 @@ def test_stopping_everything_stops_the_youngest_first(loop: Loop, system: System
 
 
 def test_a_path_is_taken_once(system: System) -> None:
-    """Two actors of one path would share its messages by chance; the second is refused."""
+    """Two actors at one path would share its messages by chance; the second is refused."""
     system.spawn(Sum, "sum")
     with pytest.raises(UsageError, match="has an actor at 'sum' already"):
         system.spawn(Sum, "sum")
 
 
 def test_references_are_equal_by_address(system: System) -> None:
-    """A reference can be a key, and be compared with one made elsewhere."""
+    """A reference can be a key, and equals one made elsewhere."""
     ref = system.spawn(Sum, "sum")
     assert ref == system.at(Address("here", "sum"))
     assert len({ref, system.ref("here", "sum"), system.ref("here", "other")}) == 2
 
 
 def test_messages_for_other_nodes_go_to_the_mail(loop: Loop) -> None:
-    """A reference is the same to use, wherever its actor is."""
+    """A reference is used in the same way wherever its actor is."""
     posted: list[tuple[Address, object]] = []
 
     class Post:
@@ -389,7 +389,7 @@ def test_messages_for_other_nodes_go_to_the_mail(loop: Loop) -> None:
 
 
 def test_mail_for_a_full_inbox_is_dropped_and_counted(loop: Loop, system: System) -> None:
-    """Mail can't be refused to its sender; it must not end the process either."""
+    """Mail cannot be refused to its sender, and must not end the process either."""
 
     class Small(Sum):
         inbox_messages_max: ClassVar[int] = 1
@@ -417,7 +417,7 @@ def test_timers_and_offloaded_work_of_an_actor_end_with_it(loop: Loop, system: S
 
 
 def test_a_timer_that_raises_fails_its_actor_only(loop: Loop, system: System) -> None:
-    """What an actor registered is guarded like its handlers."""
+    """Calls that an actor registered are guarded like its handlers."""
     failed: list[str] = []
     system.on_actor_failure = lambda path, error: failed.append(path)
     system.spawn(Sum, "sum")
@@ -436,7 +436,7 @@ def test_a_timer_that_raises_fails_its_actor_only(loop: Loop, system: System) ->
 def test_an_ask_from_another_thread_is_answered(
     loop: Loop, system: System, loop_in_thread: Callable[[], None]
 ) -> None:
-    """Pykka's ask, tell and stop work from any thread, and errors come back to who asked."""
+    """Pykka's ask, tell and stop work from any thread, and errors reach the caller."""
     system.spawn(Sum, "sum")
     actor = system.find("sum")
     assert actor is not None
@@ -453,7 +453,7 @@ def test_an_ask_from_another_thread_is_answered(
 
 
 def test_an_ask_that_nobody_will_answer_fails(loop: Loop, system: System) -> None:
-    """Who asked an actor that failed meanwhile does not wait for ever."""
+    """A caller whose actor failed meanwhile gets an error instead of waiting for ever."""
     system.on_unclaimed = lambda path, message: None
     ref = system.spawn(Sum, "sum")
     actor = system.find("sum")
@@ -466,7 +466,7 @@ def test_an_ask_that_nobody_will_answer_fails(loop: Loop, system: System) -> Non
 
 
 def test_waiting_for_an_answer_on_the_loop_is_refused(loop: Loop, system: System) -> None:
-    """An actor that waits for its own loop would wait for ever; it is told so instead."""
+    """An actor that waits for its own loop would wait for ever; it gets an error instead."""
     system.spawn(Sum, "sum")
     actor = system.find("sum")
     assert actor is not None
@@ -475,7 +475,7 @@ def test_waiting_for_an_answer_on_the_loop_is_refused(loop: Loop, system: System
 
 
 def test_a_stopped_actor_leaves_pykkas_registry(loop: Loop, system: System) -> None:
-    """Nothing keeps an actor that ended alive."""
+    """No reference keeps an actor alive after its end."""
     before = len(pykka.ActorRegistry.get_all())
     system.spawn(Sum, "one")
     system.spawn(Sum, "two").tell(Fail("now"))

@@ -1,4 +1,4 @@
-"""Tests of options that are given to what is there already: the same ones are fine, others are refused with both."""
+"""Tests of options given for an existing topic or subscription: equal ones are accepted, others refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def asked(stage: Stage) -> Stage:
     ],
 )
 def test_what_a_subscription_has_is_fine(asked: Stage, topic: str, options: dict[str, Any]) -> None:
-    """Its own options, and the defaults that count for it."""
+    """Its own options, and the defaults it uses."""
     client = asked.at_subscription(topic, "s")
     assert client.open_consumer(1, topic, "s", "shared", **options).kind == Type.OPENED
 
@@ -55,7 +55,7 @@ def test_what_a_subscription_has_is_fine(asked: Stage, topic: str, options: dict
 def test_others_are_refused_with_both_values(
     asked: Stage, topic: str, options: dict[str, Any], words: str
 ) -> None:
-    """Nothing is ignored: whoever asks for them would go by what is not so."""
+    """Nothing is ignored: the client would rely on a value that is not in force."""
     client = asked.at_subscription(topic, "s")
     refused = client.open_consumer(1, topic, "s", "shared", **options)
     assert (refused.code, refused.header[Key.ACTION]) == ("subscription-options", "fix")
@@ -72,7 +72,7 @@ def test_others_are_refused_with_both_values(
     ],
 )
 def test_what_would_mean_nothing_is_refused(asked: Stage, topic: str, options: dict[str, Any]) -> None:
-    """Of a new subscription and of one that is there, and in an update."""
+    """In a creation, in an open of an existing subscription, and in an update."""
     client = asked.client()
     for name in ("s", "new"):
         at = asked.at_subscription(topic, name)
@@ -85,7 +85,7 @@ def test_what_would_mean_nothing_is_refused(asked: Stage, topic: str, options: d
 
 
 def test_a_broker_with_other_defaults_goes_by_these(stage: Stage, make_stage: Any) -> None:
-    """They are what a subscription without options has."""
+    """A subscription without options has the broker's defaults."""
     other = make_stage(1, subscription__max_deliveries=7)
     client = other.client()
     client.request("topic.create", topic="orders")

@@ -1,4 +1,4 @@
-"""Tests of the times of messages: which wait, which are due, and which are too old."""
+"""Tests of the delivery times of messages: which wait, which are due, and which have expired."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Timed(Bench):
         self.queue.due = lambda: self.due.extend(self.schedule.take_due())
 
     def set_aside(self, number: int = 0) -> None:
-        """Sort a batch by the times of its messages."""
+        """Sort a batch by its messages' delivery times."""
         batch = self.log.batches[number]
         self.schedule.set_aside(batch, batch.first_offset)
 
     def later(self, *waits_ms: int) -> list[int]:
-        """Return times that are so far away."""
+        """Return delivery times that are far in the future."""
         return [self.host.time.time_ms() + wait_ms for wait_ms in waits_ms]
 
 
 def test_messages_of_a_batch_are_sorted_by_when_they_may_go() -> None:
-    """What has no time, or one that was over when it was published, goes at once."""
+    """A message without a time, or with one that had passed when it was published, is delivered at once."""
     bench = Timed()
     bench.log.publish(b"0", b"1", b"2", b"3", deliver_at=[0, *bench.later(5_000, 5_000), 1])
     bench.begin()
@@ -59,7 +59,7 @@ def test_what_waits_comes_out_once_when_its_time_has_come() -> None:
 
 
 def test_what_is_far_away_is_read_again_as_it_comes_near() -> None:
-    """It was kept as a range; its exact time is in the log."""
+    """It is kept as a range; its exact time is in the log."""
     bench = Timed()
     bench.log.publish(*[b"x"] * 4, deliver_at=bench.later(*[30 * MINUTE_MS] * 4))
     bench.begin()
@@ -79,7 +79,7 @@ def test_what_is_far_away_is_read_again_as_it_comes_near() -> None:
 
 
 def test_what_was_done_meanwhile_is_not_looked_for() -> None:
-    """Its place in the log may be gone."""
+    """Its place in the log may have been deleted."""
     bench = Timed()
     bench.log.publish(b"0", b"1", deliver_at=bench.later(1_000, 1_000))
     bench.begin()
@@ -94,7 +94,7 @@ def test_what_was_done_meanwhile_is_not_looked_for() -> None:
 
 
 def test_a_step_of_the_wall_clock_is_noticed() -> None:
-    """A timer knows durations alone."""
+    """A timer measures durations only."""
     bench = Timed()
     bench.log.publish(b"0", deliver_at=bench.later(60 * MINUTE_MS))
     bench.begin()
@@ -111,7 +111,7 @@ def test_a_step_of_the_wall_clock_is_noticed() -> None:
 def test_everything_up_to_an_offset_does_not_mean_what_waits(
     type_: str, meant: list[tuple[int, int]]
 ) -> None:
-    """Of a subscription whose one consumer gets all; who shares acknowledges what is his anyway."""
+    """In a subscription with one active consumer; in a shared one an acknowledgment covers what the consumer holds."""
     bench = Timed(type_)
     bench.log.publish(b"0", b"1", b"2", deliver_at=[0, *bench.later(5_000), 0])
     bench.begin()
@@ -122,7 +122,7 @@ def test_everything_up_to_an_offset_does_not_mean_what_waits(
 
 
 def test_so_many_single_messages_are_looked_at_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others have their turn, and there will be another."""
+    """Others get a turn in between."""
     monkeypatch.setattr(module, "LOOKED_AT_MAX", 10)
     bench = Timed()
     bench.schedule.look_at(9)
@@ -134,7 +134,7 @@ def test_so_many_single_messages_are_looked_at_in_a_turn(monkeypatch: pytest.Mon
 
 
 def test_what_outlived_its_time_to_live_is_done_and_said_once() -> None:
-    """All that expire together are one notice."""
+    """Messages that expire together are reported in one event."""
     bench = Timed(message_ttl_ms=MINUTE_MS)
     bench.log.publish(b"0", b"1")
     bench.log.publish(b"2")
@@ -153,7 +153,7 @@ def test_what_outlived_its_time_to_live_is_done_and_said_once() -> None:
 
 
 def test_what_nobody_looks_at_expires_all_the_same() -> None:
-    """While no consumer is there, and nobody holds anything."""
+    """Without a consumer and with nothing in flight."""
     bench = Timed(message_ttl_ms=MINUTE_MS)
     for number in range(3):
         bench.log.publish(b"%d" % number)
@@ -167,7 +167,7 @@ def test_what_nobody_looks_at_expires_all_the_same() -> None:
 
 
 def test_another_time_to_live_holds_from_now_on() -> None:
-    """The topic says so."""
+    """It comes with the topic's settings."""
     bench = Timed()
     bench.log.publish(b"0")
     bench.begin()
@@ -179,7 +179,7 @@ def test_another_time_to_live_holds_from_now_on() -> None:
 
 
 def test_nothing_waits_after_a_move() -> None:
-    """What is behind it is met in the log again."""
+    """Messages after the new position are read from the log again."""
     bench = Timed("exclusive")
     bench.log.publish(b"0", b"1", deliver_at=bench.later(1_000, 60 * MINUTE_MS))
     bench.begin()

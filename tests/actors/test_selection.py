@@ -1,4 +1,4 @@
-"""Tests of who is next."""
+"""Tests of which consumer is next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ister.errors import RemoteError
 
 
 def attached(type: str, *ranks: int) -> Roster:
-    """Return a roster of consumers 0, 1, ... with these priorities, and room for anything."""
+    """Return a roster of consumers 0, 1, ... with these priorities and unlimited credit."""
     roster = Roster(type, "s")
     for key, priority in enumerate(ranks):
         roster.attach(key, priority=priority, messages=1 << 30, bytes=1 << 30)
@@ -19,7 +19,7 @@ def attached(type: str, *ranks: int) -> Roster:
 
 
 def chosen(roster: Roster, times: int) -> list[int | None]:
-    """Deliver a message of one byte so often, and return to whom."""
+    """Deliver a message of one byte so often, and return the consumers chosen."""
     found: list[int | None] = []
     for _ in range(times):
         member = roster.choose()
@@ -30,7 +30,7 @@ def chosen(roster: Roster, times: int) -> list[int | None]:
 
 
 def test_a_second_exclusive_consumer_is_busy_until_the_first_has_left() -> None:
-    """One at a time, and the refused one leaves no trace."""
+    """One at a time; the refused one leaves nothing behind."""
     roster = attached("exclusive", 0)
     with pytest.raises(RemoteError) as raised:
         roster.attach(1, priority=0, messages=1, bytes=1)
@@ -44,7 +44,7 @@ def test_a_second_exclusive_consumer_is_busy_until_the_first_has_left() -> None:
 
 
 def test_failover_prefers_the_lowest_priority_then_the_oldest() -> None:
-    """Whoever leaves, the next in that order is active."""
+    """When the active one leaves, the next in that order becomes active."""
     roster = attached("failover", 3, 1, 2, 1)
     order = []
     while roster.active is not None:
@@ -54,7 +54,7 @@ def test_failover_prefers_the_lowest_priority_then_the_oldest() -> None:
 
 
 def test_failover_waits_for_its_active_consumer() -> None:
-    """One without credit is still the active one: nobody else gets its messages."""
+    """A consumer without credit stays active: no other gets its messages."""
     roster = attached("failover", 0, 0)
     roster.set_credit(0, 0, 0)
     assert chosen(roster, 1) == [None]
@@ -63,12 +63,12 @@ def test_failover_waits_for_its_active_consumer() -> None:
 
 
 def test_shared_goes_round() -> None:
-    """Everybody with credit has a turn before anybody has a second one."""
+    """Each consumer with credit has a turn before any has a second one."""
     assert chosen(attached("shared", 0, 0, 0), 7) == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_asking_is_no_turn() -> None:
-    """Where there was nothing to deliver, the same consumer is still next."""
+    """If there was nothing to deliver, the same consumer is still next."""
     roster = attached("shared", 0, 0)
     turns = []
     for _ in range(6):
@@ -79,7 +79,7 @@ def test_asking_is_no_turn() -> None:
 
 
 def test_a_blocked_consumer_is_not_asked_until_it_takes_again() -> None:
-    """A full connection loses its turns; coming back with new credit ends the block."""
+    """A full connection loses its turns; new credit ends the block."""
     roster = attached("shared", 0, 0)
     roster.block(0, True)
     assert chosen(roster, 2) == [1, 1]
@@ -91,7 +91,7 @@ def test_a_blocked_consumer_is_not_asked_until_it_takes_again() -> None:
 
 
 def test_credit_is_capped() -> None:
-    """What a consumer adds counts up to what welcome announced."""
+    """A consumer's credit is at most the limit that WELCOME names."""
     roster = Roster("shared", "s")
     member = roster.attach(0, priority=0, messages=5, bytes=5)
     roster.add_credit(0, 1 << 64, 1 << 64, messages_max=7, bytes_max=9)
@@ -99,7 +99,7 @@ def test_credit_is_capped() -> None:
 
 
 def test_nobody_knows_a_stranger() -> None:
-    """Credit, blocks and goodbyes of a consumer that has left change nothing."""
+    """Credit, blocks and detachments of a consumer that has left change nothing."""
     roster = attached("shared", 0)
     roster.add_credit(9, 1, 1, messages_max=9, bytes_max=9)
     roster.set_credit(9, 1, 1)
@@ -110,7 +110,7 @@ def test_nobody_knows_a_stranger() -> None:
 
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=6))
 def test_shared_is_fair_to_whoever_has_credit(credits: list[int]) -> None:
-    """After any number of turns, of two consumers with credit left none is more than one turn ahead."""
+    """After any number of turns, two consumers that still have credit differ by one turn at most."""
     roster = Roster("shared", "s")
     for key, messages in enumerate(credits):
         roster.attach(key, priority=0, messages=messages, bytes=1 << 30)
@@ -125,7 +125,7 @@ def test_shared_is_fair_to_whoever_has_credit(credits: list[int]) -> None:
 
 
 def test_who_hoards_is_passed_over_until_it_has_settled() -> None:
-    """A consumer that takes everything and acknowledges nothing leaves the rest to the others."""
+    """A consumer that acknowledges nothing leaves further messages to the others."""
     roster = attached("shared", 0, 0, 0)
     for number in (0, 1, 2):
         roster.spend(roster.get(number), HOARD_SPARE + 20 if number == 1 else 0, 0)  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def test_who_hoards_is_passed_over_until_it_has_settled() -> None:
 
 
 def test_where_all_hoard_that_could_take_they_take_turns() -> None:
-    """One that holds little and has no credit keeps nobody from anything, nor does asking change the turn."""
+    """A consumer that holds little and has no credit does not count, and asking does not change the turn."""
     roster = attached("shared", 0, 0, 0, 0)
     roster.set_credit(3, 0, 0)
     for number in (0, 1, 2):
@@ -150,7 +150,7 @@ def test_where_all_hoard_that_could_take_they_take_turns() -> None:
 
 
 def test_who_comes_and_goes_leaves_nothing_in_the_queue() -> None:
-    """Also where nobody is asked because there is nothing to deliver."""
+    """Also if none is chosen because there is nothing to deliver."""
     roster = attached("shared", 0)
     for key in range(1, 1000):
         roster.attach(key, priority=0, messages=1, bytes=1)
@@ -159,7 +159,7 @@ def test_who_comes_and_goes_leaves_nothing_in_the_queue() -> None:
 
 
 def test_work_is_shared_among_those_who_can_take_it() -> None:
-    """At low rates one message each, at high rates all of it; who went out of credit does not count."""
+    """At low rates one message each, at high rates the whole batch; consumers without credit do not count."""
     roster = attached("shared", 0, 0, 0)
     assert [roster.share(backlog) for backlog in (0, 1, 3, 4, 300)] == [1, 1, 1, 2, 100]
     roster.set_credit(0, 1, 1)

@@ -1,4 +1,4 @@
-"""A roster under anything, against a dictionary of consumers and of the messages that each of them holds.
+"""Model test of a roster, against a dictionary of consumers and the messages each of them holds.
 
 HYPOTHESIS_PROFILE=long runs it for minutes.
 """
@@ -25,7 +25,7 @@ CREDIT_MAX = 12
 
 @dataclass
 class Consumer:
-    """What is known of one."""
+    """What is known of one consumer."""
 
     rank: tuple[int, int]
     messages: int
@@ -53,20 +53,20 @@ class RosterMachine(RuleBasedStateMachine):
         self.gone: list[int] = []
         self.ages = 0
         self.offsets = 0
-        self.passed_by: dict[int, set[int]] = {}  # who had a turn while this one waited for it
+        self.passed_by: dict[int, set[int]] = {}  # which had a turn while this one waited for it
 
     def teardown(self) -> None:
         self.patch.undo()
 
     def one(self, which: int) -> int:
-        """Return a consumer that is there, or one that has left or never was."""
+        """Return a consumer that is attached, or one that has left or never was."""
         keys = [*self.consumers, *self.gone[-1:], 999]
         return keys[which % len(keys)]
 
     # ---- what the model says --------------------------------------------------------------------------------
 
     def hoards(self, key: int) -> bool:
-        """Say whether it holds more than twice what the others do on average, and some."""
+        """Return whether it holds some messages, and more than twice the average of the others."""
         others = [len(one.holds) for each, one in self.consumers.items() if each != key]
         if not others:
             return False
@@ -74,7 +74,7 @@ class RosterMachine(RuleBasedStateMachine):
         return mine > 2 * sum(others) / len(others) + HOARD_SPARE
 
     def candidates(self) -> list[int]:
-        """Return who may be next: those who can take and do not hoard, else those who can take."""
+        """Return who may be next: those with credit that do not hoard, else all with credit."""
         ready = [key for key, one in self.consumers.items() if one.ready]
         return [key for key in ready if not self.hoards(key)] or ready
 
@@ -164,7 +164,7 @@ class RosterMachine(RuleBasedStateMachine):
             self.spend(member.key, min(messages, member.messages), bytes)
 
     def turn(self, key: int, candidates: list[int]) -> None:
-        """Nobody has a second turn before everybody has had one who could have had it all the time."""
+        """No consumer has a second turn before each that was eligible all the time has had one."""
         self.passed_by = {each: passed for each, passed in self.passed_by.items() if each in candidates}
         for other in candidates:
             if other != key:
@@ -237,7 +237,7 @@ class Shared(RosterMachine):
 
 
 class KeyShared(RosterMachine):
-    """Who gets what is in the key, not in the turn."""
+    """In a Key-Shared subscription the key decides, not the turn."""
 
     kind = "key-shared"
 

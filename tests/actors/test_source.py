@@ -1,4 +1,4 @@
-"""Tests of what a subscription keeps of the log that it reads: bounded bytes, and no file that was deleted."""
+"""Tests of what a subscription keeps of the log it reads: a bounded number of bytes, and no deleted file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MESSAGES = 300
 
 
 class Log:
-    """A log on the disk, of large messages with keys, and sources that read it."""
+    """A log on the disk with large keyed messages, and sources that read it."""
 
     def __init__(self, folder: Path) -> None:
         self.disk = LocalDisk()
@@ -68,7 +68,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 
 def read(source: Source, messages: int = MESSAGES) -> Iterator[bytes]:
-    """Look at single messages, and yield their keys."""
+    """Examine messages one by one, and yield their keys."""
     while messages and (batch := source.read_ahead()) is not None:
         yield source.keep_sheet(batch).keys[0]
         source.take_to(batch.first_offset + 1)
@@ -76,13 +76,13 @@ def read(source: Source, messages: int = MESSAGES) -> Iterator[bytes]:
 
 
 def test_what_is_kept_of_large_messages_is_bounded_in_bytes(log: Log) -> None:
-    """Three hundred messages of 200 KB are 60 MB: a subscription that looks at each keeps a few of them."""
+    """Three hundred messages of 200 KB are 60 MB: a subscription that examines each keeps only a few of them."""
     source = log.source()
     assert list(read(source)) == [b"k"] * MESSAGES
     kept = source._sheets_bytes
     assert SHEETS_BYTES_MAX // 2 < kept <= SHEETS_BYTES_MAX
     assert log.maps.copied_bytes == kept
-    again = source.sheet_at(0)  # what was given up is read again
+    again = source.sheet_at(0)  # what was dropped is read again
     assert again is not None
     assert again.keys == [b"k"]
     source.release()
@@ -90,7 +90,7 @@ def test_what_is_kept_of_large_messages_is_bounded_in_bytes(log: Log) -> None:
 
 
 def test_no_deleted_segment_is_kept(log: Log) -> None:
-    """Segments that retention took are on the disk and in memory no more, whatever of them was looked at."""
+    """Segments deleted by retention are neither on the disk nor mapped, whatever was read of them."""
     source = log.source()
     list(read(source))
     log.wal.trim(MESSAGES - 2)
@@ -100,12 +100,12 @@ def test_no_deleted_segment_is_kept(log: Log) -> None:
 
 
 def test_a_subscription_at_rest_holds_no_file(log: Log) -> None:
-    """One that stands still, with messages read ahead, lets go of all, and goes on where it was."""
+    """An idle subscription with messages read ahead drops them all, and continues at the same place."""
     source = log.source()
     assert list(read(source, 100)) == [b"k"] * 100
     source.batch_at(7)
     source.rest()
-    assert source.ahead or source._sheets  # it was just at work
+    assert source.ahead or source._sheets  # it was active just before
     source.rest()
     log.wal.trim(50)
     log.maps.clear()
@@ -115,7 +115,7 @@ def test_a_subscription_at_rest_holds_no_file(log: Log) -> None:
 
 
 def test_all_subscriptions_together_are_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a process keeps as much as it may, each of its subscriptions keeps a batch or two."""
+    """When a process is at its limit, each of its subscriptions keeps a batch or two."""
     monkeypatch.setattr("ister.storage.segment_maps.COPIED_BYTES_MAX", COPIED_BYTES_MAX // 8)
     sources = [log.source() for _ in range(10)]
     for source in sources:

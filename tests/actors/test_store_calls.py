@@ -1,4 +1,4 @@
-"""What a broker asks of a store that is paid by the call: as README says, and no more."""
+"""Tests of the number of calls to a store that charges for each: as many as README says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAID = ("put_if_absent", "put_file_if_absent", "list", "list_page")
 
 
 def cloud_of(make_stage: MakeStage, **settings: object) -> Stage:
-    """Return a broker with its tier, with cursors uploaded as often as it comes."""
+    """Return a broker with its tier and the default interval of cursor uploads."""
     kept = {name: value for name, value in SMALL.items() if name != "tier__cursor_upload_ms"}
     stage = make_stage(**kept | settings)
     stage.start_tier()
@@ -23,7 +23,7 @@ def cloud_of(make_stage: MakeStage, **settings: object) -> Stage:
 
 
 def paid(stage: Stage, part: str = "") -> list[tuple[str, str]]:
-    """Return the calls since it was asked last that cost something."""
+    """Return the paid calls since the last time."""
     assert stage.store is not None
     calls, stage.store.calls[:] = list(stage.store.calls), []
     return [call for call in calls if call[0] in PAID and part in call[1]]
@@ -33,20 +33,20 @@ def stop(stage: Stage) -> None:
     """Stop the workers and then the tier, in order, as the Supervisor does."""
     for number in list(stage.workers):
         stage.systems[f"worker-{number}"].stop_all()
-        stage.settle()  # what it said last is on its way
+        stage.settle()  # deliver its last mail
         stage.kill(number)
     stage.systems["tier"].stop_all()
 
 
 def acknowledge(client: StagedClient, stage: Stage, first: int, end: int) -> None:
-    """Acknowledge a message a second."""
+    """Acknowledge a message each second."""
     for offset in range(first, end):
         client.ack(1, (offset, offset + 1), confirm=False)
         stage.advance(1)
 
 
 def test_a_subscription_at_work_costs_an_upload_a_minute(make_stage: MakeStage) -> None:
-    """Without a listing each; the first while some more; one that rests costs nothing at all."""
+    """None of them with a listing, a few more at the start, and an idle subscription costs nothing."""
     stage = cloud_of(make_stage)
     publish(create(stage), 0, 1000, each=10)
     stage.client().request("subscription.create", topic="orders", subscription="idle")
@@ -67,7 +67,7 @@ def test_a_subscription_at_work_costs_an_upload_a_minute(make_stage: MakeStage) 
 
 
 def test_a_cursor_is_never_further_behind_than_the_setting_says(make_stage: MakeStage) -> None:
-    """With the disk lost at any time, what was acknowledged before that comes not again."""
+    """If the disk is lost at any time, messages acknowledged before that interval are not delivered again."""
     stage = cloud_of(make_stage, tier__cursor_upload_ms=30_000)
     publish(create(stage), 0, 400, each=10)
     client = consumer(stage, **ROOM)
@@ -81,7 +81,7 @@ def test_a_cursor_is_never_further_behind_than_the_setting_says(make_stage: Make
 
 
 def test_a_broker_that_stops_in_order_leaves_its_cursors_in_the_store(make_stage: MakeStage) -> None:
-    """With the disk lost after it, nothing that was acknowledged comes again."""
+    """If the disk is lost afterwards, no acknowledged message is delivered again."""
     stage = cloud_of(make_stage)
     publish(create(stage), 0, 100)
     stage.advance(5)
@@ -102,7 +102,7 @@ def test_a_broker_that_stops_in_order_leaves_its_cursors_in_the_store(make_stage
 
 
 def test_a_store_that_is_away_does_not_hold_up_a_stop(make_stage: MakeStage) -> None:
-    """What it does not take when the broker stops is not tried more than once, nor for every topic."""
+    """An upload that fails while the broker stops is not retried, and not attempted for every other topic."""
     stage = cloud_of(make_stage)
     assert stage.store is not None
     for topic in ("a", "b", "c"):
@@ -118,7 +118,7 @@ def test_a_store_that_is_away_does_not_hold_up_a_stop(make_stage: MakeStage) -> 
 
 
 def test_retention_at_work_cuts_the_store_once_a_minute(make_stage: MakeStage) -> None:
-    """However many segments fall off, each cut is one note, and no listing but the first."""
+    """However many segments retention deletes, each cut is one write, and only the first needs a listing."""
     stage = cloud_of(make_stage, log__segment_bytes_max=1_200_000)
     client = create(stage, retention_bytes=2_000_000)
     for round_ in range(20):

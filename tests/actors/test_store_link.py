@@ -1,4 +1,4 @@
-"""Tests of what a reliable topic says to its Uploader: once, and again where it was not heard."""
+"""Tests of what a reliable topic tells its Uploader: once, and again where the mail was lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def segment(first: int, end: int) -> SegmentInfo:
 
 
 class Topic:
-    """A topic with a log that a test fills, and an Uploader that notes what it is told."""
+    """A topic with a log that a test fills, and an Uploader that records its mail."""
 
     def __init__(self, durability: str = "fsync") -> None:
         self.address = ME
@@ -58,14 +58,14 @@ class Topic:
         return SimpleNamespace(cancel=lambda: self.timers.remove(call))
 
     def take(self) -> list[Any]:
-        """Return what the Uploader was told, and forget it."""
+        """Return the mail to the Uploader, and forget it."""
         told = list(self.told)
         self.told.clear()
         return told
 
 
 def test_what_is_sealed_is_told_once() -> None:
-    """And again when the tier was started again, or has not taken it for long."""
+    """And again when the tier was restarted, or has not taken the segment for long."""
     topic = Topic()
     topic.sealed = [segment(0, 10), segment(10, 20)]
     topic.link.committed(topic.wal)
@@ -77,7 +77,7 @@ def test_what_is_sealed_is_told_once() -> None:
     topic.link.node_started(TIER, topic.wal)
     assert topic.take() == [news, KeepTopic(META, 0, 20, ME)]
     topic.link.view.uploaded(Uploaded(0, 10))
-    topic.link.tell_again(topic.wal)  # it has moved
+    topic.link.tell_again(topic.wal)  # its watermark has moved
     topic.now_s = TELL_AGAIN_S
     topic.link.tell_again(topic.wal)
     assert topic.take() == [Sealed(META, (topic.sealed[1],), ME, (), ())]
@@ -87,7 +87,7 @@ def test_what_is_sealed_is_told_once() -> None:
 def test_a_store_that_has_not_spoken_is_asked_again_where_receipts_wait_for_it(
     durability: str, told: list[type]
 ) -> None:
-    """Else there may be no tier."""
+    """Without waiting receipts there may be no tier."""
     topic = Topic(durability)
     topic.now_s = TELL_AGAIN_S
     topic.link.tell_again(topic.wal)
@@ -95,7 +95,7 @@ def test_a_store_that_has_not_spoken_is_asked_again_where_receipts_wait_for_it(
 
 
 def test_without_a_log_there_is_nothing_to_tell() -> None:
-    """It is told when it is open."""
+    """It is told once the log is open."""
     topic = Topic()
     topic.now_s = 5 * TELL_AGAIN_S
     for told in (topic.link.keep, topic.link.tell_again):
@@ -105,7 +105,7 @@ def test_without_a_log_there_is_nothing_to_tell() -> None:
 
 
 def test_settings_that_are_news_are_told() -> None:
-    """Once; with retention, what all are done with is told each time."""
+    """Once; with retention, each time with the offset that all subscriptions are done with."""
     topic = Topic()
     topic.link.retain(None, always=False)
     assert topic.take() == []
@@ -118,7 +118,7 @@ def test_settings_that_are_news_are_told() -> None:
 
 
 def test_whether_another_broker_has_it_is_answered_once() -> None:
-    """To all who asked."""
+    """The answer goes to all who asked."""
     topic = Topic()
     for ticket in (1, 2):
         topic.link.ask_fenced(AskFenced(ME, ticket))
@@ -128,7 +128,7 @@ def test_whether_another_broker_has_it_is_answered_once() -> None:
 
 
 def test_one_listing_serves_all_that_wait_for_it() -> None:
-    """Also where the store does not answer; where it has nothing, nothing is asked."""
+    """Also if the store does not answer; if it has nothing, nothing is asked."""
     topic = Topic()
     done: list[int] = []
     topic.link.survey(lambda: done.append(0))

@@ -1,4 +1,4 @@
-"""Settings are as durable as what they govern, and reach whoever acts on them, whoever dies in between."""
+"""Tests of topic settings: they are as durable as the topic, and reach every process that uses them, whichever dies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOUR_MS = 3_600_000
 
 @pytest.fixture
 def cloud(make_stage: MakeStage) -> Stage:
-    """A broker of two workers with its tier, small segments, and no more of its log than must be local."""
+    """Return a broker of two workers with its tier, small segments, and the smallest local log that is allowed."""
     stage = make_stage(**SMALL)
     stage.start_tier()
     return stage
@@ -50,14 +50,14 @@ def update(stage: Stage, **settings: int) -> bool:
 
 
 def stored(stage: Stage) -> tuple[int, int]:
-    """Return from where to where the store has the topic."""
+    """Return the first offset and the end of the topic's history in the store."""
     assert stage.store is not None
     history = list_history(stage.store.store, layout(stage)).history
     return history.start, history.end
 
 
 def test_a_topic_comes_back_with_the_settings_it_had_last(cloud: Stage) -> None:
-    """With the disk lost right after the answer, a retention that was lifted deletes nothing."""
+    """If the disk is lost right after the answer, a retention that was removed deletes nothing."""
     fill(create(cloud, retention_ms=HOUR_MS), cloud, 0, 500)
     assert update(cloud, retention_ms=0, message_ttl_ms=0)
     lose_disk(cloud)
@@ -71,7 +71,7 @@ def test_a_topic_comes_back_with_the_settings_it_had_last(cloud: Stage) -> None:
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_only_the_last_settings_are_kept_in_the_store(cloud: Stage, times: int) -> None:
-    """Each change is an object of its own, because names are written once; those before it go."""
+    """Each change is an object of its own, because objects are written once; the earlier ones are deleted."""
     create(cloud)
     cloud.advance(2)
     for number in range(1, times + 1):
@@ -88,7 +88,7 @@ def test_only_the_last_settings_are_kept_in_the_store(cloud: Stage, times: int) 
 
 
 def test_a_store_that_is_away_delays_the_answer_a_little_and_keeps_what_it_has(cloud: Stage) -> None:
-    """The change acts here, its answer says that the store does not have it; it gets it when it is back."""
+    """The change takes effect here, and the answer says that the store lacks it; the store gets it when it is back."""
     assert cloud.store is not None
     fill(create(cloud), cloud, 0, 500)
     cloud.store.away()
@@ -96,7 +96,7 @@ def test_a_store_that_is_away_delays_the_answer_a_little_and_keeps_what_it_has(c
     assert not update(cloud, retention_ms=HOUR_MS)
     assert cloud.clock.now_s - began_s < 3
     cloud.advance(7200)
-    assert stored(cloud) == (0, 500)  # by settings that the store does not have nothing goes there
+    assert stored(cloud) == (0, 500)  # with settings that the store does not have, nothing is deleted there
     cloud.store.back()
     cloud.advance(120)
     meta = cloud.catalogue.get_topic("orders")
@@ -105,7 +105,7 @@ def test_a_store_that_is_away_delays_the_answer_a_little_and_keeps_what_it_has(c
 
 
 def test_damaged_settings_keep_everything(cloud: Stage) -> None:
-    """Nobody knows what is to be kept: so all is, and that is said."""
+    """What is to be kept is unknown: so everything is, and a warning is logged."""
     fill(create(cloud, retention_ms=HOUR_MS), cloud, 0, 500)
     update(cloud, retention_ms=2 * HOUR_MS)
     (name,) = objects(cloud, "/o/")
@@ -127,7 +127,7 @@ def test_damaged_settings_keep_everything(cloud: Stage) -> None:
 
 
 def test_lifting_a_retention_stops_the_trimming_of_the_store(cloud: Stage) -> None:
-    """What was kept for an hour is kept for good from the change on."""
+    """Messages that were kept for an hour are kept for good from then on."""
     fill(create(cloud, retention_ms=HOUR_MS), cloud, 0, 500)
     cloud.advance(1800)
     update(cloud, retention_ms=0)
@@ -136,7 +136,7 @@ def test_lifting_a_retention_stops_the_trimming_of_the_store(cloud: Stage) -> No
 
 
 def test_a_worker_that_dies_before_it_hears_of_a_change_does_not_keep_the_old(cloud: Stage) -> None:
-    """Killed between the catalogue and the telling, and started by nobody: the store is not trimmed by the old word."""
+    """Killed between the catalogue's change and the mail about it: the store is not trimmed by the old setting."""
     fill(create(cloud, retention_ms=HOUR_MS), cloud, 0, 500)
     number = cloud.worker_at(shown(cloud)["endpoint"])
     asker = cloud.client(1 - number)
@@ -164,7 +164,7 @@ def test_a_worker_that_dies_before_it_hears_of_a_change_does_not_keep_the_old(cl
 
 @pytest.mark.parametrize("who", ["tier", "worker", "all"])
 def test_a_lifted_retention_stays_lifted_over_restarts(cloud: Stage, who: str) -> None:
-    """Whoever is started again goes by the catalogue."""
+    """A restarted process reads the settings from the catalogue."""
     fill(create(cloud, retention_ms=HOUR_MS), cloud, 0, 500)
     if who == "tier":
         cloud.kill_tier()
@@ -184,7 +184,7 @@ def test_a_lifted_retention_stays_lifted_over_restarts(cloud: Stage, who: str) -
 
 
 def test_an_uploader_that_an_old_subscription_started_does_not_go_by_its_word(cloud: Stage) -> None:
-    """A cursor that comes first to a new tier, from who has not heard of the change, trims nothing."""
+    """A new tier that first gets a cursor, from a process with the old settings, deletes nothing."""
     client = create(cloud, retention_ms=HOUR_MS)
     fill(client, cloud, 0, 500)
     consumer(cloud, start="latest")
@@ -203,7 +203,7 @@ def test_an_uploader_that_an_old_subscription_started_does_not_go_by_its_word(cl
 
 
 def test_a_subscription_deleted_while_no_tier_is_there_does_not_come_back(cloud: Stage) -> None:
-    """Its cursors in the store go once a tier is there, and a lost disk does not bring it back."""
+    """Its cursors in the store are deleted once a tier is up, and it is not restored after the loss of a disk."""
     fill(create(cloud), cloud, 0, 100)
     for name in ("s", "other"):
         reader = consumer(cloud, name)
@@ -225,7 +225,7 @@ def test_a_subscription_deleted_while_no_tier_is_there_does_not_come_back(cloud:
 
 
 def everything(stage: Stage, folder: str) -> list[str]:
-    """Return all files and folders below a folder of the disk that have a topic's name in them."""
+    """Return all files and folders below a folder of the disk whose path contains a topic's name."""
     found = []
     for name in stage.disk.listdir(folder):
         path = f"{folder}/{name}"
@@ -237,7 +237,7 @@ def everything(stage: Stage, folder: str) -> list[str]:
 
 @pytest.mark.parametrize("killed", ["nobody", "tier", "worker 0", "worker 1"])
 def test_a_deleted_topic_leaves_no_file_and_no_folder(cloud: Stage, killed: str) -> None:
-    """Log, cursors, their damaged siblings, cache, and the folders of a local store; whoever dies meanwhile."""
+    """Log, cursors, damaged copies, cache and a local store's folders are deleted, whichever process dies."""
     fill(create(cloud), cloud, 0, 1000)
     create(cloud, "kept")
     for name in ("a", "b", "c", "d"):
@@ -274,7 +274,7 @@ def test_a_deleted_topic_leaves_no_file_and_no_folder(cloud: Stage, killed: str)
 
 
 def sweep(stage: Stage) -> None:
-    """Do what a broker does when it is started next."""
+    """Do what a broker does at its next start."""
     stage.restart(2)
     sweep_orphans(stage.disk, "/data", stage.catalogue)  # type: ignore[arg-type]
 
@@ -288,7 +288,7 @@ def subscriptions(stage: Stage) -> list[str]:
 def test_a_disk_that_is_full_while_a_topic_comes_back_ends_nothing(
     cloud: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The topic waits until it can be entered with all its subscriptions: never without some of them."""
+    """The topic waits until it can be entered with all its subscriptions, never without some of them."""
     fill(create(cloud), cloud, 0, 100)
     for name in ("a", "b", "c"):
         consumer(cloud, name)
@@ -317,7 +317,7 @@ def test_a_disk_that_is_full_while_a_topic_comes_back_ends_nothing(
 def test_a_disk_that_is_full_while_a_deletion_ends_ends_nothing_else(
     cloud: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That the store has nothing of the topic any more is noted later; until then it is looked at again."""
+    """That the store has no objects of the topic left is noted later; until then the store is listed again."""
     fill(create(cloud), cloud, 0, 100)
     assert cloud.store is not None
     cloud.store.away()

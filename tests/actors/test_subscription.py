@@ -1,4 +1,4 @@
-"""Tests of subscriptions: who gets what, where a cursor stands whatever happened, and what a slow consumer loses."""
+"""Tests of subscriptions: which consumer gets what, where a cursor stands after failures, what slow consumers lose."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAR = "tcp://worker-1"
 
 
 def topic_on(stage: Stage, worker: int, **settings: str) -> StagedClient:
-    """Create topic "orders-N" that lives on a worker, and return its producer, open as handle 1."""
+    """Create topic "orders-N" that lives on a given worker, and return its producer, open as handle 1."""
     name = next(
         f"orders-{n}"
         for n in range(99)
@@ -34,7 +34,7 @@ def topic_on(stage: Stage, worker: int, **settings: str) -> StagedClient:
 
 
 def name_on(stage: Stage, topic: str, worker: int, number: int = 0) -> str:
-    """Return the name of a subscription that lives on a worker."""
+    """Return the name of a subscription that lives on a given worker."""
     names = (
         f"s{n}"
         for n in range(999)
@@ -58,7 +58,7 @@ def put(producer: StagedClient, *payloads: bytes) -> None:
 
 
 def consumer_of(producer: StagedClient, name: str = "", *args: str, **options: object) -> StagedClient:
-    """Return a consumer of the producer's topic, open as handle 1 on the worker where it belongs."""
+    """Return a consumer of the producer's topic, open as handle 1 on its subscription's worker."""
     stage = producer.stage
     name = name or name_on(stage, producer.topic, 1)
     consumer = stage.at_subscription(producer.topic, name)
@@ -69,7 +69,7 @@ def consumer_of(producer: StagedClient, name: str = "", *args: str, **options: o
 
 
 def shown(producer: StagedClient, name: str = "") -> dict[str, object]:
-    """Return what the broker says of a subscription."""
+    """Return the result of `subscription.show`."""
     name = name or name_on(producer.stage, producer.topic, 1)
     found: dict[str, object] = producer.stage.client().request(
         "subscription.show", topic=producer.topic, subscription=name
@@ -78,7 +78,7 @@ def shown(producer: StagedClient, name: str = "") -> dict[str, object]:
 
 
 def attempts(consumer: StagedClient, messages: int) -> list[tuple[int, int]]:
-    """Return (offset, attempt) of so many messages, in the order they came."""
+    """Return (offset, attempt) of the next so many messages, in order of arrival."""
     found: list[tuple[int, int]] = []
     while len(found) < messages:
         frame = consumer.expect(Type.DELIVER, handle=1)
@@ -87,7 +87,7 @@ def attempts(consumer: StagedClient, messages: int) -> list[tuple[int, int]]:
 
 
 def offsets(consumer: StagedClient, messages: int) -> list[int]:
-    """Return the offsets of so many messages, in the order they came."""
+    """Return the offsets of the next so many messages, in order of arrival."""
     return [offset for offset, _ in attempts(consumer, messages)]
 
 
@@ -101,7 +101,7 @@ def offsets(consumer: StagedClient, messages: int) -> list[int]:
 def test_a_subscription_begins_where_it_was_asked_to(
     producer: StagedClient, start: str | int | None, first: int
 ) -> None:
-    """Earliest, latest (which is the default), or an offset up to the end."""
+    """Earliest, latest (the default), or an offset up to the end."""
     put(producer, b"0", b"1", b"2")
     consumer = consumer_of(producer, start=start)
     assert consumer.opened.header[Key.OFFSET] == first
@@ -110,7 +110,7 @@ def test_a_subscription_begins_where_it_was_asked_to(
 
 
 def test_a_start_outside_the_topic_leaves_nothing_behind(producer: StagedClient) -> None:
-    """An offset that is not there is refused, and the name is free for another start."""
+    """An offset that does not exist is refused, and the name can be used with another start."""
     put(producer, b"0")
     name = name_on(producer.stage, producer.topic, 1)
     consumer = producer.stage.client(1)
@@ -128,7 +128,7 @@ def test_a_start_outside_the_topic_leaves_nothing_behind(producer: StagedClient)
 
 @pytest.mark.requirement("9.1-1")
 def test_the_start_counts_once(producer: StagedClient) -> None:
-    """Whoever opens an existing subscription gets it where it stands."""
+    """A consumer that opens an existing subscription continues at its cursor."""
     put(producer, b"0", b"1")
     consumer = consumer_of(producer)
     consumer.deliveries(1, 2)
@@ -138,7 +138,7 @@ def test_the_start_counts_once(producer: StagedClient) -> None:
 
 
 def test_what_is_published_after_opened_is_delivered(stage: Stage) -> None:
-    """Latest means: from OPENED on, wherever topic and subscription live, however slow their mail is."""
+    """Latest means from OPENED on, wherever topic and subscription live, however slow their mail is."""
     for dispatch in ("reliable", "non-reliable"):
         producer = topic_on(stage, 0, dispatch=dispatch)
         name = name_on(stage, producer.topic, 1)
@@ -161,7 +161,7 @@ def test_what_is_published_after_opened_is_delivered(stage: Stage) -> None:
 
 @pytest.mark.requirement("9.4-1")
 def test_nobody_gets_more_than_there_is_credit_for(producer: StagedClient) -> None:
-    """Messages are counted exactly, batches are cut to fit; credit adds up."""
+    """Messages are counted exactly, batches are cut to fit, and credit adds up."""
     producer.publish(1, 0, *[b"%d" % n for n in range(10)])
     producer.receipt(1)
     consumer = consumer_of(producer, messages=3)
@@ -177,7 +177,7 @@ def test_nobody_gets_more_than_there_is_credit_for(producer: StagedClient) -> No
 
 @pytest.mark.requirement("9.4-2")
 def test_bytes_are_permission_to_begin(producer: StagedClient) -> None:
-    """A DELIVER may overrun the credit in bytes, and then none follows before that is made up for."""
+    """A DELIVER may exceed the credit in bytes; no further one follows before the debt is paid."""
     put(producer, bytes(1000), bytes(1000))
     consumer = consumer_of(producer, bytes=1)
     (delivered,) = [consumer.expect(Type.DELIVER)]
@@ -192,7 +192,7 @@ def test_bytes_are_permission_to_begin(producer: StagedClient) -> None:
 
 @pytest.mark.requirement("9.4-3")
 def test_credit_is_capped_at_what_welcome_said(make_stage: Callable[..., Stage]) -> None:
-    """Whatever a client claims to have room for, the broker counts no more than its limit."""
+    """Whatever credit a client grants, the broker counts at most its limit."""
     stage = make_stage(1, protocol__consumer_credit_messages_max=5)
     producer = topic_on(stage, 0)
     producer.publish(1, 0, *[b"x"] * 50)
@@ -206,7 +206,7 @@ def test_credit_is_capped_at_what_welcome_said(make_stage: Callable[..., Stage])
 
 
 def test_no_credit_no_messages(producer: StagedClient) -> None:
-    """A consumer may open without any credit, and gets what there is once it gives some."""
+    """A consumer may open without credit, and gets messages once it grants some."""
     put(producer, b"x")
     consumer = consumer_of(producer, messages=0, bytes=0)
     assert consumer.silent(1)
@@ -218,7 +218,7 @@ def test_no_credit_no_messages(producer: StagedClient) -> None:
 
 @pytest.mark.requirement("5.3-1", "5.3-2")
 def test_what_is_delivered_is_what_was_published(producer: StagedClient) -> None:
-    """Keys, attributes, times and payloads come byte for byte, whole, joined or cut."""
+    """Keys, attributes, times and payloads arrive byte for byte, from whole, joined or cut batches."""
     payloads, keys = [b"a", b"", b"ccc", b"dd"], [b"k", b"", b"kk", b"q"]
     attributes = [b"", b"\xa1aaab", b"", b""]
     head = {Key.TYPE: Type.PUBLISH, Key.HANDLE: 1, Key.COLUMNS: Column.KEYS | Column.ATTRIBUTES}
@@ -252,7 +252,7 @@ def test_what_is_delivered_is_what_was_published(producer: StagedClient) -> None
 
 @pytest.mark.requirement("9.2-1")
 def test_an_exclusive_subscription_has_one_consumer(producer: StagedClient) -> None:
-    """A second is refused until the first has closed; then it gets what that one left."""
+    """A second is refused until the first has closed; then it gets what the first left."""
     put(producer, b"0", b"1")
     first = consumer_of(producer)
     first.deliveries(1, 2)
@@ -269,7 +269,7 @@ def test_an_exclusive_subscription_has_one_consumer(producer: StagedClient) -> N
 
 @pytest.mark.requirement("9.2-6")
 def test_a_shared_subscription_gives_turns(producer: StagedClient) -> None:
-    """Consumers with credit get deliveries in turn, one without gets none, and nothing goes to two."""
+    """Consumers with credit get deliveries in turn, one without credit gets none, and no message goes to two."""
     consumers = [consumer_of(producer, "", "shared", messages=n) for n in (100, 100, 0)]
     for number in range(12):
         put(producer, b"%d" % number)
@@ -286,7 +286,7 @@ def test_a_shared_subscription_gives_turns(producer: StagedClient) -> None:
 
 
 def test_many_subscriptions_of_a_topic_do_not_know_each_other(make_stage: Callable[..., Stage]) -> None:
-    """Each has its own cursor, on whatever worker it lives."""
+    """Each has its own cursor, on whichever worker it lives."""
     stage = make_stage(3)
     producer = topic_on(stage, 1)
     consumers = {f"s{n}": consumer_of(producer, f"s{n}", "shared") for n in range(12)}
@@ -303,7 +303,7 @@ def test_many_subscriptions_of_a_topic_do_not_know_each_other(make_stage: Callab
 
 @pytest.mark.requirement("9.4-6", "9.5-7")
 def test_what_a_consumer_leaves_comes_again_with_the_next_attempt(producer: StagedClient) -> None:
-    """Leaving, however it happens, gives back what was not acknowledged, lowest first, counted."""
+    """However a consumer leaves, its unacknowledged messages are returned, delivered lowest first, and counted."""
     put(producer, *[b"x"] * 6)
     consumer = consumer_of(producer)
     assert attempts(consumer, 6) == [(n, 1) for n in range(6)]
@@ -319,7 +319,7 @@ def test_what_a_consumer_leaves_comes_again_with_the_next_attempt(producer: Stag
 
 
 def test_what_is_held_too_long_comes_again(producer: StagedClient) -> None:
-    """After the acknowledgment timeout a message is delivered again; acknowledging it late still counts."""
+    """After the acknowledgment timeout a message is delivered again; a late acknowledgment still counts."""
     put(producer, b"0", b"1")
     consumer = consumer_of(producer, "", "exclusive", ack_timeout_ms=1000)
     offsets(consumer, 2)
@@ -338,7 +338,7 @@ def test_what_is_held_too_long_comes_again(producer: StagedClient) -> None:
 
 @pytest.mark.requirement("9.5-5")
 def test_what_is_refused_comes_again_when_its_delay_is_over(producer: StagedClient) -> None:
-    """A nack without a delay comes at once, one with a delay then, and others go on meanwhile."""
+    """A nack without a delay returns the message at once, one with a delay later; other messages go on meanwhile."""
     put(producer, b"0", b"1", b"2")
     consumer = consumer_of(producer)
     offsets(consumer, 3)
@@ -357,7 +357,7 @@ def test_what_is_refused_comes_again_when_its_delay_is_over(producer: StagedClie
 
 
 def test_a_delay_of_years_is_refused(producer: StagedClient) -> None:
-    """A message cannot be put away for ever: the limit is a day, and is said."""
+    """The limit is a day, and the error says so."""
     put(producer, b"0")
     consumer = consumer_of(producer)
     offsets(consumer, 1)
@@ -367,7 +367,7 @@ def test_a_delay_of_years_is_refused(producer: StagedClient) -> None:
 
 
 def test_a_delayed_message_waits_for_a_consumer_too(producer: StagedClient) -> None:
-    """A delay that ends while nobody is attached is over for the next consumer."""
+    """If the delay ends while no consumer is attached, the next consumer gets the message at once."""
     put(producer, b"0")
     consumer = consumer_of(producer)
     offsets(consumer, 1)
@@ -378,7 +378,7 @@ def test_a_delayed_message_waits_for_a_consumer_too(producer: StagedClient) -> N
 
 
 def test_a_message_that_was_acknowledged_after_all_does_not_come_again(producer: StagedClient) -> None:
-    """Timed out and waiting, then acknowledged by who had it: it is done."""
+    """Timed out and waiting, then acknowledged by the consumer that had it: it is done."""
     put(producer, b"0", b"1")
     consumer = consumer_of(producer, "", "shared", ack_timeout_ms=1000, messages=2)
     offsets(consumer, 2)
@@ -395,7 +395,7 @@ def test_a_message_that_was_acknowledged_after_all_does_not_come_again(producer:
 
 @pytest.mark.requirement("9.5-2")
 def test_acknowledging_what_was_never_delivered_changes_nothing(producer: StagedClient) -> None:
-    """Not even the part of the frame that was delivered; the consumer stays open."""
+    """Also the delivered part of the frame is not acknowledged; the consumer stays open."""
     put(producer, b"0", b"1", b"2")
     consumer = consumer_of(producer, messages=2)
     offsets(consumer, 2)
@@ -408,13 +408,13 @@ def test_acknowledging_what_was_never_delivered_changes_nothing(producer: Staged
     assert consumer.ack_until(1, 2).code == "ack-unknown"
     assert shown(producer)["cursor"] == 0
     consumer.ack(1, (0, 2))
-    consumer.ack(1, (0, 2))  # again is fine
+    consumer.ack(1, (0, 2))  # a repeated acknowledgment is fine
     assert shown(producer)["cursor"] == 2
 
 
 @pytest.mark.requirement("9.5-4")
 def test_ack_until_means_all_of_an_ordered_subscription(producer: StagedClient) -> None:
-    """Everything up to and including the offset is done, whoever held it."""
+    """Everything up to and including the offset is done, whichever consumer held it."""
     put(producer, *[b"x"] * 4)
     consumer = consumer_of(producer)
     offsets(consumer, 4)
@@ -426,7 +426,7 @@ def test_ack_until_means_all_of_an_ordered_subscription(producer: StagedClient) 
 
 @pytest.mark.requirement("9.5-4")
 def test_ack_until_means_its_own_of_a_shared_subscription(producer: StagedClient) -> None:
-    """A consumer of many cannot acknowledge what another holds by naming a later offset."""
+    """A consumer of a shared subscription cannot acknowledge by a later offset what another holds."""
     first = consumer_of(producer, "", "shared", messages=2)
     put(producer, b"0", b"1")
     offsets(first, 2)
@@ -443,7 +443,7 @@ def test_ack_until_means_its_own_of_a_shared_subscription(producer: StagedClient
 
 @pytest.mark.requirement("9.5-3")
 def test_a_confirmed_acknowledgment_outlives_the_worker(producer: StagedClient) -> None:
-    """DONE is said once the journal has it: a worker killed right then has it still, exactly."""
+    """DONE is sent once the journal has it: a worker killed right then still has it after its restart."""
     stage = producer.stage
     put(producer, *[b"x"] * 9)
     consumer = consumer_of(producer, "", "shared")
@@ -456,7 +456,7 @@ def test_a_confirmed_acknowledgment_outlives_the_worker(producer: StagedClient) 
 
 @pytest.mark.requirement("9.5-3")
 def test_an_acknowledgment_is_not_confirmed_while_its_journal_fails(producer: StagedClient) -> None:
-    """The confirmation waits until the journal can be written again, and then holds."""
+    """The confirmation waits until the journal can be written again, and is then true."""
     stage = producer.stage
     put(producer, b"0")
     consumer = consumer_of(producer)
@@ -480,7 +480,7 @@ def test_an_acknowledgment_is_not_confirmed_while_its_journal_fails(producer: St
 
 
 def test_an_orderly_stop_forgets_no_acknowledgment(producer: StagedClient) -> None:
-    """What was acknowledged just before the worker stopped, unconfirmed, is in the journal."""
+    """An unconfirmed acknowledgment just before the stop is in the journal."""
     stage = producer.stage
     put(producer, b"0", b"1")
     consumer = consumer_of(producer)
@@ -495,7 +495,7 @@ def test_an_orderly_stop_forgets_no_acknowledgment(producer: StagedClient) -> No
 def test_a_long_acknowledged_stretch_is_no_obstacle(
     producer: StagedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a restart the first hole is delivered, and what follows it however many reads behind."""
+    """After a restart the first hole is delivered, and then the messages after the stretch, however many reads away."""
     monkeypatch.setattr("ister.actors.source.READ_BYTES", 100)
     stage = producer.stage
     consumer = consumer_of(producer, "", "shared", messages=1_000_000, bytes=64 << 20)
@@ -520,7 +520,7 @@ def event(consumer: StagedClient) -> str:
 
 @pytest.mark.requirement("9.2-4")
 def test_one_is_active_and_the_others_hear_that_they_stand_by(producer: StagedClient) -> None:
-    """The lowest priority is active, then the oldest; whoever follows gets all that was left, in order."""
+    """The one with the lowest priority is active, then the oldest; the successor gets what was left, in order."""
     first = consumer_of(producer, "", "failover", priority=2)
     assert event(first) == "active"
     second = consumer_of(producer, "", "failover", priority=2)
@@ -540,7 +540,7 @@ def test_one_is_active_and_the_others_hear_that_they_stand_by(producer: StagedCl
 
 @pytest.mark.requirement("9.2-4")
 def test_a_preferred_consumer_waits_until_the_active_one_has_nothing_left(producer: StagedClient) -> None:
-    """Nothing is delivered twice or out of order by a hand-over; nothing new comes meanwhile."""
+    """A hand-over delivers nothing twice or out of order; no new messages are delivered meanwhile."""
     old = consumer_of(producer, "", "failover", priority=5)
     put(producer, *[b"x"] * 4)
     offsets(old, 4)
@@ -565,7 +565,7 @@ def test_a_preferred_consumer_waits_until_the_active_one_has_nothing_left(produc
 def test_what_the_active_one_gives_back_goes_to_the_preferred_one_first(
     producer: StagedClient, how: str
 ) -> None:
-    """Before anything new, lowest offset first; so also what it does not acknowledge in time."""
+    """Before anything new, lowest offset first; likewise what it does not acknowledge in time."""
     stage = producer.stage
     old = consumer_of(producer, "", "failover", priority=5, ack_timeout_ms=1000, backoff_ms_min=0)
     put(producer, *[b"x"] * 2)
@@ -587,7 +587,7 @@ def test_what_the_active_one_gives_back_goes_to_the_preferred_one_first(
 
 
 def test_one_that_was_preferred_and_left_changes_nothing(producer: StagedClient) -> None:
-    """Whoever is active goes on, and has heard of nothing."""
+    """The active one continues, and is told nothing."""
     old = consumer_of(producer, "", "failover", priority=5)
     assert event(old) == "active"
     put(producer, b"0")
@@ -603,7 +603,7 @@ def test_one_that_was_preferred_and_left_changes_nothing(producer: StagedClient)
 
 @pytest.mark.requirement("9.2-5")
 def test_a_standby_acknowledges_nothing(producer: StagedClient) -> None:
-    """It is told so, and whoever is active gets the messages; to say again what is done is no harm."""
+    """The standby gets an error, and the active one the messages; repeating what is acknowledged does no harm."""
     stage = producer.stage
     active = consumer_of(producer, "", "failover", priority=1)
     put(producer, *[b"x"] * 3)
@@ -629,7 +629,7 @@ def test_a_standby_acknowledges_nothing(producer: StagedClient) -> None:
 
 
 def test_what_is_on_its_way_to_the_active_one_is_its_own(producer: StagedClient) -> None:
-    """It counts as held from the moment that it is sent."""
+    """It counts as held from the moment it is sent."""
     stage = producer.stage
     old = consumer_of(producer, "", "failover", priority=5, messages=100)
     with held_up(stage.actor("consumer", "1")):
@@ -645,7 +645,7 @@ def test_what_is_on_its_way_to_the_active_one_is_its_own(producer: StagedClient)
 
 
 def test_an_old_active_one_that_fails_holds_up_nobody(producer: StagedClient) -> None:
-    """Gone is as good as given back."""
+    """A failed consumer holds nothing any more."""
     stage = producer.stage
     stage.expects_failures = True
     old = consumer_of(producer, "", "failover", priority=5)
@@ -664,7 +664,7 @@ def test_an_old_active_one_that_fails_holds_up_nobody(producer: StagedClient) ->
 
 
 def test_a_consumer_that_opens_again_gets_everything_again_in_order(producer: StagedClient) -> None:
-    """After a lost connection: what it held first, then what follows, with the credit it says now."""
+    """After a lost connection: first what it held, then new messages, within the credit it grants now."""
     put(producer, *[b"x"] * 4)
     consumer = consumer_of(producer, messages=4)
     offsets(consumer, 4)
@@ -681,7 +681,7 @@ def test_a_consumer_that_opens_again_gets_everything_again_in_order(producer: St
 
 
 def test_what_is_on_its_way_to_who_opens_again_comes_in_its_place(producer: StagedClient) -> None:
-    """A delivery behind the open in the consumer's inbox must not overtake what it held."""
+    """A delivery behind the open in the consumer's inbox must not overtake what the consumer held."""
     stage = producer.stage
     put(producer, b"0", b"1")
     consumer = consumer_of(producer)
@@ -699,7 +699,7 @@ def test_what_is_on_its_way_to_who_opens_again_comes_in_its_place(producer: Stag
 
 
 def test_what_is_on_its_way_to_who_closes_is_not_lost(producer: StagedClient) -> None:
-    """A delivery behind a CLOSE in the consumer's inbox goes to the next one."""
+    """A delivery behind a CLOSE in the consumer's inbox goes to the next consumer."""
     stage = producer.stage
     put(producer, b"0", b"1")
     consumer = consumer_of(producer)
@@ -713,7 +713,7 @@ def test_what_is_on_its_way_to_who_closes_is_not_lost(producer: StagedClient) ->
 
 
 def test_a_flood_of_acknowledgments_and_a_close_lose_nothing(producer: StagedClient) -> None:
-    """The same without reaching inside: more frames than a turn handles, deliveries between them."""
+    """The same from outside: more frames than a turn handles, with deliveries between them."""
     consumer = consumer_of(producer, "", "shared", messages=100_000, bytes=64 << 20)
     for number in range(300):
         producer.publish(1, number, bytes(60_000))
@@ -726,7 +726,7 @@ def test_a_flood_of_acknowledgments_and_a_close_lose_nothing(producer: StagedCli
 
 
 def test_a_consumer_that_fails_loses_nothing(producer: StagedClient) -> None:
-    """A mistake in one consumer costs its client an open; what it held, and what was on its way, is delivered again."""
+    """A bug in one consumer closes its client's handle; what it held, and deliveries to it, are delivered again."""
     stage = producer.stage
     stage.expects_failures = True
     put(producer, b"0")
@@ -743,7 +743,7 @@ def test_a_consumer_that_fails_loses_nothing(producer: StagedClient) -> None:
 
 
 def test_a_subscription_that_fails_loses_nothing(producer: StagedClient) -> None:
-    """A mistake in a subscription costs its consumers an open; acknowledgments are in the journal."""
+    """A bug in a subscription closes its consumers' handles; acknowledgments are in the journal."""
     stage = producer.stage
     stage.expects_failures = True
     put(producer, b"0", b"1")
@@ -763,7 +763,7 @@ def test_a_subscription_that_fails_loses_nothing(producer: StagedClient) -> None
 
 
 def test_a_full_connection_waits_and_loses_nothing(producer: StagedClient) -> None:
-    """What does not fit into a client's queue is sent when there is room, in order, once."""
+    """Pieces that do not fit into a client's queue are sent when there is room, in order, once."""
     stage = producer.stage
     consumer = consumer_of(producer)
     consumer.router.full.add(consumer.routing)
@@ -778,7 +778,7 @@ def test_a_full_connection_waits_and_loses_nothing(producer: StagedClient) -> No
 
 
 def test_a_full_connection_holds_up_nobody_else(producer: StagedClient) -> None:
-    """Others of a Shared subscription get what a full one cannot take; what it was given comes back when it goes."""
+    """Others of a Shared subscription get what a full one cannot take; what it was given returns when it leaves."""
     full = consumer_of(producer, "", "shared")
     full.router.full.add(full.routing)
     put(producer, b"0")
@@ -795,7 +795,7 @@ def test_a_full_connection_holds_up_nobody_else(producer: StagedClient) -> None:
 
 @pytest.mark.requirement("4.2-1", "7.3-7")
 def test_a_full_connection_that_is_lost_and_resumed_gets_it_in_order(producer: StagedClient) -> None:
-    """A backlog is given back when the client opens again, and counts as no attempt."""
+    """Queued pieces are returned when the client opens again, and do not count as attempts."""
     consumer = consumer_of(producer)
     put(producer, b"0")
     offsets(consumer, 1)
@@ -811,7 +811,7 @@ def test_a_full_connection_that_is_lost_and_resumed_gets_it_in_order(producer: S
 
 
 def test_deliveries_to_a_lost_connection_wait_for_its_resume(producer: StagedClient) -> None:
-    """Within the session timeout the place is kept; afterwards what it held goes on."""
+    """Within the session timeout the consumer keeps its place; afterwards its messages go to others."""
     consumer = consumer_of(producer)
     consumer.disconnect()
     put(producer, b"0", b"1")
@@ -826,7 +826,7 @@ def test_deliveries_to_a_lost_connection_wait_for_its_resume(producer: StagedCli
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_a_topic_that_is_started_again_goes_on(producer: StagedClient, in_order: bool) -> None:
-    """Its subscriptions elsewhere keep their consumers and attach again by themselves."""
+    """Its subscriptions on other workers keep their consumers, and attach again by themselves."""
     stage = producer.stage
     put(producer, b"0")
     consumer = consumer_of(producer)
@@ -844,7 +844,7 @@ def test_a_topic_that_is_started_again_goes_on(producer: StagedClient, in_order:
 
 
 def test_a_topic_that_fails_is_attached_to_again(producer: StagedClient) -> None:
-    """A mistake in a topic does not leave its subscriptions deaf."""
+    """A bug in a topic does not leave its subscriptions without news."""
     stage = producer.stage
     stage.expects_failures = True
     for worker in range(2):
@@ -858,7 +858,7 @@ def test_a_topic_that_fails_is_attached_to_again(producer: StagedClient) -> None
 
 
 def test_a_word_of_the_topic_that_gets_lost_is_made_up_for(producer: StagedClient) -> None:
-    """Mail is no promise: a durable end that never arrived is asked for again after some seconds."""
+    """The mail may be lost: the subscription asks for the durable end again after some seconds."""
     stage = producer.stage
     consumer = consumer_of(producer)
     stage.hold("worker-0", "worker-1")
@@ -874,7 +874,7 @@ def test_a_word_of_the_topic_that_gets_lost_is_made_up_for(producer: StagedClien
 def test_a_question_to_the_topic_that_gets_lost_is_asked_again_soon(
     stage: Stage, dispatch: str, lost: tuple[str, str]
 ) -> None:
-    """And so is one whose answer got lost: an open, or a question about the subscription, is answered in a moment."""
+    """So is one whose answer was lost: an open, or a request about the subscription, is answered in a moment."""
     producer = topic_on(stage, 0, dispatch=dispatch)
     name = name_on(stage, producer.topic, 1)
     stage.hold(*lost)
@@ -889,14 +889,14 @@ def test_a_question_to_the_topic_that_gets_lost_is_asked_again_soon(
 
 
 def test_a_topic_that_never_answers_is_asked_more_and_more_rarely() -> None:
-    """Ten thousand subscriptions may wait for a store that is away; who was answered begins anew."""
+    """Ten thousand subscriptions may wait for a store that is away; after an answer the interval is short again."""
     asking = Asking()
     assert [asking.asked() for _ in range(7)] == [1, 2, 4, 8, 10, 10, 10]
     assert (asking.answered(), asking.asked(), asking.asked()) == (10, 1, 2)
 
 
 def test_a_topic_that_cannot_be_opened_is_an_error_until_it_can(producer: StagedClient) -> None:
-    """A consumer hears what is wrong with the log; once that is mended it gets its place."""
+    """A consumer is told what is wrong with the log; once that is mended, it is attached."""
     stage = producer.stage
     put(producer, b"0")
     stage.kill(0)
@@ -922,7 +922,7 @@ def test_a_topic_that_cannot_be_opened_is_an_error_until_it_can(producer: Staged
 
 
 def test_damage_is_never_delivered(producer: StagedClient) -> None:
-    """A record that is not what was written is said to the consumer, not delivered; what is before it was delivered."""
+    """A record whose bytes changed is reported to the consumer, not delivered; messages before it were delivered."""
     stage = producer.stage
     put(producer, b"good")
     put(producer, b"twisted")
@@ -953,7 +953,7 @@ def lose_the_log(stage: Stage, keep: int) -> None:
 
 
 def test_what_a_power_cut_took_from_the_page_cache_is_not_taken_for_acknowledged(stage: Stage) -> None:
-    """With durability "os" a cursor may be ahead of the log; who gets those offsets next must be delivered."""
+    """With durability "os" a cursor may be ahead of the log; the next messages at those offsets must be delivered."""
     producer = topic_on(stage, 0, durability="os")
     put(producer, *[b"message %d" % n for n in range(5)])
     consumer = consumer_of(producer, "", "shared")
@@ -974,7 +974,7 @@ def test_what_a_power_cut_took_from_the_page_cache_is_not_taken_for_acknowledged
 
 
 def test_a_deleted_subscription_leaves_no_file(producer: StagedClient) -> None:
-    """Also where the topic's answer comes behind the deletion."""
+    """Also if the topic's answer comes after the deletion."""
     stage = producer.stage
     put(producer, b"0")
     name = name_on(stage, producer.topic, 1)
@@ -1000,7 +1000,7 @@ def fleeting(stage: Stage) -> StagedClient:
 
 
 def test_everybody_gets_a_message_once(fleeting: StagedClient) -> None:
-    """One a subscription, on the topic's worker or elsewhere, whatever it acknowledges."""
+    """Once per subscription, on the topic's worker or elsewhere, whether acknowledged or not."""
     stage = fleeting.stage
     consumers = [
         consumer_of(fleeting, name_on(stage, fleeting.topic, worker, number), "shared")
@@ -1018,7 +1018,7 @@ def test_everybody_gets_a_message_once(fleeting: StagedClient) -> None:
 
 
 def test_a_relay_that_its_topic_forgot_is_sent_to_again(fleeting: StagedClient) -> None:
-    """Its consumers hear nothing meanwhile, and what they missed is counted."""
+    """Its consumers get nothing meanwhile, and what they missed is counted."""
     stage = fleeting.stage
     consumer = consumer_of(fleeting, "", "shared")
     put(fleeting, b"0")
@@ -1032,7 +1032,7 @@ def test_a_relay_that_its_topic_forgot_is_sent_to_again(fleeting: StagedClient) 
 
 
 def test_a_relay_whose_topic_heard_it_and_was_not_heard_passes_on_what_comes(fleeting: StagedClient) -> None:
-    """A batch says as much as the answer that got lost."""
+    """A batch stands for the answer that was lost."""
     stage = fleeting.stage
     put(fleeting, b"before")
     name = name_on(stage, fleeting.topic, 1)
@@ -1052,7 +1052,7 @@ def test_a_relay_whose_topic_heard_it_and_was_not_heard_passes_on_what_comes(fle
 
 
 def test_without_a_consumer_nothing_is_kept(fleeting: StagedClient) -> None:
-    """What is published while nobody is attached is nobody's; the relay is gone with the last consumer."""
+    """Messages published while no consumer is attached are not kept; the relay ends with the last consumer."""
     consumer = consumer_of(fleeting, "", "shared")
     put(fleeting, b"0")
     consumer.deliveries(1, 1)
@@ -1071,7 +1071,7 @@ def test_without_a_consumer_nothing_is_kept(fleeting: StagedClient) -> None:
 def test_beyond_the_buffer_the_policy_says_what_is_lost(
     fleeting: StagedClient, drop: str, kept: list[int]
 ) -> None:
-    """A consumer without credit loses the oldest or the newest, and hears exactly how many."""
+    """A consumer without credit loses the oldest or the newest, and is told exactly how many."""
     consumer = consumer_of(fleeting, "", "shared", messages=2, drop=drop, buffer_messages_max=3)
     for number in range(10):
         put(fleeting, b"%d" % number)
@@ -1088,7 +1088,7 @@ def test_beyond_the_buffer_the_policy_says_what_is_lost(
 
 @pytest.mark.parametrize("drop", ["oldest", "newest"])
 def test_nothing_is_dropped_while_there_is_credit(fleeting: StagedClient, drop: str) -> None:
-    """More than the buffer holds in one turn is delivered, not dropped, to a consumer with room for it."""
+    """A consumer with enough credit gets more in one turn than the buffer holds; nothing is dropped."""
     consumer = consumer_of(
         fleeting, "", "shared", messages=10_000, bytes=64 << 20, drop=drop, buffer_messages_max=5
     )
@@ -1100,7 +1100,7 @@ def test_nothing_is_dropped_while_there_is_credit(fleeting: StagedClient, drop: 
 
 @pytest.mark.parametrize("drop", ["oldest", "newest"])
 def test_delivered_and_dropped_are_all_there_was(fleeting: StagedClient, drop: str) -> None:
-    """Whatever the batches and the credit, every message is delivered once, or dropped and counted, or waits."""
+    """Whatever the batches and the credit, every message is delivered once, or dropped and counted, or buffered."""
     consumer = consumer_of(fleeting, "", "shared", messages=7, drop=drop, buffer_messages_max=10)
     sequence = 0
     for size in (3, 1, 8, 2, 25, 1, 1, 4, 40, 6, 1, 9):
@@ -1118,11 +1118,11 @@ def test_delivered_and_dropped_are_all_there_was(fleeting: StagedClient, drop: s
     state = shown(fleeting)
     assert seen == sorted(set(seen))
     assert len(seen) + int(str(state["dropped"])) + int(str(state["buffered"])) == sequence
-    assert int(str(state["buffered"])) <= 40  # at most the bound, or one batch
+    assert int(str(state["buffered"])) <= 40  # at most the limit, or one batch
 
 
 def test_what_is_left_of_a_batch_may_be_dropped_too(fleeting: StagedClient) -> None:
-    """Of a batch that was delivered in part, only the rest is lost."""
+    """Of a batch that was delivered in part, only the rest is dropped."""
     consumer = consumer_of(fleeting, "", "shared", messages=2, drop="oldest", buffer_messages_max=4)
     fleeting.publish(1, 0, b"0", b"1", b"2", b"3", b"4")
     fleeting.receipt(1)
@@ -1136,7 +1136,7 @@ def test_what_is_left_of_a_batch_may_be_dropped_too(fleeting: StagedClient) -> N
 
 
 def test_a_slow_consumer_is_its_own_problem(fleeting: StagedClient) -> None:
-    """A consumer that takes nothing slows neither the producer nor anybody else, and memory is bounded."""
+    """It slows neither the producer nor other consumers, and memory is bounded."""
     stage = fleeting.stage
     slow = consumer_of(fleeting, name_on(stage, fleeting.topic, 1, 0), "shared", buffer_messages_max=5)
     slow.router.full.add(slow.routing)
@@ -1151,7 +1151,7 @@ def test_a_slow_consumer_is_its_own_problem(fleeting: StagedClient) -> None:
 
 
 def test_what_a_lost_connection_did_not_take_is_counted(fleeting: StagedClient) -> None:
-    """Messages that were for a client whose connection is gone are losses like others."""
+    """Messages for a client whose connection is gone are counted like other losses."""
     consumer = consumer_of(fleeting, "", "shared")
     consumer.router.full.add(consumer.routing)
     for payload in (b"0", b"1", b"2"):  # one in the backlog, two in the buffer
@@ -1169,7 +1169,7 @@ def test_what_a_lost_connection_did_not_take_is_counted(fleeting: StagedClient) 
 
 
 def test_a_non_reliable_topic_that_is_started_again_goes_on(fleeting: StagedClient) -> None:
-    """Relays attach again, to a restarted worker and to a topic that failed; offsets begin anew."""
+    """Relays attach again to a restarted worker, and to a topic that failed; offsets start from 0."""
     stage = fleeting.stage
     stage.expects_failures = True
     consumer = consumer_of(fleeting, "", "shared")
@@ -1191,7 +1191,7 @@ def test_a_non_reliable_topic_that_is_started_again_goes_on(fleeting: StagedClie
 
 
 def test_a_non_reliable_subscription_that_fails_is_there_again(fleeting: StagedClient) -> None:
-    """Its consumers are sent away, open again, and get what is published from then on; nothing stays attached."""
+    """Its consumers are closed, open again, and get what is published from then on; nothing stays attached."""
     stage = fleeting.stage
     stage.expects_failures = True
     consumer = consumer_of(fleeting, "", "shared")
@@ -1222,13 +1222,13 @@ def test_what_is_lost_between_workers_is_counted(fleeting: StagedClient) -> None
 
 
 def test_a_reliable_subscription_is_one(producer: StagedClient) -> None:
-    """The strategy of the topic decides what stands behind its subscriptions."""
+    """The topic's strategy decides which actor runs its subscriptions."""
     consumer_of(producer)
     assert isinstance(producer.stage.actor("subscription", producer.topic).delivery, InOrder)
 
 
 def test_credit_given_again_before_a_place_was_found_replaces_what_was_given_first(stage: Stage) -> None:
-    """A consumer that opens again while its subscription still waits for the topic has the credit it said last."""
+    """A consumer that opens again while its subscription waits for the topic has the credit of its last open."""
     stage.client().request("topic.create", topic="orders")
     names = [f"s{number}" for number in range(20)]
     topic_node = stage.client().request("topic.show", topic="orders")["node"]

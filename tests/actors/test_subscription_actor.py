@@ -1,4 +1,4 @@
-"""Tests of the Subscription actor alone: its consumers, its parts, and whose turn it is; its delivery is a list."""
+"""Tests of the Subscription actor alone, with its consumers and parts, and a delivery that reads from a list."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Ping:
 
 
 class Noting(SubscriptionPart):
-    """A part that notes which of its hooks was called."""
+    """A part that records which of its hooks were called."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -80,7 +80,7 @@ class Noting(SubscriptionPart):
 
 
 class FromList(Delivery):
-    """Delivers what is in a list, a message a piece."""
+    """A delivery of the messages in a list, one per piece."""
 
     def __init__(self, subscription: Host) -> None:
         self.subscription = subscription
@@ -113,7 +113,7 @@ class FromList(Delivery):
 
 
 class Play:
-    """A subscription with a list for a delivery, and consumers that keep what they are told."""
+    """A subscription that delivers from a list, and consumers that record their messages."""
 
     def __init__(self, type_: str, **settings: Any) -> None:
         self.loop = StagedLoop(StagedClock())
@@ -140,42 +140,42 @@ class Play:
         self.loop.settle()
 
     def ready(self) -> None:
-        """The topic has answered."""
+        """Let the topic answer."""
         self.actor.become_ready()
         self.loop.settle()
 
     def tell(self, *messages: object) -> None:
-        """Tell the subscription something, and let it be done."""
+        """Send the subscription a message, and run it."""
         for message in messages:
             self.ref.tell(message)
         self.loop.settle()
 
     def attach(self, key: int, *, messages: int = 100, force: bool = False, priority: int = 0) -> Told:
-        """Have a consumer come."""
+        """Attach a consumer."""
         consumer = Told(f"consumer/{key}", "here")
         self.tell(AttachConsumer(consumer, key, priority, messages, 1 << 20, force=force))
         return consumer
 
     def deliver(self, *offsets: int) -> None:
-        """Have the delivery deliver messages."""
+        """Let the delivery deliver messages."""
         self.delivery.messages += offsets
         self.actor.wake()
         self.loop.settle()
 
     def answers(self) -> list[Any]:
-        """Return what was answered since this was last asked."""
+        """Return the answers since the last call."""
         recorder = self.system.find("asker")
         assert isinstance(recorder, Recorder)
         return [decode_result(answer.body) for answer in recorder.take(Answer)]
 
 
 def offsets(consumer: Told) -> list[int]:
-    """Return what a consumer was delivered since this was last asked."""
+    """Return the offsets delivered to a consumer since the last call."""
     return [message.piece.offset for message in consumer.take(Deliver)]
 
 
 def test_who_comes_early_has_its_place_once_the_topic_has_answered() -> None:
-    """And is told where the delivery is, and what its parts have to say."""
+    """It is also told the position, and what the parts have to report."""
     play = Play("shared")
     consumer = play.attach(1)
     play.tell(StartSubscription(play.asker.address, 1), Describe(play.asker.address, 2))
@@ -187,7 +187,7 @@ def test_who_comes_early_has_its_place_once_the_topic_has_answered() -> None:
 
 
 def test_what_the_parts_receive_reaches_them_and_hooks_reach_all() -> None:
-    """In their order; what they say of themselves is part of what is shown."""
+    """In their order; what they report about themselves is part of `show`."""
     play = Play("shared")
     play.ready()
     play.attach(1)
@@ -204,7 +204,7 @@ def test_what_the_parts_receive_reaches_them_and_hooks_reach_all() -> None:
 
 
 def test_turns_are_taken_as_long_as_there_is_credit() -> None:
-    """Then what is next waits for more of it."""
+    """The next messages wait for more credit."""
     play = Play("shared")
     play.ready()
     consumers = [play.attach(1, messages=2), play.attach(2, messages=1)]
@@ -215,7 +215,7 @@ def test_turns_are_taken_as_long_as_there_is_credit() -> None:
 
 
 def test_a_second_consumer_of_an_exclusive_subscription_is_refused_or_takes_over() -> None:
-    """It begins once the first has given back what it held."""
+    """The new one starts once the first has returned what it held."""
     play = Play("exclusive")
     play.ready()
     first = play.attach(1)
@@ -229,7 +229,7 @@ def test_a_second_consumer_of_an_exclusive_subscription_is_refused_or_takes_over
 
 
 def test_of_a_failover_another_is_active_once_the_one_before_holds_nothing() -> None:
-    """That one is told to give back what it has, and waits on standby."""
+    """The old one is told to return what it has, and becomes a standby."""
     play = Play("failover")
     play.ready()
     first = play.attach(1, priority=5)
@@ -247,7 +247,7 @@ def test_of_a_failover_another_is_active_once_the_one_before_holds_nothing() -> 
 
 
 def test_while_it_is_held_or_paused_nothing_is_delivered() -> None:
-    """The consumers hear of a pause, also who comes while nobody was there."""
+    """The consumers are told of a pause, also one that attaches during it."""
     play = Play("shared")
     play.ready()
     consumer = play.attach(1)
@@ -267,7 +267,7 @@ def test_while_it_is_held_or_paused_nothing_is_delivered() -> None:
 
 
 def test_another_timeout_is_said_to_the_consumers_once() -> None:
-    """Settings that change nothing of theirs are not."""
+    """An update that does not change it tells them nothing."""
     play = Play("shared")
     play.ready()
     consumer = play.attach(1)
@@ -278,7 +278,7 @@ def test_another_timeout_is_said_to_the_consumers_once() -> None:
 
 
 def test_the_delivery_hears_when_nobody_is_left() -> None:
-    """Not while somebody waits for a place."""
+    """Not while a consumer waits to be attached."""
     play = Play("shared")
     play.attach(1)
     play.attach(2)
@@ -289,7 +289,7 @@ def test_the_delivery_hears_when_nobody_is_left() -> None:
 
 
 def test_an_actor_that_fails_sends_its_consumers_away_and_its_parts_write_down_what_they_know() -> None:
-    """They may open again, and find the next one."""
+    """Their handles are closed, and the clients may open again at the next actor."""
     play = Play("shared")
     play.ready()
     consumer = play.attach(1)

@@ -1,4 +1,4 @@
-"""Tests of the Supervisor's decisions, with children that are pipes and a time that stands still."""
+"""Tests of the Supervisor's decisions, with child processes and a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ManualClock:
     """Time that moves when the test says so."""
 
     now = 1000.0
-    set_back_s = 0.0  # what somebody did to the wall clock
+    set_back_s = 0.0  # by how much the wall clock was set back
 
     def monotonic(self) -> float:
         return self.now
@@ -30,7 +30,7 @@ class ManualClock:
 
 
 class FakeChild:
-    """A process that does what the test says: it dies of SIGTERM only if `obedient`, of SIGKILL always."""
+    """A process that the test controls: SIGTERM ends it only if `obedient`, SIGKILL always."""
 
     def __init__(self, birth: Birth, pid: int) -> None:
         self.birth, self.pid, self.node = birth, pid, birth.spec.node
@@ -60,7 +60,7 @@ class FakeChild:
 
 
 class Nowhere:
-    """Mail that is only remembered."""
+    """A post office that records mail and sends none."""
 
     def __init__(self) -> None:
         self.posted: list[tuple[Address, Any]] = []
@@ -72,7 +72,7 @@ class Nowhere:
 
 
 class House:
-    """A Supervisor with everything around it, and the hands to move it."""
+    """A Supervisor with its surroundings, and methods to drive it."""
 
     folder, boot = "/run", 500
 
@@ -109,7 +109,7 @@ class House:
         self.changes.append(change)
 
     def alive(self, node: str) -> FakeChild:
-        """The living child of a node."""
+        """Return the running child of a node."""
         [child] = [child for child in self.children if child.node == node and child.code is None]
         return child
 
@@ -143,7 +143,7 @@ def _target(context: ProcessContext) -> None:
 
 @pytest.fixture
 def house() -> Iterator[Callable[..., House]]:
-    """Build houses, and take them down."""
+    """Return a function that makes houses; close them after the test."""
     houses: list[House] = []
 
     def build(**ranks: int) -> House:
@@ -167,7 +167,7 @@ def test_the_delay_doubles_to_its_bound() -> None:
 
 
 def test_a_steady_life_makes_the_next_death_the_first() -> None:
-    """After 30 seconds of life the delay begins anew."""
+    """After 30 seconds up, the delay starts from 0.1 s again."""
     history = RestartHistory(RestartPolicy())
     for now in (0.0, 1.0, 2.0):
         history.died(now, lived_s=1.0)
@@ -177,7 +177,7 @@ def test_a_steady_life_makes_the_next_death_the_first() -> None:
 
 @pytest.mark.parametrize("restarts", [0, 1, 5, 100])
 def test_so_many_restarts_as_are_allowed_are_made_and_no_more(restarts: int) -> None:
-    """The death behind the last restart that is allowed within 60 seconds gives up; one a little later does not."""
+    """A death after the last restart allowed within 60 seconds gives up; one a little later does not."""
     policy = RestartPolicy(restarts_max=restarts)
     history = RestartHistory(policy)
     times = [60.0 * number / max(restarts, 1) for number in range(restarts + 1)]
@@ -189,7 +189,7 @@ def test_so_many_restarts_as_are_allowed_are_made_and_no_more(restarts: int) -> 
 
 
 def test_everyone_is_introduced_to_everyone(house: Callable[..., House]) -> None:
-    """A process that says Ready is told who is up, and those are told of it; then all are up, once."""
+    """A process that says Ready is told which others are up, and they are told of it; all_up is said once."""
     it = house(one=0, two=0)
     assert it.starts("one") == it.starts("two") == 1
     it.ready("one")
@@ -203,7 +203,7 @@ def test_everyone_is_introduced_to_everyone(house: Callable[..., House]) -> None
 def test_a_dead_process_is_reported_and_started_again_with_a_greater_boot(
     house: Callable[..., House],
 ) -> None:
-    """NodeDown to all others, a pause, a new process; all_up is not said twice."""
+    """NodeDown goes to all others, then a delay and a new process; all_up is not said twice."""
     it = house(one=0, two=0)
     it.ready("one")
     it.ready("two")
@@ -222,7 +222,7 @@ def test_a_dead_process_is_reported_and_started_again_with_a_greater_boot(
 
 
 def test_boots_are_greater_than_the_brokers_and_all_before(house: Callable[..., House]) -> None:
-    """Started in the same millisecond, or after the clock was set back, they still grow."""
+    """Also if started in the same millisecond, or after the clock was set back."""
     it = house(one=0, two=0, three=0)
     it.clock.set_back_s = 3600.0
     it.die("one")
@@ -233,7 +233,7 @@ def test_boots_are_greater_than_the_brokers_and_all_before(house: Callable[..., 
 
 
 def test_news_from_a_process_that_is_dead_change_nothing(house: Callable[..., House]) -> None:
-    """A Ready of an older boot, or of a node nobody knows, is ignored."""
+    """A Ready of an older boot, or of an unknown node, is ignored."""
     it = house(one=0)
     old = it.alive("one")
     it.die("one")
@@ -255,7 +255,7 @@ def test_one_that_never_says_ready_is_killed(house: Callable[..., House]) -> Non
 
 
 def test_one_that_is_up_may_be_silent_for_ever(house: Callable[..., House]) -> None:
-    """Ready ends the wait for it."""
+    """Its Ready ends the waiting."""
     it = house(one=0)
     it.ready("one")
     it.pass_time(READY_WITHIN_S * 10)
@@ -263,7 +263,7 @@ def test_one_that_is_up_may_be_silent_for_ever(house: Callable[..., House]) -> N
 
 
 def test_stopping_goes_by_rank(house: Callable[..., House]) -> None:
-    """Workers are asked together, the tier when they are gone, and the broker ends last."""
+    """All workers are asked first, then the tier when they are gone, and the broker ends last."""
     it = house(worker0=0, worker1=0, tier=1)
     slow = it.alive("worker1")
     slow.obedient = False
@@ -278,7 +278,7 @@ def test_stopping_goes_by_rank(house: Callable[..., House]) -> None:
 
 
 def test_a_stop_during_a_restart_does_not_start_anything(house: Callable[..., House]) -> None:
-    """What waits for its restart stays down."""
+    """A child that waits for its restart is not started."""
     it = house(one=0, two=1)
     it.die("one")
     it.tell(StopProcesses("SIGTERM"))
@@ -289,7 +289,7 @@ def test_a_stop_during_a_restart_does_not_start_anything(house: Callable[..., Ho
 
 
 def test_the_grace_ends_with_sigkill(house: Callable[..., House]) -> None:
-    """Five seconds after SIGTERM comes SIGKILL, and the next rank."""
+    """SIGKILL comes five seconds after SIGTERM, and then the next rank."""
     it = house(one=0, two=1)
     it.alive("one").obedient = False
     it.tell(StopProcesses("SIGTERM"))
@@ -302,7 +302,7 @@ def test_the_grace_ends_with_sigkill(house: Callable[..., House]) -> None:
 
 
 def test_a_second_stop_kills_at_once(house: Callable[..., House]) -> None:
-    """Who asks twice does not want to wait."""
+    """The second request skips the grace period."""
     it = house(one=0, two=1)
     for child in it.children:
         child.obedient = False
@@ -314,7 +314,7 @@ def test_a_second_stop_kills_at_once(house: Callable[..., House]) -> None:
 
 
 def test_giving_up_stops_the_others_and_fails(house: Callable[..., House]) -> None:
-    """One death more than there may be restarts ends everything with exit code 1, and the reason says who and how."""
+    """One death more than the restarts allowed stops everything with exit code 1; the reason names the process."""
     it = house(one=0, two=1)
     it.ready("two")
     for _ in range(6):
@@ -327,7 +327,7 @@ def test_giving_up_stops_the_others_and_fails(house: Callable[..., House]) -> No
 
 
 def test_a_refusal_on_the_first_start_ends_everything_with_its_reason(house: Callable[..., House]) -> None:
-    """The settings are wrong: 78, and the child's own sentence."""
+    """The settings are wrong: the exit code is 78, and the reason the child's own sentence."""
     it = house(one=0, two=1)
     child = it.alive("one")
     it.tell(CannotWork("one", child.birth.boot, "address-in-use", "port 5555 is in use"))
@@ -336,14 +336,14 @@ def test_a_refusal_on_the_first_start_ends_everything_with_its_reason(house: Cal
 
 
 def test_a_refusal_whose_mail_is_lost_ends_everything_too(house: Callable[..., House]) -> None:
-    """The exit code alone says it."""
+    """The exit code is enough."""
     it = house(one=0)
     it.die("one", 78)
     assert it.finished == [(78, "one can't work; its own log says why")]
 
 
 def test_a_refusal_of_one_that_was_up_is_a_death(house: Callable[..., House]) -> None:
-    """It worked with these settings before: it is started again."""
+    """It has worked with these settings before: it is restarted."""
     it = house(one=0)
     it.ready("one")
     it.die("one")
@@ -355,7 +355,7 @@ def test_a_refusal_of_one_that_was_up_is_a_death(house: Callable[..., House]) ->
 
 
 def test_a_supervisor_that_fails_takes_everything_with_it(house: Callable[..., House]) -> None:
-    """Without supervision the broker does not run on."""
+    """The broker does not run without supervision."""
     it = house(one=0, two=1)
     actor = it.system.find("supervisor")
     assert actor is not None

@@ -1,4 +1,4 @@
-"""Tests of the threads by purpose: what takes long keeps nothing of another purpose waiting."""
+"""Tests of the threads by purpose: slow work of one purpose delays no other."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WAIT_S = 60
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    """A loop that is closed at the end."""
+    """Return a loop that is closed after the test."""
     made = Loop(SystemClock())
     yield made
     made.close()
 
 
 class Held:
-    """Calls of a purpose that do not end before they are let go."""
+    """Calls of one purpose that do not return before they are released."""
 
     def __init__(self, loop: Loop, purpose: Purpose, count: int) -> None:
         self.loop = loop
@@ -52,7 +52,7 @@ class Held:
 
 
 def until(loop: Loop, so: object) -> None:
-    """Run the loop until `so()` holds."""
+    """Run the loop until `so()` is true."""
     deadline = time.monotonic() + WAIT_S
     while not so():  # type: ignore[operator]
         assert time.monotonic() < deadline
@@ -61,7 +61,7 @@ def until(loop: Loop, so: object) -> None:
 
 @pytest.mark.parametrize("long", list(Purpose))
 def test_work_of_one_purpose_keeps_no_other_waiting(loop: Loop, long: Purpose) -> None:
-    """A hundred calls that do not end, and those of every other purpose come back."""
+    """While a hundred calls hang, those of every other purpose return."""
     held = Held(loop, long, 100)
     came: list[Purpose] = []
     for purpose in Purpose:
@@ -75,7 +75,7 @@ def test_work_of_one_purpose_keeps_no_other_waiting(loop: Loop, long: Purpose) -
 
 
 def test_a_commit_is_synced_while_logs_are_verified(loop: Loop) -> None:
-    """Eight topics are being verified, and a receipt waits for none of them."""
+    """Eight topics are being verified, and no receipt waits for them."""
 
     class Commit:
         path = "/"
@@ -103,7 +103,7 @@ def test_a_commit_is_synced_while_logs_are_verified(loop: Loop) -> None:
 
 @pytest.mark.parametrize("size", [1, 6])
 def test_a_pool_has_as_many_threads_as_it_is_told_to(loop: Loop, size: int) -> None:
-    """More uploads at once than there used to be threads, or fewer."""
+    """More uploads at once than the default, or fewer."""
     loop.threads.resize(Purpose.UPLOADS, size)
     held = Held(loop, Purpose.UPLOADS, 20)
     until(loop, lambda: held.most == size)
@@ -114,7 +114,7 @@ def test_a_pool_has_as_many_threads_as_it_is_told_to(loop: Loop, size: int) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux alone")
 def test_what_takes_long_gives_way(loop: Loop) -> None:
-    """Verification has a lower priority than commits; the process keeps its own."""
+    """Verification runs at a lower priority than commits; the process keeps its own."""
     found: dict[Purpose, int] = {}
     before = os.getpriority(os.PRIO_PROCESS, 0)
     for purpose in Purpose:

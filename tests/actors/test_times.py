@@ -1,4 +1,4 @@
-"""Tests of times: messages that wait for theirs, and messages that outlive it."""
+"""Tests of times: messages with a delivery time, and messages that expire."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.stage import Stage
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker that waits for silent clients for hours."""
+    """Return a broker that keeps the session of a silent client for hours."""
     return make_stage(protocol__session_timeout_ms=3_600_000)
 
 
 @pytest.fixture(params=["shared", "key-shared"])
 def scene(request: pytest.FixtureRequest, stage: Stage) -> Scene:
-    """Return a scene of each type that delays."""
+    """Return a scene of each subscription type that delays."""
     return Scene(stage, type=request.param)
 
 
 @pytest.mark.requirement("9.4-7")
 def test_a_message_waits_for_its_time(scene: Scene) -> None:
-    """To the millisecond, while others go by."""
+    """To the millisecond, while others are delivered."""
     client = scene.consumer()
     now = scene.now_ms()
     scene.publish(b"0", b"1", b"2", b"3", key=b"k", deliver_at=[0, now + 2000, now + 1000, now])
@@ -65,7 +65,7 @@ def test_a_long_wait_is_as_exact(scene: Scene, delay_s: int) -> None:
 
 
 def test_what_waits_still_waits_after_a_restart(scene: Scene) -> None:
-    """It is in the log, unacknowledged; what was acknowledged beside it is not delivered again."""
+    """It is in the log, unacknowledged; acknowledged messages beside it are not delivered again."""
     client = scene.consumer()
     now = scene.now_ms()
     scene.publish(b"0", b"1", b"2", key=b"k", deliver_at=[now + 60_000, 0, now + 5000])
@@ -82,7 +82,7 @@ def test_what_waits_still_waits_after_a_restart(scene: Scene) -> None:
 
 
 def test_what_is_due_while_nobody_is_there_comes_with_the_next(scene: Scene) -> None:
-    """A consumer that comes late gets it at once."""
+    """A consumer that comes later gets it at once."""
     scene.consumer().close_handle(1)
     now = scene.now_ms()
     scene.publish(b"0", b"1", key=b"k", deliver_at=[now + 1000, now + 90_000])
@@ -92,7 +92,7 @@ def test_what_is_due_while_nobody_is_there_comes_with_the_next(scene: Scene) -> 
 
 @pytest.mark.parametrize("type_", ["exclusive", "failover"])
 def test_ordered_subscriptions_wait_too_and_the_others_do_not_wait_for_it(stage: Stage, type_: str) -> None:
-    """What has no time comes in order; what has one comes when that is there, and not twice."""
+    """Messages without a time come in order; one with a time comes at that time, and once."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     now = scene.now_ms()
@@ -113,7 +113,7 @@ def test_ordered_subscriptions_wait_too_and_the_others_do_not_wait_for_it(stage:
 @pytest.mark.parametrize("type_", ["exclusive", "failover"])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_everything_up_to_here_is_not_what_nobody_has_seen(stage: Stage, type_: str, restarts: bool) -> None:
-    """A message that waits for its time is acknowledged by nobody who was not given it."""
+    """An acknowledgment up to an offset covers no message that was not delivered yet because of its time."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     scene.publish(b"0", b"1", b"2", deliver_at=[0, scene.now_ms() + 8_000, 0])
@@ -133,7 +133,7 @@ def test_everything_up_to_here_is_not_what_nobody_has_seen(stage: Stage, type_: 
 
 @pytest.mark.requirement("9.4-7")
 def test_a_reader_does_not_wait(stage: Stage) -> None:
-    """It looks at what there is, in order."""
+    """It gets all messages in order, whatever their times."""
     scene = Scene(stage)
     scene.publish(b"0", b"1", deliver_at=[scene.now_ms() + 60_000, 0])
     client = stage.at_subscription("orders", "r")
@@ -144,7 +144,7 @@ def test_a_reader_does_not_wait(stage: Stage) -> None:
 @pytest.mark.requirement("9.4-8")
 @pytest.mark.parametrize("type_", ["exclusive", "shared"])
 def test_what_would_be_too_old_by_then_is_refused(stage: Stage, type_: str) -> None:
-    """A delay beyond the time to live: nobody would ever get it, and the error says both."""
+    """With a delay beyond the time to live it would never be delivered; the error has both values."""
     scene = Scene(stage, type=type_, message_ttl_ms=60_000)
     client = scene.consumer()
     now = scene.now_ms()
@@ -161,7 +161,7 @@ def test_what_would_be_too_old_by_then_is_refused(stage: Stage, type_: str) -> N
 
 
 def test_very_many_may_wait(scene: Scene) -> None:
-    """What waits for the same second costs a range, not an entry a message."""
+    """Messages that wait for the same second cost a range, not an entry each."""
     client = scene.consumer(messages=100_000)
     now = scene.now_ms()
     for _ in range(10):
@@ -176,7 +176,7 @@ def test_very_many_may_wait(scene: Scene) -> None:
 
 
 def test_what_is_too_old_is_not_delivered(stage: Stage) -> None:
-    """It is counted, said to the consumers, and in nobody's way; what is young enough comes."""
+    """Expired messages are counted, reported to the consumers, and block nothing; the others are delivered."""
     scene = Scene(stage, message_ttl_ms=60_000)
     scene.consumer().close_handle(1)
     scene.publish(b"0", b"1")
@@ -195,7 +195,7 @@ def test_what_is_too_old_is_not_delivered(stage: Stage) -> None:
 
 
 def test_consumers_hear_of_what_expired(stage: Stage) -> None:
-    """Once, with how many and from where on."""
+    """Once, with their number and the first offset."""
     scene = Scene(stage, message_ttl_ms=60_000)
     client = scene.consumer(messages=1)
     scene.publish(b"0", b"1", b"2")
@@ -209,7 +209,7 @@ def test_consumers_hear_of_what_expired(stage: Stage) -> None:
 
 
 def test_without_consumers_the_cursor_goes_on_over_what_is_too_old(stage: Stage) -> None:
-    """So that retention may take it."""
+    """So that retention may delete the messages."""
     scene = Scene(stage, message_ttl_ms=5000)
     scene.consumer().close_handle(1)
     scene.publish(b"0", b"1")
@@ -218,7 +218,7 @@ def test_without_consumers_the_cursor_goes_on_over_what_is_too_old(stage: Stage)
 
 
 def test_the_cursor_goes_on_over_what_is_too_old_beside_a_consumer_that_takes_nothing(stage: Stage) -> None:
-    """A paused subscription, or one whose consumers have no credit, keeps nothing for ever either."""
+    """Also a subscription that is paused, or whose consumers have no credit, keeps no message for ever."""
     scene = Scene(stage, message_ttl_ms=5000)
     scene.consumer(paused=1)
     scene.publish(b"0", b"1")
@@ -227,7 +227,7 @@ def test_the_cursor_goes_on_over_what_is_too_old_beside_a_consumer_that_takes_no
 
 
 def test_the_time_to_live_can_be_changed(stage: Stage) -> None:
-    """Subscriptions that are there take it from then on."""
+    """Existing subscriptions use the new value from then on."""
     scene = Scene(stage)
     scene.consumer().close_handle(1)
     scene.publish(b"0")
@@ -238,7 +238,7 @@ def test_the_time_to_live_can_be_changed(stage: Stage) -> None:
 
 
 def test_what_came_back_too_old_is_let_go(stage: Stage) -> None:
-    """A message that failed until it expired is not tried again."""
+    """A message that expires while it fails is not tried again."""
     scene = Scene(stage, message_ttl_ms=5000)
     client = scene.consumer()
     scene.publish(b"0")
@@ -251,7 +251,7 @@ def test_what_came_back_too_old_is_let_go(stage: Stage) -> None:
 
 @pytest.mark.parametrize("wait_s", [30, 7200])
 def test_a_message_is_not_late_where_the_clock_is_set_forward(scene: Scene, wait_s: int) -> None:
-    """Its time is one of the wall clock, and a timer knows durations alone."""
+    """Its time is one of the wall clock, while a timer measures durations only."""
     client = scene.consumer()
     scene.publish(b"0", b"1", key=b"k", deliver_at=[scene.now_ms() + wait_s * 1000, 0])
     assert offsets(client) == [1]
@@ -264,7 +264,7 @@ def test_a_message_is_not_late_where_the_clock_is_set_forward(scene: Scene, wait
 def test_what_a_clock_that_was_ahead_wrote_lets_expire_what_is_behind_it(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """It is older than what was written after it, whatever its time says."""
+    """A message is at least as old as those written after it, whatever its timestamp."""
     stage = make_stage(protocol__session_timeout_ms=3_600_000)
     scene = Scene(stage, message_ttl_ms=60_000)
     scene.consumer().close_handle(1)
@@ -280,7 +280,7 @@ def test_what_a_clock_that_was_ahead_wrote_lets_expire_what_is_behind_it(
 
 
 def test_what_is_too_old_does_not_come_with_what_a_clock_that_was_ahead_wrote(stage: Stage) -> None:
-    """Small batches are joined for a consumer; one among them may be older than the one before it."""
+    """Small batches are joined for a consumer; one of them may be older than the one before it."""
     scene = Scene(stage, message_ttl_ms=5000)
     scene.consumer().close_handle(1)
     stage.clock.stepped_ms += 3_600_000
@@ -295,7 +295,7 @@ def test_what_is_too_old_does_not_come_with_what_a_clock_that_was_ahead_wrote(st
 
 
 def test_a_segment_is_sealed_in_time_though_the_clock_stepped_back(make_stage: Callable[..., Stage]) -> None:
-    """How long it has been filling is a duration."""
+    """The age of the open segment is a duration."""
     stage = make_stage(log__segment_age_ms_max=10_000)
     scene = Scene(stage)
     scene.publish(b"0")

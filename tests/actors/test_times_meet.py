@@ -1,4 +1,4 @@
-"""Tests of times that meet something else: retention, full lanes, changed timeouts, late acknowledgments."""
+"""Tests of times together with retention, full lanes, changed timeouts and late acknowledgments."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.stage import Stage
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """Return a broker that waits for silent clients for hours."""
+    """Return a broker that keeps the session of a silent client for hours."""
     return make_stage(protocol__session_timeout_ms=3_600_000)
 
 
 def test_a_shorter_acknowledgment_timeout_holds_for_what_comes_while_older_messages_are_held(
     stage: Stage,
 ) -> None:
-    """The older ones keep theirs, and nobody waits for it."""
+    """The older ones keep their timeout, and the new ones do not wait for it."""
     scene = Scene(stage)
     client = scene.consumer(ack_timeout_ms=3_600_000, backoff_ms_min=0)
     scene.publish(b"old")
@@ -40,7 +40,7 @@ def test_a_shorter_acknowledgment_timeout_holds_for_what_comes_while_older_messa
 
 
 def test_a_longer_acknowledgment_timeout_leaves_what_is_held_its_own(stage: Stage) -> None:
-    """What was delivered under the old one comes again when that is over."""
+    """Messages delivered under the old timeout come again when that ends."""
     scene = Scene(stage)
     client = scene.consumer(ack_timeout_ms=1000, backoff_ms_min=0)
     scene.publish(b"old")
@@ -52,7 +52,7 @@ def test_a_longer_acknowledgment_timeout_leaves_what_is_held_its_own(stage: Stag
 
 @pytest.mark.parametrize("type_", ["shared", "key-shared"])
 def test_what_waited_for_its_time_and_was_trimmed_is_in_nobodys_way(stage: Stage, type_: str) -> None:
-    """Its time comes, and it is not looked for in a log that has it no more."""
+    """When its time comes, it is not looked for in a log that no longer has it."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     now = scene.now_ms()
@@ -79,7 +79,7 @@ def test_what_waited_for_its_time_and_was_trimmed_is_in_nobodys_way(stage: Stage
 
 
 def test_a_batch_is_sorted_by_its_times_once(stage: Stage) -> None:
-    """Also if something that comes due in the middle of it cannot be read just then."""
+    """Also if a message that comes due in the middle of it cannot be read at that moment."""
     scene = Scene(stage, type="key-shared")
     client = scene.consumer()
     scene.publish(b"0", key=b"a", deliver_at=[scene.now_ms() + 1000])
@@ -113,7 +113,7 @@ def test_a_batch_is_sorted_by_its_times_once(stage: Stage) -> None:
 
 @pytest.mark.parametrize("type_", ["shared", "key-shared"])
 def test_of_a_wait_only_what_was_skipped_is_forgotten(stage: Stage, type_: str) -> None:
-    """An operator skips one damaged batch of many that wait for the same time: the others come."""
+    """An operator skips one damaged batch of many that wait for the same time: the others are delivered."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     when = scene.now_ms() + 60_000
@@ -153,7 +153,7 @@ def test_messages_due_that_nobody_takes_do_not_keep_the_worker_busy(
 
 
 def test_very_many_messages_that_come_due_together_take_no_time(stage: Stage) -> None:
-    """Each waits for a time of its own, and nobody was there when it came."""
+    """Each has a time of its own, and no consumer was attached when it came."""
     scene = Scene(stage)
     client = scene.consumer(messages=1)
     part(scene, Schedule).due.extend((offset, offset + 1) for offset in range(10, 200_010, 2))
@@ -182,7 +182,7 @@ def test_one_back_off_after_the_other_ends(stage: Stage, type_: str) -> None:
 
 @pytest.mark.parametrize("type_", ["exclusive", "shared", "key-shared"])
 def test_what_is_acknowledged_while_it_waits_to_come_again_does_not(stage: Stage, type_: str) -> None:
-    """Its time was over, but it was done after all."""
+    """Its acknowledgment timeout had ended, but it was processed after all."""
     scene = Scene(stage, type=type_)
     client = scene.consumer(messages=2, ack_timeout_ms=1000, backoff_ms_min=0)
     scene.publish(b"0", b"1", key=b"k")
@@ -198,7 +198,7 @@ def test_what_is_acknowledged_while_it_waits_to_come_again_does_not(stage: Stage
 def test_what_waits_for_its_time_is_not_taken_out_of_what_was_left_in_the_log(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow consumer's messages are read again later; those that wait for their time come then, and once."""
+    """A slow consumer's messages are read again later; those with a delivery time come at that time, and once."""
     monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
     monkeypatch.setattr("ister.actors.lanes.LANE_MIN", 8)
     scene = Scene(stage, type="key-shared")

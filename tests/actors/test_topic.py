@@ -1,4 +1,4 @@
-"""Tests of topics: order, receipts only once durable, duplicates and gaps, and what a failing disk may cost."""
+"""Tests of topics: order, receipts only for durable messages, duplicates and gaps, and failures of the disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.stage import Recorder, Stage, StagedClient
 
 
 def fault(stage: Stage, operation: str, where: str) -> None:
-    """From now on let an operation fail on files whose path holds `where`."""
+    """From now on let an operation fail on files whose path contains `where`."""
 
     def happens(name: str, path: str) -> None:
         if name == operation and where in path:
@@ -37,7 +37,7 @@ def opened(stage: Stage, **settings: str) -> tuple[StagedClient, ReliableTopic]:
 
 
 def watcher(stage: Stage, topic: ReliableTopic) -> Recorder:
-    """Attach an actor that keeps what the topic tells it."""
+    """Attach an actor that records the topic's mail."""
     topic.system.spawn(Recorder, "recorder")
     recorder = topic.system.find("recorder")
     assert isinstance(recorder, Recorder)
@@ -51,7 +51,7 @@ def watcher(stage: Stage, topic: ReliableTopic) -> Recorder:
 
 @pytest.mark.requirement("8.1-3")
 def test_where_a_producer_stands_is_told_once_it_is_durable(stage: Stage) -> None:
-    """A program that was killed goes on behind that: it must be there even if this machine loses its power now."""
+    """A restarted program continues after that sequence: it must survive a power failure right now."""
     older, topic = opened(stage)
     stage.loop.holds_work = True
     older.publish(1, 0, b"a", b"b")
@@ -60,7 +60,7 @@ def test_where_a_producer_stands_is_told_once_it_is_durable(stage: Stage) -> Non
     newer.say_open_producer(1, "orders", 7)
     stage.advance(1)
     assert newer.silent(0)
-    older.publish(1, 2, b"c")  # not any more: it would not be counted
+    older.publish(1, 2, b"c")  # the older producer is fenced
     refused = older.expect(Type.ERROR)
     assert (refused.code, refused.header[Key.CLOSED]) == ("producer-fenced", True)
     stage.loop.holds_work = False
@@ -72,7 +72,7 @@ def test_where_a_producer_stands_is_told_once_it_is_durable(stage: Stage) -> Non
 
 
 def test_whoever_waits_to_hear_where_it_stands_hears_that_the_log_failed(stage: Stage) -> None:
-    """And asks again."""
+    """The open is refused, and the client asks again."""
     older, _ = opened(stage)
     stage.loop.holds_work = True
     older.publish(1, 0, b"a")
@@ -93,7 +93,7 @@ def test_whoever_waits_to_hear_where_it_stands_hears_that_the_log_failed(stage: 
 
 @pytest.mark.requirement("8.3-1")
 def test_nothing_is_told_before_it_is_durable(stage: Stage) -> None:
-    """While fdatasync runs, neither producer nor subscriptions hear of what it is to cover."""
+    """While fdatasync runs, neither producer nor subscriptions are told of the messages it is to cover."""
     producer, topic = opened(stage)
     recorder = watcher(stage, topic)
     assert recorder.take(Attached) == [Attached(0, 0)]
@@ -108,7 +108,7 @@ def test_nothing_is_told_before_it_is_durable(stage: Stage) -> None:
 
 
 def test_one_commit_covers_what_came_before_it_and_one_receipt_tells_it(stage: Stage) -> None:
-    """Batches that come while a commit runs share the next one, and one RECEIPT a producer."""
+    """Batches that arrive during a commit share the next one, and each producer gets one RECEIPT."""
     producer, topic = opened(stage)
     other = stage.at_topic("orders")
     other.open_producer(5, "orders", 8)
@@ -131,7 +131,7 @@ def test_one_commit_covers_what_came_before_it_and_one_receipt_tells_it(stage: S
 
 
 def test_what_comes_after_a_commit_began_is_not_covered_by_it(stage: Stage) -> None:
-    """A receipt is for what the finished fdatasync covered, not for what has been written since."""
+    """A receipt is for what the finished fdatasync covered, not for what was written after it began."""
     producer, topic = opened(stage)
     stage.loop.holds_work = True
     producer.publish(1, 0, b"covered")
@@ -149,7 +149,7 @@ def test_what_comes_after_a_commit_began_is_not_covered_by_it(stage: Stage) -> N
 
 @pytest.mark.requirement("12-2")
 def test_many_receipts_come_in_frames_of_bounded_size(stage: Stage) -> None:
-    """A commit of thousands of batches does not make a header that no client may accept."""
+    """A commit of thousands of batches makes no header larger than a client may accept."""
     producer, _ = opened(stage)
     stage.loop.holds_work = True
     for number in range(RECEIPTS_MAX + 50):
@@ -177,7 +177,7 @@ def test_topics_in_the_page_cache_answer_at_once_and_sync_soon(stage: Stage) -> 
 
 
 def test_a_lone_message_needs_no_length_table(stage: Stage) -> None:
-    """One body frame is one message, as any client can send it, also an empty one."""
+    """One body frame is one message, as any client can send it; it may be empty."""
     producer, _ = opened(stage)
     for number, payload in enumerate((b"hello", b"")):
         producer.say({Key.TYPE: Type.PUBLISH, Key.HANDLE: 1, Key.SEQUENCE: number}, payload)
@@ -192,7 +192,7 @@ def test_a_lone_message_needs_no_length_table(stage: Stage) -> None:
 
 @pytest.mark.requirement("8.3-3")
 def test_a_resent_batch_is_stored_once_and_answered_with_its_offset(stage: Stage) -> None:
-    """A duplicate gets the receipt of the original, however often it comes."""
+    """A duplicate gets the receipt of the original, however often it is sent."""
     producer, topic = opened(stage)
     producer.publish(1, 0, b"a", b"b")
     producer.publish(1, 2, b"c")
@@ -204,7 +204,7 @@ def test_a_resent_batch_is_stored_once_and_answered_with_its_offset(stage: Stage
 
 
 def test_a_duplicate_of_what_is_not_durable_yet_waits_for_it(stage: Stage) -> None:
-    """The receipt of a resend promises as much as any other."""
+    """The receipt of a resend is as good as any other."""
     producer, _ = opened(stage)
     stage.loop.holds_work = True
     producer.publish(1, 0, b"a")
@@ -218,7 +218,7 @@ def test_a_duplicate_of_what_is_not_durable_yet_waits_for_it(stage: Stage) -> No
 
 @pytest.mark.requirement("8.3-4")
 def test_a_duplicate_whose_offset_is_forgotten_waits_for_everything(stage: Stage) -> None:
-    """Where nobody knows any more how far the original must be durable, all there is must be."""
+    """Where the offset of the original is forgotten, everything written so far must be durable."""
     producer, topic = opened(stage)
     stage.loop.holds_work = True
     batches = RECENT_BATCHES_MAX + 50
@@ -227,7 +227,7 @@ def test_a_duplicate_whose_offset_is_forgotten_waits_for_everything(stage: Stage
     stage.settle()
     producer.publish(1, 0, b"x")
     stage.settle()
-    stage.loop.do_work()  # the commit of the first turn, which took 64 batches off the socket
+    stage.loop.do_work()  # the commit of the first turn, which read 64 batches from the socket
     early: list[tuple[int, int]] = []
     while not producer.silent(0):
         early += producer.receipt(1)
@@ -240,7 +240,7 @@ def test_a_duplicate_whose_offset_is_forgotten_waits_for_everything(stage: Stage
 
 @pytest.mark.requirement("8.2-1")
 def test_a_gap_is_refused_and_says_what_is_expected(stage: Stage) -> None:
-    """A batch whose predecessor is missing is not stored: order would be lost for good."""
+    """A batch whose predecessor is missing is not stored: the order would be lost for good."""
     producer, topic = opened(stage)
     producer.publish(1, 3, b"too early")
     refused = producer.expect(Type.ERROR, handle=1)
@@ -258,7 +258,7 @@ def test_a_gap_is_refused_and_says_what_is_expected(stage: Stage) -> None:
 
 @pytest.mark.requirement("8.3-6")
 def test_a_resend_that_was_cut_differently_is_refused(stage: Stage) -> None:
-    """A batch that is half stored cannot be stored, nor called stored."""
+    """A batch of which a part is stored can neither be stored nor be confirmed."""
     producer, topic = opened(stage)
     producer.publish(1, 0, b"a", b"b")
     producer.receipt(1)
@@ -269,7 +269,7 @@ def test_a_resend_that_was_cut_differently_is_refused(stage: Stage) -> None:
 
 
 def test_numbers_at_the_edge_of_64_bits_hurt_nobody(stage: Stage) -> None:
-    """Producer ids and sequences may be any numbers of 64 bits; the topic stays whole."""
+    """Producer ids and sequences may be any 64-bit numbers; the topic stays intact."""
     producer, topic = opened(stage)
     last = (1 << 64) - 1
     for handle, (producer_id, sequence) in enumerate([(last, 0), (1 << 63, last), (9, last - 1)], 10):
@@ -283,7 +283,7 @@ def test_numbers_at_the_edge_of_64_bits_hurt_nobody(stage: Stage) -> None:
 
 
 def test_an_open_producer_hears_what_to_go_on_with(stage: Stage) -> None:
-    """OPENED says the next sequence: what is stored, or what the producer says is resolved, whichever is more."""
+    """OPENED has the next sequence: after those stored, or those the producer calls resolved, if that is more."""
     producer, _ = opened(stage)
     producer.publish(1, 0, b"a", b"b")
     producer.receipt(1)
@@ -295,7 +295,7 @@ def test_an_open_producer_hears_what_to_go_on_with(stage: Stage) -> None:
 
 @pytest.mark.requirement("8.1-6")
 def test_a_newer_producer_of_the_same_id_fences_the_older(stage: Stage) -> None:
-    """Two of one id would mix their sequences: the newer one counts, and the older hears so."""
+    """Two producers of one id would mix their sequences: the newer one counts, and the older is told."""
     older, _ = opened(stage)
     newer = stage.at_topic("orders")
     assert newer.open_producer(1, "orders", 7).kind == Type.OPENED
@@ -312,7 +312,7 @@ def test_a_newer_producer_of_the_same_id_fences_the_older(stage: Stage) -> None:
 
 
 def test_a_handle_that_opens_for_another_producer_gives_up_the_first(stage: Stage) -> None:
-    """Whoever takes the id it had before fences nobody."""
+    """A new producer with the handle's earlier id fences nobody."""
     producer, topic = opened(stage)
     assert producer.open_producer(1, "orders", 8).kind == Type.OPENED
     assert list(topic.publishers.handles) == [8]
@@ -342,7 +342,7 @@ def test_close_is_answered_after_the_receipts_of_what_came_before(stage: Stage) 
 
 
 def test_close_is_answered_when_the_log_fails_before_its_receipts(stage: Stage) -> None:
-    """A producer that closes while the disk fails hears of its batch, and then DONE."""
+    """A producer that closes while the disk fails gets an error for its batch, and then DONE."""
     producer, _ = opened(stage)
     stage.loop.holds_work = True
     producer.publish(1, 0, b"a")
@@ -358,7 +358,7 @@ def test_close_is_answered_when_the_log_fails_before_its_receipts(stage: Stage) 
 
 @pytest.mark.parametrize("end", ["deleted", "failed"])
 def test_close_is_answered_when_the_topic_ends_before_its_receipts(stage: Stage, end: str) -> None:
-    """Whoever waits for DONE gets it, whatever becomes of the topic meanwhile."""
+    """Whatever happens to the topic meanwhile, DONE is sent."""
     stage.expects_failures = True
     producer, topic = opened(stage)
     stage.loop.holds_work = True
@@ -378,7 +378,7 @@ def test_close_is_answered_when_the_topic_ends_before_its_receipts(stage: Stage,
 
 
 def test_a_failed_sync_is_an_error_to_producers_and_no_receipt(stage: Stage) -> None:
-    """After a failed fdatasync nothing of it counts; the log is opened again, and resends are exact."""
+    """After a failed fdatasync nothing it was to cover counts; the log is opened again, and resends are exact."""
     producer, topic = opened(stage)
     recorder = watcher(stage, topic)
     producer.publish(1, 0, b"kept")
@@ -398,7 +398,7 @@ def test_a_failed_sync_is_an_error_to_producers_and_no_receipt(stage: Stage) -> 
     producer.publish(1, 1, b"b")
     assert (
         producer.expect(Type.ERROR, handle=1).code == "log-failed"
-    )  # it takes nothing until it is opened again
+    )  # it accepts nothing until the log is opened again
     assert producer.open_producer(2, "orders", 8).code == "log-failed"
     stage.advance(REOPEN_DELAY_S)
     assert recorder.take(Attached)
@@ -412,7 +412,7 @@ def test_a_failed_sync_is_an_error_to_producers_and_no_receipt(stage: Stage) -> 
 
 
 def test_a_write_that_fails_fails_what_was_not_durable_too(stage: Stage) -> None:
-    """The batch that met the error and those before it without a receipt are refused, in one go."""
+    """The batch that met the error, and those before it without a receipt, are refused together."""
     producer, topic = opened(stage)
     stage.loop.holds_work = True
     producer.publish(1, 0, b"a")
@@ -423,7 +423,7 @@ def test_a_write_that_fails_fails_what_was_not_durable_too(stage: Stage) -> None
     sequences = {producer.expect(Type.ERROR, handle=1).header[Key.SEQUENCE] for _ in range(2)}
     assert sequences == {0, 1}
     stage.disk.on_operation = None
-    stage.advance(3 * REOPEN_DELAY_S)  # the commit that still runs keeps the log from being opened again
+    stage.advance(3 * REOPEN_DELAY_S)  # the running commit keeps the log from being opened again
     assert topic.wal is None
     stage.loop.holds_work = False
     stage.advance(2 * REOPEN_DELAY_S)
@@ -433,9 +433,9 @@ def test_a_write_that_fails_fails_what_was_not_durable_too(stage: Stage) -> None
 
 
 def test_a_producer_is_not_forgotten_when_a_log_without_it_is_opened_again(stage: Stage) -> None:
-    """A later batch that was on its way must not be taken before those that were refused.
+    """A later batch that was sent before must not be taken before those that were refused.
 
-    It would have made the resend of the refused ones look like duplicates: receipts for messages that are nowhere.
+    It would make the resend of the refused batches look like duplicates: receipts for messages that do not exist.
     """
     producer, _ = opened(stage)
     fault(stage, "sync", "/topics/")
@@ -453,7 +453,7 @@ def test_a_producer_is_not_forgotten_when_a_log_without_it_is_opened_again(stage
 
 
 def test_a_log_that_comes_back_shorter_than_what_was_acknowledged_is_damage(stage: Stage) -> None:
-    """A reopened log must reach what had receipts; offsets are not given out twice."""
+    """A reopened log must reach the last offset with a receipt; offsets are not given out twice."""
     producer, _ = opened(stage)
     for number in range(3):
         producer.publish(1, number, b"x")
@@ -470,14 +470,16 @@ def test_a_log_that_comes_back_shorter_than_what_was_acknowledged_is_damage(stag
     assert producer.open_producer(2, "orders", 8).kind == Type.OPENED
     producer.publish(2, 0, b"y")
     assert producer.receipt(2) == [(0, 3)]
-    stage.start_tier()  # what is nowhere is known once the store has been asked
+    stage.start_tier()  # which messages are lost is known once the store has been asked
     stage.advance(10)
     damaged = stage.client().request("topic.show", topic="orders")["damaged"]
     assert [each[:2] for each in damaged] == [[0, 3]]
 
 
 def test_a_full_disk_refuses_publishes_and_nothing_else(stage: Stage) -> None:
-    """Without space a batch is refused as if never sent; deliveries and acknowledgments go on; space mends it."""
+    """Without space a batch is refused as if never sent; deliveries and acknowledgments go on; publishing resumes with
+    space.
+    """
     producer, topic = opened(stage)
     consumer = stage.at_subscription("orders", "s")
     consumer.open_consumer(1, "orders", "s")
@@ -510,7 +512,7 @@ def test_a_full_disk_refuses_publishes_and_nothing_else(stage: Stage) -> None:
 
 
 def test_a_batch_over_what_a_segment_holds_is_refused_alone(make_stage: Callable[..., Stage]) -> None:
-    """Too large a batch fails for good, what follows needs the producer to open behind it, and the log is whole."""
+    """The batch fails for good, the producer must open again after it, and the log is intact."""
     stage = make_stage(1)
     producer, topic = opened(stage)
     producer.publish(1, 0, *[bytes(4 << 20)] * 2)
@@ -528,7 +530,7 @@ def test_a_batch_over_what_a_segment_holds_is_refused_alone(make_stage: Callable
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_a_worker_that_ends_keeps_what_was_acknowledged(stage: Stage, in_order: bool) -> None:
-    """After a stop or a kill, offsets go on where they were and resends are known."""
+    """After a stop or a kill, offsets continue, and resends are recognised."""
     producer, _ = opened(stage)
     for number in range(5):
         producer.publish(1, number, b"%d" % number)
@@ -545,7 +547,7 @@ def test_a_worker_that_ends_keeps_what_was_acknowledged(stage: Stage, in_order: 
 
 
 def test_a_deleted_topic_leaves_no_file_and_no_open_one(stage: Stage) -> None:
-    """Whatever runs on the log when its topic is deleted, in the end nothing of it is left."""
+    """Whatever runs on the log when its topic is deleted, in the end no file of it is left or open."""
     producer, topic = opened(stage)
     producer.publish(1, 0, b"a")
     producer.receipt(1)
@@ -566,7 +568,7 @@ def test_a_deleted_topic_leaves_no_file_and_no_open_one(stage: Stage) -> None:
 
 
 def test_a_log_that_cannot_be_erased_yet_is_erased_later(stage: Stage) -> None:
-    """Something still being made in the folder delays the erasure, not the answer."""
+    """A file that is still being made in the folder delays the deletion, not the answer."""
     producer, _ = opened(stage)
     producer.publish(1, 0, b"a")
     producer.receipt(1)
@@ -579,7 +581,7 @@ def test_a_log_that_cannot_be_erased_yet_is_erased_later(stage: Stage) -> None:
 
 
 def test_a_topic_that_fails_lets_go_of_its_log(stage: Stage) -> None:
-    """A mistake in a topic costs its clients an open; its log is closed once its commit has ended."""
+    """A bug in a topic closes its clients' handles; its log is closed when its commit has ended."""
     stage.expects_failures = True
     producer, topic = opened(stage)
     recorder = watcher(stage, topic)
@@ -599,13 +601,13 @@ def test_a_topic_that_fails_lets_go_of_its_log(stage: Stage) -> None:
 
 
 def test_a_log_is_not_opened_while_its_last_owner_still_commits(stage: Stage) -> None:
-    """A commit that seals cuts its file to length: what another owner had appended there meanwhile would be gone."""
+    """A commit that seals cuts its file to length: messages appended meanwhile by another owner would be lost."""
     stage.expects_failures = True
     producer, topic = opened(stage)
     producer.publish(1, 0, b"sealed")
     producer.receipt(1)
     stage.loop.holds_work = True
-    stage.advance(61)  # by age; the commit that makes it last waits
+    stage.advance(61)  # sealed by age; the commit that does it hangs
     assert stage.loop.work
     topic.fail(RuntimeError("a mistake"))
     producer = stage.at_topic("orders")
@@ -627,7 +629,7 @@ def test_a_log_is_not_opened_while_its_last_owner_still_commits(stage: Stage) ->
 
 
 def test_a_non_reliable_topic_sends_each_worker_a_batch_once(stage: Stage) -> None:
-    """However many subscriptions a worker has, what was published crosses to it once a turn, as it came."""
+    """However many subscriptions a worker has, each batch goes to it once, unchanged, with others of the same turn."""
     producer, _ = opened(stage, dispatch="non-reliable")
     topic = stage.actor("topic", "orders")
     recorder = watcher(stage, topic)

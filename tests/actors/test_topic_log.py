@@ -1,4 +1,4 @@
-"""Tests of who owns a topic's log: opened again once, closed when nothing runs on it, and gone when it is deleted."""
+"""Tests of who owns a topic's log: it is opened again once, closed when nothing runs on it, and erased when deleted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GONE = StorageError("it was deleted", code="topic-deleted", action="stop")
 
 
 class FakeWal:
-    """A log of a test: what was done to it."""
+    """A log that records what is done to it."""
 
     def __init__(self, known_end: int) -> None:
         self.known_end = known_end
@@ -81,7 +81,7 @@ class Timer:
 
 
 class Owner:
-    """A topic that owns a log, with a clock of its own; `heard` is what the log said."""
+    """A topic that owns a log, with a clock of its own; `heard` has the log's reports."""
 
     def __init__(self, durability: str = "fsync") -> None:
         self.now_s = 0.0
@@ -89,10 +89,10 @@ class Owner:
         self.turn_end: list[Callable[[], None]] = []
         self.running: list[Callable[[None, BaseException | None], None]] = []  # commits
         self.wals: list[FakeWal] = []
-        self.refuses: StorageError | None = None  # to be opened
+        self.refuses: StorageError | None = None  # raised when the log is opened
         self.held = False
         self.erased = 0
-        self.in_the_way = 0  # times that the folder cannot be deleted
+        self.in_the_way = 0  # how many times the folder cannot be deleted
         self.heard: list[str] = []
         self.loop = self
         self.log = TopicLog(
@@ -132,7 +132,7 @@ class Owner:
     def fail(self, error: BaseException) -> None:
         raise error
 
-    # what the log says
+    # the log's reports
     def log_opened(self, _wal: Wal) -> None:
         self.heard.append("opened")
 
@@ -160,7 +160,7 @@ class Owner:
         return sum(not timer.cancelled for timer in self.timers)
 
     def commit(self) -> None:
-        """Let something come in, and its commit begin."""
+        """Append something, and let its commit begin."""
         self.wals[-1].pending = True
         self.log.schedule_commit()
         self.log.schedule_commit()
@@ -169,7 +169,7 @@ class Owner:
             call()
 
     def committed(self, error: BaseException | None = None) -> None:
-        """Let the commit that runs end."""
+        """Let the running commit end."""
         self.running.pop(0)(None, error)
 
 
@@ -182,7 +182,7 @@ def owner() -> Owner:
 
 
 def test_one_commit_covers_a_turn_and_what_comes_in_shares_the_next(owner: Owner) -> None:
-    """A second one begins when the first has ended."""
+    """The second begins when the first has ended."""
     owner.commit()
     assert (len(owner.running), owner.log.commits) == (1, 1)
     owner.committed()
@@ -190,7 +190,7 @@ def test_one_commit_covers_a_turn_and_what_comes_in_shares_the_next(owner: Owner
 
 
 def test_durability_os_commits_in_the_background() -> None:
-    """What came in is told of at once, and is committed a while later."""
+    """Appended messages are reported at once, and committed a while later."""
     owner = Owner("os")
     owner.log.open()
     owner.commit()
@@ -200,7 +200,7 @@ def test_durability_os_commits_in_the_background() -> None:
 
 
 def test_a_log_that_failed_is_opened_again_behind_its_receipts(owner: Owner) -> None:
-    """Once, after a while, and it must reach what was durable before."""
+    """Once, after a delay, and it must reach what was durable before."""
     owner.commit()
     owner.committed()
     owner.commit()
@@ -240,7 +240,7 @@ def test_a_log_that_cannot_be_opened_is_tried_for_as_long_as_it_may_pass() -> No
 def test_every_transition_cancels_the_timer(
     owner: Owner, what: Callable[[TopicLog], None], state: LogState
 ) -> None:
-    """What was to be opened again is not, when something else became of it."""
+    """A reopening that was planned does not happen in another state."""
     owner.log.fail(StorageError("EIO"))
     assert owner.waiting() == 1
     what(owner.log)
@@ -267,7 +267,7 @@ def test_what_runs_on_a_log_keeps_it_from_being_closed_and_opened(owner: Owner) 
 
 
 def test_a_deleted_log_is_erased_when_nothing_runs_on_it(owner: Owner) -> None:
-    """And nothing changes what was said of it."""
+    """And that does not change what was reported about it."""
     owner.commit()
     owner.log.delete(GONE)
     assert (owner.erased, owner.log.failure) == (0, GONE)
@@ -282,7 +282,7 @@ def test_a_deleted_log_is_erased_when_nothing_runs_on_it(owner: Owner) -> None:
 
 @pytest.mark.parametrize(("times", "erased"), [(0, 1), (3, 1), (ERASE_TRIES, 0)])
 def test_a_folder_that_is_not_empty_yet_is_deleted_a_little_later(times: int, erased: int) -> None:
-    """A spare segment was just being made there; what stays, the next start deletes."""
+    """A spare segment was just being made there; what remains is deleted at the next start."""
     owner = Owner()
     owner.in_the_way = times
     owner.log.delete(GONE)
@@ -292,7 +292,7 @@ def test_a_folder_that_is_not_empty_yet_is_deleted_a_little_later(times: int, er
 
 
 def test_a_log_that_is_stopped_has_nothing_to_recover(owner: Owner) -> None:
-    """What came in is written down, and its end is proven."""
+    """Everything appended is written, and its end is proven."""
     wal = owner.wals[0]
     wal.pending = True
     owner.log.stop()
@@ -301,7 +301,7 @@ def test_a_log_that_is_stopped_has_nothing_to_recover(owner: Owner) -> None:
 
 @pytest.mark.parametrize(("durability", "waits"), [("fsync", 0), ("cloud", 1)])
 def test_a_disk_too_full_to_seal_is_no_failure(durability: str, waits: int) -> None:
-    """It is sealed when there is room; where receipts wait for it, that is looked at again soon."""
+    """It is sealed when there is room; if receipts wait for it, the disk is checked again soon."""
     owner = Owner(durability)
     owner.log.open()
     owner.wals[0].full = True
@@ -314,7 +314,7 @@ def test_a_disk_too_full_to_seal_is_no_failure(durability: str, waits: int) -> N
 
 
 def test_what_is_to_be_sealed_soon_is_sealed_once(owner: Owner) -> None:
-    """However much comes until then; what comes later is sealed later."""
+    """However much is appended until then; later messages are sealed later."""
     for _ in range(3):
         owner.log.seal_soon(0.2)
     owner.passes(0.2)
@@ -325,7 +325,7 @@ def test_what_is_to_be_sealed_soon_is_sealed_once(owner: Owner) -> None:
 
 
 def test_a_batch_that_is_refused_is_no_failure_of_the_log(owner: Owner) -> None:
-    """Unless the log says that it has failed."""
+    """Unless the log reports that it has failed."""
     owner.log.check(StorageError("too large"))
     assert owner.log.state is LogState.OPEN
     owner.wals[0].failed = StorageError("EIO")

@@ -1,4 +1,4 @@
-"""Tests of what a reliable topic is made of: the table of its log's states, its receipts, its view of the store."""
+"""Tests of a reliable topic's parts: the table of its log's states, its receipts, its view of the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ister.transport.session import Handle
 CLOSED, OPEN, FAILED, FENCED, DELETED = LogState
 AGAIN, STAYS = True, False
 
-# state, then what opened, failed, stopped, fenced, deleted and ended make of it; None: cannot happen
+# state, then the next state after opened, failed, stopped, fenced, deleted and ended; None: cannot happen
 TABLE: list[tuple[LogState, list[tuple[LogState, bool] | None]]] = [
     (
         CLOSED,
@@ -65,7 +65,7 @@ def test_what_an_event_makes_of_a_log(
     ],
 )
 def test_what_an_error_is_to_a_log(error: StorageError, event: LogEvent) -> None:
-    """Whether it is worth another try, the error says itself."""
+    """The error itself says whether it is worth another try."""
     assert event_of(error) is event
 
 
@@ -75,7 +75,7 @@ ONE, OTHER = cast(Handle, "one"), cast(Handle, "other")
 
 
 def command(kind: type, number: int) -> Any:
-    """Return a command that can be told from others."""
+    """Return a command that differs from all others."""
     if kind is CloseProducer:
         return CloseProducer(ONE, 0, number)
     if kind is OpenProducer:
@@ -92,7 +92,7 @@ def command(kind: type, number: int) -> Any:
 
 
 def test_receipts_are_due_once_and_in_order() -> None:
-    """One list a handle; what is not durable yet waits."""
+    """One list for each handle; messages that are not durable yet wait."""
     receipts = Receipts()
     for end, handle, sequence in ((3, ONE, 0), (4, OTHER, 9), (6, ONE, 1), (7, ONE, 2)):
         receipts.batches.append((end, handle, sequence, end - 1))
@@ -105,7 +105,7 @@ def test_receipts_are_due_once_and_in_order() -> None:
 
 
 def test_what_is_unanswered_begins_with_the_lowest_number() -> None:
-    """Also where a batch was sent again behind another."""
+    """Also if a batch was sent again after another."""
     receipts = Receipts()
     for sequence in (5, 3, 4):
         receipts.batches.append((9, ONE, sequence, 0))
@@ -121,7 +121,7 @@ def test_what_is_unanswered_begins_with_the_lowest_number() -> None:
     ],
 )
 def test_other_answers_are_due_like_receipts(kind: type, wait: str, due: str) -> None:
-    """Letters, closes and opens wait for the log, each kind for itself; or are all given up."""
+    """Letters, closes and opens wait for the log, each kind separately; or all are refused."""
     receipts = Receipts()
     commands = [command(kind, number) for number in range(4)]
     for end, each in zip((2, 2, 5, 6), commands, strict=True):
@@ -134,7 +134,7 @@ def test_other_answers_are_due_like_receipts(kind: type, wait: str, due: str) ->
 
 
 def test_letters_are_bounded() -> None:
-    """So many wait at most, whoever sends them."""
+    """A limited number waits, whoever sends them."""
     receipts = Receipts()
     for number in range(DEPOSITS_MAX):
         assert not receipts.full_of_deposits
@@ -146,7 +146,7 @@ def test_letters_are_bounded() -> None:
 
 
 def segments(*bounds: int) -> list[SegmentInfo]:
-    """Return segments of ten bytes a message, one after the other."""
+    """Return consecutive segments of ten bytes per message."""
     return [
         SegmentInfo(f"{first}.seg", first, end, 10 * (end - first), 0, 0, end - first, 0)
         for first, end in pairwise(bounds)
@@ -159,7 +159,7 @@ def damaged(*ranges: tuple[int, int]) -> list[DamagedRange]:
 
 
 def test_nothing_is_known_before_the_store_has_spoken() -> None:
-    """Where the topic begins is then where the log does, for want of better."""
+    """The topic begins where its log begins until the store says otherwise."""
     store = StoreView()
     assert (store.known, store.answered, store.begins(40, 0)) == (False, False, 40)
     store.stops("two truths", refuses=True)
@@ -175,7 +175,7 @@ def test_nothing_is_known_before_the_store_has_spoken() -> None:
     [(0, 0, 0, 0), (0, 40, 0, 0), (10, 40, 0, 10), (10, 40, 20, 20), (10, 40, 50, 40), (50, 40, 0, 40)],
 )
 def test_a_topic_begins_where_retention_ended(start: int, log_start: int, retained: int, begins: int) -> None:
-    """In the store or here, whichever is further; never behind the log's beginning."""
+    """In the store or here, whichever is further; never after the log's beginning."""
     store = StoreView()
     store.uploaded(Uploaded(start, 60))
     assert store.begins(log_start, retained) == begins
@@ -190,7 +190,7 @@ def test_the_watermark_never_falls() -> None:
 
 
 def test_what_the_store_has_is_told_without_its_gaps() -> None:
-    """Of what it has of damaged segments counts only what the log has not lost."""
+    """Of damaged segments in the store, only what the log still has counts."""
     store = StoreView()
     assert list(store.stored([])) == []
     store.uploaded(Uploaded(10, 100, ((20, 30),), ((40, 60),)))
@@ -204,7 +204,7 @@ def test_what_the_store_has_is_told_without_its_gaps() -> None:
 
 
 def test_what_the_store_has_not_taken_is_counted() -> None:
-    """By sealed segments: those that it has in part have reached it."""
+    """By sealed segments: one that the store has in part has reached it."""
     store = StoreView()
     store.note_behind(segments(0, 10, 20, 40))
     assert store.behind_bytes == 400
@@ -214,7 +214,7 @@ def test_what_the_store_has_not_taken_is_counted() -> None:
 
 
 def test_a_segment_is_told_once() -> None:
-    """Until the Uploader is started again; then what the store has not taken is news to it."""
+    """Until the Uploader is restarted; then all segments that the store has not taken are told again."""
     store = StoreView()
     sealed, broken = segments(0, 10, 20), segments(20, 25)
     assert store.news([], []) is None
@@ -245,6 +245,6 @@ def test_what_is_not_taken_is_told_again_in_time() -> None:
 
 
 def test_what_is_in_no_segment_is_lost_by_the_log() -> None:
-    """What is damaged, and still in a segment, may be read in part; an empty place is no loss."""
+    """Damage inside a segment may be readable in part; offsets in no segment are lost."""
     found = lost_by_log(damaged((5, 15), (18, 26), (30, 30)), [*segments(0, 10), *segments(20, 25)])
     assert found == ((10, 15), (18, 20), (25, 26))

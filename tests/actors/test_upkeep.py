@@ -1,4 +1,4 @@
-"""Tests of upkeep: what retention takes and says, what damage stops, and what an operator can do about it."""
+"""Tests of upkeep: what retention deletes and reports, what damage stops, and what an operator can do about it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stage(make_stage: Callable[..., Stage]) -> Stage:
 
 
 def fill(stage: Stage, messages: int, *, uploaded: bool = True, **settings: Any) -> StagedClient:
-    """Create a topic, publish so many messages, and let the store have them."""
+    """Create a topic, publish so many messages, and report them as uploaded."""
     stage.client().request("topic.create", topic="orders", **settings)
     producer = stage.at_topic("orders")
     producer.open_producer(1, "orders", 7)
@@ -47,21 +47,21 @@ def publish(producer: StagedClient, first: int, messages: int) -> None:
 
 
 def upload(stage: Stage) -> None:
-    """Let the topic hear that everything is in the store."""
+    """Tell the topic that everything is in the store."""
     topic = stage.actor("topic", "orders")
     topic.ref.tell(Uploaded(0, topic.wal.durable_end))
     stage.advance(3)
 
 
 def fill_here(stage: Stage, messages: int) -> None:
-    """Create a topic, publish so many messages, and let the topic hear that nothing of it is in the store."""
+    """Create a topic, publish so many messages, and tell the topic that the store has none of them."""
     fill(stage, messages, uploaded=False)
     stage.actor("topic", "orders").ref.tell(Uploaded(0, 0))
     stage.settle()
 
 
 def start_of(stage: Stage) -> int:
-    """Return where the topic begins now."""
+    """Return the topic's first offset."""
     start: int = stage.client().request("topic.show", topic="orders")["start_offset"]
     return start
 
@@ -70,13 +70,13 @@ def start_of(stage: Stage) -> int:
 
 
 def test_a_topic_keeps_everything_unless_told_otherwise(stage: Stage) -> None:
-    """Without retention nothing goes, however much there is."""
+    """Without retention nothing is deleted, however much there is."""
     fill(stage, 100)
     assert start_of(stage) == 0
 
 
 def test_retention_by_bytes_keeps_the_newest(stage: Stage) -> None:
-    """What is over the bound goes from the beginning, in whole segments, and offsets go on."""
+    """Whole segments are deleted from the beginning until the topic is within the limit; offsets continue."""
     producer = fill(stage, 100, retention_bytes=2_500_000)
     start = start_of(stage)
     assert 40 < start <= 100 - 2 * 19
@@ -88,7 +88,7 @@ def test_retention_by_bytes_keeps_the_newest(stage: Stage) -> None:
 
 
 def test_retention_by_age_follows_the_clock(stage: Stage) -> None:
-    """A segment goes once its last message is older than the bound, and not before."""
+    """A segment is deleted once its last message is older than the limit, and not before."""
     fill(stage, 50, retention_ms=60_000)
     assert start_of(stage) == 0
     stage.advance(62)
@@ -96,7 +96,7 @@ def test_retention_by_age_follows_the_clock(stage: Stage) -> None:
 
 
 def test_nothing_goes_before_the_store_has_it(stage: Stage) -> None:
-    """Retention waits for the upload: the log is the only copy until then."""
+    """Until the upload the log is the only copy."""
     fill(stage, 100, uploaded=False, retention_bytes=1)
     stage.advance(10)
     assert start_of(stage) == 0
@@ -105,7 +105,7 @@ def test_nothing_goes_before_the_store_has_it(stage: Stage) -> None:
 
 
 def test_what_every_subscription_has_acknowledged_goes(stage: Stage) -> None:
-    """The slowest subscription decides, also one that nobody has opened since the broker started."""
+    """The slowest subscription decides, also one that was not opened since the broker started."""
     fill(stage, 60, retention_acknowledged=1)
     assert start_of(stage) == 0, "a topic without subscriptions waits for its first"
     for name in ("fast", "slow"):
@@ -134,7 +134,7 @@ def test_what_every_subscription_has_acknowledged_goes(stage: Stage) -> None:
 
 @pytest.mark.parametrize("away", [False, True])
 def test_a_running_subscription_hears_of_the_topics_new_settings(stage: Stage, away: bool) -> None:
-    """What it acknowledged before counts from then on; also where the mail that said so was lost."""
+    """Earlier acknowledgments count from then on; also if the mail about the setting was lost."""
     fill(stage, 60)
     stage.client().request("subscription.create", topic="orders", subscription="s", type="shared", start=0)
     consumer = stage.at_subscription("orders", "s")
@@ -145,7 +145,7 @@ def test_a_running_subscription_hears_of_the_topics_new_settings(stage: Stage, a
     subscription = stage.actor("subscription", "orders", "s")
     topic = stage.actor("topic", "orders")
     if away:
-        topic.watchers.refs.clear()  # as where it is told what it does not hear
+        topic.watchers.refs.clear()  # as when the mail is lost
     stage.client().request("topic.update", topic="orders", retention_acknowledged=1)
     stage.advance(0.1)
     assert (subscription.topic == topic.meta) is not away
@@ -155,7 +155,7 @@ def test_a_running_subscription_hears_of_the_topics_new_settings(stage: Stage, a
 
 
 def test_retention_can_be_changed(stage: Stage) -> None:
-    """A topic takes new limits while it runs, and keeps them over a restart."""
+    """A running topic uses new limits at once, and keeps them over a restart."""
     fill(stage, 100)
     changed = stage.client().request("topic.update", topic="orders", retention_bytes=2_500_000)
     assert changed["settings"] == {"retention_bytes": 2_500_000}
@@ -174,7 +174,7 @@ def test_retention_can_be_changed(stage: Stage) -> None:
     ],
 )
 def test_a_retention_that_cannot_be_is_refused(stage: Stage, arguments: dict[str, int], says: str) -> None:
-    """The error names the setting, the value and what it may be."""
+    """The error names the setting, the value and the allowed range."""
     stage.client().request("topic.create", topic="orders")
     answer = stage.client().ask("topic.update", topic="orders", **arguments)
     assert answer.code == "invalid-argument"
@@ -182,7 +182,7 @@ def test_a_retention_that_cannot_be_is_refused(stage: Stage, arguments: dict[str
 
 
 def test_a_subscription_that_falls_off_retention_says_which_messages_it_lost(stage: Stage) -> None:
-    """A connected consumer gets a coded event with the range, and then what is left, in order."""
+    """A connected consumer gets a coded event with the range, and then the remaining messages, in order."""
     producer = fill(stage, 20, uploaded=False, retention_bytes=2_500_000)
     consumer = stage.at_subscription("orders", "slow")
     consumer.open_consumer(2, "orders", "slow", messages=3)
@@ -202,7 +202,7 @@ def test_a_subscription_that_falls_off_retention_says_which_messages_it_lost(sta
 
 
 def test_a_consumer_that_was_away_hears_of_the_loss_when_it_comes(stage: Stage) -> None:
-    """Nobody was there when retention took the messages: the next consumer is told."""
+    """If no consumer was attached when retention deleted the messages, the next one is told."""
     producer = fill(stage, 20, uploaded=False, retention_bytes=2_500_000)
     consumer = stage.at_subscription("orders", "slow")
     consumer.open_consumer(2, "orders", "slow", messages=3)
@@ -216,7 +216,7 @@ def test_a_consumer_that_was_away_hears_of_the_loss_when_it_comes(stage: Stage) 
 
 
 def test_a_reader_that_comes_back_below_what_retention_took_is_told_what_it_missed(stage: Stage) -> None:
-    """It goes on at the beginning of what is left: not behind what was on its way when its connection was lost."""
+    """It continues at the new beginning of the topic, not after messages that were lost with its connection."""
     producer = fill(stage, 80, uploaded=False, retention_bytes=2_500_000)
     reader = stage.at_subscription("orders", "r")
     reader.open_consumer(2, "orders", "r", "reader", messages=75, bytes=1 << 24)
@@ -240,7 +240,7 @@ def test_a_reader_that_comes_back_below_what_retention_took_is_told_what_it_miss
 
 
 def damage(stage: Stage, message: int) -> None:
-    """Flip a byte in the payload of one message, in the segment file it lies in."""
+    """Flip a byte in the payload of one message, in its segment file."""
     needle = b"%d/" % message + PAYLOAD[:100]
     topic = stage.actor("topic", "orders")
     folder = topic.wal.folder
@@ -256,7 +256,7 @@ def damage(stage: Stage, message: int) -> None:
 
 
 def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> None:
-    """What is before it arrives; then an event with a code, a range and the command that decides; acks go on."""
+    """Messages before it arrive, then an event with code, range and the command to decide with; acks go on."""
     fill_here(stage, 60)
     damage(stage, 10)
     consumer = stage.at_subscription("orders", "all")
@@ -276,7 +276,7 @@ def test_damage_is_never_served_and_never_skipped_in_silence(stage: Stage) -> No
 
 @pytest.mark.requirement("9.7-2")
 def test_who_comes_back_hears_of_damage_again(stage: Stage) -> None:
-    """The event may have been lost with the connection, and nothing else would come."""
+    """The event may have been lost with the connection, and no other would come."""
     fill_here(stage, 60)
     damage(stage, 10)
     consumer = stage.at_subscription("orders", "all")
@@ -289,7 +289,7 @@ def test_who_comes_back_hears_of_damage_again(stage: Stage) -> None:
 
 
 def test_damage_that_anybody_found_is_shown(stage: Stage) -> None:
-    """`topic.show` lists what a subscription came upon, and what a verification found; each once."""
+    """`topic.show` lists the damage found by subscriptions and by verifications, each range once."""
     fill_here(stage, 60)
     damage(stage, 10)
     assert shown_damage(stage) == []
@@ -303,7 +303,7 @@ def test_damage_that_anybody_found_is_shown(stage: Stage) -> None:
 
 
 def shown_damage(stage: Stage) -> list[tuple[int, int]]:
-    """Return the ranges that `topic.show` calls damaged."""
+    """Return the ranges that `topic.show` lists as damaged."""
     shown = stage.client().request("topic.show", topic="orders")
     return [(first, end) for first, end, _reason in shown["damaged"]]
 
@@ -351,7 +351,7 @@ def test_an_operator_lets_subscriptions_go_on_behind_damage(stage: Stage) -> Non
 
 
 def test_a_repair_that_a_subscription_did_not_hear_of_is_heard_of_soon(stage: Stage) -> None:
-    """The mail that says so was lost between their workers; the operator need not repeat what is done."""
+    """The mail about it was lost between their workers; the operator need not repeat the repair."""
     fill_here(stage, 60)
     damage(stage, 10)
     worker = int(stage.actor("topic", "orders").address.node.removeprefix("worker-"))
@@ -370,7 +370,7 @@ def test_a_repair_that_a_subscription_did_not_hear_of_is_heard_of_soon(stage: St
 
 
 def test_damage_under_a_message_that_comes_back_loses_no_other(stage: Stage) -> None:
-    """A message refused and then damaged stops its subscription; after a repair the others arrive."""
+    """A message that is nacked and then damaged stops its subscription; after a repair the others arrive."""
     fill_here(stage, 60)
     consumer = stage.at_subscription("orders", "all")
     consumer.open_consumer(2, "orders", "all", messages=30, bytes=1 << 26)
@@ -406,16 +406,16 @@ def verify_until_done(stage: Stage, **first: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("wait_s", [0, 1])
 def test_a_report_that_nobody_collected_is_not_the_next_ones(stage: Stage, wait_s: float) -> None:
-    """Who asks gets a report of what is there after it asked, though one from before lies ready."""
+    """A client gets the report of a verification that began after its request, though an earlier one lies ready."""
     fill(stage, 60)
-    stage.client().request("topic.verify", topic="orders", verification=0)  # and goes
+    stage.client().request("topic.verify", topic="orders", verification=0)  # and its client is gone
     stage.advance(wait_s)
     damage(stage, 30)
     assert verify_until_done(stage, verification=0)["damaged"]
 
 
 def test_a_report_that_nobody_collected_is_not_an_older_clients_for_ever(stage: Stage) -> None:
-    """Whoever knows no numbers gets no report that was begun by somebody who has long gone."""
+    """A client that sends no verification number gets no report that was begun for a client long gone."""
     fill(stage, 60)
     stage.client().request("topic.verify", topic="orders")
     stage.advance(60)
@@ -424,7 +424,7 @@ def test_a_report_that_nobody_collected_is_not_an_older_clients_for_ever(stage: 
 
 
 def test_verifications_are_bounded_and_each_gets_its_own(stage: Stage) -> None:
-    """A few at a time, each with a number; the rest try again."""
+    """A few at a time, each with a number; further ones are told to try again."""
     fill(stage, 60)
     stage.loop.holds_work = True
     numbers = [
@@ -445,7 +445,7 @@ def test_verifications_are_bounded_and_each_gets_its_own(stage: Stage) -> None:
 
 @pytest.mark.parametrize("why", ["nobody-asks", "topic-deleted", "topic-failed"])
 def test_a_check_that_nobody_waits_for_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """Whoever asked has gone, or the topic has: the disk is not read on, and the next check need not wait for it."""
+    """If the client is gone, or the topic is deleted, the disk is not read on, and the next one need not wait."""
     read: list[int] = []
 
     def check(*_: object, **__: object) -> Iterator[VerifyProgress]:
@@ -471,11 +471,11 @@ def test_a_check_that_nobody_waits_for_ends(stage: Stage, monkeypatch: pytest.Mo
 
 
 def test_a_check_that_somebody_waits_for_goes_on(stage: Stage) -> None:
-    """However long it takes, and whoever else has gone."""
+    """However long it takes, and whichever other client has gone."""
     fill(stage, 60)
     stage.loop.holds_work = True
     number = stage.client().request("topic.verify", topic="orders", verification=0)["verification"]
-    stage.client().request("topic.verify", topic="orders", verification=0)  # and goes
+    stage.client().request("topic.verify", topic="orders", verification=0)  # and its client is gone
     for _ in range(20):
         stage.advance(5)
         assert not stage.client().request("topic.verify", topic="orders", verification=number)["done"]

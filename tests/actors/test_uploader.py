@@ -36,12 +36,12 @@ class Librarian(LoopActor):
 
     @receives(Consult)
     def on_consult(self, question: Consult) -> None:
-        """Say it."""
+        """Answer."""
         self.system.at(question.reply).tell(Governs(self.topic, self.subscriptions))
 
 
 class Scene:
-    """An uploader with a store in a folder, and a topic that is played by the test."""
+    """An uploader with a store in a folder, and a topic that the test plays."""
 
     def __init__(self, folder: Path) -> None:
         self.loop = StagedLoop(StagedClock())
@@ -80,7 +80,7 @@ class Scene:
         setattr(self.store, name, watched)
 
     def start(self) -> None:
-        """Start an uploader that knows nothing."""
+        """Start an uploader without state."""
         self.uploader = self.system.spawn(
             Uploader,
             "uploader",
@@ -95,7 +95,7 @@ class Scene:
         self.loop.settle()
 
     def seal(self, segments: int) -> tuple[SegmentInfo, ...]:
-        """Write and seal so many segments of ten messages, and return all there are."""
+        """Write and seal so many segments of ten messages, and return all segments."""
         for _ in range(segments):
             frames = batch([b"%d" % n for n in range(10)])
             self.wal.append(count=10, producer_id=0, sequence=0, columns=0, frames=frames, timestamp_ms=1)
@@ -109,11 +109,11 @@ class Scene:
         self.loop.settle()
 
     def watermarks(self) -> list[int]:
-        """Return the watermarks that the topic heard of, and forget them."""
+        """Return the watermarks that the topic was told, and forget them."""
         return [each.watermark for each in self.topic.take(Uploaded)]
 
     def stored(self) -> dict[int, bytes]:
-        """Return what the store has, by first offset."""
+        """Return the objects in the store by first offset."""
         found = {}
         for info in self.store.list("v1/d/"):
             part = info.name.rsplit("/s/", 1)
@@ -132,7 +132,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 def test_sealed_segments_reach_the_store_as_they_are(scene: Scene) -> None:
-    """Byte for byte, in order, and the topic hears how far."""
+    """Byte for byte, in order, and the topic is told the watermark."""
     sealed = scene.seal(3)
     scene.tell(sealed[:1])
     scene.tell(sealed[1:])
@@ -142,7 +142,7 @@ def test_sealed_segments_reach_the_store_as_they_are(scene: Scene) -> None:
 
 
 def test_the_watermark_waits_for_what_is_before_it(scene: Scene) -> None:
-    """A later segment that is in the store already does not count before the earlier one is there too."""
+    """A later segment that is already in the store does not count before the earlier one is there too."""
     sealed = scene.seal(2)
     scene.fails = [StoreError("the store is away")]
     scene.tell(sealed)
@@ -154,7 +154,7 @@ def test_the_watermark_waits_for_what_is_before_it(scene: Scene) -> None:
 
 
 def test_a_store_that_is_away_is_tried_again_with_growing_patience(scene: Scene) -> None:
-    """Each wait is longer than the one before, up to the longest, and one success makes it short again."""
+    """Each wait is longer than the one before, up to the maximum; a success makes the waits short again."""
     sealed = scene.seal(1)
     scene.fails = [StoreError("the store is away") for _ in range(8)]
     scene.tell(sealed)
@@ -174,7 +174,7 @@ def test_a_store_that_is_away_is_tried_again_with_growing_patience(scene: Scene)
 
 
 def test_an_uploader_that_is_started_again_uploads_nothing_twice(scene: Scene) -> None:
-    """It finds out what the store has, and goes on from there."""
+    """It lists the store, and continues from there."""
     sealed = scene.seal(2)
     scene.tell(sealed)
     before = scene.stored()

@@ -1,4 +1,4 @@
-"""Tests of what an Uploader is made of: its writer's patience, what the store has, settings, cursors, retention."""
+"""Tests of an Uploader's parts: retries of its writer, what the store has, settings, cursors, retention."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Host:
         self.heard.append("ended")
 
     def make(self, error: BaseException | None = None) -> None:
-        """Make the call that waits for longest, or let it fail."""
+        """Make the call that has waited longest, or let it fail."""
         work, done = self.calls.pop(0)
         if error is None:
             done(work(), None)
@@ -116,21 +116,21 @@ def host(store: FolderStore) -> Host:
             True,
             "waits: x: another has it",
             False,
-        ),  # a deletion is tried for ever
+        ),  # a deletion is retried for ever
         (AheadError("it has more", 70), True, "waits: x: it has more", False),
     ],
 )
 def test_what_becomes_of_a_failure(
     host: Host, error: BaseException, deletes: bool, heard: str, may_begin: bool
 ) -> None:
-    """It passes, or a person must look; or the topic is to say what it has."""
+    """It passes, or needs a person, or the topic is to repeat what it has."""
     host.writer.deletes = deletes
     host.writer.failed("x", error)
     assert (host.heard, host.writer.may_begin, host.writer.failure) == ([heard], may_begin, f"x: {error}")
 
 
 def test_waits_grow_and_there_is_one_at_a_time(host: Host) -> None:
-    """From half to all of one, two, four and eight seconds, never more; after something went well they begin anew."""
+    """From half to all of one, two, four and eight seconds, never more; after a success they start again at one."""
     waits = []
     for _ in range(30):
         host.writer.failed("x", AWAY)
@@ -148,14 +148,14 @@ def test_waits_grow_and_there_is_one_at_a_time(host: Host) -> None:
 
 
 def test_what_stopped_stays_stopped(host: Host) -> None:
-    """Whatever fails later says so, and changes nothing."""
+    """A later failure is reported, and changes nothing."""
     host.writer.failed("x", FencedError("another has it"))
     host.writer.failed("y", AWAY)
     assert (host.heard, host.writer.waits, host.writer.ended) == (["stopped"], False, True)
 
 
 def test_every_call_ends_once(host: Host) -> None:
-    """With what it made, or with its error; then whoever waits for silence hears of it."""
+    """With its result or its error; then callers that wait for no running calls are told."""
     found: list[object] = []
     for _ in range(2):
         host.writer.do(lambda: 7, found.append, found.append)
@@ -169,7 +169,7 @@ def test_every_call_ends_once(host: Host) -> None:
 
 
 def stored(first: int, end: int, *, damaged: bool = False) -> Piece:
-    """Return an object of ten bytes a message."""
+    """Return an object of ten bytes per message."""
     segment = StoredSegment(f"s/{first}", first, end, 1, 10 * (end - first), 5, 6, damaged)
     return Piece(segment, first, end)
 
@@ -180,7 +180,7 @@ def segment(first: int, end: int) -> SegmentInfo:
 
 
 def test_a_history_begins_with_what_was_listed() -> None:
-    """Without what counts for nobody, because the claim goes on below it."""
+    """Without the objects that do not count because the claim begins below them."""
     listed = History(10, 60, (stored(10, 20), stored(30, 60)), trimmed=10)
     history = StoredHistory("orders", listed, 50, 2)
     assert history.told() == (10, 50, ((20, 30),), ())
@@ -188,7 +188,7 @@ def test_a_history_begins_with_what_was_listed() -> None:
 
 
 def test_the_watermark_waits_for_what_is_before_it() -> None:
-    """What arrives out of order counts once it joins."""
+    """A segment that arrives out of order counts once it joins."""
     history = StoredHistory("orders", History(0, 0, ()), 0, 3)
     segments = [segment(0, 10), segment(10, 20), segment(20, 30)]
     for each in segments:
@@ -201,7 +201,7 @@ def test_the_watermark_waits_for_what_is_before_it() -> None:
 
 
 def test_what_the_log_has_lost_is_passed(caplog: pytest.LogCaptureFixture) -> None:
-    """Once the watermark has come there; it is a gap from then on, and said."""
+    """When the watermark gets there, the lost range becomes a gap, which is reported."""
     history = StoredHistory("orders", History(0, 0, ()), 0, 1)
     history.pass_gaps(((10, 15),))
     assert (history.watermark, history.gaps) == (0, ())
@@ -215,7 +215,7 @@ def test_what_the_log_has_lost_is_passed(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_a_cut_and_a_survey_change_where_it_begins() -> None:
-    """What is below is no gap any more."""
+    """A gap below the new beginning is none any more."""
     history = StoredHistory("orders", History(0, 40, (stored(0, 10), stored(20, 40))), 40, 1)
     assert history.gaps == ((10, 20),)
     history.cut(15)
@@ -228,7 +228,7 @@ def test_a_cut_and_a_survey_change_where_it_begins() -> None:
 
 
 def test_who_asks_is_answered_once_the_store_has_the_settings(host: Host) -> None:
-    """Those that the Directory said last: what changes meanwhile is stored as well."""
+    """The settings are the Directory's last; if they change meanwhile, the new ones are stored as well."""
     answered: list[int] = []
     settings = StoredSettings(host.writer, answer=lambda _, ticket: answered.append(ticket))
     settings.ask(Address("broker", "directory"), 1)
@@ -243,7 +243,7 @@ def test_who_asks_is_answered_once_the_store_has_the_settings(host: Host) -> Non
 
 
 def test_settings_wait_for_a_writer_that_may_write(host: Host) -> None:
-    """Of a try that failed nobody knows whether it is there: the next has another number."""
+    """Whether a failed write is in the store is unknown: the next has another number."""
     settings = StoredSettings(host.writer, answer=lambda *_: None)
     host.writer.epoch = None
     settings.store()
@@ -277,7 +277,7 @@ class Cursors:
         self.consulted += 1
 
     def names(self) -> list[str]:
-        """Return the subscriptions that have cursors in the store, as often as they have."""
+        """Return the subscriptions that have cursors in the store, once for each cursor."""
         found = self.host.writer.store.list("v1/d/")
         return sorted(info.name.split("/c/")[1].split("/")[0] for info in found if "/c/" in info.name)
 
@@ -289,7 +289,7 @@ def cursors(host: Host) -> Cursors:
 
 
 def test_what_comes_together_is_stored_together(cursors: Cursors) -> None:
-    """The last of each subscription; what comes meanwhile waits for the next round."""
+    """The last one of each subscription; those that come meanwhile wait for the next round."""
     host = cursors.host
     for journal in (b"a", b"b"):
         cursors.cursors.keep(BILLING, journal)
@@ -306,7 +306,7 @@ def test_what_comes_together_is_stored_together(cursors: Cursors) -> None:
 
 
 def test_a_round_that_failed_is_made_again(cursors: Cursors) -> None:
-    """With what is newer, and without what was deleted meanwhile."""
+    """With newer cursors, and without subscriptions deleted meanwhile."""
     host = cursors.host
     cursors.cursors.keep(BILLING, b"a")
     cursors.cursors.keep(replace(BILLING, name="audit"), b"b")
@@ -321,7 +321,7 @@ def test_a_round_that_failed_is_made_again(cursors: Cursors) -> None:
 
 
 def test_nothing_is_stored_before_an_epoch_is_ours(cursors: Cursors) -> None:
-    """The claim looks again."""
+    """The writer claims the topic again."""
     cursors.claimed = False
     cursors.cursors.keep(BILLING, b"a")
     cursors.host.passes(CURSORS_GATHER_S)
@@ -333,7 +333,7 @@ def test_nothing_is_stored_before_an_epoch_is_ours(cursors: Cursors) -> None:
 
 
 def test_strangers_are_deleted_when_the_catalogue_does_not_have_them(cursors: Cursors) -> None:
-    """Cursors of subscriptions that were deleted while nobody could tell us; the Directory is asked about them."""
+    """Cursors of subscriptions that were deleted while the mail was lost; the Directory is asked about them."""
     host = cursors.host
     for name in ("old", "kept"):
         put_cursor(host.writer.store, TOPIC, replace(BILLING, name=name), 1, 0, b"x")
@@ -355,7 +355,7 @@ def test_strangers_are_deleted_when_the_catalogue_does_not_have_them(cursors: Cu
 def test_the_last_cursors_are_stored_if_the_store_has_answered_lately(
     cursors: Cursors, epoch: int | None, failure: str | None, left_s: float, stores: bool
 ) -> None:
-    """The broker stops in order, and does not wait for a store that is away."""
+    """A broker that stops in order does not wait for a store that is away."""
     cursors.cursors.keep(BILLING, b"a")
     cursors.host.writer.epoch, cursors.host.writer.failure = epoch, failure
     cursors.cursors.store_last(Farewell(left_s))
@@ -397,7 +397,7 @@ def test_the_store_is_cut_by_what_the_directory_says_then(host: Host) -> None:
     assert (history.start, cut) == (0, [])
     host.passes(TRIM_AGAIN_S)
     host.passes(TRIM_CHECK_S)
-    host.writer.topic = TOPIC  # it was lifted meanwhile
+    host.writer.topic = TOPIC  # retention was removed meanwhile
     retention.heard()
     assert host.calls == []
     host.writer.topic = replace(TOPIC, settings={"retention_ms": 1000})

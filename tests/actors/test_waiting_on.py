@@ -1,4 +1,4 @@
-"""Tests of what waits to come again: it goes on waiting when the broker, or its worker alone, is started again."""
+"""Tests of messages that wait to come again: they keep waiting when the broker, or only a worker, is restarted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TYPES = ["exclusive", "failover", "shared", "key-shared"]
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    """Return a broker that waits long for silent clients."""
+    """Return a broker that keeps silent clients' sessions long."""
     stage = Stage(tmp_path, protocol__session_timeout_ms=3_600_000)
     yield stage
     stage.close()
 
 
 def opened_again(scene: Scene, **options: Any) -> StagedClient:
-    """Return a consumer after a restart, whose clients know nothing of it."""
+    """Return a consumer after a restart, by a client that knows of no earlier session."""
     scene.stage.settle()
     scene.producer = scene.stage.at_topic("orders")
     return scene.consumer(**options)
@@ -36,7 +36,7 @@ def opened_again(scene: Scene, **options: Any) -> StagedClient:
 @pytest.mark.parametrize("key", [b"", b"k"])
 @pytest.mark.parametrize("way", ["broker", "in order", "worker"])
 def test_what_was_refused_for_a_minute_waits_a_minute(stage: Stage, type_: str, key: bytes, way: str) -> None:
-    """Also if the broker is restarted meanwhile, or killed, or the subscription's worker alone."""
+    """Also if the broker is restarted or killed meanwhile, or only the subscription's worker."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     scene.publish(b"0", b"1", b"2", key=key)
@@ -60,7 +60,7 @@ def test_what_was_refused_for_a_minute_waits_a_minute(stage: Stage, type_: str, 
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_a_back_off_is_kept_too_and_goes_on_doubling(stage: Stage, type_: str) -> None:
-    """What it was before counts with what follows."""
+    """The back-off before the restart counts for the next one."""
     scene = Scene(stage, type=type_)
     client = scene.consumer(backoff_ms_min=20_000, backoff_ms_max=60_000)
     scene.publish(b"0", key=b"k")
@@ -85,7 +85,7 @@ def test_a_back_off_is_kept_too_and_goes_on_doubling(stage: Stage, type_: str) -
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_others_do_not_wait_for_it(stage: Stage, type_: str) -> None:
-    """What lies before, between and behind comes at once, and what comes due before the log is read so far, once."""
+    """Messages before, between and after it come at once; one that is due before the log is read so far comes once."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     for number in range(6):
@@ -105,7 +105,7 @@ def test_others_do_not_wait_for_it(stage: Stage, type_: str) -> None:
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_what_is_asked_for_again_waits_no_more(stage: Stage, type_: str) -> None:
-    """After a move nothing of before counts, and after an acknowledgment there is nothing to wait for."""
+    """After a seek no earlier delay counts, and an acknowledged message does not come again."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     scene.publish(b"0", b"1", key=b"k")
@@ -123,7 +123,7 @@ def test_what_is_asked_for_again_waits_no_more(stage: Stage, type_: str) -> None
 
 
 def test_a_second_refusal_at_once_ends_the_first(stage: Stage) -> None:
-    """The last word counts, after a restart as before."""
+    """The last delay counts, also after a restart."""
     scene = Scene(stage)
     client = scene.consumer()
     scene.publish(b"0")
@@ -142,7 +142,7 @@ def test_a_second_refusal_at_once_ends_the_first(stage: Stage) -> None:
 def test_nothing_waits_longer_than_it_was_to_though_the_clock_was_set_back(
     stage: Stage, type_: str, delay_ms: int | None
 ) -> None:
-    """By a year, or by another machine that goes on where this one was: a minute is a minute, and so is a back-off."""
+    """By a year, or on another machine that takes over: a delay of a minute takes a minute, and so does a back-off."""
     scene = Scene(stage, type=type_)
     client = scene.consumer(backoff_ms_min=30_000, backoff_ms_max=60_000)
     scene.publish(b"0", key=b"k")
@@ -162,7 +162,7 @@ def test_nothing_waits_longer_than_it_was_to_though_the_clock_was_set_back(
 def test_what_an_older_journal_says_makes_nothing_wait_for_ever(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it does not say for how long: nobody can have asked for more than a day."""
+    """Without a duration in the journal, the longest delay that can be asked for is a day."""
     note = CursorJournal.note_failed
 
     def note_as_before(self: CursorJournal, *failed: int) -> bool:
@@ -187,7 +187,7 @@ def test_what_an_older_journal_says_makes_nothing_wait_for_ever(
 
 
 def test_so_many_are_kept_and_not_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is over the bound comes again sooner than it was to, and is not lost."""
+    """Messages over the limit come again earlier than they were to, and are not lost."""
     monkeypatch.setattr("ister.storage.cursor.FAILURES_MAX", 10)
     scene = Scene(stage)
     client = scene.consumer()
@@ -206,7 +206,7 @@ def test_so_many_are_kept_and_not_more(stage: Stage, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("type_", ["shared", "key-shared"])
 def test_one_that_was_sent_for_later_and_refused_waits_as_it_was_told(stage: Stage, type_: str) -> None:
-    """Its first time is over, and is not looked at again."""
+    """Its first time has passed, and does not count again."""
     scene = Scene(stage, type=type_)
     client = scene.consumer()
     scene.publish(b"0", key=b"k", deliver_at=[scene.now_ms() + 5_000])

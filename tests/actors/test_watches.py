@@ -1,4 +1,4 @@
-"""Tests of topics that come and go: who is told, and those that go with a session."""
+"""Tests of watches, which tell clients of topics that come and go, and of topics that end with a session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stage import Stage, StagedClient
 
 
 def say_watch(client: StagedClient, ref: int, pattern: str, version: int, **more: Any) -> None:
-    """Ask to be told, without waiting for it."""
+    """Send a watch, without waiting for the answer."""
     arguments = {"pattern": pattern, "version": version} | more
     header = {Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: "topic.watch", Key.ARGUMENTS: arguments}
     client.say(header)
@@ -29,12 +29,12 @@ def say_watch(client: StagedClient, ref: int, pattern: str, version: int, **more
 
 
 def heard(client: StagedClient, ref: int) -> list[str]:
-    """Return the topics that a watch was answered with, at once."""
+    """Return the topics of a watch's answer, which must be there."""
     return [each["topic"] for each in client.expect(Type.RESULT, ref=ref, timeout_s=0.0).result["topics"]]
 
 
 def silent(client: StagedClient) -> bool:
-    """Whether no answer is there."""
+    """Return whether there is no answer."""
     client.stage.settle()
     return not [frame for frame in _frames(client) if frame.kind in (Type.RESULT, Type.ERROR)]
 
@@ -46,7 +46,7 @@ def _frames(client: StagedClient) -> list[Frame]:
 
 
 def test_a_watch_is_told_of_what_comes_and_goes(stage: Stage) -> None:
-    """The first answer says what is there; the next ones come when that is another."""
+    """The first answer lists the topics; the next one comes when the list changes."""
     client, other = stage.client(0), stage.client(1)
     client.request("topic.create", topic="orders/eu")
     client.request("topic.create", topic="bills/eu", dispatch="non-reliable")
@@ -69,7 +69,7 @@ def test_a_watch_is_told_of_what_comes_and_goes(stage: Stage) -> None:
 
 
 def test_a_watch_ends_by_itself(make_stage: Callable[..., Stage]) -> None:
-    """With nothing new it is answered after what it said, so that a client knows the broker is there."""
+    """Without changes it is answered after the time it gave, so that a client knows the broker is alive."""
     stage = make_stage(1, protocol__session_timeout_ms=60_000)
     client = stage.client()
     version = client.request("topic.watch", pattern=">")["version"]
@@ -86,7 +86,7 @@ def test_a_watch_ends_by_itself(make_stage: Callable[..., Stage]) -> None:
 
 
 def test_what_was_missed_is_told_at_once(stage: Stage) -> None:
-    """Who asks with an old version has missed something; also one of a broker before this one."""
+    """A watch with an old version has missed changes; so has one with a version of an earlier broker."""
     client = stage.client()
     version = client.request("topic.watch", pattern=">")["version"]
     client.request("topic.create", topic="orders")
@@ -102,7 +102,7 @@ def test_what_was_missed_is_told_at_once(stage: Stage) -> None:
 
 
 def test_many_changes_are_few_answers(stage: Stage) -> None:
-    """A client that asks again at once is not answered once a topic."""
+    """A client that watches again at once is not answered once for each topic."""
     client, other = stage.client(0), stage.client(1)
     version = client.request("topic.watch", pattern=">")["version"]
     say_watch(client, 900, ">", version)
@@ -126,14 +126,14 @@ def test_many_changes_are_few_answers(stage: Stage) -> None:
     ],
 )
 def test_a_bad_watch_is_refused(stage: Stage, arguments: dict[str, Any]) -> None:
-    """It says what is wrong, and nobody waits."""
+    """The error says what is wrong, and no watch waits."""
     client = stage.client()
     assert client.ask("topic.watch", **arguments).code in ("invalid-argument", "invalid-name")
     assert len(stage.actor("directory")._watches) == 0
 
 
 def test_watchers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many wait at most; and a pattern that stands for too much is refused, not cut."""
+    """A limited number waits; a pattern that matches too many topics is refused, not cut short."""
     monkeypatch.setattr(watches, "WATCHERS_MAX", 2)
     monkeypatch.setattr(watches, "MATCHES_MAX", 3)
     client = stage.client()
@@ -151,7 +151,7 @@ def test_watchers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_ephemeral_topic_goes_with_its_session(stage: Stage) -> None:
-    """It is a topic like any other, in no list unless asked for; then it is gone, and its consumers are told."""
+    """It works like any other topic, and is listed only on request; at the session's end its consumers are told."""
     client, other = stage.client(0), stage.client(1)
     client.request("topic.create", topic="answers/1", dispatch="non-reliable", ephemeral=1)
     assert other.request("topic.list") == {"topics": [], "more": False}
@@ -182,7 +182,7 @@ def test_an_ephemeral_topic_goes_with_its_session(stage: Stage) -> None:
 
 
 def test_a_session_that_falls_silent_takes_its_topics_along(make_stage: Callable[..., Stage]) -> None:
-    """As does a worker that dies with all its sessions; those of others stay."""
+    """So are those of all sessions of a worker that dies; those of other sessions stay."""
     stage = make_stage(2, protocol__session_timeout_ms=2_000, protocol__heartbeat_ms=500)
     lost, killed, stays = stage.client(0), stage.client(1), stage.client(0)
     for number, client in enumerate((lost, killed, stays)):
@@ -202,7 +202,7 @@ def test_a_session_that_falls_silent_takes_its_topics_along(make_stage: Callable
 
 
 def test_a_lost_end_is_said_again(make_stage: Callable[..., Stage]) -> None:
-    """Mail is no promise: a topic whose session is gone is not there for ever."""
+    """The mail may be lost: a topic whose session has ended must not stay for ever."""
     stage = make_stage(2, protocol__session_timeout_ms=600_000)
     client, other = stage.client(0), stage.client(1)
     client.request("topic.create", topic="a", dispatch="non-reliable", ephemeral=1)
@@ -217,7 +217,7 @@ def test_a_lost_end_is_said_again(make_stage: Callable[..., Stage]) -> None:
 
 
 def test_only_what_keeps_nothing_is_ephemeral(stage: Stage) -> None:
-    """A reliable topic has a log; and how many a session makes is bounded."""
+    """A reliable topic has a log; and a session may create a limited number."""
     client = stage.client()
     assert client.ask("topic.create", topic="a", ephemeral=1).code == "invalid-argument"
     for value in (2, "1"):
@@ -238,7 +238,7 @@ def test_only_what_keeps_nothing_is_ephemeral(stage: Stage) -> None:
     ["created by itself", "named before", "named when it is there", "named later", "by hand"],
 )
 def test_a_watch_is_not_told_of_dead_letter_topics(stage: Stage, order: str) -> None:
-    """Whatever they are called, whoever made them, and if a subscription names them before or after."""
+    """Whatever they are called, whoever created them, and whether a subscription names them before or after."""
     client = stage.client()
     client.request("topic.create", topic="orders/a")
     watched = client.request("topic.watch", pattern="orders/*")
@@ -283,7 +283,7 @@ def test_a_watch_is_not_told_of_dead_letter_topics(stage: Stage, order: str) -> 
 
 
 def test_a_topic_that_is_to_take_dead_letters_no_more_is_told_of_again(stage: Stage) -> None:
-    """An operator says so, and it stays so."""
+    """An operator decides, and that holds over restarts."""
     client = stage.client()
     client.request("topic.create", topic="orders/a")
     client.request("topic.create", topic="orders/dead", dead_letters=1)
@@ -310,7 +310,7 @@ def test_dead_letter_topics_of_before_there_were_marks_are_known_by_their_subscr
 
 
 def test_a_watch_says_which_topics_came_while_nobody_consumed_the_pattern(stage: Stage) -> None:
-    """After its subscription was first made on one of them; not those that have it, nor those from before."""
+    """After its subscription was first created on one of them; not those that have it, nor those from before."""
     client = stage.client()
 
     def later(subscription: str = "s", pattern: str = "orders/*") -> list[str]:
@@ -338,7 +338,7 @@ def test_a_watch_says_which_topics_came_while_nobody_consumed_the_pattern(stage:
 
 
 def test_what_is_created_later_says_so_also_when_the_clock_steps_back(stage: Stage) -> None:
-    """Or a topic made since would be taken for one that was there before."""
+    """Otherwise a topic created since would be taken for an older one."""
     client = stage.client()
     client.request("topic.create", topic="orders/a")
     client.request("subscription.create", topic="orders/a", subscription="s")
@@ -352,7 +352,7 @@ def test_what_is_created_later_says_so_also_when_the_clock_steps_back(stage: Sta
 
 
 def test_who_waits_is_answered_in_the_order_of_asking() -> None:
-    """Else the same history would be another one in another process."""
+    """So that the same history has the same outcome in another process."""
     calls: list[Callable[[], None]] = []
     answered: list[int] = []
     waiting = Watches(
