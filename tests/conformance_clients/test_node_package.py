@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import ister
 from ister import testing
+from ister.ownbroker import OwnBroker
 from tests.conformance_clients import drivers
 
 FOLDER = drivers.CLIENTS / "node"
@@ -95,6 +97,44 @@ def test_a_program_of_the_readme_runs_in_an_empty_project(
     printed, program = EXAMPLES[number]
     (project / "main.js").write_text(program, encoding="utf-8")
     assert run(project, "node", "main.js", broker.endpoint).strip() == printed
+
+
+FALLING = """
+import { connect } from "ister";
+const client = await connect(process.argv[2]);
+await client.createTopic("orders");
+const options = { max_deliveries: 1, dead_letter_topic: "dead" };
+const consumer = await client.consumer("orders", "billing", { type: "exclusive", options });
+const producer = await client.producer("orders");
+await producer.sendBatch(["one", "two"]);
+for await (const message of consumer) {
+  throw new TypeError(`cannot read ${message.text()}`);
+}
+"""
+
+
+def test_a_program_that_ends_by_an_exception_has_failed_over_what_it_had_in_hand(
+    project: Path, tmp_path: Path
+) -> None:
+    """The broker is told why, the place is free at once, and the message it never saw has not failed."""
+    (project / "falling.js").write_text(FALLING, encoding="utf-8")
+    with (
+        OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=1) as broker,
+        ister.connect(broker.endpoint) as client,
+    ):
+        command = ["node", "falling.js", broker.endpoint]
+        fallen = subprocess.run(
+            command, cwd=project, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert fallen.returncode == 1
+        assert "TypeError: cannot read one" in fallen.stderr
+        consumer = client.consumer("orders", "billing", type="exclusive")
+        left = consumer.receive(timeout=30)
+        assert left is not None
+        assert (left.payload, left.attempt) == (b"two", 2)
+        letter = client.consumer("dead", "look", start="earliest").receive(timeout=30)
+        assert letter is not None
+        assert (letter.payload, letter.attributes["ister.reason"]) == (b"one", "TypeError: cannot read one")
 
 
 def test_its_types_are_what_the_readme_says(project: Path) -> None:

@@ -100,6 +100,18 @@ export async function connect(endpoints: string | readonly string[], options: Co
   return client;
 }
 
+// A program that ends by an exception says so to the broker: what it had in hand has failed, and its places are free.
+const alive = new Set<Client>();
+
+function onUncaught(error: unknown): void {
+  if (process.listenerCount("uncaughtException") > 0 || process.hasUncaughtExceptionCaptureCallback()) {
+    return; // the program goes on
+  }
+  for (const client of alive) {
+    client.fall(error);
+  }
+}
+
 /** A connection to a broker. A lost one is made again, for as long as the client lives, and everything goes on. */
 export class Client extends Administration implements AsyncDisposable {
   /** @internal */
@@ -128,6 +140,10 @@ export class Client extends Administration implements AsyncDisposable {
   async begin(options: WaitOptions): Promise<void> {
     const { home } = this.network;
     const { session } = home;
+    if (alive.size === 0) {
+      process.on("uncaughtExceptionMonitor", onUncaught);
+    }
+    alive.add(this);
     try {
       home.connect();
       await until(
@@ -142,8 +158,7 @@ export class Client extends Administration implements AsyncDisposable {
         () => `no broker at ${home.endpoints.join(", ")}${session.trouble ? `: ${session.trouble.message}` : ""}`,
       );
     } catch (error) {
-      this.closing = true;
-      this.network.close(new ClosedError("the client"));
+      this.end();
       throw error;
     }
   }
@@ -305,13 +320,30 @@ export class Client extends Administration implements AsyncDisposable {
     await this.correspondence.close();
     this.closing = true;
     const outcomes = await Promise.allSettled([...this.network.users.values()].map((each) => each.close(options)));
-    this.network.close(new ClosedError("the client"));
-    this.bell.ring();
+    this.end();
     for (const outcome of outcomes) {
       if (outcome.status === "rejected") {
         throw outcome.reason;
       }
     }
+  }
+
+  /** @internal The program ends by this error. */
+  fall(error: unknown): void {
+    for (const user of this.network.users.values()) {
+      user.blame?.(error);
+    }
+    this.end();
+  }
+
+  private end(): void {
+    this.closing = true;
+    alive.delete(this);
+    if (alive.size === 0) {
+      process.off("uncaughtExceptionMonitor", onUncaught);
+    }
+    this.network.close(new ClosedError("the client"));
+    this.bell.ring();
   }
 
   /** @internal Cut every connection without a word, as a broken network would; for tests. They are made again. */

@@ -168,13 +168,6 @@ export class Connection {
     }
   }
 
-  /** What was said last is to be sent, though the program ends without closing anything. */
-  linger(): void {
-    if (this.socket !== null) {
-      this.socket.linger = FAREWELL_MS;
-    }
-  }
-
   private onPhase(): void {
     if (this.session.phase === "idle") {
       this.hangUp();

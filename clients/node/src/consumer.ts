@@ -328,7 +328,7 @@ export class Consumer extends Receiver {
 
   /**
    * Say that this program failed while it worked on what it has in hand: those messages have failed too, which a close
-   * alone would not mean. For a program that ends by an error of its own.
+   * alone would not mean. A program that ends by an uncaught exception says so by itself.
    */
   blame(error: unknown): void {
     const reason = error instanceof Error ? `${error.name}: ${error.message}` : String(error);

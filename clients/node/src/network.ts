@@ -10,11 +10,18 @@ import type { WaitOptions } from "./waiting.js";
 const MOVES_MAX = 8;
 const MOVES_WITHIN_MS = 1000;
 
+/** What a program holds: closed with the client. */
+export interface User {
+  close(options: WaitOptions): Promise<void>;
+  /** The program ends by this error. */
+  blame?(error: unknown): void;
+}
+
 export class Network implements Owner {
   readonly home: Connection;
   closed = false;
-  /** What programs hold, by handle: closed with the client. */
-  readonly users = new Map<number, { close(options: WaitOptions): Promise<void> }>();
+  /** By handle. */
+  readonly users = new Map<number, User>();
   onUp: (connection: Connection) => void = () => {};
   onDown: (connection: Connection, why: IsterError | null) => void = () => {};
   changed: () => void = () => {};

@@ -45,6 +45,17 @@ export class Receipt extends Place implements PromiseLike<Published> {
 
   /** Wait until the messages are stored as the topic promises; rejects with why they were refused. */
   wait(options: WaitOptions = {}): Promise<Published> {
+    if (options.signal === undefined && options.timeoutMs === undefined) {
+      return new Promise((resolve, reject) => {
+        this.onOver(() => {
+          try {
+            resolve(this.look() as Published);
+          } catch (error) {
+            reject(error);
+          }
+        });
+      });
+    }
     const bell = new Bell();
     this.onOver(() => bell.ring());
     return until(

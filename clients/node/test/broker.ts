@@ -12,11 +12,15 @@ export class Broker {
   receipts = true;
   /** The code by which a PUBLISH is refused. */
   refusal: string | null = null;
+  /** Where everything lives that is opened here. */
+  moved: string | null = null;
+  /** Whether the last HELLO named a session. */
+  resumed = false;
   private readonly socket = new Router({ linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0, sendTimeout: 0 });
   private messages = 0;
 
-  async begin(): Promise<this> {
-    await this.socket.bind("tcp://127.0.0.1:*");
+  async begin(port = "*"): Promise<this> {
+    await this.socket.bind(`tcp://127.0.0.1:${port}`);
     void this.listen();
     return this;
   }
@@ -51,6 +55,12 @@ export class Broker {
     const header = decodeHeader(first);
     const type = header.get(K.TYPE) as number;
     this.heard.push(type);
+    this.resumed = type === T.HELLO ? header.has(K.SESSION) : this.resumed;
+    if (this.moved !== null && (type === T.OPEN_PRODUCER || type === T.OPEN_CONSUMER)) {
+      const [ref, handle] = [header.get(K.REF), header.get(K.HANDLE)];
+      this.say(peer, T.MOVED, { [K.REF]: ref, [K.HANDLE]: handle, [K.ENDPOINT]: this.moved });
+      return;
+    }
     const about = { [K.REF]: header.get(K.REF), [K.HANDLE]: header.get(K.HANDLE) };
     switch (type) {
       case T.HELLO: {

@@ -8,7 +8,7 @@ import { Broker } from "./broker.js";
 
 const code = (expected: string) => (error: unknown) => error instanceof IsterError && error.code === expected;
 
-describe("a client", () => {
+describe("a client", { timeout: 60_000 }, () => {
   let broker: Broker;
   let client: Client;
 
@@ -22,7 +22,7 @@ describe("a client", () => {
     broker.end();
   });
 
-  it("sends six hundred batches in one turn: none waits for another in the socket", async () => {
+  it("sends six hundred batches in one turn: none waits for another in the socket", { timeout: 20_000 }, async () => {
     const producer = await client.producer("orders", { batchBytes: 1 });
     const receipts = Array.from({ length: 600 }, (_, i) => producer.send(`${i}`));
     const offsets = (await Promise.all(receipts)).map(({ offset }) => offset);
