@@ -298,7 +298,7 @@ class Source:
 
     # ---- by time ------------------------------------------------------------------------------------------------
 
-    def offset_at(self, timestamp_ms: int, start: int) -> int:
+    def offset_at(self, timestamp_ms: int, start: int, headers_max: int | None = None) -> int:
         """Return the first offset from `start` on whose log time is `timestamp_ms` or later, else the end.
 
         That is the first message published then or later; a clock that was set back counts as standing still. Raises
@@ -306,4 +306,6 @@ class Source:
         """
         if self._again is None:
             self._again = self._reader_at(start)
-        return self._again.offset_at(timestamp_ms, max(start, self.history_start), self.durable_end)
+        return self._again.offset_at(
+            timestamp_ms, max(start, self.history_start), self.durable_end, headers_max
+        )

@@ -1,8 +1,9 @@
 """Looking for places in a log: where a time is reached, which segment holds an offset.
 
 Log time is the highest batch time up to a place: a clock that was set back counts as standing still. A search makes
-some thirty small reads and walks the headers of one segment, however long the log is. Damage is passed over, and the
-result says whether the place may have been in it.
+some thirty small reads and walks the headers of one segment, however long the log is: of 64 KiB if the segment is
+sealed, else of all of it. A caller that must not be kept that long says how many headers it allows at a time. Damage is
+passed over, and the result says whether the place may have been in it.
 
 Reads headers, footers and indexes; records are read in `reader.py`. Belongs to one thread.
 """
@@ -10,12 +11,15 @@ Reads headers, footers and indexes; records are read in `reader.py`. Belongs to 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from ister.errors import GapError
 from ister.storage.log_segments import BrokenError, LogSegments
 from ister.storage.record import BATCH, FOOTER, HEADER_BYTES
 from ister.storage.segment import SEGMENT_HEADER_BYTES, Footer
 from ister.storage.segment_maps import read_index
+
+_NOTHING_MORE: Final = -1  # instead of a byte: nothing whole follows
 
 
 class FoundTime(NamedTuple):
@@ -30,19 +34,74 @@ class FoundTime(NamedTuple):
     certain: bool
 
 
+class SearchGoesOnError(GapError):
+    """A search has walked as many headers as it may at a time: the same search again goes on from there."""
+
+    code = "unavailable"
+    action = "retry"
+
+
+class Walks:
+    """How far the search for one time has walked, by the base of each segment; another search begins anew."""
+
+    __slots__ = ("_left", "_timestamp_ms", "_where")
+
+    def __init__(self) -> None:
+        self._timestamp_ms = -1
+        self._where: dict[int, tuple[int, int, int | None]] = {}
+        self._left: int | None = None
+
+    def begin(self, timestamp_ms: int, headers_max: int | None) -> None:
+        """Search for a time, and walk at most so many headers; None: as many as there are."""
+        if timestamp_ms != self._timestamp_ms:
+            self._timestamp_ms = timestamp_ms
+            self._where.clear()
+        self._left = headers_max
+
+    def end(self) -> None:
+        """Forget the search: it has its result."""
+        self._timestamp_ms = -1
+        self._where.clear()
+
+    def resumed(self, base: int) -> tuple[int, int, int | None] | None:
+        """Return offset, byte and doubt up to where the segment at `base` was walked; None if it was not."""
+        return self._where.get(base)
+
+    def step(self, base: int, at: int, position: int, doubt: int | None) -> None:
+        """Look at one header more. Raises SearchGoesOnError if that is one too many."""
+        if self._left is None:
+            return
+        if self._left == 0:
+            self._where[base] = at, position, doubt
+            raise SearchGoesOnError(f"the search for a time goes on at offset {at}")
+        self._left -= 1
+
+    def walked(self, base: int, at: int, position: int, doubt: int | None) -> None:
+        """Note that a segment was walked to its end in vain."""
+        if self._left is not None:
+            self._where[base] = at, position, doubt
+
+
 class LogSearch:
     """Searches in the segments of one log."""
 
-    __slots__ = ("_log",)
+    __slots__ = ("_log", "_walks")
 
-    def __init__(self, log: LogSegments) -> None:
+    def __init__(self, log: LogSegments, walks: Walks | None = None) -> None:
         self._log = log
+        self._walks = Walks() if walks is None else walks
 
-    def find_time(self, timestamp_ms: int, durable_end: int) -> FoundTime:
+    def find_time(self, timestamp_ms: int, durable_end: int, headers_max: int | None = None) -> FoundTime:
         """Return where log time reaches `timestamp_ms`, and how sure that is.
 
-        Raises GapError, DamagedError.
+        At most `headers_max` headers are looked at. Raises SearchGoesOnError, GapError, DamagedError.
         """
+        self._walks.begin(timestamp_ms, headers_max)
+        found = self._find_time(timestamp_ms, durable_end)
+        self._walks.end()
+        return found
+
+    def _find_time(self, timestamp_ms: int, durable_end: int) -> FoundTime:
         bases = [base for base in self._log.bases() if base < durable_end]
         first = bisect_left(
             range(len(bases)), True, key=lambda number: self._ends_by(bases[number], timestamp_ms)
@@ -122,27 +181,35 @@ class LogSearch:
         if segment is None:
             return None, base, doubt
         at, position = base, SEGMENT_HEADER_BYTES
-        index = read_index(self._log.maps.disk, segment.path, segment.salt)
+        resumed = self._walks.resumed(base)
+        index = read_index(self._log.maps.disk, segment.path, segment.salt) if resumed is None else None
         entry = None if index is None else index.before_time(timestamp_ms)
-        if index is not None and entry is not None:
+        if resumed is not None:
+            at, position, doubt = resumed
+            if position == _NOTHING_MORE:
+                return None, at, doubt
+        elif index is not None and entry is not None:
             header = segment.header(index.positions[entry])
             if header is not None and header[1] == BATCH and header[7] == index.offsets[entry]:
                 at, position, doubt = index.offsets[entry], index.positions[entry], None
         while at < durable_end:
+            self._walks.step(base, at, position, doubt)
             header = segment.header(position)
             if header is None or header[3] < HEADER_BYTES or header[7] != at:
                 broken = BrokenError(segment, position, at, "no valid record")
                 doubt = at if doubt is None else doubt
                 behind, at = self._log.behind(broken, at, durable_end)
                 if behind is None:
+                    self._walks.walked(base, at, _NOTHING_MORE, doubt)
                     return None, at, doubt
                 position = behind
                 continue
             if header[1] == FOOTER:
-                return None, at, doubt
+                break
             if header[1] == BATCH:
                 if header[8] >= timestamp_ms:
                     return at, at, doubt
                 at, doubt = at + header[5], None
             position += header[3]
+        self._walks.walked(base, at, position, doubt)
         return None, at, doubt

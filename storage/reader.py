@@ -16,7 +16,7 @@ from bisect import bisect_right
 
 from ister.errors import DamagedError, GapError, TrimmedError
 from ister.storage.damage import load_skips
-from ister.storage.log_search import FoundTime, LogSearch
+from ister.storage.log_search import FoundTime, LogSearch, Walks
 from ister.storage.log_segments import BrokenError, LogSegments
 from ister.storage.record import BATCH, FOOTER, HEADER_BYTES, Header, Record, well_formed
 from ister.storage.recovery import damaged
@@ -42,7 +42,7 @@ class Reader:
     With `listed` false the folder is never listed: only segments that `SegmentMaps.note` was told of are found.
     """
 
-    __slots__ = ("_at", "_log", "_position", "_segment", "_skipped", "offset")
+    __slots__ = ("_at", "_log", "_position", "_segment", "_skipped", "_walks", "offset")
 
     def __init__(
         self, maps: SegmentMaps, folder: str, incarnation: bytes, offset: int, *, listed: bool = True
@@ -52,6 +52,7 @@ class Reader:
         self._segment: SegmentMap | None = None
         self._position = 0
         self._at = 0  # the offset of the record at `_position`
+        self._walks = Walks()
         self._skipped: list[tuple[int, int]] = []
 
     def seek(self, offset: int) -> None:
@@ -211,7 +212,7 @@ class Reader:
     @property
     def search(self) -> LogSearch:
         """Return what looks for places in the same log."""
-        return LogSearch(self._log)
+        return LogSearch(self._log, self._walks)
 
     def offset_at(self, timestamp_ms: int, durable_end: int) -> int:
         """Return the first offset whose log time is `timestamp_ms` or later, `durable_end` if there is none.
@@ -220,9 +221,12 @@ class Reader:
         """
         return self.find_time(timestamp_ms, durable_end).whole
 
-    def find_time(self, timestamp_ms: int, durable_end: int) -> FoundTime:
-        """Return where log time reaches `timestamp_ms`, as `offset_at` finds it, and how sure that is."""
-        return self.search.find_time(timestamp_ms, durable_end)
+    def find_time(self, timestamp_ms: int, durable_end: int, headers_max: int | None = None) -> FoundTime:
+        """Return where log time reaches `timestamp_ms`, as `offset_at` finds it, and how sure that is.
+
+        Raises also SearchGoesOnError, where it may look at `headers_max` headers at most.
+        """
+        return self.search.find_time(timestamp_ms, durable_end, headers_max)
 
     def seek_time(self, timestamp_ms: int, durable_end: int) -> int:
         """Continue at the first offset whose log time is `timestamp_ms` or later, like `offset_at`; return it."""

@@ -131,18 +131,20 @@ class TieredReader:
         self.from_store = False
         return records
 
-    def offset_at(self, timestamp_ms: int, start: int, durable_end: int) -> int:
+    def offset_at(
+        self, timestamp_ms: int, start: int, durable_end: int, headers_max: int | None = None
+    ) -> int:
         """Return the first offset from `start` on whose log time is `timestamp_ms` or later, else `durable_end`.
 
         Log time is the highest batch time so far: a clock that was set back counts as standing still. The search is
         binary, by the log times in the segments' footers; segments that only the store has are each requested once
         (NotHereError) and remembered. Damage that may be that late is reported, instead of an offset after it. Raises
-        DamagedError.
+        DamagedError, and SearchGoesOnError where it may look at `headers_max` headers of the log at most.
         """
         local = self._log.search.begins_at()
         found = durable_end
         if local is not None:
-            sought = self._log.find_time(timestamp_ms, durable_end)
+            sought = self._log.find_time(timestamp_ms, durable_end, headers_max)
             if sought.certain or local <= start:
                 return max(start, sought.offset)
             found = sought.offset

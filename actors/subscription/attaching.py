@@ -23,12 +23,17 @@ from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.parts import Host, SubscriptionPart
 from ister.errors import DamagedError, IsterError, RemoteError
 from ister.storage.cursor_journal import CursorJournal
+from ister.storage.log_search import SearchGoesOnError
 from ister.storage.wholereader import UNKNOWN, NotHereError
 from ister.wire import encode_result
 
 log = logging.getLogger("ister.subscription")
 
 ATTACH_RETRY_S: Final = 1.0  # after the topic failed
+# A search for a time walks so many headers, some 5 ms, and then lets the worker's other actors have their turn: the
+# segment that is being written has no index, and may be large.
+SEARCH_HEADERS_MAX: Final = 2_000
+SEARCH_PAUSE_S: Final = 0.0
 
 
 class _StartUnknownError(Exception):
@@ -107,6 +112,9 @@ class Attaching(SubscriptionPart):
                 )
             except _StartUnknownError:
                 return  # the topic's process was restarted
+            except SearchGoesOnError:
+                self._subscription.call_later(SEARCH_PAUSE_S, self.may_read)
+                return
             except NotHereError as error:  # a start by time that only the store can answer
                 self._access.fetch(error)
                 return
@@ -134,10 +142,11 @@ class Attaching(SubscriptionPart):
         self._source.begins(attached.start_offset)
         return self.position_of(str(start))
 
-    def position_of(self, place: str) -> int:
+    def position_of(self, place: str, *, at_once: bool = False) -> int:
         """Return the offset that "earliest", "latest", digits or "time:<unix ms>" mean now.
 
-        Raises RemoteError offset-out-of-range; for a time also what reading the log raises.
+        Raises RemoteError offset-out-of-range; for a time also what reading the log raises, and SearchGoesOnError
+        unless it is to be found `at_once`, however long that keeps the worker.
         """
         start, end = self._source.history_start, self._source.durable_end
         if place == "latest":
@@ -146,7 +155,7 @@ class Attaching(SubscriptionPart):
             return start
         kind, _, number = place.rpartition(":")
         if kind == "time":
-            return self._source.offset_at(int(number), start)
+            return self._source.offset_at(int(number), start, None if at_once else SEARCH_HEADERS_MAX)
         offset = int(place)
         known = self._attached_as
         if not self._in_catalogue and known is not None and end < offset <= known.log_end:

@@ -16,12 +16,13 @@ from typing import Final
 from ister.actors.explain_state import State
 from ister.actors.messages import Seek, Sought, Stayed, Yield
 from ister.actors.runtime import receives
-from ister.actors.subscription.attaching import Attaching
+from ister.actors.subscription.attaching import SEARCH_PAUSE_S, Attaching
 from ister.actors.subscription.cursor_log import CursorLog
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.subscription.move import Move
 from ister.actors.subscription.parts import Host, SubscriptionPart
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
+from ister.storage.log_search import SearchGoesOnError
 from ister.storage.wholereader import NotHereError
 
 log = logging.getLogger("ister.subscription")
@@ -63,6 +64,9 @@ class Moving(SubscriptionPart):
         if move.state == "finding":
             try:
                 move.found(self._attaching.position_of(move.command.to))
+            except SearchGoesOnError:
+                subscription.call_later(SEARCH_PAUSE_S, self.go_on)
+                return
             except NotHereError as error:
                 if not self._access.fetches:
                     self._access.fetch(error)

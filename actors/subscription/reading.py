@@ -42,7 +42,7 @@ class Reading(InOrder):
         start, begins = command.start, self._source.history_start
         missed = begins - int(start) if start.isdecimal() else 0
         try:
-            offset = begins if missed > 0 else self._log.attaching.position_of(start)
+            offset = begins if missed > 0 else self._log.attaching.position_of(start, at_once=True)
         except IsterError:  # only the store could tell: continue after what was delivered
             return
         self._journal.move(offset, lambda _error: None)

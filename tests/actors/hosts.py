@@ -255,7 +255,9 @@ class _Reader:
             self.offset = found[-1].end_offset
         return found
 
-    def offset_at(self, timestamp_ms: int, start: int, durable_end: int) -> int:
+    def offset_at(
+        self, timestamp_ms: int, start: int, durable_end: int, _headers_max: int | None = None
+    ) -> int:
         for each in self._log.batches:
             if each.first_offset >= start and (error := self._log.errors.get(each.first_offset)) is not None:
                 raise error

@@ -8,6 +8,8 @@ import pytest
 
 from ister.actors.addresses import FETCHER_PATH, TIER
 from ister.actors.fetcher import Fetcher
+from ister.actors.source import Source
+from ister.actors.subscription import attaching
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets, reader
 from tests.stage import Stage, StagedClient
@@ -197,6 +199,35 @@ def test_a_subscription_may_begin_or_go_on_at_a_time(scene: Scene) -> None:
     assert scene.request("seek", to=f"time:{times[1] + 1}") == {"position": 2}
     assert scene.request("seek", to=f"time:{times[5] + 10**6}") == {"position": 6}
     assert scene.request("seek", to="time:0") == {"position": 0}
+
+
+def test_a_search_for_a_time_lets_others_have_their_turn(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The segment that is being written may be large: few headers are walked at a time, and the answer is the same."""
+    monkeypatch.setattr(attaching, "SEARCH_HEADERS_MAX", 4)
+    asked: list[int | None] = []
+    found = Source.offset_at
+
+    def offset_at(self: Source, timestamp_ms: int, start: int, headers_max: int | None = None) -> int:
+        asked.append(headers_max)
+        return found(self, timestamp_ms, start, headers_max)
+
+    monkeypatch.setattr(Source, "offset_at", offset_at)
+    times = []
+    for number in range(30):
+        times.append(scene.now_ms())
+        scene.publish(b"%d" % number, key=b"k")
+        scene.stage.advance(0.01)
+    client = scene.consumer(start=f"time:{times[25]}")
+    assert client.opened.header[Key.OFFSET] == 25
+    assert offsets(client) == [25, 26, 27, 28, 29]
+    assert len(asked) > 5
+    asked.clear()
+    assert scene.request("seek", to=f"time:{times[20]}") == {"position": 20}
+    assert len(asked) > 4
+    assert set(asked) == {4}
+    assert scene.request("seek", to=f"time:{times[29] + 10**6}") == {"position": 30}
 
 
 def test_a_time_may_lie_in_the_store(make_stage: Callable[..., Stage]) -> None:

@@ -177,7 +177,9 @@ def lifted_retention_unheard() -> Iterator[None]:
 def raw_times() -> Iterator[None]:
     """A time is searched over the times of batches, as if no clock were ever set back."""
 
-    def find_time(self: Reader, timestamp_ms: int, durable_end: int) -> FoundTime:
+    def find_time(
+        self: Reader, timestamp_ms: int, durable_end: int, _headers_max: object = None
+    ) -> FoundTime:
         offset = self.offset
         self.seek(self.search.begins_at() or 0)
         places: list[tuple[int, int]] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from random import Random
 
 import pytest
 
 from ister.storage.index import INDEX_STEP_BYTES, SparseIndex, index_bytes
+from ister.storage.log_search import SearchGoesOnError
 from ister.storage.reader import Reader
 from ister.storage.record import parse_header, salt_of
-from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES
+from ister.storage.segment import FOOTER_BYTES, SEGMENT_HEADER_BYTES, segment_name
 from ister.storage.segment_maps import SegmentMaps, read_index
 from ister.storage.simulated import SimulatedDisk
 from ister.storage.wal import Wal
@@ -109,6 +111,59 @@ def test_without_its_index_a_segment_is_walked(open_log: Open, put: Put, how: st
     for offset in range(0, 700, 13):
         reader.seek(offset)
         assert reader.read(700, 1)[0].first_offset == offset
+    wal.close()
+
+
+@pytest.mark.parametrize("headers_max", [1, 7, 100])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_search_in_parts_finds_what_one_at_once_does(
+    open_log: Open, put: Put, headers_max: int, damaged: bool
+) -> None:
+    """Each part looks at so many headers and no more; the log grows meanwhile, and another search may come between."""
+    disk = SimulatedDisk()
+    wal = open_log(disk, segment_bytes_max=1 << 20)
+    times: list[int] = []
+    for number in range(300):
+        put(wal, b"%d" % number, timestamp_ms=1000 + 2 * number)
+        times.append(1000 + 2 * number)
+        if number in (60, 90):
+            wal.seal()
+    wal.commit()
+    if damaged:
+        base = max(info.base for info in wal.sealed())
+        path = f"{wal.folder}/{segment_name(base)}"
+        file = disk.open(path)
+        file.pwritev((b"?" * 40,), disk.read(path).find(b"75") - 60)
+        file.close()
+    maps = SegmentMaps(disk)
+    whole = Reader(maps, wal.folder, wal.incarnation, 0)
+    parts = Reader(maps, wal.folder, wal.incarnation, 0)
+    for wanted in (0, 1000, 1100, 1140, 1179, 1181, 1400, 1599, 5000):
+        expected_ = whole.find_time(wanted, 300)
+        with contextlib.suppress(SearchGoesOnError):
+            parts.find_time(1333, 300, headers_max)  # another search, left off
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                found = parts.find_time(wanted, 300, headers_max)
+            except SearchGoesOnError:
+                continue
+            break
+        assert found == expected_
+        assert tries <= 300 // headers_max + 4
+    with pytest.raises(SearchGoesOnError):
+        parts.find_time(5000, 300, 50)
+    put(wal, b"later", timestamp_ms=6000)
+    wal.commit()
+    tries = 0
+    while tries < 10:
+        try:
+            assert parts.find_time(5000, 301, 50).whole == 300
+            break
+        except SearchGoesOnError:
+            tries += 1
+    assert 0 < tries < 8
     wal.close()
 
 
