@@ -108,6 +108,7 @@ class Consumer(LoopActor):
         )
         self._heard_s = 0.0  # when its program last said something, or was first given something
         self._timer: Timer | None = None  # for the acknowledgment timeout
+        self._recalled = False  # all credit is void, and none was given since
         self._granted = False
         self._closing: list[CloseConsumer] = []
         self._gone = False
@@ -250,6 +251,7 @@ class Consumer(LoopActor):
             self.wire.drop_notices(RECALLED)  # its credit is new
             if self._type == READER and Key.START in self.wire.header:
                 self._subscription.tell(ReadFrom(str(self.wire.header[Key.START])))
+            self._recalled = False
             self._subscription.tell(SetCredit(self._key, *self.wire.credit()))
             if self._granted:
                 self._say_opened(self.holding.delivered_end)
@@ -290,6 +292,10 @@ class Consumer(LoopActor):
     def on_deliver(self, command: Deliver) -> None:
         """Send a piece, and keep it as in flight until it is acknowledged."""
         piece = command.piece
+        if self._recalled:  # it was dispatched before the subscription heard that the credit is void
+            held = [Held(first, end, piece.attempt - 1, piece.failures) for first, end in piece.parts]
+            self._subscription.tell(Returned(self._key, held, 0.0, "its consumer is stuck"))
+            return
         if self.holding.deliver(piece):
             self._subscription.tell(Block(self._key, True, "crowded"))
         self.wire.send(piece)
@@ -348,6 +354,7 @@ class Consumer(LoopActor):
             ):
                 self._look_by(now_s + self.holding.ack_timeout_s)
             if header[Key.MESSAGES] or header[Key.BYTES]:
+                self._recalled = False
                 self._subscription.tell(AddCredit(self._key, header[Key.MESSAGES], header[Key.BYTES]))
             if Key.REF in header:
                 self.wire.done(header[Key.REF])
@@ -462,6 +469,7 @@ class Consumer(LoopActor):
         """Return what waits for a stuck program to the subscription, without a failure."""
         self.wire.unsent()  # pieces in the backlog wait as well
         if waiting := self.holding.recall():
+            self._recalled = True
             self._subscription.tell(SetCredit(self._key, 0, 0))  # it gets nothing until it asks
             self._subscription.tell(Returned(self._key, waiting, 0.0, "its consumer is stuck"))
             text = f"the program does not {what} within {self.holding.ack_timeout_s:g} s"

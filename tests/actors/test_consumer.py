@@ -278,6 +278,39 @@ def test_what_waits_for_a_program_that_asks_for_nothing_goes_to_others(scene: Sc
     assert scene.loop.next_due() is None
 
 
+@pytest.mark.requirement("9.6-6")
+def test_what_crosses_a_recall_is_given_back_and_not_sent(scene: Scene) -> None:
+    """All credit is void then; a piece that was dispatched before the subscription heard that was never delivered."""
+    tells(scene)
+    scene.deliver(0, 10)
+    scene.loop.advance(2 * ACK_TIMEOUT_S)
+    scene.heard()
+    scene.subscription.heard.clear()
+    scene.tell(Recall(), Deliver(scene.piece(10, 2, attempt=3), scene.subscription.ref))
+    assert [frame.kind for frame in scene.heard(Type.EVENT, Type.DELIVER)] == [Type.EVENT]
+    recalled, crossed = scene.told(Returned)
+    assert (recalled.held, crossed.held) == ([Held(0, 10, 1)], [Held(10, 12, 2)])
+    assert not crossed.failed
+    scene.frame(Type.CREDIT, messages=5, bytes=500)
+    scene.deliver(0, 2, attempt=2)
+    assert [frame.kind for frame in scene.heard(Type.EVENT, Type.DELIVER)] == [Type.DELIVER]
+    assert scene.told(Returned) == []
+
+
+@pytest.mark.requirement("9.6-6")
+def test_who_opens_again_after_a_recall_is_sent_what_comes(scene: Scene) -> None:
+    """Its credit is that of the new open."""
+    tells(scene)
+    scene.deliver(0, 10)
+    scene.loop.advance(2 * ACK_TIMEOUT_S)
+    scene.tell(Recall())
+    scene.reopen()
+    scene.tell(Paused())
+    scene.heard()
+    scene.deliver(0, 2, attempt=2)
+    assert [frame.kind for frame in scene.heard(Type.EVENT, Type.DELIVER)] == [Type.DELIVER]
+
+
 @pytest.mark.parametrize("kind", [Type.ACK, Type.NACK])
 @pytest.mark.parametrize("ranges", [[0, 6], [5, 6], [3, 3], [4, 2], [0, 1, 9, 10], [0, (1 << 64) - 1]])
 def test_ranges_that_were_never_delivered_change_nothing(scene: Scene, kind: int, ranges: list[int]) -> None:
