@@ -1,4 +1,4 @@
-"""What the client's tests share: a session without a socket, and a broker in memory."""
+"""Fixtures for the client's tests: a session without a socket, and a broker in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = {
 
 
 class Talk:
-    """The broker's side of a session without a socket: look at what was said, and answer."""
+    """The broker's side of a session without a socket: read the client's frames, and answer them."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -34,21 +34,21 @@ class Talk:
         self.boot = 1
 
     def said(self) -> list[wire.Header]:
-        """Return the headers of what was said since the last call."""
+        """Return the headers of the frames sent since the last call."""
         return [header for header, _ in self.frames()]
 
     def frames(self) -> list[tuple[wire.Header, list[bytes]]]:
-        """Return what was said since the last call, with the bodies."""
+        """Return the frames sent since the last call, with their bodies."""
         outbox = list(self.session.outbox)
         self.session.outbox.clear()
         return [(wire.decode_header(frames[0]), list(frames[1:])) for frames in outbox]
 
     def hear(self, header: wire.Header, *body: bytes) -> None:
-        """Say something to the client."""
+        """Send the client a frame."""
         self.session.receive([wire.encode_header(header), *body], self.now)
 
     def welcome(self, *, resumed: bool = False, heartbeat: int = 1000) -> None:
-        """Connect and welcome."""
+        """Connect, and send WELCOME."""
         self.session.connect(self.now)
         self.said()
         self.hear(
@@ -64,7 +64,7 @@ class Talk:
         )
 
     def refuse(self, code: str, action: str, **echo: int | bool) -> None:
-        """Answer with an error; `echo` by key name."""
+        """Send an ERROR; `echo` has header fields by key name."""
         header: wire.Header = {Key.TYPE: Type.ERROR, Key.CODE: code, Key.TEXT: code, Key.ACTION: action}
         self.hear(header | {getattr(Key, name): value for name, value in echo.items()})
 
@@ -118,7 +118,7 @@ class Talk:
         self.hear(answer | {getattr(Key, name): value for name, value in more.items()})
 
     def deliver(self, first: int, *payloads: bytes, attempt: int = 1, singly: bool = False) -> None:
-        """Deliver messages to handle 2; `singly`: they may fail no more."""
+        """Deliver messages to handle 2; `singly`: on their last attempt, to be handed out one at a time."""
         header = {
             Key.TYPE: Type.DELIVER,
             Key.HANDLE: 2,
@@ -134,26 +134,26 @@ class Talk:
 
 @pytest.fixture
 def talk() -> Talk:
-    """A session without a socket."""
+    """Return a session without a socket."""
     return Talk()
 
 
 @pytest.fixture(scope="session")
 def new_talk() -> type[Talk]:
-    """What makes sessions without a socket, for tests that need one an example."""
+    """Return a function that makes sessions without a socket, for tests that need one per example."""
     return Talk
 
 
 @pytest.fixture
 def broker() -> Iterator[testing.Broker]:
-    """A broker in memory; its heartbeat is so long that a lost wake-up shows as a timeout."""
+    """Return a broker in memory; its heartbeat is so long that a lost wake-up shows as a timeout."""
     with testing.Broker(heartbeat_ms=30_000) as running:
         yield running
 
 
 @pytest.fixture
 def client(broker: testing.Broker) -> Iterator[ister.Client]:
-    """A client of it, with the topic `orders`."""
+    """Return a client of it, with the topic `orders`."""
     with ister.connect(broker.endpoint, timeout=5) as connected:
         connected.create_topic("orders")
         yield connected
@@ -161,5 +161,5 @@ def client(broker: testing.Broker) -> Iterator[ister.Client]:
 
 @pytest.fixture
 def happened() -> list[Event]:
-    """A list to put events in."""
+    """Return a list to record events in."""
     return []

@@ -1,4 +1,4 @@
-"""The asyncio client, against a broker in memory."""
+"""Tests of the asyncio client, against a broker in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(broker: testing.Broker) -> Run:
 
 
 def test_a_message_travels(run: Run) -> None:
-    """Everything a first program does."""
+    """A first program: create, publish, consume, acknowledge."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with client.producer("orders") as producer:
@@ -50,7 +50,7 @@ def test_a_message_travels(run: Run) -> None:
 
 
 def test_what_is_opened_can_be_awaited_too(run: Run) -> None:
-    """Without `async with`, closing is the program's business."""
+    """Without `async with`, the program closes it."""
 
     async def scene(client: ister.aio.Client) -> None:
         producer = await client.producer("orders")
@@ -64,7 +64,7 @@ def test_what_is_opened_can_be_awaited_too(run: Run) -> None:
 
 
 def test_many_tasks_share_a_producer(run: Run, broker: testing.Broker) -> None:
-    """Thousands of tasks wait for receipts of a few batches."""
+    """Thousands of tasks wait for the receipts of a few batches."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with client.producer("orders") as producer:
@@ -80,7 +80,7 @@ def test_many_tasks_share_a_producer(run: Run, broker: testing.Broker) -> None:
 
 
 def test_receiving_does_not_hold_the_loop_up(run: Run) -> None:
-    """Other tasks go on while one waits for a message."""
+    """Other tasks run while one waits for a message."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with (
@@ -131,7 +131,7 @@ def test_batches_are_received_whole_and_in_parts(run: Run) -> None:
 
 
 def test_a_full_window_holds_one_task_up_and_not_the_loop(run: Run, broker: testing.Broker) -> None:
-    """Back-pressure is an await."""
+    """Sending waits with an `await`."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with client.producer("orders", batch_bytes=1000, window_bytes=3000) as producer:
@@ -178,7 +178,7 @@ def test_lost_connections_are_survived(run: Run, broker: testing.Broker) -> None
 
 
 def test_errors_are_the_same(run: Run, broker: testing.Broker) -> None:
-    """Coded errors from the broker, clear ones from this side."""
+    """The broker's coded errors, and the client's own."""
 
     async def scene(client: ister.aio.Client) -> None:
         with pytest.raises(RemoteError) as caught:
@@ -202,7 +202,7 @@ def test_errors_are_the_same(run: Run, broker: testing.Broker) -> None:
 
 
 def test_topics_and_subscriptions(run: Run) -> None:
-    """Every question of the synchronous client can be asked here."""
+    """Every request of the synchronous client can be made here."""
 
     async def scene(client: ister.aio.Client) -> None:
         await client.create_subscription("orders", "s", type="shared")
@@ -219,7 +219,7 @@ def test_topics_and_subscriptions(run: Run) -> None:
 
 
 def test_events_are_told_in_the_loop(run: Run) -> None:
-    """So that they may touch what the program's tasks touch."""
+    """So that callbacks may use the same data as the program's tasks."""
 
     async def scene(client: ister.aio.Client) -> None:
         told: asyncio.Queue[Event] = asyncio.Queue()
@@ -233,7 +233,7 @@ def test_events_are_told_in_the_loop(run: Run) -> None:
 
 
 def test_a_cancelled_wait_leaves_nothing_behind(run: Run) -> None:
-    """A task that gives up does not take a message with it."""
+    """A task that stops waiting does not take a message with it."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with (
@@ -255,7 +255,7 @@ def test_a_cancelled_wait_leaves_nothing_behind(run: Run) -> None:
 
 
 def test_a_closed_consumer_ends_its_loop(run: Run) -> None:
-    """Quietly, when it was closed on this side."""
+    """Without an error, if this side closed it."""
 
     async def scene(client: ister.aio.Client) -> None:
         consumer = await client.consumer("orders", subscription="s")

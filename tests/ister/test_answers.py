@@ -1,4 +1,4 @@
-"""Tests that `ister.answers` is what a broker answers: every key is declared, with the type it has."""
+"""Tests that `ister.answers` declares what a broker answers: every key, with its type."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def faults(value: Any, kind: Any, where: str) -> list[str]:
         return [] if any(not found for found in each_way) else each_way[0]
     if is_typeddict(kind):
         hints = get_type_hints(kind, include_extras=True)
-        more = kind is Reason  # it has numbers of its own
+        more = kind is Reason  # its numbers are keys of their own
         found = (
             []
             if more
@@ -70,7 +70,7 @@ def faults(value: Any, kind: Any, where: str) -> list[str]:
 
 
 def check(value: Any, kind: Any) -> None:
-    """Hold an answer against its type."""
+    """Check an answer against its type."""
     assert not faults(value, kind, kind.__name__)
 
 
@@ -84,7 +84,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 @pytest.fixture
 def scene(stage: Stage) -> Scene:
-    """Return a topic with all the settings it may have, and a consumer that has acknowledged some of it."""
+    """Return a topic with every setting, and a consumer that has acknowledged some messages."""
     scene = Scene(
         stage,
         retention_ms=10**9,
@@ -104,7 +104,7 @@ def scene(stage: Stage) -> Scene:
 
 @pytest.mark.requirement("10.2-3")
 def test_a_reliable_topic_is_answered_as_declared(scene: Scene) -> None:
-    """Listed and in detail; also once its log has failed."""
+    """In lists and in detail; also after its log has failed."""
     client = scene.stage.client()
     check(with_booleans(client.request("topic.show", topic="orders")), TopicDetail)
     check(with_booleans(client.request("topic.list")["topics"][0]), TopicInfo)
@@ -115,7 +115,7 @@ def test_a_reliable_topic_is_answered_as_declared(scene: Scene) -> None:
 
 
 def test_a_non_reliable_topic_is_answered_as_declared(stage: Stage) -> None:
-    """It has no log to tell of."""
+    """It has no fields about a log."""
     client = stage.client()
     check(client.request("topic.create", topic="quotes", dispatch="non-reliable"), TopicInfo)
     check(client.request("topic.show", topic="quotes"), TopicDetail)
@@ -126,7 +126,7 @@ def test_a_non_reliable_topic_is_answered_as_declared(stage: Stage) -> None:
 
 @pytest.mark.parametrize("type_", ["exclusive", "shared", "failover", "key-shared"])
 def test_a_subscription_is_answered_as_declared(scene: Scene, type_: str) -> None:
-    """Of every type, of a reliable and of a non-reliable topic."""
+    """Of every type, of reliable and non-reliable topics."""
     client = scene.stage.client()
     client.request("topic.create", topic="quotes", dispatch="non-reliable")
     for topic in ("orders", "quotes"):
@@ -149,7 +149,7 @@ def test_the_status_is_answered_as_declared(scene: Scene) -> None:
 
 
 def test_every_setting_is_declared() -> None:
-    """What can be given to a topic or subscription is what their settings may show."""
+    """Every option of a topic or subscription is a key of its settings."""
     from ister.actors.options import SUBSCRIPTION_OPTIONS, TOPIC_OPTIONS
 
     assert TopicSettings.__annotations__.keys() == {*TOPIC_OPTIONS, "ephemeral"}
@@ -167,7 +167,7 @@ def test_every_setting_is_declared() -> None:
 @pytest.mark.requirement("10.2-2")
 @pytest.mark.parametrize("yes", [True, 1])
 def test_a_flag_may_be_true_or_one(stage: Stage, yes: object) -> None:
-    """Whatever it came as, it is kept and answered as 1."""
+    """In whichever form it is given, it is stored and answered as 1."""
     client = stage.client()
     made = client.request("topic.create", topic="orders", retention_acknowledged=yes)
     assert made["settings"] == {"retention_acknowledged": 1}
@@ -186,7 +186,7 @@ def test_a_flag_may_be_true_or_one(stage: Stage, yes: object) -> None:
 @pytest.mark.requirement("10.2-2")
 @pytest.mark.parametrize("wrong", [2, -1, "yes", None, 1.0])
 def test_a_flag_is_nothing_else(stage: Stage, wrong: object) -> None:
-    """The refusal names the setting, its value and what may be there; a number is no flag."""
+    """The error names the setting, its value and the allowed values; another number is no flag."""
     client = stage.client()
     refused = client.ask("topic.create", topic="orders", retention_acknowledged=wrong)
     assert refused.code == "invalid-argument"
@@ -195,7 +195,7 @@ def test_a_flag_is_nothing_else(stage: Stage, wrong: object) -> None:
 
 
 def test_flags_travel_as_numbers_and_are_shown_as_booleans() -> None:
-    """An older broker takes what a client sends; a program sees what it gave."""
+    """An older broker understands the client's number; the program sees the boolean it gave."""
     sent = as_flags({"retention_acknowledged": True, "retention_ms": 5, "paused": False})
     assert sent == {"retention_acknowledged": 1, "retention_ms": 5, "paused": 0}
     assert {type(value) for value in sent.values()} == {int}

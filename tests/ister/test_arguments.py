@@ -1,4 +1,4 @@
-"""What programs may pass is checked with a clear sentence before anything is sent."""
+"""Tests of the check of arguments: a clear error before anything is sent."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from ister.errors import RemoteError, UsageError
 
 @pytest.mark.parametrize("value", [-1, "5", True, float("nan"), float("inf"), b""])
 def test_a_timeout_is_seconds_or_none(value: Any) -> None:
-    """Nobody waits for nan seconds."""
+    """NaN is refused."""
     with pytest.raises(UsageError, match="timeout"):
         arguments.timeout(value)
 
 
 def test_good_timeouts_pass() -> None:
-    """None means for ever, 0 means look and go."""
+    """None means no limit, 0 means do not wait."""
     assert arguments.timeout(None) is None
     assert arguments.timeout(0) == 0
     assert arguments.timeout(0.5) == 0.5
 
 
 def test_text_for_a_payload_says_what_to_do() -> None:
-    """The commonest mistake has the best message."""
+    """The most common mistake has the most helpful error."""
     with pytest.raises(UsageError, match="encode"):
         arguments.data("text", "payload")
 
 
 @pytest.mark.parametrize("value", [bytearray(b"ab"), memoryview(b"ab"), b"ab"])
 def test_other_buffers_are_taken_as_bytes(value: Any) -> None:
-    """What can be copied is copied."""
+    """Any buffer that can be copied is accepted."""
     assert arguments.data(value, "payload") == b"ab"
     assert type(arguments.data(value, "payload")) is bytes
 
 
 @pytest.mark.parametrize("value", [None, 5, [b"a"]])
 def test_what_is_no_buffer_is_refused(value: Any) -> None:
-    """With the type's name."""
+    """The error has the name of the type."""
     with pytest.raises(UsageError, match=type(value).__name__):
         arguments.data(value, "payload")
 
 
 def test_attributes_are_text_to_text() -> None:
-    """Anything else would surprise a consumer in another language."""
+    """Anything else might not be readable in another language."""
     assert arguments.attributes(None) == b""
     assert bodies.decode_attributes(arguments.attributes({"a": "b"})) == {"a": "b"}
     for wrong in ({"a": 1}, {1: "a"}, {"a": b"b"}, 5, ["a"]):
@@ -56,7 +56,7 @@ def test_attributes_are_text_to_text() -> None:
 
 
 def test_numbers_choices_texts_and_starts_are_checked() -> None:
-    """Each with what would be right."""
+    """Each error says what would be right."""
     assert arguments.number(3, "n", 1) == 3
     assert arguments.choice("a", "c", ("a", "b")) == "a"
     assert arguments.start(7) == 7
@@ -74,7 +74,7 @@ def test_numbers_choices_texts_and_starts_are_checked() -> None:
 
 
 def test_sizes_and_troubles_are_written_for_people() -> None:
-    """Units a person thinks in."""
+    """In units that people use."""
     assert arguments.in_words(100) == "100 bytes"
     assert arguments.in_words(12_700_000) == "12.1 MiB"
     assert arguments.in_words(64 << 10) == "64.0 KiB"
@@ -83,7 +83,7 @@ def test_sizes_and_troubles_are_written_for_people() -> None:
 
 
 def test_a_place_is_a_name_an_offset_or_a_time() -> None:
-    """A datetime travels as unix milliseconds, whatever its time zone."""
+    """A datetime is sent as Unix milliseconds, whatever its time zone."""
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     assert arguments.start(moment) == "time:1767225600000"
     assert arguments.start(moment.astimezone(timezone(timedelta(hours=5)))) == "time:1767225600000"
@@ -95,7 +95,7 @@ def test_a_place_is_a_name_an_offset_or_a_time() -> None:
 
 
 def test_a_time_of_delivery_is_said_in_one_of_three_ways() -> None:
-    """Unix milliseconds, a datetime, or a delay; nothing, and a delay of 0, are at once."""
+    """As Unix milliseconds, a datetime, or a delay; none of them, or a delay of 0, means at once."""
 
     def now_ms() -> int:
         return 1_000_000
@@ -120,7 +120,7 @@ def test_a_time_of_delivery_is_said_in_one_of_three_ways() -> None:
 
 
 def test_a_duration_is_seconds_or_text_with_a_unit_or_a_timedelta() -> None:
-    """The same in Python as on the command line; what is none says what one looks like."""
+    """The same in Python as on the command line; the error shows an example."""
     given: list[Any] = [90, "90", "90s", "1.5m", timedelta(seconds=90)]
     assert [arguments.duration(each, "a delay") for each in given] == [90.0] * 5
     assert arguments.milliseconds("7d", "retention") == 7 * 86_400_000

@@ -1,4 +1,4 @@
-"""What a consumer says to a worker, without a socket."""
+"""Tests of the frames a consumer exchanges with a worker, without a socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def opened(talk: Talk, **given: object) -> Attachment:
-    """Return an open consumer of a session that has said everything."""
+    """Return an open consumer whose session has nothing left to send."""
     talk.welcome()
     attachment = talk.consumer(**given)
     talk.opened()
@@ -40,7 +40,7 @@ def acked(talk: Talk) -> list[list[int]]:
 
 
 def test_opening_says_everything_there_is_to_say(talk: Talk) -> None:
-    """Credit, start, priority and arguments travel with the open."""
+    """Credit, start, priority and arguments are in the OPEN frame."""
     talk.welcome()
     talk.consumer(kind="failover", priority=3, arguments={"ack_timeout_ms": 5})
     [opening] = talk.said()
@@ -52,7 +52,7 @@ def test_opening_says_everything_there_is_to_say(talk: Talk) -> None:
 
 
 def test_a_delivery_is_cut_into_messages(talk: Talk) -> None:
-    """Offsets are dense, payloads are the bytes that were sent."""
+    """Offsets are consecutive, payloads are the bytes that were sent."""
     attachment = opened(talk)
     talk.deliver(40, b"a", b"", b"ccc")
     messages = list(taken(attachment).messages())
@@ -66,7 +66,7 @@ def test_a_delivery_is_cut_into_messages(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.4-4")
 def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
-    """Not a frame a message; and never more than was taken."""
+    """Not one frame per message; and never more than was used."""
     attachment = opened(talk, credit_messages=10)
     talk.deliver(0, *[b"x"] * 4)
     talk.deliver(4, *[b"x"] * 3)
@@ -79,7 +79,7 @@ def test_credit_goes_back_once_half_of_it_is_used(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.4-4")
 def test_a_large_credit_goes_back_in_smaller_parts(talk: Talk) -> None:
-    """On a non-reliable topic credit is all that tells the broker who reads: a sixteenth used is said."""
+    """On a non-reliable topic only credit shows that the consumer reads: it is returned when a sixteenth is used."""
     attachment = opened(talk, credit_messages=16_000)
     talk.deliver(0, *[b"x"] * 999)
     talk.deliver(999, b"x")
@@ -92,7 +92,7 @@ def test_a_large_credit_goes_back_in_smaller_parts(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.1-3")
 def test_credit_starts_anew_after_opening_again(talk: Talk) -> None:
-    """What was used before was credit of the old open; giving it back now would be too much."""
+    """Messages handed out before belong to the credit of the earlier open, and return none now."""
     attachment = opened(talk, credit_messages=10)
     talk.deliver(0, *[b"x"] * 4)
     taken(attachment)
@@ -105,7 +105,7 @@ def test_credit_starts_anew_after_opening_again(talk: Talk) -> None:
 
 
 def test_large_messages_use_the_credit_in_bytes(talk: Talk) -> None:
-    """A consumer of few large messages is bounded by bytes."""
+    """A consumer of large messages is limited by bytes."""
     attachment = opened(talk, credit_bytes=1000)
     talk.deliver(0, b"x" * 600)
     taken(attachment)
@@ -114,7 +114,7 @@ def test_large_messages_use_the_credit_in_bytes(talk: Talk) -> None:
 
 
 def test_acknowledgments_gather_into_ranges(talk: Talk) -> None:
-    """A million messages cost few numbers, whatever the order they are acknowledged in."""
+    """A million messages cost few numbers, in whatever order they are acknowledged."""
     attachment = opened(talk)
     talk.deliver(0, *[b"x"] * 10)
     delivery = taken(attachment)
@@ -126,7 +126,7 @@ def test_acknowledgments_gather_into_ranges(talk: Talk) -> None:
 
 
 def test_the_fast_path_only_moves_the_end(talk: Talk) -> None:
-    """What `Consumer.ack` does without the state machine is seen by it."""
+    """The state machine sees acknowledgments that `Consumer.ack` stored directly."""
     attachment = opened(talk)
     talk.deliver(0, *[b"x"] * 10)
     delivery = taken(attachment)
@@ -153,7 +153,7 @@ def test_many_ranges_are_sent_in_frames_that_fit(talk: Talk) -> None:
 
 
 def test_flush_is_confirmed(talk: Talk) -> None:
-    """Settled means: the broker said that everything is written."""
+    """It returns when the broker confirms that everything is written."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     attachment.ack(taken(attachment), 0, 2, talk.now)
@@ -166,7 +166,7 @@ def test_flush_is_confirmed(talk: Talk) -> None:
 
 
 def test_flush_confirms_what_was_sent_before(talk: Talk) -> None:
-    """Acknowledgments that went out by the timer are asked about too."""
+    """Acknowledgments already sent by the timer are confirmed too."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     attachment.ack(taken(attachment), 0, 1, talk.now)
@@ -179,7 +179,7 @@ def test_flush_confirms_what_was_sent_before(talk: Talk) -> None:
 
 
 def test_ack_until_keeps_only_the_highest(talk: Talk) -> None:
-    """Everything up to there is one number."""
+    """Only the highest offset is sent."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
@@ -191,7 +191,7 @@ def test_ack_until_keeps_only_the_highest(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.4-3", "9.1-3")
 def test_what_was_not_handed_out_is_dropped_with_the_connection(talk: Talk) -> None:
-    """It is delivered again; credit starts anew."""
+    """It is delivered again; credit starts from zero."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     talk.session.lost(ConnectionLostError("gone"))
@@ -203,7 +203,7 @@ def test_what_was_not_handed_out_is_dropped_with_the_connection(talk: Talk) -> N
 
 @pytest.mark.requirement("7.4-6")
 def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
-    """They are sent after the open, and stale messages may still be acknowledged."""
+    """They are sent after the open; messages delivered before may still be acknowledged."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
@@ -219,13 +219,13 @@ def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.10-1", "9.10-2")
 def test_acknowledgments_say_of_which_moves_the_client_has_heard(talk: Talk) -> None:
-    """By the largest number that it was told; nothing before the first move, nor of a broker that counts none."""
+    """By the highest number of a seek that it was told; nothing before the first seek, or if the broker counts none."""
     talk.welcome()
     attachment = talk.consumer()
     talk.opened(SOUGHT=0)
 
     def said() -> int | None:
-        """Acknowledge, refuse and extend messages that have just come; return what that says of moves."""
+        """Acknowledge, nack and extend new messages; return the numbers of seeks in these frames."""
         talk.said()
         talk.deliver(0, b"a", b"b", b"c", b"d")
         delivery = taken(attachment)
@@ -272,7 +272,7 @@ def test_acknowledgments_say_of_which_moves_the_client_has_heard(talk: Talk) -> 
 
 @pytest.mark.requirement("9.3-2")
 def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) -> None:
-    """It was deleted while nobody could be told, and another has its name: its offsets are other messages."""
+    """It was deleted while the client was away, and another has its name: its offsets are other messages."""
     talk.welcome()
     attachment = talk.consumer()
     talk.opened(INSTANCE="a.1")
@@ -299,7 +299,7 @@ def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) ->
 
 @pytest.mark.requirement("9.3-2")
 def test_a_reader_hears_that_its_topic_was_made_anew(talk: Talk) -> None:
-    """Its place is one in the other topic: to go on there would skip messages."""
+    """Its offset is of the old topic: to continue there in the new one would skip messages."""
     talk.welcome()
     attachment = talk.consumer(kind="reader")
     talk.opened(INSTANCE="a")
@@ -315,7 +315,7 @@ def test_a_reader_hears_that_its_topic_was_made_anew(talk: Talk) -> None:
 
 
 def test_a_broker_that_says_nothing_of_instances_is_taken_at_its_word(talk: Talk) -> None:
-    """An older one: it goes on as it always did."""
+    """With an older broker, which sends no instance, the client goes on."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     attachment.ack(taken(attachment), 0, 1, talk.now)
@@ -327,7 +327,7 @@ def test_a_broker_that_says_nothing_of_instances_is_taken_at_its_word(talk: Talk
 
 @pytest.mark.requirement("7.4-5")
 def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None:
-    """They would spoil the frame of later ones; and `flush` has something to say."""
+    """They would make the broker refuse a frame with later ones; `flush` raises for them."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     old = taken(attachment)
@@ -345,7 +345,7 @@ def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None
 
 
 def test_a_session_of_another_worker_does_not_know_what_was_delivered(talk: Talk) -> None:
-    """A consumer that moves into a resumed session there drops what it would have acknowledged here."""
+    """A consumer that moves into a resumed session there drops acknowledgments for the old worker."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     attachment.ack(taken(attachment), 0, 1, talk.now)
@@ -357,7 +357,7 @@ def test_a_session_of_another_worker_does_not_know_what_was_delivered(talk: Talk
 
 
 def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
-    """The broker would throw it away; and the fast path stays fast."""
+    """The broker would ignore acknowledgments; and the fast path stays fast."""
     talk.welcome()
     attachment = talk.consumer()
     talk.opened(STRATEGY="non-reliable")
@@ -374,7 +374,7 @@ def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
 
 
 def test_nack_says_when_and_why(talk: Talk) -> None:
-    """Delay in milliseconds, a reason for people."""
+    """Delay in milliseconds, and a reason."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     attachment.nack(taken(attachment), [(0, 2)], 1500, "later")
@@ -389,7 +389,7 @@ def test_nack_says_when_and_why(talk: Talk) -> None:
 def test_zero_goes_before_the_brokers_back_off_and_not_before_one_that_was_asked_for(
     talk: Talk, options: dict[str, int], expected: int | None
 ) -> None:
-    """Whoever opens a consumer with a back-off means it for what is refused without a time, which 0 used to be."""
+    """0 overrides the broker's back-off, but not a back-off that the consumer was opened with."""
     attachment = opened(talk, arguments=options)
     talk.deliver(0, b"a", b"b")
     delivery = taken(attachment)
@@ -399,7 +399,7 @@ def test_zero_goes_before_the_brokers_back_off_and_not_before_one_that_was_asked
 
 
 def test_events_are_kept_and_told(talk: Talk, happened: list[Event]) -> None:
-    """The newest state is a property; the news are called by the shell."""
+    """The newest state is a property; the shell calls the callbacks."""
     attachment = opened(talk, kind="failover", on_event=happened.append)
     talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "active"})
     talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "dropped", Key.COUNT: 7})
@@ -413,7 +413,7 @@ def test_events_are_kept_and_told(talk: Talk, happened: list[Event]) -> None:
 
 @pytest.mark.requirement("9.1-4")
 def test_a_busy_subscription_is_told_at_once(talk: Talk) -> None:
-    """Whoever opens an Exclusive consumer wants to know."""
+    """A client of an Exclusive subscription gets the error immediately."""
     talk.welcome()
     attachment = talk.consumer()
     [opening] = talk.said()
@@ -424,7 +424,7 @@ def test_a_busy_subscription_is_told_at_once(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.1-4")
 def test_a_busy_subscription_is_waited_for_by_who_said_so(talk: Talk) -> None:
-    """Asked for again and again, at least every half second, until there is room; the reason says what else to do."""
+    """It asks again at least every half second until there is room; the timeout's text says what else to do."""
     talk.welcome()
     attachment = talk.consumer(patient=True)
     for _ in range(8):
@@ -440,7 +440,7 @@ def test_a_busy_subscription_is_waited_for_by_who_said_so(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.1-4")
 def test_a_busy_subscription_is_waited_for_after_a_reconnect(talk: Talk) -> None:
-    """The place is still held by what this consumer was before."""
+    """The subscription is still held by this consumer's previous session."""
     attachment = opened(talk)
     talk.session.lost(ConnectionLostError("gone"))
     talk.welcome()
@@ -453,7 +453,7 @@ def test_a_busy_subscription_is_waited_for_after_a_reconnect(talk: Talk) -> None
 
 
 def test_a_consumer_closed_by_the_broker_has_its_error(talk: Talk) -> None:
-    """The topic is gone, and so is what was not handed out."""
+    """The topic is deleted; messages not handed out yet are dropped."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     talk.refuse("topic-deleted", "stop", HANDLE=2, CLOSED=True)
@@ -463,7 +463,7 @@ def test_a_consumer_closed_by_the_broker_has_its_error(talk: Talk) -> None:
 
 
 def test_a_refused_acknowledgment_is_a_complaint_not_the_end(talk: Talk) -> None:
-    """The consumer goes on; the program is told once."""
+    """The consumer continues; the program is told once."""
     attachment = opened(talk)
     talk.refuse("ack-unknown", "fix", HANDLE=2)
     assert attachment.phase == "open"
@@ -475,7 +475,7 @@ def test_a_refused_acknowledgment_is_a_complaint_not_the_end(talk: Talk) -> None
 
 
 def test_a_subscription_that_restarts_is_opened_again(talk: Talk) -> None:
-    """What it had delivered it may not know; so it is dropped here too."""
+    """What was delivered before may be unknown to the broker now, so the client drops it."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     delivery = taken(attachment)
@@ -489,7 +489,7 @@ def test_a_subscription_that_restarts_is_opened_again(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.5-2")
 def test_closing_acknowledges_first(talk: Talk) -> None:
-    """What the program has done is not delivered to the next consumer."""
+    """What the program has acknowledged is not delivered to the next consumer."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     attachment.ack(taken(attachment), 0, 1, talk.now)
@@ -502,7 +502,7 @@ def test_closing_acknowledges_first(talk: Talk) -> None:
 
 @pytest.mark.requirement("5.3-5")
 def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> None:
-    """A broken broker is not believed."""
+    """A delivery with inconsistent lengths closes the connection."""
     opened(talk)
     header = {Key.TYPE: Type.DELIVER, Key.HANDLE: 2, Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 1]}
     talk.hear(header, bodies.pack_lengths([b"a"]), b"a")
@@ -515,7 +515,7 @@ def test_a_delivery_that_does_not_add_up_costs_the_connection(talk: Talk) -> Non
 
 @pytest.mark.requirement("9.9-1")
 def test_every_state_can_lose_its_connection_or_end() -> None:
-    """The table leaves no state in which a consumer could hang."""
+    """No state leaves a consumer hanging."""
     states = {state for state, _ in TRANSITIONS} - {"idle"}
     assert all((state, "lost") in TRANSITIONS for state in states)
     assert all((state, "fail") in TRANSITIONS for state in [*states, "idle"])
@@ -525,7 +525,7 @@ def test_every_state_can_lose_its_connection_or_end() -> None:
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)).map(lambda pair: (pair[0], pair[0] + pair[1])))
 )
 def test_joined_ranges_hold_the_same_numbers(ranges: list[tuple[int, int]]) -> None:
-    """Joining loses nothing, adds nothing, and leaves ranges that do not touch."""
+    """Joining loses no number, adds none, and leaves ranges that do not touch."""
     before = {number for first, end in ranges for number in range(first, end)}
     whole = joined(list(ranges))
     assert {number for first, end in whole for number in range(first, end)} == before
@@ -537,7 +537,7 @@ def test_joined_ranges_hold_the_same_numbers(ranges: list[tuple[int, int]]) -> N
 def test_every_acknowledgment_is_sent_exactly_once(
     new_talk: type[Talk], order: list[int], flushes: set[int]
 ) -> None:
-    """In any order, with any flushes between: nothing is lost, nothing is acknowledged that was not."""
+    """In any order, with any flushes in between: none is lost, and no other message is acknowledged."""
     talk = new_talk()
     attachment = opened(talk)
     talk.deliver(0, *[b"x"] * 40)
@@ -560,7 +560,7 @@ def test_every_acknowledgment_is_sent_exactly_once(
 
 
 def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Talk) -> None:
-    """Else the broker would open it afterwards, for nobody, and an Exclusive subscription would stay taken."""
+    """Otherwise the broker would open the handle afterwards, and an Exclusive subscription would stay taken."""
     talk.welcome()
     attachment = talk.consumer()
     attachment.close()
@@ -570,7 +570,7 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
 
 @pytest.mark.requirement("9.1-5")
 def test_every_open_says_that_ranges_are_understood(talk: Talk) -> None:
-    """So that a shared subscription does not cost a frame for every run of offsets."""
+    """So that a shared subscription does not cost a frame per run of offsets."""
     talk.welcome()
     talk.consumer(kind="key-shared")
     [opening] = talk.said()
@@ -580,7 +580,7 @@ def test_every_open_says_that_ranges_are_understood(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.2-3")
 def test_a_place_is_taken_by_force_once(talk: Talk) -> None:
-    """Two programs that both want it do not throw each other out for ever."""
+    """Two programs with force do not take the subscription from each other for ever."""
     talk.welcome()
     attachment = talk.consumer(force=True)
     [opening] = talk.said()
@@ -600,7 +600,7 @@ def test_a_place_is_taken_by_force_once(talk: Talk) -> None:
 
 
 def test_a_consumer_that_is_taken_over_ends(talk: Talk) -> None:
-    """Its program hears why, and it does not try again."""
+    """Its program is told why, and it does not try again."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     talk.refuse("taken-over", "stop", HANDLE=2, CLOSED=True)
@@ -611,7 +611,7 @@ def test_a_consumer_that_is_taken_over_ends(talk: Talk) -> None:
 
 
 def test_work_that_takes_longer_is_said(talk: Talk) -> None:
-    """EXTEND names what is still worked on, and says nothing of what the broker has forgotten."""
+    """EXTEND names the messages still in work, and none that the broker no longer counts as in flight."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
@@ -627,7 +627,7 @@ def test_work_that_takes_longer_is_said(talk: Talk) -> None:
 
 
 def test_many_scattered_messages_are_extended_in_frames_of_legal_size(talk: Talk) -> None:
-    """A header takes 400 ranges."""
+    """A header may have 400 ranges."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
     attachment.extend(taken(attachment), [(offset, offset + 1) for offset in range(0, 1000, 2)])
@@ -635,13 +635,13 @@ def test_many_scattered_messages_are_extended_in_frames_of_legal_size(talk: Talk
 
 
 def sought(talk: Talk, position: int) -> None:
-    """Tell the consumer that its subscription was moved."""
+    """Tell the consumer that its subscription was moved by a seek."""
     talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "sought", Key.OFFSET: position})
 
 
 @pytest.mark.requirement("9.7-3")
 def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
-    """The credit of it goes back at once, with that of what was handed out before."""
+    """Their credit is returned at once, together with that of the messages handed out before."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     talk.deliver(2, b"c", b"d", b"e")
@@ -655,7 +655,7 @@ def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
 
 
 def test_a_moved_subscription_gives_bytes_back_where_more_messages_are_out_than_should_be(talk: Talk) -> None:
-    """After a smaller window has used up what messages give back, the bytes would be missed for ever."""
+    """If a smaller window uses up the returned messages, the bytes must be returned all the same."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     attachment.resize(attachment._credit_messages - 2, attachment._credit_bytes)
@@ -667,7 +667,7 @@ def test_a_moved_subscription_gives_bytes_back_where_more_messages_are_out_than_
 
 
 def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_subscription_moves(talk: Talk) -> None:
-    """From whoever iterates over it; batches that a program was given stay as they are."""
+    """An iterator stops yielding it; batches that the program has stay as they are."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
@@ -681,7 +681,7 @@ def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_subscription_mo
 
 @pytest.mark.requirement("9.7-3")
 def test_nothing_from_before_the_move_is_acknowledged(talk: Talk) -> None:
-    """Neither what was gathered nor what the program finishes later; and nobody is told that anything was lost."""
+    """Neither gathered acknowledgments nor later ones count; no error is reported for them."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     old = taken(attachment)
@@ -704,7 +704,7 @@ def test_nothing_from_before_the_move_is_acknowledged(talk: Talk) -> None:
 
 
 def test_acknowledgments_a_broker_forgot_after_the_move_are_still_told(talk: Talk) -> None:
-    """A move excuses what was delivered before it, and nothing later."""
+    """A seek explains the loss of earlier acknowledgments only."""
     attachment = opened(talk)
     sought(talk, 0)
     talk.deliver(0, b"a")
@@ -718,7 +718,7 @@ def test_acknowledgments_a_broker_forgot_after_the_move_are_still_told(talk: Tal
 
 
 def reopened(talk: Talk) -> wire.Header:
-    """Lose the connection and the session; return what the consumer opens with."""
+    """Lose connection and session; return the header of the consumer's next open."""
     talk.session.lost(ConnectionLostError("gone"))
     talk.boot += 1
     talk.welcome()
@@ -733,11 +733,11 @@ RELIABLE = {Key.STRATEGY: "reliable"}
 
 @pytest.mark.requirement("9.2-9")
 def test_a_reader_goes_on_behind_what_it_handed_out(talk: Talk) -> None:
-    """Messages that wait in its queue come again; those that the program has do not."""
+    """Messages in its queue are delivered again; those that the program has are not."""
     talk.welcome()
     attachment = talk.consumer(kind="reader", start="latest")
     talk.opened(OFFSET=40)
-    assert reopened(talk)[Key.START] == 40  # nothing was handed out: not what is the latest by then
+    assert reopened(talk)[Key.START] == 40  # nothing was handed out: not the latest of that time
     assert reopened(talk)[Key.START] == 40
     talk.deliver(40, b"a", b"b")
     talk.deliver(42, b"c")
@@ -747,7 +747,7 @@ def test_a_reader_goes_on_behind_what_it_handed_out(talk: Talk) -> None:
 
 
 def test_a_reader_of_a_non_reliable_topic_begins_as_it_began(talk: Talk) -> None:
-    """There are no offsets to go back to."""
+    """There is no offset to continue from."""
     talk.welcome()
     talk.consumer(kind="reader", start="latest")
     talk.opened(OFFSET=40, STRATEGY="non-reliable")
@@ -755,7 +755,7 @@ def test_a_reader_of_a_non_reliable_topic_begins_as_it_began(talk: Talk) -> None
 
 
 def test_a_reader_acknowledges_nothing(talk: Talk) -> None:
-    """The broker would throw it away."""
+    """The broker would ignore it."""
     attachment = opened(talk, kind="reader")
     talk.deliver(0, b"a")
     attachment.ack(taken(attachment), 0, 1, talk.now)
@@ -768,7 +768,7 @@ def test_a_reader_acknowledges_nothing(talk: Talk) -> None:
 
 
 def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_connection_is_lost(talk: Talk) -> None:
-    """It is delivered again: whoever iterates over it sees the rest once, after the reconnect."""
+    """It is delivered again: an iterator yields the rest once, after the reconnect."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c", b"d")
     messages = attachment.hand_out()
@@ -782,7 +782,7 @@ def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_connection_is_l
 
 
 def test_a_refused_consumer_hands_out_nothing_more_of_what_it_has(talk: Talk) -> None:
-    """Whoever the subscription belongs to now is delivered it."""
+    """The subscription's new owner is delivered it."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     messages = attachment.hand_out()
@@ -797,7 +797,7 @@ def test_a_refused_consumer_hands_out_nothing_more_of_what_it_has(talk: Talk) ->
 def test_what_does_not_come_again_is_handed_out_after_a_lost_connection(
     talk: Talk, what: dict[str, str]
 ) -> None:
-    """A reader goes on behind the delivery in hand, and a non-reliable topic keeps nothing."""
+    """A reader continues after the delivery in hand, and a non-reliable topic stores nothing."""
     attachment = talk.consumer(kind=what.get("kind", "shared"))
     talk.welcome()
     talk.opened(STRATEGY=what.get("strategy", "reliable"))
@@ -811,7 +811,7 @@ def test_what_does_not_come_again_is_handed_out_after_a_lost_connection(
 
 @pytest.mark.requirement("7.4-6")
 def test_a_session_that_goes_on_hears_acknowledgments_before_it_opens_again(talk: Talk) -> None:
-    """Else the broker delivers again what was acknowledged; they are sent once more when the handle is open."""
+    """Otherwise the broker would deliver acknowledged messages again; they are repeated once the handle is open."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c", b"d")
     delivery = taken(attachment)
@@ -836,7 +836,7 @@ def test_a_session_that_goes_on_hears_acknowledgments_before_it_opens_again(talk
 
 @pytest.mark.requirement("7.4-5")
 def test_a_session_that_was_forgotten_hears_of_no_acknowledgment(talk: Talk) -> None:
-    """It would spoil the frame it travels in."""
+    """The broker would refuse the frame."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     attachment.ack(taken(attachment), 0, 2, talk.now)
@@ -847,7 +847,7 @@ def test_a_session_that_was_forgotten_hears_of_no_acknowledgment(talk: Talk) -> 
 
 
 def test_iterators_and_batches_share_a_delivery(talk: Talk) -> None:
-    """A batch takes what an iterator has not yielded, and gives the rest to the next one."""
+    """A batch takes what an iterator has not yielded yet, and leaves the rest to the next one."""
     attachment = opened(talk)
     talk.deliver(0, *(b"%d" % number for number in range(10)))
     first = attachment.hand_out()

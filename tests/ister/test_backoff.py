@@ -1,4 +1,4 @@
-"""Tests of waiting longer each time something fails."""
+"""Tests of back-off: longer waits after each failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ister.backoff import BackOff, doubled, jittered
 
 
 def test_a_wait_doubles_up_to_its_bound_and_begins_anew() -> None:
-    """Each failure doubles it; what went well is forgotten at once."""
+    """Each failure doubles it; a success resets it."""
     back_off = BackOff(0.5, 3)
     assert [back_off.failed() for _ in range(5)] == [0.5, 1, 2, 3, 3]
     assert back_off.next == 3
@@ -29,5 +29,5 @@ def test_a_wait_never_goes_beyond_its_bound_nor_back(first: int, more: int, time
 
 @given(st.floats(0, 1e6), st.floats(0, 1))
 def test_chance_shortens_a_wait_to_half_at_most(wait: float, chance: float) -> None:
-    """So that many who failed together do not come back in one moment."""
+    """So that many clients that failed together do not return at the same moment."""
     assert wait / 2 <= jittered(wait, chance) <= wait

@@ -1,4 +1,4 @@
-"""Which exceptions say that a program failed at its messages."""
+"""Tests of which exceptions mean that a program failed to process its messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ister.errors import ClosedError, RemoteError
 
 
 def test_an_exception_of_the_program_is_a_failure() -> None:
-    """Its type and its text are the reason, as much of it as a header takes."""
+    """Its type and text become the reason, cut to fit into a header."""
     assert reason_of(ValueError("cannot read this")) == "ValueError: cannot read this"
     assert len(reason_of(KeyError("x" * 1000))) == REASON_MAX
 
@@ -30,5 +30,5 @@ def test_an_exception_of_the_program_is_a_failure() -> None:
     ],
 )
 def test_who_is_told_to_end_has_not_failed(error: BaseException | None) -> None:
-    """Nor is the broker's trouble the messages' fault, nor a pipe that nobody reads any more."""
+    """An exit request, an error of the broker or a closed output pipe is no failure of a message."""
     assert reason_of(error) == ""

@@ -1,4 +1,4 @@
-"""Properties of the body frames of batches: they come apart as they were put together, and wrong ones are refused."""
+"""Property tests of the body frames of batches: unpacking is the inverse of packing, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = {"message_bytes_max": 1000, "batch_bytes_max": 10_000}
 
 @given(st.lists(st.binary(max_size=60), max_size=5), st.integers(0, 7))
 def test_any_body_frames_are_a_batch_or_a_protocol_error(frames: list[bytes], columns: int) -> None:
-    """A batch that passes the check can be cut without surprises."""
+    """A batch that passes the check can be unpacked without errors."""
     try:
         count = bodies.check_batch(frames, columns, **LIMITS)
     except RemoteProtocolError:
@@ -32,7 +32,7 @@ def test_any_body_frames_are_a_batch_or_a_protocol_error(frames: list[bytes], co
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=20))
 def test_a_batch_comes_apart_as_it_was_put_together(payloads: list[bytes]) -> None:
-    """Packing and splitting are inverse, empty messages included."""
+    """Unpacking is the inverse of packing, also for empty messages."""
     lengths, joined = bodies.pack_lengths(payloads), b"".join(payloads)
     assert bodies.split_payloads(lengths, joined) == payloads
     assert bodies.split_payloads(memoryview(lengths), memoryview(joined)) == payloads
@@ -42,7 +42,7 @@ def test_a_batch_comes_apart_as_it_was_put_together(payloads: list[bytes]) -> No
 
 @pytest.mark.parametrize("column", [b"", b"\0\0\0\0", b"\0\0\0\0\0\0\0"])
 def test_a_column_with_too_few_lengths_is_refused(column: bytes) -> None:
-    """What it lacks is no item of the batch: a program that asks for the last key is told of the broken frame."""
+    """A program that asks for the last key gets an error about the frame, not a missing item."""
     with pytest.raises(RemoteProtocolError, match="no lengths for 2 messages") as raised:
         bodies.split_column(column, 2)
     assert raised.value.code == "lengths-mismatch"
@@ -50,7 +50,7 @@ def test_a_column_with_too_few_lengths_is_refused(column: bytes) -> None:
 
 @given(length=st.integers(0, 5), count=st.integers(1, 300), odd=st.booleans())
 def test_a_batch_of_one_length_comes_apart_too(length: int, count: int, *, odd: bool) -> None:
-    """Such a batch is cut many messages at a time; one message that differs changes nothing but that."""
+    """Batches of equal lengths are unpacked by a faster path; one message of another length uses the general one."""
     payloads = [bytes([number % 256]) * length for number in range(count)]
     if odd:
         payloads[count // 2] += b"x"
@@ -72,13 +72,13 @@ def test_a_batch_of_one_length_comes_apart_too(length: int, count: int, *, odd: 
 
 
 def test_the_length_table_is_little_endian_u32() -> None:
-    """The byte layout is the one of PROTOCOL.md, on every machine."""
+    """The byte layout is that of PROTOCOL.md, on every machine."""
     assert bodies.pack_lengths([b"abc", b""]) == bytes.fromhex("03000000 00000000")
 
 
 @given(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=20))
 def test_times_of_delivery_come_back_as_they_were(times: list[int]) -> None:
-    """Packing and splitting are inverse; a column of another length is refused."""
+    """Unpacking is the inverse of packing; a column of a wrong length is refused."""
     packed = bodies.pack_times(times)
     assert packed == struct.pack(f"<{len(times)}Q", *times)
     assert bodies.split_times(packed, len(times)).tolist() == times
@@ -88,7 +88,7 @@ def test_times_of_delivery_come_back_as_they_were(times: list[int]) -> None:
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=5))
 def test_attributes_come_back_as_they_were(attributes: dict[str, str]) -> None:
-    """Text to text survives; no attributes are no bytes."""
+    """Any text survives; no attributes are no bytes."""
     assert bodies.decode_attributes(bodies.encode_attributes(attributes)) == attributes
     assert bodies.encode_attributes({}) == b""
 
@@ -112,7 +112,7 @@ def test_attributes_come_back_as_they_were(attributes: dict[str, str]) -> None:
     ],
 )
 def test_a_wrong_batch_is_refused_with_its_code(frames: list[bytes], columns: int, code: str) -> None:
-    """A client learns what is wrong with its batch."""
+    """The code tells a client what is wrong with its batch."""
     with pytest.raises(RemoteProtocolError) as caught:
         bodies.check_batch(frames, columns, **LIMITS)
     assert caught.value.code == code
@@ -124,6 +124,6 @@ def test_a_wrong_batch_is_refused_with_its_code(frames: list[bytes], columns: in
     [b"\x01", b"\xa1\x01\x02", b"\xa1\x61a\x02", b"\xa1\x61a\x61b\x00", cbor2.dumps({"a": {"b": "c"}})],
 )
 def test_attributes_that_are_not_text_to_text_are_refused(data: bytes) -> None:
-    """What a broken producer wrote raises a clear error where it is looked at."""
+    """Invalid attributes raise a clear error when the program reads them."""
     with pytest.raises(RemoteProtocolError):
         bodies.decode_attributes(data)

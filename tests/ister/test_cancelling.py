@@ -1,4 +1,4 @@
-"""Cancelling in asyncio: whatever is awaited, at whatever moment; nothing is swallowed, lost or left behind."""
+"""Tests of cancellation in asyncio: any call, at any moment; no cancellation is swallowed, nothing is lost or left."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from ister.errors import IsterError
 from ister.wire import Key, Type
 
 Scene = Callable[[ister.aio.Client, testing.Broker], Awaitable[Any]]
-HOPS = (
-    8  # turns of the loop between what was waited for and the cancellation: before, in, and behind the moment
-)
+HOPS = 8  # turns of the loop between an event and the cancellation: before, at, and after it
 
 
 async def receiving(client: ister.aio.Client, _broker: testing.Broker) -> Any:
@@ -60,7 +58,7 @@ async def sending_into_a_full_window(client: ister.aio.Client, _broker: testing.
 
 
 async def closing(client: ister.aio.Client, _broker: testing.Broker) -> Any:
-    """Wait for what was sent, and for the goodbye."""
+    """Wait for what was sent, and for the broker's answer to the close."""
     producer = await client.producer("orders")
     await producer.send(b"x")
     await producer.close()
@@ -74,13 +72,13 @@ async def opening(client: ister.aio.Client, _broker: testing.Broker) -> Any:
 
 
 async def seeking(client: ister.aio.Client, _broker: testing.Broker) -> Any:
-    """Wait for a subscription that is moved."""
+    """Wait for a seek."""
     async with client.consumer("orders", subscription="s") as consumer:
         await consumer.seek("earliest", 20)
 
 
 async def asking(client: ister.aio.Client, _broker: testing.Broker) -> Any:
-    """Wait for an answer of the broker, and of another program."""
+    """Wait for an answer of the broker, and for another program's reply."""
     await client.topic("orders")
     await client.request("orders", b"?", timeout=20)
 
@@ -113,7 +111,7 @@ def in_loop(broker: testing.Broker, scene: Callable[[ister.aio.Client], Coroutin
 def test_a_receipt_that_comes_in_the_moment_of_the_cancellation_swallows_it_not(
     broker: testing.Broker,
 ) -> None:
-    """Whoever cancels a task that waits for a receipt has it cancelled, or is told that it was done before."""
+    """A task cancelled while it waits for a receipt is cancelled, or was done before."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with client.producer("orders") as producer:
@@ -135,7 +133,7 @@ def test_a_receipt_that_comes_in_the_moment_of_the_cancellation_swallows_it_not(
 
 @pytest.mark.parametrize("what", SCENES, ids=lambda what: what.__name__)
 def test_whatever_is_awaited_can_be_cancelled_at_any_moment(broker: testing.Broker, what: Scene) -> None:
-    """A task that is cancelled ends as cancelled, nothing stays here or at the broker, and the client goes on."""
+    """The task ends as cancelled, nothing of the call is left here or at the broker, and the client goes on."""
 
     async def scene(client: ister.aio.Client) -> None:
         inner = client._client
@@ -163,7 +161,7 @@ def test_whatever_is_awaited_can_be_cancelled_at_any_moment(broker: testing.Brok
 
 
 def broker_handles(broker: testing.Broker) -> set[int]:
-    """Return the handles that the broker thinks are open: opened, and not closed since."""
+    """Return the handles that are open at the broker: opened, and not closed since."""
     opened: set[int] = set()
     for kind, header in list(broker.heard):
         if kind in (Type.OPEN_CONSUMER, Type.OPEN_PRODUCER):
@@ -174,7 +172,7 @@ def broker_handles(broker: testing.Broker) -> set[int]:
 
 
 def test_a_loop_goes_on_after_a_time_out(broker: testing.Broker) -> None:
-    """`anext` with a time-out, as often as one likes: what comes later comes to the same iterator."""
+    """`anext` with a time-out, any number of times: a later message goes to the same iterator."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with (
@@ -195,7 +193,7 @@ def test_a_loop_goes_on_after_a_time_out(broker: testing.Broker) -> None:
 
 
 def test_messages_survive_every_cancellation(broker: testing.Broker) -> None:
-    """Whoever is cancelled while a message comes leaves it to the next one: all of them, in order."""
+    """A message that arrives at the moment of cancellation goes to the next call: all of them come, in order."""
 
     async def scene(client: ister.aio.Client) -> None:
         got: list[bytes] = []
@@ -225,7 +223,7 @@ def test_messages_survive_every_cancellation(broker: testing.Broker) -> None:
 
 
 def test_a_move_that_was_cancelled_is_not_asked_for_again(broker: testing.Broker) -> None:
-    """Over the next connection it would come out of the blue."""
+    """It must not be sent over the next connection, long after the program gave it up."""
 
     async def scene(client: ister.aio.Client) -> None:
         async with client.consumer("orders", subscription="s") as consumer:
@@ -244,7 +242,7 @@ def test_a_move_that_was_cancelled_is_not_asked_for_again(broker: testing.Broker
 
 
 def test_the_first_request_may_be_cancelled_and_makes_one_inbox_all_the_same(broker: testing.Broker) -> None:
-    """Or each would leave a topic behind that nobody knows."""
+    """Otherwise each cancelled request would leave a reply topic behind."""
 
     async def scene(client: ister.aio.Client) -> None:
         for _ in range(10):

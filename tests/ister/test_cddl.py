@@ -1,4 +1,4 @@
-"""`transport/protocol.cddl` is held to recorded traffic of every frame type, and to the tables of the codec."""
+"""Tests of `transport/protocol.cddl` against recorded traffic of every frame type, and against the codec's tables."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.ister.test_protocol_document import worked_example
 from tests.ister.test_vectors import messages_in_transcripts, read
 
 TEXT = (Path(__file__).parents[2] / "ister" / "transport" / "protocol.cddl").read_text()
-# It does not count pairs, takes 2^64 for a uint, does not anchor regular expressions, and takes keys of another kind in
-# a map whose keys may all be absent.
+# It does not count pairs, accepts 2^64 as a uint, does not anchor regular expressions, and accepts keys of another
+# type in a map whose keys may all be absent.
 TAKEN_BY_THE_VALIDATOR = {
     "odd-ranges",
     "ref-over-64-bits",
@@ -31,12 +31,12 @@ NAMES = {value: name.lower().replace("_", "-") for name, value in vars(Type).ite
 
 @cache
 def schema(rule: str) -> Schema:
-    """Return what validates by one rule of the file: the validator goes by the first."""
+    """Return a validator for one rule of the file: it uses the first rule."""
     return Schema(f"begin = {rule}\n{TEXT}")
 
 
 def recorded() -> list[tuple[str, bytes]]:
-    """Return (where, header) of all that can be read in the transcripts and the worked example."""
+    """Return (where, header) of every readable header in the transcripts and the worked example."""
     found = [
         (where, bytes.fromhex(step["frames"][0]))
         for where, step in messages_in_transcripts()
@@ -53,7 +53,7 @@ def rule_of(name: str) -> str:
 
 
 def keys_of(name: str) -> tuple[set[int], set[int]]:
-    """Return the keys that a rule requires, and those it allows beside."""
+    """Return the keys that a rule requires, and those it also allows."""
     required: set[int] = set()
     optional: set[int] = set()
     for mark, key in re.findall(r"(?:^|,)\s*(\?\s*)?(\d+):", rule_of(name)):
@@ -62,12 +62,12 @@ def keys_of(name: str) -> tuple[set[int], set[int]]:
 
 
 def test_recorded_traffic_is_what_the_cddl_says() -> None:
-    """Each header in the transcripts is valid by the rule of its type; flat lists of pairs have no odd one out."""
+    """Each header in the transcripts matches the rule of its type; flat lists of pairs have an even length."""
     seen, wrong = set(), []
     for where, data in recorded():
         header = cbor2.loads(data)
         if header[Key.TYPE] not in NAMES or 4000 in header:
-            continue  # said on purpose, of a later version
+            continue  # deliberately of a later version
         if "malformed" in where and header[Key.TYPE] not in (Type.ERROR, Type.PONG, Type.PING):
             continue
         seen.add(header[Key.TYPE])
@@ -94,7 +94,7 @@ def test_bodies_are_what_the_cddl_says() -> None:
 
 @pytest.mark.parametrize("kind", sorted(NAMES), ids=NAMES.get)
 def test_a_header_without_a_required_key_is_not_valid(kind: int) -> None:
-    """The validator looks: each recorded header stops being valid when a key is taken away, or one holds a fraction."""
+    """The validator is effective: each recorded header fails without one of its keys, or with a fraction in it."""
     headers = [cbor2.loads(data) for _, data in recorded()]
     header: dict[int, Any] = next(
         found for found in headers if found[Key.TYPE] == kind and wire.REQUIRED[kind] <= found.keys()
@@ -114,7 +114,7 @@ def test_a_header_without_a_required_key_is_not_valid(kind: int) -> None:
 
 @pytest.mark.parametrize("kind", sorted(set(NAMES) - {Type.OPENED}), ids=NAMES.get)
 def test_the_cddl_requires_what_the_codec_requires(kind: int) -> None:
-    """Rule by rule, the keys without `?` are those without which the decoder refuses a frame, and the type."""
+    """For each rule, the keys without `?` are the type and the keys that the decoder requires."""
     required, _ = keys_of(NAMES[kind])
     assert required == {Key.TYPE} | wire.REQUIRED[kind]
 
@@ -133,7 +133,7 @@ def test_the_cddl_knows_the_keys_that_the_document_lists() -> None:
 
 @pytest.mark.parametrize("vector", read("headers-to-broker"), ids=lambda vector: vector["name"])
 def test_what_the_cddl_takes_is_read_by_the_broker(vector: dict[str, Any]) -> None:
-    """A header that is valid and strictly encoded is never malformed: the file promises nothing too much."""
+    """A header that is valid and strictly encoded is never malformed to the broker."""
     data = bytes.fromhex(vector["frames"][0])
     try:
         header = cbor2.loads(data)
@@ -149,6 +149,6 @@ def test_what_the_cddl_takes_is_read_by_the_broker(vector: dict[str, Any]) -> No
 
 
 def test_codes_have_the_form_that_the_cddl_says() -> None:
-    """Every code of an error is text of the rule `code`."""
+    """Every error code matches the rule `code`."""
     for code in CODES:
         schema("code").validate_cbor(cbor2.dumps(code))

@@ -1,4 +1,4 @@
-"""Connecting, asking, moving, and the ways a client can end."""
+"""Tests of the client: connecting, requests, MOVED, and the ways a client can end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(program: str, *arguments: str, **more: object) -> subprocess.CompletedPr
 
 
 def test_topics_are_created_listed_shown_and_deleted(client: ister.Client) -> None:
-    """The whole life of a topic."""
+    """From creation to deletion."""
     assert client.create_topic("events", dispatch="non-reliable")["strategy"] == "non-reliable"
     assert [topic["topic"] for topic in client.topics()] == ["events", "orders"]
     assert client.topic("orders")["strategy"] == "reliable"
@@ -48,14 +48,14 @@ def test_topics_are_created_listed_shown_and_deleted(client: ister.Client) -> No
 
 
 def test_long_listings_are_asked_for_in_pages(client: ister.Client) -> None:
-    """However many there are, the caller gets one list."""
+    """The caller gets one list, however many there are."""
     for number in range(250):
         client.create_topic(f"t{number:03}")
     assert [topic["topic"] for topic in client.topics()] == ["orders", *(f"t{n:03}" for n in range(250))]
 
 
 def test_an_existing_topic_is_fine_when_that_is_said(client: ister.Client) -> None:
-    """But only if it is the same kind of topic, else the error says what differs."""
+    """Only if it is the same kind of topic; otherwise the error says what differs."""
     with pytest.raises(RemoteError) as caught:
         client.create_topic("orders")
     assert caught.value.code == "topic-exists"
@@ -68,7 +68,7 @@ def test_an_existing_topic_is_fine_when_that_is_said(client: ister.Client) -> No
 
 
 def test_subscriptions_are_created_listed_shown_and_deleted(client: ister.Client) -> None:
-    """The whole life of a subscription."""
+    """From creation to deletion."""
     client.create_subscription("orders", "billing", type="shared", start="earliest")
     client.create_subscription("orders", "billing", type="shared", exist_ok=True)
     with pytest.raises(RemoteError, match="type is shared, not failover") as other:
@@ -84,7 +84,7 @@ def test_subscriptions_are_created_listed_shown_and_deleted(client: ister.Client
 
 
 def test_a_subscription_keeps_its_type(client: ister.Client) -> None:
-    """Opening it as something else is refused."""
+    """Opening it with another type is refused."""
     client.create_subscription("orders", "s", type="shared")
     with pytest.raises(RemoteError) as caught:
         client.consumer("orders", subscription="s", type="failover")
@@ -92,7 +92,7 @@ def test_a_subscription_keeps_its_type(client: ister.Client) -> None:
 
 
 def test_a_request_is_asked_again_until_it_is_answered(broker: testing.Broker, client: ister.Client) -> None:
-    """`retry` errors and lost connections are not the caller's business."""
+    """The client retries after `retry` errors and lost connections."""
     broker.refuse(Type.REQUEST, "unavailable", times=2)
     assert client.status()["broker"] == {"boot": 1}
     broker.restart()
@@ -100,21 +100,21 @@ def test_a_request_is_asked_again_until_it_is_answered(broker: testing.Broker, c
 
 
 def test_a_request_has_a_timeout_that_says_why(broker: testing.Broker, client: ister.Client) -> None:
-    """The last trouble is in the sentence."""
+    """The text of the timeout has the last error."""
     broker.refuse(Type.REQUEST, "unavailable", times=10)
     with pytest.raises(TimeoutExpiredError, match="unavailable"):
         client.status(timeout=0.1)
 
 
 def test_nobody_there_is_said_in_time() -> None:
-    """With the endpoint, and as an error that says: try again."""
+    """The error has the endpoint, and the action "try again"."""
     with pytest.raises(ConnectionLostError, match=r"127\.0\.0\.1:1 ") as caught:
         ister.connect("tcp://127.0.0.1:1", timeout=0.2)
     assert caught.value.action == "retry"
 
 
 def test_somebody_else_there_is_said_in_time() -> None:
-    """A port that speaks something else does not hold a program up."""
+    """A port where another protocol answers does not block a program."""
     with zmq.Context() as context, context.socket(zmq.REP) as other:
         port = other.bind_to_random_port("tcp://127.0.0.1")
         with pytest.raises(ConnectionLostError):
@@ -123,13 +123,13 @@ def test_somebody_else_there_is_said_in_time() -> None:
 
 @pytest.mark.requirement("1.1-4", "7.1-9")
 def test_any_of_several_endpoints_will_do(broker: testing.Broker) -> None:
-    """The first that does not answer is passed over quickly."""
+    """The client soon tries the next endpoint."""
     with ister.connect(["tcp://127.0.0.1:1", broker.endpoint], timeout=5) as client:
         assert client.topics() == []
 
 
 def test_a_version_that_is_not_spoken_is_said() -> None:
-    """Trying again would not help."""
+    """The error says that trying again does not help."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         port = router.bind_to_random_port("tcp://127.0.0.1")
 
@@ -153,7 +153,7 @@ def test_a_version_that_is_not_spoken_is_said() -> None:
 
 @pytest.mark.requirement("7.6-1", "7.6-2")
 def test_moved_is_followed(broker: testing.Broker) -> None:
-    """A producer and a consumer live where their topic lives, whatever the client connected to."""
+    """A producer and a consumer go to their topic's worker, whatever endpoint the client connected to."""
     with testing.Broker(heartbeat_ms=30_000, moved={"orders": broker.endpoint}) as first:
         with ister.connect(broker.endpoint) as there:
             there.create_topic("orders")
@@ -169,7 +169,7 @@ def test_moved_is_followed(broker: testing.Broker) -> None:
 
 @pytest.mark.requirement("7.6-3")
 def test_moving_in_circles_ends(broker: testing.Broker) -> None:
-    """Workers that do not agree cost a timeout that says so, not an endless chase."""
+    """Workers that send a client to each other cost a timeout with that reason, not an endless loop."""
     broker.moved["orders"] = "tcp://127.0.0.1:1"
     with testing.Broker() as other:
         broker.moved["orders"], other.moved["orders"] = other.endpoint, broker.endpoint
@@ -181,7 +181,7 @@ def test_moving_in_circles_ends(broker: testing.Broker) -> None:
 
 @pytest.mark.requirement("7.4-8")
 def test_a_place_that_does_not_come_back_is_asked_for_again(broker: testing.Broker) -> None:
-    """When a worker is gone for good, the first endpoints know where its topics are now."""
+    """If a worker is gone for good, the configured endpoints are asked where its topics are."""
     with testing.Broker() as gone:
         broker.moved["orders"] = gone.endpoint
         with ister.connect(gone.endpoint) as there:
@@ -197,7 +197,7 @@ def test_a_place_that_does_not_come_back_is_asked_for_again(broker: testing.Brok
 
 
 def test_a_closed_client_says_so(client: ister.Client) -> None:
-    """Every call, and every receipt that is still open."""
+    """Every call raises, and so does every receipt that is still open."""
     producer = client.producer("orders")
     client.close()
     client.close()
@@ -208,7 +208,7 @@ def test_a_closed_client_says_so(client: ister.Client) -> None:
 
 
 def test_closing_a_client_wakes_whoever_waits(client: ister.Client) -> None:
-    """A thread in `receive` does not sleep on for ever."""
+    """A thread in `receive` gets the error at once."""
     consumer = client.consumer("orders", subscription="s")
     threading.Timer(0.05, client.close).start()
     with pytest.raises(ClosedError):
@@ -216,7 +216,7 @@ def test_closing_a_client_wakes_whoever_waits(client: ister.Client) -> None:
 
 
 def test_an_unused_client_leaves_no_threads(broker: testing.Broker) -> None:
-    """What was started is ended."""
+    """Closing ends every thread."""
     before = threading.active_count()
     for _ in range(3):
         with ister.connect(broker.endpoint):
@@ -230,7 +230,7 @@ def test_an_unused_client_leaves_no_threads(broker: testing.Broker) -> None:
 def test_wrong_consumers_are_refused_before_anything_is_sent(
     client: ister.Client, wrong: dict[str, object]
 ) -> None:
-    """Each with a sentence that helps."""
+    """Each with an error that says what is right."""
     arguments: dict[str, object] = {"topic": "orders", "subscription": "s"} | wrong
     with pytest.raises(UsageError):
         client.consumer(**arguments)  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def test_wrong_consumers_are_refused_before_anything_is_sent(
 def test_wrong_producers_are_refused_before_anything_is_sent(
     client: ister.Client, wrong: dict[str, object]
 ) -> None:
-    """Each with a sentence that helps."""
+    """Each with an error that says what is right."""
     arguments: dict[str, object] = {"topic": "orders"} | wrong
     with pytest.raises(UsageError):
         client.producer(**arguments)  # type: ignore[arg-type]
@@ -250,7 +250,7 @@ def test_wrong_producers_are_refused_before_anything_is_sent(
 
 @pytest.mark.requirement("8.1-2")
 def test_a_named_producer_has_an_id_that_lasts() -> None:
-    """The same for the same topic and name, in every process: never 0, 63 bits."""
+    """Topic and name give the same id in every process: never 0, and of 63 bits."""
     assert producer_id("orders", "me") == 0x63CDAD2E46943454
     assert producer_id("orders", "me") != producer_id("orders", "you")
     assert producer_id("orders", "me") != producer_id("order", "sme")
@@ -259,15 +259,15 @@ def test_a_named_producer_has_an_id_that_lasts() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_forked_child_is_told_to_connect_again(broker: testing.Broker, client: ister.Client) -> None:
-    """Whatever it tries, and without hanging; the parent goes on."""
+    """Every call raises and none hangs; the parent goes on."""
     producer = client.producer("orders")
     consumer = client.consumer("orders", subscription="s", start="earliest")
     broker.silent = True
     producer.send(b"a")
-    producer.send(b"b")  # a batch is begun: the next one would take the fast road
+    producer.send(b"b")  # a batch is begun: the next send would take the fast path
     child = os.fork()
     if not child:
-        signal.alarm(10)  # a child that hangs is ended
+        signal.alarm(10)  # end a child that hangs
         told = 0
         calls = (
             lambda: producer.send(b"x"),
@@ -295,7 +295,7 @@ def test_a_forked_child_is_told_to_connect_again(broker: testing.Broker, client:
 
 
 def test_a_program_that_forgets_to_close_still_ends(broker: testing.Broker) -> None:
-    """No thread and no socket holds the interpreter up; what had time to go out is there."""
+    """No thread or socket keeps the interpreter alive; what had time to be sent is sent."""
     program = """
 import sys, ister
 client = ister.connect(sys.argv[1])
@@ -309,7 +309,7 @@ consumer = client.consumer("forgotten", subscription="s")
 
 
 def test_a_forked_child_of_a_program_ends(broker: testing.Broker) -> None:
-    """The interpreter of a child goes down cleanly with a client it never used."""
+    """The interpreter of a child exits cleanly with a client that the child did not use."""
     program = """
 import os, sys, warnings, ister
 warnings.simplefilter("ignore")
@@ -323,7 +323,7 @@ if child:
 
 
 def test_ctrl_c_leaves_a_usable_client(broker: testing.Broker) -> None:
-    """Interrupted in the middle of sending and waiting, again and again: nothing is lost, nothing hangs."""
+    """Interrupted again and again while sending and waiting, it loses no message and does not hang."""
     program = """
 import itertools, os, signal, sys, threading, time, ister
 client = ister.connect(sys.argv[1])
@@ -372,7 +372,7 @@ print("ok")
 
 
 def test_ctrl_c_while_waiting_ends_a_program(broker: testing.Broker) -> None:
-    """A consumer that waits for ever is ended by one Ctrl-C, at once."""
+    """One Ctrl-C ends a consumer that waits without a timeout, at once."""
     program = """
 import sys, ister
 with ister.connect(sys.argv[1]) as client:
@@ -399,7 +399,7 @@ with ister.connect(sys.argv[1]) as client:
 
 
 def test_importing_ister_is_cheap() -> None:
-    """The command line and the broker's packages are not loaded for a client."""
+    """The command line and the broker's packages are not imported for a client."""
     program = """
 import sys, ister
 heavy = {"actors", "storage", "transport", "click", "rich", "pykka", "asyncio", "google.cloud"}
@@ -409,6 +409,6 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_a_client_can_be_closed_by_contextlib(broker: testing.Broker) -> None:
-    """What has `close` works with `closing`."""
+    """`contextlib.closing` calls its `close`."""
     with closing(ister.connect(broker.endpoint)) as client:
         assert client.topics() == []

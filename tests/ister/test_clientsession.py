@@ -1,4 +1,4 @@
-"""The client's half of a conversation, without a socket."""
+"""Tests of the client's session, without a socket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.requirement("7.1-1", "7.1-2")
 def test_every_connection_begins_with_hello(talk: Talk) -> None:
-    """Nothing else is said before there is a session."""
+    """No other frame is sent before there is a session."""
     talk.session.request(Request("status", {}), talk.now)
     talk.producer()
     talk.session.connect(talk.now)
@@ -38,7 +38,7 @@ def test_every_connection_begins_with_hello(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.1-2")
 def test_what_waited_is_said_after_welcome(talk: Talk) -> None:
-    """Producers open and requests go out as soon as there is a session."""
+    """Producers are opened and requests sent as soon as there is a session."""
     talk.session.request(Request("status", {}), talk.now)
     talk.producer()
     talk.welcome()
@@ -47,7 +47,7 @@ def test_what_waited_is_said_after_welcome(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.4-1", "7.1-5")
 def test_the_next_hello_resumes_the_session(talk: Talk) -> None:
-    """After a lost connection the secret of the session is shown."""
+    """After a lost connection HELLO has the secret of the session."""
     talk.welcome()
     talk.session.lost(ConnectionLostError("gone"))
     talk.session.connect(talk.now)
@@ -57,7 +57,7 @@ def test_the_next_hello_resumes_the_session(talk: Talk) -> None:
 
 @pytest.mark.parametrize("code", ["hello-required", "session-expired"])
 def test_a_forgotten_session_is_a_lost_connection(talk: Talk, code: str) -> None:
-    """The broker may forget a session at any time; an expired one is not shown again."""
+    """The broker may forget a session at any time; the client does not present it again."""
     talk.welcome()
     talk.refuse(code, "retry")
     assert talk.session.idle
@@ -68,7 +68,7 @@ def test_a_forgotten_session_is_a_lost_connection(talk: Talk, code: str) -> None
 
 @pytest.mark.requirement("7.1-4")
 def test_no_common_version_ends_everything(talk: Talk) -> None:
-    """Trying again would not help: whoever waits hears why."""
+    """Trying again would not help: every waiting call gets the error."""
     request = Request("status", {})
     talk.session.request(request, talk.now)
     publication = talk.producer()
@@ -98,14 +98,14 @@ def test_silence_is_answered_with_a_ping_and_then_given_up(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.1-9")
 def test_an_unanswered_hello_is_given_up(talk: Talk) -> None:
-    """A port where somebody else listens does not hold a client for ever."""
+    """A port where another protocol answers does not hold a client for ever."""
     talk.session.connect(talk.now)
     talk.later(GREETING_S)
     assert talk.session.idle
 
 
 def test_a_request_is_answered(talk: Talk) -> None:
-    """The result is the body, decoded."""
+    """The result is the decoded body."""
     request = Request("topic.show", {"topic": "orders"})
     talk.welcome()
     talk.session.request(request, talk.now)
@@ -118,7 +118,7 @@ def test_a_request_is_answered(talk: Talk) -> None:
 
 @pytest.mark.requirement("10.2-5", "11.1-2", "14-2")
 def test_a_request_is_asked_again_after_a_retry_error(talk: Talk) -> None:
-    """`retry` is the client's business, not the program's."""
+    """The client retries, not the program."""
     request = Request("status", {})
     talk.welcome()
     talk.session.request(request, talk.now)
@@ -135,7 +135,7 @@ def test_a_request_is_asked_again_after_a_retry_error(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.4-4", "10.3-1")
 def test_a_request_survives_a_lost_connection_and_says_that_it_was_sent_twice(talk: Talk) -> None:
-    """The caller may have to look whether the first try had done it."""
+    """The caller may have to check whether the first request was carried out."""
     request = Request("topic.create", {"topic": "orders"})
     talk.welcome()
     talk.session.request(request, talk.now)
@@ -147,7 +147,7 @@ def test_a_request_survives_a_lost_connection_and_says_that_it_was_sent_twice(ta
 
 
 def test_a_withdrawn_request_is_not_sent_again(talk: Talk) -> None:
-    """What nobody waits for any more is not carried out later."""
+    """A request that its caller gave up is not carried out later."""
     request = Request("topic.delete", {"topic": "orders"})
     talk.session.request(request, talk.now)
     talk.session.withdraw(request)
@@ -157,7 +157,7 @@ def test_a_withdrawn_request_is_not_sent_again(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.4-7")
 def test_a_handle_closed_without_a_connection_is_closed_when_the_session_is_resumed(talk: Talk) -> None:
-    """A resumed session would hold the place of a consumer that is gone."""
+    """Otherwise the resumed session would keep the place of a closed consumer."""
     talk.welcome()
     attachment = talk.consumer()
     talk.opened()
@@ -169,7 +169,7 @@ def test_a_handle_closed_without_a_connection_is_closed_when_the_session_is_resu
 
 
 def test_a_session_can_be_gone_on_with_over_another_connection(talk: Talk) -> None:
-    """What another connection left open there, and nobody opens here, is closed."""
+    """Handles that the other connection left open, and that nobody opens here, are closed."""
     talk.session.inherit(b"s" * 16, {2, 9})
     attachment = talk.consumer()
     talk.session.connect(talk.now)
@@ -186,7 +186,7 @@ def test_a_session_can_be_gone_on_with_over_another_connection(talk: Talk) -> No
 
 @pytest.mark.requirement("7.5-1")
 def test_the_end_says_bye_and_fails_what_waits(talk: Talk) -> None:
-    """Nobody waits for a closed client."""
+    """No call waits for a closed client."""
     talk.welcome()
     request = Request("status", {})
     talk.session.request(request, talk.now)
@@ -198,7 +198,7 @@ def test_the_end_says_bye_and_fails_what_waits(talk: Talk) -> None:
 
 @pytest.mark.requirement("2.2-15", "5.3-5")
 def test_a_broken_frame_costs_the_connection_and_nothing_else(talk: Talk) -> None:
-    """The other side broke the protocol: start over."""
+    """The other side broke the protocol: the client reconnects."""
     talk.welcome()
     talk.session.receive([b"\xff"], talk.now)
     assert talk.session.idle
@@ -243,7 +243,7 @@ def test_an_error_that_does_not_say_what_it_is_about_leaves_nothing_waiting(talk
 
 @pytest.mark.requirement("7.4-1", "11.1-7")
 def test_back_off_grows_and_is_bounded() -> None:
-    """A broker that is down is not asked ever more often, nor ever more rarely."""
+    """A broker that is down is asked at growing intervals, up to a maximum."""
     waits = [back_off_s(failures, 1.0) for failures in range(100)]
     assert waits == sorted(waits)
     assert waits[0] == 0.05
@@ -253,14 +253,14 @@ def test_back_off_grows_and_is_bounded() -> None:
 
 @pytest.mark.requirement("7.7-1")
 def test_no_state_is_a_trap() -> None:
-    """From every state but the last one can end."""
+    """Every state but the last can be left."""
     states = {state for state, _ in TRANSITIONS} | set(TRANSITIONS.values())
     assert all((state, "end") in TRANSITIONS for state in states - {"ended"})
 
 
 @given(st.lists(st.lists(st.binary(max_size=30), min_size=1, max_size=3), max_size=6))
 def test_any_frames_leave_a_usable_session(messages: list[list[bytes]]) -> None:
-    """Whatever comes in, the next connection works."""
+    """Whatever was received, the next connection works."""
     session = Session("test", lambda: 0.0)
     session.connect(0.0)
     for frames in messages:
@@ -303,7 +303,7 @@ headers = st.fixed_dictionaries(
 def test_any_conversation_leaves_a_usable_session(
     new_talk: type[Talk], said: list[tuple[wire.Header, list[bytes]]]
 ) -> None:
-    """A broker that says well-formed nonsense, in any order, cannot break a client."""
+    """Well-formed frames in any order do not break a client."""
     talk = new_talk()
     talk.welcome()
     publication = talk.producer()

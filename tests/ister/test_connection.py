@@ -1,4 +1,4 @@
-"""Moving frames: who waits, who is woken, and what the background thread does."""
+"""Tests of moving frames: which thread waits, which is woken, and what the background thread does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _set(event: threading.Event, _receipt: object) -> None:
 
 
 def test_a_wake_wakes_once() -> None:
-    """Set before the wait counts; any number of times is once."""
+    """A wake before the wait counts, and several count once."""
     wake = Wake()
     clock = SystemClock()
     for _ in range(1000):
@@ -34,7 +34,7 @@ def test_a_wake_wakes_once() -> None:
 
 
 def test_a_closed_descriptor_does_not_hold_a_wait_up() -> None:
-    """Another thread may close the socket that is being waited for."""
+    """Another thread may close the socket during the wait."""
     wake, other = Wake(), Wake()
     fd = other.fd
     other.close()
@@ -43,7 +43,7 @@ def test_a_closed_descriptor_does_not_hold_a_wait_up() -> None:
 
 
 def test_two_waiting_threads_of_one_client_both_get_theirs(client: ister.Client) -> None:
-    """One of them moves the frames, whoever it is, and wakes the other."""
+    """One of them moves the frames, and wakes the other."""
     received: dict[str, bytes] = {}
     with (
         client.consumer("orders", subscription="a") as a,
@@ -69,7 +69,7 @@ def test_two_waiting_threads_of_one_client_both_get_theirs(client: ister.Client)
 def test_an_answer_that_is_taken_in_while_asking_is_seen_at_once(
     client: ister.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sends takes in what has come: if that is what it waits for, it must not begin to wait."""
+    """A sender also reads what has come: if that has its answer, it must not start to wait."""
     pump = Connection.pump
 
     def slow(connection: Connection) -> bool:
@@ -95,7 +95,7 @@ def test_an_answer_that_is_taken_in_while_asking_is_seen_at_once(
 
 
 def test_receipts_come_while_nobody_waits(client: ister.Client) -> None:
-    """The background thread reads them, soon."""
+    """The background thread reads them soon."""
     with client.producer("orders") as producer:
         for _ in range(20):
             done = threading.Event()
@@ -104,7 +104,7 @@ def test_receipts_come_while_nobody_waits(client: ister.Client) -> None:
 
 
 def test_an_idle_client_is_kept_alive_by_heartbeats() -> None:
-    """Nobody has to call anything for the session to stay."""
+    """The session stays although the program calls nothing."""
     with testing.Broker(heartbeat_ms=50) as broker, ister.connect(broker.endpoint) as client:
         client.create_topic("orders")
         with client.consumer("orders", subscription="s"):
@@ -115,7 +115,7 @@ def test_an_idle_client_is_kept_alive_by_heartbeats() -> None:
 
 
 def test_an_idle_client_notices_a_broker_that_falls_silent() -> None:
-    """And is back when the broker is."""
+    """And reconnects when the broker is back."""
     with testing.Broker(heartbeat_ms=50) as broker, ister.connect(broker.endpoint) as client:
         client.create_topic("orders")
         producer = client.producer("orders")
@@ -126,13 +126,13 @@ def test_an_idle_client_notices_a_broker_that_falls_silent() -> None:
                 break
             waited.wait(0.02)
         broker.silent = False
-        broker.disconnect()  # else the unanswered hello is waited for
+        broker.disconnect()  # otherwise the unanswered HELLO is waited for
         assert producer.send(b"x").result(10).offset == 0
         producer.close()
 
 
 def test_an_idle_consumer_comes_back_by_itself(broker: testing.Broker, client: ister.Client) -> None:
-    """A lost connection is made again though nobody calls anything."""
+    """A lost connection is made again although the program calls nothing."""
     with client.consumer("orders", subscription="s"):
         broker.restart()
         opened = threading.Event()
@@ -144,7 +144,7 @@ def test_an_idle_consumer_comes_back_by_itself(broker: testing.Broker, client: i
 
 
 def test_a_failing_callback_hurts_nobody(client: ister.Client, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the next one is called."""
+    """The error is logged, and the next callback is called."""
     with client.producer("orders") as producer:
         done = threading.Event()
         receipt = producer.send(b"x")
@@ -156,7 +156,7 @@ def test_a_failing_callback_hurts_nobody(client: ister.Client, caplog: pytest.Lo
 
 
 def test_callbacks_may_use_the_client(client: ister.Client) -> None:
-    """They run without the lock."""
+    """They are called without the lock."""
     with client.producer("orders") as producer:
         answered: list[int | None] = []
         done = threading.Event()

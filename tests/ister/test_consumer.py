@@ -1,4 +1,4 @@
-"""The consumer that programs hold, against a broker in memory."""
+"""Tests of the Consumer class, against a broker in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def payloads_of(messages: Iterable[ister.Message]) -> list[bytes]:
 
 
 def test_a_loop_sees_every_message_in_order(client: ister.Client) -> None:
-    """The simplest program there is."""
+    """The simplest consumer program."""
     sent = fill(client, 3000)
     received = []
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
@@ -51,7 +51,7 @@ def test_a_loop_sees_every_message_in_order(client: ister.Client) -> None:
 
 
 def test_acknowledged_messages_do_not_come_again(client: ister.Client) -> None:
-    """And what was not acknowledged does, for the next consumer."""
+    """Messages not acknowledged go to the next consumer."""
     fill(client, 100)
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
         for message in consumer:
@@ -67,7 +67,7 @@ def test_acknowledged_messages_do_not_come_again(client: ister.Client) -> None:
 
 
 def test_acknowledging_is_cheap_in_frames(broker: testing.Broker, client: ister.Client) -> None:
-    """A call a message is not a frame a message."""
+    """One call per message is not one frame per message."""
     fill(client, 3000)
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
         for message in consumer:
@@ -79,7 +79,7 @@ def test_acknowledging_is_cheap_in_frames(broker: testing.Broker, client: ister.
 
 
 def test_acknowledgments_go_out_by_themselves(broker: testing.Broker, client: ister.Client) -> None:
-    """A program that is busy for long has acknowledged what it acknowledged."""
+    """Acknowledgments of a program that is busy for long are sent meanwhile."""
     fill(client, 10)
     with client.consumer("orders", subscription="s", type="exclusive", start="earliest") as consumer:
         batch = consumer.receive_batch(timeout=5)
@@ -95,7 +95,7 @@ def test_acknowledgments_go_out_by_themselves(broker: testing.Broker, client: is
 
 
 def test_receive_batch_returns_what_came_together(client: ister.Client) -> None:
-    """Cut to what the program wants, and nothing lost in between."""
+    """Limited to the count asked for; the others come with the next call."""
     sent = fill(client, 1000)
     received: list[bytes] = []
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
@@ -112,7 +112,7 @@ def test_receive_batch_returns_what_came_together(client: ister.Client) -> None:
 
 
 def test_the_ways_to_receive_can_be_mixed(client: ister.Client) -> None:
-    """Each goes on where the one before stopped."""
+    """Each continues where the one before stopped."""
     sent = fill(client, 300)
     received: list[bytes] = []
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
@@ -138,7 +138,7 @@ def test_the_ways_to_receive_can_be_mixed(client: ister.Client) -> None:
 
 
 def test_any_collection_of_messages_is_acknowledged(broker: testing.Broker, client: ister.Client) -> None:
-    """A list, a generator, a slice of a batch."""
+    """Also a generator, or a slice of a batch."""
     fill(client, 30)
     with client.consumer("orders", subscription="s", type="exclusive", start="earliest") as consumer:
         batch = consumer.receive_batch(timeout=5)
@@ -154,7 +154,7 @@ def test_any_collection_of_messages_is_acknowledged(broker: testing.Broker, clie
 
 
 def test_ack_until_acknowledges_everything_before(client: ister.Client) -> None:
-    """One call for a whole prefix."""
+    """One call acknowledges a whole prefix."""
     fill(client, 50)
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
         for message in consumer:
@@ -169,7 +169,7 @@ def test_ack_until_acknowledges_everything_before(client: ister.Client) -> None:
 
 
 def test_nack_brings_a_message_back_later(client: ister.Client) -> None:
-    """After its delay, however that is written, with the next attempt's number."""
+    """After the delay, in any notation, with the next attempt's number."""
     fill(client, 3)
     with client.consumer(
         "orders", subscription="s", type="shared", start="earliest", credit_messages=100
@@ -188,7 +188,7 @@ def test_nack_brings_a_message_back_later(client: ister.Client) -> None:
 
 @pytest.mark.parametrize("how", ["disconnect", "restart", "expire"])
 def test_a_loop_survives_a_lost_connection(broker: testing.Broker, client: ister.Client, how: str) -> None:
-    """Nothing is missing; what comes twice was not acknowledged."""
+    """No message is missing; only unacknowledged ones come twice."""
     sent = fill(client, 2000)
     seen: list[bytes] = []
     lose = [300, 900]
@@ -206,7 +206,7 @@ def test_a_loop_survives_a_lost_connection(broker: testing.Broker, client: ister
 
 
 def test_flush_says_when_a_restart_lost_acknowledgments(broker: testing.Broker, client: ister.Client) -> None:
-    """The program thinks they are done: it must hear that they are not, once."""
+    """The program takes them for done: `flush` raises for them, once."""
     fill(client, 10)
     with client.consumer("orders", subscription="s", type="exclusive", start="earliest") as consumer:
         batch = consumer.receive_batch(timeout=5)
@@ -219,7 +219,7 @@ def test_flush_says_when_a_restart_lost_acknowledgments(broker: testing.Broker, 
             assert again is not None
             if again.attempt > 1 or again.delivery is not batch.delivery:
                 break
-        consumer.ack(batch)  # of the old delivery: means nothing any more
+        consumer.ack(batch)  # of the old delivery: it has no effect any more
         with pytest.raises(ConnectionLostError):
             consumer.flush(5)
         assert again is not None
@@ -228,7 +228,7 @@ def test_flush_says_when_a_restart_lost_acknowledgments(broker: testing.Broker, 
 
 
 def test_credit_bounds_what_is_on_its_way(broker: testing.Broker, client: ister.Client) -> None:
-    """A program that does not look gets no more than it gave credit for."""
+    """A program that takes nothing gets no more than its credit."""
     fill(client, 1000)
     with client.consumer("orders", subscription="s", start="earliest", credit_messages=64) as consumer:
         first = consumer.receive(5)
@@ -242,7 +242,7 @@ def test_credit_bounds_what_is_on_its_way(broker: testing.Broker, client: ister.
 
 
 def test_a_second_exclusive_consumer_is_refused(broker: testing.Broker, client: ister.Client) -> None:
-    """At once, with the code; and it gets the place when the first has left."""
+    """At once, with the error code; it gets the subscription when the first has left."""
     with ister.connect(broker.endpoint, timeout=5) as other:
         with client.consumer("orders", subscription="s", type="exclusive"):
             for timeout in (None, 0.2):
@@ -255,7 +255,7 @@ def test_a_second_exclusive_consumer_is_refused(broker: testing.Broker, client: 
 def test_a_second_exclusive_consumer_waits_for_the_place(
     broker: testing.Broker, client: ister.Client
 ) -> None:
-    """As long as `timeout` says."""
+    """For as long as `timeout`."""
     with ister.connect(broker.endpoint, timeout=5) as other:
         first = client.consumer("orders", subscription="s", type="exclusive")
         timer = threading.Timer(0.3, first.close)
@@ -266,7 +266,7 @@ def test_a_second_exclusive_consumer_waits_for_the_place(
 
 
 def test_failover_tells_who_is_active(broker: testing.Broker, client: ister.Client) -> None:
-    """And the next one takes over with everything unacknowledged."""
+    """The next one takes over with all unacknowledged messages."""
     fill(client, 10)
     news: list[str] = []
     with ister.connect(broker.endpoint, timeout=5) as other:
@@ -288,7 +288,7 @@ def test_failover_tells_who_is_active(broker: testing.Broker, client: ister.Clie
 
 
 def test_a_deleted_subscription_ends_the_loop_with_its_error(client: ister.Client) -> None:
-    """The iterator raises the broker's code."""
+    """The iterator raises the broker's error."""
     with client.consumer("orders", subscription="s") as consumer:
         deleting = threading.Timer(0.05, client.delete_subscription, ("orders", "s"))
         deleting.start()
@@ -314,7 +314,7 @@ def test_closing_ends_the_loop_quietly(client: ister.Client) -> None:
 
 
 def test_messages_of_another_consumer_are_not_acknowledged_here(client: ister.Client) -> None:
-    """They would be other messages there."""
+    """The same offsets are other messages there."""
     fill(client, 1)
     with (
         client.consumer("orders", subscription="a", start="earliest") as one,
@@ -327,7 +327,7 @@ def test_messages_of_another_consumer_are_not_acknowledged_here(client: ister.Cl
 
 
 def test_wrong_arguments_are_refused(client: ister.Client) -> None:
-    """Each with a sentence that helps."""
+    """Each with an error that says what is right."""
     with client.consumer("orders", subscription="s") as consumer:
         for wrong in (5, [5], "text"):
             with pytest.raises(UsageError, match="message or a batch"):
@@ -345,7 +345,7 @@ def test_wrong_arguments_are_refused(client: ister.Client) -> None:
 
 
 def test_acknowledging_in_other_threads_loses_nothing(client: ister.Client) -> None:
-    """A pool of workers may acknowledge what one thread receives."""
+    """Threads of a pool may acknowledge what one thread receives."""
     fill(client, 2000)
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
         messages = [message for _, message in zip(range(2000), consumer, strict=False)]
@@ -367,7 +367,7 @@ def test_acknowledging_in_other_threads_loses_nothing(client: ister.Client) -> N
 def test_a_consumer_that_nobody_holds_any_more_leaves_its_place(
     broker: testing.Broker, client: ister.Client
 ) -> None:
-    """A program that forgets to close it need not end for others to go on."""
+    """If a program drops its consumer without closing it, another gets the subscription before the program ends."""
     fill(client, 3)
     consumer = client.consumer("orders", "s", type="exclusive", start="earliest")
     message = consumer.receive(5)
@@ -381,7 +381,8 @@ def test_a_consumer_that_nobody_holds_any_more_leaves_its_place(
             again = second.receive(20)
             assert again is not None
             assert again.offset == message.offset
-    for message in client.consumer("orders", "t", type="exclusive", start="earliest"):  # the loop holds it
+    # the loop keeps a reference to it
+    for message in client.consumer("orders", "t", type="exclusive", start="earliest"):
         gc.collect()
         if message.offset == 2:
             break

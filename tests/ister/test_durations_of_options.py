@@ -1,4 +1,4 @@
-"""Tests of the options of topics and subscriptions as programs give them, and as they travel."""
+"""Tests of the options of topics and subscriptions, as programs give them and as they are sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ister.requests import consumer_type, subscription_settings, topic_settings
 
 
 def test_what_a_topic_keeps_is_given_in_any_unit() -> None:
-    """Durations travel in milliseconds, what is None does not travel, and 0 lifts a limit."""
+    """Durations are sent in milliseconds, None is not sent, and 0 removes a limit."""
     assert topic_settings({"retention": "7d", "message_ttl": timedelta(hours=1)}) == {
         "retention_ms": 7 * 86_400_000,
         "message_ttl_ms": 3_600_000,
@@ -22,7 +22,7 @@ def test_what_a_topic_keeps_is_given_in_any_unit() -> None:
 
 
 def test_how_long_a_subscription_waits_is_given_in_any_unit() -> None:
-    """Seconds, text, and the milliseconds that the broker shows."""
+    """Seconds, text, or the milliseconds that the broker shows."""
     given = {"ack_timeout": "15m", "backoff_min": 0.5, "backoff_ms_max": 8_000}
     assert subscription_settings(given) == {
         "ack_timeout_ms": 900_000,
@@ -47,13 +47,13 @@ def test_how_long_a_subscription_waits_is_given_in_any_unit() -> None:
 def test_an_option_that_cannot_be_meant_is_refused_before_anything_is_sent(
     options: dict[str, Any], says: str
 ) -> None:
-    """With the options there are, or the values that do not go together."""
+    """The error has the options there are, or the values that conflict."""
     with pytest.raises(UsageError, match=says):
         topic_settings(options)
 
 
 def test_a_consumer_shares_unless_it_says_otherwise() -> None:
-    """In Python and on the command line; only who takes a subscription over means an Exclusive one."""
+    """In Python and on the command line; only with force the default is Exclusive."""
     assert consumer_type(None, force=False) == "shared"
     assert consumer_type(None, force=True) == "exclusive"
     assert consumer_type("failover", force=True) == "failover"

@@ -1,4 +1,4 @@
-"""Tests of which topics a pattern's consumer has, and of how its topics share credit and take turns."""
+"""Tests of which topics a consumer of a pattern follows, and how these share credit and take turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ister.wire import Key, Type
 
 
 def test_topics_that_come_and_go_are_told_apart() -> None:
-    """What is listed and not there comes, what is there and not listed goes; what was made anew does both."""
+    """New names are opened, missing ones closed; a name whose topic was replaced is closed and opened."""
     roster = Following([])
     assert roster.changes({"b": 1, "a": 1}, {}) == (["a", "b"], [])
     assert roster.changes({"b": 1, "c": 1}, {"a": 1, "b": 1}) == (["c"], ["a"])
@@ -24,13 +24,13 @@ def test_topics_that_come_and_go_are_told_apart() -> None:
 
 
 def test_dead_letters_are_not_followed() -> None:
-    """A message that is refused would come again from there, and once more, without end."""
+    """A nacked message would come again from its dead-letter topic, without end."""
     roster = Following(["graves"])
     assert roster.changes({"a": 1, "a.billing.dlq": 1, "graves": 1}, {}) == (["a"], [])
 
 
 def test_a_topic_that_refused_is_asked_again_once_it_was_gone() -> None:
-    """Not at every change of another topic; a new one of that name has another chance, also if it came quickly."""
+    """Not at every change of another topic; a new topic of that name is tried, also if it came at once."""
     roster = Following([])
     roster.refuse("a", 1)
     assert roster.changes({"a": 1, "b": 1}, {}) == (["b"], [])
@@ -42,7 +42,7 @@ def test_a_topic_that_refused_is_asked_again_once_it_was_gone() -> None:
 
 @given(some.integers(1, 100_000), some.integers(1, 1 << 24), some.integers(0, 5000))
 def test_shares_add_up_to_the_whole_at_most(messages: int, size: int, topics: int) -> None:
-    """But for the least that each must have: one message, and a KiB."""
+    """Except that each gets at least one message and a KiB."""
     each_messages, each_bytes = share(messages, size, topics)
     assert 1 <= each_messages <= messages
     assert 1 <= each_bytes <= size
@@ -51,7 +51,7 @@ def test_shares_add_up_to_the_whole_at_most(messages: int, size: int, topics: in
 
 
 class Granted:
-    """A consumer as the broker sees it: what credit is out."""
+    """A consumer as the broker sees it: how much credit is outstanding."""
 
     def __init__(self, new_talk: Callable[[], Any]) -> None:
         self.talk = new_talk()
@@ -77,7 +77,7 @@ class Granted:
 
 
 def test_a_smaller_credit_comes_back_as_messages_are_handed_out(new_talk: Callable[[], Any]) -> None:
-    """Nothing is taken back from the broker; what is used up is not given again until the rest is as it should be."""
+    """The broker's credit cannot be taken back; used credit is not renewed until the rest fits."""
     granted = Granted(new_talk)
     granted.attachment.resize(10, 1000)
     for _ in range(9):
@@ -92,7 +92,7 @@ def test_a_smaller_credit_comes_back_as_messages_are_handed_out(new_talk: Callab
 
 
 def test_a_larger_credit_is_given_at_once(new_talk: Callable[[], Any]) -> None:
-    """Also after a smaller one, and never more than was said."""
+    """Also after a smaller one, and never more than the limit."""
     granted = Granted(new_talk)
     granted.attachment.resize(10, 1000)
     granted.attachment.resize(60, 6000)
@@ -107,7 +107,7 @@ def test_a_larger_credit_is_given_at_once(new_talk: Callable[[], Any]) -> None:
 def test_credit_never_exceeds_the_largest_that_was_said(
     new_talk: Callable[[], Any], steps: list[Any]
 ) -> None:
-    """Whatever the order of resizing, delivering and taking: what is out and queued is bounded."""
+    """Whatever the order of resizing, delivering and taking: outstanding credit and queued messages are bounded."""
     granted = Granted(new_talk)
     most, present = 100, 100
     for step in steps:
@@ -133,7 +133,7 @@ def test_credit_never_exceeds_the_largest_that_was_said(
 
 
 def test_consumers_line_up_when_there_is_something_and_once(new_talk: Callable[[], Any]) -> None:
-    """For a delivery, for a complaint, and for the end; what was there before is not forgotten."""
+    """For a delivery, an error, or the end; also if these came before."""
     turns: OrderedDict[Attachment, None] = OrderedDict()
     first, second, third = Granted(new_talk), Granted(new_talk), Granted(new_talk)
     first.deliver(1)

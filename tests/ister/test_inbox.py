@@ -18,7 +18,7 @@ from ister.wire import Column, Key, Type
 
 
 def delivery(payload: bytes, attributes: bytes, owner: object = None) -> Delivery:
-    """Return one message as it comes from a broker."""
+    """Return one message as a broker delivers it."""
     header: wire.Header = {
         Key.TYPE: Type.DELIVER,
         Key.OFFSET: 7,
@@ -36,7 +36,7 @@ def reply(correlation_id: str, payload: bytes = b"reply") -> Delivery:
 
 
 class Desk:
-    """An inbox whose reader is a list."""
+    """An inbox that reads from a list."""
 
     def __init__(self) -> None:
         self.come: list[Delivery] = []
@@ -53,7 +53,7 @@ class Desk:
 
 
 def test_a_reply_reaches_the_request_it_answers() -> None:
-    """In whatever order they come."""
+    """In whatever order the replies come."""
     desk = Desk()
     first, second = desk.waiting("1"), desk.waiting("2")
     desk.come = [reply("2", b"two"), reply("1", b"one")]
@@ -66,7 +66,7 @@ def test_a_reply_reaches_the_request_it_answers() -> None:
 
 @pytest.mark.requirement("10.6-4")
 def test_late_double_and_strange_replies_are_dropped() -> None:
-    """Only the first answer counts, nobody's answer is kept, and what cannot be read hurts nobody."""
+    """Only the first reply to a request counts; other replies are not kept, and unreadable ones do no harm."""
     desk = Desk()
     gone, there = desk.waiting("gone"), desk.waiting("there")
     desk.inbox.forget(gone)
@@ -85,7 +85,7 @@ def test_late_double_and_strange_replies_are_dropped() -> None:
 
 
 def test_who_waits_is_told_once_and_nobody_else() -> None:
-    """A reply wakes the one it is for; the end of an inbox wakes all."""
+    """A reply wakes the request it is for; closing the inbox wakes all."""
     desk = Desk()
     first, second, third = (desk.waiting(name) for name in "123")
     desk.come = [reply("1"), reply("1"), reply("4")]
@@ -97,7 +97,7 @@ def test_who_waits_is_told_once_and_nobody_else() -> None:
 
 
 def test_a_reply_goes_where_the_request_says() -> None:
-    """With the request's own id, whatever else is said; a message that asks for none has none."""
+    """With the id of the request; a message that asks for no reply has none."""
     asked = under_test.asked({"a": "b", REPLY_TO: "elsewhere"}, "_inbox/x", "17")
     assert asked == {"a": "b", REPLY_TO: "_inbox/x", CORRELATION_ID: "17"}
     request = next(delivery(b"", bodies.encode_attributes(asked)).messages())
@@ -110,14 +110,14 @@ def test_a_reply_goes_where_the_request_says() -> None:
 
 
 def test_a_message_made_by_hand_cannot_be_answered() -> None:
-    """There is no client it could be answered through."""
+    """There is no client to answer through."""
     message = Message(reply("1"), 7, b"")
     with pytest.raises(UsageError, match="consumer"):
         message.reply(b"")
 
 
 class _Producer:
-    """What is left of a producer when nothing is sent."""
+    """The attributes of a producer that the inbox uses."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
@@ -136,7 +136,7 @@ class _Producer:
 
 
 def test_producers_are_kept_but_not_without_bound() -> None:
-    """The one not used for longest goes, unless something of it is still on its way."""
+    """The least recently used one is closed, unless it has messages without a receipt."""
     opened: list[_Producer] = []
 
     def open_producer(topic: str) -> Any:
@@ -162,13 +162,13 @@ def test_producers_are_kept_but_not_without_bound() -> None:
     [(0, "no consumer of any subscription"), (1, "1 consumer is"), (2, "2 consumers are")],
 )
 def test_why_nobody_answers_is_said_if_it_is_known(consumers: int, words: str) -> None:
-    """Nobody there, or somebody who does not answer."""
+    """Whether no server is there, or one that does not answer."""
     assert words in under_test.nobody("sums", 1, consumers)
     assert under_test.nobody("sums", 1, None) == "nobody answered a request to topic 'sums' within 1 s"
 
 
 def test_programs_can_test_their_servers_against_the_broker_in_memory(broker: testing.Broker) -> None:
-    """Request and reply work there as they do with a real broker."""
+    """Request and reply work there as with a real broker."""
     with ister.connect(broker.endpoint) as client, ister.connect(broker.endpoint) as asker:
         client.create_topic("sums", dispatch="non-reliable")
         with client.consumer("sums", "servers", type="shared") as consumer, ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""Tests of limits at their bounds: what a payload, a batch, keys and attributes may be, and one byte more."""
+"""Tests of limits: payloads, batches, keys and attributes at the limit, and one byte over it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ister.wire import Column, Limit
 
 MOST = 1 << 18
 AROUND = bodies.around_bytes_max(MOST)
-ENTRY = 4  # of a column's lengths
+ENTRY = 4  # bytes of a length in a column
 
 
 @pytest.fixture
 def producer() -> Iterator[ister.Producer]:
-    """Return a producer whose broker takes as much in a message as in a batch."""
+    """Return a producer whose broker allows as many bytes in a message as in a batch."""
     limits = {
         Limit.MESSAGE_BYTES_MAX: MOST,
         Limit.BATCH_BYTES_MAX: MOST,
@@ -33,7 +33,7 @@ def producer() -> Iterator[ister.Producer]:
 
 
 def attribute(size: int, name: str = "n") -> dict[str, str]:
-    """Return attributes that take so many bytes as they travel."""
+    """Return attributes of so many encoded bytes."""
     filled = {name: "x" * (size - len(bodies.encode_attributes({name: "x" * (size - 20)})) + size - 20)}
     assert len(bodies.encode_attributes(filled)) == size
     return filled
@@ -58,7 +58,7 @@ BOUNDS: dict[str, Callable[[ister.Producer, int], Any]] = {
 def test_what_is_exactly_at_a_limit_goes_and_what_is_over_it_does_not(
     producer: ister.Producer, what: str
 ) -> None:
-    """The client and the broker count alike."""
+    """The client and the broker count the same."""
     assert BOUNDS[what](producer, 0).result(10).offset == 0
     with pytest.raises(UsageError, match=r"is over (message|batch)_bytes_max"):
         BOUNDS[what](producer, 1)
@@ -67,7 +67,7 @@ def test_what_is_exactly_at_a_limit_goes_and_what_is_over_it_does_not(
 
 @pytest.mark.requirement("5.2-4")
 def test_what_was_not_sent_by_its_producer_is_not_counted(producer: ister.Producer) -> None:
-    """A letter, or what is redriven, is as large as it may be, and says where it was."""
+    """Dead letters and redriven messages may be of any size, and carry where they come from."""
     own = attribute(AROUND - 2 * ENTRY)
     added = {f"ister.{number}": "x" * 200 for number in range(15)}
     assert len(bodies.encode_attributes(added)) < bodies.MARKED_BYTES_MAX
@@ -81,7 +81,7 @@ def test_what_was_not_sent_by_its_producer_is_not_counted(producer: ister.Produc
 @pytest.mark.requirement("5.2-1", "5.2-2")
 @pytest.mark.parametrize("over", [0, 1])
 def test_the_broker_refuses_what_a_client_of_another_kind_sends_over_a_limit(over: int) -> None:
-    """Whatever that counts; attributes that nobody can read count as they are."""
+    """Whatever that client counts; attributes that cannot be decoded count by their bytes."""
     for columns, frames in (
         (Column.KEYS, [bodies.pack_column([bytes(AROUND - 8 + over)])]),
         (Column.ATTRIBUTES, [bodies.pack_column([b"\xff" * (AROUND - 8 + over)])]),

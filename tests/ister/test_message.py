@@ -1,4 +1,4 @@
-"""Messages, batches and receipts: views that cost nothing until looked at."""
+"""Tests of messages, batches and receipts: views whose fields are computed on access."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch_of(*payloads: bytes) -> Batch:
 
 
 def test_a_batch_is_a_sequence_of_messages() -> None:
-    """Length, index, slice, iteration: what a list can do."""
+    """It supports length, index, slice and iteration."""
     batch = batch_of(b"a", b"b", b"c", b"d")
     assert len(batch) == 4
     assert batch.payloads == [b"a", b"b", b"c", b"d"]
@@ -38,7 +38,7 @@ def test_a_batch_is_a_sequence_of_messages() -> None:
 
 
 def test_a_slice_of_a_batch_is_a_batch() -> None:
-    """So that half of it can be acknowledged."""
+    """So that half of a batch can be acknowledged."""
     batch = batch_of(b"a", b"b", b"c", b"d")[1:3]
     assert isinstance(batch, Batch)
     assert batch.payloads == [b"b", b"c"]
@@ -48,14 +48,14 @@ def test_a_slice_of_a_batch_is_a_batch() -> None:
 
 @given(st.lists(st.binary(max_size=4), min_size=1, max_size=8), st.slices(8))
 def test_a_batch_slices_as_a_list_does(payloads: list[bytes], place: slice) -> None:
-    """Any slice, with any step, gives the messages that a list would."""
+    """Any slice, with any step, has the messages that a list's slice would have."""
     batch = batch_of(*payloads)
     assert [message.payload for message in batch[place]] == payloads[place]
     assert [message.offset for message in batch[place]] == list(range(10, 10 + len(payloads)))[place]
 
 
 def test_keys_and_attributes_are_cut_when_asked_for() -> None:
-    """Each message has its own; empty is none."""
+    """Each message has its own; an empty one is None."""
     header = {
         Key.OFFSET: 0,
         Key.COUNT: 2,
@@ -96,7 +96,7 @@ def test_timestamps_are_looked_up_by_run() -> None:
     ],
 )
 def test_a_delivery_that_does_not_add_up_is_refused(change: dict[int, object]) -> None:
-    """Before anything of it is believed."""
+    """Before any of it is used."""
     header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5]} | change
     with pytest.raises(RemoteProtocolError):
         Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"ab"])
@@ -126,7 +126,7 @@ def test_lengths_that_do_not_add_up_are_refused_when_they_come(columns: int, fra
 
 
 def test_a_receipt_counts_from_the_first_offset_of_its_shipment() -> None:
-    """One answer serves all messages of a batch."""
+    """One answer has the offsets of all messages of a batch."""
     shipment = Shipment("orders", None)
     receipts = [Receipt(shipment, index) for index in range(3)]
     assert not receipts[0].done()
@@ -137,7 +137,7 @@ def test_a_receipt_counts_from_the_first_offset_of_its_shipment() -> None:
 
 @pytest.mark.requirement("8.3-4")
 def test_a_forgotten_offset_is_none() -> None:
-    """An old duplicate is stored; where, nobody knows any more."""
+    """An old duplicate is stored, but its offset is not known any more."""
     shipment = Shipment("orders", None)
     shipment.first, shipment.resolved = wire.OFFSET_UNKNOWN, True
     assert Receipt(shipment, 0).result().offset is None
@@ -154,7 +154,7 @@ def test_a_refused_message_raises_the_brokers_error() -> None:
 
 
 def test_a_receipt_that_does_not_come_is_a_timeout() -> None:
-    """It is both Ister's error and Python's own."""
+    """The error is both Ister's and Python's TimeoutError."""
     with pytest.raises(TimeoutExpiredError):
         Receipt(Shipment("orders", None), 0).result(timeout=0)
     with pytest.raises(TimeoutError):
@@ -162,7 +162,7 @@ def test_a_receipt_that_does_not_come_is_a_timeout() -> None:
 
 
 def test_a_callback_for_what_is_done_is_called_at_once() -> None:
-    """Coming too late is no reason to be forgotten."""
+    """A callback added after the receipt came is called too."""
     shipment = Shipment("orders", None)
     shipment.resolved = True
     called: list[Receipt | BatchReceipt] = []
@@ -172,7 +172,7 @@ def test_a_callback_for_what_is_done_is_called_at_once() -> None:
 
 
 def test_a_message_says_what_it_is() -> None:
-    """For the interactive prompt, without drowning it."""
+    """The repr is readable at a prompt, and short."""
     message = Message(delivery_of(b"x" * 1000), 10, b"x" * 1000)
     assert "offset=10" in repr(message)
     assert len(repr(message)) < 120
@@ -209,7 +209,7 @@ def sparse(offsets: list[int]) -> Delivery:
 
 @given(st.sets(st.integers(0, 60), min_size=1, max_size=20).map(sorted), st.slices(20))
 def test_offsets_that_are_not_consecutive_change_nothing_else(offsets: list[int], place: slice) -> None:
-    """Every message has its own offset, key, attributes and time, in any part of the batch; `ranges` hold the same."""
+    """Every message has its own offset, key, attributes and time, in any part of the batch, and `ranges` agree."""
     batch = Batch(sparse(offsets), 0, len(offsets))
     assert [message.offset for message in batch] == list(batch.offsets) == offsets
     part = batch[place]
@@ -224,7 +224,7 @@ def test_offsets_that_are_not_consecutive_change_nothing_else(offsets: list[int]
 
 
 def test_consecutive_offsets_cost_no_list() -> None:
-    """Without ranges, or with a single one, offsets are a `range`, as before there were others."""
+    """Without ranges, or with one range, offsets are a `range` object."""
     assert Batch(sparse([7, 8, 9]), 1, 3).offsets == range(8, 10)
     assert batch_of(b"a", b"b").ranges == [(10, 12)]
     assert Batch(sparse([7]), 1, 1).ranges == []
@@ -236,14 +236,14 @@ def test_consecutive_offsets_cost_no_list() -> None:
     ids=["none", "too-few", "elsewhere", "touching", "falling", "empty", "backwards"],
 )
 def test_ranges_that_do_not_hold_the_messages_are_refused(ranges: list[int]) -> None:
-    """A delivery with impossible offsets would be acknowledged wrongly."""
+    """With impossible offsets, wrong messages would be acknowledged."""
     header = {Key.OFFSET: 10, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.RANGES: ranges}
     with pytest.raises(RemoteProtocolError):
         Delivery(None, "orders", 0, header, [bodies.pack_lengths([b"a", b"b"]), b"ab"])
 
 
 def test_a_message_that_did_not_wait_has_no_time_of_delivery() -> None:
-    """0 in the column, or no column: both are "at once"."""
+    """0 in the column, and no column, both mean "at once"."""
     header = {Key.OFFSET: 0, Key.COUNT: 2, Key.TIMESTAMPS: [2, 5], Key.COLUMNS: Column.DELIVER_AT}
     frames = [bodies.pack_lengths([b"a", b"b"]), b"ab", bodies.pack_times([0, 77])]
     assert [message.deliver_at for message in Delivery(None, "orders", 0, header, frames).messages()] == [

@@ -1,4 +1,4 @@
-"""The smallest client, written from PROTOCOL.md, works against a broker that speaks it."""
+"""Tests that the smallest client, written from PROTOCOL.md, works against a broker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def play(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.requirement("14-1", "7.5-2")
 def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
-    """What went in comes out, and is acknowledged."""
+    """It receives and acknowledges what it published."""
     done = play(broker.endpoint, "greetings", "hello", "world")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -43,7 +43,7 @@ def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
 
 @pytest.mark.requirement("14-1")
 def test_it_follows_moved(broker: testing.Broker) -> None:
-    """With several workers it works too."""
+    """It works with several workers too."""
     with ister.connect(broker.endpoint) as there:
         there.create_topic("greetings")
     with testing.Broker(moved={"greetings": broker.endpoint}) as first:
@@ -52,7 +52,7 @@ def test_it_follows_moved(broker: testing.Broker) -> None:
 
 
 def test_it_is_small_and_imports_nothing_of_ister() -> None:
-    """Sixty lines, and the standard library, zmq and cbor2: that is all a client needs."""
+    """A client needs sixty lines, the standard library, zmq and cbor2."""
     text = PROGRAM.read_text()
     assert len(text.splitlines()) <= LINES_MAX
     imported = {

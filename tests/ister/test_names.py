@@ -1,4 +1,4 @@
-"""Tests of ister/names.py: what topics and subscriptions may be called, and where a topic's log lies."""
+"""Tests of ister/names.py: the names of topics and subscriptions, and the folder of a topic's log."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_good_topic_names_come_back_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "says"), [*BAD_ANYWHERE.items(), *BAD_TOPICS.items()])
 def test_a_bad_topic_name_is_refused_with_the_character_or_length_that_is_wrong(name: str, says: str) -> None:
-    """A bad topic name is invalid-name, to be fixed by the caller, and the sentence says what is wrong."""
+    """The code is invalid-name, the action "fix", and the text says what is wrong."""
     error = refusal(check_topic_name, name)
     assert (error.code, error.action) == ("invalid-name", "fix")
     assert says in error.text
@@ -82,7 +82,7 @@ def test_a_bad_topic_name_is_refused_with_the_character_or_length_that_is_wrong(
 def test_a_bad_subscription_name_is_refused_with_the_character_or_length_that_is_wrong(
     name: str, says: str
 ) -> None:
-    """A bad subscription name is invalid-name, and for subscriptions '/' is bad as well."""
+    """The code is invalid-name; a subscription may not have a '/' either."""
     error = refusal(check_subscription_name, name)
     assert (error.code, error.action) == ("invalid-name", "fix")
     assert says in error.text
@@ -90,7 +90,7 @@ def test_a_bad_subscription_name_is_refused_with_the_character_or_length_that_is
 
 @pytest.mark.parametrize("value", [None, 7, b"orders", ["orders"]])
 def test_a_name_that_is_no_text_is_refused(value: object) -> None:
-    """Whatever a client sends in the place of a name, the answer is invalid-name."""
+    """The code is invalid-name for a value of any other type."""
     assert refusal(check_topic_name, value).code == "invalid-name"
     assert refusal(check_subscription_name, value).code == "invalid-name"
 
@@ -98,7 +98,7 @@ def test_a_name_that_is_no_text_is_refused(value: object) -> None:
 @given(st.text(max_size=220))
 @example("a/../b")
 def test_any_text_is_either_a_good_name_or_invalid_name(text: str) -> None:
-    """No text makes the checks fail in another way, and what passes follows the rule."""
+    """Every text is accepted or refused with invalid-name, and the accepted ones follow the rule."""
     good = (
         re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", text, re.ASCII) is not None
         and not {".", ".."} & set(text.split("/"))
@@ -115,7 +115,7 @@ def test_any_text_is_either_a_good_name_or_invalid_name(text: str) -> None:
 @example(".hidden")
 @example("/".join("a" * 100))
 def test_a_topic_folder_is_one_safe_lower_case_name_of_at_most_200_bytes(name: str) -> None:
-    """A folder name holds no separator, no capital, no leading dot, and fits every file system."""
+    """It has no separator, capital or leading dot, and a length that every file system allows."""
     folder = topic_folder(name)
     assert re.fullmatch(r"[a-z0-9_=-][a-z0-9._=~-]{0,199}", folder)
 
@@ -127,13 +127,13 @@ def test_a_topic_folder_is_one_safe_lower_case_name_of_at_most_200_bytes(name: s
 @example("A" * 200, "A" * 199)
 @example("x" * 200, "x" * 199 + "X")
 def test_two_topics_have_two_folders_also_where_case_is_ignored(one: str, other: str) -> None:
-    """Folders are the same exactly where the topics are, even on a file system that ignores case."""
+    """Two folders are equal exactly if the topics are, also if case is ignored."""
     assert (topic_folder(one).lower() == topic_folder(other).lower()) == (one == other)
 
 
 @given(TOPICS)
 def test_a_folder_that_is_not_cut_can_be_read_back(name: str) -> None:
-    """Escapes undo to exactly the topic's name, so no two short names can share a folder."""
+    """Unescaping gives the topic's name, so no two short names share a folder."""
     folder = topic_folder(name)
     if "~" not in folder:
         assert re.sub("=([0-9a-f]{2})", lambda escape: chr(int(escape[1], 16)), folder) == name
@@ -153,12 +153,12 @@ def test_a_folder_that_is_not_cut_can_be_read_back(name: str) -> None:
     ],
 )
 def test_a_topic_folder_never_changes_over_versions(name: str, folder: str) -> None:
-    """Logs written by an older Ister are found again: these folder names are part of the format."""
+    """An upgrade finds the logs of older versions: folder names are part of the format."""
     assert topic_folder(name) == folder
 
 
 def test_a_bad_name_has_no_folder() -> None:
-    """A name that would leave the data folder is refused before it can become a path."""
+    """A name that would lead out of the data folder is refused before a path is made of it."""
     assert refusal(topic_folder, "../../etc").code == "invalid-name"
 
 
@@ -176,7 +176,7 @@ def test_a_bad_name_has_no_folder() -> None:
     ],
 )
 def test_a_pattern_stands_for_topics(pattern: str, matching: list[str], other: list[str]) -> None:
-    """A star is one part, whatever it is, and `>` all that follow; everything else stands for itself."""
+    """A star matches one part, `>` all further parts; everything else matches itself."""
     found = topic_pattern(pattern)
     assert all(found.fullmatch(name) for name in matching)
     assert not any(found.fullmatch(name) for name in other)
@@ -186,13 +186,13 @@ def test_a_pattern_stands_for_topics(pattern: str, matching: list[str], other: l
     "pattern", ["", "a*", "*a/b", ">/a", "a/>b", "a//*", "/*", "*/", "./*", "a b/*", "**", "a/\n", 7]
 )
 def test_a_bad_pattern_is_refused(pattern: object) -> None:
-    """What would match nothing, or not what it looks like, is said to be wrong."""
+    """A pattern that cannot match, or does not match what it looks like, is an error."""
     assert refusal(topic_pattern, pattern).code == "invalid-name"
 
 
 @given(TOPICS)
 def test_a_name_is_a_pattern_of_itself(name: str) -> None:
-    """No name has anything in it that a pattern takes for more."""
+    """No character of a name has a meaning in patterns."""
     assert not is_pattern(name)
     assert topic_pattern(name).fullmatch(name)
     assert topic_pattern(">").fullmatch(name)

@@ -1,4 +1,4 @@
-"""How many messages a consumer has ready, against programs of every speed."""
+"""Tests of how many messages a consumer prefetches, for programs of any speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST = 65_536
 
 
 class Program:
-    """A program that takes what there is, `at_once` messages at a time, and a broker that always has more."""
+    """A program that takes `at_once` messages at a time, and a broker that always has more."""
 
     def __init__(self, pace: Pace, *, message_s: float, batch_s: float = 0.0, at_once: int = 1) -> None:
         self.pace = pace
@@ -23,7 +23,7 @@ class Program:
         self.handed = 0
 
     def work(self, *, times: int = 0, seconds: float = 0.0) -> None:
-        """Take so often, or for so long."""
+        """Take so many times, or for so long."""
         until = self.now + seconds
         while times > 0 or self.now < until:
             times -= 1
@@ -38,7 +38,7 @@ class Program:
 @pytest.mark.parametrize("message_s", [0.001, 0.02, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("start", [START_SHARED, START_ALONE])
 def test_a_program_has_half_a_second_of_work_ready(message_s: float, start: int) -> None:
-    """Or one message, if it takes longer over one."""
+    """Or one message, if that takes longer."""
     program = Program(Pace(start, MOST), message_s=message_s)
     program.work(seconds=max(5.0, 3 * message_s))
     assert program.pace.window == pytest.approx(max(1, HOLD_S / message_s), rel=0.1, abs=1)
@@ -55,7 +55,7 @@ def test_a_fast_program_has_all_it_may_within_a_few_rounds() -> None:
 
 
 def test_a_program_that_becomes_slow_is_given_less_after_half_a_second() -> None:
-    """Not only once it has worked off what it was given when it was fast."""
+    """Not only when it has processed what it prefetched while it was fast."""
     program = Program(Pace(START_SHARED, MOST), message_s=1e-6)
     program.work(times=300_000)
     assert program.pace.window == MOST
@@ -65,36 +65,36 @@ def test_a_program_that_becomes_slow_is_given_less_after_half_a_second() -> None
 
 
 def test_waiting_for_messages_is_no_work() -> None:
-    """A message a second, each done in a millisecond, is a program that could take a thousand."""
+    """A program that gets a message per second, and processes it in a millisecond, could take a thousand."""
     pace, now = Pace(START_SHARED, MOST), 100.0
     for _ in range(2000):
         pace.asked(now)
-        now += 1.0  # until one comes
+        now += 1.0  # until a message comes
         pace.handed(1, now, now)
         now += 0.001
     assert pace.window == pytest.approx(500, rel=0.1)
 
 
 def test_waiting_for_its_turn_is_work() -> None:
-    """A topic among ten that are worked on in turn has a tenth of the program's pace."""
+    """A topic that takes turns with nine others gets a tenth of the program's pace."""
     pace, now = Pace(START_SHARED, MOST), 100.0
     for _ in range(500):
         pace.handed(1, now - 1.0, now)
         now += 0.01
         pace.asked(now)
-        now += 0.09  # the other nine
+        now += 0.09  # the nine other topics
     assert pace.window == pytest.approx(5, abs=1)
 
 
 def test_who_pays_for_a_batch_and_not_for_a_message_keeps_large_batches() -> None:
-    """The window does not fall with every slow batch until one message goes at a time."""
+    """The window does not shrink with every slow batch down to one message at a time."""
     program = Program(Pace(START_SHARED, MOST), message_s=1e-5, batch_s=1.0, at_once=MOST)
     program.work(seconds=200)
     assert program.handed / 200 > 500
 
 
 def test_a_slow_program_that_takes_batches_holds_no_more_for_it() -> None:
-    """Where every message costs the same, a batch is what it can work off in half a second."""
+    """If every message costs the same, a batch is what the program processes in half a second."""
     program = Program(Pace(START_SHARED, MOST), message_s=0.02, at_once=MOST)
     program.work(seconds=20)
     assert program.pace.window == pytest.approx(25, abs=2)
@@ -105,7 +105,7 @@ def test_a_slow_program_that_takes_batches_holds_no_more_for_it() -> None:
 def test_messages_that_are_not_equally_much_work_are_held_as_their_average_says(
     seed: int, at_once: int | None
 ) -> None:
-    """A pace that goes up and down by itself is no sign that larger batches pay; None: by an iterator."""
+    """A pace that varies by itself does not mean that larger batches pay off; None: with an iterator."""
     random, now = Random(seed), 1000.0
     pace, windows = Pace(START_SHARED, MOST), []
     while now < 1200.0:
@@ -119,7 +119,7 @@ def test_messages_that_are_not_equally_much_work_are_held_as_their_average_says(
 
 
 def test_what_is_handed_out_at_a_time_is_a_moment_of_work() -> None:
-    """One message where it takes longer over one, thousands of a fast program, and within a few times."""
+    """One message at a time for slow programs, thousands for fast ones, after a few calls."""
     program = Program(Pace(START_SHARED, MOST), message_s=0.05)
     program.work(times=50)
     assert program.pace.at_once == 1
@@ -129,7 +129,7 @@ def test_what_is_handed_out_at_a_time_is_a_moment_of_work() -> None:
         program.pace.handed(program.pace.at_once, program.now, program.now)
         program.now += program.pace.at_once * 1e-7
     assert program.pace.at_once == AT_ONCE_MAX
-    for at_once in (AT_ONCE_MAX, 1):  # once may be the machine
+    for at_once in (AT_ONCE_MAX, 1):  # a single call may be slow by chance
         program.pace.asked(program.now)
         program.pace.handed(100, program.now, program.now)
         program.now += 5.0
@@ -152,7 +152,7 @@ steps = st.lists(
 def test_whatever_happens_the_window_is_within_its_bounds(
     start: int, most: int, taken: list[tuple[str, int, float, float]]
 ) -> None:
-    """And grows by no more than its factor at a time; threads may ask and take in any order."""
+    """It grows by at most its factor at a time; threads may ask and take in any order."""
     pace, now = Pace(start, most), 0.0
     for what, count, passed, waited in taken:
         before, now = pace.window, now + passed

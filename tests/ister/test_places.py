@@ -1,4 +1,4 @@
-"""Endpoints that cannot be are errors at once, with what is wrong."""
+"""Tests of impossible endpoints: an error at once that says what is wrong."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WRONG: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "told"), WRONG)
 def test_endpoints_look_like_endpoints(value: Any, told: str) -> None:
-    """The message shows how, in both clients, long before any time-out."""
+    """The error has an example, in both clients, and comes long before any time-out."""
     with pytest.raises(UsageError, match=told):
         ister.connect(value, timeout=600)
 
@@ -53,12 +53,12 @@ def test_endpoints_look_like_endpoints(value: Any, told: str) -> None:
     "value", ["tcp://127.0.0.1:1", "tcp://[::1]:65535", "tcp://a-b.c_d:5555", ["tcp://x:1"]]
 )
 def test_what_is_an_endpoint_is_taken(value: Any) -> None:
-    """Names, addresses of both kinds, one or several."""
+    """Names, IPv4 and IPv6 addresses, one endpoint or several."""
     assert places.endpoints(value) == ([value] if isinstance(value, str) else value)
 
 
 def test_a_host_that_does_not_exist_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless another of the endpoints may be there, or the resolver cannot tell just now."""
+    """Unless another endpoint may work, or the resolver cannot tell at the moment."""
 
     def resolve(host: str, *_: object, **__: object) -> list[object]:
         if host == "perhaps":
@@ -83,9 +83,9 @@ def test_a_host_that_does_not_exist_is_an_error_at_once(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:5555", "tcp://no..host:5555"])
 def test_the_command_line_says_so_too(endpoint: str) -> None:
-    """As wrong usage, without a traceback, and without waiting for the time-out.
+    """A usage error without a traceback, and without waiting for the time-out.
 
-    The name is one that no resolver has to be asked for: those of some machines answer late, or that they cannot tell.
+    The name needs no resolver: those of some machines answer late, or that they cannot tell.
     """
     command = [sys.executable, "-m", "ister", "status", "--endpoint", endpoint, "--timeout", "600"]
     done = subprocess.run(command, capture_output=True, timeout=300)
@@ -106,15 +106,15 @@ def test_a_program_is_told_when_its_broker_goes_and_comes(
         client.network.waits.wait(None, lambda: len(client.events) == 3, client.network.deadline(20))
         assert [event.code for event in client.events] == ["connected", "lost", "connected"]
         client.status(timeout=20)
-        until(lambda: len(told) == 3)  # by the thread that moved the frames, when it has let go of the lock
+        until(lambda: len(told) == 3)  # by the thread that moved the frames, after it released the lock
         assert told == list(client.events)
     assert told[1].text
     assert f"the connection to {broker.endpoint} was lost" in caplog.text
-    assert len(told) == 3  # a goodbye is no loss
+    assert len(told) == 3  # closing is no loss
 
 
 def until(so: Callable[[], bool]) -> None:
-    """Wait for something that another thread does."""
+    """Wait until another thread has done something."""
     deadline = time.monotonic() + 60
     while not so():
         assert time.monotonic() < deadline, "it never is so"
@@ -122,7 +122,7 @@ def until(so: Callable[[], bool]) -> None:
 
 
 def test_a_program_in_a_loop_is_told_there(broker: testing.Broker) -> None:
-    """In the loop's thread."""
+    """Callbacks run in the loop's thread."""
 
     async def scene() -> None:
         told: asyncio.Queue[ister.BrokerEvent] = asyncio.Queue()
@@ -137,7 +137,7 @@ def test_a_program_in_a_loop_is_told_there(broker: testing.Broker) -> None:
 
 
 def test_a_broker_that_never_was_there_is_no_loss() -> None:
-    """It is the error of `connect`."""
+    """`connect` raises its error instead."""
     told: list[ister.BrokerEvent] = []
     with pytest.raises(ConnectionLostError):
         ister.connect("tcp://127.0.0.1:1", timeout=0.2, on_event=told.append)
@@ -147,7 +147,7 @@ def test_a_broker_that_never_was_there_is_no_loss() -> None:
 def test_ctrl_c_while_frames_are_moved_is_no_warning(
     broker: testing.Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The connection is made anew, which is this program's own doing: an event, and nothing on the terminal."""
+    """The program itself interrupted the connection: an event is told, and nothing is printed."""
     with ister.connect(broker.endpoint, timeout=20) as client:
         with client.network.lock:
             client.network.home.interrupted(KeyboardInterrupt())

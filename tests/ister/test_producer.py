@@ -1,4 +1,4 @@
-"""The producer that programs hold, against a broker in memory."""
+"""Tests of the Producer class, against a broker in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGES = 3000
 
 
 def send_until_refused(producer: ister.Producer, timeout: float | None = None) -> None:
-    """Send message after message, looking at each receipt unless there is a timeout for sending."""
+    """Send message after message, reading each receipt unless there is a timeout for sending."""
     for _ in range(10_000):
         receipt = producer.send(b"x" * 90, timeout=timeout)
         if timeout is None:
@@ -24,12 +24,12 @@ def send_until_refused(producer: ister.Producer, timeout: float | None = None) -
 
 
 def publishes(broker: testing.Broker) -> int:
-    """Return how many batches the broker has heard."""
+    """Return how many batches the broker received."""
     return sum(kind == Type.PUBLISH for kind, _ in list(broker.heard))
 
 
 def test_a_message_gets_an_offset(client: ister.Client) -> None:
-    """The receipt says where the message is."""
+    """The receipt has the message's offset."""
     with client.producer("orders") as producer:
         assert producer.send(b"hello", key=b"k", attributes={"a": "b"}).result(5) == ister.Published(
             "orders", 0
@@ -38,7 +38,7 @@ def test_a_message_gets_an_offset(client: ister.Client) -> None:
 
 
 def test_many_messages_travel_in_few_batches(broker: testing.Broker, client: ister.Client) -> None:
-    """One call a message is not one frame a message, and offsets are dense."""
+    """One call per message is not one frame per message, and offsets are consecutive."""
     with client.producer("orders") as producer:
         receipts = [producer.send(b"%d" % number) for number in range(MESSAGES)]
         producer.flush(5)
@@ -47,7 +47,7 @@ def test_many_messages_travel_in_few_batches(broker: testing.Broker, client: ist
 
 
 def test_what_is_gathered_goes_by_itself(client: ister.Client) -> None:
-    """Nobody has to flush: the linger is kept by the background thread."""
+    """The background thread sends the messages after the linger, without a flush."""
     with client.producer("orders") as producer:
         done = threading.Event()
         for _ in range(3):
@@ -57,7 +57,7 @@ def test_what_is_gathered_goes_by_itself(client: ister.Client) -> None:
 
 
 def test_a_batch_has_one_receipt(client: ister.Client) -> None:
-    """Small lists join what is gathered, large ones go alone; either way offsets are consecutive."""
+    """Small lists join the gathered messages, large ones go alone; in both cases offsets are consecutive."""
     with client.producer("orders", batch_bytes=2000) as producer:
         small = producer.send_batch([b"a", b"b"])
         large = producer.send_batch([b"x" * 100] * 50)
@@ -68,7 +68,7 @@ def test_a_batch_has_one_receipt(client: ister.Client) -> None:
 
 
 def test_a_batch_may_have_columns(client: ister.Client) -> None:
-    """Keys and attributes by message."""
+    """Keys and attributes, one per message."""
     with client.producer("orders") as producer:
         producer.send_batch([b"a", b"b"], keys=[b"k", None], attributes=[None, {"x": "y"}]).result(5)
     with client.consumer("orders", subscription="s", start="earliest") as consumer:
@@ -80,7 +80,7 @@ def test_a_batch_may_have_columns(client: ister.Client) -> None:
 
 
 def test_order_is_kept_between_kinds_of_calls(client: ister.Client) -> None:
-    """send, send with columns and send_batch of one thread come out in the order of the calls."""
+    """The broker gets send, send with columns and send_batch of one thread in the order of the calls."""
     with client.producer("orders", batch_bytes=300) as producer:
         sent = []
         for number in range(200):
@@ -101,7 +101,7 @@ def test_order_is_kept_between_kinds_of_calls(client: ister.Client) -> None:
 
 
 def test_threads_may_share_a_producer(client: ister.Client) -> None:
-    """Every message has an offset of its own, and each thread's order holds."""
+    """Every message has an offset of its own, in the order of its thread."""
     offsets: dict[int, list[int | None]] = {}
     with client.producer("orders", batch_bytes=500) as producer:
 
@@ -121,7 +121,7 @@ def test_threads_may_share_a_producer(client: ister.Client) -> None:
 
 
 def test_a_full_window_holds_the_program_up(broker: testing.Broker, client: ister.Client) -> None:
-    """Memory is bounded: `send` waits, and says so when it may not wait longer."""
+    """Memory is bounded: `send` waits, and raises when it may not wait longer."""
     with client.producer("orders", batch_bytes=1000, window_bytes=3000) as producer:
         broker.silent = True
         with pytest.raises(TimeoutExpiredError, match="window"):
@@ -135,7 +135,7 @@ def test_a_full_window_holds_the_program_up(broker: testing.Broker, client: iste
 
 
 def test_a_refused_message_raises_from_its_receipt(broker: testing.Broker, client: ister.Client) -> None:
-    """And from nowhere else, once somebody has seen it; what is sent later is stored."""
+    """If a program has read the error from its receipt, nothing else raises it; later messages are stored."""
     with client.producer("orders") as producer:
         broker.refuse(Type.PUBLISH, "invalid-argument")
         with pytest.raises(RemoteError) as caught:
@@ -147,7 +147,7 @@ def test_a_refused_message_raises_from_its_receipt(broker: testing.Broker, clien
 def test_a_refused_message_nobody_asked_about_raises_from_flush(
     broker: testing.Broker, client: ister.Client
 ) -> None:
-    """A program that ignores receipts still learns that something is missing."""
+    """A program that ignores receipts still gets the error."""
     with client.producer("orders") as producer:
         broker.refuse(Type.PUBLISH, "invalid-argument")
         producer.send(b"x")
@@ -157,14 +157,14 @@ def test_a_refused_message_nobody_asked_about_raises_from_flush(
 
 
 def test_a_full_disk_is_waited_out(broker: testing.Broker, client: ister.Client) -> None:
-    """`retry` is the client's business."""
+    """The client retries after `retry` errors."""
     with client.producer("orders") as producer:
         broker.refuse(Type.PUBLISH, "disk-full", times=2)
         assert producer.send(b"x").result(5).offset == 0
 
 
 def test_a_timeout_says_what_stands_in_the_way(broker: testing.Broker, client: ister.Client) -> None:
-    """The last error is in the sentence."""
+    """The text has the last error."""
     with client.producer("orders") as producer:
         broker.refuse(Type.PUBLISH, "disk-full", times=3)
         receipt = producer.send(b"x")
@@ -188,7 +188,7 @@ def test_what_is_on_its_way_survives_a_lost_connection(
 
 
 def test_an_older_producer_of_the_same_name_is_fenced(broker: testing.Broker, client: ister.Client) -> None:
-    """Two programs cannot both be the same producer."""
+    """Only one program at a time can be a named producer."""
     with ister.connect(broker.endpoint, timeout=5) as other:
         old = client.producer("orders", name="me")
         old.send(b"a").result(5)
@@ -200,7 +200,7 @@ def test_an_older_producer_of_the_same_name_is_fenced(broker: testing.Broker, cl
 
 
 def test_a_deleted_topic_fails_its_producers(client: ister.Client) -> None:
-    """With the topic's code, from the receipt and from every later send."""
+    """The topic's error is raised by the receipt and by every later send."""
     producer = client.producer("orders")
     client.delete_topic("orders")
     with pytest.raises(RemoteError) as caught:
@@ -212,7 +212,7 @@ def test_a_deleted_topic_fails_its_producers(client: ister.Client) -> None:
 def test_wrong_arguments_are_refused_before_anything_is_sent(
     broker: testing.Broker, client: ister.Client
 ) -> None:
-    """Each with a sentence that helps."""
+    """Each with an error that says what is right."""
     with client.producer("orders") as producer:
         with pytest.raises(UsageError, match="encode"):
             producer.send("text")  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(
 
 
 def test_a_message_larger_than_a_batch_goes_alone(client: ister.Client) -> None:
-    """batch_bytes is when to send, not what may be sent."""
+    """batch_bytes says when to send a batch, not how large a message may be."""
     with client.producer("orders", batch_bytes=100) as producer:
         receipts = [producer.send(payload) for payload in (b"a", b"b", bytes(5000), b"c")]
         assert [receipt.result(5).offset for receipt in receipts] == [0, 1, 2, 3]
@@ -250,7 +250,7 @@ def test_a_message_larger_than_a_batch_goes_alone(client: ister.Client) -> None:
 
 @pytest.mark.requirement("12-1")
 def test_limits_of_the_broker_bound_the_batch() -> None:
-    """A client asks for large batches, the broker takes small ones."""
+    """If the broker's limit is lower than batch_bytes, it counts."""
     limits = {Limit.MESSAGE_BYTES_MAX: 500, Limit.BATCH_BYTES_MAX: 1000}
     with testing.Broker(limits=limits) as broker, ister.connect(broker.endpoint) as client:
         client.create_topic("orders")
@@ -261,7 +261,7 @@ def test_limits_of_the_broker_bound_the_batch() -> None:
 
 
 def test_a_closed_producer_says_so(client: ister.Client) -> None:
-    """And closing again is nothing."""
+    """Closing again does nothing."""
     producer = client.producer("orders")
     producer.send(b"x")
     producer.close()
@@ -273,7 +273,7 @@ def test_a_closed_producer_says_so(client: ister.Client) -> None:
 
 
 def test_closing_in_vain_fails_the_receipts(broker: testing.Broker, client: ister.Client) -> None:
-    """A broker that does not answer does not hold a program for ever."""
+    """A program does not wait for ever for a broker that does not answer."""
     producer = client.producer("orders")
     broker.silent = True
     receipt = producer.send(b"x")
@@ -285,7 +285,7 @@ def test_closing_in_vain_fails_the_receipts(broker: testing.Broker, client: iste
 
 
 def test_an_exception_in_the_block_is_not_hidden(broker: testing.Broker, client: ister.Client) -> None:
-    """Closing is tried, and its failure matters less."""
+    """The producer is closed, and an error of that does not replace the block's exception."""
     with pytest.raises(ZeroDivisionError), client.producer("orders") as producer:
         producer.send(b"%d" % (1 // len(producer.send(b"x").result(5).topic[:0])))
     assert publishes(broker) == 1
@@ -293,7 +293,7 @@ def test_an_exception_in_the_block_is_not_hidden(broker: testing.Broker, client:
 
 @pytest.mark.requirement("8.1-4")
 def test_a_named_producer_is_told_where_it_stood(broker: testing.Broker, client: ister.Client) -> None:
-    """By the number of the last message: -1 at first, and over runs of the program, connections and brokers."""
+    """Its last stored sequence: -1 at first, and kept over program runs, connections and broker restarts."""
     with client.producer("orders", name="loader") as producer:
         assert producer.last_sequence == -1
         producer.send_batch([b"0", b"1", b"2"])
@@ -308,7 +308,7 @@ def test_a_named_producer_is_told_where_it_stood(broker: testing.Broker, client:
 
 
 def test_a_number_that_was_stored_before_is_answered_as_a_duplicate(client: ister.Client) -> None:
-    """A program may send all it has with its own numbers, and nothing is stored twice."""
+    """A program may send everything again with its own sequences, and nothing is stored twice."""
     with client.producer("orders", name="loader") as producer:
         for number in range(0, 20, 2):
             assert not producer.send(b"%d" % number, sequence=number).result(5).duplicate
@@ -327,5 +327,5 @@ def test_a_number_that_was_stored_before_is_answered_as_a_duplicate(client: iste
 
 
 def test_names_are_the_same_producers_in_every_language() -> None:
-    """The example of PROTOCOL.md."""
+    """With the example of PROTOCOL.md."""
     assert producer_id("orders", "loader") == 70_219_652_783_341_418

@@ -1,4 +1,4 @@
-"""What PROTOCOL.md demands of every client, and no other test of this one shows."""
+"""Tests of what PROTOCOL.md requires of every client, as far as no other test shows it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ister.conftest import Talk
 
 @pytest.fixture
 def talk() -> Talk:
-    """Return a session that was welcomed, with a heartbeat of a second."""
+    """Return a session that got WELCOME, with a heartbeat of a second."""
     talk = Talk()
     talk.welcome()
     talk.said()
@@ -26,7 +26,7 @@ def talk() -> Talk:
 
 @pytest.mark.requirement("4.1-1", "7.4-4")
 def test_a_number_of_a_question_is_never_used_again(talk: Talk) -> None:
-    """Over any number of connections of one session, whatever is asked again has a new number."""
+    """A repeated request has a new REF, over all connections of a session."""
     talk.consumer()
     talk.session.request(Request("topic.list", {}), talk.now)
     refs = [header[Key.REF] for header in talk.said() if Key.REF in header]
@@ -40,7 +40,7 @@ def test_a_number_of_a_question_is_never_used_again(talk: Talk) -> None:
 @pytest.mark.requirement("4.1-8")
 @pytest.mark.parametrize("kind", [Type.DONE, Type.RESULT, Type.OPENED, Type.MOVED, Type.ERROR])
 def test_an_answer_that_nobody_waits_for_changes_nothing(talk: Talk, kind: int) -> None:
-    """An answer with the number of no question is passed over, and the session goes on."""
+    """An answer with an unknown REF is ignored, and the session goes on."""
     request = Request("topic.list", {})
     talk.session.request(request, talk.now)
     (asked,) = talk.said()
@@ -60,7 +60,7 @@ def test_an_answer_that_nobody_waits_for_changes_nothing(talk: Talk, kind: int) 
 
 @pytest.mark.requirement("7.3-2", "7.3-1")
 def test_one_ping_in_a_heartbeat_however_often_it_looks(talk: Talk) -> None:
-    """Silence is one reason for one PING, until it is answered; answered, the next comes a heartbeat later."""
+    """One silence is the reason for one PING; after the answer, the next comes a heartbeat later."""
     pings = 0
     for _ in range(100):  # ten heartbeats of a second
         talk.later(0.1)
@@ -76,7 +76,7 @@ def test_one_ping_in_a_heartbeat_however_often_it_looks(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.7-1", "15-2")
 def test_an_event_of_a_later_version_changes_nothing(talk: Talk) -> None:
-    """What is not known is kept for the program to look at, and the consumer goes on."""
+    """The program can read the unknown event, and the consumer goes on."""
     attachment = talk.consumer()
     talk.opened()
     talk.hear({Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "of-tomorrow", Key.COUNT: 3, 4000: "x"})
@@ -88,7 +88,7 @@ def test_an_event_of_a_later_version_changes_nothing(talk: Talk) -> None:
 @pytest.mark.requirement("11.1-3", "11.1-2")
 @pytest.mark.parametrize("action", ["retry", "fix", "stop"])
 def test_a_code_of_a_later_version_goes_by_its_action(talk: Talk, action: str) -> None:
-    """`retry` is tried again, anything else is the answer."""
+    """`retry` is retried; any other action makes it the answer."""
     code = "made-up-tomorrow"
     assert code not in CODES
     request = Request("topic.list", {})
@@ -102,7 +102,7 @@ def test_a_code_of_a_later_version_goes_by_its_action(talk: Talk, action: str) -
 
 @pytest.mark.requirement("12-1")
 def test_the_last_welcome_has_the_limits_that_count(talk: Talk) -> None:
-    """Another worker's limits, or this one's after a restart; a limit of a later version is passed over."""
+    """Limits may change with the worker or its restart; an unknown limit is ignored."""
     before = talk.session.limits.message_bytes_max
     talk.session.lost(ister.ConnectionLostError("a test"))
     talk.session.connect(talk.now)
@@ -121,7 +121,7 @@ def test_the_last_welcome_has_the_limits_that_count(talk: Talk) -> None:
 
 @pytest.mark.requirement("1.2-1", "1.2-2", "1.2-3")
 def test_the_clients_socket_queues_nothing_by_count_and_keeps_nothing_of_a_broken_connection() -> None:
-    """No high-water marks, no linger while it runs, and a monitor that tells of the end of a connection."""
+    """No high-water marks, no linger while it runs, and a monitor that reports the end of a connection."""
     with testing.Broker() as broker, ister.connect(broker.endpoint) as client:
         connection = client.network.home
         found = connection._socket
@@ -133,7 +133,7 @@ def test_the_clients_socket_queues_nothing_by_count_and_keeps_nothing_of_a_broke
 
 @pytest.mark.requirement("16-1")
 def test_the_secret_of_a_session_is_in_no_log_and_in_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever reads what a client writes cannot resume its session."""
+    """A reader of a client's log cannot resume its session."""
     with caplog.at_level(logging.DEBUG), testing.Broker() as broker:
         with ister.connect(broker.endpoint) as client:
             connection = client.network.home
@@ -149,5 +149,5 @@ def test_the_secret_of_a_session_is_in_no_log_and_in_no_error(caplog: pytest.Log
 
 @pytest.mark.requirement("15-5")
 def test_the_documents_keys_are_below_1024() -> None:
-    """What is above is for private extensions, and is read by nobody here."""
+    """Keys from 1024 on are for private extensions, and ignored here."""
     assert all(value < 1024 for name, value in vars(Key).items() if name.isupper())

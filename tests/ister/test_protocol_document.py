@@ -1,4 +1,4 @@
-"""PROTOCOL.md is checked against the code: its tables, and its worked example byte for byte."""
+"""Tests of PROTOCOL.md against the code: its tables, and its worked example byte for byte."""
 
 from __future__ import annotations
 
@@ -149,14 +149,14 @@ def rendered(steps: list[Step]) -> str:
 
 
 def test_the_worked_example_is_what_the_codec_writes() -> None:
-    """Whoever implements a client from the document's hex gets the bytes of the real codec."""
+    """The hex in the document is what the codec encodes."""
     text = DOCUMENT.read_text()
     shown = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
     assert shown == rendered(worked_example())
 
 
 def test_the_worked_example_is_legal() -> None:
-    """Every header of the example passes the strict decoder, every batch adds up."""
+    """Every header of the example passes the strict decoder, and every batch is valid."""
     for _way, name, frames in worked_example():
         header = wire.decode_header(frames[0])
         if name in ("PUBLISH", "DELIVER") and len(frames) > 2:
@@ -174,14 +174,14 @@ def test_the_worked_example_is_legal() -> None:
     ids=["keys", "types", "limits"],
 )
 def test_the_tables_hold_every_number_of_the_codec(section: str, names: type) -> None:
-    """A key, type or limit that is in the code and not in the document would be a secret."""
+    """The document has every key, type and limit of the code."""
     text = DOCUMENT.read_text().split(section, 1)[1].split("\n## ", 1)[0]
     listed = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", text, re.M)}
     assert listed == {name: value for name, value in vars(names).items() if name.isupper()}
 
 
 def test_required_keys_are_the_ones_the_codec_requires() -> None:
-    """The bold keys of the table of frames are those without which the decoder refuses a frame."""
+    """The bold keys of the table of frames are those that the decoder requires."""
     text = DOCUMENT.read_text().split("## 4 Frames", 1)[1].split("\n## ", 1)[0]
     for number, keys in re.findall(r"^\| (\d+) \| [A-Z_]+ \| ([^|]*) \|", text, re.M):
         bold = " ".join(re.findall(r"\*\*([A-Z_ ]+)\*\*", keys)).split()
@@ -190,7 +190,7 @@ def test_required_keys_are_the_ones_the_codec_requires() -> None:
 
 @pytest.mark.requirement("11.1-2")
 def test_every_error_code_is_documented_with_its_action() -> None:
-    """A client author finds every code the broker may send, and what to do about it."""
+    """The document has every code that a broker may send, and its action."""
     text = DOCUMENT.read_text().split("## 11 Errors", 1)[1].split("\n## ", 1)[0]
     listed: dict[str, str] = {}
     for codes, action in re.findall(r"^\| (`[^|]*) \| ([a-z ]+) \|", text, re.M):
@@ -215,7 +215,7 @@ HANDLE_WORDS = {
 
 @pytest.mark.requirement("6.1-1")
 def test_the_table_of_a_handles_states_is_the_brokers() -> None:
-    """What a client's author reads of a frame in a state is what the worker does."""
+    """The table of which frame is allowed in which state is what the worker does."""
     text = DOCUMENT.read_text().split("### 6.1 ", 1)[1].split("\n### ", 1)[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
@@ -232,7 +232,7 @@ def test_the_table_of_a_handles_states_is_the_brokers() -> None:
 
 @pytest.mark.requirement("7.7-1")
 def test_the_table_of_a_sessions_states_is_the_clients() -> None:
-    """The states and ways between them that are listed are those of the Python client."""
+    """The states and transitions in the document are those of the Python client."""
     text = DOCUMENT.read_text().split("### 7.7 ", 1)[1].split("\n## ", 1)[0]
     rows = re.findall(r"^\| ([a-z ]+) \| ([^|]*) \| ([a-z]+) \|", text, re.M)
     ways = {(begin, end) for (begin, _), end in SESSION_TRANSITIONS.items()}

@@ -1,4 +1,4 @@
-"""What a producer says to a worker, without a socket."""
+"""Tests of the frames a producer exchanges with a worker, without a socket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ship(publication: Publication, *payloads: bytes) -> Shipment:
 
 
 def opened(talk: Talk) -> Publication:
-    """Return an open producer of a session that has said everything."""
+    """Return an open producer whose session has nothing left to send."""
     talk.welcome()
     publication = talk.producer()
     talk.opened()
@@ -38,12 +38,12 @@ def opened(talk: Talk) -> Publication:
 
 
 def receipts(talk: Talk, *pairs: int) -> None:
-    """Answer batches."""
+    """Answer batches with receipts."""
     talk.hear({Key.TYPE: Type.RECEIPT, Key.HANDLE: 1, Key.RECEIPTS: list(pairs)})
 
 
 def sequences(talk: Talk) -> list[int]:
-    """Return the sequences of the batches that were sent since the last look."""
+    """Return the sequences of the batches sent since the last call."""
     return [header[Key.SEQUENCE] for header in talk.said() if header[Key.TYPE] == Type.PUBLISH]
 
 
@@ -58,7 +58,7 @@ def test_a_lone_message_needs_no_length_table(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.2-1")
 def test_sequences_count_messages(talk: Talk) -> None:
-    """The next batch begins where the one before it ended."""
+    """The next batch begins with the sequence after the last one."""
     publication = opened(talk)
     ship(publication, b"a", b"b", b"c")
     ship(publication, b"d")
@@ -66,7 +66,7 @@ def test_sequences_count_messages(talk: Talk) -> None:
 
 
 def test_columns_are_filled_for_messages_that_have_none(talk: Talk) -> None:
-    """A key on the third message leaves the first two without one, not with another's."""
+    """A key on the third message leaves the first two without a key."""
     publication = opened(talk)
     publication.gathered.begin(0.0)
     publication.gathered.add(b"a", b"", b"")
@@ -84,7 +84,7 @@ def test_columns_are_filled_for_messages_that_have_none(talk: Talk) -> None:
 
 
 def test_the_room_left_is_exact(talk: Talk) -> None:
-    """What `room` says is taken is what the body frames have, columns included."""
+    """The bytes that `room` counts are those of the body frames, columns included."""
     publication = opened(talk)
     publication.gathered.begin(0.0)
     for key in (b"", b"", b"kk", b""):
@@ -96,7 +96,7 @@ def test_the_room_left_is_exact(talk: Talk) -> None:
 
 
 def test_a_receipt_resolves_its_batch(talk: Talk) -> None:
-    """A receipt may answer many batches, in one frame."""
+    """A RECEIPT may answer many batches."""
     publication = opened(talk)
     first, second = ship(publication, b"a", b"b"), ship(publication, b"c")
     receipts(talk, 0, 40, 2, 50)
@@ -107,7 +107,7 @@ def test_a_receipt_resolves_its_batch(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.2-2")
 def test_the_window_bounds_what_has_no_receipt(talk: Talk) -> None:
-    """Beyond the window nothing is sealed, but one batch always may be."""
+    """Beyond the window nothing is sealed, except that one batch always may be."""
     talk.welcome()
     publication = talk.producer(window=50)
     talk.opened()
@@ -121,7 +121,7 @@ def test_the_window_bounds_what_has_no_receipt(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.2-3")
 def test_the_number_of_batches_in_flight_is_bounded_too(talk: Talk) -> None:
-    """The broker's limit holds for the tiniest batches."""
+    """The broker's limit also holds for very small batches."""
     publication = opened(talk)
     for _ in range(4):
         assert publication.has_room(1)
@@ -130,7 +130,7 @@ def test_the_number_of_batches_in_flight_is_bounded_too(talk: Talk) -> None:
 
 
 def test_what_is_gathered_goes_when_the_batch_before_it_is_answered(talk: Talk) -> None:
-    """Nobody waits for the linger when there is nothing to wait for."""
+    """There is no linger while nothing is in flight."""
     publication = opened(talk)
     ship(publication, b"a")
     publication.gathered.begin(talk.now)
@@ -141,7 +141,7 @@ def test_what_is_gathered_goes_when_the_batch_before_it_is_answered(talk: Talk) 
 
 
 def test_what_lingers_goes_after_its_time(talk: Talk) -> None:
-    """A slow receipt does not hold messages back longer than the linger."""
+    """A slow receipt delays messages no longer than the linger."""
     publication = opened(talk)
     ship(publication, b"a")
     publication.gathered.begin(talk.now)
@@ -154,7 +154,7 @@ def test_what_lingers_goes_after_its_time(talk: Talk) -> None:
 
 @pytest.mark.requirement("7.4-2", "8.3-6")
 def test_after_a_lost_connection_everything_unresolved_is_resent_as_it_was(talk: Talk) -> None:
-    """Same cut, same bytes, same order, and OPEN says from where."""
+    """The same batches, bytes and order; OPEN has the first sequence."""
     publication = opened(talk)
     for payloads in ([b"a", b"b"], [b"c"], [b"d", b"e"]):
         ship(publication, *payloads)
@@ -172,7 +172,7 @@ def test_after_a_lost_connection_everything_unresolved_is_resent_as_it_was(talk:
 
 
 def test_messages_sent_without_a_connection_go_out_later(talk: Talk) -> None:
-    """A broker that is away for a moment is not the program's business."""
+    """Messages sent while the broker is away for a moment are sent when it is back."""
     publication = opened(talk)
     talk.session.lost(ConnectionLostError("gone"))
     shipment = ship(publication, b"a")
@@ -197,7 +197,7 @@ def test_a_second_receipt_after_a_resend_is_ignored(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.4-1")
 def test_a_retry_error_is_followed_by_everything_unresolved_in_order(talk: Talk) -> None:
-    """A full disk holds messages up; it loses and reorders none."""
+    """A full disk delays messages; it loses and reorders none."""
     publication = opened(talk)
     shipments = [ship(publication, b"a"), ship(publication, b"b")]
     talk.said()
@@ -214,7 +214,7 @@ def test_a_retry_error_is_followed_by_everything_unresolved_in_order(talk: Talk)
 
 @pytest.mark.requirement("8.4-2")
 def test_a_refused_batch_fails_alone(talk: Talk) -> None:
-    """What the broker will never take is reported, and what came after it is sent again behind it."""
+    """Its error is reported, and the batches after it are sent again."""
     publication = opened(talk)
     bad, good = ship(publication, b"a", b"b"), ship(publication, b"c")
     talk.said()
@@ -222,7 +222,7 @@ def test_a_refused_batch_fails_alone(talk: Talk) -> None:
     assert isinstance(bad.error, RemoteError)
     [opening] = talk.said()
     assert (opening[Key.TYPE], opening[Key.SEQUENCE]) == (Type.OPEN_PRODUCER, 2)
-    talk.refuse("sequence-gap", "retry", HANDLE=1, SEQUENCE=2)  # on its way before the broker was told
+    talk.refuse("sequence-gap", "retry", HANDLE=1, SEQUENCE=2)  # it was sent before the broker was told
     talk.later(0.1)
     talk.opened()
     assert sequences(talk) == [2]
@@ -232,7 +232,7 @@ def test_a_refused_batch_fails_alone(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.4-2")
 def test_nothing_is_skipped_before_what_precedes_it_is_resolved(talk: Talk) -> None:
-    """Skipping past a batch that was refused for a moment would lose it as a duplicate."""
+    """To skip a batch that was refused for a moment would lose it as a duplicate."""
     publication = opened(talk)
     first, bad, last = ship(publication, b"a"), ship(publication, b"b"), ship(publication, b"c")
     talk.said()
@@ -245,7 +245,7 @@ def test_nothing_is_skipped_before_what_precedes_it_is_resolved(talk: Talk) -> N
     talk.hear(
         {Key.TYPE: Type.OPENED, Key.REF: opening[Key.REF], Key.HANDLE: 1, Key.SEQUENCE: 0, Key.BYTES: 3000}
     )
-    assert sequences(talk) == [0]  # not what is behind the hole
+    assert sequences(talk) == [0]  # not what comes after the hole
     receipts(talk, 0, 0)
     assert first.resolved
     talk.opened()
@@ -256,7 +256,7 @@ def test_nothing_is_skipped_before_what_precedes_it_is_resolved(talk: Talk) -> N
 
 @pytest.mark.requirement("8.4-3")
 def test_a_fenced_producer_fails_everything(talk: Talk) -> None:
-    """Somebody else has the id now; trying again would fight."""
+    """Another producer has the id now; to open again would close that one."""
     publication = opened(talk)
     shipment = ship(publication, b"a")
     talk.refuse("producer-fenced", "stop", HANDLE=1, CLOSED=True)
@@ -267,7 +267,7 @@ def test_a_fenced_producer_fails_everything(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.4-3")
 def test_a_topic_that_restarts_is_opened_again(talk: Talk) -> None:
-    """CLOSED with `retry` means: not here, not now."""
+    """CLOSED with `retry` means that the topic is there, but not on this worker now."""
     publication = opened(talk)
     shipment = ship(publication, b"a")
     talk.said()
@@ -281,7 +281,7 @@ def test_a_topic_that_restarts_is_opened_again(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.4-4")
 def test_a_handle_the_broker_does_not_know_is_opened_again(talk: Talk) -> None:
-    """`unknown-handle` is this side's to mend."""
+    """The client opens the handle again after `unknown-handle`."""
     publication = opened(talk)
     ship(publication, b"a")
     talk.said()
@@ -293,7 +293,7 @@ def test_a_handle_the_broker_does_not_know_is_opened_again(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.1-4")
 def test_a_named_producer_goes_on_where_it_was(talk: Talk) -> None:
-    """The broker's stored sequence is where numbering starts."""
+    """Numbering continues after the sequence that the broker has stored."""
     talk.welcome()
     publication = talk.producer()
     talk.opened(SEQUENCE=500)
@@ -302,7 +302,7 @@ def test_a_named_producer_goes_on_where_it_was(talk: Talk) -> None:
 
 
 def test_an_opening_that_is_refused_for_good_closes(talk: Talk) -> None:
-    """There is no such topic: say so, and do not try again."""
+    """If the topic does not exist, the error is reported, and the open not retried."""
     talk.welcome()
     publication = talk.producer()
     [opening] = talk.said()
@@ -322,7 +322,7 @@ def test_moved_is_the_shells_to_follow(talk: Talk) -> None:
 
 
 def test_callbacks_are_called_by_the_shell(talk: Talk) -> None:
-    """User code does not run in the middle of the state machine."""
+    """User code does not run inside the state machine."""
     publication = opened(talk)
     shipment = ship(publication, b"a")
     called: list[str] = []
@@ -334,7 +334,7 @@ def test_callbacks_are_called_by_the_shell(talk: Talk) -> None:
 
 
 def test_an_end_fails_what_has_no_receipt(talk: Talk) -> None:
-    """Nobody waits for ever: sealed or gathered, everything is resolved."""
+    """Sealed or gathered, every message gets an error, so that nothing waits for ever."""
     publication = opened(talk)
     sealed = ship(publication, b"a")
     publication.gathered.begin(0.0)
@@ -365,7 +365,7 @@ def test_mending_after_an_interruption_seals_nothing_twice(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.6-1")
 def test_every_state_can_lose_its_connection_or_end() -> None:
-    """The table leaves no state in which a producer could hang."""
+    """No state leaves a producer hanging."""
     states = {state for state, _ in TRANSITIONS} - {"idle"}
     assert all((state, "lost") in TRANSITIONS for state in states)
     assert all((state, "fail") in TRANSITIONS for state in [*states, "idle"])
@@ -384,7 +384,7 @@ actions = st.lists(
 
 
 class Model:
-    """A broker's log for one producer, which refuses when it is told to."""
+    """A broker's log for one producer; it refuses batches when told to."""
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
@@ -395,7 +395,7 @@ class Model:
         self._placed: dict[int, int] = {}
 
     def serve(self, most: int) -> None:
-        """Take frames from the wire and answer them."""
+        """Read frames from the wire, and answer them."""
         for _ in range(min(most, len(self.talk.session.outbox))):
             frames = self.talk.session.outbox.popleft()
             header = wire.decode_header(frames[0])
@@ -433,7 +433,7 @@ class Model:
 def test_whatever_happens_messages_are_stored_once_and_in_order(
     new_talk: type[Talk], actions: list[tuple[str, int]]
 ) -> None:
-    """Against a model broker that refuses, forgets and loses: a receipt is the truth, and order holds."""
+    """Against a model broker that refuses, forgets and loses: receipts are true, and the order is kept."""
     talk = new_talk()
     talk.welcome()
     publication = talk.producer()
@@ -470,7 +470,7 @@ def test_whatever_happens_messages_are_stored_once_and_in_order(
 
 
 def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Talk) -> None:
-    """Else the broker would open it afterwards, for nobody."""
+    """Otherwise the broker would open the handle afterwards."""
     talk.welcome()
     publication = talk.producer()
     publication.close()
@@ -480,7 +480,7 @@ def test_leaving_before_the_broker_has_answered_is_said_behind_the_open(talk: Ta
 
 @pytest.mark.requirement("5.1-5")
 def test_times_of_delivery_are_a_column(talk: Talk) -> None:
-    """A time on the second message leaves the others at once; what they take up is counted."""
+    """A time on the second message leaves the others without; the column's bytes are counted."""
     publication = opened(talk)
     publication.gathered.begin(0.0)
     before = publication.gathered.room
@@ -500,7 +500,7 @@ def test_times_of_delivery_are_a_column(talk: Talk) -> None:
 
 
 def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
-    """Only a message without columns may travel without."""
+    """Only a message without columns may be sent without a length table."""
     publication = opened(talk)
     publication.gathered.begin(0.0)
     publication.gathered.add(b"a", b"k", b"", 5)
@@ -512,7 +512,7 @@ def test_one_message_with_a_time_has_a_length_table(talk: Talk) -> None:
 
 @pytest.mark.requirement("8.1-5")
 def test_numbers_that_are_left_out_are_told_to_the_broker_first(talk: Talk) -> None:
-    """What is behind a hole waits until everything before it is answered, and the broker knows of the hole."""
+    """Messages after a hole wait until everything before it is answered, and the broker is told of the hole."""
     publication = opened(talk)
     ship(publication, b"a", b"b")
     publication.skip_to(10)
@@ -532,7 +532,7 @@ def test_numbers_that_are_left_out_are_told_to_the_broker_first(talk: Talk) -> N
 
 
 def test_a_hole_at_the_beginning_and_a_lost_connection_are_no_trouble(talk: Talk) -> None:
-    """The next open says where to go on, and what is resent begins there."""
+    """The next open has the sequence after the hole, and resends begin there."""
     publication = opened(talk)
     publication.skip_to(5)
     shipment = ship(publication, b"a")
@@ -547,7 +547,7 @@ def test_a_hole_at_the_beginning_and_a_lost_connection_are_no_trouble(talk: Talk
 
 
 def test_a_number_that_was_taken_leads_to_the_message_it_is(talk: Talk) -> None:
-    """One that is gathered, on its way, refused, or answered long ago."""
+    """Whether that is gathered, in flight, refused, or was answered long ago."""
     publication = opened(talk)
     answered, under_way = ship(publication, b"a"), ship(publication, b"b", b"c")
     refused = ship(publication, b"d")

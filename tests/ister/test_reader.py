@@ -1,4 +1,4 @@
-"""Readers, looks and moves, against a broker in memory."""
+"""Tests of readers, peeks and seeks, against a broker in memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def taken(receiver: ister.Reader | ister.Consumer, count: int) -> list[int]:
 def test_a_reader_begins_where_it_is_told(
     client: ister.Client, start: ister.consumer.Position, first: int
 ) -> None:
-    """The beginning, an offset, a time."""
+    """The beginning, an offset, or a time."""
     fill(client, 6)
     with client.reader("orders", start=start) as reader:
         assert reader.position == first
@@ -55,7 +55,7 @@ def test_a_reader_begins_where_it_is_told(
 
 
 def test_the_latest_is_what_comes_from_now_on(client: ister.Client) -> None:
-    """Also from the view of a time that has not come."""
+    """A time in the future also means from now on."""
     fill(client, 3)
     soon = datetime.now(UTC) + timedelta(days=1)
     with client.reader("orders", start="latest") as latest, client.reader("orders", start=soon) as later:
@@ -91,7 +91,7 @@ def test_a_reader_and_a_consumer_do_not_know_of_each_other(client: ister.Client)
 
 
 def test_a_closed_reader_says_so(client: ister.Client) -> None:
-    """Like everything that is closed."""
+    """The error says that it is closed."""
     reader = client.reader("orders")
     reader.close()
     with pytest.raises(ClosedError, match="reader of topic 'orders'"):
@@ -106,7 +106,7 @@ def test_a_closed_reader_says_so(client: ister.Client) -> None:
 
 
 def test_a_look_takes_nothing(client: ister.Client) -> None:
-    """What is acknowledged is passed over, what is in somebody's hands is shown; the subscription is as it was."""
+    """Acknowledged messages are left out, those in flight are included; the subscription is unchanged."""
     fill(client, 20)
     with client.consumer("orders", "s", start="earliest", type="exclusive") as consumer:
         batch = consumer.receive_batch(5, timeout=5)
@@ -121,7 +121,7 @@ def test_a_look_takes_nothing(client: ister.Client) -> None:
 
 
 def test_a_look_at_nothing_is_empty(client: ister.Client) -> None:
-    """Everything is acknowledged, or there was never anything."""
+    """Because everything is acknowledged, or the topic is empty."""
     client.create_subscription("orders", "s", start="earliest")
     assert client.peek("orders", "s") == []
     with pytest.raises(RemoteError):
@@ -132,7 +132,7 @@ def test_a_look_at_nothing_is_empty(client: ister.Client) -> None:
 
 
 def test_a_consumer_moves_its_subscription(client: ister.Client) -> None:
-    """The next message is the one there, and nothing from before is acknowledged."""
+    """The next message is the one at the new position, and no earlier acknowledgment counts."""
     fill(client, 3000)
     with client.consumer("orders", "s", start="earliest") as consumer:
         old = consumer.receive(5)
@@ -149,7 +149,7 @@ def test_a_consumer_moves_its_subscription(client: ister.Client) -> None:
 
 
 def test_a_loop_goes_on_at_the_new_place(client: ister.Client) -> None:
-    """Also in the middle of what came together."""
+    """Also in the middle of a batch."""
     fill(client, 10)
     seen = []
     with client.consumer("orders", "s", start="earliest") as consumer:
@@ -163,7 +163,7 @@ def test_a_loop_goes_on_at_the_new_place(client: ister.Client) -> None:
 
 
 def test_somebody_else_moves_a_subscription(client: ister.Client) -> None:
-    """Its consumer hears of it, and credit is not lost on the way."""
+    """Its consumer is told, and no credit is lost."""
     fill(client, 100)
     with client.consumer("orders", "s", start="earliest", credit_messages=10) as consumer:
         for _ in range(20):
@@ -179,7 +179,7 @@ def test_somebody_else_moves_a_subscription(client: ister.Client) -> None:
 
 
 def test_a_move_that_nobody_answers_has_its_timeout(broker: testing.Broker, client: ister.Client) -> None:
-    """And says what it waited for."""
+    """The error says what was waited for."""
     with client.consumer("orders", "s") as consumer:
         broker.silent = True
         with pytest.raises(TimeoutExpiredError, match="was not moved within"):
@@ -191,7 +191,7 @@ def test_a_move_that_nobody_answers_has_its_timeout(broker: testing.Broker, clie
 
 
 def test_a_paused_subscription_delivers_nothing(client: ister.Client) -> None:
-    """Until it is resumed; and it says why."""
+    """Until it is resumed; the request gives the reason."""
     fill(client, 3)
     client.create_subscription("orders", "s", start="earliest", max_deliveries=3)
     client.pause("orders", "s")
@@ -210,7 +210,7 @@ def test_a_paused_subscription_delivers_nothing(client: ister.Client) -> None:
 
 
 def test_force_takes_an_exclusive_subscription_over(client: ister.Client) -> None:
-    """The one that had it is told, and the other one gets what it held; what it had not looked at is not its own."""
+    """The old consumer is told, and the new one gets what it held; the old one's unread messages are dropped."""
     fill(client, 3)
     with client.consumer("orders", "s", type="exclusive", start="earliest") as older:
         assert taken(older, 2) == [0, 1]
@@ -253,7 +253,7 @@ def test_keys_stay_with_one_consumer(client: ister.Client) -> None:
 
 
 def test_work_that_takes_longer_is_said_to_the_broker(broker: testing.Broker, client: ister.Client) -> None:
-    """A message, a batch, or several of them."""
+    """A message, a batch, or several of them can be extended."""
     fill(client, 10)
     with client.consumer("orders", "s", start="earliest") as consumer:
         message, batch = consumer.receive(5), consumer.receive_batch(3, timeout=5)
@@ -270,7 +270,7 @@ def test_work_that_takes_longer_is_said_to_the_broker(broker: testing.Broker, cl
 
 
 def test_messages_wait_for_their_time(client: ister.Client) -> None:
-    """Those behind them do not; whoever reads in order gets them at once."""
+    """Messages after them do not wait; a reader gets all in order at once."""
     with client.producer("orders") as producer:
         producer.send(b"later", delay=0.2)
         producer.send(b"now")
@@ -289,7 +289,7 @@ def test_messages_wait_for_their_time(client: ister.Client) -> None:
 
 
 def test_a_non_reliable_topic_cannot_delay(client: ister.Client) -> None:
-    """It keeps nothing that could wait: whoever asks for it is told."""
+    """It stores nothing that could wait: the client gets an error."""
     client.create_topic("news", dispatch="non-reliable")
     with client.producer("news") as producer:
         producer.send(b"x", delay=0).result(5)
@@ -310,7 +310,7 @@ def test_times_that_do_not_fit_their_batch_are_refused(client: ister.Client) -> 
 
 
 def test_asyncio_has_all_of_it(broker: testing.Broker) -> None:
-    """The same calls, awaited."""
+    """The same calls with `await`."""
 
     async def program() -> None:
         async with ister.aio.connect(broker.endpoint, timeout=5) as client:

@@ -1,4 +1,4 @@
-"""Leaving an endpoint that does not come back."""
+"""Tests of leaving an endpoint that does not come back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GONE = "tcp://127.0.0.1:1"
 def test_nothing_moves_to_a_connection_that_is_being_left(
     client: ister.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taking one producer home may read the answer that sends another to the same endpoint; it must not be closed."""
+    """While one producer moves home, an answer may send another to the endpoint being left; it must not be closed."""
     network = client.network
     with network.lock:
         left = network._connection([GONE], first=False)
@@ -48,7 +48,7 @@ def network_producer(client: ister.Client) -> ister.Producer:
 
 @pytest.mark.requirement("7.4-8")
 def test_a_worker_that_comes_back_after_all_resumes_its_session() -> None:
-    """The place of an Exclusive consumer is held by its session: another one would find it busy."""
+    """The session holds the place of an Exclusive consumer: a new session would get `busy`."""
     with testing.Broker(heartbeat_ms=30_000) as there:
         with testing.Broker(heartbeat_ms=30_000, moved={"orders": there.endpoint}) as first:
             with ister.connect(there.endpoint) as maker:

@@ -1,4 +1,4 @@
-"""What is asked of a broker once."""
+"""Tests of the arguments and results of requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def batch_of(first: int, count: int) -> Batch:
 
 
 def test_options_travel_under_their_own_names() -> None:
-    """Only the acknowledgment timeout may be said in seconds; what is `None` is left to the broker."""
+    """Only the acknowledgment timeout may be given in seconds; options that are None are left to the broker."""
     assert subscription_settings(
         {"ack_timeout": 1.5, "max_deliveries": 3, "poison": None, "paused": True}
     ) == {
@@ -47,13 +47,13 @@ def test_options_travel_under_their_own_names() -> None:
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_sent(options: dict[str, object]) -> None:
-    """A misspelt option would silently mean nothing."""
+    """A misspelt option must not be ignored."""
     with pytest.raises(UsageError):
         subscription_settings(options)
 
 
 def test_a_reader_is_no_subscription_to_create() -> None:
-    """It is opened, and ends with its program."""
+    """A reader is opened, and ends with its program."""
     with pytest.raises(UsageError, match="key-shared"):
         subscription_request("orders", "s", "reader", "latest", {})
 
@@ -67,7 +67,7 @@ def test_a_reader_is_no_subscription_to_create() -> None:
 def test_a_look_finds_the_first_messages_that_nobody_acknowledged(
     pending: list[tuple[int, int]], count: int
 ) -> None:
-    """However they lie, each once, in order; and it reads little else."""
+    """However they lie, each once and in order; the peek reads little else."""
     shown = {"subscription": "s", "pending": [list(pair) for pair in pending]}
     peek: Peek[Message] = Peek(shown, count)
     read = 0
@@ -85,8 +85,8 @@ def test_a_look_finds_the_first_messages_that_nobody_acknowledged(
 
 
 def test_there_is_nothing_to_look_at_where_nothing_is_kept() -> None:
-    """A non-reliable subscription has no list of what is pending."""
+    """A non-reliable subscription has no list of pending messages."""
     with pytest.raises(UsageError, match="keeps no messages"):
         Peek({"subscription": "s"}, 10)
     assert Peek({"subscription": "s", "pending": []}, 10).places == []
-    assert wire.RANGES_MAX > 100  # what the broker lists at most
+    assert wire.RANGES_MAX > 100  # the most that the broker lists

@@ -1,4 +1,4 @@
-"""Every requirement of PROTOCOL.md is named by a test, and every test that names one names one that is there."""
+"""Tests that every requirement of PROTOCOL.md is named by a test, and that tests name existing requirements."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from tests.requirements import DOCUMENT, naming, requirements
 
 
 def test_every_requirement_is_named_by_a_test() -> None:
-    """What the document demands is held by something; `python -m tests.requirements` shows by what."""
+    """`python -m tests.requirements` lists which test is for which requirement."""
     named = naming()
     assert [number for number in requirements() if number not in named] == []
 
 
 def test_every_test_names_requirements_that_are_there() -> None:
-    """A number that was dropped, or never was, proves nothing."""
+    """A test that names a number that does not exist proves nothing."""
     assert sorted(naming().keys() - set(requirements())) == []
 
 
 def test_the_numbers_are_those_of_their_sections() -> None:
-    """A requirement has one number, begun with that of the heading it stands under, in ascending order."""
+    """A requirement's number begins with that of its section; numbers are unique, and ascend."""
     section, last, seen = "", 0, set()
     for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
         heading = re.match(r"#{2,3} ([0-9.]+) ", line)
@@ -35,7 +35,7 @@ def test_the_numbers_are_those_of_their_sections() -> None:
 
 
 def test_what_looks_like_a_requirement_is_one() -> None:
-    """The words of RFC 2119 stand in numbered requirements alone, tables and the paragraph that explains them aside."""
+    """The words of RFC 2119 are used in numbered requirements only, except in tables and where they are defined."""
     text = DOCUMENT.read_text(encoding="utf-8")
     paragraphs = re.split(r"\n\s*\n|\n(?=- )", text)
     loose = [

@@ -1,4 +1,4 @@
-"""Tests of ister/settings.py and ister/defaults.py: where settings come from, and what is refused how."""
+"""Tests of ister/settings.py and ister/defaults.py: the sources of settings, and errors about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNITS_IN_NAMES = {"bytes": "bytes", "ms": "ms", "s": "s", "messages": "messages"
 
 
 def holding(text: str) -> Callable[[str], bytes]:
-    """Return a `read` under which every file holds `text`."""
+    """Return a `read` function for which every file has `text`."""
     return lambda path: text.encode()
 
 
@@ -44,7 +44,7 @@ def refusal(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the sentence with which these settings are refused."""
+    """Return the error for these settings."""
     with pytest.raises(SettingsError) as caught:
         load(text, environ, flags)
     assert (caught.value.code, caught.value.action) == ("invalid-setting", "fix")
@@ -52,17 +52,17 @@ def refusal(
 
 
 def test_with_nothing_given_the_defaults_are_the_settings() -> None:
-    """A broker without a file, environment or flags has the defaults, and they are consistent."""
+    """Without a file, environment or flags a broker has the defaults, and these are consistent."""
     assert load() == Settings()
 
 
 def test_conf_ister_toml_is_every_setting_with_its_default_unit_limits_and_reason() -> None:
-    """The file people copy says exactly what the code does; `settings_toml()` writes it anew."""
+    """The file that people copy is what `settings_toml()` writes."""
     assert CONF.read_text(encoding="utf-8") == settings_toml()
 
 
 def test_conf_ister_toml_loads_as_the_defaults_and_leaves_no_setting_out() -> None:
-    """Starting with the shipped file is the same as starting with none."""
+    """Starting with the shipped file is the same as starting without one."""
     assert load_settings(str(CONF), {}, {}) == Settings()
     listed = {
         f"{section}.{name}" for section, table in tomllib.loads(CONF.read_text()).items() for name in table
@@ -72,7 +72,7 @@ def test_conf_ister_toml_loads_as_the_defaults_and_leaves_no_setting_out() -> No
 
 @pytest.mark.parametrize("info", known_settings(), ids=lambda info: info.key)
 def test_every_setting_has_a_unit_and_a_reason(info: SettingInfo) -> None:
-    """Nobody has to guess what a number counts, or why it is what it is."""
+    """Nobody has to guess what a number counts, or why it has its value."""
     assert info.unit
     assert info.reason.endswith(".")
     assert len(info.reason) > 30
@@ -82,7 +82,7 @@ def test_every_setting_has_a_unit_and_a_reason(info: SettingInfo) -> None:
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file_and_that_over_the_defaults() -> None:
-    """Each source overrides only what it names, and the nearer to the person wins."""
+    """Each source overrides only the settings it names; the flags come last."""
     text = "[server]\nworkers = 1\ndata = 'file'\nadvertise = 'file'\n"
     environ = {"ISTER_SERVER__DATA": "environment", "ISTER_SERVER__ADVERTISE": "environment"}
     settings = load(text, environ, {"server.advertise": "flag", "server.store": None})
@@ -95,7 +95,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file_and_that_over_the
 
 @pytest.mark.parametrize("info", known_settings(), ids=lambda info: info.key)
 def test_every_setting_can_be_given_in_the_file_the_environment_and_as_a_flag(info: SettingInfo) -> None:
-    """There is one name for a setting in each place, and each takes its default back."""
+    """A setting has one name in each source, and each accepts its default."""
     written = f'"{info.default}"' if isinstance(info.default, str) else str(info.default)
     assert load(f"[{info.section}]\n{info.name} = {written}\n") == Settings()
     assert load(environ={info.variable: str(info.default)}) == Settings()
@@ -103,7 +103,7 @@ def test_every_setting_can_be_given_in_the_file_the_environment_and_as_a_flag(in
 
 
 def test_numbers_in_the_environment_and_in_flags_may_be_written_with_underscores() -> None:
-    """What is legible in the file is legible everywhere."""
+    """As in the file."""
     assert load(environ={"ISTER_LOG__SEGMENT_BYTES_MAX": "6_291_456"}).log.segment_bytes_max == 6_291_456
     assert load(flags={"server.workers": "3"}).server.workers == 3
 
@@ -127,14 +127,14 @@ def test_numbers_in_the_environment_and_in_flags_may_be_written_with_underscores
 def test_an_unknown_setting_is_refused_with_where_it_came_from_and_the_nearest_known_one(
     text: str | None, environ: dict[str, str], flags: dict[str, object], says: list[str]
 ) -> None:
-    """A slip of the pen is an error that shows the right name, and never silently a default."""
+    """A misspelt name is an error with the right one, and never silently the default."""
     sentence = refusal(text, environ, flags)
     assert "unknown" in sentence
     assert [part for part in says if part not in sentence] == []
 
 
 def test_variables_that_are_nobodys_setting_are_left_alone() -> None:
-    """Kubernetes describes a service called ister in variables that begin like ours; the broker still starts."""
+    """Kubernetes describes a service called ister in variables with our prefix; the broker still starts."""
     service = {
         "ISTER_SERVICE_HOST": "10.0.0.1",
         "ISTER_PORT": "tcp://10.0.0.1:5555",
@@ -147,7 +147,7 @@ def test_variables_that_are_nobodys_setting_are_left_alone() -> None:
 def test_a_number_over_or_under_its_limit_is_refused_with_setting_value_limit_and_unit(
     info: SettingInfo,
 ) -> None:
-    """The sentence holds all it takes to correct the setting, wherever it was given."""
+    """Wherever the value was given, the error is enough to correct it."""
     assert info.low is not None
     assert info.high is not None
     for value, limit in ((info.low - 1, info.low), (info.high + 1, info.high)):
@@ -166,14 +166,14 @@ def test_a_number_over_or_under_its_limit_is_refused_with_setting_value_limit_an
 
 @pytest.mark.parametrize("value", ["true", "1.5", '"12"', "[1]", "1979-05-27", "{}"])
 def test_a_number_that_is_something_else_is_refused(value: str) -> None:
-    """No boolean, fraction or text passes for an integer in the file."""
+    """The file may have no boolean, fraction or text for an integer."""
     assert "server.workers" in refusal(f"[server]\nworkers = {value}")
     assert "must be an integer, from 0 to 256 processes" in refusal(f"[server]\nworkers = {value}")
 
 
 @pytest.mark.parametrize("value", ["", "many", "1.5", "0x10", "1e3", " 1", "٣", "9" * 5000])
 def test_a_number_in_the_environment_that_is_none_is_refused(value: str) -> None:
-    """Text that is no decimal integer is refused, shown short, and takes no time."""
+    """The error comes at once, and quotes at most the beginning of the text."""
     sentence = refusal(environ={"ISTER_SERVER__WORKERS": value})
     assert "server.workers" in sentence
     assert "ISTER_SERVER__WORKERS" in sentence
@@ -200,7 +200,7 @@ def test_a_number_in_the_environment_that_is_none_is_refused(value: str) -> None
 def test_a_word_that_a_setting_cannot_be_is_refused_with_what_it_may_be(
     key: str, value: object, says: str
 ) -> None:
-    """Addresses and choices are checked at the start, not when they are first used."""
+    """Addresses and choices are checked at the start, not when first used."""
     sentence = refusal(flags={key: value})
     assert sentence.startswith(f"{key} = {value!r}")
     assert says in sentence
@@ -210,7 +210,7 @@ def test_a_word_that_a_setting_cannot_be_is_refused_with_what_it_may_be(
     "value", ["tcp://*:1", "tcp://0.0.0.0:5555", "tcp://[::1]:5555", "tcp://broker.example.com:65535"]
 )
 def test_an_address_to_listen_on_may_be_any_host_and_port(value: str) -> None:
-    """Every interface, IPv4, IPv6 and names are all fine."""
+    """All interfaces, IPv4, IPv6 and host names are accepted."""
     assert load(flags={"server.listen": value, "server.workers": 1}).server.listen == value
 
 
@@ -245,13 +245,13 @@ def test_an_address_to_listen_on_may_be_any_host_and_port(value: str) -> None:
 def test_settings_that_contradict_each_other_are_refused_with_both(
     flags: dict[str, object], says: list[str]
 ) -> None:
-    """A broker never starts with limits under which something allowed could not be done."""
+    """A broker does not start with limits under which something it allows could not be done."""
     sentence = refusal(flags=flags)
     assert [part for part in says if part not in sentence] == []
 
 
 def test_a_segment_has_room_for_the_largest_batch_and_its_header_and_lengths() -> None:
-    """A segment must be 1 MiB over the largest batch; a batch at its upper limit still fits the default of 8 MiB."""
+    """A segment must be 1 MiB larger than the largest batch; the default of 8 MiB has room for the largest allowed."""
     assert load(flags={"log.segment_bytes_max": 5 << 20}).log.segment_bytes_max == 5 << 20
     assert "segment_bytes_max" in refusal(flags={"log.segment_bytes_max": (5 << 20) - 1})
     large = {"protocol.batch_bytes_max": 7 << 20, "protocol.message_bytes_max": 7 << 20}
@@ -259,7 +259,7 @@ def test_a_segment_has_room_for_the_largest_batch_and_its_header_and_lengths() -
 
 
 def test_a_file_that_cannot_be_read_or_is_no_toml_is_refused_by_name(tmp_path: Path) -> None:
-    """A missing, broken or binary file is a settings error that names the file and the line."""
+    """The error for a missing, broken or binary file has the file and the line."""
     missing = str(tmp_path / "none.toml")
     with pytest.raises(SettingsError, match=r"none\.toml cannot be read: No such file"):
         load_settings(missing, {}, {})
@@ -269,7 +269,7 @@ def test_a_file_that_cannot_be_read_or_is_no_toml_is_refused_by_name(tmp_path: P
 
 
 def test_settings_cannot_be_changed_or_given_fields_they_do_not_have() -> None:
-    """What was checked once stays as it was checked."""
+    """Checked settings are immutable."""
     with pytest.raises(AttributeError):
         Settings().server.workers = 3  # type: ignore[misc]
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Several threads or tasks that take from one consumer: each message goes to one of them, however they take it."""
+"""Tests of several threads or tasks that use one consumer: each message goes to one of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def by_batches(consumer: ister.Consumer, see: Callable[[ister.Message], None]) -
 
 
 def in_turn(consumer: ister.Consumer, see: Callable[[ister.Message], None]) -> None:
-    """Take in every way there is."""
+    """Take with each method in turn."""
     while True:
         for message in consumer:
             see(message)
@@ -68,7 +68,7 @@ def publish(client: ister.Client, topic: str, batches: int) -> None:
 @pytest.mark.parametrize("take", [by_receive, by_iterating, by_batches, in_turn])
 @pytest.mark.parametrize("pattern", ["orders", "many/*"])
 def test_threads_share_a_consumer(client: ister.Client, take: Take, pattern: str) -> None:
-    """Nothing is passed over, nothing is seen twice, and acknowledgments of all of them count."""
+    """No message is lost or seen twice, and acknowledgments of all threads count."""
     topics = ["orders"] if pattern == "orders" else ["many/a", "many/b", "many/c"]
     for topic in topics:
         client.create_topic(topic, exist_ok=True)
@@ -110,7 +110,7 @@ def test_threads_share_a_consumer(client: ister.Client, take: Take, pattern: str
 
 @pytest.mark.parametrize("batches", [False, True])
 def test_tasks_share_a_consumer(broker: testing.Broker, batches: bool) -> None:
-    """As threads do."""
+    """As with threads."""
 
     async def scene() -> Counter[int]:
         seen: Counter[int] = Counter()
@@ -155,7 +155,7 @@ def test_tasks_share_a_consumer(broker: testing.Broker, batches: bool) -> None:
 def test_a_thread_that_waits_hears_that_another_closed_the_consumer(
     broker: testing.Broker, client: ister.Client
 ) -> None:
-    """Also when the broker answers nothing any more: nobody waits for a message that cannot come."""
+    """Also if the broker no longer answers: no thread waits for a message that cannot come."""
     consumer = client.consumer("orders", "s")
     waiting, heard = threading.Event(), threading.Event()
 

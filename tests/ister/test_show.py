@@ -1,4 +1,4 @@
-"""Tests of how results are shown."""
+"""Tests of the output of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ister import show
 
 
 def test_a_table_in_a_pipe_has_no_colours_and_no_cut_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is piped into another program is whole."""
+    """Another program gets the whole text."""
     show.print_table(["name", "count"], [["x" * 150, 1_234_567], ["[bold]y", None]])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
@@ -20,7 +20,7 @@ def test_a_table_in_a_pipe_has_no_colours_and_no_cut_cells(capsys: pytest.Captur
 
 
 def test_json_is_one_line_of_utf8(capsys: pytest.CaptureFixture[str]) -> None:
-    """A script reads one line, one value."""
+    """A script reads one line with one value."""
     show.print_json({"name": "Дунай", "count": 1})
     printed = capsys.readouterr().out
     assert json.loads(printed) == {"name": "Дунай", "count": 1}
@@ -37,7 +37,7 @@ def test_sizes_are_in_the_unit_people_expect(size: int, words: str) -> None:
 
 
 def test_progress_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """A log file never fills with progress bars."""
+    """A log file gets no progress bars."""
     with show.progress("working", 10) as done, show.stage() as say:
         done(5)
         say("half way")

@@ -1,4 +1,4 @@
-"""Reading topics from a store without a broker: everything once, in order, checked; what is missing is said."""
+"""Tests of reading topics from a store without a broker: everything once, in order, checked; gaps are reported."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tests.storedtopic import FIRST_MS, StoredTopic, attributes, key, payload, s
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """The address of a store in a folder."""
+    """Return the address of a store in a folder."""
     return f"file://{tmp_path}/store"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
-    """The store there."""
+    """Return that store."""
     return FolderStore(f"{tmp_path}/store")
 
 
 @pytest.fixture
 def topic(tmp_path: Path, store: FolderStore) -> Iterator[StoredTopic]:
-    """A topic `orders` in it."""
+    """Return a topic `orders` in it."""
     topic = store_a_topic(tmp_path, store)
     yield topic
     topic.close()
@@ -41,7 +41,7 @@ def topic(tmp_path: Path, store: FolderStore) -> Iterator[StoredTopic]:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gaps are not waited for."""
+    """Do not wait for gaps to be filled."""
     monkeypatch.setitem(Replay.__init__.__kwdefaults__ or {}, "gap_wait_s", 0)
 
 
@@ -51,7 +51,7 @@ def offsets(url: str, from_offset: int = 0, **given: int) -> list[int]:
 
 
 def test_every_message_comes_once_in_order_with_all_that_belongs_to_it(topic: StoredTopic, url: str) -> None:
-    """Payload, key, attributes and time are those that were published."""
+    """With the payload, key, attributes and time that were published."""
     messages = list(ister.store.read(url, "orders"))
     assert [message.offset for message in messages] == list(range(61))
     for message in messages:
@@ -76,25 +76,25 @@ def test_reading_begins_anywhere(topic: StoredTopic, url: str, start: int) -> No
     ("time_s", "first"), [(-5, 0), (0, 0), (0.5, 1), (1, 1), (2, 21), (3, 36), (3.5, 50), (5, 51), (6, 61)]
 )
 def test_reading_begins_at_a_time(topic: StoredTopic, url: str, time_s: float, first: int) -> None:
-    """The first message taken at that time or later is the first that comes."""
+    """The first message that arrived at that time or later is read first."""
     assert offsets(url, from_time_ms=FIRST_MS + round(1000 * time_s)) == list(range(first, 61))
 
 
 def test_batches_are_those_that_were_published(topic: StoredTopic, url: str) -> None:
-    """But for the first, which begins where reading does."""
+    """Except the first, which begins where reading begins."""
     found = [(batch.offsets[0], len(batch)) for batch in ister.store.read_batches(url, "orders", 5)]
     assert found == [(5, 16), (21, 15), (36, 14), (50, 1), (51, 10)]
 
 
 def test_a_writer_that_was_superseded_is_not_read(tmp_path: Path, store: FolderStore, url: str) -> None:
-    """Its late upload lies in the store, and its messages come from the new owner, cut differently."""
+    """Its late upload is in the store, but its messages come from the new owner's objects, cut differently."""
     old = StoredTopic(tmp_path / "old", store)
     new = StoredTopic(tmp_path / "new", store)
     old.begin(1, 0)
     old.upload(old.write([10, 10]))
     late = old.write([10])
     new.write([7])
-    whole = new.write([20, 20])  # the same first 20, and what the new owner goes on with
+    whole = new.write([20, 20])  # the same first 20, and the new owner's own
     new.begin(2, 20)
     new.upload(whole, 2)
     old.upload(late)
@@ -110,7 +110,7 @@ def test_a_writer_that_was_superseded_is_not_read(tmp_path: Path, store: FolderS
 
 
 def test_a_gap_is_an_error_after_all_before_it(topic: StoredTopic, url: str, store: FolderStore) -> None:
-    """What lies behind missing offsets is never handed out."""
+    """Messages after missing offsets are never handed out."""
     store.delete(topic.layout.segment(36, 1))
     messages = ister.store.read(url, "orders")
     assert [message.offset for message in islice(messages, 36)] == list(range(36))
@@ -121,7 +121,7 @@ def test_a_gap_is_an_error_after_all_before_it(topic: StoredTopic, url: str, sto
 
 
 def test_a_gap_that_an_upload_fills_is_none(topic: StoredTopic, store: FolderStore) -> None:
-    """A writer uploads several segments at a time: the one in the middle may come last."""
+    """A writer uploads several segments at a time: the middle one may come last."""
     name = topic.layout.segment(36, 1)
     segment, known = store.get(name), store.head(name)
     assert known is not None
@@ -136,7 +136,7 @@ def test_a_gap_that_an_upload_fills_is_none(topic: StoredTopic, store: FolderSto
 
 
 def test_a_claim_that_has_not_begun_is_waited_for(topic: StoredTopic, store: FolderStore) -> None:
-    """What its writer supersedes is known once it has said where it begins."""
+    """Which segments a claim supersedes is known once its writer has noted where it begins."""
     late = topic.write([5])
     store.put_if_absent(topic.layout.epoch(2), b"")
     topic.upload(late)
@@ -145,7 +145,7 @@ def test_a_claim_that_has_not_begun_is_waited_for(topic: StoredTopic, store: Fol
 
 
 def test_trimming_under_a_reader_is_told(topic: StoredTopic, url: str, store: FolderStore) -> None:
-    """A reader whose next segment was deleted by policy says where the log begins now."""
+    """If retention deleted the next segment, the error has the first offset of the log."""
     with ister.store.Reader(url, "orders", prefetch=1) as reader:
         batches = reader.batches(0)
         next(batches)
@@ -162,7 +162,7 @@ def test_trimming_under_a_reader_is_told(topic: StoredTopic, url: str, store: Fo
 
 
 def test_a_replaced_segment_is_found_again(topic: StoredTopic, url: str, store: FolderStore) -> None:
-    """A reader whose next segment is gone reads the same offsets from another object that has them."""
+    """If the next segment is gone, the reader gets the same offsets from another object."""
     with ister.store.Reader(url, "orders", prefetch=1) as reader:
         batches = reader.batches(0)
         next(batches)
@@ -175,7 +175,7 @@ def test_a_replaced_segment_is_found_again(topic: StoredTopic, url: str, store: 
 
 
 def flip(store: FolderStore, name: str, position: int) -> None:
-    """Change one bit of an object, and its checksum with it: what no store would notice."""
+    """Change one bit of an object, and its checksum with it: a change that no store would notice."""
     known = store.head(name)
     assert known is not None
     data = bytearray(store.get(name))
@@ -185,7 +185,7 @@ def flip(store: FolderStore, name: str, position: int) -> None:
 
 
 def read_until_error(url: str) -> tuple[list[int], DamagedError | None]:
-    """Return the offsets of messages that are what was published, and the error that ended reading."""
+    """Return the offsets of intact messages, and the error that ended reading."""
     found = []
     try:
         for message in ister.store.read(url, "orders"):
@@ -197,7 +197,7 @@ def read_until_error(url: str) -> tuple[list[int], DamagedError | None]:
 
 
 def test_no_changed_byte_goes_unnoticed(topic: StoredTopic, url: str, store: FolderStore) -> None:
-    """Each byte of a segment, changed, is found by `verify`; none that changes a message is ever read as one."""
+    """`verify` finds a change of any byte of a segment, and a changed message is never returned."""
     name = topic.layout.segment(36, 1)
     size = len(store.get(name))
     for position in range(0, size, 7):
@@ -206,14 +206,14 @@ def test_no_changed_byte_goes_unnoticed(topic: StoredTopic, url: str, store: Fol
         found, error = read_until_error(url)
         assert found == (
             list(range(61)) if error is None else list(range(36))
-        )  # no error: no message is hurt
+        )  # no error: no message is affected
         assert error is None or (error.first, error.end) == (36, 50)
         flip(store, name, position)
     assert ister.store.verify(url, "orders").sound
 
 
 def test_a_segment_in_another_ones_place_is_refused(topic: StoredTopic, url: str, store: FolderStore) -> None:
-    """Bytes that check, but belong elsewhere, are not read."""
+    """An intact segment with another one's name is not read."""
     name = topic.layout.segment(36, 1)
     known, other = store.head(name), store.get(topic.layout.segment(50, 1))
     assert known is not None
@@ -226,7 +226,7 @@ def test_a_segment_in_another_ones_place_is_refused(topic: StoredTopic, url: str
 
 
 def test_metadata_that_promises_more_is_found(tmp_path: Path, store: FolderStore, url: str) -> None:
-    """A segment whose metadata says another end than its footer is damage, not a longer history."""
+    """If the metadata and the footer have different ends, the segment is damaged."""
     topic = StoredTopic(tmp_path, store)
     topic.begin(1, 0)
     topic.upload(topic.write([10]), next=12)
@@ -238,7 +238,7 @@ def test_metadata_that_promises_more_is_found(tmp_path: Path, store: FolderStore
 
 
 def test_topics_are_listed_with_and_without_a_catalogue(tmp_path: Path, store: FolderStore, url: str) -> None:
-    """A store whose writer keeps no catalogue yet tells its topics by their objects."""
+    """A store without a catalogue lists the topics of its objects."""
     assert ister.store.topics(url) == []
     bare = StoredTopic(tmp_path / "bare", store, "a/.b")
     bare.upload(bare.write([3]))
@@ -253,7 +253,7 @@ def test_topics_are_listed_with_and_without_a_catalogue(tmp_path: Path, store: F
 
 
 def test_topics_of_one_name_are_told_apart(tmp_path: Path, store: FolderStore, url: str) -> None:
-    """A topic made again never mixes with the old one: the catalogue, or the caller, says which."""
+    """The topics have different incarnations: the catalogue, or the caller, says which one is read."""
     old = StoredTopic(tmp_path / "old", store, incarnation=b"o" * 16)
     old.upload(old.write([3]))
     new = StoredTopic(tmp_path / "new", store, incarnation=b"n" * 16)
@@ -270,7 +270,7 @@ def test_topics_of_one_name_are_told_apart(tmp_path: Path, store: FolderStore, u
 
 
 def test_what_is_not_there_is_said(topic: StoredTopic, url: str, tmp_path: Path) -> None:
-    """Each with a code of its own, and no folder is made by looking."""
+    """Each case has a code, and reading creates no folder."""
     for wrong in (62, -1):
         with pytest.raises(UsageError) as refused:
             offsets(url, wrong)
@@ -294,7 +294,7 @@ def test_memory_and_threads_are_given_back(topic: StoredTopic, url: str) -> None
 
 
 def test_only_so_many_segments_are_fetched_ahead(tmp_path: Path, store: FolderStore) -> None:
-    """What waits in memory is bounded by `prefetch`, however slow the reader is."""
+    """Memory is bounded by `prefetch`, however slow the reader is."""
     topic = StoredTopic(tmp_path, store)
     topic.begin(1, 0)
     for _ in range(12):
@@ -310,7 +310,7 @@ def test_only_so_many_segments_are_fetched_ahead(tmp_path: Path, store: FolderSt
 
 
 def test_segments_are_listed_before_what_supersedes_them(topic: StoredTopic, store: FolderStore) -> None:
-    """A takeover between the two parts of a listing is seen, never half of it."""
+    """If a takeover happens between the two parts of a listing, it is seen completely."""
     listed = []
     real = store.list
     store.list = lambda prefix: (listed.append(prefix.removeprefix(topic.layout.prefix)), real(prefix))[1]  # type: ignore[method-assign, func-returns-value]
@@ -320,7 +320,7 @@ def test_segments_are_listed_before_what_supersedes_them(topic: StoredTopic, sto
 
 
 def test_importing_it_imports_no_storage() -> None:
-    """The broker's packages come with the first call."""
+    """The broker's packages are imported at the first call."""
     program = "import sys, ister.store; print('storage' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True

@@ -1,4 +1,4 @@
-"""Tests of the broker for tests, as a client of another language asks it: with no more than PROTOCOL.md requires."""
+"""Tests of the broker for tests with requests that have only what PROTOCOL.md requires, as other clients send them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ask = Callable[..., tuple[wire.Header, list[bytes]]]
 
 @pytest.fixture
 def ask(broker: testing.Broker) -> Iterator[Ask]:
-    """Return what sends a request to a broker for tests, and returns the answer."""
+    """Return a function that sends a request to a broker for tests, and returns the answer."""
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -41,7 +41,7 @@ def ask(broker: testing.Broker) -> Iterator[Ask]:
 
 
 def test_arguments_that_may_be_left_out_have_the_defaults_of_the_document(ask: Ask) -> None:
-    """A topic is reliable and a subscription shared, where the request says nothing else."""
+    """Without further arguments a topic is reliable, and a subscription shared."""
     _, [topic] = ask("topic.create", topic="orders")
     assert wire.decode_result(topic)["strategy"] == "reliable"
     _, [subscription] = ask("subscription.create", topic="orders", subscription="all")
@@ -60,7 +60,7 @@ def test_arguments_that_may_be_left_out_have_the_defaults_of_the_document(ask: A
 def test_an_argument_that_is_missing_is_an_error_and_not_the_end(
     ask: Ask, operation: str, arguments: dict[str, Any]
 ) -> None:
-    """The answer names it, and the next request is answered."""
+    """The error names it, and the next request is answered."""
     ask("topic.create", topic="orders")
     ask("subscription.create", topic="orders", subscription="all")
     header, _ = ask(operation, **arguments)

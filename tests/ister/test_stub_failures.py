@@ -1,4 +1,4 @@
-"""Tests of the broker for tests: what is refused waits, and goes to the dead letters, as in a broker."""
+"""Tests of the broker for tests: nacked messages wait, and become dead letters, as in a real broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def client() -> Iterator[ister.Client]:
 
 
 def refuse(consumer: ister.Consumer, reason: str, times: int = 1) -> None:
-    """Refuse the message at offset 1 so often, and acknowledge the others."""
+    """Nack the message at offset 1 so many times, and acknowledge the others."""
     while times:
         message = consumer.receive(10)
         assert message is not None
@@ -37,7 +37,7 @@ def refuse(consumer: ister.Consumer, reason: str, times: int = 1) -> None:
 
 
 def test_what_failed_too_often_is_a_dead_letter(client: ister.Client) -> None:
-    """With all that a broker says of it; it can be listed, sent back and thrown away."""
+    """With the attributes that a broker adds; it can be listed, redriven and purged."""
     with client.consumer("orders", "s", type="shared", start="earliest", max_deliveries=2) as consumer:
         refuse(consumer, "it is bad", times=2)
         letters = client.dead_letters("orders", "s")
@@ -48,9 +48,7 @@ def test_what_failed_too_often_is_a_dead_letter(client: ister.Client) -> None:
         assert (letter.attempts, letter.reason) == (2, "it is bad")
         assert letters.redrive() == 1
         again = consumer.receive(10)
-        while (
-            again is not None and again.offset < 3
-        ):  # the other messages: who of them comes first is left open
+        while again is not None and again.offset < 3:  # the other messages, in any order
             consumer.ack(again)
             again = consumer.receive(10)
         assert again is not None
@@ -60,7 +58,7 @@ def test_what_failed_too_often_is_a_dead_letter(client: ister.Client) -> None:
 
 
 def test_a_back_off_is_waited_for(client: ister.Client) -> None:
-    """Without a delay that says otherwise."""
+    """If the nack has no delay."""
     with client.consumer("orders", "s", type="shared", start="earliest", backoff_ms_min=60_000) as consumer:
         message = consumer.receive(10)
         assert message is not None
@@ -70,7 +68,7 @@ def test_a_back_off_is_waited_for(client: ister.Client) -> None:
 
 @pytest.mark.parametrize("action", ["retry", "drop", "dead-letter"])
 def test_poison_that_blocks_waits_for_a_word(client: ister.Client, action: str) -> None:
-    """Nothing is delivered until somebody decides."""
+    """Nothing is delivered until an operator decides."""
     with client.consumer(
         "orders", "s", start="earliest", type="shared", max_deliveries=1, poison="block"
     ) as consumer:
@@ -85,7 +83,7 @@ def test_poison_that_blocks_waits_for_a_word(client: ister.Client, action: str) 
 
 
 def test_patterns_do_not_follow_dead_letters(client: ister.Client) -> None:
-    """Whatever their topic is called."""
+    """Whatever the dead-letter topic is called."""
     client.create_topic("bills/a")
     client.create_subscription(
         "bills/a", "s", type="shared", max_deliveries=1, dead_letter_topic="bills/dead"
@@ -100,7 +98,7 @@ def test_patterns_do_not_follow_dead_letters(client: ister.Client) -> None:
 
 
 def test_other_options_are_refused_and_the_same_are_not(client: ister.Client) -> None:
-    """As a broker does; a consumer that had it open goes on after somebody changed them."""
+    """As in a broker; a consumer that has it open continues when its options are changed."""
     client.create_subscription("orders", "s", type="shared", max_deliveries=3)
     for options in ({"max_deliveries": 3}, {"backoff_ms_max": 60_000}, {}):
         client.create_subscription("orders", "s", type="shared", exist_ok=True, **options)  # type: ignore[arg-type]
@@ -117,7 +115,7 @@ def test_other_options_are_refused_and_the_same_are_not(client: ister.Client) ->
 
 
 def test_a_consumer_that_had_it_open_goes_on_when_somebody_changed_the_options() -> None:
-    """It is the same subscription still, and the program has nothing to mend."""
+    """The subscription is the same, and the program need not do anything."""
     with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
         client.create_topic("orders")
         with client.consumer("orders", "s", type="shared", max_deliveries=3) as consumer:
@@ -135,13 +133,13 @@ def test_a_consumer_that_had_it_open_goes_on_when_somebody_changed_the_options()
 def test_what_means_nothing_for_a_type_is_refused(
     client: ister.Client, kind: Any, given: dict[str, Any]
 ) -> None:
-    """A priority is Failover's, and force Exclusive's."""
+    """A priority is for Failover, force for Exclusive subscriptions."""
     with pytest.raises(ister.UsageError, match=next(iter(given))):
         client.consumer("orders", "s", type=kind, **given)
 
 
 def test_an_operation_it_does_not_have_is_refused(client: ister.Client) -> None:
-    """With the code by which clients know it, and the broker goes on."""
+    """With the code that clients know, and the broker goes on."""
     for ask in (
         lambda: client.update_topic("orders", retention="1h"),
         lambda: client.verify_topic("orders"),

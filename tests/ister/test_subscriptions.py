@@ -1,4 +1,4 @@
-"""The types of subscriptions stand in one place."""
+"""Tests of the table of subscription types."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from ister.subscriptions import READER, SUBSCRIPTION_TYPES, TRAITS
 
 ROOT = Path(__file__).parents[2]
-# The second is keyed by the first: it says what delivers the messages of which type, and has a test of its own.
+# The second table has the same types: which delivery each one uses. It has a test of its own.
 TABLES = (ROOT / "ister" / "subscriptions.py", ROOT / "actors" / "subscription" / "deliveries.py")
 
 
 def test_every_type_has_its_line() -> None:
-    """And nothing else has one but a reader's."""
+    """The only other line is that of a reader."""
     assert set(TRAITS) == {*SUBSCRIPTION_TYPES, READER}
 
 
 def test_the_protocol_has_the_same_types() -> None:
-    """PROTOCOL.md names them where it describes the header key, in the same order."""
+    """PROTOCOL.md has them at the header key, in the same order."""
     text = (ROOT / "transport" / "PROTOCOL.md").read_text()
     line = next(line for line in text.splitlines() if "| SUBSCRIPTION_TYPE |" in line)
     assert tuple(re.findall(r"`([a-z-]+)`", line)) == (*SUBSCRIPTION_TYPES, READER)
 
 
 def test_no_other_file_lists_the_types() -> None:
-    """Whoever wants them goes by the table, so that a new type is one line."""
+    """Other files use the table, so that a new type is one line."""
     lists: list[str] = []
     for folder in ("ister", "actors", "transport", "storage"):
         for path in sorted((ROOT / folder).rglob("*.py")):

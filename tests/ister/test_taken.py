@@ -1,4 +1,4 @@
-"""What a consumer tells the broker of what its program takes, without a socket; and how much credit it asks for."""
+"""Tests of what a consumer reports about its program's taking of messages, and of its credit, without a socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def telling(talk: Talk, **given: object) -> Attachment:
-    """Return an open consumer whose broker wants to know what is taken."""
+    """Return an open consumer whose broker asks for reports of what is taken."""
     talk.welcome()
     attachment = talk.consumer(**given)
     talk.opened(TAKEN=0)
@@ -25,25 +25,25 @@ def telling(talk: Talk, **given: object) -> Attachment:
 
 
 def offsets(attachment: Attachment, now: float) -> list[int]:
-    """Take what is handed out at once."""
+    """Take the messages that can be handed out at once."""
     attachment.asked(now)
     return [message.offset for message in attachment.hand_out() or ()]
 
 
 def words(talk: Talk) -> list[int]:
-    """Return what was said of what is taken since the last call."""
+    """Return the reports sent since the last call."""
     return [header[Key.TAKEN] for header in talk.said() if Key.TAKEN in header]
 
 
 def recall(talk: Talk, count: int) -> None:
-    """Say that what waited was given to others."""
+    """Recall the messages that wait in the client, because others got them."""
     event: wire.Header = {Key.TYPE: Type.EVENT, Key.HANDLE: 2, Key.CODE: "recalled", Key.COUNT: count}
     talk.hear(event | {Key.TEXT: "stuck"})
 
 
 @pytest.mark.requirement("9.6-2")
 def test_a_slow_program_has_one_message_in_hand_and_the_broker_knows_before(talk: Talk) -> None:
-    """The word of it leaves before the message is handed out."""
+    """The report is sent before the message is handed out."""
     attachment = telling(talk)
     talk.deliver(0, *[b"x"] * 10)
     for number in range(10):
@@ -54,7 +54,7 @@ def test_a_slow_program_has_one_message_in_hand_and_the_broker_knows_before(talk
 
 @pytest.mark.requirement("9.6-2")
 def test_acknowledgments_go_before_the_word_of_what_is_taken(talk: Talk) -> None:
-    """Else a program that dies now has in hand what it was done with."""
+    """Otherwise messages that a dying program was done with would count as in hand."""
     attachment = telling(talk)
     talk.deliver(0, b"a", b"b")
     offsets(attachment, talk.now)
@@ -68,7 +68,7 @@ def test_acknowledgments_go_before_the_word_of_what_is_taken(talk: Talk) -> None
 
 
 def test_a_fast_program_costs_few_words(talk: Talk) -> None:
-    """A word covers what it takes in some milliseconds, also what has not come yet."""
+    """A report covers what it takes in some milliseconds, also messages that have not come yet."""
     attachment = telling(talk, credit_messages=100_000, credit_bytes=1 << 30)
     taken = told = 0
     for number in range(400):
@@ -82,7 +82,7 @@ def test_a_fast_program_costs_few_words(talk: Talk) -> None:
 
 
 def test_a_batch_is_told_of_as_a_whole(talk: Talk) -> None:
-    """All of it is in the program's hands."""
+    """The program has all of it in hand."""
     attachment = telling(talk)
     talk.deliver(0, *[b"x"] * 10)
     attachment.asked(talk.now)
@@ -92,7 +92,7 @@ def test_a_batch_is_told_of_as_a_whole(talk: Talk) -> None:
 
 @pytest.mark.requirement("9.6-5")
 def test_what_may_fail_no_more_is_handed_out_one_by_one_once_the_broker_has_answered(talk: Talk) -> None:
-    """Whatever it is taken with."""
+    """With whichever method it is taken."""
     attachment = telling(talk)
     talk.deliver(0, b"plain")
     talk.deliver(1, b"a", b"b", singly=True)
@@ -116,7 +116,7 @@ def test_what_may_fail_no_more_is_handed_out_one_by_one_once_the_broker_has_answ
 
 @pytest.mark.requirement("9.6-9")
 def test_what_follows_such_a_message_waits_until_the_broker_has_heard_of_it(talk: Talk) -> None:
-    """Its acknowledgment goes before the question; behind that everything is as always."""
+    """Its acknowledgment is sent before the next question; after that everything is as usual."""
     attachment = telling(talk)
     talk.deliver(0, b"a", singly=True)
     talk.deliver(1, b"b", b"c")
@@ -140,7 +140,7 @@ def test_what_follows_such_a_message_waits_until_the_broker_has_heard_of_it(talk
 
 
 def test_a_leave_that_comes_after_the_connection_was_lost_lets_nothing_out(talk: Talk) -> None:
-    """The question is asked anew in the next session."""
+    """The question is asked again in the next session."""
     attachment = telling(talk)
     talk.deliver(0, b"a", singly=True)
     assert offsets(attachment, talk.now) == []
@@ -157,7 +157,7 @@ def test_a_leave_that_comes_after_the_connection_was_lost_lets_nothing_out(talk:
 def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_comes_again(
     talk: Talk,
 ) -> None:
-    """A stuck program is given nothing until it asks."""
+    """A program that has stopped taking gets nothing until it asks again."""
     attachment = telling(talk)
     talk.deliver(0, *[b"x"] * 5)
     talk.deliver(5, *[b"x"] * 5)
@@ -166,7 +166,7 @@ def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_
     recall(talk, 9)
     assert attachment.grab(None) is None
     assert talk.said() == []
-    assert attachment.has_some  # who waits for a message is to ask for credit
+    assert attachment.has_some  # a call that waits for a message must grant credit
     talk.now += 1.0
     attachment.asked(talk.now)
     assert not attachment.has_some
@@ -200,7 +200,7 @@ def test_an_older_broker_is_told_nothing(talk: Talk) -> None:
     ],
 )
 def test_credit_begins_small_and_grows_with_the_program(talk: Talk, kind: str, start: int) -> None:
-    """Least where others are there to take it."""
+    """It is lowest where other consumers are attached."""
     talk.welcome()
     attachment = talk.consumer(kind=kind, credit_messages=None, credit_bytes=1 << 30)
     [asked] = talk.said()
@@ -239,7 +239,7 @@ def test_credit_begins_small_and_grows_with_the_program(talk: Talk, kind: str, s
 def test_topics_that_a_program_works_on_in_turn_share_its_pace(
     talk: Talk, sharing: int, most: int, work_s: float, expected: int
 ) -> None:
-    """Each has its part of half a second of work ready, at least a message, and never more than its share of credit."""
+    """Each prefetches its part of half a second of work, at least a message, and at most its share of credit."""
     attachment = telling(talk, kind="shared", credit_messages=None, credit_bytes=1 << 30)
     attachment.sharing = sharing
     attachment.resize(most, 1 << 30)
@@ -256,7 +256,7 @@ def test_topics_that_a_program_works_on_in_turn_share_its_pace(
 
 
 def test_credit_that_is_given_is_kept_to(talk: Talk) -> None:
-    """The program's pace changes nothing about it."""
+    """The program's pace does not change it."""
     talk.welcome()
     attachment = talk.consumer(credit_messages=7)
     talk.opened()

@@ -1,4 +1,4 @@
-"""What a type checker says of programs: what they would do wrong is an error before they run."""
+"""Tests of what a type checker reports about programs: mistakes are errors before the program runs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def wrong(client: ister.aio.Client) -> None:
 
 
 def test_a_forgotten_await_is_an_error(tmp_path: Path) -> None:
-    """Of a reply above all, which would never be given; what is right is none."""
+    """Above all for a reply, which would never be sent; correct programs have no error."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     command = [

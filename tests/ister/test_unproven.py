@@ -1,4 +1,4 @@
-"""Acknowledgments that were sent and not confirmed when the connection broke."""
+"""Tests of acknowledgments that were not confirmed when the connection was lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def given(talk: Talk, count: int) -> Attachment:
-    """Return a consumer that was given messages."""
+    """Return a consumer with delivered messages."""
     talk.welcome()
     attachment = talk.consumer(credit_messages=100_000, credit_bytes=1_000_000)
     talk.opened()
@@ -22,7 +22,7 @@ def given(talk: Talk, count: int) -> Attachment:
 
 
 def acknowledge(talk: Talk, attachment: Attachment, delivery: object, *offsets: int) -> None:
-    """Acknowledge, and let it go out without asking for a confirmation."""
+    """Acknowledge, and send that without asking for a confirmation."""
     for offset in offsets:
         attachment.ack(delivery, offset, offset + 1, talk.now)  # type: ignore[arg-type]
     talk.now += 2 * ACK_DELAY_S
@@ -42,7 +42,7 @@ def break_and_resume(talk: Talk) -> list[int]:
 
 
 def test_every_acknowledgment_that_may_be_lost_is_sent_again(talk: Talk) -> None:
-    """Not only the last one: the broker may have seen none of them, and `flush` will say that all are written."""
+    """Not only the last one: the broker may have got none, and `flush` is to confirm all of them."""
     attachment = given(talk, 10)
     delivery = attachment.take()
     acknowledge(talk, attachment, delivery, 0, 1)
@@ -52,7 +52,7 @@ def test_every_acknowledgment_that_may_be_lost_is_sent_again(talk: Talk) -> None
 
 
 def test_a_confirmation_on_its_way_covers_all_that_went_before(talk: Talk) -> None:
-    """It is lost with the connection: so may they be."""
+    """The confirmation is lost with the connection, and the acknowledgments may be lost too."""
     attachment = given(talk, 10)
     delivery = attachment.take()
     acknowledge(talk, attachment, delivery, 0, 1)
@@ -62,7 +62,7 @@ def test_a_confirmation_on_its_way_covers_all_that_went_before(talk: Talk) -> No
 
 
 def test_what_was_confirmed_is_not_sent_again(talk: Talk) -> None:
-    """The broker has it in its journal."""
+    """The broker has them in its journal."""
     attachment = given(talk, 10)
     acknowledge(talk, attachment, attachment.take(), 0, 1, 4)
     talk.said()
@@ -75,7 +75,7 @@ def test_what_was_confirmed_is_not_sent_again(talk: Talk) -> None:
 
 
 def test_an_acknowledgment_until_that_may_be_lost_is_said_to_whoever_flushes(talk: Talk) -> None:
-    """What it covered is known to the broker alone: those messages come again."""
+    """Only the broker knows which messages it covered: they come again."""
     attachment = given(talk, 10)
     delivery = attachment.take()
     assert delivery is not None
@@ -86,7 +86,7 @@ def test_an_acknowledgment_until_that_may_be_lost_is_said_to_whoever_flushes(tal
 
 
 def test_what_is_kept_is_bounded(talk: Talk) -> None:
-    """Every second message of very many, never confirmed: some come again, and `flush` says so."""
+    """With every second of very many messages unconfirmed, some come again, and `flush` raises."""
     attachment = given(talk, 3 * UNPROVEN_MAX)
     delivery = attachment.take()
     for offset in range(0, 3 * UNPROVEN_MAX, 2):
@@ -97,7 +97,7 @@ def test_what_is_kept_is_bounded(talk: Talk) -> None:
 
 
 def test_a_broker_that_says_what_is_written_keeps_it_short(talk: Talk) -> None:
-    """Every second message of very many, as consumers that share a subscription acknowledge: none comes again."""
+    """With every second of very many messages, as in a shared subscription, none comes again."""
     attachment = given(talk, 3 * UNPROVEN_MAX)
     delivery = attachment.take()
     talk.said()

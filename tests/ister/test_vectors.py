@@ -1,4 +1,4 @@
-"""The test vectors: frozen, and what the broker and the Python client do."""
+"""Tests of the test vectors: they are frozen, and the broker and the Python client conform to them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def messages_in_transcripts() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.requirement("15-2")
 def test_generating_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    """They are frozen: the broker still says what it said, and the script still writes what is there."""
+    """The broker still answers as recorded, and the script still writes the same files."""
     generate(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
     kept = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
@@ -55,12 +55,12 @@ def test_generating_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_a_broker_holds_a_transcript_again(path: Path, tmp_path: Path) -> None:
-    """What the clients of a transcript said is answered with the same frames, byte for byte."""
+    """The client's frames of a transcript get the same answers, byte for byte."""
     hold_again(tmp_path / "stage", json.loads(path.read_text(encoding="utf-8")))
 
 
 def test_another_answer_than_the_transcripts_is_noticed(tmp_path: Path) -> None:
-    """A transcript that the broker does not keep to fails, or holding it would prove nothing."""
+    """A transcript that differs from the broker's answers must fail."""
     transcript = read("transcript-credit")
     last = [step for step in transcript["steps"] if step.get("from") == "broker"][-1]
     last["frames"][-1] = b"message 7".hex()
@@ -86,10 +86,10 @@ def test_another_answer_than_the_transcripts_is_noticed(tmp_path: Path) -> None:
 )
 @each_of("headers-to-broker", "headers-to-client")
 def test_the_codec_reads_a_header_as_its_vector_says(vector: dict[str, Any]) -> None:
-    """The decoder gives the value or the error of the vector; the value encodes to something that reads the same."""
+    """The decoder gives the vector's value or error, and encoding the value gives a header that decodes to it."""
     data = bytes.fromhex(vector["frames"][0])
     if "header" not in vector:
-        if vector["name"] == "clients-type":  # right in itself, and said by the wrong side
+        if vector["name"] == "clients-type":  # valid, but sent by the wrong side
             assert wire.decode_header(data)[Key.TYPE] < Type.WELCOME
             return
         with pytest.raises(RemoteProtocolError) as raised:
@@ -105,7 +105,7 @@ def test_the_codec_reads_a_header_as_its_vector_says(vector: dict[str, Any]) -> 
 @pytest.mark.requirement("2.2-15", "16-2")
 @each_of("headers-to-client")
 def test_the_client_takes_a_frame_or_gives_the_connection_up(vector: dict[str, Any]) -> None:
-    """Whatever a broker sends, the client's session reads it, or counts the connection as lost; nothing else."""
+    """The client's session reads any frame, or counts the connection as lost."""
     session = Session("test", lambda: 0.0)
     session.connect(0.0)
     welcome = next(case for case in read("headers-to-client") if case["name"] == "welcome")
@@ -119,7 +119,7 @@ def test_the_client_takes_a_frame_or_gives_the_connection_up(vector: dict[str, A
 @pytest.mark.requirement("5.1-1", "5.1-2", "5.1-3", "5.1-4")
 @each_of("batches")
 def test_a_batch_is_cut_as_its_vector_says(vector: dict[str, Any]) -> None:
-    """The check gives the count or the error of the vector, and cutting gives its messages."""
+    """The check gives the vector's count or error, and unpacking gives its messages."""
     frames = [bytes.fromhex(frame) for frame in vector["frames"]]
     whole = frames if len(frames) != 1 else [bodies.pack_lengths(frames), *frames]
 
@@ -140,12 +140,12 @@ def test_a_batch_is_cut_as_its_vector_says(vector: dict[str, Any]) -> None:
 @pytest.mark.requirement("8.1-2")
 @each_of("producer-ids")
 def test_a_named_producer_has_the_id_of_its_vector(vector: dict[str, Any]) -> None:
-    """Clients of all languages make a name into the same id."""
+    """Clients in all languages compute the same id from a name."""
     assert producer_id(vector["topic"], vector["producer"]) == int(vector["id"])
 
 
 def test_every_message_of_a_transcript_holds_what_is_written_beside_it() -> None:
-    """The decoded header encodes to the very frame; batches and results are what their frames hold."""
+    """The decoded header encodes to the same frame; batches and results match their frames."""
     for where, step in messages_in_transcripts():
         parts = [bytes.fromhex(part) for part in step["frames"]]
         described = notation.described(parts)
@@ -156,7 +156,7 @@ def test_every_message_of_a_transcript_holds_what_is_written_beside_it() -> None
 
 
 def test_the_transcripts_have_every_frame_type() -> None:
-    """Nothing that this version of the protocol has is left out."""
+    """Of this version of the protocol."""
     assert {step["frame"] for _, step in messages_in_transcripts()} - {None} == set(
         notation.FRAME_NAMES.values()
     )

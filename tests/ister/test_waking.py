@@ -1,4 +1,4 @@
-"""Those who wait are woken by what they wait for, and by nothing else."""
+"""Tests of waking: a call that waits is woken by what it waits for, and by nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ister.waking import News, Waiters
 
 
 def about(*keys: object, everything: bool = False) -> News:
-    """Return some news."""
+    """Return news about a handle, a request or anything."""
     news = News()
     news.keys.update(keys)
     news.everything = everything
@@ -28,7 +28,7 @@ def about(*keys: object, everything: bool = False) -> News:
 
 
 def test_news_concern_those_who_wait_for_them() -> None:
-    """Whoever waits for nothing in particular is concerned by all, and everybody by what may be anything."""
+    """Calls that wait for anything are woken by all news, and every call by news that may be about anything."""
     waiters: Waiters[str] = Waiters()
     for key, name in ((1, "a"), (1, "b"), (2, "c"), (None, "d")):
         waiters.add(key, name)
@@ -45,7 +45,7 @@ def test_news_concern_those_who_wait_for_them() -> None:
 
 
 def test_news_are_taken_once() -> None:
-    """And added to others."""
+    """And merged with others."""
     news = about(1)
     news.add(about(2, everything=True))
     taken = news.take()
@@ -55,7 +55,7 @@ def test_news_are_taken_once() -> None:
 
 
 def test_of_many_tasks_the_one_is_woken_that_is_meant(broker: testing.Broker) -> None:
-    """A message for one of fifty consumers makes one of their tasks look."""
+    """A message for one of fifty consumers wakes one of their tasks."""
 
     async def scene() -> None:
         async with ister.aio.connect(broker.endpoint, timeout=20) as client:
@@ -95,7 +95,7 @@ def test_of_many_tasks_the_one_is_woken_that_is_meant(broker: testing.Broker) ->
 def test_of_many_threads_the_one_is_woken_that_is_meant(
     broker: testing.Broker, client: ister.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reply for one of thirty requests wakes its thread, and at most one more, which moves the frames."""
+    """A reply to one of thirty requests wakes its thread, and at most one more, which moves the frames."""
     woken: Counter[int] = Counter()
     wake = Wake.set
 

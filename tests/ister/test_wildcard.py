@@ -1,4 +1,4 @@
-"""Tests of consumers of patterns against the broker in memory, which can be made to fail."""
+"""Tests of consumers of patterns, against the broker in memory, which can be made to fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ister.wire import Key, Type
 
 
 def sent(client: ister.Client, topic: str, *payloads: bytes) -> None:
-    """Create a topic if need be, and send."""
+    """Create a topic if necessary, and send."""
     client.create_topic(topic, exist_ok=True)
     with client.producer(topic) as producer:
         producer.send_batch(payloads)
@@ -33,7 +33,7 @@ def taken(consumer: ister.Consumer, count: int) -> list[tuple[str, bytes]]:
 
 
 def test_topics_that_match_now_and_later(client: ister.Client) -> None:
-    """Programs that consume patterns can be tested without a broker of processes."""
+    """Programs that consume patterns can be tested without broker processes."""
     sent(client, "a/1", b"x")
     sent(client, "b/1", b"y")
     with client.consumer("a/*", "s", start="earliest") as consumer:
@@ -49,7 +49,7 @@ def test_topics_that_match_now_and_later(client: ister.Client) -> None:
 
 
 def test_topics_take_turns(client: ister.Client) -> None:
-    """A topic with many deliveries waiting gives one at a time."""
+    """A topic with many waiting deliveries gives one at a time."""
     client.create_topic("t/a")
     client.create_topic("t/b")
     with client.consumer("t/*", "s", start="earliest", type="exclusive") as consumer:
@@ -65,7 +65,7 @@ def test_topics_take_turns(client: ister.Client) -> None:
 
 
 def test_a_lost_connection_is_survived_with_every_topic(client: ister.Client, broker: testing.Broker) -> None:
-    """Sessions kept or forgotten: every topic goes on, and new ones are still followed."""
+    """Whether sessions are kept or not, every topic continues, and new topics are still followed."""
     sent(client, "l/1", b"1")
     with client.consumer("l/*", "s", start="earliest") as consumer:
         assert taken(consumer, 1) == [("l/1", b"1")]
@@ -81,7 +81,7 @@ def test_a_lost_connection_is_survived_with_every_topic(client: ister.Client, br
 def test_a_topic_that_fails_is_named_once_and_the_others_go_on(
     client: ister.Client, broker: testing.Broker
 ) -> None:
-    """The error says which topic; it is not asked again until it was gone."""
+    """The error names the topic; it is not opened again until it was deleted."""
     sent(client, "f/1", b"1")
     sent(client, "f/2", b"2")
     with client.consumer("f/*", "s", start="earliest") as consumer:
@@ -96,7 +96,7 @@ def test_a_topic_that_fails_is_named_once_and_the_others_go_on(
 
 
 def test_what_cannot_be_opened_leaves_nothing_behind(client: ister.Client, broker: testing.Broker) -> None:
-    """A refusal while opening is raised, and the subscriptions are free again."""
+    """The error is raised, and the subscriptions opened before are free again."""
     sent(client, "n/1", b"1")
     sent(client, "n/2", b"2")
     broker.refuse(Type.OPEN_CONSUMER, "subscription-type")
@@ -107,7 +107,7 @@ def test_what_cannot_be_opened_leaves_nothing_behind(client: ister.Client, broke
 
 
 def test_it_is_of_no_use_after_a_fork(client: ister.Client) -> None:
-    """As every consumer, it says so."""
+    """Like every consumer, it raises an error."""
     sent(client, "o/1", b"1", b"2")
     with client.consumer("o/*", "s", start="earliest") as consumer:
         message = consumer.receive(5)
@@ -129,7 +129,7 @@ def test_it_is_of_no_use_after_a_fork(client: ister.Client) -> None:
 
 
 def test_topics_made_while_the_program_was_away_are_received_from_their_beginning() -> None:
-    """As those made while it is there; those that were there before its first day begin at the end."""
+    """Like those created while it runs; topics older than its first run begin at the end."""
     with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
         for topic in ("orders/a", "orders/b"):
             client.create_topic(topic)
@@ -147,7 +147,7 @@ def test_topics_made_while_the_program_was_away_are_received_from_their_beginnin
 
 
 def test_a_broker_that_does_not_know_the_question_is_asked_without_it() -> None:
-    """It is older: everything else is as it was."""
+    """With an older broker everything else works as before."""
     with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
         client.create_topic("orders/a")
         broker.refuse(Type.REQUEST, "invalid-argument")

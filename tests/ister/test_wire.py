@@ -1,4 +1,4 @@
-"""The codec of headers: strict, and nothing but RemoteProtocolError whatever comes in."""
+"""Tests of the codec of headers: it is strict, and raises only RemoteProtocolError whatever it reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def header_of(**keys: object) -> dict[int, object]:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_header_or_a_protocol_error(data: bytes) -> None:
-    """Hostile bytes cost an error frame, never the process."""
+    """Hostile bytes cause an error frame, never the end of the process."""
     try:
         header = wire.decode_header(data)
     except RemoteProtocolError:
@@ -44,7 +44,7 @@ values = st.recursive(
 
 @given(st.dictionaries(st.integers(0, 40), values, max_size=8))
 def test_any_cbor_map_is_a_header_or_a_protocol_error(header: dict[int, object]) -> None:
-    """Well-formed CBOR with wrong contents is refused in the same way."""
+    """Well-formed CBOR with invalid contents is refused in the same way."""
     try:
         wire.decode_header(cbor2.dumps(header))
     except RemoteProtocolError:
@@ -53,7 +53,7 @@ def test_any_cbor_map_is_a_header_or_a_protocol_error(header: dict[int, object])
 
 @given(values)
 def test_any_cbor_value_is_a_result_or_a_protocol_error(value: object) -> None:
-    """A result of any shape comes back as it was sent, or is refused."""
+    """A result of any shape decodes to what was encoded, or is refused."""
     data = cbor2.dumps(value)
     try:
         assert cbor2.dumps(wire.decode_result(data)) == data
@@ -72,7 +72,7 @@ def test_any_bytes_are_a_result_or_a_protocol_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("start", ["earliest", "latest", 0, (1 << 64) - 1, "time:0", "time:1767225600000"])
 def test_a_start_is_a_name_an_offset_or_a_time(start: str | int) -> None:
-    """Every start of the document passes the decoder."""
+    """The decoder accepts every form of start in the document."""
     header = {Key.TYPE: Type.PONG, Key.START: start}
     assert wire.decode_header(cbor2.dumps(header))[Key.START] == start
 
@@ -81,7 +81,7 @@ def test_a_start_is_a_name_an_offset_or_a_time(start: str | int) -> None:
     "start", ["", "soon", "time:", "time:-1", "time:1.5", "time:٣", f"time:{1 << 64}", -1, True]
 )
 def test_another_start_is_refused(start: object) -> None:
-    """A start that no broker could mean is malformed."""
+    """Any other start is malformed."""
     with pytest.raises(RemoteProtocolError):
         wire.decode_header(cbor2.dumps({Key.TYPE: Type.PONG, Key.START: start}))
 
@@ -113,32 +113,32 @@ def test_another_start_is_refused(start: object) -> None:
     ],
 )
 def test_what_is_not_strict_is_refused(data: bytes) -> None:
-    """Everything section 2 forbids is refused, so that two decoders never read two things in one header."""
+    """Everything that section 2 forbids is refused, so that two decoders never read a header differently."""
     with pytest.raises(RemoteProtocolError):
         wire.decode_header(data)
 
 
 @pytest.mark.requirement("2.2-8")
 def test_longer_encodings_of_numbers_are_accepted() -> None:
-    """A client whose CBOR library does not write the shortest form is a good client."""
+    """A CBOR library need not write the shortest form."""
     assert wire.decode_header(b"\xa1\x18\x00\x19\x00\x02") == {Key.TYPE: Type.BYE}
 
 
 @pytest.mark.requirement("2.2-3")
 def test_four_levels_are_accepted() -> None:
-    """The documented depth is the real one: a map, with a list, with a list, with a list."""
+    """The documented depth is the real one: a map with a list in a list in a list."""
     header = {Key.TYPE: Type.BYE, 99: [[[1]]]}
     assert wire.decode_header(cbor2.dumps(header)) == header
 
 
 @pytest.mark.requirement("2.2-12")
 def test_unknown_keys_are_ignored() -> None:
-    """A newer peer may say more than this side knows."""
+    """A newer peer may send keys that this side does not know."""
     assert wire.decode_header(cbor2.dumps({Key.TYPE: Type.PING, 1000: "news"}))[Key.TYPE] == Type.PING
 
 
 @pytest.mark.requirement("2.3-1", "12-2")
 def test_a_result_over_its_limit_is_refused() -> None:
-    """A broker cannot make a client decode without bound."""
+    """A broker cannot make a client decode without limit."""
     with pytest.raises(RemoteProtocolError):
         wire.decode_result(cbor2.dumps(b"x" * wire.RESULT_BYTES_MAX))

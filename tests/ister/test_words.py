@@ -1,4 +1,4 @@
-"""Tests of ister/words.py: numbers in sentences, and that sentences are made with them."""
+"""Tests of ister/words.py, which puts numbers into sentences, and of the sentences in the code."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ BARE = re.compile(rf"\{{(?![A-Z_]+(?: - 1)?\}})[^{{}}]+(?<!:>12,)\}} (?:{COUNTED
     ],
 )
 def test_one_is_not_many(count: int, one: str, many: str | None, text: str) -> None:
-    """The noun, and its verb, follow the number."""
+    """The noun and its verb agree with the number."""
     assert counted(count, one, many) == text
 
 
 def test_texts_count_with_it() -> None:
-    """A number that may be 1 does not stand right before a plural in any text; a constant may."""
+    """No text puts a number that may be 1 right before a plural; a constant may be there."""
     found = []
     folders = [PACKAGE, *(PACKAGE / linked for linked in ("actors", "storage", "transport"))]
     for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
