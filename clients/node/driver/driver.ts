@@ -13,7 +13,7 @@ const CAPABILITIES = [
   ...["batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer"],
   ...["batch-receive", "confirm", "nack", "ack-until", "extend", "reader", "seek", "priority", "force", "options"],
   ...["credit", "window", "events", "admin", "request-reply", "moved", "reconnect", "heartbeat", "orderly-close"],
-  ...["cancel", "drop", "codec"],
+  ...["cancel", "drop", "codec", "bench"],
 ];
 const TIMEOUT_MS = 10_000;
 
@@ -250,6 +250,81 @@ function acknowledge(given: Given): void {
   }
 }
 
+async function benchPublish(given: Given, how: WaitOptions): Promise<Answer> {
+  const producer = named(producers, given.producer);
+  const { messages, batch } = given;
+  const payload = Buffer.alloc(given.message_bytes);
+  const began = performance.now();
+  if (batch > 0) {
+    for (let first = 0; first < messages; first += batch) {
+      if (!producer.hasRoom) {
+        await producer.ready(how);
+      }
+      producer.sendBatch(new Array(Math.min(batch, messages - first)).fill(payload));
+    }
+  } else {
+    for (let i = 0; i < messages; i++) {
+      if (!producer.hasRoom) {
+        await producer.ready(how);
+      }
+      producer.send(payload);
+    }
+  }
+  await producer.flush(how);
+  return { seconds: (performance.now() - began) / 1000 };
+}
+
+async function benchReceive(given: Given, how: WaitOptions): Promise<Answer> {
+  const consumer = named(consumers, given.consumer).consumer as Consumer;
+  const { messages, batch } = given;
+  let [count, bytes, began] = [0, 0, 0];
+  const signal = AbortSignal.timeout(how.timeoutMs ?? TIMEOUT_MS);
+  if (batch === true) {
+    for await (const together of consumer.batches(messages, { signal })) {
+      began ||= performance.now();
+      count += together.length;
+      for (const message of together) {
+        bytes += message.payload.length;
+      }
+      consumer.ack(together);
+      if (count >= messages) {
+        break;
+      }
+    }
+  } else {
+    for await (const message of consumer.messages({ signal })) {
+      began ||= performance.now();
+      bytes += message.payload.length;
+      if (message.offset < 0) {
+        throw new Error("a message has no offset");
+      }
+      consumer.ack(message);
+      if (++count === messages) {
+        break;
+      }
+    }
+  }
+  await consumer.flush(how);
+  return { seconds: (performance.now() - began) / 1000, bytes };
+}
+
+async function benchRoundTrips(given: Given, how: WaitOptions): Promise<Answer> {
+  const producer = named(producers, given.producer);
+  const consumer = named(consumers, given.consumer).consumer as Consumer;
+  const payload = Buffer.alloc(given.message_bytes);
+  const took: number[] = [];
+  for (let i = 0; i < given.messages; i++) {
+    const began = performance.now();
+    producer.send(payload);
+    const message = await consumer.receive(how);
+    took.push(performance.now() - began);
+    consumer.ack(message);
+  }
+  took.sort((one, other) => one - other);
+  const at = (part: number) => (took[Math.floor(took.length * part)] as number) * 1000;
+  return { p50_us: at(0.5), p99_us: at(0.99) };
+}
+
 async function carryOut(given: Given, how: WaitOptions): Promise<Answer> {
   switch (given.do) {
     case "hello":
@@ -352,6 +427,12 @@ async function carryOut(given: Given, how: WaitOptions): Promise<Answer> {
         return { events: told.map(({ code }) => ({ code })) };
       }
       return { events: named(consumers, given.consumer).consumer.takeEvents() };
+    case "bench_publish":
+      return await benchPublish(given, how);
+    case "bench_receive":
+      return await benchReceive(given, how);
+    case "bench_round_trips":
+      return await benchRoundTrips(given, how);
     case "request": {
       const { attributes } = given;
       const payload = Buffer.from(given.payload, "hex");
