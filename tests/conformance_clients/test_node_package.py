@@ -93,10 +93,56 @@ def test_a_program_of_the_readme_runs_in_an_empty_project(
     number: int, broker: testing.Broker, project: Path
 ) -> None:
     """As the README says: install the packed file, and run."""
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     printed, program = EXAMPLES[number]
     (project / "main.js").write_text(program, encoding="utf-8")
     assert run(project, "node", "main.js", broker.endpoint).strip() == printed
+
+
+PATTERN = """
+import { connect } from "ister";
+const client = await connect(process.argv[2]);
+const told = [];
+await client.createTopic("a/1");
+await client.createTopic("a/1.dlq");
+await client.createTopic("b/1");
+const consumer = await client.patternConsumer("a/*", "all", { start: "earliest" });
+const send = async (topic, payload) => await (await client.producer(topic)).send(payload);
+await send("a/1", "one");
+await send("b/1", "never");
+const [one] = await consumer.receiveBatch(10);
+told.push(one.text());
+await client.createTopic("a/2");
+await send("a/2", "two");
+const two = await consumer.receive();
+told.push(two.text());
+consumer.nack(two, { delayMs: 0 });
+const again = await consumer.receive();
+told.push(`${again.text()} ${again.attempt}`);
+consumer.ack([one, again]);
+await consumer.flush();
+await client.deleteTopic("a/1");
+while (consumer.topics.join() !== "a/2") await new Promise((resolve) => setTimeout(resolve, 20));
+consumer.ack(one); // of a topic that is gone
+await client.createTopic("a/1");
+await send("a/1", "anew");
+told.push((await consumer.receive()).text());
+const loop = (async () => { for await (const message of consumer) told.push(message.text()); })();
+await consumer.close();
+await loop;
+const next = await client.patternConsumer("a/*", "all");
+told.push((await next.receive()).text()); // what was not acknowledged
+await client.close();
+console.log(told.join(", "));
+"""
+
+
+def test_the_topics_of_a_pattern_are_followed(project: Path, tmp_path: Path) -> None:
+    """Those that come, those that go, and one of a name again; dead letters are not among them."""
+    (project / "pattern.js").write_text(PATTERN, encoding="utf-8")
+    with OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=2) as broker:
+        printed = run(project, "node", "pattern.js", broker.endpoint)
+    assert printed.strip() == "one, two, two 2, anew, anew"
 
 
 FALLING = """

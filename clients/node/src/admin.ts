@@ -5,6 +5,7 @@ import { EventEmitter } from "node:events";
 import type { SubscriptionType } from "./attachment.js";
 import { type Start, wirePlace } from "./consumer.js";
 import { IsterError } from "./errors.js";
+import type { Listed } from "./following.js";
 import type { Network } from "./network.js";
 import { Request } from "./session.js";
 import { Bell, until, type WaitOptions } from "./waiting.js";
@@ -228,6 +229,11 @@ export abstract class Administration extends EventEmitter<ClientEvents> {
   /** Delete a topic, its messages and its subscriptions. */
   deleteTopic(topic: string, how: WaitOptions = {}): Promise<void> {
     return this.remove("topic.delete", { topic }, ["unknown-topic"], how);
+  }
+
+  /** @internal */
+  protected watchTopics(args: object, how: WaitOptions): Promise<{ version: number; topics: Listed[] }> {
+    return this.members("topic.watch", args, how);
   }
 
   // ---- subscriptions ----------------------------------------------------------------------------------------------

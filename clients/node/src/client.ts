@@ -5,7 +5,8 @@ import { Administration, type ConnectionEvent, type SubscriptionOptions } from "
 import { Attachment, type AttachmentOptions, READER, type SubscriptionType } from "./attachment.js";
 import type { Payload } from "./batch.js";
 import { Consumer, Reader, type Receiver, type Start, wirePlace } from "./consumer.js";
-import { ClosedError, type IsterError, invalid } from "./errors.js";
+import { ClosedError, IsterError, invalid } from "./errors.js";
+import { type Follower, PatternConsumer } from "./following.js";
 import { Correspondence } from "./inbox.js";
 import type { Message, ReplyOptions } from "./message.js";
 import { Network } from "./network.js";
@@ -24,6 +25,7 @@ const EVENTS_MAX = 256;
 const NAME_MAX = 100;
 const BATCH_BYTES = 64 << 10;
 const LINGER_MS = 1;
+const WATCH_MS = 15_000; // the broker answers within five seconds
 
 /** Who is told what happens to connections; `console` is one. */
 export interface Logger {
@@ -246,7 +248,51 @@ export class Client extends Administration implements AsyncDisposable {
   }
 
   /** Open a consumer; a subscription that does not exist is created. */
-  async consumer(topic: string, subscription: string, options: ConsumerOptions = {}): Promise<Consumer> {
+  consumer(topic: string, subscription: string, options: ConsumerOptions = {}): Promise<Consumer> {
+    return this.openConsumer(topic, subscription, options, new Bell());
+  }
+
+  /**
+   * Open a consumer of every topic whose name matches a pattern: `*` stands for one part of a name, `>` at the end for
+   * one or more. It follows topics that are created later, from their first message on, and those that are deleted.
+   */
+  async patternConsumer(
+    pattern: string,
+    subscription: string,
+    options: Omit<ConsumerOptions, "force"> = {},
+  ): Promise<PatternConsumer> {
+    this.check();
+    const bell = new Bell();
+    const letters = options.options?.dead_letter_topic;
+    const patience = { ...this.patience, ...given(options) };
+    const follower: Follower = {
+      watch: async (version, signal) => {
+        const how = { signal, timeoutMs: WATCH_MS };
+        const args = version === null ? { subscription } : { version };
+        const told = await this.watchTopics({ pattern, ...args }, how).catch((error) => {
+          if (version === null && error instanceof IsterError && error.code === "invalid-argument") {
+            return this.watchTopics({ pattern }, how); // an older broker does not say what was created meanwhile
+          }
+          throw error;
+        });
+        return { ...told, topics: told.topics.filter(({ topic }) => topic !== letters) };
+      },
+      open: (topic, later, signal) => {
+        const more: ConsumerOptions = later ? { start: "earliest" } : {};
+        return this.openConsumer(topic, subscription, { ...options, ...patience, ...more, signal }, bell);
+      },
+    };
+    const consumer = new PatternConsumer(pattern, subscription, follower, bell, this.patience);
+    await consumer.begin(options);
+    return consumer;
+  }
+
+  private async openConsumer(
+    topic: string,
+    subscription: string,
+    options: ConsumerOptions,
+    bell: Bell,
+  ): Promise<Consumer> {
     this.check();
     const attachment = this.attachment({
       topic,
@@ -259,7 +305,6 @@ export class Client extends Administration implements AsyncDisposable {
       creditMessages: wholeNumber(options.creditMessages, "creditMessages", 1),
       patient: options.waitForPlace === true,
     });
-    const bell = new Bell();
     attachment.changed = () => bell.ring();
     const move = (to: Start, how: WaitOptions) => this.seek(topic, subscription, to, how);
     const consumer = new Consumer(this.network, attachment, bell, this.patience, move);

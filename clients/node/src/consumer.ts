@@ -242,7 +242,8 @@ export class Consumer extends Receiver {
     return all;
   }
 
-  private readonly now = () => this.network.now();
+  /** @internal */
+  readonly now = () => this.network.now();
 
   /**
    * Acknowledge messages: they do not come to this subscription again. The words are sent within some milliseconds;

@@ -37,6 +37,7 @@ export {
   TimeoutError,
   UsageError,
 } from "./errors.js";
+export { PatternConsumer } from "./following.js";
 export { Message, type ReplyOptions } from "./message.js";
 export { Producer, type Published, Receipt, type SendOptions } from "./producer.js";
 export { producerId } from "./producerid.js";
