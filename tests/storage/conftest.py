@@ -1,4 +1,4 @@
-"""What tests of the storage may use: a small log, and batches to put in it."""
+"""Fixtures for the storage's tests: a small log, and batches to append to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INCARNATION = bytes(range(16))
 
 
 class StillClock:
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until the test moves it."""
 
     def __init__(self) -> None:
         self.now_ms = 1_700_000_000_000
@@ -35,7 +35,7 @@ def frames_of(payloads: Sequence[bytes]) -> list[bytes]:
 
 @pytest.fixture
 def frames() -> Callable[[Sequence[bytes]], list[bytes]]:
-    """Return what makes the wire's frames of payloads."""
+    """Return the frames of payloads as they are on the wire."""
     return frames_of
 
 
@@ -53,13 +53,13 @@ def disk() -> LocalDisk:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """Return where a log may be."""
+    """Return the path of a log."""
     return str(tmp_path / "log")
 
 
 @pytest.fixture
 def open_log(folder: str, clock: StillClock) -> Callable[..., Wal]:
-    """Return what opens the test's log, by default one of 16 KiB segments on the machine's disk."""
+    """Return a function that opens the test's log, by default one of 16 KiB segments on the machine's disk."""
 
     def opened(disk: Disk | None = None, **changes: Any) -> Wal:
         settings: dict[str, Any] = {"segment_bytes_max": 16 << 10, "producers_max": 32}
@@ -73,7 +73,7 @@ def open_log(folder: str, clock: StillClock) -> Callable[..., Wal]:
 
 @pytest.fixture
 def put() -> Callable[..., int]:
-    """Return what appends payloads to a log as one batch."""
+    """Return a function that appends payloads to a log as one batch."""
 
     def appended(
         wal: Wal, *payloads: bytes, producer_id: int = 0, sequence: int = 0, timestamp_ms: int = 1

@@ -1,4 +1,4 @@
-"""Tests of checking a log in a process of its own: it says the same, and it never stays behind."""
+"""Tests of verifying a log in a child process: it reports the same as a thread, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 def wal(
     open_log: Callable[..., Wal], put: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Wal]:
-    """Return a log of several segments that counts as large, one bit of it flipped."""
+    """Return a log of several segments that counts as large, with one bit flipped."""
     monkeypatch.setattr("ister.storage.apart.APART_BYTES_MIN", 0)
     wal = open_log(LocalDisk())
     for number in range(100):
@@ -41,13 +41,13 @@ def wal(
 
 
 def children() -> set[int]:
-    """Return the processes that this one has."""
+    """Return the processes that this one has started."""
     listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid="], capture_output=True, text=True)
     return {int(word) for word in listed.stdout.split()}
 
 
 def test_it_says_what_a_check_in_a_thread_says(wal: Wal) -> None:
-    """Progress, counts, and the range that is damaged; and there is a process for it meanwhile."""
+    """Progress, counts and the damaged range are the same, and a child process runs meanwhile."""
     expected = list(verify_log(LocalDisk(), wal.folder, wal.incarnation, durable_end=wal.durable_end))
     before, found, most = children(), [], set()
     for step in verify_aside(LocalDisk(), wal.folder, wal.incarnation, durable_end=wal.durable_end):
@@ -60,7 +60,7 @@ def test_it_says_what_a_check_in_a_thread_says(wal: Wal) -> None:
 
 
 def test_a_small_log_needs_no_process(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is checked before one would have started."""
+    """It is verified before a process would have started."""
     monkeypatch.setattr("ister.storage.apart.APART_BYTES_MIN", 1 << 40)
     monkeypatch.setattr(apart, "_verify_apart", None)
     *_, report = verify_aside(LocalDisk(), wal.folder, wal.incarnation)
@@ -68,7 +68,7 @@ def test_a_small_log_needs_no_process(wal: Wal, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_who_wants_to_know_no_more_leaves_no_process_behind(wal: Wal) -> None:
-    """The check ends with the generator."""
+    """The child ends with the generator."""
     before = children()
     steps = verify_aside(LocalDisk(), wal.folder, wal.incarnation)
     assert isinstance(next(steps), VerifyProgress)
@@ -77,7 +77,7 @@ def test_who_wants_to_know_no_more_leaves_no_process_behind(wal: Wal) -> None:
 
 
 def test_a_child_that_hears_nothing_is_ended_too(wal: Wal) -> None:
-    """One that was stopped does not notice that nobody reads any more."""
+    """A stopped child does not notice that nobody reads its output any more."""
     steps = apart._verify_apart(wal.folder, wal.incarnation, None)
     next(steps)
     child = steps.gi_frame.f_locals["child"]  # type: ignore[attr-defined]
@@ -103,7 +103,7 @@ def test_a_check_that_is_killed_is_an_error(wal: Wal, monkeypatch: pytest.Monkey
 
 
 def test_a_folder_that_is_gone_is_an_error(wal: Wal, tmp_path: Path) -> None:
-    """Whoever looks first says so: here, or in the child."""
+    """The error comes from this process or from the child, whichever looks first."""
     with pytest.raises(OSError, match="no-such-folder"):
         list(verify_aside(LocalDisk(), str(tmp_path / "no-such-folder"), wal.incarnation))
     with pytest.raises(OSError, match="no-such-folder"):
@@ -112,7 +112,7 @@ def test_a_folder_that_is_gone_is_an_error(wal: Wal, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_it_ends_with_the_process_that_began_it(wal: Wal) -> None:
-    """A worker that is killed leaves no check behind: nobody reads what it says."""
+    """A killed worker leaves no child behind: nobody would read its report."""
     program = (
         "import os, signal, sys; from ister.storage import apart; from ister.storage.disk import LocalDisk; "
         "steps = apart._verify_apart(sys.argv[1], bytes.fromhex(sys.argv[2]), None); next(steps); "
@@ -127,7 +127,7 @@ def test_it_ends_with_the_process_that_began_it(wal: Wal) -> None:
 
 
 def is_check(pid: int) -> bool:
-    """Say whether this process is a check, and runs."""
+    """Return whether this process is a verification that runs."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         line = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""The note of where a log begins: written before anything goes by retention, and never believed when damaged."""
+"""Tests of the note of where a log begins: it is written before retention deletes, and never believed when damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = "/log"
 
 
 def test_what_is_written_is_read_and_nothing_else() -> None:
-    """Any flipped byte, another length and another topic's file mean nothing."""
+    """A flipped byte, another length or another topic's file counts as no note."""
     contents = encode_begin(INCARNATION, 12_345)
     assert len(contents) == 40
     assert decode_begin(contents, INCARNATION) == 12_345
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_and_nothing_else() -> None:
 
 
 def test_it_is_replaced_as_a_whole() -> None:
-    """Without a file nothing went by retention; what was left half-written by a crash is no obstacle."""
+    """Without a file retention deleted nothing; a file half-written before a crash does no harm."""
     disk = SimulatedDisk()
     disk.makedirs(FOLDER)
     assert load_begin(disk, FOLDER, INCARNATION) == 0
@@ -61,7 +61,7 @@ def filled(disk: SimulatedDisk) -> Wal:
 
 
 def test_a_trim_by_retention_is_written_down_before_anything_goes() -> None:
-    """A crash at any moment leaves the note or the segments, so that what is missing without it is damage."""
+    """A crash at any moment leaves the note or the segments, so that segments missing without a note are damage."""
     disk = SimulatedDisk()
     wal = filled(disk)
     end = wal.sealed()[1].end
@@ -87,7 +87,7 @@ def test_a_trim_by_retention_is_written_down_before_anything_goes() -> None:
 
 
 def test_what_goes_because_the_store_has_it_is_no_retention() -> None:
-    """Nothing is written down: should the store lose it, that is damage."""
+    """No note is written: if the store loses them, that is damage."""
     disk = SimulatedDisk()
     wal = filled(disk)
     wal.trim(wal.sealed()[1].end)
@@ -97,7 +97,7 @@ def test_what_goes_because_the_store_has_it_is_no_retention() -> None:
 
 
 def test_on_a_full_disk_the_first_segment_makes_room_for_the_note() -> None:
-    """Retention can make room where there is none."""
+    """Retention can make room on a full disk."""
     disk = SimulatedDisk()
     wal = filled(disk)
     create, full = disk.create, True
@@ -122,7 +122,7 @@ def test_on_a_full_disk_the_first_segment_makes_room_for_the_note() -> None:
 
 
 def test_a_note_that_fails_leaves_the_log_as_it_was() -> None:
-    """Nothing goes without it."""
+    """Nothing is deleted without it."""
     disk = SimulatedDisk()
     wal = filled(disk)
     segments = disk.listdir(FOLDER)

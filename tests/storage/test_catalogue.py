@@ -1,4 +1,4 @@
-"""The catalogue of topics and subscriptions."""
+"""Tests of the catalogue of topics and subscriptions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_is_created_is_there_after_opening_again(catalogue: Catalogue) -> N
 def test_a_topic_that_comes_back_is_entered_with_its_subscriptions_or_not_at_all(
     catalogue: Catalogue,
 ) -> None:
-    """Killed in between, or on a full disk, a topic without them would be taken for one that has none."""
+    """If it were entered alone, after a crash or on a full disk, it would look like a topic without subscriptions."""
     twice = (BILLING, BILLING)
     with pytest.raises(IsterError):
         catalogue.create_topic(ORDERS, twice)
@@ -56,14 +56,14 @@ def test_a_topic_that_comes_back_is_entered_with_its_subscriptions_or_not_at_all
 
 @pytest.mark.parametrize("start", ["earliest", "latest", 0, 2**62])
 def test_a_start_keeps_its_kind(catalogue: Catalogue, start: str | int) -> None:
-    """A name stays a name and an offset a number."""
+    """A name is read as a name, and an offset as a number."""
     catalogue.create_topic(ORDERS)
     catalogue.create_subscription(SubscriptionMeta("orders/eu", "s", "exclusive", start, 1))
     assert catalogue.get_subscription("orders/eu", "s").start == start
 
 
 def test_a_subscriptions_settings_are_replaced(catalogue: Catalogue) -> None:
-    """They are what was given, also after opening again; everything else of it stays."""
+    """They are as given, also after opening again; the other fields stay."""
     catalogue.create_topic(ORDERS)
     catalogue.create_subscription(BILLING)
     other = SubscriptionMeta("orders/eu", "other", "shared", "latest", 19, {"paused": 0})
@@ -77,7 +77,7 @@ def test_a_subscriptions_settings_are_replaced(catalogue: Catalogue) -> None:
 
 
 def test_mistakes_have_codes(catalogue: Catalogue) -> None:
-    """Whatever does not exist, or exists already, is answered with its code and changes nothing."""
+    """A missing or existing name is an error with a code, and changes nothing."""
     catalogue.create_topic(ORDERS)
     catalogue.create_subscription(BILLING)
     mistakes: dict[str, Callable[[], object]] = {
@@ -104,7 +104,7 @@ def test_mistakes_have_codes(catalogue: Catalogue) -> None:
 
 
 def test_deleting_a_topic_deletes_its_subscriptions_and_returns_them(catalogue: Catalogue) -> None:
-    """What was there comes back from the call, and is gone; other topics stay."""
+    """The call returns what was deleted; other topics stay."""
     other = TopicMeta("other", b"2" * 16, "non-reliable", "fsync", 1)
     catalogue.create_topic(ORDERS)
     catalogue.create_topic(other)
@@ -125,20 +125,20 @@ def test_an_incarnation_is_never_used_by_two_topics(catalogue: Catalogue) -> Non
 
 
 def test_settings_can_be_replaced(catalogue: Catalogue) -> None:
-    """An update returns the topic as it is from then on."""
+    """An update returns the topic with its new settings."""
     catalogue.create_topic(ORDERS)
     assert catalogue.update_topic("orders/eu", {"a": [1, None]}).settings == {"a": [1, None]}
     assert catalogue.get_topic("orders/eu").created_ms == ORDERS.created_ms
 
 
 def test_metadata_can_be_mailed() -> None:
-    """Both kinds go through msgspec's builtins and back."""
+    """Both can be converted to msgspec's builtins and back."""
     for one in (ORDERS, BILLING):
         assert msgspec.convert(msgspec.to_builtins(one), type(one)) == one
 
 
 def test_a_damaged_or_foreign_file_is_refused_with_a_code(tmp_path: Path) -> None:
-    """A file that is no database, or of another version, or cannot be made, gives a clear error."""
+    """A file that is no database, of another version, or that cannot be created gives a clear error."""
     garbage = tmp_path / "garbage.db"
     garbage.write_bytes(b"not a database" * 1000)
     with pytest.raises(DamagedError, match=r"garbage\.db"):

@@ -1,4 +1,4 @@
-"""Cursors and their journals."""
+"""Tests of cursors and their journals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INCARNATION = b"i" * 16
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """Return where a journal may be."""
+    """Return the path of a journal."""
     return str(tmp_path / "cursors" / "billing")
 
 
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> str:
 def test_a_cursor_knows_exactly_what_was_acknowledged(
     start: int, acknowledged: list[tuple[int, int]]
 ) -> None:
-    """Low watermark and ranges are a set of numbers, of which everything below the start is in from the beginning."""
+    """It is a set of numbers, kept as a low watermark and ranges; everything below the start is in it."""
     cursor, model = Cursor(start), set(range(start))
     for first, end in acknowledged:
         numbers = set(range(first, end))
@@ -55,7 +55,7 @@ def test_a_cursor_knows_exactly_what_was_acknowledged(
 
 
 def test_a_journal_comes_back_as_it_was_left(disk: LocalDisk, path: str) -> None:
-    """What was flushed is there when the journal is opened again, with where the subscription began."""
+    """Everything flushed is there when it is opened again, with the start of the subscription."""
     journal = CursorJournal.open(disk, path, INCARNATION, 5)
     assert (journal.cursor.low, journal.cursor.start) == (5, 5)
     assert journal.note(7, 9) == 2
@@ -76,7 +76,7 @@ def test_a_journal_comes_back_as_it_was_left(disk: LocalDisk, path: str) -> None
 
 
 def test_a_journal_cut_at_any_length_repeats_and_never_skips(disk: LocalDisk, path: str) -> None:
-    """Cut anywhere behind its snapshot, a journal holds what some moment before held, and goes on."""
+    """Cut anywhere after its snapshot, a journal has the state of an earlier moment, and can be continued."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     moments = [journal.cursor.copy()]
     sizes = [journal.size]
@@ -106,7 +106,7 @@ def test_a_journal_cut_at_any_length_repeats_and_never_skips(disk: LocalDisk, pa
 
 
 def test_each_flipped_byte_only_repeats_or_is_reported(disk: LocalDisk, path: str, tmp_path: Path) -> None:
-    """A flipped byte never acknowledges anything; entries behind it count, and the damaged file is kept."""
+    """It never adds an acknowledgment; entries after it count, and the damaged file is kept."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     for first in (0, 4, 2):
         journal.note(first, first + 1)
@@ -139,7 +139,7 @@ def test_each_flipped_byte_only_repeats_or_is_reported(disk: LocalDisk, path: st
 
 
 def test_a_journal_of_another_topic_is_refused(disk: LocalDisk, path: str) -> None:
-    """Acknowledgments of a deleted topic never apply to a new one of its name."""
+    """Acknowledgments of a deleted topic never apply to its successor."""
     CursorJournal.open(disk, path, INCARNATION, 0).close()
     with pytest.raises(DamagedError, match="another topic"):
         CursorJournal.open(disk, path, b"j" * 16, 0)
@@ -149,7 +149,7 @@ def test_a_journal_of_another_topic_is_refused(disk: LocalDisk, path: str) -> No
 
 
 def test_seeking_forgets_all_acknowledgments_at_once(disk: LocalDisk, path: str) -> None:
-    """After a seek only what is acknowledged since counts, also after opening again."""
+    """After a seek only later acknowledgments count, also after opening again."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     journal.note(0, 100)
     journal.flush()
@@ -165,7 +165,7 @@ def test_seeking_forgets_all_acknowledgments_at_once(disk: LocalDisk, path: str)
 
 
 def test_a_long_journal_is_rewritten_and_nothing_noted_meanwhile_is_lost(disk: LocalDisk, path: str) -> None:
-    """Compaction makes the file short again; what is noted and flushed while it runs is in the new file."""
+    """Compaction shortens the file; entries written while it runs are in the new file."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     assert journal.begin_compaction() is None
     offset = 0
@@ -201,7 +201,7 @@ def test_a_long_journal_is_rewritten_and_nothing_noted_meanwhile_is_lost(disk: L
 
 
 def test_a_compaction_that_fails_changes_nothing(disk: LocalDisk, path: str) -> None:
-    """The old file goes on when the new one cannot be written."""
+    """If the new file cannot be written, the old one stays in use."""
     simulated = SimulatedDisk()
     journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
     for offset in range(0, 100_000, 2):
@@ -226,7 +226,7 @@ def test_a_compaction_that_fails_changes_nothing(disk: LocalDisk, path: str) -> 
 
 
 def test_a_full_disk_keeps_acknowledgments_noted(disk: LocalDisk) -> None:
-    """Acknowledging goes on in memory while the disk is full, and is written when there is room."""
+    """Acknowledgments are kept in memory while the disk is full, and written when there is room."""
     simulated = SimulatedDisk()
     journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
     simulated.room = 20
@@ -245,7 +245,7 @@ def test_a_full_disk_keeps_acknowledgments_noted(disk: LocalDisk) -> None:
 
 
 def test_a_failed_write_or_sync_fails_the_journal(disk: LocalDisk) -> None:
-    """After a failed write nothing more is written; opening again finds what was there."""
+    """After a failed write nothing more is written; opening again finds what was there before."""
     for failing in ("write", "sync"):
         simulated = SimulatedDisk()
         journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
@@ -276,7 +276,7 @@ def test_a_failed_write_or_sync_fails_the_journal(disk: LocalDisk) -> None:
 
 
 def test_power_loss_repeats_and_never_skips() -> None:
-    """Whatever of the unsynced part survives, nothing is acknowledged that was not, and nothing synced is forgotten."""
+    """Whichever unsynced part survives, only acknowledged messages count, and nothing synced is lost."""
     for seed in range(150):
         random = Random(seed)
         disk = SimulatedDisk()
@@ -304,7 +304,7 @@ def test_power_loss_repeats_and_never_skips() -> None:
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=9))
 def test_a_snapshot_holds_the_whole_cursor(start: int, acknowledged: list[tuple[int, int]]) -> None:
-    """Encoding and parsing a journal of one snapshot are each other's inverse."""
+    """Parsing is the inverse of encoding for a journal of one snapshot."""
     cursor = Cursor(start)
     for first, end in acknowledged:
         cursor.acknowledge(start + first, start + end)
@@ -315,7 +315,7 @@ def test_a_snapshot_holds_the_whole_cursor(start: int, acknowledged: list[tuple[
 
 
 def test_failures_outlast_everything_but_the_acknowledgment(disk: LocalDisk, path: str) -> None:
-    """Of two about one message the later counts; seeking, acknowledging and compaction forget what is done with."""
+    """The later of two entries for a message counts; seeks, acknowledgments and compaction drop what is not needed."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     journal.note_failed(3, 6, 1, 1)
     journal.note_failed(4, 5, 2, 2)
@@ -335,7 +335,7 @@ def test_failures_outlast_everything_but_the_acknowledgment(disk: LocalDisk, pat
 def test_no_more_failures_are_kept_than_there_is_room_for(
     disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is beyond that is tried more often, never less."""
+    """Messages over the limit are tried more often, never less."""
     monkeypatch.setattr("ister.storage.cursor.FAILURES_MAX", 10)
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     assert journal.note_failed(0, 8, 1, 1)
@@ -349,7 +349,7 @@ def test_no_more_failures_are_kept_than_there_is_room_for(
 def test_failures_that_cannot_be_written_for_long_do_not_pile_up(
     disk: LocalDisk, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a full disk the last word of each message is kept, and is written once there is room."""
+    """On a full disk only the last entry of each message is kept, and written once there is room."""
     monkeypatch.setattr("ister.storage.cursor_journal.FAILURES_MAX", 10)
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     for failures in range(1, 500):
@@ -363,7 +363,7 @@ def test_failures_that_cannot_be_written_for_long_do_not_pile_up(
 
 
 def failing(operation: str, *numbers: int) -> Callable[[str, str], None]:
-    """Return what lets the given ones of an operation fail, counted from 0 on; none given: all of them."""
+    """Return a function that lets the given calls of an operation fail, counted from 0; none given: all of them."""
     count = iter(range(1 << 30))
 
     def fails(happening: str, path: str) -> None:
@@ -378,7 +378,7 @@ def failing(operation: str, *numbers: int) -> Callable[[str, str], None]:
 def test_a_move_that_fails_is_not_in_force_when_the_journal_is_opened_again(
     operation: str, numbers: tuple[int, ...]
 ) -> None:
-    """Whatever fails of a move forward, and however often: what was not acknowledged is delivered."""
+    """Whichever write of a seek forward fails, and however often: unacknowledged messages are delivered."""
     simulated = SimulatedDisk()
     journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
     journal.note(0, 5)
@@ -402,7 +402,7 @@ def test_a_move_that_fails_is_not_in_force_when_the_journal_is_opened_again(
 
 
 def test_a_journal_written_anew_after_a_failed_sync_is_on_the_disk() -> None:
-    """What the page cache still shows of a failed sync is no proof: all of it is written once more."""
+    """What the page cache shows after a failed sync is no proof: everything is written once more."""
     for seed in range(40):
         simulated = SimulatedDisk()
         journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
@@ -423,7 +423,7 @@ def test_a_journal_written_anew_after_a_failed_sync_is_on_the_disk() -> None:
 
 
 def test_what_a_start_found_is_written_once_more_before_it_counts_as_synced() -> None:
-    """The process before may have died of the sync that failed, and of the name it could not make last."""
+    """The process before may have died of a failed sync, or before the file's name was durable."""
     for seed in range(40):
         simulated = SimulatedDisk()
         journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
@@ -440,7 +440,7 @@ def test_what_a_start_found_is_written_once_more_before_it_counts_as_synced() ->
 
 
 def test_one_thing_runs_on_a_journal_at_a_time() -> None:
-    """A compaction that ended would close the file under the sync; a journal that is closed waits for both."""
+    """The end of a compaction would close the file during the sync; closing a journal waits for both."""
     simulated = SimulatedDisk()
     journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
     for offset in range(0, 200_000, 2):
@@ -467,7 +467,7 @@ def test_one_thing_runs_on_a_journal_at_a_time() -> None:
 
 
 def test_a_damaged_journal_never_has_no_name(disk: LocalDisk) -> None:
-    """Killed at any moment of keeping it, the acknowledgments are found: a journal that is gone would begin anew."""
+    """A crash while it is renamed leaves the acknowledgments; without a journal the cursor would start over."""
     for step in range(12):
         simulated = SimulatedDisk()
         journal = CursorJournal.open(simulated, "/data/billing", INCARNATION, 0)
@@ -499,7 +499,7 @@ def test_a_damaged_journal_never_has_no_name(disk: LocalDisk) -> None:
 def test_until_when_messages_wait_outlasts_everything_but_the_acknowledgment(
     disk: LocalDisk, path: str
 ) -> None:
-    """The last word counts, through flushes, compactions and another opening; a move forgets all of it."""
+    """The last entry counts, through flushes, compactions and reopening; a seek drops all of them."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     assert journal.note_failed(3, 6, 1, 1, 1_000)
     journal.flush()
@@ -520,7 +520,7 @@ def test_until_when_messages_wait_outlasts_everything_but_the_acknowledgment(
 
 
 def test_an_older_journal_does_not_say_for_how_long_messages_wait(disk: LocalDisk, path: str) -> None:
-    """Its waiting entries have a zero there, and are read as before."""
+    """Its waiting entries have a zero in that field, and are read as before."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     assert journal.note_failed(3, 5, 1, 1, 1_000)
     journal.close()
@@ -533,7 +533,7 @@ def test_an_older_journal_does_not_say_for_how_long_messages_wait(disk: LocalDis
 
 
 def test_an_entry_of_a_kind_to_come_is_passed_over(disk: LocalDisk, path: str) -> None:
-    """So that a broker that is older than a journal reads the rest of it."""
+    """So that a broker older than the journal reads the rest of it."""
     journal = CursorJournal.open(disk, path, INCARNATION, 0)
     journal.note(0, 3)
     journal.flush()

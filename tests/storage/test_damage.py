@@ -1,4 +1,4 @@
-"""Damage in the middle of a log: served around, reported, skipped by decision only, and found by verifying."""
+"""Tests of damage inside a log: readers stop at it, it is reported, skipped by decision only, found by verifying."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def flip(disk: SimulatedDisk, wal: Wal, *batches: int) -> None:
 
 
 def read_all(reader: Reader, end: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the first offsets that are served, and the ranges at which a consumer would be stopped."""
+    """Return the first offsets that are served, and the ranges at which a reader stops."""
     found, stopped = [], []
     while reader.offset < end:
         try:
@@ -65,7 +65,7 @@ def read_all(reader: Reader, end: int) -> tuple[list[int], list[tuple[int, int]]
 
 
 def verified(disk: SimulatedDisk, wal: Wal, durable_end: int | None = None) -> VerifyReport:
-    """Return the report of a check."""
+    """Return the report of a verification."""
     *progress, report = verify_log(disk, wal.folder, wal.incarnation, durable_end=durable_end)
     assert isinstance(report, VerifyReport)
     assert all(isinstance(one, VerifyProgress) for one in progress)
@@ -73,18 +73,18 @@ def verified(disk: SimulatedDisk, wal: Wal, durable_end: int | None = None) -> V
 
 
 def test_only_the_damaged_batches_are_not_served(wal: Wal, simulated: SimulatedDisk) -> None:
-    """Reading stops at each damaged batch with exactly its offsets, and everything else is there."""
+    """Reading stops at each damaged batch with exactly its offsets, and all others are served."""
     flip(simulated, wal, 0, 17, 18, 50, 99)
     reader = Reader(SegmentMaps(simulated), wal.folder, wal.incarnation, 0)
     found, stopped = read_all(reader, 200)
-    # 17 and 18 have nothing whole between them; whether they lie in one segment decides if they are one range
+    # 17 and 18 are adjacent: if they are in one segment, they are one range
     assert RangeSet(stopped) == RangeSet([(0, 2), (34, 38), (100, 102), (198, 200)])
     assert found == [2 * number for number in range(100) if number not in (0, 17, 18, 50, 99)]
     wal.close()
 
 
 def test_damage_is_skipped_by_decision_only_and_reported(wal: Wal, simulated: SimulatedDisk) -> None:
-    """A reader jumps over exactly the ranges that were decided on, says so, and stops at all others."""
+    """A reader skips exactly the ranges decided on, reports them, and stops at all others."""
     flip(simulated, wal, 17, 50)
     reader = Reader(SegmentMaps(simulated), wal.folder, wal.incarnation, 0)
     for _ in range(2):
@@ -110,7 +110,7 @@ def test_damage_is_skipped_by_decision_only_and_reported(wal: Wal, simulated: Si
 
 
 def test_only_what_is_damaged_can_be_skipped(wal: Wal, simulated: SimulatedDisk) -> None:
-    """A decision about whole records is no decision, and one about a part of a range is about all of it."""
+    """A decision about intact records has no effect, one about a part of a damaged range counts for all of it."""
     assert list(skip_damaged(simulated, wal.folder, wal.incarnation, durable_end=200)) == []
     flip(simulated, wal, 17)
     assert list(skip_damaged(simulated, wal.folder, wal.incarnation, durable_end=200, first=35, end=190)) == [
@@ -120,7 +120,7 @@ def test_only_what_is_damaged_can_be_skipped(wal: Wal, simulated: SimulatedDisk)
 
 
 def test_a_damaged_skips_file_skips_nothing(wal: Wal, simulated: SimulatedDisk) -> None:
-    """Whichever byte of it is wrong or missing, readers stop as if nothing was decided; it is kept when replaced."""
+    """Whichever byte of the file is wrong or missing, readers stop as without decisions; it is kept when replaced."""
     flip(simulated, wal, 17)
     skip_damaged(simulated, wal.folder, wal.incarnation, durable_end=200)
     path = f"{wal.folder}/{SKIPS_NAME}"
@@ -146,7 +146,7 @@ def test_a_damaged_skips_file_skips_nothing(wal: Wal, simulated: SimulatedDisk) 
 
 
 def test_verifying_finds_every_flipped_byte(open_log: Open, put: Put, simulated: SimulatedDisk) -> None:
-    """A check of a log of three segments passes as it is, and names a place for each byte that is changed."""
+    """A log of three segments verifies without damage, and with each single changed byte reports a place."""
     wal = open_log(simulated, segment_bytes_max=4096)
     for number in range(6):
         put(wal, b"%d" % number * 40, producer_id=1, sequence=number)
@@ -170,7 +170,7 @@ def test_verifying_finds_every_flipped_byte(open_log: Open, put: Put, simulated:
 
 
 def test_a_log_that_is_written_can_be_verified(wal: Wal, put: Put, simulated: SimulatedDisk) -> None:
-    """What lies behind the durable end is not looked at, whatever it is; progress ends at all bytes."""
+    """Records after the durable end are not read, whatever they are; progress ends at the total of bytes."""
     put(wal, b"not yet durable")
     assert wal._active is not None
     wal._active.file.pwritev((b"garbage",), wal._active.end)
@@ -184,7 +184,7 @@ def test_a_log_that_is_written_can_be_verified(wal: Wal, put: Put, simulated: Si
 
 
 def test_verifying_and_reading_agree(wal: Wal, simulated: SimulatedDisk) -> None:
-    """The ranges a check reports are those at which readers stop, for any set of damaged batches."""
+    """For any set of damaged batches the reported ranges are those at which readers stop."""
     for seed in range(30):
         random = Random(seed)
         disk = simulated.power_loss(random)
@@ -196,7 +196,7 @@ def test_verifying_and_reading_agree(wal: Wal, simulated: SimulatedDisk) -> None
 
 
 def test_a_missing_segment_is_one_damaged_range(wal: Wal, simulated: SimulatedDisk, open_log: Open) -> None:
-    """A segment that is gone from the middle is reported by opening, reading and verifying alike."""
+    """Opening, reading and verifying report a segment that is missing from the middle."""
     gone = wal.sealed()[2]
     wal.close()
     simulated.unlink(gone.path)
@@ -209,7 +209,7 @@ def test_a_missing_segment_is_one_damaged_range(wal: Wal, simulated: SimulatedDi
     reader.seek(0)
     assert read_all(reader, 200)[1] == []
     assert reader.take_skipped() == [(gone.base, gone.end)]
-    reader.seek(gone.base + 3)  # into the middle of what is gone
+    reader.seek(gone.base + 3)  # into the missing range
     assert reader.read(200, 1)[0].first_offset == gone.end
     wal.close()
 
@@ -217,7 +217,7 @@ def test_a_missing_segment_is_one_damaged_range(wal: Wal, simulated: SimulatedDi
 def test_a_damaged_segment_is_not_offered_and_not_deleted(
     wal: Wal, put: Put, simulated: SimulatedDisk, open_log: Open
 ) -> None:
-    """A segment found damaged is no longer among the sealed ones, and when it is trimmed its file gets another name."""
+    """It is no longer among the sealed ones, and trimming renames its file instead of deleting it."""
     victim = wal.sealed()[1]
     wal.close()
     file = simulated.open(victim.path)
@@ -240,7 +240,7 @@ def test_a_damaged_segment_is_not_offered_and_not_deleted(
 def test_producers_are_known_behind_damage(
     wal: Wal, put: Put, simulated: SimulatedDisk, open_log: Open
 ) -> None:
-    """Recovery that meets damage in the newest segment still knows what producers sent behind it."""
+    """If recovery meets damage in the newest segment, it still reads what producers sent after it."""
     wal.close()
     disk = simulated
     flip(disk, wal, 97)
@@ -262,7 +262,7 @@ def test_producers_are_known_behind_damage(
 
 
 def test_a_log_that_is_damaged_again_and_again_goes_on(open_log: Open, put: Put) -> None:
-    """Bytes go wrong between openings, and power is lost: nothing wrong is served, and what is lost is named."""
+    """Bytes change between openings, and power fails: nothing wrong is served, and losses are reported."""
     for seed in range(int(os.environ.get("ISTER_TEST_SEEDS", "60"))):
         random = Random(seed)
         disk = SimulatedDisk()
@@ -274,7 +274,7 @@ def test_a_log_that_is_damaged_again_and_again_goes_on(open_log: Open, put: Put)
             except StorageError as error:
                 if error.action != "stop":
                     raise
-                break  # nothing says where it ended
+                break  # no record says where it ended
             assert wal.next_offset >= acknowledged, seed
             lost = RangeSet((one.first, one.end) for one in wal.report.damaged if one.first < one.end)
             reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, wal.start_offset)
@@ -314,7 +314,7 @@ def test_a_log_that_is_damaged_again_and_again_goes_on(open_log: Open, put: Put)
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_decision_that_failed_is_not_in_force(wal: Wal, simulated: SimulatedDisk, number: int) -> None:
-    """Who was told that nothing changed finds readers stopped at damage, as before."""
+    """The operator was told that nothing changed: readers stop at the damage as before."""
     flip(simulated, wal, 10, 60)
     decided = skip_damaged(simulated, wal.folder, wal.incarnation, durable_end=200, first=0, end=40)
     count = iter(range(100))

@@ -1,4 +1,4 @@
-"""The machine's disk."""
+"""Tests of the machine's disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ister.storage.disk import LocalDisk
 
 
 def test_a_folder_is_held_by_one_process_and_the_error_names_it(disk: LocalDisk, tmp_path: Path) -> None:
-    """A second lock is refused with the holder's pid, also within one process; a released one is free."""
+    """A second lock, also in one process, is refused with the holder's pid; a released one can be taken."""
     lock = disk.lock(str(tmp_path))
     with pytest.raises(LockedError, match=f"pid {os.getpid()}"):
         disk.lock(str(tmp_path))
@@ -53,7 +53,7 @@ def test_a_lock_ends_with_its_process(disk: LocalDisk, tmp_path: Path) -> None:
 def test_a_write_is_whole_or_an_error(
     disk: LocalDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short writes are continued; a disk that fills up in the middle is DiskFullError."""
+    """Short writes are continued; a disk that becomes full meanwhile raises DiskFullError."""
     file = disk.create(str(tmp_path / "a"))
     real = os.pwritev
 
@@ -79,7 +79,7 @@ def test_a_write_is_whole_or_an_error(
 
 
 def test_a_written_byte_is_in_the_map_at_once(disk: LocalDisk, tmp_path: Path) -> None:
-    """A map follows writes to the file, and outlives its name."""
+    """A map shows later writes to the file, and stays valid when the file's name is gone."""
     path = str(tmp_path / "a")
     file = disk.create(path, 10_000)
     mapped = disk.map(path)
@@ -92,7 +92,7 @@ def test_a_written_byte_is_in_the_map_at_once(disk: LocalDisk, tmp_path: Path) -
 
 
 def test_files_are_created_once(disk: LocalDisk, tmp_path: Path) -> None:
-    """Creating what is there is an error; what is created has the length asked for, in zeros."""
+    """Creating an existing file is an error; a new file has the requested length, in zeros."""
     path = str(tmp_path / "a")
     disk.create(path, 100).close()
     with pytest.raises(FileExistsError):
@@ -107,7 +107,7 @@ def test_files_are_created_once(disk: LocalDisk, tmp_path: Path) -> None:
 
 
 def test_folders_are_made_with_those_above(disk: LocalDisk, tmp_path: Path) -> None:
-    """Making a folder that is there does nothing; one below a file is an error."""
+    """An existing folder is fine; a folder below a file is an error."""
     disk.makedirs(str(tmp_path / "a" / "b" / "c"))
     disk.makedirs(str(tmp_path / "a" / "b" / "c"))
     assert disk.listdir(str(tmp_path / "a")) == ["b"]

@@ -1,4 +1,4 @@
-"""Deletion from the store against take-overs, call by call, in every order with two changes of who is on."""
+"""Tests of deletion from the store during takeovers, call by call, in every order with two switches between them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYOUT = Layout(TOPIC.name, TOPIC.incarnation)
 
 
 class Runner:
-    """Somebody who uses the store in a thread, one call at a time, as far as it is let."""
+    """A user of the store in a thread of its own, which makes as many calls as the test allows."""
 
     def __init__(self, store: FolderStore, work: Callable[[FaultyStore], Any]) -> None:
         self.store = FaultyStore(store)
@@ -57,19 +57,19 @@ class Runner:
         self.asked.put("end")
 
     def step(self, verdict: str = "go") -> None:
-        """Let it do one call."""
+        """Let it make one call."""
         if self.alive:
             self.verdicts.put(verdict)
             self.asked.get(timeout=20)
 
     def steps(self, count: int) -> bool:
-        """Let it do so many calls; say whether it still has some to do."""
+        """Let it make so many calls; return whether it has more to make."""
         for _ in range(count):
             self.step()
         return self.alive
 
     def end(self) -> None:
-        """Let it come to its end."""
+        """Let it run to its end."""
         while self.alive:
             self.step()
 
@@ -86,22 +86,22 @@ def stored(segments: int = 3) -> FolderStore:
 
 
 def taking(store: FaultyStore) -> Any:
-    """Take the topic over, as a broker that has found it in a listing."""
+    """Take the topic over, as a broker does that found it in a listing."""
     return claim(cast(Any, store), TOPIC, "b1", None, broker="b", enter=False)
 
 
 def erasing(run: str) -> Callable[[FaultyStore], int]:
-    """Delete the topic, as its owner."""
+    """Delete the topic, as its owner does."""
     return lambda store: erase(cast(Any, store), TOPIC, "a", run)
 
 
 def names(store: FolderStore) -> list[str]:
-    """Return all objects."""
+    """Return the names of all objects."""
     return [info.name for info in store.list("v1/")]
 
 
 def check(store: FolderStore, taker: Runner, before: list[str]) -> None:
-    """Either the topic was taken over, and is whole; or it is deleted, and nothing is left of it."""
+    """Check that the topic was taken over and is complete, or was deleted and has no object left."""
     if taker.error is None:
         history = taker.result.history
         found = list_history(store, LAYOUT)
@@ -118,7 +118,7 @@ def check(store: FolderStore, taker: Runner, before: list[str]) -> None:
 
 
 def calls_of(work: Callable[[FaultyStore], Any]) -> int:
-    """Return how many calls something takes alone."""
+    """Return how many calls something makes when it runs alone."""
     runner = Runner(stored(), work)
     runner.end()
     return len(runner.store.calls)
@@ -130,7 +130,7 @@ TAKE_CALLS = calls_of(taking)
 
 @pytest.mark.parametrize("first", range(ERASE_CALLS + 1))
 def test_a_topic_is_deleted_or_taken_over_never_both(first: int) -> None:
-    """The owner deletes up to any call, another takes over up to any call, the owner ends, then the other."""
+    """The owner deletes up to any call, another broker takes over up to any call, the owner ends, then the other."""
     for second in range(TAKE_CALLS + 1):
         store = stored()
         before = [name for name in names(store) if "/s/" in name]
@@ -142,13 +142,13 @@ def test_a_topic_is_deleted_or_taken_over_never_both(first: int) -> None:
         taker.end()
         if eraser.error is None or not isinstance(eraser.error, NotOwnerError):
             again = Runner(store, erasing("a2"))
-            again.end()  # a deletion is tried again until it is done
+            again.end()  # a deletion is retried until it is done
         check(store, taker, before)
 
 
 @pytest.mark.parametrize("first", range(TAKE_CALLS + 1))
 def test_a_topic_is_taken_over_or_deleted_never_both(first: int) -> None:
-    """The same, where the other is on its way first."""
+    """The same, with the other broker first."""
     for second in range(ERASE_CALLS + 1):
         store = stored()
         before = [name for name in names(store) if "/s/" in name]
@@ -163,7 +163,7 @@ def test_a_topic_is_taken_over_or_deleted_never_both(first: int) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_fails_a_topic_is_deleted_or_taken_over(seed: int) -> None:
-    """Both in any order, with calls that fail, and a deletion that goes on in later runs of the owner's broker."""
+    """Both in any order, with failing calls, and a deletion that is continued in later runs of the owner's broker."""
     random = Random(seed)
     store = stored(random.randrange(1, 5))
     before = [name for name in names(store) if "/s/" in name]
@@ -181,7 +181,7 @@ def test_whatever_fails_a_topic_is_deleted_or_taken_over(seed: int) -> None:
 
 
 def test_another_incarnation_and_another_topic_are_left_alone() -> None:
-    """What is deleted is one topic of one name; the next of that name may be there already."""
+    """The deletion is for one incarnation of a name; the next one may exist already."""
     store = stored()
     other = TopicMeta("orders.old", bytes(16), "reliable", "fsync", 2)
     claim(store, other, "x", broker="a")
@@ -191,7 +191,7 @@ def test_another_incarnation_and_another_topic_are_left_alone() -> None:
 
 
 def test_a_deletion_that_nobody_finishes_is_finished_by_the_sweep() -> None:
-    """A broker that died for good in the middle leaves a topic that nobody takes; after its grace the rest goes."""
+    """If a broker dies for good during a deletion, nobody can take the topic over; the rest goes after the grace."""
     store = stored()
     eraser = Runner(store, erasing("a2"))
     eraser.steps(6)
@@ -206,7 +206,7 @@ def test_a_deletion_that_nobody_finishes_is_finished_by_the_sweep() -> None:
 
 
 def test_a_trim_that_meets_a_takeover_is_taken_back() -> None:
-    """At whatever call another broker takes over, what it found is there afterwards, or it found it trimmed."""
+    """At whichever call another broker takes over, what it found is still there, or it found it trimmed."""
     total = 0
     while True:
         store = stored()
@@ -219,7 +219,7 @@ def test_a_trim_that_meets_a_takeover_is_taken_back() -> None:
         if taken.history.start == 0:
             assert isinstance(trimmer.error, FencedError), f"after {total} calls"
             assert (found.start, found.pieces) == (0, taken.history.pieces)
-        else:  # it found the note; one that is taken back leaves more there than it needs
+        else:  # it found the note; if that is withdrawn, more is left than it needs
             assert (found.start in (0, 20), found.end, found.unjoined) == (True, 30, ())
         total += 1
     assert total > 4
@@ -227,7 +227,7 @@ def test_a_trim_that_meets_a_takeover_is_taken_back() -> None:
 
 @pytest.mark.parametrize("first", range(ERASE_CALLS + 1))
 def test_who_was_fenced_by_a_broker_that_deletes_the_topic_stays_fenced(first: int) -> None:
-    """At no step of a deletion, nor after it, does an older writer take its upload for one that counts."""
+    """At no step of a deletion, nor after it, does an older writer believe that its upload counts."""
     store = stored()
     claim(store, TOPIC, "b1", None, broker="b", enter=False)
     eraser = Runner(store, lambda faulty: erase(cast(Any, faulty), TOPIC, "b", "b2"))

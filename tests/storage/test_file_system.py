@@ -1,4 +1,4 @@
-"""The sync of a whole file system: only where its errors are told, and told they are."""
+"""Tests of syncing a whole file system: only where its errors are reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="syncfs(2) is Linux's
 def test_a_file_system_that_may_hide_errors_is_not_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only file systems on a list are synced as a whole; overlayfs, for one, is not."""
+    """Only file systems on a list are synced as a whole; overlayfs, for example, is not."""
     monkeypatch.setattr(disk_module, "_file_system_type", lambda _path: "ext4")
     assert LocalDisk().file_system(str(tmp_path)) is not None
     monkeypatch.setattr(disk_module, "_file_system_type", lambda _path: "overlay")
@@ -36,7 +36,7 @@ def test_a_file_system_that_may_hide_errors_is_not_offered(
 def test_a_kernel_whose_syncfs_hides_errors_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, offered: bool
 ) -> None:
-    """Before Linux 5.8 syncfs(2) said success after failed writes."""
+    """Before Linux 5.8 syncfs(2) returned success after failed writes."""
     monkeypatch.setattr(disk_module, "_file_system_type", lambda _path: "ext4")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     assert (LocalDisk().file_system(str(tmp_path)) is not None) == offered
@@ -44,7 +44,7 @@ def test_a_kernel_whose_syncfs_hides_errors_is_not_trusted(
 
 @linux
 def test_the_kernel_names_the_type_of_every_file_system() -> None:
-    """/proc itself is there, and of its own type."""
+    """It finds /proc itself, with its own type."""
     assert disk_module._file_system_type("/proc") == "proc"
 
 
@@ -60,7 +60,7 @@ def test_a_file_system_covers_what_is_in_it_and_nothing_else(tmp_path: Path) -> 
 
 @linux
 def test_a_failed_sync_of_a_file_system_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What syncfs(2) returns is an OSError with its number, and success is silence."""
+    """An error number of syncfs(2) becomes an OSError."""
     file_system = LocalFileSystem(str(tmp_path))
     file_system.sync()
 

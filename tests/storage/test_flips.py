@@ -1,7 +1,7 @@
-"""Every byte: whatever single one is wrong or missing, the outcome is the same data, a cut tail, or reported damage.
+"""Tests of single wrong or missing bytes anywhere: the data is the same, or a tail is cut, or damage is reported.
 
 The last segment and the cursor's journal have such tests of their own; here are sealed segments with an index, and the
-catalogue. By default a part of the places; all of them with -m slow.
+catalogue. By default a sample of the places; all of them with -m slow.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def put_file(disk: SimulatedDisk, path: str, contents: bytes) -> None:
 
 
 def check_log(disk: SimulatedDisk, path: str, payloads: list[bytes]) -> str:
-    """Open, read, search and verify a log with one wrong file; return what came of it."""
+    """Open, read, search and verify a log with one wrong file; return the outcome."""
     wal = opened(disk)
     assert wal.next_offset == len(payloads)
     reader = Reader(SegmentMaps(disk), FOLDER, INCARNATION, 0)
@@ -109,7 +109,7 @@ def check_log(disk: SimulatedDisk, path: str, payloads: list[bytes]) -> str:
 
 
 def check_places(places: Iterable[int], bits: Iterable[int]) -> set[str]:
-    """Flip these bits at these places of a sealed segment, one at a time; return what came of it."""
+    """Flip these bits at these places of a sealed segment, one at a time; return the outcomes."""
     disk, path, whole, payloads = sealed_log()
     outcomes = set()
     for at in places:
@@ -120,14 +120,14 @@ def check_places(places: Iterable[int], bits: Iterable[int]) -> set[str]:
 
 
 def interesting_places() -> list[int]:
-    """Return each place of a sealed segment that is no payload."""
+    """Return each place of a sealed segment that is not in a payload."""
     _, _, whole, payloads = sealed_log()
     filling = {payload[0] for payload in payloads}
     return [at for at in range(1, len(whole)) if not (whole[at] in filling and whole[at - 1] == whole[at])]
 
 
 def test_flipping_any_byte_of_a_sealed_segments_structure_is_reported() -> None:
-    """Headers, snapshot, index and footer: each byte is checked by something, and costs no more than its record."""
+    """A check covers each byte of headers, snapshot, index and footer, and a flip costs at most its record."""
     places = interesting_places()
     assert 600 < len(places) < 2000
     assert check_places(places[::5], [0]) == {"messages", "bookkeeping"}
@@ -136,14 +136,14 @@ def test_flipping_any_byte_of_a_sealed_segments_structure_is_reported() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_flipping_each_bit_of_a_sealed_segments_structure_is_reported() -> None:
-    """The same, all places and all bits, and a sample of payload bytes."""
+    """The same for all places and all bits, and a sample of payload bytes."""
     places = interesting_places()
     assert check_places(places, range(8)) == {"messages", "bookkeeping"}
     assert check_places(range(300, 137_000, 997), [3]) == {"messages"}
 
 
 def test_a_sealed_segment_cut_short_is_reported() -> None:
-    """Whatever length a segment in the middle is cut to, what is left of it is served, and the rest is named."""
+    """Whatever length a middle segment is cut to, the intact part is served, and the rest reported."""
     disk, path, whole, payloads = sealed_log()
     lengths = [*range(0, 1300, 31), *range(70_000, 72_000, 97), *range(len(whole) - 400, len(whole), 13)]
     for length in lengths:
@@ -173,7 +173,7 @@ def write_catalogue(path: str) -> bytes:
 
 
 def check_catalogue(path: str, contents: bytes) -> str:
-    """Open a catalogue with these bytes; it is the same, or an error that says so."""
+    """Open a catalogue with these bytes, and check that it is the same, or an error reports it."""
     Path(path).write_bytes(contents)
     for suffix in ("-wal", "-shm"):
         if os.path.exists(path + suffix):
@@ -193,12 +193,12 @@ def check_catalogue(path: str, contents: bytes) -> str:
 
 
 def used_places(contents: bytes) -> list[int]:
-    """Return the places of a database file that hold anything, and some that do not."""
+    """Return the places of a database file that hold data, and some that do not."""
     return [at for at in range(len(contents)) if contents[at] or at % 512 == 7]
 
 
 def test_a_flipped_byte_of_the_catalogue_is_harmless_or_reported(tmp_path: Path) -> None:
-    """Never a topic that was not created so, and never one that is gone without a word."""
+    """No topic appears that was not created so, and none is missing without an error."""
     path = str(tmp_path / "catalogue.db")
     whole = write_catalogue(path)
     outcomes = [
@@ -211,7 +211,7 @@ def test_a_flipped_byte_of_the_catalogue_is_harmless_or_reported(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_flipped_byte_of_the_catalogue_is_harmless_or_reported(tmp_path: Path) -> None:
-    """The same, all places, three bits each."""
+    """The same for all places, with three bits each."""
     path = str(tmp_path / "catalogue.db")
     whole = write_catalogue(path)
     for at in used_places(whole):
@@ -220,7 +220,7 @@ def test_each_flipped_byte_of_the_catalogue_is_harmless_or_reported(tmp_path: Pa
 
 
 def test_a_catalogue_cut_short_is_reported(tmp_path: Path) -> None:
-    """A file of any other length is refused, but an empty one: that is a new catalogue, for those who look."""
+    """A file of any other length is refused, except an empty one, which is a new catalogue."""
     path = str(tmp_path / "catalogue.db")
     whole = write_catalogue(path)
     for length in range(1, len(whole), 211):
@@ -228,7 +228,7 @@ def test_a_catalogue_cut_short_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_row_changed_behind_the_catalogues_back_is_noticed(tmp_path: Path) -> None:
-    """Each kind of change keeps the digest, and only the catalogue's own changes do."""
+    """Only the catalogue's own changes keep its digest right; each kind of them does."""
     path = str(tmp_path / "catalogue.db")
     write_catalogue(path)
     catalogue = Catalogue(path)

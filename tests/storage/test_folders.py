@@ -1,4 +1,4 @@
-"""Where things are in the data folder: paths that never change, and that no two things share."""
+"""Tests of the data folder's paths: they never change, and no two things share one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = st.text("aAbB", min_size=1, max_size=4)
 
 
 def test_the_paths_of_a_data_folder_never_change_over_versions() -> None:
-    """They are on the disks of brokers that were stopped before."""
+    """The disks of stopped brokers have them."""
     incarnation = "0" * 31 + "1"
     assert log_folder("/data", ORDERS) == f"/data/topics/=4frders.{incarnation}"
     assert cursors_folder("/data", ORDERS) == f"/data/cursors/=4frders.{incarnation}"
@@ -26,7 +26,7 @@ def test_the_paths_of_a_data_folder_never_change_over_versions() -> None:
 
 @given(st.tuples(NAMES, st.integers(0, 2)), st.tuples(NAMES, st.integers(0, 2)))
 def test_a_topic_made_again_has_other_files(one: tuple[str, int], other: tuple[str, int]) -> None:
-    """Nothing of the one before is taken for the new one's."""
+    """No file of its predecessor is taken for its own."""
     folders = [
         log_folder("/data", TopicMeta(name, number.to_bytes(16), "reliable", "fsync", 0))
         for name, number in (one, other)

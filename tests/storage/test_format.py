@@ -1,4 +1,4 @@
-"""Bytes of version 1, read with nothing but the tables of FORMAT.md: every later version must still read them."""
+"""Tests of recorded bytes, parsed with the tables of FORMAT.md only: every later version must still read them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def frame(values: list[bytes]) -> bytes:
 
 
 def write_log(open_log: Callable[..., Wal], **changes: Any) -> Wal:
-    """Write what the golden segments hold: offsets 7 to 12, sealed in between at 11."""
+    """Write the log of the golden segments: offsets 7 to 12, sealed at 11."""
     wal = open_log(start_offset=7, segment_bytes_max=4096, **changes)
     lengths, payloads = array("I", map(len, PAYLOADS)).tobytes(), b"".join(PAYLOADS)
     wal.append(
@@ -86,7 +86,7 @@ def test_what_is_written_today_is_what_was_written_then(
 
 
 def test_the_golden_segment_is_what_the_tables_say() -> None:
-    """Each field of a sealed segment, read by its place in the tables."""
+    """Each field of a sealed segment, at its place in the tables."""
     golden = SEALED.read_bytes()
     crc = google_crc32c.extend
     assert golden[:8] == b"ISTERSEG"
@@ -130,7 +130,7 @@ def test_the_golden_segment_is_what_the_tables_say() -> None:
 
 
 def test_the_golden_index_is_what_the_tables_say() -> None:
-    """Each field of an index record, read by its place in the tables; today's broker writes and reads the same."""
+    """Each field of an index record, at its place in the tables; today's broker writes and reads the same."""
     index = SparseIndex(128)
     index.note(20, 65_700, 1_700_000_000_000)
     index.note(33, 140_000, 1_700_000_000_005)
@@ -151,7 +151,7 @@ def test_the_golden_index_is_what_the_tables_say() -> None:
 
 
 def test_the_golden_skips_are_what_the_tables_say() -> None:
-    """Each field of a skips file, read by its place in the tables; today's broker writes and reads the same."""
+    """Each field of a skips file, at its place in the tables; today's broker writes and reads the same."""
     golden = SKIPS.read_bytes()
     assert golden[:8] == b"ISTERSKP"
     assert struct.unpack_from("<HH", golden, 8) == (1, 32)
@@ -165,7 +165,7 @@ def test_the_golden_skips_are_what_the_tables_say() -> None:
 
 
 def test_the_golden_cursor_is_what_the_tables_say() -> None:
-    """Each field of a journal, read by its place in the tables."""
+    """Each field of a journal, at its place in the tables."""
     golden = CURSOR.read_bytes()
     assert golden[:8] == b"ISTERCUR"
     assert struct.unpack_from("<HH", golden, 8) == (2, 32)
@@ -194,7 +194,7 @@ def golden_log(folder: str) -> str:
 def test_the_golden_log_is_read_and_goes_on(
     golden_log: str, open_log: Callable[..., Wal], put: Callable[..., int], disk: LocalDisk
 ) -> None:
-    """Today's broker opens the log of then, serves it, knows its producers, and appends."""
+    """Today's broker opens the recorded log, serves it, knows its producers, and appends."""
     wal = open_log(segment_bytes_max=4096)
     assert (wal.start_offset, wal.next_offset) == (7, 12)
     assert put(wal, b"new") == 12
@@ -214,7 +214,7 @@ def test_the_golden_log_is_read_and_goes_on(
 def test_times_of_delivery_lie_behind_the_attributes(
     open_log: Callable[..., Wal], disk: LocalDisk, folder: str
 ) -> None:
-    """A batch with all columns, read by the table of its body; opened again, its times of delivery are there."""
+    """A batch with all columns, parsed by the table of its body; opened again, it has its times of delivery."""
     wal = open_log(start_offset=7)
     frames = [array("I", map(len, PAYLOADS)).tobytes(), b"".join(PAYLOADS), frame(KEYS), frame(ATTRIBUTES)]
     times = struct.pack("<3Q", 0, 1_700_000_000_000, 2**64 - 1)
@@ -256,7 +256,7 @@ def test_times_of_delivery_lie_behind_the_attributes(
 
 
 def test_the_golden_cursor_is_read(disk: LocalDisk, tmp_path: Path) -> None:
-    """Today's broker opens the cursor of then."""
+    """Today's broker opens the recorded cursor."""
     shutil.copy(CURSOR, tmp_path / "cursor")
     journal = CursorJournal.open(disk, str(tmp_path / "cursor"), INCARNATION, 0)
     assert (journal.cursor.start, journal.cursor.low, list(journal.cursor.ranges)) == (7, 9, [(10, 11)])
@@ -265,7 +265,7 @@ def test_the_golden_cursor_is_read(disk: LocalDisk, tmp_path: Path) -> None:
 
 
 def test_the_golden_cursor_of_before_is_read_and_written_anew(disk: LocalDisk, tmp_path: Path) -> None:
-    """A journal of version 1 means what it meant, and is of today's version once it was opened."""
+    """A journal of version 1 has the same meaning, and has today's version after it was opened."""
     path = tmp_path / "cursor"
     shutil.copy(CURSOR_BEFORE, path)
     for _ in range(2):
@@ -285,7 +285,7 @@ VERSIONS = {
 
 
 def test_the_document_has_the_versions_that_are_written() -> None:
-    """Each table of FORMAT.md that begins a file says which version this code writes."""
+    """Each table of FORMAT.md for the beginning of a file has the version that this code writes."""
     text = (Path(segment.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
     found = re.findall(
         r"\| at \| bytes \| ([a-z ]+) \|\n(?:\|[^\n]*\n)*?\| 8 \| 2 \| format version, (\d+)", text

@@ -1,4 +1,4 @@
-"""The history that a listing tells: by stories, by the rule offset by offset, and by writers who misbehave."""
+"""Tests of the history that a listing describes: examples, the rule offset by offset, and misbehaving writers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def segment(base: int, end: int, epoch: int = 1) -> ObjectInfo:
 
 
 def begins(epoch: int, start: int) -> ObjectInfo:
-    """Return a listed note where an epoch begins."""
+    """Return a listed note of where an epoch begins."""
     return ObjectInfo(LAYOUT.begins(epoch, start), 0, 0)
 
 
@@ -54,12 +54,12 @@ def test_segments_that_join_are_the_history() -> None:
 
 
 def test_segments_without_notes_are_read_as_they_are() -> None:
-    """A store whose writer claimed nothing has a history too; it begins with its first segment."""
+    """A store whose writer made no claim has a history too, which begins with its first segment."""
     assert shown(plan_history(LAYOUT, [segment(7, 9), segment(9, 12)])) == [(7, 9, 1), (9, 12, 1)]
 
 
 def test_a_late_upload_of_a_superseded_writer_does_not_count() -> None:
-    """What epoch 1 has behind the place where epoch 2 began is not of the history, and is named."""
+    """Objects of epoch 1 after the beginning of epoch 2 are not part of the history, and are reported."""
     history = plan_history(
         LAYOUT,
         [
@@ -77,7 +77,7 @@ def test_a_late_upload_of_a_superseded_writer_does_not_count() -> None:
 
 
 def test_a_new_writer_cuts_differently() -> None:
-    """Its segment that begins before its own start is read from there on; the older one up to there."""
+    """Its segment that begins before its own start counts from that start; the older one counts up to there."""
     history = plan_history(
         LAYOUT, [begins(1, 0), begins(2, 20), segment(0, 10), segment(10, 24, 1), segment(5, 40, 2)]
     )
@@ -85,7 +85,7 @@ def test_a_new_writer_cuts_differently() -> None:
 
 
 def test_a_gap_is_told_and_what_lies_before_and_behind_it_is_of_the_history() -> None:
-    """What is there is not given up for what is missing; nobody takes the two sides for joined."""
+    """Existing objects stay part of it in spite of the gap, and the two sides are not taken for joined."""
     history = plan_history(LAYOUT, [begins(1, 0), segment(0, 10), segment(20, 30), segment(35, 40)])
     assert shown(history) == [(0, 10, 1), (20, 30, 1), (35, 40, 1)]
     assert (history.end, history.joined_end, history.gaps) == (40, 10, ((10, 20), (30, 35)))
@@ -94,7 +94,7 @@ def test_a_gap_is_told_and_what_lies_before_and_behind_it_is_of_the_history() ->
 
 
 def test_only_a_trim_says_that_the_beginning_was_dropped() -> None:
-    """What is missing before the first object without such a note is a gap as any other."""
+    """Without such a note, offsets missing before the first object are a gap like any other."""
     listing = [begins(1, 0), segment(10, 20)]
     assert plan_history(LAYOUT, listing).gaps == ((0, 10),)
     assert plan_history(LAYOUT, [segment(10, 20)]).gaps == ((0, 10),)
@@ -103,14 +103,14 @@ def test_only_a_trim_says_that_the_beginning_was_dropped() -> None:
 
 
 def test_what_is_superseded_behind_a_gap_does_not_count() -> None:
-    """A writer that went on at the gap has the say from there on."""
+    """The writer that continued after the gap owns everything from there on."""
     history = plan_history(LAYOUT, [begins(1, 0), segment(0, 10), segment(20, 30), begins(2, 10)])
     assert (shown(history), history.end, history.gaps) == ([(0, 10, 1)], 10, ())
     assert history.unused == (LAYOUT.segment(20, 1),)
 
 
 def test_a_trim_begins_the_history_inside_a_segment() -> None:
-    """The highest trim note counts; what lies below it is not of the history."""
+    """The highest trim note counts; offsets below it are not part of the history."""
     listing = [trim(5), trim(15), begins(2, 12), segment(0, 10), segment(10, 20), segment(10, 20, 2)]
     history = plan_history(LAYOUT, listing)
     assert (history.start, shown(history)) == (15, [(15, 20, 2)])
@@ -118,13 +118,13 @@ def test_a_trim_begins_the_history_inside_a_segment() -> None:
 
 
 def test_a_claim_that_has_not_begun_is_told() -> None:
-    """Whoever reads knows that the newest segments may still be superseded."""
+    """A reader knows that the newest segments may still be superseded."""
     assert plan_history(LAYOUT, [claim(1), begins(1, 0), claim(2), segment(0, 5)]).undecided == 2
     assert plan_history(LAYOUT, [claim(1), begins(1, 0), segment(0, 5)]).undecided is None
 
 
 def test_objects_that_make_no_sense_are_left_out() -> None:
-    """A segment without its end, one that is empty, and names of other kinds."""
+    """A segment without its end, an empty one, and names of other kinds."""
     broken = ObjectInfo(LAYOUT.segment(10, 1), 5, 0, {"next": "many"})
     other = ObjectInfo(f"{LAYOUT.prefix}c/cursor", 5, 0)
     history = plan_history(LAYOUT, [segment(0, 10), broken, other, segment(10, 10, 2)])
@@ -133,7 +133,7 @@ def test_objects_that_make_no_sense_are_left_out() -> None:
 
 
 def test_reading_from_an_offset() -> None:
-    """Pieces before it are left out, and the one it lies in begins there."""
+    """Earlier pieces are left out, and the one that contains the offset begins there."""
     history = plan_history(LAYOUT, [segment(0, 10), segment(10, 20)])
     assert [(piece.start, piece.end) for piece in history.from_offset(13)] == [(13, 20)]
     assert [(piece.start, piece.end) for piece in history.from_offset(10)] == [(10, 20)]
@@ -145,7 +145,7 @@ def test_reading_from_an_offset() -> None:
 
 
 def superseded(epoch: int, position: int, starts: Sequence[tuple[int, int]]) -> bool:
-    """Say whether a higher epoch begins at or below a position."""
+    """Return whether a higher epoch begins at or below a position."""
     return any(other > epoch and start <= position for other, start in starts)
 
 
@@ -165,7 +165,7 @@ listings = st.tuples(
 def test_any_listing_is_read_by_the_rule(
     listing: tuple[list[tuple[int, int, int]], list[tuple[int, int]], list[int]],
 ) -> None:
-    """Pieces cover, are nowhere superseded, prefer the owner, and between them is a gap only where nothing counts."""
+    """Pieces cover their offsets, are never superseded, belong to the owner; a gap is only where no object counts."""
     cuts, starts, trims = listing
     objects = [segment(base, base + length, epoch) for base, length, epoch in cuts]
     history = plan_history(LAYOUT, [*objects, *(begins(*one) for one in starts), *map(trim, trims)])
@@ -197,31 +197,31 @@ def test_any_listing_is_read_by_the_rule(
     assert not known & set(history.unused)
 
 
-# writers that follow the protocol, and some that believe they still own the topic
+# writers that follow the protocol, and writers that wrongly believe they still own the topic
 
 
 class Writers:
-    """A store, and what each writer's log holds: offset -> by whom."""
+    """A store, and each writer's log: offset -> writer."""
 
     def __init__(self) -> None:
         self.objects: dict[str, ObjectInfo] = {}
         self.logs: list[dict[int, int]] = []
         self.starts: list[int] = []
-        self.confirmed = 0  # below it, everything was acknowledged as uploaded
+        self.confirmed = 0  # below it, everything was confirmed as uploaded
 
     def add(self, made: Iterable[ObjectInfo]) -> None:
-        """Create objects; one that is there stays as it is."""
+        """Create objects; an existing one stays unchanged."""
         for one in made:
             self.objects.setdefault(one.name, one)
 
     def history(self) -> History:
-        """Return what the listing tells now."""
+        """Return the history of the current listing."""
         return plan_history(LAYOUT, self.objects.values())
 
     def take_over(self, diverged: bool, length: int) -> None:
         """Claim the next epoch, begin at the joined end, and write `length` messages.
 
-        A `diverged` writer has a log from before, whose older part is not what the store has.
+        A `diverged` writer has an earlier log, whose older part differs from the store's.
         """
         epoch, start = len(self.logs), self.history().joined_end
         self.add([claim(epoch)])
@@ -238,7 +238,7 @@ class Writers:
         self.starts.append(start)
 
     def upload(self, epoch: int, base: int, end: int) -> None:
-        """Upload a part of a writer's log, cut as it likes; a fenced writer's does not count, an owner's does."""
+        """Upload a part of a writer's log, cut in any way; an owner's counts, a fenced writer's does not."""
         log = self.logs[epoch]
         end = min(end, self.starts[epoch] + sum(1 for offset in log if offset >= self.starts[epoch]))
         if base < end:
@@ -259,7 +259,7 @@ steps = st.lists(
 def test_no_order_of_uploads_and_takeovers_changes_what_counted(
     plan: list[tuple[str, int, int] | tuple[str, int, int, int]],
 ) -> None:
-    """What a writer had joined when the next one listed stays; nothing of a fenced writer comes behind it."""
+    """What a writer had joined when the next one listed stays; nothing of a fenced writer is added after it."""
     writers = Writers()
     writers.take_over(False, 20)
     truth: dict[int, int] = {}
@@ -279,7 +279,7 @@ def test_no_order_of_uploads_and_takeovers_changes_what_counted(
             if offset < history.joined_end
         }
         assert list(told) == list(range(history.joined_end))
-        assert told | truth == told  # nothing that counted is lost, or another
+        assert told | truth == told  # nothing that counted is lost or replaced
         owners = {
             offset: max(epoch for epoch, start in enumerate(writers.starts) if start <= offset)
             for offset in told

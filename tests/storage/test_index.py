@@ -1,4 +1,4 @@
-"""The sparse index: offsets and times without walking a segment."""
+"""Tests of the sparse index, which finds offsets and times without walking a segment."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def log_with_times(open_log: Open, put: Put, disk: SimulatedDisk, seed: int = 1)
 
 
 def expected(times: list[int], wanted: int) -> int:
-    """Return the first place where log time is `wanted` or later."""
+    """Return the offset of the first batch whose log time is `wanted` or later."""
     return next((at for at, time in enumerate(times) if time >= wanted), len(times))
 
 
 def test_an_entry_is_made_each_64_kib_and_leads_to_its_record(open_log: Open, put: Put) -> None:
-    """Each sealed segment's index names a record each step, with its own offset and byte."""
+    """Each sealed segment's index has a record per step, with its offset and position."""
     disk = SimulatedDisk()
     wal, _ = log_with_times(open_log, put, disk)
     entries = 0
@@ -68,7 +68,7 @@ def test_an_entry_is_made_each_64_kib_and_leads_to_its_record(open_log: Open, pu
 
 
 def test_a_time_is_found_whatever_the_clock_did(open_log: Open, put: Put) -> None:
-    """offset_at gives the first offset whose log time is late enough, also where batch times step back."""
+    """offset_at gives the first offset with a late enough log time, also if batch times step back."""
     disk = SimulatedDisk()
     wal, times = log_with_times(open_log, put, disk)
     reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, 0)
@@ -77,7 +77,7 @@ def test_a_time_is_found_whatever_the_clock_did(open_log: Open, put: Put) -> Non
         assert reader.offset_at(wanted, 333) == min(333, expected(times, wanted))
     assert reader.seek_time(times[400], 700) == reader.offset == expected(times, times[400])
     wal.close()
-    wal = open_log(disk, segment_bytes_max=1 << 20)  # log time goes on over an opening
+    wal = open_log(disk, segment_bytes_max=1 << 20)  # log time continues after reopening
     put(wal, b"stepped back", timestamp_ms=1)
     wal.seal()
     wal.commit()
@@ -87,7 +87,7 @@ def test_a_time_is_found_whatever_the_clock_did(open_log: Open, put: Put) -> Non
 
 @pytest.mark.parametrize("how", ["index gone", "index wrong", "footer gone"])
 def test_without_its_index_a_segment_is_walked(open_log: Open, put: Put, how: str) -> None:
-    """A missing or wrong index costs time, not a different answer."""
+    """A missing or wrong index costs time, and never changes the answer."""
     disk = SimulatedDisk()
     wal, times = log_with_times(open_log, put, disk)
     for info in wal.sealed():
@@ -168,7 +168,7 @@ def test_a_search_in_parts_finds_what_one_at_once_does(
 
 
 def test_a_seek_begins_at_the_nearest_entry(open_log: Open, put: Put) -> None:
-    """Looking for an offset in a segment nobody has read walks the headers of one step, not of the segment."""
+    """A seek in a segment that was not read yet walks the headers of one step, not of the whole segment."""
     disk = SimulatedDisk()
     wal = open_log(disk, segment_bytes_max=1 << 20)
     while not wal.sealed():
@@ -185,7 +185,7 @@ def test_a_seek_begins_at_the_nearest_entry(open_log: Open, put: Put) -> None:
 
 
 def test_an_index_that_is_not_ascending_is_not_believed() -> None:
-    """Entries out of order are refused as a whole."""
+    """An index with unordered entries is not used at all."""
     index = SparseIndex(100)
     index.note(5, 70_000, 1)
     index.note(4, 140_000, 1)
@@ -197,7 +197,7 @@ def test_an_index_that_is_not_ascending_is_not_believed() -> None:
 
 
 def test_a_segment_finished_by_recovery_has_its_index(open_log: Open, put: Put) -> None:
-    """A footer that recovery writes, or the next seal after it, comes with the same index as without a crash."""
+    """A footer written by recovery, or by the seal after it, comes with the same index as without a crash."""
     disk = SimulatedDisk()
     wal = open_log(disk, segment_bytes_max=1 << 20)
     for number in range(40):

@@ -1,4 +1,4 @@
-"""The plan of uploads, and the names of objects."""
+"""Tests of the plan of uploads, and of the names of objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ister.storage.segment import SegmentInfo
 
 
 def segments(*ends: int) -> list[SegmentInfo]:
-    """Return segments that join, from 0."""
+    """Return joining segments, from offset 0."""
     return [
         SegmentInfo(f"/log/{base}", base, end, 100, 1, 2, end - base, 1)
         for base, end in zip((0, *ends), ends, strict=False)
@@ -22,7 +22,7 @@ def segments(*ends: int) -> list[SegmentInfo]:
 
 
 def test_segments_are_handed_out_in_order_and_not_twice() -> None:
-    """The oldest one that is not in the store comes first; only so many are under way."""
+    """The oldest one not in the store comes first, and a limited number is under way."""
     plan = UploadPlan(0, in_flight_max=2)
     sealed = segments(10, 20, 30)
     first = plan.next(sealed)
@@ -49,7 +49,7 @@ def test_the_watermark_rises_only_over_a_joined_beginning() -> None:
 
 
 def test_a_failed_upload_is_handed_out_again() -> None:
-    """Nothing is forgotten, and what arrived meanwhile is not sent twice."""
+    """No segment is forgotten, and those that arrived meanwhile are not sent twice."""
     plan = UploadPlan(0)
     sealed = segments(10, 20, 30)
     plan.begin(sealed[0])
@@ -63,7 +63,7 @@ def test_a_failed_upload_is_handed_out_again() -> None:
 
 
 def test_a_plan_goes_on_where_the_store_ends() -> None:
-    """Segments below the watermark are not uploaded again; one that reaches over it is."""
+    """Segments below the watermark are not uploaded again; one that crosses it is."""
     plan = UploadPlan(15)
     sealed = segments(10, 20, 30)
     info = plan.next(sealed)
@@ -76,7 +76,7 @@ def test_a_plan_goes_on_where_the_store_ends() -> None:
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 2**32), st.integers(1, 4))
 def test_in_whatever_order_uploads_end_all_arrive_once(lengths: list[int], seed: int, in_flight: int) -> None:
-    """The watermark never passes a segment that is not in the store, and ends behind the last."""
+    """The watermark never passes a segment that is not in the store, and ends after the last."""
     random = Random(seed)
     ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]
     sealed = segments(*ends)
@@ -105,7 +105,7 @@ def test_in_whatever_order_uploads_end_all_arrive_once(lengths: list[int], seed:
 
 @pytest.mark.parametrize("topic", ["orders", "orders/eu", "a/b/c", ".hidden", "a.b", "x" * 200, "a/.b"])
 def test_names_come_back_and_are_valid(topic: str) -> None:
-    """Each kind of name is one that a store takes, is under the topic's prefix, and can be read back."""
+    """Stores accept every kind of name; it is below the topic's prefix, and can be parsed."""
     layout = Layout(topic, bytes(range(16)))
     assert decode_topic(encode_topic(topic)) == topic
     names = {
@@ -133,7 +133,7 @@ def test_names_come_back_and_are_valid(topic: str) -> None:
 
 
 def test_no_object_is_a_folder_of_another() -> None:
-    """Topics of which one's name begins the other's have names that do not contain each other."""
+    """If one topic's name begins with another's, the names of their objects do not contain each other."""
     topics = ("a", "a/b", "a/b/c", "a.b", "a-b")
     catalogues = [Layout(topic, bytes(16)).catalogue for topic in topics]
     assert len(set(catalogues)) == len(topics)
@@ -142,14 +142,14 @@ def test_no_object_is_a_folder_of_another() -> None:
 
 
 def test_segment_names_sort_by_offset_then_epoch() -> None:
-    """A listing walks a topic from its beginning."""
+    """A listing is in the order of the topic's offsets."""
     layout = Layout("orders", bytes(16))
     names = [layout.segment(base, epoch) for base in (0, 9, 10, 10**15) for epoch in (1, 2, 0x10)]
     assert names == sorted(names)
 
 
 def test_metadata_says_what_a_listing_needs() -> None:
-    """A segment's place is known from its metadata alone."""
+    """A segment's place is known from its metadata."""
     (info,) = segments(10)
     assert segment_metadata(info, "run-1") == {
         "base": "0",
@@ -162,7 +162,7 @@ def test_metadata_says_what_a_listing_needs() -> None:
 
 
 def test_the_joined_end_stops_at_the_first_hole() -> None:
-    """Segments in any order, overlapping or not, cover up to the first offset that none has."""
+    """Segments in any order, overlapping or not, cover up to the first offset that none contains."""
     assert joined_end([(10, 20), (0, 10), (30, 40)], 0) == 20
     assert joined_end([(0, 12), (10, 20)], 0) == 20
     assert joined_end([], 7) == 7

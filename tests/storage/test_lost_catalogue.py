@@ -1,4 +1,4 @@
-"""A catalogue that is lost, old or damaged: what it lacks is brought back, or the start is refused."""
+"""Tests of a lost, old or damaged catalogue: what it lacks is restored, or the start is refused."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ def fill(data: Path) -> None:
 
 
 def contents(catalogue: Catalogue) -> dict[str, Any]:
-    """Return all that a catalogue has."""
+    """Return the contents of a catalogue."""
     found = {"topics": catalogue.topics(), "subscriptions": catalogue.subscriptions()}
     catalogue.close()
     return found
 
 
 def remove(data: Path) -> None:
-    """Take the catalogue away."""
+    """Delete the catalogue."""
     for path in data.glob("catalogue.sqlite*"):
         path.unlink()
 
 
 def empty(data: Path) -> None:
-    """Leave nothing in the catalogue's file."""
+    """Make the catalogue's file empty."""
     for path in data.glob("catalogue.sqlite*"):
         path.write_bytes(b"")
 
 
 def renew(data: Path) -> None:
-    """Put a catalogue in its place that knows of nothing."""
+    """Put an empty catalogue in its place."""
     remove(data)
     Catalogue(str(data / "catalogue.sqlite")).close()
 
 
 def set_back(data: Path) -> None:
-    """Put an old copy of it back, from before most of what there is."""
+    """Put an old copy in its place, from before most changes."""
     remove(data)
     catalogue = Catalogue(str(data / "catalogue.sqlite"))
     catalogue.create_topic(NEWS)
@@ -81,7 +81,7 @@ def set_back(data: Path) -> None:
 def test_what_a_catalogue_lacks_is_back_as_it_was_changed_last(
     tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
-    """Topics, subscriptions, their types, starts and settings; and it is said."""
+    """Topics, subscriptions, their types, starts and settings return; that is logged."""
     fill(tmp_path)
     catalogue, told = opened(tmp_path)
     assert told == []
@@ -96,7 +96,7 @@ def test_what_a_catalogue_lacks_is_back_as_it_was_changed_last(
 
 
 def test_a_damaged_catalogue_is_refused_and_made_anew_when_told(tmp_path: Path) -> None:
-    """The error says how; what was there is kept."""
+    """The error says how to rebuild it; the damaged file is kept."""
     fill(tmp_path)
     before = contents(opened(tmp_path)[0])
     (tmp_path / "catalogue.sqlite").write_bytes(b"\1" * 5000)
@@ -109,7 +109,7 @@ def test_a_damaged_catalogue_is_refused_and_made_anew_when_told(tmp_path: Path) 
 
 
 def test_what_was_deleted_does_not_come_back(tmp_path: Path) -> None:
-    """Also where a worker was not there to delete the log, and the catalogue was lost after that."""
+    """Also if a worker was down and had not deleted the log before the catalogue was lost."""
     fill(tmp_path)
     catalogue, _ = opened(tmp_path)
     catalogue.delete_subscription("orders/eu", "audit")
@@ -123,13 +123,13 @@ def test_what_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     assert [one.name for one in catalogue.subscriptions()] == ["billing"]
     catalogue.delete_topic("orders/eu")
     catalogue.close()
-    opened(tmp_path)[0].close()  # though its log is there still: the catalogue knows that it was deleted
+    opened(tmp_path)[0].close()  # though its log is still there: the catalogue knows that it was deleted
     assert Abouts(LocalDisk(), str(tmp_path)).read().topics == ()
 
 
 @pytest.mark.parametrize("what", ["no descriptions", "a damaged one", "no topics' descriptions"])
 def test_what_nothing_describes_stops_the_start_until_somebody_says_so(tmp_path: Path, what: str) -> None:
-    """Written by a broker from before there were descriptions, or damaged: nothing begins anew over it in silence."""
+    """They are damaged, or from a broker older than descriptions: nothing is created over them without a decision."""
     fill(tmp_path)
     for path in [*tmp_path.glob("*/*/about"), *tmp_path.glob("*/*/*.about")]:
         if what == "a damaged one":
@@ -149,7 +149,7 @@ def test_what_nothing_describes_stops_the_start_until_somebody_says_so(tmp_path:
 
 
 def test_what_a_deletion_left_of_the_last_topic_stops_no_start(tmp_path: Path) -> None:
-    """The catalogue is empty and knows that it was not always so, and nothing says that what is left is a topic's."""
+    """The catalogue is empty and knows that this is right; no description says that the leftovers are a topic's."""
     fill(tmp_path)
     catalogue, _ = opened(tmp_path)
     for topic in (ORDERS, NEWS):
@@ -166,7 +166,7 @@ def test_what_a_deletion_left_of_the_last_topic_stops_no_start(tmp_path: Path) -
 
 
 def test_an_older_brokers_data_is_described_at_the_first_start(tmp_path: Path) -> None:
-    """From then on its catalogue may be lost."""
+    """After that its catalogue may be lost."""
     catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"))
     catalogue.create_topic(ORDERS)
     catalogue.create_subscription(BILLING)
@@ -177,7 +177,7 @@ def test_an_older_brokers_data_is_described_at_the_first_start(tmp_path: Path) -
 
 
 def test_a_topic_made_again_is_not_mistaken_for_the_one_before(tmp_path: Path) -> None:
-    """What the catalogue has counts; what lies beside another incarnation's log stays where it is."""
+    """The catalogue counts; descriptions beside another incarnation's log are ignored."""
     fill(tmp_path)
     remove(tmp_path)
     again = TopicMeta("orders/eu", b"\7" * 16, "reliable", "fsync", 99)
@@ -192,7 +192,7 @@ def test_a_topic_made_again_is_not_mistaken_for_the_one_before(tmp_path: Path) -
 
 
 def test_an_old_copy_of_the_catalogue_brings_no_old_settings_and_hides_no_log(tmp_path: Path) -> None:
-    """What was changed, or made again, after the copy is as it was last: a lifted retention deletes nothing."""
+    """Later changes and later topics are as they were last: a retention that was removed deletes nothing."""
     fill(tmp_path)
     copy = (tmp_path / "catalogue.sqlite").read_bytes()
     catalogue, _ = opened(tmp_path)
@@ -221,7 +221,7 @@ def test_an_old_copy_of_the_catalogue_brings_no_old_settings_and_hides_no_log(tm
 
 
 def test_a_change_that_could_not_be_described_is_not_taken_back(tmp_path: Path) -> None:
-    """An older description counts less than the catalogue, which is no copy."""
+    """An older description counts less than the catalogue if that is no copy."""
     disk = SimulatedDisk()
     disk.makedirs("/data")
     path = str(tmp_path / "catalogue.sqlite")
@@ -237,21 +237,21 @@ def test_a_change_that_could_not_be_described_is_not_taken_back(tmp_path: Path) 
 
 
 def test_a_description_says_nothing_once_a_byte_of_it_is_another() -> None:
-    """And says all of it before."""
+    """Unchanged, it gives all its fields."""
     fields = {"topic": "orders", "name": "s", "start": 3, "settings": {"a": 1}}
     whole = encode_about(fields, 77)
     assert (decode_about(whole), change_of(whole)) == (fields, 77)
     for at in range(len(whole)):
         flipped = bytearray(whole)
         flipped[at] ^= 1
-        assert decode_about(bytes(flipped)) in (None, fields)  # spaces between are nobody's
+        assert decode_about(bytes(flipped)) in (None, fields)  # spaces between fields have no meaning
         assert change_of(bytes(flipped)) in (0, 77)
     for length in range(len(whole) - 2):
         assert decode_about(whole[:length]) is None
 
 
 def test_a_description_that_cannot_be_written_refuses_what_is_new(tmp_path: Path) -> None:
-    """On a full disk nothing is created that a lost catalogue would not know of; what changed is described later."""
+    """On a full disk nothing is created that a lost catalogue would not know; changes are described later."""
     disk = SimulatedDisk()
     disk.makedirs("/data")
     catalogue = Catalogue(str(tmp_path / "catalogue.sqlite"), Abouts(disk, "/data"))

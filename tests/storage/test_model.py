@@ -1,4 +1,4 @@
-"""The whole log against a plain list, on a disk that fills up, fails and forgets.
+"""Model test of the whole log against a list, on a disk that fills up, fails and loses unsynced writes.
 
 HYPOTHESIS_PROFILE=long runs it for minutes.
 """
@@ -40,7 +40,7 @@ class StillClock:
 
 
 class LogMachine(RuleBasedStateMachine):
-    """One log and the list of what was put in it; `acknowledged` is what somebody has a receipt for."""
+    """A log, and the list of what was appended to it; `acknowledged` has the batches with a receipt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class LogMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        """Open the log; nothing was damaged, so it must open, with all that was promised."""
+        """Open the log; nothing was damaged, so it must open with everything promised."""
         self.disk.on_operation = None
         self.disk.room = None
         self.wal = Wal.open(
@@ -80,7 +80,7 @@ class LogMachine(RuleBasedStateMachine):
         assert self.next_offset == (self.written[-1][0] + self.written[-1][1] if self.written else 0)
 
     def abandon(self) -> None:
-        """Let go of a log as a process does that goes on after a failure."""
+        """Drop a log as a process does that goes on after a failure."""
         self.disk.on_operation = None
         if self.trim is not None:
             self.wal.end_trim(self.trim)
@@ -90,7 +90,7 @@ class LogMachine(RuleBasedStateMachine):
         self.wal.close()
 
     def failed(self, random: Random) -> None:
-        """Open again after a failure, of the process or of the machine."""
+        """Open again after a failure of the process or of the machine."""
         self.abandon()
         if random.random() < 0.5:
             self.disk = self.disk.power_loss(random)
@@ -104,7 +104,7 @@ class LogMachine(RuleBasedStateMachine):
         random=st.randoms(use_true_random=False),
     )
     def append(self, size: int, count: int, random: Random) -> None:
-        """Append a batch; a full disk refuses it as if it had never been tried."""
+        """Append a batch; after a refusal by a full disk the log is as before."""
         payload = bytes([len(self.written) % 251]) * size
         try:
             first = self.wal.append(
@@ -134,7 +134,7 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.commit is not None)
     @rule(random=st.randoms(use_true_random=False))
     def end_commit(self, random: Random) -> None:
-        """Run the commit and take its outcome."""
+        """Run the commit, and note its outcome."""
         commit, self.commit = self.commit, None
         assert commit is not None
         try:
@@ -159,7 +159,7 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.trim is None)
     @rule(part=st.floats(0, 1.5))
     def begin_trim(self, part: float) -> None:
-        """Begin to delete a part of the log."""
+        """Begin to delete the beginning of the log."""
         self.trim = self.wal.begin_trim(int(self.next_offset * part))
         if self.trim is not None:
             self.asked = int(self.next_offset * part)
@@ -192,7 +192,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(random=st.randoms(use_true_random=False))
     def rest(self, random: Random) -> None:
-        """Give back what nobody appends to."""
+        """Return the space that a log without appends does not need."""
         self.wal.rest()
         if self.wal.failed is not None:
             self.failed(random)
@@ -221,7 +221,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def make_room(self) -> None:
-        """There is room again: service returns by itself."""
+        """Make room again: the log must recover by itself."""
         self.disk.room = None
 
     @rule(
@@ -246,7 +246,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_that_was_promised_is_there(self) -> None:
-        """Everything from the start to the durable end is read, in order, with the bytes that were appended."""
+        """Everything from the start to the durable end is read, in order, with the appended bytes."""
         wal = self.wal
         assert wal.durable_end == self.acknowledged
         assert wal.next_offset == self.next_offset
@@ -262,7 +262,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def producers_are_known(self) -> None:
-        """The last batch would be recognised if it came again, and the next one is expected."""
+        """The last batch is recognised as a duplicate, and the next one is expected."""
         if self.written:
             first, count, _ = self.written[-1]
             assert self.wal.producers.check(PRODUCER, first, count) == Duplicate(first)
@@ -270,7 +270,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def segments_join(self) -> None:
-        """Sealed segments follow each other without a gap from the start on, each as long as it says."""
+        """Sealed segments follow each other without a gap from the start on, each with the length it says."""
         at = self.wal.start_offset
         for info in self.wal.sealed():
             assert info.base == at
@@ -279,14 +279,14 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def times_are_found(self) -> None:
-        """Batches carry their offset as time here, so looking for a time gives the batch at or behind it."""
+        """A batch's time equals its offset here, so searching a time gives the batch at or after it."""
         wal, middle = self.wal, (self.start + self.acknowledged) // 2
         reader = Reader(SegmentMaps(self.disk), FOLDER, INCARNATION, wal.start_offset)
         wanted = next((one[0] for one in self.written if one[0] >= middle), self.acknowledged)
         assert reader.offset_at(middle, self.acknowledged) == min(wanted, self.acknowledged)
 
     def teardown(self) -> None:
-        """What is left verifies, and no file stays open."""
+        """What is left verifies without damage, and no file stays open."""
         self.disk.on_operation = None
         *_, report = verify_log(self.disk, FOLDER, INCARNATION, durable_end=self.acknowledged)
         assert isinstance(report, VerifyReport)

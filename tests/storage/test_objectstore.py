@@ -1,4 +1,4 @@
-"""The store in a folder: what the conformance suite cannot see."""
+"""Tests of the store in a folder, beyond the conformance suite of stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ister.storage.simulated import SimulatedDisk
 
 
 def test_a_sealed_segment_is_linked_not_copied(tmp_path: Path) -> None:
-    """The object and the segment are one file."""
+    """The object and the segment are one file with two names."""
     path = tmp_path / "segment"
     path.write_bytes(b"x")
     FolderStore(str(tmp_path / "store")).put_file_if_absent("s/1", str(path))
@@ -26,7 +26,7 @@ def test_a_sealed_segment_is_linked_not_copied(tmp_path: Path) -> None:
 
 
 def test_where_links_do_not_work_the_file_is_copied(tmp_path: Path) -> None:
-    """Another file system, or one without links, costs a copy and nothing else."""
+    """On another file system, or one without links, it costs a copy and nothing else."""
 
     class NoLinks(LocalDisk):
         def link(self, source: str, target: str) -> None:
@@ -43,7 +43,7 @@ def test_where_links_do_not_work_the_file_is_copied(tmp_path: Path) -> None:
 
 
 def test_bytes_that_rotted_are_not_returned(tmp_path: Path) -> None:
-    """A flipped bit in an object, or in what is known of it, is an error and never an answer."""
+    """A flipped bit in an object or its metadata is an error."""
     store = FolderStore(str(tmp_path))
     store.put_if_absent("a", b"hello")
     (tmp_path / "a").write_bytes(b"hellp")
@@ -61,7 +61,7 @@ def test_bytes_that_rotted_are_not_returned(tmp_path: Path) -> None:
 
 
 def test_any_flipped_byte_in_what_is_known_of_an_object_is_found(tmp_path: Path) -> None:
-    """A digit that became another is no other truth; everything else is still listed, and the object with it."""
+    """A changed digit is not believed; everything else is still listed, and the object with it."""
     store = FolderStore(str(tmp_path))
     store.put_if_absent("a", b"hello", metadata={"next": "20", "first-timestamp": "17"})
     store.put_if_absent("b", b"other", metadata={"next": "30"})
@@ -75,7 +75,7 @@ def test_any_flipped_byte_in_what_is_known_of_an_object_is_found(tmp_path: Path)
 
 
 def test_nothing_temporary_is_left_or_listed(tmp_path: Path) -> None:
-    """Metadata and temporary files are in no listing, and none of the latter stays."""
+    """No listing has metadata or temporary files, and no temporary file stays."""
     store = FolderStore(str(tmp_path))
     store.put_if_absent("a/b", b"x")
     store.put_if_absent("a/b", b"y")
@@ -84,7 +84,7 @@ def test_nothing_temporary_is_left_or_listed(tmp_path: Path) -> None:
 
 
 def test_an_object_cannot_be_a_folder(tmp_path: Path) -> None:
-    """A name below an object's is refused, and harms neither."""
+    """A name below an object's is refused, and both stay intact."""
     store = FolderStore(str(tmp_path))
     store.put_if_absent("a", b"x")
     with pytest.raises(StoreError):
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_what_was_created_survives_power_loss_whole_or_not_at_all() -> None:
-    """A put that returned is there afterwards; one that failed half-way left nothing that could be read wrong."""
+    """After a power failure an object whose put returned is there; one whose put failed cannot be read wrongly."""
     for seed in range(100):
         random = Random(seed)
         disk = SimulatedDisk()
@@ -132,7 +132,7 @@ def test_what_was_created_survives_power_loss_whole_or_not_at_all() -> None:
 
 
 def test_a_folder_in_which_nothing_is_left_goes_with_its_last_object(tmp_path: Path) -> None:
-    """Deleted topics leave no folders behind; what somebody is just putting there is not disturbed."""
+    """Deleted topics leave no folders behind; a concurrent put is not disturbed."""
     store = FolderStore(str(tmp_path / "store"))
     for name in ("v1/d/ab/t.1/s/1", "v1/d/ab/t.1/s/2", "v1/d/ab/t.1/e/1"):
         store.put_if_absent(name, b"x")
@@ -145,7 +145,7 @@ def test_a_folder_in_which_nothing_is_left_goes_with_its_last_object(tmp_path: P
 
 
 def test_what_deletions_that_were_cut_short_left_goes_with_the_last_object(tmp_path: Path) -> None:
-    """Folders without an object, and what is known of one that is gone, are of nobody; what is beside them stays."""
+    """Folders without objects, and metadata of a deleted object, are removed; others stay."""
     store = FolderStore(str(tmp_path))
     for name in ("v1/d/t/e/1", "v1/d/t/c/b/2", "v1/d/t/s/3", "v1/d/other/e/1"):
         store.put_if_absent(name, b"x")
@@ -158,7 +158,7 @@ def test_what_deletions_that_were_cut_short_left_goes_with_the_last_object(tmp_p
 
 
 def test_puts_and_deletions_in_one_folder_do_not_meet(tmp_path: Path) -> None:
-    """A folder that one thread empties while another puts something there is there for that."""
+    """If one thread empties a folder while another puts an object there, the folder is there for the object."""
     store = FolderStore(str(tmp_path / "store"))
 
     def live(who: int) -> int:
@@ -173,7 +173,7 @@ def test_puts_and_deletions_in_one_folder_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_an_object_that_is_said_to_be_there_outlasts_the_machine() -> None:
-    """Also where the one who created it could not sync its name, and asks again."""
+    """Also if its creator could not sync the name, and asks again."""
     for seed in range(20):
         disk = SimulatedDisk()
         disk.makedirs("/store")

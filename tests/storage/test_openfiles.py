@@ -1,4 +1,4 @@
-"""Tests of the descriptors that files share: few are open at once, whatever is written to all of them."""
+"""Tests of files that share descriptors: few are open at once, however many are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ister.storage.openfiles import OpenFiles, descriptors_used
 
 @pytest.fixture
 def few() -> Iterator[None]:
-    """Leave room for some twenty descriptors more than there are."""
+    """Allow some twenty descriptors more than are open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_used() + 20, hard))
     yield
@@ -24,7 +24,7 @@ def few() -> Iterator[None]:
 
 
 def test_many_files_share_a_few_descriptors(tmp_path: Path) -> None:
-    """A hundred files, written in turn and synced, cost no more descriptors than are allowed; none loses a byte."""
+    """A hundred files, written in turn and synced, use no more descriptors than allowed, and lose no byte."""
     disk = LocalDisk(OpenFiles(8))
     before = descriptors_used()
     files = [disk.create(f"{tmp_path}/{number}") for number in range(100)]
@@ -41,7 +41,7 @@ def test_many_files_share_a_few_descriptors(tmp_path: Path) -> None:
 
 
 def test_what_is_not_synced_keeps_its_descriptor(tmp_path: Path) -> None:
-    """An error that the disk has for what was written is told to its own descriptor: it is not closed before that."""
+    """The disk reports a write error to the descriptor that wrote: it is not closed before the sync."""
     files = OpenFiles(2)
     disk = LocalDisk(files)
     written = [disk.create(f"{tmp_path}/{number}") for number in range(10)]
@@ -59,7 +59,7 @@ def test_what_is_not_synced_keeps_its_descriptor(tmp_path: Path) -> None:
 
 
 def test_files_that_nobody_uses_have_no_descriptor(tmp_path: Path) -> None:
-    """What was not used since the last look is closed, but for what is not synced; what is used again opens again."""
+    """Files not used since the last check are closed, except unsynced ones; a used one is opened again."""
     files = OpenFiles()
     disk = LocalDisk(files)
     opened = [disk.create(f"{tmp_path}/{number}") for number in range(10)]
@@ -78,7 +78,7 @@ def test_files_that_nobody_uses_have_no_descriptor(tmp_path: Path) -> None:
 
 
 def test_another_file_of_the_same_name_is_not_written_to(tmp_path: Path) -> None:
-    """A file that rests and was replaced meanwhile is an error, not a write into what somebody put there."""
+    """If a closed file was replaced by another, writing is an error."""
     disk = LocalDisk(OpenFiles(1))
     file = disk.create(f"{tmp_path}/a")
     disk.create(f"{tmp_path}/b")
@@ -93,7 +93,7 @@ def test_another_file_of_the_same_name_is_not_written_to(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("few")
 def test_at_the_limit_files_are_still_written_and_read(tmp_path: Path) -> None:
-    """Where sockets took every descriptor that there was, what is open goes on, and what must be opened can be."""
+    """If sockets take every descriptor, open files can be used, and others can be opened."""
     disk = LocalDisk()
     assert disk.files.keep_reserve()
     files = [disk.create(f"{tmp_path}/{number}") for number in range(4)]
@@ -114,7 +114,7 @@ def test_at_the_limit_files_are_still_written_and_read(tmp_path: Path) -> None:
 
 
 def test_a_map_holds_no_descriptor(tmp_path: Path) -> None:
-    """A hundred maps cost no descriptor, follow writes, and give the file back when the last view goes."""
+    """A hundred maps use no descriptor, show writes, and release the file when the last view goes."""
     disk = LocalDisk()
     file = disk.create(f"{tmp_path}/a", 100_000)
     before = descriptors_used()

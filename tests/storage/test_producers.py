@@ -1,4 +1,4 @@
-"""What a topic knows of its producers."""
+"""Tests of a topic's table of producers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ister.storage.producers import (
 
 
 def test_each_batch_is_taken_once_and_in_order() -> None:
-    """The next in line is fresh, an earlier one a duplicate with its offset, a later one a gap."""
+    """The next sequence is fresh, an earlier one a duplicate with its offset, a later one a gap."""
     table = ProducerTable()
     assert table.check(1, 0, 3) == Fresh()
     table.advance(1, 0, 3, 100, 1)
@@ -31,7 +31,7 @@ def test_each_batch_is_taken_once_and_in_order() -> None:
 
 
 def test_checking_changes_nothing() -> None:
-    """A verdict can be asked for any number of times; only advance moves on."""
+    """A verdict can be asked for any number of times; only `advance` changes the table."""
     table = ProducerTable()
     table.check(1, 5, 1)
     assert table.next_sequence(1) is None
@@ -39,7 +39,7 @@ def test_checking_changes_nothing() -> None:
 
 
 def test_offsets_of_long_gone_batches_are_forgotten_but_they_stay_duplicates() -> None:
-    """Memory for a producer is bounded; what is beyond it is still never stored twice."""
+    """Memory per producer is bounded; older batches are still recognised as duplicates."""
     table = ProducerTable()
     for sequence in range(RECENT_BATCHES_MAX + 10):
         table.advance(1, sequence, 1, sequence, 1)
@@ -48,7 +48,7 @@ def test_offsets_of_long_gone_batches_are_forgotten_but_they_stay_duplicates() -
 
 
 def test_producer_zero_is_nobody() -> None:
-    """Id 0 means that nothing is remembered."""
+    """Nothing is remembered for id 0."""
     table = ProducerTable()
     table.advance(0, 0, 1, 0, 1)
     table.expect(0, 5)
@@ -60,7 +60,7 @@ def test_producer_zero_is_nobody() -> None:
     ("sequence", "count"), [(10, 5), (12, 3), (15, 5), (8, 4), (5, 15), (0, 20), (18, 1), (9, 2)]
 )
 def test_a_resend_that_is_cut_differently_is_told_from_a_duplicate(sequence: int, count: int) -> None:
-    """Not only the last batch: any that is remembered, whatever part of it is sent again."""
+    """Not only of the last batch: of any that is remembered, whichever part of it is sent again."""
     table = ProducerTable()
     table.expect(1, 0)
     table.advance(1, 0, 10, 100, 1)
@@ -72,7 +72,7 @@ def test_a_resend_that_is_cut_differently_is_told_from_a_duplicate(sequence: int
 
 
 def test_what_is_older_than_all_that_is_remembered_is_a_duplicate() -> None:
-    """It is stored, and nobody knows any more how it was cut; what reaches into the remembered is cut differently."""
+    """It is stored, though how it was cut is not known; one that reaches into remembered batches is cut differently."""
     table = ProducerTable()
     for number in range(RECENT_BATCHES_MAX + 2):
         table.advance(1, 10 * number, 10, 10 * number, 1)
@@ -83,7 +83,7 @@ def test_what_is_older_than_all_that_is_remembered_is_a_duplicate() -> None:
 
 
 def test_what_was_given_up_and_never_stored_overlaps_nothing() -> None:
-    """A producer went on behind batches that were refused for good: those are no batches."""
+    """A producer continued after batches that were refused for good: these are not in the table."""
     table = ProducerTable()
     table.advance(1, 0, 10, 0, 1)
     table.expect(1, 30)
@@ -93,7 +93,7 @@ def test_what_was_given_up_and_never_stored_overlaps_nothing() -> None:
 
 
 def test_opening_raises_what_is_expected_and_never_lowers_it() -> None:
-    """A producer that gave up on batches goes on behind them; one that opens with less is answered by duplicates."""
+    """A producer that gave up on batches continues after them; if it opens with a lower one, it gets duplicates."""
     table = ProducerTable()
     table.expect(1, 5)
     assert table.check(1, 6, 1) == Gap(5)
@@ -106,7 +106,7 @@ def test_opening_raises_what_is_expected_and_never_lowers_it() -> None:
 
 
 def test_the_producer_not_heard_of_for_longest_is_forgotten_first() -> None:
-    """The table is bounded by producers."""
+    """The number of producers is bounded."""
     table = ProducerTable(producers_max=2)
     table.advance(1, 0, 1, 0, 1)
     table.advance(2, 0, 1, 1, 1)
@@ -134,7 +134,7 @@ def test_a_snapshot_knows_what_comes_next_and_the_last_batch(batches: list[tuple
 
 
 def test_a_snapshot_of_a_raised_expectation_keeps_it() -> None:
-    """What expect raised is in the snapshot too."""
+    """The snapshot has the raised sequence too."""
     table = ProducerTable()
     table.advance(1, 0, 1, 0, 1)
     table.expect(1, 10)
@@ -142,7 +142,7 @@ def test_a_snapshot_of_a_raised_expectation_keeps_it() -> None:
 
 
 def test_bytes_that_are_no_snapshot_are_refused() -> None:
-    """A snapshot of the wrong length is not half-read."""
+    """A snapshot of the wrong length is refused as a whole."""
     snapshot = ProducerTable().encode()
     with pytest.raises(ValueError, match="cut short"):
         ProducerTable.decode(snapshot[:-1])
@@ -151,7 +151,7 @@ def test_bytes_that_are_no_snapshot_are_refused() -> None:
 
 
 def test_a_producer_not_heard_of_for_a_week_is_forgotten_when_a_segment_begins() -> None:
-    """Expiry is by the time of batches, takes effect with a snapshot, and spares whoever has just opened."""
+    """The time of batches counts, expiry comes with a snapshot, and spares a producer that has just opened."""
     table = ProducerTable()
     table.advance(1, 0, 1, 0, 1000)
     table.advance(2, 0, 1, 1, 1000 + PRODUCER_AGE_MS)
@@ -166,7 +166,7 @@ def test_a_producer_not_heard_of_for_a_week_is_forgotten_when_a_segment_begins()
 
 
 def test_a_producer_that_opened_before_there_was_any_batch_is_not_a_week_old() -> None:
-    """The first segment's end does not make it a stranger, of whom any batch would be taken as the next."""
+    """The end of the first segment does not remove it: any of its batches would then be taken for the next one."""
     table = ProducerTable()
     table.expect(1, 0)
     table.advance(2, 0, 1, 0, PRODUCER_AGE_MS * 3)
@@ -175,7 +175,7 @@ def test_a_producer_that_opened_before_there_was_any_batch_is_not_a_week_old() -
 
 
 def test_behind_a_refused_batch_nothing_is_fresh() -> None:
-    """Also of a producer that is not known any more."""
+    """Also for a producer that is no longer known."""
     table = ProducerTable()
     assert table.check(7, 5, 1) == Fresh()
     table.hold(7, 5)
@@ -186,14 +186,14 @@ def test_behind_a_refused_batch_nothing_is_fresh() -> None:
 
 
 def live(producers_max: int, *connected: int) -> ProducerTable:
-    """Return a table of a topic that takes batches, with these producers connected."""
+    """Return a table of a topic in use, with these producers connected."""
     table = ProducerTable(producers_max)
     table.connected = set(connected)
     return table
 
 
 def test_who_is_connected_is_never_forgotten() -> None:
-    """However many others come, and however long it said nothing: its resend is a duplicate still."""
+    """However many others come, and however long it is idle: its resend is still a duplicate."""
     table = live(10, 1)
     table.advance(1, 0, 1, 0, 1000)
     for producer in range(2, 5000):
@@ -205,7 +205,7 @@ def test_who_is_connected_is_never_forgotten() -> None:
 
 
 def test_who_stored_something_not_long_ago_and_did_not_close_is_not_forgotten() -> None:
-    """It may be about to come back: others are refused meanwhile, and are not later."""
+    """It may come back: others are refused meanwhile, and accepted later."""
     table = live(3)
     table.advance(1, 0, 1, 0, 1000)
     table.advance(2, 0, 1, 1, 1000)
@@ -221,7 +221,7 @@ def test_who_stored_something_not_long_ago_and_did_not_close_is_not_forgotten() 
 
 
 def test_who_closed_is_forgotten_first_and_one_that_stored_nothing_is_no_hindrance() -> None:
-    """Programs that come for a message and go push nobody out, and may be as many as they like."""
+    """Programs that publish once and close push no other out, however many they are."""
     table = live(5)
     table.advance(1, 0, 1, 0, 1000)
     for producer in range(10, 3000):
@@ -232,13 +232,13 @@ def test_who_closed_is_forgotten_first_and_one_that_stored_nothing_is_no_hindran
             table.close(producer)
     assert table.check(1, 0, 1) == Duplicate(0)
     again = ProducerTable.decode(table.encode(), 5)
-    for producer in range(4):  # in the snapshot too, who closed goes first
+    for producer in range(4):  # in the snapshot too, closed ones are removed first
         again.advance(5000 + producer, 0, 1, 0, 1000)
     assert again.check(1, 0, 1) == Duplicate(0)
 
 
 def test_a_producer_that_comes_back_is_not_taken_for_closed() -> None:
-    """A named one that opens again after it had closed counts as anybody."""
+    """A named one that opens again after closing counts as open."""
     table = live(2)
     table.advance(1, 0, 1, 0, 1000)
     table.close(1)

@@ -1,4 +1,4 @@
-"""The set of offsets, against a plain set."""
+"""Tests of the set of offsets, against a Python set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plain(found: RangeSet) -> set[int]:
 @settings(max_examples=400)
 @given(steps, ranges)
 def test_it_is_a_set_of_numbers(steps: list[tuple[str, tuple[int, int]]], asked: tuple[int, int]) -> None:
-    """Whatever is added and taken out, it answers as a plain set does."""
+    """Whatever is added and removed, it answers like a Python set."""
     found, model = RangeSet(), set[int]()
     for what, (first, end) in steps:
         numbers = set(range(first, end))
@@ -64,7 +64,7 @@ def test_it_is_a_set_of_numbers(steps: list[tuple[str, tuple[int, int]]], asked:
 
 
 def test_every_second_of_a_million_costs_megabytes() -> None:
-    """A hole pattern of half a million ranges takes 16 bytes a range, and filling the holes leaves one."""
+    """Half a million ranges take 16 bytes each, and filling the holes leaves one range."""
     found = RangeSet()
     for offset in range(0, 200_000, 2):
         found.add(offset, offset + 1)
@@ -75,7 +75,7 @@ def test_every_second_of_a_million_costs_megabytes() -> None:
 
 
 def test_encoded_ranges_out_of_order_are_refused() -> None:
-    """Bytes that are not ascending ranges are an error, never a set."""
+    """Bytes that are not ascending ranges are an error."""
     with pytest.raises(ValueError, match="ascending"):
         RangeSet.decode(RangeSet([(5, 6)]).encode() + RangeSet([(1, 2)]).encode())
     with pytest.raises(ValueError, match="bytes"):

@@ -1,4 +1,4 @@
-"""Reading a log, as any process may do it."""
+"""Tests of reading a log, in any process."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def wal(open_log: Open, put: Put) -> Wal:
 
 @pytest.fixture
 def maps(disk: LocalDisk) -> SegmentMaps:
-    """Return maps of the machine's disk."""
+    """Return maps of files on the machine's disk."""
     return SegmentMaps(disk, maps_max=2)
 
 
 def test_all_is_read_in_order_from_anywhere(wal: Wal, maps: SegmentMaps) -> None:
-    """From any offset, also inside a batch, the batch that holds it comes first and all others follow."""
+    """From any offset, also inside a batch, its batch comes first, and all others follow."""
     for start in range(0, 400, 7):
         reader = Reader(maps, wal.folder, wal.incarnation, start)
         offset = start - start % 2
@@ -60,7 +60,7 @@ def test_all_is_read_in_order_from_anywhere(wal: Wal, maps: SegmentMaps) -> None
 
 
 def test_nothing_at_or_past_the_durable_end_is_returned(open_log: Open, put: Put, maps: SegmentMaps) -> None:
-    """Records that were appended but are not durable do not exist for a reader."""
+    """A reader does not see records that were appended and are not durable."""
     wal = open_log()
     put(wal, b"a")
     wal.commit()
@@ -76,7 +76,7 @@ def test_nothing_at_or_past_the_durable_end_is_returned(open_log: Open, put: Put
 def test_a_reader_at_the_live_end_follows_into_the_next_segments(
     open_log: Open, put: Put, maps: SegmentMaps
 ) -> None:
-    """Reading along with writing gives each batch once, through rolls, age seals and empty reads."""
+    """A reader at the end gets each batch once while the log is written, through rolls, age seals and empty reads."""
     wal = open_log()
     reader = Reader(maps, wal.folder, wal.incarnation, 0)
     seen = []
@@ -94,7 +94,7 @@ def test_a_reader_at_the_live_end_follows_into_the_next_segments(
 
 
 def test_limits_hold_but_one_record_is_always_returned(wal: Wal, maps: SegmentMaps) -> None:
-    """bytes_max and records_max bound a read; a record bigger than bytes_max still gets through, alone."""
+    """bytes_max and records_max limit a read; a record larger than bytes_max is returned alone."""
     reader = Reader(maps, wal.folder, wal.incarnation, 0)
     assert len(reader.read(wal.durable_end, 1)) == 1
     assert len(reader.read(wal.durable_end, 1 << 20, records_max=3)) == 3
@@ -117,7 +117,7 @@ def test_seeking_goes_anywhere_and_back(wal: Wal, maps: SegmentMaps) -> None:
 def test_an_offset_that_is_not_in_the_log_is_said_to_be_trimmed_or_missing(
     wal: Wal, maps: SegmentMaps, disk: LocalDisk
 ) -> None:
-    """Below the first segment reading raises TrimmedError, where one is missing DamagedError; both name the range."""
+    """Below the first segment reading raises TrimmedError, in a missing one DamagedError; both have the range."""
     first, second, third = wal.sealed()[:3]
     disk.unlink(first.path)
     reader = Reader(maps, wal.folder, wal.incarnation, 0)
@@ -137,7 +137,7 @@ def test_an_offset_that_is_not_in_the_log_is_said_to_be_trimmed_or_missing(
 
 
 def test_damaged_bytes_are_never_handed_out(wal: Wal, disk: LocalDisk) -> None:
-    """Any flipped byte of a record raises an error when a reader gets there; what is before it is returned first."""
+    """A flipped byte raises an error when a reader gets to its record; earlier records are returned first."""
     info = wal.sealed()[0]
     contents = disk.read(info.path)
     position = contents.index(b"0003") - 4 * 2 - 64  # the header of the fourth batch
@@ -154,14 +154,14 @@ def test_damaged_bytes_are_never_handed_out(wal: Wal, disk: LocalDisk) -> None:
 
 
 def test_a_segment_of_another_topic_is_not_read(wal: Wal, maps: SegmentMaps) -> None:
-    """A reader checks whose segment it has before it returns anything of it."""
+    """A reader checks the segment's topic before it returns any record of it."""
     with pytest.raises(DamagedError, match="another topic"):
         Reader(maps, wal.folder, b"\7" * 16, 0).read(wal.durable_end, 1 << 20)
     wal.close()
 
 
 def test_views_outlive_the_map_the_file_and_the_reader(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """What was handed out stays readable when the cache dropped the map and the file's name is gone."""
+    """Returned views stay readable when the cache has dropped the map and the file is deleted."""
     wal = open_log()
     for _ in range(40):
         put(wal, b"k" * 1500)
@@ -183,7 +183,7 @@ def test_views_outlive_the_map_the_file_and_the_reader(open_log: Open, put: Put,
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc to count open files")
 def test_reading_many_segments_leaks_no_files(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """However many segments are read, only maps_max stay open, and none after clear."""
+    """However many segments are read, at most maps_max stay open, and none after clear."""
     wal = open_log(segment_bytes_max=4096)
     for _ in range(300):
         put(wal, b"k" * 3000)
@@ -208,7 +208,7 @@ def test_reading_many_segments_leaks_no_files(open_log: Open, put: Put, disk: Lo
 def test_a_file_that_grew_since_it_was_mapped_is_mapped_again(
     open_log: Open, put: Put, disk: LocalDisk, maps: SegmentMaps
 ) -> None:
-    """A map made when the file was shorter does not hide what came later."""
+    """A map made when the file was shorter does not hide later records."""
     wal = open_log()
     put(wal, b"a")
     wal.commit()
@@ -228,7 +228,7 @@ def test_a_file_that_grew_since_it_was_mapped_is_mapped_again(
 
 
 def test_going_back_into_a_segment_does_not_walk_all_of_it(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """A map remembers places every 64 KiB, so that a seek walks headers from the nearest one."""
+    """A map remembers positions every 64 KiB, so that a seek walks headers from the nearest one."""
     wal = open_log(segment_bytes_max=1 << 20)
     for _ in range(200):
         put(wal, b"x" * 4000)
@@ -248,7 +248,7 @@ def test_going_back_into_a_segment_does_not_walk_all_of_it(open_log: Open, put: 
 
 
 def test_forgetting_a_log_drops_its_maps_only(wal: Wal, maps: SegmentMaps) -> None:
-    """Maps of a deleted topic go at once."""
+    """Maps of a deleted topic are closed at once."""
     Reader(maps, wal.folder, wal.incarnation, 0).read(wal.durable_end, 1)
     maps.forget("/somewhere/else")
     assert len(maps) == 1

@@ -1,4 +1,4 @@
-"""The codec of a record."""
+"""Tests of the codec of records."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ payloads = st.lists(st.binary(max_size=20), min_size=1, max_size=12)
 def test_what_is_encoded_is_read_and_any_part_of_it_can_be_cut_out(
     values: list[bytes], with_keys: bool, with_attributes: bool, with_times: bool, data: st.DataObject
 ) -> None:
-    """Frames come back as they were, and a slice holds exactly its messages, in all columns."""
+    """Frames are decoded unchanged, and a slice has exactly its messages, in all columns."""
     keys = [value[:3] for value in values] if with_keys else None
     attributes = [value[::-1] for value in values] if with_attributes else None
     times = [2**64 - 1 - at for at in range(len(values))] if with_times else None
@@ -117,7 +117,7 @@ def test_what_is_encoded_is_read_and_any_part_of_it_can_be_cut_out(
 
 
 def test_times_of_delivery_that_do_not_fit_are_noticed() -> None:
-    """A record too short for the 8 bytes a message that its columns promise is not well formed."""
+    """A record without the 8 bytes per message that its columns promise is refused."""
     header = encode_header(SALT, BATCH, [bytes(8), bytes(15)], first_offset=0, count=2, columns=DELIVER_AT)
     parsed = parse_header(header, 0, SALT)
     assert parsed is not None
@@ -129,7 +129,7 @@ def test_times_of_delivery_that_do_not_fit_are_noticed() -> None:
 
 
 def test_a_whole_slice_copies_nothing() -> None:
-    """Cutting all of a batch returns the stored frames themselves."""
+    """A slice of a whole batch returns the stored frames themselves."""
     record = decode(encode([b"a", b"b"], [b"k", b""], None))
     assert slice_record(record, 100, 102) == record.frames()
     assert all(isinstance(frame, memoryview) for frame in slice_record(record, 100, 102))
@@ -137,7 +137,7 @@ def test_a_whole_slice_copies_nothing() -> None:
 
 @pytest.mark.parametrize(("first", "end"), [(99, 101), (100, 103), (101, 101), (102, 101)])
 def test_a_slice_outside_its_batch_is_refused(first: int, end: int) -> None:
-    """A range that is not inside the batch, or empty, is a mistake of the caller's."""
+    """A range that is empty, or not inside the batch, is an error of the caller."""
     with pytest.raises(ValueError, match="not inside"):
         slice_record(decode(encode([b"a", b"b"], None, None)), first, end)
 
@@ -154,7 +154,7 @@ def test_any_flipped_bit_of_a_header_is_noticed() -> None:
 
 
 def test_a_record_belongs_to_one_segment_of_one_incarnation() -> None:
-    """The same bytes do not validate at another base, nor for another incarnation."""
+    """The same bytes are not valid at another base, nor in another incarnation."""
     encoded = encode([b"a"], None, None)
     assert parse_header(encoded, 0, salt_of(bytes(16), 8)) is None
     assert parse_header(encoded, 0, salt_of(b"\1" + bytes(15), 7)) is None
@@ -162,7 +162,7 @@ def test_a_record_belongs_to_one_segment_of_one_incarnation() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 100, 2047, 2048, 5000, 100_000])
 def test_the_checksum_in_place_is_the_checksum_of_a_copy(size: int) -> None:
-    """CRC32C over a part of a view is the same whether or not the bytes are copied, and goes on from its seed."""
+    """CRC32C over a part of a view is the same with and without copying, and continues from its seed."""
     contents = bytes(range(256)) * (size // 256 + 2)
     checked = Checked(memoryview(bytearray(contents)).toreadonly())
     assert checked.crc32c(3, 3 + size, 99) == crc32c(contents[3 : 3 + size], 99)
@@ -170,5 +170,5 @@ def test_the_checksum_in_place_is_the_checksum_of_a_copy(size: int) -> None:
 
 
 def test_the_checksum_is_crc32c() -> None:
-    """The check value of the standard."""
+    """With the check value of the standard."""
     assert crc32c(b"123456789") == 0xE3069283

@@ -1,4 +1,4 @@
-"""What opening a log finds after all that can have happened to it."""
+"""Tests of opening a log after failures of any kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Batch = tuple[int, int, bytes]  # first offset, count, payload
 
 
 def batches(wal: Wal, disk: Any) -> list[Batch]:
-    """Return all that a log holds, and check that it holds nothing else."""
+    """Return all batches of a log, and check that it contains nothing else."""
     reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, wal.start_offset)
     found: list[Batch] = []
     while records := reader.read(wal.next_offset, 1 << 20):
@@ -41,7 +41,7 @@ def batches(wal: Wal, disk: Any) -> list[Batch]:
 
 
 def batches_and_damage(wal: Wal, disk: Any) -> tuple[list[Batch], list[tuple[int, int]]]:
-    """Return all that a log holds, and the ranges at which reading it stops, whole."""
+    """Return all batches of a log, and the complete ranges at which reading it stops."""
     reader = Reader(SegmentMaps(disk), wal.folder, wal.incarnation, wal.start_offset)
     found: list[Batch] = []
     missing = []
@@ -63,7 +63,7 @@ def batches_and_damage(wal: Wal, disk: Any) -> tuple[list[Batch], list[tuple[int
 def test_the_last_segment_cut_at_each_length_loses_only_whole_batches_from_its_end(
     open_log: Open, put: Put, age_sealed: bool
 ) -> None:
-    """Whatever length the newest segment is cut to, its beginning is served, and the log goes on behind it."""
+    """Whatever length the newest segment is cut to, its beginning is served, and the log continues after it."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     put(wal, b"before")
@@ -106,7 +106,7 @@ def test_the_last_segment_cut_at_each_length_loses_only_whole_batches_from_its_e
 
 
 def replace(disk: SimulatedDisk, path: str, contents: bytes) -> None:
-    """Put a file with these contents at a path, durably."""
+    """Replace the file at a path by these contents, durably."""
     if disk.exists(path):
         disk.unlink(path)
     file = disk.create(path)
@@ -149,7 +149,7 @@ def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
         elif len(held) == 4:
             assert held == written
             outcomes["same"] += 1
-        else:  # only the last batch was not yet called durable by another
+        else:  # only the last batch was not yet proven durable by another file
             assert held == written[:3]
             assert wal.report.torn_bytes > 0
             outcomes["torn"] += 1
@@ -158,15 +158,13 @@ def test_each_flipped_byte_is_harmless_or_torn_or_reported_but_never_served(
             disk.unlink(f"{folder}/{name}")
     assert sum(outcomes.values()) == end + 8
     assert outcomes["torn"] == 64 + 4 + 30
-    assert (
-        outcomes["same"] == SEGMENT_HEADER_BYTES + 8
-    )  # a segment header says nothing that is not known otherwise
+    assert outcomes["same"] == SEGMENT_HEADER_BYTES + 8  # everything in a segment header is known otherwise
 
 
 def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(
     open_log: Open, put: Put, disk: LocalDisk
 ) -> None:
-    """Told how far the log was durable, recovery goes on there, reports what is missing, and keeps the file."""
+    """If another file proves how far it was durable, recovery goes on there, reports what is missing, keeps it."""
     wal = open_log()
     put(wal, b"a")
     put(wal, b"b" * 50)
@@ -193,7 +191,7 @@ def test_damage_below_what_somebody_saw_durable_is_no_torn_tail(
 def test_an_end_that_only_others_know_is_where_the_log_goes_on(
     open_log: Open, put: Put, disk: LocalDisk
 ) -> None:
-    """Offsets that a cursor or the store saw are not given again, though nothing on the disk shows them."""
+    """Offsets that a cursor or the store has seen are not given again, although no segment has them."""
     wal = open_log()
     put(wal, b"a")
     wal.commit()
@@ -207,7 +205,7 @@ def test_an_end_that_only_others_know_is_where_the_log_goes_on(
 
 
 def test_what_lay_behind_a_torn_batch_never_comes_back(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """A valid record behind a torn one is gone for good, also when another of the same length fills the hole."""
+    """A valid record after a torn one stays deleted, also when another of the same length fills the hole."""
     wal = open_log()
     for payload in (b"a" * 50, b"b" * 50, b"c" * 50):
         put(wal, payload)
@@ -229,7 +227,7 @@ def test_what_lay_behind_a_torn_batch_never_comes_back(open_log: Open, put: Put,
 
 
 def test_a_log_whose_files_are_gone_goes_on_behind_what_was_durable(open_log: Open, put: Put) -> None:
-    """A log that somebody saw durable does not begin anew: no offset is given twice."""
+    """A log proven durable does not start over: no offset is given twice."""
     for start_offset in (0, 7):
         wal = open_log(known_end=7, start_offset=start_offset)
         assert (wal.start_offset, wal.next_offset) == (7, 7)
@@ -242,7 +240,7 @@ def test_a_log_whose_files_are_gone_goes_on_behind_what_was_durable(open_log: Op
 
 
 def test_a_torn_segment_that_is_in_the_store_is_damage(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """A segment with a second name is an object of the store: it is never cut."""
+    """A segment with a second name is an object of the store, and is never cut."""
     wal = open_log()
     put(wal, b"a" * 50)
     wal.seal()
@@ -264,7 +262,7 @@ def test_a_torn_segment_that_is_in_the_store_is_damage(open_log: Open, put: Put,
 def test_damage_in_an_older_segment_is_reported_and_the_file_is_not_touched(
     open_log: Open, put: Put, disk: LocalDisk, what: str
 ) -> None:
-    """A log with a missing or damaged older segment opens; what is whole of it is served, the rest is named."""
+    """A log with a missing or damaged older segment opens; the intact part is served, the rest reported."""
     wal = open_log()
     for _ in range(60):
         put(wal, b"x" * 900)
@@ -285,7 +283,7 @@ def test_damage_in_an_older_segment_is_reported_and_the_file_is_not_touched(
     held, missing = batches_and_damage(wal, disk)
     assert missing == ([lost] if lost else [])
     assert len(held) == 60 - (lost[1] - lost[0] if lost else 0)
-    if what != "head":  # bodies are not looked at when a log is opened
+    if what != "head":  # bodies are not read when a log is opened
         assert [(one.first, one.end) for one in wal.damaged] == [
             lost or (one.first, one.first) for one in wal.damaged
         ]
@@ -299,7 +297,7 @@ def test_damage_in_an_older_segment_is_reported_and_the_file_is_not_touched(
 
 
 def test_a_log_of_another_topic_or_an_older_incarnation_is_refused(open_log: Open, put: Put) -> None:
-    """Files that belong to another topic, or to a deleted one of the same name, are never served."""
+    """Files of another topic, or of an earlier one of the same name, are never served."""
     wal = open_log()
     put(wal, b"a")
     wal.commit()
@@ -316,7 +314,7 @@ def test_a_log_of_another_topic_or_an_older_incarnation_is_refused(open_log: Ope
 def test_bytes_of_another_segment_are_not_taken_for_records(
     open_log: Open, put: Put, disk: LocalDisk
 ) -> None:
-    """Whole valid records from a segment with another base never validate behind this one's records."""
+    """Whole valid records from a segment with another base are not valid after this one's records."""
     wal = open_log()
     put(wal, b"first segment" * 10)
     wal.commit()
@@ -346,7 +344,7 @@ def run_until_power_loss(
     wal = open_log(disk)
     written: list[Batch] = []
     acknowledged = 0
-    for _ in range(random.randint(1, 4)):  # so many lives
+    for _ in range(random.randint(1, 4)):  # so many process lives
         left = random.randint(1, 120)
 
         def stops(operation: str, path: str) -> None:
@@ -406,7 +404,7 @@ def run_until_power_loss(
 def test_nothing_acknowledged_is_lost_whatever_the_disk_forgets(
     open_log: Open, put: Put, fail_sync: bool
 ) -> None:
-    """Losing power at any operation, keeping any part of unsynced writes: the log opens, with all that was promised."""
+    """Power fails at any operation, any part of unsynced writes survives: the log opens with everything promised."""
     for seed in range(int(os.environ.get("ISTER_TEST_SEEDS", "250"))):
         run_until_power_loss(seed, open_log, put, fail_sync)
 
@@ -461,7 +459,7 @@ while True:
 def test_a_killed_writer_leaves_a_log_with_all_it_acknowledged(
     tmp_path: Path, open_log: Open, disk: LocalDisk
 ) -> None:
-    """SIGKILL at any moment: the log opens, holds what was acknowledged, and goes on, again and again."""
+    """After SIGKILL at any moment the log opens, has everything acknowledged, and continues; again and again."""
     acknowledged = 0
     for number in range(5):
         writer = subprocess.Popen(
@@ -486,7 +484,7 @@ def test_a_killed_writer_leaves_a_log_with_all_it_acknowledged(
 
 
 def test_what_opening_a_log_found_is_said_in_a_sentence() -> None:
-    """The log line of an opened log is for people: what is there, and what else was found."""
+    """The log line of an opened log says in plain words what is there, and what else was found."""
     plain = RecoveryReport("orders", 0, 3, 1, 0, 0)
     assert plain.in_words() == "its log has offsets 0 to before 3, in 1 segment"
     places = tuple(DamagedRange(first, first + 2, "", 0, "") for first in range(0, 50, 10))

@@ -1,4 +1,4 @@
-"""Room in reserve: acknowledgments, and what makes room, go on while the disk is full."""
+"""Tests of the reserve of disk space: acknowledgments, and what makes room, go on while the disk is full."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def with_reserve(pieces: int) -> tuple[SimulatedDisk, Reserve, MovedClock]:
 
 
 def test_a_reserve_is_given_in_pieces_and_is_whole_again_when_there_is_room() -> None:
-    """What was given is the disk's; a try now and then fills it up, as far as that goes."""
+    """Released pieces are the disk's; from time to time the reserve is filled again as far as possible."""
     disk, reserve, clock = with_reserve(3)
     assert reserve.held == disk.size("/data/reserve") == 3 * PIECE_BYTES
     disk.room = 0
@@ -60,7 +60,7 @@ def test_a_reserve_is_given_in_pieces_and_is_whole_again_when_there_is_room() ->
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_acknowledgments_go_on_while_the_disk_is_full(greedy: bool) -> None:
-    """However many there are, the file is made short again; also where others take what is given back."""
+    """However many there are, the file is compacted; also if other files take the released space."""
     disk, reserve, _ = with_reserve(32)
     journal = CursorJournal.open(disk, "/data/billing", INCARNATION, 0)
     journal.reserve = reserve
@@ -97,7 +97,7 @@ def test_with_nothing_in_reserve_acknowledgments_wait_and_are_not_lost() -> None
 
 
 def test_a_subscription_can_be_moved_on_a_full_disk() -> None:
-    """It is one way to make room."""
+    """A seek is one way to make room."""
     disk, reserve, _ = with_reserve(2)
     journal = CursorJournal.open(disk, "/data/billing", INCARNATION, 0)
     journal.reserve = reserve
@@ -108,7 +108,7 @@ def test_a_subscription_can_be_moved_on_a_full_disk() -> None:
 
 
 def test_a_store_on_a_full_disk_notes_what_must_be_noted_before_something_can_go() -> None:
-    """Small objects, and segments that are here already, are stored; what is large and new is refused."""
+    """Small objects, and segments that are already here, are stored; large new ones are refused."""
     disk, reserve, _ = with_reserve(4)
     store = FolderStore("/data/store", disk, reserve=reserve)
     file = disk.create("/data/segment")

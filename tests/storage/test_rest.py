@@ -1,4 +1,4 @@
-"""A log that nobody appends to gives back what it holds for more, and takes it again."""
+"""Tests of idle logs: they release the space kept for appends, and take it again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Put = Callable[..., int]
 
 
 def taken(folder: str) -> int:
-    """Return the bytes that a folder's files take on the disk."""
+    """Return the disk space of a folder's files in bytes."""
     return sum(path.stat().st_blocks * 512 for path in Path(folder).iterdir())
 
 
 def payloads(reader: Reader, end: int) -> list[bytes]:
-    """Return what a reader reads up to an offset."""
+    """Return the payloads that a reader reads up to an offset."""
     found = []
     while records := reader.read(end, 1 << 20):
         found += [bytes(record.payload) for record in records]
@@ -31,7 +31,7 @@ def payloads(reader: Reader, end: int) -> list[bytes]:
 
 
 def test_a_few_messages_take_a_few_blocks(open_log: Open, put: Put, folder: str) -> None:
-    """A log with three messages has kilobytes on the disk, not what a full segment will need."""
+    """A log with three messages takes kilobytes on the disk, not what a full segment will need."""
     wal = open_log(segment_bytes_max=8 << 20)
     for _ in range(3):
         put(wal, b"x" * 100)
@@ -41,7 +41,7 @@ def test_a_few_messages_take_a_few_blocks(open_log: Open, put: Put, folder: str)
 
 
 def test_a_log_at_rest_is_as_long_as_what_is_in_it(open_log: Open, put: Put, folder: str) -> None:
-    """The next file and the room behind the last record are given back, and whoever reads along goes on reading."""
+    """The next file, and the space after the last record, are released, and readers go on."""
     wal = open_log(segment_bytes_max=1 << 20)
     reader = Reader(SegmentMaps(LocalDisk()), wal.folder, wal.incarnation, 0)
     for number in range(6):
@@ -68,7 +68,7 @@ def test_a_log_at_rest_is_as_long_as_what_is_in_it(open_log: Open, put: Put, fol
 
 
 def test_a_log_at_rest_opens_after_a_crash(open_log: Open, put: Put, disk: LocalDisk, folder: str) -> None:
-    """Where the process ends while its log rests, nothing is torn and nothing is missing."""
+    """If the process ends while its log is idle, nothing is torn or missing."""
     wal = open_log(segment_bytes_max=1 << 20)
     put(wal, b"x" * 3000)
     wal.commit()
@@ -81,7 +81,7 @@ def test_a_log_at_rest_opens_after_a_crash(open_log: Open, put: Put, disk: Local
 
 
 def test_two_hundred_logs_share_a_few_descriptors(open_log: Open, put: Put, tmp_path: Path) -> None:
-    """Logs that are written to in turn, each a message and a commit, hold no descriptor each."""
+    """Logs written in turn, one message and commit each, do not keep a descriptor each."""
     disk = LocalDisk(OpenFiles(16))
     before = descriptors_used()
     logs = [open_log(disk=disk, folder=f"{tmp_path}/{number}") for number in range(200)]

@@ -1,4 +1,4 @@
-"""How old segments are, whatever the clock did when they were written."""
+"""Tests of the age of segments, whatever the clock did when they were written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOW = 1_700_000_000_000
 
 
 def segments(*times: int | tuple[int, int]) -> list[SegmentInfo]:
-    """Return segments ended at these times, or with batches up to the first, and the last at the second of two."""
+    """Return segments that ended at these times, or from the first to the second of two."""
     found: list[SegmentInfo] = []
     log_time = 0
     for number, each in enumerate(times):
@@ -25,19 +25,19 @@ def segments(*times: int | tuple[int, int]) -> list[SegmentInfo]:
 
 
 def kept_from(found: Sequence[SegmentInfo], ms: int) -> int:
-    """Return where a log begins that keeps what is at most so old."""
+    """Return the first offset of a log with this maximal age."""
     return trim_point(found, Retention(ms=ms), now_ms=NOW, acknowledged=None, floor=1 << 60)
 
 
 def test_a_segment_of_a_clock_that_was_ahead_holds_nothing_up() -> None:
-    """It is as old as what was written after it."""
+    """It is as old as the segment written after it."""
     found = segments(NOW - 9 * DAY, NOW + 365 * DAY, NOW - 8 * DAY, NOW - 2 * DAY, NOW)
     assert times_of(found, NOW) == [NOW - 9 * DAY, NOW - 8 * DAY, NOW - 8 * DAY, NOW - 2 * DAY, NOW]
     assert kept_from(found, 7 * DAY) == 3
 
 
 def test_the_newest_segment_of_a_clock_that_was_ahead_is_new() -> None:
-    """Nothing after it says how old it is."""
+    """No later segment says how old it is."""
     found = segments(NOW - 9 * DAY, NOW + 365 * DAY)
     assert times_of(found, NOW) == [NOW - 9 * DAY, NOW]
     assert kept_from(found, DAY) == 1
@@ -45,7 +45,7 @@ def test_the_newest_segment_of_a_clock_that_was_ahead_is_new() -> None:
 
 @pytest.mark.parametrize("back", [0, NOW - 30 * DAY])
 def test_a_clock_that_stepped_back_makes_nothing_older(back: int) -> None:
-    """It counts as standing still, between segments and in one."""
+    """Setting it back counts as standing still, between segments and within one."""
     found = segments(NOW - 2 * DAY, back, (NOW - DAY, back))
     assert times_of(found, NOW) == [NOW - 2 * DAY, NOW - 2 * DAY, NOW - DAY]
     assert kept_from(found, 7 * DAY) == 0

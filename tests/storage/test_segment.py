@@ -1,4 +1,4 @@
-"""The two ends of a segment."""
+"""Tests of a segment's header and footer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ HEADER = SegmentHeader(bytes(range(16)), 12345, 1_700_000_000_000, topic_crc("or
 
 
 def test_a_header_comes_back_as_it_was() -> None:
-    """Encoding and parsing a segment header are each other's inverse."""
+    """Parsing is the inverse of encoding."""
     encoded = encode_segment_header(HEADER)
     assert len(encoded) == SEGMENT_HEADER_BYTES
     assert parse_segment_header(encoded) == HEADER
 
 
 def test_a_damaged_or_short_header_is_said_to_be_so() -> None:
-    """Every flipped byte and every missing one gives a reason, not a header."""
+    """Every flipped or missing byte gives a reason instead of a header."""
     encoded = encode_segment_header(HEADER)
     for position in range(SEGMENT_HEADER_BYTES):
         flipped = bytearray(encoded)
@@ -41,7 +41,7 @@ def test_a_damaged_or_short_header_is_said_to_be_so() -> None:
 
 
 def test_a_footer_is_found_only_at_the_end_of_a_file_of_its_length() -> None:
-    """A sealed file ends in a footer that says how long it is; a copy of one elsewhere is not believed."""
+    """A sealed file ends in a footer with the file's length; a copy of a footer elsewhere does not count."""
     salt = salt_of(HEADER.incarnation, HEADER.base)
     footer = Footer(12400, 55, 3, 1, 2, 9000, 3, 0)
     encoded = encode_footer(salt, footer, 7)
@@ -61,7 +61,7 @@ def test_a_footer_is_found_only_at_the_end_of_a_file_of_its_length() -> None:
 
 @pytest.mark.parametrize("base", [0, 7, 10**19])
 def test_a_name_says_the_base_and_sorts_by_it(base: int) -> None:
-    """Names of segments are as long as each other."""
+    """All names have the same length."""
     assert base_of(segment_name(base)) == base
     assert len(segment_name(base)) == 24
 
@@ -70,5 +70,5 @@ def test_a_name_says_the_base_and_sorts_by_it(base: int) -> None:
     "name", ["spare.tmp", "1.seg", "0" * 19 + "x.seg", "0" * 20 + ".sag", "٣" * 20 + ".seg"]
 )
 def test_other_names_are_no_segments(name: str) -> None:
-    """Whatever else lies in a log's folder is not taken for a segment."""
+    """Other files in a log's folder are not taken for segments."""
     assert base_of(name) is None

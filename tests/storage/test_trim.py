@@ -1,4 +1,4 @@
-"""Deleting the beginning of a log."""
+"""Tests of deleting the beginning of a log."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Put = Callable[..., int]
 
 
 def filled(wal: Wal, put: Put, batches: int = 100) -> None:
-    """Put so many batches of two messages and 900 bytes in a log, durably."""
+    """Append so many batches of two messages and 900 bytes, durably."""
     for number in range(batches):
         put(wal, b"%04d" % number + b"x" * 896, b"", producer_id=7, sequence=2 * number)
     wal.commit()
 
 
 def test_whole_segments_go_from_the_oldest_on(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """Trimming drops the segments that end at or below the offset, no other, and the log begins behind them."""
+    """Trimming deletes the segments that end at or below the offset, no other, and the log begins after them."""
     wal = open_log()
     filled(wal, put)
     before = wal.sealed()
@@ -46,7 +46,7 @@ def test_whole_segments_go_from_the_oldest_on(open_log: Open, put: Put, disk: Lo
 
 
 def test_what_is_written_or_not_durable_stays(open_log: Open, put: Put) -> None:
-    """The active segment is never trimmed, and the newest sealed one only when something behind it is durable."""
+    """The active segment is never trimmed, and the newest sealed one only when something after it is durable."""
     wal = open_log()
     filled(wal, put, 40)
     wal.seal()
@@ -69,7 +69,7 @@ def test_what_is_written_or_not_durable_stays(open_log: Open, put: Put) -> None:
 def test_a_log_begins_at_the_segment_that_is_just_being_sealed(
     open_log: Open, put: Put, goes_on: bool
 ) -> None:
-    """What a running commit seals is of the log, also when all before it goes meanwhile."""
+    """A segment that a running commit seals belongs to the log, also when all before it are deleted meanwhile."""
     wal = open_log()
     filled(wal, put, 40)
     put(wal, b"durable, and not sealed yet")
@@ -94,7 +94,7 @@ def test_a_log_begins_at_the_segment_that_is_just_being_sealed(
 def test_a_log_that_was_trimmed_to_nothing_and_lost_power_still_knows_its_end(
     open_log: Open, put: Put
 ) -> None:
-    """However much is trimmed and whatever a power failure takes, no offset is given twice."""
+    """However much is trimmed, and whatever a power failure takes, no offset is given twice."""
     for seed in range(60):
         random = Random(seed)
         disk = SimulatedDisk()
@@ -141,7 +141,7 @@ def test_a_log_that_was_trimmed_to_nothing_and_lost_power_still_knows_its_end(
 
 
 def test_a_trim_that_fails_in_the_middle_is_gone_on_with_later(open_log: Open, put: Put) -> None:
-    """What was deleted before the failure counts, the rest stays and goes with the next trim."""
+    """Segments deleted before the failure stay deleted, the rest goes with the next trim."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     filled(wal, put)
@@ -162,7 +162,7 @@ def test_a_trim_that_fails_in_the_middle_is_gone_on_with_later(open_log: Open, p
 
 
 def test_a_log_is_not_closed_under_a_trim(open_log: Open, put: Put) -> None:
-    """Only one trim runs, appends and commits go on meanwhile, and closing waits for its end."""
+    """Only one trim runs at a time, appends and commits go on meanwhile, and closing waits for its end."""
     wal = open_log()
     filled(wal, put)
     trim = wal.begin_trim(100)
@@ -182,7 +182,7 @@ def test_a_log_is_not_closed_under_a_trim(open_log: Open, put: Put) -> None:
 def test_who_reads_a_trimmed_segment_finishes_it_and_who_comes_later_is_told(
     open_log: Open, put: Put, disk: LocalDisk
 ) -> None:
-    """A reader inside a segment reads it to its end; below the log, TrimmedError names what is gone."""
+    """A reader inside a segment reads it to its end; below the log, TrimmedError has the range that is gone."""
     wal = open_log()
     filled(wal, put)
     first, second = wal.sealed()[:2]
@@ -204,7 +204,7 @@ def test_who_reads_a_trimmed_segment_finishes_it_and_who_comes_later_is_told(
 
 
 def test_a_producer_is_known_after_its_segments_are_trimmed(open_log: Open, put: Put) -> None:
-    """Deduplication outlives trimming and opening again, because each segment begins with what is known."""
+    """Deduplication survives trimming and reopening, because each segment begins with the table of producers."""
     wal = open_log()
     put(wal, b"once", producer_id=5, sequence=17)
     filled(wal, put)

@@ -1,4 +1,4 @@
-"""The upload protocol under anything: writers interleaved call by call, crashes, lost answers, late writes."""
+"""Tests of the upload protocol under faults: writers interleaved call by call, crashes, lost answers, late writes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Crash(BaseException):
 
 @dataclass
 class Objects:
-    """What is in the store, and what is on its way there though its writer was told that it failed."""
+    """The objects in the store, and writes that arrive late though their writer was told that they failed."""
 
     there: dict[str, ObjectInfo] = field(default_factory=dict)
     holds: dict[str, str] = field(default_factory=dict)  # object -> the segment it was made of
@@ -58,13 +58,13 @@ class Objects:
         return True
 
     def land(self) -> None:
-        """Let the write that is on its way longest arrive."""
+        """Let the oldest late write arrive."""
         if self.late:
             self.put(*self.late.pop(0))
 
 
 class StepStore:
-    """A writer's view of the store: every call waits for its verdict."""
+    """A writer's view of the store: every call waits for the test's verdict."""
 
     def __init__(self, objects: Objects, gate: Callable[[], str]) -> None:
         self.objects = objects
@@ -105,12 +105,12 @@ class StepStore:
 
 
 class Broker:
-    """A broker with a log of its own, whose tier may crash and start again; run in a thread, call by call."""
+    """A broker with a log of its own, whose tier may crash and restart; run in a thread, call by call."""
 
     def __init__(self, play: Play, name: str) -> None:
         self.play = play
         self.name = name
-        self.log: list[SegmentInfo] | None = None  # None: nothing local yet, it begins where the store ends
+        self.log: list[SegmentInfo] | None = None  # None: no local log yet, it begins where the store ends
         self.watermark = 0
         self.lives = 12
         self.arrived: set[str] = set()
@@ -147,10 +147,10 @@ class Broker:
                 break
 
     def live(self) -> None:
-        """One life of its tier: claim, then upload, out of order at times."""
+        """One life of its tier: claim, then upload, sometimes out of order."""
         store: Any = StepStore(self.play.objects, self.gate)
         identity = f"{self.name}-{next(self.numbers)}"
-        self.arrived = set()  # what an epoch before this one uploaded ahead is superseded
+        self.arrived = set()  # what an earlier epoch uploaded ahead is superseded
         begin = None if self.log is None else self.log[0].base if self.log else self.watermark
         claimed = self.persist(lambda: claim(store, TOPIC, identity, begin, self.check))
         self.play.listed(claimed)
@@ -168,7 +168,7 @@ class Broker:
                 self.count()
 
     def count(self) -> None:
-        """Count what joins."""
+        """Count segments that join."""
         assert self.log is not None
         for segment in self.log:
             if segment.base == self.watermark and segment.path in self.arrived:
@@ -190,7 +190,7 @@ class Broker:
         return segment
 
     def persist(self, work: Callable[[], Any]) -> Any:
-        """Try again what failed, as an Uploader does."""
+        """Retry what failed, as an Uploader does."""
         while True:
             try:
                 return work()
@@ -202,7 +202,7 @@ class Broker:
 
 
 class Play:
-    """Some brokers that all believe they own one topic, and what must hold of it."""
+    """Some brokers that all believe they own one topic, and the invariants."""
 
     def __init__(self, brokers: int) -> None:
         self.objects = Objects()
@@ -216,7 +216,7 @@ class Play:
             broker.asked.get(timeout=10)
 
     def step(self, number: int, verdict: str) -> None:
-        """Let one broker's call have its verdict, and run up to its next call; or let a late write arrive."""
+        """Give one broker's call its verdict, and run it up to its next call; or let a late write arrive."""
         if number >= len(self.brokers):
             self.objects.land()
             return
@@ -228,7 +228,7 @@ class Play:
                 raise broker.failure
 
     def offsets(self, history: History) -> list[tuple[int, str]]:
-        """Return which segment each offset is read from."""
+        """Return the segment that each offset is read from."""
         return [
             (offset, self.objects.holds[piece.segment.name])
             for piece in history.pieces
@@ -236,17 +236,17 @@ class Play:
         ]
 
     def listed(self, claimed: Claim) -> None:
-        """A new owner goes on from this history: below where it goes on it must stay what it is."""
+        """Note that a new owner continues from this history: below its end it must not change."""
         found = self.offsets(claimed.history)
         self.promises.append([(offset, path) for offset, path in found if offset < claimed.start])
 
     def count(self, segment: SegmentInfo) -> None:
-        """Producers were told that this is in the store."""
+        """Note that producers were told that this is in the store."""
         known = self.counted.setdefault(segment.base, segment)
         assert known.path == segment.path, f"{segment.path} was counted where {known.path} was before"
 
     def end(self) -> None:
-        """Kill everybody, let what is late arrive, and read the history."""
+        """Kill all brokers, let late writes arrive, and read the history."""
         for broker in self.brokers:
             broker.lives = 0
             while broker.alive:
@@ -270,7 +270,7 @@ class Play:
 
 
 def play(brokers: int, steps: Sequence[tuple[int, str]]) -> Play:
-    """Play it, and check what must hold."""
+    """Play it, and check the invariants."""
     played = Play(brokers)
     try:
         for number, verdict in steps:
@@ -295,7 +295,7 @@ def test_what_was_counted_is_in_the_history_whatever_happens(steps: list[tuple[i
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ISTER_TEST_SEEDS", "60"))))
 def test_what_was_counted_is_in_the_history_over_long_runs(seed: int) -> None:
-    """Writers that run for a while and then pause, as stopped processes do, and come back in the middle of a call."""
+    """Writers run for a while, pause like stopped processes, and resume in the middle of a call."""
     random = Random(seed)
     steps: list[tuple[int, str]] = []
     faults = random.choice((FAULTS, ("done",) * 4 + ("crash", "late", "lost")))
@@ -311,7 +311,7 @@ def test_what_was_counted_is_in_the_history_over_long_runs(seed: int) -> None:
 
 
 def test_a_note_that_comes_late_does_not_change_what_others_went_on_from() -> None:
-    """A claim that was paused before it said where it begins is void once a newer one has begun without it."""
+    """A claim that was paused before it noted its beginning is void once a newer one has begun without it."""
     store = FolderStore("/store", SimulatedDisk())
     old = claim(store, TOPIC, "old")
     assert store.put_if_absent(LAYOUT.epoch(2), b"", metadata={"id": "paused"})
@@ -330,13 +330,13 @@ def test_a_note_that_comes_late_does_not_change_what_others_went_on_from() -> No
 
 
 def put(store: ObjectStore, base: int, end: int, epoch: int) -> None:
-    """Upload a segment, without a look for newer claims."""
+    """Upload a segment without looking for newer claims."""
     about = {"next": str(end), "first-timestamp": "1", "last-timestamp": str(end), "id": "x"}
     assert store.put_if_absent(LAYOUT.segment(base, epoch), b"segment", metadata=about)
 
 
 def test_of_two_that_claim_at_once_one_is_told() -> None:
-    """Whoever finds a newer claim than its own gives up before it says where it begins."""
+    """A writer that finds a newer claim than its own gives up before it notes its beginning."""
     store = FaultyStore(FolderStore("/store", SimulatedDisk()))
     claim(store, TOPIC, "first")
     begun: list[int] = []
@@ -353,7 +353,7 @@ def test_of_two_that_claim_at_once_one_is_told() -> None:
 
 
 def test_a_segment_of_that_name_that_is_not_ours_stops_us() -> None:
-    """What was uploaded under our epoch by anybody else is never taken for our own."""
+    """A segment that somebody else uploaded under our epoch is never taken for our own."""
     store = FolderStore("/store", SimulatedDisk())
     ours = claim(store, TOPIC, "ours")
     put(store, 0, 10, ours.epoch)
@@ -368,7 +368,7 @@ def test_a_segment_of_that_name_that_is_not_ours_stops_us() -> None:
 
 
 def test_a_trim_that_was_cut_short_is_finished_by_the_next() -> None:
-    """The boundary stands before anything is deleted; whatever was left below it goes with the next trim."""
+    """The boundary is written before anything is deleted; objects left below it go with the next trim."""
     store = FaultyStore(FolderStore("/store", SimulatedDisk()))
     ours = claim(store, TOPIC, "ours")
     for base in range(0, 50, 10):
@@ -394,7 +394,7 @@ def test_a_trim_that_was_cut_short_is_finished_by_the_next() -> None:
 
 
 def test_a_fenced_writer_trims_nothing() -> None:
-    """What another broker's subscriptions may still need is not deleted by one that lost the topic."""
+    """A broker that lost the topic does not delete what another broker's subscriptions may still need."""
     store = FolderStore("/store", SimulatedDisk())
     ours = claim(store, TOPIC, "ours")
     put(store, 0, 10, ours.epoch)
@@ -405,7 +405,7 @@ def test_a_fenced_writer_trims_nothing() -> None:
 
 
 def test_the_newest_cursor_of_each_subscription_comes_back() -> None:
-    """By epoch, then by number; what a fenced writer stores later counts less; a deleted subscription has none."""
+    """By epoch, then by number; later cursors of a fenced writer count less; a deleted subscription has none."""
     store = FolderStore("/store", SimulatedDisk())
     one = SubscriptionMeta("orders", "one", "shared", "earliest", 5, {"ack_timeout_ms": 9})
     two = SubscriptionMeta("orders", ".two", "exclusive", 17, 6)
@@ -423,7 +423,7 @@ def test_the_newest_cursor_of_each_subscription_comes_back() -> None:
 
 
 def test_erasing_takes_one_incarnation_alone() -> None:
-    """A topic's deletion leaves another of the same name as it is, also its place in the catalogue."""
+    """Deleting a topic leaves another of the same name intact, also its place in the catalogue."""
     store = FolderStore("/store", SimulatedDisk())
     other = TopicMeta("orders", bytes(16), "reliable", "fsync", 2)
     put(store, 0, 10, claim(store, TOPIC, "ours", broker="us").epoch)
@@ -437,7 +437,7 @@ def test_erasing_takes_one_incarnation_alone() -> None:
 
 
 def test_what_another_broker_wrote_and_retention_dropped_is_not_gone_on_with() -> None:
-    """Nothing is left of it that would differ; that another broker wrote it is known by its claim."""
+    """No object is left that would differ; the claim shows that another broker wrote."""
     store = FolderStore("/store", SimulatedDisk())
 
     def logs(begin: int, end: int) -> Callable[[History], None]:
@@ -461,7 +461,7 @@ def test_what_another_broker_wrote_and_retention_dropped_is_not_gone_on_with() -
 
 
 def test_a_log_that_ends_below_what_the_store_has_trimmed_is_not_gone_on_with() -> None:
-    """Nothing but the note of a trim may be left of what another broker has written since."""
+    """A trim note may be all that is left of what another broker has written since."""
     history = plan_history(LAYOUT, [ObjectInfo(LAYOUT.trimmed(90), 0, 0)])
     with pytest.raises(AheadError) as refused:
         check_joins(TOPIC, history, (), 45)

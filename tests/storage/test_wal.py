@@ -1,4 +1,4 @@
-"""The write-ahead log, as its owner uses it."""
+"""Tests of the write-ahead log, as its owner uses it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_offsets_are_dense_and_begin_at_zero(open_log: Open, put: Put) -> None:
 
 
 def test_nothing_is_durable_before_its_commit_has_ended(open_log: Open, put: Put) -> None:
-    """An append moves next_offset at once, and durable_end only when the commit that covers it ended."""
+    """An append moves next_offset at once, and durable_end only when its commit has ended."""
     wal = open_log()
     put(wal, b"a")
     commit = wal.begin_commit()
@@ -57,7 +57,7 @@ def test_nothing_is_durable_before_its_commit_has_ended(open_log: Open, put: Put
 
 
 def test_only_one_commit_runs_and_none_without_work(open_log: Open, put: Put) -> None:
-    """begin_commit returns None when there is nothing to do or a commit is running already."""
+    """begin_commit returns None when there is nothing to do, or a commit is running."""
     wal = open_log()
     assert wal.begin_commit() is None
     put(wal, b"a")
@@ -90,7 +90,7 @@ def test_a_log_goes_on_where_it_was_left(open_log: Open, put: Put) -> None:
 
 
 def test_a_sealed_segment_is_never_longer_than_allowed(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """A sealed file has exactly the length its footer says, and at most segment_bytes_max."""
+    """A sealed file has exactly the length in its footer, and at most segment_bytes_max."""
     wal = open_log()
     for number in range(200):
         put(wal, b"x" * (number * 7 % 900))
@@ -103,7 +103,7 @@ def test_a_sealed_segment_is_never_longer_than_allowed(open_log: Open, put: Put,
 
 
 def test_the_biggest_batch_fits_and_one_byte_more_is_refused(open_log: Open, put: Put) -> None:
-    """batch_bytes_max always fits into a segment; what cannot fit is refused with a code, and harms nothing."""
+    """batch_bytes_max always fits into a segment; a larger batch is refused with a code, and does no harm."""
     settings = WalSettings(segment_bytes_max=16 << 10, producers_max=32)
     wal = open_log()
     for producer in range(1, 40):
@@ -119,7 +119,7 @@ def test_the_biggest_batch_fits_and_one_byte_more_is_refused(open_log: Open, put
 
 
 def test_a_segment_is_sealed_by_age_only_if_something_is_in_it(open_log: Open, put: Put) -> None:
-    """An idle log makes no segments; one message is sealed a minute later, and shows after the next commit."""
+    """An idle log makes no segments; one message is sealed a minute later, and is offered after the next commit."""
     wal = open_log(segment_age_ms_max=60_000)
     assert not wal.seal_due(10**15)
     put(wal, b"a", timestamp_ms=1_000)
@@ -140,7 +140,7 @@ def test_a_segment_is_sealed_by_age_only_if_something_is_in_it(open_log: Open, p
 
 
 def test_a_log_that_was_sealed_last_opens_and_goes_on(open_log: Open, put: Put) -> None:
-    """A sealed newest segment is left alone, and the next append begins another."""
+    """A sealed newest segment is not changed, and the next append begins another."""
     wal = open_log()
     put(wal, b"a")
     wal.seal()
@@ -155,7 +155,7 @@ def test_a_log_that_was_sealed_last_opens_and_goes_on(open_log: Open, put: Put) 
 
 
 def test_a_failed_sync_fails_the_log_for_good(open_log: Open, put: Put) -> None:
-    """After a failed sync nothing is acknowledged or appended, though the same sync would succeed now."""
+    """After a failed sync nothing is acknowledged or appended, although the same sync would succeed now."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     put(wal, b"a")
@@ -181,7 +181,7 @@ def test_a_failed_sync_fails_the_log_for_good(open_log: Open, put: Put) -> None:
 def test_what_a_failed_sync_left_in_the_page_cache_does_not_count_until_written_again(
     open_log: Open, put: Put
 ) -> None:
-    """Opening after a failed sync makes what it shows durable: power may fail right after."""
+    """Opening after a failed sync writes what it finds again, so that a power failure right after loses nothing."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     put(wal, b"a")
@@ -208,7 +208,7 @@ def _raise_on(wanted: str, operation: str) -> None:
 
 
 def test_a_failed_write_fails_the_log(open_log: Open, put: Put) -> None:
-    """A write that fails for any reason but room ends the log; what was durable is there again."""
+    """A write that fails for any reason but lack of room ends the log; durable records are there again."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     put(wal, b"a")
@@ -227,7 +227,7 @@ def test_a_failed_write_fails_the_log(open_log: Open, put: Put) -> None:
 
 
 def test_a_full_disk_refuses_and_service_returns_with_room(open_log: Open, put: Put) -> None:
-    """DiskFullError leaves the log as if never called, at every amount of room; with room it goes on by itself."""
+    """After DiskFullError the log is as before the call, however much room there is; with room it goes on by itself."""
     for room in range(0, 3000, 97):
         disk = SimulatedDisk()
         wal = open_log(disk)
@@ -245,7 +245,7 @@ def test_a_full_disk_refuses_and_service_returns_with_room(open_log: Open, put: 
         with pytest.raises(DiskFullError) as refused:
             put(wal, b"b" * 200)
         assert refused.value.action == "retry"
-        wal.seal()  # its room was made before
+        wal.seal()  # its room was reserved before
         wal.commit()
         disk.room = None
         offset = put(wal, b"back")
@@ -260,7 +260,7 @@ def test_a_full_disk_refuses_and_service_returns_with_room(open_log: Open, put: 
 
 
 def test_a_full_disk_refuses_the_next_segment_too(open_log: Open, put: Put) -> None:
-    """When a new segment cannot be made, the append is refused, no half-made file stays, and it works later."""
+    """If a new segment cannot be made, the append is refused, no partial file stays, and a later append works."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     put(wal, b"a")
@@ -281,7 +281,7 @@ def test_a_full_disk_refuses_the_next_segment_too(open_log: Open, put: Put) -> N
 
 
 def test_a_spare_segment_takes_over_without_a_new_file(open_log: Open, put: Put, disk: LocalDisk) -> None:
-    """A spare is offered when a quarter of a segment is full, is used by the next roll, and is gone after close."""
+    """A spare is asked for when a quarter of a segment is full, used by the next roll, and deleted by close."""
     wal = open_log()
     assert wal.prepare_spare() is None
     while (work := wal.prepare_spare()) is None:
@@ -306,7 +306,7 @@ def test_a_spare_segment_takes_over_without_a_new_file(open_log: Open, put: Put,
 
 
 def test_a_spare_that_cannot_be_made_is_no_failure(open_log: Open, put: Put) -> None:
-    """Making a spare on a full disk leaves nothing behind, and the log goes on without."""
+    """Making a spare on a full disk leaves nothing behind, and the log goes on without it."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     while (work := wal.prepare_spare()) is None:
@@ -322,7 +322,7 @@ def test_a_spare_that_cannot_be_made_is_no_failure(open_log: Open, put: Put) -> 
 
 
 def test_no_file_stays_open_when_a_log_is_closed(open_log: Open, put: Put) -> None:
-    """A log holds one file while it is written, however many segments there are, and none after."""
+    """A log has one open file while it is written, however many segments there are, and none when closed."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     for _ in range(300):
@@ -355,7 +355,7 @@ def test_producers_are_known_again_after_opening(open_log: Open, put: Put) -> No
 def test_a_producer_survives_the_segment_its_batches_were_in(
     open_log: Open, put: Put, disk: LocalDisk
 ) -> None:
-    """Each segment begins with what is known of producers, so old segments are not needed for it."""
+    """Each segment begins with the table of producers, so that old segments are not needed for it."""
     wal = open_log()
     put(wal, b"once", producer_id=5, sequence=17)
     wal.seal()
@@ -373,7 +373,7 @@ def test_a_producer_survives_the_segment_its_batches_were_in(
 
 
 def test_a_removed_log_leaves_nothing(open_log: Open, put: Put, disk: LocalDisk, folder: str) -> None:
-    """Deleting a log removes its folder; deleting it again is fine."""
+    """Removing a log deletes its folder; removing it again is fine."""
     wal = open_log()
     put(wal, b"a")
     wal.commit()
@@ -384,7 +384,7 @@ def test_a_removed_log_leaves_nothing(open_log: Open, put: Put, disk: LocalDisk,
 
 
 def test_a_new_log_may_begin_at_any_offset(open_log: Open, put: Put) -> None:
-    """A log of which the beginning lies elsewhere starts where it is told, and stays there."""
+    """A log whose beginning is elsewhere starts at the given offset, and keeps that."""
     wal = open_log(start_offset=1000)
     assert (wal.start_offset, wal.next_offset, wal.durable_end) == (1000, 1000, 1000)
     assert put(wal, b"a") == 1000
@@ -396,7 +396,7 @@ def test_a_new_log_may_begin_at_any_offset(open_log: Open, put: Put) -> None:
 
 
 def test_the_room_for_a_footer_is_there_before_the_record(open_log: Open, put: Put) -> None:
-    """Sealing never needs room that was not made: it succeeds on a disk that is full to the last byte."""
+    """Sealing never needs more room: it succeeds on a disk that is completely full."""
     disk = SimulatedDisk()
     wal = open_log(disk)
     put(wal, b"a")
@@ -407,13 +407,13 @@ def test_the_room_for_a_footer_is_there_before_the_record(open_log: Open, put: P
 
 
 def in_flood(wal: Wal) -> Wal:
-    """Return a log that has seen big commits, and so writes no zeros ahead."""
+    """Return a log that has seen large commits, and so writes no zeros ahead."""
     wal._commit_bytes = 1e6
     return wal
 
 
 def test_a_refused_batch_does_not_come_back_with_the_next_start(open_log: Open, put: Put) -> None:
-    """A batch that was refused for want of room behind it is gone, though all of it had been written."""
+    """A batch that was refused because there was no room after it is gone, though all of it had been written."""
     for room in range(0, 700, 50):
         disk = SimulatedDisk()
         wal = in_flood(open_log(disk))
@@ -436,7 +436,7 @@ def test_a_refused_batch_does_not_come_back_with_the_next_start(open_log: Open, 
 
 
 def test_sealing_needs_no_room_whatever_was_written_ahead(open_log: Open, put: Put) -> None:
-    """Under flood too there is room for index and footer behind each record, and segments keep to their length."""
+    """In a flood, too, there is room for index and footer after each record, and segments keep their length."""
     for seed in range(20):
         random = Random(seed)
         disk = SimulatedDisk()
@@ -455,7 +455,7 @@ def test_sealing_needs_no_room_whatever_was_written_ahead(open_log: Open, put: P
 
 
 def test_zeros_are_written_ahead_only_while_commits_are_small(open_log: Open, put: Put) -> None:
-    """Lone messages find their blocks written; a flood writes each byte once, and asks for no spare segment."""
+    """Single messages are written to existing blocks; a flood writes each byte once, and asks for no spare segment."""
     for size, ahead_min, ahead_max, spare in ((100, 2000, 300_000, True), (100_000, 128, 2000, False)):
         wal = open_log(SimulatedDisk(), segment_bytes_max=8 << 20)
         for _ in range(25):

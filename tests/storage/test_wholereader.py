@@ -1,4 +1,4 @@
-"""Reading a history from the log and the cache: no folder is listed for what the log has no more."""
+"""Tests of reading a history from log and cache, without listing a folder for what the log no longer has."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Tiered:
         self.disk.listdir = watched  # type: ignore[method-assign]
 
     def bases(self) -> list[int]:
-        """Return where the log's segments begin."""
+        """Return the first offsets of the log's segments."""
         return [base for name in self.disk.listdir(LOG) if (base := base_of(name)) is not None]
 
     def bring(self, reader: TieredReader, base: int, *, keep: bool = False) -> None:
-        """Have the segment at `base` in the cache; without `keep` it is no more in the log."""
+        """Put the segment at `base` into the cache; without `keep` the log no longer has it."""
         path = f"{LOG}/{base:020d}.seg"
         data = self.disk.read(path)
         file = self.disk.create(f"{CACHE}/{base:020d}.seg")
@@ -84,16 +84,16 @@ def drained(reader: TieredReader, end: int = MESSAGES) -> list[int]:
 
 
 def test_cached_history_is_read_without_listing_a_folder() -> None:
-    """Beside a log of thousands of segments a listing takes longer than anything else on the loop."""
+    """With a log of thousands of segments, a listing takes longer than anything else on the loop."""
     tiered = Tiered()
     reader = tiered.reader()
     bases = tiered.bases()
     for base in bases[:4]:
         tiered.bring(reader, base)
-    reader.read(MESSAGES, 1)  # the first look finds where the log begins
+    reader.read(MESSAGES, 1)  # the first read finds where the log begins
     tiered.listed.clear()
     assert drained(reader, bases[4]) == list(range(1, bases[4]))
-    for offset in (bases[3], 2, bases[2] + 1, 0):  # in any order, as what comes back is read
+    for offset in (bases[3], 2, bases[2] + 1, 0):  # in any order, as returned messages are read
         reader.seek(offset)
         assert reader.read(MESSAGES, 1)[0].first_offset == offset
     assert tiered.listed == []
@@ -101,7 +101,7 @@ def test_cached_history_is_read_without_listing_a_folder() -> None:
 
 
 def test_who_comes_to_the_end_of_what_is_cached_takes_nothing_from_others() -> None:
-    """Readers of a topic share what is known of its cache; where one needs the next segment, another reads on."""
+    """Readers of a topic share the list of its cached segments; when one needs the next segment, others read on."""
     tiered = Tiered()
     one, other = tiered.reader(), tiered.reader()
     first, second, third, *_ = tiered.bases()
@@ -119,7 +119,7 @@ def test_who_comes_to_the_end_of_what_is_cached_takes_nothing_from_others() -> N
 
 
 def test_a_damaged_copy_is_forgotten_and_no_other() -> None:
-    """It is brought back again; what else is there of the topic is read meanwhile."""
+    """It is fetched again; other cached segments of the topic are read meanwhile."""
     tiered = Tiered()
     one, other = tiered.reader(), tiered.reader()
     first, second, *_ = tiered.bases()
@@ -136,7 +136,7 @@ def test_a_damaged_copy_is_forgotten_and_no_other() -> None:
 
 
 def test_another_place_in_the_log_is_found_without_listing_it_again() -> None:
-    """What comes back is read from all over the log."""
+    """Returned messages are read from all over the log."""
     tiered = Tiered()
     reader = tiered.reader()
     assert drained(reader) == list(range(MESSAGES))
@@ -150,7 +150,7 @@ def test_another_place_in_the_log_is_found_without_listing_it_again() -> None:
 
 
 def test_what_left_the_cache_is_asked_for_again() -> None:
-    """A file that is gone is no error: it is brought back, and nothing is missed."""
+    """A file that is gone is no error: it is fetched again, and nothing is skipped."""
     tiered = Tiered()
     reader = tiered.reader()
     first, second, *_ = tiered.bases()
@@ -171,7 +171,7 @@ def test_what_left_the_cache_is_asked_for_again() -> None:
 
 
 def test_a_damaged_record_of_the_log_is_asked_of_the_store_and_only_that() -> None:
-    """Records before and behind it come from the log; with nothing in the store it is damage, with its range."""
+    """Records before and after it come from the log; if the store lacks it too, it is damage with its range."""
     tiered = Tiered()
     first = tiered.bases()[0]
     reader = tiered.reader()
@@ -188,7 +188,7 @@ def test_a_damaged_record_of_the_log_is_asked_of_the_store_and_only_that() -> No
 
 
 def test_a_decision_to_skip_covers_what_is_neither_here_nor_there() -> None:
-    """It is jumped over and told, exactly; what the cache has after all is not."""
+    """It is skipped and reported, exactly; what the cache has after all is not skipped."""
     tiered = Tiered()
     reader = tiered.reader()
     first, second, third, *_ = tiered.bases()

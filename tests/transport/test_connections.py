@@ -1,4 +1,4 @@
-"""Which session came over which connection: descriptors that are used again, and news that come before the messages."""
+"""Tests of which session came over which connection: descriptors are reused, the monitor is ahead of messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ister.transport.connections import Connections
 
 
 def test_a_closed_connection_tells_who_said_hello_over_it() -> None:
-    """And one over which nobody did tells of nobody."""
+    """A connection without HELLO gives none."""
     connections: Connections[str] = Connections()
     connections.accepted(7)
     connections.accepted(8)
@@ -30,12 +30,12 @@ def test_a_hello_that_is_read_after_its_connection_was_closed_is_of_somebody_who
 
 
 def test_a_descriptor_that_is_used_again_speaks_for_the_new_one_alone() -> None:
-    """Whoever said hello over it before, unread until now, is gone; whoever comes is not."""
+    """A session that said HELLO over the old connection, unread until now, is gone; the new one is not."""
     connections: Connections[str] = Connections()
     connections.accepted(7)
     connections.closed(7)
     connections.accepted(7)
-    assert connections.greeted(7, "old", b"a") == []  # nobody can tell yet
+    assert connections.greeted(7, "old", b"a") == []  # which one is not known yet
     assert connections.greeted(7, "new", b"b") == [("old", b"a")]
     assert connections.closed(7) == ("new", b"b")
 
@@ -44,7 +44,7 @@ def test_a_descriptor_that_is_used_again_speaks_for_the_new_one_alone() -> None:
 def test_in_any_order_everybody_who_is_gone_is_told_of_once_and_nobody_else(
     steps: list[tuple[bool, int]], random: object
 ) -> None:
-    """Hellos are read in their order, at any time after they were said; at the end all have been read."""
+    """HELLOs are read in their order, at any time after they were sent; at the end all have been read."""
     connections: Connections[int] = Connections()
     alive: dict[int, int] = {}  # by descriptor
     unread: list[tuple[int, int]] = []

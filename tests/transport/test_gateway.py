@@ -1,4 +1,4 @@
-"""Tests of the gateway: whatever a client sends, the answer is an error to that client and nothing to anybody else."""
+"""Tests of the gateway: whatever a client sends, only that client gets an error, and no other notices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH_BYTES_MAX = 4000
 
 
 class Heard:
-    """What the gateway says to the broker: kept, and opens are answered at once."""
+    """Records what the gateway tells the broker; opens are answered at once."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -72,7 +72,7 @@ class Heard:
 
 
 class Served:
-    """A gateway on a port of this machine, run whenever one of its clients waits."""
+    """A gateway on a port of this machine, which runs whenever one of its clients waits."""
 
     def __init__(self, **changes: int) -> None:
         limits = {
@@ -110,7 +110,7 @@ class Served:
 
 
 class ServedClient(RawClient):
-    """A client that lets the gateway work while it waits."""
+    """A client that runs the gateway while it waits."""
 
     patience_s = 30.0
 
@@ -129,7 +129,7 @@ class ServedClient(RawClient):
                 return None
 
     def error(self) -> Frame:
-        """Return the next frame, which must be an error."""
+        """Return the next frame, which must be an ERROR."""
         frame = self.hear()
         assert frame is not None
         assert frame.kind == Type.ERROR, frame
@@ -137,7 +137,7 @@ class ServedClient(RawClient):
         return frame
 
     def alive(self) -> None:
-        """See that the broker answers."""
+        """Check that the broker answers."""
         self.say({Key.TYPE: Type.PING, Key.REF: 4711})
         assert self.expect(Type.PONG, ref=4711)
 
@@ -151,7 +151,7 @@ def served() -> Iterator[Served]:
 
 
 def until(served: Served, so: Callable[[], object]) -> None:
-    """Let the gateway work until something is so."""
+    """Run the gateway until a condition is true."""
     patience = time.monotonic() + 60
     while not so():
         assert time.monotonic() < patience, "it never is so"
@@ -167,7 +167,7 @@ def until(served: Served, so: Callable[[], object]) -> None:
 
 @pytest.mark.requirement("7.3-6")
 def test_a_client_that_is_gone_without_a_word_loses_its_session_soon() -> None:
-    """Its connection tells, long before the session times out; and it counts as lost."""
+    """The end of its connection shows it, long before the session times out; it counts as lost."""
     served = Served(session_timeout_ms=600_000, resume_within_ms=50)
     try:
         gone, stays = served.client(), served.client()
@@ -183,7 +183,7 @@ def test_a_client_that_is_gone_without_a_word_loses_its_session_soon() -> None:
 
 
 def test_a_client_that_comes_back_in_time_keeps_its_session() -> None:
-    """A connection that breaks costs nothing, whether the broker has heard of the end or of the new one first."""
+    """A reconnect costs nothing, whether the broker sees the end or the new connection first."""
     served = Served(session_timeout_ms=600_000, resume_within_ms=1_500)
     try:
         client = served.client()
@@ -203,7 +203,7 @@ def test_a_client_that_comes_back_in_time_keeps_its_session() -> None:
 
 
 def test_what_was_said_before_the_end_is_heard_and_does_not_prolong_the_session() -> None:
-    """A goodbye that is read after the news of the end is a goodbye."""
+    """A BYE that is read after the end of its connection counts as BYE."""
     served = Served(session_timeout_ms=600_000, resume_within_ms=600_000)
     try:
         client = served.client()
@@ -223,7 +223,7 @@ def test_what_was_said_before_the_end_is_heard_and_does_not_prolong_the_session(
 
 
 def test_a_hello_that_is_read_after_its_connection_was_closed_holds_no_session_for_long() -> None:
-    """Or a client that is gone would hold its places until they time out."""
+    """Otherwise a client that is gone would keep its consumers until the session times out."""
     served = Served(session_timeout_ms=600_000, resume_within_ms=0)
     try:
         client = served.client(hello=False)
@@ -246,7 +246,7 @@ def test_a_hello_that_is_read_after_its_connection_was_closed_holds_no_session_f
 
 
 def test_hello_ping_and_bye(served: Served) -> None:
-    """A session begins with hello, lives as long as it speaks, and ends with bye."""
+    """A session begins with HELLO, lives as long as the client sends, and ends with BYE."""
     client = served.client()
     assert client.boot == 5
     client.say({Key.TYPE: Type.PING})
@@ -258,7 +258,7 @@ def test_hello_ping_and_bye(served: Served) -> None:
 
 
 def test_a_batch_reaches_the_broker_as_it_was_sent(served: Served) -> None:
-    """Tables and payloads are handed on byte for byte; a lone payload gets its table."""
+    """Tables and payloads are passed on byte for byte; a single payload gets its table."""
     client = served.client()
     client.open_producer(1, "t", 7)
     frames = batch([b"a", b"", b"ccc"], [b"k", b"", b""], [b"", b"", b"\xa0"])
@@ -275,7 +275,7 @@ def test_a_batch_reaches_the_broker_as_it_was_sent(served: Served) -> None:
 
 
 def test_frames_go_to_their_handles(served: Served) -> None:
-    """Credit and acknowledgments, closes and requests reach the broker with what they carry."""
+    """Credit, acknowledgments, closes and requests reach the broker with their fields."""
     client = served.client()
     client.open_consumer(2, "t", "s")
     client.credit(2, 5)
@@ -348,7 +348,7 @@ MALFORMED = {
 @pytest.mark.requirement("11.1-6")
 @pytest.mark.parametrize("header", MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_header_is_answered_and_counted(served: Served, header: bytes) -> None:
-    """The client hears "malformed", its session goes on, and nothing reaches the broker."""
+    """The client gets "malformed", its session goes on, and nothing reaches the broker."""
     client = served.client()
     client.put([header])
     refused = client.error()
@@ -362,7 +362,7 @@ def test_a_malformed_header_is_answered_and_counted(served: Served, header: byte
 @pytest.mark.requirement("2.2-14", "15-4")
 @pytest.mark.parametrize("kind", [0, 14, 31, 32, 1 << 40])
 def test_an_unknown_frame_is_an_unknown_operation(served: Served, kind: int) -> None:
-    """A frame type of another version is refused by that name."""
+    """A frame type of another version is refused with that code."""
     client = served.client()
     client.say({Key.TYPE: kind})
     assert client.error().code == "unknown-operation"
@@ -370,7 +370,7 @@ def test_an_unknown_frame_is_an_unknown_operation(served: Served, kind: int) -> 
 
 
 def test_a_clients_frame_is_not_the_brokers(served: Served) -> None:
-    """What only the broker says is malformed when a client says it."""
+    """A frame type that only the broker sends is malformed from a client."""
     client = served.client()
     client.say({Key.TYPE: Type.DONE, Key.REF: 3})
     refused = client.error()
@@ -379,7 +379,7 @@ def test_a_clients_frame_is_not_the_brokers(served: Served) -> None:
 
 @pytest.mark.requirement("7.1-1")
 def test_nothing_but_hello_is_taken_before_hello(served: Served) -> None:
-    """Without a session there is one answer to everything, with what the cause had to be recognized by."""
+    """Without a session every frame has the same answer, with the fields that identify the frame."""
     client = served.client(hello=False)
     client.say({Key.TYPE: Type.PUBLISH, Key.HANDLE: 3, Key.SEQUENCE: 9}, b"x")
     refused = client.error()
@@ -391,11 +391,11 @@ def test_nothing_but_hello_is_taken_before_hello(served: Served) -> None:
 
 
 def test_a_message_without_frames_is_answered(served: Served) -> None:
-    """An empty message is malformed too."""
+    """An empty message is malformed."""
     client = served.client()
     client.socket.send(b"")
     assert client.error().code == "malformed"
-    client.socket.send_multipart([b"", cbor2.dumps(PING)])  # as a REQ socket would
+    client.socket.send_multipart([b"", cbor2.dumps(PING)])  # as a REQ socket would send
     assert client.error().code == "malformed"
     client.alive()
 
@@ -427,7 +427,7 @@ BAD_BATCHES: dict[str, tuple[int, list[bytes], str]] = {
 def test_a_bad_batch_is_refused_by_its_sequence(
     served: Served, columns: int, frames: list[bytes], code: str
 ) -> None:
-    """A batch that does not add up, or is too large, is refused whole; the next one is taken."""
+    """An invalid or too large batch is refused as a whole; the next one is accepted."""
     client = served.client()
     client.open_producer(1, "t", 7)
     client.say({Key.TYPE: Type.PUBLISH, Key.HANDLE: 1, Key.SEQUENCE: 5, Key.COLUMNS: columns}, *frames)
@@ -440,7 +440,7 @@ def test_a_bad_batch_is_refused_by_its_sequence(
 
 
 def test_the_largest_message_and_batch_are_taken(served: Served) -> None:
-    """The limits are what is still allowed."""
+    """A message or batch exactly at the limit is accepted."""
     client = served.client()
     client.open_producer(1, "t", 7)
     client.publish(1, 0, LARGE)
@@ -451,7 +451,7 @@ def test_the_largest_message_and_batch_are_taken(served: Served) -> None:
 
 @pytest.mark.requirement("1.3-4")
 def test_a_frame_beyond_all_limits_costs_its_connection_alone(served: Served) -> None:
-    """What is far too large is not even received: that client is cut off, and everybody else goes on."""
+    """A far too large frame is not even received: that client is disconnected, and all others go on."""
     client, other = served.client(), served.client()
     client.open_producer(1, "t", 7)
     client.publish(1, 0, bytes(100 * BATCH_BYTES_MAX))
@@ -480,7 +480,7 @@ def test_only_a_batch_has_a_body(served: Served, kind: int) -> None:
 
 
 def test_garbage_on_the_port_is_nobodys_business() -> None:
-    """Bytes that are no ZeroMQ at all leave every client alone, and no session behind."""
+    """Bytes that are no ZeroMQ disturb no client, and leave no session behind."""
     served = Served()
     try:
         client = served.client()
@@ -510,7 +510,7 @@ def test_garbage_on_the_port_is_nobodys_business() -> None:
 
 
 def test_a_mistake_of_the_broker_is_an_error_to_that_client(served: Served) -> None:
-    """An exception behind a frame is answered with "internal"; the gateway goes on."""
+    """An exception while a frame is handled is answered with "internal"; the gateway goes on."""
     client = served.client()
     served.heard.fails = ZeroDivisionError("a mistake")
     client.say({Key.TYPE: Type.REQUEST, Key.REF: 7, Key.OPERATION: "status"})
@@ -521,7 +521,7 @@ def test_a_mistake_of_the_broker_is_an_error_to_that_client(served: Served) -> N
 
 
 def test_a_refused_open_frees_its_handle(served: Served) -> None:
-    """An open that the broker refuses at once leaves the handle as if it had never been asked for."""
+    """After the refusal the handle is as if it had never been opened."""
     client = served.client()
     served.heard.fails = UsageError("no such thing", code="invalid-name")
     refused = client.open_producer(1, "t", 7)
@@ -567,7 +567,7 @@ def small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.requirement("7.3-7")
 def test_what_a_full_queue_has_no_room_for_is_not_lost_unnoticed(small_queues: None, served: Served) -> None:
-    """A receipt that cannot be sent costs the connection: the client hears of it, resumes, and asks again."""
+    """A receipt that cannot be sent closes the connection: the client notices, resumes, and asks again."""
     lazy, other = served.client(), served.client()
     session = flooded(served, lazy)
     assert session.routing is not None
@@ -592,14 +592,14 @@ def test_what_a_full_queue_has_no_room_for_is_not_lost_unnoticed(small_queues: N
     ("batch_bytes", "messages"), [(1000, 1000), (1 << 20, 64), (4 << 20, 16), (7 << 20, 16)]
 )
 def test_what_one_connection_may_have_waiting_is_bounded_in_bytes(batch_bytes: int, messages: int) -> None:
-    """ZeroMQ counts messages: the larger they may be, the fewer may wait; a flood of batches filled a gigabyte."""
+    """ZeroMQ counts messages: the larger they may be, the fewer may wait; a flood of batches had filled a gigabyte."""
     served = Served(batch_bytes_max=batch_bytes)
     assert served.gateway.socket.get(zmq.RCVHWM) == messages
     served.close()
 
 
 def test_a_client_that_is_gone_is_noticed_when_it_is_told_something(served: Served) -> None:
-    """A send to nobody says so, and the session waits to be resumed."""
+    """Sending to it raises an error, and the session waits to be resumed."""
     client = served.client()
     (session,) = served.gateway.sessions
     client.socket.close(linger=0)
@@ -613,7 +613,7 @@ def test_a_client_that_is_gone_is_noticed_when_it_is_told_something(served: Serv
 
 
 def test_a_flood_of_hellos_uses_one_session(served: Served) -> None:
-    """A client that says hello again and again does not take the sessions of others."""
+    """A client that repeats HELLO does not use up the sessions of others."""
     client = served.client()
     for _ in range(3 * served.gateway.sessions.limits.sessions_max):
         assert client.hello().kind == Type.WELCOME
@@ -622,7 +622,7 @@ def test_a_flood_of_hellos_uses_one_session(served: Served) -> None:
 
 
 def test_an_address_of_the_sixth_version_can_be_listened_on(served: Served) -> None:
-    """Settings take it, so the socket must."""
+    """Settings accept it, so the socket must."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
@@ -636,7 +636,7 @@ def test_an_address_of_the_sixth_version_can_be_listened_on(served: Served) -> N
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_so(served: Served) -> None:
-    """Two brokers cannot listen on one address; the second says which."""
+    """The second broker on an address is told which address it is."""
     second = Gateway(served.context, SystemClock(), served.gateway.sessions)
     with pytest.raises(UsageError, match=served.endpoint) as raised:
         second.bind(served.endpoint, served.heard)
@@ -682,7 +682,7 @@ def long_served() -> Iterator[Callable[[], Served]]:
 def test_whatever_comes_in_the_gateway_goes_on(
     long_served: Callable[[], Served], messages: list[tuple[bytes, list[bytes]]]
 ) -> None:
-    """No bytes of a client can raise, unseat its session or silence the gateway."""
+    """No bytes of a client raise an exception, end its session or stop the gateway."""
     served = long_served()
     router = _Loopback(served)
     for header, body in messages:
@@ -693,7 +693,7 @@ def test_whatever_comes_in_the_gateway_goes_on(
 
 
 class _Loopback:
-    """Hands messages to a gateway as its socket would, and keeps the answers."""
+    """Gives messages to a gateway as its socket would, and records the answers."""
 
     def __init__(self, served: Served) -> None:
         self.gateway = served.gateway
@@ -715,7 +715,7 @@ class _Loopback:
 @pytest.mark.parametrize(
     "header",
     [
-        {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3},  # no ranges
+        {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3},  # without ranges
         {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3, Key.RANGES: [1]},
         {Key.TYPE: Type.ACK, Key.REF: 7, Key.HANDLE: 3, Key.RANGES: "all"},
         {Key.TYPE: Type.OPEN_PRODUCER, Key.REF: 7, Key.HANDLE: 3, Key.TOPIC: 5},
@@ -732,7 +732,7 @@ class _Loopback:
     ],
 )
 def test_a_header_that_is_wrong_is_answered_with_its_numbers(served: Served, header: dict[int, Any]) -> None:
-    """Whoever asked hears which question it was, as far as it can be read."""
+    """The error has the fields that identify the frame, as far as they can be read."""
     client = served.client()
     client.say(header)
     answer = client.error()
@@ -745,7 +745,7 @@ def test_a_header_that_is_wrong_is_answered_with_its_numbers(served: Served, hea
     "data", [b"", b"\xff", b"\x01", cbor2.dumps({1: -1, 2: 1 << 70}), cbor2.dumps({1: "a"})]
 )
 def test_what_cannot_be_read_is_answered_without_numbers(served: Served, data: bytes) -> None:
-    """No number is made up, and none is repeated that could not be sent."""
+    """The error has no REF or handle that was not sent."""
     client = served.client()
     client.put([data])
     answer = client.error()
@@ -755,7 +755,7 @@ def test_what_cannot_be_read_is_answered_without_numbers(served: Served, data: b
 
 @pytest.mark.requirement("1.1-2")
 def test_a_peer_of_an_older_zeromq_is_answered_like_any_other(served: Served) -> None:
-    """ZMTP 1.0 tells nothing of the connection a message came over: that ends no worker."""
+    """ZMTP 1.0 does not tell which connection a message came over: that ends no worker."""
     client = served.client()
     port = int(served.endpoint.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as old:

@@ -1,4 +1,4 @@
-"""Tests of connections: strangers have little time and few bytes, and a message of many frames hurts nobody."""
+"""Tests of the guard of connections: little time and few bytes without a session, and a limit on frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 
 class MovedClock(SystemClock):
-    """The machine's clock, and what a test adds to it."""
+    """The machine's clock, plus what a test adds."""
 
     ahead_s = 0.0
 
@@ -48,7 +48,7 @@ class House:
         self.raw: list[socket.socket] = []
 
     def stranger(self) -> socket.socket:
-        """Connect as far as a handshake, and say nothing."""
+        """Connect, complete the handshake, and send nothing."""
         known = len(self.guard)
         raw = socket.create_connection(("127.0.0.1", self.port))
         raw.settimeout(PATIENCE_S)
@@ -61,7 +61,7 @@ class House:
         return raw
 
     def until(self, done: Callable[[], bool]) -> None:
-        """Look after the connections until something holds."""
+        """Check the connections until a condition is true."""
         until = time.monotonic() + PATIENCE_S
         while not done():
             assert time.monotonic() < until, "it never happens"
@@ -69,7 +69,7 @@ class House:
             time.sleep(0.01)
 
     def look(self) -> None:
-        """Hear what the monitor says, and look after the connections."""
+        """Read the monitor's events, and check the connections."""
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)
             tell = self.guard.accepted if event["event"] == zmq.EVENT_ACCEPTED else self.guard.closed
@@ -87,23 +87,24 @@ class House:
     def close(self) -> None:
         for raw in self.raw:
             raw.close()
-        self.router.disable_monitor()  # closes the monitor's other end first: the other way round it may wait for ever
+        # closes the monitor's other end first; in the other order it may wait for ever
+        self.router.disable_monitor()
         self.context.destroy(linger=0)
 
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    """Return a house."""
+    """Return a ROUTER with its connections."""
     house = House()
     yield house
     house.close()
 
 
 def is_ended(raw: socket.socket) -> bool:
-    """Say whether the other side ended a connection."""
+    """Return whether the other side has closed a connection."""
     raw.settimeout(0.05)
     try:
-        while raw.recv(4096):  # what was said before
+        while raw.recv(4096):  # what was sent before
             pass
     except TimeoutError:
         return False
@@ -113,13 +114,13 @@ def is_ended(raw: socket.socket) -> bool:
 
 
 def empty_frames(number: int) -> bytes:
-    """Return a message of so many frames without a byte in them."""
+    """Return a message of so many empty frames."""
     return b"\x01\x00" * (number - 1) + b"\x00\x00"
 
 
 @pytest.mark.requirement("1.3-5")
 def test_a_message_of_too_many_frames_is_refused_and_the_next_is_whole(house: House) -> None:
-    """It is said once, with whose it is; what is left of it goes in steps, and what follows comes as it was sent."""
+    """It is reported once, with its sender; its rest is dropped in steps, and the next message comes unchanged."""
     raw = house.stranger()
     raw.sendall(empty_frames(SKIP_FRAMES * 3 + 100) + b"\x01\x01a\x00\x01b")
     with pytest.raises(TooManyFramesError) as refused:
@@ -136,7 +137,7 @@ def test_a_message_of_too_many_frames_is_refused_and_the_next_is_whole(house: Ho
 @pytest.mark.requirement("1.3-5")
 @pytest.mark.parametrize("number", [1, 2, FRAMES_MAX - 1])
 def test_a_message_of_as_many_frames_as_are_allowed_comes_whole(house: House, number: int) -> None:
-    """What is not over the bound is taken as it is, with the routing id before it."""
+    """A message within the limit comes unchanged, with the routing id before it."""
     raw = house.stranger()
     raw.sendall(empty_frames(number))
     assert house.next_message()[1:] == [b""] * number
@@ -144,7 +145,7 @@ def test_a_message_of_as_many_frames_as_are_allowed_comes_whole(house: House, nu
 
 @pytest.mark.requirement("7.1-7", "16-3")
 def test_a_stranger_that_sends_more_than_a_hello_takes_is_ended(house: House) -> None:
-    """A message of millions of frames never becomes whole: its connection is ended while it comes, others are not."""
+    """A message of millions of frames never becomes complete: its connection is closed meanwhile, others are not."""
     raw, other = house.stranger(), house.stranger()
     raw.settimeout(PATIENCE_S)
     sent = 0
@@ -160,7 +161,7 @@ def test_a_stranger_that_sends_more_than_a_hello_takes_is_ended(house: House) ->
 
 @pytest.mark.requirement("7.1-7")
 def test_a_connection_without_a_session_has_a_while(house: House) -> None:
-    """Who does not say HELLO for long, or whose session ended long ago, is ended; who has a session stays."""
+    """A connection without HELLO for long, or whose session ended long ago, is closed; one with a session stays."""
     silent, speaks = house.stranger(), house.stranger()
     speaks.sendall(empty_frames(1))
     house.next_message()
@@ -180,7 +181,7 @@ def test_a_connection_without_a_session_has_a_while(house: House) -> None:
 
 @pytest.mark.requirement("1.3-5")
 def test_a_connection_is_ended_behind_its_answer(house: House) -> None:
-    """However late ZeroMQ's thread sends the answer, it is heard, and then the end; and it is said once."""
+    """However late ZeroMQ's thread sends the answer, it arrives before the end; and it is sent once."""
     raw, other = house.stranger(), house.stranger()
     raw.sendall(empty_frames(FRAMES_MAX + 1))
     with pytest.raises(TooManyFramesError) as refused:
@@ -201,7 +202,7 @@ def test_a_connection_is_ended_behind_its_answer(house: House) -> None:
 
 @pytest.mark.requirement("1.3-5", "16-3")
 def test_who_does_not_take_its_answer_is_ended_all_the_same(house: House) -> None:
-    """The end waits for nobody for long."""
+    """Closing waits only a short time for it."""
     raw = house.stranger()
     raw.sendall(empty_frames(FRAMES_MAX + 1))
     with pytest.raises(TooManyFramesError) as refused:
@@ -216,7 +217,7 @@ def test_who_does_not_take_its_answer_is_ended_all_the_same(house: House) -> Non
 
 
 def test_a_connection_that_is_gone_is_no_other(house: House) -> None:
-    """A descriptor is used again: what is said of the connection that had it before changes nothing."""
+    """Descriptors are reused: news of the earlier connection does not affect the new one."""
     first = house.stranger()
     first.sendall(empty_frames(1))
     house.next_message()
@@ -234,7 +235,7 @@ def test_a_connection_that_is_gone_is_no_other(house: House) -> None:
 
 
 def test_where_descriptors_are_short_strangers_go(house: House) -> None:
-    """Connections without a session make room, those with one stay, whoever came first."""
+    """Connections without a session are closed, those with one stay, whichever came first."""
     speaks = house.stranger()
     speaks.sendall(empty_frames(1))
     house.next_message()
@@ -247,7 +248,7 @@ def test_where_descriptors_are_short_strangers_go(house: House) -> None:
 
 
 def test_a_message_that_is_gathered_for_long_ends_its_connection(house: House) -> None:
-    """Also of who has a session: what costs much and never comes is a message of millions of frames; others stay."""
+    """Also with a session: long work without a complete message is one of millions of frames; others stay."""
     raw, other = house.stranger(), house.stranger()
     for each in (raw, other):
         each.sendall(empty_frames(1))
@@ -270,7 +271,7 @@ def flood(raw: socket.socket) -> None:
 
 
 def test_work_is_hidden_if_nothing_that_passed_explains_it() -> None:
-    """Messages and bytes explain the thread's time, little is forgotten, and without a clock there is none."""
+    """Messages and bytes explain the thread's time, little is forgotten; without a clock there is no hidden work."""
     hidden = HiddenWork()
     assert not hidden.is_much(5.0, 0, 0)
     assert not hidden.is_much(5.1, 20_000, 0)

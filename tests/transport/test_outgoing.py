@@ -1,4 +1,4 @@
-"""Tests of what waits for clients that do not read: bounded for all of them together, and nobody who reads feels it."""
+"""Tests of data that waits for clients that do not read: it is bounded in total, and does not delay those that read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Moved:
 
 
 class Scene:
-    """Clients, and what is given to them as long as it may be."""
+    """Clients, and what is sent to them while that is allowed."""
 
     def __init__(self) -> None:
         self.clock = Moved()
@@ -50,7 +50,7 @@ class Scene:
         client.ended = True
 
     def offer(self, client: Client) -> bool:
-        """Send a piece if that may be; time passes."""
+        """Send a piece if that is allowed; time passes."""
         self.clock.now_s += 0.001
         if not self.outgoing.may_send(client):
             return False
@@ -62,7 +62,7 @@ class Scene:
 
 
 def test_a_hundred_clients_that_do_not_read_are_bounded_together() -> None:
-    """Whatever credit they have, what waits for them is what is allowed, and one who reads gets everything."""
+    """Whatever their credit, the total that waits is bounded, and a client that reads gets everything."""
     scene = Scene()
     deaf = [Client(reads=False, room=100_000) for _ in range(100)]
     healthy = Client(reads=True)
@@ -76,7 +76,7 @@ def test_a_hundred_clients_that_do_not_read_are_bounded_together() -> None:
 
 
 def test_one_alone_may_have_all_that_waits() -> None:
-    """Nobody is held back while little waits, and who reads again gets more."""
+    """No client is held back while little waits; one that reads again gets more."""
     scene = Scene()
     slow = Client(reads=False)
     while scene.offer(slow):
@@ -88,7 +88,7 @@ def test_one_alone_may_have_all_that_waits() -> None:
 
 
 def test_many_that_do_not_read_lose_their_connections() -> None:
-    """Each has a piece before anybody knows: beyond the bound those that do not move end, the rest stays."""
+    """Each has a piece before it is known to be slow: over the limit, those that do not read are closed."""
     scene = Scene()
     deaf = [Client(reads=False) for _ in range(1500)]
     for client in deaf:
@@ -103,7 +103,7 @@ def test_many_that_do_not_read_lose_their_connections() -> None:
 
 
 def test_a_connection_that_is_gone_owes_nothing() -> None:
-    """What waited for it went with it."""
+    """What waited for it is dropped."""
     scene = Scene()
     gone = Client(reads=False)
     while scene.offer(gone):
@@ -115,7 +115,7 @@ def test_a_connection_that_is_gone_owes_nothing() -> None:
 
 
 def test_where_nobody_knows_what_arrived_nothing_is_held_back() -> None:
-    """A system that does not tell is one without this bound, not one that stands still."""
+    """Where the system does not say what arrived, there is no such limit, and sending goes on."""
     scene = Scene()
     scene.outgoing = Outgoing(scene.clock, lambda _: None, scene.end)
     client = Client(reads=False)

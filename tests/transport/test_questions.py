@@ -1,4 +1,4 @@
-"""Tests of what a session still has to answer: each question once, by who knows, or with an error."""
+"""Tests of the questions that a session has to answer: each is answered once, by its actor or with an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HANDLE, OTHER = object(), object()
 
 
 def test_what_was_asked_about_a_handle_is_left_until_it_is_answered() -> None:
-    """Whoever lets go of the handle finds what nobody has answered, and nothing of other handles."""
+    """When a handle ends, its unanswered questions are returned, and none of other handles."""
     questions = Questions()
     questions.ask(1, HANDLE, Type.ACK, 0.0)
     questions.ask(2, HANDLE, Type.CLOSE, 0.0)
@@ -27,7 +27,7 @@ def test_what_was_asked_about_a_handle_is_left_until_it_is_answered() -> None:
 
 
 def test_an_answer_that_comes_after_an_error_was_given_in_its_place_is_dropped_once() -> None:
-    """Nobody hears two answers to one question; the same number may be used again after that."""
+    """A question gets one answer; its REF may be used again after that."""
     questions = Questions()
     questions.ask(1, HANDLE, Type.ACK, 0.0)
     questions.give_up(*questions.left(HANDLE))
@@ -41,7 +41,7 @@ def test_an_answer_to_what_was_not_asked_here_is_sent() -> None:
 
 
 def test_a_number_that_is_used_again_too_early_is_answered_as_often() -> None:
-    """A client should not; but it hears as many answers as it asked questions."""
+    """A client should not reuse it; but it gets as many answers as it asked questions."""
     questions = Questions()
     questions.ask(1, HANDLE, Type.ACK, 0.0)
     questions.ask(1, HANDLE, Type.ACK, 1.0)
@@ -52,7 +52,7 @@ def test_a_number_that_is_used_again_too_early_is_answered_as_often() -> None:
 
 
 def test_what_is_open_for_too_long_is_found_oldest_first() -> None:
-    """Whoever sweeps looks at what is overdue, and at one more."""
+    """Only overdue questions are looked at, and one more."""
     questions = Questions()
     for ref in range(5):
         questions.ask(ref, HANDLE, Type.ACK, float(ref))
@@ -60,7 +60,7 @@ def test_what_is_open_for_too_long_is_found_oldest_first() -> None:
 
 
 def test_no_more_is_remembered_than_the_bounds_say() -> None:
-    """A client that asks and never listens costs so much, and no more."""
+    """The memory for a client that asks and never reads is bounded."""
     questions = Questions()
     for ref in range(OPEN_MAX):
         questions.ask(ref, HANDLE, Type.ACK, 0.0)

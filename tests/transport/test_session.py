@@ -1,4 +1,4 @@
-"""Tests of the sessions' table: every frame has its place in every state, and late answers change nothing."""
+"""Tests of the table of sessions: every frame has an entry in every state, and late answers change nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sessions_of(**changes: int) -> Sessions:
 
 
 def hello(sessions: Sessions, routing: bytes, *, token: bytes | None = None, now_s: float = 0.0) -> Session:
-    """Say hello, and return the session."""
+    """Send HELLO, and return the session."""
     header: Header = {Key.TYPE: Type.HELLO, Key.VERSION: [1], Key.CLIENT: "test"}
     if token is not None:
         header[Key.SESSION] = token
@@ -62,7 +62,7 @@ def frame(kind: int, handle: int = 1, topic: str = "t", subscription: str = "s")
 
 
 def test_every_frame_about_a_handle_has_an_entry_in_every_state() -> None:
-    """No client can find a state and a frame for which nobody has decided what happens."""
+    """For every state and frame it is decided what happens."""
     about_handles = {kind for kind, keys in REQUIRED.items() if kind < 32 and Key.HANDLE in keys}
     assert about_handles == HANDLE_FRAMES
     assert set(HANDLE_TABLE) == set(itertools.product(get_args(State), HANDLE_FRAMES))
@@ -70,14 +70,14 @@ def test_every_frame_about_a_handle_has_an_entry_in_every_state() -> None:
 
 
 def test_every_frame_of_a_client_is_known() -> None:
-    """What a client may say is what the codec has below 32, and nothing the broker says."""
+    """Clients' frames are those that the codec numbers below 32, and none of the broker's."""
     assert {kind for kind in REQUIRED if kind < 32} == SESSION_FRAMES
 
 
 @pytest.mark.requirement("6.1-1")
 @pytest.mark.parametrize(("state", "kind"), sorted(HANDLE_TABLE))
 def test_each_entry_is_what_step_does(state: State, kind: int) -> None:
-    """The table alone decides: `step` returns its action, or raises the error it names."""
+    """`step` returns the table's action, or raises the error in the table."""
     sessions = sessions_of()
     session = hello(sessions, b"a")
     if state != "absent":
@@ -105,7 +105,7 @@ def test_each_entry_is_what_step_does(state: State, kind: int) -> None:
     ("state", "kind"), [entry for entry in sorted(HANDLE_TABLE) if HANDLE_TABLE[entry] == "ignore"]
 )
 def test_what_is_ignored_is_answered_where_it_is_a_question(state: State, kind: int) -> None:
-    """With a REF somebody waits: the handle is not open."""
+    """With a REF, the answer is that the handle is not open."""
     sessions = sessions_of()
     session = hello(sessions, b"a")
     if state == "opening":
@@ -120,7 +120,7 @@ def test_what_is_ignored_is_answered_where_it_is_a_question(state: State, kind: 
 
 @pytest.mark.requirement("7.1-3")
 def test_welcome_announces_the_limits() -> None:
-    """A client learns every limit it has to keep."""
+    """WELCOME has every limit that a client must keep."""
     before, welcome = sessions_of().hello(b"a", {Key.TYPE: Type.HELLO, Key.VERSION: [3, 1]}, 0.0)
     assert before is None
     assert welcome[Key.TYPE] == Type.WELCOME
@@ -141,7 +141,7 @@ def test_welcome_announces_the_limits() -> None:
 @pytest.mark.requirement("7.1-4", "15-1")
 @pytest.mark.parametrize("versions", [[2], 2, [0, 7]])
 def test_a_version_nobody_speaks_is_refused(versions: object) -> None:
-    """A client of another time hears so, and no session is made."""
+    """The client gets an error, and no session is made."""
     sessions = sessions_of()
     with pytest.raises(RemoteError) as raised:
         sessions.hello(b"a", {Key.TYPE: Type.HELLO, Key.VERSION: versions}, 0.0)
@@ -151,7 +151,7 @@ def test_a_version_nobody_speaks_is_refused(versions: object) -> None:
 
 @pytest.mark.requirement("1.1-3")
 def test_without_hello_there_is_no_session() -> None:
-    """The routing id of a socket says nothing."""
+    """A socket's routing id identifies no session."""
     with pytest.raises(RemoteError) as raised:
         sessions_of().of_routing(b"a")
     assert (raised.value.code, raised.value.action) == ("hello-required", "retry")
@@ -159,7 +159,7 @@ def test_without_hello_there_is_no_session() -> None:
 
 @pytest.mark.requirement("7.2-1")
 def test_a_session_moves_to_the_connection_that_names_it() -> None:
-    """A resumed session keeps its handles; the connection it had means nothing any more."""
+    """A resumed session keeps its handles; its former connection has none any more."""
     sessions = sessions_of()
     session = hello(sessions, b"a")
     _, handle = sessions.step(session, frame(Type.OPEN_PRODUCER))
@@ -168,13 +168,13 @@ def test_a_session_moves_to_the_connection_that_names_it() -> None:
     assert session.handles == {1: handle}
     with pytest.raises(RemoteError):
         sessions.of_routing(b"a")
-    sessions.drop_routing(b"a")  # the old connection's end is noticed late, and changes nothing
+    sessions.drop_routing(b"a")  # the end of the old connection is noticed late, and changes nothing
     assert session.routing == b"b"
     assert len(sessions) == 1
 
 
 def test_a_connection_may_resume_its_own_session() -> None:
-    """Saying hello again with the session it has changes nothing."""
+    """HELLO with the session that the connection already has changes nothing."""
     sessions = sessions_of()
     session = hello(sessions, b"a")
     again: Header = {Key.TYPE: Type.HELLO, Key.VERSION: 1, Key.SESSION: session.token}
@@ -186,7 +186,7 @@ def test_a_connection_may_resume_its_own_session() -> None:
 
 @pytest.mark.requirement("7.1-6")
 def test_hello_for_another_session_ends_the_one_before() -> None:
-    """A connection has one session: a client that says hello anew, again and again, does not use up those of others."""
+    """A connection has one session: a client that repeats HELLO without it does not use up those of others."""
     sessions = sessions_of(sessions_max=1)
     session = hello(sessions, b"a")
     for _ in range(5):
@@ -200,13 +200,13 @@ def test_hello_for_another_session_ends_the_one_before() -> None:
 
 
 def test_an_unknown_session_is_a_new_one() -> None:
-    """A token of a worker's life before, or of nobody, is answered by a new session under a new token."""
+    """A token of an earlier run, or an invented one, is answered with a new session and token."""
     assert hello(sessions_of(), b"a", token=b"x" * 16).token != b"x" * 16
 
 
 @pytest.mark.requirement("7.1-8")
 def test_sessions_are_bounded() -> None:
-    """A worker full of sessions says so, to be tried again; one that resumes is let in."""
+    """A full worker answers "try again"; a client that resumes is let in."""
     sessions = sessions_of(sessions_max=2)
     first = hello(sessions, b"a")
     hello(sessions, b"b")
@@ -220,7 +220,7 @@ def test_sessions_are_bounded() -> None:
 
 @pytest.mark.requirement("7.3-5")
 def test_silence_ends_a_session_and_speaking_keeps_it() -> None:
-    """A session is silent once its timeout has passed since it was last heard, not earlier."""
+    """A session is silent when its timeout has passed since its last frame, and not earlier."""
     sessions = sessions_of(session_timeout_ms=1000)
     session = hello(sessions, b"a", now_s=10.0)
     assert sessions.lost(11.0) == []
@@ -234,7 +234,7 @@ def test_silence_ends_a_session_and_speaking_keeps_it() -> None:
 
 @pytest.mark.requirement("12-3")
 def test_handles_are_bounded() -> None:
-    """A client cannot make a session grow without end; a handle that was closed makes room."""
+    """A session has a limited number of handles; closing one makes room."""
     sessions = sessions_of(handles_max=2)
     session = hello(sessions, b"a")
     _, first = sessions.step(session, frame(Type.OPEN_PRODUCER, 1))
@@ -285,14 +285,14 @@ def test_a_late_answer_to_an_earlier_open_changes_nothing() -> None:
 
 
 def test_a_closed_handle_does_not_come_back() -> None:
-    """The answer to an open that was closed meanwhile is void, also when the number is in use again."""
+    """The answer to an open that was closed meanwhile is dropped, also when the number is in use again."""
     sessions = sessions_of()
     session = hello(sessions, b"a")
     _, handle = sessions.step(session, frame(Type.OPEN_PRODUCER))
     sessions.closed(handle)
     _, another = sessions.step(session, frame(Type.OPEN_PRODUCER))
     assert not sessions.opened(handle, handle.generation, "producer")
-    sessions.closed(handle)  # again, and late
+    sessions.closed(handle)  # repeated, and late
     assert session.handles == {1: another}
 
 
@@ -311,7 +311,7 @@ _CALLS = st.lists(
 def test_connections_and_sessions_belong_together_whatever_happens(
     calls: list[tuple[str, int, int, int]],
 ) -> None:
-    """A connection has at most one session, a session at most one connection, and what is bounded stays bounded."""
+    """A connection has at most one session, a session at most one connection, and the limits hold."""
     sessions = sessions_of()
     tokens: list[bytes] = []
     for what, connection, number, kind in calls:

@@ -1,4 +1,4 @@
-"""What PROTOCOL.md promises of a worker's socket, seen from a peer that speaks ZMTP by hand, and from clumsy ones."""
+"""Tests of what PROTOCOL.md says about a worker's socket, with a peer that speaks ZMTP by itself, and misusing ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PING_COMMAND = b"\x04PING"
 
 
 class Peer:
-    """A DEALER of ZMTP 3.0, written out: what a client's ZeroMQ library does at least."""
+    """A DEALER of ZMTP 3.0, written out: the least that a client's ZeroMQ library does."""
 
-    connected: ClassVar[list[socket.socket]] = []  # what a test's fixture closes
+    connected: ClassVar[list[socket.socket]] = []  # closed by a fixture
 
     def __init__(self, served: Served, *, shakes_hands: bool = True) -> None:
         self.served = served
@@ -44,7 +44,7 @@ class Peer:
         assert self.frame()[0] == 4  # its READY
 
     def read(self, size: int) -> bytes:
-        """Return so many bytes, the gateway at work meanwhile."""
+        """Return so many bytes; run the gateway meanwhile."""
         until(self.served, lambda: self._has(size))
         found, self.buffer = self.buffer[:size], self.buffer[size:]
         return found
@@ -79,7 +79,7 @@ class Peer:
 
 @pytest.fixture
 def make_served() -> Iterator[Callable[[], Served]]:
-    """Return what makes a gateway on a port."""
+    """Return a function that makes a gateway on a port."""
     made: list[Served] = []
     Peer.connected.clear()
 
@@ -96,7 +96,7 @@ def make_served() -> Iterator[Callable[[], Served]]:
 
 @pytest.mark.requirement("1.1-1", "1.3-1", "1.3-2", "1.3-4", "16-4")
 def test_the_workers_socket_is_what_the_document_says(make_served: Callable[[], Served]) -> None:
-    """A ROUTER without a security mechanism; handshake, heartbeats and the largest frame have their limits."""
+    """A ROUTER without a security mechanism, with limits on handshake, heartbeats and frames."""
     router = make_served().gateway.socket
     assert router.getsockopt(zmq.TYPE) == zmq.ROUTER
     assert router.getsockopt(zmq.MECHANISM) == zmq.NULL
@@ -156,7 +156,7 @@ def test_a_peer_that_never_shakes_hands_is_cut_off(
 
 @pytest.mark.requirement("1.2-4", "7.1-1")
 def test_a_socket_that_reconnects_by_itself_has_no_session(make_served: Callable[[], Served]) -> None:
-    """ZeroMQ's own new connection: what is sent over it is answered hello-required, and what was lost nobody says."""
+    """What is sent over ZeroMQ's new connection is answered with hello-required; what was lost is not reported."""
     served = make_served()
     client = served.client()
     (session,) = served.gateway.sessions
@@ -166,19 +166,19 @@ def test_a_socket_that_reconnects_by_itself_has_no_session(make_served: Callable
     patience = time.monotonic() + 60
     while (
         answer is None and time.monotonic() < patience
-    ):  # what is sent before it has reconnected may be lost
+    ):  # messages sent before it has reconnected may be lost
         client.say({Key.TYPE: Type.PING, Key.REF: 1})
         answer = client.hear(0.2)
     assert answer is not None
     assert answer.code == "hello-required"
     client.say({Key.TYPE: Type.HELLO, Key.VERSION: [1], Key.SESSION: client.session})
-    assert client.expect(Type.WELCOME).header[Key.RESUMED] is True  # behind the answers to other pings
+    assert client.expect(Type.WELCOME).header[Key.RESUMED] is True  # after the answers to other pings
 
 
 @pytest.mark.requirement("1.3-5")
 @pytest.mark.parametrize("frames", [15, 16])
 def test_fifteen_frames_are_the_most(make_served: Callable[[], Served], frames: int) -> None:
-    """A message of 15 frames is malformed for its body, and its connection goes on; one of 16 costs the connection."""
+    """A message of 15 frames is malformed, and its connection goes on; one of 16 closes the connection."""
     served = make_served()
     client = served.client()
     client.put([cbor2.dumps({Key.TYPE: Type.PING, Key.REF: 5}), *[b""] * (frames - 1)])
@@ -196,7 +196,7 @@ def test_fifteen_frames_are_the_most(make_served: Callable[[], Served], frames: 
 
 @pytest.mark.requirement("1.3-5")
 def test_who_sends_many_such_messages_is_answered_once(make_served: Callable[[], Served]) -> None:
-    """What comes before its connection ends costs no answer."""
+    """What else comes before its connection ends gets no answer."""
     served = make_served()
     client = served.client()
     for _ in range(100):
