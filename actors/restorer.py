@@ -7,6 +7,7 @@ them.
 
 Invariants
 - a topic's offsets continue where the store's history ends, never below
+- what a producer resends is stored once, also if its first copy came by another broker
 - what may be missing is reported, per topic
 """
 
@@ -30,13 +31,16 @@ from ister.actors.messages import (
 from ister.actors.runtime import Address, LoopActor, Ref, System, Timer, receives
 from ister.actors.threads import Purpose
 from ister.backoff import BackOff
-from ister.errors import IsterError, StoreError
+from ister.errors import DamagedError, IsterError, StoreError
 from ister.storage.claiming import claim
 from ister.storage.disk import Disk
 from ister.storage.erase import sweep_orphans
+from ister.storage.history import History
+from ister.storage.known_producers import PRODUCERS_NAME, save_producers
 from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import read_cursors, read_settings
 from ister.storage.objectstore import ObjectStore
+from ister.storage.stored_producers import stored_producers
 from ister.storage.topic_entry import RESTORED_END, entered, list_topics, own_settings
 from ister.wire import encode_result
 from ister.words import counted
@@ -172,7 +176,7 @@ class Restorer(LoopActor):
                 raise StoreError(
                     f"the store has no topic {command.topic!r}", code="unknown-topic", action="fix"
                 )
-            if self._disk.exists(path := self._log_path(topic)):
+            if self._has_log(path := self._log_path(topic)):
                 raise StoreError(
                     f"this broker's former log of topic {command.topic!r} is still in {path}: restart the broker, "
                     "which deletes it, and try again"
@@ -196,6 +200,11 @@ class Restorer(LoopActor):
 
         self.offload(work, ended, Purpose.STORE)
 
+    def _has_log(self, path: str) -> bool:
+        """Whether a folder has more of a log than what an earlier attempt to restore its topic wrote there."""
+        names = self._disk.listdir(path) if self._disk.exists(path) else []
+        return any(name.removesuffix(".new") != PRODUCERS_NAME for name in names)
+
     def _bring_back(self, topic: TopicMeta, identity: str) -> Restored:
         """Claim a topic, and write its cursors where subscriptions look (in a thread). Raises StoreError."""
         claimed = claim(self._store, topic, identity, None, broker=self._broker, enter=False)
@@ -217,6 +226,7 @@ class Restorer(LoopActor):
             else:
                 subscriptions.append(replace(subscription, start="earliest"))
                 again += f"; the cursor of subscription {subscription.name} is damaged: it begins anew"
+        again += self._bring_producers(topic, history, claimed.start)
         kept = own_settings(topic) if settings is None else settings
         back = replace(topic, settings={**kept, RESTORED_END: claimed.start})
         text = (
@@ -226,6 +236,18 @@ class Restorer(LoopActor):
             f"{again}{''.join(f'; {each}' for each in troubles)}"
         )
         return Restored(back, tuple(subscriptions), text)
+
+    def _bring_producers(self, topic: TopicMeta, history: History, start: int) -> str:
+        """Write what the store knows of producers where the log begins with it; return what is wrong with that."""
+        try:
+            snapshot = stored_producers(self._store, history, topic.incarnation)
+        except (DamagedError, StoreError) as error:
+            if isinstance(error, StoreError) and error.code != "object-missing":
+                raise
+            return f"; what its producers resend may be stored twice ({error})"
+        if snapshot:
+            save_producers(self._disk, self._log_path(topic), topic.incarnation, start, snapshot)
+        return ""
 
     def _write(self, path: str, journal: bytes) -> None:
         self._disk.makedirs(path.rpartition("/")[0])

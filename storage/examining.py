@@ -14,6 +14,7 @@ from typing import Final
 
 from ister.errors import GapError
 from ister.storage.disk import Disk
+from ister.storage.known_producers import load_producers
 from ister.storage.producers import ProducerTable
 from ister.storage.record import BATCH, Header, salt_of
 from ister.storage.recovery import (
@@ -328,6 +329,10 @@ class Examination:
             known = self._learned(known, snapshot, headers)
         for tail in kept:
             known = self._learned(known, tail.scan.snapshot, tail.batches)
+        if known is None and not older and not kept:
+            known = load_producers(
+                self._disk, self._folder, self._incarnation, self._start_offset, self._producers_max
+            )
         return ProducerTable(self._producers_max) if known is None else known
 
     def _learned(

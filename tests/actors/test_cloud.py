@@ -18,7 +18,8 @@ from ister.storage.history import History
 from ister.storage.layout import Layout
 from ister.storage.numbered_objects import read_cursors
 from ister.storage.simulated import SimulatedDisk
-from ister.wire import Key, Type
+from ister.storage.topic_entry import list_topics
+from ister.wire import OFFSET_UNKNOWN, Key, Type
 from tests.faultystore import FaultyStore
 from tests.stage import Stage, StagedClient
 
@@ -418,6 +419,77 @@ def two_brokers(make_stage: MakeStage) -> tuple[Stage, Stage]:
     second.store = FaultyStore(store.store, cast(Disk, second.disk))
     second.start_tier()
     return first, second
+
+
+@pytest.mark.requirement("8.3-3")
+def test_what_a_producer_resends_to_the_next_owner_is_stored_once(make_stage: MakeStage) -> None:
+    """The store has the batch, its receipt was lost with the old broker: the new one answers it, and stores nothing."""
+    _first, second = two_brokers(make_stage)
+    again = second.at_topic("orders")
+    opened = again.open_producer(1, "orders", 7, 0)  # which has heard of nothing
+    assert opened.header[Key.SEQUENCE] == 10
+    again.patience_s = 60
+    for first in (0, 5):
+        again.publish(1, first, *map(payload, range(first, first + 5)))
+    receipts = again.receipts(1, 2)
+    assert receipts[5] == 5
+    assert receipts[0] in (0, OFFSET_UNKNOWN)
+    again.publish(1, 10, b"new")
+    assert again.receipt(1) == [(10, 10)]
+    assert shown(second)["next_offset"] == 11
+    second.restart(2)  # and the first segment of its own log knows it too
+    back = second.at_topic("orders")
+    assert back.open_producer(1, "orders", 7, 0).header[Key.SEQUENCE] == 11
+
+
+def test_a_producer_of_a_topic_that_is_back_goes_on_where_it_stood(cloud: Stage) -> None:
+    """Also if the topic is opened late, or the broker stops between."""
+    fill(create(cloud), cloud, 0, 100)
+    lose_disk(cloud)
+    cloud.kill_tier()
+    cloud.restart(2)
+    cloud.start_tier()
+    assert shown(cloud)["next_offset"] == 100
+    cloud.restart(2)
+    back = cloud.at_topic("orders")
+    assert back.open_producer(1, "orders", 7, 0).header[Key.SEQUENCE] == 100
+    assert back.open_producer(2, "orders", 8, 0).header[Key.SEQUENCE] == 0
+
+
+@pytest.mark.parametrize("code", ["object-missing", "unavailable"])
+def test_a_topic_comes_back_also_if_nobody_can_tell_its_producers(
+    cloud: Stage, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The segment that knows them is lost: it is said what that means. The store is away: it is tried again."""
+    fill(create(cloud), cloud, 0, 100)
+    lose_disk(cloud)
+    cloud.kill_tier()
+    cloud.restart(2)
+    store = cloud.store
+    assert store is not None
+    (topic,) = list_topics(store, lambda _name, _error: None)
+    segments = {
+        piece.segment.name
+        for piece in list_history(store, Layout("orders", topic.incarnation)).for_broker("").pieces
+    }
+    failed: list[str] = []
+
+    def fail(operation: str, name: str) -> None:
+        if operation == "get" and name in segments and not failed:
+            failed.append(name)
+            raise StoreError(
+                f"object {name} is lost", code=code, action="stop" if code == "object-missing" else "retry"
+            )
+
+    store.before = fail
+    cloud.start_tier()
+    cloud.advance(5)
+    assert failed
+    assert shown(cloud)["next_offset"] == 100
+    back = cloud.at_topic("orders")
+    known = 100 if code == "unavailable" else 0
+    assert back.open_producer(1, "orders", 7, 0).header[Key.SEQUENCE] == known
+    assert ("may be stored twice" in caplog.text) is (code == "object-missing")
 
 
 def test_a_broker_that_comes_back_does_not_take_a_topic_that_went_on_elsewhere(make_stage: MakeStage) -> None:

@@ -1,0 +1,36 @@
+"""The producers of a topic as its last segment in the store knows them: it begins with their state, its batches follow.
+
+May touch: the store it is handed; one object is read.
+"""
+
+from __future__ import annotations
+
+from ister.errors import DamagedError
+from ister.storage.history import History
+from ister.storage.listing import read_segment
+from ister.storage.objectstore import ObjectStore
+from ister.storage.producers import ProducerTable
+from ister.storage.record import BATCH, Header, salt_of
+from ister.storage.recovery import walk_headers
+
+
+def stored_producers(store: ObjectStore, history: History, incarnation: bytes) -> bytes:
+    """Return a snapshot of the producers at the end of a topic's history; empty if the store has no segment of it.
+
+    Raises StoreError; DamagedError if the last segment cannot be read.
+    """
+    if not history.pieces:
+        return b""
+    piece = history.pieces[-1]
+    segment = piece.segment
+    data = read_segment(store, segment.name, segment.bytes)
+    batches: list[Header] = []
+    try:
+        snapshot = walk_headers(data, segment.base, salt_of(incarnation, segment.base), batches.append)
+        table = ProducerTable() if snapshot is None else ProducerTable.decode(snapshot)
+    except ValueError as error:
+        raise DamagedError(f"object {segment.name} does not tell its producers: {error}") from None
+    for header in batches:
+        if header[1] == BATCH and header[7] + header[5] <= piece.end:
+            table.advance(header[9], header[10], header[5], header[7], header[8])
+    return table.encode()
