@@ -73,9 +73,9 @@ class Connection:
 
 
 class _Answered(NamedTuple):
-    """A connection is ended behind an answer: once more is acknowledged than `acked`, or `until_s` has come."""
+    """A connection is ended behind an answer: once more is acknowledged than was `written` before, or at `until_s`."""
 
-    acked: int | None
+    written: int | None
     until_s: float
     why: str
 
@@ -190,7 +190,12 @@ class Guard:
             return False
         if found is not None:
             until_s = self._clock.monotonic() + ANSWERED_S_MAX
-            self._answered[found] = _Answered(_counted(fd, _BYTES_ACKED_AT), until_s, why)
+            waiting = unsent(
+                fd
+            )  # first: an acknowledgment that comes between makes the sum too high, not too low
+            acked = _counted(fd, _BYTES_ACKED_AT)
+            written = None if acked is None else acked + waiting
+            self._answered[found] = _Answered(written, until_s, why)
         return True
 
     def _look_at_answered(self) -> None:
@@ -199,8 +204,8 @@ class Guard:
             acked = _counted(each.fd, _BYTES_ACKED_AT)
             has_it = (
                 acked is not None
-                and answered.acked is not None
-                and acked > answered.acked
+                and answered.written is not None
+                and acked > answered.written
                 and unsent(each.fd) == 0
             )
             if has_it or now >= answered.until_s:
