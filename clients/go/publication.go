@@ -147,8 +147,12 @@ func (p *publication) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
 	return nil
 }
 
+// isOpenedAgain says whether all that is unresolved is to be sent again over a handle that is opened anew. A worker that
+// does not know the handle says "fix", for whoever made it up; here it was closed by a topic that failed.
+func isOpenedAgain(err *Error) bool { return err.Action == Retry || err.Code == "unknown-handle" }
+
 func (p *publication) refusedWhole(err *Error, now time.Time) {
-	if err.Action == Retry {
+	if isOpenedAgain(err) {
 		p.phase, p.trouble = pubWaiting, err
 		p.due = now.Add(backOff(p.failures, backOffMin, backOffMax))
 		p.failures++
@@ -257,7 +261,7 @@ func (p *publication) refuse(sequence uint64, err *Error, now time.Time) {
 			}
 			continue
 		}
-		if err.Action == Retry {
+		if isOpenedAgain(err) {
 			p.refusedWhole(err, now)
 			return
 		}

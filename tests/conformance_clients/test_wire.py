@@ -13,6 +13,7 @@ from tests.conformance_clients.router import (
     CREDIT,
     DELIVER,
     DONE,
+    ERROR,
     EVENT,
     HELLO,
     OPEN_CONSUMER,
@@ -239,6 +240,45 @@ def test_what_has_no_receipt_is_sent_again_as_it_was_cut(player: Player) -> None
         ]
         router.answer_publishes()
         assert player.offsets(receipts[1:]) == list(range(1, 20))
+
+
+def test_a_producer_that_the_worker_does_not_know_is_opened_again(player: Player) -> None:
+    """`unknown-handle` at a PUBLISH is ACTION `fix`, and no failure of the batch: it is sent again (ISTER-8.4-4)."""
+    player.need("reconnect", "pipeline")
+    with Router(receipts=False) as router:
+        player.connect(router.endpoint)
+        player.topic("orders")
+        receipt = player.publish(player.producer("orders"), b"one")
+        router.wait(lambda: router.of(PUBLISH), "PUBLISH")
+        [published] = router.of(PUBLISH)
+        about = {2: published.header[2], 5: published.header[5]}
+        router.say({0: ERROR, **about, 16: "unknown-handle", 17: "no such producer here", 18: "fix"})
+        router.wait(lambda: len(router.of(OPEN_PRODUCER)) > 1, "OPEN_PRODUCER, again")
+        router.wait(lambda: len(router.of(PUBLISH)) > 1, "PUBLISH, again")
+        assert [each.body for each in router.of(PUBLISH)] == [published.body] * 2
+        router.answer_publishes()
+        assert player.receipt(receipt)["offset"] == 0
+
+
+def test_an_acknowledgment_that_comes_too_late_costs_a_standby_nothing(player: Player) -> None:
+    """`not-active` is ACTION `retry`, and about the acknowledgment: the consumer stays open (ISTER-9.2-5)."""
+    with Router() as router:
+        player.connect(router.endpoint)
+        player.topic("orders")
+        consumer = player.consumer("orders", "pair", "failover")
+        router.deliver(0, b"first")
+        player.ack(consumer, *player.receive(consumer))
+        about = {2: router.handle(OPEN_CONSUMER)}
+        router.say({0: ERROR, **about, 16: "not-active", 17: "another one is active now", 18: "retry"})
+        router.deliver(1, b"second")
+        try:
+            came = player.receive(consumer)
+        except AnsweredError as error:  # a client may tell its program, once
+            if error.code != "not-active":
+                raise
+            came = player.receive(consumer)
+        assert payloads_of(came) == [b"second"]
+        assert len(router.of(OPEN_CONSUMER)) == 1
 
 
 def test_credit_never_exceeds_what_the_program_allows(player: Player) -> None:
