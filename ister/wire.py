@@ -298,7 +298,7 @@ def _check_kind(key: int, kind: str, value: Any) -> None:
         versions = value if type(value) is list else [value]
         good = bool(versions) and all(type(version) is int and version >= 0 for version in versions)
     if not good:
-        raise RemoteProtocolError(f"header key {key} has a value of the wrong kind, not {kind})")
+        raise RemoteProtocolError(f"header key {key} has a {type(value).__name__} where {kind} is expected")
 
 
 def is_start(value: str | int) -> bool:

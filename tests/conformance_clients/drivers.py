@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import queue
 import shutil
@@ -52,12 +53,16 @@ class Kind:
     built: str | None = None
     build: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    check: tuple[str, ...] = ()
+    packages: str = ""
 
     def lacks(self) -> str | None:
         """Return why it cannot be started or built on this machine; None if it can."""
         missing = [program for program in self.needs if shutil.which(program) is None]
         if not missing:
             missing = [f"headers of {library}" for library in self.libraries if not _has_library(library)]
+        if not missing and self.check and not _works(self.check):
+            missing = [self.packages]
         return f"{self.name}: this machine has no {' and no '.join(missing)}" if missing else None
 
     def why_not(self) -> str | None:
@@ -98,12 +103,18 @@ def _read(path: Path) -> Kind:
         said.get("built"),
         tuple(said.get("build", ())),
         tuple(said.get("libraries", ())),
+        tuple(said.get("check", ())),
+        said.get("packages", ""),
     )
 
 
 def _has_library(name: str) -> bool:
-    command = ["pkg-config", "--exists", name]
-    return shutil.which(command[0]) is not None and subprocess.run(command, check=False).returncode == 0
+    return shutil.which("pkg-config") is not None and _works(("pkg-config", "--exists", name))
+
+
+@functools.cache
+def _works(command: tuple[str, ...]) -> bool:
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 class Driver:

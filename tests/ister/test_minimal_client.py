@@ -1,31 +1,46 @@
-"""Tests that the smallest client, written from PROTOCOL.md, works against a broker."""
+"""Tests that the smallest clients, written from PROTOCOL.md, work against a broker."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 import ister
 from ister import testing
 from ister.wire import Type
+from tests.conformance_clients import drivers
 
-PROGRAM = Path(__file__).parents[2] / "clients" / "python-minimal" / "minimal.py"
+PROGRAM = drivers.CLIENTS / "python-minimal" / "minimal.py"
+PROGRAMS = {
+    "python-minimal": [sys.executable, str(PROGRAM)],
+    "ruby-minimal": ["ruby", str(drivers.CLIENTS / "ruby-minimal" / "minimal.rb")],
+    "perl-minimal": ["perl", str(drivers.CLIENTS / "perl-minimal" / "minimal.pl")],
+}
 LINES_MAX = 60
 
+Play = Callable[..., subprocess.CompletedProcess[str]]
 
-def play(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run it."""
-    command = [sys.executable, str(PROGRAM), endpoint, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+@pytest.fixture(params=PROGRAMS)
+def play(request: pytest.FixtureRequest) -> Play:
+    """Run one of the programs."""
+    if (why := drivers.named(request.param).why_not()) is not None:
+        pytest.skip(why)
+
+    def run(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [*PROGRAMS[request.param], endpoint, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+    return run
 
 
 @pytest.mark.requirement("14-1", "7.5-2")
-def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
-    """It receives and acknowledges what it published."""
+def test_it_publishes_and_consumes(broker: testing.Broker, play: Play) -> None:
+    """They receive and acknowledge what they published."""
     done = play(broker.endpoint, "greetings", "hello", "world")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -42,8 +57,8 @@ def test_it_publishes_and_consumes(broker: testing.Broker) -> None:
 
 
 @pytest.mark.requirement("14-1")
-def test_it_follows_moved(broker: testing.Broker) -> None:
-    """It works with several workers too."""
+def test_it_follows_moved(broker: testing.Broker, play: Play) -> None:
+    """They work with several workers too."""
     with ister.connect(broker.endpoint) as there:
         there.create_topic("greetings")
     with testing.Broker(moved={"greetings": broker.endpoint}) as first:
