@@ -23,7 +23,7 @@ sub header {
 sub new {
     my ($class, $endpoint) = @_;
     my $self = bless {socket => $context->socket(ZMQ_DEALER)}, $class;
-    $self->{socket}->set(ZMQ_LINGER, 'int', 1_000);
+    $self->{socket}->set(ZMQ_LINGER, 'int', 1_000);    # it is 0 here: the last frames would be lost
     $self->{socket}->set(ZMQ_RCVTIMEO, 'int', 10_000);
     $self->{socket}->connect($endpoint);
     $self->ask({0 => HELLO, 22 => [1]}, [WELCOME]);

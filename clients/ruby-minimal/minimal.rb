@@ -14,7 +14,7 @@ class Connection
 
   def initialize(endpoint)
     SOCKETS << @socket = CONTEXT.socket(ZMQ::DEALER)
-    @socket.setsockopt(ZMQ::LINGER, 1_000) # the default here is 0: the last frames before the end would be dropped
+    @socket.setsockopt(ZMQ::LINGER, 1_000) # by default the program would wait forever for a broker that is gone
     @socket.setsockopt(ZMQ::RCVTIMEO, 10_000)
     @socket.connect(endpoint)
     ask({ 0 => HELLO, 22 => [1] }, [WELCOME])
