@@ -55,7 +55,7 @@ class Holding:
         self.delivered_end = max(self.delivered_end, position)
 
     def begin_anew(self) -> None:
-        """Start counting deliveries anew: the client opened the handle again, and counts from here."""
+        """Start counting deliveries at zero: the client opened the handle again, and counts from there."""
         self._in_hand = InHand()
         self.moved_since_opened = False
 

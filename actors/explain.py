@@ -143,7 +143,7 @@ def _stops(name: str, state: State | None, topic: TopicState | None, now_ms: int
     if damage:
         text = (
             f"offsets {damage.get('first')} to before {damage.get('end')} are damaged{because(damage)}; nothing is "
-            "skipped automatically: repair the topic (skip damaged) to go on behind them"
+            "skipped automatically: repair the topic (skip damaged) to continue after them"
         )
         yield _reason("damage", text, **_stop_numbers(damage))
     yield from _consumers(name, state, now_ms)

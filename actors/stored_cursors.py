@@ -75,7 +75,7 @@ class StoredCursors:
         self._forgotten.add(subscription)
         self.soon()
 
-    # ---- subscriptions that are no more -------------------------------------------------------------------------
+    # ---- deleted subscriptions ----------------------------------------------------------------------------------
 
     def look_for_strangers(self) -> None:
         """Find cursors of subscriptions that were deleted while the tier was down."""

@@ -222,7 +222,7 @@ class Uploader(LoopActor):
         elif self._claim_first():
             self._settled()
 
-    # ---- the catalogue's word -----------------------------------------------------------------------------------
+    # ---- what the catalogue decides -----------------------------------------------------------------------------
 
     def _consult(self) -> None:
         """Ask the Directory what the catalogue has, until it answers."""

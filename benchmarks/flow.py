@@ -203,7 +203,7 @@ def others(endpoint: str, told: Connection) -> None:
             told.send(them.open(*command))
 
 
-# ---- the healthy ones -----------------------------------------------------------------------------------------------
+# ---- healthy consumers ----------------------------------------------------------------------------------------------
 
 
 class Healthy:

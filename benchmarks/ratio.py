@@ -96,7 +96,7 @@ def compare(case: Case, rounds: int, data: str, *, progress: bool) -> dict[str, 
         report = bench(case, messages, data)
         if progress:
             print(
-                f"  {case.name}: road {beside['consumed']:,}, ister {report['consumed_per_second']:,}"
+                f"  {case.name}: bare {beside['consumed']:,}, ister {report['consumed_per_second']:,}"
                 f"{' (warm-up)' if number == 0 else ''}",
                 file=sys.stderr,
             )
@@ -133,7 +133,7 @@ def main() -> int:
     if given.json:
         print(json.dumps(results))
     else:
-        print(f"{'strategy, bytes, api':<28}{'bare road':>14}{'Ister':>14}{'ratio':>9}{'goal':>9}")
+        print(f"{'strategy, bytes, api':<28}{'bare transfer':>14}{'Ister':>14}{'ratio':>9}{'goal':>9}")
         for each in results:
             mark = "" if each["reached"] else "   missed"
             mark += f"   {each['dropped']:,} dropped" if each["dropped"] else ""

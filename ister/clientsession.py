@@ -235,7 +235,7 @@ class Session:
         self.news.everything = True
         return True
 
-    # ---- speaking ------------------------------------------------------------------------------------------------
+    # ---- sending frames ------------------------------------------------------------------------------------------
 
     def emit(self, header: wire.Header, *body: bytes) -> None:
         """Queue one frame."""

@@ -18,7 +18,7 @@ from ister.wire import Column
 
 MESSAGE_ENTRY_BYTES: Final = 4  # a message's place in the length table
 TIME_BYTES: Final = 8  # a message's time of delivery, where any message of the batch has one
-NOTHING: Final = -1  # room for nothing: the next message takes the careful road
+NOTHING: Final = -1  # room for nothing: the next message takes the path with all checks
 
 
 class Gathering:

@@ -74,7 +74,7 @@ class Settling:
         self._stop = stop
 
     def waiting(self) -> tuple[int, int]:
-        """Return how many letters wait in the topic, and the offset behind its last one."""
+        """Return how many letters wait in the topic, and the offset after its last one."""
         try:
             shown = self._client.subscription(self._topic, REDRIVE, timeout=self._timeout)
         except RemoteError as error:

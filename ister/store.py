@@ -135,7 +135,7 @@ def read(
 
     Messages have `payload`, `offset`, `key`, `attributes` and `timestamp` (unix milliseconds). `from_offset` 0 is the
     first offset that is kept. `from_time_ms` starts at the first message that the broker received at that time or
-    later, if that is behind `from_offset`. `prefetch` segments of up to 8 MiB are fetched ahead; with the one being
+    later, if that is after `from_offset`. `prefetch` segments of up to 8 MiB are fetched ahead; with the one being
     read they bound the memory. The store is listed when the first message is requested. Close the generator, or read
     it to its end, to close the store.
 

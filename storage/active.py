@@ -1,6 +1,6 @@
 """The segment that is being written: its place, what it begins with, and what seals it.
 
-Pure but for the file that it names: nothing is written here. Room for the index and the footer is reserved behind the
+Pure but for the file that it names: nothing is written here. Room for the index and the footer is reserved after the
 last record at all times, so that sealing cannot run out of it.
 """
 

@@ -34,7 +34,7 @@ class AheadError(FencedError):
 def resume_at(history: History, begin: int | None) -> int:
     """Return where a writer continues a history: at the first offset that it lacks and the log, from `begin` on, has.
 
-    What is missing below the log cannot be filled any more: it stays a gap, and everything behind it counts.
+    What is missing below the log cannot be filled any more: it stays a gap, and everything after it counts.
     """
     if begin is None:
         return history.end

@@ -1,7 +1,7 @@
 """The bytes of a cursor's journal; FORMAT.md has the tables.
 
 A journal is a snapshot of a cursor, and entries with what happened since. An acknowledgment stays valid whatever
-happened to its neighbours, so entries behind a damaged one still count. What was lost is delivered again. Nothing is
+happened to its neighbours, so entries after a damaged one still count. What was lost is delivered again. Nothing is
 ever skipped.
 
 Pure: no file is opened or written here (`cursor_files.py`, `cursor_journal.py`).
@@ -135,7 +135,7 @@ def _parse_entry(journal: bytes, position: int, salt: int) -> tuple[int, bytes] 
 
 
 def parse_journal(path: str, journal: bytes, incarnation: bytes) -> tuple[Cursor, CursorReport, int]:
-    """Return the cursor a journal holds, what was found, and the byte behind its last valid entry.
+    """Return the cursor a journal holds, what was found, and the byte after its last valid entry.
 
     Raises DamagedError if it belongs to another topic, or if its snapshot is not what was written.
     """

@@ -63,7 +63,7 @@ class Findings:
     names: list[str]  # all files in the folder
     tails: list[Tail]  # the newest segments, oldest first: `kept`, then `lost`
     kept: list[Tail]  # those that hold the log
-    lost: list[Tail]  # those behind its end
+    lost: list[Tail]  # those after its end
     sealed: list[SegmentInfo]  # older segments that are whole
     set_aside: list[SegmentInfo]  # older segments that are damaged
     damaged: list[DamagedRange]
@@ -235,7 +235,7 @@ class Examination:
         self._damaged += [one for one in ranges if one.end > one.first] or ranges[:1]
 
     def _judge(self, tails: list[Tail]) -> tuple[list[Tail], list[Tail]]:
-        """Return the tail's segments that hold the log, and those behind its end; mark damaged ones."""
+        """Return the tail's segments that hold the log, and those after its end; mark damaged ones."""
         for number, tail in enumerate(tails):
             scan, later = tail.scan, tails[number + 1 :]
             ended = scan.snapshot is not None and scan.footer is not None

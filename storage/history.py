@@ -13,7 +13,7 @@ The rule, position by position from the log's start:
   ended while a later one has, or a loss. The history continues after it; a reader never skips it by itself.
 - Only a `t/` says that what is below was dropped on purpose: anything else that is missing before the first piece is a
   gap too.
-- The history ends behind the last segment that counts.
+- The history ends after the last segment that counts.
 - An `f/` names in its metadata the claims (`void`) whose `f/` was not there when its writer listed: if one appears
   later, it does not count, because the writer has continued from a history without it. Nothing of such an epoch ever
   counted: its writer checks for newer claims before it counts anything.

@@ -175,7 +175,7 @@ class LogSearch:
     ) -> tuple[int | None, int, int | None]:
         """Return a segment's first offset with a batch time of `timestamp_ms` or later, its end, and doubt.
 
-        Doubt is where something is damaged, if nothing behind it is earlier: the place sought may have been there.
+        Doubt is where something is damaged, if nothing after it is earlier: the place sought may have been there.
         """
         segment = self._log.map_if_there(base)
         if segment is None:

@@ -1,4 +1,4 @@
-"""The segments of one log, as readers find them: listed, mapped, and what is behind a broken record.
+"""The segments of one log, as readers find them: listed, mapped, and what comes after a broken record.
 
 Any process may read what another one writes. Segments come and go meanwhile: a segment that is gone is told apart from
 one that is damaged.
@@ -83,9 +83,9 @@ class LogSegments:
             return None
 
     def behind(self, broken: BrokenError, wanted: int, durable_end: int) -> tuple[int | None, int]:
-        """Return byte and offset of the next whole record behind a broken one; no byte if it is in another segment.
+        """Return byte and offset of the next whole record after a broken one; no byte if it is in another segment.
 
-        Raises TrimmedError for `wanted`, or what is behind it, if the broken record's segment is gone.
+        Raises TrimmedError for `wanted`, or what comes after it, if the broken record's segment is gone.
         """
         segment, at = broken.segment, broken.at
         bases = self.bases()

@@ -1,6 +1,6 @@
-"""Making a log's files what they were found to hold: cut, completed, synced, and continued behind damage.
+"""Making a log's files what they were found to hold: cut, completed, synced, and continued after damage.
 
-- A damaged file is left as it is. If it is the newest, the log continues in a new segment behind everything that is
+- A damaged file is left as it is. If it is the newest, the log continues in a new segment after everything that is
   known to be acknowledged.
 - What counts afterwards has been synced here, whatever happened before.
 

@@ -187,7 +187,7 @@ class Reader:
     # damage
 
     def _go_behind(self, broken: BrokenError, durable_end: int) -> None:
-        """Continue behind a broken record, if that loses nothing, or only what an operator decided to skip.
+        """Continue after a broken record, if that loses nothing, or only what an operator decided to skip.
 
         Raises TrimmedError if the segment is gone, DamagedError.
         """

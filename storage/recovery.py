@@ -85,7 +85,7 @@ class RecoveryReport:
         segments = counted(self.segments, "segment")
         said = f"its log has offsets {self.start_offset} to before {self.next_offset}, in {segments}"
         if self.torn_bytes:
-            said += f"; {counted(self.torn_bytes, 'byte')} behind its last whole batch were cut off"
+            said += f"; {counted(self.torn_bytes, 'byte')} after its last whole batch were cut off"
         if self.discarded:
             went = "segment without a whole batch was", "segments without a whole batch were"
             said += f"; {counted(len(self.discarded), *went)} deleted"

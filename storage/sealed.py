@@ -1,6 +1,6 @@
 """The sealed segments of a log, oldest first, and their deletion from the oldest on.
 
-- Segments go in order, and never all of them: the newest one stays until something behind it is durable, so that the
+- Segments go in order, and never all of them: the newest one stays until something after it is durable, so that the
   log always knows where it continues.
 - One trim runs at a time. It deletes names, in any thread (`trim.py`); everything here runs on the thread of the log's
   owner.
@@ -57,7 +57,7 @@ class SealedSegments:
     def begin_trim(self, offset: int, retained: int, *, rest_durable: bool) -> Trim | None:
         """Return the work of deleting segments that end at or below `offset`; None if there are none, or one runs.
 
-        `rest_durable` says whether something behind the newest one is durable.
+        `rest_durable` says whether something after the newest one is durable.
         """
         if self._trim is not None:
             return None

@@ -1,7 +1,7 @@
 """Maps of segment files, shared by the readers of a process.
 
 - A view that was handed out keeps its map alive; dropping a map from the cache, or the file's name, cannot hurt it.
-- A footer ends a file. No byte behind it is touched: the file may have been cut there since it was mapped.
+- A footer ends a file. No byte after it is touched: the file may have been cut there since it was mapped.
 
 A `SegmentMaps` belongs to one thread. Which records are read, and what damage means, is for its users (`reader.py`).
 """

@@ -184,7 +184,7 @@ class Wal:
         try:
             self._write(active.file, (header, *frames, *zeros), start)
         except DiskFullError:
-            # The whole record may be there, without the room behind it: it must not come back. Blocks for this write
+            # The whole record may be there, without the room after it: it must not come back. Blocks for this write
             # exist already.
             self._write(active.file, (_ZEROS[:HEADER_BYTES],), start)
             raise
@@ -219,7 +219,7 @@ class Wal:
         return failed
 
     def _zero_ahead(self, active: Active, end: int, behind: int) -> None:
-        """Write zeros behind the record that will end at `end`: up to `behind` for a footer, and some more."""
+        """Write zeros after the record that will end at `end`: up to `behind` for a footer, and some more."""
         start = max(active.zeroed, end)
         ahead = min(ZERO_AHEAD_BYTES, max(ZERO_AHEAD_BYTES_MIN, end))
         stop = min(max(start + ahead, behind), self.settings.segment_bytes_max)
@@ -228,7 +228,7 @@ class Wal:
         active.zeroed = stop
 
     def rest(self) -> bool:
-        """Give back the disk space of a log that rests: the spare file, and the zeros behind the last record.
+        """Give back the disk space of a log that rests: the spare file, and the zeros after the last record.
 
         Return whether that needs a commit. The next append takes the space again.
         """
@@ -408,7 +408,7 @@ class Wal:
 
     @property
     def sealed_end(self) -> int:
-        """Return the offset behind the sealed segments, damaged ones included."""
+        """Return the offset after the sealed segments, damaged ones included."""
         return self.next_offset if self._active is None else self._active.base
 
     @property
@@ -421,7 +421,7 @@ class Wal:
 
         That what is below `retained` goes by the topic's retention is recorded first. Call `run` on the work in any
         thread, then `end_trim` here; everything else may continue in between. The newest sealed segment stays until
-        something behind it is durable.
+        something after it is durable.
         """
         if self.failed is not None:
             return None

@@ -3,7 +3,7 @@
 It needs no network and takes a fraction of a second, so `make check` runs it. What it checks:
 - no line is over 120 columns, tables, code blocks and the changelog excepted;
 - code in backticks ends on its line, so that it can be searched for and copied;
-- a link to a file leads to one, and a link to a heading to a heading;
+- a link leads to a file, not a folder, and its anchor to a heading;
 - a path in backticks exists (`storage/wal.py`), and so does a name in it (`ister/wire.py::Key.TYPE`).
 """
 
@@ -119,6 +119,8 @@ def broken(target: str, path: Path) -> str | None:
     file = path.parent / place if place else path
     if not file.exists():
         return f"the link to {target} leads to no file"
+    if file.is_dir():
+        return f"the link to {target} leads to a folder, which is no page of the site: link a file in it"
     if anchor and anchor not in anchors(file):
         return f"the link to {target} leads to no heading of {file.name}"
     return None

@@ -44,7 +44,7 @@ def test_the_documents_have_no_broken_links_and_no_long_lines() -> None:
         "x" * 120,
         "| " + "x" * 200 + " |",
         "```\n" + "x" * 200 + "\n```",
-        "[a](page.md) [b](page.md#what-walpy-does-and-why) [c](page.md#twice-1) [d](storage/)",
+        "[a](page.md) [b](page.md#what-walpy-does-and-why) [c](page.md#twice-1)",
         "# Here\n[here](#here) [out](https://example.com/none) [mail](mailto:a@example.com)",
         "`storage/wal.py` `storage/wal.py::Wal.append` `storage/wal.py::Wal.size` `storage/wal.py::LIMIT`",
         "```\n[in code](nowhere.md)\n```",
@@ -61,6 +61,7 @@ def test_what_is_right_is_let_be(house: Path, text: str) -> None:
     [
         ("x" * 121, "docs.md:1: 121 columns are over 120"),
         ("\n[a](nowhere.md)", "docs.md:2: the link to nowhere.md leads to no file"),
+        ("[d](storage/)", "the link to storage/ leads to a folder"),
         ("Type `make check", "docs.md:1: the code in backticks does not end on this line"),
         ("[a](page.md#nothing)", "leads to no heading of page.md"),
         ("[a](#nothing)", "leads to no heading of docs.md"),

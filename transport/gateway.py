@@ -316,7 +316,7 @@ class Gateway:
             self.send_error(handle.session, error, header)
             if handle.target is None:
                 self.forget(handle)
-            else:  # it was opened again: what is behind it must be released
+            else:  # it was opened again: what it stands for must be released
                 events.close(handle, None)
 
     def forget(self, handle: Handle, why: IsterError | None = None) -> None:

@@ -43,7 +43,7 @@ LOOK_S: Final = (
 )
 LOOKS_MAX: Final = 500  # connections checked each time, some microseconds each
 IDLE_LOOK_S: Final = 0.05  # seconds; only a clock is read
-# How long an answer may take to a client whose connection is ended behind it. It is there within a look or two, unless
+# How long an answer may take to a client whose connection is ended after it. It is there within a look or two, unless
 # its client does not read, or ZeroMQ's thread has to wait for a processor.
 ANSWERED_S_MAX: Final = 1.0
 UNREAD_MIN: Final = 4096  # bytes; a sender that ZeroMQ cannot keep up with has more than this waiting

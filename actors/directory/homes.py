@@ -36,7 +36,7 @@ class Homes:
         self._homes = [Home(node_of(number), endpoint) for number, endpoint in enumerate(endpoints)]
         self._up: set[str] = set()
 
-    # ---- who is there -------------------------------------------------------------------------------------------
+    # ---- which processes are up ---------------------------------------------------------------------------------
 
     def came(self, node: str) -> None:
         """Note that a process is up."""
@@ -59,7 +59,7 @@ class Homes:
         if node not in self._up:
             raise NotYetError(f"{node} is being restarted; try again")
 
-    # ---- who lives where ----------------------------------------------------------------------------------------
+    # ---- which worker a name lives on ---------------------------------------------------------------------------
 
     def of_topic(self, topic: str) -> Home:
         """Return where a topic runs."""
@@ -69,7 +69,7 @@ class Homes:
         """Return where a subscription runs."""
         return self._homes[worker_of(subscription_key(topic, subscription), len(self._homes))]
 
-    # ---- what they are told -------------------------------------------------------------------------------------
+    # ---- mail to them -------------------------------------------------------------------------------------------
 
     def have_topic_do(
         self,

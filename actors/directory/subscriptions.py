@@ -145,7 +145,7 @@ class Subscriptions:
                 self._homes.have_subscription_do("start", topic, each, self._gatherings.ticket())
         self._homes.at(question.reply).tell(Subscribers([each.name for each in subscriptions]))
 
-    # ---- being there --------------------------------------------------------------------------------------------
+    # ---- showing ------------------------------------------------------------------------------------------------
 
     def _map(self, subscription: SubscriptionMeta) -> dict[str, Any]:
         topic = self._registry.topic(subscription.topic)

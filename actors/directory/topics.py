@@ -153,7 +153,7 @@ class Topics:
         name = check_topic_name(text(arguments, "topic"))
         self._restoring.take_over(ask.reply, ask.ticket, name, self._map)
 
-    # ---- being there --------------------------------------------------------------------------------------------
+    # ---- showing ------------------------------------------------------------------------------------------------
 
     def _list(self, ask: Ask, arguments: Arguments) -> None:
         after, limit = page(arguments)
@@ -180,7 +180,7 @@ class Topics:
         if topic.dispatch != "reliable":
             raise UsageError(f"topic {topic.name!r} is non-reliable: it has no log")
         if ask.operation == "topic.repair" and arguments.get("skip_damaged") not in (True, 1):
-            raise UsageError("say what is to be done: skip_damaged (readers continue behind the damage)")
+            raise UsageError("say what is to be done: skip_damaged (readers continue after the damage)")
         verification = number(
             arguments, "verification", "verification {} is none that a request was answered with, nor 0"
         )

@@ -298,7 +298,7 @@ class ByKey(Delivery):
         for member in self._subscription.consumers.roster.members:
             self.attached(member)
 
-    # ---- what is said of it -------------------------------------------------------------------------------------
+    # ---- what it reports ----------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
         """Return how many messages wait in lanes, and in how many slots messages were left in the log."""

@@ -127,7 +127,7 @@ class Consumers:
         """Say whether this actor delivered to a consumer, and not an earlier one that failed."""
         return not key or key in self.refs or key in self.held
 
-    # ---- what they are told -------------------------------------------------------------------------------------
+    # ---- mail to them -------------------------------------------------------------------------------------------
 
     def tell_unseen(self, consumer: Ref) -> None:
         """Tell a new consumer the notices that arose while none was attached."""

@@ -266,7 +266,7 @@ class Failures(SubscriptionPart):
         if self.poison.messages:
             self._undertaker().tell(StopBurying())
 
-    # ---- what is said of it -------------------------------------------------------------------------------------
+    # ---- what it reports ----------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
         """Return what happened to the messages that failed too often."""

@@ -266,7 +266,7 @@ class FromMemory(Delivery):
         text = f"topic {name!r} is non-reliable: it keeps nothing that could be delivered again"
         self._subscription.refuse(command, UsageError(text))
 
-    # ---- what is said of it -------------------------------------------------------------------------------------
+    # ---- what it reports ----------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
         """Return what is buffered, and what was dropped."""

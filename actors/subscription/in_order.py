@@ -239,7 +239,7 @@ class InOrder(Delivery):
         """Empty the queue of redeliveries."""
         self._redelivery = Redelivery()
 
-    # ---- what is said of it -------------------------------------------------------------------------------------
+    # ---- what it reports ----------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
         """Return how many messages are queued for redelivery."""

@@ -244,7 +244,7 @@ class LogAccess(SubscriptionPart):
         first, end = error.first or 0, error.end or 0
         self._stalled_at = ASKED if first < self.source.stored_end else first
         what = f"offsets {first} to before {end} of topic {self._topic!r} are damaged, nothing is skipped by itself"
-        text = f"{what} ({error.text}); to go on behind them: ister topic repair {self._topic} --skip-damaged"
+        text = f"{what} ({error.text}); to skip them: ister topic repair {self._topic} --skip-damaged"
         log.error("subscription %s of topic %s waits: %s", self._name, self._topic, text)
         self._topic_ref.tell(FoundDamage(first, end, error.text, self._stalled_at == ASKED))
         self._stalled = Notice("log-damaged", end - first, text, first)
@@ -294,7 +294,7 @@ class LogAccess(SubscriptionPart):
         self._trimmed += messages
         self._subscription.consumers.notify(Notice("trimmed", messages, text, first))
 
-    # ---- what is said of it -------------------------------------------------------------------------------------
+    # ---- what it reports ----------------------------------------------------------------------------------------
 
     def description(self) -> Mapping[str, Any]:
         """Return where the subscription stands in the log, and what could not be read."""

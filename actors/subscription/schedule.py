@@ -287,7 +287,7 @@ class Schedule(SubscriptionPart):
                 again_s = 0.0
         subscription.call_later(again_s, self._expire_unseen)
 
-    # ---- what is said of it -------------------------------------------------------------------------------------
+    # ---- what it reports ----------------------------------------------------------------------------------------
 
     def _waiting(self) -> int:
         return self._delays.messages + sum(end - first for first, end in self._opening)

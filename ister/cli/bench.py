@@ -21,7 +21,7 @@ Examples:
 \b
 Producer and consumers are processes of their own, on this machine. The same load runs once unmeasured first.
 Latency is from send to receipt by the consumer, sampled once a batch; without --rate it is that of full queues.
-Its own broker gives a non-reliable subscription a buffer for the whole run: the road is measured, not the drops.
+Its own broker gives a non-reliable subscription a buffer for the whole run: the transfer is measured, not the drops.
 
 Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 69 no broker there; 130 Ctrl-C."""
 

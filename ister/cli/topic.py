@@ -174,7 +174,7 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
     "--skip-damaged",
     is_flag=True,
     required=True,
-    help="Let every subscription continue behind damage; their consumers are told which messages are skipped.",
+    help="Let every subscription continue after damage; their consumers are told which messages are skipped.",
 )
 @yes_option
 @client_options

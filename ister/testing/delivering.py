@@ -24,7 +24,7 @@ class Delivering:
         self._sessions = sessions
         self._clock = clock
 
-    # ---- what consumers say --------------------------------------------------------------------------------------
+    # ---- reports of consumers ------------------------------------------------------------------------------------
 
     def on_frame(self, consumer: Consumer, kind: int, header: wire.Header) -> None:
         """Handle a CREDIT, ACK, ACK_UNTIL, NACK or EXTEND; raises `RemoteError` (`ack-unknown`)."""

@@ -367,7 +367,7 @@ def test_every_question_is_answered_once(story: list[tuple[Any, ...]]) -> None:
     live(story)
 
 
-# ---- what stories found, each by itself ------------------------------------------------------------------------
+# ---- regressions -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def objects(stage: Stage, part: str = "") -> list[str]:
     return [info.name for info in stage.store.store.list("v1/") if part in info.name]
 
 
-# ---- the seam --------------------------------------------------------------------------------------------------
+# ---- where store and log meet ----------------------------------------------------------------------------------
 
 
 def test_a_reader_goes_from_the_store_to_the_log_to_what_is_new(cloud: Stage) -> None:

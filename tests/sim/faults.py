@@ -352,7 +352,7 @@ class Faults:
         self.world.after(self.random.choice((0.5, 2.0)), fast)
         return True
 
-    # ---- well again ---------------------------------------------------------------------------------------------
+    # ---- recovery -----------------------------------------------------------------------------------------------
 
     def mend(self) -> None:
         """Release what is held up, one at a time."""

@@ -101,7 +101,7 @@ class Oracle:
         if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(f"at {self.clock.now_s:.6f}: {what}")
 
-    # ---- what the world tells -----------------------------------------------------------------------------------
+    # ---- mail and events ----------------------------------------------------------------------------------------
 
     def add_topic(self, topic: TopicModel) -> TopicModel:
         """A topic exists."""
@@ -807,7 +807,7 @@ class Oracle:
             if consumer.given and offset <= consumer.reached:
                 if consumer.anew_s >= consumer.subscription.disturbed_s:
                     self.violated(
-                        f"{consumer} of {consumer.subscription} gets {offset} behind {consumer.reached}"
+                        f"{consumer} of {consumer.subscription} gets {offset} after {consumer.reached}"
                     )
                 consumer.anew_s = consumer.subscription.disturbed_s
             consumer.given.add(offset)
@@ -934,7 +934,7 @@ class Oracle:
             self.violated(f"{who} of key {key!r} before {other}, which nobody has")
         highest = subscription.highest.get(key, -1)
         if offset < highest and not subscription.ever[offset] and not self._may_wait(topic, offset):
-            self.violated(f"{who} of key {key!r} for the first time behind {highest}")
+            self.violated(f"{who} of key {key!r} for the first time after {highest}")
         subscription.highest[key] = max(highest, offset)
 
     def _may_be_gone(self, topic: TopicModel, offset: int) -> bool:

@@ -490,7 +490,7 @@ def test_what_opening_a_log_found_is_said_in_a_sentence() -> None:
     places = tuple(DamagedRange(first, first + 2, "", 0, "") for first in range(0, 50, 10))
     found = RecoveryReport("orders", 0, 60, 4, 0, 0, 1200, 0, ("a",), ("b", "c"), places)
     assert found.in_words() == (
-        "its log has offsets 0 to before 60, in 4 segments; 1,200 bytes behind its last whole batch were cut off; "
+        "its log has offsets 0 to before 60, in 4 segments; 1,200 bytes after its last whole batch were cut off; "
         "1 segment without a whole batch was deleted; 2 segments got the footer that was missing; "
         "damaged: 0 to before 2, 10 to before 12, 20 to before 22, and 2 more"
     )

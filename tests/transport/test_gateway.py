@@ -242,7 +242,7 @@ def test_a_hello_that_is_read_after_its_connection_was_closed_holds_no_session_f
         served.close()
 
 
-# ---- the good way ----------------------------------------------------------------------------------------------
+# ---- without faults --------------------------------------------------------------------------------------------
 
 
 def test_hello_ping_and_bye(served: Served) -> None:
