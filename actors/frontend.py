@@ -405,7 +405,7 @@ class Frontend(LoopActor):
         elif isinstance(message, CloseProducer | CloseConsumer):
             self._closed(message.handle, message.ref)
         else:
-            log.debug("nobody at %s for %.200r", path, message)
+            log.debug("no actor at %s for %.200r", path, message)
 
     def _close_handle(self, handle: Handle, error: IsterError, echo: Header) -> None:
         self._gateway.send_error(handle.session, error, {**echo, Key.HANDLE: handle.number, Key.CLOSED: True})

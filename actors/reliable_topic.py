@@ -73,7 +73,7 @@ log = logging.getLogger("ister.topic")
 
 
 class ReliableTopic(Topic):
-    """A topic whose messages are durable before anybody is told of them.
+    """A topic whose messages are durable before they are confirmed or delivered.
 
     `open_log(known_end)` opens its write-ahead log, which must reach `known_end`, and is called again after the log
     failed. `erase` deletes its folder; `uploader` is told of sealed segments, `directory` is asked which subscriptions

@@ -75,7 +75,7 @@ class Owner(Protocol):
         """Report that a broker came or went, perhaps because an exception here broke the connection (lock held)."""
 
     def close_dropped(self) -> None:
-        """Close at the broker what the program dropped without a word (lock held)."""
+        """Close at the broker what the program dropped without closing it (lock held)."""
 
     def settle(self) -> None:
         """Make the calls that users asked for, after the lock was released."""

@@ -132,7 +132,7 @@ class Network:
             connection.background.set()
 
     def close_dropped(self) -> None:
-        """Close at the broker what the program dropped without a word (lock held)."""
+        """Close at the broker what the program dropped without closing it (lock held)."""
         while self._dropped:
             handle = self._dropped.popleft()
             session = handle.session

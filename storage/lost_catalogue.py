@@ -39,7 +39,7 @@ def open_catalogue(disk: Disk, data: str, path: str, *, rebuild: bool = False) -
     except DamagedError as error:
         if not rebuild:
             raise DamagedError(
-                f"{error.text}. Put a copy of it back; or have it made anew of what lies beside logs and cursors: "
+                f"{error.text}. Put a copy of it back; or rebuild it from the descriptions beside logs and cursors: "
                 f"ister serve {REBUILD_FLAG}"
             ) from error
         told.append(f"the catalogue was damaged, and is kept as {_set_aside_catalogue(disk, path)}")

@@ -68,7 +68,7 @@ class SimulatedFile:
         disk.open_files += 1
 
     def _begin(self) -> None:
-        """Where files rest, find the file again by its name, as whoever gave its descriptor up. Raises OSError."""
+        """If idle files are closed, open this one again by its name. Raises OSError."""
         if not self._disk.rests:
             return
         if not self._open:

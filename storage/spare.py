@@ -120,7 +120,7 @@ class NextFile:
         return self._disk.create(path, self._size), 0
 
     def cancel(self) -> None:
-        """Do without a spare: its room is given back."""
+        """Do without a spare: release its disk space."""
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.cancel()

@@ -182,7 +182,8 @@ class Sessions:
             if len(self._by_token) - (before is not None) >= self.limits.sessions_max:
                 raise RemoteError(
                     "limit-exceeded",
-                    f"this worker already has {counted(self.limits.sessions_max, 'session')}, the most it takes",
+                    f"this worker has {counted(self.limits.sessions_max, 'session')}, its limit "
+                    "(setting protocol.sessions_max)",
                     "retry",
                 )
             session = Session(self._new_token(), None, header.get(Key.CLIENT, "")[:200], now_s)
@@ -246,7 +247,9 @@ class Sessions:
         if handle.state == "absent":
             if len(session.handles) >= self.limits.handles_max:
                 raise RemoteError(
-                    "limit-exceeded", f"a session opens at most {self.limits.handles_max} handles"
+                    "limit-exceeded",
+                    f"this session has {self.limits.handles_max} open handles, its limit (setting "
+                    "protocol.handles_per_session_max): close some, or use another client",
                 )
             session.handles[handle.number] = handle
         elif (header[Key.TYPE], topic, subscription) != (handle.opener, handle.topic, handle.subscription):

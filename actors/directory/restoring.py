@@ -202,7 +202,9 @@ class Restoring:
         def finish(_: Answers) -> dict[str, Any]:
             topic = self._registry.topic(name)
             if topic is None:
-                raise RemoteError("unavailable", f"topic {name!r} did not come back; try again")
+                raise RemoteError(
+                    "unavailable", f"topic {name!r} was not restored from the store yet; try again"
+                )
             return describe(topic)
 
         self._gatherings.gather(reply, asked, {ticket: TIER}, finish)

@@ -67,7 +67,7 @@ class Protocol:
 
     def fail(self, topic: str, code: str) -> None:
         """Close every producer and consumer of a topic with an error of that code."""
-        self._sessions.close_all_of(topic, RemoteError(code, f"{code}, says the test"))
+        self._sessions.close_all_of(topic, RemoteError(code, f"{code}, as the test asked"))
 
     # ---- hearing -------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Protocol:
             if refusal[0] == kind:
                 self._refusals.remove(refusal)
                 code = refusal[1]
-                raise RemoteError(code, f"{code}, says the test", CODES.get(code, "fix"))
+                raise RemoteError(code, f"{code}, as the test asked", CODES.get(code, "fix"))
 
     def _serve(self, session: Session, kind: int, header: wire.Header, body: list[bytes]) -> None:
         if kind == Type.BYE:
