@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import Final, Literal
 
 from ister import arguments
-from ister.attachment import Attachment, joined
+from ister.acknowledgments import joined
+from ister.attachment import Attachment
 from ister.blame import REASON_MAX
 from ister.clientsession import Request
 from ister.errors import ConnectionLostError, TimeoutExpiredError, UsageError
@@ -60,11 +61,11 @@ class Consumer(Receiver):
         `UsageError` for messages of another consumer, `ClosedError`.
         """
         if type(what) is Message:
-            attachment = self.attachment
+            acks = self.attachment.acks
             with self._lock:
                 offset = what.offset
-                if what.delivery is attachment.ack_delivery and offset == attachment.ack_end:
-                    attachment.ack_end = offset + 1
+                if what.delivery is acks.delivery and offset == acks.end:
+                    acks.end = offset + 1
                     return
         self._ack_ranges(self._ranges_of(what))
 
@@ -74,7 +75,7 @@ class Consumer(Receiver):
             self._check()
             now = network.clock.monotonic()
             for delivery, first, end in ranges:
-                attachment.ack(delivery, first, end, now)
+                attachment.acks.add(delivery, first, end, now)
             self._soon()
 
     def ack_until(self, message: BaseMessage) -> None:
@@ -85,7 +86,7 @@ class Consumer(Receiver):
         [(delivery, _first, end)] = self._ranges_of(message)
         with self._lock:
             self._check()
-            self.attachment.ack_until(delivery, end - 1, self._network.clock.monotonic())
+            self.attachment.acks.add_until(delivery, end - 1, self._network.clock.monotonic())
             self._soon()
 
     def nack(self, what: Acknowledged, delay: Duration | None = None, reason: str = "") -> None:
@@ -106,7 +107,7 @@ class Consumer(Receiver):
         ranges = self._ranges_of(what)
         with self._lock:
             self._check()
-            self.attachment.flush()
+            self.attachment.acks.flush()
             for delivery, pairs in _by_lineage(ranges):
                 self.attachment.nack(delivery, pairs, wait_ms, reason)
             self._network.connection_of(self.attachment).touch()
@@ -170,9 +171,9 @@ class Consumer(Receiver):
         attachment = self.attachment
         if attachment.error is not None or attachment.complaint is not None or attachment.phase == "closed":
             return True
-        if not attachment.settled and not attachment.confirming:
-            attachment.flush(confirm=True)
-        return attachment.settled
+        if not attachment.acks.settled and not attachment.acks.confirming:
+            attachment.acks.flush(confirm=True)
+        return attachment.acks.settled
 
     def flushed(self, written: bool, timeout: float | None) -> None:
         """Raise unless every acknowledgment is stored."""
@@ -185,8 +186,8 @@ class Consumer(Receiver):
             raise TimeoutExpiredError(f"acknowledgments were not confirmed within {timeout} s{trouble}")
         with self._lock:
             self._check()
-            if attachment.forgotten:
-                attachment.forgotten = False
+            if attachment.acks.forgotten:
+                attachment.acks.forgotten = False
                 raise ConnectionLostError(
                     "the broker restarted before some acknowledgments were written; it delivers those messages again"
                 )
@@ -219,7 +220,7 @@ class Consumer(Receiver):
             seeking = Seeking(
                 attachment, request
             )  # before it is sent: using the socket may bring the answer at once
-            attachment.flush()
+            attachment.acks.flush()
             network.home.session.request(request, network.clock.monotonic())
             network.home.touch()
             network.connection_of(attachment).touch()

@@ -82,7 +82,7 @@ class Inbox:
     def sort(self) -> None:
         """Give replies that arrived to the requests that wait for them."""
         attachment = self.reader.attachment
-        while (delivery := attachment.take()) is not None:
+        while (delivery := attachment.handing.take()) is not None:
             self._give(delivery)
         if self.closed:
             for waiting in self._waiting.values():

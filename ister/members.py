@@ -15,11 +15,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ister.attachment import CREDIT_MESSAGES_MAX, EVENTS_MAX, Attachment
+from ister.attachment import EVENTS_MAX, Attachment
 from ister.clientsession import Request
 from ister.consumer import Consumer
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
 from ister.following import Following, share
+from ister.handing import CREDIT_MESSAGES_MAX
 from ister.inbox import GONE
 from ister.message import Event
 from ister.words import counted
@@ -129,7 +130,7 @@ class Members:
         if come or gone:
             with network.lock:
                 for member in self._members.values():
-                    member.attachment.resize(messages, size)
+                    member.attachment.handing.resize(messages, size)
                 network.move_frames()
         for topic in come:
             member = self._open_member(
@@ -144,7 +145,7 @@ class Members:
                 member.attachment.events = self.events
                 member.attachment.take_turns(self.turns)
                 if self._paced:
-                    member.attachment.resize(messages, size)
+                    member.attachment.handing.resize(messages, size)
         self._ask(Request("topic.watch", {"pattern": self._pattern, "version": answer["version"]}))
         for topic, error in deleted.items():
             raise about(topic, error)

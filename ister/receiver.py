@@ -108,14 +108,14 @@ class Receiver:
 
     def _next_of(self, attachment: Attachment) -> Message | None:
         message = next(self.current, None)  # another thread may have begun the next delivery meanwhile
-        while message is None and (following := attachment.hand_out()) is not None:
+        while message is None and (following := attachment.handing.hand_out()) is not None:
             self.current = following
             message = next(following, None)
         return message
 
     def try_batch(self, max_messages: int | None = None) -> Batch | None:
         """Return the next messages that arrived together, or raise the broker's error; never waits."""
-        return self._try(lambda attachment: attachment.grab(max_messages))
+        return self._try(lambda attachment: attachment.handing.grab(max_messages))
 
     def forget_current(self) -> None:
         """Drop what is left of the present delivery."""
@@ -150,7 +150,7 @@ class Receiver:
         attachment, network = self.attachment, self._network
         with self._lock:
             now = network.clock.monotonic()
-            attachment.asked(now)
+            attachment.handing.asked(now)
             found = take(attachment)
             if found is None:
                 self._check()
@@ -168,7 +168,7 @@ class Receiver:
         """Whether there is something to take or to raise (lock held)."""
         attachment = self.attachment
         return (
-            attachment.has_some
+            attachment.handing.has_some
             or attachment.error is not None
             or attachment.complaint is not None
             or attachment.phase == "closed"
@@ -216,7 +216,7 @@ class Receiver:
 
     def part(self) -> None:
         """Send the acknowledgments made so far: the client is about to say BYE (lock held)."""
-        self.attachment.flush()
+        self.attachment.acks.flush()
 
     def begin_close(self) -> None:
         """Send the acknowledgments made so far, then CLOSE."""
@@ -246,9 +246,9 @@ class Receiver:
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: let every call raise."""
         self._lock = lock
-        self.attachment.ack_delivery = None
-        self.attachment.queue.clear()
-        self.attachment.withhold()
+        self.attachment.acks.delivery = None
+        self.attachment.handing.queue.clear()
+        self.attachment.handing.withhold()
 
     def __enter__(self) -> Self:
         return self

@@ -136,9 +136,9 @@ class WildcardConsumer(Consumer):
                 attachment, found = self._in_turn, None
                 now = network.clock.monotonic()
                 if attachment is not None:
-                    attachment.sharing = len(self._turns) + (attachment not in self._turns)
-                    attachment.asked(now)
-                    if attachment.has_in_hand:
+                    attachment.handing.sharing = len(self._turns) + (attachment not in self._turns)
+                    attachment.handing.asked(now)
+                    if attachment.handing.has_in_hand:
                         found = self._take(attachment, take)
                 if found is None:
                     if not self._turns and not looked:
@@ -148,8 +148,8 @@ class WildcardConsumer(Consumer):
                     if attachment is not None:
                         self._raise_complaint(attachment)
                         self._in_turn = attachment
-                        attachment.sharing = len(self._turns) + 1
-                        attachment.asked(now)
+                        attachment.handing.sharing = len(self._turns) + 1
+                        attachment.handing.asked(now)
                         found = self._take(attachment, take)
             network.settle()
             if found is not None or (attachment is None and not self.members.have_changed):
@@ -162,14 +162,15 @@ class WildcardConsumer(Consumer):
         """Raise the broker's error about a topic, and let the topic join the queue again (lock held)."""
         if attachment.complaint is not None:
             complaint, attachment.complaint = attachment.complaint, None
-            if attachment.queue:
+            if attachment.handing.queue:
                 self._turns[attachment] = None
             raise about(attachment.topic, complaint)
 
     def _take(self, attachment: Attachment, take: Callable[[Attachment], T | None]) -> T | None:
         """Take messages of a topic, and let it join the queue again (lock held)."""
         found = take(attachment)
-        if attachment.queue and not attachment.asks:  # one that asks the broker joins when there is an answer
+        handing = attachment.handing
+        if handing.queue and not handing.asks:  # one that asks the broker joins when there is an answer
             self._turns.setdefault(attachment)
         if found is not None:
             attachment.tick(self._network.clock.monotonic())
@@ -185,7 +186,7 @@ class WildcardConsumer(Consumer):
 
     def has_news(self) -> bool:
         """Whether there is something to take, to raise or to do (lock held)."""
-        in_hand = self._in_turn is not None and self._in_turn.has_some
+        in_hand = self._in_turn is not None and self._in_turn.handing.has_some
         return bool(self._turns) or in_hand or self._over or self.members.have_changed
 
     # ---- acknowledging -------------------------------------------------------------------------------------------

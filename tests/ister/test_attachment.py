@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister import bodies, wire
-from ister.attachment import ACK_DELAY_S, TRANSITIONS, Attachment, joined
+from ister.acknowledgments import ACK_DELAY_S, joined
+from ister.attachment import TRANSITIONS, Attachment
 from ister.errors import ConnectionLostError, RemoteError
 from ister.message import Batch, Delivery, Event
 from ister.wire import Key, Type
@@ -29,7 +30,7 @@ def opened(talk: Talk, **given: object) -> Attachment:
 
 def taken(attachment: Attachment) -> Delivery:
     """Return the next delivery, which must be there."""
-    delivery = attachment.take()
+    delivery = attachment.handing.take()
     assert delivery is not None
     return delivery
 
@@ -119,7 +120,7 @@ def test_acknowledgments_gather_into_ranges(talk: Talk) -> None:
     talk.deliver(0, *[b"x"] * 10)
     delivery = taken(attachment)
     for offset in (0, 1, 2, 7, 5, 6, 9):
-        attachment.ack(delivery, offset, offset + 1, talk.now)
+        attachment.acks.add(delivery, offset, offset + 1, talk.now)
     assert acked(talk) == []
     talk.later(ACK_DELAY_S)
     assert acked(talk) == [[0, 3, 5, 8, 9, 10]]
@@ -130,12 +131,12 @@ def test_the_fast_path_only_moves_the_end(talk: Talk) -> None:
     attachment = opened(talk)
     talk.deliver(0, *[b"x"] * 10)
     delivery = taken(attachment)
-    attachment.ack(delivery, 0, 1, talk.now)
-    assert attachment.ack_delivery is delivery
-    attachment.ack_end = 6
+    attachment.acks.add(delivery, 0, 1, talk.now)
+    assert attachment.acks.delivery is delivery
+    attachment.acks.end = 6
     talk.later(ACK_DELAY_S)
     assert acked(talk) == [[0, 6]]
-    assert attachment.ack_delivery is None  # the next one sets the timer again
+    assert attachment.acks.delivery is None  # the next one sets the timer again
 
 
 @pytest.mark.requirement("9.5-11")
@@ -145,8 +146,8 @@ def test_many_ranges_are_sent_in_frames_that_fit(talk: Talk) -> None:
     talk.deliver(0, *[b""] * 2000)
     delivery = taken(attachment)
     for offset in range(0, 2000, 2):
-        attachment.ack(delivery, offset, offset + 1, talk.now)
-    attachment.flush()
+        attachment.acks.add(delivery, offset, offset + 1, talk.now)
+    attachment.acks.flush()
     ranges = acked(talk)
     assert all(len(each) <= 2 * wire.RANGES_MAX for each in ranges)
     assert sum(len(each) // 2 for each in ranges) == 1000
@@ -156,24 +157,24 @@ def test_flush_is_confirmed(talk: Talk) -> None:
     """It returns when the broker confirms that everything is written."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
-    attachment.ack(taken(attachment), 0, 2, talk.now)
-    assert not attachment.settled
-    attachment.flush(confirm=True)
+    attachment.acks.add(taken(attachment), 0, 2, talk.now)
+    assert not attachment.acks.settled
+    attachment.acks.flush(confirm=True)
     [ack] = talk.said()
-    assert not attachment.settled
+    assert not attachment.acks.settled
     talk.hear({Key.TYPE: Type.DONE, Key.REF: ack[Key.REF]})
-    assert attachment.settled
+    assert attachment.acks.settled
 
 
 def test_flush_confirms_what_was_sent_before(talk: Talk) -> None:
     """Acknowledgments already sent by the timer are confirmed too."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
     talk.later(ACK_DELAY_S)
     talk.said()
-    assert not attachment.settled
-    attachment.flush(confirm=True)
+    assert not attachment.acks.settled
+    attachment.acks.flush(confirm=True)
     [ack] = talk.said()
     assert (ack[Key.RANGES], Key.REF in ack) == ([0, 1], True)
 
@@ -184,7 +185,7 @@ def test_ack_until_keeps_only_the_highest(talk: Talk) -> None:
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
     for offset in (1, 2, 0):
-        attachment.ack_until(delivery, offset, talk.now)
+        attachment.acks.add_until(delivery, offset, talk.now)
     talk.later(ACK_DELAY_S)
     assert [(h[Key.TYPE], h[Key.OFFSET]) for h in talk.said()] == [(Type.ACK_UNTIL, 2)]
 
@@ -195,7 +196,7 @@ def test_what_was_not_handed_out_is_dropped_with_the_connection(talk: Talk) -> N
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     talk.session.lost(ConnectionLostError("gone"))
-    assert attachment.take() is None
+    assert attachment.handing.take() is None
     talk.welcome(resumed=True)
     [opening] = talk.said()
     assert (opening[Key.HANDLE], opening[Key.MESSAGES]) == (2, 100)
@@ -207,13 +208,13 @@ def test_acknowledgments_survive_a_resumed_session(talk: Talk) -> None:
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
-    attachment.ack(delivery, 0, 2, talk.now)
+    attachment.acks.add(delivery, 0, 2, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.welcome(resumed=True)
     talk.opened()
     assert acked(talk) == [[0, 2]]
-    attachment.ack(delivery, 2, 3, talk.now)
-    attachment.flush()
+    attachment.acks.add(delivery, 2, 3, talk.now)
+    attachment.acks.flush()
     assert acked(talk) == [[2, 3]]
 
 
@@ -229,9 +230,9 @@ def test_acknowledgments_say_of_which_moves_the_client_has_heard(talk: Talk) -> 
         talk.said()
         talk.deliver(0, b"a", b"b", b"c", b"d")
         delivery = taken(attachment)
-        attachment.ack(delivery, 0, 1, talk.now)
-        attachment.ack_until(delivery, 1, talk.now)
-        attachment.flush()
+        attachment.acks.add(delivery, 0, 1, talk.now)
+        attachment.acks.add_until(delivery, 1, talk.now)
+        attachment.acks.flush()
         attachment.nack(delivery, [(2, 3)], None, "")
         attachment.extend(delivery, [(3, 4)])
         kinds = (Type.ACK, Type.ACK_UNTIL, Type.NACK, Type.EXTEND)
@@ -278,7 +279,7 @@ def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) ->
     talk.opened(INSTANCE="a.1")
     talk.deliver(0, b"a", b"b", b"c")
     delivery = taken(attachment)
-    attachment.ack(delivery, 0, 2, talk.now)
+    attachment.acks.add(delivery, 0, 2, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.welcome(resumed=True)
     [early, opening] = [
@@ -287,13 +288,13 @@ def test_acknowledgments_of_a_subscription_made_anew_are_not_sent(talk: Talk) ->
     assert (early[Key.RANGES], opening[Key.INSTANCE]) == ([0, 2], "a.1")
     ref = opening[Key.REF]
     talk.hear({Key.TYPE: Type.OPENED, Key.REF: ref, Key.HANDLE: 2, Key.OFFSET: 0, Key.INSTANCE: "b.2"})
-    attachment.ack(delivery, 2, 3, talk.now)
-    attachment.flush()
+    attachment.acks.add(delivery, 2, 3, talk.now)
+    attachment.acks.flush()
     assert acked(talk) == []
-    assert attachment.forgotten
+    assert attachment.acks.forgotten
     talk.deliver(0, b"A")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
-    attachment.flush()
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
+    attachment.acks.flush()
     assert acked(talk) == [[0, 1]]
 
 
@@ -318,7 +319,7 @@ def test_a_broker_that_says_nothing_of_instances_is_taken_at_its_word(talk: Talk
     """With an older broker, which sends no instance, the client goes on."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.welcome(resumed=True)
     talk.opened()
@@ -331,29 +332,29 @@ def test_acknowledgments_of_a_forgotten_session_are_not_sent(talk: Talk) -> None
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
     old = taken(attachment)
-    attachment.ack(old, 0, 1, talk.now)
+    attachment.acks.add(old, 0, 1, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.boot = 2
     talk.welcome(resumed=False)
     talk.opened()
-    attachment.ack(old, 1, 2, talk.now)
+    attachment.acks.add(old, 1, 2, talk.now)
     talk.deliver(0, b"a", b"b", attempt=2)
-    attachment.ack(taken(attachment), 0, 1, talk.now)
-    attachment.flush()
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
+    attachment.acks.flush()
     assert acked(talk) == [[0, 1]]
-    assert attachment.forgotten
+    assert attachment.acks.forgotten
 
 
 def test_a_session_of_another_worker_does_not_know_what_was_delivered(talk: Talk) -> None:
     """A consumer that moves into a resumed session there drops acknowledgments for the old worker."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.session.secret = b"x" * 16
     talk.session.connect(talk.now)
     attachment.on_ready(resumed=True)
-    assert attachment.forgotten
+    assert attachment.acks.forgotten
 
 
 def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
@@ -363,14 +364,14 @@ def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
     talk.opened(STRATEGY="non-reliable")
     talk.deliver(0, b"a", b"b")
     delivery = taken(attachment)
-    attachment.ack(delivery, 0, 1, talk.now)
-    assert (attachment.ack_delivery, attachment.ack_end) == (delivery, 1)
-    attachment.ack_end = 2
+    attachment.acks.add(delivery, 0, 1, talk.now)
+    assert (attachment.acks.delivery, attachment.acks.end) == (delivery, 1)
+    attachment.acks.end = 2
     attachment.nack(delivery, [(0, 1)], 0, "")
-    attachment.ack_until(delivery, 1, talk.now)
-    attachment.flush(confirm=True)
+    attachment.acks.add_until(delivery, 1, talk.now)
+    attachment.acks.flush(confirm=True)
     assert talk.said() == []
-    assert attachment.settled
+    assert attachment.acks.settled
 
 
 def test_nack_says_when_and_why(talk: Talk) -> None:
@@ -457,7 +458,7 @@ def test_a_consumer_closed_by_the_broker_has_its_error(talk: Talk) -> None:
     attachment = opened(talk)
     talk.deliver(0, b"a")
     talk.refuse("topic-deleted", "stop", HANDLE=2, CLOSED=True)
-    assert attachment.take() is None
+    assert attachment.handing.take() is None
     assert attachment.error is not None
     assert attachment.error.code == "topic-deleted"
 
@@ -482,8 +483,8 @@ def test_a_subscription_that_restarts_is_opened_again(talk: Talk) -> None:
     talk.refuse("unavailable", "retry", HANDLE=2, CLOSED=True)
     talk.later(0.1)
     talk.opened()
-    attachment.ack(delivery, 0, 1, talk.now)
-    attachment.flush()
+    attachment.acks.add(delivery, 0, 1, talk.now)
+    attachment.acks.flush()
     assert acked(talk) == []
 
 
@@ -492,7 +493,7 @@ def test_closing_acknowledges_first(talk: Talk) -> None:
     """What the program has acknowledged is not delivered to the next consumer."""
     attachment = opened(talk)
     talk.deliver(0, b"a")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
     attachment.close()
     said = talk.said()
     assert [header[Key.TYPE] for header in said] == [Type.ACK, Type.CLOSE]
@@ -543,13 +544,13 @@ def test_every_acknowledgment_is_sent_exactly_once(
     talk.deliver(0, *[b"x"] * 40)
     delivery = taken(attachment)
     for place, offset in enumerate(order):
-        if delivery is attachment.ack_delivery and offset == attachment.ack_end:
-            attachment.ack_end = offset + 1
+        if delivery is attachment.acks.delivery and offset == attachment.acks.end:
+            attachment.acks.end = offset + 1
         else:
-            attachment.ack(delivery, offset, offset + 1, talk.now)
+            attachment.acks.add(delivery, offset, offset + 1, talk.now)
         if place in flushes:
-            attachment.flush()
-    attachment.flush()
+            attachment.acks.flush()
+    attachment.acks.flush()
     numbers = [
         n
         for each in acked(talk)
@@ -607,7 +608,7 @@ def test_a_consumer_that_is_taken_over_ends(talk: Talk) -> None:
     assert attachment.phase == "closed"
     assert attachment.error is not None
     assert attachment.error.code == "taken-over"
-    assert attachment.take() is None
+    assert attachment.handing.take() is None
 
 
 def test_work_that_takes_longer_is_said(talk: Talk) -> None:
@@ -647,7 +648,7 @@ def test_a_moved_subscription_drops_what_was_not_handed_out(talk: Talk) -> None:
     talk.deliver(2, b"c", b"d", b"e")
     taken(attachment)
     sought(talk, 1)
-    assert attachment.take() is None
+    assert attachment.handing.take() is None
     [credit] = talk.said()
     assert (credit[Key.TYPE], credit[Key.MESSAGES]) == (Type.CREDIT, 5)
     talk.deliver(1, b"b", b"c")
@@ -658,7 +659,7 @@ def test_a_moved_subscription_gives_bytes_back_where_more_messages_are_out_than_
     """If a smaller window uses up the returned messages, the bytes must be returned all the same."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
-    attachment.resize(attachment._credit_messages - 2, attachment._credit_bytes)
+    attachment.handing.resize(attachment.handing.credit_messages - 2, attachment.handing.credit_bytes)
     talk.said()
     sought(talk, 0)
     [credit] = talk.said()
@@ -685,21 +686,21 @@ def test_nothing_from_before_the_move_is_acknowledged(talk: Talk) -> None:
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c")
     old = taken(attachment)
-    attachment.ack(old, 0, 1, talk.now)
-    attachment.ack_until(old, 1, talk.now)
+    attachment.acks.add(old, 0, 1, talk.now)
+    attachment.acks.add_until(old, 1, talk.now)
     sought(talk, 0)
-    attachment.ack(old, 1, 2, talk.now)
-    attachment.ack_until(old, 2, talk.now)
+    attachment.acks.add(old, 1, 2, talk.now)
+    attachment.acks.add_until(old, 2, talk.now)
     attachment.nack(old, [(2, 3)], 0, "")
     attachment.extend(old, [(2, 3)])
     talk.later(2 * ACK_DELAY_S)
-    attachment.flush(confirm=True)
+    attachment.acks.flush(confirm=True)
     assert [header for header in talk.said() if header[Key.TYPE] != Type.CREDIT] == []
-    assert attachment.settled
-    assert not attachment.forgotten
+    assert attachment.acks.settled
+    assert not attachment.acks.forgotten
     talk.deliver(0, b"a")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
-    attachment.flush()
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
+    attachment.acks.flush()
     assert acked(talk) == [[0, 1]]
 
 
@@ -713,8 +714,8 @@ def test_acknowledgments_a_broker_forgot_after_the_move_are_still_told(talk: Tal
     talk.boot = 2
     talk.welcome()
     talk.opened()
-    attachment.ack(delivery, 0, 1, talk.now)
-    assert attachment.forgotten
+    attachment.acks.add(delivery, 0, 1, talk.now)
+    assert attachment.acks.forgotten
 
 
 def reopened(talk: Talk) -> wire.Header:
@@ -758,10 +759,10 @@ def test_a_reader_acknowledges_nothing(talk: Talk) -> None:
     """The broker would ignore it."""
     attachment = opened(talk, kind="reader")
     talk.deliver(0, b"a")
-    attachment.ack(taken(attachment), 0, 1, talk.now)
-    attachment.flush(confirm=True)
+    attachment.acks.add(taken(attachment), 0, 1, talk.now)
+    attachment.acks.flush(confirm=True)
     assert talk.said() == []
-    assert attachment.settled
+    assert attachment.acks.settled
 
 
 # ---- several who take, and what is in hand when the connection goes ------------------------------------------------
@@ -771,21 +772,21 @@ def test_what_is_left_of_a_delivery_in_hand_is_withheld_when_the_connection_is_l
     """It is delivered again: an iterator yields the rest once, after the reconnect."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c", b"d")
-    messages = attachment.hand_out()
+    messages = attachment.handing.hand_out()
     assert messages is not None
     assert next(messages).payload == b"a"
     talk.session.lost(ConnectionLostError("gone"))
     assert list(messages) == []
-    assert not attachment.has_some
-    assert attachment.hand_out() is None
-    assert attachment.grab(2) is None
+    assert not attachment.handing.has_some
+    assert attachment.handing.hand_out() is None
+    assert attachment.handing.grab(2) is None
 
 
 def test_a_refused_consumer_hands_out_nothing_more_of_what_it_has(talk: Talk) -> None:
     """The subscription's new owner is delivered it."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
-    messages = attachment.hand_out()
+    messages = attachment.handing.hand_out()
     assert messages is not None
     talk.refuse("taken-over", "stop", HANDLE=2, CLOSED=True)
     assert list(messages) == []
@@ -802,7 +803,7 @@ def test_what_does_not_come_again_is_handed_out_after_a_lost_connection(
     talk.welcome()
     talk.opened(STRATEGY=what.get("strategy", "reliable"))
     talk.deliver(0, b"a", b"b", b"c")
-    messages = attachment.hand_out()
+    messages = attachment.handing.hand_out()
     assert messages is not None
     next(messages)
     talk.session.lost(ConnectionLostError("gone"))
@@ -815,7 +816,7 @@ def test_a_session_that_goes_on_hears_acknowledgments_before_it_opens_again(talk
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b", b"c", b"d")
     delivery = taken(attachment)
-    attachment.ack(delivery, 0, 2, talk.now)
+    attachment.acks.add(delivery, 0, 2, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.welcome(resumed=True)
     acknowledged, asked = talk.said()
@@ -839,7 +840,7 @@ def test_a_session_that_was_forgotten_hears_of_no_acknowledgment(talk: Talk) -> 
     """The broker would refuse the frame."""
     attachment = opened(talk)
     talk.deliver(0, b"a", b"b")
-    attachment.ack(taken(attachment), 0, 2, talk.now)
+    attachment.acks.add(taken(attachment), 0, 2, talk.now)
     talk.session.lost(ConnectionLostError("gone"))
     talk.welcome(resumed=False)
     [asked] = talk.said()
@@ -850,14 +851,14 @@ def test_iterators_and_batches_share_a_delivery(talk: Talk) -> None:
     """A batch takes what an iterator has not yielded yet, and leaves the rest to the next one."""
     attachment = opened(talk)
     talk.deliver(0, *(b"%d" % number for number in range(10)))
-    first = attachment.hand_out()
+    first = attachment.handing.hand_out()
     assert first is not None
     assert [next(first).offset for _ in range(2)] == [0, 1]
-    batch = attachment.grab(3)
+    batch = attachment.handing.grab(3)
     assert batch is not None
     assert list(batch.offsets) == [2, 3, 4]
     assert list(first) == []
-    second = attachment.hand_out()
+    second = attachment.handing.hand_out()
     assert second is not None
     assert [message.offset for message in second] == [5, 6, 7, 8, 9]
-    assert not attachment.has_some
+    assert not attachment.handing.has_some

@@ -11,7 +11,7 @@ import pytest
 
 import ister
 from ister import testing
-from ister.attachment import joined
+from ister.acknowledgments import joined
 from ister.errors import ClosedError, ConnectionLostError, RemoteError, UsageError
 from ister.wire import Key, Type
 
@@ -235,7 +235,7 @@ def test_credit_bounds_what_is_on_its_way(broker: testing.Broker, client: ister.
         assert first is not None
         waited = threading.Event()
         waited.wait(0.1)
-        assert sum(delivery.count for delivery in consumer.attachment.queue) < 2 * 64
+        assert sum(delivery.count for delivery in consumer.attachment.handing.queue) < 2 * 64
         rest = [consumer.receive(5) for _ in range(999)]
         assert [message.offset for message in rest if message] == list(range(1, 1000))
     assert len(frames(broker, Type.CREDIT)) >= 10

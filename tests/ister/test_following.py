@@ -79,14 +79,14 @@ class Granted:
 def test_a_smaller_credit_comes_back_as_messages_are_handed_out(new_talk: Callable[[], Any]) -> None:
     """The broker's credit cannot be taken back; used credit is not renewed until the rest fits."""
     granted = Granted(new_talk)
-    granted.attachment.resize(10, 1000)
+    granted.attachment.handing.resize(10, 1000)
     for _ in range(9):
         granted.deliver(10)
-        granted.attachment.take()
+        granted.attachment.handing.take()
         granted.hear()
     assert granted.out[0] == 10
     granted.deliver(10)
-    granted.attachment.take()
+    granted.attachment.handing.take()
     granted.hear()
     assert granted.out[0] == 10
 
@@ -94,11 +94,11 @@ def test_a_smaller_credit_comes_back_as_messages_are_handed_out(new_talk: Callab
 def test_a_larger_credit_is_given_at_once(new_talk: Callable[[], Any]) -> None:
     """Also after a smaller one, and never more than the limit."""
     granted = Granted(new_talk)
-    granted.attachment.resize(10, 1000)
-    granted.attachment.resize(60, 6000)
+    granted.attachment.handing.resize(10, 1000)
+    granted.attachment.handing.resize(60, 6000)
     granted.hear()
     assert granted.out == [100, 10_000]
-    granted.attachment.resize(150, 15_000)
+    granted.attachment.handing.resize(150, 15_000)
     granted.hear()
     assert granted.out == [150, 15_000]
 
@@ -115,15 +115,15 @@ def test_credit_never_exceeds_the_largest_that_was_said(
             if granted.out[0] > 0 and granted.out[1] > 0:
                 granted.deliver(1)
         elif step == "take":
-            granted.attachment.take()
+            granted.attachment.handing.take()
         else:
-            granted.attachment.resize(step, step * 100)
+            granted.attachment.handing.resize(step, step * 100)
             most, present = max(most, step), step
         granted.hear()
-        queued = sum(delivery.count for delivery in granted.attachment.queue)
+        queued = sum(delivery.count for delivery in granted.attachment.handing.queue)
         assert granted.out[0] + queued <= most
     for _ in range(1000):
-        while granted.attachment.take() is not None:
+        while granted.attachment.handing.take() is not None:
             pass
         granted.hear()
         if granted.out[0] <= present:

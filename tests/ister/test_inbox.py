@@ -41,9 +41,8 @@ class Desk:
     def __init__(self) -> None:
         self.come: list[Delivery] = []
         self.told: list[object] = []
-        attachment = SimpleNamespace(
-            phase="open", error=None, take=lambda: self.come.pop(0) if self.come else None
-        )
+        handing = SimpleNamespace(take=lambda: self.come.pop(0) if self.come else None)
+        attachment = SimpleNamespace(phase="open", error=None, handing=handing)
         self.inbox = Inbox("_inbox/x", cast(Any, SimpleNamespace(attachment=attachment)), self.told.append)
 
     def waiting(self, correlation_id: str) -> Waiting:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ister import wire
-from ister.attachment import CREDIT_MESSAGES_MAX, Attachment
+from ister.attachment import Attachment
 from ister.errors import ConnectionLostError
+from ister.handing import CREDIT_MESSAGES_MAX
 from ister.pace import START_ALONE, START_SHARED
 from ister.wire import Key, Type
 
@@ -26,8 +27,8 @@ def telling(talk: Talk, **given: object) -> Attachment:
 
 def offsets(attachment: Attachment, now: float) -> list[int]:
     """Take the messages that can be handed out at once."""
-    attachment.asked(now)
-    return [message.offset for message in attachment.hand_out() or ()]
+    attachment.handing.asked(now)
+    return [message.offset for message in attachment.handing.hand_out() or ()]
 
 
 def words(talk: Talk) -> list[int]:
@@ -58,8 +59,8 @@ def test_acknowledgments_go_before_the_word_of_what_is_taken(talk: Talk) -> None
     attachment = telling(talk)
     talk.deliver(0, b"a", b"b")
     offsets(attachment, talk.now)
-    assert attachment._in_hand is not None
-    attachment.ack(attachment._in_hand, 0, 1, talk.now)
+    assert attachment.handing._in_hand is not None
+    attachment.acks.add(attachment.handing._in_hand, 0, 1, talk.now)
     talk.said()
     offsets(attachment, talk.now + 0.1)
     acknowledged, word = talk.said()
@@ -85,8 +86,8 @@ def test_a_batch_is_told_of_as_a_whole(talk: Talk) -> None:
     """The program has all of it in hand."""
     attachment = telling(talk)
     talk.deliver(0, *[b"x"] * 10)
-    attachment.asked(talk.now)
-    assert attachment.grab(7) is not None
+    attachment.handing.asked(talk.now)
+    assert attachment.handing.grab(7) is not None
     assert words(talk) == [7]
 
 
@@ -99,16 +100,16 @@ def test_what_may_fail_no_more_is_handed_out_one_by_one_once_the_broker_has_answ
     assert offsets(attachment, talk.now) == [0]
     talk.said()
     for number in (1, 2):
-        attachment.asked(talk.now)
-        assert attachment.grab(10) is None
+        attachment.handing.asked(talk.now)
+        assert attachment.handing.grab(10) is None
         [word] = [header for header in talk.said() if Key.TAKEN in header]
         assert word[Key.TAKEN] == number + 1
-        assert not attachment.has_some
-        assert attachment.grab(10) is None
+        assert not attachment.handing.has_some
+        assert attachment.handing.grab(10) is None
         assert talk.said() == []
         talk.hear({Key.TYPE: Type.DONE, Key.REF: word[Key.REF]})
-        assert attachment.has_some
-        batch = attachment.grab(10)
+        assert attachment.handing.has_some
+        batch = attachment.handing.grab(10)
         assert batch is not None
         assert list(batch.offsets) == [number]
         assert words(talk) == []
@@ -124,14 +125,14 @@ def test_what_follows_such_a_message_waits_until_the_broker_has_heard_of_it(talk
     [word] = [header for header in talk.said() if Key.TAKEN in header]
     talk.hear({Key.TYPE: Type.DONE, Key.REF: word[Key.REF]})
     assert offsets(attachment, talk.now) == [0]
-    assert attachment._in_hand is not None
-    attachment.ack(attachment._in_hand, 0, 1, talk.now)
+    assert attachment.handing._in_hand is not None
+    attachment.acks.add(attachment.handing._in_hand, 0, 1, talk.now)
     talk.said()
     assert offsets(attachment, talk.now) == []
     acknowledged, word = talk.said()
     assert (acknowledged[Key.TYPE], acknowledged[Key.RANGES]) == (Type.ACK, [0, 1])
     assert (word[Key.TYPE], word[Key.TAKEN], Key.REF in word) == (Type.CREDIT, 2, True)
-    assert not attachment.has_some
+    assert not attachment.handing.has_some
     talk.hear({Key.TYPE: Type.DONE, Key.REF: word[Key.REF]})
     assert offsets(attachment, talk.now) == [1]
     talk.said()
@@ -164,12 +165,12 @@ def test_what_is_recalled_is_dropped_and_its_credit_given_back_when_the_program_
     assert offsets(attachment, talk.now) == [0]
     talk.said()
     recall(talk, 9)
-    assert attachment.grab(None) is None
+    assert attachment.handing.grab(None) is None
     assert talk.said() == []
-    assert attachment.has_some  # a call that waits for a message must grant credit
+    assert attachment.handing.has_some  # a call that waits for a message must grant credit
     talk.now += 1.0
-    attachment.asked(talk.now)
-    assert not attachment.has_some
+    attachment.handing.asked(talk.now)
+    assert not attachment.handing.has_some
     [credit] = talk.said()
     assert credit[Key.MESSAGES] == 100
     talk.deliver(10, b"x")
@@ -241,15 +242,15 @@ def test_topics_that_a_program_works_on_in_turn_share_its_pace(
 ) -> None:
     """Each prefetches its part of half a second of work, at least a message, and at most its share of credit."""
     attachment = telling(talk, kind="shared", credit_messages=None, credit_bytes=1 << 30)
-    attachment.sharing = sharing
-    attachment.resize(most, 1 << 30)
+    attachment.handing.sharing = sharing
+    attachment.handing.resize(most, 1 << 30)
     out, offset, most_out = START_SHARED, 0, 0
     for number in range(4000):
         out += sum(header[Key.MESSAGES] for header in talk.said() if header[Key.TYPE] == Type.CREDIT)
         if out > 0:
             talk.deliver(offset, *[b"x"] * out)
             offset, out = offset + out, 0
-        waiting = sum(delivery.count for delivery in attachment.queue)
+        waiting = sum(delivery.count for delivery in attachment.handing.queue)
         most_out = max(most_out, waiting if number > 2000 else 0)
         talk.now += work_s * len(offsets(attachment, talk.now))
     assert most_out == pytest.approx(expected, rel=0.2, abs=1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ister.attachment import ACK_DELAY_S, UNPROVEN_ASK, UNPROVEN_MAX, Attachment
+from ister.acknowledgments import ACK_DELAY_S, UNPROVEN_ASK, UNPROVEN_MAX
+from ister.attachment import Attachment
 from ister.errors import ConnectionLostError
 from ister.wire import Key, Type
 
@@ -24,7 +25,7 @@ def given(talk: Talk, count: int) -> Attachment:
 def acknowledge(talk: Talk, attachment: Attachment, delivery: object, *offsets: int) -> None:
     """Acknowledge, and send that without asking for a confirmation."""
     for offset in offsets:
-        attachment.ack(delivery, offset, offset + 1, talk.now)  # type: ignore[arg-type]
+        attachment.acks.add(delivery, offset, offset + 1, talk.now)  # type: ignore[arg-type]
     talk.now += 2 * ACK_DELAY_S
     attachment.tick(talk.now)
 
@@ -44,7 +45,7 @@ def break_and_resume(talk: Talk) -> list[int]:
 def test_every_acknowledgment_that_may_be_lost_is_sent_again(talk: Talk) -> None:
     """Not only the last one: the broker may have got none, and `flush` is to confirm all of them."""
     attachment = given(talk, 10)
-    delivery = attachment.take()
+    delivery = attachment.handing.take()
     acknowledge(talk, attachment, delivery, 0, 1)
     acknowledge(talk, attachment, delivery, 4)
     acknowledge(talk, attachment, delivery, 7)
@@ -54,52 +55,52 @@ def test_every_acknowledgment_that_may_be_lost_is_sent_again(talk: Talk) -> None
 def test_a_confirmation_on_its_way_covers_all_that_went_before(talk: Talk) -> None:
     """The confirmation is lost with the connection, and the acknowledgments may be lost too."""
     attachment = given(talk, 10)
-    delivery = attachment.take()
+    delivery = attachment.handing.take()
     acknowledge(talk, attachment, delivery, 0, 1)
     acknowledge(talk, attachment, delivery, 4)
-    attachment.flush(confirm=True)
+    attachment.acks.flush(confirm=True)
     assert break_and_resume(talk) == [0, 1, 4]
 
 
 def test_what_was_confirmed_is_not_sent_again(talk: Talk) -> None:
     """The broker has them in its journal."""
     attachment = given(talk, 10)
-    acknowledge(talk, attachment, attachment.take(), 0, 1, 4)
+    acknowledge(talk, attachment, attachment.handing.take(), 0, 1, 4)
     talk.said()
-    attachment.flush(confirm=True)
+    attachment.acks.flush(confirm=True)
     [asked] = talk.said()
     talk.hear({Key.TYPE: Type.DONE, Key.REF: asked[Key.REF]})
-    assert attachment.settled
+    assert attachment.acks.settled
     assert break_and_resume(talk) == []
-    assert not attachment.forgotten
+    assert not attachment.acks.forgotten
 
 
 def test_an_acknowledgment_until_that_may_be_lost_is_said_to_whoever_flushes(talk: Talk) -> None:
     """Only the broker knows which messages it covered: they come again."""
     attachment = given(talk, 10)
-    delivery = attachment.take()
+    delivery = attachment.handing.take()
     assert delivery is not None
-    attachment.ack_until(delivery, 5, talk.now)
+    attachment.acks.add_until(delivery, 5, talk.now)
     acknowledge(talk, attachment, delivery)
     break_and_resume(talk)
-    assert attachment.forgotten
+    assert attachment.acks.forgotten
 
 
 def test_what_is_kept_is_bounded(talk: Talk) -> None:
     """With every second of very many messages unconfirmed, some come again, and `flush` raises."""
     attachment = given(talk, 3 * UNPROVEN_MAX)
-    delivery = attachment.take()
+    delivery = attachment.handing.take()
     for offset in range(0, 3 * UNPROVEN_MAX, 2):
         acknowledge(talk, attachment, delivery, offset)
         talk.session.outbox.clear()
     assert len(break_and_resume(talk)) <= UNPROVEN_MAX
-    assert attachment.forgotten
+    assert attachment.acks.forgotten
 
 
 def test_a_broker_that_says_what_is_written_keeps_it_short(talk: Talk) -> None:
     """With every second of very many messages, as in a shared subscription, none comes again."""
     attachment = given(talk, 3 * UNPROVEN_MAX)
-    delivery = attachment.take()
+    delivery = attachment.handing.take()
     talk.said()
     asked = 0
     for offset in range(0, 3 * UNPROVEN_MAX, 2):
@@ -110,4 +111,4 @@ def test_a_broker_that_says_what_is_written_keeps_it_short(talk: Talk) -> None:
                 talk.hear({Key.TYPE: Type.DONE, Key.REF: header[Key.REF]})
     assert 0 < asked <= 3 * UNPROVEN_MAX // 2 // UNPROVEN_ASK
     assert len(break_and_resume(talk)) <= UNPROVEN_ASK
-    assert not attachment.forgotten
+    assert not attachment.acks.forgotten

@@ -54,7 +54,7 @@ def test_topics_take_turns(client: ister.Client) -> None:
     client.create_topic("t/b")
     with client.consumer("t/*", "s", start="earliest", type="exclusive") as consumer:
         assert isinstance(consumer, WildcardConsumer)
-        queues = [member.attachment.queue for member in consumer.members.all()]
+        queues = [member.attachment.handing.queue for member in consumer.members.all()]
         for topic in ("t/a", "t/b"):
             for number in range(3):
                 before = sum(map(len, queues))

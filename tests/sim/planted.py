@@ -19,8 +19,8 @@ from ister.actors.publishers import Publishers
 from ister.actors.stored_erasure import StoredErasure
 from ister.actors.subscription.log_access import LogAccess
 from ister.actors.watches import Watches, _Watcher
-from ister.attachment import Attachment
 from ister.errors import DamagedError, IsterError
+from ister.handing import Handing
 from ister.members import Members
 from ister.storage import numbered_objects, upload
 from ister.storage.cursor import Cursor
@@ -198,12 +198,12 @@ def raw_times() -> Iterator[None]:
 def takers_lose() -> Iterator[None]:
     """A receiver that takes one message drops what another has begun."""
 
-    def grab(self: Attachment, most: int | None) -> Any:
+    def grab(self: Handing, most: int | None) -> Any:
         self._in_hand = None
         return original(self, most)
 
-    original = Attachment.grab
-    with patch.object(Attachment, "grab", grab):
+    original = Handing.grab
+    with patch.object(Handing, "grab", grab):
         yield
 
 
