@@ -92,6 +92,10 @@ class Handle(Protocol):
     handle: int
     session: Session | None
 
+    @property
+    def phase(self) -> str:
+        """Where it is in its life; "closed" is the end."""
+
     def on_ready(self, *, resumed: bool) -> None:
         """WELCOME came: open (again)."""
 

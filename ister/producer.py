@@ -14,11 +14,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ister import arguments
-from ister.errors import ClosedError, IsterError, TimeoutExpiredError, UsageError
+from ister.closing import Closing
+from ister.errors import ClosedError, TimeoutExpiredError, UsageError
 from ister.gathering import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES
 from ister.packing import Packed, check_size, pack
 from ister.publication import Publication
@@ -34,17 +34,21 @@ CLOSE_S = 10.0  # how long `close` waits for receipts by default
 HURRY_S = 1.0  # the same, when an exception leaves the block
 
 
-class Producer:
+class Producer(Closing):
     """Sends messages to one topic; made by `Client.producer`, closed by `close` or a `with` block."""
 
     def __init__(self, network: Network, publication: Publication) -> None:
-        self._network = network
-        self._lock = network.lock
+        super().__init__(network, publication)
         self.publication = publication
         self._gathered = publication.gathered
 
     def __repr__(self) -> str:
         return f"<Producer topic={self.topic!r} {self.publication.phase}>"
+
+    @property
+    def what(self) -> str:
+        """What this is, for error texts."""
+        return f"the producer for topic {self.topic!r}"
 
     @property
     def topic(self) -> str:
@@ -309,7 +313,7 @@ class Producer:
         if publication.error is not None:
             raise publication.error
         if publication.phase in ("closing", "closed"):
-            raise ClosedError(f"the producer for topic {publication.topic!r} is closed")
+            raise ClosedError(f"{self.what} is closed")
 
     def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
         if not self._network.waits.wait(self.publication, lambda: self.has_room(size()), deadline):
@@ -319,18 +323,10 @@ class Producer:
         """Whether a batch of that size can be sent, or never will (lock held)."""
         return self.publication.phase == "closed" or self.publication.has_room(size)
 
-    def deadline(self, timeout: float | None) -> float:
-        """Return the clock's time in `timeout` seconds."""
-        return self._network.deadline(arguments.timeout(timeout))
-
-    def seconds_until(self, deadline: float) -> float | None:
-        """Return how many seconds are left until then; `None` for ever."""
-        return self._network.seconds_until(deadline)
-
     def window_full(self, timeout: float | None) -> TimeoutExpiredError:
         """Return the error for a message that was not accepted in time."""
         return TimeoutExpiredError(
-            f"the window of the producer for topic {self.topic!r} stayed full for {timeout} s{self.why_waiting()}"
+            f"the window of {self.what} stayed full for {timeout} s{self.why_waiting()}"
         )
 
     def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
@@ -397,32 +393,11 @@ class Producer:
         with self._lock:
             return not self._gathered.payloads and not self.publication.batches
 
-    def is_over(self) -> bool:
-        """Whether there is nothing left to close."""
-        return self._network.forked or self._network.closed or self.publication.phase == "closed"
-
     def blame(self, error: BaseException | None) -> None:
         """Do nothing: a producer has no messages in hand."""
 
     def part(self) -> None:
         """Do nothing: at BYE, messages without a receipt are lost, as `Client.close` says."""
-
-    def begin_close(self) -> None:
-        """Send CLOSE."""
-        with self._lock:
-            self.publication.close()
-            self._network.connection_of(self.publication).touch()
-
-    def is_closed(self) -> bool:
-        """Whether the broker has answered the CLOSE (lock held)."""
-        return self.publication.phase == "closed"
-
-    def closed(self, answered: bool) -> None:
-        """Raise if the broker did not answer the CLOSE."""
-        if not answered:
-            raise TimeoutExpiredError(
-                f"the broker did not confirm the close of a producer for {self.topic!r}"
-            )
 
     def end(self) -> None:
         """Release everything, whatever the broker answered; open receipts fail."""
@@ -431,9 +406,7 @@ class Producer:
             if publication.phase == "open":  # it is given up before everything was answered
                 publication.close()
                 self._network.connection_of(publication).touch()
-            publication.fail(
-                ClosedError(f"the producer for topic {self.topic!r} was closed before a receipt")
-            )
+            publication.fail(ClosedError(f"{self.what} was closed before a receipt"))
             if publication.session is not None:
                 publication.session.detach(publication)
             self._network.wake(publication)
@@ -444,17 +417,3 @@ class Producer:
         """In the child of a fork: let every `send` raise."""
         self._lock = lock
         self._gathered.room = NOTHING
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-            return
-        try:
-            self.close(HURRY_S)
-        except IsterError:
-            pass  # the exception on its way out matters more

@@ -13,15 +13,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ister import arguments
 from ister.attachment import Attachment
 from ister.blame import reason_of
-from ister.errors import ClosedError, IsterError, TimeoutExpiredError
+from ister.closing import Closing
+from ister.errors import ClosedError
 from ister.message import Batch, Event, Message
-from ister.producer import HURRY_S
 
 if TYPE_CHECKING:
     from ister.clientsession import Handle
@@ -31,12 +30,11 @@ T = TypeVar("T")
 CLOSE_S = 5.0  # how long `close` waits for the broker by default
 
 
-class Receiver:
+class Receiver(Closing):
     """Receives messages from one topic; closed by `close` or a `with` block."""
 
     def __init__(self, network: Network, attachment: Attachment) -> None:
-        self._network = network
-        self._lock = network.lock
+        super().__init__(network, attachment)
         self.attachment = attachment
         self.current: Iterator[Message] = iter(())  # all threads take from it, without the lock
 
@@ -122,14 +120,6 @@ class Receiver:
         deque(self.current, maxlen=0)  # so that loops that hold this iterator see no more of it
         self.current = iter(())
 
-    def deadline(self, timeout: float | None) -> float:
-        """Return the clock's time in `timeout` seconds."""
-        return self._network.deadline(arguments.timeout(timeout))
-
-    def seconds_until(self, deadline: float) -> float | None:
-        """Return how many seconds are left until then; `None` for ever."""
-        return self._network.seconds_until(deadline)
-
     def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
         """Return the first result of `attempt()` that is not None; `None` when the time (seconds) ran out."""
         found = attempt()
@@ -204,10 +194,6 @@ class Receiver:
         finally:
             self.end()
 
-    def is_over(self) -> bool:
-        """Whether there is nothing left to close."""
-        return self._network.forked or self._network.closed or self.attachment.phase == "closed"
-
     def blame(self, error: BaseException | None) -> None:
         """Let messages in hand count as failed, if the exception that ends the program's work is a failure."""
         if (reason := reason_of(error)) and not self._network.forked:
@@ -217,21 +203,6 @@ class Receiver:
     def part(self) -> None:
         """Send the acknowledgments made so far: the client is about to say BYE (lock held)."""
         self.attachment.acks.flush()
-
-    def begin_close(self) -> None:
-        """Send the acknowledgments made so far, then CLOSE."""
-        with self._lock:
-            self.attachment.close()
-            self._network.connection_of(self.attachment).touch()
-
-    def is_closed(self) -> bool:
-        """Whether the broker has answered the CLOSE (lock held)."""
-        return self.attachment.phase == "closed"
-
-    def closed(self, answered: bool) -> None:
-        """Raise if the broker did not answer the CLOSE."""
-        if not answered:
-            raise TimeoutExpiredError(f"the broker did not confirm the close of {self.what}")
 
     def end(self) -> None:
         """Release everything, whatever the broker answered."""
@@ -249,18 +220,3 @@ class Receiver:
         self.attachment.acks.delivery = None
         self.attachment.handing.queue.clear()
         self.attachment.handing.withhold()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-            return
-        self.blame(error)
-        try:
-            self.close(HURRY_S)
-        except IsterError:
-            pass  # the exception that leaves the block matters more

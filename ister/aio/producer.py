@@ -13,7 +13,8 @@ from typing import Any
 
 from ister.aio.closing import Closing
 from ister.aio.waiting import Waiting
-from ister.producer import CLOSE_S, HURRY_S, When
+from ister.closing import HURRY_S
+from ister.producer import CLOSE_S, When
 from ister.producer import Producer as SyncProducer
 from ister.receipts import Published, Shipment
 from ister.requests import Duration

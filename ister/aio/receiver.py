@@ -16,11 +16,11 @@ from ister import arguments
 from ister.aio.closing import Closing
 from ister.aio.message import Batch, Message
 from ister.aio.waiting import Waiting
+from ister.closing import HURRY_S
 from ister.consumer import SEEK_S, Acknowledged, Position
 from ister.consumer import Consumer as SyncConsumer
 from ister.errors import ClosedError
 from ister.message import Event
-from ister.producer import HURRY_S
 from ister.reader import Reader as SyncReader
 from ister.receiver import CLOSE_S
 from ister.receiver import Receiver as SyncReceiver
