@@ -18,7 +18,6 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 from ister import arguments, places, requests
 from ister.administration import Administration
-from ister.clientsession import Request
 from ister.clock import Clock, SystemClock
 from ister.consumer import Consumer, Position
 from ister.conversation import Conversation
@@ -37,6 +36,7 @@ from ister.opening import (
     Opener,
     Plan,
 )
+from ister.outstanding import Request
 from ister.producer import Producer
 from ister.reader import Reader
 from ister.requests import SubscriptionOptions

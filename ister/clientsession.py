@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from ister import wire
 from ister.backoff import doubled, jittered
 from ister.errors import CODES, ConnectionLostError, IsterError, RemoteError, RemoteProtocolError
+from ister.outstanding import Outstanding, Request
 from ister.waking import News
-from ister.wire import Key, Limit, Type
+from ister.wire import Key, Limits, Type
 
 Phase = Literal["idle", "greeting", "ready", "ended"]
 What = Literal["connect", "welcome", "lost", "refused", "end"]
@@ -48,30 +48,6 @@ BACK_OFF_LAST_S: Final = 2.0
 def back_off_s(failures: int, jitter: float) -> float:
     """Return how long to wait after the n-th failure in a row; `jitter` is a random number from 0 to 1."""
     return jittered(doubled(BACK_OFF_FIRST_S, BACK_OFF_LAST_S, failures), jitter)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits in WELCOME; defaults until it has come."""
-
-    message_bytes_max: int = 10 << 20
-    batch_bytes_max: int = 16 << 20
-    batches_in_flight_max: int = 256
-    producer_window_bytes: int = 8 << 20
-    handles_max: int = 1 << 16
-    credit_messages_max: int = 1 << 20
-    credit_bytes_max: int = 1 << 30
-
-
-_LIMIT_NAMES: Final = {
-    Limit.MESSAGE_BYTES_MAX: "message_bytes_max",
-    Limit.BATCH_BYTES_MAX: "batch_bytes_max",
-    Limit.BATCHES_IN_FLIGHT_MAX: "batches_in_flight_max",
-    Limit.PRODUCER_WINDOW_BYTES: "producer_window_bytes",
-    Limit.HANDLES_MAX: "handles_max",
-    Limit.CREDIT_MESSAGES_MAX: "credit_messages_max",
-    Limit.CREDIT_BYTES_MAX: "credit_bytes_max",
-}
 
 
 class Frame(NamedTuple):
@@ -121,21 +97,6 @@ class Handle(Protocol):
         """When `tick` is to be called next, in the clock's seconds; infinity: not at all."""
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """A REQUEST and its outcome; kept over reconnects until it is answered."""
-
-    operation: str
-    arguments: dict[str, Any]
-    result: Any = None
-    error: IsterError | None = None
-    done: bool = False
-    resent: bool = False  # sent more than once, so that it may have been carried out twice
-    trouble: IsterError | None = None  # why it is being tried again
-    failures: int = 0
-    due: float = field(default=0.0)
-
-
 class Session:
     """One session with one worker."""
 
@@ -153,8 +114,7 @@ class Session:
         self._client = client
         self.secret: bytes | None = None  # of the session, from WELCOME; the next HELLO has it
         self._answers: dict[int, Answer] = {}
-        self._waiting: list[Request] = []  # not sent, or to be sent again
-        self._sent: dict[int, Request] = {}
+        self._outstanding = Outstanding()
         self._departed: set[int] = set()  # handles that were closed while there was no connection
         self._ref = 0
         self._heartbeat_s = 5.0
@@ -194,11 +154,7 @@ class Session:
         self.trouble = reason
         self.outbox.clear()
         self._answers.clear()
-        for request in self._sent.values():
-            request.resent = True
-            request.trouble = reason
-            self._waiting.append(request)
-        self._sent.clear()
+        self._outstanding.on_lost(reason)
         for handle in list(self.handles.values()):
             handle.on_lost(reason)
 
@@ -223,11 +179,7 @@ class Session:
 
     def _fail_all(self, reason: IsterError) -> None:
         self._answers.clear()
-        for request in [*self._sent.values(), *self._waiting]:
-            request.error = reason
-            request.done = True
-        self._sent.clear()
-        self._waiting.clear()
+        self._outstanding.fail(reason)
         for handle in list(self.handles.values()):
             handle.fail(reason)
 
@@ -271,34 +223,26 @@ class Session:
 
     def request(self, request: Request, now: float) -> None:
         """Send a REQUEST, now or as soon as there is a session."""
-        self._waiting.append(request)
+        self._outstanding.add(request)
         self._send_requests(now)
         if self.phase == "ended":
             self._fail_all(self.trouble or ConnectionLostError("the session is over"))
 
     def withdraw(self, request: Request) -> None:
         """Stop waiting for the answer to a request."""
-        if request in self._waiting:
-            self._waiting.remove(request)
-        for ref in [ref for ref, sent in self._sent.items() if sent is request]:
-            del self._sent[ref]
+        for ref in self._outstanding.withdraw(request):
             self._answers.pop(ref, None)
 
     def _send_requests(self, now: float) -> None:
         if self.phase != "ready":
             return
-        later = []
-        for request in self._waiting:
-            if request.due > now:
-                later.append(request)
-                continue
+        for request in self._outstanding.due(now):
             ref = self.expect(self._on_result)
-            self._sent[ref] = request
+            self._outstanding.sent(ref, request)
             header: wire.Header = {Key.TYPE: Type.REQUEST, Key.REF: ref, Key.OPERATION: request.operation}
             if request.arguments:
                 header[Key.ARGUMENTS] = request.arguments
             self.emit(header)
-        self._waiting = later
 
     # ---- listening -----------------------------------------------------------------------------------------------
 
@@ -376,7 +320,7 @@ class Session:
         self.boot = header[Key.BOOT]
         self._heartbeat_s = max(0.05, header[Key.HEARTBEAT] / 1000)
         given = header[Key.LIMITS]
-        self.limits = Limits(**{name: given[key] for key, name in _LIMIT_NAMES.items() if key in given})
+        self.limits = wire.limits_of(given)
         self.trouble = None
         for number in self._departed:
             self.emit({Key.TYPE: Type.CLOSE, Key.REF: self.expect(_ignore), Key.HANDLE: number})
@@ -402,16 +346,13 @@ class Session:
 
     def _on_result(self, frame: Frame) -> None:
         kind, header, body, now = frame
-        request = self._sent.pop(header[Key.REF], None)
+        request = self._outstanding.answered(header[Key.REF])
         if request is None:
             return
         if kind == Type.ERROR:
             error = remote_error(header)
             if error.action == "retry":
-                request.trouble = error
-                request.due = now + back_off_s(request.failures, self.jitter())
-                request.failures += 1
-                self._waiting.append(request)
+                self._outstanding.again(request, error, now + back_off_s(request.failures, self.jitter()))
                 return
             request.error = error
         elif kind != Type.RESULT or len(body) > 1:
@@ -442,7 +383,7 @@ class Session:
         elif now - min(self._spoke, self._heard) >= self._heartbeat_s:
             self.emit({Key.TYPE: Type.PING})
             self._pinged = self._spoke = now
-        if self._waiting:
+        if self._outstanding:
             self._send_requests(now)
         for handle in list(self.handles.values()):
             handle.tick(now)
@@ -461,11 +402,10 @@ class Session:
             due = self._pinged + 2 * self._heartbeat_s
         else:
             due = min(self._spoke, self._heard) + self._heartbeat_s
-        for request in self._waiting:
-            due = min(due, request.due)
-        for (
-            handle
-        ) in self.handles.values():  # there may be a thousand of them, at every turn of the background thread
+        if self._outstanding:
+            due = min(due, self._outstanding.next_due())
+        # There may be a thousand handles, and this runs at every turn of the background thread.
+        for handle in self.handles.values():
             wanted = handle.deadline()
             if wanted < due:
                 due = wanted

@@ -17,9 +17,9 @@ from ister import arguments
 from ister.acknowledgments import joined
 from ister.attachment import Attachment
 from ister.blame import REASON_MAX
-from ister.clientsession import Request
 from ister.errors import ConnectionLostError, TimeoutExpiredError, UsageError
 from ister.message import BaseBatch, BaseMessage, Delivery, Message
+from ister.outstanding import Request
 from ister.receiver import Receiver
 from ister.requests import Duration
 

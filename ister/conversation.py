@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ister.administration import Administration
-from ister.clientsession import Request
 from ister.closing import HURRY_S
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
 from ister.inbox import GONE, Correspondence, Inbox, answered, asked, nobody
 from ister.message import Message
 from ister.network import Network
+from ister.outstanding import Request
 from ister.reader import Reader
 
 DIAGNOSIS_S: Final = 1.0  # seconds that a request without an answer may take in addition, to find out why

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from ister import wire
-from ister.clientsession import Limits
 from ister.message import Batch, Delivery, Message
 from ister.pace import START_ALONE, START_SHARED, Pace
-from ister.wire import Key, Type
+from ister.wire import Key, Limits, Type
 
 CREDIT_MESSAGES_MAX: Final = 65_536  # of a consumer whose credit follows its program's pace
 # Credit is returned once this much of it is used, and a sixteenth of all, or half of a small credit: often enough to

@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ister import arguments
-from ister.clientsession import Request
 from ister.errors import ConnectionLostError, IsterError, RemoteProtocolError, UsageError
 from ister.message import BaseMessage, Delivery, Message
 from ister.network import Network
+from ister.outstanding import Request
 from ister.producer import Producer
 from ister.receipts import BatchReceipt, Shipment
 from ister.receiver import Receiver

@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ister.attachment import EVENTS_MAX, Attachment
-from ister.clientsession import Request
 from ister.consumer import Consumer
 from ister.errors import IsterError, RemoteError, TimeoutExpiredError
 from ister.following import Following, share
 from ister.handing import CREDIT_MESSAGES_MAX
 from ister.inbox import GONE
 from ister.message import Event
+from ister.outstanding import Request
 from ister.words import counted
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ister import arguments, bodies
-from ister.clientsession import Limits
 from ister.errors import UsageError
-from ister.wire import Column
+from ister.wire import Column, Limits
 from ister.words import counted
 
 Attributes = Mapping[str, str] | None  # of one message

@@ -8,9 +8,9 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from ister import arguments
 from ister.answers import as_flags, with_booleans
-from ister.clientsession import Request
 from ister.errors import RemoteError, UsageError
 from ister.message import BaseBatch, BaseMessage
+from ister.outstanding import Request
 from ister.subscriptions import SUBSCRIPTION_TYPES, SubscriptionType
 
 PEEK_GAP = 1000  # messages between two that are wanted: reading them costs less than another reader

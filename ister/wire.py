@@ -13,6 +13,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import cbor2
@@ -135,6 +136,35 @@ class Limit:
     HANDLES_MAX: Final = 6
     CREDIT_MESSAGES_MAX: Final = 7
     CREDIT_BYTES_MAX: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits in WELCOME; defaults until it has come."""
+
+    message_bytes_max: int = 10 << 20
+    batch_bytes_max: int = 16 << 20
+    batches_in_flight_max: int = 256
+    producer_window_bytes: int = 8 << 20
+    handles_max: int = 1 << 16
+    credit_messages_max: int = 1 << 20
+    credit_bytes_max: int = 1 << 30
+
+
+_LIMIT_NAMES: Final = {
+    Limit.MESSAGE_BYTES_MAX: "message_bytes_max",
+    Limit.BATCH_BYTES_MAX: "batch_bytes_max",
+    Limit.BATCHES_IN_FLIGHT_MAX: "batches_in_flight_max",
+    Limit.PRODUCER_WINDOW_BYTES: "producer_window_bytes",
+    Limit.HANDLES_MAX: "handles_max",
+    Limit.CREDIT_MESSAGES_MAX: "credit_messages_max",
+    Limit.CREDIT_BYTES_MAX: "credit_bytes_max",
+}
+
+
+def limits_of(told: Mapping[int, int]) -> Limits:
+    """Return the limits that a WELCOME tells; unknown ones are ignored, and defaults stand for those it leaves out."""
+    return Limits(**{name: told[key] for key, name in _LIMIT_NAMES.items() if key in told})
 
 
 # What each key holds. "uint", "uints", "text", "bytes", "bool", "map", "limits", "start", "version".

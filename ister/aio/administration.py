@@ -20,9 +20,9 @@ from ister.answers import (
     TopicInfo,
     with_booleans,
 )
-from ister.clientsession import Request
 from ister.consumer import Position
 from ister.errors import RemoteError
+from ister.outstanding import Request
 from ister.requests import SubscriptionOptions, TopicOptions
 from ister.subscriptions import SubscriptionType
 

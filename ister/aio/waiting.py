@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from ister import arguments
 from ister.aio.closing import Closing
 from ister.client import Client as SyncClient
-from ister.clientsession import Handle, Request
+from ister.clientsession import Handle
 from ister.opening import Plan
+from ister.outstanding import Request
 from ister.receipts import Shipment
 from ister.waking import Waiters
 

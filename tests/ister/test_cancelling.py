@@ -234,8 +234,8 @@ def test_a_move_that_was_cancelled_is_not_asked_for_again(broker: testing.Broker
             with pytest.raises(asyncio.CancelledError):
                 await task
             session = client._client.network.home.session
-            assert not session._sent
-            assert not session._waiting
+            assert not session._outstanding._sent
+            assert not session._outstanding._waiting
             broker.silent = False
 
     in_loop(broker, scene)

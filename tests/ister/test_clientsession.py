@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister import wire
-from ister.clientsession import (
-    GREETING_S,
-    TRANSITIONS,
-    UNCLEAR_AGAIN_S,
-    Request,
-    Session,
-    back_off_s,
-)
+from ister.clientsession import GREETING_S, TRANSITIONS, UNCLEAR_AGAIN_S, Session, back_off_s
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
+from ister.outstanding import Request
 from ister.wire import Key, Type
 
 if TYPE_CHECKING:

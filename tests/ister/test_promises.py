@@ -9,8 +9,8 @@ import zmq
 
 import ister
 from ister import testing
-from ister.clientsession import Request
 from ister.errors import CODES
+from ister.outstanding import Request
 from ister.wire import Key, Limit, Type
 from tests.ister.conftest import Talk
 

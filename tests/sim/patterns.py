@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from ister.clientsession import Request
 from ister.consumer import Consumer
 from ister.opening import ConsumerArguments
+from ister.outstanding import Request
 from ister.wildcard import WildcardConsumer
 from tests.sim.model import PatternModel, SubscriptionModel, TopicModel
 from tests.sim.plans import FOLDER, MadeLater, PatternPlan

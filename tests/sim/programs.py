@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ister.clientsession import Request
 from ister.consumer import Consumer
 from ister.errors import IsterError
 from ister.message import Message
 from ister.opening import ConsumerArguments
+from ister.outstanding import Request
 from ister.producer import Producer
 from ister.reader import Reader
 from ister.requests import about

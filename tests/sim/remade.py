@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ister.clientsession import Request
+from ister.outstanding import Request
 from ister.storage.layout import encode_topic
 from tests.sim.broker import Machine
 from tests.sim.model import PatternModel, TopicModel
