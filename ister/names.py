@@ -8,7 +8,6 @@ Invariants
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Final, NoReturn
 
@@ -95,6 +94,8 @@ def topic_folder(name: str) -> str:
         escaped = f"=2e{escaped[1:]}"
     if len(escaped) <= FOLDER_BYTES_MAX:
         return escaped
+    import hashlib  # OpenSSL with it takes milliseconds to load, and clients need none of it
+
     digest = hashlib.sha256(raw).hexdigest()
     return escaped[: FOLDER_BYTES_MAX - len(_HASH_MARK) - len(digest)] + _HASH_MARK + digest
 

@@ -7,7 +7,6 @@ Checks arguments, makes what the program is to hold, and has it opened over the 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -236,5 +235,7 @@ class Opener:
 
 def producer_id(topic: str, name: str) -> int:
     """Return the id of a named producer: the same for the same topic and name, 63 bits, never 0."""
+    import hashlib  # OpenSSL with it takes milliseconds to load, and only named producers need it
+
     digest = hashlib.blake2b(f"{topic}\0{name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 1) or 1
