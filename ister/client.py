@@ -71,8 +71,7 @@ class Client(Administration):
         self._endpoints = listed
         self._random = self._make_random()
         text = CLIENT_TEXT if name is None else f"{name[:100]} {CLIENT_TEXT}"
-        self.network = self._make_network(listed, clock or SystemClock(), text)
-        self.network.on_event = on_event
+        self.network = self._make_network(listed, clock or SystemClock(), text, on_event)
         self.opener = Opener(self.network, self._random)
         self.opener.replier = self._reply
         self.correspondence = Correspondence(
@@ -89,9 +88,17 @@ class Client(Administration):
         """Return the random generator for jitter and generated names; a simulation has its own."""
         return random.Random()
 
-    def _make_network(self, endpoints: list[str], clock: Clock, client_text: str) -> Network:
+    def _make_network(
+        self,
+        endpoints: list[str],
+        clock: Clock,
+        client_text: str,
+        on_event: Callable[[BrokerEvent], Any] | None,
+    ) -> Network:
         """Return the network of this client; a simulation has its own."""
-        return Network(endpoints, clock=clock, jitter=self._random.random, client_text=client_text)
+        return Network(
+            endpoints, clock=clock, jitter=self._random.random, client_text=client_text, on_event=on_event
+        )
 
     @property
     def events(self) -> deque[BrokerEvent]:

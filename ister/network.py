@@ -62,11 +62,13 @@ class Network:
         clock: Clock,
         jitter: Callable[[], float],
         client_text: str,
+        on_event: Callable[[BrokerEvent], Any] | None = None,
         context: zmq.Context[Any] | None = None,
         connection_type: type[Connection] = Connection,
     ) -> None:
         """`jitter` returns random numbers from 0 to 1; `client_text` tells people who this is.
 
+        `on_event` is told of every event, the first one included: the background thread may connect at once.
         `context` creates the sockets, and `connection_type` moves their frames: a simulation has its own.
         """
         self.lock = threading.Lock()
@@ -79,7 +81,7 @@ class Network:
         # called without the lock when something has changed
         self.on_progress: Callable[[], Any] | None = None
         self.events: deque[BrokerEvent] = deque(maxlen=EVENTS_MAX)
-        self.on_event: Callable[[BrokerEvent], Any] | None = None
+        self._on_event = on_event
         self._news = News()  # since the last call of `take_news`
         self._progressed = False
         self.eager = False  # the background threads do all the waiting (asyncio)
@@ -276,8 +278,8 @@ class Network:
         elif self.events:
             log.info("connected to %s", event.endpoint)
         self.events.append(event)
-        if self.on_event is not None:
-            call = self.on_event
+        if self._on_event is not None:
+            call = self._on_event
             self.callbacks.append(lambda: call(event))
 
     # ---- the end -------------------------------------------------------------------------------------------------

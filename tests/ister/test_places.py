@@ -15,6 +15,7 @@ import pytest
 import ister
 import ister.aio
 from ister import places, testing
+from ister.connection import Connection
 from ister.errors import ConnectionLostError, UsageError
 
 WRONG: list[tuple[Any, str]] = [
@@ -119,6 +120,24 @@ def until(so: Callable[[], bool]) -> None:
     while not so():
         assert time.monotonic() < deadline, "it never is so"
         time.sleep(0.01)
+
+
+def test_a_program_is_told_of_a_connection_that_is_there_at_once(
+    broker: testing.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background thread may have connected before `connect` goes on."""
+    start = Connection.start
+
+    def connected(self: Connection) -> None:
+        start(self)
+        while self.session.phase != "ready":  # the caller holds the lock
+            self.service()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Connection, "start", connected)
+    told: list[ister.BrokerEvent] = []
+    with ister.connect(broker.endpoint, timeout=20, on_event=told.append):
+        until(lambda: [event.code for event in told] == ["connected"])
 
 
 def test_a_program_in_a_loop_is_told_there(broker: testing.Broker) -> None:

@@ -180,5 +180,7 @@ class SimClient(Client):
     def _make_random(self) -> Random:
         return self._given
 
-    def _make_network(self, endpoints: list[str], clock: Clock, client_text: str) -> SimNetwork:
+    def _make_network(
+        self, endpoints: list[str], clock: Clock, client_text: str, on_event: object
+    ) -> SimNetwork:
         return SimNetwork(endpoints, self._links, self._given.random, clock, client_text)
