@@ -183,6 +183,30 @@ def test_a_program_that_ends_by_an_exception_has_failed_over_what_it_had_in_hand
         assert (letter.payload, letter.attributes["ister.reason"]) == (b"one", "TypeError: cannot read one")
 
 
+LEAVING = """
+import { connect } from "ister";
+const client = await connect(process.argv[2]);
+await client.createTopic("orders");
+const consumer = await client.consumer("orders", "billing", { type: "exclusive", start: "earliest" });
+await (await client.producer("orders")).sendBatch(["one", "two"]);
+consumer.ack(await consumer.receive());
+process.exit(0);
+"""
+
+
+def test_a_program_that_exits_says_goodbye(project: Path, tmp_path: Path) -> None:
+    """Its acknowledgments are sent, and its Exclusive place is free at once, though it closed nothing."""
+    (project / "leaving.js").write_text(LEAVING, encoding="utf-8")
+    with (
+        OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=1) as broker,
+        ister.connect(broker.endpoint) as client,
+    ):
+        run(project, "node", "leaving.js", broker.endpoint)
+        left = client.consumer("orders", "billing", type="exclusive").receive(timeout=30)
+        assert left is not None
+        assert left.payload == b"two"
+
+
 def test_its_types_are_what_the_readme_says(project: Path) -> None:
     """The README's programs are right by the types of the packed file, as an editor would see them."""
     if not TSC.exists():

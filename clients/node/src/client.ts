@@ -102,8 +102,15 @@ export async function connect(endpoints: string | readonly string[], options: Co
   return client;
 }
 
-// A program that ends by an exception says so to the broker: what it had in hand has failed, and its places are free.
+// A program that ends without closing its clients says goodbye all the same, and its places are free at once. One that
+// ends by an exception says so before: what it had in hand has failed.
 const alive = new Set<Client>();
+
+function onExit(): void {
+  for (const client of alive) {
+    client.part();
+  }
+}
 
 function onUncaught(error: unknown): void {
   if (process.listenerCount("uncaughtException") > 0 || process.hasUncaughtExceptionCaptureCallback()) {
@@ -143,6 +150,7 @@ export class Client extends Administration implements AsyncDisposable {
     const { home } = this.network;
     const { session } = home;
     if (alive.size === 0) {
+      process.on("exit", onExit);
       process.on("uncaughtExceptionMonitor", onUncaught);
     }
     alive.add(this);
@@ -381,10 +389,19 @@ export class Client extends Administration implements AsyncDisposable {
     this.end();
   }
 
+  /** @internal The program ends. */
+  part(): void {
+    for (const user of this.network.users.values()) {
+      user.part?.();
+    }
+    this.end();
+  }
+
   private end(): void {
     this.closing = true;
     alive.delete(this);
     if (alive.size === 0) {
+      process.off("exit", onExit);
       process.off("uncaughtExceptionMonitor", onUncaught);
     }
     this.network.close(new ClosedError("the client"));

@@ -149,7 +149,7 @@ export class Connection {
         socket.send(each).catch((error: unknown) => this.onSendFailed(socket, error));
       }
     } catch (error) {
-      this.onSendFailed(socket, error);
+      queueMicrotask(() => this.onSendFailed(socket, error)); // whoever speaks is in the middle of something
     }
   }
 

@@ -25,6 +25,11 @@ export function wirePlace(place: Start): string | number {
   return place;
 }
 
+/** A reason as it may be sent: so many characters, and well-formed. */
+function shortened(reason: string): string {
+  return [...reason].slice(0, REASON_CHARACTERS_MAX).join("").toWellFormed();
+}
+
 /** What consumers and readers have in common. */
 export class Receiver extends EventEmitter<{ event: [ConsumerEvent] }> implements AsyncDisposable {
   /** @internal */
@@ -267,8 +272,7 @@ export class Consumer extends Receiver {
       throw invalid(`delayMs is ${delayMs}: milliseconds, not below 0`);
     }
     const all = this.own(messages);
-    const short = [...reason].slice(0, REASON_CHARACTERS_MAX).join("");
-    this.attachment.nack(all, delayMs === undefined ? null : Math.round(delayMs), short);
+    this.attachment.nack(all, delayMs === undefined ? null : Math.round(delayMs), shortened(reason));
   }
 
   /** Say that messages are still being worked on: their acknowledgment timeout begins anew. */
@@ -327,12 +331,17 @@ export class Consumer extends Receiver {
     return position;
   }
 
+  /** @internal The program ends: what it acknowledged is sent. */
+  part(): void {
+    this.attachment.sendAcks();
+  }
+
   /**
    * Say that this program failed while it worked on what it has in hand: those messages have failed too, which a close
    * alone would not mean. A program that ends by an uncaught exception says so by itself.
    */
   blame(error: unknown): void {
     const reason = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
-    this.attachment.blame([...reason].slice(0, REASON_CHARACTERS_MAX).join("").toWellFormed());
+    this.attachment.blame(shortened(reason));
   }
 }

@@ -15,6 +15,8 @@ export interface User {
   close(options: WaitOptions): Promise<void>;
   /** The program ends by this error. */
   blame?(error: unknown): void;
+  /** The program ends. */
+  part?(): void;
 }
 
 export class Network implements Owner {
