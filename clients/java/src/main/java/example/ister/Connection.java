@@ -31,6 +31,7 @@ final class Connection {
   private static final int RECEIVED_AT_ONCE = 256;
   private static final long IDLE_SELECT_MS = 60_000;
   private static final int FRAMES_MAX = 15;
+  private static final long HANDSHAKE_MIN = 250 * Session.MS;
 
   /**
    * JeroMQ starts the next try in 0 to 2 of these, also after a connection that was refused; with
@@ -194,6 +195,7 @@ final class Connection {
     }
     if (line == null && now >= due) {
       try {
+        IsterClient.LOG.log(System.Logger.Level.DEBUG, "connecting to {0}", endpoint());
         line = connect();
         session.connect(now);
       } catch (RuntimeException | IOException failed) {
@@ -201,6 +203,16 @@ final class Connection {
         hangUp(now);
       }
     }
+  }
+
+  /**
+   * Of twenty connections that JeroMQ makes, about one stands still before the first byte is sent:
+   * where it learns in one go that TCP is connected and that it has commands to carry out, it
+   * forgets to listen to the new connection. So a handshake is given up soon, and later after each
+   * failure, because the broker may be slow as well.
+   */
+  private int handshakeMs() {
+    return (int) (Session.backOff(failures, HANDSHAKE_MIN, Session.GREETING) / Session.MS);
   }
 
   private Line connect() throws IOException {
@@ -213,7 +225,7 @@ final class Connection {
       socket.setIPv6(true);
       socket.setReconnectIVL(NEVER_RECONNECT_MS);
       socket.setReconnectIVLMax(0);
-      socket.setHandshakeIvl((int) (Session.GREETING / Session.MS));
+      socket.setHandshakeIvl(handshakeMs());
       Line[] opened = new Line[1];
       String where = endpoint();
       socket.setEventHook(
@@ -301,11 +313,17 @@ final class Connection {
       up = false;
       client.tell(new BrokerEvent("lost", endpoint(), trouble == null ? "" : trouble.getMessage()));
     }
+    IsterClient.LOG.log(
+        System.Logger.Level.DEBUG,
+        "hung up on {0}: {1}",
+        endpoint(),
+        trouble == null ? "no reason" : trouble.getMessage());
     closeLine(0);
     if (session.secret() != null) {
       client.keepSecret(endpoint(), session.secret());
     }
-    long wait = Session.backOff(failures, Session.BACK_OFF_MIN, Session.BACK_OFF_MAX);
+    int rounds = failures / endpoints.size(); // the other endpoints are tried without a long wait
+    long wait = Session.backOff(rounds, Session.BACK_OFF_MIN, Session.BACK_OFF_MAX);
     due = now + wait / 2 + ThreadLocalRandom.current().nextLong(wait);
     if (failures > 0 && endpoints.size() > 1) {
       at = (at + 1) % endpoints.size();
