@@ -32,6 +32,8 @@ class Delivering:
         if kind == Type.CREDIT:
             consumer.messages += header[Key.MESSAGES]
             consumer.bytes += header[Key.BYTES]
+        elif consumer.counts_moves and header.get(Key.SOUGHT, 0) < subscription.moves:
+            pass  # about deliveries from before a move
         elif kind == Type.ACK_UNTIL:
             everybody = not TRAITS[subscription.kind].shares
             below = set(range(header[Key.OFFSET] + 1))

@@ -108,6 +108,9 @@ class Handles:
             mine = topic.subscriptions.get(name)
             of_topic = str(topic.number)
             answer[Key.INSTANCE] = of_topic if mine is None else f"{of_topic}.{mine.made}"
+        if Key.SOUGHT in header and subscription.kind != READER and topic.strategy == "reliable":
+            consumer.counts_moves = True
+            answer[Key.SOUGHT] = subscription.moves
         return answer
 
     def _subscription(self, topic: Topic, name: str, kind: str, header: wire.Header) -> Subscription:

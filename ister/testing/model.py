@@ -84,6 +84,7 @@ class Subscription:
     dead_lettered: int = 0
     number: int = 0  # the number of the last topic created before it
     made: int = 0  # tells it from others of that name
+    moves: int = 0  # how often it was moved
 
     def shown(self) -> dict[str, Any]:
         """Return its entry in a list."""
@@ -116,6 +117,7 @@ class Subscription:
     def seek(self, position: int) -> None:
         """Continue at an offset: everything below it is acknowledged, nothing from there on."""
         self.next = position
+        self.moves += 1
         self.again, self.later, self.acked = [], [], set(range(position))
         self.attempts.clear()
         self.failures.clear()
@@ -232,6 +234,7 @@ class Consumer:
     sparse: bool = False
     held: set[int] = field(default_factory=set)
     told: bool | None = None  # whether it was told that it is active
+    counts_moves: bool = False  # it says with its acknowledgments of how many moves it knows
 
     @property
     def topic(self) -> Topic:

@@ -117,6 +117,8 @@ class Sessions:
         news: wire.Header = {Key.TYPE: Type.EVENT, Key.HANDLE: consumer.handle, Key.CODE: code}
         if offset is not None:
             news[Key.OFFSET] = offset
+        if code == "sought" and consumer.counts_moves:
+            news[Key.SOUGHT] = consumer.subscription.moves
         self.say(consumer.session, news)
 
     def tell(self, subscription: Subscription, code: str, offset: int | None = None) -> None:

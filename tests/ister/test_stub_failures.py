@@ -10,6 +10,8 @@ import pytest
 import ister
 import ister.testing
 from ister.errors import RemoteError
+from ister.wire import Key, Type
+from tests.raw_client import RawClient
 
 
 @pytest.fixture
@@ -149,3 +151,24 @@ def test_an_operation_it_does_not_have_is_refused(client: ister.Client) -> None:
             ask()
         assert refused.value.code == "unknown-operation"
     assert client.topic("orders")["topic"] == "orders"
+
+
+def test_what_is_on_its_way_during_a_seek_is_about_nothing_that_is_sent_again() -> None:
+    """As in a real broker: the acknowledgment is of the delivery before, and no error either."""
+    with ister.testing.Broker() as broker, ister.connect(broker.endpoint) as client:
+        client.create_topic("orders")
+        with client.producer("orders") as producer:
+            for number in range(3):
+                producer.send(b"%d" % number).result(5)
+        raw = RawClient(broker.endpoint)
+        opened = raw.open_consumer(1, "orders", "s", counts_moves=True)
+        assert opened.header[Key.SOUGHT] == 0
+        assert [offset for offset, _ in raw.deliveries(1, 3)] == [0, 1, 2]
+        client.seek("orders", "s", "earliest")
+        assert raw.expect(Type.EVENT, code="sought").header[Key.SOUGHT] == 1
+        raw.ack(1, (0, 3))
+        assert client.subscription("orders", "s")["unacknowledged"] == 3
+        assert [offset for offset, _ in raw.deliveries(1, 3)] == [0, 1, 2]
+        raw.ack(1, (0, 3), sought=1)
+        assert client.subscription("orders", "s")["unacknowledged"] == 0
+        raw.close()
