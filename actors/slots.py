@@ -17,7 +17,7 @@ SLOTS: Final = 1 << 14  # additional consumers would get no slot; 128 KB
 
 
 class Slots:
-    """The slots, each with its owner; `owners` is one list for good."""
+    """The slots, each with its owner; `owners` stays the same list."""
 
     __slots__ = ("_least", "_most", "of", "owners")
 

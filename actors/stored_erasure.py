@@ -4,8 +4,9 @@ Owns who asked for the deletion, and whether it runs. May touch the store, throu
 
 Invariants
 - objects are deleted once nothing is in transit to the store any more, so that nothing reappears
-- and only while the topic belongs to this broker there (`storage/erase.py`); otherwise they are kept, and that is said
-- whoever asked hears once how it ended; then the Uploader stops
+- and only while the topic belongs to this broker there (`storage/erase.py`); otherwise they are kept, which is
+  reported
+- the actor that asked is told once how it ended; then the Uploader stops
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class StoredErasure:
         self.go_on()
 
     def go_on(self) -> None:
-        """Begin, if nothing is in the way any more."""
+        """Begin if nothing is in transit any more."""
         writer = self._writer
         if self._runs or writer.waits or writer.under_way:
             return

@@ -7,7 +7,7 @@ Each client runs as two processes, a producer and a consumer, that speak the dri
 measures every client on a case before the next case, Python's first in one round and last in the next. Messages per
 second are from the first call that publishes to the answer that the last message was acknowledged; the ratio is to
 Python in the same round. Round trips are one message at a time: published, received, acknowledged. Memory is the
-resident set of the consumer's and the producer's process behind the largest case, CPU the microseconds of both
+resident set of the consumer's and the producer's process after the largest case, CPU the microseconds of both
 processes for a message.
 """
 
@@ -75,7 +75,7 @@ class Pair:
         self.consumer.ask("close", consumer="k")
 
     def throughput(self, topic: str, messages: int, message_bytes: int, batch: int) -> dict[str, float]:
-        """Send messages through; return messages a second and CPU seconds a message."""
+        """Send messages through the broker; return messages per second, and CPU seconds per message."""
         with self.on(topic):
             cpu = self._cpu_s()
             began = time.perf_counter()
@@ -98,7 +98,7 @@ class Pair:
             return {"rate": messages / seconds, "cpu": (self._cpu_s() - cpu) / messages}
 
     def round_trips(self, topic: str) -> dict[str, float]:
-        """Return p50 and p99 of a message's way through the broker and back to the same process, in microseconds."""
+        """Return p50 and p99 of the time from publishing a message to receiving it in the same process, in us."""
         one = self.producer
         one.ask(
             "consumer",

@@ -234,7 +234,7 @@ def check_batch(
 
 
 def check_columns(frames: Sequence[Buffer], columns: int, count: int) -> None:
-    """Raise `RemoteProtocolError` if a column of a batch's body frames does not hold what `count` messages need."""
+    """Raise `RemoteProtocolError` if a column of a batch's body frames lacks entries for `count` messages."""
     if columns & Column.DELIVER_AT and len(frames[-1]) != 8 * count:
         raise RemoteProtocolError(
             f"{counted(count, 'time of delivery takes', 'times of delivery take')} {8 * count} bytes, "

@@ -111,8 +111,8 @@ class DeadLetters:
     def list(self, limit: int = LIST_MAX, *, after: int | None = None) -> Sequence[DeadLetter]:
         """Return the letters that wait, oldest first, at most `limit`; none is removed.
 
-        `after` goes on behind an earlier answer: the `offset` of its last letter. To look at all letters, iterate over
-        this object.
+        `after`: continue after an earlier answer, whose last letter had this `offset`. To see all letters, iterate
+        over this object.
         """
         arguments.number(limit, "limit", 1)
         start = 0 if after is None else arguments.number(after, "after") + 1
@@ -138,7 +138,7 @@ class DeadLetters:
         return [letter_of(message) for message in found[:limit]]
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        """Iterate over all letters that wait, oldest first; none is removed. Memory is bounded by a part of them."""
+        """Iterate over all letters that wait, oldest first; none is removed. Few are in memory at a time."""
         after: int | None = None
         while page := self.list(LIST_MAX, after=after):
             yield from page

@@ -1,4 +1,4 @@
-"""What a failed call to Google Cloud Storage means to whoever wants something done. Pure.
+"""What a failed call to Google Cloud Storage means to its caller. Pure.
 
     store-unavailable   retry   429, 5xx, timeouts, lost connections
     store-credentials   fix     none found, or refused

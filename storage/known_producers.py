@@ -1,6 +1,6 @@
 """The producers that a restored topic begins with, so that what they resend is not stored a second time.
 
-A local log that begins where the store's history ends has no segment to learn its producers from. Whoever restores the
+A local log that begins where the store's history ends has no segment to learn its producers from. The restorer of the
 topic writes what the store knows of them (`stored_producers.py`) into a file in the log's folder, which the first
 opening of the log reads. FORMAT.md has the byte table.
 

@@ -42,7 +42,7 @@ class SearchGoesOnError(GapError):
 
 
 class Walks:
-    """How far the search for one time has walked, by the base of each segment; another search begins anew."""
+    """How far the search for one time has walked, by the base of each segment; another search starts over."""
 
     __slots__ = ("_left", "_timestamp_ms", "_where")
 
@@ -68,7 +68,7 @@ class Walks:
         return self._where.get(base)
 
     def step(self, base: int, at: int, position: int, doubt: int | None) -> None:
-        """Look at one header more. Raises SearchGoesOnError if that is one too many."""
+        """Count one more header. Raises SearchGoesOnError if the limit is reached."""
         if self._left is None:
             return
         if self._left == 0:
@@ -77,7 +77,7 @@ class Walks:
         self._left -= 1
 
     def walked(self, base: int, at: int, position: int, doubt: int | None) -> None:
-        """Note that a segment was walked to its end in vain."""
+        """Note that a segment was walked to its end without a result."""
         if self._left is not None:
             self._where[base] = at, position, doubt
 

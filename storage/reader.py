@@ -224,7 +224,7 @@ class Reader:
     def find_time(self, timestamp_ms: int, durable_end: int, headers_max: int | None = None) -> FoundTime:
         """Return where log time reaches `timestamp_ms`, as `offset_at` finds it, and how sure that is.
 
-        Raises also SearchGoesOnError, where it may look at `headers_max` headers at most.
+        Raises also SearchGoesOnError after `headers_max` headers.
         """
         return self.search.find_time(timestamp_ms, durable_end, headers_max)
 

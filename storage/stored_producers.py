@@ -1,4 +1,4 @@
-"""The producers of a topic as its last segment in the store knows them: it begins with their state, its batches follow.
+"""The producers of a topic according to its last segment in the store: their state at its start, and its batches.
 
 May touch: the store it is handed; one object is read.
 """

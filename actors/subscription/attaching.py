@@ -146,7 +146,7 @@ class Attaching(SubscriptionPart):
         """Return the offset that "earliest", "latest", digits or "time:<unix ms>" mean now.
 
         Raises RemoteError offset-out-of-range; for a time also what reading the log raises, and SearchGoesOnError
-        unless it is to be found `at_once`, however long that keeps the worker.
+        unless `at_once`, which searches to the end however long that keeps the worker busy.
         """
         start, end = self._source.history_start, self._source.durable_end
         if place == "latest":
