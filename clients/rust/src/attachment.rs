@@ -164,6 +164,8 @@ pub(crate) struct Attachment {
     /// The first epoch since the subscription was moved: what is older was not meant to come again.
     sought: u64,
     instance: String,
+    /// How often the subscription was moved, where the broker counts; 0 is not said.
+    moves: Option<u64>,
     delivered_in: Option<[u8; 16]>,
     queue: VecDeque<Delivery>,
     reached: Option<u64>, // of a reader: the first offset that was not handed out
@@ -205,6 +207,7 @@ impl Attachment {
             epoch: 0,
             sought: 0,
             instance: String::new(),
+            moves: None,
             delivered_in: None,
             queue: VecDeque::new(),
             reached: None,
@@ -309,7 +312,8 @@ impl Attachment {
             .uint(key::MESSAGES, self.window)
             .uint(key::BYTES, CREDIT_BYTES)
             .flag(key::SPARSE)
-            .text(key::INSTANCE, &self.instance);
+            .text(key::INSTANCE, &self.instance)
+            .uint(key::SOUGHT, 0);
         if let Some(start) = self.reached.map(Start::Offset).or(self.target.start) {
             frame = frame.value(key::START, &start.value());
         }
@@ -342,6 +346,7 @@ impl Attachment {
             });
             return;
         }
+        self.moves = header.find(key::SOUGHT);
         (self.phase, self.opened, self.failures, self.trouble) = (Phase::Open, true, 0, None);
         self.position = header.uint(key::OFFSET);
         if self.is_reader() && self.reached.is_none() && header.text(key::STRATEGY) == "reliable" {
@@ -494,6 +499,9 @@ impl Attachment {
                 self.drop_acks();
                 self.epoch += 1;
                 self.sought = self.epoch;
+                if let Some(moves) = self.moves {
+                    self.moves = Some(moves.max(header.uint(key::SOUGHT)));
+                }
                 self.give_back(wire);
             }
             "recalled" => {
@@ -703,9 +711,17 @@ impl Attachment {
         self.send_until(wire);
     }
 
+    /// Of which moves it has heard, for the broker to tell what an acknowledgment is about.
+    fn moves_said(&self) -> Option<u64> {
+        self.moves.filter(|&moves| moves > 0)
+    }
+
     fn send_until(&self, wire: &mut Wire) {
         if let Some(until) = self.until {
-            let frame = Frame::new(kind::ACK_UNTIL).uint(key::HANDLE, self.number).uint(key::OFFSET, until);
+            let frame = Frame::new(kind::ACK_UNTIL)
+                .uint(key::HANDLE, self.number)
+                .uint(key::OFFSET, until)
+                .uint_if(key::SOUGHT, self.moves_said());
             wire.emit(frame, &[]);
         }
     }
@@ -720,7 +736,11 @@ impl Attachment {
         for (index, some) in spans.chunks(RANGES_MAX).enumerate() {
             let flat: Vec<u64> = some.iter().flat_map(|&(first, end)| [first, end]).collect();
             let question = question.filter(|_| index + 1 == pieces);
-            let frame = frame().uint(key::HANDLE, self.number).uints(key::RANGES, &flat).uint_if(key::REF, question);
+            let frame = frame()
+                .uint(key::HANDLE, self.number)
+                .uints(key::RANGES, &flat)
+                .uint_if(key::REF, question)
+                .uint_if(key::SOUGHT, self.moves_said());
             wire.emit(frame, &[]);
         }
     }

@@ -483,6 +483,36 @@ fn moving_a_subscription_drops_what_waits_and_gives_its_credit_back() {
 }
 
 #[test]
+fn acknowledgments_say_of_which_moves_the_client_has_heard() {
+    for (counted, said_first, said_then) in [(Some(0), None, Some(1)), (Some(3), Some(3), Some(4)), (None, None, None)]
+    {
+        let mut talk = Talk::new();
+        talk.consumer("shared", Some(10));
+        let open = talk.opened(|frame| frame.uint(key::OFFSET, 0).uint_if(key::SOUGHT, counted));
+        assert_eq!(open.find(key::SOUGHT), Some(0));
+        talk.deliver(0, &[b"a", b"b"]);
+        let messages = talk.take(2);
+        talk.said();
+        talk.ack(&messages[..1], false);
+        let now = talk.now;
+        let (attachment, wire) = talk.attachment();
+        attachment.ack_until(&messages[1], wire, now);
+        attachment.nack(&messages[1..], None, "", wire);
+        attachment.extend(&messages, wire);
+        let said = talk.said();
+        assert_eq!(kinds(&said), [kind::ACK, kind::ACK_UNTIL, kind::ACK, kind::NACK, kind::EXTEND]);
+        assert!(said.iter().all(|each| each.find(key::SOUGHT) == said_first), "{counted:?}");
+        let sought = Frame::new(kind::EVENT).uint(key::HANDLE, 2).text(key::CODE, "sought");
+        talk.hear(sought.uint_if(key::SOUGHT, counted.map(|moves| moves + 1)));
+        talk.deliver(0, &[b"a"]);
+        let messages = talk.take(1);
+        talk.said();
+        talk.ack(&messages, false);
+        assert_eq!(talk.said()[0].find(key::SOUGHT), said_then, "{counted:?}");
+    }
+}
+
+#[test]
 fn a_place_that_somebody_has_is_waited_for_only_by_who_had_it_or_asks() {
     let busy = |talk: &mut Talk| {
         let open = talk.said().pop().unwrap();

@@ -75,6 +75,7 @@ pub(crate) mod key {
     pub const FORCE: u64 = 37;
     pub const SINGLY: u64 = 39;
     pub const INSTANCE: u64 = 40;
+    pub const SOUGHT: u64 = 41;
 }
 
 pub(crate) const HEADER_BYTES_MAX: usize = 8192;
@@ -118,7 +119,7 @@ fn kind_of(name: u64) -> Option<Kind> {
         key::LIMITS | key::ARGUMENTS => Kind::Map,
         key::START => Kind::TextOrUint,
         key::RESUMED | key::CLOSED | key::SPARSE | key::FORCE | key::SINGLY => Kind::Bool,
-        0..=40 => Kind::Uint,
+        0..=41 => Kind::Uint,
         _ => return None,
     })
 }

@@ -43,6 +43,7 @@ const CAPABILITIES: &[&str] = &[
     "cancel",
     "drop",
     "codec",
+    "bench",
 ];
 const TIMEOUT_MS: u64 = 10_000;
 const EXACT_MAX: i128 = (1 << 53) - 1; // above it, readers of JSON in some languages round
@@ -315,6 +316,9 @@ impl Driver {
                 let reply = command.wait(&client, client.request(command.text("topic"), message))?;
                 Ok(json!({ "message": shown(&reply) }))
             }
+            "bench_publish" => self.bench_publish(command),
+            "bench_receive" => self.bench_receive(command),
+            "bench_round_trips" => self.bench_round_trips(command),
             "events" => self.events(command),
             "receive" => self.receive(command),
             "ack" | "nack" | "extend" | "ack_until" | "seek" | "reply" => self.consume(what, command),
@@ -457,6 +461,86 @@ impl Driver {
                 |event| json!({"code": event.code, "count": event.count, "offset": event.offset, "text": event.text}),
             );
         Ok(json!({ "events": told.collect::<Vec<_>>() }))
+    }
+
+    fn publisher(&self, command: &Command) -> Result<&(Client, Producer), Failure> {
+        let name = command.text("producer");
+        self.producers.get(name).ok_or_else(|| no_name(name))
+    }
+
+    fn taker(&self, command: &Command) -> Result<&Consumer, Failure> {
+        let name = command.text("consumer");
+        match self.places.get(name) {
+            Some(Place { receiver: Kind::Consumer(consumer), .. }) => Ok(consumer),
+            _ => Err(no_name(name)),
+        }
+    }
+
+    fn bench_publish(&mut self, command: &Command) -> Answer {
+        let (client, producer) = self.publisher(command)?;
+        let whole = |name: &str| command.number(name).unwrap_or(0) as usize;
+        let (messages, batch, payload) = (whole("messages"), whole("batch"), vec![0; whole("message_bytes")]);
+        let began = Instant::now();
+        command.wait(client, async {
+            if batch == 0 {
+                for _ in 0..messages {
+                    drop(producer.send(&payload).await?);
+                }
+            } else {
+                for first in (0..messages).step_by(batch) {
+                    let some = std::iter::repeat_n(&payload, batch.min(messages - first));
+                    drop(producer.send_batch(some).await?);
+                }
+            }
+            producer.flush().await
+        })?;
+        Ok(json!({ "seconds": began.elapsed().as_secs_f64() }))
+    }
+
+    fn bench_receive(&mut self, command: &Command) -> Answer {
+        let consumer = self.taker(command)?;
+        let client = &self.places[command.text("consumer")].client;
+        let messages = command.number("messages").unwrap_or(0) as usize;
+        let (mut began, mut count, mut bytes) = (None, 0, 0);
+        command.wait(client, async {
+            while count < messages {
+                if command.flag("batch") {
+                    let together = consumer.receive_batch(usize::MAX).await?;
+                    began.get_or_insert_with(Instant::now);
+                    count += together.len();
+                    bytes += together.iter().map(|message| message.payload.len()).sum::<usize>();
+                    consumer.ack_all(&together)?;
+                } else {
+                    let message = consumer.receive().await?;
+                    began.get_or_insert_with(Instant::now);
+                    count += usize::from(message.offset < u64::MAX);
+                    bytes += message.payload.len();
+                    consumer.ack(&message)?;
+                }
+            }
+            consumer.flush().await
+        })?;
+        Ok(json!({ "seconds": began.map_or(0.0, |began| began.elapsed().as_secs_f64()), "bytes": bytes }))
+    }
+
+    fn bench_round_trips(&mut self, command: &Command) -> Answer {
+        let (client, producer) = self.publisher(command)?;
+        let consumer = self.taker(command)?;
+        let payload = vec![0; command.number("message_bytes").unwrap_or(0) as usize];
+        let mut took = Vec::new();
+        command.wait(client, async {
+            for _ in 0..command.number("messages").unwrap_or(0) {
+                let began = Instant::now();
+                drop(producer.send(&payload).await?);
+                let message = consumer.receive().await?;
+                took.push(began.elapsed().as_secs_f64() * 1e6);
+                consumer.ack(&message)?;
+            }
+            Ok(())
+        })?;
+        took.sort_by(f64::total_cmp);
+        let at = |part: usize| took.get(took.len() * part / 100).copied().unwrap_or(0.0);
+        Ok(json!({ "p50_us": at(50), "p99_us": at(99) }))
     }
 
     fn receive(&mut self, command: &Command) -> Answer {
