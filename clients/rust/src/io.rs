@@ -2,21 +2,22 @@
 //!
 //! Invariants
 //! - a socket that has lost its peer is closed, and never left to reconnect: it would lose messages in silence
-//! - everything but waiting happens under the client's lock
+//! - frames are sent and received without the client's lock, and understood under it
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::network::{Core, FAREWELL};
+use crate::network::{Core, Link, FAREWELL};
 use crate::session::{Phase, Session};
 use crate::signal::random;
 
 const LONG: Duration = Duration::from_secs(3600);
 const TAKEN_AT_ONCE: usize = 1000; // messages, before what they brought about is sent
+const BYTES_AT_ONCE: usize = 8 << 20;
 
 /// The numbers of events of a socket's monitor. The binding's own reader panics at numbers that are new to it.
 mod event {
@@ -130,42 +131,33 @@ impl Sockets {
         Ok(Sockets { socket, monitor })
     }
 
-    /// Send what is in the outbox, as far as ZeroMQ takes it.
-    fn send(&self, session: &mut Session, endpoint: &str, now: Instant) {
-        while let Some(frames) = session.wire.outbox.pop_front() {
+    /// Send what was in an outbox, as far as ZeroMQ takes it.
+    fn send(&self, outbox: &mut VecDeque<Vec<Bytes>>) -> std::result::Result<(), zmq::Error> {
+        while let Some(frames) = outbox.front() {
             match self.socket.send_multipart(frames.iter().map(|frame| &frame[..]), zmq::DONTWAIT) {
-                Ok(()) => session.on_spoken(now),
-                Err(zmq::Error::EAGAIN) => {
-                    session.wire.outbox.push_front(frames);
-                    return;
-                }
-                Err(error) => {
-                    session.lose(Error::lost(format!("cannot send to {endpoint}: {error}")));
-                    return;
-                }
+                Ok(()) => drop(outbox.pop_front()),
+                Err(zmq::Error::EAGAIN) => break,
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
-    /// Take in what has come; true where there may be more.
-    fn receive(&self, session: &mut Session, endpoint: &str, now: Instant) -> bool {
-        for _ in 0..TAKEN_AT_ONCE {
-            if !matches!(session.phase, Phase::Greeting | Phase::Ready) {
-                return false;
-            }
+    /// Take in what has come, not everything at once; true where there may be more.
+    fn receive(&self) -> std::result::Result<(Vec<Vec<Bytes>>, bool), zmq::Error> {
+        let mut came = Vec::new();
+        let mut bytes = 0;
+        while came.len() < TAKEN_AT_ONCE && bytes < BYTES_AT_ONCE {
             match self.socket.recv_multipart(zmq::DONTWAIT) {
                 Ok(frames) => {
-                    let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
-                    session.receive(&frames, now);
+                    bytes += frames.iter().map(Vec::len).sum::<usize>();
+                    came.push(frames.into_iter().map(Bytes::from).collect());
                 }
-                Err(zmq::Error::EAGAIN) => return false,
-                Err(error) => {
-                    session.lose(Error::lost(format!("cannot receive from {endpoint}: {error}")));
-                    return false;
-                }
+                Err(zmq::Error::EAGAIN) => return Ok((came, false)),
+                Err(error) => return Err(error),
             }
         }
-        true
+        Ok((came, true))
     }
 
     fn look_at_monitor(&self, session: &mut Session, endpoint: &str) {
@@ -190,6 +182,28 @@ impl Sockets {
     }
 }
 
+/// What goes out over a socket, and what has come over it: without the client's lock.
+#[derive(Default)]
+struct Parcel {
+    outbox: VecDeque<Vec<Bytes>>,
+    spoke: bool,
+    came: Vec<Vec<Bytes>>,
+    /// There may be more of it.
+    more: bool,
+    failed: Option<zmq::Error>,
+    /// Nothing will be said after this.
+    last: bool,
+}
+
+impl Parcel {
+    fn exchange(&mut self, sockets: &Sockets) {
+        match sockets.send(&mut self.outbox).and_then(|()| sockets.receive()) {
+            Ok((came, more)) => (self.came, self.more) = (came, more),
+            Err(error) => self.failed = Some(error),
+        }
+    }
+}
+
 struct Thread {
     shared: Arc<Shared>,
     context: zmq::Context,
@@ -200,15 +214,20 @@ struct Thread {
 impl Thread {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        let lock = || shared.core.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let mut core = shared.core.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut parcels = self.prepare(&mut lock(), Instant::now());
+            for (number, parcel) in &mut parcels {
+                if let Some(sockets) = self.sockets.get(number) {
+                    parcel.exchange(sockets);
+                }
+            }
+            let mut core = lock();
             let now = Instant::now();
-            core.poke = false;
-            let more = self.serve(&mut core, now);
+            let more = self.settle(&mut core, parcels, now);
             if core.is_over() && self.sockets.is_empty() {
                 break;
             }
-            let now = Instant::now();
             let due = core.deadline().unwrap_or(now + LONG).min(now + LONG);
             core.sleeping = if more || core.wants_service() { None } else { Some(due) };
             let sleep = if core.sleeping.is_some() { due.saturating_duration_since(now) } else { Duration::ZERO };
@@ -222,68 +241,82 @@ impl Thread {
         shared.core.lock().unwrap_or_else(PoisonError::into_inner).on_ended();
     }
 
-    /// Do everything that is due; true where more may have come.
-    fn serve(&mut self, core: &mut Core, now: Instant) -> bool {
-        let mut more = false;
+    /// Make the sockets that are wanted, and take what is to be sent.
+    fn prepare(&mut self, core: &mut Core, now: Instant) -> Vec<(u64, Parcel)> {
+        core.poke = false;
         core.tidy(now);
-        let mut left: Vec<u64> = core.links.keys().copied().collect();
-        while let Some(number) = left.pop() {
-            more |= self.serve_link(core, number, now);
-            core.follow(number, now);
-            core.look(number);
-            let Some(link) = core.links.get_mut(&number) else { continue };
-            if matches!(link.session.phase, Phase::Idle | Phase::Ended) && !link.over {
-                if let Some(sockets) = self.sockets.remove(&number) {
-                    sockets.close(Duration::ZERO);
-                    if link.session.phase == Phase::Idle {
-                        core.hang_up(number, now);
-                    }
-                }
-            }
-        }
-        core.tidy(now);
-        let numbers: Vec<u64> = core.links.keys().copied().collect();
-        for number in numbers {
-            let Some(link) = core.links.get_mut(&number) else { continue };
-            let endpoint = link.endpoint().to_owned();
-            if let Some(sockets) = self.sockets.get(&number) {
-                sockets.send(&mut link.session, &endpoint, now);
-            } else {
-                link.session.wire.outbox.clear();
-            }
-            if link.over {
-                if let Some(sockets) = self.sockets.remove(&number) {
-                    sockets.close(FAREWELL);
-                }
-                core.forget(number);
-            }
-        }
-        more
-    }
-
-    fn serve_link(&mut self, core: &mut Core, number: u64, now: Instant) -> bool {
-        let Some(link) = core.links.get_mut(&number) else { return false };
-        let endpoint = link.endpoint().to_owned();
-        if link.wants_socket(now) && !self.sockets.contains_key(&number) {
-            match Sockets::connect(&self.context, &endpoint) {
+        let wanting: Vec<u64> = core.links.iter().filter(|(_, link)| link.wants_socket(now)).map(|(&n, _)| n).collect();
+        for number in wanting {
+            let Some(link) = core.links.get_mut(&number).filter(|_| !self.sockets.contains_key(&number)) else {
+                continue;
+            };
+            match Sockets::connect(&self.context, link.endpoint()) {
                 Ok(sockets) => {
                     link.session.connect(now);
                     self.sockets.insert(number, sockets);
                 }
                 Err(error) => {
-                    link.session.trouble = Some(failed(&format!("cannot connect to {endpoint}"), error));
+                    let what = format!("cannot connect to {}", link.endpoint());
+                    link.session.trouble = Some(failed(&what, error));
                     core.hang_up(number, now);
-                    return false;
                 }
             }
         }
-        let Some(sockets) = self.sockets.get(&number) else { return false };
-        let session = &mut link.session;
-        sockets.send(session, &endpoint, now);
-        let more = sockets.receive(session, &endpoint, now);
-        sockets.look_at_monitor(session, &endpoint);
-        session.tick(now);
+        let parcel = |(&number, link): (&u64, &mut Link)| {
+            let outbox = std::mem::take(&mut link.session.wire.outbox);
+            (number, Parcel { last: link.over, spoke: !outbox.is_empty(), outbox, ..Parcel::default() })
+        };
+        core.links.iter_mut().map(parcel).collect()
+    }
+
+    /// Take in what came, and do everything that is due; true where more may have come.
+    fn settle(&mut self, core: &mut Core, parcels: Vec<(u64, Parcel)>, now: Instant) -> bool {
+        let mut more = false;
+        for (number, mut parcel) in parcels {
+            let Some(link) = core.links.get_mut(&number) else { continue };
+            let endpoint = link.endpoint().to_owned();
+            let session = &mut link.session;
+            if let Some(sockets) = self.sockets.get(&number) {
+                if parcel.spoke {
+                    session.on_spoken(now);
+                }
+                parcel.outbox.append(&mut session.wire.outbox); // what was not taken goes before what came since
+                session.wire.outbox = parcel.outbox;
+                more |= parcel.more;
+                for frames in &parcel.came {
+                    session.receive(frames, now);
+                }
+                if let Some(error) = parcel.failed {
+                    session.lose(Error::lost(format!("the socket to {endpoint} failed: {error}")));
+                }
+                sockets.look_at_monitor(session, &endpoint);
+                session.tick(now);
+            }
+            core.follow(number, now);
+            core.look(number);
+            self.hang_up(core, number, parcel.last, now);
+        }
+        core.tidy(now);
         more
+    }
+
+    /// Close the socket of a session that was lost, or that has said its last.
+    fn hang_up(&mut self, core: &mut Core, number: u64, last: bool, now: Instant) {
+        let Some(link) = core.links.get(&number) else { return };
+        if last {
+            if let Some(sockets) = self.sockets.remove(&number) {
+                sockets.close(FAREWELL);
+            }
+            core.forget(number);
+        } else if matches!(link.session.phase, Phase::Idle | Phase::Ended) && !link.over {
+            let idle = link.session.phase == Phase::Idle;
+            if let Some(sockets) = self.sockets.remove(&number) {
+                sockets.close(Duration::ZERO);
+                if idle {
+                    core.hang_up(number, now);
+                }
+            }
+        }
     }
 
     fn wait(&self, sleep: Duration) {
@@ -325,7 +358,7 @@ mod tests {
         let sockets = Sockets::connect(&context, &endpoint).unwrap();
         let mut session = Session::new("test", 1, Instant::now());
         session.connect(Instant::now());
-        sockets.send(&mut session, &endpoint, Instant::now());
+        sockets.send(&mut session.wire.outbox).unwrap();
         assert_eq!(broker.recv_multipart(0).unwrap().len(), 2); // whose it is, and HELLO without an empty frame
         drop(broker);
         let until = Instant::now() + Duration::from_secs(30);

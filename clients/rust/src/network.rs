@@ -242,6 +242,7 @@ impl Core {
             }
             link.session.end(reason);
             link.over = true;
+            self.poke = true;
         }
     }
 

@@ -171,7 +171,7 @@ impl Request {
 pub(crate) struct Session {
     pub phase: Phase,
     pub wire: Wire,
-    pub handles: HashMap<u64, Handle>,
+    pub handles: BTreeMap<u64, Handle>,
     pub trouble: Option<Error>,
     /// Handles that are to be opened elsewhere; whoever knows the other workers takes them from here.
     pub moves: Vec<(u64, String)>,
@@ -199,7 +199,7 @@ impl Session {
                 next_ref: number << REFS_PER_SESSION,
                 questions: HashMap::new(),
             },
-            handles: HashMap::new(),
+            handles: BTreeMap::new(),
             trouble: None,
             moves: Vec::new(),
             boot: 0,
