@@ -121,12 +121,12 @@ def project(fetched: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_a_program_of_the_readme_runs_in_an_empty_project(
     number: int, project: Path, broker: testing.Broker
 ) -> None:
     """As the README says: the dependencies, the program, run."""
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     printed, _ = EXAMPLES[number]
     assert (
         run(project, "cargo", "run", "--quiet", "--bin", f"example{number}", broker.endpoint).strip()

@@ -22,6 +22,7 @@ mod client;
 #[doc(hidden)]
 pub mod codec;
 mod consumer;
+mod deadletters;
 mod error;
 mod io;
 mod message;
@@ -41,6 +42,7 @@ pub use attachment::{Event, Start, SubscriptionType};
 pub use cbor::Value;
 pub use client::{block_on, Client, ClientBuilder};
 pub use consumer::{Consumer, ConsumerBuilder, Messages, Nack, Reader, ReaderBuilder, Receiver};
+pub use deadletters::{DeadLetter, DeadLetters};
 pub use error::{Action, Error, Result};
 pub use message::{Message, Outgoing, Published, Receipt};
 pub use network::ConnectionEvent;
