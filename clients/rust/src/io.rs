@@ -111,6 +111,15 @@ struct Sockets {
     monitor: zmq::Socket,
 }
 
+impl Drop for Sockets {
+    /// Have the socket tell nobody any more, before its monitor goes. The binding cannot say that; another monitor that
+    /// wants nothing is the same.
+    fn drop(&mut self) {
+        // It fails only where the context ends, and then there is nobody to wait.
+        let _ = self.socket.monitor(&format!("inproc://ister-{:016x}", random()), 0);
+    }
+}
+
 impl Sockets {
     fn connect(context: &zmq::Context, endpoint: &str) -> std::result::Result<Sockets, zmq::Error> {
         let socket = context.socket(zmq::DEALER)?;
@@ -176,6 +185,7 @@ impl Sockets {
         }
     }
 
+    /// Close both: the socket with what is still to be said.
     fn close(self, linger: Duration) {
         // Errors do not matter any more: the socket goes.
         let _ = self.socket.set_linger(i32::try_from(linger.as_millis()).unwrap_or(0));
@@ -346,6 +356,33 @@ mod tests {
         assert_eq!(number_of(&told(0x8000)), 0x8000);
         assert_eq!(number_of(&[vec![1]]), 0);
         assert_eq!(number_of(&[]), 0);
+    }
+
+    /// libzmq's own thread waits for ever where it has something to tell a monitor that nobody holds any more: then no
+    /// socket of the context connects, sends or receives again.
+    #[test]
+    fn sockets_that_are_closed_while_things_happen_to_them_stop_no_other() {
+        let context = zmq::Context::new();
+        let rude = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("tcp://{}", rude.local_addr().unwrap());
+        std::thread::spawn(move || rude.incoming().for_each(drop)); // hangs up on everybody
+        for round in 0..400 {
+            let sockets = Sockets::connect(&context, &endpoint).unwrap();
+            std::thread::sleep(Duration::from_micros(round % 20 * 100));
+            sockets.close(Duration::ZERO);
+        }
+        let broker = context.socket(zmq::ROUTER).unwrap();
+        broker.set_linger(0).unwrap();
+        broker.set_rcvtimeo(30_000).unwrap();
+        broker.bind("tcp://127.0.0.1:*").unwrap();
+        let endpoint = broker.get_last_endpoint().unwrap().unwrap();
+        let sockets = Sockets::connect(&context, &endpoint).unwrap();
+        sockets.send(&mut VecDeque::from([vec![Bytes::from_static(b"still there")]])).unwrap();
+        let heard = broker.recv_multipart(0);
+        if heard.is_err() {
+            std::process::abort(); // the context cannot be ended: this test would never be
+        }
+        sockets.close(Duration::ZERO);
     }
 
     #[test]

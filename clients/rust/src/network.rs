@@ -267,6 +267,9 @@ impl Core {
         if let Some(secret) = link.session.wire.secret {
             self.secrets.insert(endpoint.clone(), secret);
         }
+        if let Some(trouble) = &trouble {
+            log::debug!("{endpoint} was given up for now: {trouble}");
+        }
         let wait = back_off(link.failures, BACK_OFF_MIN, BACK_OFF_MAX);
         let jitter = random() % u64::try_from(wait.as_millis()).unwrap_or(1).max(1);
         link.due = now + wait / 2 + Duration::from_millis(jitter);

@@ -18,7 +18,8 @@ use crate::publication::Publication;
 use crate::signal::{back_off, Signal, BACK_OFF_MIN};
 use crate::wire::{key, kind, Frame, Header, RESULT_BYTES_MAX};
 
-pub(crate) const GREETING_TIME: Duration = Duration::from_secs(3);
+/// A worker that has too much to do answers late: who left each time before it did would never be welcomed.
+const GREETING_TIMES: [Duration; 3] = [Duration::from_secs(3), Duration::from_secs(6), Duration::from_secs(12)];
 const REQUEST_BACK_OFF_MAX: Duration = Duration::from_secs(1);
 const SILENCE: u32 = 3; // heartbeats without a word, and the connection is lost
 const HEARTBEAT_MS_MAX: u64 = 3_600_000; // what no clock overflows with
@@ -182,6 +183,7 @@ pub(crate) struct Session {
     requests: BTreeMap<u64, Request>,
     next_request: u64,
     greeted: Instant,
+    unanswered: usize, // so many HELLOs in a row
     spoke: Instant,
     heard: Instant,
     pinged: Option<Instant>,
@@ -208,6 +210,7 @@ impl Session {
             requests: BTreeMap::new(),
             next_request: 0,
             greeted: now,
+            unanswered: 0,
             spoke: now,
             heard: now,
             pinged: None,
@@ -486,6 +489,7 @@ impl Session {
         };
         self.phase = Phase::Ready;
         self.trouble = None;
+        self.unanswered = 0;
         self.wire.secret = header.secret();
         self.boot = header.uint(key::BOOT);
         self.heartbeat = Duration::from_millis(header.uint(key::HEARTBEAT).clamp(1, HEARTBEAT_MS_MAX));
@@ -502,8 +506,10 @@ impl Session {
     /// Do what is due.
     pub fn tick(&mut self, now: Instant) {
         match self.phase {
-            Phase::Greeting if now >= self.greeted + GREETING_TIME => {
-                self.lose(Error::lost(format!("no WELCOME within {GREETING_TIME:?}")));
+            Phase::Greeting if now >= self.greeted + self.greeting_time() => {
+                let waited = self.greeting_time();
+                self.unanswered += 1;
+                self.lose(Error::lost(format!("no WELCOME within {waited:?}")));
             }
             Phase::Ready => {
                 if now >= self.heard + self.heartbeat * SILENCE {
@@ -524,6 +530,10 @@ impl Session {
         }
     }
 
+    fn greeting_time(&self) -> Duration {
+        GREETING_TIMES[self.unanswered.min(GREETING_TIMES.len() - 1)]
+    }
+
     /// One heartbeat after nothing was sent, or nothing received, and never two PINGs in one.
     fn ping_due(&self) -> Instant {
         let due = self.spoke.min(self.heard) + self.heartbeat;
@@ -533,7 +543,7 @@ impl Session {
     /// When `tick` is wanted next; `None`: not before something comes.
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Greeting => Some(self.greeted + GREETING_TIME),
+            Phase::Greeting => Some(self.greeted + self.greeting_time()),
             Phase::Ready => {
                 let requests = self.requests.values().filter(|each| each.asked.is_none()).filter_map(|each| each.due);
                 let handles = self.handles.values().filter_map(Handle::deadline);

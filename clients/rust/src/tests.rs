@@ -658,6 +658,24 @@ fn a_request_that_cannot_be_answered_yet_is_asked_again() {
 }
 
 #[test]
+fn a_worker_that_answers_late_is_waited_for_longer_each_time() {
+    let now = Instant::now();
+    let mut talk = Talk { session: Session::new("test", 1, now), now };
+    for seconds in [3, 6, 12, 12] {
+        talk.session.connect(talk.now);
+        assert_eq!(talk.session.deadline(), Some(talk.now + Duration::from_secs(seconds)));
+        talk.now += Duration::from_secs(seconds);
+        talk.session.tick(talk.now);
+        assert_eq!(talk.session.phase, Phase::Idle);
+    }
+    talk.session.connect(talk.now);
+    talk.session.receive(&[welcome(false)], talk.now);
+    talk.lose();
+    talk.session.connect(talk.now);
+    assert_eq!(talk.session.deadline(), Some(talk.now + Duration::from_secs(3)));
+}
+
+#[test]
 fn a_secret_that_expired_is_not_said_again() {
     for (code, kept) in [("hello-required", true), ("session-expired", false)] {
         let mut talk = Talk::new();

@@ -737,12 +737,13 @@ struct Log;
 
 impl log::Log for Log {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
+        metadata.level() <= log::max_level() && metadata.target() != "zmq"
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            eprintln!("{} {}: {}", record.level(), record.target(), record.args());
+            let now = ms(SystemTime::now());
+            eprintln!("{now} {} {}: {}", record.level(), record.target(), record.args());
         }
     }
 
@@ -751,7 +752,8 @@ impl log::Log for Log {
 
 fn main() {
     if log::set_logger(&Log).is_ok() {
-        log::set_max_level(log::LevelFilter::Warn);
+        let wanted = std::env::var("ISTER_LOG").ok().and_then(|level| level.parse().ok());
+        log::set_max_level(wanted.unwrap_or(log::LevelFilter::Warn));
     }
     let mut driver = Driver::default();
     let mut out = std::io::stdout().lock();
