@@ -15,7 +15,7 @@ import { Delivery, Message, type Owner, type ReplyOptions } from "./message.js";
 import { Pace, WINDOW_ALONE, WINDOW_MOST, WINDOW_SHARED } from "./pace.js";
 import { next, type Phase } from "./publication.js";
 import { backOffMs, errorOf, type Frames, type Handle, NEVER, type Session } from "./session.js";
-import { type Header, K, RANGES_MAX, type Sendable, T, text, uint } from "./wire.js";
+import { exact, type Header, K, RANGES_MAX, type Sendable, T, text, uint } from "./wire.js";
 
 export const READER = "reader";
 export type SubscriptionType = "exclusive" | "shared" | "failover" | "key-shared";
@@ -277,6 +277,7 @@ export class Attachment implements Handle, Owner {
     } else if (kind === T.ERROR) {
       this.onRefusal(errorOf(header), now);
     } else if (kind === T.OPENED) {
+      const position = exact(header, K.OFFSET);
       if (!this.isTheSame(text(header, K.INSTANCE), session)) {
         return;
       }
@@ -286,7 +287,7 @@ export class Attachment implements Handle, Owner {
       this.failures = 0;
       this.trouble = null;
       this.strategy = text(header, K.STRATEGY);
-      this.position = uint(header, K.OFFSET);
+      this.position = position;
       this.tells = header.has(K.TAKEN);
       if (this.isReader && this.strategy === "reliable" && this.nextOffset === null) {
         this.nextOffset = this.position;

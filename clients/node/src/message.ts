@@ -5,7 +5,7 @@ import type { Payload } from "./batch.js";
 import { Contents } from "./batch.js";
 import { invalid, ProtocolError } from "./errors.js";
 import type { WaitOptions } from "./waiting.js";
-import { decodeAttributes, type Header, K, uint } from "./wire.js";
+import { asExact, decodeAttributes, exact, type Header, K, uint } from "./wire.js";
 
 /** What a delivery belongs to. */
 export interface Owner {
@@ -37,14 +37,15 @@ export class Delivery {
     body: Uint8Array[],
     readonly came: number,
   ) {
-    this.first = uint(header, K.OFFSET);
+    this.first = exact(header, K.OFFSET);
     this.count = uint(header, K.COUNT);
+    asExact(this.first + this.count, K.OFFSET);
     this.attempt = uint(header, K.ATTEMPT, 1);
     this.singly = header.get(K.SINGLY) === true;
     this.contents = Contents.cut(uint(header, K.COLUMNS), this.count, body);
     this.bytes = body.reduce((sum, frame) => sum + frame.length, 0);
     const ranges = header.get(K.RANGES) as number[] | undefined;
-    this.offsets = ranges === undefined ? null : this.spread(ranges.map(Number));
+    this.offsets = ranges === undefined ? null : this.spread(ranges.map((each) => asExact(each, K.RANGES)));
     this.timestamps = (header.get(K.TIMESTAMPS) as number[]).map(Number);
     let timed = 0;
     for (let i = 0; i < this.timestamps.length; i += 2) {

@@ -11,7 +11,7 @@
 import { bytesOf, type Content, Gathering } from "./batch.js";
 import { ClosedError, type IsterError, ProtocolError } from "./errors.js";
 import { backOffMs, errorOf, type Frames, type Handle, type Limits, NEVER, type Session } from "./session.js";
-import { type Header, K, OFFSET_UNKNOWN, type Sendable, T, text, uint } from "./wire.js";
+import { exact, type Header, K, OFFSET_UNKNOWN, type Sendable, T, text, uint } from "./wire.js";
 
 export type Phase = "idle" | "opening" | "open" | "waiting" | "closing" | "closed";
 type Event = "ready" | "opened" | "refused" | "due" | "reopen" | "close" | "lost" | "done" | "fail";
@@ -411,13 +411,7 @@ export class Publication implements Handle {
   }
 
   private onOpened(header: Header, now: number): void {
-    const sequence = uint(header, K.SEQUENCE);
-    if (!Number.isSafeInteger(sequence)) {
-      this.fail(
-        new ProtocolError(`the number ${sequence} of a message is over 2^53-1, which this client cannot count`),
-      );
-      return;
-    }
+    const sequence = exact(header, K.SEQUENCE);
     this.step("opened");
     const { limits } = this.session as Session;
     this.limits = limits;

@@ -287,6 +287,19 @@ export function uint(header: Header, key: number, otherwise = 0): number {
   return value === undefined ? otherwise : Number(value);
 }
 
+/** The number a header holds, for what is to be said again; throws `ProtocolError` above 2^53-1. */
+export function exact(header: Header, key: number): number {
+  return asExact(header.get(key) as Uint | undefined, key);
+}
+
+export function asExact(value: Uint | undefined, key: number): number {
+  const number = Number(value ?? 0);
+  if (!Number.isSafeInteger(number)) {
+    throw new ProtocolError(`key ${key} holds ${value}: this client counts to 2^53-1`);
+  }
+  return number;
+}
+
 export function text(header: Header, key: number): string {
   return (header.get(key) as string | undefined) ?? "";
 }

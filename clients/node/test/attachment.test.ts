@@ -276,12 +276,19 @@ describe("a consumer", () => {
       { [K.RANGES]: [0, 2] },
       { [K.RANGES]: [1, 2] },
       { [K.COLUMNS]: 1 },
+      { [K.OFFSET]: 2n ** 63n }, // an acknowledgment of it could not be said
+      { [K.OFFSET]: 2n ** 53n, [K.RANGES]: [2n ** 53n, 2n ** 53n + 1n] },
     ]) {
       const scene = new Scene().welcome().opened();
       scene.deliver(0, ["a"], more);
       assert.equal(scene.session.phase, "idle");
       assert.deepEqual(scene.take(1), []);
     }
+  });
+
+  it("costs the connection where it is opened at an offset that no number can hold", () => {
+    const scene = new Scene({ type: "reader", start: "earliest" }).welcome().opened({ [K.OFFSET]: 2n ** 60n });
+    assert.equal(scene.session.phase, "idle");
   });
 
   it("gives up at once what somebody else has, unless it is patient", () => {
