@@ -1,0 +1,590 @@
+/* Tests of what knows no socket, clock or thread. ister.c is included: most of that is static. */
+#include "../ister.c"
+
+static int failures;
+static const char *running;
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            failures++;                                                                                                \
+            fprintf(stderr, "%s, line %d: not so: %s\n", running, __LINE__, #condition);                               \
+        }                                                                                                              \
+    } while (0)
+
+/* ---- a session without a socket: look at what was said, and answer ---- */
+
+typedef struct {
+    session s;
+    us now;
+    header *said;
+    uint8_t frame[HEADER_BYTES_MAX];
+} talk;
+
+static talk *new_talk(void) {
+    talk *t = allocate(sizeof *t);
+    t->s.text = "test";
+    t->now = 1000 * SECOND;
+    t->said = allocate(sizeof *t->said);
+    return t;
+}
+
+static void free_talk(talk *t) {
+    drop_session(&t->s);
+    free(t->said);
+    free(t);
+}
+
+/* The next frame that was said, decoded; false: there is none. */
+static bool next_said(talk *t) {
+    if (t->s.out_first == t->s.out_count) return false;
+    const outgoing_frame *first = &t->s.outbox[t->s.out_first];
+    ister_error error;
+    memcpy(t->frame, t->s.out.data + first->at, first->size);
+    CHECK(read_header(t->frame, first->size, t->said, &error));
+    sent_first(&t->s);
+    return true;
+}
+
+static size_t hush(talk *t) {
+    size_t count = 0;
+    while (next_said(t)) count++;
+    return count;
+}
+
+/* Passes frames until one of a type. */
+static bool said(talk *t, uint64_t type) {
+    while (next_said(t)) {
+        if (number_of(t->said, K_TYPE) == type) return true;
+    }
+    return false;
+}
+
+static parcel *new_parcel(const ister_slice *frames, size_t count) {
+    parcel *made = allocate(sizeof *made);
+    atomic_init(&made->references, 1);
+    for (; made->count < count; made->count++) {
+        zmq_msg_t *into = &made->messages[made->count];
+        zmq_msg_init_size(into, frames[made->count].size);
+        if (frames[made->count].size) memcpy(zmq_msg_data(into), frames[made->count].data, frames[made->count].size);
+        made->frames[made->count] = (ister_slice){zmq_msg_data(into), frames[made->count].size};
+    }
+    return made;
+}
+
+static void hear_frames(talk *t, const ister_slice *frames, size_t count) {
+    parcel *came = new_parcel(frames, count);
+    session_receive(&t->s, came, t->now);
+    release_parcel(came);
+}
+
+static void hear(talk *t, bytes *raw, writer *w) {
+    end_header(w);
+    hear_frames(t, &(ister_slice){raw->data, raw->size}, 1);
+    drop_bytes(raw);
+}
+
+static void welcome(talk *t, bool resumed) {
+    bytes raw = {0};
+    session_connect(&t->s, t->now);
+    hush(t);
+    writer w = begin_header(&raw, WELCOME);
+    with_number(&w, K_VERSION, 1);
+    put_number(&raw, K_SESSION);
+    put_bytes(&raw, "0123456789abcdef", 16);
+    with_number(&w, K_BOOT, 1);
+    with_number(&w, K_HEARTBEAT, 1000);
+    with_flag(&w, K_RESUMED, resumed);
+    put_number(&raw, K_LIMITS);
+    put_map(&raw, 5);
+    for (uint64_t key = 1; key <= 4; key++) {
+        put_number(&raw, key);
+        put_number(&raw, (const uint64_t[]){0, 1000, 4000, 2, 300}[key]);
+    }
+    put_number(&raw, 7);
+    put_number(&raw, 1000);
+    w.count += 2;
+    hear(t, &raw, &w);
+    CHECK(t->s.phase == READY);
+}
+
+static void lose(talk *t) {
+    ister_error why;
+    say_lost(&why, "a test");
+    session_lost(&t->s, &why);
+}
+
+static publication *new_producer(talk *t) {
+    publication *p = allocate(sizeof *p);
+    set_up_publication(p, 1, "orders");
+    p->id = 7;
+    p->batch_bytes = 1000;
+    attach(&t->s, &p->h, t->now);
+    return p;
+}
+
+static void free_publication(publication *p) {
+    ister_error why;
+    say_closed(&why, "producer");
+    detach(&p->h);
+    fail_producer(p, &why);
+    drop_publication(p);
+    free(p);
+}
+
+static attachment *new_attachment(talk *t, uint64_t fixed) {
+    attachment *a = allocate(sizeof *a);
+    set_up_attachment(a, 2, "orders", "all", "shared");
+    a->fixed = fixed;
+    a->serial = 9;
+    attach(&t->s, &a->h, t->now);
+    return a;
+}
+
+static void free_attachment(attachment *a) {
+    detach(&a->h);
+    drop_attachment(a);
+    free(a);
+}
+
+static void open_it(talk *t, uint64_t type, uint64_t sequence, uint64_t window) {
+    bytes raw = {0};
+    CHECK(said(t, type));
+    writer w = begin_header(&raw, OPENED);
+    with_number(&w, K_REF, number_of(t->said, K_REF));
+    with_number(&w, K_HANDLE, number_of(t->said, K_HANDLE));
+    with_text(&w, K_STRATEGY, "reliable");
+    if (type == OPEN_PRODUCER) {
+        with_number(&w, K_SEQUENCE, sequence);
+        with_number(&w, K_BYTES, window);
+    } else {
+        with_number(&w, K_OFFSET, 0);
+        with_number(&w, K_SOUGHT, sequence);
+        with_text(&w, K_INSTANCE, "one");
+    }
+    hear(t, &raw, &w);
+}
+
+static void refuse(talk *t, const char *code, const char *action, uint64_t sequence) {
+    bytes raw = {0};
+    writer w = begin_header(&raw, ERROR_FRAME);
+    with_text(&w, K_CODE, code);
+    with_text(&w, K_TEXT, code);
+    with_text(&w, K_ACTION, action);
+    with_number(&w, K_HANDLE, 1);
+    with_number(&w, K_SEQUENCE, sequence);
+    hear(t, &raw, &w);
+}
+
+static void receipt(talk *t, uint64_t sequence, uint64_t offset) {
+    bytes raw = {0};
+    writer w = begin_header(&raw, RECEIPT);
+    with_number(&w, K_HANDLE, 1);
+    put_number(&raw, K_RECEIPTS);
+    put_list(&raw, 2);
+    put_number(&raw, sequence);
+    put_number(&raw, offset);
+    w.count++;
+    hear(t, &raw, &w);
+}
+
+static shipment *send_one(talk *t, publication *p, const char *payload) {
+    uint64_t index;
+    ister_outgoing one = {.payload = payload, .payload_size = strlen(payload)};
+    shipment *into = take(p, &one, &index, t->now);
+    CHECK(into != NULL);
+    if (into) atomic_fetch_add(&into->references, 1);
+    return into;
+}
+
+static void deliver(talk *t, uint64_t first, uint64_t count) {
+    bytes raw = {0}, lengths = {0}, payloads = {0};
+    writer w = begin_header(&raw, DELIVER);
+    with_number(&w, K_HANDLE, 2);
+    with_number(&w, K_OFFSET, first);
+    with_number(&w, K_COUNT, count);
+    put_number(&raw, K_TIMESTAMPS);
+    put_list(&raw, 2);
+    put_number(&raw, count);
+    put_number(&raw, 5);
+    w.count++;
+    end_header(&w);
+    for (uint64_t i = 0; i < count; i++) {
+        append_u32(&lengths, 1);
+        append(&payloads, "x", 1);
+    }
+    ister_slice frames[3] = {{raw.data, raw.size}, {lengths.data, lengths.size}, {payloads.data, payloads.size}};
+    hear_frames(t, frames, 3);
+    drop_bytes(&raw);
+    drop_bytes(&lengths);
+    drop_bytes(&payloads);
+}
+
+static void take_and_free(talk *t, attachment *a, size_t count, bool ack) {
+    ister_message *messages[16];
+    size_t found = take_messages(a, messages, count, t->now);
+    CHECK(found == count);
+    if (ack) acknowledge(a, (const ister_message *const *)messages, found, t->now);
+    for (size_t i = 0; i < found; i++) ister_message_free(messages[i]);
+}
+
+/* ---- the tests ---- */
+
+static void what_has_no_receipt_is_sent_again_in_order(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    publication *p = new_producer(t);
+    open_it(t, OPEN_PRODUCER, 0, 1000);
+    shipment *first = send_one(t, p, "one"), *second = send_one(t, p, "two");
+    seal(p);
+    CHECK(said(t, PUBLISH) && number_of(t->said, K_SEQUENCE) == 0);
+    CHECK(said(t, PUBLISH) && number_of(t->said, K_SEQUENCE) == 1);
+    receipt(t, 0, 40);
+    CHECK(first->over && first->first == 40 && !second->over);
+    lose(t);
+    welcome(t, true);
+    CHECK(p->h.phase == H_OPENING);
+    lose(t);
+    session_connect(&t->s, t->now);
+    hush(t);
+    lose(t);
+    welcome(t, true);
+    open_it(t, OPEN_PRODUCER, 1, 1000);
+    CHECK(said(t, PUBLISH) && number_of(t->said, K_SEQUENCE) == 1 && !said(t, PUBLISH));
+    receipt(t, 1, 41);
+    receipt(t, 0, 99);
+    CHECK(answered(p) && first->first == 40 && second->first == 41);
+    release_shipment(first);
+    release_shipment(second);
+    free_publication(p);
+    free_talk(t);
+}
+
+static void the_window_is_kept(void) {
+    talk *t = new_talk();
+    char payload[31] = "123456789012345678901234567890";
+    int taken = 0;
+    welcome(t, false);
+    publication *p = new_producer(t);
+    open_it(t, OPEN_PRODUCER, 0, 100);
+    for (; taken < 100; taken++) {
+        uint64_t index;
+        ister_outgoing one = {.payload = payload, .payload_size = 30};
+        if (!take(p, &one, &index, t->now)) break;
+        seal(p);
+        CHECK(p->bytes <= 100 && p->batches_count <= 2);
+    }
+    CHECK(taken > 1 && taken < 100);
+    free_publication(p);
+    free_talk(t);
+}
+
+static void a_refused_batch_is_left_out_once_it_is_the_oldest(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    publication *p = new_producer(t);
+    open_it(t, OPEN_PRODUCER, 0, 1000);
+    shipment *bad = send_one(t, p, "bad"), *good = send_one(t, p, "good");
+    seal(p);
+    hush(t);
+    refuse(t, "invalid-argument", "fix", 0);
+    refuse(t, "sequence-gap", "retry", 1);
+    CHECK(bad->over && has_code(&bad->error, "invalid-argument") && !good->over);
+    open_it(t, OPEN_PRODUCER, 1, 1000);
+    CHECK(said(t, PUBLISH) && number_of(t->said, K_SEQUENCE) == 1);
+    release_shipment(bad);
+    release_shipment(good);
+    free_publication(p);
+    free_talk(t);
+}
+
+static void a_worker_that_lost_the_producer_is_given_it_again(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    publication *p = new_producer(t);
+    open_it(t, OPEN_PRODUCER, 0, 1000);
+    shipment *one = send_one(t, p, "one");
+    hush(t);
+    refuse(t, "unknown-handle", "fix", 0); /* 8.4-4 */
+    CHECK(!one->over && hush(t) == 0);
+    t->now += SECOND;
+    session_tick(&t->s, t->now);
+    open_it(t, OPEN_PRODUCER, 0, 1000);
+    CHECK(said(t, PUBLISH) && number_of(t->said, K_SEQUENCE) == 0);
+    release_shipment(one);
+    free_publication(p);
+    free_talk(t);
+}
+
+static void credit_comes_back_as_the_program_takes(void) {
+    talk *t = new_talk();
+    uint64_t given = 0;
+    welcome(t, false);
+    attachment *a = new_attachment(t, 4);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    deliver(t, 0, 4);
+    CHECK(hush(t) == 0);
+    for (uint64_t taken = 1; taken <= 4; taken++) {
+        take_and_free(t, a, 1, false);
+        while (next_said(t)) given += number_of(t->said, K_MESSAGES);
+        CHECK(given <= taken);
+    }
+    CHECK(given >= 2);
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void acknowledgments_are_repeated_in_a_resumed_session_alone(void) {
+    for (int resumed = 0; resumed < 2; resumed++) {
+        talk *t = new_talk();
+        welcome(t, false);
+        attachment *a = new_attachment(t, 10);
+        open_it(t, OPEN_CONSUMER, 0, 0);
+        deliver(t, 0, 2);
+        take_and_free(t, a, 2, true);
+        flush_acks(a, true);
+        lose(t);
+        welcome(t, resumed);
+        CHECK(a->forgotten != resumed);
+        free_attachment(a);
+        free_talk(t);
+    }
+}
+
+static void an_acknowledgment_made_while_another_is_confirmed_is_not_lost(void) {
+    talk *t = new_talk();
+    bytes raw = {0};
+    welcome(t, false);
+    attachment *a = new_attachment(t, 10);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    deliver(t, 0, 4);
+    take_and_free(t, a, 2, true);
+    flush_acks(a, true);
+    CHECK(said(t, ACK) && has(t->said, K_REF));
+    uint64_t ref = number_of(t->said, K_REF);
+    take_and_free(t, a, 2, true);
+    flush_acks(a, false);
+    writer w = begin_header(&raw, DONE);
+    with_number(&w, K_REF, ref);
+    hear(t, &raw, &w);
+    CHECK(a->unconfirmed.count == 1 && a->unconfirmed.items[0].first == 2 && a->unconfirmed.items[0].end == 4);
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void another_instance_is_not_acknowledged(void) {
+    talk *t = new_talk();
+    bytes raw = {0};
+    welcome(t, false);
+    attachment *a = new_attachment(t, 10);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    deliver(t, 0, 2);
+    take_and_free(t, a, 2, true);
+    flush_acks(a, false);
+    lose(t);
+    session_connect(&t->s, t->now);
+    lose(t);
+    welcome(t, true);
+    CHECK(a->h.phase == H_OPENING);
+    writer w = begin_header(&raw, OPENED);
+    with_number(&w, K_REF, a->h.open_ref);
+    with_number(&w, K_HANDLE, 2);
+    with_number(&w, K_OFFSET, 0);
+    with_text(&w, K_INSTANCE, "another");
+    hush(t);
+    hear(t, &raw, &w);
+    CHECK(a->h.phase == H_OPEN && settled(a) && a->forgotten && !said(t, ACK)); /* 9.3-2 */
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void many_ranges_are_split(void) {
+    talk *t = new_talk();
+    span *items = allocate(1001 * sizeof *items);
+    size_t frames = 0, ranges = 0, refs = 0, count;
+    welcome(t, false);
+    attachment *a = new_attachment(t, 10);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    for (uint64_t i = 0; i < 1001; i++) items[i] = (span){UINT64_MAX - 5000 + 2 * i, UINT64_MAX - 4999 + 2 * i};
+    send_ranges(a, ACK, items, 1001, 5, -1, NULL);
+    while (next_said(t)) { /* decoding checks that a header has 8192 bytes and 400 ranges at most */
+        numbers_of(t->said, K_RANGES, &count);
+        frames++;
+        ranges += count / 2;
+        refs += has(t->said, K_REF);
+    }
+    CHECK(frames >= 3 && ranges == 1001 && refs == 1 && has(t->said, K_REF));
+    free(items);
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void a_handle_closed_without_a_connection_is_closed_in_the_resumed_session(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    attachment *a = new_attachment(t, 10);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    lose(t);
+    close_handle(&a->h);
+    free_attachment(a);
+    session_connect(&t->s, t->now);
+    lose(t);
+    bytes raw = {0};
+    session_connect(&t->s, t->now);
+    hush(t);
+    writer w = begin_header(&raw, WELCOME);
+    with_number(&w, K_VERSION, 1);
+    put_number(&raw, K_SESSION);
+    put_bytes(&raw, "0123456789abcdef", 16);
+    with_number(&w, K_BOOT, 1);
+    with_number(&w, K_HEARTBEAT, 1000);
+    with_flag(&w, K_RESUMED, true);
+    put_number(&raw, K_LIMITS);
+    put_map(&raw, 0);
+    w.count += 2;
+    hear(t, &raw, &w);
+    CHECK(said(t, CLOSE) && number_of(t->said, K_HANDLE) == 2); /* 7.4-7 */
+    free_talk(t);
+}
+
+static void one_ping_a_heartbeat_and_then_the_connection_is_lost(void) {
+    talk *t = new_talk();
+    size_t pings = 0;
+    welcome(t, false);
+    for (int i = 0; i < 60 && t->s.phase == READY; i++) {
+        t->now += 100 * MS;
+        session_tick(&t->s, t->now);
+        pings += hush(t);
+    }
+    CHECK(pings == 1 && t->s.phase == IDLE);
+    free_talk(t);
+}
+
+static void garbage_costs_the_connection(void) {
+    static const struct {
+        const char *bytes;
+        size_t size;
+    } GARBAGE[] = {
+        {"", 0},
+        {"\xff", 1},
+        {"\xa1\x00\x01", 3},                                                  /* HELLO, of a broker */
+        {"\xa1\x00\x18\x3f", 4},                                              /* an unknown frame */
+        {"\xbf\x00\x18\x29\xff", 5},                                          /* indefinite length */
+        {"\xa2\x00\x18\x29\x00\x18\x29", 7},                                  /* a key twice */
+        {"\xa2\x00\x18\x29\x18\xc8\xf7", 7},                                  /* undefined */
+        {"\xa2\x00\x18\x29\x18\xc8\xe0", 7},                                  /* a simple value that is nothing */
+        {"\xa2\x00\x18\x29\x18\xc8\xf8\x20", 8},                              /* the same, in two bytes */
+        {"\xa2\x00\x18\x29\x01\xf9\x3c\x00", 8},                              /* a float for a number */
+        {"\xa2\x00\x18\x29\x18\xc8\x61\xff", 8},                              /* text that is not UTF-8 */
+        {"\xa2\x00\x18\x29\x18\xc8\x5b\xff\xff\xff\xff\xff\xff\xff\xff", 15}, /* more bytes than there are */
+        {"\xa2\x00\x18\x29\x18\xc8\x9b\xff\xff\xff\xff\xff\xff\xff\xff", 15}, /* more items than there are */
+        {"\xa2\x00\x18\x29\x18\xc8\xa2\x61\x61\x01\x61\x61\x02", 13},         /* a key twice, further in */
+        {"\xa2\x00\x18\x29\x18\xc8\x81\x81\x81\x81\x01", 11},                 /* too deep */
+    };
+    for (size_t i = 0; i < sizeof GARBAGE / sizeof *GARBAGE; i++) {
+        talk *t = new_talk();
+        welcome(t, false);
+        hear_frames(t, &(ister_slice){GARBAGE[i].bytes, GARBAGE[i].size}, 1);
+        if (t->s.phase != IDLE) fprintf(stderr, "garbage %zu was taken\n", i);
+        CHECK(t->s.phase == IDLE);
+        free_talk(t);
+    }
+}
+
+static void numbers_of_any_width_and_unknown_keys_are_taken(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    static const char WIDE[] = "\xa1\x1b\0\0\0\0\0\0\0\0\x1b\0\0\0\0\0\0\0\x29";
+    static const char UNKNOWN[] = "\xa2\x00\x18\x29\x18\xc8\xa1\x01\x84\x41x\xf6\x61y\x24";
+    hear_frames(t, &(ister_slice){WIDE, sizeof WIDE - 1}, 1);
+    hear_frames(t, &(ister_slice){UNKNOWN, sizeof UNKNOWN - 1}, 1);
+    CHECK(t->s.phase == READY);
+    free_talk(t);
+}
+
+static void random_bytes_never_do_harm(void) {
+    uint64_t seed = 88172645463325252U;
+    header *h = allocate(sizeof *h);
+    ister_error error;
+    for (int round = 0; round < 20000; round++) {
+        uint8_t raw[64];
+        for (size_t i = 0; i < sizeof raw; i++) {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            raw[i] = (uint8_t)(i == 0 ? 0xa0 | seed % 6 : seed >> 11);
+        }
+        size_t size = 1 + seed % sizeof raw;
+        uint8_t *exact = memcpy(allocate(size), raw, size); /* so that a sanitizer sees what is read behind it */
+        read_header(exact, size, h, &error);
+        cursor from = {exact, size, 0};
+        ister_value value = {0};
+        walk(&from, 1, RESULT_LEVELS, TEXT_KEYS, &value);
+        drop_parts(&value);
+        free(exact);
+    }
+    free(h);
+}
+
+static void columns_that_come_late_are_filled_up(void) {
+    ister_attribute attribute = {"name", "", 0, 0};
+    ister_outgoing messages[3] = {{.payload = "a", .payload_size = 1},
+                                  {.key = "k", .key_size = 1, .attributes = &attribute, .attributes_count = 1},
+                                  {.payload = "ccc", .payload_size = 3, .deliver_at_ms = 7}};
+    ister_slice frames[FRAMES_MAX];
+    size_t frames_count, count = 0, at = 0;
+    uint64_t columns;
+    ister_message **cut;
+    ister_error error;
+    ister_attribute found;
+    CHECK(ister_codec_pack(messages, 3, &columns, frames, &frames_count, &error) == ISTER_OK && columns == 7);
+    CHECK(ister_codec_cut(columns, frames, frames_count, &cut, &count, &error) == ISTER_OK && count == 3);
+    CHECK(!cut[0]->key && cut[1]->key_size == 1 && !cut[2]->key && cut[1]->payload_size == 0);
+    CHECK(cut[0]->deliver_at_ms == 0 && cut[2]->deliver_at_ms == 7);
+    CHECK(!ister_message_attribute(cut[0], "name", &found) && ister_message_attribute(cut[1], "name", &found));
+    CHECK(found.value_size == 0 && found.value[0] == 0); /* may be sent on as it is */
+    CHECK(ister_message_next_attribute(cut[1], &at, &found) && !ister_message_next_attribute(cut[1], &at, &found));
+    ister_codec_messages_free(cut, count);
+    for (size_t i = 0; i < frames_count; i++) free((void *)frames[i].data);
+}
+
+static void wrong_attributes_fail_the_attributes_alone(void) {
+    handed one = {.attributes = (const uint8_t *)"\xa1\x61\x61\x01", .attributes_size = 4};
+    size_t at = 0;
+    ister_attribute found;
+    CHECK(!ister_message_attributes_valid(&one.seen) && !ister_message_next_attribute(&one.seen, &at, &found));
+}
+
+static void a_name_makes_the_id_that_the_document_says(void) {
+    CHECK(ister_producer_id("orders", "loader") == 70219652783341418U);
+}
+
+static void text_is_cut_at_a_letters_end(void) {
+    char field[4];
+    copy_into(field, sizeof field, "aa\xc3\xa9", 4);
+    CHECK(strcmp(field, "aa") == 0);
+}
+
+int main(void) {
+#define RUN(test) (running = #test, test())
+    RUN(what_has_no_receipt_is_sent_again_in_order);
+    RUN(the_window_is_kept);
+    RUN(a_refused_batch_is_left_out_once_it_is_the_oldest);
+    RUN(a_worker_that_lost_the_producer_is_given_it_again);
+    RUN(credit_comes_back_as_the_program_takes);
+    RUN(acknowledgments_are_repeated_in_a_resumed_session_alone);
+    RUN(an_acknowledgment_made_while_another_is_confirmed_is_not_lost);
+    RUN(another_instance_is_not_acknowledged);
+    RUN(many_ranges_are_split);
+    RUN(a_handle_closed_without_a_connection_is_closed_in_the_resumed_session);
+    RUN(one_ping_a_heartbeat_and_then_the_connection_is_lost);
+    RUN(garbage_costs_the_connection);
+    RUN(numbers_of_any_width_and_unknown_keys_are_taken);
+    RUN(random_bytes_never_do_harm);
+    RUN(columns_that_come_late_are_filled_up);
+    RUN(wrong_attributes_fail_the_attributes_alone);
+    RUN(a_name_makes_the_id_that_the_document_says);
+    RUN(text_is_cut_at_a_letters_end);
+    if (failures) fprintf(stderr, "%d checks failed\n", failures);
+    return failures ? 1 : 0;
+}

@@ -1,0 +1,121 @@
+"""The C client as a library: it is formatted, its tests pass under sanitizers, its README's programs run installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ister import testing
+from tests.conformance_clients import drivers
+
+FOLDER = drivers.CLIENTS / "c"
+WHY_NOT = drivers.named("c").lacks()
+PATIENCE_S = 240
+EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```c\n(.*?)```', re.DOTALL)
+EXAMPLES = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.timeout(PATIENCE_S + 60),
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+]
+
+
+def run(folder: Path, *command: str, **more: str) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env=os.environ | more,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def make(folder: Path, *targets: str) -> None:
+    """Make targets in a copy of the client, so that no build of it is disturbed."""
+    run(folder, "make", "--no-print-directory", *targets)
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the client without what was built."""
+    return shutil.copytree(
+        FOLDER, tmp_path_factory.mktemp("c") / "client", ignore=shutil.ignore_patterns("build")
+    )
+
+
+@pytest.fixture
+def broker() -> Iterator[testing.Broker]:
+    """Return a broker in memory."""
+    with testing.Broker() as running:
+        yield running
+
+
+def test_it_is_formatted(copied: Path) -> None:
+    """The formatter would change nothing."""
+    if shutil.which("clang-format") is None:
+        pytest.skip("c: this machine has no clang-format")
+    make(copied, "format-check")
+
+
+def test_its_own_tests_pass(copied: Path) -> None:
+    """The protocol without a socket; compiled without a warning."""
+    make(copied, "check")
+
+
+def test_its_own_tests_touch_no_memory_but_their_own(copied: Path) -> None:
+    """The same, with the sanitizers for addresses and undefined behaviour."""
+    make(copied, "sanitized")
+
+
+def test_its_own_tests_leave_no_memory_behind(copied: Path) -> None:
+    """The same under valgrind, which finds no leak and no uninitialised byte."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("c: this machine has no valgrind")
+    make(copied, "memory")
+
+
+def test_it_exports_nothing_but_its_own_names(copied: Path) -> None:
+    """A program that links it meets no name that does not begin with ister_."""
+    make(copied, "all")
+    told = run(copied, "nm", "--defined-only", "--extern-only", "build/libister.a")
+    names = [
+        line.split()[-1] for line in told.splitlines() if " T " in line or " D " in line or " B " in line
+    ]
+    assert names
+    assert [name for name in names if not name.startswith("ister_")] == []
+
+
+@pytest.mark.parametrize("linked", ["static", "shared"])
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_a_program_of_the_readme_runs_against_the_installed_library(
+    number: int, linked: str, broker: testing.Broker, copied: Path, tmp_path: Path
+) -> None:
+    """As the README says: install, ask pkg-config, compile, run."""
+    assert len(EXAMPLES) == 2
+    printed, program = EXAMPLES[number]
+    prefix = tmp_path / "installed"
+    make(copied, "install", f"PREFIX={prefix}")
+    (tmp_path / "program.c").write_text(program, encoding="utf-8")
+    found = {"PKG_CONFIG_PATH": str(prefix / "lib" / "pkgconfig")}
+    if linked == "shared":
+        flags = run(tmp_path, "pkg-config", "--cflags", "--libs", "ister", **found).split()
+        assert f"-L{prefix}/lib" in flags
+    else:
+        flags = [f"-I{prefix}/include", f"{prefix}/lib/libister.a", "-lzmq", "-lcbor"]
+    warnings = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    run(tmp_path, "gcc", *warnings, "program.c", "-o", "program", *flags)
+    told = run(tmp_path, "./program", broker.endpoint, LD_LIBRARY_PATH=str(prefix / "lib"))
+    assert told.strip() == printed
