@@ -1,6 +1,6 @@
 """What one consumer has acknowledged: gathered into ranges, sent, and kept until the broker has stored it.
 
-Knows which deliveries the broker has forgotten since, and that nothing is said about those. What is handed out is in
+Knows which deliveries the broker has forgotten: nothing is sent about their messages. What is handed out is in
 `handing.py`, the rest of the conversation in `attachment.py`. Pure: no socket, clock or thread. The caller holds the
 client's lock.
 
@@ -37,7 +37,7 @@ class Speaker(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the broker takes what is said about messages."""
+        """Whether frames about messages may be sent now."""
 
     def say_of_messages(self, kind: int, more: wire.Header) -> None:
         """Send a frame about messages; only while it is open, or is about to be opened again."""
@@ -47,7 +47,7 @@ class Speaker(Protocol):
 
 
 class Acknowledgments:
-    """One consumer's acknowledgments: a run that grows, closed runs, and what was sent and may yet be lost.
+    """One consumer's acknowledgments: a run that grows, closed runs, and what was sent and is not confirmed.
 
     A program that acknowledges message after message of `delivery` only moves `end`: the run is from `first` up to it.
     """

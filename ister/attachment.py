@@ -293,7 +293,7 @@ class Attachment:
 
     @property
     def is_open(self) -> bool:
-        """Whether the broker takes what is said about this consumer and its messages."""
+        """Whether frames about this consumer and its messages may be sent now."""
         return self.phase == "open" and self.session is not None
 
     def say(self, kind: int, more: wire.Header) -> bool:
@@ -305,7 +305,7 @@ class Attachment:
         return True
 
     def say_of_messages(self, kind: int, more: wire.Header) -> None:
-        """Send a frame about messages, with the moves of which the broker has told, where there is a session."""
+        """Send a frame about messages, with the number of the last seek the broker told of, if there is a session."""
         if self.session is not None:
             header: wire.Header = {Key.TYPE: kind, Key.HANDLE: self.handle, **more}
             if self._moves:

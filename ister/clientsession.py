@@ -39,7 +39,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
 
 # seconds; after this long without an answer to HELLO: another socket, and the next endpoint
 GREETING_S: Final = 3.0
-# seconds; a second error within this time that does not say what it is about comes of what was sent again
+# seconds; a second error without REF and HANDLE within this time is caused by what was sent again
 UNCLEAR_AGAIN_S: Final = 60.0
 BACK_OFF_FIRST_S: Final = 0.05
 BACK_OFF_LAST_S: Final = 2.0
@@ -70,7 +70,7 @@ class Handle(Protocol):
 
     @property
     def phase(self) -> str:
-        """Where it is in its life; "closed" is the end."""
+        """The state of the handle; "closed" is the last one."""
 
     def on_ready(self, *, resumed: bool) -> None:
         """WELCOME came: open (again)."""
@@ -122,7 +122,7 @@ class Session:
         self._spoke = 0.0
         self._heard = 0.0
         self._pinged: float | None = None
-        self._unclear_s = float("-inf")  # when an error came last that said not what it was about
+        self._unclear_s = float("-inf")  # when the last error without REF and HANDLE came
 
     @property
     def idle(self) -> bool:

@@ -1,7 +1,7 @@
-"""What programs hold of a client until they close it, and how that is closed: alike for producers and receivers.
+"""What programs open and close: the steps of closing, which are the same for producers and receivers.
 
-Closing is made of steps that do not wait, so that `ister.aio` waits in the event loop between them. What a producer and
-a consumer do besides is theirs: `producer.py`, `receiver.py`. May touch: the network (to send).
+Closing is made of steps that do not wait, so that `ister.aio` waits in the event loop between them. What only one of
+them does is in `producer.py` and `receiver.py`. May touch: the network (to send).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ HURRY_S: Final = 1.0  # how long closing may take when an exception is on its wa
 
 
 class Closing(ABC):
-    """Something of a client that a program closes, by `close` or at the end of a `with` block."""
+    """A producer or receiver, closed by `close` or at the end of a `with` block."""
 
     def __init__(self, network: Network, side: Handle) -> None:
-        """`side` has what is said to the broker about it."""
+        """`side` is its part of the protocol."""
         self._network = network
         self._lock: threading.Lock = network.lock
         self._side = side
