@@ -237,12 +237,13 @@ class Consumer(Receiver):
         request = seeking.request
         with self._lock:
             arrived = seeking.arrived()
+            if arrived and request.done and request.error is None and not seeking.has_begun():
+                self.forget_current()  # otherwise it is gone, and what another thread has now came after the move
         if request.error is not None:
             raise request.error
         if not request.done or not arrived:
             trouble = arguments.in_trouble(request.trouble or self.attachment.trouble)
             raise TimeoutExpiredError(f"the subscription was not moved within {timeout} s{trouble}")
-        self.forget_current()
         position: int = request.result["position"]
         return position
 
@@ -267,7 +268,11 @@ class Seeking:
         untold = (
             attachment.phase != "open" or attachment.active is False
         )  # nothing arrives, or the consumer is about to be opened again
-        return self.request.error is not None or untold or attachment.begun != self._begun
+        return self.request.error is not None or untold or self.has_begun()
+
+    def has_begun(self) -> bool:
+        """Whether delivering began anew since, and dropped what came before (lock held)."""
+        return self._attachment.begun != self._begun
 
 
 def _by_lineage(

@@ -162,6 +162,18 @@ def test_a_loop_goes_on_at_the_new_place(client: ister.Client) -> None:
     assert seen == [0, 1, 2, 8, 9]
 
 
+def test_what_comes_after_a_move_stays_with_the_thread_that_took_it_meanwhile(client: ister.Client) -> None:
+    """The thread that asked for the move learns of it later: it drops nothing that was delivered since."""
+    fill(client, 10)
+    with client.consumer("orders", "s", start="earliest") as consumer:
+        assert taken(consumer, 3) == [0, 1, 2]
+        seeking = consumer.begin_seek("earliest")
+        while taken(consumer, 1) != [0]:
+            pass
+        assert consumer.end_seek(seeking, 5) == 0
+        assert taken(consumer, 9) == list(range(1, 10))
+
+
 def test_somebody_else_moves_a_subscription(client: ister.Client) -> None:
     """Its consumer is told, and no credit is lost."""
     fill(client, 100)
