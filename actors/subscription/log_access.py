@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from ister.actors.asking import Asking
 from ister.actors.explain_state import State, Stop
 from ister.actors.messages import (
+    Attach,
     Durable,
     Fetch,
     Fetched,
@@ -27,6 +28,7 @@ from ister.actors.messages import (
     NotFetched,
     Notice,
     Repaired,
+    TopicFailed,
     Trimmed,
 )
 from ister.actors.runtime import Ref, Timer, receives
@@ -79,6 +81,9 @@ class LogAccess(SubscriptionPart):
         self._begun_behind = 0  # the end of what was missing where the subscription was to begin
         self._stalled: Notice | None = None  # reading waits at damage until an operator decides
         self._stalled_at = ASKED  # the offset it waits at, if the store was not asked for it
+        # The topic was asked how far the store has it, because of damage here that the store may have whole by now.
+        self._inquires = False
+        self._inquired_at = -1  # the offset of the damage for which it was asked last
         self._repairs = 0  # how many of the topic's are known here
         self._trimmed = 0
         self._skipped = 0
@@ -96,8 +101,19 @@ class LogAccess(SubscriptionPart):
     def stored(self, end: int) -> None:
         """Note up to where the store has the topic, and ask it for a damaged segment if it has that now."""
         self.source.stored(end)
-        if self._stalled is not None and self._stalled_at < self.source.stored_end:
+        if self._inquires:
+            self._end_inquiry()
+        elif self._stalled is not None and self._stalled_at < self.source.stored_end:
             self._read_again()
+
+    def topic_failed(self, _failed: TopicFailed) -> None:
+        """Go by what is known of the store: the topic cannot say more."""
+        if self._inquires:
+            self._end_inquiry()
+
+    def _end_inquiry(self) -> None:
+        self._inquires = False
+        self._subscription.may_read()
 
     @receives(Durable)
     def on_durable(self, durable: Durable) -> None:
@@ -134,7 +150,7 @@ class LogAccess(SubscriptionPart):
 
     def read(self, step: Callable[[], T]) -> T | None:
         """Run `call`, which reads, and handle its failure; return None where it is to be tried again later."""
-        while self._stalled is None and self._fetching is None and self._subscription.failure is None:
+        while not self._waits and self._subscription.failure is None:
             try:
                 return step()
             except NotHereError as error:
@@ -149,6 +165,11 @@ class LogAccess(SubscriptionPart):
             except StorageError as error:
                 self._halt(error)
         return None
+
+    @property
+    def _waits(self) -> bool:
+        """Whether reading waits for the store, the topic or an operator."""
+        return self._stalled is not None or self._fetching is not None or self._inquires
 
     def fetch(self, missing: NotHereError) -> None:
         """Fetch a segment from the store; meanwhile nothing is delivered."""
@@ -231,6 +252,7 @@ class LogAccess(SubscriptionPart):
         """Forget what was waited for at the old place."""
         self._stalled = None
         self._fetching = None
+        self._inquires = False
 
     def _halt(self, error: StorageError) -> None:
         """Serve no consumer any more, and say why."""
@@ -242,6 +264,11 @@ class LogAccess(SubscriptionPart):
         if self.refuses(error):
             return
         first, end = error.first or 0, error.end or 0
+        if first >= self.source.stored_end and first != self._inquired_at:
+            # what is known here of the store is some seconds old: it may have these offsets by now
+            self._inquires, self._inquired_at = True, first
+            self._topic_ref.tell(Attach(self._subscription.address, self._subscription.topic))
+            return
         self._stalled_at = ASKED if first < self.source.stored_end else first
         what = f"offsets {first} to before {end} of topic {self._topic!r} are damaged, nothing is skipped by itself"
         text = f"{what} ({error.text}); to skip them: ister topic repair {self._topic} --skip-damaged"

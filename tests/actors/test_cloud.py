@@ -1239,6 +1239,23 @@ def test_what_is_damaged_or_missing_locally_is_read_from_the_store(
 
 
 @pytest.mark.parametrize("how", ["removed", "flipped"])
+def test_a_subscription_does_not_go_by_what_the_store_had_some_seconds_ago(
+    make_stage: MakeStage, how: str
+) -> None:
+    """Uploads since its last word from the topic count: damage in what they have is read from the store."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    publisher = create(stage)
+    client = consumer(stage, start="earliest", messages=1)
+    fill(publisher, stage, 0, 600)
+    hurt(stage, "middle", how)
+    client.credit(1, 1000)
+    expect_messages(client, 0, 600)
+    assert [frame.code for frame in client.unread if frame.kind == Type.EVENT] == []
+    assert shown(stage)["damaged"] == []
+
+
+@pytest.mark.parametrize("how", ["removed", "flipped"])
 def test_what_is_damaged_here_and_lost_there_is_damage(make_stage: MakeStage, how: str) -> None:
     """The range is exact, a verification and `topic.show` have it, and a repair goes on behind it."""
     stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})

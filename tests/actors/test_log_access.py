@@ -181,6 +181,30 @@ def test_damage_is_waited_at_until_an_operator_decides() -> None:
     assert bench.access.read(bench.access.source.read_ahead) is not None
 
 
+def test_before_damage_is_told_the_topic_is_asked_whether_the_store_has_it_by_now() -> None:
+    """What is known of the store is some seconds old; an answer that is no better, or none, makes it damage."""
+    bench = bench_of()
+    attached(bench, stored_end=0)
+    consumer = bench.host.attach()
+    bench.topic.take(Attach)
+    bench.log.errors[0] = damage(0, 2)
+    for _ in range(2):
+        assert bench.access.read(bench.access.source.read_ahead) is None
+        assert (consumer.heard, bench.topic.take(FoundDamage)) == ([], [])
+    assert len(bench.topic.take(Attach)) == 1
+    attached(bench, stored_end=2)
+    bench.log.errors[0] = NotHereError(0, 2)
+    assert bench.access.read(bench.access.source.read_ahead) is None
+    assert [fetch.offset for fetch in bench.fetcher.take(Fetch)] == [0]
+    bench.access.forget()
+    bench.log.errors[0] = damage(5, 6)
+    assert bench.access.read(bench.access.source.read_ahead) is None
+    assert len(bench.topic.take(Attach)) == 1
+    bench.access.topic_failed(TopicFailed("log-failed", "its disk is gone"))
+    assert bench.access.read(bench.access.source.read_ahead) is None
+    assert [notice.code for notice in consumer.heard] == ["log-damaged"]
+
+
 def test_a_repair_is_heard_of_also_if_its_mail_was_lost() -> None:
     """Each of the topic's answers has the number of repairs; an unchanged number is no news."""
     bench = bench_of()
