@@ -70,7 +70,9 @@ class ByKey(Delivery):
     def hand_out(self) -> None:
         """Deliver what can be delivered now; a poison message blocks its key alone."""
         if self._log.begin_turn() and self._subscription.may_deliver:
-            self._log.access.read(self._hand_out_lanes)
+            access = self._log.access
+            if access.read(self._hand_out_lanes) is None and access.waits:
+                self._hand_out_here()
 
     def position(self) -> int:
         """Return the first offset that was not looked at yet."""
@@ -99,6 +101,23 @@ class ByKey(Delivery):
                 return False
         subscription.wake()
         return True
+
+    def _hand_out_here(self) -> None:
+        """Send what the lanes have from before the place where reading waits; what waits for the same stays."""
+        lanes, subscription = self._lanes, self._subscription
+        lanes.wake(subscription.clock.monotonic())
+        if (wake_s := lanes.next_wake_s()) is not None:
+            subscription.wake_at(wake_s)
+        budget, tries = DISPATCH_BYTES_MAX, len(lanes.called) + 1
+        while budget > 0 and tries:
+            try:
+                if (sent := self._serve()) is None:
+                    return
+                budget -= sent
+            except IsterError:
+                tries -= 1  # the next consumer's messages may be here
+        if budget <= 0:
+            subscription.wake()
 
     def _serve(self) -> int | None:
         """Send one piece to the next consumer that has messages waiting; return its bytes."""

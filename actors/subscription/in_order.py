@@ -58,7 +58,17 @@ class InOrder(Delivery):
 
     def next_piece(self, member: Member, messages_max: int) -> Piece | None:
         """Take returned messages, else new ones; None also where the log cannot be read now."""
-        return self._log.access.read(lambda: self._find_piece(member, messages_max))
+        access = self._log.access
+        piece = access.read(lambda: self._find_piece(member, messages_max))
+        return self._piece_here(member, messages_max) if piece is None and access.waits else piece
+
+    def _piece_here(self, member: Member, messages_max: int) -> Piece | None:
+        """Return messages from before the place where reading waits; None where they wait for the same."""
+        try:
+            self._schedule.look()
+            return self._piece_again(member, messages_max) if self._redelivery else None
+        except StorageError:
+            return None
 
     def _find_piece(self, member: Member, messages_max: int) -> Piece | None:
         self._schedule.look()

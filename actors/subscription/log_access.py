@@ -150,7 +150,7 @@ class LogAccess(SubscriptionPart):
 
     def read(self, step: Callable[[], T]) -> T | None:
         """Run `call`, which reads, and handle its failure; return None where it is to be tried again later."""
-        while not self._waits and self._subscription.failure is None:
+        while not self.waits and self._subscription.failure is None:
             try:
                 return step()
             except NotHereError as error:
@@ -167,8 +167,8 @@ class LogAccess(SubscriptionPart):
         return None
 
     @property
-    def _waits(self) -> bool:
-        """Whether reading waits for the store, the topic or an operator."""
+    def waits(self) -> bool:
+        """Whether reading on waits for the store, the topic or an operator."""
         return self._stalled is not None or self._fetching is not None or self._inquires
 
     def fetch(self, missing: NotHereError) -> None:

@@ -1274,6 +1274,26 @@ def test_what_is_damaged_here_and_lost_there_is_damage(make_stage: MakeStage, ho
     expect_messages(reader, first + count, 600)
 
 
+@pytest.mark.parametrize("type_", ["shared", "key-shared"])
+def test_what_lies_before_damage_is_delivered_and_redelivered(make_stage: MakeStage, type_: str) -> None:
+    """Also where a subscription that reads ahead comes upon the damage first; only what lies behind it waits."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    stage.start_tier()
+    fill(create(stage), stage, 0, 200)
+    lose(stage, hurt(stage, "middle", "removed"))
+    client = consumer(stage, start="earliest", type=type_, messages=1)
+    for attempt in (1, 2):
+        found: list[int] = []
+        while (frame := client.hear(20)) is not None:
+            if frame.kind == Type.DELIVER:
+                assert frame.header[Key.ATTEMPT] == attempt
+                found += frame.offsets()
+                client.credit(1, frame.header[Key.COUNT])
+        [(first, _, _)] = shown(stage)["damaged"]
+        assert found == list(range(first))
+        client.nack(1, (0, first), delay_ms=0)
+
+
 def hurt(stage: Stage, place: str, how: str) -> int:
     """Remove a local segment, or flip a byte in it; return its first offset."""
     folder = stage.actor("topic", "orders").wal.folder
