@@ -90,6 +90,8 @@ class Attachment:
         self.error: IsterError | None = None  # why it is closed
         self.trouble: IsterError | None = None  # why it is being tried again
         self.complaint: IsterError | None = None  # the broker's error about an acknowledgment; raised once
+        # damage that the subscription has come upon; raised once, when nothing from before it is left
+        self.damage: IsterError | None = None
         self.opened = False
         self.strategy = ""
         self.position = 0
@@ -263,10 +265,11 @@ class Attachment:
         elif event.code == "dropped":
             self.dropped = event.count
         elif event.code == "log-damaged":  # nothing comes until an operator decides: the program must be told
-            self.complaint = RemoteError(event.code, event.text)
+            self.damage = RemoteError(event.code, event.text)
             self._line_up()
         elif event.code == "sought":
             self.begun += 1
+            self.damage = None
             self.acks.on_sought()
             self.handing.on_sought()
         elif event.code == "recalled":
@@ -280,7 +283,7 @@ class Attachment:
     def take_turns(self, turns: OrderedDict[Attachment, None]) -> None:
         """Join this queue whenever there is something to hand out or to raise."""
         self._turns = turns
-        if self.handing.queue or self.complaint is not None or self.phase == "closed":
+        if self.handing.queue or self.complaint or self.damage or self.phase == "closed":
             self._line_up()
 
     def _line_up(self) -> None:

@@ -146,6 +146,8 @@ class Receiver(Closing):
                 self._check()
                 network.connection_of(attachment).touch()  # a frame may have arrived already
                 found = take(attachment)
+                if found is None:
+                    self.raise_damage(attachment)
             if found is not None:
                 attachment.tick(now)
                 session = attachment.session
@@ -161,8 +163,15 @@ class Receiver(Closing):
             attachment.handing.has_some
             or attachment.error is not None
             or attachment.complaint is not None
+            or attachment.damage is not None
             or attachment.phase == "closed"
         )
+
+    def raise_damage(self, attachment: Attachment) -> None:
+        """Raise that the subscription waits at damage: everything from before it was handed out (lock held)."""
+        if attachment.damage is not None and not attachment.handing.asks:
+            damage, attachment.damage = attachment.damage, None
+            raise damage
 
     def _check(self) -> None:
         """Raise the broker's error, if there is one (lock held)."""

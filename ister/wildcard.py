@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ister.attachment import Attachment
 from ister.clientsession import Handle
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
-from ister.errors import ClosedError, UsageError
+from ister.errors import ClosedError, IsterError, UsageError
 from ister.members import Members, OpenMember, about
 from ister.message import BaseBatch, BaseMessage, Delivery, Event
 from ister.names import topic_pattern
@@ -151,6 +151,8 @@ class WildcardConsumer(Consumer):
                         attachment.handing.sharing = len(self._turns) + 1
                         attachment.handing.asked(now)
                         found = self._take(attachment, take)
+                        if found is None:
+                            self.raise_damage(attachment)
             network.settle()
             if found is not None or (attachment is None and not self.members.have_changed):
                 return found
@@ -170,7 +172,9 @@ class WildcardConsumer(Consumer):
         """Take messages of a topic, and let it join the queue again (lock held)."""
         found = take(attachment)
         handing = attachment.handing
-        if handing.queue and not handing.asks:  # one that asks the broker joins when there is an answer
+        if (
+            handing.queue or attachment.damage
+        ) and not handing.asks:  # one that asks the broker joins when there is an answer
             self._turns.setdefault(attachment)
         if found is not None:
             attachment.tick(self._network.clock.monotonic())
@@ -178,6 +182,14 @@ class WildcardConsumer(Consumer):
             if session is not None and session.outbox:
                 self._network.connection_of(attachment).pump()
         return found
+
+    def raise_damage(self, attachment: Attachment) -> None:
+        """Raise that a topic's subscription waits at damage (lock held)."""
+        try:
+            super().raise_damage(attachment)
+        except IsterError as damage:
+            self._turns.pop(attachment, None)
+            raise about(attachment.topic, damage) from None
 
     def forget_current(self) -> None:
         """Drop what is left of the present delivery."""

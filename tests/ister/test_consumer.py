@@ -12,6 +12,8 @@ import pytest
 import ister
 from ister import testing
 from ister.acknowledgments import joined
+from ister.attachment import Attachment
+from ister.clientsession import Frame
 from ister.errors import ClosedError, ConnectionLostError, RemoteError, UsageError
 from ister.wire import Key, Type
 
@@ -37,6 +39,16 @@ def payloads_of(messages: Iterable[ister.Message]) -> list[bytes]:
     return [message.payload for message in messages]
 
 
+def received(consumer: ister.Consumer, count: int) -> list[ister.Message]:
+    """Receive so many messages."""
+    found = []
+    for _ in range(count):
+        message = consumer.receive(5)
+        assert message is not None
+        found.append(message)
+    return found
+
+
 def test_a_loop_sees_every_message_in_order(client: ister.Client) -> None:
     """The simplest consumer program."""
     sent = fill(client, 3000)
@@ -48,6 +60,30 @@ def test_a_loop_sees_every_message_in_order(client: ister.Client) -> None:
             if len(received) == len(sent):
                 break
     assert received == sent
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+def test_damage_is_raised_when_everything_from_before_it_was_handed_out(
+    client: ister.Client, pattern: bool
+) -> None:
+    """By the call that asks for more; acknowledging and flushing what there was goes on."""
+    fill(client, 20)
+    damage = {Key.TYPE: Type.EVENT, Key.HANDLE: 0, Key.CODE: "log-damaged", Key.TEXT: "it is damaged"}
+    topic = "*" if pattern else "orders"
+    with client.consumer(topic, "s", start="earliest", credit_messages=20) as consumer:
+        messages = received(consumer, 1)
+        with client.network.lock:
+            attachment = messages[0].delivery.owner
+            assert isinstance(attachment, Attachment)
+            attachment.on_frame(Frame(Type.EVENT, damage, [], 0.0))
+        for _ in range(2):
+            for message in messages:
+                consumer.ack(message)
+            consumer.flush(5)
+            messages = received(consumer, 20 - len(messages)) if len(messages) == 1 else []
+        with pytest.raises(RemoteError, match="it is damaged"):
+            consumer.receive(5)
+        assert consumer.receive(0.05) is None
 
 
 def test_acknowledged_messages_do_not_come_again(client: ister.Client) -> None:
