@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("node-project")
     [packed] = json.loads(run(FOLDER, "npm", "pack", "--json", "--silent", "--pack-destination", folder))
     names = {each["path"] for each in packed["files"]}
-    assert {"package.json", "README.md", "dist/index.js", "dist/index.d.ts"} <= names
+    assert {"package.json", "LICENSE", "README.md", "dist/index.js", "dist/index.d.ts"} <= names
     assert all(name.startswith("dist/") or "/" not in name for name in names), names
     (folder / "package.json").write_text('{"name": "empty", "private": true, "type": "module"}')
     install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]

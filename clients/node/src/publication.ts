@@ -528,7 +528,7 @@ export class Publication implements Handle {
     if ((this.step("close") || opening) && session !== null) {
       const ref = session.expect(() => {
         this.step("done");
-        this.changed();
+        this.giveUp();
       });
       session.emitNumbers([K.TYPE, T.CLOSE, K.REF, ref, K.HANDLE, this.handle]);
     }
@@ -537,18 +537,30 @@ export class Publication implements Handle {
     }
   }
 
+  /** Where it is closed: nobody waits for what was not answered, if the program gave that up. */
+  private giveUp(): void {
+    if (this.phase === "closed") {
+      this.error ??= new ClosedError(`the producer for topic ${this.topic}`);
+      this.failAll(this.error);
+    }
+  }
+
   onLost(reason: IsterError): void {
     this.trouble = reason;
     this.sent = 0;
     this.step("lost");
+    this.giveUp();
     this.changed();
   }
 
   fail(error: IsterError): void {
-    if (!this.step("fail")) {
-      return;
+    if (this.step("fail")) {
+      this.error = error;
+      this.failAll(error);
     }
-    this.error = error;
+  }
+
+  private failAll(error: IsterError): void {
     this.lingerAt = NEVER;
     const batches = this.batches.splice(0);
     this.bytes = 0;

@@ -53,6 +53,10 @@ describe("a client", { timeout: 60_000 }, () => {
       client.drop();
       await client.status();
     }
+    // the library closes sockets in a thread of its own
+    for (let patience = 0; open() >= atFirst + 30 && patience < 500; patience++) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
     assert.ok(open() < atFirst + 30, `${atFirst} were open, and now ${open()}`);
   });
 
@@ -126,6 +130,17 @@ describe("a client", { timeout: 60_000 }, () => {
     assert.equal(broker.heard.indexOf(T.BYE), broker.heard.length - 1);
     await assert.rejects(other.status(), code("closed"));
     await other.close();
+  });
+
+  it("says when it could not be closed in order in the time it was given, and is closed all the same", async () => {
+    const other = await connect(broker.endpoint);
+    const producer = await other.producer("orders");
+    broker.receipts = false;
+    const receipt = producer.send("unanswered");
+    await assert.rejects(other.close({ timeoutMs: 100 }), code("timeout"));
+    broker.receipts = true;
+    await assert.rejects(async () => receipt, code("closed"));
+    await assert.rejects(other.producer("orders"), code("closed"));
   });
 
   it("says what is wrong with an endpoint, and when nobody is there", async () => {

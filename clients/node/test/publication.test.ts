@@ -263,6 +263,23 @@ describe("a producer", () => {
     assert.equal(opening.publication.phase, "closed");
   });
 
+  it("that is closed with something unanswered lets nobody wait for it", () => {
+    for (const lost of [false, true]) {
+      const scene = new Scene().welcome().opened();
+      scene.send("unanswered");
+      scene.turn();
+      scene.publication.close();
+      assert.deepEqual(scene.errors(), [undefined]);
+      const [close] = scene.heardOf(T.CLOSE);
+      if (lost) {
+        scene.session.lost(new ConnectionLostError("cut"));
+      } else {
+        scene.say(T.DONE, { [K.REF]: close?.header.get(K.REF) });
+      }
+      assert.deepEqual(scene.errors(), ["closed"]);
+    }
+  });
+
   it("that is closed while there is no connection is closed after the next WELCOME that resumes", () => {
     const scene = new Scene().welcome().opened();
     scene.session.lost(new ConnectionLostError("cut"));
