@@ -19,6 +19,9 @@ from tests.crash.victim import Victim
 ONLY: Final = os.environ.get("CLIENT", "")
 LONG: Final = "CLIENTS_LONG" in os.environ
 
+QUICK: Final = "CLIENTS_QUICK" in os.environ
+LEFT_OUT: Final = pytest.mark.skip(reason="left out, for time (CLIENTS_QUICK): make test-clients runs it")
+
 long = pytest.mark.skipif(
     not LONG, reason="takes long: set CLIENTS_LONG=1, or make test-clients CLIENTS_LONG=1"
 )
@@ -31,6 +34,8 @@ SETTINGS: Final = {
     "supervision.restart_delay_ms_min": 10,
 }
 
+HERE: Final = Path(__file__).parent
+PACKAGING: Final = ("_module.py", "_crate.py", "_package.py", "_library.py")
 CLIENT_PROPERTY: Final = "client"  # in a test's report: the client it was about
 CELLS = pytest.StashKey[Mapping[tuple[str, str], str]]()  # (publisher, consumer): the outcome
 LACKS = pytest.StashKey[Mapping[str, list[str]]]()  # the features that a client lacks
@@ -47,6 +52,18 @@ def parameter(kind: Kind) -> object:
     """Return a driver as a test's parameter; the test is skipped, with the reason, if the driver cannot be started."""
     why = kind.why_not()
     return pytest.param(kind, id=kind.name, marks=[] if why is None else pytest.mark.skip(reason=why))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With CLIENTS_QUICK, leave out of other languages what waits for brokers to fall and rise, and their packaging."""
+    if not QUICK:
+        return
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
+        falls = item.path.name == "test_failures.py" and "[python" not in item.name
+        if falls or item.path.name.endswith(PACKAGING):
+            item.add_marker(LEFT_OUT)
 
 
 @pytest.fixture(params=[parameter(kind) for kind in kinds()])
