@@ -17,7 +17,7 @@ static const char CAPABILITIES[] =
     "\"batch\",\"pipeline\",\"keys\",\"attributes\",\"delivery-time\",\"timestamps\",\"attempts\",\"named-producer\","
     "\"batch-receive\",\"confirm\",\"nack\",\"ack-until\",\"extend\",\"reader\",\"seek\",\"priority\",\"force\","
     "\"options\",\"credit\",\"window\",\"events\",\"admin\",\"request-reply\",\"moved\",\"reconnect\",\"heartbeat\","
-    "\"orderly-close\",\"cancel\",\"drop\",\"codec\"";
+    "\"orderly-close\",\"cancel\",\"drop\",\"codec\",\"bench\"";
 
 enum { BUCKETS = 4096, BATCH_MAX = 100000, END_WITHIN_MS = 5000 };
 
@@ -785,6 +785,101 @@ static void with_consumer(job *j, thing *it) {
     end_cancelling(&c);
 }
 
+/* ---- being measured ---- */
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static void bench_publish(job *j, ister_producer *producer) {
+    size_t messages = (size_t)json_number(j->command, "messages", 0),
+           batch = (size_t)json_number(j->command, "batch", 0);
+    ister_outgoing one = {.payload_size = (size_t)json_number(j->command, "message_bytes", 0)};
+    ister_outgoing *many = need(calloc(batch + 1, sizeof *many));
+    void *payload = need(calloc(1, one.payload_size + 1));
+    one.payload = payload;
+    for (size_t i = 0; i < batch; i++) many[i] = one;
+    double began = seconds();
+    ister_result result = ISTER_OK;
+    for (size_t sent = 0; batch && sent < messages && result == ISTER_OK; sent += batch) {
+        size_t some = messages - sent < batch ? messages - sent : batch;
+        result = ister_producer_send_batch(producer, many, some, j->timeout_ms, NULL, &j->error);
+    }
+    for (size_t sent = 0; !batch && sent < messages && result == ISTER_OK; sent++) {
+        result = ister_producer_send(producer, &one, j->timeout_ms, NULL, &j->error);
+    }
+    if (result == ISTER_OK) ister_producer_flush(producer, j->timeout_ms, &j->error);
+    add(&j->answer, "\"seconds\":%.9f", seconds() - began);
+    free(payload);
+    free(many);
+}
+
+static void bench_receive(job *j, ister_consumer *consumer) {
+    enum { TOGETHER = 4096 };
+    size_t messages = (size_t)json_number(j->command, "messages", 0), count = 0, size = 0, some;
+    size_t most = json_flag(j->command, "batch") ? TOGETHER : 1;
+    ister_message **came = need(calloc(TOGETHER, sizeof *came));
+    double began = -1;
+    while (count < messages) {
+        if (ister_consumer_receive_batch(consumer, most, j->timeout_ms, came, &some, &j->error) != ISTER_OK) break;
+        if (began < 0) began = seconds();
+        ister_consumer_ack(consumer, came, some, &j->error);
+        for (size_t i = 0; i < some; i++) {
+            size += came[i]->payload_size;
+            ister_message_free(came[i]);
+        }
+        count += some;
+    }
+    if (j->error.result == ISTER_OK) ister_consumer_flush(consumer, j->timeout_ms, &j->error);
+    add(&j->answer, "\"seconds\":%.9f,\"bytes\":%zu", seconds() - began, size);
+    free(came);
+}
+
+static int compare_times(const void *one, const void *other) {
+    double a = *(const double *)one, b = *(const double *)other;
+    return a < b ? -1 : a > b;
+}
+
+static void bench_round_trips(job *j, ister_producer *producer, ister_consumer *consumer) {
+    size_t messages = (size_t)json_number(j->command, "messages", 1);
+    ister_outgoing one = {.payload_size = (size_t)json_number(j->command, "message_bytes", 0)};
+    void *payload = need(calloc(1, one.payload_size + 1));
+    double *took = need(calloc(messages, sizeof *took));
+    one.payload = payload;
+    for (size_t i = 0; i < messages; i++) {
+        ister_message *message;
+        double began = seconds();
+        if (ister_producer_send(producer, &one, j->timeout_ms, NULL, &j->error) != ISTER_OK) break;
+        if (ister_consumer_receive(consumer, j->timeout_ms, &message, &j->error) != ISTER_OK) break;
+        took[i] = seconds() - began;
+        ister_consumer_ack(consumer, &message, 1, &j->error);
+        ister_message_free(message);
+    }
+    qsort(took, messages, sizeof *took, compare_times);
+    add(&j->answer, "\"p50_us\":%.3f,\"p99_us\":%.3f", took[messages / 2] * 1e6, took[messages * 99 / 100] * 1e6);
+    free(took);
+    free(payload);
+}
+
+static void bench(job *j) {
+    const char *what = j->what;
+    thing *producer = find(PRODUCER, json_text(j->command, "producer"));
+    thing *consumer = find(CONSUMER, json_text(j->command, "consumer"));
+    bool sends = strcmp(what, "bench_receive") != 0, takes = strcmp(what, "bench_publish") != 0;
+    if ((sends && !producer) || (takes && !consumer))
+        no_name(j);
+    else if (!takes)
+        bench_publish(j, producer->producer);
+    else if (!sends)
+        bench_receive(j, consumer->consumer);
+    else if (strcmp(what, "bench_round_trips") == 0)
+        bench_round_trips(j, producer->producer, consumer->consumer);
+    else
+        unknown(j);
+}
+
 static void carry_out(job *j) {
     const char *what = j->what;
     thing *client = find(CLIENT, json_text(j->command, "client"));
@@ -803,6 +898,8 @@ static void carry_out(job *j) {
         codec(j);
     } else if (strcmp(what, "receipt") == 0) {
         wait_for_receipt(j);
+    } else if (strncmp(what, "bench_", 6) == 0) {
+        bench(j);
     } else if (strncmp(what, "publish", 7) == 0 || (strcmp(what, "flush") == 0 && json_text(j->command, "producer"))) {
         publishing(j);
     } else if (json_text(j->command, "client")) {
