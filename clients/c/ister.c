@@ -81,6 +81,7 @@ static void append(bytes *to, const void *data, size_t size) {
 }
 
 static void append_zeros(bytes *to, size_t size) {
+    if (!size) return;
     memset(reserve(to, size), 0, size);
     to->size += size;
 }
@@ -353,9 +354,10 @@ static bool next_item(cursor *from, item *found) {
     if (from->at >= from->size) return false;
     struct cbor_decoder_result done =
         cbor_stream_decode(from->data + from->at, from->size - from->at, &CALLBACKS, found);
-    /* "finished" is also said of items for which no callback was called: then the kind is still BAD */
+    /* what the protocol has no room for leaves the kind BAD; result.required says nothing of use: it overflows */
     if (done.status != CBOR_DECODER_FINISHED || done.read == 0 || found->kind == BAD) return false;
     from->at += done.read;
+    /* the library tells a count as the head says it, however few bytes follow */
     return !((found->kind == LIST || found->kind == MAP) && found->number > from->size - from->at);
 }
 

@@ -17,7 +17,7 @@ from tests.conformance_clients import drivers
 FOLDER = drivers.CLIENTS / "c"
 WHY_NOT = drivers.named("c").lacks()
 PATIENCE_S = 240
-EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```c\n(.*?)```', re.DOTALL)
+EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```(c|cpp)\n(.*?)```', re.DOTALL)
 EXAMPLES = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
 
 pytestmark = [
@@ -104,18 +104,21 @@ def test_a_program_of_the_readme_runs_against_the_installed_library(
     number: int, linked: str, broker: testing.Broker, copied: Path, tmp_path: Path
 ) -> None:
     """As the README says: install, ask pkg-config, compile, run."""
-    assert len(EXAMPLES) == 2
-    printed, program = EXAMPLES[number]
+    assert len(EXAMPLES) == 3
+    printed, language, program = EXAMPLES[number]
+    compiler, standard = {"c": ("gcc", "-std=c11"), "cpp": ("g++", "-std=c++17")}[language]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"c: this machine has no {compiler}")
     prefix = tmp_path / "installed"
     make(copied, "install", f"PREFIX={prefix}")
-    (tmp_path / "program.c").write_text(program, encoding="utf-8")
+    (tmp_path / f"program.{language}").write_text(program, encoding="utf-8")
     found = {"PKG_CONFIG_PATH": str(prefix / "lib" / "pkgconfig")}
     if linked == "shared":
         flags = run(tmp_path, "pkg-config", "--cflags", "--libs", "ister", **found).split()
         assert f"-L{prefix}/lib" in flags
     else:
         flags = [f"-I{prefix}/include", f"{prefix}/lib/libister.a", "-lzmq", "-lcbor"]
-    warnings = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    run(tmp_path, "gcc", *warnings, "program.c", "-o", "program", *flags)
+    warnings = [standard, "-Wall", "-Wextra", "-Werror", "-pthread"]
+    run(tmp_path, compiler, *warnings, f"program.{language}", "-o", "program", *flags)
     told = run(tmp_path, "./program", broker.endpoint, LD_LIBRARY_PATH=str(prefix / "lib"))
     assert told.strip() == printed

@@ -548,6 +548,18 @@ static void columns_that_come_late_are_filled_up(void) {
     for (size_t i = 0; i < frames_count; i++) free((void *)frames[i].data);
 }
 
+static void a_first_message_may_have_every_column(void) {
+    ister_attribute attribute = {"name", "value", 0, 0};
+    ister_outgoing one = {
+        .key = "k", .key_size = 1, .attributes = &attribute, .attributes_count = 1, .deliver_at_ms = 7};
+    ister_slice frames[FRAMES_MAX];
+    size_t frames_count;
+    uint64_t columns;
+    CHECK(ister_codec_pack(&one, 1, &columns, frames, &frames_count, NULL) == ISTER_OK && columns == 7);
+    CHECK(frames_count == 5 && frames[1].size == 0 && frames[2].size == 5 && frames[4].size == 8);
+    for (size_t i = 0; i < frames_count; i++) free((void *)frames[i].data);
+}
+
 static void wrong_attributes_fail_the_attributes_alone(void) {
     handed one = {.attributes = (const uint8_t *)"\xa1\x61\x61\x01", .attributes_size = 4};
     size_t at = 0;
@@ -582,6 +594,7 @@ int main(void) {
     RUN(numbers_of_any_width_and_unknown_keys_are_taken);
     RUN(random_bytes_never_do_harm);
     RUN(columns_that_come_late_are_filled_up);
+    RUN(a_first_message_may_have_every_column);
     RUN(wrong_attributes_fail_the_attributes_alone);
     RUN(a_name_makes_the_id_that_the_document_says);
     RUN(text_is_cut_at_a_letters_end);
