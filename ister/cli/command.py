@@ -2,11 +2,13 @@
 
 Invariants
 - `ister --help` imports click and nothing of Ister's own that needs a socket
-- no command shows a traceback for an `IsterError`, for Ctrl-C, or for a pipe that nobody reads any more
+- no command shows a traceback for an `IsterError`, for Ctrl-C, for a pipe that nobody reads any more, or where what it
+  prints finds no room
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -15,9 +17,17 @@ from typing import Any, Final
 import click
 
 from ister.cli.ending import EndedError
-from ister.cli.outcome import HUNG_UP, INTERRUPTED, PIPE_CLOSED, exit_code_of, print_error
-from ister.errors import IsterError
+from ister.cli.outcome import (
+    CANNOT_WRITE,
+    HUNG_UP,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    exit_code_of,
+    print_error,
+)
+from ister.errors import DiskFullError, IsterError
 
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -33,6 +43,8 @@ class Command(click.Command):
             ctx.exit(exit_code_of(error))
         except BrokenPipeError:
             ctx.exit(PIPE_CLOSED)
+        except OSError as error:
+            ctx.exit(_no_room(error, as_json=bool(ctx.params.get("as_json"))))
         except EndedError as ended:
             ctx.exit(ended.exit_code)
         except KeyboardInterrupt:
@@ -76,7 +88,7 @@ def run(command: click.Command) -> None:
     """Run the command line of this process, and exit."""
     try:
         code = command.main(prog_name="ister", standalone_mode=False)
-        if code not in (PIPE_CLOSED, HUNG_UP):
+        if code not in (PIPE_CLOSED, HUNG_UP, CANNOT_WRITE):
             sys.stdout.flush()
     except click.ClickException as error:
         error.show()
@@ -85,7 +97,18 @@ def run(command: click.Command) -> None:
         code = INTERRUPTED
     except BrokenPipeError:
         code = PIPE_CLOSED
-    if code in (PIPE_CLOSED, HUNG_UP):
+    except OSError as error:
+        code = _no_room(error)
+    if code in (PIPE_CLOSED, HUNG_UP, CANNOT_WRITE):
         # the interpreter flushes stdout once more at its end: discard that
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _no_room(error: OSError, *, as_json: bool = False) -> int:
+    """Say that the output found no room, and return the exit code; raise any other error."""
+    if error.errno not in NO_ROOM:
+        raise error
+    full = DiskFullError(f"what is printed cannot be written: {error.strerror}")
+    print_error(full, as_json=as_json)
+    return exit_code_of(full)

@@ -137,6 +137,23 @@ def test_a_closed_pipe_ends_quietly_and_acknowledges_nothing_unwritten(ister: Is
     assert ister("consume", "piped", "-s", "s").stdout == stdin
 
 
+@pytest.mark.parametrize("command", ["consume full -s s --start earliest", "topic list"])
+def test_a_full_disk_is_an_error_in_words_and_nothing_unwritten_is_acknowledged(
+    ister: Ister, command: str
+) -> None:
+    """`ister consume > file` ends at once, and what found no room goes to the next consumer."""
+    assert ister("produce", "full", "--create", stdin=b"x\n").returncode == 0
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ister", *command.split()], stdout=full, stderr=subprocess.PIPE
+        )
+        _, told = process.communicate(timeout=30)
+    assert (process.returncode, told.count(b"\n")) == (73, 2)
+    assert told.startswith(b"ister: what is printed cannot be written: No space left on device (disk-full)")
+    if command.startswith("consume"):
+        assert ister("consume", "full", "-s", "s").stdout == b"x\n"
+
+
 def test_ctrl_c_ends_a_follower_without_a_traceback(ister: Ister) -> None:
     """Exit code 130, as shells report Ctrl-C; what was printed stays acknowledged."""
     ister("produce", "followed", "--create", stdin=b"a\n")
