@@ -91,6 +91,9 @@ impl ClientBuilder {
         if self.endpoints.is_empty() {
             return Err(Error::invalid("an endpoint is needed, like tcp://127.0.0.1:5555"));
         }
+        if let Some(wrong) = self.endpoints.iter().find(|endpoint| !is_endpoint(endpoint)) {
+            return Err(Error::invalid(format!("{wrong:?} is no endpoint: it needs a form like tcp://127.0.0.1:5555")));
+        }
         let text = match self.name.as_str() {
             "" => CLIENT_TEXT.to_owned(),
             name => format!("{} {CLIENT_TEXT}", name.chars().take(NAME_LETTERS_MAX).collect::<String>()),
@@ -113,6 +116,17 @@ impl ClientBuilder {
             None => greeted.await?,
         }
         Ok(client)
+    }
+}
+
+/// Whether ZeroMQ could make something of it: a transport, and an address behind it.
+fn is_endpoint(text: &str) -> bool {
+    match text.split_once("://") {
+        Some(("tcp", address)) => {
+            address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        }
+        Some((transport, address)) => !transport.is_empty() && !address.is_empty(),
+        None => false,
     }
 }
 
@@ -269,5 +283,25 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
             Poll::Ready(value) => return value,
             Poll::Pending => std::thread::park(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_endpoint_is_refused_at_once() {
+        for wrong in ["", "127.0.0.1:5555", "tcp://", "tcp://127.0.0.1", "tcp://:5555", "tcp://127.0.0.1:port"] {
+            let refused = block_on(Client::connect(wrong)).unwrap_err();
+            assert_eq!((refused.code(), refused.action()), ("invalid-argument", crate::Action::Fix), "{wrong:?}");
+        }
+        assert!(is_endpoint("tcp://[::1]:5555") && is_endpoint("ipc:///tmp/broker"));
+    }
+
+    #[test]
+    fn a_time_that_is_over_ends_a_call_without_a_runtime() {
+        let nobody = Client::builder().endpoint("tcp://127.0.0.1:9").timeout(Duration::from_millis(50));
+        assert_eq!(block_on(nobody.connect()).unwrap_err().code(), "timeout");
     }
 }

@@ -221,9 +221,19 @@ struct Thread {
     sockets: HashMap<u64, Sockets>,
 }
 
+/// However the thread ends, nobody waits for it any more.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.core.lock().unwrap_or_else(PoisonError::into_inner).on_ended();
+    }
+}
+
 impl Thread {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        let _ending = Ending(Arc::clone(&shared));
         let lock = || shared.core.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut parcels = self.prepare(&mut lock(), Instant::now());
@@ -248,7 +258,6 @@ impl Thread {
         drop(woken);
         drop(shared.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(context); // waits until what was said last is on its way
-        shared.core.lock().unwrap_or_else(PoisonError::into_inner).on_ended();
     }
 
     /// Make the sockets that are wanted, and take what is to be sent.

@@ -397,9 +397,13 @@ impl Core {
         self.changed.broadcast();
     }
 
-    /// The sockets are closed.
+    /// The sockets are closed: whatever is left has failed.
     pub fn on_ended(&mut self) {
+        for link in self.links.values_mut().filter(|link| link.session.phase != Phase::Ended) {
+            link.session.end(Error::closed("the client"));
+        }
         self.ended = true;
+        self.leaving.get_or_insert_with(Instant::now);
         self.changed.broadcast();
         std::mem::take(&mut self.timers).into_values().for_each(Waker::wake);
     }

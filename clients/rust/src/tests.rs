@@ -813,6 +813,18 @@ fn a_client_that_ends_waits_for_what_is_outstanding_and_no_longer() {
     }
 }
 
+#[test]
+fn when_the_thread_of_a_client_has_ended_nobody_waits_for_it() {
+    let now = Instant::now();
+    let mut core = with_producer(now);
+    let request = core.home().session.ask("status", Value::Map(Vec::new()), now);
+    core.on_ended();
+    assert!(core.check().is_err());
+    assert!(core.producer(1).unwrap().0.is_closed());
+    let (answer, _) = core.home().session.asked(request, Waker::noop()).unwrap();
+    assert_eq!(answer.unwrap_err().code(), "closed");
+}
+
 // ---- vectors
 
 /// What every client decodes the same; a checkout has the vectors, a crate alone has not.
