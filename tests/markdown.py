@@ -26,6 +26,7 @@ SKIPPED = {
     "ister-env",
     "node_modules",
 }  # `ister` holds links to folders seen anyway
+BUILT = {"build", "node_modules", "target"}  # in whatever folder: what others wrote
 HISTORY = {"CHANGELOG.md"}  # names files that are gone
 
 FENCE = re.compile(r"^\s*(```|~~~)")
@@ -40,7 +41,7 @@ def files(root: Path) -> list[Path]:
     found = list(root.glob("*.md"))
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and folder.name not in SKIPPED and not folder.name.startswith("."):
-            found += (path for path in folder.rglob("*.md") if "node_modules" not in path.parts)
+            found += (path for path in folder.rglob("*.md") if BUILT.isdisjoint(path.relative_to(root).parts))
     return sorted(found)
 
 
