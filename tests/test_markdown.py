@@ -85,6 +85,15 @@ def test_the_lint_says_by_its_exit_code_whether_all_is_well(
     assert (markdown.main(house), "nowhere.md" in capsys.readouterr().out) == (1, True)
 
 
+def test_what_tools_have_built_is_left_out(house: Path) -> None:
+    """Documentation that a compiler or a package manager wrote into some folder is nobody's page here."""
+    for name in ("build", "node_modules", "target"):
+        built = house / "clients" / "some" / name / "doc"
+        built.mkdir(parents=True)
+        (built / "licence.md").write_text("x" * 200, encoding="utf-8")
+    assert markdown.files(house) == [house / "page.md"]
+
+
 @pytest.mark.parametrize("folder", ["docs/how-to", "docs/decisions"])
 def test_an_index_lists_every_page_beside_it(folder: str) -> None:
     """A page that no index lists is not found."""
