@@ -281,6 +281,27 @@ def test_an_acknowledgment_that_comes_too_late_costs_a_standby_nothing(player: P
         assert len(router.of(OPEN_CONSUMER)) == 1
 
 
+def test_a_close_that_runs_out_of_time_leaves_nobody_waiting_in_vain(player: Player) -> None:
+    """What was not answered by then has failed, or is answered when the broker answers; the client goes on."""
+    player.need("pipeline", "orderly-close")
+    with Router(receipts=False) as router:
+        player.connect(router.endpoint)
+        player.topic("orders")
+        producer = player.producer("orders")
+        receipt = player.publish(producer, b"unanswered")
+        asked = {"producer": producer, "timeout_ms": 300}
+        refused = player.refused(lambda: player.driver.ask("close", **asked))
+        assert (refused.code, refused.action) == ("timeout", "retry")
+        router.receipts = True
+        router.answer_publishes()
+        try:
+            assert player.receipt(receipt)["offset"] == 0
+        except AnsweredError as error:
+            if error.code != "closed":
+                raise
+        assert player.offsets([player.publish(player.producer("orders"), b"after")]) == [1]
+
+
 def test_credit_never_exceeds_what_the_program_allows(player: Player) -> None:
     """With `credit_messages` a client asks for no more than the program takes and may hold, and returns credit."""
     player.need("credit")
