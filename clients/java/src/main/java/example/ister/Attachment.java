@@ -2,7 +2,6 @@ package example.ister;
 
 import java.util.ArrayDeque;
 import java.util.ArrayList;
-import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalLong;
@@ -401,10 +400,19 @@ final class Attachment implements Handle {
     return !queue.isEmpty();
   }
 
-  /**
-   * Hands out up to most messages that came together; empty where there are none. The program asks
-   * at now.
-   */
+  /** Hands out one message; null where there is none. The program asks at now. */
+  Message nextOne(long now) {
+    Delivery came = queue.peek();
+    if (came == null) {
+      starve(now);
+      return null;
+    }
+    Message taken = came.take(this, wanted.topic(), epoch);
+    handedOut(came, 1, taken.offset(), now);
+    return taken;
+  }
+
+  /** Hands out up to most messages that came together; empty where there are none. */
   List<Message> next(int most, long now) {
     Delivery came = queue.peek();
     if (came == null) {
@@ -412,24 +420,23 @@ final class Attachment implements Handle {
       return List.of();
     }
     int count = Math.min(most, came.left());
-    List<Message> taken;
-    if (count == 1) {
-      taken = Collections.singletonList(came.take(this, wanted.topic(), epoch));
-    } else {
-      taken = new ArrayList<>(count);
-      for (int i = 0; i < count; i++) {
-        taken.add(came.take(this, wanted.topic(), epoch));
-      }
+    List<Message> taken = new ArrayList<>(count);
+    for (int i = 0; i < count; i++) {
+      taken.add(came.take(this, wanted.topic(), epoch));
     }
+    handedOut(came, count, taken.get(count - 1).offset(), now);
+    return taken;
+  }
+
+  private void handedOut(Delivery came, int count, long last, long now) {
     if (came.left() == 0) {
       queue.remove();
       usedBytes += came.bytes();
     }
     used += count;
-    reached = taken.get(count - 1).offset() + 1;
+    reached = last + 1;
     moved = true;
     pace(now);
-    return taken;
   }
 
   /** The program has nothing to do: all credit goes back, and there may be more of it. */

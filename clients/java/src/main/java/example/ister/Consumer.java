@@ -36,7 +36,20 @@ public final class Consumer extends Receiver {
   /** Acknowledges messages. */
   public void ack(List<Message> messages) {
     own(messages);
-    doing(() -> messages.forEach(message -> attachment.ack(message, client.now())));
+    client.lock();
+    try {
+      check();
+      boolean waited = attachment.ackIsDue();
+      long now = client.now();
+      for (Message message : messages) {
+        attachment.ack(message, now);
+      }
+      if (!waited) {
+        wake(); // else it looks by itself when they are due
+      }
+    } finally {
+      client.unlock();
+    }
   }
 
   /**

@@ -191,6 +191,10 @@ public final class IsterClient implements AutoCloseable {
     lock.lock();
   }
 
+  void lockInterruptibly() throws InterruptedException {
+    lock.lockInterruptibly();
+  }
+
   void unlock() {
     lock.unlock();
   }

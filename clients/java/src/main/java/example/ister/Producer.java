@@ -196,9 +196,6 @@ public final class Producer implements AutoCloseable {
   /** The same with a time-out of its own. */
   public Receipt sendBatch(List<OutgoingMessage> messages, Duration most)
       throws InterruptedException {
-    if (messages.isEmpty()) {
-      throw IsterException.invalid("a batch holds at least one message");
-    }
     Batch batch = new Batch();
     int largest = 0;
     long latest = 0;
@@ -207,18 +204,40 @@ public final class Producer implements AutoCloseable {
       latest = Math.max(latest, message.deliverAtMs());
       batch.add(message);
     }
+    return sendBatch(batch, largest, latest, most);
+  }
+
+  /** Sends messages that are payloads alone at once: one receipt, consecutive offsets. */
+  public Receipt sendPayloads(List<byte[]> payloads) throws InterruptedException {
+    return sendPayloads(payloads, timeout);
+  }
+
+  /** The same with a time-out of its own. */
+  public Receipt sendPayloads(List<byte[]> payloads, Duration most) throws InterruptedException {
+    Batch batch = new Batch();
+    int largest = 0;
+    for (byte[] payload : payloads) {
+      largest = Math.max(largest, payload.length);
+      batch.add(payload, null, null, 0);
+    }
+    return sendBatch(batch, largest, 0, most);
+  }
+
+  private Receipt sendBatch(Batch batch, int largest, long latest, Duration most)
+      throws InterruptedException {
+    if (batch.count() == 0) {
+      throw IsterException.invalid("a batch holds at least one message");
+    }
     byte[][] body = batch.body(false);
     long size = Batch.sizeOf(body);
-    long delivered = latest;
-    int widest = largest;
     return client.until(
         changed,
         most,
         this::windowIsFull,
         now -> {
           check();
-          fits(widest, size, messages.size(), delivered);
-          Receipt receipt = publication.takeBatch(messages.size(), batch.columns(), body);
+          fits(largest, size, batch.count(), latest);
+          Receipt receipt = publication.takeBatch(batch.count(), batch.columns(), body);
           wake();
           return receipt;
         });

@@ -83,11 +83,16 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
 
   /** The next message; waits for it for as long as it takes. */
   public Message receive() throws InterruptedException {
-    return take(1, null).get(0);
+    Message ready = ready();
+    return ready != null ? ready : take(1, null).get(0);
   }
 
   /** The next message, or none if the time is over. */
   public Optional<Message> receive(Duration most) throws InterruptedException {
+    Message ready = ready();
+    if (ready != null) {
+      return Optional.of(ready);
+    }
     List<Message> taken = receiveBatch(1, most);
     return taken.isEmpty() ? Optional.empty() : Optional.of(taken.get(0));
   }
@@ -98,6 +103,21 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
       return take(Math.max(1, atMost), most);
     } catch (IsterException.Timeout over) {
       return List.of();
+    }
+  }
+
+  /** The next message if there is one already. */
+  private Message ready() throws InterruptedException {
+    client.lockInterruptibly();
+    try {
+      if (!attachment.hasNext()) {
+        return null;
+      }
+      Message taken = attachment.nextOne(client.now());
+      wakeIfToSay();
+      return taken;
+    } finally {
+      client.unlock();
     }
   }
 

@@ -12,6 +12,8 @@ import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
@@ -60,7 +62,8 @@ final class Driver {
           "orderly-close",
           "cancel",
           "drop",
-          "codec");
+          "codec",
+          "bench");
   private static final Set<String> NO_OPTIONS =
       Set.of("topic", "subscription", "type", "start", "to", "action");
   private static final HexFormat HEX = HexFormat.of();
@@ -248,6 +251,8 @@ final class Driver {
         return codec(what, command);
       case "publish", "publish_batch", "receipt":
         return publish(what, command);
+      case "bench_publish", "bench_receive", "bench_round_trips":
+        return bench(what, command);
       case "flush":
         if (command.has("consumer")) {
           ((Consumer) of(consumers, command.text("consumer"))).flush(command.timeout());
@@ -603,6 +608,88 @@ final class Driver {
       }
     }
     return Map.of("messages", taken);
+  }
+
+  // ---- being measured
+
+  private Map<String, Object> bench(String what, Command command) throws InterruptedException {
+    int messages = (int) command.number("messages", 1);
+    byte[] payload = new byte[(int) command.number("message_bytes", 0)];
+    if (what.equals("bench_publish")) {
+      Producer producer = of(producers, command.text("producer"));
+      return benchPublish(
+          producer, messages, payload, (int) command.number("batch", 0), command.timeout());
+    }
+    Consumer consumer = (Consumer) of(consumers, command.text("consumer"));
+    if (what.equals("bench_receive")) {
+      return benchReceive(consumer, messages, command.flag("batch"), command.timeout());
+    }
+    Producer producer = of(producers, command.text("producer"));
+    long[] took = new long[messages];
+    for (int i = 0; i < messages; i++) {
+      long began = System.nanoTime();
+      producer.send(payload);
+      Message message = consumer.receive(command.timeout()).orElseThrow(() -> missing("a message"));
+      took[i] = System.nanoTime() - began;
+      consumer.ack(message);
+    }
+    Arrays.sort(took);
+    return Map.of("p50_us", took[messages / 2] / 1e3, "p99_us", took[messages * 99 / 100] / 1e3);
+  }
+
+  private static Unfit missing(String what) {
+    return new Unfit("timeout", "retry", what + " did not come in time");
+  }
+
+  private static Map<String, Object> benchPublish(
+      Producer producer, int messages, byte[] payload, int batch, Duration timeout)
+      throws InterruptedException {
+    long began = System.nanoTime();
+    if (batch > 0) {
+      for (int first = 0; first < messages; first += batch) {
+        producer.sendPayloads(
+            Collections.nCopies(Math.min(batch, messages - first), payload), timeout);
+      }
+    } else {
+      for (int i = 0; i < messages; i++) {
+        producer.send(payload);
+      }
+    }
+    producer.flush(timeout);
+    return Map.of("seconds", (System.nanoTime() - began) / 1e9);
+  }
+
+  private static Map<String, Object> benchReceive(
+      Consumer consumer, int messages, boolean batch, Duration timeout)
+      throws InterruptedException {
+    long bytes = 0;
+    long began = -1;
+    int count = 0;
+    while (count < messages) {
+      if (batch) {
+        List<Message> came = consumer.receiveBatch(Integer.MAX_VALUE, timeout);
+        began = began < 0 ? System.nanoTime() : began;
+        if (came.isEmpty()) {
+          throw missing("a batch");
+        }
+        for (Message message : came) {
+          bytes += message.payload().length;
+        }
+        consumer.ack(came);
+        count += came.size();
+      } else {
+        Message message = consumer.receive();
+        began = began < 0 ? System.nanoTime() : began;
+        bytes += message.payload().length;
+        if (message.offset() < 0) {
+          throw missing("an offset");
+        }
+        consumer.ack(message);
+        count++;
+      }
+    }
+    consumer.flush(timeout);
+    return Map.of("seconds", (System.nanoTime() - began) / 1e9, "bytes", bytes);
   }
 
   // ---- the codec
