@@ -6,25 +6,28 @@
 //! - what was delivered before the broker forgot about it, or moved the subscription, is never acknowledged
 //! - acknowledgments stay here until a DONE covers them, and are sent again over a resumed session
 
+mod acknowledging;
+mod credit;
+mod delivery;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub(crate) use self::acknowledging::Confirmation;
+use self::acknowledging::Span;
+use self::delivery::{offsets_of, times_of};
 use crate::batch::{size_of, unpack};
 use crate::cbor::Value;
 use crate::error::{Action, Error, Result};
 use crate::message::{time_of, Message, Origin};
 use crate::session::{Question, Wire};
 use crate::signal::{back_off, Signal, BACK_OFF_MAX, BACK_OFF_MIN};
-use crate::wire::{key, kind, Frame, Header, RANGES_MAX, REASON_LETTERS_MAX};
+use crate::wire::{key, kind, Frame, Header};
 
-const ACK_DELAY: Duration = Duration::from_millis(3);
-const CONFIRM_RANGES: usize = 1000; // unconfirmed ranges, beyond which the broker is asked what is written
 const WINDOW_FIRST: u64 = 16; // messages of credit for a program whose pace is not known yet
-const WINDOW_MOST: u64 = 16_384;
-const PACE_AIM: Duration = Duration::from_millis(500); // as much as the program works off in that time is kept ready
 const CREDIT_BYTES: u64 = 8 << 20;
 const PLACE_RETRY: Duration = Duration::from_millis(500);
 const EVENTS_KEPT: usize = 256;
@@ -110,16 +113,6 @@ enum Phase {
 struct Delivery {
     messages: VecDeque<Message>,
     bytes: u64,
-}
-
-/// Half-open: first and end.
-type Span = (u64, u64);
-
-/// What a DONE will cover.
-pub(crate) struct Confirmation {
-    epoch: u64,
-    covered: usize,
-    until: Option<u64>,
 }
 
 pub(crate) struct Target {
@@ -279,22 +272,6 @@ impl Attachment {
             Phase::Closing => self.fail(self.closed_error()),
             _ => {}
         }
-    }
-
-    /// Drop acknowledgments: the broker knows no more what they are about.
-    fn forget(&mut self) {
-        if !self.is_settled() {
-            self.forgotten = true;
-        }
-        self.epoch += 1;
-        self.drop_acks();
-        self.changed.broadcast();
-    }
-
-    fn drop_acks(&mut self) {
-        self.pending.clear();
-        self.unconfirmed.clear();
-        (self.until, self.ack_due, self.confirming) = (None, None, false);
     }
 
     fn open(&mut self, wire: &mut Wire) {
@@ -533,263 +510,6 @@ impl Attachment {
         }
     }
 
-    // ---- what the program takes
-
-    /// Hand out up to `most` messages that came together; none where nothing waits.
-    pub fn next(&mut self, most: usize, wire: &mut Wire, now: Instant) -> Option<Vec<Message>> {
-        let Some(delivery) = self.queue.front_mut() else {
-            self.starve(wire, now);
-            return None;
-        };
-        let taken: Vec<Message> = delivery.messages.drain(..most.clamp(1, delivery.messages.len())).collect();
-        if delivery.messages.is_empty() {
-            self.used_bytes += delivery.bytes;
-            self.queue.pop_front();
-        }
-        self.take_note(taken.len(), taken.last().map(|last| last.offset), wire, now);
-        Some(taken)
-    }
-
-    /// Hand out one message.
-    pub fn next_one(&mut self, wire: &mut Wire, now: Instant) -> Option<Message> {
-        let Some(delivery) = self.queue.front_mut() else {
-            self.starve(wire, now);
-            return None;
-        };
-        let message = delivery.messages.pop_front();
-        if delivery.messages.is_empty() {
-            self.used_bytes += delivery.bytes;
-            self.queue.pop_front();
-        }
-        self.take_note(1, message.as_ref().map(|each| each.offset), wire, now);
-        message
-    }
-
-    fn take_note(&mut self, count: usize, last: Option<u64>, wire: &mut Wire, now: Instant) {
-        self.used += count as u64;
-        if let (Some(last), Some(_)) = (last, self.reached) {
-            self.reached = Some(last + 1);
-        }
-        self.pace(wire, now);
-    }
-
-    /// The program has nothing to do: all credit goes back, and there may be more of it.
-    fn starve(&mut self, wire: &mut Wire, now: Instant) {
-        if self.used == 0 {
-            return;
-        }
-        if self.used >= self.window / 2 && now.duration_since(self.used_since) < PACE_AIM {
-            self.grow(wire);
-        }
-        self.give_back(wire);
-        self.used_since = now;
-    }
-
-    fn grow(&mut self, wire: &Wire) {
-        let wider = (2 * self.window).min(WINDOW_MOST).min(wire.limits.credit_messages_max);
-        if self.target.credit_messages.is_none() && wider > self.window {
-            self.used += wider - self.window;
-            self.window = wider;
-        }
-    }
-
-    /// Give credit back when half of it is used, and follow the program: as much as it works off in a moment.
-    fn pace(&mut self, wire: &mut Wire, now: Instant) {
-        let half = self.used >= self.window.div_ceil(2);
-        if !half && self.used_bytes < CREDIT_BYTES / 2 {
-            return;
-        }
-        if half && self.target.credit_messages.is_none() {
-            let took = now.duration_since(self.used_since);
-            if took < PACE_AIM / 4 {
-                self.grow(wire);
-            } else if took > PACE_AIM && self.window > 2 {
-                let less = self.window / 2;
-                self.used = self.used.saturating_sub(self.window - less);
-                self.window = less;
-            }
-        }
-        self.give_back(wire);
-        self.used_since = now;
-    }
-
-    fn give_back(&mut self, wire: &mut Wire) {
-        if self.phase == Phase::Open && (self.used > 0 || self.used_bytes > 0) {
-            let frame = Frame::new(kind::CREDIT)
-                .uint(key::HANDLE, self.number)
-                .uint(key::MESSAGES, self.used)
-                .uint(key::BYTES, self.used_bytes);
-            wire.emit(frame, &[]);
-            (self.used, self.used_bytes) = (0, 0);
-        }
-    }
-
-    // ---- acknowledging
-
-    /// Whether a message may still be acknowledged; the program is told of one that may not.
-    fn counts(&mut self, message: &Message) -> bool {
-        let counts = message.origin.epoch == self.epoch;
-        if !counts && message.origin.epoch >= self.sought {
-            self.forgotten = true;
-        }
-        counts
-    }
-
-    /// Acknowledge; true where that is to be sent at a time that was not known before.
-    pub fn ack(&mut self, messages: &[Message], now: Instant) -> bool {
-        for message in messages {
-            if self.counts(message) {
-                push_span(&mut self.pending, message.offset);
-            }
-        }
-        if self.ack_due.is_some() || self.pending.is_empty() {
-            return false;
-        }
-        self.ack_due = Some(now + ACK_DELAY);
-        true
-    }
-
-    /// Send what is acknowledged; with `confirm`, ask for DONE.
-    pub fn flush(&mut self, confirm: bool, wire: &mut Wire) {
-        if self.phase != Phase::Open {
-            return;
-        }
-        self.ack_due = None;
-        let mut fresh = std::mem::take(&mut self.pending);
-        self.unconfirmed.extend_from_slice(&fresh);
-        let ask = (confirm || self.unconfirmed.len() > CONFIRM_RANGES) && !self.confirming;
-        let Some(&last) = self.unconfirmed.last().filter(|_| ask) else {
-            self.send_acks(&fresh, None, wire);
-            return;
-        };
-        if fresh.is_empty() {
-            fresh.push(last);
-        }
-        self.confirming = true;
-        let what = Confirmation { epoch: self.epoch, covered: self.unconfirmed.len(), until: self.until };
-        let question = wire.expect(Question::Confirm(self.number, what));
-        self.send_acks(&fresh, Some(question), wire);
-    }
-
-    pub fn on_confirmed(&mut self, what: Confirmation, header: &Header) {
-        if what.epoch != self.epoch {
-            return;
-        }
-        self.confirming = false;
-        let covered = what.covered.min(self.unconfirmed.len());
-        if header.kind == kind::ERROR {
-            let error = header.error();
-            let again = error.action() == Action::Retry && error.code() != "not-active";
-            if error.code() != "closed" {
-                self.complaint = Some(error);
-            }
-            if again {
-                let mut all = std::mem::take(&mut self.unconfirmed);
-                all.append(&mut self.pending);
-                self.pending = all; // the next flush says them again
-                self.changed.broadcast();
-                return;
-            }
-        }
-        if self.until == what.until {
-            self.until = None;
-        }
-        self.unconfirmed.drain(..covered);
-        self.changed.broadcast();
-    }
-
-    pub fn on_closed(&mut self) {
-        self.drop_acks();
-        self.fail(self.closed_error());
-    }
-
-    /// Send again what is not known to be written.
-    fn repeat_acks(&mut self, wire: &mut Wire) {
-        let unconfirmed = std::mem::take(&mut self.unconfirmed);
-        self.send_acks(&unconfirmed, None, wire);
-        self.unconfirmed = unconfirmed;
-        self.send_until(wire);
-    }
-
-    /// Of which moves it has heard, for the broker to tell what an acknowledgment is about.
-    fn moves_said(&self) -> Option<u64> {
-        self.moves.filter(|&moves| moves > 0)
-    }
-
-    fn send_until(&self, wire: &mut Wire) {
-        if let Some(until) = self.until {
-            let frame = Frame::new(kind::ACK_UNTIL)
-                .uint(key::HANDLE, self.number)
-                .uint(key::OFFSET, until)
-                .uint_if(key::SOUGHT, self.moves_said());
-            wire.emit(frame, &[]);
-        }
-    }
-
-    fn send_acks(&self, spans: &[Span], question: Option<u64>, wire: &mut Wire) {
-        self.send_ranges(|| Frame::new(kind::ACK), spans, question, wire);
-    }
-
-    /// Split ranges over several frames; a REF is on the last, whose DONE covers all.
-    fn send_ranges(&self, frame: impl Fn() -> Frame, spans: &[Span], question: Option<u64>, wire: &mut Wire) {
-        let pieces = spans.len().div_ceil(RANGES_MAX);
-        for (index, some) in spans.chunks(RANGES_MAX).enumerate() {
-            let flat: Vec<u64> = some.iter().flat_map(|&(first, end)| [first, end]).collect();
-            let question = question.filter(|_| index + 1 == pieces);
-            let frame = frame()
-                .uint(key::HANDLE, self.number)
-                .uints(key::RANGES, &flat)
-                .uint_if(key::REF, question)
-                .uint_if(key::SOUGHT, self.moves_said());
-            wire.emit(frame, &[]);
-        }
-    }
-
-    fn spans_of(&self, messages: &[Message]) -> Vec<Span> {
-        let mut spans = Vec::new();
-        for message in messages.iter().filter(|message| message.origin.epoch == self.epoch) {
-            push_span(&mut spans, message.offset);
-        }
-        spans
-    }
-
-    pub fn nack(&mut self, messages: &[Message], delay: Option<Duration>, reason: &str, wire: &mut Wire) {
-        self.flush(false, wire);
-        if self.phase != Phase::Open {
-            return; // they come again anyway
-        }
-        let reason: String = reason.chars().take(REASON_LETTERS_MAX).collect();
-        let delay = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        let frame = || {
-            let frame = Frame::new(kind::NACK).uint_if(key::DELAY, delay);
-            if reason.is_empty() {
-                frame
-            } else {
-                frame.text(key::REASON, &reason)
-            }
-        };
-        self.send_ranges(frame, &self.spans_of(messages), None, wire);
-    }
-
-    pub fn extend(&mut self, messages: &[Message], wire: &mut Wire) {
-        if self.phase == Phase::Open {
-            self.send_ranges(|| Frame::new(kind::EXTEND), &self.spans_of(messages), None, wire);
-        }
-    }
-
-    pub fn ack_until(&mut self, message: &Message, wire: &mut Wire, now: Instant) {
-        if !self.counts(message) {
-            return;
-        }
-        self.flush(false, wire);
-        self.until = self.until.max(Some(message.offset));
-        if self.phase == Phase::Open {
-            self.send_until(wire);
-        }
-        // The message itself as well: what the next confirmation is about.
-        self.ack(std::slice::from_ref(message), now);
-    }
-
     // ---- the end
 
     /// Send what is acknowledged and say CLOSE.
@@ -816,51 +536,5 @@ impl Attachment {
     pub fn abandon(&mut self, wire: &mut Wire) {
         self.abandoned = true;
         self.close(wire);
-    }
-}
-
-fn push_span(spans: &mut Vec<Span>, offset: u64) {
-    match spans.last_mut() {
-        Some((_, end)) if *end == offset => *end += 1,
-        _ => spans.push((offset, offset + 1)),
-    }
-}
-
-fn offsets_of(header: &Header, count: usize) -> Result<Vec<u64>> {
-    let wrong = || Error::malformed(format!("the offsets of a delivery are not those of its {count} messages"));
-    let first = header.uint(key::OFFSET);
-    if !header.has(key::RANGES) {
-        let end = first.checked_add(count as u64).ok_or_else(wrong)?;
-        return Ok((first..end).collect());
-    }
-    let mut offsets = Vec::with_capacity(count);
-    let mut before = None;
-    for (first, end) in header.pairs(key::RANGES) {
-        if first >= end || before.is_some_and(|before| first <= before) || end - first > (count - offsets.len()) as u64
-        {
-            return Err(wrong());
-        }
-        offsets.extend(first..end);
-        before = Some(end);
-    }
-    if offsets.len() != count || offsets.first() != Some(&first) {
-        return Err(wrong());
-    }
-    Ok(offsets)
-}
-
-fn times_of(header: &Header, count: usize) -> Result<Vec<u64>> {
-    let wrong = || Error::malformed(format!("the times of a delivery are not those of its {count} messages"));
-    let mut times = Vec::with_capacity(count);
-    for (run, time) in header.pairs(key::TIMESTAMPS) {
-        if run > (count - times.len()) as u64 {
-            return Err(wrong());
-        }
-        times.resize(times.len() + run as usize, time);
-    }
-    if times.len() == count {
-        Ok(times)
-    } else {
-        Err(wrong())
     }
 }
