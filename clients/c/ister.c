@@ -3530,7 +3530,9 @@ void ister_client_free(ister_client *client) {
 
 static bool valid_name(const char *what, const char *name, ister_error *error) {
     if (name && *name && strlen(name) <= 1000 && is_text(name)) return true;
-    say_invalid(error, "the name of a %s is UTF-8 of 1 to 1000 bytes", what);
+    bool of_the_broker = strcmp(what, "topic") == 0 || strcmp(what, "subscription") == 0;
+    say(error, ISTER_INVALID, ISTER_FIX, of_the_broker ? "invalid-name" : "invalid-argument",
+        "the name of a %s is UTF-8 of 1 to 1000 bytes", what);
     return false;
 }
 
