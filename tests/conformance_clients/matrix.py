@@ -93,7 +93,7 @@ def table(cells: Mapping[tuple[str, str], str], notes: Mapping[str, list[str]]) 
     """Return the lines of the table: publishers in rows, consumers in columns."""
     publishers = list(dict.fromkeys(publisher for publisher, _ in cells))
     consumers = list(dict.fromkeys(consumer for _, consumer in cells))
-    first = max(len("publishes \\ consumes"), *map(len, publishers))
+    first = max(map(len, ["publishes \\ consumes", *publishers]))
     widths = [max(len(name), 7) for name in consumers]
     head = "publishes \\ consumes".ljust(first)
     lines = [

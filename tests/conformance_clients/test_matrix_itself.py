@@ -48,6 +48,11 @@ def test_the_table_names_who_lacks_what() -> None:
     ]
 
 
+def test_a_table_without_cells_is_its_head() -> None:
+    """A run of chosen scenarios may have filled no cell."""
+    assert matrix.table({}, {"go": []}) == ["publishes \\ consumes"]
+
+
 def test_the_messages_have_all_that_messages_can_have() -> None:
     """Empty payloads, keys of any bytes, attributes of any letters, times; alone and in batches."""
     assert {"payload", "key", "attributes", "deliver_at_ms"} == {
