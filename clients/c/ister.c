@@ -3292,14 +3292,20 @@ static us deadline_in(int64_t timeout_ms) {
 
 static call begin_call(ister_client *client, us deadline) { return (call){client, deadline, client->interrupts}; }
 
+/* Says whether this is the client's thread: it alone can bring about what a call waits for. */
+static bool in_callback(ister_client *client, ister_error *error) {
+    if (!pthread_equal(pthread_self(), client->thread)) return false;
+    say_invalid(error, "a callback must not wait");
+    return true;
+}
+
 /* Waits for a change (lock held); anything but ISTER_OK ends the call. */
 static ister_result pause_call(const call *c, pthread_cond_t *on, const char *what, const ister_error *trouble,
                                ister_error *error) {
     ister_client *client = c->client;
     bool told = trouble && trouble->result != ISTER_OK;
-    if (pthread_equal(pthread_self(), client->thread)) {
-        say_invalid(error, "a callback must not wait");
-    } else if (client->interrupts != c->interrupts) {
+    if (in_callback(client, error)) return error->result;
+    if (client->interrupts != c->interrupts) {
         say(error, ISTER_CANCELLED, ISTER_RETRY, "cancelled", "%s: interrupted", what);
     } else if (read_clock() >= c->deadline) {
         say(error, ISTER_TIMEOUT, ISTER_RETRY, "timeout", "%s in time%s%s%s%s", what, told ? " (" : "",
@@ -3503,6 +3509,7 @@ static void drop_outlets(ister_client *client);
 
 ister_result ister_client_close(ister_client *client, int64_t timeout_ms, ister_error *error) {
     ister_error why = {0};
+    if (in_callback(client, &why)) return tell(error, &why);
     lock(client);
     call c = begin_call(client, deadline_in(timeout_ms));
     bool again = client->closing;
@@ -3511,7 +3518,6 @@ ister_result ister_client_close(ister_client *client, int64_t timeout_ms, ister_
         if (pause_call(&c, &client->changed, "the broker did not confirm everything", NULL, &why) != ISTER_OK) break;
     }
     unlock(client);
-    if (why.result == ISTER_INVALID) return tell(error, &why); /* from a callback */
     if (!again) {
         end_client(client);
         drop_outlets(client);
@@ -3848,19 +3854,18 @@ ister_result ister_producer_close(ister_producer *producer, int64_t timeout_ms, 
     ister_client *client = producer->client;
     handle *h = &producer->p.h;
     us deadline = deadline_in(timeout_ms);
+    if (in_callback(client, &why)) return tell(error, &why);
     lock(client);
     if (h->phase != H_CLOSED) {
         flush_producer(producer, deadline, &why);
-        if (why.result != ISTER_INVALID || !has_code(&why, "invalid-argument") || answered(&producer->p)) {
-            call c = begin_call(client, deadline);
-            close_handle(h);
-            wake(client);
-            while (h->phase != H_CLOSED && late.result == ISTER_OK && why.result != ISTER_TIMEOUT &&
-                   why.result != ISTER_CANCELLED) {
-                pause_call(&c, &h->changed, "the broker did not confirm the close of a producer", NULL, &late);
-            }
-            abandon(client, h);
+        bool in_time = why.result != ISTER_TIMEOUT && why.result != ISTER_CANCELLED;
+        call c = begin_call(client, deadline);
+        close_handle(h);
+        wake(client);
+        while (h->phase != H_CLOSED && late.result == ISTER_OK && in_time) {
+            pause_call(&c, &h->changed, "the broker did not confirm the close of a producer", NULL, &late);
         }
+        abandon(client, h);
     }
     unlock(client);
     return tell(error, why.result != ISTER_OK ? &why : &late);
@@ -4169,6 +4174,7 @@ ister_result ister_consumer_close(ister_consumer *consumer, int64_t timeout_ms, 
     ister_client *client = consumer->client;
     handle *h = &consumer->a.h;
     us deadline = deadline_in(timeout_ms);
+    if (in_callback(client, &why)) return tell(error, &why);
     lock(client);
     call c = begin_call(client, deadline);
     while (!close_step(h)) {
@@ -4176,7 +4182,7 @@ ister_result ister_consumer_close(ister_consumer *consumer, int64_t timeout_ms, 
         if (pause_call(&c, &h->changed, "the broker did not confirm the close of a consumer", NULL, &why) != ISTER_OK)
             break;
     }
-    if (why.result != ISTER_INVALID) abandon(client, h);
+    abandon(client, h);
     unlock(client);
     return tell(error, &why);
 }

@@ -87,6 +87,16 @@ def test_its_own_tests_leave_no_memory_behind(copied: Path) -> None:
     make(copied, "memory")
 
 
+@pytest.mark.parametrize("sanitizer", ["sanitized", "threads"])
+def test_what_programs_call_does_what_the_header_says(
+    sanitizer: str, broker: testing.Broker, copied: Path
+) -> None:
+    """Threads, functions that are called, interruptions, what outlives a client; nothing races, or is left behind."""
+    make(copied, f"build/test_api_{sanitizer}")
+    told = {"TSAN_OPTIONS": f"suppressions={copied / 'test' / 'threads.supp'}"}
+    run(copied, f"build/test_api_{sanitizer}", broker.endpoint, **told)
+
+
 def test_it_exports_nothing_but_its_own_names(copied: Path) -> None:
     """A program that links it meets no name that does not begin with ister_."""
     make(copied, "all")
