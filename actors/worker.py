@@ -44,6 +44,7 @@ from ister.storage.segment_maps import SegmentMaps
 from ister.storage.trim import remove_log
 from ister.storage.wal import Wal, WalSettings
 from ister.storage.wholereader import TieredReader
+from ister.storage.withdrawing import withdraw_from
 from ister.subscriptions import READER
 from ister.transport.gateway import Gateway
 from ister.transport.session import SessionLimits, Sessions
@@ -225,6 +226,15 @@ class Worker:
                 known_end=known_end,
                 start_offset=restored_end,
             )
+            if meta.durability == "os" and before is None:
+                cursors = cursors_folder(self._given.data, meta)
+                for name in withdraw_from(self._disk, cursors, meta.incarnation, wal.next_offset):
+                    log.warning(
+                        "topic %s: cursor %s acknowledged messages that the log has lost: withdrawn from offset %d on",
+                        meta.name,
+                        name,
+                        wal.next_offset,
+                    )
             return wal
 
         def erase() -> None:

@@ -23,7 +23,12 @@ def highest_acknowledged(disk: Disk, folder: str, incarnation: bytes) -> int:
 
     Files that are damaged, or no journals of the topic, do not count. Raises OSError.
     """
-    highest = 0
+    return max(acknowledged_by_journal(disk, folder, incarnation).values(), default=0)
+
+
+def acknowledged_by_journal(disk: Disk, folder: str, incarnation: bytes) -> dict[str, int]:
+    """Return for each journal in a topic's folder the end of what it acknowledges, like `highest_acknowledged`."""
+    found = {}
     for name in disk.listdir(folder) if disk.exists(folder) else ():
         if not name.rpartition(".")[
             2
@@ -33,8 +38,8 @@ def highest_acknowledged(disk: Disk, folder: str, incarnation: bytes) -> int:
             cursor, *_ = parse_journal(name, disk.read(f"{folder}/{name}"), incarnation)
         except (DamagedError, FileNotFoundError):
             continue
-        highest = max(highest, cursor.low, cursor.ranges.end or 0)
-    return highest
+        found[name] = max(cursor.low, cursor.ranges.end or 0)
+    return found
 
 
 class Compaction:

@@ -25,6 +25,7 @@ from ister.errors import DamagedError, IsterError, RemoteError
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.log_search import SearchGoesOnError
 from ister.storage.wholereader import UNKNOWN, NotHereError
+from ister.storage.withdrawing import fit_to
 from ister.wire import encode_result
 
 log = logging.getLogger("ister.subscription")
@@ -173,9 +174,8 @@ class Attaching(SubscriptionPart):
         The offsets of those messages are assigned again, and the new messages must not count as acknowledged. Raises
         DamagedError where the topic's durability rules such a loss out.
         """
-        cursor = (
-            journal.cursor
-        )  # with durability cloud, the log may be ahead of what may be delivered if the store lost objects
+        cursor = journal.cursor
+        # with durability cloud, the log may be ahead of what may be delivered if the store lost objects
         reached = max(cursor.low, cursor.ranges.end or 0)
         if reached <= end:
             return
@@ -184,9 +184,7 @@ class Attaching(SubscriptionPart):
             journal.close()
             raise DamagedError(text)
         log.warning("subscription %s: %s", self._name, text)
-        journal.seek(min(cursor.low, end))
-        for first, stop in cursor.ranges:
-            journal.note(first, min(stop, end))
+        fit_to(journal, end)
 
     def _undo_creation(self) -> None:
         """Delete a subscription that could not start where it was asked to, so that its name is free again."""

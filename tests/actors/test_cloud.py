@@ -1274,6 +1274,31 @@ def test_what_is_damaged_here_and_lost_there_is_damage(make_stage: MakeStage, ho
     expect_messages(reader, first + count, 600)
 
 
+def test_new_messages_do_not_count_as_those_that_a_power_failure_took(make_stage: MakeStage) -> None:
+    """Their offsets are the same; a subscription that is opened later is delivered them all the same."""
+    stage = make_stage(**SMALL | {"log__local_bytes": 1 << 30})
+    publish(create(stage, durability="os"), 0, 50)
+    expect_messages(consumer(stage, start="earliest"), 0, 50)
+    stage.advance(3)
+    folder = stage.actor("topic", "orders").wal.folder
+    for number in range(2):
+        stage.kill(number)
+    [name] = [name for name in stage.disk.listdir(folder) if name.endswith(".seg")]
+    data = stage.disk.read(f"{folder}/{name}")
+    stage.disk.unlink(f"{folder}/{name}")
+    file = stage.disk.create(f"{folder}/{name}")
+    file.pwritev((data[:220_000],), 0)
+    file.datasync()
+    file.close()
+    stage.restart(2)
+    end = shown(stage)["next_offset"]
+    assert end < 50
+    client = producer(stage, number=8)
+    client.publish(1, 0, *map(payload, range(end, end + 5)))
+    assert client.receipt(1) == [(0, end)]
+    expect_messages(consumer(stage), end, end + 5)
+
+
 @pytest.mark.parametrize("type_", ["shared", "key-shared"])
 def test_what_lies_before_damage_is_delivered_and_redelivered(make_stage: MakeStage, type_: str) -> None:
     """Also where a subscription that reads ahead comes upon the damage first; only what lies behind it waits."""
