@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from ister.storage import begin, cursor_format, damage, ending, segment
+from ister.storage import begin, cursor_format, damage, ending, known_producers, segment
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.damage import decode_skips, encode_skips
 from ister.storage.disk import LocalDisk
@@ -280,6 +280,7 @@ VERSIONS = {
     "end": ending._VERSION,
     "skips": damage._VERSION,
     "begin": begin._VERSION,
+    "producers": known_producers._VERSION,
     "journal header": cursor_format.VERSION,
 }
 
