@@ -1546,7 +1546,7 @@ static bool dispatch(session *s, const header *in, parcel *came, us now, ister_e
         for (request *r = s->requests; r && ref; r = r->next) {
             if (r->ref == ref) return on_result(s, r, in, came, now, error);
         }
-        if (type != ERROR_FRAME) return true;
+        return true; /* nobody waits for it: an ERROR, too, says nothing about its handle then */
     }
     if (has(in, K_HANDLE)) {
         for (handle *h = s->handles; h; h = h->next) {
@@ -1554,7 +1554,7 @@ static bool dispatch(session *s, const header *in, parcel *came, us now, ister_e
         }
         return true;
     }
-    if (type == ERROR_FRAME && !has(in, K_REF)) { /* about the whole connection: all is asked anew over the next */
+    if (type == ERROR_FRAME) { /* about the whole connection: all is asked anew over the next */
         error_of(in, error);
         return false;
     }
@@ -1630,7 +1630,7 @@ static void say_close(handle *h) {
 /* The session may be resumed, and would still hold the handle. */
 static void close_later(handle *h) {
     session *s = h->home;
-    if (!s || !h->opened || !s->has_secret) return;
+    if (!s || !h->open_ref || !s->has_secret) return;
     if (s->to_close_count == s->to_close_room) {
         s->to_close_room = s->to_close_room ? 2 * s->to_close_room : 8;
         s->to_close = allocate_again(s->to_close, s->to_close_room * sizeof *s->to_close);
@@ -2357,6 +2357,10 @@ static bool consumer_opened(attachment *a, const header *in, us now, ister_error
         a->h.failures = a->h.moves = 0;
         a->h.trouble.result = ISTER_OK;
         a->position = number_of(in, K_OFFSET);
+        if (a->is_reader && !a->handed_out) { /* to go on from here, whatever comes meanwhile */
+            a->handed_out = true;
+            a->reached = a->position;
+        }
         a->sought = number_of(in, K_SOUGHT);
         a->used_since = now;
         a->confirming = false;

@@ -447,6 +447,58 @@ static void a_handle_closed_without_a_connection_is_closed_in_the_resumed_sessio
     free_talk(t);
 }
 
+static void a_reader_that_handed_out_nothing_goes_on_where_it_began(void) {
+    talk *t = new_talk();
+    bytes raw = {0};
+    welcome(t, false);
+    attachment *a = allocate(sizeof *a);
+    set_up_attachment(a, 2, "orders", "reader-1", "reader");
+    a->start = (ister_place){ISTER_LATEST, 0};
+    attach(&t->s, &a->h, t->now);
+    CHECK(said(t, OPEN_CONSUMER) && has(t->said, K_START));
+    writer w = begin_header(&raw, OPENED);
+    with_number(&w, K_REF, number_of(t->said, K_REF));
+    with_number(&w, K_HANDLE, 2);
+    with_number(&w, K_OFFSET, 77);
+    hear(t, &raw, &w);
+    lose(t);
+    t->s.phase = READY; /* as if welcomed: what is said then stays to be looked at */
+    handle_ready(&a->h, &t->s, false, t->now);
+    CHECK(said(t, OPEN_CONSUMER) && number_of(t->said, K_START) == 77); /* 9.2-9 */
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void an_error_that_answers_nobody_says_nothing_about_its_handle(void) {
+    talk *t = new_talk();
+    bytes raw = {0};
+    welcome(t, false);
+    publication *p = new_producer(t);
+    open_it(t, OPEN_PRODUCER, 0, 1000);
+    writer w = begin_header(&raw, ERROR_FRAME);
+    with_text(&w, K_CODE, "closed");
+    with_text(&w, K_TEXT, "closed");
+    with_text(&w, K_ACTION, "stop");
+    with_number(&w, K_REF, 4000000000);
+    with_number(&w, K_HANDLE, 1);
+    hear(t, &raw, &w);
+    CHECK(p->h.phase == H_OPEN); /* 4.1-8 */
+    free_publication(p);
+    free_talk(t);
+}
+
+static void a_handle_closed_while_it_was_opening_is_closed_in_the_resumed_session(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    attachment *a = new_attachment(t, 10);
+    CHECK(said(t, OPEN_CONSUMER));
+    lose(t);
+    close_handle(&a->h);
+    CHECK(t->s.to_close_count == 1);
+    free_attachment(a);
+    free_talk(t);
+}
+
 static void one_ping_a_heartbeat_and_then_the_connection_is_lost(void) {
     talk *t = new_talk();
     size_t pings = 0;
@@ -589,6 +641,9 @@ int main(void) {
     RUN(another_instance_is_not_acknowledged);
     RUN(many_ranges_are_split);
     RUN(a_handle_closed_without_a_connection_is_closed_in_the_resumed_session);
+    RUN(a_reader_that_handed_out_nothing_goes_on_where_it_began);
+    RUN(an_error_that_answers_nobody_says_nothing_about_its_handle);
+    RUN(a_handle_closed_while_it_was_opening_is_closed_in_the_resumed_session);
     RUN(one_ping_a_heartbeat_and_then_the_connection_is_lost);
     RUN(garbage_costs_the_connection);
     RUN(numbers_of_any_width_and_unknown_keys_are_taken);
