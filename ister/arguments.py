@@ -142,6 +142,12 @@ def in_words(size: int) -> str:
     return f"{size / (1 << 20):.1f} MiB"
 
 
+def compared(size: int, most: int) -> tuple[str, str]:
+    """Return both numbers of bytes as people read them; where these would be the same words, in bytes."""
+    words = in_words(size), in_words(most)
+    return words if words[0] != words[1] else (f"{size} bytes", f"{most} bytes")
+
+
 def in_trouble(trouble: IsterError | None) -> str:
     """Return the reason why something does not work, to be appended to a sentence."""
     return "" if trouble is None else f" ({trouble.code}: {trouble.text})"

@@ -75,9 +75,9 @@ def check_size(
     letter or a redrive has more, beside what its producer sent, is not counted.
     """
     if largest > limits.message_bytes_max:
+        mine, limit = arguments.compared(largest, limits.message_bytes_max)
         raise UsageError(
-            f"message of {arguments.in_words(largest)} is over message_bytes_max "
-            f"({arguments.in_words(limits.message_bytes_max)}) of topic {topic!r}",
+            f"message of {mine} is over message_bytes_max ({limit}) of topic {topic!r}",
             code="message-too-large",
         )
     most, around = limits.batch_bytes_max, size - payloads_bytes
@@ -87,9 +87,10 @@ def check_size(
         around -= bodies.marked_bytes(arguments.attributes(attributes[0]))
     if not bodies.batch_fits(count, payloads_bytes, around, most):
         beside = arguments.in_words(bodies.around_bytes_max(most))
+        mine, limit = arguments.compared(payloads_bytes + around, most)
         raise UsageError(
-            f"batch of {arguments.in_words(payloads_bytes + around)} is over batch_bytes_max "
-            f"({arguments.in_words(most)}) of topic {topic!r}: {arguments.in_words(around)} of it are "
+            f"batch of {mine} is over batch_bytes_max "
+            f"({limit}) of topic {topic!r}: {arguments.in_words(around)} of it are "
             f"lengths, keys and attributes; a lone message may have {beside} of these beside a large payload",
             code="batch-too-large",
         )

@@ -128,3 +128,9 @@ def test_a_duration_is_seconds_or_text_with_a_unit_or_a_timedelta() -> None:
     for wrong in ("7 days", "", "-1s", -1, True, None, timedelta(seconds=-1)):
         with pytest.raises(UsageError, match="retention"):
             arguments.duration(wrong, "retention")
+
+
+def test_a_size_just_over_its_limit_does_not_read_as_the_limit() -> None:
+    """Sizes that would be the same words are told in bytes."""
+    assert arguments.compared(5 << 20, 4 << 20) == ("5.0 MiB", "4.0 MiB")
+    assert arguments.compared((4 << 20) + 1, 4 << 20) == ("4194305 bytes", "4194304 bytes")
