@@ -2,7 +2,6 @@
 
 import { randomBytes } from "node:crypto";
 import type { Outgoing } from "./batch.js";
-import type { Client } from "./client.js";
 import type { Reader } from "./consumer.js";
 import { ConnectionLostError, IsterError, invalid } from "./errors.js";
 import type { Message } from "./message.js";
@@ -14,6 +13,13 @@ const CORRELATION_ID = "ister.correlation_id";
 const OUTLETS_MAX = 64;
 const INBOX_CREDIT = 1024;
 const HURRY_MS = 1000;
+
+/** What correspondence asks of the client. */
+export interface Host {
+  createTopic(topic: string, options: { dispatch: "non-reliable"; ephemeral: 1 }, how: WaitOptions): Promise<unknown>;
+  producer(topic: string, options: WaitOptions): Promise<Producer>;
+  reader(topic: string, options: WaitOptions & { start: "latest"; creditMessages: number }): Promise<Reader>;
+}
 
 /** The topic that replies to this client come to. Gone with its session. */
 class Inbox {
@@ -58,7 +64,7 @@ export class Correspondence {
   private inbox: Promise<Inbox> | null = null;
   private readonly outlets = new Map<string, Promise<Producer>>(); // by topic; least used first
 
-  constructor(private readonly client: Client) {}
+  constructor(private readonly host: Host) {}
 
   async request(topic: string, message: Outgoing, options: WaitOptions): Promise<Message> {
     const inbox = await this.open(options);
@@ -117,7 +123,7 @@ export class Correspondence {
   private async send(topic: string, message: Outgoing, options: WaitOptions): Promise<[Receipt]> {
     let outlet = this.outlets.get(topic);
     this.outlets.delete(topic);
-    outlet ??= this.client.producer(topic, options);
+    outlet ??= this.host.producer(topic, options);
     this.outlets.set(topic, outlet);
     for (const [name, other] of this.outlets) {
       if (this.outlets.size <= OUTLETS_MAX) {
@@ -168,8 +174,8 @@ export class Correspondence {
 
   private async make(options: WaitOptions): Promise<Inbox> {
     const topic = `_inbox/${randomBytes(16).toString("hex")}`;
-    await this.client.createTopic(topic, { dispatch: "non-reliable", ephemeral: 1 }, options);
-    const reader = await this.client.reader(topic, { ...options, start: "latest", creditMessages: INBOX_CREDIT });
+    await this.host.createTopic(topic, { dispatch: "non-reliable", ephemeral: 1 }, options);
+    const reader = await this.host.reader(topic, { ...options, start: "latest", creditMessages: INBOX_CREDIT });
     return new Inbox(topic, reader);
   }
 
