@@ -22,7 +22,7 @@ var capabilities = []string{
 	"batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer",
 	"batch-receive", "confirm", "nack", "ack-until", "extend", "reader", "seek", "priority", "force", "options",
 	"credit", "window", "events", "admin", "request-reply", "moved", "reconnect", "heartbeat", "orderly-close",
-	"cancel", "drop", "codec",
+	"cancel", "drop", "codec", "bench",
 }
 
 type message struct {
@@ -33,10 +33,17 @@ type message struct {
 	Sequence    *uint64           `json:"sequence,omitempty"`
 }
 
-// command has the arguments of all commands.
+// asked is what every command has.
+type asked struct {
+	ID            int64  `json:"id"`
+	Do            string `json:"do"`
+	TimeoutMs     *int64 `json:"timeout_ms"`
+	CancelAfterMs *int64 `json:"cancel_after_ms"`
+}
+
+// command has the arguments of all commands but those that measure.
 type command struct {
-	ID             int64             `json:"id"`
-	Do             string            `json:"do"`
+	asked
 	Client         *string           `json:"client"`
 	Producer       *string           `json:"producer"`
 	Consumer       *string           `json:"consumer"`
@@ -68,8 +75,6 @@ type command struct {
 	Frame          string            `json:"frame"`
 	Frames         []string          `json:"frames"`
 	Columns        uint64            `json:"columns"`
-	TimeoutMs      *int64            `json:"timeout_ms"`
-	CancelAfterMs  *int64            `json:"cancel_after_ms"`
 }
 
 type object = map[string]any
@@ -616,7 +621,12 @@ func answer(d *driver, line []byte) (told object) {
 	var c command
 	decoder := json.NewDecoder(strings.NewReader(string(line)))
 	decoder.UseNumber()
-	if err := decoder.Decode(&c); err != nil {
+	err := json.Unmarshal(line, &c.asked)
+	measured := strings.HasPrefix(c.Do, "bench_")
+	if err == nil && !measured {
+		err = decoder.Decode(&c)
+	}
+	if err != nil {
 		return object{"id": 0, "error": object{"code": "driver-failed", "action": "stop", "text": err.Error()}}
 	}
 	c.Start, c.To = whole(c.Start), whole(c.To)
@@ -636,7 +646,12 @@ func answer(d *driver, line []byte) (told object) {
 	if c.CancelAfterMs != nil {
 		time.AfterFunc(time.Duration(*c.CancelAfterMs)*time.Millisecond, cancel)
 	}
-	ok, err := d.do(ctx, &c)
+	var ok object
+	if measured {
+		ok, err = d.measure(ctx, c.Do, line)
+	} else {
+		ok, err = d.do(ctx, &c)
+	}
 	if err == nil {
 		if ok == nil {
 			ok = object{}
