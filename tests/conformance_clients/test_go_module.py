@@ -61,7 +61,7 @@ def test_its_modules_are_what_it_uses() -> None:
 def test_a_program_of_the_readme_runs_in_an_empty_project(
     number: int, broker: testing.Broker, tmp_path: Path
 ) -> None:
-    """As the README says: require, replace, tidy, run."""
+    """As the README says: require, replace, tidy, run; and run again, where the topics exist."""
     examples = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
     assert len(examples) == 2
     printed, program = examples[number]
@@ -73,3 +73,4 @@ def test_a_program_of_the_readme_runs_in_an_empty_project(
     )
     run(tmp_path, "go", "mod", "tidy")
     assert run(tmp_path, "go", "run", ".", broker.endpoint).strip() == printed
+    run(tmp_path, "go", "run", ".", broker.endpoint)

@@ -92,11 +92,12 @@ def test_its_lock_file_names_no_host() -> None:
 def test_a_program_of_the_readme_runs_in_an_empty_project(
     number: int, broker: testing.Broker, project: Path
 ) -> None:
-    """As the README says: install the packed file, and run."""
+    """As the README says: install the packed file, and run; and run again, where the topics exist."""
     assert len(EXAMPLES) == 4
     printed, program = EXAMPLES[number]
     (project / "main.js").write_text(program, encoding="utf-8")
     assert run(project, "node", "main.js", broker.endpoint).strip() == printed
+    run(project, "node", "main.js", broker.endpoint)
 
 
 PATTERN = """
