@@ -14,7 +14,9 @@ html_show_sourcelink = False
 root_doc = "docs/index"
 source_suffix = {".md": "markdown"}
 include_patterns = ["*.md", "**/*.md"]
-exclude_patterns = [".*", "build", "data", "dist", "ister", "ister-env", "node_modules"]
+# At any depth: what tools of other languages put beside the clients has Markdown, too.
+MADE = ("build", "dist", "node_modules", "target")
+exclude_patterns = [".*", "data", "ister", "ister-env", *MADE, *(f"**/{folder}" for folder in MADE)]
 suppress_warnings = ["toc.not_included"]  # pages beside these (of clients, of tests) are reached by links
 myst_heading_anchors = 4  # links to headings, named as Git hosts name them
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import runpy
 import shutil
 import subprocess
 import sys
@@ -117,6 +119,13 @@ def test_make_conf_writes_the_settings(tmp_path: Path) -> None:
         timeout=50,
     )
     assert file.read_text(encoding="utf-8") == settings_toml()
+
+
+@pytest.mark.parametrize("folder", ["node/node_modules", "rust/build", "go/dist", "rust/target"])
+def test_the_site_leaves_out_what_tools_put_beside_the_clients(folder: str) -> None:
+    """After `npm ci`, say: those pages have links and headings that are not ours to mend."""
+    patterns = runpy.run_path(str(ROOT / "docs" / "conf.py"))["exclude_patterns"]
+    assert [each for each in patterns if fnmatch.fnmatchcase(f"clients/{folder}", each)] != []
 
 
 @pytest.mark.process
