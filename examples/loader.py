@@ -32,4 +32,8 @@ def load(endpoint: str, topic: str, path: str) -> None:
 
 
 if __name__ == "__main__":
-    load(*sys.argv[1:4])
+    if len(sys.argv) != 4:
+        sys.exit(
+            "usage: python examples/loader.py ENDPOINT TOPIC FILE, as in: tcp://127.0.0.1:5555 rows lines.txt"
+        )
+    load(*sys.argv[1:])

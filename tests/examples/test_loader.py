@@ -61,3 +61,9 @@ def test_a_loader_that_is_killed_and_run_again_loads_every_row_once(
                 assert batch is not None
                 found += batch.payloads
         assert found == [row(number) for number in range(ROWS)]
+
+
+def test_without_its_arguments_it_says_how_it_is_used() -> None:
+    """It is the first program that a reader copies; a traceback would say nothing of its arguments."""
+    done = subprocess.run([sys.executable, LOADER], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr.split(" ")[0]) == (1, "usage:")
