@@ -47,6 +47,7 @@ type attachment struct {
 	phase     pubPhase
 	opened    bool
 	session   *session
+	openRef   uint64 // of the last open
 	err       *Error
 	complaint *Error
 	trouble   *Error
@@ -111,8 +112,9 @@ func (a *attachment) open() {
 	}
 	a.window = max(1, min(a.window, a.session.limits.creditMessagesMax))
 	a.phase, a.queue, a.used, a.usedBytes = pubOpening, nil, 0, 0
+	a.openRef = a.session.expect(a.onOpenAnswer)
 	h := header{
-		kType: tOpenConsumer, kRef: a.session.expect(a.onOpenAnswer), kHandle: a.handle, kTopic: a.topic,
+		kType: tOpenConsumer, kRef: a.openRef, kHandle: a.handle, kTopic: a.topic,
 		kSubscription: a.subscription, kSubscriptionType: a.kind, kMessages: a.window, kBytes: uint64(creditBytes),
 		kSparse: true, kSought: 0,
 	}
@@ -134,7 +136,7 @@ func (a *attachment) open() {
 }
 
 func (a *attachment) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
-	if a.phase != pubOpening {
+	if a.phase != pubOpening || h.uint(kRef) != a.openRef { // of an open that another one replaced
 		return nil
 	}
 	switch h.uint(kType) {

@@ -70,6 +70,7 @@ type publication struct {
 	ownWindow  uint64
 
 	session  *session
+	openRef  uint64 // of the last open
 	next     uint64 // the number of the next message
 	window   uint64
 	inFlight uint64
@@ -108,14 +109,15 @@ func (p *publication) open() {
 	for _, batch := range p.batches {
 		batch.refused = nil
 	}
+	p.openRef = p.session.expect(p.onOpenAnswer)
 	p.session.emit(header{
-		kType: tOpenProducer, kRef: p.session.expect(p.onOpenAnswer), kHandle: p.handle, kTopic: p.topic,
+		kType: tOpenProducer, kRef: p.openRef, kHandle: p.handle, kTopic: p.topic,
 		kProducer: p.id, kSequence: p.lowest(),
 	})
 }
 
 func (p *publication) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
-	if p.phase != pubOpening {
+	if p.phase != pubOpening || h.uint(kRef) != p.openRef { // of an open that another one replaced
 		return nil
 	}
 	switch h.uint(kType) {

@@ -279,9 +279,7 @@ func (s *session) dispatch(h header, body [][]byte, now time.Time) *Error {
 			delete(s.answers, ref)
 			return then(h, body, now)
 		}
-		if kind != tError {
-			return nil
-		}
+		return nil // nobody waits for it any more: it says nothing about its handle either
 	}
 	if h.has(kHandle) {
 		if target := s.handles[h.uint(kHandle)]; target != nil {

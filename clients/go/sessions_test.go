@@ -1,0 +1,91 @@
+package ister
+
+import (
+	"testing"
+	"time"
+)
+
+// asked returns the last REF of a type that was said.
+func (t *talk) asked(said []header, kind uint64) uint64 {
+	t.Helper()
+	for i := len(said) - 1; i >= 0; i-- {
+		if said[i].uint(kType) == kind {
+			return said[i].uint(kRef)
+		}
+	}
+	t.Fatalf("nothing of type %d was said: %v", kind, said)
+	return 0
+}
+
+// ISTER-4.1-8
+func TestAnErrorWithARefNobodyWaitsForSaysNothingAboutItsHandle(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	p, a := t.producer(), t.consumer(4)
+	for _, h := range t.said() {
+		t.hear(header{kType: tOpened, kRef: h.uint(kRef), kHandle: h.uint(kHandle), kStrategy: "reliable"})
+	}
+	for _, code := range []string{"closed", "unknown-handle", "limit-exceeded"} {
+		for _, number := range []uint64{1, 2} {
+			t.refuse(code, Stop, header{kRef: uint64(999), kHandle: number})
+			t.refuse(code, Stop, header{kRef: uint64(999), kHandle: number, kClosed: true})
+		}
+		t.refuse(code, Stop, header{kRef: uint64(999)})
+	}
+	if t.s.phase != ready || p.phase != pubOpen || a.phase != pubOpen || p.err != nil || a.complaint != nil {
+		t.Fatalf("session %v, producer %v (%v), consumer %v (%v)", t.s.phase, p.phase, p.err, a.phase, a.complaint)
+	}
+}
+
+// ISTER-4.1-8
+func TestTheAnswerToAnOpenThatWasReplacedSaysNothingAboutTheSecond(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	p, a := t.producer(), t.consumer(4)
+	first := t.said()
+	for _, number := range []uint64{1, 2} { // the topic failed while both were being opened
+		t.refuse("unavailable", Retry, header{kHandle: number, kClosed: true})
+	}
+	t.now = t.now.Add(time.Second)
+	t.s.tick(t.now)
+	second := t.said()
+	for _, h := range first {
+		t.refuse("closed", Stop, header{kRef: h.uint(kRef), kHandle: h.uint(kHandle)})
+	}
+	if p.phase != pubOpening || a.phase != pubOpening {
+		t.Fatalf("producer %v (%v), consumer %v (%v)", p.phase, p.err, a.phase, a.err)
+	}
+	for _, h := range second {
+		t.hear(header{kType: tOpened, kRef: h.uint(kRef), kHandle: h.uint(kHandle), kStrategy: "reliable"})
+	}
+	if p.phase != pubOpen || a.phase != pubOpen {
+		t.Fatalf("producer %v (%v), consumer %v (%v)", p.phase, p.err, a.phase, a.err)
+	}
+}
+
+// ISTER-8.4-4
+func TestAHandleUnknownAtAPublishIsOpenedAgainAndTheBatchSentAgain(test *testing.T) {
+	for _, more := range []header{{}, {kClosed: true}} {
+		t := newTalk(test)
+		t.welcome(false)
+		p := t.producer()
+		t.opened(header{kSequence: 0, kBytes: 1000})
+		one := t.send(p, "one")
+		t.send(p, "two")
+		p.seal()
+		t.said()
+		for sequence := range uint64(2) {
+			about := header{kHandle: uint64(1), kSequence: sequence}
+			for key, value := range more {
+				about[key] = value
+			}
+			t.refuse("unknown-handle", Fix, about)
+		}
+		t.now = t.now.Add(time.Second)
+		t.s.tick(t.now)
+		t.opened(header{kSequence: 0, kBytes: 1000})
+		if sent := publishes(t.said()); one.over || !same(sent, []uint64{0, 1}) {
+			t.Fatal(one.err, sent)
+		}
+	}
+}
