@@ -58,7 +58,7 @@ type attachment struct {
 
 	epoch     int // messages of an earlier one are not acknowledged any more
 	queue     []*delivery
-	reached   uint64 // a reader's first offset that was not handed out
+	reached   uint64 // a reader's first offset that was not handed out; where it began before it handed out any
 	moved     bool   // reached counts
 	sought    uint64 // the moves of the subscription of which the broker has told, where it counts them
 	window    uint64
@@ -148,6 +148,9 @@ func (a *attachment) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
 		a.phase, a.opened, a.failures, a.trouble = pubOpen, true, 0, nil
 		a.position = h.uint(kOffset)
 		a.sought = h.uint(kSought)
+		if a.reader() && !a.moved && h.text(kStrategy) == "reliable" {
+			a.reached, a.moved = a.position, true
+		}
 		a.usedSince = now
 		a.repeatAcks() // a broker that had not finished an earlier open ignored them before
 		a.confirming = false

@@ -89,3 +89,25 @@ func TestAHandleUnknownAtAPublishIsOpenedAgainAndTheBatchSentAgain(test *testing
 		}
 	}
 }
+
+// ISTER-9.2-9
+func TestAReaderThatHasReceivedNothingOpensAgainWhereItBegan(test *testing.T) {
+	for strategy, wanted := range map[string]any{"reliable": uint64(7), "non-reliable": "latest"} {
+		t := newTalk(test)
+		t.welcome(false)
+		a := &attachment{handle: 2, topic: "orders", subscription: "r", kind: "reader", start: "latest", changed: func() {}}
+		t.s.attach(a, t.now)
+		t.opened(header{kOffset: 7, kStrategy: strategy})
+		for _, offset := range []int{9, 11} { // where the topic ends meanwhile
+			t.s.lost(lost("a test"))
+			t.welcome(true)
+			said := t.said()
+			if got := said[len(said)-1][kStart]; got != wanted {
+				t.Fatalf("%s: opened again at %v", strategy, got)
+			}
+			t.hear(header{
+				kType: tOpened, kRef: said[len(said)-1].uint(kRef), kHandle: 2, kOffset: offset, kStrategy: strategy,
+			})
+		}
+	}
+}
