@@ -66,6 +66,7 @@ type Client struct {
 	elsewhere  map[string]*connection
 	secrets    map[string][]byte
 	nextHandle uint64
+	refs       uint64 // the last REF, of all sessions
 	moves      map[uint64]hops
 	changed    *signal // sessions: greetings, losses
 	events     []BrokerEvent

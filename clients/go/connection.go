@@ -46,7 +46,7 @@ type connection struct {
 
 func newConnection(client *Client, endpoints []string, home bool) (*connection, error) {
 	c := &connection{client: client, endpoints: endpoints, home: home, ended: make(chan struct{})}
-	c.session = newSession(client.text)
+	c.session = newSession(client.text, &client.refs)
 	c.session.onMoved = func(h handle, endpoint string) { client.move(c, h, endpoint) }
 	c.session.onWelcome = func() { client.changed.broadcast() }
 	c.session.secret = client.secrets[endpoints[0]]

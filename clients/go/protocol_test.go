@@ -13,7 +13,7 @@ type talk struct {
 }
 
 func newTalk(t *testing.T) *talk {
-	return &talk{t, newSession("test"), time.Unix(1000, 0)}
+	return &talk{t, newSession("test", new(uint64)), time.Unix(1000, 0)}
 }
 
 func (t *talk) said() []header {

@@ -72,7 +72,7 @@ type session struct {
 	onMoved   func(h handle, endpoint string)
 	onWelcome func()
 
-	nextRef  uint64
+	refs     *uint64 // the last REF; of the whole client, because a session may be left and resumed from another of these
 	answers  map[uint64]answer
 	waiting  []*request
 	asked    map[uint64]*request
@@ -83,8 +83,10 @@ type session struct {
 	pingOpen bool
 }
 
-func newSession(text string) *session {
-	return &session{text: text, handles: map[uint64]handle{}, answers: map[uint64]answer{}, asked: map[uint64]*request{}}
+func newSession(text string, refs *uint64) *session {
+	return &session{
+		text: text, refs: refs, handles: map[uint64]handle{}, answers: map[uint64]answer{}, asked: map[uint64]*request{},
+	}
 }
 
 func (s *session) emit(h header, body ...[]byte) {
@@ -93,9 +95,9 @@ func (s *session) emit(h header, body ...[]byte) {
 
 // expect returns a REF whose answer is given to a function.
 func (s *session) expect(then answer) uint64 {
-	s.nextRef++
-	s.answers[s.nextRef] = then
-	return s.nextRef
+	*s.refs++
+	s.answers[*s.refs] = then
+	return *s.refs
 }
 
 func (s *session) attach(h handle, now time.Time) {

@@ -90,6 +90,22 @@ func TestAHandleUnknownAtAPublishIsOpenedAgainAndTheBatchSentAgain(test *testing
 	}
 }
 
+// ISTER-4.1-1
+func TestNoRefIsUsedTwiceInASessionThatWasLeftAndResumed(test *testing.T) {
+	client := &Client{}
+	refs := map[uint64]bool{}
+	for range 3 { // each time a connection is made anew to where the session is
+		t := &talk{test, newSession("test", &client.refs), time.Unix(1000, 0)}
+		t.welcome(true)
+		t.producer()
+		ref := t.asked(t.said(), tOpenProducer)
+		if refs[ref] {
+			t.Fatalf("the REF %d was used before", ref)
+		}
+		refs[ref] = true
+	}
+}
+
 // ISTER-9.2-9
 func TestAReaderThatHasReceivedNothingOpensAgainWhereItBegan(test *testing.T) {
 	for strategy, wanted := range map[string]any{"reliable": uint64(7), "non-reliable": "latest"} {
