@@ -566,11 +566,7 @@ func (a *attachment) close() {
 	case a.phase == pubClosed || a.phase == pubClosing:
 	case (a.phase == pubOpen || a.phase == pubOpening || a.phase == pubWaiting) && a.session != nil:
 		a.phase, a.queue = pubClosing, nil
-		ref := a.session.expect(func(header, [][]byte, time.Time) *Error {
-			a.fail(closedError("the consumer"))
-			return nil
-		})
-		a.session.emit(header{kType: tClose, kRef: ref, kHandle: a.handle})
+		a.session.sayClose(a.handle, func() { a.fail(closedError("the consumer")) })
 	default:
 		a.fail(closedError("the consumer"))
 	}

@@ -64,7 +64,7 @@ type Client struct {
 	context    *zmq.Context
 	home       *connection
 	elsewhere  map[string]*connection
-	secrets    map[string][]byte
+	identities map[string]identity // of the sessions, by endpoint
 	nextHandle uint64
 	refs       uint64 // the last REF, of all sessions
 	moves      map[uint64]hops
@@ -99,7 +99,7 @@ func Connect(ctx context.Context, options *ClientOptions, endpoints ...string) (
 		return nil, err
 	}
 	c := &Client{
-		text: clientName, context: zctx, elsewhere: map[string]*connection{}, secrets: map[string][]byte{},
+		text: clientName, context: zctx, elsewhere: map[string]*connection{}, identities: map[string]identity{},
 		moves: map[uint64]hops{}, changed: newSignal(), outlets: map[string]*Producer{},
 	}
 	if options != nil && options.Name != "" {
@@ -247,7 +247,7 @@ func (c *Client) put(from, target *connection, h handle, why *Error) {
 // drop leaves a connection that nothing lives at any more.
 func (c *Client) drop(from *connection) {
 	if from.session.secret != nil {
-		c.secrets[from.endpoint()] = from.session.secret
+		c.identities[from.endpoint()] = from.session.identity
 	}
 	delete(c.elsewhere, from.endpoint())
 	c.left = append(c.left, from)

@@ -49,7 +49,7 @@ func newConnection(client *Client, endpoints []string, home bool) (*connection, 
 	c.session = newSession(client.text, &client.refs)
 	c.session.onMoved = func(h handle, endpoint string) { client.move(c, h, endpoint) }
 	c.session.onWelcome = func() { client.changed.broadcast() }
-	c.session.secret = client.secrets[endpoints[0]]
+	c.session.identity = client.identities[endpoints[0]]
 	var err error
 	address := fmt.Sprintf("inproc://ister-wake-%d", monitors.Add(1))
 	if c.wakeIn, err = client.context.NewSocket(zmq.PAIR); err != nil {
@@ -241,13 +241,13 @@ func (c *connection) hangUp(now time.Time) {
 	}
 	c.closeSocket(0)
 	if c.session.secret != nil {
-		c.client.secrets[c.endpoint()] = c.session.secret
+		c.client.identities[c.endpoint()] = c.session.identity
 	}
 	wait := backOff(c.failures, backOffMin, backOffMax)
 	c.due = now.Add(wait/2 + time.Duration(rand.Int64N(int64(wait))))
 	if c.failures > 0 && len(c.endpoints) > 1 {
 		c.at = (c.at + 1) % len(c.endpoints)
-		c.session.secret = c.client.secrets[c.endpoint()]
+		c.session.identity = c.client.identities[c.endpoint()]
 	}
 	c.failures++
 	if !c.home && c.failures > rehomeFailures {

@@ -441,11 +441,7 @@ func (p *publication) close() {
 	case p.phase == pubClosed || p.phase == pubClosing:
 	case (p.phase == pubOpen || p.phase == pubOpening || p.phase == pubWaiting) && p.session != nil:
 		p.phase = pubClosing
-		ref := p.session.expect(func(header, [][]byte, time.Time) *Error {
-			p.fail(closedError("the producer"))
-			return nil
-		})
-		p.session.emit(header{kType: tClose, kRef: ref, kHandle: p.handle})
+		p.session.sayClose(p.handle, func() { p.fail(closedError("the producer")) })
 	default:
 		p.fail(closedError("the producer"))
 	}

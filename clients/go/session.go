@@ -1,6 +1,10 @@
 package ister
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+)
 
 // The client's side of a session with one worker: messages in, messages out. It knows no socket, no clock and no
 // goroutine; whoever uses it holds the client's lock.
@@ -59,10 +63,16 @@ func (r *request) finish(result []byte, err *Error) {
 
 type answer func(h header, body [][]byte, now time.Time) *Error
 
+// identity is what makes a session the same one over its next connection.
+type identity struct {
+	secret   []byte
+	departed map[uint64]bool // handles that are closed here, and that the broker is not known to have closed
+}
+
 type session struct {
+	identity
 	phase     phase
 	text      string
-	secret    []byte
 	boot      uint64
 	limits    limits
 	heartbeat time.Duration
@@ -109,9 +119,45 @@ func (s *session) attach(h handle, now time.Time) {
 	}
 }
 
+// detach removes a handle. If the broker cannot be told now that it is closed, it is told in the resumed session.
 func (s *session) detach(h handle) {
 	if s.handles[h.number()] == h {
 		delete(s.handles, h.number())
+		if s.phase != ready {
+			s.depart(h.number())
+		}
+	}
+}
+
+func (s *session) depart(number uint64) {
+	if s.departed == nil {
+		s.departed = map[uint64]bool{}
+	}
+	s.departed[number] = true
+}
+
+// sayClose sends CLOSE, and again over the next connection of this session if there is no answer over this one.
+func (s *session) sayClose(number uint64, then func()) {
+	s.depart(number)
+	ref := s.expect(func(header, [][]byte, time.Time) *Error {
+		delete(s.departed, number)
+		then()
+		return nil
+	})
+	s.emit(header{kType: tClose, kRef: ref, kHandle: number})
+}
+
+// sayDepartures closes what the resumed session still holds; it comes before the opens, which may want the same place.
+func (s *session) sayDepartures(resumed bool) {
+	if !resumed {
+		s.departed = nil
+	}
+	for _, number := range slices.Sorted(maps.Keys(s.departed)) {
+		if s.handles[number] != nil {
+			delete(s.departed, number) // it came back, and is opened again
+			continue
+		}
+		s.sayClose(number, func() {})
 	}
 }
 
@@ -326,6 +372,7 @@ func (s *session) welcome(h header, now time.Time) *Error {
 	if s.onWelcome != nil {
 		s.onWelcome()
 	}
+	s.sayDepartures(h.flag(kResumed))
 	s.sendRequests(now)
 	for _, each := range s.handles {
 		each.onReady(s, h.flag(kResumed), now)

@@ -17,6 +17,15 @@ func (t *talk) asked(said []header, kind uint64) uint64 {
 	return 0
 }
 
+func closes(said []header) (found []uint64) {
+	for _, h := range said {
+		if h.uint(kType) == tClose {
+			found = append(found, h.uint(kHandle))
+		}
+	}
+	return found
+}
+
 // ISTER-4.1-8
 func TestAnErrorWithARefNobodyWaitsForSaysNothingAboutItsHandle(test *testing.T) {
 	t := newTalk(test)
@@ -103,6 +112,77 @@ func TestNoRefIsUsedTwiceInASessionThatWasLeftAndResumed(test *testing.T) {
 			t.Fatalf("the REF %d was used before", ref)
 		}
 		refs[ref] = true
+	}
+}
+
+// ISTER-7.4-7
+func TestWhatWasClosingWhenTheConnectionBrokeIsClosedInTheResumedSession(test *testing.T) {
+	for _, resumed := range []bool{true, false} {
+		t := newTalk(test)
+		t.welcome(false)
+		p, a := t.producer(), t.consumer(4)
+		for _, h := range t.said() {
+			t.hear(header{kType: tOpened, kRef: h.uint(kRef), kHandle: h.uint(kHandle), kStrategy: "reliable"})
+		}
+		p.close()
+		a.close()
+		if got := closes(t.said()); !same(got, []uint64{1, 2}) {
+			t.Fatal(got)
+		}
+		t.s.lost(lost("a test"))
+		t.s.detach(p)
+		t.s.detach(a)
+		t.welcome(resumed)
+		said := t.said()
+		wanted := []uint64{1, 2}
+		if !resumed {
+			wanted = nil // nobody holds them any more
+		}
+		if got := closes(said); !same(got, wanted) {
+			t.Fatalf("resumed %v: %v closed", resumed, got)
+		}
+		for _, h := range said {
+			t.hear(header{kType: tDone, kRef: h.uint(kRef)})
+		}
+		t.s.lost(lost("a test"))
+		t.welcome(true)
+		if got := closes(t.said()); len(got) > 0 {
+			t.Fatalf("%v closed again", got)
+		}
+	}
+}
+
+// ISTER-7.4-7
+func TestWhatWasClosedWithoutAConnectionIsClosedInTheResumedSessionBeforeAnythingIsOpened(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a := t.consumer(4)
+	t.opened(header{kOffset: 0})
+	t.s.lost(lost("a test"))
+	a.close()
+	t.s.detach(a)
+	t.producer()
+	t.welcome(true)
+	said := t.said()
+	if got := closes(said); !same(got, []uint64{2}) || said[0].uint(kType) != tClose {
+		t.Fatal(said)
+	}
+}
+
+// ISTER-7.4-7
+func TestACloseThatNobodyWaitsForAnyMoreIsRepeatedInTheResumedSession(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a := t.consumer(4)
+	t.opened(header{kOffset: 0})
+	a.close() // its program gave up waiting, and the connection broke before DONE
+	a.fail(closedError("the consumer"))
+	t.s.detach(a)
+	t.s.lost(lost("a test"))
+	t.said()
+	t.welcome(true)
+	if got := closes(t.said()); !same(got, []uint64{2}) {
+		t.Fatal(got)
 	}
 }
 
