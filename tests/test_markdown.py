@@ -105,6 +105,14 @@ def test_an_index_lists_every_page_beside_it(folder: str) -> None:
     assert {found["target"] for found in markdown.LINK.finditer(index)} >= pages
 
 
+def test_the_architecture_names_every_module_of_the_storage() -> None:
+    """A module that no table names is found by nobody who looks for what it does."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "storage").glob("*.py")} - {"__init__.py"}
+    assert modules
+    assert sorted(name for name in modules if f"`{name}`" not in text) == []
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_conf_writes_the_settings(tmp_path: Path) -> None:
     """The file that `make conf` writes is the defaults, word for word."""
