@@ -1,6 +1,9 @@
 package ister
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // A consumer's or reader's side of the conversation, section 9 of PROTOCOL.md. It knows no socket, no clock and no
 // goroutine.
@@ -48,6 +51,7 @@ type attachment struct {
 	opened    bool
 	session   *session
 	openRef   uint64 // of the last open
+	instance  string // which of all the subscriptions of this name it is, as the broker said last
 	err       *Error
 	complaint *Error
 	trouble   *Error
@@ -116,7 +120,7 @@ func (a *attachment) open() {
 	h := header{
 		kType: tOpenConsumer, kRef: a.openRef, kHandle: a.handle, kTopic: a.topic,
 		kSubscription: a.subscription, kSubscriptionType: a.kind, kMessages: a.window, kBytes: uint64(creditBytes),
-		kSparse: true, kSought: 0,
+		kSparse: true, kInstance: a.instance, kSought: 0,
 	}
 	if a.reader() && a.moved {
 		h[kStart] = a.reached
@@ -145,6 +149,9 @@ func (a *attachment) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
 	case tError:
 		a.refused(h.error(), now)
 	case tOpened:
+		if !a.isTheSame(h.text(kInstance)) {
+			return nil
+		}
 		a.phase, a.opened, a.failures, a.trouble = pubOpen, true, 0, nil
 		a.position = h.uint(kOffset)
 		a.sought = h.uint(kSought)
@@ -159,6 +166,26 @@ func (a *attachment) onOpenAnswer(h header, _ [][]byte, now time.Time) *Error {
 		return malformed("a frame of type %d answered OPEN_CONSUMER", h.uint(kType))
 	}
 	return nil
+}
+
+// isTheSame notes which subscription is open. If it is another than before, acknowledgments of that one are void, and a
+// reader, whose place was in the other topic, ends.
+func (a *attachment) isTheSame(instance string) bool {
+	before := a.instance
+	if instance == "" || instance == before {
+		return true
+	}
+	a.instance = instance
+	if before == "" {
+		return true
+	}
+	if a.reader() && a.moved {
+		a.session.sayClose(a.handle, func() {})
+		a.fail(&Error{"topic-deleted", Stop, fmt.Sprintf("topic %q was deleted, and created again since", a.topic)})
+		return false
+	}
+	a.forget()
+	return true
 }
 
 func (a *attachment) refused(err *Error, now time.Time) {

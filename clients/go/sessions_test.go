@@ -207,3 +207,57 @@ func TestAReaderThatHasReceivedNothingOpensAgainWhereItBegan(test *testing.T) {
 		}
 	}
 }
+
+// ISTER-9.3-2
+func TestAcknowledgmentsOfASubscriptionThatWasMadeAnewMeanwhileAreNotSent(test *testing.T) {
+	for _, instance := range []string{"one", "two"} { // what is there when the connection is made again
+		t := newTalk(test)
+		t.welcome(false)
+		a := t.consumer(10)
+		t.opened(header{kOffset: 0, kInstance: "one"})
+		t.deliver(0, "a", "b", "c")
+		came := a.next(3, t.now)
+		a.ack(came[:1], t.now)
+		a.flush(false)
+		t.s.lost(lost("a test"))
+		t.welcome(true)
+		said := t.said()
+		open := said[len(said)-1]
+		if open.text(kInstance) != "one" {
+			t.Fatal(open)
+		}
+		t.hear(header{
+			kType: tOpened, kRef: open.uint(kRef), kHandle: 2, kOffset: 3, kStrategy: "reliable", kInstance: instance,
+		})
+		a.ack(came[1:], t.now)
+		a.flush(false)
+		acked := []uint64{}
+		for _, h := range t.said() {
+			if h.uint(kType) == tAck {
+				acked = append(acked, h.uints(kRanges)...)
+			}
+		}
+		same := instance == "one"
+		if (len(acked) > 0) != same || a.forgotten == same || a.phase != pubOpen {
+			t.Fatalf("%s: acknowledged %v, forgotten %v", instance, acked, a.forgotten)
+		}
+	}
+}
+
+// ISTER-9.3-2
+func TestAReaderEndsWhereItsTopicWasMadeAnewMeanwhile(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a := &attachment{handle: 2, topic: "orders", subscription: "r", kind: "reader", start: "latest", changed: func() {}}
+	t.s.attach(a, t.now)
+	t.opened(header{kOffset: 7, kInstance: "one"})
+	t.s.lost(lost("a test"))
+	t.welcome(true)
+	t.opened(header{kOffset: 7, kInstance: "two"})
+	if a.err == nil || a.err.Code != "topic-deleted" {
+		t.Fatal(a.phase, a.err)
+	}
+	if got := closes(t.said()); !same(got, []uint64{2}) {
+		t.Fatalf("%v closed", got)
+	}
+}
