@@ -302,6 +302,7 @@ func (a *attachment) deliver(h header, body [][]byte) *Error {
 		attempt = h.uint(kAttempt)
 	}
 	came := &delivery{messages: make([]*Message, 0, count), bytes: sizeOfBody(body)}
+	room := make([]Message, len(contents)) // one allocation: they share the frames that came anyway
 	pairs, at := h.uints(kTimestamps), 0
 	for i := 0; i+1 < len(pairs); i += 2 {
 		for n := uint64(0); n < pairs[i]; n++ {
@@ -309,11 +310,12 @@ func (a *attachment) deliver(h header, body [][]byte) *Error {
 				return malformed("a delivery has times for more than its %d messages", count)
 			}
 			each := contents[at]
-			came.messages = append(came.messages, &Message{
+			room[at] = Message{
 				Topic: a.topic, Offset: offsets[at], Payload: each.payload, Key: each.key, Attributes: each.attributes,
 				Timestamp: time.UnixMilli(int64(pairs[i+1])), DeliverAt: timeOf(each.deliverAt), Attempt: int(attempt),
 				owner: a, epoch: a.epoch,
-			})
+			}
+			came.messages = append(came.messages, &room[at])
 			at++
 		}
 	}

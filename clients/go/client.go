@@ -188,7 +188,7 @@ func (c *Client) all() []*connection {
 }
 
 func (c *Client) connectionOf(h handle) *connection {
-	for _, each := range c.all() {
+	for _, each := range c.elsewhere {
 		if each.session.handles[h.number()] == h {
 			return each
 		}

@@ -172,11 +172,13 @@ func (r *Receiver) Receive(ctx context.Context) (*Message, error) {
 func (r *Receiver) ReceiveBatch(ctx context.Context, most int) ([]*Message, error) {
 	var taken []*Message
 	err := r.client.until(ctx, r.changed, "no message from "+r.a.topic, func() (bool, *Error) {
-		if taken = r.a.next(max(1, most), time.Now()); taken != nil {
-			r.client.connectionOf(r.a).wake()
+		taken = r.a.next(max(1, most), time.Now())
+		if at := r.client.connectionOf(r.a); len(at.session.outbox) > 0 { // credit goes back
+			at.wake()
+		}
+		if taken != nil {
 			return true, nil
 		}
-		r.client.connectionOf(r.a).wake()
 		return false, r.check()
 	})
 	return taken, err
