@@ -33,7 +33,12 @@ type header map[uint64]any
 var encoder, decoder = codec()
 
 func codec() (cbor.EncMode, cbor.DecMode) {
-	enc, err := cbor.EncOptions{Sort: cbor.SortNone, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden}.EncMode()
+	enc, err := cbor.EncOptions{
+		Sort:          cbor.SortNone,
+		IndefLength:   cbor.IndefLengthForbidden,
+		TagsMd:        cbor.TagsForbidden,
+		NilContainers: cbor.NilContainerAsEmpty, // null, by default, which is of no kind in a header
+	}.EncMode()
 	if err != nil {
 		panic(err)
 	}

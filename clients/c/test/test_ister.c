@@ -1,4 +1,4 @@
-/* Tests of what knows no socket, clock or thread. ister.c is included: most of that is static. */
+/* Tests of what knows no socket, clock or thread, and one of sockets. ister.c is included: most of it is static. */
 #include "../ister.c"
 
 static int failures;
@@ -629,6 +629,36 @@ static void text_is_cut_at_a_letters_end(void) {
     CHECK(strcmp(field, "aa") == 0);
 }
 
+/* libzmq's own thread waits for ever where it has something to tell a monitor whose reader is gone: then no socket of
+   the context connects, sends or receives again. */
+static void sockets_that_are_closed_while_things_happen_to_them_stop_no_other(void) {
+    char endpoint[64];
+    size_t size = sizeof endpoint;
+    ister_client client = {.context = zmq_ctx_new()};
+    const char *endpoints[] = {"tcp://127.0.0.1:1"}; /* where nobody listens: each try is refused, which is told */
+    connection *c = new_connection(&client, endpoints, 1, true);
+    for (int round = 0; round < 300; round++) {
+        CHECK(open_socket(c));
+        usleep((useconds_t)(round % 20 * 100));
+        close_socket(c, 0);
+    }
+    void *broker = zmq_socket(client.context, ZMQ_ROUTER);
+    CHECK(set_option(broker, ZMQ_LINGER, 0) && set_option(broker, ZMQ_RCVTIMEO, 30000));
+    CHECK(zmq_bind(broker, "tcp://127.0.0.1:*") == 0);
+    CHECK(zmq_getsockopt(broker, ZMQ_LAST_ENDPOINT, endpoint, &size) == 0);
+    free(c->endpoints[0]);
+    c->endpoints[0] = copy_text(endpoint);
+    CHECK(open_socket(c) && zmq_send(c->socket, "still there", 11, 0) == 11);
+    char heard[16];
+    if (zmq_recv(broker, heard, sizeof heard, 0) < 0) abort(); /* the context cannot be ended: this would never be */
+    close_socket(c, 0);
+    zmq_close(broker);
+    zmq_ctx_term(client.context);
+    free(c->endpoints[0]);
+    free(c->endpoints);
+    free(c);
+}
+
 int main(void) {
 #define RUN(test) (running = #test, test())
     RUN(what_has_no_receipt_is_sent_again_in_order);
@@ -653,6 +683,7 @@ int main(void) {
     RUN(wrong_attributes_fail_the_attributes_alone);
     RUN(a_name_makes_the_id_that_the_document_says);
     RUN(text_is_cut_at_a_letters_end);
+    RUN(sockets_that_are_closed_while_things_happen_to_them_stop_no_other);
     if (failures) fprintf(stderr, "%d checks failed\n", failures);
     return failures ? 1 : 0;
 }

@@ -7,9 +7,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
+import java.net.Socket;
 import java.time.Duration;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -81,6 +83,37 @@ class ConnectionTest {
     }
     assertTrue(accepted.get() >= 2, "it tried " + accepted + " times");
     assertTrue(accepted.get() <= 20, "it tried " + accepted + " times in two seconds");
+  }
+
+  /**
+   * A connection of JeroMQ may stand still before its first byte; it waits 30 s for that by itself.
+   */
+  @Test
+  void aConnectionThatStandsStillIsGivenUpSoon() throws Exception {
+    List<Socket> silent = new CopyOnWriteArrayList<>();
+    try (ServerSocket server = new ServerSocket(0, 50, InetAddress.getLoopbackAddress())) {
+      Thread thread =
+          new Thread(
+              () -> {
+                while (!server.isClosed()) {
+                  try {
+                    silent.add(server.accept());
+                  } catch (IOException over) {
+                    return;
+                  }
+                }
+              });
+      thread.start();
+      IsterClient.Builder builder =
+          IsterClient.builder()
+              .endpoints("tcp://127.0.0.1:" + server.getLocalPort())
+              .timeout(Duration.ofMillis(2500)); // an answer to a greeting is waited for longer
+      assertThrows(IsterException.Timeout.class, builder::connect);
+    }
+    assertTrue(silent.size() >= 2, "it tried " + silent.size() + " times");
+    for (Socket each : silent) {
+      each.close();
+    }
   }
 
   /** With the linger of 0 that JeroMQ's ZContext sets, what was said last is lost. */
