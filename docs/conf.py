@@ -24,7 +24,7 @@ myst_heading_anchors = 4  # links to headings, named as Git hosts name them
 PAGES = {
     "Ister": ["../README", "architecture"],
     "How-to": ["how-to/index", "how-to/add-*"],
-    "Reference": ["../transport/PROTOCOL", "../storage/FORMAT", "glossary", "../CHANGELOG"],
+    "Reference": ["../transport/PROTOCOL", "languages", "../storage/FORMAT", "glossary", "../CHANGELOG"],
     "Contributing": ["../CONTRIBUTING", "decisions/index", "decisions/0*"],
 }
 
