@@ -234,7 +234,7 @@ func (c *Client) move(from *connection, h handle, endpoint string) {
 func (c *Client) put(from, target *connection, h handle, why *Error) {
 	from.session.detach(h)
 	h.onLost(why)
-	target.session.handles[h.number()] = h
+	target.session.adopt(h)
 	if target.session.phase == ready {
 		h.onReady(target.session, false, time.Now())
 	}
@@ -259,7 +259,7 @@ func (c *Client) rehome(from *connection) {
 	for _, h := range from.session.handles {
 		from.session.detach(h)
 		h.onLost(lost("%s does not come back", from.endpoint()))
-		c.home.session.handles[h.number()] = h
+		c.home.session.adopt(h)
 		if c.home.session.phase == ready {
 			h.onReady(c.home.session, false, time.Now())
 		}

@@ -110,8 +110,14 @@ func (s *session) expect(then answer) uint64 {
 	return *s.refs
 }
 
-func (s *session) attach(h handle, now time.Time) {
+// adopt has a handle live here; onReady is the caller's.
+func (s *session) adopt(h handle) {
 	s.handles[h.number()] = h
+	delete(s.departed, h.number()) // it may have come back
+}
+
+func (s *session) attach(h handle, now time.Time) {
+	s.adopt(h)
 	if s.phase == ready {
 		h.onReady(s, true, now)
 	} else if s.phase == ended {
@@ -153,10 +159,6 @@ func (s *session) sayDepartures(resumed bool) {
 		s.departed = nil
 	}
 	for _, number := range slices.Sorted(maps.Keys(s.departed)) {
-		if s.handles[number] != nil {
-			delete(s.departed, number) // it came back, and is opened again
-			continue
-		}
 		s.sayClose(number, func() {})
 	}
 }

@@ -261,3 +261,36 @@ func TestAReaderEndsWhereItsTopicWasMadeAnewMeanwhile(test *testing.T) {
 		t.Fatalf("%v closed", got)
 	}
 }
+
+// ISTER-7.4-7
+func TestAHandleIsClosedInTheResumedSessionHoweverLateItsProgramHearsOfTheLoss(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a := t.consumer(4)
+	t.opened(header{kOffset: 0})
+	a.close()
+	t.s.lost(lost("a test"))
+	t.welcome(true) // the program has not come to take it away yet
+	if got := closes(t.said()); !same(got, []uint64{2}) {
+		t.Fatal(got)
+	}
+	t.s.detach(a)
+}
+
+// ISTER-7.4-8
+func TestWhatComesBackToASessionIsNotClosedThere(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a, b := t.consumer(4), t.producer()
+	t.said()
+	t.s.lost(lost("a test"))
+	t.s.detach(a) // to ask elsewhere
+	t.s.detach(b)
+	t.s.attach(a, t.now)
+	t.welcome(true)
+	said := t.said()
+	if got := closes(said); !same(got, []uint64{1}) {
+		t.Fatal(said)
+	}
+	t.asked(said, tOpenConsumer)
+}
