@@ -36,6 +36,8 @@ SETTINGS: Final = {
 
 HERE: Final = Path(__file__).parent
 PACKAGING: Final = ("_module.py", "_crate.py", "_package.py", "_library.py")
+LONG_SESSIONS: Final = {"protocol.session_timeout_ms": 600_000}
+ABOUT_SESSIONS: Final = ("test_failures.py", "test_wire.py")
 CLIENT_PROPERTY: Final = "client"  # in a test's report: the client it was about
 CELLS = pytest.StashKey[Mapping[tuple[str, str], str]]()  # (publisher, consumer): the outcome
 LACKS = pytest.StashKey[Mapping[str, list[str]]]()  # the features that a client lacks
@@ -95,10 +97,14 @@ def player(play: Play) -> Player:
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
-    """Return a broker with two workers that scenarios do not harm, each with topics of its own."""
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
+    """Return a broker with two workers that scenarios do not harm, each with topics of its own.
+
+    The smallest clients send no heartbeats: where sessions are not what a scenario is about, theirs do not end.
+    """
     folder = tmp_path_factory.mktemp("broker")
-    with OwnBroker(f"{folder}/data", f"{folder}/log", workers=2, settings=SETTINGS) as running:
+    settings = SETTINGS if request.path.name in ABOUT_SESSIONS else SETTINGS | LONG_SESSIONS
+    with OwnBroker(f"{folder}/data", f"{folder}/log", workers=2, settings=settings) as running:
         yield running
 
 
