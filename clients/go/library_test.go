@@ -73,7 +73,8 @@ func TestSocketsThatAreClosedWhileThingsHappenToThemStopNoOther(t *testing.T) {
 		}
 	}()
 	dial := func(endpoint string) *connection {
-		c := &connection{client: &Client{context: context}, endpoints: []string{endpoint}, session: newSession("test")}
+		client := &Client{context: context}
+		c := &connection{client: client, endpoints: []string{endpoint}, session: newSession("test", &client.refs)}
 		if err := c.connect(time.Now()); err != nil {
 			t.Fatal(err)
 		}
