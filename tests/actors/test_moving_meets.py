@@ -75,11 +75,11 @@ def test_a_move_that_waits_for_the_store_ends_when_retention_takes_what_it_waits
     found: list[int] = []
     real = source.offset_at
 
-    def offset_at(timestamp_ms: int, start: int) -> int:
+    def offset_at(timestamp_ms: int, start: int, headers_max: int | None = None) -> int:
         if not found:
             found.append(1)
             raise NotHereError(1, 2)
-        return int(real(timestamp_ms, start))
+        return int(real(timestamp_ms, start, headers_max))
 
     source.offset_at = offset_at
     asked = stage.client()
@@ -244,10 +244,10 @@ def test_a_start_by_time_in_what_the_store_has_no_more_is_looked_for_behind_it(s
 
     real = Source.offset_at
 
-    def offset_at(self: Source, timestamp_ms: int, start: int) -> int:
+    def offset_at(self: Source, timestamp_ms: int, start: int, headers_max: int | None = None) -> int:
         if max(start, self.history_start) < 2:
             raise NotHereError(start, start + 1)
-        return real(self, timestamp_ms, start)
+        return real(self, timestamp_ms, start, headers_max)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LogAccess, "fetch", fetch)
