@@ -247,6 +247,8 @@ class Restorer(LoopActor):
             return f"; what its producers resend may be stored twice ({error})"
         if snapshot:
             save_producers(self._disk, self._log_path(topic), topic.incarnation, start, snapshot)
+        if history.gaps:
+            return f"; what its producers resend may be stored twice (offset {history.gaps[0][0]} is missing)"
         return ""
 
     def _write(self, path: str, journal: bytes) -> None:

@@ -1,4 +1,8 @@
-"""The producers of a topic according to its last segment in the store: their state at its start, and its batches.
+"""The producers of a topic according to its segments in the store: their state at the start of one, and its batches.
+
+That one is the last, or the last before a gap. Segments are uploaded side by side, so a broker that was lost may have
+left out one of them: its batches may never have had a receipt, and are resent. A later segment knows them as stored.
+What is resent of the batches after the gap is then stored twice, which loses nothing.
 
 May touch: the store it is handed; one object is read.
 """
@@ -15,13 +19,15 @@ from ister.storage.recovery import walk_headers
 
 
 def stored_producers(store: ObjectStore, history: History, incarnation: bytes) -> bytes:
-    """Return a snapshot of the producers at the end of a topic's history; empty if the store has no segment of it.
+    """Return a snapshot of the producers at the end of a topic's history, or at its first gap; empty without a segment.
 
     Raises StoreError; DamagedError if the last segment cannot be read.
     """
-    if not history.pieces:
+    gap = min((first for first, _ in history.gaps), default=history.end)
+    joined = [piece for piece in history.pieces if piece.end <= gap]
+    if not joined:
         return b""
-    piece = history.pieces[-1]
+    piece = joined[-1]
     segment = piece.segment
     data = read_segment(store, segment.name, segment.bytes)
     batches: list[Header] = []

@@ -120,3 +120,15 @@ def test_the_last_stored_segment_tells_its_producers(
     broken = History(0, 6, (Piece(StoredSegment("broken", 0, 6, 1, len(data), 0, 0), 0, 6),))
     with pytest.raises(DamagedError, match="broken"):
         stored_producers(store, broken, INCARNATION)
+
+
+def test_what_follows_a_gap_does_not_tell_of_producers(
+    open_log: Callable[..., Wal], put: Callable[..., int], tmp_path: Any
+) -> None:
+    """Segments are uploaded side by side: what is missing between two may never have had a receipt, and is resent."""
+    store, piece, _ = stored(open_log, put, tmp_path)
+    beyond = StoredSegment("beyond", 8, 9, 1, 1, 1000, 1005)
+    history = History(0, 9, (piece, Piece(beyond, 8, 9)))
+    found = ProducerTable.decode(stored_producers(store, history, INCARNATION))
+    assert found.next_sequence(7) == 6
+    assert stored_producers(store, History(8, 9, (Piece(beyond, 8, 9),), trimmed=5), INCARNATION) == b""
