@@ -27,7 +27,11 @@ MARKERS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers, and restore Ctrl-C, which shells disable for background jobs."""
+    """Declare the markers; have children hear Ctrl-C and SIGHUP, which shells disable for background jobs and nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(
+            signal.SIGHUP, lambda *_: None
+        )  # ignored here still, but no longer by programs that are started
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)

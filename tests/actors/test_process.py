@@ -96,14 +96,6 @@ class Broker:
             stream.close()
 
 
-@pytest.fixture(autouse=True)
-def _heard_hang_ups() -> Iterator[None]:
-    """Have children hear SIGHUP, also where the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.fixture
 def broker() -> Iterator[Callable[..., Broker]]:
     """Return a function that starts brokers; end them all after the test."""
