@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from ister import testing
 from ister.ownbroker import OwnBroker, free_ports
 from tests.conformance_clients import drivers, matrix
 from tests.conformance_clients.drivers import Kind
@@ -105,6 +106,13 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("broker")
     settings = SETTINGS if request.path.name in ABOUT_SESSIONS else SETTINGS | LONG_SESSIONS
     with OwnBroker(f"{folder}/data", f"{folder}/log", workers=2, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def memory_broker() -> Iterator[testing.Broker]:
+    """Return a broker in memory."""
+    with testing.Broker() as running:
         yield running
 
 

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ister import testing
-from tests.conformance_clients import drivers
+from tests.conformance_clients import drivers, packages
 
 FOLDER = drivers.CLIENTS / "c"
 WHY_NOT = drivers.named("c").lacks()
 PATIENCE_S = 240
-EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```(c|cpp)\n(.*?)```', re.DOTALL)
-EXAMPLES = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+PROGRAMS = packages.programs(FOLDER, "c", "cpp")
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.timeout(PATIENCE_S + 60),
-    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
-]
-
-
-def run(folder: Path, *command: str, **more: str) -> str:
-    """Run a command and return what it printed."""
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-        env=os.environ | more,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-    return done.stdout
+pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
+run = partial(packages.run, patience_s=PATIENCE_S)
 
 
 def make(folder: Path, *targets: str) -> None:
@@ -54,13 +31,6 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(
         FOLDER, tmp_path_factory.mktemp("c") / "client", ignore=shutil.ignore_patterns("build")
     )
-
-
-@pytest.fixture
-def broker() -> Iterator[testing.Broker]:
-    """Return a broker in memory."""
-    with testing.Broker() as running:
-        yield running
 
 
 def test_it_is_formatted(copied: Path) -> None:
@@ -89,12 +59,12 @@ def test_its_own_tests_leave_no_memory_behind(copied: Path) -> None:
 
 @pytest.mark.parametrize("sanitizer", ["sanitized", "threads"])
 def test_what_programs_call_does_what_the_header_says(
-    sanitizer: str, broker: testing.Broker, copied: Path
+    sanitizer: str, memory_broker: testing.Broker, copied: Path
 ) -> None:
     """Threads, functions that are called, interruptions, what outlives a client; nothing races, or is left behind."""
     make(copied, f"build/test_api_{sanitizer}")
     told = {"TSAN_OPTIONS": f"suppressions={copied / 'test' / 'threads.supp'}"}
-    run(copied, f"build/test_api_{sanitizer}", broker.endpoint, **told)
+    run(copied, f"build/test_api_{sanitizer}", memory_broker.endpoint, environment=told)
 
 
 def test_it_exports_nothing_but_its_own_names(copied: Path) -> None:
@@ -109,13 +79,13 @@ def test_it_exports_nothing_but_its_own_names(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("linked", ["static", "shared"])
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_a_program_of_the_readme_runs_against_the_installed_library(
-    number: int, linked: str, broker: testing.Broker, copied: Path, tmp_path: Path
+    number: int, linked: str, memory_broker: testing.Broker, copied: Path, tmp_path: Path
 ) -> None:
     """As the README says: install, ask pkg-config, compile, run; and run again, where the topics exist."""
-    assert len(EXAMPLES) == 3
-    printed, language, program = EXAMPLES[number]
+    assert len(PROGRAMS) == 3
+    printed, language, program = PROGRAMS[number]
     compiler, standard = {"c": ("gcc", "-std=c11"), "cpp": ("g++", "-std=c++17")}[language]
     if shutil.which(compiler) is None:
         pytest.skip(f"c: this machine has no {compiler}")
@@ -124,12 +94,15 @@ def test_a_program_of_the_readme_runs_against_the_installed_library(
     (tmp_path / f"program.{language}").write_text(program, encoding="utf-8")
     found = {"PKG_CONFIG_PATH": str(prefix / "lib" / "pkgconfig")}
     if linked == "shared":
-        flags = run(tmp_path, "pkg-config", "--cflags", "--libs", "ister", **found).split()
+        flags = run(tmp_path, "pkg-config", "--cflags", "--libs", "ister", environment=found).split()
         assert f"-L{prefix}/lib" in flags
     else:
         flags = [f"-I{prefix}/include", f"{prefix}/lib/libister.a", "-lzmq", "-lcbor"]
     warnings = [standard, "-Wall", "-Wextra", "-Werror", "-pthread"]
     run(tmp_path, compiler, *warnings, f"program.{language}", "-o", "program", *flags)
     libraries = str(prefix / "lib")
-    assert run(tmp_path, "./program", broker.endpoint, LD_LIBRARY_PATH=libraries).strip() == printed
-    run(tmp_path, "./program", broker.endpoint, LD_LIBRARY_PATH=libraries)
+    assert (
+        run(tmp_path, "./program", memory_broker.endpoint, environment={"LD_LIBRARY_PATH": libraries}).strip()
+        == printed
+    )
+    run(tmp_path, "./program", memory_broker.endpoint, environment={"LD_LIBRARY_PATH": libraries})

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ister import testing
-from tests.conformance_clients import drivers
+from tests.conformance_clients import drivers, packages
 
 FOLDER = drivers.CLIENTS / "go"
 WHY_NOT = drivers.named("go").lacks()
 PATIENCE_S = 240  # the first build on a machine compiles all libraries
-EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```go\n(.*?)```', re.DOTALL)
+PROGRAMS = packages.programs(FOLDER, "go")
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.timeout(PATIENCE_S + 60),
-    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
-]
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command and return what it printed."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture
-def broker() -> Iterator[testing.Broker]:
-    """Return a broker in memory."""
-    with testing.Broker() as running:
-        yield running
+pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
+run = partial(packages.run, patience_s=PATIENCE_S)
 
 
 def test_it_is_formatted_and_vetted() -> None:
@@ -59,12 +37,11 @@ def test_its_modules_are_what_it_uses() -> None:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_program_of_the_readme_runs_in_an_empty_project(
-    number: int, broker: testing.Broker, tmp_path: Path
+    number: int, memory_broker: testing.Broker, tmp_path: Path
 ) -> None:
     """As the README says: require, replace, tidy, run; and run again, where the topics exist."""
-    examples = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
-    assert len(examples) == 2
-    printed, program = examples[number]
+    assert len(PROGRAMS) == 2
+    printed, _, program = PROGRAMS[number]
     (tmp_path / "main.go").write_text(program, encoding="utf-8")
     run(tmp_path, "go", "mod", "init", "empty.example/project")
     run(
@@ -72,5 +49,5 @@ def test_a_program_of_the_readme_runs_in_an_empty_project(
         *("go", "mod", "edit", "-require=ister.example/go@v0.1.0", f"-replace=ister.example/go={FOLDER}"),
     )
     run(tmp_path, "go", "mod", "tidy")
-    assert run(tmp_path, "go", "run", ".", broker.endpoint).strip() == printed
-    run(tmp_path, "go", "run", ".", broker.endpoint)
+    assert run(tmp_path, "go", "run", ".", memory_broker.endpoint).strip() == printed
+    run(tmp_path, "go", "run", ".", memory_broker.endpoint)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ister import testing
-from tests.conformance_clients import drivers
+from tests.conformance_clients import drivers, packages
 
 FOLDER = drivers.CLIENTS / "java"
 WHY_NOT = drivers.named("java").lacks()
 PATIENCE_S = 400  # the first build of a machine fetches the plugins
-EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```java\n(.*?)```', re.DOTALL)
+PROGRAMS = packages.programs(FOLDER, "java")
 EMPTY_PROJECT = """\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -29,28 +27,8 @@ EMPTY_PROJECT = """\
 </project>
 """
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.timeout(PATIENCE_S + 60),
-    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
-]
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command and return what it printed."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture
-def broker() -> Iterator[testing.Broker]:
-    """Return a broker in memory."""
-    with testing.Broker() as running:
-        yield running
+pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
+run = partial(packages.run, patience_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +62,14 @@ def test_it_is_packed_as_its_registry_expects() -> None:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_program_of_the_readme_runs_in_an_empty_project(
-    number: int, broker: testing.Broker, project: tuple[Path, str], tmp_path: Path
+    number: int, memory_broker: testing.Broker, project: tuple[Path, str], tmp_path: Path
 ) -> None:
     """Installed, named as a dependency, compiled with every warning on, and run; twice, as topics may exist."""
     _, libraries = project
-    examples = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
-    assert len(examples) == 2
-    printed, program = examples[number]
+    assert len(PROGRAMS) == 2
+    printed, _, program = PROGRAMS[number]
     (tmp_path / "Main.java").write_text(program, encoding="utf-8")
     run(tmp_path, "javac", "-Xlint:all,-try", "-Werror", "-cp", libraries, "Main.java")
-    command = ("java", "-cp", f".{os.pathsep}{libraries}", "Main", broker.endpoint)
+    command = ("java", "-cp", f".{os.pathsep}{libraries}", "Main", memory_broker.endpoint)
     assert run(tmp_path, *command).strip() == printed
     run(tmp_path, *command)

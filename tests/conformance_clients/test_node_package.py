@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,37 +14,16 @@ import pytest
 import ister
 from ister import testing
 from ister.ownbroker import OwnBroker
-from tests.conformance_clients import drivers
+from tests.conformance_clients import drivers, packages
 
 FOLDER = drivers.CLIENTS / "node"
 WHY_NOT = drivers.named("node").why_not()
 PATIENCE_S = 240
-EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```js\n(.*?)```', re.DOTALL)
-EXAMPLES = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+PROGRAMS = packages.programs(FOLDER, "js")
 TSC = FOLDER / "node_modules" / "typescript" / "bin" / "tsc"
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.timeout(PATIENCE_S + 60),
-    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
-]
-
-
-def run(folder: Path, *command: str | Path) -> str:
-    """Run a command and return what it printed."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture
-def broker() -> Iterator[testing.Broker]:
-    """Return a broker in memory."""
-    with testing.Broker() as running:
-        yield running
+pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
+run = partial(packages.run, patience_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +67,16 @@ def test_its_lock_file_names_no_host() -> None:
     assert [name for name, each in packages.items() if "integrity" not in each] == []
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_a_program_of_the_readme_runs_in_an_empty_project(
-    number: int, broker: testing.Broker, project: Path
+    number: int, memory_broker: testing.Broker, project: Path
 ) -> None:
     """As the README says: install the packed file, and run; and run again, where the topics exist."""
-    assert len(EXAMPLES) == 4
-    printed, program = EXAMPLES[number]
+    assert len(PROGRAMS) == 4
+    printed, _, program = PROGRAMS[number]
     (project / "main.js").write_text(program, encoding="utf-8")
-    assert run(project, "node", "main.js", broker.endpoint).strip() == printed
-    run(project, "node", "main.js", broker.endpoint)
+    assert run(project, "node", "main.js", memory_broker.endpoint).strip() == printed
+    run(project, "node", "main.js", memory_broker.endpoint)
 
 
 PATTERN = """
@@ -212,7 +191,7 @@ def test_its_types_are_what_the_readme_says(project: Path) -> None:
     """The README's programs are right by the types of the packed file, as an editor would see them."""
     if not TSC.exists():
         pytest.skip("the TypeScript compiler is not installed in clients/node")
-    for number, (_, program) in enumerate(EXAMPLES):
+    for number, (_, _, program) in enumerate(PROGRAMS):
         typed = program.replace("process.argv[2]", '"tcp://127.0.0.1:5555"')
         (project / f"typed{number}.ts").write_text(typed, encoding="utf-8")
     shutil.copytree(
@@ -222,4 +201,4 @@ def test_its_types_are_what_the_readme_says(project: Path) -> None:
         types = "undici-types"
         shutil.copytree(FOLDER / "node_modules" / types, project / "node_modules" / types, dirs_exist_ok=True)
     options = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--types", "node"]
-    run(project, "node", TSC, *options, *(f"typed{number}.ts" for number in range(len(EXAMPLES))))
+    run(project, "node", TSC, *options, *(f"typed{number}.ts" for number in range(len(PROGRAMS))))

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import tarfile
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ister import testing
-from tests.conformance_clients import drivers
+from tests.conformance_clients import drivers, packages
 
 FOLDER = drivers.CLIENTS / "rust"
 TARGET = FOLDER / "build"
 WHY_NOT = drivers.named("rust").lacks()
 PATIENCE_S = 300  # the first build of a machine compiles all of the libraries
-EXAMPLE = re.compile(r'<!-- run: prints "(.*?)" -->\n```rust\n(.*?)```', re.DOTALL)
-EXAMPLES = EXAMPLE.findall((FOLDER / "README.md").read_text(encoding="utf-8"))
+PROGRAMS = packages.programs(FOLDER, "rust")
 DEPENDENCIES = re.compile(r"```toml\n\[dependencies\]\n(.*?)```", re.DOTALL)
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.timeout(PATIENCE_S + 60),
-    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
-]
-
-
-def attempt(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command."""
-    return subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-        env=os.environ | {"CARGO_TARGET_DIR": str(TARGET)},
-    )
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command and return what it printed."""
-    done = attempt(folder, *command)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-    return done.stdout
+pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
+attempt = partial(packages.attempt, patience_s=PATIENCE_S, environment={"CARGO_TARGET_DIR": str(TARGET)})
+run = partial(packages.run, patience_s=PATIENCE_S, environment={"CARGO_TARGET_DIR": str(TARGET)})
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +30,6 @@ def fetched() -> None:
     done = attempt(FOLDER, "cargo", "fetch", "--locked")
     if done.returncode != 0:
         pytest.skip(f"rust: the libraries cannot be had: {done.stderr.strip().splitlines()[-1]}")
-
-
-@pytest.fixture
-def broker() -> Iterator[testing.Broker]:
-    """Return a broker in memory."""
-    with testing.Broker() as running:
-        yield running
 
 
 def test_it_is_formatted_and_linted(fetched: None) -> None:
@@ -112,7 +79,7 @@ def project(fetched: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest += wanted[1].replace("/path/to/ister/clients/rust", str(crate))
     (folder / "Cargo.toml").write_text(manifest, encoding="utf-8")
     (folder / "src" / "bin").mkdir(parents=True)
-    for number, (_, program) in enumerate(EXAMPLES):
+    for number, (_, _, program) in enumerate(PROGRAMS):
         (folder / "src" / "bin" / f"example{number}.rs").write_text(program, encoding="utf-8")
     done = attempt(folder, "cargo", "generate-lockfile")
     if done.returncode != 0:
@@ -123,11 +90,11 @@ def project(fetched: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number", range(5))
 def test_a_program_of_the_readme_runs_in_an_empty_project(
-    number: int, project: Path, broker: testing.Broker
+    number: int, project: Path, memory_broker: testing.Broker
 ) -> None:
     """As the README says: the dependencies, the program, run; and run again, where the topics exist."""
-    assert len(EXAMPLES) == 5
-    printed, _ = EXAMPLES[number]
-    program = ("cargo", "run", "--quiet", "--bin", f"example{number}", broker.endpoint)
+    assert len(PROGRAMS) == 5
+    printed, _, _ = PROGRAMS[number]
+    program = ("cargo", "run", "--quiet", "--bin", f"example{number}", memory_broker.endpoint)
     assert run(project, *program).strip() == printed
     run(project, *program)
