@@ -131,23 +131,26 @@ class LogSearch:
 
     def segment_at(self, offset: int) -> tuple[int, Footer] | None:
         """Return base and footer of the sealed segment that holds an offset; None if it is missing, or not whole."""
-        try:
-            bases = self._log.bases()
-            number = bisect_right(bases, offset) - 1
-            footer = self._log.footer(bases[number]) if number >= 0 else None
-        except FileNotFoundError:
-            return None
-        return (bases[number], footer) if footer is not None and offset < footer.next_offset else None
+        base, footer = self._nearest(offset)
+        return (
+            (base, footer)
+            if base is not None and footer is not None and offset < footer.next_offset
+            else None
+        )
 
     def useless_at(self, offset: int) -> int | None:
         """Return the base of a segment that should hold an offset and does not, or is not whole; None if none does."""
+        base, footer = self._nearest(offset)
+        return base if footer is None or offset < footer.next_offset else None
+
+    def _nearest(self, offset: int) -> tuple[int | None, Footer | None]:
+        """Return the base of the last segment that begins by an offset, and its footer; None for what is not there."""
         try:
             bases = self._log.bases()
             number = bisect_right(bases, offset) - 1
-            footer = self._log.footer(bases[number]) if number >= 0 else None
+            return (bases[number], self._log.footer(bases[number])) if number >= 0 else (None, None)
         except FileNotFoundError:
-            return None
-        return bases[number] if number >= 0 and (footer is None or offset < footer.next_offset) else None
+            return None, None
 
     def time_in(self, base: int, timestamp_ms: int, end: int) -> int:
         """Return a segment's first offset with a batch time of `timestamp_ms` or later, its base if none has one."""

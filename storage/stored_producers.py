@@ -23,7 +23,7 @@ def stored_producers(store: ObjectStore, history: History, incarnation: bytes) -
 
     Raises StoreError; DamagedError if the last segment cannot be read.
     """
-    gap = min((first for first, _ in history.gaps), default=history.end)
+    gap = history.gaps[0][0] if history.gaps else history.end
     joined = [piece for piece in history.pieces if piece.end <= gap]
     if not joined:
         return b""

@@ -238,19 +238,18 @@ def _reset(tcp: socket.socket) -> None:
 
 def unread(fd: int) -> int:
     """Return how many bytes of a connection the kernel has that were not read yet."""
-    room = bytearray(4)
-    try:
-        fcntl.ioctl(fd, termios.FIONREAD, room)
-    except OSError:
-        return 0
-    return int.from_bytes(room, sys.byteorder)
+    return _queued(fd, termios.FIONREAD)
 
 
 def unsent(fd: int) -> int:
     """Return how many bytes of a connection its kernel has that the other side has not acknowledged."""
+    return _queued(fd, termios.TIOCOUTQ)
+
+
+def _queued(fd: int, queue: int) -> int:
     room = bytearray(4)
     try:
-        fcntl.ioctl(fd, termios.TIOCOUTQ, room)
+        fcntl.ioctl(fd, queue, room)
     except OSError:
         return 0
     return int.from_bytes(room, sys.byteorder)
