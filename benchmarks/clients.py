@@ -60,15 +60,7 @@ class Pair:
     @contextmanager
     def on(self, topic: str) -> Iterator[None]:
         """Have a consumer and a producer open on a topic."""
-        self.consumer.ask(
-            "consumer",
-            client="c",
-            consumer="k",
-            topic=topic,
-            subscription="s",
-            type="exclusive",
-            start="earliest",
-        )
+        _open_consumer(self.consumer, topic)
         self.producer.ask("producer", client="c", producer="p", topic=topic)
         yield
         self.producer.ask("close", producer="p")
@@ -100,15 +92,7 @@ class Pair:
     def round_trips(self, topic: str) -> dict[str, float]:
         """Return p50 and p99 of the time from publishing a message to receiving it in the same process, in us."""
         one = self.producer
-        one.ask(
-            "consumer",
-            client="c",
-            consumer="k",
-            topic=topic,
-            subscription="s",
-            type="exclusive",
-            start="earliest",
-        )
+        _open_consumer(one, topic)
         one.ask("producer", client="c", producer="p", topic=topic)
         told = one.ask(
             "bench_round_trips",
@@ -128,6 +112,18 @@ class Pair:
 
     def _cpu_s(self) -> float:
         return _cpu_s(self.producer.pid) + _cpu_s(self.consumer.pid)
+
+
+def _open_consumer(driver: drivers.Driver, topic: str) -> None:
+    driver.ask(
+        "consumer",
+        client="c",
+        consumer="k",
+        topic=topic,
+        subscription="s",
+        type="exclusive",
+        start="earliest",
+    )
 
 
 def _resident_mb(pid: int) -> float:
@@ -180,7 +176,8 @@ def measure(kinds: list[drivers.Kind], rounds: int, messages: int, folder: str) 
         python = figures[case, "python"]
         row: dict[str, Any] = {"case": case, "client": name}
         if case == "round trip":
-            row |= {key: round(statistics.median(value), 1) for key, value in values.items()}
+            names = ("p50_us", "p99_us", "producer_mb", "consumer_mb")  # a driver's answer has its own order
+            row |= {name: round(statistics.median(values[name]), 1) for name in names}
             row["p50_ratio"] = round(_ratio(values["p50_us"], python["p50_us"]), 2)
         else:
             row |= {
