@@ -91,6 +91,37 @@ def test_a_large_credit_goes_back_in_smaller_parts(talk: Talk) -> None:
     assert credit[Key.MESSAGES] == 1_000
 
 
+def test_credit_and_what_was_taken_are_said_in_one_frame(talk: Talk) -> None:
+    """A frame costs the worker more than its content: whichever of both is due takes the other along."""
+    talk.welcome()
+    handing = talk.consumer(credit_messages=16_000, credit_bytes=1 << 30).handing
+    talk.opened(TAKEN=0)
+    said = []
+    for number in range(40):
+        talk.deliver(600 * number, *[b"x"] * 600)
+        handing.asked(0.0)  # so fast a program may have thousands of messages at a time
+        while (messages := handing.hand_out()) is not None:
+            assert list(messages)
+            handing.asked(0.0)
+        said += [(header.get(Key.TAKEN), header[Key.MESSAGES]) for header in talk.said()]
+    later = [(taken, given) for taken, given in said if taken is None or taken > 12_000]
+    assert later, said
+    assert all(taken is not None and given >= 500 for taken, given in later), said
+
+
+def test_half_of_a_due_credit_goes_with_the_word_of_what_was_taken(talk: Talk) -> None:
+    """A smaller one waits: it would come in many small pieces."""
+    talk.welcome()
+    attachment = talk.consumer(credit_messages=16_000, credit_bytes=1 << 30)
+    talk.opened(TAKEN=0)
+    said = []
+    for first, count in ((0, 600), (600, 300)):
+        talk.deliver(first, *[b"x"] * count)
+        taken(attachment)
+        said += [(header[Key.TAKEN], header[Key.MESSAGES]) for header in talk.said()]
+    assert said == [(600, 600), (900, 0)]
+
+
 @pytest.mark.requirement("9.1-3")
 def test_credit_starts_anew_after_opening_again(talk: Talk) -> None:
     """Messages handed out before belong to the credit of the earlier open, and return none now."""
