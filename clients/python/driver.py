@@ -20,13 +20,14 @@ from ister import bodies, wire
 from ister.client import CLIENT_TEXT
 from ister.errors import ConnectionLostError, IsterError, TimeoutExpiredError
 from ister.message import Delivery
+from ister.names import is_pattern
 from ister.opening import producer_id
 
 CAPABILITIES = [
     *("batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer"),
     *("batch-receive", "confirm", "nack", "ack-until", "extend", "reader", "seek", "priority", "force"),
     *("options", "credit", "window", "events", "admin", "request-reply", "moved", "reconnect", "heartbeat"),
-    *("orderly-close", "cancel", "drop", "codec", "bench"),
+    *("orderly-close", "cancel", "drop", "codec", "bench", "patterns", "dead-letters", "taken"),
 ]
 TIMEOUT_MS = 10_000
 EXACT_MAX = (1 << 53) - 1  # above this, JSON readers of some languages round
@@ -99,7 +100,9 @@ class Driver:
         self.producers: dict[str, ister.Producer] = {}
         self.consumers: dict[str, Any] = {}
         self.receipts: dict[str, Any] = {}
-        self.held: dict[str, dict[int, ister.Message]] = {}  # of each consumer, by offset
+        self.held: dict[
+            str, dict[tuple[str, int], ister.Message]
+        ] = {}  # of each consumer, by topic and offset
         self.late: dict[str, Exception] = {}  # errors that came after messages had been taken
 
     def hello(self) -> dict[str, Any]:
@@ -272,7 +275,7 @@ class Driver:
             **(options or {}),
         )
         self.consumers[consumer], self.held[consumer] = made, {}
-        return {"position": made.position}
+        return {"position": None if is_pattern(topic) else made.position}
 
     def reader(
         self,
@@ -309,26 +312,40 @@ class Driver:
             if not taken:
                 raise
             self.late[consumer] = error
-        self.held[consumer] |= {message.offset: message for message in taken}
+        self.held[consumer] |= {(message.topic, message.offset): message for message in taken}
         return {"messages": [shown(message) for message in taken]}
 
-    def ack(self, consumer: str, offsets: list[int]) -> None:
-        self.consumers[consumer].ack([self.held[consumer].pop(offset) for offset in offsets])
+    def _places(self, consumer: str, offsets: list[int], topic: str | None) -> list[tuple[str, int]]:
+        return [(self.consumers[consumer].topic if topic is None else topic, offset) for offset in offsets]
+
+    def ack(self, consumer: str, offsets: list[int], topic: str | None = None) -> None:
+        held = self.held[consumer]
+        self.consumers[consumer].ack([held.pop(place) for place in self._places(consumer, offsets, topic)])
 
     def nack(
-        self, consumer: str, offsets: list[int], delay_ms: int | None = None, reason: str | None = None
+        self,
+        consumer: str,
+        offsets: list[int],
+        delay_ms: int | None = None,
+        reason: str | None = None,
+        topic: str | None = None,
     ) -> None:
-        messages = [self.held[consumer].pop(offset) for offset in offsets]
+        held = self.held[consumer]
+        messages = [held.pop(place) for place in self._places(consumer, offsets, topic)]
         delay = None if delay_ms is None else delay_ms / 1000
         self.consumers[consumer].nack(messages, delay, reason or "")
 
-    def extend(self, consumer: str, offsets: list[int]) -> None:
-        self.consumers[consumer].extend([self.held[consumer][offset] for offset in offsets])
-
-    def ack_until(self, consumer: str, offset: int) -> None:
+    def extend(self, consumer: str, offsets: list[int], topic: str | None = None) -> None:
         held = self.held[consumer]
-        self.consumers[consumer].ack_until(held[offset])
-        self.held[consumer] = {each: message for each, message in held.items() if each > offset}
+        self.consumers[consumer].extend([held[place] for place in self._places(consumer, offsets, topic)])
+
+    def ack_until(self, consumer: str, offset: int, topic: str | None = None) -> None:
+        held = self.held[consumer]
+        [last] = self._places(consumer, [offset], topic)
+        self.consumers[consumer].ack_until(held[last])
+        self.held[consumer] = {
+            each: message for each, message in held.items() if each[0] != last[0] or each[1] > offset
+        }
 
     def seek(self, consumer: str, to: Any, timeout_ms: int = TIMEOUT_MS) -> dict[str, Any]:
         return {"position": self.consumers[consumer].seek(place(to), timeout_ms / 1000)}
@@ -338,6 +355,43 @@ class Driver:
         told = [source.popleft() for _ in range(len(source))]
         names = ("code", "count", "offset", "text") if client is None else ("code",)
         return {"events": [{name: getattr(event, name) for name in names} for event in told]}
+
+    # ---- dead letters
+
+    def letters(
+        self, client: str, topic: str, subscription: str, max: int = 100, timeout_ms: int = TIMEOUT_MS
+    ) -> dict[str, Any]:
+        waiting = self.clients[client].dead_letters(topic, subscription, timeout=timeout_ms / 1000)
+        names = ("offset", "attributes", "topic", "subscription", "origin_offset", "attempts", "reason")
+        return {
+            "letters": [
+                {
+                    **{name: getattr(each, name) for name in names},
+                    "payload": each.payload.hex(),
+                    "key": None if each.key is None else each.key.hex(),
+                }
+                for each in waiting.list(max)
+            ]
+        }
+
+    def redrive(
+        self,
+        client: str,
+        topic: str,
+        subscription: str,
+        offsets: list[int] | None = None,
+        to: str | None = None,
+        max: int | None = None,
+        timeout_ms: int = TIMEOUT_MS,
+    ) -> dict[str, Any]:
+        waiting = self.clients[client].dead_letters(topic, subscription, timeout=timeout_ms / 1000)
+        return {"messages": waiting.redrive(max, offsets=offsets, to=to)}
+
+    def purge(
+        self, client: str, topic: str, subscription: str, max: int | None = None, timeout_ms: int = TIMEOUT_MS
+    ) -> dict[str, Any]:
+        waiting = self.clients[client].dead_letters(topic, subscription, timeout=timeout_ms / 1000)
+        return {"messages": waiting.purge(max)}
 
     # ---- being measured
 
@@ -417,7 +471,8 @@ class Driver:
     def reply(
         self, consumer: str, offset: int, payload: str, attributes: dict[str, str] | None = None
     ) -> None:
-        self.held[consumer][offset].reply(bytes.fromhex(payload), attributes=attributes)
+        [asked] = self._places(consumer, [offset], None)
+        self.held[consumer][asked].reply(bytes.fromhex(payload), attributes=attributes)
 
 
 COMMANDS = {name for name in vars(Driver) if not name.startswith("_")}

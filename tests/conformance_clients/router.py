@@ -71,14 +71,18 @@ class Router:
         window_bytes: int = 1 << 20,
         batches_in_flight_max: int = 128,
         receipts: bool = True,
+        takes: bool = False,
     ) -> None:
+        """`takes`: what the client's program takes is to be said, where the client offers it (TAKEN)."""
         self.heard: list[Heard] = []
         self.receipts = receipts  # whether a PUBLISH is answered
         self.silent = False  # answers nothing at all
+        self.confirms = True  # whether a question whose answer is DONE is answered
         self.credit = [0, 0]  # messages and bytes that may be sent to the consumer
         self.granted = 0  # messages, since the consumer was opened
         self._limits = {1: 1 << 20, 2: 1 << 20, 3: batches_in_flight_max, 4: window_bytes, 5: 10_000, 6: 64}
         self._limits |= {7: 1 << 20, 8: 1 << 30}
+        self._takes = takes
         self._heartbeat_ms = heartbeat_ms
         self._window_bytes = window_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -137,6 +141,13 @@ class Router:
             9: [count, 1_700_000_000_000],
             10: 1,
         }
+
+    @property
+    def taken(self) -> int | None:
+        """How many messages the program has taken since it opened the consumer, or may take, as far as was said."""
+        said = [each.header[38] for each in self.of(CREDIT) if 38 in each.header]
+        assert said == sorted(said), "TAKEN decreased"
+        return said[-1] if said else None
 
     def handle(self, kind: int) -> int:
         """Return the handle that the client opened last with a frame of that type."""
@@ -263,7 +274,7 @@ class Router:
         self._reply({0: PONG} | self._echo(heard, 1))
 
     def _on_others(self, heard: Heard) -> None:
-        if 1 in heard.header:
+        if 1 in heard.header and self.confirms:
             self._reply({0: DONE} | self._echo(heard, 1))
 
     def _on_request(self, heard: Heard) -> None:
@@ -294,7 +305,8 @@ class Router:
         self._handles[heard.header[2]] = OPEN_CONSUMER
         self.credit = [heard.header[11], heard.header[12]]
         self.granted = heard.header[11]
-        self._reply({0: OPENED} | self._echo(heard, 1, 2) | {6: 0, 35: "reliable"})
+        taken = self._echo(heard, 38) if self._takes else {}
+        self._reply({0: OPENED} | self._echo(heard, 1, 2) | {6: 0, 35: "reliable"} | taken)
 
     def _on_credit(self, heard: Heard) -> None:
         self.credit[0] += heard.header[11]
